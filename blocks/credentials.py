@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The block that holds the key to CometAPI and how to reach it."""
+
+from typing import ClassVar, Self
+
+import httpx
+from prefect.blocks.abstract import CredentialsBlock
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
+
+from ..runway.client import RunwayClient
+from ..runway.errors import AuthenticationError
+from ..runway.settings import (
+    DEFAULT_BASE_URL,
+    DEFAULT_RUNWAY_VERSION,
+    CometAPISettings,
+    check_base_url,
+)
+
+
+class CometAPICredentials(CredentialsBlock):
+    """Key and API version for making Runway videos through CometAPI.
+
+    Attributes:
+        key: API key of CometAPI.
+        runway_version: Value of the header X-Runway-Version.
+        base_url: Root of the service, without a path.
+
+    Example:
+        Load a saved block and make a video with it:
+
+        ```python
+        from prefect_cometapi.blocks import CometAPICredentials
+        from prefect_cometapi.flows import image_to_video
+
+        credentials = CometAPICredentials.load("BLOCK_NAME")
+        result = image_to_video(
+            {"promptImage": "https://example.com/cat.jpg"}, credentials=credentials
+        )
+        ```
+    """
+
+    _block_type_name = "CometAPI Credentials"
+    _block_type_slug = "cometapi-credentials"
+    _logo_url: ClassVar[HttpUrl | None] = HttpUrl("https://github.com/cometapi-dev.png?size=200")
+    _documentation_url: ClassVar[HttpUrl | None] = HttpUrl(
+        "https://apidoc.cometapi.com/api/video/runway"
+    )
+
+    # A misspelt field would otherwise be kept silently and its default used.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    key: SecretStr = Field(
+        title="API key",
+        description="API key from CometAPI's console; it is sent to the base URL only.",
+    )
+    runway_version: str = Field(
+        default=DEFAULT_RUNWAY_VERSION,
+        min_length=1,
+        title="Runway version",
+        description="Value of the header X-Runway-Version, sent with every call.",
+    )
+    base_url: str = Field(
+        default=DEFAULT_BASE_URL,
+        title="Base URL",
+        description="Root of the service, without a path such as /v1.",
+    )
+
+    _check_base_url = field_validator("base_url")(check_base_url)
+
+    @field_validator("key")
+    @classmethod
+    def _check_key(cls, key: SecretStr) -> SecretStr:
+        text = key.get_secret_value().strip()
+        if not text or not text.isascii() or not text.isprintable() or " " in text:
+            raise ValueError("the key is empty or has characters that no key has")
+        return SecretStr(text)
+
+    @classmethod
+    def from_settings(cls, settings: CometAPISettings | None = None) -> Self:
+        """Credentials from ``COMETAPI_KEY`` and its siblings.
+
+        Raises:
+            AuthenticationError: There is no key.
+        """
+        settings = settings or CometAPISettings()
+        if settings.key is None or not settings.key.get_secret_value().strip():
+            raise AuthenticationError("there is no API key")
+        return cls(
+            key=settings.key,
+            runway_version=settings.runway_version,
+            base_url=settings.base_url,
+        )
+
+    def get_client(self, transport: httpx.AsyncBaseTransport | None = None) -> RunwayClient:
+        """A client for CometAPI's Runway routes, to be used as an async context manager.
+
+        Args:
+            transport: What httpx sends through, where the default is not wanted.
+        """
+        return RunwayClient(
+            self.key,
+            base_url=self.base_url,
+            runway_version=self.runway_version,
+            transport=transport,
+        )

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When Prefect tries a step again, and how long it waits before.
+
+Retries are Prefect's own, so each shows in the UI as one. Two things Prefect does not know by
+itself: which errors are worth another attempt (of a paid step, only those that are certain to
+have bought nothing), and that the service may name the time to wait in Retry-After. Prefect asks
+``retry_condition_fn`` first and then takes the delay out of the task's list of delays, both inside
+the task run's context; so the condition leaves the delay in the run's memory, and the list gives
+it back.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, SupportsIndex
+from uuid import UUID
+
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+
+from ..runway.errors import CometAPIError, UnexpectedResponse
+from ..runway.polling import Wait, spread
+from ..runway.settings import CometAPISettings
+
+LONGEST_DELAY = 6
+"""In poll intervals, so 30 s at the documented five."""
+
+UNEXPECTED_IN_A_ROW = 5
+"""A bought generation is not given up for a few stray web pages in place of replies."""
+
+
+@dataclass
+class Memory:
+    """What one task run remembers from attempt to attempt."""
+
+    wait: Wait = field(default_factory=Wait)
+    failures: int = 0
+    delay: float | None = None
+    artifact_id: UUID | None = None
+
+
+_memories: dict[int, Memory] = {}
+
+
+def memory() -> Memory:
+    """The memory of the present task run; outside of one, a new one."""
+    context = TaskRunContext.get()
+    return _memory_of(context.task_run) if context else Memory()
+
+
+def _memory_of(task_run: TaskRun) -> Memory:
+    if id(task_run) not in _memories:
+        _memories[id(task_run)] = Memory()
+        weakref.finalize(task_run, _memories.pop, id(task_run), None)
+    return _memories[id(task_run)]
+
+
+class RetryDelays(list[float]):
+    """Delays before the next attempts in seconds; the one that memory holds comes first."""
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        """The delay before the next attempt."""
+        return memory().delay or super().__getitem__(index)
+
+
+def delay_before_retry(failures: int, retry_after: float | None, unit: float, cap: float) -> float:
+    """Seconds before the next attempt: what the service asks for, else doubling; pure.
+
+    Args:
+        failures: Attempts that failed in a row, at least one.
+        retry_after: What the service asked for, if it did.
+        unit: The first delay.
+        cap: The longest delay; a longer one that the service asks for is kept all the same.
+    """
+    return max(retry_after or 0.0, min(cap, unit * 2.0 ** min(failures - 1, 30)))
+
+
+def retry_on(
+    *errors: type[CometAPIError], share: float
+) -> Callable[[Any, TaskRun, State[Any]], bool]:
+    """A retry condition: these errors, with delays that begin at a share of the poll interval."""
+
+    def worth_another_attempt(_task: Any, task_run: TaskRun, state: State[Any]) -> bool:
+        error = state.data
+        remembered = _memory_of(task_run)
+        stray = isinstance(error, UnexpectedResponse) and UnexpectedResponse in errors
+        if not isinstance(error, errors) or (stray and remembered.failures >= UNEXPECTED_IN_A_ROW):
+            return False
+        interval = CometAPISettings().poll_interval
+        remembered.failures += 1
+        remembered.delay = round(
+            spread(
+                delay_before_retry(
+                    remembered.failures,
+                    error.retry_after,
+                    unit=interval * share,
+                    cap=interval * LONGEST_DELAY,
+                )
+            ),
+            3,
+        )
+        return True
+
+    return worth_another_attempt

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user sees of a generation in the Prefect UI: artifacts, events, log lines.
+
+All of it is for the eye. A server that cannot be reached for a moment must not cost a video that
+is paid for, so nothing in here raises.
+"""
+
+import asyncio
+import base64
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+from urllib.parse import quote
+
+from prefect.context import AssetContext, FlowRunContext, TaskRunContext
+from prefect.events import emit_event
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+
+from ..runway.generation import Generation, GenerationResult, Status, StoredVideo, Submission
+from .attempts import memory
+
+P = ParamSpec("P")
+
+progress_listener: ContextVar[Callable[[Submission, Generation], None] | None] = ContextVar(
+    "progress_listener", default=None
+)
+"""Called with each reply while one waits; the command line draws its progress from it."""
+
+_STAGE = {Status.NOT_VISIBLE: 0.0, Status.PENDING: 0.0, Status.SUCCEEDED: 1.0}
+
+
+def logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
+    """The run's logger, or a plain one outside of a run."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("prefect_cometapi")
+
+
+def _harmless(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+    @wraps(show)
+    async def shown_or_logged(*args: P.args, **kwargs: P.kwargs) -> None:
+        if not (FlowRunContext.get() or TaskRunContext.get()):
+            return
+        try:
+            await show(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 -- what is only shown must not cost a video
+            logger().debug("Could not show it in the UI: %s", type(error).__name__)
+
+    return shown_or_logged
+
+
+def announce(what: str, submission: Submission, **payload: Any) -> None:
+    """Emit ``cometapi.generation.<what>``, related to the run that it happened in."""
+    emit_event(
+        f"cometapi.generation.{what}",
+        resource={
+            "prefect.resource.id": f"cometapi.generation.{submission.task_id}",
+            "prefect.resource.name": submission.key,
+        },
+        payload={"task_id": submission.task_id, "key": submission.key, **payload},
+    )
+
+
+async def show_reply(submission: Submission, reply: Generation, before: Generation | None) -> None:
+    """Log and announce a change of state, and move the progress artifact."""
+    listener = progress_listener.get()
+    if listener:
+        listener(submission, reply)
+    if before is None or before.status is not reply.status:
+        logger().info("Generation %s: %s", submission.task_id, reply.status)
+        announce(reply.status.replace(" ", "_"), submission, word=reply.word)
+    if before is None or _percent(before) != _percent(reply):
+        await _move_progress(submission, reply)
+
+
+@_harmless
+async def _move_progress(submission: Submission, reply: Generation) -> None:
+    from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+
+    remembered = memory()
+    if remembered.artifact_id is None:
+        remembered.artifact_id = await acreate_progress_artifact(
+            key="cometapi-progress",
+            progress=_percent(reply),
+            description=f"Rendering {submission.route or 'generation'} `{submission.task_id}`",
+        )
+    else:
+        await aupdate_progress_artifact(remembered.artifact_id, progress=_percent(reply))
+
+
+def _percent(reply: Generation) -> float:
+    share = _STAGE.get(reply.status, reply.progress or 0.0)
+    return round(100 * share, 1)
+
+
+@_harmless
+async def show_poster(poster: Path) -> None:
+    """Show a frame of the video. It is embedded, so that it shows wherever the storage is."""
+    from prefect.artifacts import acreate_image_artifact
+
+    picture = base64.b64encode(await asyncio.to_thread(poster.read_bytes)).decode()
+    await acreate_image_artifact(
+        image_url=f"data:image/jpeg;base64,{picture}",
+        key="cometapi-poster",
+        description="A frame from the middle of the video.",
+    )
+
+
+@_harmless
+async def show_result(submission: Submission, result: GenerationResult) -> None:
+    """Link each stored video and list what there is to know of it."""
+    from prefect.artifacts import acreate_link_artifact, acreate_table_artifact
+
+    for video in result.videos:
+        await acreate_link_artifact(
+            link=_as_link(video.uri),
+            link_text=video.uri.rpartition("/")[2],
+            key="cometapi-video",
+            description=f"Stored at `{video.uri}`",
+        )
+    await acreate_table_artifact(
+        table=[_row(submission, result, video) for video in result.videos],
+        key="cometapi-generation",
+        description=f"Generation `{submission.task_id}`",
+    )
+    for video in result.videos:
+        announce_asset(video, submission)
+
+
+def _row(submission: Submission, result: GenerationResult, video: StoredVideo) -> dict[str, Any]:
+    return {
+        "file": video.uri.rpartition("/")[2],
+        "size": shown_size(video.size),
+        "duration": f"{video.duration:.1f} s",
+        "pixels": f"{video.width} × {video.height}",  # noqa: RUF001 -- the sign for it
+        "model": submission.model or "",
+        "waited": f"{result.waited:.1f} s",
+        "polls": result.polls,
+        "sha256": video.sha256[:16],
+    }
+
+
+def announce_asset(video: StoredVideo, submission: Submission) -> None:
+    """Emit Prefect's asset materialization for a stored video.
+
+    Prefect's own decorator wants the asset's key before the task runs; a video gets its name later.
+    """
+    from prefect.assets import Asset, AssetProperties
+
+    name = video.uri.rpartition("/")[2]
+    asset = Asset(key=_as_link(video.uri).lower(), properties=AssetProperties(name=name))
+    emit_event(
+        "prefect.asset.materialization.succeeded",
+        resource=AssetContext.asset_as_resource(asset),
+        related=[AssetContext.related_materialized_by("prefect-cometapi")],
+        payload={
+            "task_id": submission.task_id,
+            "key": submission.key,
+            **video.model_dump(include={"sha256", "size", "width", "height", "duration"}),
+        },
+    )
+
+
+def shown_size(size: int) -> str:
+    """Bytes as people read them."""
+    return f"{size / 1_000_000:.1f} MB" if size >= 100_000 else f"{size / 1000:.1f} kB"
+
+
+def _as_link(uri: str) -> str:
+    return uri if "://" in uri else f"file://{quote(uri)}"

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flows: from a request to a stored video, and from a task id that was bought elsewhere."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from prefect import flow
+from pydantic import Field
+
+from ..blocks.credentials import CometAPICredentials
+from ..runway.errors import KeyConflict, StagedFileMissing
+from ..runway.generation import GenerationResult, Submission
+from ..runway.names import check_key
+from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
+from . import display
+from .running import run_sync
+from .tasks import afetch_output, apersist_output, apoll_generation, asubmit_generation
+
+Credentials = Annotated[
+    CometAPICredentials | None,
+    Field(description="Block with the API key; COMETAPI_KEY where none is given."),
+]
+Place = Annotated[
+    str | None,
+    Field(
+        description="Folder, fsspec URL or storage block (type-slug/name) that keeps the video; "
+        "COMETAPI_STORAGE where none is given."
+    ),
+]
+TaskId = Annotated[str, Field(description="Id that CometAPI gave the generation.", min_length=1)]
+Key = Annotated[
+    str | None,
+    Field(
+        description="Idempotency key. Where none is given, this run pays for this request once, "
+        "however often it is retried; a key of your own holds across runs."
+    ),
+]
+
+# The result is kept, so that a retried parent flow does not run a finished subflow again.
+_KEPT: dict[str, Any] = {"persist_result": True, "result_serializer": "json"}
+
+
+@flow(name="image-to-video", **_KEPT)
+async def aimage_to_video(
+    request: ImageToVideoRequest,
+    credentials: Credentials = None,
+    storage: Place = None,
+    key: Key = None,
+) -> GenerationResult:
+    """Make a video from an image: submit, poll, fetch, persist.
+
+    Raises:
+        CometAPIError: One of its kinds; each tells what is known about the money.
+    """
+    return await _generate(request, credentials, storage, key)
+
+
+@flow(name="video-to-video", **_KEPT)
+async def avideo_to_video(
+    request: VideoToVideoRequest,
+    credentials: Credentials = None,
+    storage: Place = None,
+    key: Key = None,
+) -> GenerationResult:
+    """Restyle a video: submit, poll, fetch, persist.
+
+    Raises:
+        CometAPIError: One of its kinds; each tells what is known about the money.
+    """
+    return await _generate(request, credentials, storage, key)
+
+
+@flow(name="finish-generation", **_KEPT)
+async def afinish_generation(
+    task_id: TaskId,
+    credentials: Credentials = None,
+    storage: Place = None,
+    key: Key = None,
+) -> GenerationResult:
+    """Finish a generation that was bought already: poll, fetch, persist. It buys nothing.
+
+    Raises:
+        GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
+        DeliveryError: It finished, but its output could not be stored.
+    """
+    key = f"task-{task_id}" if key is None else check_key(key)
+    submission = Submission(key=key, task_id=task_id.strip(), submitted_at=datetime.now(UTC))
+    return await _finish(submission, credentials, storage)
+
+
+async def _generate(
+    request: GenerationRequest,
+    credentials: CometAPICredentials | None,
+    storage: str | None,
+    key: str | None,
+) -> GenerationResult:
+    submission = await asubmit_generation(request, credentials, key)
+    if submission.fingerprint != request.fingerprint():
+        raise KeyConflict(_difference(submission, request)).about(
+            key=submission.key, task_id=submission.task_id
+        )
+    return await _finish(submission, credentials, storage)
+
+
+async def _finish(
+    submission: Submission, credentials: CometAPICredentials | None, storage: str | None
+) -> GenerationResult:
+    finished = await apoll_generation(submission, credentials)
+    videos = await afetch_output(submission, finished, credentials, storage)
+    try:
+        stored = await apersist_output(submission, finished, videos, storage)
+    except StagedFileMissing:  # fetched by an earlier attempt on another machine
+        fetch_again = afetch_output.with_options(refresh_cache=True)
+        videos = await fetch_again(submission, finished, credentials, storage)
+        stored = await apersist_output(submission, finished, videos, storage)
+    result = GenerationResult(
+        key=submission.key,
+        task_id=submission.task_id,
+        status=finished.generation.status,
+        videos=tuple(stored),
+        polls=finished.polls,
+        waited=round(finished.waited, 3),
+        submitted_at=submission.submitted_at,
+    )
+    await display.show_result(submission, result)
+    return result
+
+
+def _difference(submission: Submission, request: GenerationRequest) -> str:
+    before, now = submission.request or {}, request.shown()
+    fields = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    told = ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in fields)
+    return f"the key belongs to another request: {told or 'another route'}"
+
+
+@flow(name="image-to-video", **_KEPT)
+def image_to_video(
+    request: ImageToVideoRequest,
+    credentials: Credentials = None,
+    storage: Place = None,
+    key: Key = None,
+) -> GenerationResult:
+    """Make a video from an image: submit, poll, fetch, persist.
+
+    Raises:
+        CometAPIError: One of its kinds; each tells what is known about the money.
+    """
+    return run_sync(_generate(request, credentials, storage, key))
+
+
+@flow(name="video-to-video", **_KEPT)
+def video_to_video(
+    request: VideoToVideoRequest,
+    credentials: Credentials = None,
+    storage: Place = None,
+    key: Key = None,
+) -> GenerationResult:
+    """Restyle a video: submit, poll, fetch, persist.
+
+    Raises:
+        CometAPIError: One of its kinds; each tells what is known about the money.
+    """
+    return run_sync(_generate(request, credentials, storage, key))
+
+
+@flow(name="finish-generation", **_KEPT)
+def finish_generation(
+    task_id: TaskId,
+    credentials: Credentials = None,
+    storage: Place = None,
+    key: Key = None,
+) -> GenerationResult:
+    """Finish a generation that was bought already: poll, fetch, persist. It buys nothing.
+
+    Raises:
+        GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
+        DeliveryError: It finished, but its output could not be stored.
+    """
+    return run_sync(afinish_generation.fn(task_id, credentials, storage, key))

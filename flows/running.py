@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One async core for sync callers, and the identity of the run that they are in."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.runtime import flow_run
+
+from ..runway.names import check_key, default_key
+from ..runway.requests import GenerationRequest
+
+T = TypeVar("T")
+
+
+def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, also where an event loop is running already (a notebook)."""
+    if not _loop_is_running():
+        return asyncio.run(coroutine)
+    from anyio.from_thread import start_blocking_portal
+
+    async def core() -> T:
+        return await coroutine
+
+    # The portal's thread ends, and the coroutine is cancelled, when this one is interrupted.
+    with start_blocking_portal() as portal:
+        return portal.call(core)
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def resolve_key(key: str | None, request: GenerationRequest) -> str:
+    """The user's own key, or the one of this request in the run that asks for it.
+
+    The run is the outermost flow run: its id stays when it is retried, while a subflow and a task
+    get new ids then. Outside of any flow it is the task run.
+    """
+    if key is not None:
+        return check_key(key)
+    if FlowRunContext.get():
+        return default_key(flow_run.root_flow_run_id, request)
+    context = TaskRunContext.get()
+    if context and context.task_run.flow_run_id:  # a task in a thread or another process
+        return default_key(context.task_run.flow_run_id, request)
+    return default_key(context.task_run.id if context else "none", request)

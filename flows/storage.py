@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefect's storage blocks as places to keep videos."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from prefect.blocks.core import Block
+
+from ..runway.errors import StorageError
+from ..runway.redact import scrub
+from ..runway.storage import FolderStorage, FsspecStorage, Storage, open_storage
+
+_BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*/[A-Za-z0-9][A-Za-z0-9 _-]*")
+
+
+class BlockStorage:
+    """A storage block that takes files one by one, as ``prefect_aws.S3Bucket`` does."""
+
+    def __init__(self, block: Any, name: str) -> None:
+        self.block = block
+        self.name = name
+
+    def staging(self) -> Path:
+        """A folder for temporary files, which belongs to this block alone."""
+        return FsspecStorage(f"block://{self.name}").staging()
+
+    def uri(self, name: str) -> str:
+        """The block and the path in it."""
+        return f"{self.name}/{name}"
+
+    def publish(self, staged: Path, name: str) -> str:
+        """Upload the file; from the disk where the block can, else as one piece."""
+        try:
+            if hasattr(self.block, "upload_from_path"):
+                self.block.upload_from_path(str(staged), name, _sync=True)
+            else:
+                self.block.write_path(name, staged.read_bytes(), _sync=True)
+        except Exception as error:
+            raise StorageError(
+                f"the block {self.name} did not take {name}: {scrub(str(error))}"
+            ) from error
+        staged.unlink(missing_ok=True)
+        return self.uri(name)
+
+
+async def resolve_storage(place: str) -> Storage:
+    """The storage at a path, an fsspec URL or a Prefect block (``type-slug/name``).
+
+    A relative path that looks like a block is written with a leading ``./``.
+
+    Raises:
+        StorageError: There is no such block, or it stores nothing.
+    """
+    if not _BLOCK.fullmatch(place):
+        return open_storage(place)
+    try:
+        block: Any = await Block.aload(place)
+    except Exception as error:
+        raise StorageError(
+            f"there is no block {place} ({scrub(str(error), limit=120)}); "
+            f"a folder of that name is written ./{place}"
+        ) from error
+    return block_storage(block, place)
+
+
+def block_storage(block: Any, name: str) -> Storage:
+    """The storage that a loaded block stands for."""
+    if block.get_block_type_slug() == "local-file-system":
+        return FolderStorage(Path(block.basepath or "."))
+    if block.get_block_type_slug() == "remote-file-system":
+        return FsspecStorage(block.basepath, **(block.settings or {}))
+    if not (hasattr(block, "upload_from_path") or hasattr(block, "write_path")):
+        raise StorageError(f"the block {name} is no storage: it takes no files")
+    return BlockStorage(block, name)

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The four steps of a generation as Prefect tasks: submit, poll, fetch, persist.
+
+Each is there twice over one core: the plain name for sync code, the name with an ``a`` for async
+code; both are the same task to Prefect. A step that is done is not done again when its flow run is
+retried: its result is kept as JSON under the generation's key, which depends neither on the code
+of the task nor on the id of the task run, since both change between attempts.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.context import TaskRunContext
+
+from ..blocks.credentials import CometAPICredentials
+from ..runway.download import download
+from ..runway.errors import (
+    CometAPIError,
+    DownloadInterrupted,
+    InvalidOutput,
+    OutputExpired,
+    ServiceUnavailable,
+    StorageError,
+    UnexpectedResponse,
+)
+from ..runway.generation import FetchedVideo, Finished, Generation, StoredVideo, Submission
+from ..runway.media import draw_poster, inspect_video
+from ..runway.names import file_stem, step_key
+from ..runway.polling import Patience, wait_until_finished
+from ..runway.redact import host_of
+from ..runway.requests import GenerationRequest
+from ..runway.settings import CometAPISettings
+from . import display
+from .attempts import RetryDelays, memory, retry_on
+from .running import resolve_key, run_sync
+from .storage import resolve_storage
+
+
+def _kept(step: str) -> Callable[[TaskRunContext, dict[str, Any]], str]:
+    """Where the result of a step is kept, for Prefect's ``cache_key_fn``."""
+
+    def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
+        submission = parameters.get("submission")
+        if isinstance(submission, Submission):
+            return step_key(step, submission.key)
+        return step_key(step, resolve_key(parameters.get("key"), parameters["request"]))
+
+    return cache_key
+
+
+def _step(name: str, *, retries: int, retry: Any) -> dict[str, Any]:
+    """What all steps have in common, as arguments of Prefect's ``task``."""
+    return {
+        "name": f"{name}-generation",
+        "cache_key_fn": _kept(name),
+        "persist_result": True,
+        "result_serializer": "json",
+        "retries": retries,
+        "retry_delay_seconds": lambda _retries: RetryDelays([5.0]),
+        "retry_condition_fn": retry,
+    }
+
+
+SUBMIT = _step("submit", retries=5, retry=retry_on(ServiceUnavailable, share=0.2))
+POLL = _step("poll", retries=1000, retry=retry_on(ServiceUnavailable, UnexpectedResponse, share=1))
+FETCH = _step(
+    "fetch",
+    retries=5,
+    retry=retry_on(
+        ServiceUnavailable, DownloadInterrupted, InvalidOutput, OutputExpired, share=0.2
+    ),
+)
+PERSIST = _step("persist", retries=3, retry=retry_on(StorageError, share=0.2))
+
+
+@task(**SUBMIT, task_run_name="submit {request.route} {request.model}")
+async def asubmit_generation(
+    request: GenerationRequest,
+    credentials: CometAPICredentials | None = None,
+    key: str | None = None,
+) -> Submission:
+    """Buy a generation with one POST.
+
+    Retried only after an answer that makes certain that nothing was bought.
+
+    Args:
+        request: What to make.
+        credentials: Whose key to use; from the settings by default.
+        key: Idempotency key; of the flow run and the request by default.
+
+    Raises:
+        NotSubmitted: The service refuses it; nothing was bought.
+        SubmissionUncertain: It was perhaps bought.
+        ServiceUnavailable: Nothing was bought, and the retries are used up.
+    """
+    key = resolve_key(key, request)
+    credentials = credentials or CometAPICredentials.from_settings()
+    async with credentials.get_client() as client:
+        try:
+            task_id = await client.create(request)
+        except CometAPIError as error:
+            raise error.about(key=key) from error.__cause__
+    submission = Submission(
+        key=key,
+        task_id=task_id,
+        submitted_at=datetime.now(UTC),
+        route=request.route,
+        model=request.model,
+        fingerprint=request.fingerprint(),
+        request=request.shown(),
+    )
+    display.logger().info("Generation %s: submitted, key %s", task_id, key)
+    display.announce("submitted", submission, route=request.route, model=request.model)
+    return submission
+
+
+@task(**POLL, task_run_name="poll {submission.short_id}")
+async def apoll_generation(
+    submission: Submission, credentials: CometAPICredentials | None = None
+) -> Finished:
+    """Wait until a generation succeeded.
+
+    A poll that the service does not answer is retried by Prefect, and the wait goes on where it
+    was; so one task run is the whole wait, with its deadline.
+
+    Raises:
+        GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
+    """
+    settings = CometAPISettings()
+    patience = Patience(settings.poll_interval, settings.deadline, settings.visibility_grace)
+    credentials = credentials or CometAPICredentials.from_settings(settings)
+    remembered = memory()
+
+    async def on_reply(reply: Generation, before: Generation | None) -> None:
+        remembered.failures = 0
+        await display.show_reply(submission, reply, before)
+
+    async with credentials.get_client() as client:
+        return await wait_until_finished(
+            client, submission, patience, wait=remembered.wait, on_reply=on_reply
+        )
+
+
+@task(**FETCH, task_run_name="fetch {submission.short_id}")
+async def afetch_output(
+    submission: Submission,
+    finished: Finished,
+    credentials: CometAPICredentials | None = None,
+    storage: str | None = None,
+) -> list[FetchedVideo]:
+    """Download each output of a generation to this machine and check that it is a whole video.
+
+    Args:
+        submission: Which generation.
+        finished: Its end, as polled.
+        credentials: Whose key to ask with for a fresh address; from the settings by default.
+        storage: Where the videos will be kept, so that they are staged near it.
+
+    Raises:
+        DownloadInterrupted: The download broke off, and going on did not help.
+        OutputExpired: No valid address can be had any more.
+        InvalidOutput: What came is no whole video.
+    """
+    settings = CometAPISettings()
+    credentials = credentials or CometAPICredentials.from_settings(settings)
+    staging = (await resolve_storage(storage or settings.storage)).staging()
+    videos: list[FetchedVideo] = []
+    try:
+        for position in range(len(finished.generation.outputs)):
+            path = staging / f"{file_stem(submission.key, submission.submitted_at, position)}.mp4"
+            videos.append(await _fetch(submission, finished, credentials, position, path))
+    except CometAPIError as error:
+        raise error.about(key=submission.key, task_id=submission.task_id) from error.__cause__
+    return videos
+
+
+async def _fetch(
+    submission: Submission,
+    finished: Finished,
+    credentials: CometAPICredentials,
+    position: int,
+    path: Path,
+) -> FetchedVideo:
+    async def fresh_address() -> str:
+        async with credentials.get_client() as client:
+            generation = await client.get(submission.task_id)
+        if position >= len(generation.outputs):
+            raise OutputExpired("CometAPI names no address for the output any more")
+        return generation.outputs[position].reveal() or ""
+
+    address = finished.generation.outputs[position].reveal() or await fresh_address()
+    try:
+        sha256 = await download(
+            address, path, renew=fresh_address, trusted_host=host_of(credentials.base_url)
+        )
+        video = await asyncio.to_thread(_examined, path, sha256)
+    except BaseException:
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        raise
+    display.logger().info("Fetched %s of %s", display.shown_size(video.size), submission.task_id)
+    await display.show_poster(path.with_suffix(".jpg"))
+    return video
+
+
+def _examined(path: Path, sha256: str) -> FetchedVideo:
+    """A downloaded file as a whole video with its poster, or the error that it is none."""
+    info = inspect_video(path)
+    poster = path.with_suffix(".jpg")
+    draw_poster(path, poster)
+    return FetchedVideo(
+        path=str(path),
+        poster=str(poster),
+        sha256=sha256,
+        size=path.stat().st_size,
+        **asdict(info),
+    )
+
+
+@task(**PERSIST, task_run_name="persist {submission.short_id}")
+async def apersist_output(
+    submission: Submission,
+    finished: Finished,
+    videos: Sequence[FetchedVideo],
+    storage: str | None = None,
+) -> list[StoredVideo]:
+    """Make fetched videos appear in the storage, each with a poster and a JSON of its origin.
+
+    Raises:
+        StorageError: The storage did not take them.
+        StagedFileMissing: They must be fetched again.
+    """
+    place = await resolve_storage(storage or CometAPISettings().storage)
+    staging = place.staging()
+    stored: list[StoredVideo] = []
+    for position, video in enumerate(videos):
+        stem = file_stem(submission.key, submission.submitted_at, position)
+        try:
+            uri = await asyncio.to_thread(place.publish, Path(video.path), f"{stem}.mp4")
+            poster = video.poster and await asyncio.to_thread(
+                place.publish, Path(video.poster), f"{stem}.jpg"
+            )
+            result = StoredVideo(
+                uri=uri,
+                poster=poster,
+                sidecar=place.uri(f"{stem}.json"),
+                **video.model_dump(exclude={"path", "poster"}),
+            )
+            sidecar = staging / f"{stem}.json"
+            sidecar.write_text(_origin(submission, finished, result), encoding="utf-8")
+            await asyncio.to_thread(place.publish, sidecar, sidecar.name)
+        except CometAPIError as error:
+            raise error.about(key=submission.key, task_id=submission.task_id) from error.__cause__
+        stored.append(result)
+        display.logger().info("Stored %s", result.uri)
+        display.announce("stored", submission, uri=result.uri, sha256=result.sha256)
+    return stored
+
+
+def _origin(submission: Submission, finished: Finished, video: StoredVideo) -> str:
+    """The JSON that lies beside a video: what was asked, what came, and how long it took."""
+    return json.dumps(
+        {
+            **submission.model_dump(mode="json"),
+            "polls": finished.polls,
+            "waited": round(finished.waited, 3),
+            "stored_at": datetime.now(UTC).isoformat(),
+            "video": video.model_dump(mode="json"),
+        },
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+@task(**SUBMIT, task_run_name="submit {request.route} {request.model}")
+def submit_generation(
+    request: GenerationRequest,
+    credentials: CometAPICredentials | None = None,
+    key: str | None = None,
+) -> Submission:
+    """``asubmit_generation`` for sync code."""
+    return run_sync(asubmit_generation.fn(request, credentials, key))
+
+
+@task(**POLL, task_run_name="poll {submission.short_id}")
+def poll_generation(
+    submission: Submission, credentials: CometAPICredentials | None = None
+) -> Finished:
+    """``apoll_generation`` for sync code."""
+    return run_sync(apoll_generation.fn(submission, credentials))
+
+
+@task(**FETCH, task_run_name="fetch {submission.short_id}")
+def fetch_output(
+    submission: Submission,
+    finished: Finished,
+    credentials: CometAPICredentials | None = None,
+    storage: str | None = None,
+) -> list[FetchedVideo]:
+    """``afetch_output`` for sync code."""
+    return run_sync(afetch_output.fn(submission, finished, credentials, storage))
+
+
+@task(**PERSIST, task_run_name="persist {submission.short_id}")
+def persist_output(
+    submission: Submission,
+    finished: Finished,
+    videos: Sequence[FetchedVideo],
+    storage: str | None = None,
+) -> list[StoredVideo]:
+    """``apersist_output`` for sync code."""
+    return run_sync(apersist_output.fn(submission, finished, videos, storage))

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wire: three calls to CometAPI, each answered by a value or by one typed error."""
+
+import asyncio
+import json
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+from pydantic import SecretStr
+
+from .errors import (
+    AuthenticationError,
+    CometAPIError,
+    InvalidRequest,
+    QuotaExceeded,
+    ServiceUnavailable,
+    SubmissionUncertain,
+    UnexpectedResponse,
+)
+from .generation import Generation, Status
+from .redact import scrub
+from .refusals import Meaning, Refusal, Reply, refusal_of_exception, refusal_of_reply
+from .replies import read_generation, read_task_id
+from .requests import GenerationRequest
+from .settings import DEFAULT_BASE_URL, DEFAULT_RUNWAY_VERSION
+
+MAX_REPLY_BYTES = 4 * 1024 * 1024
+"""A reply holds an id or a state; a larger one is not read to its end."""
+
+TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=30.0)
+"""Seconds without a sign of life. A create call that is not answered by then ends uncertain."""
+
+TOTAL_TIMEOUT = 120.0
+"""Seconds for one call as a whole, so that a reply that drips does not hold it for ever."""
+
+_ERRORS: dict[Meaning, type[CometAPIError]] = {
+    Meaning.BUSY: ServiceUnavailable,
+    Meaning.UNREACHABLE: ServiceUnavailable,
+    Meaning.INVALID: InvalidRequest,
+    Meaning.UNAUTHENTICATED: AuthenticationError,
+    Meaning.NO_BALANCE: QuotaExceeded,
+    Meaning.MISADDRESSED: UnexpectedResponse,
+}
+
+
+class RunwayClient:
+    """Calls CometAPI's Runway routes; use it as an async context manager.
+
+    Args:
+        key: API key of CometAPI. It is sent to ``base_url`` and to nothing else.
+        base_url: Root of the service.
+        runway_version: Value of the header X-Runway-Version. CometAPI's docs require it on some
+            calls and allow it on all, so it goes with every call.
+        transport: What httpx sends through; tests and proxies plug in here.
+    """
+
+    def __init__(
+        self,
+        key: SecretStr,
+        *,
+        base_url: str = DEFAULT_BASE_URL,
+        runway_version: str = DEFAULT_RUNWAY_VERSION,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.base_url = base_url
+        self._http = httpx.AsyncClient(
+            base_url=base_url,
+            headers={
+                "Authorization": f"Bearer {key.get_secret_value()}",
+                "X-Runway-Version": runway_version,
+                "Accept": "application/json",
+                "User-Agent": "prefect-cometapi",
+            },
+            timeout=TIMEOUT,
+            transport=transport,
+            follow_redirects=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._http.__aexit__(exc_type, exc, traceback)
+
+    async def create(self, request: GenerationRequest) -> str:
+        """Buy a generation, with one POST, and return its task id.
+
+        Raises:
+            InvalidRequest: The service refuses the request.
+            AuthenticationError: The key is missing, wrong or not permitted.
+            QuotaExceeded: The account has no balance.
+            ServiceUnavailable: It was certainly not accepted and may be sent again.
+            UnexpectedResponse: The base URL does not lead to CometAPI.
+            SubmissionUncertain: It was perhaps accepted; it must not be sent again.
+        """
+        outcome = await self._send("POST", f"/runwayml/v1/{request.route}", request.to_wire())
+        if isinstance(outcome, Refusal):
+            refused = outcome.meaning is Meaning.NOT_VISIBLE and (outcome.http_status or 0) >= 400
+            raise self._error(outcome, otherwise=InvalidRequest if refused else SubmissionUncertain)
+        task_id = read_task_id(outcome.body)
+        if not task_id:
+            raise SubmissionUncertain(
+                "CometAPI answered the submission with a success that names no id",
+                http_status=outcome.http_status,
+            )
+        return task_id
+
+    async def get(self, task_id: str) -> Generation:
+        """The state of a generation (CometAPI docs, Get a Runway task).
+
+        An id that the service does not know (yet) is a state too, ``Status.NOT_VISIBLE``.
+
+        Raises:
+            AuthenticationError: The key is missing, wrong or not permitted.
+            UnexpectedResponse: The base URL does not lead to CometAPI.
+            ServiceUnavailable: No answer for now; asking again is free.
+        """
+        outcome = await self._send("GET", f"/runwayml/v1/tasks/{quote(task_id, safe='')}")
+        return self._state(task_id, outcome)
+
+    async def feed(self, task_id: str) -> Generation:
+        """The state of a generation from the compatibility route (CometAPI docs, Get task feed).
+
+        It may answer where ``get`` does not, and raises what ``get`` raises.
+        """
+        outcome = await self._send("POST", "/runway/feed", {"task_id": task_id})
+        return self._state(task_id, outcome)
+
+    def _state(self, task_id: str, outcome: Reply | Refusal) -> Generation:
+        if isinstance(outcome, Refusal):
+            if outcome.meaning is Meaning.NOT_VISIBLE:
+                return Generation(task_id=task_id, status=Status.NOT_VISIBLE, word=outcome.code)
+            raise self._error(outcome, otherwise=ServiceUnavailable).about(task_id=task_id)
+        generation = read_generation(outcome.body, task_id)
+        if generation is None:
+            raise ServiceUnavailable(
+                "CometAPI answered with a success that tells no state",
+                http_status=outcome.http_status,
+            ).about(task_id=task_id)
+        return generation
+
+    async def _send(
+        self, method: str, path: str, payload: dict[str, Any] | None = None
+    ) -> Reply | Refusal:
+        try:
+            async with (
+                asyncio.timeout(TOTAL_TIMEOUT),
+                self._http.stream(method, path, json=payload) as response,
+            ):
+                reply = await _read(response)
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError) as error:
+            return refusal_of_exception(error)
+        return refusal_of_reply(reply) or reply
+
+    def _error(self, refusal: Refusal, otherwise: type[CometAPIError]) -> CometAPIError:
+        error_type = _ERRORS.get(refusal.meaning, otherwise)
+        return error_type(
+            _SENTENCES.get(error_type, "{message}").format(
+                message=refusal.message, base_url=self.base_url
+            ),
+            code=refusal.code,
+            http_status=refusal.http_status,
+            retry_after=refusal.retry_after,
+        )
+
+
+_SENTENCES: dict[type[CometAPIError], str] = {
+    InvalidRequest: "CometAPI does not accept the request: {message}",
+    AuthenticationError: "CometAPI does not accept the key: {message}",
+    QuotaExceeded: "the account's balance does not suffice: {message}",
+    ServiceUnavailable: "CometAPI cannot take the call now: {message}",
+    UnexpectedResponse: "{base_url} does not answer as CometAPI does: {message}",
+    SubmissionUncertain: "no answer says whether the submission was accepted: {message}",
+}
+
+
+async def _read(response: httpx.Response) -> Reply:
+    content = bytearray()
+    async for chunk in response.aiter_bytes():
+        content += chunk
+        if len(content) > MAX_REPLY_BYTES:
+            break
+    try:
+        body, is_json = json.loads(content), True
+    except (ValueError, RecursionError):
+        body, is_json = None, False
+    return Reply(
+        http_status=response.status_code,
+        headers={name.lower(): value for name, value in response.headers.items()},
+        body=body,
+        is_json=is_json and isinstance(body, dict),
+        excerpt=_excerpt(response, bytes(content[:400])),
+    )
+
+
+def _excerpt(response: httpx.Response, content: bytes) -> str:
+    """What a person needs to recognise a reply that is not the service's JSON."""
+    if location := response.headers.get("location"):
+        return f"it redirects to {scrub(location, limit=120)}"
+    content_type = response.headers.get("content-type", "no content type").partition(";")[0]
+    text = scrub(content.decode("utf-8", "replace"), limit=120)
+    return f"{content_type}, {text!r}" if text else f"{content_type}, empty"

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong, as one tree.
+
+::
+
+    CometAPIError
+    ├── NotSubmitted               nothing was bought
+    │   ├── InvalidRequest         the service does not accept this request
+    │   ├── AuthenticationError    no key, a wrong key, or one without permission
+    │   ├── QuotaExceeded          the account has no balance
+    │   └── KeyConflict            the key belongs to another request
+    ├── UnexpectedResponse         what answers there is not CometAPI
+    ├── ServiceUnavailable         busy or out of reach for now; may be tried again
+    ├── SubmissionUncertain        sent, but without an answer: perhaps bought
+    ├── GenerationError            bought, and did not end well
+    │   ├── GenerationNotVisible   the service does not know it
+    │   ├── GenerationFailed       it failed, with a reason
+    │   ├── GenerationCancelled    somebody cancelled it
+    │   └── GenerationTimeout      it did not finish in time
+    └── DeliveryError              finished, but not in the storage yet
+        ├── DownloadInterrupted    may be tried again
+        ├── OutputExpired          its address is no longer valid; may be tried again
+        ├── InvalidOutput          what was delivered is not a whole video
+        └── StorageError           the storage did not take it
+            └── StagedFileMissing  what was fetched is gone from this machine
+
+Every message says what happened, to which generation, what is known about the money, and what
+to do next.
+"""
+
+from typing import ClassVar
+
+
+class CometAPIError(Exception):
+    """Root of all errors that this package raises on purpose.
+
+    Attributes:
+        key: Idempotency key of the generation, where it is known.
+        task_id: Id that CometAPI gave it, where it is known.
+        code: The service's own word for the problem, or an empty text.
+        http_status: Status of the reply, where there was one.
+        retry_after: Seconds to wait before another attempt, where the service named them.
+    """
+
+    money: ClassVar[str] = ""
+    advice: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        code: str = "",
+        http_status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.code = code
+        self.http_status = http_status
+        self.retry_after = retry_after
+        self.key: str | None = None
+        self.task_id: str | None = None
+
+    def about(self, *, key: str | None = None, task_id: str | None = None) -> "CometAPIError":
+        """The same error, telling which generation it is about."""
+        self.key = self.key or key
+        self.task_id = self.task_id or task_id
+        return self
+
+    def __str__(self) -> str:
+        return "\n".join(line for line in self._lines() if line)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._happened()!r})"
+
+    def _lines(self) -> list[str]:
+        known = [("key", self.key), ("task id", self.task_id)]
+        which = ", ".join(f"{name} {value}" for name, value in known if value)
+        advice = self.advice.format(task_id=self.task_id or "TASK_ID")
+        return [
+            self._happened(),
+            f"Generation: {which}." if which else "",
+            f"Money: {self.money}" if self.money else "",
+            f"Next: {advice}" if advice else "",
+        ]
+
+    def _happened(self) -> str:
+        status = f"HTTP {self.http_status}" if self.http_status else ""
+        details = ", ".join(part for part in (self.code, status) if part)
+        return f"{self.what} ({details})" if details else self.what
+
+
+class NotSubmitted(CometAPIError):
+    """Nothing was bought."""
+
+    money = "nothing was charged."
+
+
+class InvalidRequest(NotSubmitted):
+    """The service does not accept this request."""
+
+    advice = "correct the request and run it again."
+
+
+class AuthenticationError(NotSubmitted):
+    """There is no key, or it is wrong, or it lacks the permission."""
+
+    advice = (
+        "set COMETAPI_KEY, or the key of the credentials block, to one from "
+        "https://www.cometapi.com/console/token"
+    )
+
+
+class QuotaExceeded(NotSubmitted):
+    """The account has no balance."""
+
+    advice = "top up the account at https://www.cometapi.com/console and run it again."
+
+
+class KeyConflict(NotSubmitted):
+    """The key belongs to another request."""
+
+    advice = "use another key for another request, or the same request for the same key."
+
+
+class UnexpectedResponse(CometAPIError):
+    """What answers at the base URL is not CometAPI."""
+
+    money = "nothing was charged for this call."
+    advice = "check COMETAPI_BASE_URL: the service's root, as https://api.cometapi.com"
+
+
+class ServiceUnavailable(CometAPIError):
+    """The service is busy or out of reach for now, and did not take the call."""
+
+    money = "nothing was charged for this call."
+    advice = "wait and run it again; nothing is bought twice."
+
+
+class SubmissionUncertain(CometAPIError):
+    """The request was sent, but no answer says whether it was accepted."""
+
+    money = "perhaps charged, once. It is never sent again by itself."
+    advice = (
+        "look in CometAPI's console. If it is there: prefect-cometapi finish TASK_ID. "
+        "If it is not: run it again with a new key."
+    )
+
+
+class GenerationError(CometAPIError):
+    """A generation was bought and did not end well."""
+
+    money = "the generation was accepted, so it may have been charged."
+
+
+class GenerationNotVisible(GenerationError):
+    """The service does not know the generation."""
+
+    advice = (
+        "check that the key belongs to the account that bought it, "
+        "then: prefect-cometapi finish {task_id}"
+    )
+
+
+class GenerationFailed(GenerationError):
+    """The service gave the generation up.
+
+    Attributes:
+        failure_code: The service's code, as SAFETY.INPUT.TEXT or INTERNAL.BAD_OUTPUT.CODE01;
+            an open set, to be matched by its beginning.
+    """
+
+    money = "accepted, then failed; whether CometAPI refunds it depends on the reason."
+    advice = "change the image or the prompt; another attempt is a new generation, with a new key."
+
+    @property
+    def failure_code(self) -> str:
+        """The service's code, or an empty text."""
+        return self.code
+
+
+class GenerationCancelled(GenerationError):
+    """Somebody cancelled the generation upstream."""
+
+    advice = "another attempt is a new generation, with a new key."
+
+
+class GenerationTimeout(GenerationError):
+    """The generation did not finish within the deadline; it goes on upstream."""
+
+    money = "accepted and still running upstream, so it is charged when it succeeds."
+    advice = "prefect-cometapi finish {task_id}   (COMETAPI_DEADLINE sets how long to wait)"
+
+
+class DeliveryError(CometAPIError):
+    """The generation is finished, but not in the storage yet."""
+
+    money = "the generation is paid for; fetching it again is free."
+    advice = "prefect-cometapi finish {task_id}"
+
+
+class DownloadInterrupted(DeliveryError):
+    """The download broke off."""
+
+
+class OutputExpired(DeliveryError):
+    """The address of the output is no longer valid."""
+
+
+class InvalidOutput(DeliveryError):
+    """What was delivered is not a whole video; nothing appeared in the storage."""
+
+
+class StorageError(DeliveryError):
+    """The storage did not take the video."""
+
+
+class StagedFileMissing(StorageError):
+    """What was fetched is gone from this machine, so it must be fetched again."""

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a file is a whole video, and a picture of it.
+
+A header is not enough: an MP4 with its index in front still tells its full duration after 95 % of
+it was cut away. So the file is demuxed to its last packet, which costs milliseconds, and what is
+really there is held against what the header promises. Only the two containers that Runway
+delivers are opened, from the file alone, so a playlist in disguise reaches no network.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from .errors import InvalidOutput
+
+POSTER_WIDTH = 640
+"""Pixels."""
+
+COMPLETE = 0.98
+"""Share of the promised duration that must be there; the last frame's own length may be missing."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video is: width and height in pixels, duration in seconds."""
+
+    width: int
+    height: int
+    duration: float
+    frames: int
+    codec: str
+
+
+def inspect_video(path: Path) -> VideoInfo:
+    """Demux a video to its end and describe it.
+
+    Raises:
+        InvalidOutput: It is no MP4, MOV or WebM, has no video, or is not whole.
+    """
+    from av.error import FFmpegError
+
+    try:
+        with _open(path) as container:
+            if not container.streams.video:
+                raise InvalidOutput("the output holds no video")
+            stream = container.streams.video[0]
+            last, frames, corrupt = Fraction(0), 0, False
+            for packet in container.demux(stream):
+                corrupt = corrupt or packet.is_corrupt
+                if packet.pts is None or not packet.size or packet.time_base is None:
+                    continue
+                frames += 1
+                last = max(last, (packet.pts + (packet.duration or 0)) * packet.time_base)
+            promised = _promised_duration(container, stream)
+            info = VideoInfo(
+                width=stream.width,
+                height=stream.height,
+                duration=round(float(last), 3),
+                frames=frames,
+                codec=stream.codec_context.name,
+            )
+    except (FFmpegError, ValueError, EOFError) as error:
+        raise InvalidOutput(f"the output is no readable video: {_reason(error)}") from None
+    if corrupt or not frames or info.duration < COMPLETE * promised:
+        raise InvalidOutput(
+            f"the output is cut off: {info.duration:g} s of {promised:g} s are there"
+        )
+    if not (info.width and info.height):
+        raise InvalidOutput("the output's frames have no size")
+    return info
+
+
+def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
+    """Write a frame from the middle of a video as a JPEG of the given width in pixels.
+
+    Raises:
+        InvalidOutput: No frame can be decoded.
+    """
+    import av
+    from av.error import FFmpegError
+
+    try:
+        with _open(video) as container:
+            stream = container.streams.video[0]
+            if container.duration:
+                container.seek(container.duration // 2)
+            frame = next(container.decode(stream))
+        height = max(2, round(frame.height * width / frame.width / 2) * 2)
+        picture = frame.reformat(width=width, height=height, format="yuvj420p")
+        encoder: Any = av.CodecContext.create("mjpeg", "w")
+        encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuvj420p"
+        encoder.time_base = Fraction(1, 25)
+        encoder.options = {"qmin": "3", "qmax": "5"}
+        picture.pts, picture.time_base = 0, encoder.time_base
+        data = b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode()])
+    except (FFmpegError, StopIteration, ValueError) as error:
+        raise InvalidOutput(f"no frame of the output can be decoded: {_reason(error)}") from None
+    poster.write_bytes(data)
+
+
+def _open(path: Path) -> Any:
+    import av
+
+    return av.open(str(path), format=_container(path), options={"protocol_whitelist": "file"})
+
+
+def _container(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp":
+        return "mp4"
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return "matroska"
+    raise InvalidOutput(f"the output is no MP4 or WebM; it begins with {head!r}")
+
+
+def _promised_duration(container: Any, stream: Any) -> float:
+    """Seconds that the header promises."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / 1_000_000 if container.duration else 0.0
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

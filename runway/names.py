@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of generations, and the names of the files they end in."""
+
+import hashlib
+import re
+import unicodedata
+from datetime import UTC, datetime
+
+from .requests import GenerationRequest
+
+MAX_KEY_LENGTH = 512
+_UUID = re.compile(
+    r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(-[0-9a-f]{16})?\b"
+)
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
+
+
+def default_key(run_id: object, request: GenerationRequest) -> str:
+    """The key of a request made by one run: the same however often that run is retried."""
+    return f"run-{run_id}-{request.fingerprint()[:16]}"
+
+
+def check_key(key: str) -> str:
+    """A user's own key as it is.
+
+    Raises:
+        ValueError: It is empty, blank, overlong or contains control characters.
+    """
+    if not key.strip() or len(key) > MAX_KEY_LENGTH or not key.isprintable():
+        raise ValueError(
+            f"a key has 1 to {MAX_KEY_LENGTH} printable characters, as 'sku-17/2026-11-21'"
+        )
+    return key
+
+
+def step_key(step: str, key: str) -> str:
+    """Where Prefect keeps the result of one step of one generation; safe as a file name."""
+    return f"cometapi-{step}-{_digest(key, 32)}"
+
+
+def file_stem(key: str, submitted_at: datetime, position: int = 0) -> str:
+    """The name of an output file without its suffix: time, readable key, hash of the key.
+
+    It is the same for the same generation, differs between any two, and holds only lower-case
+    letters, digits and dashes, so that it is safe on every system. Long ids inside the key are
+    cut to their beginning, as the UI shows them.
+    """
+    time = submitted_at.astimezone(UTC).strftime("%Y%m%dt%H%M%Sz")
+    plain = unicodedata.normalize("NFKD", key).encode("ascii", "ignore").decode().lower()
+    readable = re.sub(r"[^a-z0-9]+", "-", _UUID.sub(lambda id_: id_[1], plain))
+    readable = readable.strip("-")[:60].strip("-")
+    if not readable or _RESERVED.fullmatch(readable):
+        readable = "video"
+    suffix = f"-{position + 1}" if position else ""
+    return f"{time}-{readable}-{_digest(key, 10)}{suffix}"
+
+
+def _digest(text: str, length: int) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]

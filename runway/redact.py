@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be shown of a secret-bearing text.
+
+A signed URL's query is a token, a data URI is somebody's picture, and a service may repeat
+either in an error message. Nothing leaves this package (log, error, artifact, result, sidecar)
+before it went through one of these functions.
+"""
+
+import hashlib
+import re
+from urllib.parse import urlsplit
+
+HIDDEN = "<sha256:"
+"""Marks a shortened text, which no longer works as an address."""
+
+_URL = re.compile(r"https?://[^\s\"'<>\\)\]}]+", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w=.+-]+)*,[A-Za-z0-9+/=_%-]+")
+_BEARER = re.compile(r"(bearer\s+)[^\s\"',;]+", re.IGNORECASE)
+_KEY = re.compile(r"\bsk-[A-Za-z0-9_-]{6,}")
+
+
+def shown_url(url: str) -> str:
+    """The URL without user info and with a hash in place of its query and fragment."""
+    address, mark, token = url.partition("?")
+    if not mark:
+        address, mark, token = url.partition("#")
+    scheme, separator, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    address = f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+    return f"{address}?{HIDDEN}{_digest(token)}>" if mark else address
+
+
+def shown_source(source: str) -> str:
+    """A source that a request names: a data URI as type, hash and size, a URL as shown_url."""
+    if source[:5].lower() != "data:":
+        return shown_url(source)
+    media_type, _, payload = source.partition(",")
+    return f"{media_type},{HIDDEN}{_digest(payload)}, {len(payload)} characters>"
+
+
+def is_shortened(text: str) -> bool:
+    """Whether the text was shortened by one of these functions."""
+    return HIDDEN in text
+
+
+def scrub(text: str, limit: int = 500) -> str:
+    """Somebody else's words, safe to repeat: no token, key or data URI, one line, bounded."""
+    text = _DATA_URI.sub(lambda found: shown_source(found[0]), text)
+    text = _URL.sub(lambda found: shown_url(found[0]), text)
+    text = _BEARER.sub(r"\1<hidden>", text)
+    text = " ".join(_KEY.sub("<hidden key>", text).split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def host_of(url: str) -> str:
+    """The host of a URL in lower case, or an empty text."""
+    try:
+        return (urlsplit(url).hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the URL names this machine, where plain http is safe."""
+    host = host_of(url)
+    return host in {"localhost", "::1"} or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]

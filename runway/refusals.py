@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a reply or a broken connection means, and whether the call may be made again.
+
+A create call costs money and CometAPI knows no idempotency key, so the question is never "did it
+fail?" but "is it certain that it was not accepted?". Certain are: a connection that never came
+about, a reply that refuses before any work (4xx, 429), and 503, with which the gateway says that
+no channel took the job. Everything else (a timeout while waiting, a reset, 500, 502, 504, 524, a
+success without an id) may hide an accepted job: its outcome is unknown, and it is never sent
+again. Asking for a generation's state is free, so there an unknown outcome only means "later".
+
+The table of statuses is CometAPI's ("Error codes and retry strategy"), corrected where its
+gateway is known to answer otherwise: a missing field as 500 ``invalid_request``, a model without a
+channel as 503 ``model_not_found``, an empty balance as 403 ``quota_not_enough``.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum, auto
+from typing import Any
+
+import httpx
+
+from .redact import scrub
+from .replies import error_of, says_not_visible
+
+MAX_RETRY_AFTER = 600.0
+"""Seconds. A longer Retry-After is cut, since a mistaken one must not stop a pipeline."""
+
+
+class Meaning(Enum):
+    """What a refusal comes to."""
+
+    BUSY = auto()
+    UNREACHABLE = auto()
+    INVALID = auto()
+    UNAUTHENTICATED = auto()
+    NO_BALANCE = auto()
+    MISADDRESSED = auto()
+    NOT_VISIBLE = auto()
+    UNKNOWN_OUTCOME = auto()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a call did not bring what it was made for; ``message`` is safe to show."""
+
+    meaning: Meaning
+    message: str
+    code: str = ""
+    http_status: int | None = None
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply as far as decisions need it; ``body`` is None where it is not JSON."""
+
+    http_status: int
+    headers: Mapping[str, str]
+    body: Any = None
+    is_json: bool = False
+    excerpt: str = ""
+
+
+_NEVER_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+    httpx.InvalidURL,
+)
+
+_BALANCE_CODES = {"quota_not_enough", "insufficient_quota", "insufficient_user_quota"}
+_INVALID_CODES = {
+    "invalid_request",
+    "model_not_found",
+    "reference_images_empty",
+    "callback_url_empty",
+    "convert_request_failed",
+    "invalid_api_platform",
+    "model_price_error",
+    "api_not_implemented",
+}
+_KEY_CODES = {"permission_denied", "invalid_api_key"}
+_BEFORE_SUBMISSION_CODES = {"get_user_quota_failed", "pre_consume_quota_failed"}
+_NO_CHANNEL = "no available channel"
+
+_BY_STATUS = {
+    401: Meaning.UNAUTHENTICATED,
+    402: Meaning.NO_BALANCE,
+    403: Meaning.UNAUTHENTICATED,
+    408: Meaning.UNKNOWN_OUTCOME,
+    425: Meaning.BUSY,
+    429: Meaning.BUSY,
+    501: Meaning.INVALID,
+    503: Meaning.BUSY,
+}
+
+
+def refusal_of_exception(error: Exception) -> Refusal:
+    """What a transport failure means; pure."""
+    meaning = Meaning.UNREACHABLE if isinstance(error, _NEVER_SENT) else Meaning.UNKNOWN_OUTCOME
+    return Refusal(meaning, f"{type(error).__name__}: {scrub(str(error)) or 'no detail'}")
+
+
+def refusal_of_reply(reply: Reply, now: datetime | None = None) -> Refusal | None:
+    """What a reply refuses, or None where it is a JSON success; pure.
+
+    Args:
+        reply: The reply.
+        now: The time against which a Retry-After date counts; the present one by default.
+    """
+    status = reply.http_status
+    code, message = error_of(reply.body) or ("", "")
+    if 200 <= status < 300 and reply.is_json and not (code or message):
+        if says_not_visible(reply.body):
+            return Refusal(Meaning.NOT_VISIBLE, "the service does not know the generation")
+        return None
+    return Refusal(
+        meaning=_meaning(reply, code.lower(), message.lower()),
+        message=scrub(message) or reply.excerpt or "no detail",
+        code=code,
+        http_status=status,
+        retry_after=read_retry_after(reply.headers.get("retry-after"), now or datetime.now(UTC)),
+    )
+
+
+def _meaning(reply: Reply, code: str, message: str) -> Meaning:
+    status = reply.http_status
+    if says_not_visible(reply.body):
+        return Meaning.NOT_VISIBLE
+    if code in _BALANCE_CODES:
+        return Meaning.NO_BALANCE
+    if code in _INVALID_CODES or _NO_CHANNEL in message:
+        return Meaning.INVALID
+    if code in _KEY_CODES:
+        return Meaning.UNAUTHENTICATED
+    if code in _BEFORE_SUBMISSION_CODES:
+        return Meaning.BUSY
+    if status == 404 and reply.is_json and "invalid url" not in message:
+        return Meaning.NOT_VISIBLE
+    if (not reply.is_json and status < 400) or 300 <= status < 400 or status in {404, 405}:
+        return Meaning.MISADDRESSED
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    return Meaning.INVALID if 400 <= status <= 451 else Meaning.UNKNOWN_OUTCOME
+
+
+def read_retry_after(value: str | None, now: datetime) -> float | None:
+    """Seconds that a Retry-After header asks for, as a number or a date, within bounds; pure."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value).astimezone(UTC) - now).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return min(MAX_RETRY_AFTER, max(0.0, seconds)) if math.isfinite(seconds) else None

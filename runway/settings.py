@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user sets once, in the environment or in a .env file."""
+
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .redact import is_loopback
+
+DEFAULT_BASE_URL = "https://api.cometapi.com"
+DEFAULT_RUNWAY_VERSION = "2024-11-06"
+"""The only value that CometAPI's docs show for the header X-Runway-Version."""
+
+
+def check_base_url(url: str) -> str:
+    """The root of the service, without a trailing slash.
+
+    Raises:
+        ValueError: It is not https (this machine excepted), or it carries a path.
+    """
+    parts = urlsplit(url.strip())
+    root = f"{parts.scheme}://{parts.netloc}"
+    if not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise ValueError(f"write the service's root, as {DEFAULT_BASE_URL}")
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(root)):
+        raise ValueError("the key is sent there, so it must be https:// (this machine excepted)")
+    if parts.path.strip("/"):
+        raise ValueError(f"leave out the path {parts.path!r}: Runway's routes start at {root}")
+    return root
+
+
+class CometAPISettings(BaseSettings):
+    """Settings of this package; each is read from `COMETAPI_<NAME>` when a flow run starts."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="COMETAPI_",
+        env_file=".env",
+        extra="ignore",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+    )
+
+    key: SecretStr | None = Field(default=None, description="API key of CometAPI.")
+    base_url: str = Field(
+        default=DEFAULT_BASE_URL, description="Root of the service, without a path."
+    )
+    runway_version: str = Field(
+        default=DEFAULT_RUNWAY_VERSION,
+        min_length=1,
+        description="Value of the header X-Runway-Version, sent with every call.",
+    )
+    storage: str = Field(
+        default="./videos",
+        min_length=1,
+        description="Folder, fsspec URL or Prefect block (type-slug/name) that keeps the videos.",
+    )
+    poll_interval: float = Field(
+        default=5.0,
+        gt=0,
+        le=300,
+        description="Least seconds between two polls of one generation; Runway documents 5.",
+    )
+    deadline: float = Field(
+        default=1800.0, gt=0, description="Seconds to wait for one generation to finish."
+    )
+    visibility_grace: float = Field(
+        default=120.0,
+        ge=0,
+        description="Seconds during which a new generation may be unknown to the service.",
+    )
+
+    _check_base_url = field_validator("base_url")(check_base_url)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The answers that faults put in the place of the right one."""
+
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+
+from .faults import Fault
+from .refusals import (
+    Refusal,
+    invalid_request,
+    model_not_found,
+    quota_not_enough,
+    refusal,
+    task_not_exist,
+    unauthorized,
+)
+
+_WEB_PAGE = """<!doctype html>
+<html><head><title>CometAPI</title></head>
+<body><h1>All AI models in one API</h1></body></html>
+"""
+_CLOUDFLARE_PAGE = """<!doctype html>
+<html><head><title>api.cometapi.com | 502: Bad gateway</title></head>
+<body><h1>Bad gateway <span>Error code 502</span></h1><p>Cloudflare</p></body></html>
+"""
+_DENIED = """<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>{code}</Code><Message>{message}</Message></Error>
+"""
+
+
+def instead(fault: Fault) -> Response | None:
+    """The answer that `fault` gives instead of the right one; ``None`` if it is of another sort."""
+    make = _ANSWERS.get(fault.kind)
+    return make(fault) if make else None
+
+
+def as_response(answer: Refusal) -> Response:
+    """A refusal as it goes over the wire."""
+    return JSONResponse(answer.body, answer.status, headers=answer.headers)
+
+
+def error_page(status: int) -> Response:
+    """What stands in front of the gateway says about it: a line of text."""
+    return PlainTextResponse(f"error code: {status}", status)
+
+
+def expired() -> Response:
+    """What a CDN says about a signed URL whose time is over, or that was never signed."""
+    page = _DENIED.format(code="AccessDenied", message="Access denied")
+    return Response(page, 403, media_type="application/xml")
+
+
+def gone() -> Response:
+    """What a CDN says about a file that it does not have."""
+    page = _DENIED.format(code="NoSuchKey", message="The specified key does not exist.")
+    return Response(page, 404, media_type="application/xml")
+
+
+def _too_many(fault: Fault) -> Response:
+    answer = refusal(429, "rate_limit_exceeded", "Too many requests, please try again later")
+    seconds = fault.seconds_of_retry_after()
+    if seconds is not None:
+        as_date = (fault.value or "").startswith("date:")
+        answer.headers["Retry-After"] = (
+            formatdate(time.time() + seconds, usegmt=True) if as_date else f"{seconds:g}"
+        )
+    return as_response(answer)
+
+
+_ANSWERS: dict[str, Callable[[Fault], Response]] = {
+    "429": _too_many,
+    "500": lambda _: as_response(refusal(500, "", "Internal server error")),
+    "502": lambda _: error_page(502),
+    "503": lambda _: as_response(refusal(503, "", "Service temporarily overloaded")),
+    "504": lambda _: error_page(504),
+    "524": lambda _: error_page(524),
+    "invalid-request": lambda _: as_response(invalid_request("field promptImage is required", 500)),
+    "model-not-found": lambda _: as_response(model_not_found("gen3a_turbo")),
+    "quota": lambda _: as_response(quota_not_enough()),
+    "unauthorized": lambda _: as_response(unauthorized()),
+    "html": lambda _: HTMLResponse(_WEB_PAGE),
+    "cloudflare": lambda _: HTMLResponse(_CLOUDFLARE_PAGE, 502),
+    "redirect": lambda _: HTMLResponse("", 301, headers={"Location": "https://www.cometapi.com/"}),
+    "not-visible": lambda _: as_response(task_not_exist()),
+    "not-visible-200": lambda _: JSONResponse({"status": "task_not_exist"}),
+    "error-in-200": lambda _: JSONResponse({"code": 500, "msg": "system error", "data": None}),
+    "expired": lambda _: expired(),
+    "gone": lambda _: gone(),
+    "html-asset": lambda _: HTMLResponse(_WEB_PAGE),
+    "empty": lambda _: Response(b"", media_type="video/mp4"),
+}

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The routes, as CometAPI's docs describe them."""
+
+from dataclasses import replace
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.responses import Response
+
+from . import openapi
+from .answers import expired, gone
+from .assets import Signer, clip_response
+from .bodies import ImageToVideoBody, VideoToVideoBody
+from .config import SandboxConfig
+from .docs_page import docs_page
+from .faults import Fault, FaultPlan
+from .gate import RunwayVersion, refuse_as_cometapi, require_key
+from .jobs import JobBook
+from .misbehaviour import FAULT, Misbehaving
+from .records import RequestLog
+from .refusals import task_not_exist
+from .replies import ReplyShape, Snapshot, Stage, feed_reply, task_reply
+
+
+class SandboxApp(Misbehaving):
+    """A sandbox as an ASGI application, with what it keeps.
+
+    Args:
+        config: How it is to behave.
+
+    Attributes:
+        book: The accepted jobs.
+        log: The requests.
+    """
+
+    def __init__(self, config: SandboxConfig) -> None:
+        self.book = JobBook(config)
+        self.log = RequestLog()
+        routes = _routes(self.book, self.log, Signer(config.asset_ttl))
+        super().__init__(routes, self.log, FaultPlan(config.faults, config.seed))
+
+    def add_fault(self, fault: Fault) -> None:
+        """Let one more thing go wrong, counted from the next request on."""
+        self.plan = self.plan.adding(fault, self.log.per_route.get(fault.route, 0))
+
+    def clear(self) -> None:
+        """Forget jobs, faults and requests."""
+        self.book.clear()
+        self.log.clear()
+        self.plan = FaultPlan((), self.plan.seed)
+
+
+def create_app(config: SandboxConfig | None = None) -> SandboxApp:
+    """Make a sandbox as an ASGI application, to be run by a server of one's own."""
+    return SandboxApp(config or SandboxConfig())
+
+
+def _routes(book: JobBook, log: RequestLog, signer: Signer) -> FastAPI:
+    app = FastAPI(**openapi.ABOUT, docs_url=None, redoc_url=None)
+    refuse_as_cometapi(app)
+    app.include_router(_creates(book))
+    app.include_router(_polls(book, signer))
+    app.include_router(_outputs(book, signer))
+    app.include_router(_pages(app, book, log))
+    openapi.keep_honest(app)
+    return app
+
+
+def _creates(book: JobBook) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(require_key)])
+
+    def accept(request: Request, body: ImageToVideoBody | VideoToVideoBody) -> openapi.Created:
+        fault = request.scope.get(FAULT)
+        fate = fault if _fault_of(request) in {"failed", "cancelled"} else None
+        job = book.accept(body.recipe(), body.model_dump(exclude_unset=True), fate)
+        return openapi.Created(id=job.task_id)
+
+    @router.post("/runwayml/v1/image_to_video", **openapi.CREATE)
+    async def image_to_video(
+        request: Request,
+        body: openapi.ImageToVideoExample,
+        version: RunwayVersion,  # noqa: ARG001 - it has to be there, and that is all
+    ) -> openapi.Created:
+        """Animate an image."""
+        return accept(request, body)
+
+    @router.post("/runwayml/v1/video_to_video", **openapi.CREATE)
+    async def video_to_video(
+        request: Request,
+        body: openapi.VideoToVideoExample,
+        version: RunwayVersion,  # noqa: ARG001 - it has to be there, and that is all
+    ) -> openapi.Created:
+        """Restyle a video."""
+        return accept(request, body)
+
+    return router
+
+
+def _polls(book: JobBook, signer: Signer) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(require_key)])
+
+    def look_up(request: Request, task_id: str) -> tuple[ReplyShape, Snapshot]:
+        """The shape in which to speak about a job, and what there is to say."""
+        job = book.poll(task_id)
+        if job is None:
+            raise task_not_exist()
+        name = f"{task_id}/0"
+        url = f"{request.base_url}assets/{name}.mp4"
+        snapshot = book.tell(job, lambda: (f"{url}?_jwt={signer.sign(name)}",))
+        if _fault_of(request) == "unknown-status":
+            snapshot = replace(snapshot, stage=Stage.UNKNOWN, urls=())
+        return job.shape, snapshot
+
+    @router.get("/runwayml/v1/tasks/{task_id}", response_model=openapi.TaskReply, **openapi.POLL)
+    async def task(request: Request, task_id: str) -> Response:
+        """Get a Runway task."""
+        return JSONResponse(task_reply(*look_up(request, task_id)))
+
+    @router.post("/runway/feed", response_model=openapi.TaskReply, **openapi.FEED)
+    async def feed(request: Request, body: openapi.FeedBody) -> Response:
+        """Get a task by the compatibility routes."""
+        return JSONResponse(feed_reply(*look_up(request, body.task_id)))
+
+    return router
+
+
+def _outputs(book: JobBook, signer: Signer) -> APIRouter:
+    router = APIRouter()
+
+    def serve(request: Request, task_id: str, index: str, token: str) -> Response:
+        if not signer.accepts(f"{task_id}/{index}", token):
+            return expired()
+        clip = book.finished_clip(task_id)
+        if clip is None:
+            return gone()
+        fault = _fault_of(request)
+        if fault == "truncated-silent":
+            clip = clip[: len(clip) // 2]
+        return clip_response(clip, request.headers, ranges=fault != "ignore-range")
+
+    @router.get("/assets/{task_id}/{index}.mp4", **openapi.ASSET)
+    async def output(request: Request, task_id: str, index: str, _jwt: str = "") -> Response:
+        """Download an output."""
+        return serve(request, task_id, index, _jwt)
+
+    @router.head("/assets/{task_id}/{index}.mp4", **openapi.ASSET)
+    async def output_headers(
+        request: Request, task_id: str, index: str, _jwt: str = ""
+    ) -> Response:
+        """Ask for an output's size and ETag."""
+        return serve(request, task_id, index, _jwt)
+
+    return router
+
+
+def _pages(app: FastAPI, book: JobBook, log: RequestLog) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi()))
+
+    @router.get("/_sandbox", tags=["Sandbox"])
+    async def census() -> openapi.Census:
+        """Count what has been accepted and asked."""
+        return openapi.Census(
+            accepted=len(book.accepted), requests=log.per_route, jobs=book.stages()
+        )
+
+    return router
+
+
+def _fault_of(request: Request) -> str | None:
+    """The kind of fault that the routes have to carry out in this request."""
+    fault: Fault | None = request.scope.get(FAULT)
+    return fault.kind if fault else None

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The requests that create a job, and what CometAPI's docs allow in them.
+
+Only the documented model of each route is known here, and its limits are taken at their word:
+CometAPI's page for image-to-video says 512 characters and seeds below a thousand million, where
+Runway itself allows more. Types are strict and nothing unknown passes, since the point of a
+stand-in is to find a client's mistakes.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .render import Recipe
+
+Ratio = Literal[
+    "1280:720",
+    "720:1280",
+    "1104:832",
+    "832:1104",
+    "960:960",
+    "1584:672",
+    "1280:768",
+    "768:1280",
+]
+
+_WEB = r"https://[^/\s]+|http://(127\.0\.0\.1|localhost|\[::1\])([:/]|$)"
+
+ImageUri = Annotated[
+    str,
+    Field(
+        pattern=rf"^({_WEB}|data:image/)",
+        description="An https URL, a data URI of an image, or plain http on loopback.",
+        examples=["https://cdn.britannica.com/70/234870-050-D4D024BB/Orange-colored-cat.jpg"],
+    ),
+]
+VideoUri = Annotated[
+    str,
+    Field(
+        pattern=rf"^({_WEB}|data:video/)",
+        description="An https URL, a data URI of a video, or plain http on loopback.",
+        examples=["https://media.w3.org/2010/05/sintel/trailer.mp4"],
+    ),
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ImageToVideoBody(_Body):
+    """POST /runwayml/v1/image_to_video."""
+
+    promptImage: ImageUri  # noqa: N815 - the wire's name
+    model: Literal["gen3a_turbo"]
+    promptText: Annotated[str, Field(max_length=512, examples=["slow zoom"])] = ""  # noqa: N815
+    seed: Annotated[
+        int,
+        Field(ge=0, le=999_999_999, description="Without one the sandbox draws as for 0."),
+    ] = 0
+    watermark: bool = False
+    duration: Annotated[Literal[5, 10], Field(description="Seconds.")] = 5
+    ratio: Annotated[Ratio, Field(description="Width and height of the clip in pixels.")] = (
+        "1280:720"
+    )
+
+    def recipe(self) -> Recipe:
+        """What the clip depends on."""
+        width, height = _size(self.ratio)
+        return Recipe(
+            route="image_to_video",
+            uri=self.promptImage,
+            prompt=self.promptText,
+            seed=self.seed,
+            width=width,
+            height=height,
+            seconds=self.duration,
+        )
+
+
+class Reference(_Body):
+    """A picture that a video is restyled after."""
+
+    type: Literal["image"]
+    uri: ImageUri
+
+
+class ContentModeration(_Body):
+    """How strictly public figures are recognised."""
+
+    publicFigureThreshold: Literal["auto", "low"] = "auto"  # noqa: N815 - the wire's name
+
+
+class VideoToVideoBody(_Body):
+    """POST /runwayml/v1/video_to_video."""
+
+    videoUri: VideoUri  # noqa: N815 - the wire's name
+    model: Literal["gen4_aleph"]
+    promptText: Annotated[  # noqa: N815 - the wire's name
+        str, Field(min_length=1, max_length=1000, examples=["Make the motion feel cinematic."])
+    ]
+    seed: Annotated[
+        int,
+        Field(ge=0, le=4_294_967_295, description="Without one the sandbox draws as for 0."),
+    ] = 0
+    references: Annotated[list[Reference], Field(max_length=1)] = []
+    ratio: Annotated[
+        str,
+        Field(
+            pattern=r"^[1-9][0-9]{2,3}:[1-9][0-9]{2,3}$",
+            description=(
+                "Size of the stand-in where the video cannot be fetched; otherwise the clip "
+                "keeps the size of the video, as with Runway."
+            ),
+            examples=["1280:720"],
+        ),
+    ] = "1280:720"
+    contentModeration: ContentModeration = ContentModeration()  # noqa: N815 - the wire's name
+
+    def recipe(self) -> Recipe:
+        """What the clip depends on."""
+        width, height = _size(self.ratio)
+        return Recipe(
+            route="video_to_video",
+            uri=self.videoUri,
+            prompt=self.promptText,
+            seed=self.seed,
+            width=width,
+            height=height,
+            seconds=5,
+        )
+
+
+def _size(ratio: str) -> tuple[int, int]:
+    width, height = ratio.split(":")
+    return int(width) // 2 * 2, int(height) // 2 * 2

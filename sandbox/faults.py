@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong, and the plan that says which request it happens to.
+
+The decision is a pure function of the plan and of the number of the request on its route, so a
+run with the same plan misbehaves at the same places, whatever else happens around it. The doing is
+elsewhere (`wire.py`, `misbehaviour.py`, `app.py`).
+"""
+
+import random
+from collections.abc import Iterable
+from typing import Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FaultRoute = Literal["create", "task", "feed", "asset"]
+
+FaultKind = Literal[
+    "429",
+    "500",
+    "502",
+    "503",
+    "504",
+    "524",
+    "invalid-request",
+    "model-not-found",
+    "quota",
+    "unauthorized",
+    "reset-before",
+    "reset-after",
+    "silent-after",
+    "error-after",
+    "html",
+    "cloudflare",
+    "redirect",
+    "no-id",
+    "not-visible",
+    "not-visible-200",
+    "unknown-status",
+    "error-in-200",
+    "failed",
+    "cancelled",
+    "expired",
+    "gone",
+    "truncated",
+    "truncated-silent",
+    "html-asset",
+    "empty",
+    "ignore-range",
+    "slow",
+]
+
+_CREATE_ONLY = {"reset-after", "silent-after", "error-after", "no-id", "failed", "cancelled"}
+_POLL_ONLY = {"not-visible", "not-visible-200", "unknown-status"}
+_ASSET_ONLY = {
+    "expired",
+    "gone",
+    "truncated",
+    "truncated-silent",
+    "html-asset",
+    "empty",
+    "ignore-range",
+    "slow",
+}
+_NOT_ON_ASSETS = {"invalid-request", "model-not-found", "quota", "error-in-200"}
+
+_NUMBERS = {"silent-after": float, "slow": float, "error-after": int}
+_FORM = "ROUTE:KIND or ROUTE:KIND:times=N,after=N,rate=P,value=TEXT"
+
+
+def routes_of(kind: FaultKind) -> tuple[FaultRoute, ...]:
+    """The routes on which a kind of fault means something."""
+    if kind in _CREATE_ONLY:
+        return ("create",)
+    if kind in _POLL_ONLY:
+        return ("task", "feed")
+    if kind in _ASSET_ONLY:
+        return ("asset",)
+    if kind in _NOT_ON_ASSETS:
+        return ("create", "task", "feed")
+    return get_args(FaultRoute)
+
+
+class Fault(BaseModel):
+    """One thing that goes wrong.
+
+    Attributes:
+        route: ``create`` (both POSTs), ``task`` (GET a task), ``feed`` (POST /runway/feed) or
+            ``asset`` (download a clip).
+        kind: What happens; each kind has its routes.
+        times: To how many requests of the route it happens.
+        after: How many requests of the route are left alone first.
+        rate: Instead of `times`: the chance, from 0 to 1, of each request to be hit.
+        value: What a kind may be told: ``429`` takes the seconds of Retry-After, or
+            ``date:SECONDS`` to have it as an HTTP date; ``silent-after`` the seconds of silence
+            (default 30); ``slow`` the seconds a download takes (default 5); ``error-after`` the
+            HTTP status (default 504); ``failed`` the failure code.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    route: FaultRoute
+    kind: FaultKind
+    times: int = Field(default=1, ge=1, le=10_000)
+    after: int = Field(default=0, ge=0)
+    rate: float | None = Field(default=None, ge=0, le=1)
+    value: str | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        routes = routes_of(self.kind)
+        if self.route not in routes:
+            raise ValueError(f"{self.kind} happens on {' or '.join(routes)}, not on {self.route}")
+        if self.rate is not None and "times" in self.model_fields_set:
+            raise ValueError("rate and times exclude each other")
+        self._check_value()
+        return self
+
+    def _check_value(self) -> None:
+        if self.value is None:
+            return
+        if self.kind == "429":
+            self.seconds_of_retry_after()
+        elif self.kind in _NUMBERS:
+            _NUMBERS[self.kind](self.value)
+        elif self.kind != "failed":
+            raise ValueError(f"{self.kind} takes no value")
+
+    def seconds_of_retry_after(self) -> float | None:
+        """Seconds that Retry-After asks for; ``None`` where the header is to be absent."""
+        return None if self.value is None else float(self.value.removeprefix("date:"))
+
+    def number(self, default: float) -> float:
+        """The `value` of a kind that takes a number."""
+        return default if self.value is None else float(self.value)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a fault from one word of a command line, such as ``create:429:times=2,value=3``.
+
+        Raises:
+            ValueError: It cannot be read; the message quotes it and says what was expected.
+        """
+        route, _, rest = text.partition(":")
+        kind, _, options = rest.partition(":")
+        given: dict[str, Any] = {"route": route, "kind": kind}
+        for option in filter(None, options.split(",")):
+            name, equals, value = option.partition("=")
+            if not equals or name not in {"times", "after", "rate", "value"}:
+                raise ValueError(f"Fault {text!r}: {option!r} is no option. Expected {_FORM}.")
+            given[name] = value
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise ValueError(f"Fault {text!r}: {_reasons(error)}. Expected {_FORM}.") from None
+
+
+def _reasons(error: ValidationError) -> str:
+    return "; ".join(
+        " ".join([*map(str, problem["loc"]), problem["msg"].removeprefix("Value error, ")])
+        for problem in error.errors()
+    )
+
+
+def as_faults(faults: Iterable[Fault | str]) -> tuple[Fault, ...]:
+    """Faults given as objects or as short strings, all as objects."""
+    return tuple(fault if isinstance(fault, Fault) else Fault.parse(fault) for fault in faults)
+
+
+class FaultPlan:
+    """Which request gets which fault.
+
+    Faults with a count take their requests first, each the earliest that are left after its
+    `after`; so ``create:429:times=2`` and ``create:reset-after`` make two 429s and then a reset.
+    Among the requests that are left, each fault with a rate has its chance, in the order given.
+
+    Args:
+        faults: What goes wrong.
+        seed: Makes the chances fall the same way again.
+    """
+
+    def __init__(self, faults: Iterable[Fault], seed: int = 0) -> None:
+        self.faults = tuple(faults)
+        self.seed = seed
+        self._taken: dict[tuple[FaultRoute, int], Fault] = {}
+        for fault in self.faults:
+            if fault.rate is None:
+                self._take(fault)
+
+    def _take(self, fault: Fault) -> None:
+        number, left = fault.after, fault.times
+        while left:
+            if (fault.route, number) not in self._taken:
+                self._taken[fault.route, number] = fault
+                left -= 1
+            number += 1
+
+    def decide(self, route: FaultRoute, number: int) -> Fault | None:
+        """The fault of the request with this number (from 0) on its route, if any."""
+        if fault := self._taken.get((route, number)):
+            return fault
+        for place, fault in enumerate(self.faults):
+            if (
+                fault.rate is not None
+                and fault.route == route
+                and number >= fault.after
+                and _chance(self.seed, route, number, place) < fault.rate
+            ):
+                return fault
+        return None
+
+    def adding(self, fault: Fault, already_seen: int) -> "FaultPlan":
+        """The plan with one more fault, counted from the next request of its route on."""
+        later = Fault.model_validate(
+            fault.model_dump(exclude_unset=True) | {"after": fault.after + already_seen}
+        )
+        return FaultPlan([*self.faults, later], self.seed)
+
+
+def _chance(seed: int, route: FaultRoute, number: int, place: int) -> float:
+    """A number in [0, 1) that depends on its arguments alone."""
+    return random.Random(f"{seed}:{route}:{number}:{place}").random()  # noqa: S311 - no secrets

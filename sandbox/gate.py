@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may pass: the key, the version header, and what is said to those who may not."""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from .answers import as_response
+from .refusals import Refusal, invalid_request, model_not_found, no_such_route, unauthorized
+
+WRONG_KEY = "wrong-key"
+"""The one key that is refused."""
+
+_bearer = HTTPBearer(
+    auto_error=False, scheme_name="bearerAuth", description=f"Any key but `{WRONG_KEY}`."
+)
+
+
+def require_key(
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> None:
+    """Let any key pass but the wrong one.
+
+    Raises:
+        Refusal: There is no key, or it is the wrong one.
+    """
+    if credentials is None or credentials.credentials.strip() in {"", WRONG_KEY}:
+        raise unauthorized()
+
+
+RunwayVersion = Annotated[
+    str,
+    Header(alias="X-Runway-Version", pattern=r"^\d{4}-\d{2}-\d{2}$", examples=["2024-11-06"]),
+]
+
+
+def refuse_as_cometapi(app: FastAPI) -> None:
+    """Answer everything that goes wrong in CometAPI's envelopes instead of FastAPI's."""
+
+    @app.exception_handler(Refusal)
+    async def _refused(_: Request, refused: Refusal) -> Response:
+        return as_response(refused)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> Response:
+        return as_response(refusal_of(list(error.errors())))
+
+    @app.exception_handler(HTTPException)
+    async def _no_route(request: Request, error: HTTPException) -> Response:
+        body = no_such_route(request.method, request.url.path)
+        return JSONResponse(body, error.status_code, headers=error.headers)
+
+
+def refusal_of(problems: list[dict[str, Any]]) -> Refusal:
+    """The refusal that CometAPI answers to a request with these problems.
+
+    The gateway looks for a channel that serves the model before it looks at anything else.
+
+    Args:
+        problems: What pydantic found.
+    """
+    for problem in problems:
+        if problem["loc"] == ("body", "model") and isinstance(problem["input"], str):
+            return model_not_found(problem["input"])
+    message = "; ".join(map(_in_words, problems))
+    missing = any(_is_missing_field(problem) for problem in problems)
+    return invalid_request(message, status=500 if missing else 400)
+
+
+def _is_missing_field(problem: dict[str, Any]) -> bool:
+    return problem["type"] == "missing" and problem["loc"][0] == "body" and len(problem["loc"]) > 1
+
+
+def _in_words(problem: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in problem["loc"] if part != "body") or "body"
+    return f"{place}: {problem['msg']}"

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stands around the routes, keeps the record of what was asked, and lets the faults happen."""
+
+import re
+import time
+from typing import get_args
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import wire
+from .answers import error_page, instead
+from .faults import Fault, FaultPlan, FaultRoute
+from .records import RecordedRequest, RequestLog
+
+FAULT = "prefect_cometapi.sandbox.fault"
+"""Where in the ASGI scope the routes find a fault that is theirs to carry out."""
+
+_ROUTES = (
+    ("POST", re.compile(r"/runwayml/v1/(image|video)_to_video"), "create"),
+    ("GET", re.compile(r"/runwayml/v1/tasks/[^/]+"), "task"),
+    ("POST", re.compile(r"/runway/feed"), "feed"),
+    ("GET", re.compile(r"/assets/.+"), "asset"),
+    ("HEAD", re.compile(r"/assets/.+"), "asset"),
+)
+
+
+def route_of(method: str, path: str) -> str:
+    """Which of the four routes of a plan a request belongs to, or ``other``."""
+    for its_method, pattern, route in _ROUTES:
+        if its_method == method and pattern.fullmatch(path):
+            return route
+    return "other"
+
+
+class Misbehaving:
+    """The routes, and around them everything that can go wrong.
+
+    Args:
+        app: The routes.
+        log: Where requests are noted.
+        plan: What goes wrong. May be exchanged at any time.
+    """
+
+    def __init__(self, app: ASGIApp, log: RequestLog, plan: FaultPlan) -> None:
+        self._app = app
+        self._log = log
+        self.plan = plan
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, well or badly."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = _record(scope)
+        number = self._log.add(record)
+        fault = self._fault(record.route, number)
+        if fault is None:
+            await self._app(scope, receive, _noting(record, send))
+            return
+        record.fault = fault.kind
+        scope[FAULT] = fault
+        await self._go_wrong(fault, record, scope, receive, send)
+
+    def _fault(self, route: str, number: int) -> Fault | None:
+        for known in get_args(FaultRoute):
+            if known == route:
+                return self.plan.decide(known, number)
+        return None
+
+    async def _go_wrong(
+        self, fault: Fault, record: RecordedRequest, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        noted = _noting(record, send)
+        if answer := instead(fault):
+            await wire.drain(receive)
+            await answer(scope, receive, noted)
+        elif fault.kind == "reset-before":
+            await wire.drain(receive)
+            await wire.reset(receive, send)
+        elif fault.kind in _AFTERWARDS:
+            await self._after_the_answer(fault, record, scope, receive, send)
+        else:
+            await self._app(scope, receive, noted)
+
+    async def _after_the_answer(
+        self, fault: Fault, record: RecordedRequest, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Let the routes do their work and spoil only the answer, if it is a good one."""
+        noted = _noting(record, send)
+        answer = await wire.answer_of(self._app, scope, receive)
+        if answer[0]["status"] >= 400:
+            await wire.replay(answer, noted)
+        elif fault.kind == "reset-after":
+            await wire.reset(receive, send)
+        elif fault.kind == "silent-after":
+            await wire.fall_silent(receive, send, fault.number(30))
+        elif fault.kind == "error-after":
+            await error_page(int(fault.number(504)))(scope, receive, noted)
+        elif fault.kind == "no-id":
+            await JSONResponse({})(scope, receive, noted)
+        elif fault.kind == "slow":
+            await wire.trickle(answer, noted, fault.number(5))
+        else:
+            record.status = answer[0]["status"]
+            await wire.cut_in_half(answer, receive, send)
+
+
+_AFTERWARDS = {"reset-after", "silent-after", "error-after", "no-id", "slow", "truncated"}
+
+
+def _record(scope: Scope) -> RecordedRequest:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    return RecordedRequest(
+        method=scope["method"],
+        path=scope["path"],
+        route=route_of(scope["method"], scope["path"]),
+        headers=headers,
+        at=time.monotonic(),
+    )
+
+
+def _noting(record: RecordedRequest, send: Send) -> Send:
+    """Send, and note the status that is sent."""
+
+    async def noted(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            record.status = message["status"]
+        await send(message)
+
+    return noted

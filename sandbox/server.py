@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a sandbox on a real socket: beside a test, or as a process of its own."""
+
+import socket
+from collections.abc import Iterable
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
+
+import uvicorn
+
+from .app import SandboxApp, create_app
+from .config import SandboxConfig
+from .faults import Fault, as_faults
+from .jobs import AcceptedJob
+from .records import RecordedRequest
+from .replies import ReplyShape
+
+START_TIMEOUT = 10.0
+"""Seconds after which a server that does not listen is given up."""
+
+
+class Sandbox:
+    """A stand-in for CometAPI on loopback, for the length of a ``with`` block.
+
+    ```python
+    with Sandbox(faults=["create:reset-after"]) as sandbox:
+        ...  # talk to sandbox.url
+        assert len(sandbox.accepted) == 1
+    ```
+
+    Args:
+        port: Port to listen on; 0 takes a free one.
+        shapes: The shapes that replies about jobs come in. Jobs take them in turns.
+        faults: What goes wrong, as `Fault` objects or short strings such as ``create:429``.
+        seed: Decides where faults with a rate strike.
+        render_seconds: Seconds that a job takes at least.
+        not_visible_polls: How many polls of a new job answer ``task_not_exist``.
+        asset_ttl: Seconds that an output's URL is valid.
+        host: Address to listen on.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        *,
+        shapes: Iterable[ReplyShape] = ("bare",),
+        faults: Iterable[Fault | str] = (),
+        seed: int = 0,
+        render_seconds: float = 0.0,
+        not_visible_polls: int = 0,
+        asset_ttl: float = 3600.0,
+        host: str = "127.0.0.1",
+    ) -> None:
+        config = SandboxConfig(
+            shapes=tuple(shapes),
+            faults=as_faults(faults),
+            seed=seed,
+            render_seconds=render_seconds,
+            not_visible_polls=not_visible_polls,
+            asset_ttl=asset_ttl,
+        )
+        self._app = create_app(config)
+        self._address = (host, port)
+        self._url: str | None = None
+
+    def __enter__(self) -> Self:
+        listener = _listen(*self._address)
+        self._url = _url(listener)
+        self._server = _Server(self._app)
+        self._thread = Thread(
+            target=self._server.run, args=([listener],), name="sandbox", daemon=True
+        )
+        self._thread.start()
+        if not self._server.listening.wait(START_TIMEOUT):
+            raise RuntimeError(f"The sandbox did not start within {START_TIMEOUT:g} s.")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._app.book.close()
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as ``http://127.0.0.1:PORT``.
+
+        Raises:
+            RuntimeError: It has not been entered.
+        """
+        if self._url is None:
+            raise RuntimeError("A sandbox has a URL inside its `with` block only.")
+        return self._url
+
+    @property
+    def accepted(self) -> list[AcceptedJob]:
+        """Every job that the real service would have charged for."""
+        return self._app.book.accepted
+
+    @property
+    def requests(self) -> list[RecordedRequest]:
+        """Every request that has arrived."""
+        return self._app.log.requests
+
+    def add_fault(self, fault: Fault | str) -> None:
+        """Let one more thing go wrong, counted from the next request of its route on."""
+        self._app.add_fault(*as_faults([fault]))
+
+    def settle(self, timeout: float | None = None) -> None:
+        """Wait until every accepted job's clip has been drawn.
+
+        Raises:
+            TimeoutError: One took longer than `timeout` seconds.
+        """
+        self._app.book.settle(timeout)
+
+    def clear(self) -> None:
+        """Forget jobs, faults and requests."""
+        self._app.clear()
+
+
+def serve(config: SandboxConfig | None = None, port: int = 8765, host: str = "127.0.0.1") -> None:
+    """Run a sandbox until Ctrl-C. Prints nothing.
+
+    Args:
+        config: How it is to behave.
+        port: Port to listen on.
+        host: Address to listen on.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    app = create_app(config)
+    try:
+        _Server(app).run([_listen(host, port)])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        app.book.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, quiet, that says when it listens and does not wait for anyone when it stops."""
+
+    def __init__(self, app: SandboxApp) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="h11",
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                timeout_keep_alive=60,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self.listening = Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await super().shutdown(sockets)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns off Nagle's algorithm only on sockets that say they are TCP; with it on, every
+    # answer on a connection that is kept alive would wait 40 ms for an acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
