@@ -87,7 +87,7 @@ async def _move_progress(submission: Submission, reply: Generation) -> None:
         remembered.artifact_id = await acreate_progress_artifact(
             key="cometapi-progress",
             progress=_percent(reply),
-            description=f"Rendering {submission.route or 'generation'} `{submission.task_id}`",
+            description=f"Rendering generation {submission.task_id}",
         )
     else:
         await aupdate_progress_artifact(remembered.artifact_id, progress=_percent(reply))
@@ -107,7 +107,7 @@ async def show_poster(poster: Path) -> None:
     await acreate_image_artifact(
         image_url=f"data:image/jpeg;base64,{picture}",
         key="cometapi-poster",
-        description="A frame from the middle of the video.",
+        description=f"A frame from the middle of {poster.stem}.mp4",
     )
 
 
@@ -121,27 +121,31 @@ async def show_result(submission: Submission, result: GenerationResult) -> None:
             link=_as_link(video.uri),
             link_text=video.uri.rpartition("/")[2],
             key="cometapi-video",
-            description=f"Stored at `{video.uri}`",
+            description=f"Stored at {video.uri}",
         )
-    await acreate_table_artifact(
-        table=[_row(submission, result, video) for video in result.videos],
-        key="cometapi-generation",
-        description=f"Generation `{submission.task_id}`",
-    )
-    for video in result.videos:
+        await acreate_table_artifact(
+            table=[
+                {"what": what, "value": value}
+                for what, value in _facts(submission, result, video).items()
+            ],
+            key="cometapi-generation",
+            description=f"What generation {submission.task_id} came to",
+        )
         announce_asset(video, submission)
 
 
-def _row(submission: Submission, result: GenerationResult, video: StoredVideo) -> dict[str, Any]:
+def _facts(submission: Submission, result: GenerationResult, video: StoredVideo) -> dict[str, str]:
     return {
         "file": video.uri.rpartition("/")[2],
-        "size": shown_size(video.size),
         "duration": f"{video.duration:.1f} s",
-        "pixels": f"{video.width} × {video.height}",  # noqa: RUF001 -- the sign for it
-        "model": submission.model or "",
-        "waited": f"{result.waited:.1f} s",
-        "polls": result.polls,
-        "sha256": video.sha256[:16],
+        "frame": f"{video.width} × {video.height} pixels",  # noqa: RUF001 -- the sign for it
+        "size": shown_size(video.size),
+        "submitted": f"{submission.submitted_at:%Y-%m-%d %H:%M:%S} UTC",
+        "ready after": f"{result.waited:.1f} s",
+        "polls": str(result.polls),
+        "model": submission.model or "unknown",
+        "key": submission.key,
+        "sha256": video.sha256,
     }
 
 

@@ -2,9 +2,8 @@
 """The flows: from a request to a stored video, and from a task id that was bought elsewhere."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from ..blocks.credentials import CometAPICredentials
@@ -13,6 +12,7 @@ from ..runway.generation import GenerationResult, Submission
 from ..runway.names import check_key
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from . import display
+from .recorded import recorded_flow
 from .running import run_sync
 from .tasks import afetch_output, apersist_output, apoll_generation, asubmit_generation
 
@@ -36,11 +36,8 @@ Key = Annotated[
     ),
 ]
 
-# The result is kept, so that a retried parent flow does not run a finished subflow again.
-_KEPT: dict[str, Any] = {"persist_result": True, "result_serializer": "json"}
 
-
-@flow(name="image-to-video", **_KEPT)
+@recorded_flow("image-to-video")
 async def aimage_to_video(
     request: ImageToVideoRequest,
     credentials: Credentials = None,
@@ -55,7 +52,7 @@ async def aimage_to_video(
     return await _generate(request, credentials, storage, key)
 
 
-@flow(name="video-to-video", **_KEPT)
+@recorded_flow("video-to-video")
 async def avideo_to_video(
     request: VideoToVideoRequest,
     credentials: Credentials = None,
@@ -70,7 +67,7 @@ async def avideo_to_video(
     return await _generate(request, credentials, storage, key)
 
 
-@flow(name="finish-generation", **_KEPT)
+@recorded_flow("finish-generation")
 async def afinish_generation(
     task_id: TaskId,
     credentials: Credentials = None,
@@ -133,7 +130,7 @@ def _difference(submission: Submission, request: GenerationRequest) -> str:
     return f"the key belongs to another request: {told or 'another route'}"
 
 
-@flow(name="image-to-video", **_KEPT)
+@recorded_flow("image-to-video")
 def image_to_video(
     request: ImageToVideoRequest,
     credentials: Credentials = None,
@@ -148,7 +145,7 @@ def image_to_video(
     return run_sync(_generate(request, credentials, storage, key))
 
 
-@flow(name="video-to-video", **_KEPT)
+@recorded_flow("video-to-video")
 def video_to_video(
     request: VideoToVideoRequest,
     credentials: Credentials = None,
@@ -163,7 +160,7 @@ def video_to_video(
     return run_sync(_generate(request, credentials, storage, key))
 
 
-@flow(name="finish-generation", **_KEPT)
+@recorded_flow("finish-generation")
 def finish_generation(
     task_id: TaskId,
     credentials: Credentials = None,

@@ -21,6 +21,7 @@ from urllib.parse import urljoin
 
 import httpx
 
+from .client import tls_context
 from .errors import DownloadInterrupted, InvalidOutput, OutputExpired
 from .redact import host_of, scrub, shown_url
 
@@ -96,7 +97,7 @@ async def download(
         InvalidOutput: It is empty, an HTML page, or longer than announced or allowed.
     """
     async with httpx.AsyncClient(
-        timeout=TIMEOUT, transport=transport, follow_redirects=False
+        timeout=TIMEOUT, transport=transport, verify=tls_context(), follow_redirects=False
     ) as http:
         with destination.open("wb") as file:
             partial = Partial(file)

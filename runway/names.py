@@ -39,20 +39,20 @@ def step_key(step: str, key: str) -> str:
 
 
 def file_stem(key: str, submitted_at: datetime, position: int = 0) -> str:
-    """The name of an output file without its suffix: time, readable key, hash of the key.
+    """The name of an output file without its suffix: UTC time, readable key, hash of the key.
 
     It is the same for the same generation, differs between any two, and holds only lower-case
     letters, digits and dashes, so that it is safe on every system. Long ids inside the key are
     cut to their beginning, as the UI shows them.
     """
-    time = submitted_at.astimezone(UTC).strftime("%Y%m%dt%H%M%Sz")
+    time = submitted_at.astimezone(UTC).strftime("%Y%m%d-%H%M%S")
     plain = unicodedata.normalize("NFKD", key).encode("ascii", "ignore").decode().lower()
     readable = re.sub(r"[^a-z0-9]+", "-", _UUID.sub(lambda id_: id_[1], plain))
     readable = readable.strip("-")[:60].strip("-")
     if not readable or _RESERVED.fullmatch(readable):
         readable = "video"
     suffix = f"-{position + 1}" if position else ""
-    return f"{time}-{readable}-{_digest(key, 10)}{suffix}"
+    return f"{time}-{readable}-{_digest(key, 8)}{suffix}"
 
 
 def _digest(text: str, length: int) -> str:

@@ -7,27 +7,29 @@ before it went through one of these functions.
 """
 
 import hashlib
+import ipaddress
 import re
 from urllib.parse import urlsplit
 
 HIDDEN = "<sha256:"
 """Marks a shortened text, which no longer works as an address."""
 
-_URL = re.compile(r"https?://[^\s\"'<>\\)\]}]+", re.IGNORECASE)
-_DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w=.+-]+)*,[A-Za-z0-9+/=_%-]+")
-_BEARER = re.compile(r"(bearer\s+)[^\s\"',;]+", re.IGNORECASE)
-_KEY = re.compile(r"\bsk-[A-Za-z0-9_-]{6,}")
+# In doubt too much is hidden: a URL ends only where none can go on, slashes may be escaped.
+_URL = re.compile(r"[a-z][a-z0-9+.-]{0,20}:(?:\\?/){2}[^\s\"<>]+", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:(?:[\w.+-]+\\?/[\w.+-]+)?(?:;[\w=.+-]+)*,[^\s\"'<>]+", re.IGNORECASE)
+_BEARER = re.compile(r"((?:bearer\s+)+[\"']?)(?!<hidden)[^\s\"',;]+", re.IGNORECASE)
+_KEY = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{6,}")
 
 
 def shown_url(url: str) -> str:
     """The URL without user info and with a hash in place of its query and fragment."""
-    address, mark, token = url.partition("?")
-    if not mark:
-        address, mark, token = url.partition("#")
+    address, mark, token = url, "", ""
+    if found := re.search(r"[?#]", url):
+        address, mark, token = url[: found.start()], found[0], url[found.end() :]
     scheme, separator, rest = address.partition("://")
     host, slash, path = rest.partition("/")
     address = f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
-    return f"{address}?{HIDDEN}{_digest(token)}>" if mark else address
+    return f"{address}?{HIDDEN}{_digest(token)}>" if token else f"{address}{mark}"
 
 
 def shown_source(source: str) -> str:
@@ -45,8 +47,8 @@ def is_shortened(text: str) -> bool:
 
 def scrub(text: str, limit: int = 500) -> str:
     """Somebody else's words, safe to repeat: no token, key or data URI, one line, bounded."""
+    text = _URL.sub(lambda found: shown_url(found[0].replace("\\/", "/")), text)
     text = _DATA_URI.sub(lambda found: shown_source(found[0]), text)
-    text = _URL.sub(lambda found: shown_url(found[0]), text)
     text = _BEARER.sub(r"\1<hidden>", text)
     text = " ".join(_KEY.sub("<hidden key>", text).split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
@@ -63,7 +65,10 @@ def host_of(url: str) -> str:
 def is_loopback(url: str) -> bool:
     """Whether the URL names this machine, where plain http is safe."""
     host = host_of(url)
-    return host in {"localhost", "::1"} or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _digest(text: str) -> str:

@@ -119,8 +119,8 @@ def _status(word: str, has_output: bool) -> Status | None:
 
 def _combined(statuses: set[Status | None]) -> Status:
     by_weight = (
+        Status.CANCELLED,  # the gateway has no word for it and says FAILURE around it
         Status.FAILED,
-        Status.CANCELLED,
         Status.SUCCEEDED,
         Status.RUNNING,
         Status.NOT_VISIBLE,

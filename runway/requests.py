@@ -204,7 +204,7 @@ def _exceeded(request: GenerationRequest, limits: Limits) -> "list[tuple[str, st
 
 
 def _check_ratio(value: object) -> object:
-    if isinstance(value, str) and not re.fullmatch(r"[1-9]\d{0,4}:[1-9]\d{0,4}", value):
+    if isinstance(value, str) and not re.fullmatch(r"[1-9][0-9]{0,4}:[1-9][0-9]{0,4}", value):
         raise ValueError(f"write width:height with a colon, as {RATIOS[0]}, got {value[:40]!r}")
     return value
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user sets once, in the environment or in a .env file."""
 
+import re
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
@@ -19,10 +20,15 @@ def check_base_url(url: str) -> str:
     Raises:
         ValueError: It is not https (this machine excepted), or it carries a path.
     """
-    parts = urlsplit(url.strip())
+    wrong = ValueError(f"write the service's root, as {DEFAULT_BASE_URL}")
+    try:
+        parts = urlsplit(url.strip())
+        _ = parts.port
+    except ValueError:
+        raise wrong from None
     root = f"{parts.scheme}://{parts.netloc}"
-    if not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise ValueError(f"write the service's root, as {DEFAULT_BASE_URL}")
+    if not parts.hostname or parts.query or parts.fragment or re.search(r"[@\s]", parts.netloc):
+        raise wrong
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(root)):
         raise ValueError("the key is sent there, so it must be https:// (this machine excepted)")
     if parts.path.strip("/"):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .jobs import AcceptedJob
     from .records import RecordedRequest
     from .replies import ReplyShape
-    from .server import Sandbox, serve
+    from .server import Sandbox
 
 __all__ = [
     "AcceptedJob",
@@ -38,7 +38,6 @@ __all__ = [
     "SandboxApp",
     "SandboxConfig",
     "create_app",
-    "serve",
 ]
 
 _HOMES = {
@@ -53,7 +52,6 @@ _HOMES = {
     "SandboxApp": "app",
     "SandboxConfig": "config",
     "create_app": "app",
-    "serve": "server",
 }
 
 

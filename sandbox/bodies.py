@@ -31,7 +31,7 @@ ImageUri = Annotated[
     Field(
         pattern=rf"^({_WEB}|data:image/)",
         description="An https URL, a data URI of an image, or plain http on loopback.",
-        examples=["https://cdn.britannica.com/70/234870-050-D4D024BB/Orange-colored-cat.jpg"],
+        examples=["https://example.com/cat.jpg"],
     ),
 ]
 VideoUri = Annotated[

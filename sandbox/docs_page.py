@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
+from .faults import KINDS
+
 Schema = dict[str, Any]
 
 _STYLE = """
@@ -15,7 +17,7 @@ body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: auto; pa
 h1 { font-size: 1.7rem; margin: 0; } h2 { margin: 2.5rem 0 .5rem; font-size: 1.15rem; }
 h3 { margin: 1.2rem 0 .4rem; font-size: .95rem; }
 code, pre { font: .875em/1.5 ui-monospace, monospace; overflow-wrap: anywhere; }
-pre { background: var(--soft); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; }
+pre { white-space: pre-wrap; background: var(--soft); border-radius: .5rem; padding: .8rem 1rem; }
 details { border: 1px solid var(--line); border-radius: .6rem; margin: .6rem 0; padding: 0 1rem; }
 details[open] { padding-bottom: 1rem; }
 summary { cursor: pointer; padding: .7rem 0; }
@@ -49,11 +51,18 @@ def docs_page(openapi: Schema) -> str:
             "<p><a href='/openapi.json'>openapi.json</a> · ",
             "<a href='/_sandbox'>what it has seen so far</a></p>",
             *_operations(openapi),
+            "<h2>What can go wrong</h2>",
+            _table("", ["route", "kind", "what happens"], list(_faults())),
             "<h2>Objects</h2>",
             *_objects(openapi),
             "</body></html>",
         ]
     )
+
+
+def _faults() -> Iterator[list[str]]:
+    for kind, fault in KINDS.items():
+        yield [", ".join(fault.routes), f"<code>{kind}</code>", _prose(fault.meaning)]
 
 
 def _operations(openapi: Schema) -> Iterator[str]:

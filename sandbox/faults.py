@@ -8,7 +8,8 @@ elsewhere (`wire.py`, `misbehaviour.py`, `app.py`).
 
 import random
 from collections.abc import Iterable
-from typing import Any, Literal, Self, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -49,35 +50,74 @@ FaultKind = Literal[
     "slow",
 ]
 
-_CREATE_ONLY = {"reset-after", "silent-after", "error-after", "no-id", "failed", "cancelled"}
-_POLL_ONLY = {"not-visible", "not-visible-200", "unknown-status"}
-_ASSET_ONLY = {
-    "expired",
-    "gone",
-    "truncated",
-    "truncated-silent",
-    "html-asset",
-    "empty",
-    "ignore-range",
-    "slow",
+_API: tuple[FaultRoute, ...] = ("create", "task", "feed")
+_EVERYWHERE: tuple[FaultRoute, ...] = (*_API, "asset")
+_CREATE: tuple[FaultRoute, ...] = ("create",)
+_POLLS: tuple[FaultRoute, ...] = ("task", "feed")
+_ASSET: tuple[FaultRoute, ...] = ("asset",)
+
+
+@dataclass(frozen=True)
+class KindOfFault:
+    """What a kind of fault is.
+
+    Attributes:
+        routes: Where it can happen.
+        meaning: What happens, and what `Fault.value` says about it.
+    """
+
+    routes: tuple[FaultRoute, ...]
+    meaning: str
+
+
+KINDS: dict[FaultKind, KindOfFault] = {
+    "429": KindOfFault(
+        _EVERYWHERE,
+        "Too many requests. Retry-After is absent, or `value` seconds, or with `date:SECONDS` "
+        "an HTTP date that many seconds away.",
+    ),
+    "500": KindOfFault(_EVERYWHERE, "Internal server error."),
+    "502": KindOfFault(_EVERYWHERE, "Bad gateway, as a line of text."),
+    "503": KindOfFault(_EVERYWHERE, "Overloaded for a moment."),
+    "504": KindOfFault(_EVERYWHERE, "Gateway timeout, as a line of text. Nothing was accepted."),
+    "524": KindOfFault(_EVERYWHERE, "Cloudflare's timeout. Nothing was accepted."),
+    "invalid-request": KindOfFault(_API, "500 with the code invalid_request: no retry helps."),
+    "model-not-found": KindOfFault(_API, "503 with the code model_not_found: no retry helps."),
+    "quota": KindOfFault(_API, "403 with the code quota_not_enough."),
+    "unauthorized": KindOfFault(_API, "401."),
+    "reset-before": KindOfFault(_EVERYWHERE, "The connection is reset and nothing was done."),
+    "reset-after": KindOfFault(_CREATE, "The job is accepted, then the connection is reset."),
+    "silent-after": KindOfFault(
+        _EVERYWHERE, "The work is done, then no answer for `value` seconds (30), then the end."
+    ),
+    "error-after": KindOfFault(_CREATE, "The job is accepted; the answer is status `value` (504)."),
+    "html": KindOfFault(_API, "200 with a web page."),
+    "cloudflare": KindOfFault(_EVERYWHERE, "502 with Cloudflare's web page."),
+    "redirect": KindOfFault(_EVERYWHERE, "301 to a web page."),
+    "no-id": KindOfFault(_CREATE, "The job is accepted; the answer is an empty object."),
+    "not-visible": KindOfFault(_POLLS, "400 with the code task_not_exist."),
+    "not-visible-200": KindOfFault(_POLLS, "200 with task_not_exist for a status."),
+    "unknown-status": KindOfFault(_POLLS, "A status that nobody has heard of."),
+    "error-in-200": KindOfFault(_API, "200 with an error inside."),
+    "failed": KindOfFault(
+        _CREATE, "The job is accepted and will fail, with the failure code `value`."
+    ),
+    "cancelled": KindOfFault(_CREATE, "The job is accepted and will end cancelled."),
+    "expired": KindOfFault(_ASSET, "403, as for a signed URL whose time is over."),
+    "gone": KindOfFault(_ASSET, "404."),
+    "truncated": KindOfFault(_ASSET, "The full Content-Length, half of the bytes, then the end."),
+    "truncated-silent": KindOfFault(
+        _ASSET, "Half of the file as if it were all; it still opens as a video."
+    ),
+    "html-asset": KindOfFault(_ASSET, "200 with a web page."),
+    "empty": KindOfFault(_ASSET, "200 without a byte."),
+    "ignore-range": KindOfFault(_ASSET, "200 with the whole file, whatever Range asked for."),
+    "slow": KindOfFault(_EVERYWHERE, "The answer comes in pieces, over `value` seconds (5)."),
 }
-_NOT_ON_ASSETS = {"invalid-request", "model-not-found", "quota", "error-in-200"}
+"""Every kind of fault."""
 
 _NUMBERS = {"silent-after": float, "slow": float, "error-after": int}
 _FORM = "ROUTE:KIND or ROUTE:KIND:times=N,after=N,rate=P,value=TEXT"
-
-
-def routes_of(kind: FaultKind) -> tuple[FaultRoute, ...]:
-    """The routes on which a kind of fault means something."""
-    if kind in _CREATE_ONLY:
-        return ("create",)
-    if kind in _POLL_ONLY:
-        return ("task", "feed")
-    if kind in _ASSET_ONLY:
-        return ("asset",)
-    if kind in _NOT_ON_ASSETS:
-        return ("create", "task", "feed")
-    return get_args(FaultRoute)
 
 
 class Fault(BaseModel):
@@ -90,10 +130,7 @@ class Fault(BaseModel):
         times: To how many requests of the route it happens.
         after: How many requests of the route are left alone first.
         rate: Instead of `times`: the chance, from 0 to 1, of each request to be hit.
-        value: What a kind may be told: ``429`` takes the seconds of Retry-After, or
-            ``date:SECONDS`` to have it as an HTTP date; ``silent-after`` the seconds of silence
-            (default 30); ``slow`` the seconds a download takes (default 5); ``error-after`` the
-            HTTP status (default 504); ``failed`` the failure code.
+        value: What some kinds may be told; see `KINDS`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,7 +144,7 @@ class Fault(BaseModel):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        routes = routes_of(self.kind)
+        routes = KINDS[self.kind].routes
         if self.route not in routes:
             raise ValueError(f"{self.kind} happens on {' or '.join(routes)}, not on {self.route}")
         if self.rate is not None and "times" in self.model_fields_set:

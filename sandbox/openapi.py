@@ -23,6 +23,7 @@ _UNAUTHORIZED = {401: {"model": ErrorEnvelope, "description": "No key, or the ke
 
 CREATE: dict[str, Any] = {
     "tags": ["Runway"],
+    "response_description": "The job was accepted.",
     "responses": _UNAUTHORIZED
     | {
         400: {"model": ErrorEnvelope, "description": "A value that the docs do not allow."},
@@ -39,6 +40,7 @@ CREATE: dict[str, Any] = {
 
 POLL: dict[str, Any] = {
     "tags": ["Runway"],
+    "response_description": "How far the job is, in one of the documented shapes.",
     "responses": _UNAUTHORIZED
     | {
         400: {
@@ -74,8 +76,7 @@ ImageToVideoExample = Annotated[
             "cat": {
                 "summary": "Five seconds of a cat",
                 "value": {
-                    "promptImage": "https://cdn.britannica.com/70/234870-050-D4D024BB/"
-                    "Orange-colored-cat-yawns-displaying-teeth.jpg",
+                    "promptImage": "https://example.com/cat.jpg",
                     "model": "gen3a_turbo",
                     "promptText": "slow zoom",
                     "duration": 5,

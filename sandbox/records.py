@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was asked of a sandbox, request by request."""
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from threading import Lock
+
+LONGEST = 100_000
+"""Requests that are kept, so that a sandbox can be left running for weeks."""
 
 
 @dataclass
@@ -33,7 +36,7 @@ class RequestLog:
     """All requests of one sandbox, numbered per route. Safe to read from any thread."""
 
     def __init__(self) -> None:
-        self._requests: list[RecordedRequest] = []
+        self._requests: deque[RecordedRequest] = deque(maxlen=LONGEST)
         self._per_route: Counter[str] = Counter()
         self._lock = Lock()
 
@@ -50,7 +53,7 @@ class RequestLog:
 
     @property
     def requests(self) -> list[RecordedRequest]:
-        """Every request, in order."""
+        """The requests, in order; of very many, the latest."""
         with self._lock:
             return list(self._requests)
 

@@ -37,6 +37,10 @@ LONGEST_VIDEO = 10
 STAND_IN_SECONDS = 5
 ENCODER = {"preset": "ultrafast", "crf": "25", "threads": "2"}
 
+IMAGES = {"format_whitelist": "png_pipe,jpeg_pipe,webp_pipe"}
+VIDEOS = {"format_whitelist": "mov,matroska,webm,avi,mpegts,ogg"}
+"""What is read as what. Playlists are neither, as they make FFmpeg open other files."""
+
 Filter = tuple[str, str]
 
 
@@ -114,7 +118,7 @@ def _render_video(recipe: Recipe, source: bytes | None) -> bytes:
         width, height, frames = recipe.width, recipe.height, _drawn_clip(recipe)
         return _encode(_through(frames, grading_filters(recipe)), width, height)
     try:
-        with av.open(io.BytesIO(source), "r") as container:
+        with av.open(io.BytesIO(source), "r", options=VIDEOS) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 2
             width, height = _even(stream.width), _even(stream.height)
@@ -185,7 +189,7 @@ def _palette(digest: bytes) -> list[str]:
 
 def _first_frame(source: bytes) -> VideoFrame:
     try:
-        with av.open(io.BytesIO(source), "r") as container:
+        with av.open(io.BytesIO(source), "r", options=IMAGES) as container:
             return next(container.decode(video=0))
     except (FFmpegError, StopIteration, IndexError, ValueError) as error:
         raise InvalidSourceError("The image could not be decoded.") from error

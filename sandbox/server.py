@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a sandbox on a real socket: beside a test, or as a process of its own."""
 
+import asyncio
 import socket
+from asyncio import create_task
 from collections.abc import Iterable
 from threading import Event, Thread
 from types import TracebackType
@@ -82,7 +84,7 @@ class Sandbox:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._server.should_exit = True
+        self._server.stop()
         self._thread.join()
         self._app.book.close()
 
@@ -124,26 +126,6 @@ class Sandbox:
         self._app.clear()
 
 
-def serve(config: SandboxConfig | None = None, port: int = 8765, host: str = "127.0.0.1") -> None:
-    """Run a sandbox until Ctrl-C. Prints nothing.
-
-    Args:
-        config: How it is to behave.
-        port: Port to listen on.
-        host: Address to listen on.
-
-    Raises:
-        OSError: The port is taken.
-    """
-    app = create_app(config)
-    try:
-        _Server(app).run([_listen(host, port)])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        app.book.close()
-
-
 class _Server(uvicorn.Server):
     """uvicorn, quiet, that says when it listens and does not wait for anyone when it stops."""
 
@@ -158,19 +140,35 @@ class _Server(uvicorn.Server):
                 log_level="critical",
                 access_log=False,
                 timeout_keep_alive=60,
-                timeout_graceful_shutdown=1,
             )
         )
         self.listening = Event()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+    def stop(self) -> None:
+        """Stop now; may be called from any thread once it listens."""
+        self._loop.call_soon_threadsafe(self._stopping.set)
+
+    async def main_loop(self) -> None:
+        """Run until told to stop, by a signal (seen by uvicorn's own loop) or by `stop`."""
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self.listening.set()
+        endings = [create_task(super().main_loop()), create_task(self._stopping.wait())]
+        await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+        for ending in endings:
+            ending.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Hang up on everyone; uvicorn would let them finish, and sleep meanwhile."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-        await super().shutdown(sockets)
+        requests = list(self.server_state.tasks)
+        for request in requests:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -7,7 +7,6 @@ hand is the user's own bytes, and broken ones are refused as the real service re
 """
 
 import base64
-import binascii
 import ipaddress
 import ssl
 import threading
@@ -54,7 +53,7 @@ def decode_data_uri(uri: str) -> bytes:
         return unquote_to_bytes(body)
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise InvalidSourceError("The data URI is not valid base64.") from error
 
 
@@ -70,7 +69,7 @@ def is_loopback(uri: str) -> bool:
 @lru_cache(maxsize=256)
 def _fetch_from_the_web(uri: str) -> bytes | None:
     """Fetch once per process; a host that did not answer is not asked again for its next file."""
-    host = urlsplit(uri).netloc
+    host = uri.split("/")[2]
     if host in _silent_hosts:
         return None
     answer = _within(PATIENCE, lambda: _fetch(uri, trust_env=True))

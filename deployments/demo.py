@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: two clips end to end, on this machine alone."""
+
+import os
+from pathlib import Path
+
+from ..runway.generation import GenerationResult
+from ..runway.requests import ImageToVideoRequest, VideoToVideoRequest
+from .cli import as_source
+from .quiet import quieten_prefect, use_embedded_server
+from .terminal import Stopwatch, console, progress_of, show_results
+
+PICTURE = Path(__file__).parent / "comet.jpg"
+RENDER_SECONDS = 4.0
+
+
+def run_demo(storage: str | None) -> None:
+    """Animate the picture, restyle the clip, and show what came of it."""
+    quieten_prefect()
+    use_embedded_server()
+    from ..sandbox import Sandbox
+
+    console.print(
+        "[bold]prefect-cometapi demo[/]  [dim]a stand-in for CometAPI renders on this machine; "
+        "nothing is bought[/]\n"
+    )
+    with Sandbox(render_seconds=RENDER_SECONDS, shapes=("wrapped", "bare")) as sandbox:
+        os.environ |= {
+            "COMETAPI_BASE_URL": sandbox.url,
+            "COMETAPI_KEY": "demo",
+            "COMETAPI_POLL_INTERVAL": "1",
+        }
+        show_results(_two_clips(storage))
+    console.print(
+        "\n[bold]Next[/]\n"
+        "  prefect server start          [dim]then look at the runs on http://127.0.0.1:4200[/]\n"
+        "  prefect-cometapi sandbox      [dim]the same stand-in, for your own flows and tests[/]"
+    )
+
+
+def _two_clips(storage: str | None) -> list[tuple[GenerationResult, float]]:
+    from ..flows import image_to_video, video_to_video
+
+    watch = Stopwatch()
+    with progress_of("image-to-video"):
+        first = image_to_video(
+            ImageToVideoRequest(
+                prompt_image=as_source(str(PICTURE)),
+                prompt_text="The comet drifts over the lake, slow zoom.",
+                duration=5,
+                ratio="1280:768",
+            ),
+            storage=storage,
+        )
+    took, watch = watch.seconds(), Stopwatch()
+    with progress_of("video-to-video"):
+        second = video_to_video(
+            VideoToVideoRequest(
+                video_uri=as_source(first.videos[0].uri),
+                prompt_text="Turn the night into a warm dawn.",
+                seed=7,
+            ),
+            storage=storage,
+        )
+    return [(first, took), (second, watch.seconds())]

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a generation looks like in a terminal: progress while one waits, a table at the end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..runway.errors import CometAPIError
+from ..runway.generation import Generation, GenerationResult, Status, Submission
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+_VERBS = {
+    Status.NOT_VISIBLE: "submitted, not visible yet",
+    Status.PENDING: "waiting for its turn",
+    Status.RUNNING: "rendering",
+    Status.SUCCEEDED: "fetching and checking",
+    Status.FAILED: "failed",
+    Status.CANCELLED: "cancelled",
+}
+
+
+@contextmanager
+def progress_of(title: str) -> Iterator[None]:
+    """A line that moves while the flows inside wait, and that stays when they are done."""
+    from ..flows.display import progress_listener
+
+    columns = (
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("[bold]{task.fields[title]}"),
+        BarColumn(bar_width=28),
+        TextColumn("{task.description}", justify="left"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        line = progress.add_task("starting Prefect", total=None, title=title)
+
+        def listen(submission: Submission, reply: Generation) -> None:
+            share = 1.0 if reply.status is Status.SUCCEEDED else reply.progress
+            progress.update(
+                line,
+                description=f"{submission.short_id} {_VERBS[reply.status]}",
+                total=1.0,
+                completed=min(share or 0.0, 0.99),
+            )
+
+        token = progress_listener.set(listen)
+        try:
+            yield
+            progress.update(line, description="stored", total=1.0, completed=1.0)
+        finally:
+            progress_listener.reset(token)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._started = monotonic()
+
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return monotonic() - self._started
+
+
+def show_results(results: list[tuple[GenerationResult, float]]) -> None:
+    """A table of stored videos, each with the seconds that its flow took."""
+    from ..flows.display import shown_size
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
+    for name in ("file", "length", "size", "took", "polls"):
+        table.add_column(name, justify="left" if name == "file" else "right", overflow="fold")
+    for result, seconds in results:
+        for video in result.videos:
+            table.add_row(
+                escape(shown_place(video.uri)),
+                f"{video.duration:.1f} s",
+                shown_size(video.size),
+                f"{seconds:.1f} s",
+                str(result.polls),
+            )
+    console.print()
+    console.print(table)
+
+
+def shown_place(uri: str) -> str:
+    """The path from here where the file is below here, else the URI as it is."""
+    path = Path(uri)
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else uri
+
+
+def show_error(error: Exception) -> None:
+    """An expected failure, in words and without a stack trace."""
+    if isinstance(error, ValidationError):
+        errors.print("[red]The request is not valid[/]; nothing was sent.")
+        for problem in error.errors(include_url=False, include_context=False, include_input=False):
+            field = ".".join(str(part) for part in problem["loc"])
+            message = problem["msg"].removeprefix("Value error, ")
+            errors.print(f"  {escape(f'{field}: {message}' if field else message)}")
+    elif isinstance(error, CometAPIError):
+        first, *rest = str(error).splitlines()
+        errors.print(f"[red]{type(error).__name__}[/]: {escape(first)}")
+        for line in rest:
+            name, _, text = line.partition(": ")
+            errors.print(f"  [dim]{name}:[/] {escape(text)}")
+    else:
+        errors.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}")

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flows whose record in Prefect holds no pictures.
+
+Prefect stores the parameters of a run as they were given, so a data URI in a plain dict would be
+kept whole in its database (and refused above 512 kB). Here it is stored shortened; the run itself
+gets the original.
+"""
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Flow
+
+from ..runway.redact import shown_source
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class RecordedFlow(Flow[P, R]):
+    """A Prefect flow that stores data URIs among its parameters shortened."""
+
+    def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The parameters as they are stored."""
+        return shortened(super().serialize_parameters(parameters))
+
+
+def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
+    """Make a function a flow whose result is kept as JSON.
+
+    A kept result means that a retried parent flow does not run a finished subflow again.
+    """
+
+    def decorate(function: Callable[P, R]) -> Flow[P, R]:
+        return RecordedFlow(function, name=name, persist_result=True, result_serializer="json")
+
+    return decorate
+
+
+def shortened(value: Any) -> Any:
+    """A JSON value with each data URI in it shortened; pure."""
+    if isinstance(value, dict):
+        return {name: shortened(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [shortened(item) for item in value]
+    is_data = isinstance(value, str) and value[:5].lower() == "data:"
+    return shown_source(value) if is_data else value

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: settings of their own, a sandbox, and one real Prefect server."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from prefect_cometapi.sandbox import Sandbox
+
+KEY = "sk-canary0f7b1d3c5e9a"
+"""The API key of all tests; it must be found nowhere afterwards."""
+
+settings.register_profile("ci", max_examples=300, deadline=None)
+settings.register_profile("default", max_examples=100, deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees the settings or the files of the machine that it runs on."""
+    for name in [name for name in os.environ if name.startswith("COMETAPI_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def running_sandbox() -> Iterator[Sandbox]:
+    """One sandbox for all tests that need no other configuration."""
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(
+    running_sandbox: Sandbox, own_settings: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Sandbox:
+    """A fresh sandbox that the settings point to, with short poll intervals."""
+    running_sandbox.clear()
+    point_to(running_sandbox, monkeypatch, tmp_path)
+    return running_sandbox
+
+
+def point_to(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the settings lead to a sandbox, and the videos into a folder."""
+    monkeypatch.setenv("COMETAPI_BASE_URL", sandbox.url)
+    monkeypatch.setenv("COMETAPI_KEY", KEY)
+    monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.05")
+    monkeypatch.setenv("COMETAPI_DEADLINE", "30")
+    monkeypatch.setenv("COMETAPI_STORAGE", str(folder / "videos"))
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Prefect server with its own database; gives the address of its API."""
+    from prefect.settings import get_current_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(get_current_settings().api.url)

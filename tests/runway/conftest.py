@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the client share: the documented samples, clips, a sandbox, scripted replies."""
+
+import asyncio
+import io
+import json
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import httpx
+import pytest
+from av.filter import Graph
+from hypothesis import HealthCheck, settings
+from prefect_cometapi.runway import ImageToVideoRequest, RunwayClient, Submission
+from prefect_cometapi.sandbox import Sandbox
+from pydantic import SecretStr
+
+settings.register_profile(
+    "runway", deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("runway")
+
+KEY = "sk-test-0123456789abcdef"
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhg"
+    "GAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+class Answers(httpx.MockTransport):
+    """A transport that gives scripted answers, the last one again and again.
+
+    An answer is a dict (a 200 with that JSON), a tuple (status, content or JSON, headers), an
+    exception to raise, or a function of the request that makes one of these.
+    """
+
+    def __init__(self, *answers: Any) -> None:
+        super().__init__(self._answer)
+        self.answers = list(answers)
+        self.requests: list[httpx.Request] = []
+        self.times: list[float] = []
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        self.times.append(time.monotonic())
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if callable(answer):
+            answer = answer(request)
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, dict):
+            return httpx.Response(200, json=answer)
+        status, content, headers = (*answer, b"", {})[:3] if len(answer) < 3 else answer
+        if isinstance(content, dict | list):
+            return httpx.Response(status, json=content, headers=headers)
+        return httpx.Response(status, content=content, headers=headers)
+
+
+@pytest.fixture(scope="session")
+def documented() -> dict[str, Any]:
+    """The requests and replies that CometAPI's docs show, of all their dates."""
+    return json.loads(Path(__file__).with_name("documented.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def api_key() -> str:
+    return KEY
+
+
+@pytest.fixture(scope="session")
+def request_() -> ImageToVideoRequest:
+    """A small request that the sandbox draws quickly, and once for all tests."""
+    return ImageToVideoRequest(prompt_image=PIXEL, prompt_text="slow zoom", duration=5)
+
+
+@pytest.fixture
+def answers() -> type[Answers]:
+    return Answers
+
+
+@pytest.fixture
+def sandbox():
+    """Starts sandboxes: ``sandbox("create:429", render_seconds=1)``."""
+    with ExitStack() as stack:
+
+        def start(*faults: str, **options: Any) -> Sandbox:
+            return stack.enter_context(Sandbox(faults=faults, **options))
+
+        yield start
+
+
+@pytest.fixture
+async def client_of():
+    """Opens clients of a base URL or of a transport with scripted answers."""
+    async with AsyncExitStack() as stack:
+
+        async def open_client(target: str | httpx.AsyncBaseTransport) -> RunwayClient:
+            if isinstance(target, str):
+                client = RunwayClient(SecretStr(KEY), base_url=target)
+            else:
+                client = RunwayClient(SecretStr(KEY), transport=target)
+            return await stack.enter_async_context(client)
+
+        yield open_client
+
+
+@pytest.fixture
+def closed_port() -> str:
+    """A URL of this machine at which nothing listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def submitted() -> Callable[..., Submission]:
+    def make(task_id: str = "task-1") -> Submission:
+        return Submission(key="sku-17", task_id=task_id, submitted_at=datetime.now(UTC))
+
+    return make
+
+
+@pytest.fixture
+def no_waiting(monkeypatch) -> list[float]:
+    """Lets downloads pause for no time, and notes how long they would have."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(
+        "prefect_cometapi.runway.download.asyncio",
+        SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread),
+    )
+    return pauses
+
+
+def _frames(count: int) -> list[Any]:
+    graph = Graph()
+    drawing = f"size=64x48:rate=24:duration={count / 24}"
+    chain = [
+        graph.add("testsrc2", drawing),
+        graph.add("format", "yuv420p"),
+        graph.add("buffersink"),
+    ]
+    chain[0].link_to(chain[1])
+    chain[1].link_to(chain[2])
+    graph.configure()
+    return [graph.vpull() for _ in range(count)]
+
+
+def _write_clip(target: Any, codec: str, container: str, **options: str) -> None:
+    with av.open(target, "w", format=container, options=options) as output:
+        stream: Any = output.add_stream(codec, rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number, frame in enumerate(_frames(48)):
+            frame.pts, frame.time_base = number, Fraction(1, 24)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+
+def _write_sound(target: str) -> None:
+    graph = Graph()
+    chain = [
+        graph.add("sine", "duration=0.5:sample_rate=44100"),
+        graph.add("aformat", "sample_fmts=fltp:channel_layouts=mono"),
+        graph.add("abuffersink"),
+    ]
+    chain[0].link_to(chain[1])
+    chain[1].link_to(chain[2])
+    graph.configure()
+    with av.open(target, "w", format="mp4") as output:
+        stream: Any = output.add_stream("aac", rate=44100)
+        for _ in range(10):
+            output.mux(stream.encode(graph.pull()))
+        output.mux(stream.encode(None))
+
+
+class _Pipe(io.RawIOBase):
+    """Cannot be rewound, so the length of what is written to it never reaches its header."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        self.content += bytes(data)
+        return len(data)
+
+
+def _without_size(clip: bytes) -> bytes:
+    """The clip with its frames' size taken out of the header and of the codec's parameters."""
+    broken = bytearray(clip)
+    entry = clip.index(b"avc1", clip.index(b"stsd")) + 28
+    broken[entry : entry + 4] = bytes(4)
+    parameters = clip.index(b"avcC") + 4
+    broken[parameters : parameters + 26] = bytes(26)
+    return bytes(broken)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """A folder of clips of two seconds, 64 by 48 pixels, 24 frames a second, and of bad ones."""
+    folder = tmp_path_factory.mktemp("clips")
+    _write_clip(str(folder / "clip.mp4"), "libx264", "mp4", movflags="+faststart")
+    _write_clip(str(folder / "index-last.mp4"), "libx264", "mp4")
+    _write_clip(str(folder / "clip.mov"), "libx264", "mov")
+    _write_clip(str(folder / "clip.webm"), "libvpx", "webm")
+    live = _Pipe()
+    _write_clip(live, "libvpx", "webm")
+    (folder / "live.webm").write_bytes(bytes(live.content))
+    _write_sound(str(folder / "sound.mp4"))
+    clip = (folder / "clip.mp4").read_bytes()
+    (folder / "unknown-codec.mp4").write_bytes(clip.replace(b"avc1", b"zzzz"))
+    (folder / "no-size.mp4").write_bytes(_without_size(clip))
+    return folder

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys identify a generation; the names made of them are safe on every system."""
+
+import re
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from prefect_cometapi.runway import ImageToVideoRequest
+from prefect_cometapi.runway.names import (
+    MAX_KEY_LENGTH,
+    check_key,
+    default_key,
+    file_stem,
+    step_key,
+)
+
+RUN = UUID("0190a1b2-c3d4-7890-abcd-ef0123456789")
+MOMENT = datetime(2026, 11, 21, 9, 30, 5, tzinfo=UTC)
+KEYS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=80)
+DOS_NAMES = r"(?i)(con|prn|aux|nul|com\d|lpt\d)"
+
+
+def picture(name: str) -> ImageToVideoRequest:
+    return ImageToVideoRequest(prompt_image=f"https://example.com/{name}.jpg")
+
+
+def test_a_retried_run_finds_its_own_generation():
+    """The default key is the same for the same run and request, whoever asks."""
+    assert default_key(RUN, picture("a")) == default_key(str(RUN), picture("a"))
+
+
+def test_another_run_or_another_request_is_another_generation():
+    """A schedule makes a new video each time, and a flow may make several."""
+    keys = {default_key(run, picture(name)) for run in (RUN, "other") for name in "ab"}
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize("key", ["sku-17/2026-11-21", "ключ №5", "x", "k" * MAX_KEY_LENGTH])
+def test_a_key_of_ones_own_is_kept_as_it_is(key):
+    """It is the user's name for the generation, so it is not normalised."""
+    assert check_key(key) == key
+
+
+@pytest.mark.parametrize("key", ["", "  ", "a\nb", "a\x00", "k" * (MAX_KEY_LENGTH + 1), "\ud800"])
+def test_a_key_that_cannot_be_kept_is_refused(key):
+    """With what a key may be, and an example."""
+    with pytest.raises(ValueError, match="1 to 512 printable characters, as 'sku-17/2026-11-21'"):
+        check_key(key)
+
+
+@given(key=KEYS, position=st.integers(0, 30))
+def test_a_file_name_is_safe_on_every_system(key, position):
+    """Lower-case letters, digits and dashes, short, and no name that Windows keeps for itself."""
+    stem = file_stem(key, MOMENT, position)
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", stem)
+    assert len(stem) <= 120
+    assert not re.fullmatch(DOS_NAMES, stem)
+
+
+@given(one=KEYS, other=KEYS)
+def test_different_keys_give_different_files(one, other):
+    """No generation overwrites another, even if their keys look alike or differ in case only."""
+    assume(one != other)
+    assert file_stem(one, MOMENT) != file_stem(other, MOMENT)
+
+
+@given(key=KEYS, hours=st.integers(-12, 12))
+def test_the_same_generation_gives_the_same_file_in_every_time_zone(key, hours):
+    """A step that runs again, on another machine, replaces its own file."""
+    elsewhere = MOMENT.astimezone(timezone(timedelta(hours=hours)))
+    assert file_stem(key, elsewhere) == file_stem(key, MOMENT)
+
+
+def test_the_outputs_of_one_generation_are_numbered():
+    """Several outputs do not overwrite each other; the first has no number."""
+    stems = [file_stem("sku-17", MOMENT, position) for position in range(3)]
+    assert stems[1:] == [f"{stems[0]}-2", f"{stems[0]}-3"]
+
+
+def test_a_file_name_tells_the_time_and_the_key():
+    """Files sort by time, and a person recognises them."""
+    stem = file_stem("SKU 17/Größe XL", MOMENT)
+    assert stem.startswith("20261121")
+    assert "-sku-17-groe-xl-" in stem or "-sku-17-gro-e-xl-" in stem
+
+
+def test_a_run_id_in_a_key_is_cut_to_its_beginning():
+    """The name shows what the UI shows."""
+    stem = file_stem(default_key(RUN, picture("a")), MOMENT)
+    assert "run-0190a1b2-" in stem
+    assert str(RUN) not in stem
+
+
+@pytest.mark.parametrize("key", ["con", "LPT1", "鍵", "///"])
+def test_a_key_without_a_usable_word_is_called_a_video(key):
+    """Something readable stands there all the same."""
+    assert "-video-" in file_stem(key, MOMENT)
+
+
+@given(one=KEYS, other=KEYS)
+def test_results_of_steps_are_kept_apart(one, other):
+    """A cached result is found again by its step and its key only, under a safe name."""
+    assert re.fullmatch(r"cometapi-fetch-[0-9a-f]{32}", step_key("fetch", one))
+    assert (step_key("fetch", one) == step_key("fetch", other)) == (one == other)
+    assert step_key("poll", one) != step_key("fetch", one)

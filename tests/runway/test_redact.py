@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing secret survives the way out: no token, no key, no picture."""
+
+import ipaddress
+import string
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from prefect_cometapi.runway.redact import (
+    host_of,
+    is_loopback,
+    is_shortened,
+    scrub,
+    shown_source,
+    shown_url,
+)
+
+MARK = "TOPSECRETMARK"
+IN_QUERY = st.text(string.ascii_letters + string.digits + "-._~!$&'()*+,;=:@/?%[]|", max_size=30)
+HOSTS = st.sampled_from(["example.com", "[::1]:8080", "127.0.0.1:80", "a.b.example"])
+PATHS = st.sampled_from(["", "/", "/video.mp4", "/a/b(1)/c"])
+BASE64 = st.text(string.ascii_letters + string.digits + "+/-_=", max_size=40)
+AROUND = st.sampled_from(["", "see ", '{"error":"', "('", "<", "[", "url=", "A"])
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "https://h/p?x=1",
+            "http://u:p@h",
+            "https://h/p?",
+            "https://h#f",
+            "bearer ",
+            "Bearer",
+            "sk-abcdefgh",
+            "data:image/png;base64,",
+            "AAAA",
+            "<sha256:0123456789ab>",
+            "<hidden>",
+            "<hidden key>",
+            "\n",
+            " ",
+            ",",
+            ">",
+            "…",
+            "x" * 90,
+        ]
+    )
+    | st.text(max_size=10),
+    max_size=12,
+).map("".join)
+
+
+@given(before=AROUND, host=HOSTS, path=PATHS, start=IN_QUERY, mark=st.sampled_from("?#"))
+@example(before="", host="h", path="/p", start="a=b\\u0026sig=", mark="?")
+@example(before="", host="h", path="/p#part=", start="", mark="?")
+def test_no_query_or_fragment_of_a_url_is_repeated(before, host, path, start, mark):
+    """The query of a signed URL is a token; whatever legal characters it has, it is hidden."""
+    for scheme in ("https", "HTTP", "s3"):
+        url = f"{scheme}://{host}{path}{mark}{start}{MARK}"
+        assert MARK not in scrub(f"{before}{url} and more")
+        assert MARK not in shown_url(url)
+
+
+def test_a_url_with_escaped_slashes_is_recognised():
+    """Some services write https:\\/\\/ in their JSON."""
+    assert MARK not in scrub(rf"https:\/\/h\/p?token={MARK}")
+
+
+@pytest.mark.parametrize("scheme", ["https", "ftp", "sftp"])
+def test_a_password_in_a_url_is_hidden(scheme):
+    """Whatever the place is reached by."""
+    assert scrub(f"{scheme}://me:{MARK}@h/x.mp4") == f"{scheme}://h/x.mp4"
+
+
+@given(payload=BASE64, before=AROUND, head=st.sampled_from(["image/png;base64", ";base64", ""]))
+@example(payload=r"AAAA\/AAAA", before="", head="image/png;base64")
+def test_no_payload_of_a_data_uri_is_repeated(payload, before, head):
+    """A picture never ends in a log, whatever case its scheme is written in."""
+    for scheme in ("data", "DATA"):
+        uri = f"{scheme}:{head},{payload}{MARK}"
+        assert MARK not in scrub(f"{before}{uri} was refused")
+        assert MARK not in shown_source(uri)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"Authorization: Bearer {MARK}",
+        f'"authorization": "bearer  {MARK}"',
+        f"Bearer '{MARK}'",
+        f"Bearer bearer {MARK}",
+    ],
+)
+def test_no_bearer_token_is_repeated(words):
+    """Also where a service quotes the header that it did not like."""
+    assert MARK not in scrub(words)
+
+
+@given(start=st.text(string.ascii_letters + string.digits + "_-", max_size=40))
+def test_no_api_key_is_repeated(start):
+    """A key is known by its beginning, wherever it stands."""
+    for before in ("", "key ", "key=", "(", "x_"):
+        assert MARK not in scrub(f"{before}sk-{start}{MARK} is invalid")
+
+
+def test_words_that_only_contain_the_beginning_of_a_key_stay():
+    """A task is not a key."""
+    assert scrub("task-12345678 at risk-assessment") == "task-12345678 at risk-assessment"
+
+
+@given(text=PIECES, limit=st.integers(20, 120))
+@example(text="x" * 92 + "bearer secret and more", limit=107)
+def test_what_was_made_safe_stays_as_it_is(text, limit):
+    """Texts pass several hands, so hiding twice is hiding once."""
+    once = scrub(text, limit)
+    assert scrub(once, limit) == once
+
+
+@given(text=st.text(max_size=300), limit=st.integers(1, 100))
+def test_a_strangers_words_become_one_short_line(text, limit):
+    """A reply cannot flood a log or break its lines."""
+    shown = scrub(text, limit)
+    assert len(shown) <= limit
+    assert len(shown.splitlines()) <= 1
+
+
+def test_an_ordinary_message_is_repeated_word_by_word():
+    """Only secrets are hidden: what the service says is what the user reads."""
+    message = "model gen9 is not available (see https://docs.example/models), try gen4!"
+    assert scrub(message) == message
+
+
+def test_two_signed_urls_of_one_file_can_be_told_apart():
+    """In place of the token stands its hash, so that logs can be compared."""
+    one, other = shown_url("https://h/a.mp4?t=1"), shown_url("https://h/a.mp4?t=2")
+    assert one != other
+    assert one.startswith("https://h/a.mp4?<sha256:")
+    assert is_shortened(one)
+    assert not is_shortened("https://h/a.mp4")
+    assert shown_url("https://h/a.mp4?") == "https://h/a.mp4?"
+
+
+def test_a_shown_data_uri_tells_type_and_size():
+    """Enough to recognise it."""
+    assert shown_source("data:image/png;base64,AAAA").endswith(", 4 characters>")
+    assert shown_source("data:image/png;base64,AAAA").startswith("data:image/png;base64,<sha256:")
+    assert shown_source("https://h/cat.jpg") == "https://h/cat.jpg"
+
+
+@given(text=st.text(max_size=60))
+def test_looking_for_the_host_of_anything_never_fails(text):
+    """Addresses come from strangers."""
+    assert host_of(text) == host_of(text).lower()
+    assert is_loopback(text) in {True, False}
+
+
+@given(address=st.ip_addresses())
+def test_this_machine_is_recognised_by_its_addresses(address):
+    """Plain http is safe there and nowhere else."""
+    host = f"[{address}]" if isinstance(address, ipaddress.IPv6Address) else str(address)
+    assert is_loopback(f"http://{host}:80/x") == address.is_loopback
+
+
+@pytest.mark.parametrize("host", ["127.999.1.1", "127.0.0.1.example.com", "", "localhost.example"])
+def test_names_that_look_like_this_machine_are_not(host):
+    """A name that somebody registered reaches somebody else."""
+    assert not is_loopback(f"http://{host}/")
+
+
+def test_urls_without_a_host_have_none():
+    """No host is an empty text, not an error."""
+    assert host_of("https://[bad") == ""
+    assert host_of("no url") == ""
+    assert host_of("HTTPS://Example.COM:443/x") == "example.com"
+    assert is_loopback("http://LOCALHOST:1")

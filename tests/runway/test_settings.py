@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings come from the environment or a .env file, and wrong ones are refused at once."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect_cometapi.runway import CometAPISettings
+from prefect_cometapi.runway.settings import check_base_url
+from pydantic import ValidationError
+
+HOSTS = st.from_regex(r"[a-z][a-z0-9-]{0,10}(\.[a-z]{2,5}){1,2}(:[1-9][0-9]{0,3})?", fullmatch=True)
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch, tmp_path):
+    for name in CometAPISettings.model_fields:
+        monkeypatch.delenv(f"COMETAPI_{name.upper()}", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_everything_but_the_key_has_a_default():
+    """A key is all that a user has to set."""
+    settings = CometAPISettings()
+    assert settings.key is None
+    assert settings.base_url == "https://api.cometapi.com"
+    assert settings.runway_version == "2024-11-06"
+    assert (settings.poll_interval, settings.deadline) == (5.0, 1800.0)
+    assert settings.visibility_grace == 120.0
+
+
+def test_the_environment_is_read_whenever_settings_are_made(monkeypatch):
+    """A run sees the environment it starts in, not the one of the import."""
+    monkeypatch.setenv("COMETAPI_DEADLINE", "60")
+    assert CometAPISettings().deadline == 60
+    monkeypatch.setenv("COMETAPI_DEADLINE", "90")
+    assert CometAPISettings().deadline == 90
+
+
+def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch, tmp_path):
+    """The usual order of precedence."""
+    (tmp_path / ".env").write_text("COMETAPI_KEY=sk-from-file\nCOMETAPI_STORAGE=/a\nOTHER=1\n")
+    monkeypatch.setenv("COMETAPI_STORAGE", "/b")
+    settings = CometAPISettings()
+    assert settings.key is not None
+    assert settings.key.get_secret_value() == "sk-from-file"
+    assert settings.storage == "/b"
+
+
+def test_an_empty_variable_counts_as_not_set(monkeypatch):
+    """`COMETAPI_BASE_URL=` in a compose file means the default."""
+    monkeypatch.setenv("COMETAPI_BASE_URL", "")
+    assert CometAPISettings().base_url == "https://api.cometapi.com"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("POLL_INTERVAL", "0"),
+        ("POLL_INTERVAL", "301"),
+        ("DEADLINE", "0"),
+        ("VISIBILITY_GRACE", "-1"),
+        ("BASE_URL", "api.cometapi.com"),
+    ],
+)
+def test_a_setting_out_of_bounds_is_refused_by_name(monkeypatch, name, value):
+    """A typing mistake is found before anything is bought."""
+    monkeypatch.setenv(f"COMETAPI_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        CometAPISettings()
+
+
+def test_settings_never_show_the_key(monkeypatch, api_key):
+    """Neither when printed nor when another one is wrong."""
+    monkeypatch.setenv("COMETAPI_KEY", api_key)
+    assert api_key not in f"{CometAPISettings()!r} {CometAPISettings().model_dump_json()}"
+    monkeypatch.setenv("COMETAPI_DEADLINE", api_key)
+    with pytest.raises(ValidationError) as caught:
+        CometAPISettings()
+    assert api_key not in str(caught.value)
+
+
+@given(host=HOSTS, slash=st.sampled_from(["", "/", " "]))
+def test_any_https_root_is_accepted_without_its_slash(host, slash):
+    """A company's own gateway may stand in for CometAPI."""
+    assert check_base_url(f"https://{host}{slash}") == f"https://{host}"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8765", "http://localhost", "http://[::1]:1/"])
+def test_the_sandbox_on_this_machine_needs_no_https(url):
+    """Plain http is allowed where nobody can listen in."""
+    assert check_base_url(url) == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("http://api.cometapi.com", "must be https"),
+        ("http://127.0.0.1.example.com", "must be https"),
+        ("ftp://api.cometapi.com", "must be https"),
+        ("https://api.cometapi.com/v1", "leave out the path '/v1'"),
+        ("https://", "write the service's root, as https://api.cometapi.com"),
+        ("api.cometapi.com", "write the service's root"),
+        ("https://user:password@api.cometapi.com", "write the service's root"),
+        ("https://:password@api.cometapi.com", "write the service's root"),
+        ("https://api.cometapi.com?x=1", "write the service's root"),
+        ("https://api.cometapi.com#x", "write the service's root"),
+        ("https://api.cometapi.com:port", "write the service's root"),
+        ("https://api.comet api.com", "write the service's root"),
+        ("https://[::1", "write the service's root"),
+    ],
+)
+def test_a_wrong_base_url_is_refused_with_what_to_write(url, hint):
+    """The key is sent there, so the address is checked before it is used."""
+    with pytest.raises(ValueError, match=hint.replace("?", r"\?")) as caught:
+        check_base_url(url)
+    assert "password" not in str(caught.value)

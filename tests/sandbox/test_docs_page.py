@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation page and the OpenAPI say what the routes do."""
+
+from html.parser import HTMLParser
+
+import pytest
+from prefect_cometapi.sandbox.faults import KINDS
+
+
+class Links(HTMLParser):
+    """Collects what a page refers to, and its scripts."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.targets, self.ids, self.scripts = [], set(), 0
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        self.targets += [named[name] for name in ("src", "href") if name in named]
+        self.ids.add(named.get("id"))
+        self.scripts += tag == "script"
+
+
+@pytest.fixture
+def openapi(talk):
+    """The OpenAPI, as served."""
+    return talk().client.get("/openapi.json").json()
+
+
+def test_the_page_needs_nothing_from_elsewhere(talk):
+    """Every link stays on this server, every anchor exists, and no script runs."""
+    links = Links(talk().client.get("/docs").text)
+    assert links.scripts == 0
+    for target in links.targets:
+        assert target in {"data:,", "/openapi.json", "/_sandbox"} or target[1:] in links.ids
+
+
+def test_the_page_shows_every_route_and_every_fault(talk, openapi):
+    """What the OpenAPI has, and what can go wrong, is on the page."""
+    page = talk().client.get("/docs").text
+    assert all(path in page for path in openapi["paths"])
+    assert all(f"<code>{kind}</code>" in page for kind in KINDS)
+
+
+def test_the_openapi_promises_no_answer_that_is_never_given(openapi):
+    """FastAPI's own 422 is not announced, as it is not sent."""
+    for operations in openapi["paths"].values():
+        for operation in operations.values():
+            assert "422" not in operation["responses"]
+    assert not any("Validation" in name for name in openapi["components"]["schemas"])
+
+
+def test_the_examples_in_the_openapi_work(talk, openapi):
+    """Whoever copies an example gets a job."""
+    conversation = talk(render_seconds=60)
+    tried = 0
+    for path, operations in openapi["paths"].items():
+        body = operations.get("post", {}).get("requestBody", {"content": {}})["content"]
+        for example in body.get("application/json", {}).get("examples", {}).values():
+            assert conversation.client.post(path, json=example["value"]).status_code == 200
+            tried += 1
+    assert tried == len(conversation.sandbox.accepted) == 2

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is accepted, what is refused, and in which words."""
+
+import pytest
+from prefect_cometapi.sandbox import AcceptedJob
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"promptText": "x" * 512, "seed": 999_999_999, "duration": 10, "ratio": "768:1280"},
+        {"watermark": True, "seed": 0},
+        {"promptImage": "http://localhost:9/cat.jpg"},
+        {"promptImage": "data:image/png;base64,AAAA"},
+        {"promptImage": "https://cats.invalid/cat.jpg"},
+    ],
+)
+def test_what_the_docs_allow_is_accepted(talk, changes):
+    """An image-to-video request within the documented limits gets an id."""
+    conversation = talk(render_seconds=60)
+    created = conversation.create(**changes)
+    assert created.status_code == 200
+    job = conversation.sandbox.accepted[0]
+    assert isinstance(job, AcceptedJob)
+    assert created.json() == {"id": job.task_id}
+    assert job.route == "image_to_video"
+    assert changes.items() <= job.body.items()
+    assert set(job.body) == {"promptImage", "model"} | set(changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"promptText": "x" * 1000, "seed": 4_294_967_295, "ratio": "640:480"},
+        {"references": [{"type": "image", "uri": "https://cats.invalid/cat.jpg"}]},
+        {"contentModeration": {"publicFigureThreshold": "low"}, "references": []},
+    ],
+)
+def test_what_the_docs_allow_for_videos_is_accepted(talk, changes):
+    """A video-to-video request within the documented limits gets an id."""
+    conversation = talk(render_seconds=60)
+    assert conversation.restyle(**changes).status_code == 200
+    assert conversation.sandbox.accepted[0].route == "video_to_video"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"promptText": "x" * 513},
+        {"seed": -1},
+        {"seed": 1_000_000_000},
+        {"seed": "1"},
+        {"seed": True},
+        {"seed": None},
+        {"duration": 7},
+        {"duration": "5"},
+        {"ratio": "1280x720"},
+        {"ratio": "16:9"},
+        {"size": "1280:720"},
+        {"watermark": "yes"},
+        {"promptImage": "http://example.com/cat.jpg"},
+        {"promptImage": "http://127.0.0.1.example.com/cat.jpg"},
+        {"promptImage": "data:text/plain,cat"},
+        {"promptImage": "cat.jpg"},
+        {"promptImage": ""},
+        {"model": 3},
+    ],
+)
+def test_what_the_docs_do_not_allow_is_refused(talk, changes):
+    """A 400 names the field, and nothing is accepted."""
+    conversation = talk()
+    refused = conversation.create(**changes)
+    error = refused.json()["error"]
+    assert refused.status_code == 400
+    assert (error["code"], error["type"]) == ("invalid_request", "comet_api_error")
+    assert next(iter(changes)) in error["message"]
+    assert "(request id: " in error["message"]
+    assert conversation.sandbox.accepted == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"promptText": "x" * 1001},
+        {"promptText": ""},
+        {"seed": 4_294_967_296},
+        {"references": [{"type": "image", "uri": "https://a.invalid/a.jpg"}] * 2},
+        {"references": [{"type": "video", "uri": "https://a.invalid/a.jpg"}]},
+        {"ratio": "1280x720"},
+        {"contentModeration": {"publicFigureThreshold": "high"}},
+        {"duration": 5},
+        {"videoUri": "data:image/png;base64,AAAA"},
+    ],
+)
+def test_what_the_docs_do_not_allow_for_videos_is_refused(talk, changes):
+    """A 400 names the field, and nothing is accepted."""
+    conversation = talk()
+    refused = conversation.restyle(**changes)
+    assert refused.status_code == 400
+    assert next(iter(changes)) in refused.json()["error"]["message"]
+    assert conversation.sandbox.accepted == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/runwayml/v1/image_to_video", {"model": "gen3a_turbo"}, "promptImage"),
+        ("/runwayml/v1/image_to_video", {"promptImage": "https://a.invalid/a.jpg"}, "model"),
+        ("/runwayml/v1/video_to_video", {"model": "gen4_aleph", "promptText": "x"}, "videoUri"),
+        ("/runway/feed", {}, "task_id"),
+    ],
+)
+def test_a_missing_field_is_a_500_that_no_retry_mends(talk, path, body, field):
+    """The status says server error and the code says whose mistake it is, as seen live."""
+    refused = talk().client.post(path, json=body)
+    assert refused.status_code == 500
+    assert refused.json()["error"]["code"] == "invalid_request"
+    assert field in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"cat"])
+def test_a_body_that_is_no_object_is_refused(talk, body):
+    """Broken JSON is a 400 like any other."""
+    refused = talk().client.post("/runwayml/v1/image_to_video", content=body)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize("model", ["gen9", "gen4_aleph"])
+def test_a_model_that_nobody_serves_is_a_503_that_no_retry_mends(talk, model):
+    """The gateway finds no channel, and says so before it looks at anything else."""
+    refused = talk().create(model=model, duration=7)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "model_not_found"
+    assert f"model {model} (distributor)" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("version", [None, "latest"])
+def test_creating_needs_the_version_header(talk, version):
+    """The header that every create page asks for is asked for here."""
+    conversation = talk()
+    del conversation.client.headers["X-Runway-Version"]
+    if version:
+        conversation.client.headers["X-Runway-Version"] = version
+    refused = conversation.create()
+    assert refused.status_code == 400
+    assert "X-Runway-Version" in refused.json()["error"]["message"]
+    assert conversation.task("x").json()["code"] == "task_not_exist"
+
+
+@pytest.mark.parametrize("key", [None, "Bearer", "Bearer wrong-key", "Basic any-key"])
+def test_a_key_is_needed_and_may_be_any_but_the_wrong_one(talk, key):
+    """Without a key, or with `wrong-key`, every Runway route answers 401."""
+    conversation = talk()
+    del conversation.client.headers["Authorization"]
+    if key:
+        conversation.client.headers["Authorization"] = key
+    answers = [conversation.create(), conversation.task("x"), conversation.feed("x")]
+    assert [answer.status_code for answer in answers] == [401, 401, 401]
+    assert answers[0].json()["error"]["type"] == "comet_api_error"
+    assert conversation.sandbox.accepted == []
+
+
+def test_an_unknown_task_does_not_exist(talk):
+    """Neither the task nor the feed knows an id that was never given."""
+    conversation = talk()
+    for answer in (conversation.task("x"), conversation.feed("x")):
+        assert answer.status_code == 400
+        assert answer.json()["code"] == "task_not_exist"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/runwayml/v1/image_to_video", 404),
+        ("GET", "/", 404),
+        ("DELETE", "/runwayml/v1/tasks/x", 405),
+        ("GET", "/redoc", 404),
+    ],
+)
+def test_a_wrong_path_is_named(talk, method, path, status):
+    """What is not served is answered in the gateway's words."""
+    refused = talk().client.request(method, path)
+    assert refused.status_code == status
+    assert refused.json()["error"]["message"] == f"Invalid URL ({method} {path})"
+
+
+def test_every_request_is_on_record(talk):
+    """Method, path, route, headers, time and status of each request can be looked up."""
+    conversation = talk()
+    conversation.task("x")
+    conversation.client.get("/nowhere")
+    first, second = conversation.sandbox.requests
+    assert (first.method, first.path, first.route) == ("GET", "/runwayml/v1/tasks/x", "task")
+    assert first.headers["authorization"] == "Bearer any-key"
+    assert (first.fault, first.status, second.route, second.status) == (None, 400, "other", 404)
+    assert first.at <= second.at
+
+
+def test_the_census_counts(talk):
+    """Whoever runs it as a process can ask how much would have been paid for."""
+    conversation = talk(faults=["create:failed", "create:429"])
+    conversation.finished()
+    conversation.create()
+    conversation.finished()
+    assert conversation.client.get("/_sandbox").json() == {
+        "accepted": 2,
+        "requests": {"create": 3, "other": 1},
+        "jobs": {"FAILED": 1, "SUCCEEDED": 1},
+    }
+
+
+def test_clearing_forgets_everything(talk):
+    """After `clear` a sandbox is as new and faults that were planned are off."""
+    conversation = talk(faults=["create:429:times=5"])
+    conversation.create()
+    conversation.sandbox.clear()
+    assert (conversation.sandbox.accepted, conversation.sandbox.requests) == ([], [])
+    assert conversation.create().status_code == 200
