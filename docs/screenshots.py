@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Take the pictures in docs/images: a real Prefect server, real runs, a real browser.
 
-Run it with ``python docs/screenshots.py``; it needs Chromium and the ``test`` extra. The runs go
-through a 429 and a broken poll, so that retries are there to be seen.
+Run it with ``python docs/screenshots.py [FOLDER]``; it needs Chromium and the ``test`` extra. The
+runs go through a 429 and a broken poll, so that retries are there to be seen. A page that does not
+show what it should ends it with an error.
 """
 
 import os
@@ -18,10 +19,10 @@ from pathlib import Path
 
 import httpx
 from playwright.sync_api import Page, sync_playwright
-
 from prefect_cometapi.deployments.quiet import quieten_prefect
 
 IMAGES = Path(__file__).parent / "images"
+SETTLE_MILLISECONDS = 2000
 
 
 @contextmanager
@@ -78,36 +79,40 @@ def make_runs(videos: str) -> str:
     return str(state.state_details.flow_run_id)
 
 
-def take(page: Page, name: str, wait_for: str, settle: float = 2.0) -> None:
-    """One picture of the page as it is, once a text on it is there and it has come to rest."""
-    page.get_by_text(wait_for).first.wait_for(timeout=30_000)
-    page.wait_for_timeout(settle * 1000)
-    page.screenshot(path=IMAGES / f"{name}.png")
+def take(page: Page, picture: Path, *expected: str) -> None:
+    """One picture of the page as it is, once the expected texts are on it."""
+    for text in expected:
+        page.get_by_text(text).first.wait_for(timeout=60_000)
+    page.wait_for_timeout(SETTLE_MILLISECONDS)
+    page.screenshot(path=picture)
 
 
-def take_all(page: Page, server: str, run_id: str) -> None:
-    """The run with its retries and its artifacts, and the page of all artifacts."""
+def take_all(page: Page, server: str, run_id: str, folder: Path) -> None:
+    """The run with its retries and its artifacts, and the poster of its clip."""
     page.goto(f"{server}/runs/flow-run/{run_id}")
-    take(page, "run", "Finished in state")
-    page.get_by_text("Artifacts", exact=True).last.click()
-    take(page, "run-artifacts", "cometapi-poster")
-    page.goto(f"{server}/artifacts")
-    take(page, "artifacts", "cometapi-poster")
-    page.get_by_text("cometapi-poster").first.click()
-    take(page, "poster", "cometapi-poster")
+    take(page, folder / "run.png", "Completed", "Retry 1/5 will start", "Stored ")
+    page.locator("#artifacts").click()
+    take(page, folder / "artifacts.png", "cometapi-video", "cometapi-generation")
+    found = httpx.post(f"{server}/api/artifacts/filter", json={}).json()
+    posters = [item for item in found if item["key"] == "cometapi-poster"]
+    (poster,) = [item["id"] for item in posters if item["flow_run_id"] == run_id]
+    page.goto(f"{server}/artifacts/artifact/{poster}")
+    page.wait_for_function("[...document.images].some(image => image.naturalWidth === 640)")
+    take(page, folder / "poster.png", "A frame from the middle of")
 
 
 def main() -> None:
     """Take all pictures."""
-    IMAGES.mkdir(exist_ok=True)
+    images = Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
+    images.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, prefect_server(f"{folder}/home") as server:
         run_id = make_runs(f"{folder}/videos")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox"]
             )
-            page = browser.new_page(viewport={"width": 1360, "height": 860}, color_scheme="light")
-            take_all(page, server, run_id)
+            page = browser.new_page(viewport={"width": 1360, "height": 860})
+            take_all(page, server, run_id, images)
             browser.close()
 
 

@@ -6,12 +6,16 @@ kept whole in its database (and refused above 512 kB). Here it is stored shorten
 gets the original.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow
 
-from ..runway.redact import shown_source
+from ..runway.redact import HideSecrets, shown_source
+
+# Prefect logs parameters that do not validate, whole.
+logging.getLogger("prefect.flows").addFilter(HideSecrets())
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,13 +30,17 @@ class RecordedFlow(Flow[P, R]):
 
 
 def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
-    """Make a function a flow whose result is kept as JSON.
+    """Make a function a flow whose result is kept, as compressed JSON.
 
-    A kept result means that a retried parent flow does not run a finished subflow again.
+    A kept result means that a retried parent flow does not run a finished subflow again. Plain
+    JSON will not do: Prefect 3.8 takes a flow's result that reads ``{"data": …}``, as every model's
+    does, for a record of an older format and gives back a dict.
     """
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
-        return RecordedFlow(function, name=name, persist_result=True, result_serializer="json")
+        return RecordedFlow(
+            function, name=name, persist_result=True, result_serializer="compressed/json"
+        )
 
     return decorate
 

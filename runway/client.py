@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import re
 import ssl
 from functools import cache
 from types import TracebackType
@@ -15,6 +16,7 @@ from pydantic import SecretStr
 from .errors import (
     AuthenticationError,
     CometAPIError,
+    GenerationNotVisible,
     InvalidRequest,
     QuotaExceeded,
     ServiceUnavailable,
@@ -36,6 +38,8 @@ TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=30.0)
 
 TOTAL_TIMEOUT = 120.0
 """Seconds for one call as a whole, so that a reply that drips does not hold it for ever."""
+
+_REFUSED = range(400, 500)
 
 _ERRORS: dict[Meaning, type[CometAPIError]] = {
     Meaning.BUSY: ServiceUnavailable,
@@ -62,6 +66,9 @@ class RunwayClient:
         runway_version: Value of the header X-Runway-Version. CometAPI's docs require it on some
             calls and allow it on all, so it goes with every call.
         transport: What httpx sends through; tests and proxies plug in here.
+
+    Raises:
+        AuthenticationError: The key is empty or cannot be one.
     """
 
     def __init__(
@@ -72,12 +79,15 @@ class RunwayClient:
         runway_version: str = DEFAULT_RUNWAY_VERSION,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        text = key.get_secret_value().strip()
+        if not re.fullmatch(r"[!-~]+", text):  # no header carries it, yet the call looks sent
+            raise AuthenticationError("the key is empty or has characters that no key has")
         self.base_url = base_url
         self._http = httpx.AsyncClient(
             base_url=base_url,
             headers={
-                "Authorization": f"Bearer {key.get_secret_value()}",
-                "X-Runway-Version": runway_version,
+                "Authorization": f"Bearer {text}",
+                "X-Runway-Version": runway_version.strip(),
                 "Accept": "application/json",
                 "User-Agent": "prefect-cometapi",
             },
@@ -112,7 +122,7 @@ class RunwayClient:
         """
         outcome = await self._send("POST", f"/runwayml/v1/{request.route}", request.to_wire())
         if isinstance(outcome, Refusal):
-            refused = outcome.meaning is Meaning.NOT_VISIBLE and (outcome.http_status or 0) >= 400
+            refused = outcome.meaning is Meaning.NOT_VISIBLE and outcome.http_status in _REFUSED
             raise self._error(outcome, otherwise=InvalidRequest if refused else SubmissionUncertain)
         task_id = read_task_id(outcome.body)
         if not task_id:
@@ -130,6 +140,7 @@ class RunwayClient:
         Raises:
             AuthenticationError: The key is missing, wrong or not permitted.
             UnexpectedResponse: The base URL does not lead to CometAPI.
+            GenerationNotVisible: The service refuses to tell the state.
             ServiceUnavailable: No answer for now; asking again is free.
         """
         outcome = await self._send("GET", f"/runwayml/v1/tasks/{quote(task_id, safe='')}")
@@ -147,6 +158,12 @@ class RunwayClient:
         if isinstance(outcome, Refusal):
             if outcome.meaning is Meaning.NOT_VISIBLE:
                 return Generation(task_id=task_id, status=Status.NOT_VISIBLE, word=outcome.code)
+            if outcome.meaning in {Meaning.INVALID, Meaning.NO_BALANCE}:
+                raise GenerationNotVisible(  # it is bought, so it is no InvalidRequest
+                    f"CometAPI does not tell the generation's state: {outcome.message}",
+                    code=outcome.code,
+                    http_status=outcome.http_status,
+                ).about(task_id=task_id)
             raise self._error(outcome, otherwise=ServiceUnavailable).about(task_id=task_id)
         generation = read_generation(outcome.body, task_id)
         if generation is None:

@@ -17,13 +17,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 
 from .client import tls_context
 from .errors import DownloadInterrupted, InvalidOutput, OutputExpired
-from .redact import host_of, scrub, shown_url
+from .redact import HideSecrets, host_of, scrub, shown_url
 
 MAX_REDIRECTS = 5
 MAX_BYTES = 4 * 1024**3
@@ -57,21 +57,15 @@ class Partial:
     def append(self, chunk: bytes) -> None:
         """Keep a chunk, which must not make the file longer than announced or allowed."""
         self.received += len(chunk)
-        if self.received > (MAX_BYTES if self.total is None else self.total):
-            raise InvalidOutput(f"the output is longer than {self.total or MAX_BYTES:,} bytes")
+        allowed = MAX_BYTES if self.total is None else self.total
+        if self.received > allowed:
+            raise InvalidOutput(f"the output is longer than {allowed:,} bytes")
         self.file.write(chunk)
         self.hash.update(chunk)
 
 
-class _HideTokens(logging.Filter):
-    """httpx logs each URL whole at INFO; a signed one must not stand in anybody's log."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = scrub(record.getMessage(), limit=2000), None
-        return True
-
-
-logging.getLogger("httpx").addFilter(_HideTokens())
+# httpx logs each URL whole at INFO; a signed one must not stand in anybody's log.
+logging.getLogger("httpx").addFilter(HideSecrets())
 
 
 async def download(
@@ -143,8 +137,8 @@ async def _receive(http: httpx.AsyncClient, url: str, partial: Partial, trusted_
     for _ in range(MAX_REDIRECTS + 1):
         _check_address(url, trusted_host)
         async with http.stream("GET", url, headers=headers) as response:
-            if response.is_redirect:
-                url = urljoin(url, response.headers.get("location", ""))
+            if response.has_redirect_location:
+                url = _redirected(url, response.headers["location"])
                 continue
             _check_response(response, partial)
             async for chunk in response.aiter_raw(CHUNK):
@@ -153,9 +147,19 @@ async def _receive(http: httpx.AsyncClient, url: str, partial: Partial, trusted_
     raise InvalidOutput(f"the output's address redirects more than {MAX_REDIRECTS} times")
 
 
+def _redirected(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise InvalidOutput("the output's address redirects to no valid address") from None
+
+
 def _check_address(url: str, trusted_host: str) -> None:
-    host = host_of(url)
-    if not host or not (url.startswith("https://") or (host == trusted_host and "://" in url)):
+    try:
+        scheme, host, _ = httpx.URL(url).scheme, host_of(url), urlsplit(url).port
+    except (httpx.InvalidURL, ValueError):
+        raise InvalidOutput("the output's address is no valid address") from None
+    if not host or not (scheme == "https" or (scheme == "http" and host == trusted_host)):
         raise InvalidOutput(f"the output's address is not https: {shown_url(url)}")
 
 
@@ -164,8 +168,9 @@ def _check_response(response: httpx.Response, partial: Partial) -> None:
     status = response.status_code
     if status in _EXPIRED:
         raise OutputExpired("the output's address is no longer valid", http_status=status)
-    if status == 416 or status >= 500 or status == 429:
+    if status == 416:
         partial.start_again()
+    if status in {416, 429} or status >= 500:
         raise httpx.RemoteProtocolError(f"HTTP {status}")
     if status not in {200, 206}:
         raise DownloadInterrupted("the output cannot be downloaded", http_status=status)
@@ -176,6 +181,8 @@ def _check_response(response: httpx.Response, partial: Partial) -> None:
     if not (status == 206 and _continues(response, partial)):
         partial.start_again()
     partial.total = None if rest is None else partial.received + rest
+    if partial.total is not None and partial.total > MAX_BYTES:
+        raise InvalidOutput(f"the output is longer than {MAX_BYTES:,} bytes")
     etag = response.headers.get("etag", "")
     partial.etag = "" if etag.startswith("W/") else etag
 

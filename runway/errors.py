@@ -105,6 +105,7 @@ class InvalidRequest(NotSubmitted):
 class AuthenticationError(NotSubmitted):
     """There is no key, or it is wrong, or it lacks the permission."""
 
+    money = "nothing was charged for this call."
     advice = (
         "set COMETAPI_KEY, or the key of the credentials block, to one from "
         "https://www.cometapi.com/console/token"

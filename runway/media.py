@@ -45,6 +45,8 @@ def inspect_video(path: Path) -> VideoInfo:
             if not container.streams.video:
                 raise InvalidOutput("the output holds no video")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise InvalidOutput("the output is a video of no known codec")
             last, frames, corrupt = Fraction(0), 0, False
             for packet in container.demux(stream):
                 corrupt = corrupt or packet.is_corrupt

@@ -192,18 +192,24 @@ async def _ask_within(
 ) -> Generation:
     """One poll that ends with the deadline; past it, one short last look is still taken."""
     end = (wait.started or 0.0) + patience.deadline
+    which = {"key": submission.key, "task_id": submission.task_id}
     ask = client.get if wait.route is Route.TASK else client.feed
     wait.last_poll = time.monotonic()
     wait.polls += 1
     try:
         async with asyncio.timeout(max(end - wait.last_poll, patience.interval)):
             wait.last = await ask(submission.task_id)
-    except (TimeoutError, CometAPIError) as error:
-        if isinstance(error, (TimeoutError, ServiceUnavailable)) and time.monotonic() >= end:
-            raise timeout_error(wait.last, patience).about(
-                key=submission.key, task_id=submission.task_id
-            ) from error
-        if isinstance(error, CometAPIError):
-            raise error.about(key=submission.key, task_id=submission.task_id) from None
-        raise
+    except TimeoutError as error:
+        raise timeout_error(wait.last, patience).about(**which) from error
+    except ServiceUnavailable as error:
+        wait.route = Route.TASK
+        if time.monotonic() >= end:
+            raise timeout_error(wait.last, patience).about(**which) from error
+        raise error.about(**which) from None
+    except CometAPIError as error:
+        if wait.route is Route.TASK:
+            raise error.about(**which) from None
+        wait.last = Generation(  # the docs promise nothing of the feed, so only a task decides
+            task_id=submission.task_id, status=Status.NOT_VISIBLE, word=error.code
+        )
     return wait.last

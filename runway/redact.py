@@ -8,6 +8,7 @@ before it went through one of these functions.
 
 import hashlib
 import ipaddress
+import logging
 import re
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ HIDDEN = "<sha256:"
 # In doubt too much is hidden: a URL ends only where none can go on, slashes may be escaped.
 _URL = re.compile(r"[a-z][a-z0-9+.-]{0,20}:(?:\\?/){2}[^\s\"<>]+", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:(?:[\w.+-]+\\?/[\w.+-]+)?(?:;[\w=.+-]+)*,[^\s\"'<>]+", re.IGNORECASE)
-_BEARER = re.compile(r"((?:bearer\s+)+[\"']?)(?!<hidden)[^\s\"',;]+", re.IGNORECASE)
+_BEARER = re.compile(r"(bearer\s+[\"']?)(?!<hidden)(?:bearer\s+)*[^\s\"',;]+", re.IGNORECASE)
 _KEY = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{6,}")
 
 
@@ -45,13 +46,27 @@ def is_shortened(text: str) -> bool:
     return HIDDEN in text
 
 
-def scrub(text: str, limit: int = 500) -> str:
-    """Somebody else's words, safe to repeat: no token, key or data URI, one line, bounded."""
+def hide_secrets(text: str) -> str:
+    """The text without tokens of URLs, keys and data URIs."""
     text = _URL.sub(lambda found: shown_url(found[0].replace("\\/", "/")), text)
     text = _DATA_URI.sub(lambda found: shown_source(found[0]), text)
     text = _BEARER.sub(r"\1<hidden>", text)
-    text = " ".join(_KEY.sub("<hidden key>", text).split())
+    return _KEY.sub("<hidden key>", text)
+
+
+def scrub(text: str, limit: int = 500) -> str:
+    """Somebody else's words, safe to repeat: no secret, one line, bounded."""
+    text = " ".join(hide_secrets(text).split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+class HideSecrets(logging.Filter):
+    """For loggers of libraries that log what they were given: URLs (httpx), inputs (Prefect)."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass, with its secrets hidden."""
+        record.msg, record.args = hide_secrets(record.getMessage()), None
+        return True
 
 
 def host_of(url: str) -> str:

@@ -143,11 +143,16 @@ def _meaning(reply: Reply, code: str, message: str) -> Meaning:
         return Meaning.BUSY
     if status == 404 and reply.is_json and "invalid url" not in message:
         return Meaning.NOT_VISIBLE
-    if (not reply.is_json and status < 400) or 300 <= status < 400 or status in {404, 405}:
+    if 300 <= status < 400 or status in {404, 405} or (status < 400 and _is_web_page(reply)):
         return Meaning.MISADDRESSED
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     return Meaning.INVALID if 400 <= status <= 451 else Meaning.UNKNOWN_OUTCOME
+
+
+def _is_web_page(reply: Reply) -> bool:
+    """Whether a person's browser was meant; any other success may be a garbled receipt."""
+    return not reply.is_json and "html" in reply.headers.get("content-type", "").lower()
 
 
 def read_retry_after(value: str | None, now: datetime) -> float | None:
@@ -158,7 +163,8 @@ def read_retry_after(value: str | None, now: datetime) -> float | None:
         seconds = float(value)
     except ValueError:
         try:
-            seconds = (parsedate_to_datetime(value).astimezone(UTC) - now).total_seconds()
+            date = parsedate_to_datetime(value)
+            seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds()
         except (ValueError, TypeError, OverflowError):
             return None
     return min(MAX_RETRY_AFTER, max(0.0, seconds)) if math.isfinite(seconds) else None

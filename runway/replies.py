@@ -141,15 +141,11 @@ def _outputs(layers: list[dict[str, Any]]) -> list[str]:
 
 
 def _urls(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
-        yield value
-    elif isinstance(value, dict):
-        for name in ("url", "uri", "video_url"):
-            yield from _urls(value.get(name))
-    elif isinstance(value, list):
-        for item in value:
-            if not isinstance(item, list):
-                yield from _urls(item)
+    for item in value if isinstance(value, list) else [value]:
+        is_object = isinstance(item, dict)
+        for text in map(item.get, ("url", "uri", "video_url")) if is_object else [item]:
+            if isinstance(text, str) and text.lower().startswith(("http://", "https://")):
+                yield text
 
 
 def _progress(layers: list[dict[str, Any]]) -> float | None:

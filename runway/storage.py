@@ -66,11 +66,13 @@ class FolderStorage:
             return str(target)
         try:
             _made(target.parent)
+            here = staged
             if staged.stat().st_dev != target.parent.stat().st_dev:
-                staged = Path(shutil.copy2(staged, self.staging() / staged.name))
-            _flush(staged)
-            staged.replace(target)
+                here = Path(shutil.copy2(staged, self.staging() / staged.name))
+            _flush(here)
+            here.replace(target)
             _flush(target.parent)
+            staged.unlink(missing_ok=True)
         except OSError as error:
             _check_staged(staged)
             raise StorageError(f"{self.folder} did not take {name}: {_reason(error)}") from error
@@ -115,7 +117,9 @@ class FsspecStorage:
                 raise StorageError(f"{name} has {written} bytes there, and {wanted} here")
             if upload != target:
                 files.mv(upload, target)
-        except (OSError, ImportError, ValueError, RuntimeError) as error:
+        except StorageError:
+            raise
+        except Exception as error:  # each file system has errors of its own
             _check_staged(staged)
             place = shown_url(self.url)
             raise StorageError(f"{place} did not take {name}: {_reason(error)}") from error

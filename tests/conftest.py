@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
 from prefect_cometapi.sandbox import Sandbox
 
 KEY = "sk-canary0f7b1d3c5e9a"
@@ -54,9 +53,17 @@ def point_to(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, folder: Path) ->
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Prefect server with its own database; gives the address of its API."""
-    from prefect.settings import get_current_settings
+    """A real Prefect server with its own database and results; gives the address of its API."""
+    from prefect.settings import (
+        PREFECT_LOCAL_STORAGE_PATH,
+        get_current_settings,
+        temporary_settings,
+    )
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    results = tmp_path_factory.mktemp("results")
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_LOCAL_STORAGE_PATH: results}),
+    ):
         yield str(get_current_settings().api.url)

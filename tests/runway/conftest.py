@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the client share: the documented samples, clips, a sandbox, scripted replies."""
+"""What the tests of the client share: clips, sandboxes, clients, and scripted replies."""
 
 import asyncio
 import io
-import json
 import socket
 import time
 from collections.abc import Callable
@@ -18,15 +17,9 @@ import av
 import httpx
 import pytest
 from av.filter import Graph
-from hypothesis import HealthCheck, settings
 from prefect_cometapi.runway import ImageToVideoRequest, RunwayClient, Submission
 from prefect_cometapi.sandbox import Sandbox
 from pydantic import SecretStr
-
-settings.register_profile(
-    "runway", deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("runway")
 
 KEY = "sk-test-0123456789abcdef"
 PIXEL = (
@@ -51,23 +44,22 @@ class Answers(httpx.MockTransport):
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
         self.times.append(time.monotonic())
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        answer: Any = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if callable(answer):
             answer = answer(request)
         if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, dict):
             return httpx.Response(200, json=answer)
-        status, content, headers = (*answer, b"", {})[:3] if len(answer) < 3 else answer
+        return self._response(*answer)
+
+    @staticmethod
+    def _response(status: int, content: Any, headers: Any = None) -> httpx.Response:
         if isinstance(content, dict | list):
             return httpx.Response(status, json=content, headers=headers)
-        return httpx.Response(status, content=content, headers=headers)
-
-
-@pytest.fixture(scope="session")
-def documented() -> dict[str, Any]:
-    """The requests and replies that CometAPI's docs show, of all their dates."""
-    return json.loads(Path(__file__).with_name("documented.json").read_text(encoding="utf-8"))
+        headers = {"content-length": str(len(content)), **(headers or {})}
+        stream = httpx.ByteStream(content)
+        return httpx.Response(status, stream=stream, headers=headers)
 
 
 @pytest.fixture(scope="session")

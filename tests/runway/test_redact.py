@@ -62,7 +62,7 @@ def test_no_query_or_fragment_of_a_url_is_repeated(before, host, path, start, ma
 
 
 def test_a_url_with_escaped_slashes_is_recognised():
-    """Some services write https:\\/\\/ in their JSON."""
+    """Some services escape the slashes of a URL in their JSON."""
     assert MARK not in scrub(rf"https:\/\/h\/p?token={MARK}")
 
 

@@ -11,13 +11,6 @@ from pydantic import ValidationError
 HOSTS = st.from_regex(r"[a-z][a-z0-9-]{0,10}(\.[a-z]{2,5}){1,2}(:[1-9][0-9]{0,3})?", fullmatch=True)
 
 
-@pytest.fixture(autouse=True)
-def empty_environment(monkeypatch, tmp_path):
-    for name in CometAPISettings.model_fields:
-        monkeypatch.delenv(f"COMETAPI_{name.upper()}", raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
 def test_everything_but_the_key_has_a_default():
     """A key is all that a user has to set."""
     settings = CometAPISettings()

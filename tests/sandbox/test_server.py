@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sandbox starts at once, stops at once and is light until then."""
 
-import os
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user sees in the Prefect UI, and what nobody may see anywhere."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_LOGGING_LEVEL, temporary_settings
+from prefect_cometapi.flows import display, image_to_video
+from prefect_cometapi.flows.recorded import shortened
+from prefect_cometapi.runway import Generation, GenerationResult, Status, StoredVideo, Submission
+
+pytestmark = pytest.mark.server
+
+
+def test_the_run_page_shows_progress_poster_link_and_facts(prefect_server, sandbox, history, image):
+    """Four artifacts tell the story of a clip: how far, what it shows, where and what it is."""
+    state = image_to_video(image, return_state=True)
+    shown = history.artifacts(state.state_details.flow_run_id)
+    assert set(shown) == {
+        "cometapi-progress",
+        "cometapi-poster",
+        "cometapi-video",
+        "cometapi-generation",
+    }
+    assert shown["cometapi-progress"]["data"] == 100.0
+    assert shown["cometapi-poster"]["data"].startswith("data:image/jpeg;base64,")
+    assert len(shown["cometapi-poster"]["data"]) < 200_000
+    assert ".mp4" in shown["cometapi-video"]["data"]
+    facts = {row["what"]: row["value"] for row in json.loads(shown["cometapi-generation"]["data"])}
+    assert facts["duration"] == "5.0 s"
+    assert int(facts["polls"]) >= 1
+    assert facts["key"].startswith("run-")
+
+
+def test_an_event_tells_each_change(prefect_server, sandbox, history, image):
+    """Automations can react to a submission, a success and a stored file, each once."""
+    state = image_to_video(image, return_state=True)
+    flow_run_id = state.state_details.flow_run_id
+    events = history.events(flow_run_id, until="prefect.asset.materialization.succeeded")
+    names = [event["event"] for event in events]
+    assert names[0] == "cometapi.generation.submitted"
+    assert names[-3:] == [
+        "cometapi.generation.succeeded",
+        "cometapi.generation.stored",
+        "prefect.asset.materialization.succeeded",
+    ]
+    assert len(names) == len(set(names))
+    task_id = sandbox.accepted[0].task_id
+    assert events[0]["resource"]["prefect.resource.id"] == f"cometapi.generation.{task_id}"
+    asset = events[-1]
+    assert asset["resource"]["prefect.resource.id"].startswith("file:///")
+    assert asset["payload"]["task_id"] == task_id
+
+
+def test_the_log_tells_changes_and_not_polls(prefect_server, sandbox, history, image):
+    """A wait of many polls leaves one line for each state, not one for each poll."""
+    for _ in range(6):
+        sandbox.add_fault("task:unknown-status")
+    state = image_to_video(image, return_state=True)
+    lines = history.logs(state.state_details.flow_run_id, until="Stored ")
+    ours = [line for line in lines if line.startswith("Generation ")]
+    assert state.is_completed()
+    assert len(ours) <= 4
+    assert len([r for r in sandbox.requests if r.route == "task"]) >= 7
+
+
+def test_no_secret_is_left_anywhere(prefect_server, sandbox, tmp_path, caplog, capfd):
+    """Key, signed URLs and data URIs are in no database row, result, log, artifact or file."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, get_current_settings
+
+    broken, canary = "Y2FuYXJ5LXBpY3R1cmU", "Y2FuYXJ5LXBpY3R1cmUK"  # a picture's base64
+    key = "sk-canary0f7b1d3c5e9a"
+    caplog.set_level(logging.DEBUG)
+    with temporary_settings({PREFECT_LOGGING_LEVEL: "DEBUG"}):
+        for request in (
+            {"promptImage": f"data:image/png;base64,{canary}"},
+            {"promptImage": f"data:image/png;base64,{broken}"},
+            {"promptImage": "https://example.com/cat.jpg?X-Amz-Signature=canary-signature"},
+        ):
+            image_to_video(request, return_state=True)
+    sandbox.add_fault("asset:expired:times=20")
+    image_to_video({"promptImage": "https://example.com/owl.jpg"}, return_state=True)
+    tokens = {r.path.partition("?")[2] for r in sandbox.requests if r.route == "asset"} - {""}
+    printed = capfd.readouterr()
+    written = [printed.out, printed.err, caplog.text]
+    places = [tmp_path, Path(str(PREFECT_LOCAL_STORAGE_PATH.value()))]
+    database = str(get_current_settings().server.database.connection_url)
+    places += [Path(database.partition("///")[2]).parent]
+    for place in places:
+        written += [
+            path.read_bytes().decode("latin-1")
+            for path in place.rglob("*")
+            if path.is_file() and path.suffix not in {".mp4", ".jpg"}
+        ]
+    everything = "\n".join(written)
+    assert len(everything) > 100_000
+    assert key not in everything
+    assert broken not in everything
+    for token in tokens:
+        assert token not in everything
+    # Prefect stores a run's parameters as they were given; elsewhere the signature is hidden.
+    assert "canary-signature" not in caplog.text + printed.out + printed.err
+
+
+def test_what_cannot_be_shown_costs_no_video(prefect_server, sandbox, image, monkeypatch):
+    """With artifacts failing, the clip is still bought once and stored."""
+
+    async def broken(*_args: object, **_kwargs: object) -> None:
+        raise ConnectionError("the server is away")
+
+    for name in ("acreate_progress_artifact", "acreate_image_artifact", "acreate_link_artifact"):
+        monkeypatch.setattr(f"prefect.artifacts.{name}", broken)
+    result = image_to_video(image)
+    assert Path(result.videos[0].uri).exists()
+
+
+def test_a_listener_hears_each_reply(prefect_server, sandbox, image):
+    """The command line draws its progress from the replies of the flows it runs."""
+    heard: list[Status] = []
+    token = display.progress_listener.set(lambda _submission, reply: heard.append(reply.status))
+    try:
+        image_to_video(image)
+    finally:
+        display.progress_listener.reset(token)
+    assert heard[-1] is Status.SUCCEEDED
+
+
+async def test_outside_of_a_run_nothing_is_shown(own_settings):
+    """The steps' functions work in a plain script, without artifacts."""
+    from datetime import UTC, datetime
+
+    submission = Submission(key="k", task_id="t", submitted_at=datetime.now(UTC))
+    await display.show_reply(submission, Generation(task_id="t", status=Status.RUNNING), None)
+    video = StoredVideo(
+        uri="/v/a.mp4",
+        sidecar="/v/a.json",
+        sha256="0" * 64,
+        size=1,
+        width=1,
+        height=1,
+        duration=1.0,
+        frames=1,
+        codec="h264",
+    )
+    result = GenerationResult(
+        key="k",
+        task_id="t",
+        status=Status.SUCCEEDED,
+        videos=(video,),
+        polls=1,
+        waited=1.0,
+        submitted_at=submission.submitted_at,
+    )
+    await display.show_result(submission, result)
+
+
+@pytest.mark.parametrize(("size", "text"), [(1_500_000, "1.5 MB"), (500, "0.5 kB")])
+def test_sizes_read_well(size, text):
+    """Sizes are told in the units that people use."""
+    assert display.shown_size(size) == text
+
+
+def test_parameters_are_stored_without_pictures():
+    """A data URI anywhere among the parameters is stored as its type, hash and size."""
+    stored = shortened({"request": {"references": [{"uri": "data:image/png;base64,QUJD"}], "n": 1}})
+    assert "QUJD" not in json.dumps(stored)
+    assert stored["request"]["n"] == 1

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One clip end to end, in every way in which users call it."""
+
+import asyncio
+import hashlib
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import av
+import pytest
+from prefect import flow
+from prefect.states import State
+from prefect_cometapi.flows import (
+    afinish_generation,
+    aimage_to_video,
+    avideo_to_video,
+    fetch_output,
+    finish_generation,
+    image_to_video,
+    persist_output,
+    poll_generation,
+    submit_generation,
+    video_to_video,
+)
+from prefect_cometapi.runway import (
+    GenerationResult,
+    ImageToVideoRequest,
+    InvalidRequest,
+    Status,
+    VideoToVideoRequest,
+)
+
+pytestmark = pytest.mark.server
+
+
+def test_an_image_becomes_a_stored_and_playable_video(prefect_server, sandbox, tmp_path):
+    """The file has the asked ratio and duration, is H.264, and the result describes it truly."""
+    request = ImageToVideoRequest(
+        prompt_image="https://example.com/cat.jpg", ratio="960:960", duration=5
+    )
+    result = image_to_video(request)
+    (video,) = result.videos
+    content = Path(video.uri).read_bytes()
+    with av.open(video.uri) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height) == (video.width, video.height) == (960, 960)
+        assert stream.codec_context.name == video.codec == "h264"
+        assert sum(1 for _ in container.decode(stream)) == video.frames
+    assert video.duration == pytest.approx(5.0, abs=0.1)
+    assert (video.size, video.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert Path(video.uri).parent == tmp_path / "videos"
+    assert result.status is Status.SUCCEEDED
+    assert result.task_id == sandbox.accepted[0].task_id
+    assert result.polls >= 1
+
+
+def test_a_video_is_restyled(prefect_server, sandbox, image):
+    """Video to video takes a clip that image to video made."""
+    first = image_to_video(image)
+    from prefect_cometapi.deployments.cli import as_source
+
+    request = VideoToVideoRequest(
+        video_uri=as_source(first.videos[0].uri), prompt_text="a warm dawn", seed=4294967295
+    )
+    second = video_to_video(request)
+    assert second.videos[0].sha256 != first.videos[0].sha256
+    assert second.videos[0].width == first.videos[0].width
+    assert [job.route for job in sandbox.accepted] == ["image_to_video", "video_to_video"]
+
+
+def test_the_sidecar_tells_the_origin_of_the_video(prefect_server, sandbox):
+    """Request, id, hash and timings lie beside the file, without the tokens of signed URLs."""
+    result = image_to_video(
+        {"promptImage": "https://example.com/cat.jpg?Signature=canary-token", "seed": 7},
+        key="sku-17/2026-11-21",
+    )
+    video = result.videos[0]
+    text = Path(video.sidecar).read_text()
+    origin = json.loads(text)
+    assert origin["task_id"] == result.task_id
+    assert origin["key"] == "sku-17/2026-11-21"
+    assert origin["request"]["seed"] == 7
+    assert origin["request"]["promptImage"].startswith("https://example.com/cat.jpg?<sha256:")
+    assert origin["video"]["sha256"] == video.sha256
+    assert origin["polls"] == result.polls
+    assert "canary-token" not in text
+    assert video.poster
+    assert Path(video.poster).read_bytes().startswith(b"\xff\xd8\xff")
+
+
+def test_nothing_but_whole_files_is_left_in_the_storage(prefect_server, sandbox, image, tmp_path):
+    """Video, poster and sidecar appear, and no temporary file stays."""
+    image_to_video(image)
+    files = [path for path in (tmp_path / "videos").rglob("*") if path.is_file()]
+    assert sorted(path.suffix for path in files) == [".jpg", ".json", ".mp4"]
+
+
+def test_every_reply_shape_leads_to_a_stored_video(prefect_server, monkeypatch, tmp_path, image):
+    """Whatever dialect of its documents the service speaks, the clip arrives."""
+    from typing import get_args
+
+    from prefect_cometapi.sandbox import ReplyShape, Sandbox
+
+    shapes = get_args(ReplyShape)
+    with Sandbox(shapes=shapes, not_visible_polls=1) as sandbox:
+        monkeypatch.setenv("COMETAPI_BASE_URL", sandbox.url)
+        monkeypatch.setenv("COMETAPI_KEY", "any")
+        monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.02")
+
+        async def one_of_each() -> list[GenerationResult]:
+            return await asyncio.gather(
+                *(aimage_to_video(image, storage=str(tmp_path / shape)) for shape in shapes)
+            )
+
+        results = asyncio.run(one_of_each())
+        assert len(sandbox.accepted) == len(shapes)
+    assert [Path(result.videos[0].uri).exists() for result in results] == [True] * len(shapes)
+
+
+def test_it_works_in_a_sync_flow(prefect_server, sandbox, image):
+    """A sync flow calls the sync flow, as a subflow."""
+
+    @flow
+    def pipeline() -> str:
+        return image_to_video(image).videos[0].uri
+
+    assert Path(pipeline()).exists()
+
+
+async def test_it_works_in_an_async_flow(prefect_server, sandbox, image):
+    """An async flow awaits the async twin, also several at once."""
+
+    @flow
+    async def pipeline() -> list[GenerationResult]:
+        return await asyncio.gather(
+            aimage_to_video(image),
+            avideo_to_video({"videoUri": "https://e.com/v", "promptText": "x"}),
+        )
+
+    results = await pipeline()
+    assert all(Path(result.videos[0].uri).exists() for result in results)
+    assert len(sandbox.accepted) == 2
+
+
+async def test_it_works_where_an_event_loop_runs_already(prefect_server, sandbox, image):
+    """A notebook cell, which runs inside a loop, may call the sync flow."""
+    result = image_to_video(image)
+    assert Path(result.videos[0].uri).exists()
+
+
+def test_the_tasks_compose_in_a_sync_flow(prefect_server, sandbox, history):
+    """A user's own sync flow is built from the four tasks, and the history shows them by name."""
+
+    @flow
+    def pipeline() -> str:
+        request = ImageToVideoRequest(prompt_image="https://example.com/dog.jpg")
+        submission = submit_generation(request)
+        finished = poll_generation(submission)
+        videos = fetch_output(submission, finished)
+        return persist_output(submission, finished, videos)[0].uri
+
+    state: State[str] = pipeline(return_state=True)
+    assert Path(asyncio.run(_result(state))).exists()
+    short = sandbox.accepted[0].task_id[:8]
+    names = {run["name"] for run in history.task_runs(state.state_details.flow_run_id).values()}
+    assert names == {
+        "submit image_to_video gen3a_turbo",
+        f"poll {short}",
+        f"fetch {short}",
+        f"persist {short}",
+    }
+
+
+async def _result(state: State[str]) -> str:
+    return await state.aresult()
+
+
+def test_sync_and_async_flows_share_one_history():
+    """Both twins carry the same flow name and the same parameters."""
+    for plain, twin in [
+        (image_to_video, aimage_to_video),
+        (video_to_video, avideo_to_video),
+        (finish_generation, afinish_generation),
+    ]:
+        assert plain.name == twin.name
+        assert plain.parameters.model_dump() == twin.parameters.model_dump()
+
+
+def test_a_generation_that_was_bought_elsewhere_is_finished(prefect_server, sandbox, image):
+    """A task id suffices: it is polled, fetched and stored, and nothing is bought."""
+    task_id = image_to_video(image).task_id
+    result = finish_generation(task_id)
+    assert result.task_id == task_id
+    assert Path(result.videos[0].uri).exists()
+    assert len(sandbox.accepted) == 1
+
+
+def test_a_bad_request_is_refused_before_anything_is_sent(prefect_server, sandbox):
+    """The message names the field and the allowed values, and no request goes out."""
+    from prefect.exceptions import ParameterTypeError
+
+    with pytest.raises(ParameterTypeError, match="duration: 5 or 10 seconds, got 7"):
+        image_to_video({"promptImage": "https://example.com/cat.jpg", "duration": 7})
+    assert sandbox.requests == []
+
+
+def test_a_model_that_is_not_documented_is_passed_on(prefect_server, sandbox):
+    """Models drift: the service has the last word, and its own words are shown."""
+    with pytest.raises(InvalidRequest, match="No available channel for model gen9"):
+        image_to_video({"promptImage": "https://example.com/cat.jpg", "model": "gen9"})
+    assert sandbox.accepted == []
+
+
+def test_the_time_in_the_file_name_is_that_of_the_submission(prefect_server, sandbox, image):
+    """A catalogue of files sorts by the time at which each was bought."""
+    result = image_to_video(image, key="sku-17")
+    stamp = Path(result.videos[0].uri).name[:15]
+    named = datetime.strptime(stamp, "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+    assert abs(named - result.submitted_at) < timedelta(seconds=1)
+    assert "-sku-17-" in Path(result.videos[0].uri).name

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is tried again, what is not, and that a user sees it as Prefect retries."""
+
+import asyncio
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect import flow
+from prefect_cometapi.flows import aimage_to_video, image_to_video
+from prefect_cometapi.flows.attempts import delay_before_retry
+from prefect_cometapi.runway import (
+    AuthenticationError,
+    CometAPIError,
+    GenerationCancelled,
+    GenerationFailed,
+    GenerationNotVisible,
+    GenerationTimeout,
+    InvalidOutput,
+    InvalidRequest,
+    KeyConflict,
+    QuotaExceeded,
+    ServiceUnavailable,
+    SubmissionUncertain,
+    UnexpectedResponse,
+)
+
+server = pytest.mark.server
+RETRIED = ["AwaitingRetry", "Retrying"]
+
+
+@server
+@pytest.mark.parametrize("fault", ["create:429:value=1", "create:503", "create:429:value=date:1"])
+def test_a_submission_that_was_not_taken_is_a_visible_retry(
+    prefect_server, sandbox, history, image, fault
+):
+    """A 429 or 503 shows as Prefect's AwaitingRetry and Retrying, and is bought once."""
+    sandbox.add_fault(fault)
+    state = image_to_video(image, return_state=True)
+    submit = history.task_runs(state.state_details.flow_run_id)["submit"]
+    assert state.is_completed()
+    assert history.states(submit["id"])[-3:] == [*RETRIED, "Completed"]
+    assert submit["run_count"] == 2
+    assert len(sandbox.accepted) == 1
+
+
+@server
+def test_retry_after_is_honoured(prefect_server, sandbox, history, image):
+    """Prefect waits as long as the service asks for, and the UI shows until when."""
+    sandbox.add_fault("create:429:value=2")
+    state = image_to_video(image, return_state=True)
+    refused, taken = [request.at for request in sandbox.requests if request.route == "create"]
+    assert taken - refused >= 2.0
+    submit = history.task_runs(state.state_details.flow_run_id)["submit"]
+    answer = history._http.get("/task_run_states/", params={"task_run_id": submit["id"]}).json()
+    (waiting,) = [item for item in answer if item["name"] == "AwaitingRetry"]
+    until = datetime.fromisoformat(waiting["state_details"]["scheduled_time"])
+    assert (until - datetime.fromisoformat(waiting["timestamp"])).total_seconds() >= 1.9
+
+
+@server
+def test_a_refused_connection_is_a_visible_retry(
+    prefect_server, sandbox, history, image, monkeypatch
+):
+    """While nothing listens, Prefect retries; the retries end with a clear error."""
+    monkeypatch.setenv("COMETAPI_BASE_URL", "http://127.0.0.1:9")
+    state = image_to_video(image, return_state=True)
+    submit = history.task_runs(state.state_details.flow_run_id)["submit"]
+    assert state.is_failed()
+    assert history.states(submit["id"]).count("Retrying") == 5
+    assert "nothing was charged" in state.message
+    assert sandbox.requests == []
+
+
+@server
+@pytest.mark.parametrize(
+    "fault", ["task:503", "task:reset-before", "task:429:value=0", "task:html"]
+)
+def test_a_poll_without_an_answer_is_a_visible_retry(
+    prefect_server, sandbox, history, image, fault
+):
+    """The wait goes on after a broken poll: no second submission, and one progress artifact."""
+    sandbox.add_fault(fault)
+    state = image_to_video(image, return_state=True)
+    flow_run_id = state.state_details.flow_run_id
+    poll = history.task_runs(flow_run_id)["poll"]
+    assert history.states(poll["id"])[-3:] == [*RETRIED, "Completed"]
+    assert len(sandbox.accepted) == 1
+    found = history.filter("artifacts", artifacts={"flow_run_id": {"any_": [str(flow_run_id)]}})
+    assert [item["key"] for item in found].count("cometapi-progress") == 1
+
+
+@server
+@pytest.mark.parametrize(
+    "fault", ["create:reset-after", "create:no-id", "create:error-after:value=504"]
+)
+def test_a_submission_without_an_answer_is_never_sent_again(
+    prefect_server, sandbox, history, image, fault
+):
+    """With the reply lost after acceptance, exactly one job was accepted, and the run says so."""
+    sandbox.add_fault(fault)
+    state = image_to_video(image, return_state=True)
+    assert len(sandbox.accepted) == 1
+    assert len([request for request in sandbox.requests if request.route == "create"]) == 1
+    assert state.is_failed()
+    assert "SubmissionUncertain" in state.message
+    assert "perhaps charged" in state.message
+    submit = history.task_runs(state.state_details.flow_run_id)["submit"]
+    assert submit["run_count"] == 1
+
+
+@server
+def test_a_retried_flow_run_does_not_repeat_finished_steps(
+    prefect_server, sandbox, image, tmp_path
+):
+    """When the flow is retried, what is bought, awaited and fetched is taken from the record."""
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the folder should be")
+    tries: list[int] = []
+
+    @flow(retries=1)
+    async def pipeline() -> str:
+        tries.append(len(sandbox.accepted))
+        if len(tries) == 2:
+            blocked.unlink()
+        result = await aimage_to_video(image, storage=str(tmp_path / "blocked"))
+        return result.videos[0].uri
+
+    uri = asyncio.run(pipeline())
+    assert Path(uri).exists()
+    assert tries == [0, 1]
+    assert len(sandbox.accepted) == 1
+
+
+@server
+def test_a_finished_subflow_is_not_run_again(prefect_server, sandbox, image):
+    """A parent that fails after the video was stored does not touch the service when retried."""
+    tries: list[int] = []
+
+    @flow(retries=1)
+    def pipeline() -> str:
+        uri = image_to_video(image).videos[0].uri
+        tries.append(len(sandbox.requests))
+        if len(tries) == 1:
+            raise RuntimeError("after the video")
+        return uri
+
+    assert Path(pipeline()).exists()
+    assert tries[0] == tries[1]
+
+
+@server
+def test_each_scheduled_run_makes_its_own_video(prefect_server, sandbox, image):
+    """The same request in two runs is two generations; a run is not a cache of another."""
+    first, second = image_to_video(image), image_to_video(image)
+    assert first.key != second.key
+    assert len(sandbox.accepted) == 2
+
+
+@server
+def test_a_key_of_your_own_holds_across_runs(prefect_server, sandbox, image):
+    """The same key gives the stored result of the earlier run, without a request."""
+    first = image_to_video(image, key="holds/across")
+    before = len(sandbox.requests)
+    second = image_to_video(image, key="holds/across")
+    assert second == first
+    assert len(sandbox.requests) == before
+
+
+@server
+def test_a_key_belongs_to_one_request(prefect_server, sandbox, image):
+    """Another request under a used key is refused, and the differing field is named."""
+    image_to_video(image, key="belongs")
+    with pytest.raises(KeyConflict, match="promptText was 'slow zoom', is 'fast zoom'"):
+        image_to_video(image | {"promptText": "fast zoom"}, key="belongs")
+    assert len(sandbox.accepted) == 1
+
+
+@server
+def test_a_video_that_vanished_before_it_was_stored_is_fetched_again(
+    prefect_server, sandbox, image, tmp_path
+):
+    """A retry on another machine, which has not the staged file, downloads it once more."""
+    place = str(tmp_path / "other")
+    first = image_to_video(image, key="vanished", storage=place)
+    for name in (first.videos[0].uri, first.videos[0].sidecar):
+        Path(name).unlink()
+    from prefect_cometapi.flows.tasks import apersist_output, persist_output
+
+    for task in (persist_output, apersist_output):
+        task.refresh_cache = True
+    try:
+        second = image_to_video(image, key="vanished", storage=place)
+    finally:
+        for task in (persist_output, apersist_output):
+            task.refresh_cache = None
+    assert Path(second.videos[0].uri).exists()
+    assert second.videos[0].sha256 == first.videos[0].sha256
+    assert len(sandbox.accepted) == 1
+
+
+@server
+@pytest.mark.parametrize(
+    ("faults", "error", "words"),
+    [
+        (["create:unauthorized"], AuthenticationError, "nothing was charged"),
+        (["create:quota"], QuotaExceeded, "top up"),
+        (["create:invalid-request"], InvalidRequest, "nothing was charged"),
+        (["create:model-not-found"], InvalidRequest, "model"),
+        (["create:html"], UnexpectedResponse, "COMETAPI_BASE_URL"),
+        (["create:redirect"], UnexpectedResponse, "redirects to"),
+        (["create:503:times=6"], ServiceUnavailable, "nothing was charged"),
+        (["create:failed:value=SAFETY.INPUT.TEXT"], GenerationFailed, "SAFETY.INPUT.TEXT"),
+        (["create:cancelled"], GenerationCancelled, "cancelled"),
+        (["task:not-visible:rate=1", "feed:not-visible:rate=1"], GenerationNotVisible, "finish"),
+        (["task:unknown-status:rate=1"], GenerationTimeout, "still running upstream"),
+        (["asset:truncated-silent:rate=1"], InvalidOutput, "cut off"),
+        (["asset:html-asset:rate=1"], InvalidOutput, "HTML page"),
+        (["asset:empty:rate=1"], InvalidOutput, "empty"),
+    ],
+)
+def test_each_failure_says_what_happened_and_what_to_do(
+    prefect_server, sandbox, image, monkeypatch, tmp_path, faults, error, words
+):
+    """The typed error reaches the caller with key, money and next step; nothing is stored."""
+    monkeypatch.setenv("COMETAPI_DEADLINE", "1")
+    monkeypatch.setenv("COMETAPI_VISIBILITY_GRACE", "0.3")
+    for fault in faults:
+        sandbox.add_fault(fault)
+    with pytest.raises(error) as caught:
+        image_to_video(image)
+    message = str(caught.value)
+    assert words in message
+    assert "Money: " in message
+    assert "Next: " in message
+    assert caught.value.key in message
+    assert len(sandbox.accepted) <= 1
+    assert not [path for path in (tmp_path / "videos").rglob("*") if path.is_file()]
+
+
+@server
+@pytest.mark.parametrize("fault", ["asset:truncated", "asset:expired", "asset:gone", "asset:503"])
+def test_a_troubled_download_arrives_whole(prefect_server, sandbox, image, fault):
+    """A cut connection or an expired address is overcome without buying again."""
+    sandbox.add_fault(fault)
+    result = image_to_video(image)
+    assert Path(result.videos[0].uri).stat().st_size == result.videos[0].size
+    assert len(sandbox.accepted) == 1
+
+
+def test_without_a_key_nothing_is_tried(own_settings, prefect_server, image):
+    """A missing key is told at once, with where to get one."""
+    with pytest.raises(AuthenticationError, match=r"https://www\.cometapi\.com/console/token"):
+        image_to_video(image)
+
+
+@given(
+    failures=st.integers(1, 10_000),
+    retry_after=st.none() | st.floats(0, 600),
+    unit=st.floats(0.001, 10),
+)
+def test_delays_grow_to_a_cap_and_never_undercut_the_service(failures, retry_after, unit):
+    """Each delay is at least what the service asks for, and bounded otherwise."""
+    delay = delay_before_retry(failures, retry_after, unit, cap=30)
+    assert delay >= (retry_after or 0)
+    assert delay <= max(30, retry_after or 0)
+    assert delay_before_retry(failures + 1, None, unit, 30) >= delay_before_retry(
+        failures, None, unit, 30
+    )
+
+
+def test_all_errors_of_the_tree_survive_another_process():
+    """Prefect stores exceptions; key, id and advice come back with them."""
+    import pickle
+
+    for kind in [SubmissionUncertain, GenerationTimeout, ServiceUnavailable]:
+        error: CometAPIError = kind("what happened", code="slug", http_status=500, retry_after=2)
+        again = pickle.loads(pickle.dumps(error.about(key="k", task_id="t")))
+        assert str(again) == str(error)
+        assert again.retry_after == 2

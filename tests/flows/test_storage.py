@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Videos go where users keep their data: folders, fsspec URLs and Prefect blocks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.blocks.core import Block
+from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+from prefect_cometapi.flows import image_to_video
+from prefect_cometapi.flows.storage import block_storage, resolve_storage
+from prefect_cometapi.runway import StorageError
+from prefect_cometapi.runway.storage import FolderStorage, FsspecStorage
+
+
+class Bucket(Block):
+    """An object store that takes files from the disk, as S3Bucket does."""
+
+    _block_type_slug = "test-bucket"
+    folder: str
+
+    def upload_from_path(self, from_path: str, to_path: str, **_: Any) -> None:
+        target = Path(self.folder) / to_path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(Path(from_path).read_bytes())
+
+
+class Shelf(Block):
+    """A file system that takes whole files only."""
+
+    _block_type_slug = "test-shelf"
+    folder: str
+
+    def write_path(self, path: str, content: bytes, **_: Any) -> None:
+        (Path(self.folder) / path).write_bytes(content)
+
+
+class Nowhere(Block):
+    """A block that stores nothing."""
+
+    _block_type_slug = "test-nowhere"
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("kind", ["folder", "file", "memory", "local-block", "remote-block"])
+def test_a_video_lands_in_each_kind_of_storage(prefect_server, sandbox, image, tmp_path, kind):
+    """Whatever the storage, video, poster and sidecar are there whole, and the URI says where."""
+    LocalFileSystem(basepath=str(tmp_path / "block")).save("test-local", overwrite=True)
+    RemoteFileSystem(basepath="memory://remote").save("test-remote", overwrite=True)
+    place = {
+        "folder": str(tmp_path / "plain"),
+        "file": f"file://{tmp_path}/by-url",
+        "memory": "memory://videos",
+        "local-block": "local-file-system/test-local",
+        "remote-block": "remote-file-system/test-remote",
+    }[kind]
+    video = image_to_video(image, storage=place).videos[0]
+    for uri in (video.uri, video.poster, video.sidecar):
+        assert uri
+        assert _size(uri) > 0
+    assert _size(video.uri) == video.size
+
+
+def _size(uri: str) -> int:
+    import fsspec
+
+    files, path = fsspec.core.url_to_fs(uri)
+    return files.info(path)["size"]
+
+
+@pytest.mark.parametrize("kind", [Bucket, Shelf])
+def test_a_block_that_takes_files_is_a_storage(tmp_path, kind):
+    """A block with either of Prefect's two upload methods will do."""
+    storage = block_storage(kind(folder=str(tmp_path)), "some-block/mine")
+    staged = storage.staging() / "a.mp4"
+    staged.write_bytes(b"video")
+    assert storage.publish(staged, "a.mp4") == "some-block/mine/a.mp4"
+    assert (tmp_path / "a.mp4").read_bytes() == b"video"
+    assert not staged.exists()
+
+
+def test_a_block_that_refuses_a_file_is_a_storage_error(tmp_path):
+    """The error names the block, the file and the reason."""
+    storage = block_storage(Shelf(folder=str(tmp_path / "missing")), "test-shelf/mine")
+    staged = storage.staging() / "a.mp4"
+    staged.write_bytes(b"video")
+    with pytest.raises(StorageError, match=r"test-shelf/mine did not take a\.mp4: .*No such file"):
+        storage.publish(staged, "a.mp4")
+
+
+def test_a_block_that_stores_nothing_is_refused():
+    """A credentials block in place of a storage block is told so."""
+    with pytest.raises(StorageError, match="test-nowhere/x is no storage"):
+        block_storage(Nowhere(), "test-nowhere/x")
+
+
+@pytest.mark.server
+async def test_a_missing_block_is_told_with_the_way_to_write_a_folder(prefect_server):
+    """What looks like a block and is none may be a folder: the error says how to write one."""
+    with pytest.raises(StorageError, match=r"no block s3-bucket/nope .* written \./s3-bucket/nope"):
+        await resolve_storage("s3-bucket/nope")
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [("./videos/today", FolderStorage), ("videos", FolderStorage), ("s3://b/v", FsspecStorage)],
+)
+async def test_paths_and_urls_need_no_block(place, kind):
+    """A path or URL is taken as it is, without asking Prefect."""
+    assert isinstance(await resolve_storage(place), kind)

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wire: one POST buys one generation, and whatever is lost on the way is never sent again."""
+
+import asyncio
+import json
+from typing import get_args
+
+import httpx
+import pytest
+from prefect_cometapi.runway import (
+    AuthenticationError,
+    GenerationNotVisible,
+    InvalidRequest,
+    QuotaExceeded,
+    RunwayClient,
+    ServiceUnavailable,
+    Status,
+    SubmissionUncertain,
+    UnexpectedResponse,
+    VideoToVideoRequest,
+)
+from prefect_cometapi.runway import client as wire
+from prefect_cometapi.sandbox import ReplyShape
+from pydantic import SecretStr
+
+SHAPES = sorted(set(get_args(ReplyShape)) - {"late_output"})
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(wire, "TIMEOUT", httpx.Timeout(0.2))
+
+
+async def test_an_accepted_request_gives_its_id(sandbox, client_of, request_):
+    """What was sent is what CometAPI received, once."""
+    service = sandbox()
+    client = await client_of(service.url)
+    task_id = await client.create(request_)
+    assert [job.task_id for job in service.accepted] == [task_id]
+    assert service.accepted[0].body == request_.to_wire()
+    assert service.accepted[0].route == "image_to_video"
+
+
+async def test_a_video_goes_to_its_own_route(answers, client_of):
+    """Each kind of request is posted where the docs say."""
+    script = answers({"id": "v-1"})
+    client = await client_of(script)
+    request = VideoToVideoRequest(video_uri="https://example.com/a.mp4", prompt_text="rain")
+    assert await client.create(request) == "v-1"
+    sent = script.requests[0]
+    assert (sent.method, str(sent.url)) == (
+        "POST",
+        "https://api.cometapi.com/runwayml/v1/video_to_video",
+    )
+    assert json.loads(sent.content) == request.to_wire()
+
+
+async def test_every_call_carries_the_key_and_the_version(sandbox, client_of, request_, api_key):
+    """CometAPI's docs ask for the version on some calls and allow it on all."""
+    service = sandbox()
+    client = await client_of(service.url)
+    task_id = await client.create(request_)
+    await client.get(task_id)
+    await client.feed(task_id)
+    assert [request.route for request in service.requests] == ["create", "task", "feed"]
+    for request in service.requests:
+        assert request.headers["authorization"] == f"Bearer {api_key}"
+        assert request.headers["x-runway-version"] == "2024-11-06"
+        assert request.headers["accept"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["reset-after", "silent-after", "no-id"]
+    + [f"error-after:value={status}" for status in (500, 502, 504, 524)],
+)
+async def test_a_lost_receipt_is_uncertain_and_paid_once(
+    sandbox, client_of, request_, impatient, fault
+):
+    """The job was accepted and its id never came: it is not sent again, and the user is told."""
+    service = sandbox(f"create:{fault}")
+    client = await client_of(service.url)
+    with pytest.raises(SubmissionUncertain) as caught:
+        await client.create(request_)
+    assert "perhaps charged, once" in str(caught.value)
+    assert len(service.accepted) == 1
+    assert len(service.requests) == 1
+
+
+@pytest.mark.parametrize("fault", ["reset-before", "500", "502", "504", "524", "cloudflare"])
+async def test_a_lost_request_is_uncertain_too(sandbox, client_of, request_, fault):
+    """From here it looks the same whether the job was accepted, so nothing is sent again."""
+    service = sandbox(f"create:{fault}")
+    client = await client_of(service.url)
+    with pytest.raises(SubmissionUncertain):
+        await client.create(request_)
+    assert len(service.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, b"", {}),
+        (200, b'{"id": "3d95', {"content-type": "application/json"}),
+        (201, b"ok", {"content-type": "text/plain"}),
+        (200, [{"id": "a"}], {}),
+        (200, b"[" * 100_000, {"content-type": "application/json"}),
+        (204, b"", {}),
+        (200, {"code": 500, "msg": "system error"}, {}),
+        (200, {"status": "task_not_exist"}, {}),
+        (500, {"code": "task_not_exist", "message": "", "data": None}, {}),
+        (200, b'{"id": "a", "x": "' + b"x" * wire.MAX_REPLY_BYTES, {}),
+        httpx.ReadError("broken"),
+        httpx.WriteError("broken"),
+        httpx.ReadTimeout(""),
+        httpx.WriteTimeout(""),
+        httpx.RemoteProtocolError("closed"),
+        httpx.DecodingError("garbled"),
+    ],
+    ids=repr,
+)
+async def test_a_garbled_receipt_is_uncertain(answers, client_of, request_, answer):
+    """An empty, cut off or unreadable success may stand for a paid job."""
+    script = answers(answer)
+    client = await client_of(script)
+    with pytest.raises(SubmissionUncertain):
+        await client.create(request_)
+    assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "retry_after"),
+    [("429", None), ("429:value=7", 7.0), ("429:value=date:100", 100.0), ("503", None)],
+)
+async def test_a_busy_service_may_be_asked_again_when_it_says(
+    sandbox, client_of, request_, fault, retry_after
+):
+    """Nothing was accepted, and Retry-After is passed on."""
+    service = sandbox(f"create:{fault}")
+    client = await client_of(service.url)
+    with pytest.raises(ServiceUnavailable) as caught:
+        await client.create(request_)
+    assert service.accepted == []
+    if retry_after is None:
+        assert caught.value.retry_after is None
+    else:
+        assert caught.value.retry_after == pytest.approx(retry_after, abs=3)
+    assert await client.create(request_) == service.accepted[0].task_id
+
+
+async def test_a_refused_connection_may_be_tried_again(closed_port, client_of, request_):
+    """Nothing left this machine."""
+    client = await client_of(closed_port)
+    with pytest.raises(ServiceUnavailable, match="ConnectError"):
+        await client.create(request_)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "words"),
+    [
+        ("invalid-request", InvalidRequest, "field promptImage is required"),
+        ("model-not-found", InvalidRequest, "No available channel for model gen3a_turbo"),
+        ("quota", QuotaExceeded, "user quota is not enough"),
+        ("unauthorized", AuthenticationError, "Invalid token"),
+    ],
+)
+async def test_a_refusal_is_told_in_the_services_own_words(
+    sandbox, client_of, request_, fault, error, words
+):
+    """Nothing was bought, and the reason is CometAPI's."""
+    service = sandbox(f"create:{fault}")
+    client = await client_of(service.url)
+    with pytest.raises(error, match=words):
+        await client.create(request_)
+    assert service.accepted == []
+
+
+async def test_an_unknown_origin_of_a_request_is_a_refusal(answers, client_of, request_):
+    """A 400 is certain, whatever its slug: nothing was bought."""
+    script = answers((400, {"code": "task_not_exist", "message": "", "data": None}, {}))
+    client = await client_of(script)
+    with pytest.raises(InvalidRequest):
+        await client.create(request_)
+
+
+@pytest.mark.parametrize(("fault", "words"), [("html", "text/html"), ("redirect", "redirects to")])
+async def test_another_server_is_named_and_no_redirect_is_followed(
+    sandbox, client_of, request_, fault, words
+):
+    """A web page or a redirect means a wrong base URL; the key goes nowhere else."""
+    service = sandbox(f"create:{fault}")
+    client = await client_of(service.url)
+    with pytest.raises(UnexpectedResponse, match=words) as caught:
+        await client.create(request_)
+    assert service.url in str(caught.value)
+    assert len(service.requests) == 1
+    assert service.accepted == []
+
+
+async def test_a_base_url_with_a_path_is_recognised_by_what_it_answers(sandbox, request_):
+    """The service's own 404 for an unknown path leads to the setting, not to the request."""
+    service = sandbox()
+    async with RunwayClient(SecretStr("sk-x"), base_url=f"{service.url}/v1") as client:
+        with pytest.raises(UnexpectedResponse, match="COMETAPI_BASE_URL"):
+            await client.create(request_)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("route", ["get", "feed"])
+async def test_every_shape_of_reply_tells_the_same(sandbox, client_of, request_, shape, route):
+    """Whichever shape is live, on whichever route, a success comes with its output."""
+    service = sandbox(shapes=(shape,))
+    client = await client_of(service.url)
+    task_id = await client.create(request_)
+    await asyncio.to_thread(service.settle, 20)
+    generation = await getattr(client, route)(task_id)
+    assert generation.status is Status.SUCCEEDED
+    assert generation.task_id == task_id
+    assert (generation.outputs[0].reveal() or "").startswith(f"{service.url}/assets/{task_id}")
+
+
+@pytest.mark.parametrize("fault", ["not-visible", "not-visible-200"])
+async def test_an_unknown_id_is_a_state_and_no_error(sandbox, client_of, request_, fault):
+    """A fresh id may be unknown for a while."""
+    service = sandbox(f"task:{fault}", f"feed:{fault}")
+    client = await client_of(service.url)
+    task_id = await client.create(request_)
+    assert (await client.get(task_id)).status is Status.NOT_VISIBLE
+    assert (await client.feed(task_id)).status is Status.NOT_VISIBLE
+    assert (await client.get(task_id)).status is not Status.NOT_VISIBLE
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((500, b"oops"), ServiceUnavailable),
+        ((524, b"error code: 524"), ServiceUnavailable),
+        ((429, {}, {"retry-after": "9"}), ServiceUnavailable),
+        (httpx.ReadTimeout(""), ServiceUnavailable),
+        ({"code": "success", "message": "", "data": None}, ServiceUnavailable),
+        ({}, ServiceUnavailable),
+        ((401, {"error": {"message": "Invalid token"}}), AuthenticationError),
+        ((200, b"<html>", {"content-type": "text/html"}), UnexpectedResponse),
+        ((400, {"error": {"message": "odd", "code": "invalid_request"}}), GenerationNotVisible),
+        ((403, {"code": "quota_not_enough", "message": "empty"}), GenerationNotVisible),
+    ],
+    ids=repr,
+)
+async def test_a_poll_that_fails_says_which_generation_and_that_it_was_bought(
+    answers, client_of, answer, error
+):
+    """Asking is free, but no error of a poll may claim that nothing was bought."""
+    client = await client_of(answers(answer))
+    for ask in (client.get, client.feed):
+        with pytest.raises(error) as caught:
+            await ask("task-7")
+        assert caught.value.task_id == "task-7"
+        assert "task id task-7" in str(caught.value)
+        assert "nothing was charged." not in str(caught.value)
+        assert "run it again." not in str(caught.value) or error is ServiceUnavailable
+    if isinstance(answer, tuple) and answer[0] == 429:
+        assert caught.value.retry_after == 9.0
+
+
+async def test_an_id_with_odd_characters_stays_one_part_of_the_path(answers, client_of):
+    """Ids are opaque."""
+    script = answers({"id": "a", "status": "PENDING"})
+    client = await client_of(script)
+    await client.get("a/../b?c#d")
+    assert script.requests[0].url.raw_path == b"/runwayml/v1/tasks/a%2F..%2Fb%3Fc%23d"
+
+
+async def test_a_reply_that_drips_is_given_up(monkeypatch, client_of, request_):
+    """A byte now and then does not hold a call for ever, and leaves its outcome open."""
+    monkeypatch.setattr(wire, "TOTAL_TIMEOUT", 0.2)
+
+    async def drip(reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b" ")
+            await asyncio.sleep(0.02)
+
+    server = await asyncio.start_server(drip, "127.0.0.1")
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        client = await client_of(f"http://127.0.0.1:{port}")
+        with pytest.raises(SubmissionUncertain, match="TimeoutError"):
+            await client.create(request_)
+
+
+@pytest.mark.parametrize("key", ["", "  ", "sk-ключ", "sk-a b", "sk-a\nb"])
+def test_a_key_that_no_header_can_carry_is_refused_at_once(key):
+    """It would otherwise break the call on its way and leave the outcome open."""
+    with pytest.raises(AuthenticationError, match="no key"):
+        RunwayClient(SecretStr(key))
+
+
+async def test_space_around_a_key_is_no_part_of_it(answers, request_):
+    """Keys read from files end in a newline, versions from .env files in a space."""
+    script = answers({"id": "a"})
+    client = RunwayClient(SecretStr(" sk-abc\n"), runway_version="2024-11-06 ", transport=script)
+    async with client:
+        await client.create(request_)
+    assert script.requests[0].headers["authorization"] == "Bearer sk-abc"
+    assert script.requests[0].headers["x-runway-version"] == "2024-11-06"
+
+
+async def test_no_error_repeats_the_key_or_a_token(answers, client_of, request_, api_key):
+    """Even if the service quotes the request in its refusal."""
+
+    def quote(request: httpx.Request) -> tuple[int, dict[str, str]]:
+        told = f"{request.headers['authorization']} {request_.prompt_image} https://h/x?t=s3cr3t"
+        return 400, {"error": f"{told} {api_key}"}
+
+    client = await client_of(answers(quote))
+    with pytest.raises(InvalidRequest) as caught:
+        await client.create(request_)
+    for secret in (api_key, request_.prompt_image[-20:], "s3cr3t"):
+        assert secret not in f"{caught.value} {caught.value!r}"

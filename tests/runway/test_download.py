@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an address to a whole file: over broken connections, expired tokens and redirects."""
+
+import asyncio
+import hashlib
+import logging
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+from prefect_cometapi.runway import DownloadInterrupted, InvalidOutput, OutputExpired, Submission
+from prefect_cometapi.runway import download as module
+from prefect_cometapi.runway.download import MAX_REDIRECTS, RENEWALS, RESUMPTIONS, download
+from prefect_cometapi.runway.media import inspect_video
+from prefect_cometapi.runway.polling import Patience, wait_until_finished
+
+URL = "https://cdn.example.com/o.mp4?_jwt=s3cr3t"
+BODY = bytes(range(256)) * 40
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class Broken(httpx.AsyncByteStream):
+    """A body that breaks off."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    async def __aiter__(self):
+        yield self.content
+        raise httpx.ReadError("reset")
+
+
+class CDN(httpx.MockTransport):
+    """Serves a body in portions, each of which ends in a broken connection."""
+
+    def __init__(self, *portions: int, etag: str = '"1"', body: bytes = BODY) -> None:
+        super().__init__(self.answer)
+        self.portions, self.etag, self.body = list(portions), etag, body
+        self.ranges: list[str | None] = []
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        asked = request.headers.get("range")
+        self.ranges.append(asked)
+        start = int(asked[6:-1]) if asked else 0
+        rest = self.body[start:]
+        headers = {"content-length": str(len(rest)), "etag": self.etag}
+        if asked:
+            headers["content-range"] = f"bytes {start}-{len(self.body) - 1}/{len(self.body)}"
+        stream: httpx.AsyncByteStream = httpx.ByteStream(rest)
+        if self.portions:
+            stream = Broken(rest[: self.portions.pop(0)])
+        return httpx.Response(206 if asked else 200, headers=headers, stream=stream)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 1024)
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "o.mp4"
+
+
+@pytest.fixture
+def finished_job(sandbox, client_of, request_):
+    """Makes a finished job in a sandbox: (service, its client, its address, renew)."""
+
+    async def make(*faults: str, **options):
+        service = sandbox(*faults, **options)
+        client = await client_of(service.url)
+        task_id = await client.create(request_)
+        await asyncio.to_thread(service.settle, 20)
+        submission = Submission(key="k", task_id=task_id, submitted_at=datetime.now(UTC))
+        finished = await wait_until_finished(client, submission, Patience(interval=0.01))
+
+        async def renew() -> str:
+            return (await client.get(task_id)).outputs[0].reveal() or ""
+
+        return service, finished.generation.outputs[0].reveal() or "", renew
+
+    return make
+
+
+def asset_requests(service):
+    return [request for request in service.requests if request.route == "asset"]
+
+
+async def test_an_output_arrives_whole_with_its_hash(finished_job, target):
+    """The hash is of what lies on the disk, and it is a video."""
+    service, url, _ = await finished_job()
+    sha256 = await download(url, target, trusted_host="127.0.0.1")
+    assert digest(target.read_bytes()) == sha256
+    assert inspect_video(target).frames > 100
+    assert len(asset_requests(service)) == 1
+
+
+@pytest.mark.parametrize(
+    "fault", ["truncated:times=2", "500", "503", "429", "reset-before", "slow:value=0.2"]
+)
+async def test_a_download_survives_a_bad_connection(finished_job, target, no_waiting, fault):
+    """Broken off, refused for a moment, or slow: the whole file arrives all the same."""
+    _, url, _ = await finished_job(f"asset:{fault}")
+    sha256 = await download(url, target, trusted_host="127.0.0.1")
+    assert digest(target.read_bytes()) == sha256
+    assert inspect_video(target).frames > 100
+
+
+async def test_a_broken_download_goes_on_where_it_stopped(finished_job, target, no_waiting):
+    """Only the rest is asked for, and only if the file is still the same."""
+    service, url, _ = await finished_job("asset:truncated")
+    await download(url, target, trusted_host="127.0.0.1")
+    first, second = asset_requests(service)
+    assert "range" not in first.headers
+    assert int(second.headers["range"].removeprefix("bytes=").removesuffix("-")) > 0
+    assert second.headers["if-range"].startswith('"')
+    assert second.status == 206
+
+
+async def test_a_server_without_ranges_sends_it_again(finished_job, target, no_waiting):
+    """What had arrived is thrown away, not put in front."""
+    service, url, _ = await finished_job("asset:truncated", "asset:ignore-range")
+    sha256 = await download(url, target, trusted_host="127.0.0.1")
+    assert asset_requests(service)[1].status == 200
+    assert digest(target.read_bytes()) == sha256
+    assert inspect_video(target).frames > 100
+
+
+@pytest.mark.parametrize("fault", ["expired", "gone"])
+async def test_an_expired_address_is_renewed_in_the_middle(finished_job, target, no_waiting, fault):
+    """A fresh address goes on where the old one ended."""
+    service, url, renew = await finished_job("asset:truncated", f"asset:{fault}")
+    sha256 = await download(url, target, renew=renew, trusted_host="127.0.0.1")
+    assert [request.status for request in asset_requests(service)] == [
+        200,
+        403 if fault == "expired" else 404,
+        206,
+    ]
+    assert digest(target.read_bytes()) == sha256
+    assert inspect_video(target).frames > 100
+
+
+async def test_an_address_whose_time_is_over_is_renewed_at_the_start(
+    finished_job, target, no_waiting
+):
+    """Even one that expired while the run was down."""
+    service, url, _ = await finished_job(asset_ttl=0.0)
+    with pytest.raises(OutputExpired):
+        await download(url, target, trusted_host="127.0.0.1")
+    fresh = iter([url, url])
+
+    async def renew_in_vain() -> str:
+        return next(fresh)
+
+    with pytest.raises(OutputExpired) as caught:
+        await download(url, target, renew=renew_in_vain, trusted_host="127.0.0.1")
+    assert caught.value.http_status == 403
+    assert len(asset_requests(service)) == 1 + 1 + RENEWALS
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("html-asset", "HTML page"), ("empty", "empty")])
+async def test_what_is_no_output_is_refused(finished_job, target, fault, reason):
+    """A page or nothing at all is not taken for a video."""
+    _, url, _ = await finished_job(f"asset:{fault}")
+    with pytest.raises(InvalidOutput, match=reason):
+        await download(url, target, trusted_host="127.0.0.1")
+
+
+async def test_a_file_that_was_cut_before_it_was_sent_is_found_out(finished_job, target):
+    """Its length is right and its hash is its own; only the video itself tells."""
+    _, url, _ = await finished_job("asset:truncated-silent")
+    await download(url, target, trusted_host="127.0.0.1")
+    with pytest.raises(InvalidOutput):
+        inspect_video(target)
+
+
+async def test_the_api_key_never_goes_to_the_assets_host(finished_job, target, api_key):
+    """It is sent to CometAPI, and to nothing else."""
+    service, url, renew = await finished_job("asset:expired")
+    await download(url, target, renew=renew, trusted_host="127.0.0.1")
+    for request in asset_requests(service):
+        assert "authorization" not in request.headers
+        assert api_key not in str(request.headers)
+
+
+async def test_a_log_line_shows_a_signed_url_without_its_token(finished_job, target, caplog):
+    """At INFO, httpx logs every URL whole; no output's token is to stand in anybody's log."""
+    caplog.set_level(logging.INFO, logger="httpx")
+    _, url, _ = await finished_job()
+    await download(url, target, trusted_host="127.0.0.1")
+    token = url.partition("_jwt=")[2]
+    lines = [record.getMessage() for record in caplog.records if "/assets/" in record.getMessage()]
+    assert lines
+    assert url.partition("?")[0] in lines[0]
+    assert "<sha256:" in lines[0]
+    assert token not in caplog.text
+
+
+async def test_every_break_goes_on_from_the_last_byte(target, no_waiting):
+    """However often, as long as something arrives."""
+    cdn = CDN(*[1024] * 8)
+    assert await download(URL, target, transport=cdn) == digest(BODY)
+    assert cdn.ranges == [None, *(f"bytes={1024 * n}-" for n in range(1, 9))]
+
+
+async def test_without_a_strong_etag_a_broken_download_starts_again(target, no_waiting):
+    """Two halves of different files never become one."""
+    cdn = CDN(2048, etag='W/"1"')
+    assert await download(URL, target, transport=cdn) == digest(BODY)
+    assert cdn.ranges == [None, None]
+
+
+async def test_a_download_that_makes_no_progress_is_given_up(answers, target, no_waiting):
+    """After a few attempts, with growing pauses of at most five seconds."""
+    script = answers(httpx.ConnectError("refused https://h/x?t=s3cr3t"))
+    with pytest.raises(
+        DownloadInterrupted, match=r"cdn\.example\.com broke off: ConnectError"
+    ) as caught:
+        await download(URL, target, transport=script)
+    assert len(script.requests) == RESUMPTIONS
+    assert no_waiting == sorted(no_waiting)
+    assert max(no_waiting) <= 5.0
+    assert "s3cr3t" not in str(caught.value)
+
+
+async def test_a_busy_server_does_not_cost_what_arrived(target, no_waiting):
+    """A 503 between two parts is waited out, and the download goes on."""
+    cdn = CDN(4096)
+    calls: list[int] = []
+
+    def busy_once(request: httpx.Request) -> httpx.Response:
+        calls.append(1)
+        return httpx.Response(503) if len(calls) == 2 else cdn.answer(request)
+
+    assert await download(URL, target, transport=httpx.MockTransport(busy_once)) == digest(BODY)
+    assert cdn.ranges == [None, "bytes=4096-"]
+
+
+async def test_a_part_beyond_the_end_starts_again(answers, target, no_waiting):
+    """A 416 means that the file is not the one it was."""
+    short = {"etag": '"1"', "content-length": "4000"}
+    script = answers((200, BODY[:2000], short), (416, b""), (200, BODY))
+    assert await download(URL, target, transport=script) == digest(BODY)
+    assert "range" in script.requests[1].headers
+    assert "range" not in script.requests[2].headers
+
+
+@pytest.mark.parametrize("content_range", ["bytes 5-9/10", "", "rows 1-2"])
+async def test_another_part_than_was_asked_for_is_refused(answers, target, content_range):
+    """It would leave a hole in the file."""
+    script = answers((206, BODY, {"content-range": content_range}))
+    with pytest.raises(DownloadInterrupted, match="another part"):
+        await download(URL, target, transport=script)
+
+
+async def test_an_output_without_an_announced_length_is_taken_to_its_end(target):
+    """Some servers do not say how much will come."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=httpx.ByteStream(BODY))
+
+    assert await download(URL, target, transport=httpx.MockTransport(answer)) == digest(BODY)
+
+
+async def test_a_file_that_ends_early_without_an_error_is_asked_for_again(
+    answers, target, no_waiting
+):
+    """The announced length counts, not the end of the stream."""
+    short = {"content-length": str(len(BODY))}
+    script = answers((200, BODY[:3000], short), (200, BODY))
+    assert await download(URL, target, transport=script) == digest(BODY)
+
+
+@pytest.mark.parametrize("announced", [None, "100", "50000"])
+async def test_no_output_is_longer_than_announced_or_allowed(target, monkeypatch, announced):
+    """A server cannot fill the disk, whatever length it announces."""
+    monkeypatch.setattr(module, "MAX_BYTES", 5000)
+    headers = {"content-length": announced} if announced else {}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers=headers, stream=httpx.ByteStream(BODY))
+
+    with pytest.raises(InvalidOutput, match="longer than"):
+        await download(URL, target, transport=httpx.MockTransport(answer))
+    assert target.stat().st_size <= 5000
+
+
+async def test_redirects_are_followed_by_hand(answers, target):
+    """Relative and absolute ones, each hop checked."""
+    script = answers(
+        (302, b"", {"location": "/moved/o.mp4?t=1"}),
+        (307, b"", {"location": "https://other.example.com/o.mp4"}),
+        (200, BODY),
+    )
+    assert await download(URL, target, transport=script) == digest(BODY)
+    assert [str(request.url) for request in script.requests[1:]] == [
+        "https://cdn.example.com/moved/o.mp4?t=1",
+        "https://other.example.com/o.mp4",
+    ]
+
+
+async def test_redirects_in_a_circle_end(answers, target):
+    """After a few hops."""
+    script = answers((302, b"", {"location": URL}))
+    with pytest.raises(InvalidOutput, match="redirects more than 5 times"):
+        await download(URL, target, transport=script)
+    assert len(script.requests) == MAX_REDIRECTS + 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://cdn.example.com/o.mp4?t=s3cr3t",
+        "http://169.254.169.254/latest?t=s3cr3t",
+        "file:///etc/passwd",
+        "ftp://cdn.example.com/o.mp4",
+        "//cdn.example.com",
+        "",
+        "https://",
+        "https://[bad",
+        "https://cdn.example.com:99999999/o",
+        "https://cdn.example.com/\x00",
+    ],
+)
+async def test_only_https_and_the_configured_service_are_asked(answers, target, address):
+    """An address is a stranger's: it reaches neither this machine nor its network in clear."""
+    with pytest.raises(InvalidOutput, match=r"is not https|is no valid address") as caught:
+        await download(address, target, transport=answers((200, BODY)))
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://cdn.example.com/o.mp4",
+        "http://169.254.169.254/latest",
+        "file:///etc/passwd",
+        "https://[bad",
+        "https://cdn.example.com:99999999/o",
+    ],
+)
+async def test_a_redirect_leads_to_https_only(answers, target, location):
+    """A good address is no way to a bad one."""
+    script = answers((302, b"", {"location": location}), (200, BODY))
+    with pytest.raises(InvalidOutput, match=r"is not https|no valid address"):
+        await download(URL, target, transport=script)
+    assert len(script.requests) == 1
+
+
+async def test_an_address_in_capitals_is_https_too(answers, target):
+    """Schemes have no case."""
+    assert await download(
+        URL.replace("https", "HTTPS"), target, transport=answers((200, BODY))
+    ) == digest(BODY)
+
+
+async def test_the_configured_service_may_serve_plain_http(answers, target):
+    """As the sandbox on this machine does; another host may not."""
+    script = answers((200, BODY))
+    await download("http://127.0.0.1:1/o", target, trusted_host="127.0.0.1", transport=script)
+    with pytest.raises(InvalidOutput):
+        await download("http://127.0.0.2:1/o", target, trusted_host="127.0.0.1", transport=script)
+
+
+@pytest.mark.parametrize("status", [204, 302, 400, 418])
+async def test_an_answer_that_is_no_file_is_told_with_its_status(answers, target, status):
+    """It is not tried again here; the step as a whole may be."""
+    script = answers((status, b""))
+    with pytest.raises(DownloadInterrupted, match=f"HTTP {status}"):
+        await download(URL, target, transport=script)
+    assert len(script.requests) == 1

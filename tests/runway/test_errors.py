@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each error says what happened, to which generation, what is known about the money, what to do."""
+
+import copy
+import inspect
+import pickle
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+from prefect_cometapi import runway
+from prefect_cometapi.runway import (
+    AuthenticationError,
+    CometAPIError,
+    GenerationCancelled,
+    GenerationFailed,
+    GenerationNotVisible,
+    GenerationTimeout,
+    ImageToVideoRequest,
+    InvalidOutput,
+    InvalidRequest,
+    OutputExpired,
+    QuotaExceeded,
+    ServiceUnavailable,
+    Submission,
+    SubmissionUncertain,
+    UnexpectedResponse,
+    errors,
+)
+from prefect_cometapi.runway.download import download
+from prefect_cometapi.runway.media import inspect_video
+from prefect_cometapi.runway.polling import Patience, wait_until_finished
+
+ALL = [
+    value
+    for value in vars(errors).values()
+    if inspect.isclass(value) and issubclass(value, CometAPIError)
+]
+REQUEST = ImageToVideoRequest(prompt_image="https://example.com/cat.jpg", model="gen9_ultra")
+BRIEF = Patience(interval=0.01, deadline=0.1, visibility_grace=0.03)
+FREE, MAYBE = "Money: nothing was charged.", "Money: perhaps charged, once."
+NO_CALL, PAID = "Money: nothing was charged for this call.", "Money: the generation is paid for"
+ACCEPTED = "Money: the generation was accepted, so it may have been charged."
+FINISH = "Next: prefect-cometapi finish task-1"
+
+
+def refused(code: str, message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "comet_api_error", "param": "", "code": code}}
+
+
+HTML = {"content-type": "text/html"}
+CREATES = [
+    (
+        (
+            503,
+            refused("model_not_found", "No available channel for model gen9_ultra (distributor)"),
+        ),
+        InvalidRequest,
+        "No available channel for model gen9_ultra",
+        FREE,
+        "Next: correct the request",
+    ),
+    (
+        (401, refused("", "Invalid token")),
+        AuthenticationError,
+        "does not accept the key: Invalid token",
+        NO_CALL,
+        "Next: set COMETAPI_KEY",
+    ),
+    (
+        (403, refused("quota_not_enough", "user quota is not enough")),
+        QuotaExceeded,
+        "balance does not suffice: user quota is not enough",
+        FREE,
+        "Next: top up the account",
+    ),
+    (
+        (200, b"<html>All models</html>", HTML),
+        UnexpectedResponse,
+        "https://api.cometapi.com does not answer as CometAPI does: text/html, '<html>All models",
+        NO_CALL,
+        "Next: check COMETAPI_BASE_URL",
+    ),
+    ((200, b"", HTML), UnexpectedResponse, "text/html, empty", NO_CALL, "COMETAPI_BASE_URL"),
+    (
+        (301, b"", {"location": "https://www.cometapi.com/?t=s3cr3t"}),
+        UnexpectedResponse,
+        "it redirects to https://www.cometapi.com/?<sha256:",
+        NO_CALL,
+        "Next: check COMETAPI_BASE_URL",
+    ),
+    (
+        (429, refused("", "slow down"), {"retry-after": "3"}),
+        ServiceUnavailable,
+        "cannot take the call now: slow down (HTTP 429)",
+        NO_CALL,
+        "Next: wait and run it again",
+    ),
+    (
+        httpx.ConnectError("refused"),
+        ServiceUnavailable,
+        "ConnectError: refused",
+        NO_CALL,
+        "Next: wait",
+    ),
+    (
+        (503, refused("", "overloaded")),
+        ServiceUnavailable,
+        "overloaded (HTTP 503)",
+        NO_CALL,
+        "Next: wait",
+    ),
+    (
+        httpx.ReadTimeout(""),
+        SubmissionUncertain,
+        "ReadTimeout: no detail",
+        MAYBE,
+        "run it again with a new key",
+    ),
+    (
+        httpx.ReadError("reset"),
+        SubmissionUncertain,
+        "ReadError: reset",
+        MAYBE,
+        "look in CometAPI's console",
+    ),
+    (
+        (500, refused("", "Internal error")),
+        SubmissionUncertain,
+        "Internal error (HTTP 500)",
+        MAYBE,
+        "console",
+    ),
+    (
+        (502, b"error code: 502", {"content-type": "text/plain"}),
+        SubmissionUncertain,
+        "text/plain, 'error code: 502' (HTTP 502)",
+        MAYBE,
+        "console",
+    ),
+    ((504, b""), SubmissionUncertain, "no content type, empty (HTTP 504)", MAYBE, "console"),
+    ((524, b""), SubmissionUncertain, "(HTTP 524)", MAYBE, "console"),
+    ({}, SubmissionUncertain, "a success that names no id (HTTP 200)", MAYBE, "console"),
+]
+POLLS = [
+    (
+        (400, {"code": "task_not_exist", "message": "", "data": None}),
+        GenerationNotVisible,
+        "does not know the generation",
+        ACCEPTED,
+        "then: prefect-cometapi finish task-1",
+    ),
+    (
+        {"status": "FAILED", "failure": "moderated", "failureCode": "SAFETY.INPUT.TEXT"},
+        GenerationFailed,
+        "failed: moderated (SAFETY.INPUT.TEXT)",
+        "Money: accepted, then failed",
+        "Next: change the image or the prompt",
+    ),
+    (
+        {"status": "FAILURE"},
+        GenerationFailed,
+        "CometAPI gives no reason",
+        "Money: accepted",
+        "new key",
+    ),
+    (
+        {"status": "CANCELLED"},
+        GenerationCancelled,
+        "was cancelled upstream",
+        ACCEPTED,
+        "with a new key",
+    ),
+    (
+        {"status": "RUNNING"},
+        GenerationTimeout,
+        "within 0.1 s; when last seen, it was running",
+        "Money: accepted and still running upstream",
+        FINISH,
+    ),
+    ({"status": "SUCCEEDED"}, InvalidOutput, "finished but names no output", PAID, FINISH),
+]
+OUTPUTS = [
+    ((200, b"<html>", HTML), InvalidOutput, "an HTML page came in place of the output"),
+    ((200, b""), InvalidOutput, "the output is empty"),
+    ((200, b"GIF89a......"), InvalidOutput, "the output is no MP4 or WebM"),
+    ((403, b"<Error>"), OutputExpired, "the output's address is no longer valid (HTTP 403)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "happened", "money", "following"),
+    CREATES,
+    ids=[repr(row[0])[:40] for row in CREATES],
+)
+async def test_a_submission_that_goes_wrong_is_explained(
+    answers, client_of, answer, error, happened, money, following
+):
+    """What happened, what it cost, what to do: three lines that need no manual."""
+    client = await client_of(answers(answer))
+    with pytest.raises(error) as caught:
+        await client.create(REQUEST)
+    assert type(caught.value) is error
+    told = str(caught.value.about(key="sku-17")).splitlines()
+    assert happened in told[0]
+    assert told[1] == "Generation: key sku-17."
+    assert told[2].startswith(money)
+    assert told[3].startswith("Next: ")
+    assert following in told[3]
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "happened", "money", "following"),
+    POLLS,
+    ids=[row[1].__name__ for row in POLLS],
+)
+async def test_a_generation_that_goes_wrong_is_explained(
+    answers, client_of, answer, error, happened, money, following
+):
+    """The same, and with the id, so that it can be attached again."""
+    client = await client_of(answers(answer))
+    submission = Submission(key="sku-17", task_id="task-1", submitted_at=datetime.now(UTC))
+    with pytest.raises(error) as caught:
+        await wait_until_finished(client, submission, BRIEF)
+    assert type(caught.value) is error
+    told = str(caught.value).splitlines()
+    assert happened in told[0]
+    assert told[1] == "Generation: key sku-17, task id task-1."
+    assert told[2].startswith(money)
+    assert following in told[3]
+
+
+@pytest.mark.parametrize(("answer", "error", "happened"), OUTPUTS)
+async def test_an_output_that_goes_wrong_is_explained(answers, tmp_path, answer, error, happened):
+    """The video is paid for, and the message says how to get it all the same."""
+
+    async def fetch() -> None:
+        await download("https://cdn.example.com/o", tmp_path / "o", transport=answers(answer))
+        inspect_video(tmp_path / "o")
+
+    with pytest.raises(error) as caught:
+        await fetch()
+    told = str(caught.value.about(key="sku-17", task_id="task-1")).splitlines()
+    assert happened in told[0]
+    assert told[2].startswith(PAID)
+    assert told[3] == FINISH
+
+
+@pytest.mark.parametrize("error_type", ALL)
+def test_an_error_survives_the_way_to_another_process(error_type):
+    """Prefect pickles exceptions; the key and the id must come out again."""
+    error = error_type("it broke", code="odd", http_status=503, retry_after=2.5)
+    error.about(key="sku-17", task_id="task-1")
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is error_type
+        assert str(again) == str(error)
+        assert vars(again) == vars(error)
+
+
+@pytest.mark.parametrize("error_type", ALL)
+def test_an_error_fits_one_line_where_it_is_quoted(error_type):
+    """Its repr names the type and what happened, without the advice."""
+    error = error_type("it broke", code="odd", http_status=503).about(key="sku-17")
+    assert repr(error) == f"{error_type.__name__}('it broke (odd, HTTP 503)')"
+
+
+@pytest.mark.parametrize("error_type", [leaf for leaf in ALL if not leaf.__subclasses__()])
+def test_every_error_that_is_raised_says_what_it_costs_and_what_to_do(error_type):
+    """No error leaves a user alone with the question about the money."""
+    told = str(error_type("it broke"))
+    assert "\nMoney: " in told
+    assert "\nNext: " in told
+    assert "{" not in told
+
+
+def test_what_is_known_already_is_not_overwritten():
+    """An error keeps telling about the generation where it happened."""
+    error = CometAPIError("it broke").about(task_id="first")
+    assert error.about(key="sku-17", task_id="second").task_id == "first"
+    assert str(error) == "it broke\nGeneration: key sku-17, task id first."
+
+
+def test_nothing_that_is_raised_before_buying_is_a_generation_error():
+    """A handler for one half of the tree never catches the other."""
+    bought = (errors.GenerationError, errors.DeliveryError)
+    assert not any(
+        issubclass(error, bought) for error in ALL if issubclass(error, errors.NotSubmitted)
+    )
+    assert not issubclass(SubmissionUncertain, errors.NotSubmitted)
+    assert not issubclass(SubmissionUncertain, ServiceUnavailable)
+
+
+def test_every_error_is_exported_and_drawn_in_the_tree():
+    """The tree in the module's docstring is the one that is raised."""
+    for error_type in ALL:
+        assert error_type.__name__ in (errors.__doc__ or "")
+        assert getattr(runway, error_type.__name__) is error_type
+
+
+def test_the_failure_code_is_the_services_own():
+    """An open set, to be matched by its beginning."""
+    assert GenerationFailed("x", code="SAFETY.OUTPUT.1").failure_code.startswith("SAFETY")
+    assert GenerationFailed("x").failure_code == ""
+
+
+def test_the_exported_names_are_these_and_all_there():
+    """What a user imports does not disappear unnoticed."""
+    others = """
+        AssetURL CometAPISettings ContentModeration FetchedVideo Finished Generation
+        GenerationRequest GenerationResult ImageToVideoRequest Reference RunwayClient Status
+        StoredVideo Submission VideoToVideoRequest
+    """
+    assert set(runway.__all__) == {*others.split(), *(error.__name__ for error in ALL)}
+    assert all(hasattr(runway, name) for name in runway.__all__)

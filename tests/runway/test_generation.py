@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values of a generation print, store and pickle without the tokens they carry."""
+
+import pickle
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect_cometapi.runway import AssetURL, Finished, Generation, Status, Submission
+from pydantic import ValidationError
+
+TOKEN = "_jwt=s3cr3t"
+URL = f"https://cdn.example.com/o.mp4?{TOKEN}"
+
+
+def finished() -> Finished:
+    generation = Generation(task_id="a", status=Status.SUCCEEDED, outputs=(AssetURL(URL),))
+    return Finished(generation=generation, polls=3, waited=12.5)
+
+
+@pytest.mark.parametrize("status", Status)
+def test_only_three_states_are_final(status):
+    """Everything else is waited out."""
+    assert status.is_final == (status.value in {"succeeded", "failed", "cancelled"})
+
+
+def test_an_asset_url_works_where_it_was_received():
+    """The step that polled can hand the address on in memory."""
+    assert AssetURL(URL).reveal() == URL
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        str,
+        repr,
+        lambda url: repr(finished()),
+        lambda url: finished().model_dump_json(),
+        lambda url: str(finished().model_dump()),
+        lambda url: pickle.dumps(url).decode("latin-1"),
+        lambda url: pickle.dumps(finished()).decode("latin-1"),
+    ],
+    ids=["str", "repr", "repr of a result", "json", "dump", "pickle", "pickle of a result"],
+)
+def test_an_asset_url_leaves_the_process_without_its_token(show):
+    """A stored result is no key to somebody's video."""
+    shown = show(AssetURL(URL))
+    assert TOKEN not in shown
+    assert "https://cdn.example.com/o.mp4" in shown
+
+
+def test_a_stored_address_is_known_to_be_useless():
+    """Whoever reads it back asks for a fresh one instead of trying it."""
+    stored = pickle.loads(pickle.dumps(AssetURL(URL)))
+    assert stored.reveal() is None
+    again = Finished.model_validate_json(finished().model_dump_json())
+    assert again.generation.outputs[0].reveal() is None
+    assert pickle.loads(pickle.dumps(stored)) == stored
+
+
+def test_an_address_without_a_token_is_stored_as_it_is():
+    """There is nothing to hide."""
+    stored = pickle.loads(pickle.dumps(AssetURL("https://cdn.example.com/o.mp4")))
+    assert stored.reveal() == "https://cdn.example.com/o.mp4"
+
+
+def test_an_address_equals_its_stored_form():
+    """So that a result compares equal to itself after a restart."""
+    stored = AssetURL(str(AssetURL(URL)))
+    assert stored == AssetURL(URL)
+    assert len({stored, AssetURL(URL), AssetURL(f"{URL}2")}) == 2
+    assert AssetURL(URL) != URL
+
+
+def test_an_asset_url_is_a_text_in_schemas():
+    """The UI and other languages see a string."""
+    schema = Generation.model_json_schema()["properties"]["outputs"]
+    assert schema["items"] == {"type": "string"}
+    with pytest.raises(ValidationError):
+        Generation.model_validate({"task_id": "a", "status": "pending", "outputs": [5]})
+
+
+@given(seconds=st.floats(-1e6, 1e6))
+def test_an_age_is_never_negative(seconds):
+    """Whatever the clocks of two machines say."""
+    submitted_at = datetime.now(UTC) - timedelta(seconds=seconds)
+    age = Submission(key="k", task_id="t", submitted_at=submitted_at).age()
+    assert age >= 0.0
+    assert abs(age - max(0.0, seconds)) < 60
+
+
+def test_a_submission_is_named_by_the_beginning_of_its_id():
+    """As the UI has little room."""
+    submission = Submission(
+        key="k", task_id="3d957031-9a2a-45e2-9dc7", submitted_at=datetime.now(UTC)
+    )
+    assert submission.short_id == "3d957031"
+
+
+def test_a_time_without_a_zone_is_refused():
+    """Machines in two places would understand it differently."""
+    with pytest.raises(ValidationError, match="timezone"):
+        Submission(key="k", task_id="t", submitted_at=datetime(2026, 11, 21))  # noqa: DTZ001
+
+
+def test_values_cannot_be_changed():
+    """A step cannot alter what another one still holds."""
+    with pytest.raises(ValidationError):
+        finished().polls = 4

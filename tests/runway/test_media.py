@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A video counts as delivered only if it is there to its last packet."""
+
+import av
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prefect_cometapi.runway import InvalidOutput
+from prefect_cometapi.runway.media import draw_poster, inspect_video
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("clip.mp4", "h264"),
+        ("index-last.mp4", "h264"),
+        ("clip.mov", "h264"),
+        ("clip.webm", "vp8"),
+        ("live.webm", "vp8"),
+    ],
+)
+def test_a_whole_video_is_described(clips, name, codec):
+    """Size in pixels, seconds, frames and codec, as they really are in the file."""
+    info = inspect_video(clips / name)
+    assert (info.width, info.height, info.frames, info.codec) == (64, 48, 48, codec)
+    assert info.duration == pytest.approx(2.0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.webm"])
+@given(kept=st.floats(0.0, 0.96))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_a_video_that_was_cut_off_is_refused(clips, tmp_path, name, kept):
+    """Wherever it was cut, although its header still promises the full length."""
+    whole = (clips / name).read_bytes()
+    cut = tmp_path / name
+    cut.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(InvalidOutput):
+        inspect_video(cut)
+
+
+def test_a_cut_video_is_told_how_much_is_there(clips, tmp_path):
+    """The message shows that the download, not the generation, is at fault."""
+    whole = (clips / "clip.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InvalidOutput, match=r"cut off: [01]\.?\d* s of 2 s are there"):
+        inspect_video(tmp_path / "half.mp4")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no MP4 or WebM; it begins with b''"),
+        (b"<!doctype html><html></html>", "no MP4 or WebM; it begins with b'<!doctype ht'"),
+        (b"\xff\xd8\xff\xe0 a picture", "no MP4 or WebM"),
+        (b"#EXTM3U\nhttp://127.0.0.1/private", "no MP4 or WebM"),
+        (b"\0\0\0\x20ftypisom" + bytes(40), "no readable video"),
+        (b"\x1aE\xdf\xa3" + bytes(40), "no readable video"),
+    ],
+    ids=["empty", "web page", "picture", "playlist", "bare MP4 head", "bare WebM head"],
+)
+def test_what_is_no_video_is_refused(tmp_path, content, reason):
+    """Nothing else than MP4 and WebM is even opened, so a playlist reaches no network."""
+    (tmp_path / "output").write_bytes(content)
+    with pytest.raises(InvalidOutput) as caught:
+        inspect_video(tmp_path / "output")
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("sound.mp4", "holds no video"),
+        ("unknown-codec.mp4", "no known codec"),
+        ("no-size.mp4", "frames have no size"),
+    ],
+)
+def test_a_container_without_a_usable_video_is_refused(clips, name, reason):
+    """A well-formed file is not enough."""
+    with pytest.raises(InvalidOutput, match=reason):
+        inspect_video(clips / name)
+
+
+@given(position=st.integers(40, 3000), value=st.integers(0, 255))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
+def test_a_damaged_header_never_breaks_the_inspection(clips, tmp_path, position, value):
+    """A file is a video or an invalid output; there is no third thing."""
+    damaged = bytearray((clips / "clip.mp4").read_bytes())
+    damaged[position] = value
+    (tmp_path / "damaged.mp4").write_bytes(damaged)
+    try:
+        described = inspect_video(tmp_path / "damaged.mp4")
+    except InvalidOutput:
+        return
+    assert described.frames > 0
+    assert described.width > 0
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.webm", "live.webm"])
+def test_a_poster_is_a_jpeg_in_the_proportions_of_the_video(clips, tmp_path, name):
+    """Of the width asked for, taken from a frame that decodes."""
+    draw_poster(clips / name, tmp_path / "poster.jpg", width=320)
+    assert (tmp_path / "poster.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+    with av.open(str(tmp_path / "poster.jpg")) as picture:
+        stream = picture.streams.video[0]
+        assert (stream.width, stream.height) == (320, 240)
+
+
+@pytest.mark.parametrize("name", ["no-size.mp4", "unknown-codec.mp4"])
+def test_a_video_without_a_decodable_frame_has_no_poster(clips, tmp_path, name):
+    """The file is refused; no empty picture is left behind."""
+    with pytest.raises(InvalidOutput, match="no frame of the output can be decoded"):
+        draw_poster(clips / name, tmp_path / "poster.jpg")
+    assert not (tmp_path / "poster.jpg").exists()

@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A generation is waited for: politely, through every shape of reply, and never beyond its time."""
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import get_args
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect_cometapi.runway import (
+    AssetURL,
+    AuthenticationError,
+    CometAPIError,
+    Generation,
+    GenerationCancelled,
+    GenerationFailed,
+    GenerationNotVisible,
+    GenerationTimeout,
+    InvalidOutput,
+    ServiceUnavailable,
+    Status,
+    Submission,
+    UnexpectedResponse,
+)
+from prefect_cometapi.runway.polling import (
+    JITTER,
+    Patience,
+    Route,
+    Wait,
+    first_delay,
+    is_missing,
+    next_route,
+    spread,
+    verdict,
+    wait_until_finished,
+)
+from prefect_cometapi.sandbox import ReplyShape
+
+QUICK = Patience(interval=0.01, deadline=20.0, visibility_grace=10.0)
+SHAPES = get_args(ReplyShape)
+DONE = {"id": "task-1", "status": "SUCCEEDED", "output": ["https://example.com/o.mp4"]}
+RUNNING = {"id": "task-1", "status": "RUNNING", "progress": 0.5}
+UNKNOWN = (400, {"code": "task_not_exist", "message": "task_not_exist", "data": None})
+TASK, FEED = "/runwayml/v1/tasks/task-1", "/runway/feed"
+
+seconds = st.floats(0, 1e5)
+patiences = st.builds(Patience, st.floats(0.001, 300), st.floats(0.001, 1e5), st.floats(0, 1e5))
+generations = st.builds(
+    lambda status, count: Generation(
+        task_id="a",
+        status=status,
+        outputs=tuple(AssetURL(f"https://h/{n}") for n in range(count)),
+    ),
+    st.sampled_from(Status),
+    st.integers(0, 2),
+)
+
+
+async def submit(service, client, request) -> Submission:
+    task_id = await client.create(request)
+    return Submission(key="sku-17", task_id=task_id, submitted_at=datetime.now(UTC))
+
+
+@given(reply=generations, elapsed=seconds, missing_for=seconds, patience=patiences)
+def test_every_reply_comes_to_an_end_an_error_or_more_waiting(
+    reply, elapsed, missing_for, patience
+):
+    """A success needs an output, a failure its word, and nothing waits beyond the deadline."""
+    result = verdict(reply, elapsed, missing_for, patience)
+    if isinstance(result, Generation):
+        assert result is reply
+        assert result.status is Status.SUCCEEDED
+        assert result.outputs
+    elif result is None:
+        assert elapsed < patience.deadline
+        assert not (is_missing(reply) and missing_for >= patience.visibility_grace)
+        assert reply.status not in {Status.FAILED, Status.CANCELLED}
+    assert isinstance(result, GenerationFailed) == (reply.status is Status.FAILED)
+    assert isinstance(result, GenerationCancelled) == (reply.status is Status.CANCELLED)
+    if isinstance(result, GenerationTimeout):
+        assert elapsed >= patience.deadline
+
+
+@given(reply=generations, missing_for=seconds, patience=patiences)
+def test_patience_with_what_is_missing_ends_with_the_grace_time(reply, missing_for, patience):
+    """Unknown to the service, or finished without an output: both are waited out, then told."""
+    result = verdict(reply, 0.0, missing_for, patience)
+    over = is_missing(reply) and missing_for >= patience.visibility_grace
+    assert isinstance(result, GenerationNotVisible | InvalidOutput) == over
+    if over:
+        expected = InvalidOutput if reply.status is Status.SUCCEEDED else GenerationNotVisible
+        assert type(result) is expected
+
+
+@given(age=seconds, patience=patiences)
+def test_the_first_poll_comes_one_interval_after_the_submission(age, patience):
+    """At once where the generation is older than that, as when it is attached again."""
+    delay = first_delay(age, patience)
+    assert 0.0 <= delay <= patience.interval
+    assert delay + age >= patience.interval * (1 - 1e-9)
+
+
+@given(interval=seconds, share=st.floats(0, 1))
+def test_jitter_only_ever_adds(interval, share):
+    """A batch does not march in step, and no interval is undercut."""
+    assert interval <= spread(interval, share) <= interval * (1 + share) + 1e-6
+
+
+def test_jitter_differs_from_call_to_call():
+    """Else it would be none."""
+    assert len({spread(5.0) for _ in range(20)}) > 10
+    assert max(spread(5.0) for _ in range(200)) <= 5.0 * (1 + JITTER)
+
+
+@given(reply=generations, route=st.sampled_from(Route))
+def test_both_routes_are_asked_in_turn_while_the_id_is_unknown(reply, route):
+    """One of them may know it before the other; the one that does is kept."""
+    following = next_route(reply, route)
+    assert (following is not route) == (reply.status is Status.NOT_VISIBLE)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_every_shape_of_reply_leads_to_the_output(sandbox, client_of, request_, shape):
+    """From the submission to the address of the video, whichever shape is live."""
+    service = sandbox(shapes=(shape,), render_seconds=0.05)
+    client = await client_of(service.url)
+    submission = await submit(service, client, request_)
+    finished = await wait_until_finished(client, submission, QUICK)
+    assert finished.generation.outputs[0].reveal()
+    assert finished.polls == sum(request.route in {"task", "feed"} for request in service.requests)
+    assert 0.0 < finished.waited < 20
+    assert len(service.accepted) == 1
+
+
+@pytest.mark.parametrize("polls", [1, 4])
+async def test_an_id_that_is_not_known_yet_is_waited_for(sandbox, client_of, request_, polls):
+    """On both routes in turn, and without a second submission."""
+    service = sandbox(not_visible_polls=polls)
+    client = await client_of(service.url)
+    submission = await submit(service, client, request_)
+    finished = await wait_until_finished(client, submission, QUICK)
+    routes = [request.route for request in service.requests][1:]
+    assert routes[: polls + 1] == ["task", "feed", "task", "feed", "task"][: polls + 1]
+    assert finished.generation.status is Status.SUCCEEDED
+    assert len(service.accepted) == 1
+
+
+async def test_an_unknown_word_is_waited_out(sandbox, client_of, request_):
+    """A new state upstream breaks nothing."""
+    service = sandbox("task:unknown-status:times=3")
+    client = await client_of(service.url)
+    submission = await submit(service, client, request_)
+    finished = await wait_until_finished(client, submission, QUICK)
+    assert finished.polls >= 4
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_a_failure_comes_with_its_code(sandbox, client_of, request_, shape):
+    """In every shape that carries one, and with the id in any case."""
+    service = sandbox("create:failed:value=SAFETY.INPUT.TEXT", shapes=(shape,))
+    client = await client_of(service.url)
+    submission = await submit(service, client, request_)
+    with pytest.raises(GenerationFailed, match="content moderation") as caught:
+        await wait_until_finished(client, submission, QUICK)
+    assert (caught.value.key, caught.value.task_id) == ("sku-17", submission.task_id)
+    if shape not in {"flat", "integer_code"}:
+        assert caught.value.failure_code == "SAFETY.INPUT.TEXT"
+
+
+@pytest.mark.parametrize("shape", ["bare", "wrapped", "nested"])
+async def test_a_cancellation_upstream_is_told_as_such(sandbox, client_of, request_, shape):
+    """Somebody stopped it; that is no failure."""
+    service = sandbox("create:cancelled", shapes=(shape,))
+    client = await client_of(service.url)
+    submission = await submit(service, client, request_)
+    with pytest.raises(GenerationCancelled) as caught:
+        await wait_until_finished(client, submission, QUICK)
+    assert caught.value.task_id == submission.task_id
+
+
+async def test_an_id_that_stays_unknown_is_given_up_after_the_grace_time(
+    answers, client_of, submitted
+):
+    """Not before, and still nothing is bought again."""
+    script = answers(UNKNOWN)
+    patience = Patience(interval=0.01, deadline=20, visibility_grace=0.1)
+    with pytest.raises(GenerationNotVisible) as caught:
+        await wait_until_finished(await client_of(script), submitted(), patience)
+    assert caught.value.code == "task_not_exist"
+    assert script.times[-1] - script.times[0] >= 0.09
+    assert {request.url.path for request in script.requests} == {TASK, FEED}
+
+
+async def test_a_moment_of_not_knowing_is_forgotten(answers, client_of, submitted):
+    """The grace time counts without a break only: replicas lag now and then."""
+    script = answers(*[UNKNOWN, RUNNING] * 10, DONE)
+    patience = Patience(interval=0.01, deadline=20, visibility_grace=0.05)
+    finished = await wait_until_finished(await client_of(script), submitted(), patience)
+    assert finished.polls == 21
+
+
+async def test_a_generation_keeps_its_deadline(sandbox, client_of, request_):
+    """Told with the state it was last seen in; it goes on upstream."""
+    service = sandbox(render_seconds=60)
+    client = await client_of(service.url)
+    submission = await submit(service, client, request_)
+    began = time.monotonic()
+    with pytest.raises(GenerationTimeout, match=r"within 0.2 s; when last seen, it was pending"):
+        await wait_until_finished(client, submission, Patience(0.02, 0.2, 0.1))
+    assert 0.15 < time.monotonic() - began < 2
+
+
+async def test_the_deadline_ends_a_poll_that_stays_silent(client_of, submitted):
+    """A connection that is held open cannot hold the run open."""
+    asked = asyncio.Event()
+
+    async def silence(reader, writer):
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silence, "127.0.0.1")
+    async with server:
+        client = await client_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(GenerationTimeout, match="no reply told its state") as caught:
+            await wait_until_finished(client, submitted(), Patience(0.05, 0.2, 0.1))
+        assert asked.is_set()
+        assert 0.15 < time.monotonic() - began < 2
+        assert caught.value.task_id == "task-1"
+
+
+async def test_no_two_polls_come_closer_than_the_interval(answers, client_of, submitted):
+    """The service asks for it, and a user can set it."""
+    script = answers(*[RUNNING] * 8, DONE)
+    patience = Patience(interval=0.03, deadline=20, visibility_grace=1)
+    submission = submitted()
+    began = time.monotonic()
+    await wait_until_finished(await client_of(script), submission, patience)
+    gaps = [after - before for before, after in zip([began, *script.times], script.times)]  # noqa: B905
+    assert len(gaps) == 9
+    assert min(gaps) >= 0.0299
+
+
+async def test_a_poll_after_the_deadline_still_keeps_the_interval(answers, client_of, submitted):
+    """The last look is not taken early, and one is taken even if the time is over."""
+    script = answers(RUNNING, DONE)
+    wait = Wait(started=time.monotonic() - 100, last_poll=time.monotonic())
+    began = time.monotonic()
+    patience = Patience(interval=0.05, deadline=1, visibility_grace=1)
+    with pytest.raises(GenerationTimeout):
+        await wait_until_finished(await client_of(script), submitted(), patience, wait=wait)
+    assert script.times[0] - began >= 0.0499
+    assert len(script.requests) == 1
+
+
+async def test_a_finished_generation_is_fetched_although_its_deadline_is_over(
+    answers, client_of, submitted
+):
+    """Whoever attaches it late gets what was paid for."""
+    wait = Wait(started=time.monotonic() - 100)
+    patience = Patience(interval=0.01, deadline=1, visibility_grace=1)
+    finished = await wait_until_finished(
+        await client_of(answers(DONE)), submitted(), patience, wait=wait
+    )
+    assert finished.generation.status is Status.SUCCEEDED
+
+
+async def test_a_wait_goes_on_where_it_broke(answers, client_of, submitted):
+    """A poll without an answer is an error that names the generation; the next call goes on."""
+    script = answers(RUNNING, (429, {}, {"retry-after": "2"}), httpx.ReadError("reset"), DONE)
+    client, wait = await client_of(script), Wait()
+    for retry_after in (2.0, None):
+        with pytest.raises(ServiceUnavailable) as caught:
+            await wait_until_finished(client, submitted(), QUICK, wait=wait)
+        assert caught.value.retry_after == retry_after
+        assert (caught.value.key, caught.value.task_id) == ("sku-17", "task-1")
+    finished = await wait_until_finished(client, submitted(), QUICK, wait=wait)
+    assert finished.polls == 4
+    assert wait.last is not None
+    assert [later - earlier >= 0.0099 for earlier, later in zip(script.times, script.times[1:])]  # noqa: B905
+
+
+async def test_no_answer_at_the_deadline_is_a_timeout(answers, client_of, submitted):
+    """The wait is over, so it is not told as something to be tried again."""
+    wait = Wait(started=time.monotonic() - 100)
+    patience = Patience(interval=0.01, deadline=1, visibility_grace=1)
+    with pytest.raises(GenerationTimeout) as caught:
+        await wait_until_finished(
+            await client_of(answers((503, b"busy"))), submitted(), patience, wait=wait
+        )
+    assert caught.value.task_id == "task-1"
+    assert isinstance(caught.value.__cause__, ServiceUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [((401, {}), AuthenticationError), ((301, b"", {"location": "/"}), UnexpectedResponse)],
+)
+async def test_what_more_polls_would_not_mend_ends_the_wait(
+    answers, client_of, submitted, answer, error
+):
+    """With the key and the id, so that it can be attached again."""
+    with pytest.raises(error) as caught:
+        await wait_until_finished(await client_of(answers(answer)), submitted(), QUICK)
+    assert (caught.value.key, caught.value.task_id) == ("sku-17", "task-1")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (404, {"error": {"message": "Invalid URL (POST /runway/feed)"}}),
+        (403, {"error": {"message": "no", "code": "permission_denied"}}),
+        (400, {"code": "invalid_request", "message": "unknown id", "data": None}),
+    ],
+    ids=["no such route", "not permitted", "refused"],
+)
+async def test_a_feed_that_does_not_serve_the_id_does_no_harm(
+    answers, client_of, submitted, answer
+):
+    """The second route is a fallback: only the first one decides."""
+
+    def reply(request: httpx.Request):
+        return answer if request.url.path == FEED else next(of_task)
+
+    of_task = iter([UNKNOWN, UNKNOWN, DONE])
+    finished = await wait_until_finished(await client_of(answers(reply)), submitted(), QUICK)
+    assert finished.polls == 5
+
+
+async def test_a_feed_out_of_order_is_not_asked_again_and_again(answers, client_of, submitted):
+    """After an attempt of it that broke, the first route is asked."""
+
+    def reply(request: httpx.Request):
+        return (500, b"oops") if request.url.path == FEED else next(of_task)
+
+    of_task = iter([UNKNOWN, DONE])
+    client, wait = await client_of(answers(reply)), Wait()
+    with pytest.raises(ServiceUnavailable):
+        await wait_until_finished(client, submitted(), QUICK, wait=wait)
+    finished = await wait_until_finished(client, submitted(), QUICK, wait=wait)
+    assert finished.polls == 3
+
+
+async def test_each_reply_is_shown_with_the_one_before(answers, client_of, submitted):
+    """So that a watcher can tell what changed."""
+    seen: list[tuple[Status, Status | None]] = []
+
+    async def watch(reply: Generation, before: Generation | None) -> None:
+        seen.append((reply.status, before and before.status))
+
+    script = answers(UNKNOWN, RUNNING, DONE)
+    await wait_until_finished(await client_of(script), submitted(), QUICK, on_reply=watch)
+    assert seen == [
+        (Status.NOT_VISIBLE, None),
+        (Status.RUNNING, Status.NOT_VISIBLE),
+        (Status.SUCCEEDED, Status.RUNNING),
+    ]
+
+
+async def test_an_old_submission_is_asked_for_at_once(answers, client_of):
+    """Attaching does not wait for an interval that is over long ago."""
+    old = Submission(
+        key="k", task_id="task-1", submitted_at=datetime.now(UTC) - timedelta(seconds=3600)
+    )
+    began = time.monotonic()
+    finished = await wait_until_finished(await client_of(answers(DONE)), old, Patience())
+    assert time.monotonic() - began < 2
+    assert finished.waited == pytest.approx(3600, abs=5)
+
+
+async def test_a_cancelled_wait_stops_at_once(answers, client_of, submitted):
+    """Cancelling a run is not taken for a timeout."""
+    waiting = asyncio.create_task(
+        wait_until_finished(await client_of(answers(RUNNING)), submitted(), QUICK)
+    )
+    await asyncio.sleep(0.03)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not isinstance(asyncio.CancelledError(), CometAPIError)

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing appears under its final name before it is whole, whatever the storage is."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from prefect_cometapi.runway import StagedFileMissing, StorageError
+from prefect_cometapi.runway import storage as module
+from prefect_cometapi.runway.storage import FolderStorage, FsspecStorage, open_storage
+
+OLD, NEW = b"old" * 1000, b"new" * 2000
+
+
+class NoCredentials(Exception):
+    """As botocore's, which is no OSError."""
+
+
+class Watched(LocalFileSystem):
+    """A file system that is no object store, and notes what it is asked to do."""
+
+    protocol = "watched"
+    cachable = False
+    calls: list[tuple[str, str]] = []  # noqa: RUF012
+    trouble: Exception | None = None
+    lost = 0
+
+    def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> None:
+        self.calls.append(("put", rpath))
+        if self.trouble:
+            raise self.trouble
+        shutil.copyfile(lpath, rpath)
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        found = super().info(path, **kwargs)
+        return {**found, "size": found["size"] - self.lost}
+
+    def mv(self, path1: str, path2: str, *args: Any, **kwargs: Any) -> None:
+        self.calls.append(("mv", path2))
+        super().mv(path1, path2, *args, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def fresh_file_systems(monkeypatch):
+    fsspec.register_implementation("watched", Watched, clobber=True)
+    monkeypatch.setattr(Watched, "calls", [])
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def staged(tmp_path):
+    """Makes a staged file."""
+
+    def make(content: bytes = NEW) -> Path:
+        file = tmp_path / "staged.mp4"
+        file.write_bytes(content)
+        return file
+
+    return make
+
+
+@pytest.fixture(params=["folder", "file", "memory", "local", "watched"])
+def place(request, tmp_path):
+    """A storage of each kind."""
+    folder = tmp_path / "videos"
+    return open_storage(
+        {
+            "folder": str(folder),
+            "file": f"file://{folder}",
+            "memory": "memory://videos",
+            "local": f"local://{folder}",
+            "watched": f"watched://{folder}/",
+        }[request.param]
+    )
+
+
+def content_of(uri: str) -> bytes:
+    with fsspec.open(uri, "rb") as file:
+        return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_published_file_is_whole_and_the_staged_one_is_gone(place, staged):
+    """It is where its URI says, which is known beforehand."""
+    file = staged()
+    uri = place.publish(file, "a.mp4")
+    assert uri == place.uri("a.mp4")
+    assert content_of(uri) == NEW
+    assert not file.exists()
+
+
+def test_a_name_is_replaced_by_what_is_published_under_it(place, staged):
+    """A name belongs to one generation, so a step that runs again replaces its own file."""
+    place.publish(staged(OLD), "a.mp4")
+    assert content_of(place.publish(staged(NEW), "a.mp4")) == NEW
+
+
+def test_publishing_again_what_is_published_changes_nothing(place, staged):
+    """A step that broke after its work is done finds it done."""
+    file = staged()
+    uri = place.publish(file, "a.mp4")
+    assert place.publish(file, "a.mp4") == uri
+    assert content_of(uri) == NEW
+
+
+def test_a_staged_file_that_is_gone_is_told_as_such(place, tmp_path):
+    """It has to be fetched again; no storage is to blame."""
+    with pytest.raises(StagedFileMissing, match=r"gone\.mp4 is not on this machine any more"):
+        place.publish(tmp_path / "gone.mp4", "a.mp4")
+
+
+def test_nothing_else_is_left_in_the_storage(place, staged, tmp_path):
+    """No half or temporary file stays beside the video."""
+    place.publish(staged(), "a.mp4")
+    if isinstance(place, FolderStorage) or not place.url.startswith("memory"):
+        names = sorted(path.name for path in (tmp_path / "videos").rglob("*") if path.is_file())
+    else:
+        names = [path.rpartition("/")[2] for path in fsspec.filesystem("memory").find("/videos")]
+    assert names == ["a.mp4"]
+
+
+def test_a_staging_folder_is_there_and_is_its_own(place, tmp_path):
+    """It exists as soon as it is asked for, and two storages do not share it."""
+    assert place.staging().is_dir()
+    assert place.staging() == place.staging()
+    assert place.staging() != open_storage("memory://elsewhere").staging()
+
+
+def test_in_a_folder_the_old_file_stands_until_the_new_one_is_on_the_disk(
+    tmp_path, staged, monkeypatch
+):
+    """Whoever looks sees the old or the new one, whole; after a power cut too."""
+    place = FolderStorage(tmp_path / "videos")
+    place.publish(staged(OLD), "a.mp4")
+    seen: list[tuple[str, bytes]] = []
+    flush = module._flush
+
+    def watched_flush(path: Path) -> None:
+        seen.append((path.name, (tmp_path / "videos" / "a.mp4").read_bytes()))
+        flush(path)
+
+    monkeypatch.setattr(module, "_flush", watched_flush)
+    place.publish(staged(NEW), "a.mp4")
+    assert seen == [("staged.mp4", OLD), ("videos", NEW)]
+
+
+def test_a_staged_file_on_another_disk_is_copied_before_it_is_renamed(tmp_path):
+    """A rename does not reach across disks, and a copy under the final name would be seen half."""
+
+    class Elsewhere(type(Path())):
+        def stat(self, **_: Any) -> Any:
+            real = Path(str(self)).stat()
+            return SimpleNamespace(st_dev=-1, st_mode=real.st_mode, st_size=real.st_size)
+
+    file = Elsewhere(tmp_path / "staged.mp4")
+    file.write_bytes(NEW)
+    place = FolderStorage(tmp_path / "videos")
+    uri = place.publish(file, "a.mp4")
+    assert Path(uri).read_bytes() == NEW
+    assert list((tmp_path / "videos" / module.INCOMING).iterdir()) == []
+    assert not Path(str(file)).exists()
+
+
+def test_a_folder_that_takes_nothing_is_named(tmp_path, staged):
+    """With the reason of the operating system."""
+    (tmp_path / "videos").write_text("a file")
+    file = staged()
+    with pytest.raises(StorageError, match=r"videos did not take a\.mp4: .*(exists|directory)"):
+        FolderStorage(tmp_path / "videos").publish(file, "a.mp4")
+    assert file.exists()
+
+
+def test_a_place_without_uploads_at_once_gets_a_rename(tmp_path, staged):
+    """Half an upload is seen under another name only."""
+    place = open_storage(f"watched://{tmp_path}/videos")
+    place.publish(staged(), "a.mp4")
+    target = str(tmp_path / "videos" / "a.mp4")
+    assert Watched.calls == [("put", f"{target}.part"), ("mv", target)]
+
+
+def test_an_object_store_gets_one_upload(staged, monkeypatch):
+    """There an object shows only when it is complete, and a rename would be a second copy."""
+    moved: list[str] = []
+    monkeypatch.setattr(MemoryFileSystem, "mv", lambda *args, **kwargs: moved.append("mv"))
+    open_storage("memory://videos").publish(staged(), "a.mp4")
+    assert content_of("memory://videos/a.mp4") == NEW
+    assert moved == []
+
+
+def test_an_upload_that_lost_bytes_is_taken_back(tmp_path, staged, monkeypatch):
+    """What arrived is held against what was sent."""
+    monkeypatch.setattr(Watched, "lost", 1)
+    file = staged()
+    with pytest.raises(StorageError, match=r"a\.mp4 has 5999 bytes there, and 6000 here"):
+        open_storage(f"watched://{tmp_path}/videos").publish(file, "a.mp4")
+    assert list((tmp_path / "videos").iterdir()) == []
+    assert file.exists()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (NoCredentials("Unable to locate credentials"), "Unable to locate credentials"),
+        (RuntimeError("Bearer abcdefgh was refused"), "Bearer <hidden> was refused"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_whatever_a_file_system_raises_names_the_place(
+    tmp_path, staged, monkeypatch, trouble, reason
+):
+    """Each has errors of its own; none of them leaves a run without the next step."""
+    monkeypatch.setattr(Watched, "trouble", trouble)
+    place = open_storage(f"watched://{tmp_path}/videos")
+    with pytest.raises(StorageError) as caught:
+        place.publish(staged(), "a.mp4")
+    assert caught.value.what == f"watched://{tmp_path}/videos did not take a.mp4: {reason}"
+    assert caught.value.__cause__ is trouble
+    assert not (tmp_path / "videos" / "a.mp4").exists()
+
+
+def test_a_protocol_that_is_not_installed_is_told_with_its_name(staged):
+    """Before anything is lost: the staged file stays."""
+    file = staged()
+    with pytest.raises(
+        StorageError, match=r"nosuch://bucket did not take a\.mp4: Protocol not known"
+    ):
+        open_storage("nosuch://bucket").publish(file, "a.mp4")
+    assert file.exists()
+
+
+def test_a_password_in_the_storages_url_is_not_repeated(staged):
+    """Only where it is."""
+    with pytest.raises(StorageError) as caught:
+        open_storage("nosuch://me:s3cr3t@host/videos").publish(staged(), "a.mp4")
+    assert "nosuch://host/videos" in str(caught.value)
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_options_reach_the_file_system(staged, tmp_path):
+    """As fsspec takes them."""
+    place = FsspecStorage(f"local://{tmp_path}/new/videos", auto_mkdir=True)
+    assert content_of(place.publish(staged(), "a.mp4")) == NEW
+
+
+def test_a_path_is_a_folder_whatever_way_it_is_written(tmp_path, monkeypatch):
+    """Relative to where the run started, with a home, or as a file URL."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert open_storage("./videos").uri("a") == str(tmp_path / "videos" / "a")
+    assert open_storage("~/videos").uri("a") == str(tmp_path / "home" / "videos" / "a")
+    assert open_storage("file:///data/my%20videos").uri("a") == "/data/my videos/a"
+    assert open_storage("s3://bucket/videos/").uri("a") == "s3://bucket/videos/a"

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README is true: its example runs, its commands exist, its tables are the code's."""
+
+import re
+import shlex
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from prefect_cometapi import runway
+from prefect_cometapi.runway import CometAPISettings, errors
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def section(title: str) -> str:
+    return README.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.server
+def test_the_example_runs_as_written(prefect_server, sandbox, capsys):
+    """Ten lines, copied, make a video."""
+    (example,) = blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    uri, duration, polls = capsys.readouterr().out.split()[-3:]
+    assert Path(uri).exists()
+    assert float(duration) == pytest.approx(5.0, abs=0.1)
+    assert int(polls) >= 1
+
+
+def test_two_commands_set_it_up():
+    """One line for the demo, one for the tests, each from nothing."""
+    demo, tests = blocks("sh")[:2]
+    assert demo.count("\n") == tests.count("\n") == 1
+    assert demo.endswith("prefect-cometapi demo\n")
+    assert tests.endswith(".venv/bin/pytest\n")
+
+
+def test_every_command_exists():
+    """What the README types, the command line knows, with these arguments."""
+    from prefect_cometapi.deployments.cli import app
+
+    for line in blocks("sh")[2].splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "prefect-cometapi"
+        command, _bound, _ignored = app.parse_args(arguments, exit_on_error=False)
+        assert callable(command)
+
+
+def test_the_deployment_commands_are_those_of_the_file():
+    """README and prefect.yaml tell the same three commands."""
+    commented = files("prefect_cometapi.deployments").joinpath("prefect.yaml").read_text()
+    for line in blocks("sh")[3].splitlines():
+        assert f"#   {line}\n" in commented
+
+
+def test_every_setting_stands_in_the_table_with_its_default():
+    """No setting is missing, none is invented, and the defaults are true."""
+    rows = dict(re.findall(r"\| `COMETAPI_(\w+)` \| (?:`(.*?)`)? ?\|", section("Settings")))
+    fields = CometAPISettings.model_fields
+    assert set(rows) == {name.upper() for name in fields}
+    for name, field in fields.items():
+        default = f"{field.default:g}" if isinstance(field.default, float) else field.default
+        assert rows[name.upper()] == (default or "")
+
+
+def test_every_error_stands_in_the_table():
+    """Each error that a user can meet has a row."""
+    named = set(re.findall(r"`(\w+)`", section("Errors")))
+    kinds = {name for name in runway.__all__ if isinstance(getattr(runway, name), type)}
+    met = {
+        name
+        for name in kinds
+        if issubclass(getattr(runway, name), errors.CometAPIError)
+        and not getattr(runway, name).__subclasses__()
+    }
+    assert met - named <= {"StagedFileMissing"}
+    assert {name for name in named if name[0].isupper() and name != "TASK_ID"} <= kinds
