@@ -1,32 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: ``prefect-cometapi``."""
 
-import base64
-import mimetypes
+import re
 import sys
 from contextlib import suppress
-from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 from pydantic import ValidationError
+from rich.markup import escape
 
 from ..runway.errors import CometAPIError
+from ..runway.names import check_key
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from ..sandbox.replies import ReplyShape
 from .quiet import quieten_prefect
+from .sources import as_source
 from .terminal import Stopwatch, console, errors, progress_of, show_error, show_results
+
+# Prefect raises these as a bare RuntimeError, before a flow run begins.
+_PREFECT_IS_AWAY = re.compile("Failed to reach API|Timed out while attempting to connect")
 
 app = App(
     name="prefect-cometapi",
     help="Runway videos through CometAPI, as Prefect flows. Settings are read from COMETAPI_*.",
+    suppress_keyboard_interrupt=False,  # an interrupted user is told what goes on upstream
 )
+
+
+def _check_key(_type: Any, key: str | None) -> None:
+    if key is not None:
+        check_key(key)
+
+
+def _check_task_id(_type: Any, task_id: str) -> None:
+    if not task_id.strip():
+        raise ValueError("it is empty")
+
 
 Storage = Annotated[
     str | None, Parameter(help="Folder, fsspec URL or Prefect storage block to keep the video in.")
 ]
-Key = Annotated[str | None, Parameter(help="Idempotency key; the same key never buys twice.")]
+Key = Annotated[
+    str | None,
+    Parameter(help="Idempotency key; the same key never buys twice.", validator=_check_key),
+]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 
 
@@ -90,7 +109,9 @@ def video_to_video(
 
 @app.command
 def finish(
-    task_id: Annotated[str, Parameter(help="Id that CometAPI gave the generation.")],
+    task_id: Annotated[
+        str, Parameter(help="Id that CometAPI gave the generation.", validator=_check_task_id)
+    ],
     *,
     storage: Storage = None,
     key: Key = None,
@@ -103,7 +124,13 @@ def finish(
 @app.command
 def sandbox(
     *,
-    port: Annotated[int, Parameter(help="Port on loopback; 0 takes a free one.")] = 8777,
+    port: Annotated[
+        int,
+        Parameter(
+            help="Port on loopback; 0 takes a free one.",
+            validator=validators.Number(gte=0, lte=65535),
+        ),
+    ] = 8777,
     render_seconds: Annotated[float, Parameter(help="Least seconds until a clip is ready.")] = 3.0,
     shape: Annotated[
         tuple[ReplyShape, ...], Parameter(help="Reply shapes, taken in turn.", negative="")
@@ -130,8 +157,11 @@ def sandbox(
         with running, suppress(KeyboardInterrupt):
             _tell_how_to_use(running.url)
             Event().wait()
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         show_error(error)
+        sys.exit(1)
+    except OSError as error:
+        show_error(OSError(f"port {port}: {error.strerror}; --port 0 takes a free one"))
         sys.exit(1)
 
 
@@ -141,15 +171,6 @@ def _tell_how_to_use(url: str) -> None:
     console.print(f"  export COMETAPI_BASE_URL={url} COMETAPI_KEY=sandbox", soft_wrap=True)
     console.print('  prefect-cometapi image-to-video https://example.com/cat.jpg "slow zoom"')
     console.print("[dim]Ctrl-C stops it.[/]")
-
-
-def as_source(place: str) -> str:
-    """A URL as it is, a file on this machine as a data URI."""
-    path = Path(place).expanduser()
-    if "://" in place or place.startswith("data:") or not path.is_file():
-        return place
-    media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _generate(request: GenerationRequest, **options: Any) -> None:
@@ -169,7 +190,7 @@ def _run(
     from .. import flows
 
     flow, watch = getattr(flows, flow_name), Stopwatch()
-    with progress_of(title):
+    with progress_of(title, errors if as_json else console):
         result = flow(subject, storage=storage, key=key)
     if as_json:
         console.print_json(result.model_dump_json())
@@ -184,6 +205,11 @@ def main() -> None:
     except (CometAPIError, ValidationError) as error:
         show_error(error)
         sys.exit(1)
+    except RuntimeError as error:
+        if not _PREFECT_IS_AWAY.search(str(error)):
+            raise
+        errors.print(f"[red]Prefect[/]: {escape(str(error))}", soft_wrap=True)
+        errors.print("  [dim]Next:[/] prefect server start, or unset PREFECT_API_URL")
+        sys.exit(1)
     except KeyboardInterrupt:
-        errors.print("[yellow]Interrupted.[/] A submitted generation goes on upstream.")
         sys.exit(130)

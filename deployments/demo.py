@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..runway.generation import GenerationResult
 from ..runway.requests import ImageToVideoRequest, VideoToVideoRequest
-from .cli import as_source
 from .quiet import quieten_prefect, use_embedded_server
+from .sources import as_source
 from .terminal import Stopwatch, console, progress_of, show_results
 
 PICTURE = Path(__file__).parent / "comet.jpg"
@@ -49,6 +49,7 @@ def _two_clips(storage: str | None) -> list[tuple[GenerationResult, float]]:
                 prompt_text="The comet drifts over the lake, slow zoom.",
                 duration=5,
                 ratio="1280:768",
+                seed=4,
             ),
             storage=storage,
         )

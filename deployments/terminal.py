@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..runway.errors import CometAPIError
 from ..runway.generation import Generation, GenerationResult, Status, Submission
+from ..runway.settings import CometAPISettings
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -27,9 +28,14 @@ _VERBS = {
     Status.CANCELLED: "cancelled",
 }
 
+_NOT_VALID = {
+    "CometAPISettings": "[red]The settings are not valid[/]; nothing was sent.",
+    "SandboxConfig": "[red]The options are not valid.[/]",
+}
+
 
 @contextmanager
-def progress_of(title: str) -> Iterator[None]:
+def progress_of(title: str, where: Console = console) -> Iterator[None]:
     """A line that moves while the flows inside wait, and that stays when they are done."""
     from ..flows.display import progress_listener
 
@@ -40,24 +46,32 @@ def progress_of(title: str) -> Iterator[None]:
         TextColumn("{task.description}", justify="left"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        line = progress.add_task("starting Prefect", total=None, title=title)
+    task_id = ""
 
-        def listen(submission: Submission, reply: Generation) -> None:
-            share = 1.0 if reply.status is Status.SUCCEEDED else reply.progress
-            progress.update(
-                line,
-                description=f"{submission.short_id} {_VERBS[reply.status]}",
-                total=1.0,
-                completed=min(share or 0.0, 0.99),
-            )
+    def listen(submission: Submission, reply: Generation) -> None:
+        nonlocal task_id
+        task_id = submission.task_id
+        share = 1.0 if reply.status is Status.SUCCEEDED else reply.progress
+        progress.update(
+            line,
+            description=f"{submission.short_id} {_VERBS[reply.status]}",
+            total=1.0,
+            completed=min(share or 0.0, 0.99),
+        )
 
-        token = progress_listener.set(listen)
-        try:
+    token = progress_listener.set(listen)
+    try:
+        with Progress(*columns, console=where) as progress:
+            line = progress.add_task("starting Prefect", total=None, title=title)
             yield
             progress.update(line, description="stored", total=1.0, completed=1.0)
-        finally:
-            progress_listener.reset(token)
+    except KeyboardInterrupt:
+        errors.print("[yellow]Interrupted.[/] A submitted generation goes on upstream.")
+        if task_id:
+            errors.print(f"  [dim]Next:[/] prefect-cometapi finish {escape(task_id)}")
+        raise
+    finally:
+        progress_listener.reset(token)
 
 
 class Stopwatch:
@@ -99,18 +113,25 @@ def shown_place(uri: str) -> str:
 
 
 def show_error(error: Exception) -> None:
-    """An expected failure, in words and without a stack trace."""
+    """An expected failure, in words and without a stack trace.
+
+    Lines are not wrapped, so that a command or an address in them can be copied.
+    """
     if isinstance(error, ValidationError):
-        errors.print("[red]The request is not valid[/]; nothing was sent.")
+        request = "[red]The request is not valid[/]; nothing was sent."
+        errors.print(_NOT_VALID.get(error.title, request))
         for problem in error.errors(include_url=False, include_context=False, include_input=False):
             field = ".".join(str(part) for part in problem["loc"])
+            if error.title == CometAPISettings.__name__:
+                field = f"COMETAPI_{field.upper()}"
             message = problem["msg"].removeprefix("Value error, ")
-            errors.print(f"  {escape(f'{field}: {message}' if field else message)}")
+            told = f"{field}: {message}" if field else message
+            errors.print(f"  {escape(told)}", soft_wrap=True)
     elif isinstance(error, CometAPIError):
         first, *rest = str(error).splitlines()
-        errors.print(f"[red]{type(error).__name__}[/]: {escape(first)}")
+        errors.print(f"[red]{type(error).__name__}[/]: {escape(first)}", soft_wrap=True)
         for line in rest:
             name, _, text = line.partition(": ")
-            errors.print(f"  [dim]{name}:[/] {escape(text)}")
+            errors.print(f"  [dim]{name}:[/] {escape(text)}", soft_wrap=True)
     else:
-        errors.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}")
+        errors.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True)

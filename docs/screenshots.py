@@ -54,8 +54,8 @@ def prefect_server(home: str) -> Iterator[str]:
 
 def make_runs(videos: str) -> str:
     """Run both flows against the sandbox; gives the id of the run with retries."""
-    from prefect_cometapi.deployments.cli import as_source
     from prefect_cometapi.deployments.demo import PICTURE
+    from prefect_cometapi.deployments.sources import as_source
     from prefect_cometapi.flows import image_to_video, video_to_video
     from prefect_cometapi.sandbox import Sandbox
 
@@ -71,6 +71,7 @@ def make_runs(videos: str) -> str:
             "promptImage": as_source(str(PICTURE)),
             "promptText": "The comet drifts over the lake, slow zoom.",
             "ratio": "1280:768",
+            "seed": 4,
         }
         state = image_to_video(request, return_state=True)
         clip = state.result().videos[0].uri
@@ -79,12 +80,12 @@ def make_runs(videos: str) -> str:
     return str(state.state_details.flow_run_id)
 
 
-def take(page: Page, picture: Path, *expected: str) -> None:
-    """One picture of the page as it is, once the expected texts are on it."""
+def take(page: Page, picture: Path, *expected: str, height: int = 860) -> None:
+    """One picture of the page's upper part, once the expected texts are on it."""
     for text in expected:
         page.get_by_text(text).first.wait_for(timeout=60_000)
     page.wait_for_timeout(SETTLE_MILLISECONDS)
-    page.screenshot(path=picture)
+    page.screenshot(path=picture, clip={"x": 0, "y": 0, "width": 1360, "height": height})
 
 
 def take_all(page: Page, server: str, run_id: str, folder: Path) -> None:
@@ -98,7 +99,7 @@ def take_all(page: Page, server: str, run_id: str, folder: Path) -> None:
     (poster,) = [item["id"] for item in posters if item["flow_run_id"] == run_id]
     page.goto(f"{server}/artifacts/artifact/{poster}")
     page.wait_for_function("[...document.images].some(image => image.naturalWidth === 640)")
-    take(page, folder / "poster.png", "A frame from the middle of")
+    take(page, folder / "poster.png", "A frame from the middle of", height=520)
 
 
 def main() -> None:

@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user runs: the flows, and the four tasks that they are made of.
 
-A plain name is for sync code, its twin with an ``a`` for async code.
+A plain name is for sync code, its twin with an ``a`` for async code. Prefect builds a schema for
+each flow that is declared, some 20 ms each, so the modules load when a name is first used.
 """
 
-from .generate import (
-    afinish_generation,
-    aimage_to_video,
-    avideo_to_video,
-    finish_generation,
-    image_to_video,
-    video_to_video,
-)
-from .tasks import (
-    afetch_output,
-    apersist_output,
-    apoll_generation,
-    asubmit_generation,
-    fetch_output,
-    persist_output,
-    poll_generation,
-    submit_generation,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .generate import (
+        afinish_generation,
+        aimage_to_video,
+        avideo_to_video,
+        finish_generation,
+        image_to_video,
+        video_to_video,
+    )
+    from .tasks import (
+        afetch_output,
+        apersist_output,
+        apoll_generation,
+        asubmit_generation,
+        fetch_output,
+        persist_output,
+        poll_generation,
+        submit_generation,
+    )
 
 __all__ = [
     "afetch_output",
@@ -39,3 +44,16 @@ __all__ = [
     "submit_generation",
     "video_to_video",
 ]
+
+_TASKS = ("submit_generation", "poll_generation", "fetch_output", "persist_output")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "tasks" if name.removeprefix("a") in _TASKS else "generate"
+    return getattr(import_module(f".{home}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,6 +6,7 @@ import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -58,7 +59,7 @@ def test_an_image_becomes_a_stored_and_playable_video(prefect_server, sandbox, t
 def test_a_video_is_restyled(prefect_server, sandbox, image):
     """Video to video takes a clip that image to video made."""
     first = image_to_video(image)
-    from prefect_cometapi.deployments.cli import as_source
+    from prefect_cometapi.deployments.sources import as_source
 
     request = VideoToVideoRequest(
         video_uri=as_source(first.videos[0].uri), prompt_text="a warm dawn", seed=4294967295
@@ -71,10 +72,10 @@ def test_a_video_is_restyled(prefect_server, sandbox, image):
 
 def test_the_sidecar_tells_the_origin_of_the_video(prefect_server, sandbox):
     """Request, id, hash and timings lie beside the file, without the tokens of signed URLs."""
-    result = image_to_video(
-        {"promptImage": "https://example.com/cat.jpg?Signature=canary-token", "seed": 7},
-        key="sku-17/2026-11-21",
+    request = ImageToVideoRequest(
+        prompt_image="https://example.com/cat.jpg?Signature=canary-token", seed=7
     )
+    result = image_to_video(request, key="sku-17/2026-11-21")
     video = result.videos[0]
     text = Path(video.sidecar).read_text()
     origin = json.loads(text)
@@ -133,10 +134,8 @@ async def test_it_works_in_an_async_flow(prefect_server, sandbox, image):
 
     @flow
     async def pipeline() -> list[GenerationResult]:
-        return await asyncio.gather(
-            aimage_to_video(image),
-            avideo_to_video({"videoUri": "https://e.com/v", "promptText": "x"}),
-        )
+        video: Any = {"videoUri": "https://example.com/v.mp4", "promptText": "x"}
+        return await asyncio.gather(aimage_to_video(image), avideo_to_video(video))
 
     results = await pipeline()
     assert all(Path(result.videos[0].uri).exists() for result in results)
@@ -196,19 +195,19 @@ def test_a_generation_that_was_bought_elsewhere_is_finished(prefect_server, sand
     assert len(sandbox.accepted) == 1
 
 
-def test_a_bad_request_is_refused_before_anything_is_sent(prefect_server, sandbox):
+def test_a_bad_request_is_refused_before_anything_is_sent(prefect_server, sandbox, image):
     """The message names the field and the allowed values, and no request goes out."""
     from prefect.exceptions import ParameterTypeError
 
     with pytest.raises(ParameterTypeError, match="duration: 5 or 10 seconds, got 7"):
-        image_to_video({"promptImage": "https://example.com/cat.jpg", "duration": 7})
+        image_to_video(image | {"duration": 7})
     assert sandbox.requests == []
 
 
-def test_a_model_that_is_not_documented_is_passed_on(prefect_server, sandbox):
+def test_a_model_that_is_not_documented_is_passed_on(prefect_server, sandbox, image):
     """Models drift: the service has the last word, and its own words are shown."""
     with pytest.raises(InvalidRequest, match="No available channel for model gen9"):
-        image_to_video({"promptImage": "https://example.com/cat.jpg", "model": "gen9"})
+        image_to_video(image | {"model": "gen9"})
     assert sandbox.accepted == []
 
 

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The credentials block: found in the UI, strict about its fields, silent about its key."""
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from prefect import flow
+from prefect.blocks.core import Block
+from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
+from prefect_cometapi import blocks
+from prefect_cometapi.blocks import CometAPICredentials
+from prefect_cometapi.runway import AuthenticationError, CometAPISettings, ImageToVideoRequest
+from pydantic import SecretStr, ValidationError
+
+KEY = "sk-canary5c0ffee5c0ffee"
+ALL = [getattr(blocks, name) for name in blocks.__all__]
+
+
+@pytest.mark.parametrize("block", ALL, ids=blocks.__all__)
+class TestEveryBlock(BlockStandardTestSuite):
+    """What Prefect asks of the blocks of an integration."""
+
+    @pytest.fixture(autouse=True)
+    def logo_without_network(self, monkeypatch):
+        def drawn(_url: str) -> io.BytesIO:
+            logo = io.BytesIO()
+            Image.new("RGB", (200, 200), "white").save(logo, "PNG")
+            return io.BytesIO(logo.getvalue())
+
+        monkeypatch.setattr("prefect.testing.standard_test_suites.blocks.urlopen", drawn)
+
+
+@pytest.mark.parametrize("block", ALL, ids=blocks.__all__)
+def test_logo_and_documentation_are_addresses_that_a_browser_loads(block):
+    """The UI, itself served over https perhaps, may show the logo and link the documentation."""
+    assert str(block._logo_url).startswith("https://")
+    assert str(block._documentation_url).startswith("https://")
+
+
+@pytest.mark.parametrize("block", ALL, ids=blocks.__all__)
+def test_each_field_of_the_form_has_a_title_of_its_own(block):
+    """The form in the UI is labelled in words, not with the names of variables."""
+    for name, field in block.model_fields.items():
+        assert field.title, name
+
+
+@pytest.mark.parametrize("block", ALL, ids=blocks.__all__)
+def test_a_block_is_found_by_the_slug_that_users_type(block):
+    """The slug in `cometapi-credentials/prod` stays what it is."""
+    assert block.get_block_type_slug() == "cometapi-credentials"
+    assert Block.get_block_class_from_key("cometapi-credentials") is block
+
+
+@pytest.fixture(scope="module")
+def saved(prefect_server) -> Iterator[CometAPICredentials]:
+    """A block on a real server."""
+    block = CometAPICredentials(
+        key=SecretStr(KEY), runway_version="2024-11-06", base_url="https://api.example.com"
+    )
+    block.save("credentials-test", overwrite=True)
+    yield block
+    CometAPICredentials.delete("credentials-test")
+
+
+@pytest.mark.server
+def test_what_was_saved_is_what_is_loaded(saved):
+    """A block that went through the server is the same, key included."""
+    loaded: Any = CometAPICredentials.load("credentials-test")
+    assert loaded.key.get_secret_value() == KEY
+    assert loaded.base_url == "https://api.example.com"
+    assert loaded.runway_version == "2024-11-06"
+
+
+@pytest.mark.server
+async def test_a_block_is_loaded_by_its_type_and_name(saved):
+    """`cometapi-credentials/NAME` is enough to load it in an async flow."""
+    loaded = await Block.aload("cometapi-credentials/credentials-test")
+    assert isinstance(loaded, CometAPICredentials)
+    assert loaded.key.get_secret_value() == KEY
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("form", ["block", "fields", "reference by id", "reference by name"])
+def test_a_flow_takes_the_block_in_every_form_that_prefect_has(saved, form):
+    """In Python, as JSON, and as the reference that a deployment's form in the UI stores."""
+    given = {
+        "block": saved,
+        "fields": {"key": KEY, "base_url": "https://api.example.com"},
+        "reference by id": {"$ref": {"block_document_id": str(saved._block_document_id)}},
+        "reference by name": {
+            "$ref": {"block_document_slug": "cometapi-credentials/credentials-test"}
+        },
+    }[form]
+
+    @flow
+    def takes(credentials: CometAPICredentials) -> tuple[str, str]:
+        return credentials.key.get_secret_value(), credentials.base_url
+
+    assert takes(given) == (KEY, "https://api.example.com")
+
+
+@pytest.mark.server
+def test_the_server_tells_the_key_to_nobody_who_does_not_ask_for_secrets(saved, prefect_server):
+    """What the API answers to a browser has asterisks in place of the key."""
+    address = f"{prefect_server}/block_documents/{saved._block_document_id}"
+    shown = httpx.get(address).raise_for_status()
+    assert shown.json()["data"]["key"] == "*" * 8
+    assert KEY not in shown.text
+    asked = httpx.get(address, params={"include_secrets": True}).raise_for_status()
+    assert asked.json()["data"]["key"] == KEY
+
+
+@pytest.mark.server
+def test_a_run_does_not_record_the_key_of_its_block(saved, prefect_server):
+    """The parameters of a flow run, which everybody may read, hold the block without its key."""
+
+    @flow(name="records-credentials")
+    def takes(credentials: CometAPICredentials) -> None: ...
+
+    takes(saved)
+    query = {"flows": {"name": {"any_": ["records-credentials"]}}}
+    runs = httpx.post(f"{prefect_server}/flow_runs/filter", json=query).raise_for_status()
+    assert len(runs.json()) == 1
+    assert "credentials" in runs.json()[0]["parameters"]
+    assert KEY not in runs.text
+
+
+@pytest.mark.parametrize("show", [repr, str, "{}".format, CometAPICredentials.model_dump_json])
+def test_a_block_never_prints_its_key(show):
+    """Printed, formatted and as JSON, a block shows that it has a key, but not which."""
+    shown = show(CometAPICredentials(key=SecretStr(KEY)))
+    assert KEY not in shown
+    assert "***" in shown
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"key": KEY, "base_url": "nonsense"},
+        {"key": f"{KEY} {KEY}"},
+        {"key": KEY, "api_key": KEY},
+        {"api_key": KEY},
+    ],
+)
+def test_a_refusal_does_not_repeat_the_key(fields):
+    """The message of a block that cannot be made may go into a log."""
+    with pytest.raises(ValidationError) as caught:
+        CometAPICredentials.model_validate(fields)
+    assert KEY not in str(caught.value)
+    assert KEY not in repr(caught.value)
+
+
+@pytest.mark.parametrize("name", ["api_key", "url", "baseurl", "runwayVersion"])
+def test_a_misspelt_field_is_refused(name):
+    """A field that does not exist is an error, not a setting that is silently ignored."""
+    with pytest.raises(ValidationError, match=rf"(?s){name}.*Extra inputs are not permitted"):
+        CometAPICredentials.model_validate({"key": KEY, name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("https://api.cometapi.com/v1", "leave out the path '/v1'"),
+        ("https://api.cometapi.com/runwayml/v1/", "start at https://api.cometapi.com"),
+        ("http://api.cometapi.com", "must be https://"),
+        ("ftp://api.cometapi.com", "must be https://"),
+        ("https://user:pw@api.cometapi.com", "write the service's root, as https://api.cometapi"),
+        ("https://api.cometapi.com?x=1", "write the service's root, as https://api.cometapi.com"),
+        ("api.cometapi.com", "write the service's root, as https://api.cometapi.com"),
+        ("", "write the service's root, as https://api.cometapi.com"),
+        ("https://api.cometapi.com:port", "write the service's root, as https://api.cometapi.com"),
+    ],
+)
+def test_a_base_url_that_leads_elsewhere_is_refused_with_what_to_write(url, advice):
+    """A key is sent to the root of a service over https, or nowhere."""
+    with pytest.raises(ValidationError) as caught:
+        CometAPICredentials(key=SecretStr(KEY), base_url=url)
+    (problem,) = caught.value.errors()
+    assert problem["loc"] == ("base_url",)
+    assert advice in problem["msg"]
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("https://api.cometapi.com/", "https://api.cometapi.com"),
+        (" https://api.cometapi.com ", "https://api.cometapi.com"),
+        ("http://127.0.0.1:8777", "http://127.0.0.1:8777"),
+        ("http://localhost:8777/", "http://localhost:8777"),
+    ],
+)
+def test_a_base_url_is_read_as_the_root_that_it_means(url, root):
+    """A slash or a space too many is harmless, and this machine needs no https."""
+    assert CometAPICredentials(key=SecretStr(KEY), base_url=url).base_url == root
+
+
+@pytest.mark.parametrize("key", ["", "   ", "\n", "sk-ключ", "sk-a b", "sk-a\x00b", "“sk-a”"])
+def test_what_can_be_no_key_is_refused_at_once(key):
+    """An empty key, or one with a stray character from a copy, is not found out by the service."""
+    with pytest.raises(ValidationError, match="the key is empty or has characters that no key has"):
+        CometAPICredentials(key=SecretStr(key))
+
+
+def test_space_around_a_key_is_dropped():
+    """A key that was copied with its line break works."""
+    block = CometAPICredentials(key=SecretStr(f" {KEY}\n"))
+    assert block.key.get_secret_value() == KEY
+
+
+def test_a_key_is_required():
+    """There is no block without a key."""
+    with pytest.raises(ValidationError, match=r"(?s)key.*Field required"):
+        CometAPICredentials.model_validate({})
+
+
+def test_settings_make_credentials(monkeypatch):
+    """COMETAPI_* in the environment stands in for a block, field by field."""
+    monkeypatch.setenv("COMETAPI_KEY", KEY)
+    monkeypatch.setenv("COMETAPI_BASE_URL", "https://eu.example.com")
+    monkeypatch.setenv("COMETAPI_RUNWAY_VERSION", "2025-01-01")
+    block = CometAPICredentials.from_settings()
+    assert block.key.get_secret_value() == KEY
+    assert block.base_url == "https://eu.example.com"
+    assert block.runway_version == "2025-01-01"
+
+
+@pytest.mark.parametrize("key", [None, SecretStr(""), SecretStr("  ")])
+def test_settings_without_a_key_say_where_to_get_one(key):
+    """Who has no key learns which variable to set, where keys are, and that it cost nothing."""
+    with pytest.raises(AuthenticationError) as caught:
+        CometAPICredentials.from_settings(CometAPISettings(key=key))
+    message = str(caught.value)
+    assert "there is no API key" in message
+    assert "set COMETAPI_KEY" in message
+    assert "https://www.cometapi.com/console/token" in message
+    assert "nothing was charged" in message
+
+
+async def test_the_client_sends_the_key_and_the_version(sandbox):
+    """Each call of a block's client carries the key as bearer token, and the Runway version."""
+    block = CometAPICredentials(
+        key=SecretStr(KEY), base_url=sandbox.url, runway_version="2025-02-03"
+    )
+    request = ImageToVideoRequest(prompt_image="https://example.com/cat.jpg")
+    async with block.get_client() as client:
+        task_id = await client.create(request)
+        await client.get(task_id)
+    assert [sent.method for sent in sandbox.requests] == ["POST", "GET"]
+    for sent in sandbox.requests:
+        assert sent.headers["authorization"] == f"Bearer {KEY}"
+        assert sent.headers["x-runway-version"] == "2025-02-03"
+
+
+async def test_the_client_sends_through_the_transport_that_it_is_given():
+    """A proxy or a test plugs in its own transport."""
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, content=json.dumps({"id": "abc"}))
+
+    block = CometAPICredentials(key=SecretStr(KEY))
+    async with block.get_client(httpx.MockTransport(answer)) as client:
+        made = await client.create(ImageToVideoRequest(prompt_image="https://example.com/a.jpg"))
+    assert made == "abc"
+    assert [sent.url.host for sent in seen] == ["api.cometapi.com"]
