@@ -4,8 +4,9 @@
 import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+from uuid import uuid4
 
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
 from ..runway.names import check_key, default_key
@@ -40,13 +41,12 @@ def resolve_key(key: str | None, request: GenerationRequest) -> str:
     """The user's own key, or the one of this request in the run that asks for it.
 
     The run is the outermost flow run: its id stays when it is retried, while a subflow and a task
-    get new ids then. Outside of any flow it is the task run.
+    get new ids then. Outside of any flow it is the task run, and outside of that nothing lasts.
     """
     if key is not None:
         return check_key(key)
-    if FlowRunContext.get():
-        return default_key(flow_run.root_flow_run_id, request)
-    context = TaskRunContext.get()
-    if context and context.task_run.flow_run_id:  # a task in a thread or another process
-        return default_key(context.task_run.flow_run_id, request)
-    return default_key(context.task_run.id if context else "none", request)
+    run_id = flow_run.root_flow_run_id
+    if run_id is None:
+        context = TaskRunContext.get()
+        run_id = context.task_run.id if context else uuid4()
+    return default_key(run_id, request)

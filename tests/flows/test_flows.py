@@ -11,10 +11,14 @@ from typing import Any
 import av
 import pytest
 from prefect import flow
-from prefect.states import State
+from prefect.client.schemas.objects import State
 from prefect_cometapi.flows import (
+    afetch_output,
     afinish_generation,
     aimage_to_video,
+    apersist_output,
+    apoll_generation,
+    asubmit_generation,
     avideo_to_video,
     fetch_output,
     finish_generation,
@@ -133,7 +137,7 @@ async def test_it_works_in_an_async_flow(prefect_server, sandbox, image):
     """An async flow awaits the async twin, also several at once."""
 
     @flow
-    async def pipeline() -> list[GenerationResult]:
+    async def pipeline() -> tuple[GenerationResult, GenerationResult]:
         video: Any = {"videoUri": "https://example.com/v.mp4", "promptText": "x"}
         return await asyncio.gather(aimage_to_video(image), avideo_to_video(video))
 
@@ -173,6 +177,35 @@ def test_the_tasks_compose_in_a_sync_flow(prefect_server, sandbox, history):
 
 async def _result(state: State[str]) -> str:
     return await state.aresult()
+
+
+def test_tasks_that_are_submitted_to_a_runner_belong_to_the_run(prefect_server, sandbox):
+    """In the task runner's threads, too, the key is made of the flow run and the request."""
+    request = ImageToVideoRequest(prompt_image="https://example.com/fox.jpg")
+
+    @flow
+    def pipeline() -> list[str]:
+        futures = [submit_generation.submit(request), asubmit_generation.submit(request)]
+        return [future.result().key for future in futures]
+
+    first, second = pipeline()
+    assert first == second
+
+
+def test_a_task_needs_no_flow(prefect_server, sandbox):
+    """Called on its own, each call of the task is a generation of its own."""
+    request = ImageToVideoRequest(prompt_image="https://example.com/fox.jpg")
+    assert submit_generation(request).key != submit_generation(request).key
+
+
+async def test_the_functions_of_the_tasks_need_no_prefect(sandbox):
+    """`.fn` runs a step without any server, for a script that brings its own orchestration."""
+    request = ImageToVideoRequest(prompt_image="https://example.com/fox.jpg")
+    submission = await asubmit_generation.fn(request)
+    finished = await apoll_generation.fn(submission)
+    videos = await afetch_output.fn(submission, finished)
+    stored = await apersist_output.fn(submission, finished, videos)
+    assert Path(stored[0].uri).exists()
 
 
 def test_sync_and_async_flows_share_one_history():
