@@ -75,7 +75,11 @@ def make_runs(videos: str) -> str:
         }
         state = image_to_video(request, return_state=True)
         clip = state.result().videos[0].uri
-        dawn = {"videoUri": as_source(clip), "promptText": "Turn the night into a warm dawn."}
+        dawn = {
+            "videoUri": as_source(clip),
+            "promptText": "Turn the night into a warm dawn.",
+            "seed": 6,
+        }
         video_to_video(dawn)
     return str(state.state_details.flow_run_id)
 

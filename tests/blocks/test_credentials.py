@@ -86,7 +86,7 @@ async def test_a_block_is_loaded_by_its_type_and_name(saved):
 
 @pytest.mark.server
 @pytest.mark.parametrize("form", ["block", "fields", "reference by id", "reference by name"])
-def test_a_flow_takes_the_block_in_every_form_that_prefect_has(saved, form):
+async def test_a_flow_takes_the_block_in_every_form_that_prefect_has(saved, form):
     """In Python, as JSON, and as the reference that a deployment's form in the UI stores."""
     given = {
         "block": saved,
@@ -98,10 +98,10 @@ def test_a_flow_takes_the_block_in_every_form_that_prefect_has(saved, form):
     }[form]
 
     @flow
-    def takes(credentials: CometAPICredentials) -> tuple[str, str]:
+    async def takes(credentials: CometAPICredentials) -> tuple[str, str]:
         return credentials.key.get_secret_value(), credentials.base_url
 
-    assert takes(given) == (KEY, "https://api.example.com")
+    assert await takes(given) == (KEY, "https://api.example.com")
 
 
 @pytest.mark.server
@@ -116,13 +116,13 @@ def test_the_server_tells_the_key_to_nobody_who_does_not_ask_for_secrets(saved, 
 
 
 @pytest.mark.server
-def test_a_run_does_not_record_the_key_of_its_block(saved, prefect_server):
+async def test_a_run_does_not_record_the_key_of_its_block(saved, prefect_server):
     """The parameters of a flow run, which everybody may read, hold the block without its key."""
 
     @flow(name="records-credentials")
-    def takes(credentials: CometAPICredentials) -> None: ...
+    async def takes(credentials: CometAPICredentials) -> None: ...
 
-    takes(saved)
+    await takes(saved)
     query = {"flows": {"name": {"any_": ["records-credentials"]}}}
     runs = httpx.post(f"{prefect_server}/flow_runs/filter", json=query).raise_for_status()
     assert len(runs.json()) == 1

@@ -288,6 +288,22 @@ async def test_a_reply_that_drips_is_given_up(monkeypatch, client_of, request_):
             await client.create(request_)
 
 
+async def test_a_reply_without_an_end_is_not_read_to_its_end(client_of, request_):
+    """A few megabytes are more than any reply needs; memory stays flat."""
+    sent: list[int] = []
+
+    class Endless(httpx.AsyncByteStream):
+        async def __aiter__(self):
+            while len(sent) < 1000:
+                sent.append(1)
+                yield bytes(64 * 1024)
+
+    client = await client_of(httpx.MockTransport(lambda _: httpx.Response(200, stream=Endless())))
+    with pytest.raises(SubmissionUncertain):
+        await client.create(request_)
+    assert len(sent) * 64 * 1024 <= wire.MAX_REPLY_BYTES + 2 * 64 * 1024
+
+
 @pytest.mark.parametrize("key", ["", "  ", "sk-ключ", "sk-a b", "sk-a\nb"])
 def test_a_key_that_no_header_can_carry_is_refused_at_once(key):
     """It would otherwise break the call on its way and leave the outcome open."""

@@ -279,6 +279,7 @@ def test_what_is_known_already_is_not_overwritten():
     """An error keeps telling about the generation where it happened."""
     error = CometAPIError("it broke").about(task_id="first")
     assert error.about(key="sku-17", task_id="second").task_id == "first"
+    assert error.about(key="sku-18").key == "sku-17"
     assert str(error) == "it broke\nGeneration: key sku-17, task id first."
 
 

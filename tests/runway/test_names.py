@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from prefect_cometapi.runway import ImageToVideoRequest
 from prefect_cometapi.runway.names import (
@@ -52,6 +52,7 @@ def test_a_key_that_cannot_be_kept_is_refused(key):
 
 
 @given(key=KEYS, position=st.integers(0, 30))
+@example(key=f"{'x' * 59}-y", position=0)
 def test_a_file_name_is_safe_on_every_system(key, position):
     """Lower-case letters, digits and dashes, short, and no name that Windows keeps for itself."""
     stem = file_stem(key, MOMENT, position)

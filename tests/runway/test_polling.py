@@ -258,14 +258,16 @@ async def test_a_poll_after_the_deadline_still_keeps_the_interval(answers, clien
 
 
 async def test_a_finished_generation_is_fetched_although_its_deadline_is_over(
-    answers, client_of, submitted
+    sandbox, client_of, request_
 ):
     """Whoever attaches it late gets what was paid for."""
+    service = sandbox()
+    client = await client_of(service.url)
+    submission = await submit(service, client, request_)
+    await asyncio.to_thread(service.settle, 20)
     wait = Wait(started=time.monotonic() - 100)
-    patience = Patience(interval=0.01, deadline=1, visibility_grace=1)
-    finished = await wait_until_finished(
-        await client_of(answers(DONE)), submitted(), patience, wait=wait
-    )
+    patience = Patience(interval=0.5, deadline=1, visibility_grace=1)
+    finished = await wait_until_finished(client, submission, patience, wait=wait)
     assert finished.generation.status is Status.SUCCEEDED
 
 

@@ -242,6 +242,12 @@ def test_retry_after_is_bounded_and_never_fails(value):
     assert seconds is None or 0.0 <= seconds <= MAX_RETRY_AFTER
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "soon", "", None])
+def test_a_retry_after_that_says_nothing_counts_as_none(value):
+    """Then the usual delays hold."""
+    assert read_retry_after(value, NOW) is None
+
+
 @given(seconds=st.integers(-4000, 4000))
 def test_retry_after_as_a_date_counts_from_now(seconds):
     """Both forms that HTTP knows say the same."""

@@ -225,6 +225,23 @@ def test_outputs_are_found_in_every_form(output, urls):
     assert [url.reveal() for url in generation.outputs] == expected
 
 
+@pytest.mark.parametrize("name", ["output", "outputs", "result_url", "video_url"])
+@pytest.mark.parametrize("status", ["RUNNING", "SUCCEEDED", "FAILED"])
+def test_an_output_counts_when_the_generation_is_done(name, status):
+    """Under each of its names; an address in an unfinished or failed one is not handed out."""
+    generation = read_generation({"status": status, name: "https://h/o.mp4"}, "a")
+    assert generation is not None
+    assert bool(generation.outputs) == (status == "SUCCEEDED")
+
+
+def test_runways_own_progress_goes_before_the_gateways():
+    """The gateway only knows steps: 10, 20, 30 and 100 percent."""
+    body = {"data": {"status": "IN_PROGRESS", "progress": "30%", "data": {"progress": 0.8}}}
+    generation = read_generation(body, "a")
+    assert generation is not None
+    assert generation.progress == 0.8
+
+
 def test_a_picture_is_not_taken_for_the_video():
     """Old feeds name a poster and a last frame beside the video."""
     body = {"status": "3", "poster": "https://h/p.jpg", "last_frame": "https://h/l.jpg"}
