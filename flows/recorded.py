@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow
 
-from ..runway.redact import HideSecrets, shown_source
+from ..runway.redact import HideSecrets, shortened
 
 # Prefect logs parameters that do not validate, whole.
 logging.getLogger("prefect.flows").addFilter(HideSecrets())
@@ -26,7 +26,7 @@ class RecordedFlow(Flow[P, R]):
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """The parameters as they are stored."""
-        return shortened(super().serialize_parameters(parameters))
+        return shortened(super().serialize_parameters(parameters), urls=False)
 
 
 def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
@@ -43,13 +43,3 @@ def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
         )
 
     return decorate
-
-
-def shortened(value: Any) -> Any:
-    """A JSON value with each data URI in it shortened; pure."""
-    if isinstance(value, dict):
-        return {name: shortened(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [shortened(item) for item in value]
-    is_data = isinstance(value, str) and value[:5].lower() == "data:"
-    return shown_source(value) if is_data else value

@@ -122,33 +122,31 @@ class Finished(_Value):
     waited: float = Field(description="Seconds from submission to its detected end.")
 
 
-class FetchedVideo(_Value):
-    """A whole and valid video on this machine, not yet in the storage."""
+class VideoFacts(_Value):
+    """What a video file is."""
 
-    path: str = Field(description="The staged file.")
-    poster: str | None = Field(default=None, description="A staged JPEG of one of its frames.")
     sha256: str = Field(description="SHA-256 of the file, in hex.")
     size: int = Field(description="Bytes.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
     duration: float = Field(description="Seconds.")
-    frames: int
-    codec: str
+    frames: int = Field(description="Number of frames.")
+    codec: str = Field(description="Codec of the video stream, as h264.")
 
 
-class StoredVideo(_Value):
+class FetchedVideo(VideoFacts):
+    """A whole and valid video on this machine, not yet in the storage."""
+
+    path: str = Field(description="The staged file.")
+    poster: str | None = Field(default=None, description="A staged JPEG of one of its frames.")
+
+
+class StoredVideo(VideoFacts):
     """A video in the storage."""
 
     uri: str = Field(description="Where the video is.")
     poster: str | None = Field(default=None, description="Where its poster is.")
     sidecar: str = Field(description="Where the JSON is that tells its origin.")
-    sha256: str = Field(description="SHA-256 of the file, in hex.")
-    size: int = Field(description="Bytes.")
-    width: int = Field(description="Pixels.")
-    height: int = Field(description="Pixels.")
-    duration: float = Field(description="Seconds.")
-    frames: int
-    codec: str
 
 
 class GenerationResult(_Value):

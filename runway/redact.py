@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import logging
 import re
+from typing import Any
 from urllib.parse import urlsplit
 
 HIDDEN = "<sha256:"
@@ -39,6 +40,17 @@ def shown_source(source: str) -> str:
         return shown_url(source)
     media_type, _, payload = source.partition(",")
     return f"{media_type},{HIDDEN}{_digest(payload)}, {len(payload)} characters>"
+
+
+def shortened(value: Any, *, urls: bool = True) -> Any:
+    """A JSON value with each data URI and, if wanted, each signed URL in it shortened."""
+    if isinstance(value, dict):
+        return {name: shortened(item, urls=urls) for name, item in value.items()}
+    if isinstance(value, list):
+        return [shortened(item, urls=urls) for item in value]
+    pattern = r"data:|https?://" if urls else r"data:"
+    is_source = isinstance(value, str) and re.match(pattern, value, re.IGNORECASE)
+    return shown_source(value) if is_source else value
 
 
 def is_shortened(text: str) -> bool:

@@ -7,119 +7,24 @@ drift, so for any other one only the form is checked and the service has the las
 that is not set is not sent.
 """
 
-import base64
-import binascii
 import hashlib
 import json
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from .redact import is_loopback, is_shortened, shown_source, shown_url
-
-MAX_URL_LENGTH = 2048
-MAX_DATA_BYTES = {"image": 5_000_000, "video": 16_000_000}
-"""Bytes of a decoded data URI (Runway's docs, Inputs)."""
-
-RATIOS = (
-    "1280:720",
-    "720:1280",
-    "1104:832",
-    "832:1104",
-    "960:960",
-    "1584:672",
-    "1280:768",
-    "768:1280",
+from .limits import (
+    IMAGE_TO_VIDEO_MODELS,
+    RATIOS,
+    VIDEO_TO_VIDEO_MODELS,
+    Limits,
+    exceeded,
+    limits_schema,
 )
-
-_DATA_URI = re.compile(r"data:(\w+)/[\w.+-]+;base64,([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the docs allow for one model."""
-
-    prompt_length: int
-    seed: int
-    durations: tuple[int, ...] = ()
-    ratios: tuple[str, ...] = ()
-    references: int | None = None
-
-
-def _check_source(value: object, info: ValidationInfo) -> object:
-    if not isinstance(value, str):
-        return value
-    kind = "video" if "video" in (info.field_name or "") else "image"
-    if is_shortened(value):
-        raise ValueError(
-            "this is only the shortened form that is shown in place of a data URI; "
-            "pass the original, or better a https:// URL"
-        )
-    if value[:5].lower() == "data:":
-        return _checked_data_uri(value, kind)
-    return _checked_url(value)
-
-
-def _checked_data_uri(uri: str, kind: str) -> str:
-    match = _DATA_URI.fullmatch(uri)
-    if not match or match[1].lower() != kind:
-        raise ValueError(f"a data URI must read data:{kind}/<type>;base64,<data>")
-    try:
-        size = len(base64.b64decode(match[2], validate=True))
-    except binascii.Error:
-        raise ValueError("the data URI's base64 is broken") from None
-    if size > MAX_DATA_BYTES[kind]:
-        raise ValueError(
-            f"a data URI may carry {MAX_DATA_BYTES[kind]:,} bytes of {kind}, this one has "
-            f"{size:,}; pass a https:// URL"
-        )
-    return uri
-
-
-def _checked_url(url: str) -> str:
-    if len(url) > MAX_URL_LENGTH:
-        raise ValueError(f"a URL may have {MAX_URL_LENGTH} characters, this one has {len(url)}")
-    if re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise ValueError("a URL contains no spaces or control characters")
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-        _ = parts.port
-    except ValueError:
-        raise ValueError("this is no URL") from None
-    if parts.scheme == "http" and is_loopback(url):
-        return url
-    if parts.scheme != "https" or not host:
-        raise ValueError(
-            f"must be a https:// URL that CometAPI can fetch (got {shown_url(url)!r}); "
-            "http:// is allowed for this machine only"
-        )
-    return url
-
-
-Source = Annotated[
-    str,
-    BeforeValidator(_check_source),
-    PlainSerializer(
-        lambda source: shown_source(source) if source[:5].lower() == "data:" else source,
-        when_used="json",
-        return_type=str,
-    ),
-]
-"""A https URL, or a base64 data URI. As JSON a data URI is written shortened, so that a picture
-never ends in the run history."""
+from .redact import shortened
+from .sources import Source
 
 
 class _WireModel(BaseModel):
@@ -167,7 +72,7 @@ class GenerationRequest(_WireModel):
 
     def shown(self) -> dict[str, Any]:
         """The body as it may be shown: signed URLs and data URIs shortened."""
-        return _shorten_sources(self.to_wire())
+        return shortened(self.to_wire())
 
     def __repr_args__(self) -> Any:
         return [(name, value) for name, value in self.shown().items()]
@@ -175,32 +80,10 @@ class GenerationRequest(_WireModel):
     @model_validator(mode="after")
     def _keep_documented_limits(self) -> "GenerationRequest":
         limits = self.documented.get(self.model)
-        if limits:
-            for field, problem in _exceeded(self, limits):
-                raise ValueError(f"{to_camel(field)}: {problem} (model {self.model})")
+        asked = {name: value for name, value in self if value is not None}
+        if limits and (problems := exceeded(asked, limits)):
+            raise ValueError(f"{'; '.join(problems)} (model {self.model})")
         return self
-
-
-def _exceeded(request: GenerationRequest, limits: Limits) -> "list[tuple[str, str]]":
-    """Each documented limit that the request passes, as (field, what is allowed)."""
-    asked = {name: value for name, value in request if value is not None}
-    prompt, seed, ratio = asked.get("prompt_text", ""), asked.get("seed"), asked.get("ratio")
-    duration, references = asked.get("duration"), asked.get("references", ())
-    problems: list[tuple[str, str]] = []
-    if len(prompt) > limits.prompt_length:
-        problems.append(
-            ("prompt_text", f"at most {limits.prompt_length} characters, got {len(prompt)}")
-        )
-    if seed is not None and seed > limits.seed:
-        problems.append(("seed", f"0 to {limits.seed}, got {seed}"))
-    if duration is not None and duration not in limits.durations:
-        allowed = " or ".join(map(str, limits.durations))
-        problems.append(("duration", f"{allowed} seconds, got {duration}"))
-    if ratio is not None and limits.ratios and ratio not in limits.ratios:
-        problems.append(("ratio", f"one of {', '.join(limits.ratios)}, got {ratio}"))
-    if limits.references is not None and len(references) > limits.references:
-        problems.append(("references", f"at most {limits.references}, got {len(references)}"))
-    return problems
 
 
 def _check_ratio(value: object) -> object:
@@ -212,45 +95,10 @@ def _check_ratio(value: object) -> object:
 Ratio = Annotated[str, BeforeValidator(_check_ratio)]
 
 
-def _documented_limits_schema(documented: dict[str, Limits]) -> Any:
-    """JSON schema of the limits, so that Prefect's server refuses a bad run before it exists."""
-
-    def add(schema: dict[str, Any]) -> None:
-        schema["allOf"] = [
-            {
-                "if": {"properties": {"model": {"const": model}}},
-                "then": {"properties": _limited_properties(limits)},
-            }
-            for model, limits in documented.items()
-        ]
-
-    return add
-
-
-def _limited_properties(limits: Limits) -> dict[str, Any]:
-    properties: dict[str, Any] = {
-        "promptText": {"maxLength": limits.prompt_length},
-        "seed": {"maximum": limits.seed},
-    }
-    if limits.durations:
-        properties["duration"] = {"enum": [*limits.durations, None]}
-    if limits.ratios:
-        properties["ratio"] = {"enum": [*limits.ratios, None]}
-    if limits.references is not None:
-        properties["references"] = {"maxItems": limits.references}
-    return properties
-
-
-IMAGE_TO_VIDEO_MODELS = {
-    "gen3a_turbo": Limits(prompt_length=512, seed=999_999_999, durations=(5, 10), ratios=RATIOS)
-}
-VIDEO_TO_VIDEO_MODELS = {"gen4_aleph": Limits(prompt_length=1000, seed=4_294_967_295, references=1)}
-
-
 class ImageToVideoRequest(GenerationRequest):
     """A video made from an image (CometAPI docs, Create a Runway image-to-video task)."""
 
-    model_config = ConfigDict(json_schema_extra=_documented_limits_schema(IMAGE_TO_VIDEO_MODELS))
+    model_config = ConfigDict(json_schema_extra=limits_schema(IMAGE_TO_VIDEO_MODELS))
     route: ClassVar[str] = "image_to_video"
     documented: ClassVar[dict[str, Limits]] = IMAGE_TO_VIDEO_MODELS
 
@@ -285,7 +133,7 @@ class ImageToVideoRequest(GenerationRequest):
 class VideoToVideoRequest(GenerationRequest):
     """A video restyled from another (CometAPI docs, Create a Runway video-to-video task)."""
 
-    model_config = ConfigDict(json_schema_extra=_documented_limits_schema(VIDEO_TO_VIDEO_MODELS))
+    model_config = ConfigDict(json_schema_extra=limits_schema(VIDEO_TO_VIDEO_MODELS))
     route: ClassVar[str] = "video_to_video"
     documented: ClassVar[dict[str, Limits]] = VIDEO_TO_VIDEO_MODELS
 
@@ -317,12 +165,3 @@ class VideoToVideoRequest(GenerationRequest):
     content_moderation: ContentModeration | None = Field(
         default=None, description="How strictly public figures are recognised."
     )
-
-
-def _shorten_sources(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _shorten_sources(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_shorten_sources(item) for item in value]
-    is_source = isinstance(value, str) and re.match(r"data:|https?://", value, re.IGNORECASE)
-    return shown_source(value) if is_source else value

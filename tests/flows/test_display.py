@@ -4,11 +4,11 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_LOGGING_LEVEL, temporary_settings
 from prefect_cometapi.flows import display, image_to_video
-from prefect_cometapi.flows.recorded import shortened
 from prefect_cometapi.runway import Generation, GenerationResult, Status, StoredVideo, Submission
 
 pytestmark = pytest.mark.server
@@ -162,8 +162,19 @@ def test_sizes_read_well(size, text):
     assert display.shown_size(size) == text
 
 
-def test_parameters_are_stored_without_pictures():
-    """A data URI anywhere among the parameters is stored as its type, hash and size."""
-    stored = shortened({"request": {"references": [{"uri": "data:image/png;base64,QUJD"}], "n": 1}})
-    assert "QUJD" not in json.dumps(stored)
-    assert stored["request"]["n"] == 1
+def test_parameters_are_stored_without_pictures(prefect_server, sandbox, history):
+    """A data URI among the parameters is stored as its type, hash and size, also from a dict."""
+    from prefect_cometapi.deployments.demo import PICTURE
+    from prefect_cometapi.deployments.sources import as_source
+
+    picture = as_source(str(PICTURE))
+    request: Any = {"promptImage": picture, "seed": 3}
+    state = image_to_video(request, return_state=True)
+    assert state.is_completed()
+    assert sandbox.accepted[0].body["promptImage"] == picture
+    runs = history.filter(
+        "flow_runs", flow_runs={"id": {"any_": [str(state.state_details.flow_run_id)]}}
+    )
+    stored = runs[0]["parameters"]["request"]
+    assert stored["promptImage"].startswith("data:image/jpeg;base64,<sha256:")
+    assert stored["seed"] == 3

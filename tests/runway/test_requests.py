@@ -16,13 +16,22 @@ from prefect_cometapi.runway import (
     Reference,
     VideoToVideoRequest,
 )
-from prefect_cometapi.runway.requests import RATIOS
 from pydantic import ValidationError
 
 DOCUMENTED = json.loads(Path(__file__).with_name("documented.json").read_text(encoding="utf-8"))
 MODELS = {"image_to_video": ImageToVideoRequest, "video_to_video": VideoToVideoRequest}
 IMAGE, VIDEO = "https://example.com/cat.jpg", "https://example.com/cat.mp4"
 NEW_MODEL = "gen9_ultra"
+RATIOS = [
+    "1280:720",
+    "720:1280",
+    "1104:832",
+    "832:1104",
+    "960:960",
+    "1584:672",
+    "1280:768",
+    "768:1280",
+]
 
 
 def data_uri(size: int, kind: str = "image/png") -> str:

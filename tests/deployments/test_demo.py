@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo works on a machine that has nothing: no key, no network, no Prefect server."""
+
+import json
+import os
+import re
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+from prefect_cometapi.deployments import demo
+
+NOISE = ["error", "warning", "traceback", "telemetry", "____", "check out the dashboard", "info"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An empty folder to run the demo in."""
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def shown(folder, tmp_path_factory):
+    """What the demo printed there, with a Prefect profile that leads nowhere."""
+    own = ("COMETAPI_", "PREFECT_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    env |= {
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect-home")),
+        "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        "PREFECT_API_KEY": "pnu_nowhere",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = run("prefect-cometapi", "demo", env=env, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def run(script, *words, **options):
+    from sys import executable
+
+    return subprocess.run(
+        [Path(executable).parent / script, *words],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.server
+def test_two_clips_lie_in_the_folder_afterwards(shown, folder):
+    """The demo leaves two whole videos, each with its poster and the JSON of its origin."""
+    videos = folder / "videos"
+    stems = sorted(path.stem for path in videos.glob("*.mp4"))
+    assert len(stems) == 2
+    kinds = (".mp4", ".jpg", ".json")
+    assert sorted(
+        path.name for path in videos.iterdir() if not path.name.startswith(".")
+    ) == sorted(f"{stem}{kind}" for stem in stems for kind in kinds)
+    for stem in stems:
+        with av.open(str(videos / f"{stem}.mp4"), "r") as clip:
+            stream = clip.streams.video[0]
+            assert (stream.width, stream.height) == (1280, 768)
+            assert stream.codec_context.name == "h264"
+            assert Fraction(clip.duration or 0, av.time_base) == pytest.approx(5.0, abs=0.05)
+            assert sum(1 for _ in clip.decode(stream)) == stream.frames > 100
+        with av.open(str(videos / f"{stem}.jpg"), "r") as poster:
+            assert (poster.streams.video[0].width, poster.streams.video[0].height) == (1280, 768)
+
+
+@pytest.mark.server
+def test_the_second_clip_is_the_first_one_restyled(shown, folder):
+    """The demo shows both routes, the second fed with what the first one made."""
+    first, second = (json.loads(path.read_text()) for path in sorted(folder.glob("videos/*.json")))
+    assert [first["route"], second["route"]] == ["image_to_video", "video_to_video"]
+    assert first["video"]["sha256"] != second["video"]["sha256"]
+    assert second["request"]["videoUri"].startswith("data:video/mp4;base64,<sha256:")
+
+
+@pytest.mark.server
+def test_it_ends_with_what_came_of_it_and_what_to_do_next(shown, folder):
+    """The last lines are a table of the two files and two commands to go on with."""
+    table, _, after = shown.stdout.rpartition("\nNext\n")
+    header, first, second = table.strip().splitlines()[-3:]
+    assert header.split() == ["file", "length", "size", "took", "polls"]
+    for row in (first, second):
+        assert (folder / row.split()[0]).exists()
+        assert " 5.0 s " in row
+    commands = [line.split("  ")[1] for line in after.strip("\n").splitlines()]
+    assert commands == ["prefect server start", "prefect-cometapi sandbox"]
+
+
+@pytest.mark.server
+def test_it_prints_nothing_of_its_machinery(shown):
+    """No log lines, banners or warnings of Prefect's stand between the user and the result."""
+    assert shown.stderr == ""
+    assert [word for word in NOISE if word in shown.stdout.lower()] == []
+    assert len(shown.stdout.splitlines()) <= 15
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+
+
+@pytest.mark.server
+def test_it_works_with_any_storage_and_buys_two_clips(
+    prefect_server, command, tmp_path, monkeypatch, capsys
+):
+    """`demo --storage` keeps both clips there, whatever COMETAPI_* says."""
+    monkeypatch.setattr(demo, "RENDER_SECONDS", 0.0)
+    monkeypatch.setenv("COMETAPI_BASE_URL", "https://api.example.com")
+    monkeypatch.setenv("COMETAPI_STORAGE", str(tmp_path / "unused"))
+    assert command("demo", "--storage", str(tmp_path / "kept")) == 0
+    assert len(list((tmp_path / "kept").glob("*.mp4"))) == 2
+    assert not (tmp_path / "unused").exists()
+    assert len(re.findall(r"^kept/\S+\.mp4 ", capsys.readouterr().out, re.MULTILINE)) == 2

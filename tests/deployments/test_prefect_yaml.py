@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The deployments that come with the package, deployed, refused and run by Prefect itself."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import pytest
+
+pytestmark = pytest.mark.server
+
+PREFECT_YAML = (files("prefect_cometapi.deployments") / "prefect.yaml").read_text(encoding="utf-8")
+NAMES = {"image-to-video": "daily", "video-to-video": "weekly"}
+
+
+class Api:
+    """The Prefect server's API, as the UI uses it."""
+
+    def __init__(self, url: str) -> None:
+        self.http = httpx.Client(base_url=url, timeout=60)
+
+    def deployment(self, flow: str) -> dict[str, Any]:
+        answer = self.http.get(f"/deployments/name/{flow}/{NAMES[flow]}")
+        return answer.raise_for_status().json()
+
+    def run(self, flow: str, parameters: dict[str, Any] | None = None) -> httpx.Response:
+        """Create a run of a deployment, as the form in the UI does."""
+        address = f"/deployments/{self.deployment(flow)['id']}/create_flow_run"
+        given = {} if parameters is None else {"parameters": parameters}
+        return self.http.post(address, json={"state": {"type": "SCHEDULED"}, **given})
+
+    def runs(self, flow: str) -> list[dict[str, Any]]:
+        query = {"deployments": {"id": {"any_": [self.deployment(flow)["id"]]}}}
+        return self.http.post("/flow_runs/filter", json=query).raise_for_status().json()
+
+
+@pytest.fixture(scope="module")
+def deployed(prefect_server, tmp_path_factory) -> Api:
+    """Both deployments, made with the commands that stand in prefect.yaml's own comments."""
+    folder = tmp_path_factory.mktemp("deploy")
+    (folder / "prefect.yaml").write_text(PREFECT_YAML, encoding="utf-8")
+    env = {"PREFECT_API_URL": prefect_server, "PREFECT_HOME": str(folder / "prefect")}
+    create, deploy, _start = commented_commands(PREFECT_YAML)
+    run_command(create, cwd=folder, env=env)
+    run_command(deploy, cwd=folder, env=env)
+    return Api(prefect_server)
+
+
+def commented_commands(text: str) -> list[str]:
+    """The commands in the comment that prefect.yaml begins with."""
+    return re.findall(r"^#   (prefect .+)$", text, re.MULTILINE)
+
+
+def run_command(line: str, *more: str, cwd: Path, env: dict[str, str]) -> str:
+    """Run a command as it is written, in an environment; gives what it printed."""
+    script, *words = shlex.split(line)
+    done = subprocess.run(
+        [Path(sys.executable).parent / script, *words, *more],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("flow", NAMES)
+def test_both_flows_are_deployed_from_the_package_alone(deployed, flow):
+    """A deployment names its flow by module, so that a worker needs the package and no code."""
+    deployment = deployed.deployment(flow)
+    module, name = deployment["entrypoint"].rsplit(".", 1)
+    assert module == "prefect_cometapi.flows"
+    assert getattr(import_module(module), name).name == flow
+    assert deployment["pull_steps"] in (None, [])
+    assert deployment["work_pool_name"] == "videos"
+
+
+@pytest.mark.parametrize("flow", NAMES)
+def test_nothing_is_bought_before_the_user_says_so(deployed, flow):
+    """A new deployment has a schedule to look at, and it is not active."""
+    (schedule,) = deployed.deployment(flow)["schedules"]
+    assert schedule["active"] is False
+    assert schedule["schedule"]["timezone"] == "UTC"
+    assert deployed.runs(flow) == []
+
+
+@pytest.mark.parametrize("flow", NAMES)
+def test_a_deployment_tells_what_it_is(deployed, flow):
+    """Description and tags of the file are those in the UI."""
+    deployment = deployed.deployment(flow)
+    assert "Activate the schedule once its parameters are yours." in deployment["description"]
+    assert deployment["tags"] == ["cometapi", flow]
+
+
+@pytest.mark.parametrize("flow", NAMES)
+def test_every_field_of_the_form_has_a_title_and_a_description(deployed, flow):
+    """The form in the UI explains each parameter, and each field of the request."""
+    schema = deployed.deployment(flow)["parameter_openapi_schema"]
+    assert list(schema["properties"]) == ["request", "credentials", "storage", "key"]
+    (request,) = (
+        model for name, model in schema["definitions"].items() if name.endswith("VideoRequest")
+    )
+    own = {name: field for name, field in schema["properties"].items() if name != "request"}
+    for name, field in {**own, **request["properties"]}.items():
+        assert field.get("title"), name
+        assert field.get("description", "").endswith("."), name
+
+
+@pytest.mark.parametrize(
+    ("flow", "change", "reason"),
+    [
+        ("image-to-video", {"duration": 7}, "7 is not one of [5, 10, None]"),
+        ("image-to-video", {"ratio": "16:9"}, "'16:9' is not one of ['1280:720', '720:1280'"),
+        ("image-to-video", {"seed": -1}, "-1 is not valid under any of the given schemas"),
+        ("image-to-video", {"promptText": "x" * 513}, "is too long"),
+        ("image-to-video", {"durationn": 5}, "'durationn' was unexpected"),
+        ("video-to-video", {"promptText": "x" * 1001}, "is too long"),
+        ("video-to-video", {"promptText": ""}, "should be non-empty"),
+    ],
+)
+def test_a_run_that_would_fail_is_refused_before_it_exists(deployed, flow, change, reason):
+    """The server itself refuses what a documented model does not take, and says what it takes."""
+    before = len(deployed.runs(flow))
+    request = deployed.deployment(flow)["parameters"]["request"] | change
+    answer = deployed.run(flow, {"request": request})
+    assert answer.is_client_error, answer.text
+    assert reason in answer.json()["detail"]
+    assert len(deployed.runs(flow)) == before
+
+
+def test_another_model_is_not_held_to_these_limits(deployed):
+    """What is not documented is CometAPI's to refuse, so the form lets it pass."""
+    request = {"promptImage": "https://example.com/a.jpg", "model": "gen9", "duration": 7}
+    answer = deployed.run("image-to-video", {"request": request})
+    assert answer.status_code == 201, answer.text
+    deployed.http.delete(f"/flow_runs/{answer.json()['id']}").raise_for_status()
+
+
+def test_a_worker_runs_the_deployment_as_it_comes(deployed, sandbox, tmp_path, prefect_server):
+    """With a key in its environment, a worker makes the video of prefect.yaml's own parameters."""
+    created = deployed.run("image-to-video")
+    assert created.status_code == 201, created.text
+    *_, start = commented_commands(PREFECT_YAML)
+    env = {"PREFECT_API_URL": prefect_server, "PREFECT_HOME": str(tmp_path / "prefect")}
+    run_command(start, "--run-once", cwd=tmp_path, env=env)
+
+    run = deployed.http.get(f"/flow_runs/{created.json()['id']}").raise_for_status().json()
+    assert run["state_type"] == "COMPLETED", run["state"]
+    assert len(sandbox.accepted) == 1
+    assert sandbox.accepted[0].body["promptText"] == "slow zoom, soft light"
+    (file,) = (tmp_path / "videos").glob("*.mp4")
+    with av.open(str(file), "r") as video:
+        stream = video.streams.video[0]
+        assert (stream.width, stream.height) == (1280, 720)
+    origin = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    assert origin["task_id"] == sandbox.accepted[0].task_id
