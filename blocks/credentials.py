@@ -12,6 +12,7 @@ from ..runway.errors import AuthenticationError
 from ..runway.settings import (
     DEFAULT_BASE_URL,
     DEFAULT_RUNWAY_VERSION,
+    RUNWAY_VERSION_PATTERN,
     CometAPISettings,
     check_base_url,
 )
@@ -55,7 +56,7 @@ class CometAPICredentials(CredentialsBlock):
     )
     runway_version: str = Field(
         default=DEFAULT_RUNWAY_VERSION,
-        min_length=1,
+        pattern=RUNWAY_VERSION_PATTERN,
         title="Runway version",
         description="Value of the header X-Runway-Version, sent with every call.",
     )

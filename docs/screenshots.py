@@ -19,6 +19,7 @@ from pathlib import Path
 
 import httpx
 from playwright.sync_api import Page, sync_playwright
+
 from prefect_cometapi.deployments.quiet import quieten_prefect
 
 IMAGES = Path(__file__).parent / "images"

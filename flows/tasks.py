@@ -27,6 +27,7 @@ from ..runway.errors import (
     OutputExpired,
     ServiceUnavailable,
     StorageError,
+    SubmissionUncertain,
     UnexpectedResponse,
 )
 from ..runway.generation import FetchedVideo, Finished, Generation, StoredVideo, Submission
@@ -40,6 +41,7 @@ from . import display
 from .attempts import RetryDelays, memory, retry_on
 from .running import resolve_key, run_sync
 from .storage import resolve_storage
+from .uncertain import refuse_if_uncertain, remember_as_uncertain
 
 
 def _kept(step: str) -> Callable[[TaskRunContext, dict[str, Any]], str]:
@@ -73,7 +75,12 @@ FETCH = _step(
     "fetch",
     retries=5,
     retry=retry_on(
-        ServiceUnavailable, DownloadInterrupted, InvalidOutput, OutputExpired, share=0.2
+        ServiceUnavailable,
+        DownloadInterrupted,
+        InvalidOutput,
+        OutputExpired,
+        StorageError,
+        share=0.2,
     ),
 )
 PERSIST = _step("persist", retries=3, retry=retry_on(StorageError, share=0.2))
@@ -96,16 +103,19 @@ async def asubmit_generation(
 
     Raises:
         NotSubmitted: The service refuses it; nothing was bought.
-        SubmissionUncertain: It was perhaps bought.
+        SubmissionUncertain: It was perhaps bought, now or in an earlier attempt.
         ServiceUnavailable: Nothing was bought, and the retries are used up.
     """
     key = resolve_key(key, request)
     credentials = credentials or CometAPICredentials.from_settings()
-    async with credentials.get_client() as client:
-        try:
+    try:
+        await refuse_if_uncertain(key)
+        async with credentials.get_client() as client:
             task_id = await client.create(request)
-        except CometAPIError as error:
-            raise error.about(key=key) from error.__cause__
+    except CometAPIError as error:
+        if isinstance(error, SubmissionUncertain):
+            await remember_as_uncertain(key, error)
+        raise error.about(key=key) from error.__cause__
     submission = Submission(
         key=key,
         task_id=task_id,
@@ -166,6 +176,7 @@ async def afetch_output(
         DownloadInterrupted: The download broke off, and going on did not help.
         OutputExpired: No valid address can be had any more.
         InvalidOutput: What came is no whole video.
+        StorageError: This machine has no room for it.
     """
     settings = CometAPISettings()
     credentials = credentials or CometAPICredentials.from_settings(settings)

@@ -22,7 +22,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from .client import tls_context
-from .errors import DownloadInterrupted, InvalidOutput, OutputExpired
+from .errors import DownloadInterrupted, InvalidOutput, OutputExpired, StorageError
 from .redact import HideSecrets, host_of, scrub, shown_url
 
 MAX_REDIRECTS = 5
@@ -33,7 +33,6 @@ RESUMPTIONS = 4
 RENEWALS = 2
 """Fresh addresses that are tried without a single new byte, before the output counts as lost."""
 
-CHUNK = 256 * 1024
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 _EXPIRED = {401, 403, 404, 410}
 
@@ -89,16 +88,23 @@ async def download(
         OutputExpired: The address is no longer valid (401, 403, 404, 410).
         DownloadInterrupted: The connection broke, and going on did not help.
         InvalidOutput: It is empty, an HTML page, or longer than announced or allowed.
+        StorageError: The file cannot be written.
     """
     async with httpx.AsyncClient(
         timeout=TIMEOUT, transport=transport, verify=tls_context(), follow_redirects=False
     ) as http:
-        with destination.open("wb") as file:
-            partial = Partial(file)
-            await _receive_all(http, url, partial, renew, trusted_host)
-            if not partial.received:
-                raise InvalidOutput("the output is empty")
-            await asyncio.to_thread(_flush, file)
+        try:
+            with destination.open("wb") as file:
+                partial = Partial(file)
+                await _receive_all(http, url, partial, renew, trusted_host)
+                await asyncio.to_thread(_flush, file)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise StorageError(
+                f"{destination.parent} did not take the download: {reason}"
+            ) from error
+    if not partial.received:
+        raise InvalidOutput("the output is empty")
     return partial.hash.hexdigest()
 
 
@@ -114,10 +120,11 @@ async def _receive_all(
         before = partial.received
         try:
             await _receive(http, url, partial, trusted_host)
-        except OutputExpired as error:
+        except OutputExpired:
             if renew is None or breaks >= RENEWALS:
                 raise
-            url, problem = await renew(), str(error.what)
+            url, breaks = await renew(), breaks + 1
+            continue
         except (httpx.HTTPError, httpx.StreamError) as error:
             problem = f"{type(error).__name__}: {scrub(str(error))}"
         else:
@@ -141,7 +148,7 @@ async def _receive(http: httpx.AsyncClient, url: str, partial: Partial, trusted_
                 url = _redirected(url, response.headers["location"])
                 continue
             _check_response(response, partial)
-            async for chunk in response.aiter_raw(CHUNK):
+            async for chunk in response.aiter_raw():
                 partial.append(chunk)
             return
     raise InvalidOutput(f"the output's address redirects more than {MAX_REDIRECTS} times")

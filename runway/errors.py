@@ -6,9 +6,9 @@
     CometAPIError
     ├── NotSubmitted               nothing was bought
     │   ├── InvalidRequest         the service does not accept this request
-    │   ├── AuthenticationError    no key, a wrong key, or one without permission
     │   ├── QuotaExceeded          the account has no balance
     │   └── KeyConflict            the key belongs to another request
+    ├── AuthenticationError        no key, a wrong key, or one without permission
     ├── UnexpectedResponse         what answers there is not CometAPI
     ├── ServiceUnavailable         busy or out of reach for now; may be tried again
     ├── SubmissionUncertain        sent, but without an answer: perhaps bought
@@ -44,6 +44,7 @@ class CometAPIError(Exception):
 
     money: ClassVar[str] = ""
     advice: ClassVar[str] = ""
+    then_finish: ClassVar[bool] = False  # whether a bought generation goes on after the advice
 
     def __init__(
         self,
@@ -77,6 +78,8 @@ class CometAPIError(Exception):
         known = [("key", self.key), ("task id", self.task_id)]
         which = ", ".join(f"{name} {value}" for name, value in known if value)
         advice = self.advice.format(task_id=self.task_id or "TASK_ID")
+        if self.then_finish and self.task_id:
+            advice += f" (then: prefect-cometapi finish {self.task_id})"
         return [
             self._happened(),
             f"Generation: {which}." if which else "",
@@ -102,16 +105,6 @@ class InvalidRequest(NotSubmitted):
     advice = "correct the request and run it again."
 
 
-class AuthenticationError(NotSubmitted):
-    """There is no key, or it is wrong, or it lacks the permission."""
-
-    money = "nothing was charged for this call."
-    advice = (
-        "set COMETAPI_KEY, or the key of the credentials block, to one from "
-        "https://www.cometapi.com/console/token"
-    )
-
-
 class QuotaExceeded(NotSubmitted):
     """The account has no balance."""
 
@@ -124,11 +117,23 @@ class KeyConflict(NotSubmitted):
     advice = "use another key for another request, or the same request for the same key."
 
 
+class AuthenticationError(CometAPIError):
+    """There is no key, or it is wrong, or it lacks the permission."""
+
+    money = "nothing was charged for this call."
+    advice = (
+        "set COMETAPI_KEY, or the key of the credentials block, to one from "
+        "https://www.cometapi.com/console/token"
+    )
+    then_finish = True
+
+
 class UnexpectedResponse(CometAPIError):
     """What answers at the base URL is not CometAPI."""
 
     money = "nothing was charged for this call."
     advice = "check COMETAPI_BASE_URL: the service's root, as https://api.cometapi.com"
+    then_finish = True
 
 
 class ServiceUnavailable(CometAPIError):
@@ -136,6 +141,7 @@ class ServiceUnavailable(CometAPIError):
 
     money = "nothing was charged for this call."
     advice = "wait and run it again; nothing is bought twice."
+    then_finish = True
 
 
 class SubmissionUncertain(CometAPIError):

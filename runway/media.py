@@ -47,27 +47,27 @@ def inspect_video(path: Path) -> VideoInfo:
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise InvalidOutput("the output is a video of no known codec")
-            last, frames, corrupt = Fraction(0), 0, False
-            for packet in container.demux(stream):
+            ends, frames, corrupt = {stream.index: 0.0}, 0, False
+            for packet in container.demux():
                 corrupt = corrupt or packet.is_corrupt
                 if packet.pts is None or not packet.size or packet.time_base is None:
                     continue
-                frames += 1
-                last = max(last, (packet.pts + (packet.duration or 0)) * packet.time_base)
-            promised = _promised_duration(container, stream)
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                index = packet.stream_index
+                ends[index] = max(ends.get(index, 0.0), end)
+                frames += index == stream.index
             info = VideoInfo(
                 width=stream.width,
                 height=stream.height,
-                duration=round(float(last), 3),
+                duration=round(ends[stream.index], 3),
                 frames=frames,
                 codec=stream.codec_context.name,
             )
+            arrived, promised = _arrived_and_promised(ends, container, stream)
     except (FFmpegError, ValueError, EOFError) as error:
         raise InvalidOutput(f"the output is no readable video: {_reason(error)}") from None
-    if corrupt or not frames or info.duration < COMPLETE * promised:
-        raise InvalidOutput(
-            f"the output is cut off: {info.duration:g} s of {promised:g} s are there"
-        )
+    if corrupt or not frames or arrived < COMPLETE * promised:
+        raise InvalidOutput(f"the output is cut off: {arrived:g} s of {promised:g} s are there")
     if not (info.width and info.height):
         raise InvalidOutput("the output's frames have no size")
     return info
@@ -117,11 +117,16 @@ def _container(path: Path) -> str:
     raise InvalidOutput(f"the output is no MP4 or WebM; it begins with {head!r}")
 
 
-def _promised_duration(container: Any, stream: Any) -> float:
-    """Seconds that the header promises."""
+def _arrived_and_promised(
+    ends: dict[int, float], container: Any, stream: Any
+) -> tuple[float, float]:
+    """Seconds that are there and seconds that the header promises, of the same thing.
+
+    An MP4 tells the duration of each stream, a WebM only that of the whole file.
+    """
     if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return container.duration / 1_000_000 if container.duration else 0.0
+        return ends[stream.index], float(stream.duration * stream.time_base)
+    return max(ends.values()), container.duration / 1_000_000 if container.duration else 0.0
 
 
 def _reason(error: Exception) -> str:

@@ -68,7 +68,7 @@ def hide_secrets(text: str) -> str:
 
 def scrub(text: str, limit: int = 500) -> str:
     """Somebody else's words, safe to repeat: no secret, one line, bounded."""
-    text = " ".join(hide_secrets(text).split())
+    text = " ".join(hide_secrets(text[: 20 * limit]).split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

@@ -13,6 +13,9 @@ DEFAULT_BASE_URL = "https://api.cometapi.com"
 DEFAULT_RUNWAY_VERSION = "2024-11-06"
 """The only value that CometAPI's docs show for the header X-Runway-Version."""
 
+RUNWAY_VERSION_PATTERN = r"^[0-9A-Za-z._-]{1,40}$"
+"""What a header can carry."""
+
 
 def check_base_url(url: str) -> str:
     """The root of the service, without a trailing slash.
@@ -53,7 +56,7 @@ class CometAPISettings(BaseSettings):
     )
     runway_version: str = Field(
         default=DEFAULT_RUNWAY_VERSION,
-        min_length=1,
+        pattern=RUNWAY_VERSION_PATTERN,
         description="Value of the header X-Runway-Version, sent with every call.",
     )
     storage: str = Field(

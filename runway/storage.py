@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from .errors import StagedFileMissing, StorageError
 from .redact import scrub, shown_url
@@ -133,7 +133,7 @@ class FsspecStorage:
 def open_storage(place: str) -> Storage:
     """The storage at a path or an fsspec URL."""
     if place.startswith("file://"):
-        return FolderStorage(Path(unquote(urlsplit(place).path)))
+        return FolderStorage(Path(unquote(place.removeprefix("file://"))))
     if "://" in place:
         return FsspecStorage(place)
     return FolderStorage(Path(place))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands as a shell runs them, and as they run inside a test."""
 
+import base64
 import os
 import subprocess
 import sys
@@ -12,38 +13,49 @@ import pytest
 from prefect_cometapi.deployments import cli
 from prefect_cometapi.sandbox import Sandbox
 
-SCRIPTS = Path(sys.executable).parent
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 
 @dataclass
 class Shell:
-    """Runs installed scripts in the test's folder, with settings and a Prefect home of its own."""
+    """Runs our script in the test's folder, with a Prefect home of its own."""
 
+    script: Path
     env: dict[str, str]
     sandbox: Sandbox
 
     def __call__(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; the first word is the script unless it is ours."""
-        return run(*words, env={**os.environ, **self.env, **env})
-
-
-def run(*words: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a script that is installed beside this interpreter."""
-    return subprocess.run(
-        [SCRIPTS / words[0], *words[1:]],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+        """Run a command to its end."""
+        return subprocess.run(
+            [self.script, *words],
+            env={**os.environ, **self.env, **env},
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
 
 
 @pytest.fixture
-def shell(prefect_server: str, sandbox: Sandbox, tmp_path: Path) -> Shell:
+def script() -> Path:
+    """The console script that is installed beside this interpreter."""
+    return Path(sys.executable).parent / "prefect-cometapi"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    """The name of an image file in the working directory."""
+    (tmp_path / "cat.png").write_bytes(PIXEL)
+    return "cat.png"
+
+
+@pytest.fixture
+def shell(script: Path, prefect_server: str, sandbox: Sandbox, tmp_path: Path) -> Shell:
     """A shell whose commands use the tests' Prefect server and the sandbox."""
     env = {"PREFECT_API_URL": prefect_server, "PREFECT_HOME": str(tmp_path / "prefect")}
-    return Shell(env, sandbox)
+    return Shell(script, env, sandbox)
 
 
 @pytest.fixture

@@ -5,12 +5,18 @@ import json
 import os
 import re
 import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import pytest
 from prefect_cometapi.deployments import demo
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens"),
+]
 
 NOISE = ["error", "warning", "traceback", "telemetry", "____", "check out the dashboard", "info"]
 
@@ -32,25 +38,19 @@ def shown(folder, tmp_path_factory):
         "PREFECT_API_KEY": "pnu_nowhere",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    done = run("prefect-cometapi", "demo", env=env, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def run(script, *words, **options):
-    from sys import executable
-
-    return subprocess.run(
-        [Path(executable).parent / script, *words],
+    done = subprocess.run(
+        [Path(sys.executable).parent / "prefect-cometapi", "demo"],
+        cwd=folder,
+        env=env,
         capture_output=True,
         text=True,
         timeout=180,
         check=False,
-        **options,
     )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
-@pytest.mark.server
 def test_two_clips_lie_in_the_folder_afterwards(shown, folder):
     """The demo leaves two whole videos, each with its poster and the JSON of its origin."""
     videos = folder / "videos"
@@ -68,10 +68,11 @@ def test_two_clips_lie_in_the_folder_afterwards(shown, folder):
             assert Fraction(clip.duration or 0, av.time_base) == pytest.approx(5.0, abs=0.05)
             assert sum(1 for _ in clip.decode(stream)) == stream.frames > 100
         with av.open(str(videos / f"{stem}.jpg"), "r") as poster:
-            assert (poster.streams.video[0].width, poster.streams.video[0].height) == (1280, 768)
+            still = poster.streams.video[0]
+            assert still.width * 768 == still.height * 1280
+            assert still.width >= 320
 
 
-@pytest.mark.server
 def test_the_second_clip_is_the_first_one_restyled(shown, folder):
     """The demo shows both routes, the second fed with what the first one made."""
     first, second = (json.loads(path.read_text()) for path in sorted(folder.glob("videos/*.json")))
@@ -80,7 +81,6 @@ def test_the_second_clip_is_the_first_one_restyled(shown, folder):
     assert second["request"]["videoUri"].startswith("data:video/mp4;base64,<sha256:")
 
 
-@pytest.mark.server
 def test_it_ends_with_what_came_of_it_and_what_to_do_next(shown, folder):
     """The last lines are a table of the two files and two commands to go on with."""
     table, _, after = shown.stdout.rpartition("\nNext\n")
@@ -93,7 +93,6 @@ def test_it_ends_with_what_came_of_it_and_what_to_do_next(shown, folder):
     assert commands == ["prefect server start", "prefect-cometapi sandbox"]
 
 
-@pytest.mark.server
 def test_it_prints_nothing_of_its_machinery(shown):
     """No log lines, banners or warnings of Prefect's stand between the user and the result."""
     assert shown.stderr == ""
@@ -102,7 +101,6 @@ def test_it_prints_nothing_of_its_machinery(shown):
     assert max(map(len, shown.stdout.splitlines())) <= 80
 
 
-@pytest.mark.server
 def test_it_works_with_any_storage_and_buys_two_clips(
     prefect_server, command, tmp_path, monkeypatch, capsys
 ):

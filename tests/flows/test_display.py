@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_LOGGING_LEVEL, temporary_settings
+
 from prefect_cometapi.flows import display, image_to_video
 from prefect_cometapi.runway import Generation, GenerationResult, Status, StoredVideo, Submission
 

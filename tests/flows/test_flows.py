@@ -12,6 +12,7 @@ import av
 import pytest
 from prefect import flow
 from prefect.client.schemas.objects import State
+
 from prefect_cometapi.flows import (
     afetch_output,
     afinish_generation,

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prefect import flow
+
 from prefect_cometapi.flows import aimage_to_video, image_to_video
 from prefect_cometapi.flows.attempts import delay_before_retry
 from prefect_cometapi.runway import (
@@ -109,6 +110,21 @@ def test_a_submission_without_an_answer_is_never_sent_again(
     assert "perhaps charged" in str(state.message)
     submit = history.task_runs(state.state_details.flow_run_id)["submit"]
     assert submit["run_count"] == 1
+
+
+@server
+def test_a_retried_flow_does_not_send_an_uncertain_submission_again(prefect_server, sandbox, image):
+    """Retries of the flow stop at the same error; the service sees one POST and takes one job."""
+    sandbox.add_fault("create:reset-after")
+
+    @flow(retries=2)
+    def pipeline() -> None:
+        image_to_video(image)
+
+    with pytest.raises(SubmissionUncertain, match="an earlier attempt sent the request"):
+        pipeline()
+    assert len(sandbox.accepted) == 1
+    assert len([request for request in sandbox.requests if request.route == "create"]) == 1
 
 
 @server

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from prefect.blocks.core import Block
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+
 from prefect_cometapi.flows import image_to_video
 from prefect_cometapi.flows.storage import block_storage, resolve_storage
 from prefect_cometapi.runway import StorageError

@@ -3,6 +3,7 @@
 
 import asyncio
 import io
+import itertools
 import socket
 import time
 from collections.abc import Callable
@@ -17,9 +18,10 @@ import av
 import httpx
 import pytest
 from av.filter import Graph
+from pydantic import SecretStr
+
 from prefect_cometapi.runway import ImageToVideoRequest, RunwayClient, Submission
 from prefect_cometapi.sandbox import Sandbox
-from pydantic import SecretStr
 
 KEY = "sk-test-0123456789abcdef"
 PIXEL = (
@@ -177,6 +179,31 @@ def _write_sound(target: str) -> None:
         output.mux(stream.encode(None))
 
 
+def _write_clip_with_longer_sound(target: str) -> None:
+    """A WebM tells only the length of the whole file, here that of its sound: three seconds."""
+    graph = Graph()
+    chain = [
+        graph.add("sine", "duration=3:sample_rate=48000"),
+        graph.add("aformat", "sample_fmts=s16:channel_layouts=mono"),
+        graph.add("asetnsamples", "n=960"),
+        graph.add("abuffersink"),
+    ]
+    for one, next_ in itertools.pairwise(chain):
+        one.link_to(next_)
+    graph.configure()
+    with av.open(target, "w", format="webm") as output:
+        video: Any = output.add_stream("libvpx", rate=24)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound: Any = output.add_stream("libopus", rate=48000)
+        for number, frame in enumerate(_frames(48)):
+            frame.pts, frame.time_base = number, Fraction(1, 24)
+            output.mux(video.encode(frame))
+        output.mux(video.encode(None))
+        for _ in range(150):
+            output.mux(sound.encode(graph.pull()))
+        output.mux(sound.encode(None))
+
+
 class _Pipe(io.RawIOBase):
     """Cannot be rewound, so the length of what is written to it never reaches its header."""
 
@@ -213,6 +240,7 @@ def clips(tmp_path_factory) -> Path:
     _write_clip(live, "libvpx", "webm")
     (folder / "live.webm").write_bytes(bytes(live.content))
     _write_sound(str(folder / "sound.mp4"))
+    _write_clip_with_longer_sound(str(folder / "sound.webm"))
     clip = (folder / "clip.mp4").read_bytes()
     (folder / "unknown-codec.mp4").write_bytes(clip.replace(b"avc1", b"zzzz"))
     (folder / "no-size.mp4").write_bytes(_without_size(clip))

@@ -7,6 +7,8 @@ from typing import get_args
 
 import httpx
 import pytest
+from pydantic import SecretStr
+
 from prefect_cometapi.runway import (
     AuthenticationError,
     GenerationNotVisible,
@@ -21,7 +23,6 @@ from prefect_cometapi.runway import (
 )
 from prefect_cometapi.runway import client as wire
 from prefect_cometapi.sandbox import ReplyShape
-from pydantic import SecretStr
 
 SHAPES = sorted(set(get_args(ReplyShape)) - {"late_output"})
 

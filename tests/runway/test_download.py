@@ -8,7 +8,14 @@ from datetime import UTC, datetime
 
 import httpx
 import pytest
-from prefect_cometapi.runway import DownloadInterrupted, InvalidOutput, OutputExpired, Submission
+
+from prefect_cometapi.runway import (
+    DownloadInterrupted,
+    InvalidOutput,
+    OutputExpired,
+    StorageError,
+    Submission,
+)
 from prefect_cometapi.runway import download as module
 from prefect_cometapi.runway.download import MAX_REDIRECTS, RENEWALS, RESUMPTIONS, download
 from prefect_cometapi.runway.media import inspect_video
@@ -53,11 +60,6 @@ class CDN(httpx.MockTransport):
         if self.portions:
             stream = Broken(rest[: self.portions.pop(0)])
         return httpx.Response(206 if asked else 200, headers=headers, stream=stream)
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 1024)
 
 
 @pytest.fixture
@@ -373,3 +375,12 @@ async def test_an_answer_that_is_no_file_is_told_with_its_status(answers, target
     with pytest.raises(DownloadInterrupted, match=f"HTTP {status}"):
         await download(URL, target, transport=script)
     assert len(script.requests) == 1
+
+
+async def test_a_disk_that_does_not_take_the_file_is_told_as_such(tmp_path):
+    """What this machine cannot keep is a storage error, with the place and the way to go on."""
+    target = tmp_path / "gone" / "o.mp4"
+    with pytest.raises(StorageError, match=r"gone did not take the download: No such file") as told:
+        await download(URL, target, transport=CDN())
+    assert "fetching it again is free" in str(told.value)
+    assert "s3cr3t" not in str(told.value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from prefect_cometapi import runway
 from prefect_cometapi.runway import (
     AuthenticationError,
@@ -273,6 +274,15 @@ def test_every_error_that_is_raised_says_what_it_costs_and_what_to_do(error_type
     assert "\nMoney: " in told
     assert "\nNext: " in told
     assert "{" not in told
+
+
+@pytest.mark.parametrize(
+    "error_type", [errors.AuthenticationError, errors.UnexpectedResponse, ServiceUnavailable]
+)
+def test_trouble_while_waiting_tells_how_to_go_on(error_type):
+    """Once a generation is bought, its id stands in the advice; before, nothing does."""
+    assert "finish" not in str(error_type("no"))
+    assert "(then: prefect-cometapi finish t-1)" in str(error_type("no").about(task_id="t-1"))
 
 
 def test_what_is_known_already_is_not_overwritten():

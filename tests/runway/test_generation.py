@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prefect_cometapi.runway import AssetURL, Finished, Generation, Status, Submission
 from pydantic import ValidationError
+
+from prefect_cometapi.runway import AssetURL, Finished, Generation, Status, Submission
 
 TOKEN = "_jwt=s3cr3t"
 URL = f"https://cdn.example.com/o.mp4?{TOKEN}"

@@ -5,6 +5,7 @@ import av
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from prefect_cometapi.runway import InvalidOutput
 from prefect_cometapi.runway.media import draw_poster, inspect_video
 
@@ -17,6 +18,7 @@ from prefect_cometapi.runway.media import draw_poster, inspect_video
         ("clip.mov", "h264"),
         ("clip.webm", "vp8"),
         ("live.webm", "vp8"),
+        ("sound.webm", "vp8"),
     ],
 )
 def test_a_whole_video_is_described(clips, name, codec):

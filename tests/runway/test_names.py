@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+
 from prefect_cometapi.runway import ImageToVideoRequest
 from prefect_cometapi.runway.names import (
     MAX_KEY_LENGTH,

@@ -7,6 +7,7 @@ import string
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from prefect_cometapi.runway.redact import (
     host_of,
     is_loopback,

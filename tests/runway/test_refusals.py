@@ -12,6 +12,7 @@ import httpx
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from prefect_cometapi.runway.refusals import (
     MAX_RETRY_AFTER,
     Meaning,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from prefect_cometapi.runway import Status
 from prefect_cometapi.runway.replies import (
     error_of,

@@ -10,13 +10,14 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from prefect_cometapi.runway import (
     ContentModeration,
     ImageToVideoRequest,
     Reference,
     VideoToVideoRequest,
 )
-from pydantic import ValidationError
 
 DOCUMENTED = json.loads(Path(__file__).with_name("documented.json").read_text(encoding="utf-8"))
 MODELS = {"image_to_video": ImageToVideoRequest, "video_to_video": VideoToVideoRequest}

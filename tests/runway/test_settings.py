@@ -4,9 +4,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from prefect_cometapi.runway import CometAPISettings
 from prefect_cometapi.runway.settings import check_base_url
-from pydantic import ValidationError
 
 HOSTS = st.from_regex(r"[a-z][a-z0-9-]{0,10}(\.[a-z]{2,5}){1,2}(:[1-9][0-9]{0,3})?", fullmatch=True)
 

@@ -10,6 +10,7 @@ import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+
 from prefect_cometapi.runway import StagedFileMissing, StorageError
 from prefect_cometapi.runway import storage as module
 from prefect_cometapi.runway.storage import FolderStorage, FsspecStorage, open_storage
@@ -256,3 +257,9 @@ def test_a_path_is_a_folder_whatever_way_it_is_written(tmp_path, monkeypatch):
     assert open_storage("~/videos").uri("a") == str(tmp_path / "home" / "videos" / "a")
     assert open_storage("file:///data/my%20videos").uri("a") == "/data/my videos/a"
     assert open_storage("s3://bucket/videos/").uri("a") == "s3://bucket/videos/a"
+
+
+def test_a_file_url_is_a_folder_whatever_its_name(tmp_path):
+    """A folder's name may hold what means something in other URLs."""
+    storage = open_storage(f"file://{tmp_path}/a%20b#c?d")
+    assert storage.uri("x.mp4") == f"{tmp_path}/a b#c?d/x.mp4"

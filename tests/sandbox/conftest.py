@@ -13,6 +13,7 @@ import httpx
 import pytest
 from av.filter import Graph
 from av.video.codeccontext import VideoCodecContext
+
 from prefect_cometapi.sandbox import Sandbox
 
 HEADERS = {"Authorization": "Bearer any-key", "X-Runway-Version": "2024-11-06"}

@@ -5,6 +5,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prefect_cometapi.sandbox.assets import byte_range
 
 

@@ -4,6 +4,7 @@
 from html.parser import HTMLParser
 
 import pytest
+
 from prefect_cometapi.sandbox.faults import KINDS
 
 

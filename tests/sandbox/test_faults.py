@@ -6,9 +6,10 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from prefect_cometapi.sandbox import Fault, FaultKind, FaultPlan, FaultRoute
 from prefect_cometapi.sandbox.faults import KINDS
-from pydantic import ValidationError
 
 ROUTES = st.sampled_from(get_args(FaultRoute))
 

@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 import av
 import httpx
 import pytest
+
 from prefect_cometapi.sandbox import Fault, create_app
 from prefect_cometapi.sandbox.faults import KINDS
 

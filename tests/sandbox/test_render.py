@@ -5,6 +5,7 @@ import base64
 
 import httpx
 import pytest
+
 from prefect_cometapi.sandbox.clips import ClipStore
 from prefect_cometapi.sandbox.render import Recipe, render
 from prefect_cometapi.sandbox.sources import InvalidSourceError

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prefect_cometapi.sandbox import ReplyShape
 from prefect_cometapi.sandbox.jobs import stage_and_progress
 from prefect_cometapi.sandbox.replies import Snapshot, Stage, feed_reply, task_reply

@@ -2,6 +2,7 @@
 """What is accepted, what is refused, and in which words."""
 
 import pytest
+
 from prefect_cometapi.sandbox import AcceptedJob
 
 

@@ -8,10 +8,11 @@ import time
 from contextlib import suppress
 
 import httpx
-import prefect_cometapi.sandbox
 import pytest
-from prefect_cometapi.sandbox import Sandbox, SandboxConfig
 from pydantic import ValidationError
+
+import prefect_cometapi.sandbox
+from prefect_cometapi.sandbox import Sandbox, SandboxConfig
 
 
 def test_a_sandbox_listens_when_it_is_entered(talk):

@@ -6,6 +6,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+
 from prefect_cometapi.sandbox import sources
 from prefect_cometapi.sandbox.sources import InvalidSourceError, source_bytes
 

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package as it is installed, and the house that it is built as."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("runway", "blocks", "flows", "deployments", "sandbox")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("**/*.py"))
+MODULES = [
+    *SOURCES,
+    *sorted(path for folder in ("tests", "docs") for path in (ROOT / folder).rglob("*.py")),
+]
+
+EXPORTS = {
+    "runway": """
+        AssetURL AuthenticationError CometAPIError CometAPISettings ContentModeration DeliveryError
+        DownloadInterrupted FetchedVideo Finished Generation GenerationCancelled GenerationError
+        GenerationFailed GenerationNotVisible GenerationRequest GenerationResult GenerationTimeout
+        ImageToVideoRequest InvalidOutput InvalidRequest KeyConflict NotSubmitted OutputExpired
+        QuotaExceeded Reference RunwayClient ServiceUnavailable StagedFileMissing Status
+        StorageError StoredVideo Submission SubmissionUncertain UnexpectedResponse
+        VideoToVideoRequest
+    """,
+    "blocks": "CometAPICredentials",
+    "flows": """
+        afetch_output afinish_generation aimage_to_video apersist_output apoll_generation
+        asubmit_generation avideo_to_video fetch_output finish_generation image_to_video
+        persist_output poll_generation submit_generation video_to_video
+    """,
+    "sandbox": """
+        AcceptedJob Fault FaultKind FaultPlan FaultRoute RecordedRequest ReplyShape Sandbox
+        SandboxApp SandboxConfig create_app
+    """,
+    "deployments": "",
+}
+"""Every public name. A name leaves this list in a new major version only."""
+
+MAY_IMPORT = {
+    "runway": set(),
+    "blocks": {"runway"},
+    "flows": {"blocks", "runway"},
+    "deployments": {"flows", "blocks", "runway", "sandbox"},
+    "sandbox": set(),
+}
+"""The arrows of the house: which siblings a package may know."""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_public_names_are_these(package):
+    """No name that users import disappears or is added by accident."""
+    module = import_module(f"prefect_cometapi.{package}")
+    exported = getattr(module, "__all__", [])
+    assert sorted(exported) == EXPORTS[package].split()
+    assert all(hasattr(module, name) for name in exported)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_says_what_it_is_for(package):
+    """`help()` on a package begins with a sentence."""
+    documentation = import_module(f"prefect_cometapi.{package}").__doc__ or ""
+    assert documentation.strip().splitlines()[0].endswith(".")
+
+
+@pytest.mark.parametrize("package", ["flows", "sandbox"])
+def test_a_name_that_a_lazy_package_does_not_have_is_an_attribute_error(package):
+    """A misspelt import fails as it does everywhere else."""
+    module = import_module(f"prefect_cometapi.{package}")
+    with pytest.raises(AttributeError, match="image_to_vidoe"):
+        _ = module.image_to_vidoe
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports anywhere in it, relative ones as ..package."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            dots = "." * node.level
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {f"{dots}{name}" for name in names}
+    return found
+
+
+def siblings(path: Path) -> set[str]:
+    """The sibling packages that a file imports, be it by .. or by their full names."""
+    depth = len(path.relative_to(ROOT).parts)
+    up = "." * depth
+    named = re.compile(rf"(?:{re.escape(up)}|prefect_cometapi\.)({'|'.join(PACKAGES)})\b")
+    found = {match[1] for name in imported(path) if (match := named.match(name))}
+    return found - {path.relative_to(ROOT).parts[0]}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_floor_of_the_house_knows_the_floors_above(path):
+    """Requests and replies know no flows, and the sandbox shares nothing with what it tests."""
+    package = path.relative_to(ROOT).parts[0]
+    assert siblings(path) <= MAY_IMPORT[package]
+    if package in {"runway", "sandbox"}:
+        assert not [name for name in imported(path) if name.split(".")[0] == "prefect"]
+
+
+def test_the_arrows_are_seen():
+    """The look at the imports does not pass because it finds none."""
+    assert siblings(ROOT / "flows" / "generate.py") == {"blocks", "runway"}
+    assert siblings(ROOT / "deployments" / "cli.py") >= {"runway", "sandbox", "flows"}
+    assert "prefect.blocks.abstract" in imported(ROOT / "blocks" / "credentials.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_module_is_licensed_and_short(path):
+    """A module says under which licence it may be copied, and can be read in one sitting."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# SPDX-License-Identifier: Apache-2.0"
+    assert len(lines) <= 400
+
+
+def test_no_file_names_a_place_to_install_from():
+    """Which package index is used is the user's own configuration, and no file overrides it."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    index = re.compile(
+        r"--(?:extra-)?index-url[ =]\S*:|//[^\s/]*pypi[^\s/]*/|/simple\b/?", re.IGNORECASE
+    )
+    naming = []
+    for name in filter(None, tracked):
+        path = ROOT / name
+        if path == Path(__file__) or not path.is_file():
+            continue
+        if index.search(path.read_bytes().decode("utf-8", "ignore")):
+            naming.append(name)
+    assert len(tracked) > 50
+    assert naming == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import prefect_cometapi.flows", "from prefect_cometapi.flows import image_to_video"],
+)
+def test_importing_the_flows_is_light(statement):
+    """What only a running flow or a sandbox needs is not loaded by an import."""
+    code = f"import json, sys; {statement}; print(json.dumps(sorted(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(shown.stdout))
+    assert "prefect_cometapi.flows" in loaded
+    assert loaded & {"av", "sqlalchemy", "fastapi"} == set()
+
+
+# The wheel, in an environment of its own.
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of the sources, so that the working folder stays as it is."""
+    copy = tmp_path_factory.mktemp("sources") / "project"
+    generated = shutil.ignore_patterns(
+        "__pycache__", "build", "dist", "*.egg-info", ".*", "videos", "tmp*"
+    )
+    shutil.copytree(ROOT, copy, ignore=generated)
+    target = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target)]
+    done = subprocess.run([*build, str(copy)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = target.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """The scripts of an environment with the wheel, which sees our dependencies but not us."""
+    home = tmp_path_factory.mktemp("venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    scripts = home / "bin"
+    place = Path(sysconfig.get_path("purelib", "venv", {"base": home, "platbase": home}))
+    pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install"]
+    done = subprocess.run(
+        [*pip, "--no-deps", "--no-index", "--quiet", str(wheel)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Python reads no .pth files in a folder that a .pth names: the project, which is installed
+    # here for editing, is not visible from there.
+    (place / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    return scripts
+
+
+def isolated(*words: str | Path, cwd: Path) -> str:
+    """What a program prints that sees no settings of this process's Python."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.packaging
+def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
+    """No folder called `flows` or `tests` lands in a user's site-packages."""
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {
+        "prefect_cometapi",
+        "prefect_cometapi-0.1.0.dist-info",
+    }
+    ours = {name for name in names if name.startswith("prefect_cometapi/")}
+    written = {f"prefect_cometapi/{path.relative_to(ROOT).as_posix()}" for path in SOURCES}
+    typed = {f"prefect_cometapi/{package}/py.typed" for package in PACKAGES}
+    data = {f"prefect_cometapi/deployments/{name}" for name in ("prefect.yaml", "comet.jpg")}
+    assert ours == written | typed | data
+    assert "prefect_cometapi-0.1.0.dist-info/licenses/LICENSE" in names
+
+
+@pytest.mark.packaging
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_comes_from_the_wheel(installed, tmp_path, package):
+    """What is imported from an installed package is what was installed."""
+    code = f"""
+import importlib, json, sys
+module = importlib.import_module("prefect_cometapi.{package}")
+for name in json.loads(sys.argv[1]):
+    getattr(module, name)
+print(module.__file__)
+"""
+    names = json.dumps(EXPORTS[package].split())
+    place = isolated(installed / "python", "-c", code, names, cwd=tmp_path).strip()
+    assert Path(place).is_relative_to(installed.parent)
+    assert Path(place).parts[-3:] == ("prefect_cometapi", package, "__init__.py")
+
+
+@pytest.mark.packaging
+def test_prefect_finds_the_blocks_of_an_installed_package(installed, tmp_path):
+    """`prefect block register` is not needed: the entry point leads Prefect to the blocks."""
+    code = """
+from importlib.metadata import entry_points
+(found,) = [entry for entry in entry_points(group="prefect.collections") if "comet" in entry.name]
+print(found.value, found.load().CometAPICredentials.get_block_type_slug())
+"""
+    shown = isolated(installed / "python", "-c", code, cwd=tmp_path)
+    assert shown.split() == ["prefect_cometapi.blocks", "cometapi-credentials"]
+
+
+@pytest.mark.packaging
+def test_the_installed_command_runs(installed, tmp_path):
+    """The wheel brings the console script, which tells what it can do and which version it is."""
+    script = installed / "prefect-cometapi"
+    assert "image-to-video" in isolated(script, "--help", cwd=tmp_path)
+    assert isolated(script, "--version", cwd=tmp_path).strip() == "0.1.0"
+    for command in ("image-to-video", "video-to-video", "finish", "sandbox", "demo"):
+        assert isolated(script, command, "--help", cwd=tmp_path)
