@@ -12,10 +12,11 @@ from PIL import Image
 from prefect import flow
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
+from pydantic import SecretStr, ValidationError
+
 from prefect_cometapi import blocks
 from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.runway import AuthenticationError, CometAPISettings, ImageToVideoRequest
-from pydantic import SecretStr, ValidationError
 
 KEY = "sk-canary5c0ffee5c0ffee"
 ALL = [getattr(blocks, name) for name in blocks.__all__]
@@ -124,7 +125,8 @@ async def test_a_run_does_not_record_the_key_of_its_block(saved, prefect_server)
 
     await takes(saved)
     query = {"flows": {"name": {"any_": ["records-credentials"]}}}
-    runs = httpx.post(f"{prefect_server}/flow_runs/filter", json=query).raise_for_status()
+    async with httpx.AsyncClient() as http:
+        runs = await http.post(f"{prefect_server}/flow_runs/filter", json=query)
     assert len(runs.json()) == 1
     assert "credentials" in runs.json()[0]["parameters"]
     assert KEY not in runs.text

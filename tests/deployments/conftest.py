@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from prefect_cometapi.deployments import cli
 from prefect_cometapi.sandbox import Sandbox
 

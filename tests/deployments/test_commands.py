@@ -8,6 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import ValidationError
+
 from prefect_cometapi.deployments import cli, terminal
 from prefect_cometapi.deployments.sources import as_source
 from prefect_cometapi.deployments.terminal import shown_place
@@ -18,7 +20,6 @@ from prefect_cometapi.runway import (
     VideoToVideoRequest,
 )
 from prefect_cometapi.sandbox import SandboxConfig
-from pydantic import ValidationError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
@@ -171,6 +172,28 @@ def test_an_interrupt_before_anything_was_bought_is_quiet(monkeypatch, capsys, c
     monkeypatch.setattr(cli, "app", interrupted)
     assert command() == 130
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Failed to reach API at http://127.0.0.1:9/api/",
+        "Timed out while attempting to connect to ephemeral Prefect API server.",
+    ],
+)
+def test_a_prefect_that_cannot_be_reached_is_told_in_its_own_words(
+    words, monkeypatch, command, capsys
+):
+    """Neither a server that is away nor one that does not start shows a stack trace."""
+
+    def away() -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(cli, "app", away)
+    assert command() == 1
+    assert capsys.readouterr().err == (
+        f"Prefect: {words}\n  Next: prefect server start, or unset PREFECT_API_URL\n"
+    )
 
 
 def test_an_unexpected_error_keeps_its_stack_trace(monkeypatch, command):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import av
 import pytest
+
 from prefect_cometapi.deployments import demo
 
 pytestmark = [
