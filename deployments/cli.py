@@ -15,7 +15,7 @@ from ..runway.errors import CometAPIError
 from ..runway.names import check_key
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from ..sandbox.replies import ReplyShape
-from .quiet import quieten_prefect
+from .quiet import quieten_prefect, start_prefect
 from .sources import as_source
 from .terminal import Stopwatch, console, errors, progress_of, show_error, show_results
 
@@ -118,7 +118,7 @@ def finish(
     json: AsJson = False,
 ) -> None:
     """Poll, fetch and store a generation that was bought already. It buys nothing."""
-    _run("finish_generation", task_id, task_id[:8], storage=storage, key=key, as_json=json)
+    _run("finish_generation", task_id, "finish", storage=storage, key=key, as_json=json)
 
 
 @app.command
@@ -174,7 +174,7 @@ def _tell_how_to_use(url: str) -> None:
 
 
 def _generate(request: GenerationRequest, **options: Any) -> None:
-    _run(request.route, request, f"{request.route} {request.model}", **options)
+    _run(request.route, request, f"{request.route.replace('_', '-')} {request.model}", **options)
 
 
 def _run(
@@ -189,8 +189,10 @@ def _run(
     quieten_prefect()
     from .. import flows
 
-    flow, watch = getattr(flows, flow_name), Stopwatch()
+    flow = getattr(flows, flow_name)
     with progress_of(title, errors if as_json else console):
+        start_prefect()
+        watch = Stopwatch()
         result = flow(subject, storage=storage, key=key)
     if as_json:
         console.print_json(result.model_dump_json())

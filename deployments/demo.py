@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..runway.generation import GenerationResult
 from ..runway.requests import ImageToVideoRequest, VideoToVideoRequest
-from .quiet import quieten_prefect, use_embedded_server
+from .quiet import quieten_prefect, start_prefect, use_embedded_server
 from .sources import as_source
 from .terminal import Stopwatch, console, progress_of, show_results
 
@@ -21,8 +21,7 @@ def run_demo(storage: str | None) -> None:
     from ..sandbox import Sandbox
 
     console.print(
-        "[bold]prefect-cometapi demo[/]  [dim]a stand-in for CometAPI renders on this machine; "
-        "nothing is bought[/]\n"
+        "[bold]prefect-cometapi demo[/]  [dim]a stand-in for CometAPI, here, at no cost[/]\n"
     )
     with Sandbox(render_seconds=RENDER_SECONDS, shapes=("wrapped", "bare")) as sandbox:
         os.environ |= {
@@ -41,8 +40,9 @@ def run_demo(storage: str | None) -> None:
 def _two_clips(storage: str | None) -> list[tuple[GenerationResult, float]]:
     from ..flows import image_to_video, video_to_video
 
-    watch = Stopwatch()
     with progress_of("image-to-video"):
+        start_prefect()
+        watch = Stopwatch()
         first = image_to_video(
             ImageToVideoRequest(
                 prompt_image=as_source(str(PICTURE)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefect's own output, kept out of a terminal that shows ours.
+"""Prefect for a terminal: its own output kept out, its server started.
 
 Prefect reads its settings while it is imported, so this is called before, and it only sets what
 the user did not. Log records still go to the run history.
@@ -29,3 +29,11 @@ def use_embedded_server() -> None:
     for name in ("PREFECT_API_URL", "PREFECT_API_KEY"):
         os.environ.pop(name, None)
     os.environ["PREFECT_PROFILE"] = "ephemeral"  # one of Prefect's own, there on every machine
+
+
+def start_prefect() -> None:
+    """Have Prefect's server answer before the first flow; an embedded one is started by this."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        client.api_healthcheck()

@@ -63,7 +63,12 @@ def progress_of(title: str, where: Console = console) -> Iterator[None]:
     try:
         with Progress(*columns, console=where) as progress:
             line = progress.add_task("starting Prefect", total=None, title=title)
-            yield
+            try:
+                yield
+            except Exception:
+                progress.update(line, description="[red]failed[/]")
+                progress.stop_task(line)
+                raise
             progress.update(line, description="stored", total=1.0, completed=1.0)
     except KeyboardInterrupt:
         errors.print("[yellow]Interrupted.[/] A submitted generation goes on upstream.")

@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flows: from a request to a stored video, and from a task id that was bought elsewhere."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import Field
 
 from ..blocks.credentials import CometAPICredentials
-from ..runway.errors import KeyConflict, StagedFileMissing
+from ..runway.errors import KeyConflict, StagedFileMissing, StorageError, StorageUnavailable
 from ..runway.generation import GenerationResult, Submission
 from ..runway.names import check_key
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
+from ..runway.settings import CometAPISettings
 from . import display
 from .recorded import recorded_flow
 from .running import run_sync
+from .storage import resolve_storage
 from .tasks import afetch_output, apersist_output, apoll_generation, asubmit_generation
 
+ImageRequest = Annotated[ImageToVideoRequest, Field(description="What to make.")]
+VideoRequest = Annotated[VideoToVideoRequest, Field(description="What to make.")]
 Credentials = Annotated[
     CometAPICredentials | None,
     Field(description="Block with the API key; COMETAPI_KEY where none is given."),
@@ -39,7 +44,7 @@ Key = Annotated[
 
 @recorded_flow("image-to-video")
 async def aimage_to_video(
-    request: ImageToVideoRequest,
+    request: ImageRequest,
     credentials: Credentials = None,
     storage: Place = None,
     key: Key = None,
@@ -54,7 +59,7 @@ async def aimage_to_video(
 
 @recorded_flow("video-to-video")
 async def avideo_to_video(
-    request: VideoToVideoRequest,
+    request: VideoRequest,
     credentials: Credentials = None,
     storage: Place = None,
     key: Key = None,
@@ -91,12 +96,20 @@ async def _generate(
     storage: str | None,
     key: str | None,
 ) -> GenerationResult:
+    await _check_storage(storage or CometAPISettings().storage)
     submission = await asubmit_generation(request, credentials, key)
     if submission.fingerprint != request.fingerprint():
         raise KeyConflict(_difference(submission, request)).about(
             key=submission.key, task_id=submission.task_id
         )
     return await _finish(submission, credentials, storage)
+
+
+async def _check_storage(place: str) -> None:
+    try:
+        await asyncio.to_thread((await resolve_storage(place)).staging)
+    except StorageError as error:
+        raise StorageUnavailable(error.what) from error
 
 
 async def _finish(
@@ -132,7 +145,7 @@ def _difference(submission: Submission, request: GenerationRequest) -> str:
 
 @recorded_flow("image-to-video")
 def image_to_video(
-    request: ImageToVideoRequest,
+    request: ImageRequest,
     credentials: Credentials = None,
     storage: Place = None,
     key: Key = None,
@@ -147,7 +160,7 @@ def image_to_video(
 
 @recorded_flow("video-to-video")
 def video_to_video(
-    request: VideoToVideoRequest,
+    request: VideoRequest,
     credentials: Credentials = None,
     storage: Place = None,
     key: Key = None,

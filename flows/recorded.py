@@ -6,11 +6,13 @@ kept whole in its database (and refused above 512 kB). Here it is stored shorten
 gets the original.
 """
 
+import inspect
 import logging
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from prefect import Flow
+from pydantic.fields import FieldInfo
 
 from ..runway.redact import HideSecrets, shortened
 
@@ -38,8 +40,24 @@ def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
+        function.__doc__ = with_arguments(function)
         return RecordedFlow(
             function, name=name, persist_result=True, result_serializer="compressed/json"
         )
 
     return decorate
+
+
+def with_arguments(function: Callable[..., Any]) -> str:
+    """A function's docstring with the descriptions of its annotated parameters.
+
+    Prefect shows them in the UI's form, but takes them from the docstring alone.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    lines = [
+        f"    {name}: {detail.description}"
+        for name, hint in hints.items()
+        for detail in getattr(hint, "__metadata__", ())
+        if isinstance(detail, FieldInfo)
+    ]
+    return "\n".join([inspect.cleandoc(function.__doc__ or ""), "", "Args:", *lines])

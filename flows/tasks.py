@@ -37,11 +37,15 @@ from ..runway.polling import Patience, wait_until_finished
 from ..runway.redact import host_of
 from ..runway.requests import GenerationRequest
 from ..runway.settings import CometAPISettings
+from ..runway.storage import Storage
 from . import display
 from .attempts import RetryDelays, memory, retry_on
 from .running import resolve_key, run_sync
 from .storage import resolve_storage
 from .uncertain import refuse_if_uncertain, remember_as_uncertain
+
+ATTACHED_GRACE = 4
+"""Poll intervals during which the id of an attached generation may be unknown."""
 
 
 def _kept(step: str) -> Callable[[TaskRunContext, dict[str, Any]], str]:
@@ -143,7 +147,7 @@ async def apoll_generation(
         GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
     """
     settings = CometAPISettings()
-    patience = Patience(settings.poll_interval, settings.deadline, settings.visibility_grace)
+    patience = _patience(submission, settings)
     credentials = credentials or CometAPICredentials.from_settings(settings)
     remembered = memory()
 
@@ -155,6 +159,17 @@ async def apoll_generation(
         return await wait_until_finished(
             client, submission, patience, wait=remembered.wait, on_reply=on_reply
         )
+
+
+def _patience(submission: Submission, settings: CometAPISettings) -> Patience:
+    """How to wait. An id that was not bought just now has no reason to be unknown for long."""
+    attached = submission.fingerprint is None
+    shorter = min(settings.visibility_grace, ATTACHED_GRACE * settings.poll_interval)
+    return Patience(
+        interval=settings.poll_interval,
+        deadline=settings.deadline,
+        visibility_grace=shorter if attached else settings.visibility_grace,
+    )
 
 
 @task(**FETCH, task_run_name="fetch {submission.short_id}")
@@ -180,9 +195,9 @@ async def afetch_output(
     """
     settings = CometAPISettings()
     credentials = credentials or CometAPICredentials.from_settings(settings)
-    staging = (await resolve_storage(storage or settings.storage)).staging()
     videos: list[FetchedVideo] = []
     try:
+        staging = (await resolve_storage(storage or settings.storage)).staging()
         for position in range(len(finished.generation.outputs)):
             path = staging / f"{file_stem(submission.key, submission.submitted_at, position)}.mp4"
             videos.append(await _fetch(submission, finished, credentials, position, path))
@@ -246,30 +261,34 @@ async def apersist_output(
         StorageError: The storage did not take them.
         StagedFileMissing: They must be fetched again.
     """
-    place = await resolve_storage(storage or CometAPISettings().storage)
-    staging = place.staging()
-    stored: list[StoredVideo] = []
-    for position, video in enumerate(videos):
-        stem = file_stem(submission.key, submission.submitted_at, position)
-        try:
-            uri = await asyncio.to_thread(place.publish, Path(video.path), f"{stem}.mp4")
-            poster = video.poster and await asyncio.to_thread(
-                place.publish, Path(video.poster), f"{stem}.jpg"
-            )
-            result = StoredVideo(
-                uri=uri,
-                poster=poster,
-                sidecar=place.uri(f"{stem}.json"),
-                **video.model_dump(exclude={"path", "poster"}),
-            )
-            sidecar = staging / f"{stem}.json"
-            sidecar.write_text(_origin(submission, finished, result), encoding="utf-8")
-            await asyncio.to_thread(place.publish, sidecar, sidecar.name)
-        except CometAPIError as error:
-            raise error.about(key=submission.key, task_id=submission.task_id) from error.__cause__
-        stored.append(result)
-        display.logger().info("Stored %s", result.uri)
-        display.announce("stored", submission, uri=result.uri, sha256=result.sha256)
+    try:
+        place = await resolve_storage(storage or CometAPISettings().storage)
+        return [
+            await _persist(submission, finished, video, position, place)
+            for position, video in enumerate(videos)
+        ]
+    except CometAPIError as error:
+        raise error.about(key=submission.key, task_id=submission.task_id) from error.__cause__
+
+
+async def _persist(
+    submission: Submission, finished: Finished, video: FetchedVideo, position: int, place: Storage
+) -> StoredVideo:
+    async def publish(staged: Path) -> str:
+        return await asyncio.to_thread(place.publish, staged, f"{stem}{staged.suffix}")
+
+    stem = file_stem(submission.key, submission.submitted_at, position)
+    stored = StoredVideo(
+        uri=await publish(Path(video.path)),
+        poster=await publish(Path(video.poster)) if video.poster else None,
+        sidecar=place.uri(f"{stem}.json"),
+        **video.model_dump(exclude={"path", "poster"}),
+    )
+    sidecar = place.staging() / f"{stem}.json"
+    sidecar.write_text(_origin(submission, finished, stored), encoding="utf-8")
+    await publish(sidecar)
+    display.logger().info("Stored %s", stored.uri)
+    display.announce("stored", submission, uri=stored.uri, sha256=stored.sha256)
     return stored
 
 

@@ -21,6 +21,7 @@ from .errors import (
     ServiceUnavailable,
     StagedFileMissing,
     StorageError,
+    StorageUnavailable,
     SubmissionUncertain,
     UnexpectedResponse,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "StagedFileMissing",
     "Status",
     "StorageError",
+    "StorageUnavailable",
     "StoredVideo",
     "Submission",
     "SubmissionUncertain",

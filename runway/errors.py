@@ -7,7 +7,8 @@
     ├── NotSubmitted               nothing was bought
     │   ├── InvalidRequest         the service does not accept this request
     │   ├── QuotaExceeded          the account has no balance
-    │   └── KeyConflict            the key belongs to another request
+    │   ├── KeyConflict            the key belongs to another request
+    │   └── StorageUnavailable     a video could not be stored where it is wanted
     ├── AuthenticationError        no key, a wrong key, or one without permission
     ├── UnexpectedResponse         what answers there is not CometAPI
     ├── ServiceUnavailable         busy or out of reach for now; may be tried again
@@ -115,6 +116,12 @@ class KeyConflict(NotSubmitted):
     """The key belongs to another request."""
 
     advice = "use another key for another request, or the same request for the same key."
+
+
+class StorageUnavailable(NotSubmitted):
+    """A video could not be stored where it is wanted, so it was not bought."""
+
+    advice = "name a storage that can be written (storage, or COMETAPI_STORAGE) and run it again."
 
 
 class AuthenticationError(CometAPIError):

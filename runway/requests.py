@@ -163,5 +163,7 @@ class VideoToVideoRequest(GenerationRequest):
         default=None, description="Same seed, similar video; at most 4294967295 for gen4_aleph."
     )
     content_moderation: ContentModeration | None = Field(
-        default=None, description="How strictly public figures are recognised."
+        default=None,
+        title="Content moderation",
+        description="How strictly public figures are recognised.",
     )

@@ -26,7 +26,11 @@ class Storage(Protocol):
     """What the steps need of a storage. All calls block; steps make them in a thread."""
 
     def staging(self) -> Path:
-        """A folder on this machine for files that are not published yet."""
+        """A folder on this machine for files that are not published yet.
+
+        Raises:
+            StorageError: There is no place for it.
+        """
         ...
 
     def uri(self, name: str) -> str:
@@ -145,7 +149,10 @@ def _check_staged(staged: Path) -> None:
 
 
 def _made(folder: Path) -> Path:
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {_reason(error)}") from error
     return folder
 
 

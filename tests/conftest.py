@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
 from prefect_cometapi.sandbox import Sandbox
+
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 KEY = "sk-canary0f7b1d3c5e9a"
 """The API key of all tests; it must be found nowhere afterwards."""

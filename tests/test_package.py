@@ -30,8 +30,8 @@ EXPORTS = {
         GenerationFailed GenerationNotVisible GenerationRequest GenerationResult GenerationTimeout
         ImageToVideoRequest InvalidOutput InvalidRequest KeyConflict NotSubmitted OutputExpired
         QuotaExceeded Reference RunwayClient ServiceUnavailable StagedFileMissing Status
-        StorageError StoredVideo Submission SubmissionUncertain UnexpectedResponse
-        VideoToVideoRequest
+        StorageError StorageUnavailable StoredVideo Submission SubmissionUncertain
+        UnexpectedResponse VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials",
     "flows": """

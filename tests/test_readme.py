@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+
 from prefect_cometapi import runway
 from prefect_cometapi.runway import CometAPISettings, errors
 

@@ -56,7 +56,7 @@ def test_json_output_can_be_piped_into_another_program(shell, picture):
     assert Path(result["videos"][0]["uri"]).stat().st_size == result["videos"][0]["size"]
     assert [job.task_id for job in shell.sandbox.accepted] == [result["task_id"]]
     assert shell.sandbox.accepted[0].body["seed"] == 7
-    assert "image_to_video" in done.stderr
+    assert "image-to-video" in done.stderr
 
 
 @pytest.mark.server

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect import flow
 
-from prefect_cometapi.flows import aimage_to_video, image_to_video
+from prefect_cometapi.flows import aimage_to_video, finish_generation, image_to_video
 from prefect_cometapi.flows.attempts import delay_before_retry
 from prefect_cometapi.runway import (
     AuthenticationError,
@@ -24,6 +24,7 @@ from prefect_cometapi.runway import (
     KeyConflict,
     QuotaExceeded,
     ServiceUnavailable,
+    StorageUnavailable,
     SubmissionUncertain,
     UnexpectedResponse,
 )
@@ -128,26 +129,40 @@ def test_a_retried_flow_does_not_send_an_uncertain_submission_again(prefect_serv
 
 
 @server
-def test_a_retried_flow_run_does_not_repeat_finished_steps(
-    prefect_server, sandbox, image, tmp_path
-):
-    """When the flow is retried, what is bought, awaited and fetched is taken from the record."""
-    blocked = tmp_path / "blocked"
-    blocked.write_text("a file where the folder should be")
+def test_a_retried_flow_run_does_not_repeat_finished_steps(prefect_server, sandbox, image):
+    """When the flow is retried, what is bought and awaited is taken from the record."""
+    sandbox.add_fault("asset:gone:times=18")  # all attempts of the first run
     tries: list[int] = []
 
     @flow(retries=1)
     async def pipeline() -> str:
         tries.append(len(sandbox.accepted))
-        if len(tries) == 2:
-            blocked.unlink()
-        result = await aimage_to_video(image, storage=str(tmp_path / "blocked"))
-        return result.videos[0].uri
+        return (await aimage_to_video(image)).videos[0].uri
 
-    uri = asyncio.run(pipeline())
-    assert Path(uri).exists()
+    assert Path(asyncio.run(pipeline())).exists()
     assert tries == [0, 1]
     assert len(sandbox.accepted) == 1
+
+
+@server
+def test_a_storage_that_cannot_be_used_is_told_before_anything_is_bought(
+    prefect_server, sandbox, image, tmp_path
+):
+    """A folder that cannot be made, or a block that is not there, costs nothing."""
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    for place in (str(tmp_path / "blocked"), "s3-bucket/missing"):
+        with pytest.raises(StorageUnavailable, match=Path(place).name) as told:
+            image_to_video(image, storage=place)
+        assert "nothing was charged" in str(told.value)
+    assert sandbox.requests == []
+
+
+@server
+def test_an_attached_id_that_is_unknown_is_told_soon(prefect_server, sandbox, monkeypatch):
+    """A mistyped id is not waited for as long as one that was bought just now."""
+    monkeypatch.setenv("COMETAPI_VISIBILITY_GRACE", "3600")
+    with pytest.raises(GenerationNotVisible, match="does not know the generation"):
+        finish_generation("no-such-id")
 
 
 @server

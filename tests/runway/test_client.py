@@ -72,12 +72,9 @@ async def test_every_call_carries_the_key_and_the_version(sandbox, client_of, re
 
 @pytest.mark.parametrize(
     "fault",
-    ["reset-after", "silent-after", "no-id"]
-    + [f"error-after:value={status}" for status in (500, 502, 504, 524)],
+    ["reset-after", "no-id"] + [f"error-after:value={status}" for status in (500, 502, 504, 524)],
 )
-async def test_a_lost_receipt_is_uncertain_and_paid_once(
-    sandbox, client_of, request_, impatient, fault
-):
+async def test_a_lost_receipt_is_uncertain_and_paid_once(sandbox, client_of, request_, fault):
     """The job was accepted and its id never came: it is not sent again, and the user is told."""
     service = sandbox(f"create:{fault}")
     client = await client_of(service.url)
@@ -86,6 +83,16 @@ async def test_a_lost_receipt_is_uncertain_and_paid_once(
     assert "perhaps charged, once" in str(caught.value)
     assert len(service.accepted) == 1
     assert len(service.requests) == 1
+
+
+async def test_a_receipt_that_does_not_come_is_uncertain(sandbox, client_of, request_, monkeypatch):
+    """A service that takes the job and says nothing is given up, not asked a second time."""
+    service = sandbox("create:silent-after")
+    monkeypatch.setattr(wire, "TIMEOUT", httpx.Timeout(2.0))
+    client = await client_of(service.url)
+    with pytest.raises(SubmissionUncertain, match="ReadTimeout"):
+        await client.create(request_)
+    assert len(service.accepted) == len(service.requests) == 1
 
 
 @pytest.mark.parametrize("fault", ["reset-before", "500", "502", "504", "524", "cloudflare"])

@@ -169,11 +169,18 @@ def test_a_staged_file_on_another_disk_is_copied_before_it_is_renamed(tmp_path):
 
 def test_a_folder_that_takes_nothing_is_named(tmp_path, staged):
     """With the reason of the operating system."""
-    (tmp_path / "videos").write_text("a file")
+    (tmp_path / "videos" / "a.mp4").mkdir(parents=True)
     file = staged()
-    with pytest.raises(StorageError, match=r"videos did not take a\.mp4: .*(exists|directory)"):
+    with pytest.raises(StorageError, match=r"videos did not take a\.mp4: .*directory"):
         FolderStorage(tmp_path / "videos").publish(file, "a.mp4")
     assert file.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    """It is told by the first thing that a step asks of it, before anything is bought."""
+    (tmp_path / "videos").write_text("a file")
+    with pytest.raises(StorageError, match=r"videos cannot be made: .*(exists|directory)"):
+        FolderStorage(tmp_path / "videos").staging()
 
 
 def test_a_place_without_uploads_at_once_gets_a_rename(tmp_path, staged):
