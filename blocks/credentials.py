@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The block that holds the key to CometAPI and how to reach it."""
 
+import re
 from typing import ClassVar, Self
 
 import httpx
@@ -10,6 +11,7 @@ from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 from ..runway.client import RunwayClient
 from ..runway.errors import AuthenticationError
 from ..runway.settings import (
+    API_KEY_PATTERN,
     DEFAULT_BASE_URL,
     DEFAULT_RUNWAY_VERSION,
     RUNWAY_VERSION_PATTERN,
@@ -72,7 +74,7 @@ class CometAPICredentials(CredentialsBlock):
     @classmethod
     def _check_key(cls, key: SecretStr) -> SecretStr:
         text = key.get_secret_value().strip()
-        if not text or not text.isascii() or not text.isprintable() or " " in text:
+        if not re.fullmatch(API_KEY_PATTERN, text):
             raise ValueError("the key is empty or has characters that no key has")
         return SecretStr(text)
 

@@ -44,7 +44,7 @@ def logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
 def _harmless(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
     @wraps(show)
     async def shown_or_logged(*args: P.args, **kwargs: P.kwargs) -> None:
-        if not (FlowRunContext.get() or TaskRunContext.get()):
+        if not _in_run():
             return
         try:
             await show(*args, **kwargs)
@@ -54,8 +54,14 @@ def _harmless(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]
     return shown_or_logged
 
 
+def _in_run() -> bool:
+    return bool(FlowRunContext.get() or TaskRunContext.get())
+
+
 def announce(what: str, submission: Submission, **payload: Any) -> None:
     """Emit ``cometapi.generation.<what>``, related to the run that it happened in."""
+    if not _in_run():
+        return
     emit_event(
         f"cometapi.generation.{what}",
         resource={

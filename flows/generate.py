@@ -5,12 +5,13 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import Field
+from prefect.runtime import flow_run
+from pydantic import AfterValidator, Field
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.errors import KeyConflict, StagedFileMissing, StorageError, StorageUnavailable
 from ..runway.generation import GenerationResult, Submission
-from ..runway.names import check_key
+from ..runway.names import MAX_KEY_LENGTH, check_key
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from ..runway.settings import CometAPISettings
 from . import display
@@ -33,8 +34,9 @@ Place = Annotated[
     ),
 ]
 TaskId = Annotated[str, Field(description="Id that CometAPI gave the generation.", min_length=1)]
+_CheckedKey = Annotated[str, Field(max_length=MAX_KEY_LENGTH), AfterValidator(check_key)]
 Key = Annotated[
-    str | None,
+    _CheckedKey | None,
     Field(
         description="Idempotency key. Where none is given, this run pays for this request once, "
         "however often it is retried; a key of your own holds across runs."
@@ -85,8 +87,13 @@ async def afinish_generation(
         GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
         DeliveryError: It finished, but its output could not be stored.
     """
-    key = f"task-{task_id}" if key is None else check_key(key)
-    submission = Submission(key=key, task_id=task_id.strip(), submitted_at=datetime.now(UTC))
+    task_id = task_id.strip()
+    submission = Submission(
+        key=key or f"task-{task_id}",
+        task_id=task_id,
+        submitted_at=flow_run.scheduled_start_time or datetime.now(UTC),  # the same when retried
+    )
+    await _check_storage(storage)
     return await _finish(submission, credentials, storage)
 
 
@@ -96,7 +103,7 @@ async def _generate(
     storage: str | None,
     key: str | None,
 ) -> GenerationResult:
-    await _check_storage(storage or CometAPISettings().storage)
+    await _check_storage(storage)
     submission = await asubmit_generation(request, credentials, key)
     if submission.fingerprint != request.fingerprint():
         raise KeyConflict(_difference(submission, request)).about(
@@ -105,9 +112,10 @@ async def _generate(
     return await _finish(submission, credentials, storage)
 
 
-async def _check_storage(place: str) -> None:
+async def _check_storage(place: str | None) -> None:
     try:
-        await asyncio.to_thread((await resolve_storage(place)).staging)
+        storage = await resolve_storage(place or CometAPISettings().storage)
+        await asyncio.to_thread(storage.staging)
     except StorageError as error:
         raise StorageUnavailable(error.what) from error
 

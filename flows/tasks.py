@@ -54,7 +54,7 @@ def _kept(step: str) -> Callable[[TaskRunContext, dict[str, Any]], str]:
     def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
         submission = parameters.get("submission")
         if isinstance(submission, Submission):
-            return step_key(step, submission.key)
+            return step_key(step, f"{submission.key}\n{submission.task_id}")
         return step_key(step, resolve_key(parameters.get("key"), parameters["request"]))
 
     return cache_key
@@ -117,9 +117,10 @@ async def asubmit_generation(
         async with credentials.get_client() as client:
             task_id = await client.create(request)
     except CometAPIError as error:
+        error.about(key=key)
         if isinstance(error, SubmissionUncertain):
-            await remember_as_uncertain(key, error)
-        raise error.about(key=key) from error.__cause__
+            await remember_as_uncertain(error)
+        raise
     submission = Submission(
         key=key,
         task_id=task_id,
@@ -202,7 +203,8 @@ async def afetch_output(
             path = staging / f"{file_stem(submission.key, submission.submitted_at, position)}.mp4"
             videos.append(await _fetch(submission, finished, credentials, position, path))
     except CometAPIError as error:
-        raise error.about(key=submission.key, task_id=submission.task_id) from error.__cause__
+        error.about(key=submission.key, task_id=submission.task_id)
+        raise
     return videos
 
 
@@ -268,7 +270,8 @@ async def apersist_output(
             for position, video in enumerate(videos)
         ]
     except CometAPIError as error:
-        raise error.about(key=submission.key, task_id=submission.task_id) from error.__cause__
+        error.about(key=submission.key, task_id=submission.task_id)
+        raise
 
 
 async def _persist(

@@ -9,6 +9,7 @@ from prefect.context import TaskRunContext
 
 from ..runway.errors import SubmissionUncertain
 from ..runway.names import step_key
+from .display import logger
 
 
 async def refuse_if_uncertain(key: str) -> None:
@@ -22,8 +23,17 @@ async def refuse_if_uncertain(key: str) -> None:
         raise SubmissionUncertain("an earlier attempt sent the request and got no answer")
 
 
-async def remember_as_uncertain(key: str, error: SubmissionUncertain) -> None:
-    """Keep the key from being submitted again, wherever results are kept."""
+async def remember_as_uncertain(error: SubmissionUncertain) -> None:
+    """Keep the error's key from being submitted again, wherever results are kept."""
     context = TaskRunContext.get()
-    if context:
-        await context.result_store.awrite({"what": error.what}, key=step_key("uncertain", key))
+    if not (context and error.key):
+        return
+    try:
+        await context.result_store.awrite(
+            {"what": error.what}, key=step_key("uncertain", error.key)
+        )
+    except Exception as failure:  # noqa: BLE001 -- the error itself must reach the user
+        logger().warning(
+            "Could not remember the uncertain submission (%s): do not retry this flow run",
+            type(failure).__name__,
+        )

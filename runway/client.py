@@ -28,7 +28,7 @@ from .redact import scrub
 from .refusals import Meaning, Refusal, Reply, refusal_of_exception, refusal_of_reply
 from .replies import read_generation, read_task_id
 from .requests import GenerationRequest
-from .settings import DEFAULT_BASE_URL, DEFAULT_RUNWAY_VERSION
+from .settings import API_KEY_PATTERN, DEFAULT_BASE_URL, DEFAULT_RUNWAY_VERSION
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 """A reply holds an id or a state; a larger one is not read to its end."""
@@ -80,7 +80,7 @@ class RunwayClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         text = key.get_secret_value().strip()
-        if not re.fullmatch(r"[!-~]+", text):  # no header carries it, yet the call looks sent
+        if not re.fullmatch(API_KEY_PATTERN, text):
             raise AuthenticationError("the key is empty or has characters that no key has")
         self.base_url = base_url
         self._http = httpx.AsyncClient(

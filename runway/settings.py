@@ -13,6 +13,9 @@ DEFAULT_BASE_URL = "https://api.cometapi.com"
 DEFAULT_RUNWAY_VERSION = "2024-11-06"
 """The only value that CometAPI's docs show for the header X-Runway-Version."""
 
+API_KEY_PATTERN = r"[!-~]+"
+"""What a header can carry; anything else would look sent and never be."""
+
 RUNWAY_VERSION_PATTERN = r"^[0-9A-Za-z._-]{1,40}$"
 """What a header can carry."""
 

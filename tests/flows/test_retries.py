@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prefect import flow
+from prefect.exceptions import ParameterTypeError
 
 from prefect_cometapi.flows import aimage_to_video, finish_generation, image_to_video
 from prefect_cometapi.flows.attempts import delay_before_retry
@@ -207,6 +208,41 @@ def test_a_key_belongs_to_one_request(prefect_server, sandbox, image):
     with pytest.raises(KeyConflict, match="promptText was 'slow zoom', is 'fast zoom'"):
         image_to_video(image | {"promptText": "fast zoom"}, key="belongs")
     assert len(sandbox.accepted) == 1
+
+
+@server
+@pytest.mark.parametrize("key", ["", "  ", "a\nb", "x" * 513])
+def test_a_key_that_is_none_is_refused_before_anything_is_sent(prefect_server, sandbox, image, key):
+    """An empty, overlong or unprintable key never reaches the service."""
+    with pytest.raises(ParameterTypeError, match="key"):
+        image_to_video(image, key=key)
+    assert sandbox.requests == []
+
+
+@server
+def test_a_key_given_to_two_task_ids_mixes_nothing_up(prefect_server, sandbox, image):
+    """Finishing another generation under a used key gives that generation, not the first one."""
+    ids = [image_to_video(image, key="first").task_id, image_to_video(image).task_id]
+    results = [finish_generation(task_id, key="first") for task_id in ids]
+    assert [result.task_id for result in results] == ids
+    assert results[0].videos[0].uri != results[1].videos[0].uri
+
+
+@server
+def test_an_uncertain_submission_reaches_the_user_even_where_nothing_can_be_kept(
+    prefect_server, sandbox, image, monkeypatch, caplog
+):
+    """A result storage that fails hides neither the error nor that a retry would be a risk."""
+    from prefect.results import ResultStore
+
+    async def broken(*_args: object, **_kwargs: object) -> None:
+        raise ConnectionError("the storage is away")
+
+    monkeypatch.setattr(ResultStore, "awrite", broken)
+    sandbox.add_fault("create:no-id")
+    with pytest.raises(SubmissionUncertain):
+        image_to_video(image)
+    assert "do not retry this flow run" in caplog.text
 
 
 @server
