@@ -121,7 +121,8 @@ class ImageToVideoRequest(GenerationRequest):
     )
     ratio: Ratio | None = Field(
         default=None,
-        description="Width and height in pixels as width:height; the service may normalise it.",
+        description="Width and height in pixels, which the service may normalise. For gen3a_turbo: "
+        f"{', '.join(RATIOS)}.",
         examples=list(RATIOS),
     )
     seed: Annotated[int, Field(ge=0)] | None = Field(
