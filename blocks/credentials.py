@@ -74,6 +74,8 @@ class CometAPICredentials(CredentialsBlock):
     @classmethod
     def _check_key(cls, key: SecretStr) -> SecretStr:
         text = key.get_secret_value().strip()
+        if set(text) == {"*"}:
+            raise ValueError("this is the masked form of a key; load the saved block again")
         if not re.fullmatch(API_KEY_PATTERN, text):
             raise ValueError("the key is empty or has characters that no key has")
         return SecretStr(text)

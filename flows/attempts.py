@@ -18,7 +18,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 
-from ..runway.errors import CometAPIError, UnexpectedResponse
+from ..runway.errors import CometAPIError, StagedFileMissing, UnexpectedResponse
 from ..runway.polling import Wait, spread
 from ..runway.settings import CometAPISettings
 
@@ -84,7 +84,10 @@ def retry_on(
         error = state.data
         remembered = _memory_of(task_run)
         stray = isinstance(error, UnexpectedResponse) and UnexpectedResponse in errors
-        if not isinstance(error, errors) or (stray and remembered.failures >= UNEXPECTED_IN_A_ROW):
+        hopeless = isinstance(error, StagedFileMissing)
+        if not isinstance(error, errors) or hopeless:
+            return False
+        if stray and remembered.failures >= UNEXPECTED_IN_A_ROW:
             return False
         interval = CometAPISettings().poll_interval
         remembered.failures += 1

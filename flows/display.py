@@ -62,14 +62,17 @@ def announce(what: str, submission: Submission, **payload: Any) -> None:
     """Emit ``cometapi.generation.<what>``, related to the run that it happened in."""
     if not _in_run():
         return
-    emit_event(
-        f"cometapi.generation.{what}",
-        resource={
-            "prefect.resource.id": f"cometapi.generation.{submission.task_id}",
-            "prefect.resource.name": submission.key,
-        },
-        payload={"task_id": submission.task_id, "key": submission.key, **payload},
-    )
+    try:
+        emit_event(
+            f"cometapi.generation.{what}",
+            resource={
+                "prefect.resource.id": f"cometapi.generation.{submission.task_id}",
+                "prefect.resource.name": submission.key,
+            },
+            payload={"task_id": submission.task_id, "key": submission.key, **payload},
+        )
+    except Exception as error:  # noqa: BLE001 -- what is only shown must not cost a video
+        logger().debug("Could not emit an event: %s", type(error).__name__)
 
 
 async def show_reply(submission: Submission, reply: Generation, before: Generation | None) -> None:

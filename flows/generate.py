@@ -94,7 +94,7 @@ async def afinish_generation(
         submitted_at=flow_run.scheduled_start_time or datetime.now(UTC),  # the same when retried
     )
     await _check_storage(storage)
-    return await _finish(submission, credentials, storage)
+    return await _finish(submission, credentials, storage, deliver_again=True)
 
 
 async def _generate(
@@ -115,22 +115,29 @@ async def _generate(
 async def _check_storage(place: str | None) -> None:
     try:
         storage = await resolve_storage(place or CometAPISettings().storage)
-        await asyncio.to_thread(storage.staging)
+        await asyncio.to_thread(storage.check)
     except StorageError as error:
         raise StorageUnavailable(error.what) from error
 
 
 async def _finish(
-    submission: Submission, credentials: CometAPICredentials | None, storage: str | None
+    submission: Submission,
+    credentials: CometAPICredentials | None,
+    storage: str | None,
+    *,
+    deliver_again: bool = False,
 ) -> GenerationResult:
     finished = await apoll_generation(submission, credentials)
-    videos = await afetch_output(submission, finished, credentials, storage)
+    fetch_again = afetch_output.with_options(refresh_cache=True)
+    persist_again = apersist_output.with_options(refresh_cache=True)
+    fetch = fetch_again if deliver_again else afetch_output
+    persist = persist_again if deliver_again else apersist_output
     try:
-        stored = await apersist_output(submission, finished, videos, storage)
-    except StagedFileMissing:  # fetched by an earlier attempt on another machine
-        fetch_again = afetch_output.with_options(refresh_cache=True)
+        videos = await fetch(submission, finished, credentials, storage)
+        stored = await persist(submission, finished, videos, storage)
+    except StagedFileMissing:  # fetched by an earlier attempt, perhaps on another machine
         videos = await fetch_again(submission, finished, credentials, storage)
-        stored = await apersist_output(submission, finished, videos, storage)
+        stored = await persist(submission, finished, videos, storage)
     result = GenerationResult(
         key=submission.key,
         task_id=submission.task_id,

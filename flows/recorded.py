@@ -30,6 +30,12 @@ class RecordedFlow(Flow[P, R]):
         """The parameters as they are stored."""
         return shortened(super().serialize_parameters(parameters), urls=False)
 
+    def with_options(self, *args: Any, **kwargs: Any) -> Flow[P, R]:
+        """A copy with other options, which stores data URIs shortened too."""
+        copy = super().with_options(*args, **kwargs)
+        copy.__class__ = RecordedFlow  # Prefect makes the copy a plain Flow
+        return copy
+
 
 def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Make a function a flow whose result is kept, as compressed JSON.

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefect's storage blocks as places to keep videos."""
 
+import asyncio
+import inspect
 import re
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,10 @@ class BlockStorage:
         """A folder for temporary files, which belongs to this block alone."""
         return FsspecStorage(f"block://{self.name}").staging()
 
+    def check(self) -> None:
+        """A block that was loaded is all that can be told without writing to it."""
+        self.staging()
+
     def uri(self, name: str) -> str:
         """The block and the path in it."""
         return f"{self.name}/{name}"
@@ -33,15 +40,21 @@ class BlockStorage:
         """Upload the file; from the disk where the block can, else as one piece."""
         try:
             if hasattr(self.block, "upload_from_path"):
-                self.block.upload_from_path(str(staged), name, _sync=True)
+                sent = self.block.upload_from_path(str(staged), name)
             else:
-                self.block.write_path(name, staged.read_bytes(), _sync=True)
+                sent = self.block.write_path(name, staged.read_bytes())
+            if inspect.isawaitable(sent):  # an async method; a storage is called in a thread
+                asyncio.run(_finished(sent))
         except Exception as error:
             raise StorageError(
                 f"the block {self.name} did not take {name}: {scrub(str(error))}"
             ) from error
         staged.unlink(missing_ok=True)
         return self.uri(name)
+
+
+async def _finished(sent: Awaitable[Any]) -> None:
+    await sent
 
 
 async def resolve_storage(place: str) -> Storage:

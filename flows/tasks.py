@@ -8,12 +8,14 @@ of the task nor on the id of the task run, since both change between attempts.
 """
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from prefect import task
 from prefect.context import TaskRunContext
@@ -26,6 +28,7 @@ from ..runway.errors import (
     InvalidOutput,
     OutputExpired,
     ServiceUnavailable,
+    StagedFileMissing,
     StorageError,
     SubmissionUncertain,
     UnexpectedResponse,
@@ -40,9 +43,9 @@ from ..runway.settings import CometAPISettings
 from ..runway.storage import Storage
 from . import display
 from .attempts import RetryDelays, memory, retry_on
+from .claims import alone_with, claim, keep, let_go
 from .running import resolve_key, run_sync
 from .storage import resolve_storage
-from .uncertain import refuse_if_uncertain, remember_as_uncertain
 
 ATTACHED_GRACE = 4
 """Poll intervals during which the id of an attached generation may be unknown."""
@@ -54,10 +57,17 @@ def _kept(step: str) -> Callable[[TaskRunContext, dict[str, Any]], str]:
     def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
         submission = parameters.get("submission")
         if isinstance(submission, Submission):
-            return step_key(step, f"{submission.key}\n{submission.task_id}")
+            place = _place(parameters["storage"]) if step == "persist" else ""
+            return step_key(step, f"{submission.key}\n{submission.task_id}\n{place}")
         return step_key(step, resolve_key(parameters.get("key"), parameters["request"]))
 
     return cache_key
+
+
+def _place(storage: str | None) -> str:
+    """Where videos are kept, told apart from any other place."""
+    place = storage or CometAPISettings().storage
+    return place if "://" in place else str(Path(place).absolute())
 
 
 def _step(name: str, *, retries: int, retry: Any) -> dict[str, Any]:
@@ -113,13 +123,22 @@ async def asubmit_generation(
     key = resolve_key(key, request)
     credentials = credentials or CometAPICredentials.from_settings()
     try:
-        await refuse_if_uncertain(key)
+        async with alone_with(key):
+            return await claim(key) or await _submit(request, credentials, key)
+    except CometAPIError as error:
+        error.about(key=key)
+        raise
+
+
+async def _submit(
+    request: GenerationRequest, credentials: CometAPICredentials, key: str
+) -> Submission:
+    try:
         async with credentials.get_client() as client:
             task_id = await client.create(request)
     except CometAPIError as error:
-        error.about(key=key)
-        if isinstance(error, SubmissionUncertain):
-            await remember_as_uncertain(error)
+        if not isinstance(error, SubmissionUncertain):
+            await let_go(key)
         raise
     submission = Submission(
         key=key,
@@ -130,6 +149,7 @@ async def asubmit_generation(
         fingerprint=request.fingerprint(),
         request=request.shown(),
     )
+    await keep(submission)
     display.logger().info("Generation %s: submitted, key %s", task_id, key)
     display.announce("submitted", submission, route=request.route, model=request.model)
     return submission
@@ -200,7 +220,8 @@ async def afetch_output(
     try:
         staging = (await resolve_storage(storage or settings.storage)).staging()
         for position in range(len(finished.generation.outputs)):
-            path = staging / f"{file_stem(submission.key, submission.submitted_at, position)}.mp4"
+            stem = file_stem(submission.key, submission.submitted_at, position)
+            path = staging / f"{stem}.{uuid4().hex[:8]}.mp4"  # two runs may fetch at once
             videos.append(await _fetch(submission, finished, credentials, position, path))
     except CometAPIError as error:
         error.about(key=submission.key, task_id=submission.task_id)
@@ -240,7 +261,10 @@ def _examined(path: Path, sha256: str) -> FetchedVideo:
     """A downloaded file as a whole video with its poster, or the error that it is none."""
     info = inspect_video(path)
     poster = path.with_suffix(".jpg")
-    draw_poster(path, poster)
+    try:
+        draw_poster(path, poster)
+    except OSError as error:
+        raise StorageError(f"{poster.parent} did not take the poster: {error.strerror}") from error
     return FetchedVideo(
         path=str(path),
         poster=str(poster),
@@ -280,6 +304,7 @@ async def _persist(
     async def publish(staged: Path) -> str:
         return await asyncio.to_thread(place.publish, staged, f"{stem}{staged.suffix}")
 
+    await asyncio.to_thread(_check_unchanged, video)
     stem = file_stem(submission.key, submission.submitted_at, position)
     stored = StoredVideo(
         uri=await publish(Path(video.path)),
@@ -287,12 +312,24 @@ async def _persist(
         sidecar=place.uri(f"{stem}.json"),
         **video.model_dump(exclude={"path", "poster"}),
     )
-    sidecar = place.staging() / f"{stem}.json"
-    sidecar.write_text(_origin(submission, finished, stored), encoding="utf-8")
+    sidecar = Path(video.path).with_suffix(".json")
+    try:
+        sidecar.write_text(_origin(submission, finished, stored), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{sidecar.parent} did not take a file: {error.strerror}") from error
     await publish(sidecar)
     display.logger().info("Stored %s", stored.uri)
     display.announce("stored", submission, uri=stored.uri, sha256=stored.sha256)
     return stored
+
+
+def _check_unchanged(video: FetchedVideo) -> None:
+    """What is published is what was checked; one that is published already is gone from here."""
+    path = Path(video.path)
+    if path.exists():
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != video.sha256:
+                raise StagedFileMissing(f"{path} is not what was fetched any more")
 
 
 def _origin(submission: Submission, finished: Finished, video: StoredVideo) -> str:

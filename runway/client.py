@@ -57,6 +57,10 @@ def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+SHORTEST_SECRET = 12
+"""Characters; a shorter key (of the sandbox) is no secret, and may be part of any word."""
+
+
 class RunwayClient:
     """Calls CometAPI's Runway routes; use it as an async context manager.
 
@@ -83,6 +87,7 @@ class RunwayClient:
         if not re.fullmatch(API_KEY_PATTERN, text):
             raise AuthenticationError("the key is empty or has characters that no key has")
         self.base_url = base_url
+        self._key = text
         self._http = httpx.AsyncClient(
             base_url=base_url,
             headers={
@@ -181,7 +186,7 @@ class RunwayClient:
                 asyncio.timeout(TOTAL_TIMEOUT),
                 self._http.stream(method, path, json=payload) as response,
             ):
-                reply = await _read(response)
+                reply = await _read(response, self._key)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError) as error:
             return refusal_of_exception(error)
         return refusal_of_reply(reply) or reply
@@ -208,12 +213,14 @@ _SENTENCES: dict[type[CometAPIError], str] = {
 }
 
 
-async def _read(response: httpx.Response) -> Reply:
+async def _read(response: httpx.Response, key: str) -> Reply:
     content = bytearray()
     async for chunk in response.aiter_bytes():
         content += chunk
         if len(content) > MAX_REPLY_BYTES:
             break
+    if len(key) >= SHORTEST_SECRET:  # some services repeat it in their refusal
+        content = content.replace(key.encode(), b"<hidden key>")
     try:
         body, is_json = json.loads(content), True
     except (ValueError, RecursionError):

@@ -96,7 +96,8 @@ def verdict(
     if is_missing(reply) and missing_for >= patience.visibility_grace:
         return _missing_error(reply, missing_for)
     if elapsed >= patience.deadline:
-        return timeout_error(reply, patience)
+        done = reply.status is Status.SUCCEEDED
+        return _missing_error(reply, missing_for) if done else timeout_error(reply, patience)
     return None
 
 

@@ -145,6 +145,8 @@ def _meaning(reply: Reply, code: str, message: str) -> Meaning:
         return Meaning.NOT_VISIBLE
     if 300 <= status < 400 or status in {404, 405} or (status < 400 and _is_web_page(reply)):
         return Meaning.MISADDRESSED
+    if status == 503 and not (reply.is_json or "retry-after" in reply.headers):
+        return Meaning.UNKNOWN_OUTCOME  # a proxy's own words: the service may have had the call
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     return Meaning.INVALID if 400 <= status <= 451 else Meaning.UNKNOWN_OUTCOME

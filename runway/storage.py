@@ -33,6 +33,14 @@ class Storage(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """See that it can be used, as far as that is told without leaving anything in it.
+
+        Raises:
+            StorageError: It cannot.
+        """
+        ...
+
     def uri(self, name: str) -> str:
         """Where a file of that name is, or would be."""
         ...
@@ -58,6 +66,15 @@ class FolderStorage:
     def staging(self) -> Path:
         """A folder on the same file system, so that publishing is a rename."""
         return _made(self.folder / INCOMING)
+
+    def check(self) -> None:
+        """Write a file into the folder and delete it."""
+        staging = self.staging()
+        try:
+            with tempfile.TemporaryFile(dir=staging) as file:
+                file.write(b"probe")
+        except OSError as error:
+            raise StorageError(f"{self.folder} takes no files: {_reason(error)}") from error
 
     def uri(self, name: str) -> str:
         """The file's absolute path."""
@@ -99,6 +116,16 @@ class FsspecStorage:
         """A folder for temporary files, which belongs to this storage alone."""
         mark = hashlib.sha256(self.url.encode()).hexdigest()[:12]
         return _made(Path(tempfile.gettempdir()) / f"prefect-cometapi-{getpass.getuser()}" / mark)
+
+    def check(self) -> None:
+        """See that there is a file system for the URL."""
+        from fsspec.core import url_to_fs
+
+        self.staging()
+        try:
+            url_to_fs(self.url, **self.options)
+        except Exception as error:  # each file system has errors of its own
+            raise StorageError(f"{shown_url(self.url)} is no storage: {_reason(error)}") from error
 
     def uri(self, name: str) -> str:
         """The file's URL."""

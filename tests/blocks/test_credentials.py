@@ -271,3 +271,9 @@ async def test_the_client_sends_through_the_transport_that_it_is_given():
         made = await client.create(ImageToVideoRequest(prompt_image="https://example.com/a.jpg"))
     assert made == "abc"
     assert [sent.url.host for sent in seen] == ["api.cometapi.com"]
+
+
+def test_a_masked_key_is_no_key():
+    """What Prefect shows in place of a key is refused, with what to do, and never sent."""
+    with pytest.raises(ValidationError, match="masked form of a key; load the saved block again"):
+        CometAPICredentials(key=SecretStr("**********"))

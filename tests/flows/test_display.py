@@ -170,7 +170,7 @@ def test_parameters_are_stored_without_pictures(prefect_server, sandbox, history
 
     picture = as_source(str(PICTURE))
     request: Any = {"promptImage": picture, "seed": 3}
-    state = image_to_video(request, return_state=True)
+    state = image_to_video.with_options(retries=1)(request, return_state=True)
     assert state.is_completed()
     assert sandbox.accepted[0].body["promptImage"] == picture
     runs = history.filter(

@@ -229,23 +229,6 @@ def test_a_key_given_to_two_task_ids_mixes_nothing_up(prefect_server, sandbox, i
 
 
 @server
-def test_an_uncertain_submission_reaches_the_user_even_where_nothing_can_be_kept(
-    prefect_server, sandbox, image, monkeypatch, caplog
-):
-    """A result storage that fails hides neither the error nor that a retry would be a risk."""
-    from prefect.results import ResultStore
-
-    async def broken(*_args: object, **_kwargs: object) -> None:
-        raise ConnectionError("the storage is away")
-
-    monkeypatch.setattr(ResultStore, "awrite", broken)
-    sandbox.add_fault("create:no-id")
-    with pytest.raises(SubmissionUncertain):
-        image_to_video(image)
-    assert "do not retry this flow run" in caplog.text
-
-
-@server
 def test_a_video_that_vanished_before_it_was_stored_is_fetched_again(
     prefect_server, sandbox, image, tmp_path
 ):

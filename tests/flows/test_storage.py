@@ -2,7 +2,6 @@
 """Videos go where users keep their data: folders, fsspec URLs and Prefect blocks."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prefect.blocks.core import Block
@@ -20,7 +19,7 @@ class Bucket(Block):
     _block_type_slug = "test-bucket"
     folder: str
 
-    def upload_from_path(self, from_path: str, to_path: str, **_: Any) -> None:
+    def upload_from_path(self, from_path: str, to_path: str) -> None:
         target = Path(self.folder) / to_path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(Path(from_path).read_bytes())
@@ -32,7 +31,16 @@ class Shelf(Block):
     _block_type_slug = "test-shelf"
     folder: str
 
-    def write_path(self, path: str, content: bytes, **_: Any) -> None:
+    def write_path(self, path: str, content: bytes) -> None:
+        (Path(self.folder) / path).write_bytes(content)
+
+
+class AsyncShelf(Shelf):
+    """The same, with an async method."""
+
+    _block_type_slug = "test-async-shelf"
+
+    async def write_path(self, path: str, content: bytes) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         (Path(self.folder) / path).write_bytes(content)
 
 
@@ -69,10 +77,11 @@ def _size(uri: str) -> int:
     return files.info(path)["size"]
 
 
-@pytest.mark.parametrize("kind", [Bucket, Shelf])
+@pytest.mark.parametrize("kind", [Bucket, Shelf, AsyncShelf])
 def test_a_block_that_takes_files_is_a_storage(tmp_path, kind):
     """A block with either of Prefect's two upload methods will do."""
     storage = block_storage(kind(folder=str(tmp_path)), "some-block/mine")
+    storage.check()
     staged = storage.staging() / "a.mp4"
     staged.write_bytes(b"video")
     assert storage.publish(staged, "a.mp4") == "some-block/mine/a.mp4"

@@ -341,3 +341,14 @@ async def test_no_error_repeats_the_key_or_a_token(answers, client_of, request_,
         await client.create(request_)
     for secret in (api_key, request_.prompt_image[-20:], "s3cr3t"):
         assert secret not in f"{caught.value} {caught.value!r}"
+
+
+async def test_a_key_that_the_service_repeats_is_not_shown(answers, request_):
+    """Whatever the key looks like, a refusal that quotes it does not carry it into a log."""
+    key = "canary-key-of.another_form"
+    refusing = answers((401, {"error": {"message": f"Invalid token {key}", "code": key}}))
+    async with RunwayClient(SecretStr(key), transport=refusing) as client:
+        with pytest.raises(AuthenticationError) as told:
+            await client.create(request_)
+    assert key not in f"{told.value} {told.value!r} {told.value.code}"
+    assert "Invalid token <hidden key>" in str(told.value)

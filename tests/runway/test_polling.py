@@ -385,3 +385,11 @@ async def test_a_cancelled_wait_stops_at_once(answers, client_of, submitted):
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert not isinstance(asyncio.CancelledError(), CometAPIError)
+
+
+def test_a_success_without_output_at_the_deadline_is_not_called_running():
+    """What is finished is paid: the message speaks of the missing output."""
+    reply = Generation(task_id="t", status=Status.SUCCEEDED)
+    error = verdict(reply, elapsed=60, missing_for=5, patience=Patience(deadline=30))
+    assert isinstance(error, InvalidOutput)
+    assert "names no output" in str(error)

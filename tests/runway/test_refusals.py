@@ -152,10 +152,11 @@ def test_only_a_certain_refusal_may_be_sent_again(reply):
 
 @given(reply=replies(500, 599))
 def test_a_server_error_leaves_the_outcome_open(reply):
-    """Except 503, 501 and the slugs known to come before any work, it may hide a paid job."""
+    """Except 501, the service's own 503 and the slugs known to come first, it may hide a job."""
     refusal = refusal_of_reply(reply)
     assert refusal is not None
-    settled = reply.http_status in {501, 503} or known_slug(reply)
+    own_503 = reply.http_status == 503 and (reply.is_json or "retry-after" in reply.headers)
+    settled = reply.http_status == 501 or own_503 or known_slug(reply)
     assert (refusal.meaning is Meaning.UNKNOWN_OUTCOME) == (not settled)
 
 

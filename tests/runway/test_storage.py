@@ -270,3 +270,28 @@ def test_a_file_url_is_a_folder_whatever_its_name(tmp_path):
     """A folder's name may hold what means something in other URLs."""
     storage = open_storage(f"file://{tmp_path}/a%20b#c?d")
     assert storage.uri("x.mp4") == f"{tmp_path}/a b#c?d/x.mp4"
+
+
+def test_a_storage_is_checked_without_leaving_anything(tmp_path):
+    """The check is made before money moves, and nobody finds its traces."""
+    FolderStorage(tmp_path / "videos").check()
+    FsspecStorage("memory://checked").check()
+    assert [path.name for path in (tmp_path / "videos").iterdir()] == [module.INCOMING]
+    assert list((tmp_path / "videos" / module.INCOMING).iterdir()) == []
+
+
+def test_a_folder_that_takes_no_files_fails_its_check(tmp_path, monkeypatch):
+    """A folder that is there may still be read-only or full."""
+
+    def full(**_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(StorageError, match="videos takes no files: No space left on device"):
+        FolderStorage(tmp_path / "videos").check()
+
+
+def test_a_url_without_a_file_system_fails_its_check():
+    """A typo in the protocol is told, with the place."""
+    with pytest.raises(StorageError, match=r"nosuch://videos is no storage: .*nosuch"):
+        FsspecStorage("nosuch://videos").check()
