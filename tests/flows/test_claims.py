@@ -2,6 +2,11 @@
 """One submission for one key, whatever happens to the attempt that makes it."""
 
 import asyncio
+import hashlib
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +37,13 @@ from prefect_cometapi.runway.names import step_key
 pytestmark = pytest.mark.server
 
 
+def wait_for_acceptance(sandbox) -> None:
+    end = time.monotonic() + 60
+    while not sandbox.accepted:
+        assert time.monotonic() < end, "the flow submitted nothing"
+        time.sleep(0.05)
+
+
 def creates(sandbox) -> int:
     return len([request for request in sandbox.requests if request.route == "create"])
 
@@ -42,6 +54,28 @@ def test_a_timeout_during_the_submission_is_not_submitted_again(prefect_server, 
     impatient = image_to_video.with_options(timeout_seconds=1.5, retries=1)
     with pytest.raises(SubmissionUncertain, match="an earlier attempt sent the request"):
         impatient(image)
+    assert len(sandbox.accepted) == creates(sandbox) == 1
+
+
+def test_a_process_killed_during_the_submission_costs_nobody_twice(prefect_server, sandbox, image):
+    """SIGKILL after the service took the job, before its answer: the next run stops and says so."""
+    sandbox.add_fault("create:silent-after:value=60")
+    script = (
+        "from prefect_cometapi.flows import image_to_video\n"
+        f"image_to_video({image!r}, key='killed')"
+    )
+    environment = os.environ | {
+        "PREFECT_API_URL": prefect_server,
+        "PREFECT_LOCAL_STORAGE_PATH": str(PREFECT_LOCAL_STORAGE_PATH.value()),
+    }
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    try:
+        wait_for_acceptance(sandbox)
+    finally:
+        process.kill()
+        process.wait()
+    with pytest.raises(SubmissionUncertain, match="look in CometAPI's console"):
+        image_to_video(image, key="killed")
     assert len(sandbox.accepted) == creates(sandbox) == 1
 
 
@@ -188,8 +222,6 @@ async def test_two_runs_that_fetch_one_generation_do_not_mix_their_files(
     for result in stored:
         video = result.videos[0]
         content = Path(video.uri).read_bytes()
-        import hashlib
-
         assert hashlib.sha256(content).hexdigest() == video.sha256
     assert len(sandbox.accepted) == 1
 
