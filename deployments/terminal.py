@@ -66,8 +66,7 @@ def progress_of(title: str, where: Console = console) -> Iterator[None]:
             try:
                 yield
             except Exception:
-                progress.update(line, description="[red]failed[/]")
-                progress.stop_task(line)
+                progress.update(line, visible=False)  # the error is told in its place
                 raise
             progress.update(line, description="stored", total=1.0, completed=1.0)
     except KeyboardInterrupt:
