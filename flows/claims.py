@@ -24,21 +24,20 @@ from .display import logger
 _LOOK_AGAIN = 0.05
 """Seconds between two looks whether another call in this process is done with the key."""
 
-_ABSENT = ("does not exist", "no such file", "nosuchkey", "not found", "404")
-
-_in_flight: set[str] = set()
+_in_flight: dict[str, object] = {}
 
 
 @asynccontextmanager
 async def alone_with(key: str) -> AsyncIterator[None]:
     """Let calls of this process that submit the same key go one after another."""
-    while key in _in_flight:  # noqa: ASYNC110 -- perhaps in another thread's event loop
+    mine = object()
+    # Another thread's event loop may hold it, so there is no one event; setdefault is atomic.
+    while _in_flight.setdefault(key, mine) is not mine:  # noqa: ASYNC110
         await asyncio.sleep(_LOOK_AGAIN)
-    _in_flight.add(key)
     try:
         yield
     finally:
-        _in_flight.discard(key)
+        del _in_flight[key]
 
 
 async def claim(key: str) -> Submission | None:
@@ -101,10 +100,26 @@ async def _read(store: ResultStore, key: str) -> dict[str, Any]:
     try:
         record = (await store.aread(step_key("claim", key))).result
     except Exception as error:
-        if any(words in str(error).lower() for words in _ABSENT):
+        if says_absent(error):
             return {}
         raise SubmissionUncertain("the record of an earlier attempt cannot be read") from error
     return record if isinstance(record, dict) else {"state": "sending"}
+
+
+def says_absent(error: Exception) -> bool:
+    """Whether a storage says that there is no such record, and not that it cannot be read; pure.
+
+    Judged by what the error is (fsspec, Prefect's local files, botocore, Google, Azure), never by
+    words anywhere in it: it quotes a path, which may hold any.
+    """
+    reply = getattr(error, "response", None)
+    told = reply.get("Error", {}).get("Code") if isinstance(reply, dict) else None
+    return (
+        isinstance(error, FileNotFoundError)
+        or str(error).rstrip(".").endswith("does not exist")
+        or str(told) in {"404", "NoSuchKey"}
+        or 404 in {getattr(error, "code", None), getattr(error, "status_code", None)}
+    )
 
 
 async def _write(store: ResultStore, key: str, record: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
 def _harmless(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
     @wraps(show)
     async def shown_or_logged(*args: P.args, **kwargs: P.kwargs) -> None:
-        if not _in_run():
+        if not (FlowRunContext.get() or TaskRunContext.get()):
             return
         try:
             await show(*args, **kwargs)
@@ -54,25 +54,17 @@ def _harmless(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]
     return shown_or_logged
 
 
-def _in_run() -> bool:
-    return bool(FlowRunContext.get() or TaskRunContext.get())
-
-
-def announce(what: str, submission: Submission, **payload: Any) -> None:
+@_harmless
+async def announce(what: str, submission: Submission, **payload: Any) -> None:
     """Emit ``cometapi.generation.<what>``, related to the run that it happened in."""
-    if not _in_run():
-        return
-    try:
-        emit_event(
-            f"cometapi.generation.{what}",
-            resource={
-                "prefect.resource.id": f"cometapi.generation.{submission.task_id}",
-                "prefect.resource.name": submission.key,
-            },
-            payload={"task_id": submission.task_id, "key": submission.key, **payload},
-        )
-    except Exception as error:  # noqa: BLE001 -- what is only shown must not cost a video
-        logger().debug("Could not emit an event: %s", type(error).__name__)
+    emit_event(
+        f"cometapi.generation.{what}",
+        resource={
+            "prefect.resource.id": f"cometapi.generation.{submission.task_id}",
+            "prefect.resource.name": submission.key,
+        },
+        payload={"task_id": submission.task_id, "key": submission.key, **payload},
+    )
 
 
 async def show_reply(submission: Submission, reply: Generation, before: Generation | None) -> None:
@@ -82,7 +74,7 @@ async def show_reply(submission: Submission, reply: Generation, before: Generati
         listener(submission, reply)
     if before is None or before.status is not reply.status:
         logger().info("Generation %s: %s", submission.task_id, reply.status)
-        announce(reply.status.replace(" ", "_"), submission, word=reply.word)
+        await announce(reply.status.replace(" ", "_"), submission, word=reply.word)
     if before is None or _percent(before) != _percent(reply):
         await _move_progress(submission, reply)
 

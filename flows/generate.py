@@ -43,6 +43,9 @@ Key = Annotated[
     ),
 ]
 
+_fetch_again = afetch_output.with_options(refresh_cache=True)
+_persist_again = apersist_output.with_options(refresh_cache=True)
+
 
 @recorded_flow("image-to-video")
 async def aimage_to_video(
@@ -128,15 +131,13 @@ async def _finish(
     deliver_again: bool = False,
 ) -> GenerationResult:
     finished = await apoll_generation(submission, credentials)
-    fetch_again = afetch_output.with_options(refresh_cache=True)
-    persist_again = apersist_output.with_options(refresh_cache=True)
-    fetch = fetch_again if deliver_again else afetch_output
-    persist = persist_again if deliver_again else apersist_output
+    fetch = _fetch_again if deliver_again else afetch_output
+    persist = _persist_again if deliver_again else apersist_output
     try:
         videos = await fetch(submission, finished, credentials, storage)
         stored = await persist(submission, finished, videos, storage)
     except StagedFileMissing:  # fetched by an earlier attempt, perhaps on another machine
-        videos = await fetch_again(submission, finished, credentials, storage)
+        videos = await _fetch_again(submission, finished, credentials, storage)
         stored = await persist(submission, finished, videos, storage)
     result = GenerationResult(
         key=submission.key,

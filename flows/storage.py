@@ -57,6 +57,13 @@ async def _finished(sent: Awaitable[Any]) -> None:
     await sent
 
 
+def full_name(place: str) -> str:
+    """A place told apart from any other: a URL or block as it is, a folder by its whole path."""
+    if "://" in place or _BLOCK.fullmatch(place):
+        return place
+    return str(Path(place).expanduser().absolute())
+
+
 async def resolve_storage(place: str) -> Storage:
     """The storage at a path, an fsspec URL or a Prefect block (``type-slug/name``).
 

@@ -10,7 +10,8 @@ of the task nor on the id of the task run, since both change between attempts.
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +46,7 @@ from . import display
 from .attempts import RetryDelays, memory, retry_on
 from .claims import alone_with, claim, keep, let_go
 from .running import resolve_key, run_sync
-from .storage import resolve_storage
+from .storage import full_name, resolve_storage
 
 ATTACHED_GRACE = 4
 """Poll intervals during which the id of an attached generation may be unknown."""
@@ -57,17 +58,12 @@ def _kept(step: str) -> Callable[[TaskRunContext, dict[str, Any]], str]:
     def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
         submission = parameters.get("submission")
         if isinstance(submission, Submission):
-            place = _place(parameters["storage"]) if step == "persist" else ""
+            storage = parameters.get("storage") or CometAPISettings().storage
+            place = full_name(storage) if step == "persist" else ""
             return step_key(step, f"{submission.key}\n{submission.task_id}\n{place}")
         return step_key(step, resolve_key(parameters.get("key"), parameters["request"]))
 
     return cache_key
-
-
-def _place(storage: str | None) -> str:
-    """Where videos are kept, told apart from any other place."""
-    place = storage or CometAPISettings().storage
-    return place if "://" in place else str(Path(place).absolute())
 
 
 def _step(name: str, *, retries: int, retry: Any) -> dict[str, Any]:
@@ -81,6 +77,19 @@ def _step(name: str, *, retries: int, retry: Any) -> dict[str, Any]:
         "retry_delay_seconds": lambda _retries: RetryDelays([5.0]),
         "retry_condition_fn": retry,
     }
+
+
+@contextmanager
+def _failures_of(key: str, task_id: str | None = None) -> Iterator[None]:
+    """Errors of a step tell which generation they are about; a bare one of the disk gets a type."""
+    try:
+        yield
+    except CometAPIError as error:
+        error.about(key=key, task_id=task_id)
+        raise
+    except OSError as error:
+        what = f"this machine did not keep a file: {error.strerror or type(error).__name__}"
+        raise StorageError(what).about(key=key, task_id=task_id) from error
 
 
 SUBMIT = _step("submit", retries=5, retry=retry_on(ServiceUnavailable, share=0.2))
@@ -122,12 +131,9 @@ async def asubmit_generation(
     """
     key = resolve_key(key, request)
     credentials = credentials or CometAPICredentials.from_settings()
-    try:
+    with _failures_of(key):
         async with alone_with(key):
             return await claim(key) or await _submit(request, credentials, key)
-    except CometAPIError as error:
-        error.about(key=key)
-        raise
 
 
 async def _submit(
@@ -151,7 +157,7 @@ async def _submit(
     )
     await keep(submission)
     display.logger().info("Generation %s: submitted, key %s", task_id, key)
-    display.announce("submitted", submission, route=request.route, model=request.model)
+    await display.announce("submitted", submission, route=request.route, model=request.model)
     return submission
 
 
@@ -217,15 +223,12 @@ async def afetch_output(
     settings = CometAPISettings()
     credentials = credentials or CometAPICredentials.from_settings(settings)
     videos: list[FetchedVideo] = []
-    try:
+    with _failures_of(submission.key, submission.task_id):
         staging = (await resolve_storage(storage or settings.storage)).staging()
         for position in range(len(finished.generation.outputs)):
             stem = file_stem(submission.key, submission.submitted_at, position)
             path = staging / f"{stem}.{uuid4().hex[:8]}.mp4"  # two runs may fetch at once
             videos.append(await _fetch(submission, finished, credentials, position, path))
-    except CometAPIError as error:
-        error.about(key=submission.key, task_id=submission.task_id)
-        raise
     return videos
 
 
@@ -261,10 +264,7 @@ def _examined(path: Path, sha256: str) -> FetchedVideo:
     """A downloaded file as a whole video with its poster, or the error that it is none."""
     info = inspect_video(path)
     poster = path.with_suffix(".jpg")
-    try:
-        draw_poster(path, poster)
-    except OSError as error:
-        raise StorageError(f"{poster.parent} did not take the poster: {error.strerror}") from error
+    draw_poster(path, poster)
     return FetchedVideo(
         path=str(path),
         poster=str(poster),
@@ -287,15 +287,12 @@ async def apersist_output(
         StorageError: The storage did not take them.
         StagedFileMissing: They must be fetched again.
     """
-    try:
+    with _failures_of(submission.key, submission.task_id):
         place = await resolve_storage(storage or CometAPISettings().storage)
         return [
             await _persist(submission, finished, video, position, place)
             for position, video in enumerate(videos)
         ]
-    except CometAPIError as error:
-        error.about(key=submission.key, task_id=submission.task_id)
-        raise
 
 
 async def _persist(
@@ -313,13 +310,10 @@ async def _persist(
         **video.model_dump(exclude={"path", "poster"}),
     )
     sidecar = Path(video.path).with_suffix(".json")
-    try:
-        sidecar.write_text(_origin(submission, finished, stored), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{sidecar.parent} did not take a file: {error.strerror}") from error
+    sidecar.write_text(_origin(submission, finished, stored), encoding="utf-8")
     await publish(sidecar)
     display.logger().info("Stored %s", stored.uri)
-    display.announce("stored", submission, uri=stored.uri, sha256=stored.sha256)
+    await display.announce("stored", submission, uri=stored.uri, sha256=stored.sha256)
     return stored
 
 

@@ -73,10 +73,10 @@ class History:
 
 
 def eventually(look: Callable[[], T | None], seconds: float = 30) -> T:
-    """What Prefect's background writers bring, as soon as it is there."""
+    """What another process or thread brings, as soon as it is there."""
     end = time.monotonic() + seconds
     while (found := look()) is None:
-        assert time.monotonic() < end, "Prefect did not record it"
+        assert time.monotonic() < end, "it did not come"
         time.sleep(0.05)
     return found
 
@@ -90,3 +90,9 @@ def history(prefect_server: str) -> History:
 def image() -> dict[str, Any]:
     """An image-to-video request, as a dict."""
     return dict(IMAGE)
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Any]:
+    """Waits for what another process or thread brings."""
+    return eventually

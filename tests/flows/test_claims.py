@@ -6,7 +6,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,22 +25,17 @@ from prefect_cometapi.flows import (
     image_to_video,
     submit_generation,
 )
+from prefect_cometapi.flows.claims import says_absent
 from prefect_cometapi.runway import (
     ImageToVideoRequest,
     ServiceUnavailable,
+    StorageError,
     StorageUnavailable,
     SubmissionUncertain,
 )
 from prefect_cometapi.runway.names import step_key
 
 pytestmark = pytest.mark.server
-
-
-def wait_for_acceptance(sandbox) -> None:
-    end = time.monotonic() + 60
-    while not sandbox.accepted:
-        assert time.monotonic() < end, "the flow submitted nothing"
-        time.sleep(0.05)
 
 
 def creates(sandbox) -> int:
@@ -57,7 +51,9 @@ def test_a_timeout_during_the_submission_is_not_submitted_again(prefect_server, 
     assert len(sandbox.accepted) == creates(sandbox) == 1
 
 
-def test_a_process_killed_during_the_submission_costs_nobody_twice(prefect_server, sandbox, image):
+def test_a_process_killed_during_the_submission_costs_nobody_twice(
+    prefect_server, sandbox, image, wait_until
+):
     """SIGKILL after the service took the job, before its answer: the next run stops and says so."""
     sandbox.add_fault("create:silent-after:value=60")
     script = (
@@ -70,7 +66,7 @@ def test_a_process_killed_during_the_submission_costs_nobody_twice(prefect_serve
     }
     process = subprocess.Popen([sys.executable, "-c", script], env=environment)
     try:
-        wait_for_acceptance(sandbox)
+        wait_until(lambda: sandbox.accepted or None, seconds=60)
     finally:
         process.kill()
         process.wait()
@@ -251,3 +247,59 @@ def test_a_place_that_does_not_exist_costs_nothing(prefect_server, sandbox, imag
     with pytest.raises(StorageUnavailable, match="nothing was charged"):
         image_to_video(image, storage=place)
     assert sandbox.requests == []
+
+
+class Refused(Exception):
+    """An error of a storage's client, with the attributes that clients give theirs."""
+
+    def __init__(self, text: str = "", **attributes: object) -> None:
+        super().__init__(text)
+        vars(self).update(attributes)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError("s3://bucket/x"),
+        ValueError("Path /home/me/.prefect/storage/x does not exist."),
+        Refused("An error occurred", response={"Error": {"Code": "NoSuchKey"}}),
+        Refused("An error occurred", response={"Error": {"Code": "404"}}),
+        Refused("No such object", code=404),
+        Refused("The specified blob is not there", status_code=404),
+    ],
+)
+def test_a_missing_record_is_seen_in_every_storage(error):
+    """Where there is no record, a key is free; each kind of storage says so in its own way."""
+    assert says_absent(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "/storage/cometapi-claim-1404ab"),
+        OSError(5, "Input/output error", "/data/not found/x"),
+        ValueError("1 validation error: input does not exist in the model, 404"),
+        Refused("An error occurred", response={"Error": {"Code": "AccessDenied"}}),
+        Refused("Service Unavailable", status_code=503),
+        Refused("odd", response=object()),
+    ],
+)
+def test_an_unreadable_record_is_never_taken_for_a_missing_one(error):
+    """Whatever a path or a message happens to contain, a failed look is no free key."""
+    assert not says_absent(error)
+
+
+@pytest.mark.parametrize("name", ["_origin", "draw_poster"])
+def test_a_file_that_this_machine_does_not_keep_is_told_with_the_generation(
+    prefect_server, sandbox, image, monkeypatch, name
+):
+    """A full disk at any moment of the delivery says what is paid for and how to go on."""
+    from prefect_cometapi.flows import tasks
+
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tasks, name, full)
+    with pytest.raises(StorageError, match="did not keep a file: No space left on device") as told:
+        image_to_video(image)
+    assert f"prefect-cometapi finish {sandbox.accepted[0].task_id}" in str(told.value)

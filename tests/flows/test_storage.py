@@ -8,7 +8,7 @@ from prefect.blocks.core import Block
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
 from prefect_cometapi.flows import image_to_video
-from prefect_cometapi.flows.storage import block_storage, resolve_storage
+from prefect_cometapi.flows.storage import block_storage, full_name, resolve_storage
 from prefect_cometapi.runway import StorageError
 from prefect_cometapi.runway.storage import FolderStorage, FsspecStorage
 
@@ -118,3 +118,11 @@ async def test_a_missing_block_is_told_with_the_way_to_write_a_folder(prefect_se
 async def test_paths_and_urls_need_no_block(place, kind):
     """A path or URL is taken as it is, without asking Prefect."""
     assert isinstance(await resolve_storage(place), kind)
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/v", "memory://v", "s3-bucket/prod"])
+def test_a_place_elsewhere_has_one_name_in_every_folder(monkeypatch, tmp_path, place):
+    """Workers with folders of their own find each other's finished deliveries."""
+    monkeypatch.chdir(tmp_path)
+    assert full_name(place) == place
+    assert full_name("./videos") == str(tmp_path / "videos")
