@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user configures once in Prefect."""
+"""What a user configures in Prefect: the key to CometAPI, and the ledger of what was bought."""
 
 from .credentials import CometAPICredentials
+from .ledger import GenerationLedger
 
-__all__ = ["CometAPICredentials"]
+__all__ = ["CometAPICredentials", "GenerationLedger"]

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What CometAPI speaks: requests, replies, errors, and the client. Knows nothing of Prefect."""
 
+from typing import TYPE_CHECKING, Any
+
 from .client import RunwayClient
+from .entries import Entry, State
 from .errors import (
     AuthenticationError,
     CometAPIError,
@@ -15,6 +18,7 @@ from .errors import (
     InvalidOutput,
     InvalidRequest,
     KeyConflict,
+    LedgerUnavailable,
     NotSubmitted,
     OutputExpired,
     QuotaExceeded,
@@ -44,6 +48,9 @@ from .requests import (
 )
 from .settings import CometAPISettings
 
+if TYPE_CHECKING:
+    from .ledger import Ledger
+
 __all__ = [
     "AssetURL",
     "AuthenticationError",
@@ -52,6 +59,7 @@ __all__ = [
     "ContentModeration",
     "DeliveryError",
     "DownloadInterrupted",
+    "Entry",
     "FetchedVideo",
     "Finished",
     "Generation",
@@ -66,6 +74,8 @@ __all__ = [
     "InvalidOutput",
     "InvalidRequest",
     "KeyConflict",
+    "Ledger",
+    "LedgerUnavailable",
     "NotSubmitted",
     "OutputExpired",
     "QuotaExceeded",
@@ -73,6 +83,7 @@ __all__ = [
     "RunwayClient",
     "ServiceUnavailable",
     "StagedFileMissing",
+    "State",
     "Status",
     "StorageError",
     "StorageUnavailable",
@@ -82,3 +93,11 @@ __all__ = [
     "UnexpectedResponse",
     "VideoToVideoRequest",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Ledger":  # SQLAlchemy loads when the ledger is first used
+        from .ledger import Ledger
+
+        return Ledger
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@
     │   ├── InvalidRequest         the service does not accept this request
     │   ├── QuotaExceeded          the account has no balance
     │   ├── KeyConflict            the key belongs to another request
+    │   ├── LedgerUnavailable      the ledger cannot be read or written
     │   └── StorageUnavailable     a video could not be stored where it is wanted
     ├── AuthenticationError        no key, a wrong key, or one without permission
     ├── UnexpectedResponse         what answers there is not CometAPI
@@ -29,6 +30,7 @@ Every message says what happened, to which generation, what is known about the m
 to do next.
 """
 
+import shlex
 from typing import ClassVar
 
 
@@ -78,7 +80,8 @@ class CometAPIError(Exception):
     def _lines(self) -> list[str]:
         known = [("key", self.key), ("task id", self.task_id)]
         which = ", ".join(f"{name} {value}" for name, value in known if value)
-        advice = self.advice.format(task_id=self.task_id or "TASK_ID")
+        key = shlex.quote(self.key) if self.key else "KEY"
+        advice = self.advice.format(task_id=self.task_id or "TASK_ID", key=key)
         if self.then_finish and self.task_id:
             advice += f" (then: prefect-cometapi finish {self.task_id})"
         return [
@@ -116,6 +119,12 @@ class KeyConflict(NotSubmitted):
     """The key belongs to another request."""
 
     advice = "use another key for another request, or the same request for the same key."
+
+
+class LedgerUnavailable(NotSubmitted):
+    """The ledger cannot be read or written, so nothing was sent."""
+
+    advice = "see that the database at COMETAPI_LEDGER_URL answers, then run it again."
 
 
 class StorageUnavailable(NotSubmitted):
@@ -156,8 +165,8 @@ class SubmissionUncertain(CometAPIError):
 
     money = "perhaps charged, once. It is never sent again by itself."
     advice = (
-        "look in CometAPI's console. If it is there: prefect-cometapi finish TASK_ID. "
-        "If it is not: run it again with a new key."
+        "look in CometAPI's console. If it is there: prefect-cometapi ledger adopt {key} TASK_ID. "
+        "If it is not: prefect-cometapi ledger resubmit {key}. Then run it again."
     )
 
 

@@ -68,11 +68,13 @@ class AssetURL:
         )
 
 
-class _Value(BaseModel):
+class Value(BaseModel):
+    """A plain value, which does not change."""
+
     model_config = ConfigDict(frozen=True)
 
 
-class Submission(_Value):
+class Submission(Value):
     """A generation that CometAPI accepted, or that was bought elsewhere and is attached."""
 
     key: str = Field(description="Idempotency key of the generation.")
@@ -95,7 +97,7 @@ class Submission(_Value):
         return max(0.0, (datetime.now(UTC) - self.submitted_at).total_seconds())
 
 
-class Generation(_Value):
+class Generation(Value):
     """What one reply says of a generation.
 
     Attributes:
@@ -114,7 +116,7 @@ class Generation(_Value):
     word: str = ""
 
 
-class Finished(_Value):
+class Finished(Value):
     """A generation that succeeded, and what it took to wait for it."""
 
     generation: Generation
@@ -122,7 +124,7 @@ class Finished(_Value):
     waited: float = Field(description="Seconds from submission to its detected end.")
 
 
-class VideoFacts(_Value):
+class VideoFacts(Value):
     """What a video file is."""
 
     sha256: str = Field(description="SHA-256 of the file, in hex.")
@@ -149,7 +151,7 @@ class StoredVideo(VideoFacts):
     sidecar: str = Field(description="Where the JSON is that tells its origin.")
 
 
-class GenerationResult(_Value):
+class GenerationResult(Value):
     """What a flow returns: the stored videos of one generation, and what it took."""
 
     key: str

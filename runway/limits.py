@@ -30,10 +30,17 @@ class Limits:
     durations: tuple[int, ...] = ()
     ratios: tuple[str, ...] = ()
     references: int | None = None
+    default_duration: int | None = None
 
 
 IMAGE_TO_VIDEO_MODELS = {
-    "gen3a_turbo": Limits(prompt_length=512, seed=999_999_999, durations=(5, 10), ratios=RATIOS)
+    "gen3a_turbo": Limits(
+        prompt_length=512,
+        seed=999_999_999,
+        durations=(5, 10),
+        ratios=RATIOS,
+        default_duration=5,
+    )
 }
 VIDEO_TO_VIDEO_MODELS = {"gen4_aleph": Limits(prompt_length=1000, seed=4_294_967_295, references=1)}
 

@@ -74,6 +74,12 @@ class GenerationRequest(_WireModel):
         """The body as it may be shown: signed URLs and data URIs shortened."""
         return shortened(self.to_wire())
 
+    def billed_seconds(self) -> float | None:
+        """Seconds of video that this will be billed for, or None where its result decides."""
+        limits = self.documented.get(self.model)
+        asked = getattr(self, "duration", None) or (limits and limits.default_duration)
+        return float(asked) if asked else None
+
     def __repr_args__(self) -> Any:
         return [(name, value) for name, value in self.shown().items()]
 

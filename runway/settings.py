@@ -2,6 +2,7 @@
 """What a user sets once, in the environment or in a .env file."""
 
 import re
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
@@ -66,6 +67,16 @@ class CometAPISettings(BaseSettings):
         default="./videos",
         min_length=1,
         description="Folder, fsspec URL or Prefect block (type-slug/name) that keeps the videos.",
+    )
+    ledger_url: SecretStr | None = Field(
+        default=None,
+        description="Database or GenerationLedger block (generation-ledger/name) that records "
+        "what was bought; a SQLite file in Prefect's home where not set.",
+    )
+    on_uncertain: Literal["stop", "resubmit"] = Field(
+        default="stop",
+        description="What a later attempt does after a submission whose outcome is unknown: "
+        "'resubmit' risks a second charge.",
     )
     poll_interval: float = Field(
         default=5.0,

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The block that tells where the ledger of generations is."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from prefect.blocks.core import Block
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
+
+if TYPE_CHECKING:
+    from ..runway.ledger import Ledger
+
+
+class GenerationLedger(Block):
+    """The database that records every generation that was or may have been bought.
+
+    Attributes:
+        url: SQLAlchemy URL of the database.
+
+    Example:
+        Load a saved block and list what was bought:
+
+        ```python
+        import asyncio
+
+        from prefect_cometapi.blocks import GenerationLedger
+
+        ledger = GenerationLedger.load("BLOCK_NAME").get_ledger()
+        for entry in asyncio.run(ledger.entries(limit=10)):
+            print(entry.key, entry.state, entry.task_id)
+        ```
+    """
+
+    _block_type_name = "Generation Ledger"
+    _block_type_slug = "generation-ledger"
+    _logo_url: ClassVar[HttpUrl | None] = HttpUrl("https://github.com/cometapi-dev.png?size=200")
+    _documentation_url: ClassVar[HttpUrl | None] = HttpUrl(
+        "https://apidoc.cometapi.com/api/video/runway"
+    )
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    url: SecretStr = Field(
+        title="URL",
+        description="Where it is: postgresql://user:password@host/database for several machines, "
+        "sqlite:////folder/ledger.db for one.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: SecretStr) -> SecretStr:
+        from ..runway.errors import LedgerUnavailable
+        from ..runway.ledger import ledger_url
+
+        try:
+            ledger_url(url.get_secret_value())
+        except LedgerUnavailable as error:
+            raise ValueError(error.what) from None
+        return url
+
+    def get_ledger(self) -> "Ledger":
+        """The ledger, one for the whole process.
+
+        Raises:
+            LedgerUnavailable: The URL names no database that can be a ledger.
+        """
+        from ..runway.ledger import ledger_at
+
+        return ledger_at(self.url.get_secret_value())

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Buying a generation at most once: the claim before the POST, the id right after it.
+
+What may be done with a key is a pure function of its entry in the ledger; the rest is the order in
+which the ledger and the service are called. CometAPI knows no idempotency key, so exactly once
+cannot be had from here: it is at most once, and whatever the outcome is, the ledger tells it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from enum import Enum, auto
+from typing import Any
+from uuid import uuid4
+
+from .entries import Entry, Intent, State, conflict
+from .errors import CometAPIError, LedgerUnavailable, SubmissionUncertain
+from .holders import holder_name, shown_holder
+from .ledger import Ledger
+
+LOOK_AGAIN = 0.25
+"""Seconds between two looks at an entry that somebody else works on."""
+
+
+class Step(Enum):
+    """What to do next with a key."""
+
+    BUY = auto()
+    ATTACH = auto()
+    ADOPT = auto()
+    WAIT = auto()
+    GIVE_UP = auto()
+
+
+def next_step(
+    entry: Entry | None,
+    intent: Intent,
+    *,
+    living: bool,
+    resubmit: bool = False,
+    task_id: str | None = None,
+) -> Step | CometAPIError:
+    """What to do with a key, or the error that it comes to; pure.
+
+    Args:
+        entry: What the ledger knows of the key.
+        intent: What is asked for.
+        living: Whether the attempt that claimed it may still be under way.
+        resubmit: Whether the user accepts a second charge after an unknown outcome.
+        task_id: The id of a generation that was bought elsewhere, if one is to be attached.
+    """
+    if entry is None:
+        return Step.ADOPT if task_id else Step.BUY
+    if clash := conflict(entry, intent, task_id):
+        return clash.about(key=entry.key, task_id=entry.task_id)
+    if entry.state is State.INTENDED:
+        return Step.WAIT if living else Step.GIVE_UP
+    if entry.is_free() or (entry.task_id is None and task_id):
+        return Step.ADOPT if task_id else Step.BUY
+    if entry.task_id:
+        return Step.ATTACH
+    if entry.state is State.UNCERTAIN and resubmit:
+        return Step.BUY
+    return SubmissionUncertain(entry.note or _NO_ANSWER).about(key=entry.key)
+
+
+_NO_ANSWER = "an earlier attempt sent the request, or was about to, and left no answer"
+
+
+async def buy_once(
+    ledger: Ledger,
+    intent: Intent,
+    post: Callable[[], Awaitable[str]],
+    *,
+    run: str,
+    resubmit: bool = False,
+    warn: Callable[[str], None] = lambda _text: None,
+) -> Entry:
+    """The generation of a key: the one that was bought before, or bought now with one ``post``.
+
+    Args:
+        ledger: Where it is recorded.
+        intent: What is wanted.
+        post: Sends the request and returns the task id.
+        run: Which run asks, for those who wait for it.
+        resubmit: Whether the user accepts a second charge after an unknown outcome.
+        warn: Told in words what the user should know, where nothing has to stop for it.
+
+    Raises:
+        KeyConflict: The key belongs to another request.
+        SubmissionUncertain: It was perhaps bought, now or in an earlier attempt.
+        LedgerUnavailable: Nothing was sent, since it could not be recorded.
+        CometAPIError: What ``post`` raised; nothing was bought.
+    """
+    claim = uuid4().hex
+    holder = f"{holder_name(run)}#{claim}"
+    with ledger.holding(intent.key, holder):
+        entry = await _claim(ledger, intent, claim, holder, resubmit=resubmit, warn=warn)
+        if entry.claim != claim:
+            return entry
+        try:
+            task_id = await post()
+        except BaseException as error:
+            await _note_outcome(ledger, intent.key, claim, error, warn)
+            raise
+        return await _accepted(ledger, entry, task_id, warn)
+
+
+async def _accepted(
+    ledger: Ledger, claimed: Entry, task_id: str, warn: Callable[[str], None]
+) -> Entry:
+    """The entry with its id, committed before anything else is done."""
+    now = datetime.now(UTC)
+    news: dict[str, Any] = {"task_id": task_id, "submitted_at": now, "holder": None, "note": ""}
+    bought = claimed.model_copy(update={"state": State.SUBMITTED, **news})
+    try:
+        kept = await ledger.change(claimed.key, State.SUBMITTED, claim=claimed.claim, **news)
+        if kept is None:  # the user allowed another submission while this one was under way
+            other = bought.model_copy(update={"key": f"{claimed.key}+{task_id}"})
+            kept = await attach(ledger, other, task_id)
+            warn(f"the key was submitted twice; {task_id} is recorded as {kept.key}")
+    except LedgerUnavailable as error:
+        warn(f"{error.what}; this run goes on with what it bought, id {task_id}")
+        return bought
+    return kept
+
+
+async def _claim(
+    ledger: Ledger,
+    intent: Intent,
+    claim: str,
+    holder: str,
+    *,
+    resubmit: bool,
+    warn: Callable[[str], None],
+) -> Entry:
+    """The entry under this claim, or the one of a generation that was bought already."""
+    told = False
+    try:
+        while True:
+            mine = await ledger.add(intent, State.INTENDED, claim, holder=holder, attempts=1)
+            if mine:
+                return mine
+            entry = await ledger.get(intent.key)
+            if entry is None:
+                continue
+            step = next_step(entry, intent, living=ledger.is_living(entry), resubmit=resubmit)
+            if isinstance(step, CometAPIError):
+                raise step
+            if step is Step.ATTACH:
+                return entry
+            if step is Step.GIVE_UP:
+                await ledger.change(
+                    entry.key, State.UNCERTAIN, seen=entry, holder=None, note=_NO_ANSWER
+                )
+            elif step is Step.BUY:
+                mine = await ledger.change(
+                    intent.key,
+                    State.INTENDED,
+                    seen=entry,
+                    **intent.model_dump(mode="json", exclude={"key"}),
+                    claim=claim,
+                    holder=holder,
+                    attempts=entry.attempts + 1,
+                    task_id=None,
+                    note="",
+                )
+                if mine:
+                    return mine
+            else:
+                if not told and entry.holder:
+                    warn(f"waiting for {shown_holder(entry.holder)}, which submits this key")
+                told = True
+                await asyncio.sleep(LOOK_AGAIN)
+    except asyncio.CancelledError:
+        with suppress(LedgerUnavailable):  # if a claim was made, nothing was sent under it
+            await ledger.change(
+                intent.key, State.REJECTED, claim=claim, holder=None, note="cancelled before"
+            )
+        raise
+
+
+async def _note_outcome(
+    ledger: Ledger, key: str, claim: str, error: BaseException, warn: Callable[[str], None]
+) -> None:
+    """Record what a failed POST comes to. If that fails the claim stays, which is the safe side."""
+    certain = isinstance(error, CometAPIError) and not isinstance(error, SubmissionUncertain)
+    note = error.what if isinstance(error, CometAPIError) else _NO_ANSWER
+    state = State.REJECTED if certain else State.UNCERTAIN
+    try:
+        await ledger.change(key, state, claim=claim, holder=None, note=note)
+    except LedgerUnavailable as trouble:
+        warn(f"{trouble.what}; another attempt with this key will end as SubmissionUncertain")
+
+
+async def attach(ledger: Ledger, intent: Intent, task_id: str) -> Entry:
+    """The entry of a generation that was bought elsewhere; a new one where the key is free.
+
+    Raises:
+        KeyConflict: The key belongs to another generation.
+        LedgerUnavailable: The ledger cannot be used.
+    """
+    claim = uuid4().hex
+    while True:
+        now = datetime.now(UTC)
+        mine = await ledger.add(intent, State.SUBMITTED, claim, task_id=task_id, submitted_at=now)
+        if mine:
+            return mine
+        entry = await ledger.get(intent.key)
+        if entry is None:
+            continue
+        step = next_step(entry, intent, living=ledger.is_living(entry), task_id=task_id)
+        if isinstance(step, CometAPIError):
+            raise step
+        if step is Step.ATTACH:
+            return entry
+        if step is Step.GIVE_UP:
+            await ledger.change(
+                entry.key, State.UNCERTAIN, seen=entry, holder=None, note=_NO_ANSWER
+            )
+        elif step is Step.ADOPT:
+            await ledger.change(
+                entry.key,
+                State.SUBMITTED,
+                seen=entry,
+                task_id=task_id,
+                submitted_at=now,
+                holder=None,
+                note="adopted",
+            )
+        else:
+            await asyncio.sleep(LOOK_AGAIN)
+
+
+@asynccontextmanager
+async def working_on(
+    ledger: Ledger,
+    key: str,
+    run: str,
+    *,
+    tell: Callable[[str], None] = lambda _text: None,
+) -> AsyncIterator[Entry | None]:
+    """Have a generation to oneself; waits while another run works on it, or until it is stored.
+
+    Yields its entry, or None where the ledger does not know the key. Several blocks of one run may
+    have it at once. A run that is gone has nothing: its lease lapses, or its process is seen to be
+    dead.
+
+    Raises:
+        LedgerUnavailable: The ledger cannot be used.
+    """
+    holder = holder_name(run)
+    with ledger.holding(key, holder):
+        entry = await _taken(ledger, key, holder, tell)
+        note: str | None = None
+        try:
+            yield entry
+        except BaseException as error:
+            note = _last_words(error)
+            raise
+        finally:
+            alone = ledger.times_held_here(key, holder) == 1
+            if alone and entry and entry.holder == holder:
+                with suppress(LedgerUnavailable):
+                    await ledger.let_go(key, holder, note)
+
+
+async def _taken(
+    ledger: Ledger, key: str, holder: str, tell: Callable[[str], None]
+) -> Entry | None:
+    told = False
+    while True:
+        entry = await ledger.take(key, holder)
+        if entry:
+            return entry
+        entry = await ledger.get(key)
+        if entry is None or entry.state in _ENDED:
+            return entry
+        if not told and entry.holder:
+            tell(f"waiting for {shown_holder(entry.holder)}, which works on this generation")
+            told = True
+        await asyncio.sleep(LOOK_AGAIN)
+
+
+_ENDED = {State.STORED, State.FAILED, State.CANCELLED}
+
+
+def _last_words(error: BaseException) -> str:
+    if isinstance(error, CometAPIError):
+        return error.what
+    return f"the run ended ({type(error).__name__}); the generation goes on upstream"

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who works on a generation, and whether that process is certainly gone.
+
+A holder names its process: host, boot and process namespace, number, and start time. Within one
+boot and namespace it can be looked up whether the process is still there, so after a crash nobody
+waits for a lease to lapse. Anywhere else (another machine, another container, a system without
+/proc) only the lease tells.
+"""
+
+import hashlib
+import os
+import socket
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_PROC = Path("/proc")
+_DEAD = {"Z", "X"}
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told apart from all others."""
+
+    host: str
+    space: str
+    pid: int
+    started: str
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}:{self.space}:{self.started}"
+
+
+def this_process() -> Process:
+    """The process that asks; a forked child is another one."""
+    return _process(os.getpid())
+
+
+@cache
+def _process(pid: int) -> Process:
+    state = _state_and_start(pid)
+    return Process(
+        host=socket.gethostname().replace(":", "-").replace("|", "-")[:100],
+        space=_space(),
+        pid=pid,
+        started=state[1] if state else "",
+    )
+
+
+def _space() -> str:
+    """One boot of one machine and one process namespace in it, or nothing where it has none."""
+    try:
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+        namespace = str((_PROC / "self/ns/pid").readlink())
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{boot}{namespace}".encode()).hexdigest()[:12]
+
+
+def _state_and_start(pid: int) -> tuple[str, str] | None:
+    """One letter for the state of a process, and its start in ticks; None if there is none."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may contain anything
+    return (fields[0], fields[19]) if len(fields) > 19 else None
+
+
+def holder_name(run: str) -> str:
+    """How a run in this process is written in the ledger."""
+    return f"{this_process()}|{run}"
+
+
+def process_of(holder: str) -> str:
+    """The process part of a holder."""
+    return holder.partition("|")[0]
+
+
+def shown_holder(holder: str) -> str:
+    """A holder for people: its host and process, and its run."""
+    process, _, run = holder.partition("|")
+    host, _, rest = process.partition(":")
+    return f"{run.partition('#')[0]} on {host}, process {rest.partition(':')[0]}"
+
+
+def is_certainly_gone(holder: str) -> bool:
+    """Whether the holder's process ran on this machine and has ended."""
+    parts = process_of(holder).split(":")
+    me = this_process()
+    if len(parts) != 4 or not me.space or parts[2] != me.space or not parts[1].isdigit():
+        return False
+    found = _state_and_start(int(parts[1]))
+    return found is None or found[0] in _DEAD or found[1] != parts[3]

@@ -1,0 +1,505 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger: one SQL table that knows every generation that was or may have been bought.
+
+It is the truth; Prefect's results are only a fast path beside it. Each change is one statement
+that names the states it may follow, so two processes that change one generation at once do not
+overwrite each other, and a change that was made twice because its answer was lost is the same
+change. SQLite is flushed to the disk with each change, and PostgreSQL commits synchronously,
+whatever the server's default is.
+
+All work is done by one thread of its own, whatever event loop asks: sync tasks each have a loop
+that lives for one step, and a lease has to be renewed also while the caller's loop is busy.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    Engine,
+    StaticPool,
+    and_,
+    create_engine,
+    event,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from .entries import MAY_FOLLOW, Entry, Intent, State
+from .errors import GenerationCancelled, GenerationError, LedgerUnavailable
+from .generation import Finished, StoredVideo
+from .holders import holder_name, is_certainly_gone, process_of
+from .redact import scrub
+from .schema import database_time, generations, migrate
+
+LEASE = 60.0
+"""Seconds after which a holder that renews no more counts as gone; it renews four times in it."""
+
+PATIENCE = 30.0
+"""Seconds for which a database that is locked or restarting is waited for."""
+
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 2.0
+_UNREACHABLE = ("08", "57P", "53300")  # PostgreSQL: connection, shutdown or start, too many
+
+T = TypeVar("T")
+
+_table = generations.c
+
+
+def ledger_url(url: str) -> str:
+    """The URL with its driver, checked.
+
+    Raises:
+        LedgerUnavailable: It names no database that can be a ledger.
+    """
+    try:
+        parsed = make_url(url.strip())
+    except ArgumentError:
+        raise LedgerUnavailable(
+            "the ledger's URL is none: write sqlite:////folder/ledger.db or "
+            "postgresql://user:password@host/database"
+        ) from None
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        path = Path(parsed.database or "")
+        if not path.is_absolute() or path.name.startswith(":"):
+            raise LedgerUnavailable(
+                "the ledger's file needs an absolute path (sqlite:////folder/ledger.db): a worker "
+                "runs flows in a folder that is deleted, and one in memory forgets"
+            )
+        return parsed.set(drivername="sqlite+pysqlite").render_as_string(hide_password=False)
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
+    raise LedgerUnavailable(f"a ledger lies in SQLite or PostgreSQL, not in {backend}")
+
+
+class Ledger:
+    """The generations in one database, for any event loop of this process.
+
+    Every method may raise ``LedgerUnavailable``.
+
+    Args:
+        url: SQLAlchemy URL of a SQLite file (absolute path) or a PostgreSQL database.
+        lease: Seconds after which a holder that does not renew counts as gone.
+        patience: Seconds for which a database that is locked or out of reach is waited for.
+    """
+
+    def __init__(self, url: str, *, lease: float = LEASE, patience: float = PATIENCE) -> None:
+        self._url = make_url(ledger_url(url))
+        self.lease = lease
+        self.patience = patience
+        self._held: Counter[tuple[str, str]] = Counter()
+        self._engine: Engine | AsyncEngine | None = None
+        self._renewal: asyncio.Task[None] | None = None
+        self._opening = asyncio.Lock()
+
+    @property
+    def place(self) -> str:
+        """Where it is, without a password."""
+        return self._url.render_as_string(hide_password=True)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines can use it."""
+        return self._url.get_backend_name() == "postgresql"
+
+    # Looking
+
+    async def get(self, key: str) -> Entry | None:
+        """The entry of a key."""
+        found = await self._rows(_select().where(_table.key == key))
+        return found[0] if found else None
+
+    async def find(self, task_id: str, base_url: str) -> Entry | None:
+        """The first entry of an id that the service at a base URL gave."""
+        same = and_(_table.task_id == task_id, _table.base_url == base_url)
+        found = await self._rows(_select().where(same).order_by(_table.created_at).limit(1))
+        return found[0] if found else None
+
+    async def entries(
+        self,
+        *,
+        states: Sequence[State] = (),
+        since: datetime | None = None,
+        flow_run_id: str | None = None,
+        limit: int | None = None,
+    ) -> list[Entry]:
+        """Entries, the newest first, filtered by whatever is given."""
+        query = _select().order_by(_table.created_at.desc()).limit(limit)
+        if states:
+            query = query.where(_table.state.in_([str(state) for state in states]))
+        if since:
+            query = query.where(_table.created_at >= since)
+        if flow_run_id:
+            query = query.where(_table.flow_run_id == flow_run_id)
+        return await self._rows(query)
+
+    # Buying
+
+    async def add(self, intent: Intent, state: State, claim: str, **values: Any) -> Entry | None:
+        """A new entry, or None where the key has one already that is not of this claim."""
+        now = datetime.now(UTC)
+        row = {
+            **_columns(intent.model_dump(mode="json")),
+            "state": str(state),
+            "claim": claim,
+            "attempts": 0,
+            "created_at": now,
+            "changed_at": now,
+            "polls": 0,
+            "outputs": [],
+            "videos": {},
+            "failure_code": "",
+            "note": "",
+            **self._leased_to(values.pop("holder", None)),
+            **_columns(values),
+        }
+        dialect = postgresql if self.is_shared else sqlite
+        statement = dialect.insert(generations).values(row).on_conflict_do_nothing()
+        found = await self._rows(statement.returning(*generations.c, _lease_left()))
+        if found:
+            return found[0]
+        there = await self.get(intent.key)  # its own, where the answer to the insert was lost
+        return there if there and there.claim == claim else None
+
+    async def change(
+        self,
+        key: str,
+        state: State,
+        *,
+        seen: Entry | None = None,
+        claim: str | None = None,
+        bought: str | None = None,
+        **values: Any,
+    ) -> Entry | None:
+        """The entry in a new state, or None where its present state does not allow it.
+
+        Args:
+            key: Which entry.
+            state: The new state.
+            seen: The entry that the decision is based on; it must not have changed since.
+            claim: The claim that must still own the submission.
+            bought: The task id that the entry must have, or gets where it has none.
+            values: Columns that change with it; ``holder`` gets a lease, None ends it.
+        """
+        allowed = [str(before) for before in MAY_FOLLOW[state]]
+        where = [_table.key == key, _table.state.in_(allowed)]
+        if seen:
+            where += [_table.state == str(seen.state), _table.claim == seen.claim]
+        if claim:
+            where.append(_table.claim == claim)
+        if bought:
+            where.append(or_(_table.task_id == bought, _table.task_id.is_(None)))
+            values["task_id"] = bought
+        changes = dict(_columns(values), state=str(state), changed_at=datetime.now(UTC))
+        if "holder" in changes:
+            changes |= self._leased_to(changes["holder"])
+        found = await self._update(where, changes)
+        if found:
+            return found[0]
+        there = await self.get(key)  # as it should be, where the answer to the update was lost
+        repeated = "claim" in values and there and there.claim == values["claim"]
+        return there if repeated and there.state is state else None
+
+    # Working on it
+
+    async def take(self, key: str, holder: str) -> Entry | None:
+        """The entry, leased to a holder; None where another one that is not gone works on it."""
+        free = or_(_table.holder.is_(None), _table.holder == holder, _table.leased_until < _now())
+        found = await self._update([_table.key == key, free], self._leased_to(holder))
+        if found:
+            return found[0]
+        entry = await self.get(key)
+        if entry is None or entry.holder is None or self.is_living(entry):
+            return None
+        left = [_table.key == key, _table.holder == entry.holder]
+        found = await self._update(left, self._leased_to(holder))
+        return found[0] if found else None
+
+    async def let_go(self, key: str, holder: str, note: str | None = None) -> None:
+        """End a lease, so that whoever comes next need not wait for it to lapse."""
+        changes: dict[str, Any] = {"holder": None, "leased_until": None}
+        if note is not None:
+            changes["note"] = note
+        await self._update([_table.key == key, _table.holder == holder], _columns(changes))
+
+    async def finished(self, key: str, finished: Finished) -> Entry | None:
+        """Record that it succeeded upstream."""
+        return await self.change(
+            key,
+            State.SUCCEEDED,
+            bought=finished.generation.task_id,
+            finished_at=datetime.now(UTC),
+            polls=finished.polls,
+            outputs=[str(output) for output in finished.generation.outputs],
+            note="",
+        )
+
+    async def failed(self, key: str, task_id: str, error: GenerationError) -> Entry | None:
+        """Record that upstream gave it up, or that somebody cancelled it there."""
+        return await self.change(
+            key,
+            State.CANCELLED if isinstance(error, GenerationCancelled) else State.FAILED,
+            bought=task_id,
+            finished_at=datetime.now(UTC),
+            failure_code=error.code,
+            note=error.what,
+        )
+
+    async def stored(
+        self, entry: Entry, task_id: str, place: str, videos: Sequence[StoredVideo]
+    ) -> Entry | None:
+        """Record that its videos are in a storage, beside other storages that have them."""
+        delivered = {**entry.videos, place: tuple(videos)}
+        billed = entry.billed_seconds or sum(video.duration for video in videos)
+        return await self.change(
+            entry.key,
+            State.STORED,
+            bought=task_id,
+            stored_at=datetime.now(UTC),
+            videos={
+                where: [video.model_dump(mode="json") for video in kept]
+                for where, kept in delivered.items()
+            },
+            billed_seconds=round(billed, 3),
+            note="",
+        )
+
+    # Who is at work
+
+    @contextmanager
+    def holding(self, key: str, holder: str) -> Iterator[None]:
+        """Renew a holder's lease of a key while the block runs."""
+        self._held[key, holder] += 1
+        _in_background(self._keep_renewing())
+        try:
+            yield
+        finally:
+            self._held[key, holder] -= 1
+            if not self._held[key, holder]:
+                del self._held[key, holder]
+
+    def times_held_here(self, key: str, holder: str | None) -> int:
+        """How many blocks of this process hold a key under this name just now."""
+        return self._held[key, holder or ""]
+
+    def is_living(self, entry: Entry) -> bool:
+        """Whether somebody works on it."""
+        if entry.holder is None or entry.lease_left is None or entry.lease_left < 0:
+            return False
+        if process_of(entry.holder) == process_of(holder_name("")):
+            return self.times_held_here(entry.key, entry.holder) > 0
+        return not is_certainly_gone(entry.holder)
+
+    async def _keep_renewing(self) -> None:
+        if self._renewal is None or self._renewal.done():
+            self._renewal = asyncio.create_task(self._renew_until_nothing_is_held())
+
+    async def _renew_until_nothing_is_held(self) -> None:
+        while self._held:
+            await asyncio.sleep(self.lease / 4)
+            held = sorted({holder for _key, holder in list(self._held)})
+            changes = {"leased_until": _now() + self.lease}
+            try:
+                for start in range(0, len(held), 500):
+                    some = _table.holder.in_(held[start : start + 500])
+                    await self._execute(update(generations).where(some).values(changes))
+            except LedgerUnavailable:
+                continue  # the leases lapse if it lasts, which is safe; the work goes on
+
+    def _leased_to(self, holder: str | None) -> dict[str, Any]:
+        return {"holder": holder, "leased_until": _now() + self.lease if holder else None}
+
+    # The database
+
+    async def close(self) -> None:
+        """Close its connections; it opens again when it is used."""
+        await _elsewhere(self._close())
+
+    async def _close(self) -> None:
+        engine, self._engine = self._engine, None
+        if isinstance(engine, AsyncEngine):
+            await engine.dispose()
+        elif engine:
+            engine.dispose()
+
+    async def _rows(self, statement: Any) -> list[Entry]:
+        rows = await _elsewhere(self._execute(statement))
+        return [Entry.model_validate(dict(row)) for row in rows]
+
+    async def _update(
+        self, where: Sequence[ColumnElement[bool]], changes: dict[str, Any]
+    ) -> list[Entry]:
+        statement = update(generations).where(*where).values(changes)
+        return await self._rows(statement.returning(*generations.c, _lease_left()))
+
+    async def _execute(self, statement: Any) -> list[Any]:
+        async def run() -> list[Any]:
+            engine = await self._opened()
+            if isinstance(engine, AsyncEngine):
+                async with engine.connect() as connection:
+                    return _fetched(await connection.execute(statement))
+            with engine.connect() as connection:  # SQLite: this thread is there to be blocked
+                return _fetched(connection.execute(statement))
+
+        return await self._patiently(run)
+
+    async def _patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Do it, again and again while the database is locked or out of reach for a moment."""
+        end = time.monotonic() + self.patience
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return await operation()
+            except (SQLAlchemyError, OSError, TimeoutError) as error:
+                if not will_pass(error) or time.monotonic() + pause > end:
+                    raise LedgerUnavailable(
+                        f"the ledger at {self.place} cannot be used: {_reason(error)}"
+                    ) from error
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _opened(self) -> Engine | AsyncEngine:
+        async with self._opening:
+            if self._engine is None:
+                engine = self._postgresql() if self.is_shared else self._sqlite()
+                try:
+                    if isinstance(engine, AsyncEngine):
+                        async with engine.connect() as connection:
+                            await connection.run_sync(migrate)
+                    else:
+                        with engine.connect() as connection:
+                            migrate(connection)
+                except BaseException:
+                    engine.dispose() if isinstance(engine, Engine) else await engine.dispose()
+                    raise
+                self._engine = engine
+        return self._engine
+
+    def _postgresql(self) -> AsyncEngine:
+        durable = {"synchronous_commit": "on", "application_name": "prefect-cometapi"}
+        arguments = {"timeout": 10, "command_timeout": 30, "server_settings": durable}
+        return create_async_engine(
+            self._url, connect_args=arguments, pool_pre_ping=True, pool_size=4, **_OPTIONS
+        )
+
+    def _sqlite(self) -> Engine:
+        Path(self._url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        engine = create_engine(
+            self._url,
+            connect_args={"timeout": self.patience},
+            poolclass=StaticPool,  # one connection: SQLite has one writer, and one thread asks
+            **_OPTIONS,
+        )
+        event.listen(engine, "connect", _flush_each_change)
+        return engine
+
+
+_OPTIONS: dict[str, Any] = {
+    "isolation_level": "AUTOCOMMIT",
+    "pool_reset_on_return": None,  # no transaction is ever left open
+    "hide_parameters": True,
+}
+
+
+def _fetched(result: CursorResult[Any]) -> list[Any]:
+    return list(result.mappings()) if result.returns_rows else []
+
+
+def _flush_each_change(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def will_pass(error: Exception) -> bool:
+    """Whether the database is only locked, restarting or out of reach for now; pure."""
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated:
+            return True
+        told = str(getattr(error.orig, "sqlstate", None) or "")
+        locked = any(word in str(error.orig) for word in ("database is locked", "is busy"))
+        away = isinstance(error.orig, OSError) or isinstance(error.orig.__cause__, OSError)
+        return told.startswith(_UNREACHABLE) or locked or away
+    return isinstance(error, ConnectionError | TimeoutError | PoolTimeout)
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "orig", None) or error
+    text = scrub(str(cause), limit=200)
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+
+
+def _now() -> ColumnElement[float]:
+    return database_time()
+
+
+def _lease_left() -> ColumnElement[Any]:
+    return (_table.leased_until - _now()).label("lease_left")
+
+
+def _select() -> Any:
+    return select(*generations.c, _lease_left())
+
+
+def _columns(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as columns take them: text that every database can hold."""
+    return {
+        name: value.encode("utf-8", "replace").decode().replace("\0", "")
+        if isinstance(value, str)
+        else value
+        for name, value in values.items()
+    }
+
+
+# The thread that all ledgers of a process share.
+
+_thread_lock = threading.Lock()
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+
+
+def _background() -> asyncio.AbstractEventLoop:
+    with _thread_lock:
+        loop = _loops.get(os.getpid())
+        if loop is None:
+            loop = _loops[os.getpid()] = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="cometapi-ledger", daemon=True).start()
+    return loop
+
+
+def _in_background(work: Coroutine[Any, Any, T]) -> "asyncio.Future[T] | Any":
+    return asyncio.run_coroutine_threadsafe(work, _background())
+
+
+async def _elsewhere(work: Coroutine[Any, Any, T]) -> T:
+    """Await work in the ledger's thread. It goes on when the caller is cancelled: a change to the
+    ledger is made whole or not at all."""
+    return await asyncio.shield(asyncio.wrap_future(_in_background(work)))
+
+
+_ledgers: dict[tuple[int, str], Ledger] = {}
+
+
+def ledger_at(url: str) -> Ledger:
+    """The ledger at a URL; one for the whole process.
+
+    Raises:
+        LedgerUnavailable: The URL names no database that can be a ledger.
+    """
+    checked = ledger_url(url)
+    return _ledgers.setdefault((os.getpid(), checked), Ledger(checked))
