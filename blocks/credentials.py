@@ -96,6 +96,12 @@ class CometAPICredentials(CredentialsBlock):
             base_url=settings.base_url,
         )
 
+    @property
+    def saved_as(self) -> str | None:
+        """The block's name as ``cometapi-credentials/name``, or None where it is not saved."""
+        name = self._block_document_name
+        return f"{self.get_block_type_slug()}/{name}" if name else None
+
     def get_client(self, transport: httpx.AsyncBaseTransport | None = None) -> RunwayClient:
         """A client for CometAPI's Runway routes, to be used as an async context manager.
 

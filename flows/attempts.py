@@ -18,7 +18,12 @@ from uuid import UUID
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 
-from ..runway.errors import CometAPIError, StagedFileMissing, UnexpectedResponse
+from ..runway.errors import (
+    CometAPIError,
+    StagedFileMissing,
+    SubmissionUncertain,
+    UnexpectedResponse,
+)
 from ..runway.polling import Wait, spread
 from ..runway.settings import CometAPISettings
 
@@ -84,12 +89,15 @@ def retry_on(
         error = state.data
         remembered = _memory_of(task_run)
         stray = isinstance(error, UnexpectedResponse) and UnexpectedResponse in errors
-        hopeless = isinstance(error, StagedFileMissing)
+        settings = CometAPISettings()
+        hopeless = isinstance(error, StagedFileMissing) or (
+            isinstance(error, SubmissionUncertain) and settings.on_uncertain == "stop"
+        )
         if not isinstance(error, errors) or hopeless:
             return False
         if stray and remembered.failures >= UNEXPECTED_IN_A_ROW:
             return False
-        interval = CometAPISettings().poll_interval
+        interval = settings.poll_interval
         remembered.failures += 1
         remembered.delay = round(
             spread(

@@ -20,6 +20,7 @@ from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
+from ..runway.errors import SubmissionUncertain
 from ..runway.generation import Generation, GenerationResult, Status, StoredVideo, Submission
 from .attempts import memory
 
@@ -64,6 +65,16 @@ async def announce(what: str, submission: Submission, **payload: Any) -> None:
             "prefect.resource.name": submission.key,
         },
         payload={"task_id": submission.task_id, "key": submission.key, **payload},
+    )
+
+
+@_harmless
+async def announce_uncertain(key: str, error: SubmissionUncertain) -> None:
+    """Emit ``cometapi.generation.uncertain``; an automation may tell somebody."""
+    emit_event(
+        "cometapi.generation.uncertain",
+        resource={"prefect.resource.id": f"cometapi.key.{key}", "prefect.resource.name": key},
+        payload={"key": key, "what": error.what},
     )
 
 

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flows: from a request to a stored video, and from a task id that was bought elsewhere."""
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Annotated
 
-from prefect.runtime import flow_run
 from pydantic import AfterValidator, Field
 
 from ..blocks.credentials import CometAPICredentials
-from ..runway.errors import KeyConflict, StagedFileMissing, StorageError, StorageUnavailable
-from ..runway.generation import GenerationResult, Submission
+from ..runway.errors import LedgerUnavailable
+from ..runway.generation import GenerationResult, Status, Submission
 from ..runway.names import MAX_KEY_LENGTH, check_key
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from ..runway.settings import CometAPISettings
 from . import display
+from .deliver import check_storage, deliver
+from .ledger import intent_for, open_ledger
 from .recorded import recorded_flow
 from .running import run_sync
-from .storage import resolve_storage
-from .tasks import afetch_output, apersist_output, apoll_generation, asubmit_generation
+from .storage import full_name
+from .tasks import asubmit_generation
 
 ImageRequest = Annotated[ImageToVideoRequest, Field(description="What to make.")]
 VideoRequest = Annotated[VideoToVideoRequest, Field(description="What to make.")]
@@ -34,6 +34,28 @@ Place = Annotated[
     ),
 ]
 TaskId = Annotated[str, Field(description="Id that CometAPI gave the generation.", min_length=1)]
+Attached = Annotated[
+    TaskId | None,
+    Field(
+        description="Id of a generation that was bought elsewhere (a console, a lost run): it is "
+        "finished, and nothing is bought."
+    ),
+]
+Wait = Annotated[
+    bool,
+    Field(
+        description="Whether to wait for the video. If not, the run ends once it is submitted, "
+        "and the flow collect finishes it."
+    ),
+]
+Take = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="Which of several videos of the same request in the same run this is: 2 buys "
+        "a second one.",
+    ),
+]
 _CheckedKey = Annotated[str, Field(max_length=MAX_KEY_LENGTH), AfterValidator(check_key)]
 Key = Annotated[
     _CheckedKey | None,
@@ -43,9 +65,6 @@ Key = Annotated[
     ),
 ]
 
-_fetch_again = afetch_output.with_options(refresh_cache=True)
-_persist_again = apersist_output.with_options(refresh_cache=True)
-
 
 @recorded_flow("image-to-video")
 async def aimage_to_video(
@@ -53,13 +72,19 @@ async def aimage_to_video(
     credentials: Credentials = None,
     storage: Place = None,
     key: Key = None,
+    *,
+    wait: Wait = True,
+    task_id: Attached = None,
+    take: Take = 1,
 ) -> GenerationResult:
     """Make a video from an image: submit, poll, fetch, persist.
 
     Raises:
         CometAPIError: One of its kinds; each tells what is known about the money.
     """
-    return await _generate(request, credentials, storage, key)
+    return await _generate(
+        request, credentials, storage, key, wait=wait, task_id=task_id, take=take
+    )
 
 
 @recorded_flow("video-to-video")
@@ -68,13 +93,19 @@ async def avideo_to_video(
     credentials: Credentials = None,
     storage: Place = None,
     key: Key = None,
+    *,
+    wait: Wait = True,
+    task_id: Attached = None,
+    take: Take = 1,
 ) -> GenerationResult:
     """Restyle a video: submit, poll, fetch, persist.
 
     Raises:
         CometAPIError: One of its kinds; each tells what is known about the money.
     """
-    return await _generate(request, credentials, storage, key)
+    return await _generate(
+        request, credentials, storage, key, wait=wait, task_id=task_id, take=take
+    )
 
 
 @recorded_flow("finish-generation")
@@ -90,14 +121,26 @@ async def afinish_generation(
         GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
         DeliveryError: It finished, but its output could not be stored.
     """
-    task_id = task_id.strip()
-    submission = Submission(
-        key=key or f"task-{task_id}",
-        task_id=task_id,
-        submitted_at=flow_run.scheduled_start_time or datetime.now(UTC),  # the same when retried
-    )
-    await _check_storage(storage)
-    return await _finish(submission, credentials, storage, deliver_again=True)
+    await check_storage(storage)
+    credentials = credentials or CometAPICredentials.from_settings()
+    submission = await _attached(task_id.strip(), credentials, storage, key)
+    return await deliver(submission, credentials, storage, again=True)
+
+
+async def _attached(
+    task_id: str, credentials: CometAPICredentials, storage: str | None, key: str | None
+) -> Submission:
+    """The generation of an id, under the key that it has in the ledger or gets there."""
+    from ..runway.buying import attach
+
+    intent = intent_for(key or f"task-{task_id}", credentials, storage)
+    try:
+        ledger = await open_ledger()
+        known = None if key else await ledger.find(task_id, credentials.base_url)
+        return (known or await attach(ledger, intent, task_id)).submission()
+    except LedgerUnavailable as error:  # nothing is bought here, so it is not needed
+        display.logger().warning("%s; the delivery goes on without it", error.what)
+        return Submission(key=intent.key, task_id=task_id, submitted_at=datetime.now(UTC))
 
 
 async def _generate(
@@ -105,58 +148,38 @@ async def _generate(
     credentials: CometAPICredentials | None,
     storage: str | None,
     key: str | None,
-) -> GenerationResult:
-    await _check_storage(storage)
-    submission = await asubmit_generation(request, credentials, key)
-    if submission.fingerprint != request.fingerprint():
-        raise KeyConflict(_difference(submission, request)).about(
-            key=submission.key, task_id=submission.task_id
-        )
-    return await _finish(submission, credentials, storage)
-
-
-async def _check_storage(place: str | None) -> None:
-    try:
-        storage = await resolve_storage(place or CometAPISettings().storage)
-        await asyncio.to_thread(storage.check)
-    except StorageError as error:
-        raise StorageUnavailable(error.what) from error
-
-
-async def _finish(
-    submission: Submission,
-    credentials: CometAPICredentials | None,
-    storage: str | None,
     *,
-    deliver_again: bool = False,
+    wait: bool,
+    task_id: str | None,
+    take: int,
 ) -> GenerationResult:
-    finished = await apoll_generation(submission, credentials)
-    fetch = _fetch_again if deliver_again else afetch_output
-    persist = _persist_again if deliver_again else apersist_output
-    try:
-        videos = await fetch(submission, finished, credentials, storage)
-        stored = await persist(submission, finished, videos, storage)
-    except StagedFileMissing:  # fetched by an earlier attempt, perhaps on another machine
-        videos = await _fetch_again(submission, finished, credentials, storage)
-        stored = await persist(submission, finished, videos, storage)
-    result = GenerationResult(
+    await check_storage(storage)
+    await open_ledger()
+    submission = await asubmit_generation(
+        request, credentials, key, storage=storage, task_id=task_id, take=take
+    )
+    if wait:
+        return await deliver(submission, credentials, storage)
+    return await _so_far(submission, storage)
+
+
+async def _so_far(submission: Submission, storage: str | None) -> GenerationResult:
+    """What there is of a generation that is not waited for."""
+    entry = await (await open_ledger()).get(submission.key)
+    if entry and (failure := entry.failure()):
+        raise failure
+    display.logger().info("Not waited for; the flow collect finishes what is not stored")
+    if entry:
+        return entry.result(full_name(storage or CometAPISettings().storage))
+    return GenerationResult(
         key=submission.key,
         task_id=submission.task_id,
-        status=finished.generation.status,
-        videos=tuple(stored),
-        polls=finished.polls,
-        waited=round(finished.waited, 3),
+        status=Status.PENDING,
+        videos=(),
+        polls=0,
+        waited=0.0,
         submitted_at=submission.submitted_at,
     )
-    await display.show_result(submission, result)
-    return result
-
-
-def _difference(submission: Submission, request: GenerationRequest) -> str:
-    before, now = submission.request or {}, request.shown()
-    fields = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    told = ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in fields)
-    return f"the key belongs to another request: {told or 'another route'}"
 
 
 @recorded_flow("image-to-video")
@@ -165,13 +188,19 @@ def image_to_video(
     credentials: Credentials = None,
     storage: Place = None,
     key: Key = None,
+    *,
+    wait: Wait = True,
+    task_id: Attached = None,
+    take: Take = 1,
 ) -> GenerationResult:
     """Make a video from an image: submit, poll, fetch, persist.
 
     Raises:
         CometAPIError: One of its kinds; each tells what is known about the money.
     """
-    return run_sync(_generate(request, credentials, storage, key))
+    return run_sync(
+        _generate(request, credentials, storage, key, wait=wait, task_id=task_id, take=take)
+    )
 
 
 @recorded_flow("video-to-video")
@@ -180,13 +209,19 @@ def video_to_video(
     credentials: Credentials = None,
     storage: Place = None,
     key: Key = None,
+    *,
+    wait: Wait = True,
+    task_id: Attached = None,
+    take: Take = 1,
 ) -> GenerationResult:
     """Restyle a video: submit, poll, fetch, persist.
 
     Raises:
         CometAPIError: One of its kinds; each tells what is known about the money.
     """
-    return run_sync(_generate(request, credentials, storage, key))
+    return run_sync(
+        _generate(request, credentials, storage, key, wait=wait, task_id=task_id, take=take)
+    )
 
 
 @recorded_flow("finish-generation")

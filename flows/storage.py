@@ -57,9 +57,14 @@ async def _finished(sent: Awaitable[Any]) -> None:
     await sent
 
 
+def is_block_name(place: str) -> bool:
+    """Whether it names a Prefect block, as s3-bucket/prod."""
+    return bool(_BLOCK.fullmatch(place))
+
+
 def full_name(place: str) -> str:
     """A place told apart from any other: a URL or block as it is, a folder by its whole path."""
-    if "://" in place or _BLOCK.fullmatch(place):
+    if "://" in place or is_block_name(place):
         return place
     return str(Path(place).expanduser().absolute())
 
@@ -72,7 +77,7 @@ async def resolve_storage(place: str) -> Storage:
     Raises:
         StorageError: There is no such block, or it stores nothing.
     """
-    if not _BLOCK.fullmatch(place):
+    if not is_block_name(place):
         return open_storage(place)
     try:
         block: Any = await Block.aload(place)

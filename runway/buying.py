@@ -96,7 +96,14 @@ async def buy_once(
     claim = uuid4().hex
     holder = f"{holder_name(run)}#{claim}"
     with ledger.holding(intent.key, holder):
-        entry = await _claim(ledger, intent, claim, holder, resubmit=resubmit, warn=warn)
+        try:
+            entry = await _claimed(
+                ledger, intent, State.INTENDED, claim, resubmit=resubmit, tell=warn, holder=holder
+            )
+        except asyncio.CancelledError:
+            with suppress(LedgerUnavailable):  # if it was claimed, nothing was sent under it
+                await ledger.change(intent.key, State.REJECTED, of=claim, holder=None)
+            raise
         if entry.claim != claim:
             return entry
         try:
@@ -107,6 +114,76 @@ async def buy_once(
         return await _accepted(ledger, entry, task_id, warn)
 
 
+async def attach(ledger: Ledger, intent: Intent, task_id: str) -> Entry:
+    """The entry of a generation that was bought elsewhere; a new one where the key is free.
+
+    Raises:
+        KeyConflict: The key belongs to another generation.
+        LedgerUnavailable: The ledger cannot be used.
+    """
+    now = datetime.now(UTC)
+    return await _claimed(
+        ledger, intent, State.SUBMITTED, uuid4().hex, task_id=task_id, submitted_at=now
+    )
+
+
+async def _claimed(
+    ledger: Ledger,
+    intent: Intent,
+    state: State,
+    claim: str,
+    *,
+    resubmit: bool = False,
+    tell: Callable[[str], None] = lambda _text: None,
+    task_id: str | None = None,
+    **values: Any,
+) -> Entry:
+    """The entry of a key under this claim and in this state, or as it was attached to."""
+    values["task_id"] = task_id
+    buys = int(state is State.INTENDED)
+    told = False
+    while True:
+        mine = await ledger.add(intent, state, claim, attempts=buys, **values)
+        if mine:
+            return mine
+        entry = await ledger.get(intent.key)
+        if entry is None:
+            continue
+        step = next_step(
+            entry, intent, living=ledger.is_living(entry), resubmit=resubmit, task_id=task_id
+        )
+        if isinstance(step, CometAPIError):
+            raise step
+        if step is Step.ATTACH:
+            return entry
+        if step is Step.GIVE_UP:
+            await give_up(ledger, entry)
+        elif step is Step.WAIT:
+            if not told and entry.holder:
+                tell(f"waiting for {shown_holder(entry.holder)}, which submits this key")
+            told = True
+            await asyncio.sleep(LOOK_AGAIN)
+        else:
+            wanted = intent.model_dump(mode="json", exclude={"key"}, exclude_none=not buys)
+            attempts = entry.attempts + buys
+            mine = await ledger.change(
+                intent.key,
+                state,
+                seen=entry,
+                claim=claim,
+                attempts=attempts,
+                note="",
+                **{**wanted, **values},
+            )
+            if mine:
+                return mine
+
+
+async def give_up(ledger: Ledger, entry: Entry) -> None:
+    """Mark a submission whose process is gone: perhaps bought."""
+    await ledger.change(entry.key, State.UNCERTAIN, seen=entry, holder=None, note=_NO_ANSWER)
+
+
 async def _accepted(
     ledger: Ledger, claimed: Entry, task_id: str, warn: Callable[[str], None]
 ) -> Entry:
@@ -115,8 +192,9 @@ async def _accepted(
     news: dict[str, Any] = {"task_id": task_id, "submitted_at": now, "holder": None, "note": ""}
     bought = claimed.model_copy(update={"state": State.SUBMITTED, **news})
     try:
-        kept = await ledger.change(claimed.key, State.SUBMITTED, claim=claimed.claim, **news)
-        if kept is None:  # the user allowed another submission while this one was under way
+        kept = await ledger.change(claimed.key, State.SUBMITTED, of=claimed.claim, **news)
+        kept = kept or await ledger.get(claimed.key)
+        if kept is None or kept.task_id != task_id:  # another submission was allowed meanwhile
             other = bought.model_copy(update={"key": f"{claimed.key}+{task_id}"})
             kept = await attach(ledger, other, task_id)
             warn(f"the key was submitted twice; {task_id} is recorded as {kept.key}")
@@ -124,61 +202,6 @@ async def _accepted(
         warn(f"{error.what}; this run goes on with what it bought, id {task_id}")
         return bought
     return kept
-
-
-async def _claim(
-    ledger: Ledger,
-    intent: Intent,
-    claim: str,
-    holder: str,
-    *,
-    resubmit: bool,
-    warn: Callable[[str], None],
-) -> Entry:
-    """The entry under this claim, or the one of a generation that was bought already."""
-    told = False
-    try:
-        while True:
-            mine = await ledger.add(intent, State.INTENDED, claim, holder=holder, attempts=1)
-            if mine:
-                return mine
-            entry = await ledger.get(intent.key)
-            if entry is None:
-                continue
-            step = next_step(entry, intent, living=ledger.is_living(entry), resubmit=resubmit)
-            if isinstance(step, CometAPIError):
-                raise step
-            if step is Step.ATTACH:
-                return entry
-            if step is Step.GIVE_UP:
-                await ledger.change(
-                    entry.key, State.UNCERTAIN, seen=entry, holder=None, note=_NO_ANSWER
-                )
-            elif step is Step.BUY:
-                mine = await ledger.change(
-                    intent.key,
-                    State.INTENDED,
-                    seen=entry,
-                    **intent.model_dump(mode="json", exclude={"key"}),
-                    claim=claim,
-                    holder=holder,
-                    attempts=entry.attempts + 1,
-                    task_id=None,
-                    note="",
-                )
-                if mine:
-                    return mine
-            else:
-                if not told and entry.holder:
-                    warn(f"waiting for {shown_holder(entry.holder)}, which submits this key")
-                told = True
-                await asyncio.sleep(LOOK_AGAIN)
-    except asyncio.CancelledError:
-        with suppress(LedgerUnavailable):  # if a claim was made, nothing was sent under it
-            await ledger.change(
-                intent.key, State.REJECTED, claim=claim, holder=None, note="cancelled before"
-            )
-        raise
 
 
 async def _note_outcome(
@@ -189,48 +212,9 @@ async def _note_outcome(
     note = error.what if isinstance(error, CometAPIError) else _NO_ANSWER
     state = State.REJECTED if certain else State.UNCERTAIN
     try:
-        await ledger.change(key, state, claim=claim, holder=None, note=note)
+        await ledger.change(key, state, of=claim, holder=None, note=note)
     except LedgerUnavailable as trouble:
         warn(f"{trouble.what}; another attempt with this key will end as SubmissionUncertain")
-
-
-async def attach(ledger: Ledger, intent: Intent, task_id: str) -> Entry:
-    """The entry of a generation that was bought elsewhere; a new one where the key is free.
-
-    Raises:
-        KeyConflict: The key belongs to another generation.
-        LedgerUnavailable: The ledger cannot be used.
-    """
-    claim = uuid4().hex
-    while True:
-        now = datetime.now(UTC)
-        mine = await ledger.add(intent, State.SUBMITTED, claim, task_id=task_id, submitted_at=now)
-        if mine:
-            return mine
-        entry = await ledger.get(intent.key)
-        if entry is None:
-            continue
-        step = next_step(entry, intent, living=ledger.is_living(entry), task_id=task_id)
-        if isinstance(step, CometAPIError):
-            raise step
-        if step is Step.ATTACH:
-            return entry
-        if step is Step.GIVE_UP:
-            await ledger.change(
-                entry.key, State.UNCERTAIN, seen=entry, holder=None, note=_NO_ANSWER
-            )
-        elif step is Step.ADOPT:
-            await ledger.change(
-                entry.key,
-                State.SUBMITTED,
-                seen=entry,
-                task_id=task_id,
-                submitted_at=now,
-                holder=None,
-                note="adopted",
-            )
-        else:
-            await asyncio.sleep(LOOK_AGAIN)
 
 
 @asynccontextmanager

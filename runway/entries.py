@@ -210,7 +210,7 @@ def conflict(entry: Entry, intent: Intent, task_id: str | None = None) -> KeyCon
     """
     if entry.is_free():
         return None
-    pairs = [("base URL", entry.base_url, intent.base_url)]
+    pairs: list[tuple[str, Any, Any]] = [("base URL", entry.base_url, intent.base_url)]
     if entry.task_id and task_id:
         pairs.append(("task id", entry.task_id, task_id))
     if intent.fingerprint and entry.fingerprint and intent.fingerprint != entry.fingerprint:

@@ -4,89 +4,32 @@
 It is the truth; Prefect's results are only a fast path beside it. Each change is one statement
 that names the states it may follow, so two processes that change one generation at once do not
 overwrite each other, and a change that was made twice because its answer was lost is the same
-change. SQLite is flushed to the disk with each change, and PostgreSQL commits synchronously,
-whatever the server's default is.
-
-All work is done by one thread of its own, whatever event loop asks: sync tasks each have a loop
-that lives for one step, and a lease has to be renewed also while the caller's loop is busy.
+change. Whoever works on a generation holds a lease on it, which is renewed while the work goes on.
 """
 
 import asyncio
 import os
-import threading
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    CursorResult,
-    Engine,
-    StaticPool,
-    and_,
-    create_engine,
-    event,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from .background import in_background
+from .database import PATIENCE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, State
 from .errors import GenerationCancelled, GenerationError, LedgerUnavailable
 from .generation import Finished, StoredVideo
 from .holders import holder_name, is_certainly_gone, process_of
-from .redact import scrub
-from .schema import database_time, generations, migrate
+from .schema import database_time, generations
 
 LEASE = 60.0
 """Seconds after which a holder that renews no more counts as gone; it renews four times in it."""
 
-PATIENCE = 30.0
-"""Seconds for which a database that is locked or restarting is waited for."""
-
-_FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 2.0
-_UNREACHABLE = ("08", "57P", "53300")  # PostgreSQL: connection, shutdown or start, too many
-
-T = TypeVar("T")
-
 _table = generations.c
-
-
-def ledger_url(url: str) -> str:
-    """The URL with its driver, checked.
-
-    Raises:
-        LedgerUnavailable: It names no database that can be a ledger.
-    """
-    try:
-        parsed = make_url(url.strip())
-    except ArgumentError:
-        raise LedgerUnavailable(
-            "the ledger's URL is none: write sqlite:////folder/ledger.db or "
-            "postgresql://user:password@host/database"
-        ) from None
-    backend = parsed.get_backend_name()
-    if backend == "sqlite":
-        path = Path(parsed.database or "")
-        if not path.is_absolute() or path.name.startswith(":"):
-            raise LedgerUnavailable(
-                "the ledger's file needs an absolute path (sqlite:////folder/ledger.db): a worker "
-                "runs flows in a folder that is deleted, and one in memory forgets"
-            )
-        return parsed.set(drivername="sqlite+pysqlite").render_as_string(hide_password=False)
-    if backend == "postgresql":
-        return parsed.set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
-    raise LedgerUnavailable(f"a ledger lies in SQLite or PostgreSQL, not in {backend}")
 
 
 class Ledger:
@@ -101,23 +44,10 @@ class Ledger:
     """
 
     def __init__(self, url: str, *, lease: float = LEASE, patience: float = PATIENCE) -> None:
-        self._url = make_url(ledger_url(url))
+        self.database = Database(url, patience=patience)
         self.lease = lease
-        self.patience = patience
         self._held: Counter[tuple[str, str]] = Counter()
-        self._engine: Engine | AsyncEngine | None = None
         self._renewal: asyncio.Task[None] | None = None
-        self._opening = asyncio.Lock()
-
-    @property
-    def place(self) -> str:
-        """Where it is, without a password."""
-        return self._url.render_as_string(hide_password=True)
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether other machines can use it."""
-        return self._url.get_backend_name() == "postgresql"
 
     # Looking
 
@@ -170,7 +100,7 @@ class Ledger:
             **self._leased_to(values.pop("holder", None)),
             **_columns(values),
         }
-        dialect = postgresql if self.is_shared else sqlite
+        dialect = postgresql if self.database.is_shared else sqlite
         statement = dialect.insert(generations).values(row).on_conflict_do_nothing()
         found = await self._rows(statement.returning(*generations.c, _lease_left()))
         if found:
@@ -184,7 +114,7 @@ class Ledger:
         state: State,
         *,
         seen: Entry | None = None,
-        claim: str | None = None,
+        of: str | None = None,
         bought: str | None = None,
         **values: Any,
     ) -> Entry | None:
@@ -194,7 +124,7 @@ class Ledger:
             key: Which entry.
             state: The new state.
             seen: The entry that the decision is based on; it must not have changed since.
-            claim: The claim that must still own the submission.
+            of: The claim that must still own the submission.
             bought: The task id that the entry must have, or gets where it has none.
             values: Columns that change with it; ``holder`` gets a lease, None ends it.
         """
@@ -202,8 +132,8 @@ class Ledger:
         where = [_table.key == key, _table.state.in_(allowed)]
         if seen:
             where += [_table.state == str(seen.state), _table.claim == seen.claim]
-        if claim:
-            where.append(_table.claim == claim)
+        if of:
+            where.append(_table.claim == of)
         if bought:
             where.append(or_(_table.task_id == bought, _table.task_id.is_(None)))
             values["task_id"] = bought
@@ -214,8 +144,8 @@ class Ledger:
         if found:
             return found[0]
         there = await self.get(key)  # as it should be, where the answer to the update was lost
-        repeated = "claim" in values and there and there.claim == values["claim"]
-        return there if repeated and there.state is state else None
+        is_so = there and there.state is state and there.claim == values.get("claim")
+        return there if is_so else None
 
     # Working on it
 
@@ -287,7 +217,7 @@ class Ledger:
     def holding(self, key: str, holder: str) -> Iterator[None]:
         """Renew a holder's lease of a key while the block runs."""
         self._held[key, holder] += 1
-        _in_background(self._keep_renewing())
+        in_background(self._keep_renewing())
         try:
             yield
         finally:
@@ -319,28 +249,15 @@ class Ledger:
             try:
                 for start in range(0, len(held), 500):
                     some = _table.holder.in_(held[start : start + 500])
-                    await self._execute(update(generations).where(some).values(changes))
+                    await self.database.execute(update(generations).where(some).values(changes))
             except LedgerUnavailable:
                 continue  # the leases lapse if it lasts, which is safe; the work goes on
 
     def _leased_to(self, holder: str | None) -> dict[str, Any]:
         return {"holder": holder, "leased_until": _now() + self.lease if holder else None}
 
-    # The database
-
-    async def close(self) -> None:
-        """Close its connections; it opens again when it is used."""
-        await _elsewhere(self._close())
-
-    async def _close(self) -> None:
-        engine, self._engine = self._engine, None
-        if isinstance(engine, AsyncEngine):
-            await engine.dispose()
-        elif engine:
-            engine.dispose()
-
     async def _rows(self, statement: Any) -> list[Entry]:
-        rows = await _elsewhere(self._execute(statement))
+        rows = await self.database.rows(statement)
         return [Entry.model_validate(dict(row)) for row in rows]
 
     async def _update(
@@ -348,101 +265,6 @@ class Ledger:
     ) -> list[Entry]:
         statement = update(generations).where(*where).values(changes)
         return await self._rows(statement.returning(*generations.c, _lease_left()))
-
-    async def _execute(self, statement: Any) -> list[Any]:
-        async def run() -> list[Any]:
-            engine = await self._opened()
-            if isinstance(engine, AsyncEngine):
-                async with engine.connect() as connection:
-                    return _fetched(await connection.execute(statement))
-            with engine.connect() as connection:  # SQLite: this thread is there to be blocked
-                return _fetched(connection.execute(statement))
-
-        return await self._patiently(run)
-
-    async def _patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Do it, again and again while the database is locked or out of reach for a moment."""
-        end = time.monotonic() + self.patience
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                return await operation()
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
-                if not will_pass(error) or time.monotonic() + pause > end:
-                    raise LedgerUnavailable(
-                        f"the ledger at {self.place} cannot be used: {_reason(error)}"
-                    ) from error
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
-    async def _opened(self) -> Engine | AsyncEngine:
-        async with self._opening:
-            if self._engine is None:
-                engine = self._postgresql() if self.is_shared else self._sqlite()
-                try:
-                    if isinstance(engine, AsyncEngine):
-                        async with engine.connect() as connection:
-                            await connection.run_sync(migrate)
-                    else:
-                        with engine.connect() as connection:
-                            migrate(connection)
-                except BaseException:
-                    engine.dispose() if isinstance(engine, Engine) else await engine.dispose()
-                    raise
-                self._engine = engine
-        return self._engine
-
-    def _postgresql(self) -> AsyncEngine:
-        durable = {"synchronous_commit": "on", "application_name": "prefect-cometapi"}
-        arguments = {"timeout": 10, "command_timeout": 30, "server_settings": durable}
-        return create_async_engine(
-            self._url, connect_args=arguments, pool_pre_ping=True, pool_size=4, **_OPTIONS
-        )
-
-    def _sqlite(self) -> Engine:
-        Path(self._url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        engine = create_engine(
-            self._url,
-            connect_args={"timeout": self.patience},
-            poolclass=StaticPool,  # one connection: SQLite has one writer, and one thread asks
-            **_OPTIONS,
-        )
-        event.listen(engine, "connect", _flush_each_change)
-        return engine
-
-
-_OPTIONS: dict[str, Any] = {
-    "isolation_level": "AUTOCOMMIT",
-    "pool_reset_on_return": None,  # no transaction is ever left open
-    "hide_parameters": True,
-}
-
-
-def _fetched(result: CursorResult[Any]) -> list[Any]:
-    return list(result.mappings()) if result.returns_rows else []
-
-
-def _flush_each_change(connection: Any, _record: Any) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-
-
-def will_pass(error: Exception) -> bool:
-    """Whether the database is only locked, restarting or out of reach for now; pure."""
-    if isinstance(error, DBAPIError):
-        if error.connection_invalidated:
-            return True
-        told = str(getattr(error.orig, "sqlstate", None) or "")
-        locked = any(word in str(error.orig) for word in ("database is locked", "is busy"))
-        away = isinstance(error.orig, OSError) or isinstance(error.orig.__cause__, OSError)
-        return told.startswith(_UNREACHABLE) or locked or away
-    return isinstance(error, ConnectionError | TimeoutError | PoolTimeout)
-
-
-def _reason(error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error
-    text = scrub(str(cause), limit=200)
-    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
 
 
 def _now() -> ColumnElement[float]:
@@ -465,31 +287,6 @@ def _columns(values: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in values.items()
     }
-
-
-# The thread that all ledgers of a process share.
-
-_thread_lock = threading.Lock()
-_loops: dict[int, asyncio.AbstractEventLoop] = {}
-
-
-def _background() -> asyncio.AbstractEventLoop:
-    with _thread_lock:
-        loop = _loops.get(os.getpid())
-        if loop is None:
-            loop = _loops[os.getpid()] = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="cometapi-ledger", daemon=True).start()
-    return loop
-
-
-def _in_background(work: Coroutine[Any, Any, T]) -> "asyncio.Future[T] | Any":
-    return asyncio.run_coroutine_threadsafe(work, _background())
-
-
-async def _elsewhere(work: Coroutine[Any, Any, T]) -> T:
-    """Await work in the ledger's thread. It goes on when the caller is cancelled: a change to the
-    ledger is made whole or not at all."""
-    return await asyncio.shield(asyncio.wrap_future(_in_background(work)))
 
 
 _ledgers: dict[tuple[int, str], Ledger] = {}

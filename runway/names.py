@@ -15,9 +15,16 @@ _UUID = re.compile(
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
 
 
-def default_key(run_id: object, request: GenerationRequest) -> str:
-    """The key of a request made by one run: the same however often that run is retried."""
-    return f"run-{run_id}-{request.fingerprint()[:16]}"
+def default_key(run_id: object, request: GenerationRequest, take: int = 1) -> str:
+    """The key of a request made by one run: the same however often that run is retried.
+
+    Args:
+        run_id: The run.
+        request: What it asks for.
+        take: Which of several videos of the same request in the same run.
+    """
+    key = f"run-{run_id}-{request.fingerprint()[:16]}"
+    return key if take == 1 else f"{key}-take-{take}"
 
 
 def check_key(key: str) -> str:

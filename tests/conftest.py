@@ -25,6 +25,7 @@ def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees the settings or the files of the machine that it runs on."""
     for name in [name for name in os.environ if name.startswith("COMETAPI_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{tmp_path}/ledger.db")
     monkeypatch.chdir(tmp_path)
 
 

@@ -25,7 +25,6 @@ from prefect_cometapi.flows import (
     image_to_video,
     submit_generation,
 )
-from prefect_cometapi.flows.claims import says_absent
 from prefect_cometapi.runway import (
     ImageToVideoRequest,
     ServiceUnavailable,

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger as flows use it: which one, what is written into it, and when it may be missing.
+
+Before money moves, no ledger means no submission. After that it must not cost a clip that is paid
+for: a delivery whose ledger is out of reach goes on without, and says so.
+"""
+
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prefect.blocks.core import Block
+from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
+
+from ..blocks.credentials import CometAPICredentials
+from ..blocks.ledger import GenerationLedger
+from ..runway.entries import Entry, Intent
+from ..runway.errors import LedgerUnavailable
+from ..runway.generation import Submission
+from ..runway.redact import scrub
+from ..runway.requests import GenerationRequest
+from ..runway.settings import CometAPISettings
+from .display import logger
+from .storage import full_name, is_block_name
+
+if TYPE_CHECKING:
+    from ..runway.ledger import Ledger
+
+T = TypeVar("T")
+
+
+async def open_ledger(settings: CometAPISettings | None = None) -> "Ledger":
+    """The ledger that the settings name; it connects when it is first used.
+
+    Raises:
+        LedgerUnavailable: There is no such block, or the URL names no database.
+    """
+    from ..runway.ledger import ledger_at  # SQLAlchemy loads with the first use
+
+    secret = (settings or CometAPISettings()).ledger_url
+    place = secret.get_secret_value() if secret else _default_url()
+    if not is_block_name(place):
+        return ledger_at(place)
+    try:
+        block: Any = await Block.aload(place)
+    except Exception as error:
+        raise LedgerUnavailable(
+            f"there is no block {place} ({scrub(str(error), limit=120)})"
+        ) from error
+    if not isinstance(block, GenerationLedger):
+        raise LedgerUnavailable(f"the block {place} is no GenerationLedger")
+    return block.get_ledger()
+
+
+def _default_url() -> str:
+    return f"sqlite:///{get_current_settings().home.expanduser().absolute()}/cometapi-ledger.db"
+
+
+def this_run() -> str:
+    """Who works, as the ledger names it: the flow run, or a script outside of any."""
+    return str(flow_run.id or "a script")
+
+
+def intent_for(
+    key: str,
+    credentials: CometAPICredentials,
+    storage: str | None,
+    request: GenerationRequest | None = None,
+) -> Intent:
+    """What is about to be bought, or attached where there is no request."""
+    asked: dict[str, Any] = {}
+    if request:
+        asked = {
+            "route": request.route,
+            "model": request.model,
+            "fingerprint": request.fingerprint(),
+            "request": request.shown(),
+            "billed_seconds": request.billed_seconds(),
+        }
+    return Intent(
+        key=key,
+        base_url=credentials.base_url,
+        storage=full_name(storage or CometAPISettings().storage),
+        credentials=credentials.saved_as,
+        flow_run_id=str(flow_run.id) if flow_run.id else None,
+        **asked,
+    )
+
+
+@asynccontextmanager
+async def working_alone(submission: Submission) -> AsyncIterator[Entry | None]:
+    """Have a generation to oneself while working on it; waits while another run has it.
+
+    Yields its entry, or None where the ledger does not know it or is out of reach.
+    """
+    from ..runway.buying import working_on
+
+    tell = logger().info
+    async with AsyncExitStack() as stack:
+        entry = None
+        try:
+            alone = working_on(await open_ledger(), submission.key, this_run(), tell=tell)
+            entry = await stack.enter_async_context(alone)
+        except LedgerUnavailable as error:
+            logger().warning("%s; the delivery goes on without it", error.what)
+        yield entry
+
+
+async def recorded(change: Awaitable[T]) -> T | None:
+    """Make a change to the ledger that the delivery does not have to wait for."""
+    try:
+        return await change
+    except LedgerUnavailable as error:
+        logger().warning("%s; what happened is not recorded there", error.what)
+        return None

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the four steps of a generation do: submit, poll, fetch, persist.
+
+Each asks the ledger first, so a step that is repeated (a retry, another process, a run that was
+resumed) finds what was done and does only the rest.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from ..blocks.credentials import CometAPICredentials
+from ..runway.download import download
+from ..runway.entries import Intent
+from ..runway.errors import (
+    CometAPIError,
+    GenerationCancelled,
+    GenerationFailed,
+    OutputExpired,
+    StagedFileMissing,
+    StorageError,
+    SubmissionUncertain,
+)
+from ..runway.generation import FetchedVideo, Finished, Generation, StoredVideo, Submission
+from ..runway.media import draw_poster, inspect_video
+from ..runway.names import file_stem
+from ..runway.polling import Patience, wait_until_finished
+from ..runway.redact import host_of
+from ..runway.requests import GenerationRequest
+from ..runway.settings import CometAPISettings
+from ..runway.storage import Storage
+from . import display
+from .attempts import memory
+from .ledger import intent_for, open_ledger, recorded, this_run, working_alone
+from .running import resolve_key
+from .storage import full_name, resolve_storage
+
+ATTACHED_GRACE = 4
+"""Poll intervals during which the id of an older generation may be unknown."""
+
+
+@contextmanager
+def failures_of(key: str, task_id: str | None = None) -> Iterator[None]:
+    """Errors of a step tell which generation they are about; a bare one of the disk gets a type."""
+    try:
+        yield
+    except CometAPIError as error:
+        error.about(key=key, task_id=task_id)
+        raise
+    except OSError as error:
+        what = f"this machine did not keep a file: {error.strerror or type(error).__name__}"
+        raise StorageError(what).about(key=key, task_id=task_id) from error
+
+
+async def submit(
+    request: GenerationRequest,
+    credentials: CometAPICredentials | None,
+    key: str | None,
+    *,
+    storage: str | None = None,
+    task_id: str | None = None,
+    take: int = 1,
+) -> Submission:
+    """Buy a generation with one POST, or attach to what its key or id stands for already."""
+    from ..runway.buying import attach, buy_once
+
+    key = resolve_key(key, request, take)
+    settings = CometAPISettings()
+    with failures_of(key):
+        credentials = credentials or CometAPICredentials.from_settings(settings)
+        intent = intent_for(key, credentials, storage, request)
+        ledger = await open_ledger(settings)
+        bought_now = False
+
+        async def post() -> str:
+            nonlocal bought_now
+            async with credentials.get_client() as client:
+                new_id = await client.create(request)
+            bought_now = True
+            return new_id
+
+        if task_id:
+            entry = await attach(ledger, intent, task_id.strip())
+        else:
+            try:
+                entry = await buy_once(
+                    ledger,
+                    intent,
+                    post,
+                    run=this_run(),
+                    resubmit=settings.on_uncertain == "resubmit",
+                    warn=display.logger().warning,
+                )
+            except SubmissionUncertain as error:
+                await display.announce_uncertain(key, error)
+                raise
+    submission = entry.submission()
+    await _tell_submitted(submission, intent, new=bought_now)
+    return submission
+
+
+async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) -> None:
+    log = display.logger().info
+    if not new:
+        log("Generation %s: attached, key %s", submission.task_id, submission.key)
+        return
+    log("Generation %s: submitted, key %s", submission.task_id, submission.key)
+    await display.announce("submitted", submission, route=intent.route, model=intent.model)
+
+
+async def poll(submission: Submission, credentials: CometAPICredentials | None) -> Finished:
+    """Wait until a generation succeeded, and record its end."""
+    settings = CometAPISettings()
+    remembered = memory()
+
+    async def on_reply(reply: Generation, before: Generation | None) -> None:
+        remembered.failures = 0
+        await display.show_reply(submission, reply, before)
+
+    async with working_alone(submission) as entry:
+        if entry and (failure := entry.failure()):
+            raise failure
+        if entry and (finished := entry.finished()):
+            return finished
+        credentials = credentials or CometAPICredentials.from_settings(settings)
+        ledger = await open_ledger(settings)
+        try:
+            async with credentials.get_client() as client:
+                finished = await wait_until_finished(
+                    client,
+                    submission,
+                    _patience(submission, settings),
+                    wait=remembered.wait,
+                    on_reply=on_reply,
+                )
+        except (GenerationFailed, GenerationCancelled) as error:
+            await recorded(ledger.failed(submission.key, submission.task_id, error))
+            raise
+        await recorded(ledger.finished(submission.key, finished))
+        return finished
+
+
+def _patience(submission: Submission, settings: CometAPISettings) -> Patience:
+    """How to wait. An id that was not bought just now has no reason to be unknown for long."""
+    older = submission.fingerprint is None or submission.age() > settings.visibility_grace
+    shorter = min(settings.visibility_grace, ATTACHED_GRACE * settings.poll_interval)
+    return Patience(
+        interval=settings.poll_interval,
+        deadline=settings.deadline,
+        visibility_grace=shorter if older else settings.visibility_grace,
+    )
+
+
+async def fetch(
+    submission: Submission,
+    finished: Finished,
+    credentials: CometAPICredentials | None,
+    storage: str | None,
+) -> list[FetchedVideo]:
+    """Download each output of a generation to this machine and check that it is a whole video."""
+    settings = CometAPISettings()
+    credentials = credentials or CometAPICredentials.from_settings(settings)
+    videos: list[FetchedVideo] = []
+    with failures_of(submission.key, submission.task_id):
+        async with working_alone(submission):
+            staging = (await resolve_storage(storage or settings.storage)).staging()
+            for position in range(len(finished.generation.outputs)):
+                stem = file_stem(submission.key, submission.submitted_at, position)
+                path = staging / f"{stem}.{uuid4().hex[:8]}.mp4"  # two runs may fetch at once
+                videos.append(await _fetch(submission, finished, credentials, position, path))
+    return videos
+
+
+async def _fetch(
+    submission: Submission,
+    finished: Finished,
+    credentials: CometAPICredentials,
+    position: int,
+    path: Path,
+) -> FetchedVideo:
+    async def fresh_address() -> str:
+        async with credentials.get_client() as client:
+            generation = await client.get(submission.task_id)
+        if position >= len(generation.outputs):
+            raise OutputExpired("CometAPI names no address for the output any more")
+        return generation.outputs[position].reveal() or ""
+
+    address = finished.generation.outputs[position].reveal() or await fresh_address()
+    try:
+        sha256 = await download(
+            address, path, renew=fresh_address, trusted_host=host_of(credentials.base_url)
+        )
+        video = await asyncio.to_thread(_examined, path, sha256)
+    except BaseException:
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        raise
+    display.logger().info("Fetched %s of %s", display.shown_size(video.size), submission.task_id)
+    await display.show_poster(path.with_suffix(".jpg"))
+    return video
+
+
+def _examined(path: Path, sha256: str) -> FetchedVideo:
+    """A downloaded file as a whole video with its poster, or the error that it is none."""
+    info = inspect_video(path)
+    poster = path.with_suffix(".jpg")
+    draw_poster(path, poster)
+    return FetchedVideo(
+        path=str(path),
+        poster=str(poster),
+        sha256=sha256,
+        size=path.stat().st_size,
+        **asdict(info),
+    )
+
+
+async def persist(
+    submission: Submission,
+    finished: Finished,
+    videos: Sequence[FetchedVideo],
+    storage: str | None,
+) -> list[StoredVideo]:
+    """Make fetched videos appear in the storage, and record that they are there."""
+    settings = CometAPISettings()
+    place = storage or settings.storage
+    with failures_of(submission.key, submission.task_id):
+        async with working_alone(submission) as entry:
+            kept = entry.videos.get(full_name(place)) if entry else None
+            if kept and not await asyncio.to_thread(_any_staged, videos):
+                return list(kept)
+            target = await resolve_storage(place)
+            stored = [
+                await _persist(submission, finished, video, position, target)
+                for position, video in enumerate(videos)
+            ]
+            if entry:
+                ledger = await open_ledger(settings)
+                done = ledger.stored(entry, submission.task_id, full_name(place), stored)
+                await recorded(done)
+    for video in stored:
+        await display.announce("stored", submission, uri=video.uri, sha256=video.sha256)
+    return stored
+
+
+def _any_staged(videos: Sequence[FetchedVideo]) -> bool:
+    return any(Path(video.path).exists() for video in videos)
+
+
+async def _persist(
+    submission: Submission, finished: Finished, video: FetchedVideo, position: int, place: Storage
+) -> StoredVideo:
+    async def publish(staged: Path) -> str:
+        return await asyncio.to_thread(place.publish, staged, f"{stem}{staged.suffix}")
+
+    await asyncio.to_thread(_check_unchanged, video)
+    stem = file_stem(submission.key, submission.submitted_at, position)
+    stored = StoredVideo(
+        uri=await publish(Path(video.path)),
+        poster=await publish(Path(video.poster)) if video.poster else None,
+        sidecar=place.uri(f"{stem}.json"),
+        **video.model_dump(exclude={"path", "poster"}),
+    )
+    sidecar = Path(video.path).with_suffix(".json")
+    sidecar.write_text(_origin(submission, finished, stored), encoding="utf-8")
+    await publish(sidecar)
+    display.logger().info("Stored %s", stored.uri)
+    return stored
+
+
+def _check_unchanged(video: FetchedVideo) -> None:
+    """What is published is what was checked; one that is published already is gone from here."""
+    path = Path(video.path)
+    if path.exists():
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != video.sha256:
+                raise StagedFileMissing(f"{path} is not what was fetched any more")
+
+
+def _origin(submission: Submission, finished: Finished, video: StoredVideo) -> str:
+    """The JSON that lies beside a video: what was asked, what came, and how long it took."""
+    return json.dumps(
+        {
+            **submission.model_dump(mode="json"),
+            "polls": finished.polls,
+            "waited": round(finished.waited, 3),
+            "stored_at": datetime.now(UTC).isoformat(),
+            "video": video.model_dump(mode="json"),
+        },
+        indent=2,
+        ensure_ascii=False,
+    )

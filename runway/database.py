@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The database that the ledger lies in: SQLite on one machine, PostgreSQL for several.
+
+SQLite is flushed to the disk with each change, and PostgreSQL commits synchronously, whatever the
+server's default is. Every statement is a transaction of its own.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import CursorResult, Engine, StaticPool, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from .background import elsewhere
+from .errors import LedgerUnavailable
+from .redact import scrub
+from .schema import migrate
+
+PATIENCE = 30.0
+"""Seconds for which a database that is locked or restarting is waited for."""
+
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 2.0
+_UNREACHABLE = ("08", "57P", "53300")  # PostgreSQL: connection, shutdown or start, too many
+
+T = TypeVar("T")
+
+
+def ledger_url(url: str) -> str:
+    """The URL with its driver, checked.
+
+    Raises:
+        LedgerUnavailable: It names no database that can be a ledger.
+    """
+    try:
+        parsed = make_url(url.strip())
+    except ArgumentError:
+        raise LedgerUnavailable(
+            "the ledger's URL is none: write sqlite:////folder/ledger.db or "
+            "postgresql://user:password@host/database"
+        ) from None
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        path = Path(parsed.database or "")
+        if not path.is_absolute() or path.name.startswith(":"):
+            raise LedgerUnavailable(
+                "the ledger's file needs an absolute path (sqlite:////folder/ledger.db): a worker "
+                "runs flows in a folder that is deleted, and one in memory forgets"
+            )
+        return parsed.set(drivername="sqlite+pysqlite").render_as_string(hide_password=False)
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
+    raise LedgerUnavailable(f"a ledger lies in SQLite or PostgreSQL, not in {backend}")
+
+
+class Database:
+    """A database, for any event loop of this process; it connects when it is first used.
+
+    Args:
+        url: SQLAlchemy URL of a SQLite file (absolute path) or a PostgreSQL database.
+        patience: Seconds for which a database that is locked or out of reach is waited for.
+    """
+
+    def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
+        self._url = make_url(ledger_url(url))
+        self.patience = patience
+        self._engine: Engine | AsyncEngine | None = None
+        self._opening = asyncio.Lock()
+
+    @property
+    def place(self) -> str:
+        """Where it is, without a password."""
+        return self._url.render_as_string(hide_password=True)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines can use it."""
+        return self._url.get_backend_name() == "postgresql"
+
+    async def close(self) -> None:
+        """Close its connections; it opens again when it is used."""
+        await elsewhere(self._close())
+
+    async def _close(self) -> None:
+        engine, self._engine = self._engine, None
+        if isinstance(engine, AsyncEngine):
+            await engine.dispose()
+        elif engine:
+            engine.dispose()
+
+    async def rows(self, statement: Any) -> list[Any]:
+        """The rows that a statement gives.
+
+        Raises:
+            LedgerUnavailable: The database did not take it, or not within the patience.
+        """
+        return await elsewhere(self.execute(statement))
+
+    async def execute(self, statement: Any) -> list[Any]:
+        """``rows`` for work that is in the background thread already."""
+
+        async def run() -> list[Any]:
+            engine = await self._opened()
+            if isinstance(engine, AsyncEngine):
+                async with engine.connect() as connection:
+                    return _fetched(await connection.execute(statement))
+            with engine.connect() as connection:  # SQLite: this thread is there to be blocked
+                return _fetched(connection.execute(statement))
+
+        return await self._patiently(run)
+
+    async def _patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Do it, again and again while the database is locked or out of reach for a moment."""
+        end = time.monotonic() + self.patience
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return await operation()
+            except (SQLAlchemyError, OSError, TimeoutError) as error:
+                if not will_pass(error) or time.monotonic() + pause > end:
+                    raise LedgerUnavailable(
+                        f"the ledger at {self.place} cannot be used: {_reason(error)}"
+                    ) from error
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _opened(self) -> Engine | AsyncEngine:
+        async with self._opening:
+            if self._engine is None:
+                engine = self._postgresql() if self.is_shared else self._sqlite()
+                try:
+                    if isinstance(engine, AsyncEngine):
+                        async with engine.connect() as connection:
+                            await connection.run_sync(migrate)
+                    else:
+                        with engine.connect() as connection:
+                            migrate(connection)
+                except BaseException:
+                    engine.dispose() if isinstance(engine, Engine) else await engine.dispose()
+                    raise
+                self._engine = engine
+        return self._engine
+
+    def _postgresql(self) -> AsyncEngine:
+        durable = {"synchronous_commit": "on", "application_name": "prefect-cometapi"}
+        arguments = {"timeout": 10, "command_timeout": 30, "server_settings": durable}
+        return create_async_engine(
+            self._url, connect_args=arguments, pool_pre_ping=True, pool_size=4, **_OPTIONS
+        )
+
+    def _sqlite(self) -> Engine:
+        Path(self._url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        engine = create_engine(
+            self._url,
+            connect_args={"timeout": self.patience},
+            poolclass=StaticPool,  # one connection: SQLite has one writer, and one thread asks
+            **_OPTIONS,
+        )
+        event.listen(engine, "connect", _flush_each_change)
+        return engine
+
+
+_OPTIONS: dict[str, Any] = {
+    "isolation_level": "AUTOCOMMIT",
+    "pool_reset_on_return": None,  # no transaction is ever left open
+    "hide_parameters": True,
+}
+
+
+def _fetched(result: CursorResult[Any]) -> list[Any]:
+    return list(result.mappings()) if result.returns_rows else []
+
+
+def _flush_each_change(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def will_pass(error: Exception) -> bool:
+    """Whether the database is only locked, restarting or out of reach for now; pure."""
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated:
+            return True
+        told = str(getattr(error.orig, "sqlstate", None) or "")
+        locked = any(word in str(error.orig) for word in ("database is locked", "is busy"))
+        away = isinstance(error.orig, OSError) or isinstance(_cause(error.orig), OSError)
+        return told.startswith(_UNREACHABLE) or locked or away
+    return isinstance(error, ConnectionError | TimeoutError | PoolTimeout)
+
+
+def _cause(error: BaseException | None) -> BaseException | None:
+    return error.__cause__ if error else None
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "orig", None) or error
+    text = scrub(str(cause), limit=200)
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
