@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .collector import CollectResult, acollect, collect
     from .generate import (
         afinish_generation,
         aimage_to_video,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "CollectResult",
+    "acollect",
     "afetch_output",
     "afinish_generation",
     "aimage_to_video",
@@ -36,6 +39,7 @@ __all__ = [
     "apoll_generation",
     "asubmit_generation",
     "avideo_to_video",
+    "collect",
     "fetch_output",
     "finish_generation",
     "image_to_video",
@@ -45,13 +49,17 @@ __all__ = [
     "video_to_video",
 ]
 
-_TASKS = ("submit_generation", "poll_generation", "fetch_output", "persist_output")
+_HOMES = {
+    "tasks": {"submit_generation", "poll_generation", "fetch_output", "persist_output"},
+    "collector": {"collect", "CollectResult"},
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "tasks" if name.removeprefix("a") in _TASKS else "generate"
+    plain = {name, name.removeprefix("a")}
+    home = next((home for home, names in _HOMES.items() if names & plain), "generate")
     return getattr(import_module(f".{home}", __name__), name)
 
 

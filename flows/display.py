@@ -8,7 +8,7 @@ is paid for, so nothing in here raises.
 import asyncio
 import base64
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
@@ -144,6 +144,27 @@ async def show_result(submission: Submission, result: GenerationResult) -> None:
             description=f"What generation {submission.task_id} came to",
         )
         announce_asset(video, submission)
+
+
+@_harmless
+async def show_collected(generations: Sequence[Mapping[str, Any]]) -> None:
+    """List what a collector found, and what became of each."""
+    from prefect.artifacts import acreate_table_artifact
+
+    await acreate_table_artifact(
+        table=[
+            {
+                "state": item["state"],
+                "key": item["key"],
+                "id": item["task_id"] or "",
+                "videos": ", ".join(item["uris"]),
+                "note": item["note"],
+            }
+            for item in generations
+        ],
+        key="cometapi-collected",
+        description=f"{len(generations)} generations that nobody worked on",
+    )
 
 
 def _facts(submission: Submission, result: GenerationResult, video: StoredVideo) -> dict[str, str]:

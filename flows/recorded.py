@@ -15,6 +15,7 @@ from prefect import Flow
 from pydantic.fields import FieldInfo
 
 from ..runway.redact import HideSecrets, shortened
+from .hooks import leave_to_collect
 
 # Prefect logs parameters that do not validate, whole.
 logging.getLogger("prefect.flows").addFilter(HideSecrets())
@@ -48,7 +49,12 @@ def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
         function.__doc__ = with_arguments(function)
         return RecordedFlow(
-            function, name=name, persist_result=True, result_serializer="compressed/json"
+            function,
+            name=name,
+            persist_result=True,
+            result_serializer="compressed/json",
+            on_cancellation=[leave_to_collect],
+            on_crashed=[leave_to_collect],
         )
 
     return decorate

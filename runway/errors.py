@@ -74,16 +74,21 @@ class CometAPIError(Exception):
     def __str__(self) -> str:
         return "\n".join(line for line in self._lines() if line)
 
+    def advised(self) -> str:
+        """What to do next, or an empty text."""
+        key = shlex.quote(self.key) if self.key else "KEY"
+        advice = self.advice.format(task_id=self.task_id or "TASK_ID", key=key)
+        if self.then_finish and self.task_id:
+            advice += f" (then: prefect-cometapi finish {self.task_id})"
+        return advice
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._happened()!r})"
 
     def _lines(self) -> list[str]:
         known = [("key", self.key), ("task id", self.task_id)]
         which = ", ".join(f"{name} {value}" for name, value in known if value)
-        key = shlex.quote(self.key) if self.key else "KEY"
-        advice = self.advice.format(task_id=self.task_id or "TASK_ID", key=key)
-        if self.then_finish and self.task_id:
-            advice += f" (then: prefect-cometapi finish {self.task_id})"
+        advice = self.advised()
         return [
             self._happened(),
             f"Generation: {which}." if which else "",

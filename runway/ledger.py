@@ -80,6 +80,11 @@ class Ledger:
             query = query.where(_table.flow_run_id == flow_run_id)
         return await self._rows(query)
 
+    async def held_by_run(self, run: str) -> list[Entry]:
+        """Entries on which a run holds a lease, in whichever process."""
+        names = _table.holder.contains(f"|{run}", autoescape=True)
+        return await self._rows(_select().where(names))
+
     # Buying
 
     async def add(self, intent: Intent, state: State, claim: str, **values: Any) -> Entry | None:

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flow that finishes what was bought and is worked on by nobody.
+
+It is the second half of a submission that was not waited for, and it sweeps up after runs that
+were killed, cancelled or timed out. Several may run at once: each takes what no other one holds.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from prefect.blocks.core import Block
+from pydantic import Field
+
+from ..blocks.credentials import CometAPICredentials
+from ..runway.entries import UNFINISHED, Entry, State
+from ..runway.errors import AuthenticationError, CometAPIError
+from ..runway.generation import Value
+from ..runway.holders import holder_name
+from ..runway.redact import scrub
+from . import display
+from .deliver import deliver
+from .generate import Credentials
+from .ledger import open_ledger, this_run
+from .recorded import recorded_flow
+from .running import run_sync
+
+AT_ONCE = 100
+"""Generations that one collector works on at a time."""
+
+Place = Annotated[
+    str | None,
+    Field(
+        description="Where to keep the videos, in place of where each was wanted when it was "
+        "submitted."
+    ),
+]
+
+
+class Collected(Value):
+    """What became of one generation."""
+
+    key: str
+    task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")
+    state: State = Field(description="Where it stands in the ledger now.")
+    uris: tuple[str, ...] = Field(default=(), description="Where its videos are.")
+    note: str = Field(default="", description="What is to be known, or done, in words.")
+
+
+class CollectResult(Value):
+    """What a collector found and did."""
+
+    stored: int = Field(description="Generations that it stored.")
+    failed: int = Field(description="Generations that upstream gave up.")
+    unfinished: int = Field(description="Bought, and left to the next collector.")
+    uncertain: int = Field(description="Perhaps bought; they wait for the user's decision.")
+    generations: tuple[Collected, ...] = Field(description="Each of them.")
+
+
+@recorded_flow("collect")
+async def acollect(credentials: Credentials = None, storage: Place = None) -> CollectResult:
+    """Finish every generation that was bought and that nobody works on. It buys nothing.
+
+    One event loop waits for all of them. A generation that fails does not stop the others.
+    """
+    return await _collect(credentials, storage)
+
+
+@recorded_flow("collect")
+def collect(credentials: Credentials = None, storage: Place = None) -> CollectResult:
+    """Finish every generation that was bought and that nobody works on. It buys nothing.
+
+    One event loop waits for all of them. A generation that fails does not stop the others.
+    """
+    return run_sync(_collect(credentials, storage))
+
+
+async def _collect(credentials: CometAPICredentials | None, storage: str | None) -> CollectResult:
+    from ..runway.buying import give_up
+
+    ledger = await open_ledger()
+    for entry in await ledger.entries(states=[State.INTENDED]):
+        if not ledger.is_living(entry):
+            await give_up(ledger, entry)
+    slots = asyncio.Semaphore(AT_ONCE)
+    me = holder_name(this_run())
+
+    async def finish(key: str) -> Collected | None:
+        async with slots:
+            entry = await ledger.take(key, me)
+            if entry is None or entry.state not in UNFINISHED:  # another one has it, or had it
+                return None
+            return await _finish(entry, credentials, storage)
+
+    left = await ledger.entries(states=UNFINISHED)
+    looked_at = await asyncio.gather(*(finish(entry.key) for entry in reversed(left)))
+    finished = [generation for generation in looked_at if generation]
+    if len(finished) < len(left):
+        display.logger().info("%d generations are with other runs", len(left) - len(finished))
+    uncertain = [_undecided(entry) for entry in await ledger.entries(states=[State.UNCERTAIN])]
+    for generation in uncertain:
+        display.logger().warning("Key %s is uncertain: %s", generation.key, generation.note)
+    result = _summary([*finished, *uncertain])
+    await display.show_collected([item.model_dump(mode="json") for item in result.generations])
+    return result
+
+
+async def _finish(
+    entry: Entry, credentials: CometAPICredentials | None, storage: str | None
+) -> Collected:
+    """One generation, driven to its end; its failure is told, not raised."""
+    wanted = storage or entry.storage
+    known: dict[str, Any] = {"key": entry.key, "task_id": entry.task_id}
+    try:
+        whose = await _credentials_of(entry, credentials)
+        if whose.base_url != entry.base_url:
+            note = f"it was bought at {entry.base_url}, and the credentials are for another service"
+            return Collected(**known, state=entry.state, note=note)
+        result = await deliver(entry.submission(), whose, wanted)
+    except CometAPIError as error:
+        error.about(key=entry.key, task_id=entry.task_id)
+        display.logger().warning("%s: %s", type(error).__name__, error)
+        return Collected(**known, state=await _state_of(entry), note=error.what)
+    except Exception as error:  # noqa: BLE001 -- the others are finished all the same
+        display.logger().exception("Generation %s is left to the next collector", entry.task_id)
+        note = f"{type(error).__name__}: {scrub(str(error), limit=200)}"
+        return Collected(**known, state=await _state_of(entry), note=note)
+    uris = tuple(video.uri for video in result.videos)
+    return Collected(**known, state=State.STORED, uris=uris)
+
+
+async def _credentials_of(
+    entry: Entry, credentials: CometAPICredentials | None
+) -> CometAPICredentials:
+    """The block that it was bought with, or what the collector was given."""
+    if credentials or not entry.credentials:
+        return credentials or CometAPICredentials.from_settings()
+    try:
+        block: Any = await Block.aload(entry.credentials)
+    except Exception as error:
+        what = f"the block {entry.credentials} cannot be loaded: {scrub(str(error), limit=120)}"
+        raise AuthenticationError(what) from error
+    return block
+
+
+async def _state_of(entry: Entry) -> State:
+    found = await (await open_ledger()).get(entry.key)
+    return found.state if found else entry.state
+
+
+def _undecided(entry: Entry) -> Collected:
+    from ..runway.errors import SubmissionUncertain
+
+    advice = SubmissionUncertain(entry.note).about(key=entry.key).advised()
+    return Collected(key=entry.key, state=entry.state, note=f"{entry.note}; {advice}")
+
+
+def _summary(generations: Sequence[Collected]) -> CollectResult:
+    def count(*states: State) -> int:
+        return sum(1 for generation in generations if generation.state in states)
+
+    return CollectResult(
+        stored=count(State.STORED),
+        failed=count(State.FAILED, State.CANCELLED),
+        unfinished=count(*UNFINISHED),
+        uncertain=count(State.UNCERTAIN),
+        generations=tuple(generations),
+    )
