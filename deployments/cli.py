@@ -15,9 +15,18 @@ from ..runway.errors import CometAPIError
 from ..runway.names import check_key
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from ..sandbox.replies import ReplyShape
+from .ledger import app as ledger_app
 from .quiet import quieten_prefect, start_prefect
 from .sources import as_source
-from .terminal import Stopwatch, console, errors, progress_of, show_error, show_results
+from .terminal import (
+    Stopwatch,
+    console,
+    errors,
+    progress_of,
+    show_collected,
+    show_error,
+    show_results,
+)
 
 # Prefect raises these as a bare RuntimeError, before a flow run begins.
 _PREFECT_IS_AWAY = re.compile("Failed to reach API|Timed out while attempting to connect")
@@ -27,6 +36,7 @@ app = App(
     help="Runway videos through CometAPI, as Prefect flows. Settings are read from COMETAPI_*.",
     suppress_keyboard_interrupt=False,  # an interrupted user is told what goes on upstream
 )
+app.command(ledger_app)
 
 
 def _check_key(_type: Any, key: str | None) -> None:
@@ -45,6 +55,13 @@ Storage = Annotated[
 Key = Annotated[
     str | None,
     Parameter(help="Idempotency key; the same key never buys twice.", validator=_check_key),
+]
+Wait = Annotated[
+    bool, Parameter(negative="--no-wait", help="Wait for the video; else collect finishes it.")
+]
+TaskId = Annotated[
+    str | None,
+    Parameter(help="Id of a generation that was bought elsewhere; then nothing is bought."),
 ]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 
@@ -68,6 +85,8 @@ def image_to_video(
     seed: Annotated[int | None, Parameter(help="Same seed, similar video.")] = None,
     storage: Storage = None,
     key: Key = None,
+    wait: Wait = True,
+    task_id: TaskId = None,
     json: AsJson = False,
 ) -> None:
     """Make a video from an image."""
@@ -79,7 +98,7 @@ def image_to_video(
         ratio=ratio,
         seed=seed,
     )
-    _generate(request, storage=storage, key=key, as_json=json)
+    _generate(request, storage=storage, key=key, wait=wait, task_id=task_id, as_json=json)
 
 
 @app.command(name="video-to-video")
@@ -92,6 +111,8 @@ def video_to_video(
     seed: Annotated[int | None, Parameter(help="Same seed, similar video.")] = None,
     storage: Storage = None,
     key: Key = None,
+    wait: Wait = True,
+    task_id: TaskId = None,
     json: AsJson = False,
 ) -> None:
     """Restyle a video."""
@@ -104,7 +125,7 @@ def video_to_video(
             "seed": seed,
         }
     )
-    _generate(request, storage=storage, key=key, as_json=json)
+    _generate(request, storage=storage, key=key, wait=wait, task_id=task_id, as_json=json)
 
 
 @app.command
@@ -119,6 +140,21 @@ def finish(
 ) -> None:
     """Poll, fetch and store a generation that was bought already. It buys nothing."""
     _run("finish_generation", task_id, "finish", storage=storage, key=key, as_json=json)
+
+
+@app.command
+def collect(*, storage: Storage = None, json: AsJson = False) -> None:
+    """Finish every generation that was bought and that nobody works on. It buys nothing."""
+    quieten_prefect()
+    from ..flows import collect as collect_flow
+
+    with progress_of("collect", errors if json else console, done="done"):
+        start_prefect()
+        result = collect_flow(storage=storage)
+    if json:
+        console.print_json(result.model_dump_json())
+    else:
+        show_collected(result)
 
 
 @app.command
@@ -185,15 +221,17 @@ def _run(
     storage: str | None,
     key: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     quieten_prefect()
     from .. import flows
 
     flow = getattr(flows, flow_name)
-    with progress_of(title, errors if as_json else console):
+    done = "stored" if options.get("wait", True) else "submitted"
+    with progress_of(title, errors if as_json else console, done):
         start_prefect()
         watch = Stopwatch()
-        result = flow(subject, storage=storage, key=key)
+        result = flow(subject, storage=storage, key=key, **options)
     if as_json:
         console.print_json(result.model_dump_json())
     else:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -15,6 +16,9 @@ from rich.table import Table
 from ..runway.errors import CometAPIError
 from ..runway.generation import Generation, GenerationResult, Status, Submission
 from ..runway.settings import CometAPISettings
+
+if TYPE_CHECKING:
+    from ..flows import CollectResult
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -35,7 +39,7 @@ _NOT_VALID = {
 
 
 @contextmanager
-def progress_of(title: str, where: Console = console) -> Iterator[None]:
+def progress_of(title: str, where: Console = console, done: str = "stored") -> Iterator[None]:
     """A line that moves while the flows inside wait, and that stays when they are done."""
     from ..flows.display import progress_listener
 
@@ -68,7 +72,7 @@ def progress_of(title: str, where: Console = console) -> Iterator[None]:
             except Exception:
                 progress.update(line, visible=False)  # the error is told in its place
                 raise
-            progress.update(line, description="stored", total=1.0, completed=1.0)
+            progress.update(line, description=done, total=1.0, completed=1.0)
     except KeyboardInterrupt:
         errors.print("[yellow]Interrupted.[/] A submitted generation goes on upstream.")
         if task_id:
@@ -93,6 +97,12 @@ def show_results(results: list[tuple[GenerationResult, float]]) -> None:
     """A table of stored videos, each with the seconds that its flow took."""
     from ..flows.display import shown_size
 
+    for result, _seconds in results:
+        if not result.videos:
+            console.print(f"\n{result.task_id} is {result.status}, key {escape(result.key)}")
+            console.print("  [dim]Next:[/] prefect-cometapi collect")
+    if not any(result.videos for result, _seconds in results):
+        return
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
     for name in ("file", "length", "size", "took", "polls"):
         table.add_column(name, justify="left" if name == "file" else "right", overflow="fold")
@@ -105,6 +115,21 @@ def show_results(results: list[tuple[GenerationResult, float]]) -> None:
                 f"{seconds:.1f} s",
                 str(result.polls),
             )
+    console.print()
+    console.print(table)
+
+
+def show_collected(result: "CollectResult") -> None:
+    """What a collector found, and what became of each generation."""
+    if not result.generations:
+        console.print("Nothing to collect: all that was bought is stored, or somebody works on it.")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
+    for name in ("key", "state", "videos, or what is to be known"):
+        table.add_column(name, overflow="fold")
+    for item in result.generations:
+        told = ", ".join(shown_place(uri) for uri in item.uris) or item.note
+        table.add_row(escape(item.key), item.state, escape(told))
     console.print()
     console.print(table)
 

@@ -164,17 +164,9 @@ async def _claimed(
             told = True
             await asyncio.sleep(LOOK_AGAIN)
         else:
-            wanted = intent.model_dump(mode="json", exclude={"key"}, exclude_none=not buys)
-            attempts = entry.attempts + buys
-            mine = await ledger.change(
-                intent.key,
-                state,
-                seen=entry,
-                claim=claim,
-                attempts=attempts,
-                note="",
-                **{**wanted, **values},
-            )
+            changes = intent.wanted(only_known=state is State.SUBMITTED) | values
+            changes |= {"claim": claim, "attempts": entry.attempts + buys, "note": ""}
+            mine = await ledger.change(state=state, seen=entry, **changes)
             if mine:
                 return mine
 

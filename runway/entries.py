@@ -101,6 +101,11 @@ class Intent(Value):
     credentials: str | None = Field(default=None, description="Name of the saved block, if any.")
     flow_run_id: str | None = Field(default=None, description="Prefect flow run that asked.")
 
+    def wanted(self, *, only_known: bool = False) -> dict[str, Any]:
+        """The columns that tell what is wanted, also of an entry, which has more."""
+        fields = set(Intent.model_fields)
+        return self.model_dump(mode="json", include=fields, exclude_none=only_known)
+
 
 class Entry(Intent):
     """One generation in the ledger."""

@@ -91,7 +91,7 @@ class Ledger:
         """A new entry, or None where the key has one already that is not of this claim."""
         now = datetime.now(UTC)
         row = {
-            **_columns(intent.model_dump(mode="json")),
+            **_columns(intent.wanted()),
             "state": str(state),
             "claim": claim,
             "attempts": 0,
