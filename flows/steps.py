@@ -142,7 +142,7 @@ async def poll(submission: Submission, credentials: CometAPICredentials | None) 
         except (GenerationFailed, GenerationCancelled) as error:
             await recorded(ledger.failed(submission.key, submission.task_id, error))
             raise
-        await recorded(ledger.finished(submission.key, finished))
+        await recorded(ledger.finished(submission, finished))
         return finished
 
 

@@ -62,10 +62,10 @@ def next_step(
         return Step.ATTACH
     if entry.state is State.UNCERTAIN and resubmit:
         return Step.BUY
-    return SubmissionUncertain(entry.note or _NO_ANSWER).about(key=entry.key)
+    return SubmissionUncertain(f"an earlier attempt is open: {entry.note}").about(key=entry.key)
 
 
-_NO_ANSWER = "an earlier attempt sent the request, or was about to, and left no answer"
+_NO_ANSWER = "it sent the request, or was about to, and left no answer"
 
 
 async def buy_once(

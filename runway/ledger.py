@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, or_, select, update
@@ -22,7 +22,7 @@ from .background import in_background
 from .database import PATIENCE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, State
 from .errors import GenerationCancelled, GenerationError, LedgerUnavailable
-from .generation import Finished, StoredVideo
+from .generation import Finished, StoredVideo, Submission
 from .holders import holder_name, is_certainly_gone, process_of
 from .schema import database_time, generations
 
@@ -174,13 +174,14 @@ class Ledger:
             changes["note"] = note
         await self._update([_table.key == key, _table.holder == holder], _columns(changes))
 
-    async def finished(self, key: str, finished: Finished) -> Entry | None:
+    async def finished(self, submission: Submission, finished: Finished) -> Entry | None:
         """Record that it succeeded upstream."""
         return await self.change(
-            key,
+            submission.key,
             State.SUCCEEDED,
-            bought=finished.generation.task_id,
-            finished_at=datetime.now(UTC),
+            bought=submission.task_id,
+            submitted_at=submission.submitted_at,  # again, where it could not be recorded then
+            finished_at=submission.submitted_at + timedelta(seconds=finished.waited),
             polls=finished.polls,
             outputs=[str(output) for output in finished.generation.outputs],
             note="",

@@ -174,7 +174,8 @@ async def wait_until_finished(
         if isinstance(result, CometAPIError):
             raise result.about(key=submission.key, task_id=submission.task_id)
         if result:
-            return Finished(generation=result, polls=wait.polls, waited=submission.age())
+            waited = round(submission.age(), 3)
+            return Finished(generation=result, polls=wait.polls, waited=waited)
         wait.route = next_route(reply, wait.route)
 
 

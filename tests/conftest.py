@@ -10,6 +10,8 @@ from hypothesis import settings
 
 from prefect_cometapi.sandbox import Sandbox
 
+from .postgres import Postgres, binaries
+
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 KEY = "sk-canary0f7b1d3c5e9a"
@@ -71,3 +73,15 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         temporary_settings({PREFECT_LOCAL_STORAGE_PATH: results}),
     ):
         yield str(get_current_settings().api.url)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL, which is gone afterwards."""
+    found = binaries()
+    if found is None:
+        missing = "PostgreSQL is not installed (apt-get install postgresql)"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    server = Postgres(found)
+    yield server
+    server.remove()

@@ -26,18 +26,18 @@ MODULES = [
 EXPORTS = {
     "runway": """
         AssetURL AuthenticationError CometAPIError CometAPISettings ContentModeration DeliveryError
-        DownloadInterrupted FetchedVideo Finished Generation GenerationCancelled GenerationError
-        GenerationFailed GenerationNotVisible GenerationRequest GenerationResult GenerationTimeout
-        ImageToVideoRequest InvalidOutput InvalidRequest KeyConflict NotSubmitted OutputExpired
-        QuotaExceeded Reference RunwayClient ServiceUnavailable StagedFileMissing Status
+        DownloadInterrupted Entry FetchedVideo Finished Generation GenerationCancelled
+        GenerationError GenerationFailed GenerationNotVisible GenerationRequest GenerationResult
+        GenerationTimeout ImageToVideoRequest InvalidOutput InvalidRequest KeyConflict Ledger
+        LedgerUnavailable NotSubmitted OutputExpired QuotaExceeded Reference RunwayClient ServiceUnavailable StagedFileMissing State Status
         StorageError StorageUnavailable StoredVideo Submission SubmissionUncertain
         UnexpectedResponse VideoToVideoRequest
     """,
-    "blocks": "CometAPICredentials",
+    "blocks": "CometAPICredentials GenerationLedger",
     "flows": """
-        afetch_output afinish_generation aimage_to_video apersist_output apoll_generation
-        asubmit_generation avideo_to_video fetch_output finish_generation image_to_video
-        persist_output poll_generation submit_generation video_to_video
+        CollectResult acollect afetch_output afinish_generation aimage_to_video apersist_output
+        apoll_generation asubmit_generation avideo_to_video collect fetch_output
+        finish_generation image_to_video persist_output poll_generation submit_generation video_to_video
     """,
     "sandbox": """
         AcceptedJob Fault FaultKind FaultPlan FaultRoute RecordedRequest ReplyShape Sandbox
@@ -262,5 +262,5 @@ def test_the_installed_command_runs(installed, tmp_path):
     script = installed / "prefect-cometapi"
     assert "image-to-video" in isolated(script, "--help", cwd=tmp_path)
     assert isolated(script, "--version", cwd=tmp_path).strip() == "0.1.0"
-    for command in ("image-to-video", "video-to-video", "finish", "sandbox", "demo"):
+    for command in ("image-to-video", "video-to-video", "finish", "collect", "ledger", "sandbox"):
         assert isolated(script, command, "--help", cwd=tmp_path)

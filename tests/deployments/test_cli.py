@@ -100,7 +100,8 @@ def test_a_lost_answer_is_told_with_the_money_and_the_next_command(shell, pictur
     assert told.startswith("SubmissionUncertain: ")
     assert "\n  Generation: key sku-17.\n" in told
     assert "\n  Money: perhaps charged, once. It is never sent again by itself.\n" in told
-    assert "prefect-cometapi finish TASK_ID" in told
+    assert "prefect-cometapi ledger adopt sku-17 TASK_ID" in told
+    assert "prefect-cometapi ledger resubmit sku-17" in told
     assert len(shell.sandbox.accepted) == 1
 
 
@@ -148,7 +149,15 @@ def test_help_lists_the_commands(script):
     """The help is the list of what one can do."""
     shown = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
     commands = re.findall(r"^│ ([a-z][a-z-]+) ", shown, re.MULTILINE)
-    assert commands == ["demo", "finish", "image-to-video", "sandbox", "video-to-video"]
+    assert commands == [
+        "collect",
+        "demo",
+        "finish",
+        "image-to-video",
+        "ledger",
+        "sandbox",
+        "video-to-video",
+    ]
 
 
 @dataclass

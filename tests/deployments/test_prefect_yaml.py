@@ -108,7 +108,15 @@ def test_a_deployment_tells_what_it_is(deployed, flow):
 def test_every_field_of_the_form_has_a_title_and_a_description(deployed, flow):
     """The form in the UI explains each parameter, and each field of the request."""
     schema = deployed.deployment(flow)["parameter_openapi_schema"]
-    assert list(schema["properties"]) == ["request", "credentials", "storage", "key"]
+    assert list(schema["properties"]) == [
+        "request",
+        "credentials",
+        "storage",
+        "key",
+        "wait",
+        "task_id",
+        "take",
+    ]
     (request,) = (
         model for name, model in schema["definitions"].items() if name.endswith("VideoRequest")
     )

@@ -10,12 +10,7 @@ from pathlib import Path
 
 import pytest
 from prefect import flow
-from prefect.results import ResultStore
-from prefect.settings import (
-    PREFECT_LOCAL_STORAGE_PATH,
-    PREFECT_TASKS_REFRESH_CACHE,
-    temporary_settings,
-)
+from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
 from prefect.transactions import transaction
 
 from prefect_cometapi.flows import (
@@ -27,12 +22,14 @@ from prefect_cometapi.flows import (
 )
 from prefect_cometapi.runway import (
     ImageToVideoRequest,
+    LedgerUnavailable,
     ServiceUnavailable,
+    State,
     StorageError,
     StorageUnavailable,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.names import step_key
+from prefect_cometapi.runway.ledger import Ledger, ledger_at
 
 pytestmark = pytest.mark.server
 
@@ -45,7 +42,7 @@ def test_a_timeout_during_the_submission_is_not_submitted_again(prefect_server, 
     """A flow with a timeout and retries, cut off while the service is silent, buys once."""
     sandbox.add_fault("create:silent-after:value=30")
     impatient = image_to_video.with_options(timeout_seconds=1.5, retries=1)
-    with pytest.raises(SubmissionUncertain, match="an earlier attempt sent the request"):
+    with pytest.raises(SubmissionUncertain, match="an earlier attempt is open"):
         impatient(image)
     assert len(sandbox.accepted) == creates(sandbox) == 1
 
@@ -59,10 +56,7 @@ def test_a_process_killed_during_the_submission_costs_nobody_twice(
         "from prefect_cometapi.flows import image_to_video\n"
         f"image_to_video({image!r}, key='killed')"
     )
-    environment = os.environ | {
-        "PREFECT_API_URL": prefect_server,
-        "PREFECT_LOCAL_STORAGE_PATH": str(PREFECT_LOCAL_STORAGE_PATH.value()),
-    }
+    environment = os.environ | {"PREFECT_API_URL": prefect_server}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment)
     try:
         wait_until(lambda: sandbox.accepted or None, seconds=60)
@@ -74,55 +68,55 @@ def test_a_process_killed_during_the_submission_costs_nobody_twice(
     assert len(sandbox.accepted) == creates(sandbox) == 1
 
 
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("sqlite:///{folder}/file/ledger.db", "cannot be used"),
+        ("sqlite:///ledger.db", "absolute path"),
+        ("mysql://localhost/ledger", "SQLite or PostgreSQL"),
+        ("generation-ledger/missing", "there is no block generation-ledger/missing"),
+    ],
+)
 def test_a_submission_that_cannot_be_recorded_is_not_made(
-    prefect_server, sandbox, image, monkeypatch
+    prefect_server, sandbox, image, monkeypatch, tmp_path, url, words
 ):
-    """With a result storage that takes nothing, nothing is sent and nothing is charged."""
-
-    async def full(*_args: object, **_kwargs: object) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(ResultStore, "awrite", full)
-    with pytest.raises(StorageUnavailable, match="so it was not made") as told:
+    """With a ledger that takes nothing, nothing is sent and nothing is charged."""
+    (tmp_path / "file").write_text("where a folder should be")
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", url.format(folder=tmp_path))
+    with pytest.raises(LedgerUnavailable, match=words) as told:
         image_to_video(image)
     assert "nothing was charged" in str(told.value)
     assert sandbox.requests == []
 
 
-def test_an_outcome_that_cannot_be_recorded_stops_the_next_attempt(
+def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
     prefect_server, sandbox, image, monkeypatch, caplog
 ):
-    """The run goes on with what it bought; only another submission under the key is stopped."""
-    write = ResultStore.awrite
+    """The run goes on with what it bought, says so, and its clip is in the ledger in the end."""
+    change = Ledger.change
 
-    async def full_after_the_claim(store: ResultStore, obj: object, *args: object, **kw: object):
-        if isinstance(obj, dict) and obj.get("state") == "accepted":
-            raise OSError("No space left on device")
-        return await write(store, obj, *args, **kw)  # pyright: ignore[reportArgumentType]
+    async def full_at_first(self: Ledger, key: str, state: State, **values: object):
+        if state is State.SUBMITTED:
+            raise LedgerUnavailable("No space left on device")
+        return await change(self, key, state, **values)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(ResultStore, "awrite", full_after_the_claim)
-    result = image_to_video(image, key="unrecorded")
-    assert Path(result.videos[0].uri).exists()
-    assert "The submission's outcome is not recorded (OSError)" in caplog.text
-    with (
-        temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}),
-        pytest.raises(SubmissionUncertain),
-    ):
-        image_to_video(image, key="unrecorded")
+    monkeypatch.setattr(Ledger, "change", full_at_first)
+    first = image_to_video(image, key="unrecorded")
+    assert Path(first.videos[0].uri).exists()
+    assert f"this run goes on with what it bought, id {first.task_id}" in caplog.text
+    assert image_to_video(image, key="unrecorded") == first
     assert len(sandbox.accepted) == 1
 
 
-@pytest.mark.parametrize("left", [100, 0])
-def test_a_damaged_record_is_not_taken_for_none(prefect_server, sandbox, image, left):
-    """A record cut off by a crash means: perhaps bought. It is never a reason to buy again."""
-    key = f"damaged-{left}"
-    image_to_video(image, key=key)
-    results = Path(str(PREFECT_LOCAL_STORAGE_PATH.value()))
-    for name in (step_key("submit", key), step_key("claim", key)):
-        record = results / name
-        record.write_bytes(record.read_bytes()[:left])
-    with pytest.raises(SubmissionUncertain, match="record of an earlier attempt cannot be read"):
-        image_to_video(image, key=key)
+def test_a_damaged_ledger_is_not_taken_for_an_empty_one(prefect_server, sandbox, image, tmp_path):
+    """A ledger that cannot be read is never a reason to buy again."""
+    image_to_video(image, key="damaged")
+    url = os.environ["COMETAPI_LEDGER_URL"]
+    asyncio.run(ledger_at(url).database.close())
+    for file in tmp_path.glob("ledger.db*"):
+        file.write_bytes(b"no database" * 1000)
+    with pytest.raises(LedgerUnavailable, match="cannot be used"):
+        image_to_video(image, key="damaged")
     assert len(sandbox.accepted) == 1
 
 
@@ -223,9 +217,9 @@ async def test_two_runs_that_fetch_one_generation_do_not_mix_their_files(
 
 def test_a_staged_file_that_changed_is_fetched_again(prefect_server, sandbox, image, monkeypatch):
     """What is published is what was checked, byte for byte."""
-    from prefect_cometapi.flows import tasks
+    from prefect_cometapi.flows import steps
 
-    examined = tasks._examined
+    examined = steps._examined
     cuts: list[Path] = []
 
     def cut_once(path: Path, sha256: str):
@@ -235,7 +229,7 @@ def test_a_staged_file_that_changed_is_fetched_again(prefect_server, sandbox, im
             path.write_bytes(path.read_bytes()[:1000])
         return video
 
-    monkeypatch.setattr(tasks, "_examined", cut_once)
+    monkeypatch.setattr(steps, "_examined", cut_once)
     video = image_to_video(image).videos[0]
     assert Path(video.uri).stat().st_size == video.size > 1000
 
@@ -248,57 +242,17 @@ def test_a_place_that_does_not_exist_costs_nothing(prefect_server, sandbox, imag
     assert sandbox.requests == []
 
 
-class Refused(Exception):
-    """An error of a storage's client, with the attributes that clients give theirs."""
-
-    def __init__(self, text: str = "", **attributes: object) -> None:
-        super().__init__(text)
-        vars(self).update(attributes)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        FileNotFoundError("s3://bucket/x"),
-        ValueError("Path /home/me/.prefect/storage/x does not exist."),
-        Refused("An error occurred", response={"Error": {"Code": "NoSuchKey"}}),
-        Refused("An error occurred", response={"Error": {"Code": "404"}}),
-        Refused("No such object", code=404),
-        Refused("The specified blob is not there", status_code=404),
-    ],
-)
-def test_a_missing_record_is_seen_in_every_storage(error):
-    """Where there is no record, a key is free; each kind of storage says so in its own way."""
-    assert says_absent(error)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        PermissionError(13, "Permission denied", "/storage/cometapi-claim-1404ab"),
-        OSError(5, "Input/output error", "/data/not found/x"),
-        ValueError("1 validation error: input does not exist in the model, 404"),
-        Refused("An error occurred", response={"Error": {"Code": "AccessDenied"}}),
-        Refused("Service Unavailable", status_code=503),
-        Refused("odd", response=object()),
-    ],
-)
-def test_an_unreadable_record_is_never_taken_for_a_missing_one(error):
-    """Whatever a path or a message happens to contain, a failed look is no free key."""
-    assert not says_absent(error)
-
-
 @pytest.mark.parametrize("name", ["_origin", "draw_poster"])
 def test_a_file_that_this_machine_does_not_keep_is_told_with_the_generation(
     prefect_server, sandbox, image, monkeypatch, name
 ):
     """A full disk at any moment of the delivery says what is paid for and how to go on."""
-    from prefect_cometapi.flows import tasks
+    from prefect_cometapi.flows import steps
 
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tasks, name, full)
+    monkeypatch.setattr(steps, name, full)
     with pytest.raises(StorageError, match="did not keep a file: No space left on device") as told:
         image_to_video(image)
     assert f"prefect-cometapi finish {sandbox.accepted[0].task_id}" in str(told.value)

@@ -2,6 +2,7 @@
 """What is tried again, what is not, and that a user sees it as Prefect retries."""
 
 import asyncio
+import hashlib
 from datetime import datetime
 from pathlib import Path
 
@@ -25,10 +26,12 @@ from prefect_cometapi.runway import (
     KeyConflict,
     QuotaExceeded,
     ServiceUnavailable,
+    StorageError,
     StorageUnavailable,
     SubmissionUncertain,
     UnexpectedResponse,
 )
+from prefect_cometapi.runway.storage import FolderStorage
 
 server = pytest.mark.server
 RETRIED = ["AwaitingRetry", "Retrying"]
@@ -123,7 +126,7 @@ def test_a_retried_flow_does_not_send_an_uncertain_submission_again(prefect_serv
     def pipeline() -> None:
         image_to_video(image)
 
-    with pytest.raises(SubmissionUncertain, match="an earlier attempt sent the request"):
+    with pytest.raises(SubmissionUncertain, match="an earlier attempt is open"):
         pipeline()
     assert len(sandbox.accepted) == 1
     assert len([request for request in sandbox.requests if request.route == "create"]) == 1
@@ -220,34 +223,32 @@ def test_a_key_that_is_none_is_refused_before_anything_is_sent(prefect_server, s
 
 
 @server
-def test_a_key_given_to_two_task_ids_mixes_nothing_up(prefect_server, sandbox, image):
-    """Finishing another generation under a used key gives that generation, not the first one."""
+def test_a_key_belongs_to_one_task_id(prefect_server, sandbox, image):
+    """Finishing another generation under a used key is refused, with both ids named."""
     ids = [image_to_video(image, key="first").task_id, image_to_video(image).task_id]
-    results = [finish_generation(task_id, key="first") for task_id in ids]
-    assert [result.task_id for result in results] == ids
-    assert results[0].videos[0].uri != results[1].videos[0].uri
+    assert finish_generation(ids[0], key="first").task_id == ids[0]
+    with pytest.raises(KeyConflict, match=f"task id was '{ids[0]}', is '{ids[1]}'"):
+        finish_generation(ids[1], key="first")
 
 
 @server
 def test_a_video_that_vanished_before_it_was_stored_is_fetched_again(
-    prefect_server, sandbox, image, tmp_path
+    prefect_server, sandbox, image, tmp_path, monkeypatch
 ):
     """A retry on another machine, which has not the staged file, downloads it once more."""
-    place = str(tmp_path / "other")
-    first = image_to_video(image, key="vanished", storage=place)
-    for name in (first.videos[0].uri, first.videos[0].sidecar):
-        Path(name).unlink()
-    from prefect_cometapi.flows.tasks import apersist_output, persist_output
+    publish = FolderStorage.publish
 
-    for task in (persist_output, apersist_output):
-        task.refresh_cache = True
-    try:
-        second = image_to_video(image, key="vanished", storage=place)
-    finally:
-        for task in (persist_output, apersist_output):
-            task.refresh_cache = None
-    assert Path(second.videos[0].uri).exists()
-    assert second.videos[0].sha256 == first.videos[0].sha256
+    def full(*_args: object) -> str:
+        raise StorageError("No space left on device")
+
+    monkeypatch.setattr(FolderStorage, "publish", full)
+    with pytest.raises(StorageError):
+        image_to_video(image, key="vanished")
+    for file in (tmp_path / "videos" / ".incoming").iterdir():
+        file.unlink()
+    monkeypatch.setattr(FolderStorage, "publish", publish)
+    video = image_to_video(image, key="vanished").videos[0]
+    assert hashlib.sha256(Path(video.uri).read_bytes()).hexdigest() == video.sha256
     assert len(sandbox.accepted) == 1
 
 

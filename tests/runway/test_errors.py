@@ -117,7 +117,7 @@ CREATES = [
         SubmissionUncertain,
         "ReadTimeout: no detail",
         MAYBE,
-        "run it again with a new key",
+        "prefect-cometapi ledger resubmit sku-17",
     ),
     (
         httpx.ReadError("reset"),
@@ -319,9 +319,9 @@ def test_the_failure_code_is_the_services_own():
 def test_the_exported_names_are_these_and_all_there():
     """What a user imports does not disappear unnoticed."""
     others = """
-        AssetURL CometAPISettings ContentModeration FetchedVideo Finished Generation
-        GenerationRequest GenerationResult ImageToVideoRequest Reference RunwayClient Status
-        StoredVideo Submission VideoToVideoRequest
+        AssetURL CometAPISettings ContentModeration Entry FetchedVideo Finished Generation
+        GenerationRequest GenerationResult ImageToVideoRequest Ledger Reference RunwayClient
+        State Status StoredVideo Submission VideoToVideoRequest
     """
     assert set(runway.__all__) == {*others.split(), *(error.__name__ for error in ALL)}
     assert all(hasattr(runway, name) for name in runway.__all__)
