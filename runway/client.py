@@ -5,6 +5,7 @@ import asyncio
 import json
 import re
 import ssl
+from dataclasses import replace
 from functools import cache
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +26,14 @@ from .errors import (
 )
 from .generation import Generation, Status
 from .redact import scrub
-from .refusals import Meaning, Refusal, Reply, refusal_of_exception, refusal_of_reply
+from .refusals import (
+    Meaning,
+    Refusal,
+    Reply,
+    leaves_open,
+    refusal_of_exception,
+    refusal_of_reply,
+)
 from .replies import read_generation, read_task_id
 from .requests import GenerationRequest
 from .settings import API_KEY_PATTERN, DEFAULT_BASE_URL, DEFAULT_RUNWAY_VERSION
@@ -39,7 +47,15 @@ TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=30.0)
 TOTAL_TIMEOUT = 120.0
 """Seconds for one call as a whole, so that a reply that drips does not hold it for ever."""
 
-_REFUSED = range(400, 500)
+_REFUSED = range(400, 452)
+
+_FAILURES = (
+    httpx.HTTPError,
+    httpx.InvalidURL,
+    httpx.StreamError,
+    TimeoutError,
+    ValueError,  # httpx reads a Location that it does not follow, and may stumble over it
+)
 
 _ERRORS: dict[Meaning, type[CometAPIError]] = {
     Meaning.BUSY: ServiceUnavailable,
@@ -88,18 +104,24 @@ class RunwayClient:
             raise AuthenticationError("the key is empty or has characters that no key has")
         self.base_url = base_url
         self._key = text
-        self._http = httpx.AsyncClient(
-            base_url=base_url,
-            headers={
+        options: dict[str, Any] = {
+            "base_url": base_url,
+            "headers": {
                 "Authorization": f"Bearer {text}",
                 "X-Runway-Version": runway_version.strip(),
                 "Accept": "application/json",
                 "User-Agent": "prefect-cometapi",
             },
-            timeout=TIMEOUT,
-            transport=transport,
-            verify=tls_context(),
-            follow_redirects=False,
+            "timeout": TIMEOUT,
+            "transport": transport,
+            "verify": tls_context(),
+            "follow_redirects": False,
+        }
+        self._http = httpx.AsyncClient(**options)
+        # A paid call has a connection of its own: what an earlier reply left in a kept one would
+        # be read as the answer to it.
+        self._http_once = httpx.AsyncClient(
+            **options, limits=httpx.Limits(max_keepalive_connections=0)
         )
 
     async def __aenter__(self) -> Self:
@@ -113,6 +135,7 @@ class RunwayClient:
         traceback: TracebackType | None,
     ) -> None:
         await self._http.__aexit__(exc_type, exc, traceback)
+        await self._http_once.aclose()
 
     async def create(self, request: GenerationRequest) -> str:
         """Buy a generation, with one POST, and return its task id.
@@ -125,7 +148,8 @@ class RunwayClient:
             UnexpectedResponse: The base URL does not lead to CometAPI.
             SubmissionUncertain: It was perhaps accepted; it must not be sent again.
         """
-        outcome = await self._send("POST", f"/runwayml/v1/{request.route}", request.to_wire())
+        path = f"/runwayml/v1/{request.route}"
+        outcome = await self._send("POST", path, request.to_wire(), paid=True)
         if isinstance(outcome, Refusal):
             refused = outcome.meaning is Meaning.NOT_VISIBLE and outcome.http_status in _REFUSED
             raise self._error(outcome, otherwise=InvalidRequest if refused else SubmissionUncertain)
@@ -179,17 +203,21 @@ class RunwayClient:
         return generation
 
     async def _send(
-        self, method: str, path: str, payload: dict[str, Any] | None = None
+        self, method: str, path: str, payload: dict[str, Any] | None = None, *, paid: bool = False
     ) -> Reply | Refusal:
+        http = self._http_once if paid else self._http
         try:
             async with (
                 asyncio.timeout(TOTAL_TIMEOUT),
-                self._http.stream(method, path, json=payload) as response,
+                http.stream(method, path, json=payload) as response,
             ):
                 reply = await _read(response, self._key)
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError) as error:
+        except _FAILURES as error:
             return refusal_of_exception(error)
-        return refusal_of_reply(reply) or reply
+        refusal = refusal_of_reply(reply)
+        if refusal and paid and leaves_open(reply, refusal):
+            return replace(refusal, meaning=Meaning.UNKNOWN_OUTCOME)
+        return refusal or reply
 
     def _error(self, refusal: Refusal, otherwise: type[CometAPIError]) -> CometAPIError:
         error_type = _ERRORS.get(refusal.meaning, otherwise)
@@ -231,7 +259,14 @@ async def _read(response: httpx.Response, key: str) -> Reply:
         body=body,
         is_json=is_json and isinstance(body, dict),
         excerpt=_excerpt(response, bytes(content[:400])),
+        is_page=_is_page(response, bytes(content[:400])),
     )
+
+
+def _is_page(response: httpx.Response, content: bytes) -> bool:
+    """Whether a person's browser was meant; any other success may be a garbled receipt."""
+    labelled = "html" in response.headers.get("content-type", "").lower()
+    return labelled and content.lstrip().startswith(b"<")
 
 
 def _excerpt(response: httpx.Response, content: bytes) -> str:

@@ -3,10 +3,12 @@
 
 A create call costs money and CometAPI knows no idempotency key, so the question is never "did it
 fail?" but "is it certain that it was not accepted?". Certain are: a connection that never came
-about, a reply that refuses before any work (4xx, 429), and 503, with which the gateway says that
-no channel took the job. Everything else (a timeout while waiting, a reset, 500, 502, 504, 524, a
-success without an id) may hide an accepted job: its outcome is unknown, and it is never sent
-again. Asking for a generation's state is free, so there an unknown outcome only means "later".
+about, a reply that refuses before any work (4xx, 429), and 503 in the service's own JSON, with
+which the gateway says that no channel took the job. Everything else (a timeout while waiting, a
+reset, 500, 502, 504, 524, a success without an id, a reply that names a generation beside its
+refusal) may hide an accepted job: its outcome is unknown, and it is never sent again. Proxies
+answer 503 too, also with Retry-After, when the service behind them had the call. Asking for a
+generation's state is free, so there an unknown outcome only means "later".
 
 The table of statuses is CometAPI's ("Error codes and retry strategy"), corrected where its
 gateway is known to answer otherwise: a missing field as 500 ``invalid_request``, a model without a
@@ -24,7 +26,7 @@ from typing import Any
 import httpx
 
 from .redact import scrub
-from .replies import error_of, says_not_visible
+from .replies import error_of, read_task_id, says_not_visible
 
 MAX_RETRY_AFTER = 600.0
 """Seconds. A longer Retry-After is cut, since a mistaken one must not stop a pipeline."""
@@ -56,13 +58,23 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply as far as decisions need it; ``body`` is None where it is not JSON."""
+    """A reply as far as decisions need it.
+
+    Attributes:
+        http_status: Its status.
+        headers: Their names in lower case.
+        body: The JSON in it, or None.
+        is_json: Whether it is a JSON object.
+        excerpt: What a person needs to recognise it.
+        is_page: Whether it is a web page, by its label and by how it begins.
+    """
 
     http_status: int
     headers: Mapping[str, str]
     body: Any = None
     is_json: bool = False
     excerpt: str = ""
+    is_page: bool = False
 
 
 _NEVER_SENT = (
@@ -71,7 +83,6 @@ _NEVER_SENT = (
     httpx.PoolTimeout,
     httpx.ProxyError,
     httpx.UnsupportedProtocol,
-    httpx.InvalidURL,
 )
 
 _BALANCE_CODES = {"quota_not_enough", "insufficient_quota", "insufficient_user_quota"}
@@ -94,6 +105,7 @@ _BY_STATUS = {
     402: Meaning.NO_BALANCE,
     403: Meaning.UNAUTHENTICATED,
     408: Meaning.UNKNOWN_OUTCOME,
+    424: Meaning.UNKNOWN_OUTCOME,
     425: Meaning.BUSY,
     429: Meaning.BUSY,
     501: Meaning.INVALID,
@@ -143,18 +155,35 @@ def _meaning(reply: Reply, code: str, message: str) -> Meaning:
         return Meaning.BUSY
     if status == 404 and reply.is_json and "invalid url" not in message:
         return Meaning.NOT_VISIBLE
-    if 300 <= status < 400 or status in {404, 405} or (status < 400 and _is_web_page(reply)):
+    if 300 <= status < 400 or status in {404, 405} or (200 <= status < 400 and reply.is_page):
         return Meaning.MISADDRESSED
-    if status == 503 and not (reply.is_json or "retry-after" in reply.headers):
-        return Meaning.UNKNOWN_OUTCOME  # a proxy's own words: the service may have had the call
+    if status == 503 and not _is_own_error(reply, code):
+        return Meaning.UNKNOWN_OUTCOME
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     return Meaning.INVALID if 400 <= status <= 451 else Meaning.UNKNOWN_OUTCOME
 
 
-def _is_web_page(reply: Reply) -> bool:
-    """Whether a person's browser was meant; any other success may be a garbled receipt."""
-    return not reply.is_json and "html" in reply.headers.get("content-type", "").lower()
+def _is_own_error(reply: Reply, code: str) -> bool:
+    """Whether it is an error as CometAPI writes them; gateways put a number where its code is."""
+    body = reply.body if isinstance(reply.body, dict) else {}
+    return isinstance(body.get("error"), dict) or (bool(code) and not code.isdigit())
+
+
+SEE_ELSEWHERE = {302, 303}
+"""Redirects that may lead to the result of a POST that was carried out."""
+
+
+def leaves_open(reply: Reply, refusal: Refusal) -> bool:
+    """Whether a create call that was refused like this may have been accepted all the same; pure.
+
+    A redirect may lead to what was made, and a reply may name a generation beside an error.
+    """
+    open_status = (
+        reply.http_status in SEE_ELSEWHERE
+        or _BY_STATUS.get(reply.http_status, refusal.meaning) is Meaning.UNKNOWN_OUTCOME
+    )
+    return open_status or read_task_id(reply.body) is not None
 
 
 def read_retry_after(value: str | None, now: datetime) -> float | None:

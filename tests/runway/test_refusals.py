@@ -111,7 +111,6 @@ NEVER_SENT = {
     "PoolTimeout",
     "ProxyError",
     "UnsupportedProtocol",
-    "InvalidURL",
 }
 
 
@@ -155,7 +154,7 @@ def test_a_server_error_leaves_the_outcome_open(reply):
     """Except 501, the service's own 503 and the slugs known to come first, it may hide a job."""
     refusal = refusal_of_reply(reply)
     assert refusal is not None
-    own_503 = reply.http_status == 503 and (reply.is_json or "retry-after" in reply.headers)
+    own_503 = reply.http_status == 503 and reply.is_json
     settled = reply.http_status == 501 or own_503 or known_slug(reply)
     assert (refusal.meaning is Meaning.UNKNOWN_OUTCOME) == (not settled)
 
@@ -184,7 +183,7 @@ def test_a_success_that_cannot_be_read_leaves_the_outcome_open(status, kind):
 )
 def test_a_web_page_or_a_redirect_is_another_address(status, content_type):
     """It is not CometAPI that answers there."""
-    refusal = refusal_of_reply(Reply(status, {"content-type": content_type}))
+    refusal = refusal_of_reply(Reply(status, {"content-type": content_type}, is_page=True))
     assert refusal is not None
     assert refusal.meaning is Meaning.MISADDRESSED
 

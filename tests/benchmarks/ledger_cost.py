@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ledger costs per generation: whole flows with it and without it, in turn, in one run.
+
+``python tests/benchmarks/ledger_cost.py [PAIRS]``. Both sides do the same four steps against the
+same sandbox and Prefect server; one side's ledger is a SQLite file, the other's knows nothing and
+keeps nothing. The goal is a median of at most 10 ms. Beside the difference of the flows stands the
+time spent waiting for the ledger's answers, which is less noisy.
+"""
+
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect_cometapi.runway import Entry, State
+from prefect_cometapi.runway.database import Database
+from prefect_cometapi.runway.ledger import Ledger
+
+GOAL_MILLISECONDS = 10.0
+IMAGE = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow zoom"}
+
+
+class NoLedger:
+    """Answers as a ledger does that has never seen a key, and forgets at once."""
+
+    async def add(self, intent: Any, state: State, claim: str, **_values: Any) -> Entry:
+        now = datetime.now(UTC)
+        self._entry = Entry(
+            **intent.wanted(), state=state, claim=claim, created_at=now, changed_at=now
+        )
+        return self._entry
+
+    async def change(self, _key: str, state: State, **values: Any) -> Entry:
+        values = {name: values[name] for name in ("task_id", "submitted_at") if name in values}
+        return self._entry.model_copy(update={"state": state, **values})
+
+    async def nothing(self, *_args: Any, **_values: Any) -> None:
+        return None
+
+    get = take = let_go = finished = failed = stored = nothing
+
+    def holding(self, *_names: str) -> Any:
+        return nullcontext()
+
+    def times_held_here(self, *_names: str) -> int:
+        return 1
+
+
+class Waiting:
+    """Seconds spent waiting for a database's answers."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.statements = 0
+        self._rows = Database.rows
+
+    def install(self) -> None:
+        waiting, rows = self, self._rows
+
+        async def timed(database: Database, statement: Any) -> list[Any]:
+            started = time.perf_counter()
+            try:
+                return await rows(database, statement)
+            finally:
+                waiting.seconds += time.perf_counter() - started
+                waiting.statements += 1
+
+        Database.rows = timed  # pyright: ignore[reportAttributeAccessIssue]
+
+
+async def measure(pairs: int, ledger: Ledger) -> tuple[list[float], list[float], Waiting]:
+    """Milliseconds of each flow with and without the ledger, and the time spent in it."""
+    from prefect_cometapi.flows import aimage_to_video
+    from prefect_cometapi.flows import ledger as flows_ledger
+    from prefect_cometapi.flows import steps
+
+    waiting = Waiting()
+
+    async def one(which: Any, key: str) -> float:
+        async def chosen(*_args: Any) -> Any:
+            return which
+
+        flows_ledger.open_ledger = steps.open_ledger = chosen
+        started = time.perf_counter()
+        result = await aimage_to_video(IMAGE, key=key)
+        assert result.videos
+        return 1000 * (time.perf_counter() - started)
+
+    for name in ("warm-1", "warm-2"):
+        await one(ledger, name)
+        await one(NoLedger(), f"{name}-without")
+    waiting.install()
+    with_it: list[float] = []
+    without: list[float] = []
+    for pair in range(pairs):
+        first_with = pair % 2 == 0
+        for having in (first_with, not first_with):
+            if having:
+                with_it.append(await one(ledger, f"with-{pair}"))
+            else:
+                without.append(await one(NoLedger(), f"without-{pair}"))
+    return with_it, without, waiting
+
+
+def main() -> None:
+    """Measure, print, and fail where the goal is missed by the ledger's own time."""
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {
+            "PREFECT_LOGGING_LEVEL": "CRITICAL",
+            "COMETAPI_KEY": "benchmark",
+            "COMETAPI_POLL_INTERVAL": "0.01",
+            "COMETAPI_STORAGE": f"{folder}/videos",
+        }
+        from prefect.testing.utilities import prefect_test_harness
+
+        from prefect_cometapi.sandbox import Sandbox
+
+        with Sandbox() as sandbox, prefect_test_harness(server_startup_timeout=120):
+            os.environ["COMETAPI_BASE_URL"] = sandbox.url
+            ledger = Ledger(f"sqlite:///{folder}/ledger.db")
+            with_it, without, waiting = asyncio.run(measure(pairs, ledger))
+    difference = statistics.median(a - b for a, b in zip(with_it, without, strict=True))
+    spent = 1000 * waiting.seconds / pairs
+    print(f"{pairs} pairs of flows, median milliseconds")
+    print(f"  with the ledger      {statistics.median(with_it):8.1f}")
+    print(f"  without it           {statistics.median(without):8.1f}")
+    print(f"  median difference    {difference:8.1f}")
+    print(f"  waiting for it       {spent:8.1f}   in {waiting.statements / pairs:.1f} statements")
+    print(f"  goal                 {GOAL_MILLISECONDS:8.1f}")
+    if spent > GOAL_MILLISECONDS:
+        sys.exit("the ledger costs more than its goal")
+
+
+if __name__ == "__main__":
+    main()
