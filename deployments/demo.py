@@ -32,6 +32,7 @@ def run_demo(storage: str | None) -> None:
         show_results(_two_clips(storage))
     console.print(
         "\n[bold]Next[/]\n"
+        "  prefect-cometapi ledger list  [dim]what was bought, here and from now on[/]\n"
         "  prefect server start          [dim]then look at the runs on http://127.0.0.1:4200[/]\n"
         "  prefect-cometapi sandbox      [dim]the same stand-in, for your own flows and tests[/]"
     )

@@ -45,7 +45,7 @@ def test_every_command_exists():
     """What the README types, the command line knows, with these arguments."""
     from prefect_cometapi.deployments.cli import app
 
-    for line in blocks("sh")[2].splitlines():
+    for line in [*blocks("sh")[2].splitlines(), *blocks("sh")[4].splitlines()]:
         program, *arguments = shlex.split(line)
         assert program == "prefect-cometapi"
         command, _bound, _ignored = app.parse_args(arguments, exit_on_error=False)

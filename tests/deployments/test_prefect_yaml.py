@@ -19,7 +19,8 @@ import pytest
 pytestmark = pytest.mark.server
 
 PREFECT_YAML = (files("prefect_cometapi.deployments") / "prefect.yaml").read_text(encoding="utf-8")
-NAMES = {"image-to-video": "daily", "video-to-video": "weekly"}
+NAMES = {"image-to-video": "daily", "video-to-video": "weekly", "collect": "sweep"}
+BUYING = ["image-to-video", "video-to-video"]
 
 
 class Api:
@@ -45,7 +46,7 @@ class Api:
 
 @pytest.fixture(scope="module")
 def deployed(prefect_server, tmp_path_factory) -> Api:
-    """Both deployments, made with the commands that stand in prefect.yaml's own comments."""
+    """All deployments, made with the commands that stand in prefect.yaml's own comments."""
     folder = tmp_path_factory.mktemp("deploy")
     (folder / "prefect.yaml").write_text(PREFECT_YAML, encoding="utf-8")
     env = {"PREFECT_API_URL": prefect_server, "PREFECT_HOME": str(folder / "prefect")}
@@ -77,7 +78,7 @@ def run_command(line: str, *more: str, cwd: Path, env: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("flow", NAMES)
-def test_both_flows_are_deployed_from_the_package_alone(deployed, flow):
+def test_all_flows_are_deployed_from_the_package_alone(deployed, flow):
     """A deployment names its flow by module, so that a worker needs the package and no code."""
     deployment = deployed.deployment(flow)
     module, name = deployment["entrypoint"].rsplit(".", 1)
@@ -87,7 +88,7 @@ def test_both_flows_are_deployed_from_the_package_alone(deployed, flow):
     assert deployment["work_pool_name"] == "videos"
 
 
-@pytest.mark.parametrize("flow", NAMES)
+@pytest.mark.parametrize("flow", BUYING)
 def test_nothing_is_bought_before_the_user_says_so(deployed, flow):
     """A new deployment has a schedule to look at, and it is not active."""
     (schedule,) = deployed.deployment(flow)["schedules"]
@@ -100,11 +101,22 @@ def test_nothing_is_bought_before_the_user_says_so(deployed, flow):
 def test_a_deployment_tells_what_it_is(deployed, flow):
     """Description and tags of the file are those in the UI."""
     deployment = deployed.deployment(flow)
-    assert "Activate the schedule once its parameters are yours." in deployment["description"]
+    bids = "Activate the schedule once its parameters are yours." in deployment["description"]
+    assert bids == (flow in BUYING)
     assert deployment["tags"] == ["cometapi", flow]
 
 
-@pytest.mark.parametrize("flow", NAMES)
+def test_what_was_bought_is_swept_up_by_itself(deployed):
+    """The collector, which buys nothing, is scheduled from the start, one run at a time."""
+    deployment = deployed.deployment("collect")
+    (schedule,) = deployment["schedules"]
+    assert schedule["active"] is True
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    assert "Buys nothing." in deployment["description"]
+
+
+@pytest.mark.parametrize("flow", BUYING)
 def test_every_field_of_the_form_has_a_title_and_a_description(deployed, flow):
     """The form in the UI explains each parameter, and each field of the request."""
     schema = deployed.deployment(flow)["parameter_openapi_schema"]
