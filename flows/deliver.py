@@ -2,10 +2,12 @@
 """From a generation that is bought to its video in the storage: poll, fetch, persist."""
 
 import asyncio
+from collections.abc import Sequence
+from pathlib import Path
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.errors import StagedFileMissing, StorageError, StorageUnavailable
-from ..runway.generation import GenerationResult, Submission
+from ..runway.generation import GenerationResult, StoredVideo, Submission
 from ..runway.settings import CometAPISettings
 from . import display
 from .ledger import working_alone
@@ -28,6 +30,12 @@ async def check_storage(place: str | None) -> None:
         raise StorageUnavailable(error.what) from error
 
 
+def _is_gone(videos: Sequence[StoredVideo]) -> bool:
+    """Whether a video in a folder of this machine is not there any more."""
+    paths = [Path(video.uri) for video in videos]
+    return any(path.is_absolute() and not path.exists() for path in paths)
+
+
 async def deliver(
     submission: Submission,
     credentials: CometAPICredentials | None,
@@ -41,13 +49,17 @@ async def deliver(
         submission: Which generation.
         credentials: Whose key to ask with; from the settings by default.
         storage: Where the videos are wanted; from the settings by default.
-        again: Whether to deliver also what was delivered there before.
+        again: Whether to deliver also what was delivered there before. A file that is gone is
+            delivered again in any case.
     """
     place = full_name(storage or CometAPISettings().storage)
     async with working_alone(submission) as entry:
         if entry and place in entry.videos and not again:
-            display.logger().info("Generation %s: stored already", submission.task_id)
-            return entry.result(place)
+            again = await asyncio.to_thread(_is_gone, entry.videos[place])
+            if not again:
+                display.logger().info("Generation %s: stored already", submission.task_id)
+                return entry.result(place)
+            display.logger().warning("Generation %s: its file is gone", submission.task_id)
         finished = await apoll_generation(submission, credentials)
         fetch = _fetch_again if again else afetch_output
         try:

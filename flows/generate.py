@@ -14,7 +14,7 @@ from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVid
 from ..runway.settings import CometAPISettings
 from . import display
 from .deliver import check_storage, deliver
-from .ledger import intent_for, open_ledger
+from .ledger import intent_for, open_ledger, record
 from .recorded import recorded_flow
 from .running import run_sync
 from .storage import full_name
@@ -165,7 +165,7 @@ async def _generate(
 
 async def _so_far(submission: Submission, storage: str | None) -> GenerationResult:
     """What there is of a generation that is not waited for."""
-    entry = await (await open_ledger()).get(submission.key)
+    entry = await record(lambda ledger: ledger.get(submission.key))
     if entry and (failure := entry.failure()):
         raise failure
     display.logger().info("Not waited for; the flow collect finishes what is not stored")

@@ -5,7 +5,7 @@ Before money moves, no ledger means no submission. After that it must not cost a
 for: a delivery whose ledger is out of reach goes on without, and says so.
 """
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -107,10 +107,10 @@ async def working_alone(submission: Submission) -> AsyncIterator[Entry | None]:
         yield entry
 
 
-async def recorded(change: Awaitable[T]) -> T | None:
-    """Make a change to the ledger that the delivery does not have to wait for."""
+async def record(change: Callable[["Ledger"], Awaitable[T]]) -> T | None:
+    """Make a change to the ledger, or a look at it, that a delivery does not have to wait for."""
     try:
-        return await change
+        return await change(await open_ledger())
     except LedgerUnavailable as error:
-        logger().warning("%s; what happened is not recorded there", error.what)
+        logger().warning("%s; the delivery goes on without it", error.what)
         return None

@@ -37,7 +37,7 @@ from ..runway.settings import CometAPISettings
 from ..runway.storage import Storage
 from . import display
 from .attempts import memory
-from .ledger import intent_for, open_ledger, recorded, this_run, working_alone
+from .ledger import intent_for, open_ledger, record, this_run, working_alone
 from .running import resolve_key
 from .storage import full_name, resolve_storage
 
@@ -129,7 +129,6 @@ async def poll(submission: Submission, credentials: CometAPICredentials | None) 
         if entry and (finished := entry.finished()):
             return finished
         credentials = credentials or CometAPICredentials.from_settings(settings)
-        ledger = await open_ledger(settings)
         try:
             async with credentials.get_client() as client:
                 finished = await wait_until_finished(
@@ -140,9 +139,10 @@ async def poll(submission: Submission, credentials: CometAPICredentials | None) 
                     on_reply=on_reply,
                 )
         except (GenerationFailed, GenerationCancelled) as error:
-            await recorded(ledger.failed(submission.key, submission.task_id, error))
+            key, task_id, failure = submission.key, submission.task_id, error
+            await record(lambda ledger: ledger.failed(key, task_id, failure))
             raise
-        await recorded(ledger.finished(submission, finished))
+        await record(lambda ledger: ledger.finished(submission, finished))
         return finished
 
 
@@ -239,9 +239,8 @@ async def persist(
                 for position, video in enumerate(videos)
             ]
             if entry:
-                ledger = await open_ledger(settings)
-                done = ledger.stored(entry, submission.task_id, full_name(place), stored)
-                await recorded(done)
+                task_id, where = submission.task_id, full_name(place)
+                await record(lambda ledger: ledger.stored(entry, task_id, where, stored))
     for video in stored:
         await display.announce("stored", submission, uri=video.uri, sha256=video.sha256)
     return stored

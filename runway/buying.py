@@ -100,8 +100,9 @@ async def buy_once(
             entry = await _claimed(
                 ledger, intent, State.INTENDED, claim, resubmit=resubmit, tell=warn, holder=holder
             )
-        except asyncio.CancelledError:
-            with suppress(LedgerUnavailable):  # if it was claimed, nothing was sent under it
+        except (asyncio.CancelledError, LedgerUnavailable):
+            _unsent.add(claim)  # it may have been claimed all the same
+            with suppress(LedgerUnavailable):
                 await ledger.change(intent.key, State.REJECTED, of=claim, holder=None)
             raise
         if entry.claim != claim:
@@ -166,14 +167,20 @@ async def _claimed(
         else:
             changes = intent.wanted(only_known=state is State.SUBMITTED) | values
             changes |= {"claim": claim, "attempts": entry.attempts + buys, "note": ""}
+            changes |= {"finished_at": None, "polls": 0, "failure_code": "", "outputs": []}
             mine = await ledger.change(state=state, seen=entry, **changes)
             if mine:
                 return mine
 
 
+_unsent: set[str] = set()
+"""Claims of this process under which nothing was sent, whatever the ledger could be told."""
+
+
 async def give_up(ledger: Ledger, entry: Entry) -> None:
-    """Mark a submission whose process is gone: perhaps bought."""
-    await ledger.change(entry.key, State.UNCERTAIN, seen=entry, holder=None, note=_NO_ANSWER)
+    """Mark a submission that nobody makes any more: perhaps bought, if it cannot be excluded."""
+    state = State.REJECTED if entry.claim in _unsent else State.UNCERTAIN
+    await ledger.change(entry.key, state, seen=entry, holder=None, note=_NO_ANSWER)
 
 
 async def _accepted(
@@ -247,8 +254,10 @@ async def _taken(
 ) -> Entry | None:
     told = False
     while True:
-        if ledger.times_held_here(key, holder) > 1:  # a step of a flow that has it
-            return await ledger.get(key)
+        if ledger.times_held_here(key, holder) > 1:
+            entry = await ledger.get(key)
+            if entry is None or entry.holder == holder:  # this is a step of a flow that has it
+                return entry
         entry = await ledger.take(key, holder)
         if entry:
             return entry

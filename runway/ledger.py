@@ -9,6 +9,7 @@ change. Whoever works on a generation holds a lease on it, which is renewed whil
 
 import asyncio
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ class Ledger:
         self.database = Database(url, patience=patience)
         self.lease = lease
         self._held: Counter[tuple[str, str]] = Counter()
+        self._counting = threading.Lock()
         self._renewal: asyncio.Task[None] | None = None
 
     # Looking
@@ -222,14 +224,16 @@ class Ledger:
     @contextmanager
     def holding(self, key: str, holder: str) -> Iterator[None]:
         """Renew a holder's lease of a key while the block runs."""
-        self._held[key, holder] += 1
+        with self._counting:
+            self._held[key, holder] += 1
         in_background(self._keep_renewing())
         try:
             yield
         finally:
-            self._held[key, holder] -= 1
-            if not self._held[key, holder]:
-                del self._held[key, holder]
+            with self._counting:
+                self._held[key, holder] -= 1
+                if not self._held[key, holder]:
+                    del self._held[key, holder]
 
     def times_held_here(self, key: str, holder: str | None) -> int:
         """How many blocks of this process hold a key under this name just now."""
