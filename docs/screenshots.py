@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -54,10 +54,11 @@ def prefect_server(home: str) -> Iterator[str]:
 
 
 def make_runs(videos: str) -> str:
-    """Run both flows against the sandbox; gives the id of the run with retries."""
+    """Run the flows against the sandbox; gives the id of the run with retries."""
     from prefect_cometapi.deployments.demo import PICTURE
     from prefect_cometapi.deployments.sources import as_source
-    from prefect_cometapi.flows import image_to_video, video_to_video
+    from prefect_cometapi.flows import collect, image_to_video, video_to_video
+    from prefect_cometapi.runway import SubmissionUncertain
     from prefect_cometapi.sandbox import Sandbox
 
     faults = ["create:429:value=2", "task:503:after=2"]
@@ -82,6 +83,12 @@ def make_runs(videos: str) -> str:
             "seed": 6,
         }
         video_to_video(dawn)
+        for key in ("sku-17/november", "sku-18/november"):
+            image_to_video(request, key=key, wait=False)
+        sandbox.add_fault("create:reset-after")
+        with suppress(SubmissionUncertain):
+            image_to_video(request, key="sku-19/november")
+        collect()
     return str(state.state_details.flow_run_id)
 
 
@@ -94,17 +101,18 @@ def take(page: Page, picture: Path, *expected: str, height: int = 860) -> None:
 
 
 def take_all(page: Page, server: str, run_id: str, folder: Path) -> None:
-    """The run with its retries and its artifacts, and the poster of its clip."""
+    """The run with its retries, the poster of its clip, and what a collector found."""
     page.goto(f"{server}/runs/flow-run/{run_id}")
     take(page, folder / "run.png", "Completed", "Retry 1/5 will start", "Stored ")
-    page.locator("#artifacts").click()
-    take(page, folder / "artifacts.png", "cometapi-video", "cometapi-generation")
     found = httpx.post(f"{server}/api/artifacts/filter", json={}).json()
     posters = [item for item in found if item["key"] == "cometapi-poster"]
     (poster,) = [item["id"] for item in posters if item["flow_run_id"] == run_id]
     page.goto(f"{server}/artifacts/artifact/{poster}")
     page.wait_for_function("[...document.images].some(image => image.naturalWidth === 640)")
     take(page, folder / "poster.png", "A frame from the middle of", height=520)
+    (table,) = [item["id"] for item in found if item["key"] == "cometapi-collected"]
+    page.goto(f"{server}/artifacts/artifact/{table}")
+    take(page, folder / "collected.png", "uncertain", "ledger show sku-19/november", height=420)
 
 
 def main() -> None:

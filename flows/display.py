@@ -8,6 +8,7 @@ is paid for, so nothing in here raises.
 import asyncio
 import base64
 import logging
+import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import wraps
@@ -156,8 +157,12 @@ async def show_collected(generations: Sequence[Mapping[str, Any]]) -> None:
             {
                 "state": item["state"],
                 "key": item["key"],
+                "video, or the command that tells more": ", ".join(
+                    uri.rpartition("/")[2] for uri in item["uris"]
+                )
+                or f"prefect-cometapi ledger show {shlex.quote(item['key'])}",
                 "id": item["task_id"] or "",
-                "videos": ", ".join(item["uris"]),
+                "stored at": ", ".join(item["uris"]),
                 "note": item["note"],
             }
             for item in generations

@@ -90,7 +90,8 @@ async def measure(pairs: int, ledger: Ledger) -> tuple[list[float], list[float],
         async def chosen(*_args: Any) -> Any:
             return which
 
-        flows_ledger.open_ledger = steps.open_ledger = chosen
+        flows_ledger.open_ledger = chosen
+        steps.open_ledger = chosen  # pyright: ignore[reportPrivateImportUsage]
         started = time.perf_counter()
         result = await aimage_to_video(IMAGE, key=key)
         assert result.videos
