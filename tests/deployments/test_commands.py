@@ -24,7 +24,9 @@ from prefect_cometapi.sandbox import SandboxConfig
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
 
-@pytest.mark.parametrize("name", ["demo", "finish", "image-to-video", "sandbox", "video-to-video"])
+@pytest.mark.parametrize(
+    "name", ["collect", "demo", "finish", "image-to-video", "sandbox", "video-to-video"]
+)
 def test_every_option_is_explained(name):
     """No option in a command's help stands there without a word on it."""
     arguments = cli.app[name].assemble_argument_collection()

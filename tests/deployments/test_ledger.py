@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prefect-cometapi ledger`` and ``collect``: what was bought is listed, decided and finished."""
+
+import asyncio
+import csv
+import io
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_cometapi.deployments import cli
+from prefect_cometapi.deployments.ledger import since_time
+from prefect_cometapi.runway import Entry, State
+from prefect_cometapi.runway.entries import Intent
+from prefect_cometapi.runway.ledger import ledger_at
+
+pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+def entry(key: str, state: State = State.UNCERTAIN, **values: Any) -> Entry:
+    """An entry in the ledger that the settings name."""
+    request = {"promptImage": "https://example.com/[red]cat[/].jpg"}
+    intent = Intent(
+        key=key,
+        base_url="https://api.cometapi.com",
+        route="image_to_video",
+        model="gen3a_turbo",
+        fingerprint="f" * 64,
+        request=request,
+        billed_seconds=5,
+        flow_run_id=values.pop("flow_run_id", None),
+    )
+    ledger = ledger_at(os.environ["COMETAPI_LEDGER_URL"])
+    made = asyncio.run(ledger.add(intent, state, f"claim-{key}", **values))
+    assert made
+    return made
+
+
+def known(key: str) -> Entry:
+    found = asyncio.run(ledger_at(os.environ["COMETAPI_LEDGER_URL"]).get(key))
+    assert found
+    return found
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal in which no cell is folded."""
+    monkeypatch.setattr(cli.console, "width", 200)
+    monkeypatch.setattr(cli.errors, "width", 200)
+
+
+def test_every_option_of_the_ledger_is_explained():
+    """No option in a command's help stands there without a word on it."""
+    for name in ("list", "show", "adopt", "lost", "resubmit", "abandon"):
+        arguments = cli.app["ledger"][name].assemble_argument_collection()
+        assert [item.name for item in arguments if not item.parameter.help] == [], name
+
+
+def test_the_list_tells_what_waits_for_whom(command, capsys):
+    """Uncertain ones come with the three commands that decide, bought ones with collect."""
+    entry("sku 1", note="no answer")
+    entry("sku-2", State.SUBMITTED, task_id="3d957031-9a2a")
+    assert command("ledger", "list") == 0
+    told = capsys.readouterr().out
+    assert "3d957031" in told
+    for line in (
+        "prefect-cometapi ledger adopt 'sku 1' TASK_ID",
+        "prefect-cometapi ledger resubmit 'sku 1'",
+        "prefect-cometapi ledger lost 'sku 1'",
+        "prefect-cometapi collect",
+    ):
+        assert line in told
+
+
+def test_an_empty_list_says_so(command, capsys):
+    """Nothing bought is told in words, not as an empty table."""
+    assert command("ledger", "list") == 0
+    assert capsys.readouterr().out == "The ledger has no such generations.\n"
+
+
+def test_the_list_is_filtered(command, capsys):
+    """By state, by age and by flow run; JSON tells all that is known."""
+    entry("a", flow_run_id="run-1")
+    entry("b", State.STORED, flow_run_id="run-2")
+    entry("c", State.FAILED)
+
+    def keys(*words: str) -> set[str]:
+        assert command("ledger", "list", "--json", *words) == 0
+        return {item["key"] for item in json.loads(capsys.readouterr().out)}
+
+    assert keys() == {"a", "b", "c"}
+    assert keys("--state", "uncertain", "--state", "failed") == {"a", "c"}
+    assert keys("--flow-run", "run-2") == {"b"}
+    assert keys("--since", "5m") == {"a", "b", "c"}
+    assert keys("--since", "2999-01-01") == set()
+    assert len(keys("--limit", "2")) == 2
+
+
+def test_csv_has_one_row_each(command, capsys):
+    """The list goes into a spreadsheet or a table as it is."""
+    entry("with,comma", note="line\nbreak")
+    assert command("ledger", "list", "--csv") == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["key"] == "with,comma"
+    assert row["state"] == "uncertain"
+    assert row["note"] == "line\nbreak"
+    assert row["billed_seconds"] == "5.0"
+
+
+def test_one_generation_is_shown_whole(command, capsys):
+    """Every fact has a line, the request as it was sent, and nothing is read as markup."""
+    entry("sku-17", State.SUBMITTED, task_id="id-1", holder="host:7:space:1|run-9")
+    assert command("ledger", "show", "sku-17") == 0
+    told = capsys.readouterr().out
+    for text in ("sku-17", "submitted", "id-1", "[red]cat[/].jpg", "run-9 on host, process 7"):
+        assert text in told
+    assert command("ledger", "show", "sku-17", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["task_id"] == "id-1"
+
+
+def test_an_unknown_key_is_told(command, capsys):
+    """A misspelt key ends with 1 and with the command that lists the keys."""
+    for words in (["show"], ["lost"], ["resubmit"], ["abandon"]):
+        assert command("ledger", *words, "nothing") == 1
+    assert command("ledger", "adopt", "nothing", "id") == 1
+    told = capsys.readouterr().err
+    assert told.count("The ledger has no key nothing.") == 5
+    assert "prefect-cometapi ledger list" in told
+
+
+@pytest.mark.parametrize(
+    ("before", "decision", "after"),
+    [
+        (State.UNCERTAIN, "lost", State.LOST),
+        (State.UNCERTAIN, "resubmit", State.RELEASED),
+        (State.LOST, "resubmit", State.RELEASED),
+        (State.FAILED, "resubmit", State.RELEASED),
+        (State.SUBMITTED, "abandon", State.ABANDONED),
+    ],
+)
+def test_a_decision_is_recorded(command, capsys, before, decision, after):
+    """It is confirmed with the next step, and stands in the ledger with a word on who did it."""
+    entry("sku-17", before, task_id="id-1" if before is State.SUBMITTED else None)
+    assert command("ledger", decision, "sku-17") == 0
+    assert "Next:" in capsys.readouterr().out
+    assert known("sku-17").state is after
+    assert "by hand" in known("sku-17").note
+
+
+@pytest.mark.parametrize("decision", ["lost", "resubmit", "abandon"])
+def test_what_is_stored_is_not_decided_about(command, capsys, decision):
+    """A slip of the finger never has a stored video bought again."""
+    entry("sku-17", State.STORED, task_id="id-1")
+    assert command("ledger", decision, "sku-17") == 1
+    assert "sku-17 is stored, which cannot become" in capsys.readouterr().err
+    assert known("sku-17").state is State.STORED
+
+
+def test_an_adopted_id_is_recorded_once(command, capsys):
+    """The id that was found belongs to the key; another one is refused."""
+    entry("sku-17")
+    assert command("ledger", "adopt", "sku-17", " id-1 ") == 0
+    assert "prefect-cometapi collect" in capsys.readouterr().out
+    assert (known("sku-17").state, known("sku-17").task_id) == (State.SUBMITTED, "id-1")
+    assert command("ledger", "adopt", "sku-17", "id-2") == 1
+    assert "KeyConflict: " in capsys.readouterr().err
+
+
+def test_a_ledger_that_is_none_is_told(command, capsys, monkeypatch):
+    """A wrong setting is an error in words, without a stack trace."""
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", "mysql://localhost/ledger")
+    assert command("ledger", "list") == 1
+    assert capsys.readouterr().err.startswith("LedgerUnavailable: ")
+
+
+@pytest.mark.server
+def test_what_was_not_waited_for_is_collected(shell, picture, command, capsys):
+    """`--no-wait` ends after the submission, `collect` stores the video, and nothing is left."""
+    assert command("image-to-video", picture, "--key", "sku-17", "--no-wait") == 0
+    told = capsys.readouterr().out
+    assert "is pending, key sku-17" in told
+    assert "prefect-cometapi collect" in told
+    assert known("sku-17").state is State.SUBMITTED
+    assert command("collect") == 0
+    (file,) = Path("videos").glob("*.mp4")
+    assert f"videos/{file.name}" in capsys.readouterr().out
+    assert command("collect") == 0
+    assert "Nothing to collect" in capsys.readouterr().out
+    assert command("collect", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["stored"] == 0
+    assert len(shell.sandbox.accepted) == 1
+
+
+@pytest.mark.server
+def test_a_found_id_is_attached_by_hand(shell, picture, command, capsys):
+    """From an uncertain submission to its video: list, adopt, run again."""
+    shell.sandbox.add_fault("create:reset-after")
+    assert command("image-to-video", picture, "--key", "sku-17") == 1
+    (job,) = shell.sandbox.accepted
+    assert command("image-to-video", picture, "--key", "sku-17", "--task-id", job.task_id) == 0
+    assert len(list(Path("videos").glob("*.mp4"))) == 1
+    assert known("sku-17").state is State.STORED
+    assert len(shell.sandbox.accepted) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("90m", NOW - timedelta(minutes=90)),
+        ("12h", NOW - timedelta(hours=12)),
+        (" 3 d ", NOW - timedelta(days=3)),
+        ("2w", NOW - timedelta(weeks=2)),
+        ("2026-11-20", datetime(2026, 11, 20, tzinfo=UTC)),
+        ("2026-11-20T10:00:00+02:00", datetime(2026, 11, 20, 8, tzinfo=UTC)),
+    ],
+)
+def test_a_time_is_read_as_people_write_it(text, time):
+    """A span back from now, or a date."""
+    assert since_time(text, NOW) == time
+
+
+@given(st.text(max_size=20))
+def test_any_other_time_is_refused_in_words(text):
+    """Whatever is typed is a time or a clear refusal."""
+    told = ""
+    try:
+        time = since_time(text, NOW)
+    except ValueError as error:
+        told = str(error)
+    else:
+        assert time.tzinfo
+    assert told == "" or "write 90m" in told
