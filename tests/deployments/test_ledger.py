@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.deployments import cli
+from prefect_cometapi.deployments import cli, terminal
 from prefect_cometapi.deployments.ledger import since_time
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.entries import Intent
@@ -53,8 +53,8 @@ def known(key: str) -> Entry:
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
     """A terminal in which no cell is folded."""
-    monkeypatch.setattr(cli.console, "width", 200)
-    monkeypatch.setattr(cli.errors, "width", 200)
+    monkeypatch.setattr(terminal.console, "width", 200)
+    monkeypatch.setattr(terminal.errors, "width", 200)
 
 
 def test_every_option_of_the_ledger_is_explained():

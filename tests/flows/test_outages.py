@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Databases that restart and disks that are full: nothing is bought twice, nothing is lost."""
+
+import hashlib
+import os
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_cometapi.flows import collect, image_to_video
+from prefect_cometapi.runway import AuthenticationError, LedgerUnavailable, State, StorageError
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a real file system of so many kilobytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+
+    def mount(size: int) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("this machine lets nobody mount")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
+
+
+def fill(folder: Path) -> Path:
+    """A file that leaves no room for another one."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
+    return ballast
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_database_that_restarts_while_a_clip_renders_costs_nothing(
+    prefect_server, sandbox, image, postgres, monkeypatch, mode
+):
+    """PostgreSQL is stopped or crashes while a run polls; the run ends stored, and recorded."""
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
+    from prefect_cometapi.flows import steps
+
+    restarts: list[str] = []
+    patience = steps._patience
+
+    def restart_and_wait(*args):
+        restarts.append(postgres.restart(mode))
+        return patience(*args)
+
+    monkeypatch.setattr(steps, "_patience", restart_and_wait)
+    result = image_to_video(image, key="restarted")
+    monkeypatch.undo()
+    assert len(restarts) == 1
+    assert Path(result.videos[0].uri).exists()
+    assert len(sandbox.accepted) == 1
+
+
+@pytest.mark.postgres
+def test_a_ledger_that_goes_away_after_the_purchase_costs_no_clip(
+    prefect_server, sandbox, image, postgres, monkeypatch, caplog, book
+):
+    """The clip is delivered without it, a warning says so, and later the ledger catches up."""
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
+    from prefect_cometapi.flows import steps
+
+    patience = steps._patience
+
+    def stop_and_wait(*args):
+        book.ledger.database.patience = 0.2
+        postgres.stop("immediate")
+        return patience(*args)
+
+    monkeypatch.setattr(steps, "_patience", stop_and_wait)
+    try:
+        first = image_to_video(image, key="gone")
+    finally:
+        postgres.start()
+    monkeypatch.setattr(steps, "_patience", patience)
+    assert Path(first.videos[0].uri).exists()
+    assert "the delivery goes on without it" in caplog.text
+    assert book["gone"].state is State.SUBMITTED
+    assert collect().stored == 1
+    assert book["gone"].state is State.STORED
+    assert len(sandbox.accepted) == 1
+
+
+def test_a_full_disk_under_the_ledger_stops_before_money_moves(
+    prefect_server, sandbox, image, small_disk, monkeypatch
+):
+    """A claim that cannot be written is a clear error, and nothing is sent."""
+    disk = small_disk(1000)
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{disk}/ledger.db")
+    image_to_video(image, key="fits", wait=False)
+    ballast = fill(disk)
+    with pytest.raises(LedgerUnavailable, match="database or disk is full") as told:
+        image_to_video(image, key="full")
+    assert "nothing was charged" in str(told.value)
+    assert len(sandbox.accepted) == 1
+    ballast.unlink()
+    assert collect().stored == 1
+
+
+def test_a_full_disk_under_the_storage_loses_no_clip(
+    prefect_server, sandbox, image, small_disk, tmp_path, book
+):
+    """The error says what is paid for and how to go on, and the same key delivers elsewhere."""
+    disk = small_disk(100)  # a clip of the sandbox has more
+    with pytest.raises(StorageError, match="No space left on device") as told:
+        image_to_video(image, key="full", storage=str(disk / "videos"))
+    assert f"prefect-cometapi finish {sandbox.accepted[0].task_id}" in str(told.value)
+    assert [path for path in disk.rglob("*.mp4") if path.is_file()] == []
+    assert book["full"].state is State.SUCCEEDED
+    video = image_to_video(image, key="full", storage=str(tmp_path / "large")).videos[0]
+    assert hashlib.sha256(Path(video.uri).read_bytes()).hexdigest() == video.sha256
+    assert len(sandbox.accepted) == 1
+
+
+def test_the_ledger_holds_no_secret(prefect_server, sandbox, tmp_path, book):
+    """Neither the key nor the tokens of signed addresses nor pictures are in its files."""
+    signed: Any = {"promptImage": "https://example.com/cat.jpg?Signature=canary-token"}
+    picture: Any = {"promptImage": "data:image/png;base64,Y2FuYXJ5LXBpY3R1cmU="}
+    image_to_video(signed, key="a")
+    image_to_video(picture, key="b", wait=False)
+    sandbox.add_fault("create:unauthorized")
+    with pytest.raises(AuthenticationError):
+        image_to_video(picture, key="c")
+    content = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.db*"))
+    assert b"<sha256:" in content
+    for secret in (os.environ["COMETAPI_KEY"], "canary-token", "Y2FuYXJ5LXBpY3R1cmU"):
+        assert secret.encode() not in content
