@@ -110,7 +110,7 @@ async def buy_once(
         try:
             task_id = await post()
         except BaseException as error:
-            await _note_outcome(ledger, intent.key, claim, error, warn)
+            await _note_outcome(ledger, entry, error, warn)
             raise
         return await _accepted(ledger, entry, task_id, warn)
 
@@ -166,7 +166,8 @@ async def _claimed(
             await asyncio.sleep(LOOK_AGAIN)
         else:
             changes = intent.wanted(only_known=state is State.SUBMITTED) | values
-            changes |= {"claim": claim, "attempts": entry.attempts + buys, "note": ""}
+            doubt = entry.note if buys and entry.state is State.UNCERTAIN else ""
+            changes |= {"claim": claim, "attempts": entry.attempts + buys, "note": doubt}
             changes |= {"finished_at": None, "polls": 0, "failure_code": "", "outputs": []}
             mine = await ledger.change(state=state, seen=entry, **changes)
             if mine:
@@ -204,14 +205,19 @@ async def _accepted(
 
 
 async def _note_outcome(
-    ledger: Ledger, key: str, claim: str, error: BaseException, warn: Callable[[str], None]
+    ledger: Ledger, claimed: Entry, error: BaseException, warn: Callable[[str], None]
 ) -> None:
-    """Record what a failed POST comes to. If that fails the claim stays, which is the safe side."""
-    certain = isinstance(error, CometAPIError) and not isinstance(error, SubmissionUncertain)
+    """Record what a failed POST comes to. If that fails the claim stays, which is the safe side.
+
+    A certain refusal frees the key, unless it followed a submission whose outcome is unknown.
+    """
+    refused = isinstance(error, CometAPIError) and not isinstance(error, SubmissionUncertain)
+    state = State.REJECTED if refused and not claimed.note else State.UNCERTAIN
     note = error.what if isinstance(error, CometAPIError) else _NO_ANSWER
-    state = State.REJECTED if certain else State.UNCERTAIN
+    if refused and claimed.note:
+        note = f"{claimed.note}; another one was refused: {note}"
     try:
-        await ledger.change(key, state, of=claim, holder=None, note=note)
+        await ledger.change(claimed.key, state, of=claimed.claim, holder=None, note=note)
     except LedgerUnavailable as trouble:
         warn(f"{trouble.what}; another attempt with this key will end as SubmissionUncertain")
 
