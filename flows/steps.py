@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.download import download
-from ..runway.entries import Intent
+from ..runway.entries import Entry, Intent
 from ..runway.errors import (
     CometAPIError,
     GenerationCancelled,
@@ -40,6 +41,9 @@ from .attempts import memory
 from .ledger import intent_for, open_ledger, record, this_run, working_alone
 from .running import resolve_key
 from .storage import full_name, resolve_storage
+
+if TYPE_CHECKING:
+    from ..runway.ledger import Ledger
 
 ATTACHED_GRACE = 4
 """Poll intervals during which the id of an older generation may be unknown."""
@@ -68,7 +72,7 @@ async def submit(
     take: int = 1,
 ) -> Submission:
     """Buy a generation with one POST, or attach to what its key or id stands for already."""
-    from ..runway.buying import attach, buy_once
+    from ..runway.buying import attach
 
     key = resolve_key(key, request, take)
     settings = CometAPISettings()
@@ -76,33 +80,45 @@ async def submit(
         credentials = credentials or CometAPICredentials.from_settings(settings)
         intent = intent_for(key, credentials, storage, request)
         ledger = await open_ledger(settings)
-        bought_now = False
+        try:
+            if task_id:
+                entry, new = await attach(ledger, intent, task_id.strip()), False
+            else:
+                entry, new = await _bought(request, credentials, ledger, intent, settings)
+        except SubmissionUncertain as error:
+            await display.announce_uncertain(key, error)
+            raise
+    submission = entry.submission()
+    await _tell_submitted(submission, intent, new=new)
+    return submission
+
+
+async def _bought(
+    request: GenerationRequest,
+    credentials: CometAPICredentials,
+    ledger: "Ledger",
+    intent: Intent,
+    settings: CometAPISettings,
+) -> tuple[Entry, bool]:
+    """The entry of a generation, and whether it was bought just now."""
+    from ..runway.buying import buy_once
+
+    posted: list[str] = []
+    async with credentials.get_client() as client:
 
         async def post() -> str:
-            nonlocal bought_now
-            async with credentials.get_client() as client:
-                new_id = await client.create(request)
-            bought_now = True
-            return new_id
+            posted.append(await client.create(request))
+            return posted[0]
 
-        if task_id:
-            entry = await attach(ledger, intent, task_id.strip())
-        else:
-            try:
-                entry = await buy_once(
-                    ledger,
-                    intent,
-                    post,
-                    run=this_run(),
-                    resubmit=settings.on_uncertain == "resubmit",
-                    warn=display.logger().warning,
-                )
-            except SubmissionUncertain as error:
-                await display.announce_uncertain(key, error)
-                raise
-    submission = entry.submission()
-    await _tell_submitted(submission, intent, new=bought_now)
-    return submission
+        entry = await buy_once(
+            ledger,
+            intent,
+            post,
+            run=this_run(),
+            resubmit=settings.on_uncertain == "resubmit",
+            warn=display.logger().warning,
+        )
+    return entry, bool(posted)
 
 
 async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) -> None:

@@ -112,7 +112,12 @@ async def buy_once(
         except BaseException as error:
             await _note_outcome(ledger, entry, error, warn)
             raise
-        return await _accepted(ledger, entry, task_id, warn)
+        recording = asyncio.ensure_future(_accepted(ledger, entry, task_id, warn))
+        try:
+            return await asyncio.shield(recording)
+        except asyncio.CancelledError:
+            await asyncio.wait([recording])  # the id comes first, also before a cancellation
+            raise
 
 
 async def attach(ledger: Ledger, intent: Intent, task_id: str) -> Entry:

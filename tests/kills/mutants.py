@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults that are put into the product on purpose, to see that the checks notice them."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect_cometapi.flows import collector
+from prefect_cometapi.runway.entries import Entry, Intent, State
+from prefect_cometapi.runway.ledger import Ledger
+from prefect_cometapi.runway.storage import FolderStorage
+
+from .strikes import around
+
+
+def unclaimed() -> None:
+    """Nothing is written before the POST, so a killed run leaves no trace."""
+
+    @around(Ledger, "add")
+    async def _(
+        original: Any, ledger: Ledger, intent: Intent, state: State, claim: str, **values: Any
+    ) -> Entry | None:
+        if state is not State.INTENDED:
+            return await original(ledger, intent, state, claim, **values)
+        now = datetime.now(UTC)
+        new = {"state": state, "claim": claim, "created_at": now, "changed_at": now}
+        return Entry.model_validate(intent.wanted() | new)
+
+
+def unbooked() -> None:
+    """The id of what was bought is kept in memory only."""
+
+    @around(Ledger, "change")
+    async def _(
+        original: Any, ledger: Ledger, key: str, state: State, **values: Any
+    ) -> Entry | None:
+        if state is not State.SUBMITTED or not values.get("of"):
+            return await original(ledger, key, state, **values)
+        entry = await ledger.get(key)
+        found = {"state": state, "task_id": values["task_id"]}
+        return entry.model_copy(update=found) if entry else None
+
+
+def half_files() -> None:
+    """A file grows where finished ones are."""
+
+    @around(FolderStorage, "staging")
+    def _(original: Any, storage: FolderStorage) -> Path:
+        return original(storage).parent
+
+
+def uncollected() -> None:
+    """A collector sees nothing to do."""
+    setattr(collector, "UNFINISHED", ())  # noqa: B010 -- the module only imports it
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    "unclaimed": unclaimed,
+    "unbooked": unbooked,
+    "half-files": half_files,
+    "uncollected": uncollected,
+}

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is killed where, and how it is recovered: every case follows from a seed."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+Database = Literal["SQLite", "PostgreSQL"]
+
+
+class Boundary(StrEnum):
+    """A moment in the life of a generation, in their order; the words are those of the report."""
+
+    BEFORE_CLAIM = "before the claim"
+    CLAIMED = "claim committed"
+    POST_BEGUN = "headers of the POST sent"
+    POST_SENT = "whole POST sent"
+    UNREAD = "accepted, reply unread"
+    ID_READ = "id read, not committed"
+    ID_COMMITTED = "id committed"
+    POLLING = "polled, still running"
+    SUCCESS_READ = "success read, not recorded"
+    SUCCESS_RECORDED = "success recorded"
+    DOWNLOADING = "first piece downloaded"
+    BEFORE_RENAME = "before a rename into the storage"
+    RENAMED = "after a rename into the storage"
+    BEFORE_STORED = "all files there, not recorded"
+    STORED = "storage recorded"
+    RETURNING = "flow done, Prefect not told"
+
+
+class How(StrEnum):
+    """What happens at the boundary."""
+
+    KILL = "SIGKILL"
+    ERROR = "an error"
+    TIMEOUT = "a timeout of the flow"
+
+
+class Way(StrEnum):
+    """How it goes on after that."""
+
+    FLOW_RETRY = "retry in the same process"
+    RUN_RETRY = "retry of the crashed flow run"
+    SAME_KEY = "new run with the same key"
+    COLLECT = "collect"
+    TWO_COLLECTORS = "two collectors at once"
+    COLLECTOR_AND_RUN = "a collector and a new run at once"
+
+
+WAYS_AFTER_A_KILL = [way for way in Way if way is not Way.FLOW_RETRY]
+WITH_A_RUN = {Way.FLOW_RETRY, Way.RUN_RETRY, Way.SAME_KEY, Way.COLLECTOR_AND_RUN}
+INTERRUPTIONS = [(boundary, how) for how in (How.ERROR, How.TIMEOUT) for boundary in Boundary]
+
+OPEN = {Boundary.CLAIMED, Boundary.POST_BEGUN, Boundary.POST_SENT, Boundary.UNREAD}
+"""Here nobody can know whether it was bought."""
+
+DELIVERY = list(Boundary)[list(Boundary).index(Boundary.POLLING) :]
+"""What comes after the purchase, which a collector does as well."""
+
+BOUGHT = {Boundary.CLAIMED: {0}, Boundary.POST_BEGUN: {0}, Boundary.POST_SENT: {0, 1}}
+"""How many jobs the service may have accepted at these boundaries; at all others it is one."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One victim and its recovery.
+
+    Attributes:
+        number: Tells it apart in its database.
+        database: Where the ledger lies.
+        boundary: Where it is struck.
+        how: With what.
+        way: How it goes on.
+        sync: Whether it is the flow for sync code.
+        file: At a rename: the suffix of the file that it happens to.
+        hook: Whether a worker tells the flow's own hook of the crash, before it goes on.
+        collector: Whether the victim is a collector, for a run that did not wait.
+    """
+
+    number: int
+    database: Database
+    boundary: Boundary
+    how: How
+    way: Way
+    sync: bool = False
+    file: str = ".mp4"
+    hook: bool = False
+    collector: bool = False
+
+    @property
+    def name(self) -> str:
+        """A word for folders, tags and keys."""
+        return f"{self.database.lower()}-{self.number:03}"
+
+    def __str__(self) -> str:
+        victim = (
+            f"{'a sync' if self.sync else 'an async'} {'collector' if self.collector else 'run'}"
+        )
+        return f"{self.name}: {self.how} at <{self.boundary}> of {victim}, then {self.way}"
+
+    def may_end(self) -> set[str]:
+        """How recovery alone may leave it: stored, uncertain, or not bought at all."""
+        if self.boundary is Boundary.BEFORE_CLAIM:
+            return {"stored"} if self.way in WITH_A_RUN else {"nothing"}
+        expired = self.how is How.TIMEOUT  # it strikes at the next await, if there is one
+        if self.boundary in OPEN:
+            answered = expired and self.boundary in {Boundary.POST_SENT, Boundary.UNREAD}
+            return {"uncertain", "stored"} if answered else {"uncertain"}
+        if self.boundary is Boundary.ID_READ and not expired:  # a commit is not cancelled
+            return {"uncertain"}
+        return {"stored"}
+
+
+def plan(database: Database, kills: int, interruptions: int, seed: int) -> list[Case]:
+    """Cases in an order that is mixed, and the same for the same seed; pure.
+
+    Sixteen kills meet every boundary once, and eighty meet every way at every boundary.
+    """
+    dice = random.Random(f"{seed}:{database}")
+    struck = [*_kills(dice, kills), *_interruptions(dice, interruptions)]
+    dice.shuffle(struck)
+    cases: list[Case] = []
+    for number, (boundary, how, way) in enumerate(struck, 1):
+        killed = how is How.KILL
+        may_collect = killed and boundary in DELIVERY and way is not Way.RUN_RETRY
+        collector = dice.random() < 0.3 and may_collect
+        case = Case(
+            number=number,
+            database=database,
+            boundary=boundary,
+            how=how,
+            way=way,
+            sync=dice.random() < 0.25 and how is not How.TIMEOUT,
+            file=dice.choice([".mp4", ".mp4", ".jpg", ".json"]),
+            hook=dice.random() < 0.5 and killed and not collector,
+            collector=collector,
+        )
+        cases.append(case)
+    return cases
+
+
+def _kills(dice: random.Random, count: int) -> Iterator[tuple[Boundary, How, Way]]:
+    ways = dice.sample(WAYS_AFTER_A_KILL, len(WAYS_AFTER_A_KILL))
+    order = dice.sample(list(Boundary), len(Boundary))
+    for number in range(count):
+        turn, place = divmod(number, len(order))
+        yield order[place], How.KILL, ways[(place + turn) % len(ways)]
+
+
+def _interruptions(dice: random.Random, count: int) -> Iterator[tuple[Boundary, How, Way]]:
+    for boundary, how in dice.sample(INTERRUPTIONS, min(count, len(INTERRUPTIONS))):
+        yield boundary, how, Way.FLOW_RETRY

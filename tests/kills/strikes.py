@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strikes a process at a boundary: product functions are wrapped, so that it happens exactly there.
+
+Nothing in the product knows of it. A kill is a real SIGKILL that the process sends to itself.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import httpx
+from prefect._internal.concurrency.cancellation import AsyncCancelScope
+from prefect.flow_engine import AsyncFlowRunEngine, FlowRunEngine
+
+from prefect_cometapi.runway.client import RunwayClient
+from prefect_cometapi.runway.download import Partial
+from prefect_cometapi.runway.entries import State
+from prefect_cometapi.runway.generation import Status
+from prefect_cometapi.runway.ledger import Ledger
+
+from .plan import Boundary, How
+
+FLOW_TIMEOUT = 611.0
+"""Seconds; by this number the flow's own timeout is told from others. It expires by a strike."""
+
+Test = Callable[..., bool]
+
+
+class Interrupted(Exception):
+    """An error that the product has never heard of."""
+
+
+class Strike:
+    """Happens once, wherever it is called first.
+
+    Args:
+        how: What happens.
+        marker: A file that is written before.
+        storage: The folder with the videos.
+        suffix: Of the file whose rename is meant.
+    """
+
+    def __init__(self, how: How, marker: Path, storage: Path, suffix: str) -> None:
+        self._how = how
+        self._marker = marker
+        self.storage = storage
+        self.suffix = suffix
+        self._scope: AsyncCancelScope | None = None
+        if how is How.TIMEOUT:
+            self._find_the_timeout()
+
+    def __call__(self) -> None:
+        """Kill this process, raise an error, or let the flow's timeout expire."""
+        if self._marker.exists():
+            return
+        self._marker.touch()
+        if self._how is How.KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._how is How.ERROR:
+            raise Interrupted("struck")
+        self._expire()
+
+    def _find_the_timeout(self) -> None:
+        enter = AsyncCancelScope.__enter__
+
+        def remembering(scope: AsyncCancelScope) -> AsyncCancelScope:
+            if scope._timeout == FLOW_TIMEOUT:
+                self._scope = scope
+            return enter(scope)
+
+        AsyncCancelScope.__enter__ = remembering  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _expire(self) -> None:
+        """Cancel the flow at its next await, as its timeout would; also from another thread."""
+        assert self._scope, "the flow has no timeout"
+        expire = self._scope._anyio_scope.cancel
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            expired = Event()
+            self._scope.loop.call_soon_threadsafe(lambda: (expire(), expired.set()))
+            expired.wait(10)
+        else:
+            expire()
+
+
+def _always(*_args: Any, **_values: Any) -> bool:
+    return True
+
+
+def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
+    """Put a function around a method; it gets the original before the method's own arguments."""
+    original = getattr(owner, name)
+
+    def decorate(function: Callable[..., Any]) -> None:
+        @wraps(original)
+        def patched(*args: Any, **values: Any) -> Any:
+            return function(original, *args, **values)
+
+        setattr(owner, name, patched)
+
+    return decorate
+
+
+def before(strike: Strike, owner: Any, name: str, when: Test = _always) -> None:
+    """Strike before a method runs, if its arguments are those."""
+
+    @around(owner, name)
+    def _(original: Callable[..., Any], *args: Any, **values: Any) -> Any:
+        if when(*args, **values):
+            strike()
+        return original(*args, **values)
+
+
+def after(strike: Strike, owner: Any, name: str, when: Test = _always) -> None:
+    """Strike after a coroutine method returned, if its arguments were those."""
+
+    @around(owner, name)
+    async def _(original: Callable[..., Awaitable[Any]], *args: Any, **values: Any) -> Any:
+        found = await original(*args, **values)
+        if when(*args, **values):
+            strike()
+        return found
+
+
+def _claims(_ledger: Ledger, _intent: Any, state: State, *_args: Any, **_values: Any) -> bool:
+    return state is State.INTENDED
+
+
+def _commits_the_id(_ledger: Ledger, _key: str, state: State, **values: Any) -> bool:
+    return state is State.SUBMITTED and values.get("of") is not None
+
+
+def _on_the_wire(strike: Strike, moment: str) -> None:
+    """Strike when httpcore gets there with the paid POST."""
+
+    async def trace(event: str, _info: Any) -> None:
+        if event == moment:
+            strike()
+
+    @around(httpx.AsyncHTTPTransport, "handle_async_request")
+    async def _(original: Callable[..., Any], transport: Any, request: httpx.Request) -> Any:
+        if request.url.path.endswith("_to_video"):
+            request.extensions = {**request.extensions, "trace": trace}
+        return await original(transport, request)
+
+
+def _on_a_reply(strike: Strike, *statuses: Status) -> None:
+    @around(RunwayClient, "get")
+    async def _(original: Callable[..., Any], client: RunwayClient, task_id: str) -> Any:
+        reply = await original(client, task_id)
+        if reply.status in statuses:
+            strike()
+        return reply
+
+
+def _on_a_chunk(strike: Strike) -> None:
+    @around(Partial, "append")
+    def _(original: Callable[..., None], partial: Partial, chunk: bytes) -> None:
+        original(partial, chunk)
+        if partial.received < (partial.total or 0):  # else it is the whole file
+            strike()
+
+
+def _on_a_rename(strike: Strike, boundary: Boundary) -> None:
+    @around(Path, "replace")
+    def _(original: Callable[..., Path], source: Path, target: Path) -> Path:
+        it_is = target.suffix == strike.suffix and target.parent == strike.storage
+        if it_is and boundary is Boundary.BEFORE_RENAME:
+            strike()
+        found = original(source, target)
+        if it_is and boundary is Boundary.RENAMED:
+            strike()
+        return found
+
+
+def _on_success(strike: Strike) -> None:
+    before(strike, AsyncFlowRunEngine, "handle_success")
+    before(strike, FlowRunEngine, "handle_success")
+
+
+INSTALL: dict[Boundary, Callable[[Strike], None]] = {
+    Boundary.BEFORE_CLAIM: lambda strike: before(strike, Ledger, "add", _claims),
+    Boundary.CLAIMED: lambda strike: after(strike, Ledger, "add", _claims),
+    Boundary.POST_BEGUN: lambda strike: _on_the_wire(
+        strike, "http11.send_request_headers.complete"
+    ),
+    Boundary.POST_SENT: lambda strike: _on_the_wire(strike, "http11.send_request_body.complete"),
+    Boundary.UNREAD: lambda strike: _on_the_wire(
+        strike, "http11.receive_response_headers.complete"
+    ),
+    Boundary.ID_READ: lambda strike: before(strike, Ledger, "change", _commits_the_id),
+    Boundary.ID_COMMITTED: lambda strike: after(strike, Ledger, "change", _commits_the_id),
+    Boundary.POLLING: lambda strike: _on_a_reply(strike, Status.PENDING, Status.RUNNING),
+    Boundary.SUCCESS_READ: lambda strike: _on_a_reply(strike, Status.SUCCEEDED),
+    Boundary.SUCCESS_RECORDED: lambda strike: after(strike, Ledger, "finished"),
+    Boundary.DOWNLOADING: _on_a_chunk,
+    Boundary.BEFORE_RENAME: lambda strike: _on_a_rename(strike, Boundary.BEFORE_RENAME),
+    Boundary.RENAMED: lambda strike: _on_a_rename(strike, Boundary.RENAMED),
+    Boundary.BEFORE_STORED: lambda strike: before(strike, Ledger, "stored"),
+    Boundary.STORED: lambda strike: after(strike, Ledger, "stored"),
+    Boundary.RETURNING: _on_success,
+}
+"""What has a strike happen at each boundary, once the process gets there."""
