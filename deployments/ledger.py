@@ -109,9 +109,9 @@ def list_entries(
 
     entries = _run(look())
     if json:
-        print(json_text.dumps([_as_json(entry) for entry in entries], indent=2))  # noqa: T201
+        print(json_text.dumps([_as_json(entry) for entry in entries], indent=2))
     elif csv:
-        print(as_csv(entries), end="")  # noqa: T201
+        print(as_csv(entries), end="")
     elif entries:
         console.print(_table(entries))
         _advise(entries)
@@ -126,7 +126,7 @@ def show(
     """Show all that is known of one generation."""
     entry = _run(_known(key))
     if json:
-        print(json_text.dumps(_as_json(entry), indent=2))  # noqa: T201
+        print(json_text.dumps(_as_json(entry), indent=2))
         return
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     for name, value in _facts(entry).items():

@@ -29,15 +29,16 @@ EXPORTS = {
         DownloadInterrupted Entry FetchedVideo Finished Generation GenerationCancelled
         GenerationError GenerationFailed GenerationNotVisible GenerationRequest GenerationResult
         GenerationTimeout ImageToVideoRequest InvalidOutput InvalidRequest KeyConflict Ledger
-        LedgerUnavailable NotSubmitted OutputExpired QuotaExceeded Reference RunwayClient ServiceUnavailable StagedFileMissing State Status
-        StorageError StorageUnavailable StoredVideo Submission SubmissionUncertain
+        LedgerUnavailable NotSubmitted OutputExpired QuotaExceeded Reference RunwayClient
+        ServiceUnavailable StagedFileMissing State Status StorageError StorageUnavailable StoredVideo Submission SubmissionUncertain
         UnexpectedResponse VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",
     "flows": """
         CollectResult acollect afetch_output afinish_generation aimage_to_video apersist_output
         apoll_generation asubmit_generation avideo_to_video collect fetch_output
-        finish_generation image_to_video persist_output poll_generation submit_generation video_to_video
+        finish_generation image_to_video persist_output poll_generation submit_generation
+        video_to_video
     """,
     "sandbox": """
         AcceptedJob Fault FaultKind FaultPlan FaultRoute RecordedRequest ReplyShape Sandbox
