@@ -30,8 +30,8 @@ EXPORTS = {
         GenerationError GenerationFailed GenerationNotVisible GenerationRequest GenerationResult
         GenerationTimeout ImageToVideoRequest InvalidOutput InvalidRequest KeyConflict Ledger
         LedgerUnavailable NotSubmitted OutputExpired QuotaExceeded Reference RunwayClient
-        ServiceUnavailable StagedFileMissing State Status StorageError StorageUnavailable StoredVideo Submission SubmissionUncertain
-        UnexpectedResponse VideoToVideoRequest
+        ServiceUnavailable StagedFileMissing State Status StorageError StorageUnavailable
+        StoredVideo Submission SubmissionUncertain UnexpectedResponse VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",
     "flows": """
