@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from ..runway.errors import CometAPIError
-from ..runway.names import check_key
+from ..runway.names import check_key, check_task_id
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from ..sandbox.replies import ReplyShape
 from .ledger import app as ledger_app
@@ -44,9 +44,9 @@ def _check_key(_type: Any, key: str | None) -> None:
         check_key(key)
 
 
-def _check_task_id(_type: Any, task_id: str) -> None:
-    if not task_id.strip():
-        raise ValueError("it is empty")
+def _check_task_id(_type: Any, task_id: str | None) -> None:
+    if task_id is not None:
+        check_task_id(task_id)
 
 
 Storage = Annotated[
@@ -61,7 +61,10 @@ Wait = Annotated[
 ]
 TaskId = Annotated[
     str | None,
-    Parameter(help="Id of a generation that was bought elsewhere; then nothing is bought."),
+    Parameter(
+        help="Id of a generation that was bought elsewhere; then nothing is bought.",
+        validator=_check_task_id,
+    ),
 ]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from ..runway.entries import Entry, State
 from ..runway.holders import shown_holder
+from ..runway.names import check_task_id
 from .quiet import quieten_prefect
 from .terminal import console, errors
 
@@ -82,6 +83,10 @@ def _check_since(_type: Any, text: str | None) -> None:
         since_time(text)
 
 
+def _check_task_id(_type: Any, task_id: str) -> None:
+    check_task_id(task_id)
+
+
 @app.command(name="list")
 def list_entries(
     *,
@@ -137,14 +142,17 @@ def show(
 
 @app.command
 def adopt(
-    key: Key, task_id: Annotated[str, Parameter(help="Id that CometAPI's console shows.")]
+    key: Key,
+    task_id: Annotated[
+        str, Parameter(help="Id that CometAPI's console shows.", validator=_check_task_id)
+    ],
 ) -> None:
     """Give an uncertain submission the id that was found for it."""
 
     async def decide() -> Entry:
         from ..runway.buying import attach
 
-        return await attach(await _ledger(), await _known(key), task_id.strip())
+        return await attach(await _ledger(), await _known(key), check_task_id(task_id))
 
     entry = _run(decide())
     _done(f"{entry.key} is {entry.state}, with id {entry.task_id}.", "prefect-cometapi collect")

@@ -40,6 +40,7 @@ class Memory:
 
     wait: Wait = field(default_factory=Wait)
     failures: int = 0
+    uncertain: bool = False
     delay: float | None = None
     artifact_id: UUID | None = None
 
@@ -90,9 +91,10 @@ def retry_on(
         remembered = _memory_of(task_run)
         stray = isinstance(error, UnexpectedResponse) and UnexpectedResponse in errors
         settings = CometAPISettings()
-        hopeless = isinstance(error, StagedFileMissing) or (
-            isinstance(error, SubmissionUncertain) and settings.on_uncertain == "stop"
-        )
+        hopeless = isinstance(error, StagedFileMissing)
+        if isinstance(error, SubmissionUncertain):  # the user's leave is for one more charge
+            hopeless = settings.on_uncertain == "stop" or remembered.uncertain
+            remembered.uncertain = True
         if not isinstance(error, errors) or hopeless:
             return False
         if stray and remembered.failures >= UNEXPECTED_IN_A_ROW:

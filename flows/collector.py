@@ -21,7 +21,7 @@ from ..runway.redact import scrub
 from . import display
 from .deliver import deliver
 from .generate import Credentials
-from .ledger import open_ledger, this_run
+from .ledger import open_ledger, record, this_run
 from .recorded import recorded_flow
 from .running import run_sync
 
@@ -88,9 +88,12 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
     async def finish(key: str) -> Collected | None:
         async with slots:
             entry = await ledger.take(key, me)
-            if entry is None or entry.state not in UNFINISHED:  # another one has it, or had it
-                return None
-            return await _finish(entry, credentials, storage)
+            try:
+                if entry is None or entry.state not in UNFINISHED:  # another one has it, or had it
+                    return None
+                return await _finish(entry, credentials, storage)
+            finally:
+                await record(lambda ledger: ledger.let_go(key, me))
 
     left = await ledger.entries(states=UNFINISHED)
     looked_at = await asyncio.gather(*(finish(entry.key) for entry in reversed(left)))

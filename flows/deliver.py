@@ -53,7 +53,7 @@ async def deliver(
             delivered again in any case.
     """
     place = full_name(storage or CometAPISettings().storage)
-    async with working_alone(submission) as entry:
+    async with working_alone(submission, place) as entry:
         if entry and place in entry.videos and not again:
             again = await asyncio.to_thread(_is_gone, entry.videos[place])
             if not again:

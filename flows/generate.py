@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from ..blocks.credentials import CometAPICredentials
 from ..runway.errors import LedgerUnavailable
 from ..runway.generation import GenerationResult, Status, Submission
-from ..runway.names import MAX_KEY_LENGTH, check_key
+from ..runway.names import MAX_KEY_LENGTH, check_key, check_task_id
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from ..runway.settings import CometAPISettings
 from . import display
@@ -33,9 +33,10 @@ Place = Annotated[
         "COMETAPI_STORAGE where none is given."
     ),
 ]
-TaskId = Annotated[str, Field(description="Id that CometAPI gave the generation.", min_length=1)]
+_CheckedId = Annotated[str, Field(min_length=1), AfterValidator(check_task_id)]
+TaskId = Annotated[_CheckedId, Field(description="Id that CometAPI gave the generation.")]
 Attached = Annotated[
-    TaskId | None,
+    _CheckedId | None,
     Field(
         description="Id of a generation that was bought elsewhere (a console, a lost run): it is "
         "finished, and nothing is bought."
@@ -123,7 +124,7 @@ async def afinish_generation(
     """
     await check_storage(storage)
     credentials = credentials or CometAPICredentials.from_settings()
-    submission = await _attached(task_id.strip(), credentials, storage, key)
+    submission = await _attached(check_task_id(task_id), credentials, storage, key)
     return await deliver(submission, credentials, storage, again=True)
 
 

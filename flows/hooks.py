@@ -20,8 +20,9 @@ from .running import run_sync
 def leave_to_collect(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Let go of what a run worked on when it ended, so that ``collect`` can take it at once."""
     log = flow_run_logger(flow_run, flow)
+    cancelled = state.is_cancelled() or state.is_cancelling()  # then a worker has killed it
     try:
-        left = run_sync(_let_go(str(flow_run.id), state.name or "ended", state.is_cancelled()))
+        left = run_sync(_let_go(str(flow_run.id), state.name or "ended", cancelled))
     except LedgerUnavailable as error:
         log.warning("%s; the leases of this run lapse by themselves", error.what)
         return

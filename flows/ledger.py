@@ -89,18 +89,26 @@ def intent_for(
 
 
 @asynccontextmanager
-async def working_alone(submission: Submission) -> AsyncIterator[Entry | None]:
+async def working_alone(
+    submission: Submission, place: str | None = None
+) -> AsyncIterator[Entry | None]:
     """Have a generation to oneself while working on it; waits while another run has it.
 
+    It does not wait for what is stored already, or, where a place is named, stored there.
     Yields its entry, or None where the ledger does not know it or is out of reach.
     """
     from ..runway.buying import working_on
+
+    def enough(entry: Entry) -> bool:
+        return place in entry.videos or entry.failure() is not None if place else entry.has_ended
 
     tell = logger().info
     async with AsyncExitStack() as stack:
         entry = None
         try:
-            alone = working_on(await open_ledger(), submission.key, this_run(), tell=tell)
+            alone = working_on(
+                await open_ledger(), submission.key, this_run(), tell=tell, enough=enough
+            )
             entry = await stack.enter_async_context(alone)
         except LedgerUnavailable as error:
             logger().warning("%s; the delivery goes on without it", error.what)

@@ -30,7 +30,7 @@ from ..runway.errors import (
 )
 from ..runway.generation import FetchedVideo, Finished, Generation, StoredVideo, Submission
 from ..runway.media import draw_poster, inspect_video
-from ..runway.names import file_stem
+from ..runway.names import check_task_id, file_stem
 from ..runway.polling import Patience, wait_until_finished
 from ..runway.redact import host_of
 from ..runway.requests import GenerationRequest
@@ -81,8 +81,8 @@ async def submit(
         intent = intent_for(key, credentials, storage, request)
         ledger = await open_ledger(settings)
         try:
-            if task_id:
-                entry, new = await attach(ledger, intent, task_id.strip()), False
+            if task_id is not None:
+                entry, new = await attach(ledger, intent, check_task_id(task_id)), False
             else:
                 entry, new = await _bought(request, credentials, ledger, intent, settings)
         except SubmissionUncertain as error:
@@ -245,7 +245,7 @@ async def persist(
     settings = CometAPISettings()
     place = storage or settings.storage
     with failures_of(submission.key, submission.task_id):
-        async with working_alone(submission) as entry:
+        async with working_alone(submission, full_name(place)) as entry:
             kept = entry.videos.get(full_name(place)) if entry else None
             if kept and not await asyncio.to_thread(_any_staged, videos):
                 return list(kept)

@@ -100,10 +100,13 @@ async def buy_once(
             entry = await _claimed(
                 ledger, intent, State.INTENDED, claim, resubmit=resubmit, tell=warn, holder=holder
             )
-        except (asyncio.CancelledError, LedgerUnavailable):
+        except LedgerUnavailable:
             _unsent.add(claim)  # it may have been claimed all the same
+            raise
+        except asyncio.CancelledError:
+            _unsent.add(claim)
             with suppress(LedgerUnavailable):
-                await ledger.change(intent.key, State.REJECTED, of=claim, holder=None)
+                await _withdraw(ledger, intent.key, claim)
             raise
         if entry.claim != claim:
             return entry
@@ -161,7 +164,7 @@ async def _claimed(
         if isinstance(step, CometAPIError):
             raise step
         if step is Step.ATTACH:
-            return entry
+            return await _taken_up_again(ledger, entry)
         if step is Step.GIVE_UP:
             await give_up(ledger, entry)
         elif step is Step.WAIT:
@@ -170,7 +173,7 @@ async def _claimed(
             told = True
             await asyncio.sleep(LOOK_AGAIN)
         else:
-            changes = intent.wanted(only_known=state is State.SUBMITTED) | values
+            changes = intent.wanted(only_known=not buys) | values
             doubt = entry.note if buys and entry.state is State.UNCERTAIN else ""
             changes |= {"claim": claim, "attempts": entry.attempts + buys, "note": doubt}
             changes |= {"finished_at": None, "polls": 0, "failure_code": "", "outputs": []}
@@ -183,10 +186,28 @@ _unsent: set[str] = set()
 """Claims of this process under which nothing was sent, whatever the ledger could be told."""
 
 
+async def _taken_up_again(ledger: Ledger, entry: Entry) -> Entry:
+    """The entry, no longer abandoned now that somebody wants it."""
+    if entry.state is not State.ABANDONED:
+        return entry
+    return await ledger.change(entry.key, State.SUBMITTED, seen=entry, note="") or entry
+
+
+async def _withdraw(ledger: Ledger, key: str, claim: str) -> None:
+    entry = await ledger.get(key)
+    if entry and entry.claim == claim:
+        await give_up(ledger, entry)
+
+
 async def give_up(ledger: Ledger, entry: Entry) -> None:
-    """Mark a submission that nobody makes any more: perhaps bought, if it cannot be excluded."""
-    state = State.REJECTED if entry.claim in _unsent else State.UNCERTAIN
-    await ledger.change(entry.key, state, seen=entry, holder=None, note=_NO_ANSWER)
+    """End a submission that nobody makes any more.
+
+    It was perhaps bought, unless nothing was sent under this claim and there was no doubt before.
+    """
+    free = entry.claim in _unsent and not entry.note
+    state = State.REJECTED if free else State.UNCERTAIN
+    note = "nothing was sent" if free else entry.note or _NO_ANSWER
+    await ledger.change(entry.key, state, seen=entry, holder=None, note=note)
 
 
 async def _accepted(
@@ -234,19 +255,27 @@ async def working_on(
     run: str,
     *,
     tell: Callable[[str], None] = lambda _text: None,
+    enough: Callable[[Entry], bool] = lambda entry: entry.has_ended,
 ) -> AsyncIterator[Entry | None]:
-    """Have a generation to oneself; waits while another run works on it, or until it is stored.
+    """Have a generation to oneself; waits while another run works on it, or until that is enough.
 
     Yields its entry, or None where the ledger does not know the key. Several blocks of one run may
     have it at once. A run that is gone has nothing: its lease lapses, or its process is seen to be
     dead.
+
+    Args:
+        ledger: Where it is recorded.
+        key: Its key.
+        run: Which run asks, for those who wait for it.
+        tell: Told in words whom it waits for.
+        enough: Whether an entry that another run works on is all that is wanted.
 
     Raises:
         LedgerUnavailable: The ledger cannot be used.
     """
     holder = holder_name(run)
     with ledger.holding(key, holder):
-        entry = await _taken(ledger, key, holder, tell)
+        entry = await _taken(ledger, key, holder, tell, enough)
         note: str | None = None
         try:
             yield entry
@@ -261,7 +290,11 @@ async def working_on(
 
 
 async def _taken(
-    ledger: Ledger, key: str, holder: str, tell: Callable[[str], None]
+    ledger: Ledger,
+    key: str,
+    holder: str,
+    tell: Callable[[str], None],
+    enough: Callable[[Entry], bool],
 ) -> Entry | None:
     told = False
     while True:
@@ -273,15 +306,12 @@ async def _taken(
         if entry:
             return entry
         entry = await ledger.get(key)
-        if entry is None or entry.state in _ENDED:
+        if entry is None or enough(entry):
             return entry
         if not told and entry.holder:
             tell(f"waiting for {shown_holder(entry.holder)}, which works on this generation")
             told = True
         await asyncio.sleep(LOOK_AGAIN)
-
-
-_ENDED = {State.STORED, State.FAILED, State.CANCELLED}
 
 
 def _last_words(error: BaseException) -> str:

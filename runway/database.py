@@ -6,6 +6,9 @@ server's default is. Every statement is a transaction of its own.
 """
 
 import asyncio
+import errno
+import re
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -29,6 +32,16 @@ _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
 _UNREACHABLE = ("08", "57P", "53300")  # PostgreSQL: connection, shutdown or start, too many
 
+_FAILURES = (
+    SQLAlchemyError,
+    OSError,
+    TimeoutError,
+    TypeError,  # drivers raise these for what they cannot take in a URL
+    ValueError,
+    OverflowError,
+)
+_PASSING = {None, errno.EHOSTUNREACH, errno.ENETUNREACH, socket.EAI_AGAIN}
+
 T = TypeVar("T")
 
 
@@ -39,8 +52,8 @@ def ledger_url(url: str) -> str:
         LedgerUnavailable: It names no database that can be a ledger.
     """
     try:
-        parsed = make_url(url.strip())
-    except ArgumentError:
+        parsed = make_url(re.sub("^postgres:", "postgresql:", url.strip()))
+    except (ArgumentError, ValueError):
         raise LedgerUnavailable(
             "the ledger's URL is none: write sqlite:////folder/ledger.db or "
             "postgresql://user:password@host/database"
@@ -55,7 +68,9 @@ def ledger_url(url: str) -> str:
             )
         return parsed.set(drivername="sqlite+pysqlite").render_as_string(hide_password=False)
     if backend == "postgresql":
-        return parsed.set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
+        query = {("ssl" if name == "sslmode" else name): it for name, it in parsed.query.items()}
+        parsed = parsed.set(drivername="postgresql+asyncpg", query=query)
+        return parsed.render_as_string(hide_password=False)
     raise LedgerUnavailable(f"a ledger lies in SQLite or PostgreSQL, not in {backend}")
 
 
@@ -76,7 +91,7 @@ class Database:
     @property
     def place(self) -> str:
         """Where it is, without a password."""
-        return self._url.render_as_string(hide_password=True)
+        return self._url.set(query={}).render_as_string(hide_password=True)
 
     @property
     def is_shared(self) -> bool:
@@ -122,7 +137,7 @@ class Database:
         while True:
             try:
                 return await operation()
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
+            except _FAILURES as error:
                 if not will_pass(error) or time.monotonic() + pause > end:
                     raise LedgerUnavailable(
                         f"the ledger at {self.place} cannot be used: {_reason(error)}"
@@ -145,7 +160,7 @@ class Database:
                     engine.dispose() if isinstance(engine, Engine) else await engine.dispose()
                     raise
                 self._engine = engine
-        return self._engine
+            return self._engine
 
     def _postgresql(self) -> AsyncEngine:
         durable = {"synchronous_commit": "on", "application_name": "prefect-cometapi"}
@@ -191,7 +206,10 @@ def will_pass(error: Exception) -> bool:
         locked = any(word in str(error.orig) for word in ("database is locked", "is busy"))
         away = isinstance(error.orig, OSError) or isinstance(_cause(error.orig), OSError)
         return told.startswith(_UNREACHABLE) or locked or away
-    return isinstance(error, ConnectionError | TimeoutError | PoolTimeout)
+    unreachable = type(error) in {OSError, socket.gaierror}  # several addresses: no errno at all
+    return isinstance(error, ConnectionError | TimeoutError | PoolTimeout) or (
+        unreachable and isinstance(error, OSError) and error.errno in _PASSING
+    )
 
 
 def _cause(error: BaseException | None) -> BaseException | None:

@@ -136,6 +136,11 @@ class Entry(Intent):
     note: str = Field(default="", description="What happened last, in words.")
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it is stored somewhere, or never will be."""
+        return self.state in {State.STORED, State.FAILED, State.CANCELLED}
+
+    @property
     def waited(self) -> float:
         """Seconds from submission to its detected end, or 0.0."""
         if not (self.submitted_at and self.finished_at):

@@ -88,7 +88,7 @@ def is_certainly_gone(holder: str) -> bool:
     """Whether the holder's process ran on this machine and has ended."""
     parts = process_of(holder).split(":")
     me = this_process()
-    if len(parts) != 4 or not me.space or parts[2] != me.space or not parts[1].isdigit():
+    if len(parts) != 4 or not me.space or parts[2] != me.space or not parts[1].isdecimal():
         return False
     found = _state_and_start(int(parts[1]))
     return found is None or found[0] in _DEAD or found[1] != parts[3]

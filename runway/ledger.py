@@ -113,7 +113,7 @@ class Ledger:
         if found:
             return found[0]
         there = await self.get(intent.key)  # its own, where the answer to the insert was lost
-        return there if there and there.claim == claim else None
+        return there if there and there.claim == claim and there.state is state else None
 
     async def change(
         self,
@@ -264,7 +264,8 @@ class Ledger:
                 continue  # the leases lapse if it lasts, which is safe; the work goes on
 
     def _leased_to(self, holder: str | None) -> dict[str, Any]:
-        return {"holder": holder, "leased_until": _now() + self.lease if holder else None}
+        until = _now() + self.lease if holder else None
+        return {**_columns({"holder": holder}), "leased_until": until}
 
     async def _rows(self, statement: Any) -> list[Entry]:
         rows = await self.database.rows(statement)

@@ -40,6 +40,17 @@ def check_key(key: str) -> str:
     return key
 
 
+def check_task_id(task_id: str) -> str:
+    """A task id without the blanks around it.
+
+    Raises:
+        ValueError: Nothing is left of it.
+    """
+    if not task_id.strip():
+        raise ValueError("a task id is not blank")
+    return task_id.strip()
+
+
 def step_key(step: str, key: str) -> str:
     """Where Prefect keeps the result of one step of one generation; safe as a file name."""
     return f"cometapi-{step}-{_digest(key, 32)}"

@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """How tests of flows look at what Prefect recorded."""
 
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import pytest
+
+from prefect_cometapi.flows import asubmit_generation
+from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.runway import Entry, ImageToVideoRequest, Ledger, State, Submission
+from prefect_cometapi.runway.ledger import ledger_at
+from prefect_cometapi.sandbox import Sandbox
 
 T = TypeVar("T")
 
@@ -61,7 +72,7 @@ class History:
 
         return eventually(arrived)
 
-    def logs(self, flow_run_id: Any, until: str) -> list[str]:
+    def logs(self, flow_run_id: Any, until: str, seconds: float = 30) -> list[str]:
         """Log messages of a flow run, once one that contains a text has arrived."""
 
         def arrived() -> list[str] | None:
@@ -69,7 +80,7 @@ class History:
             messages = [log["message"] for log in found]
             return messages if any(until in message for message in messages) else None
 
-        return eventually(arrived)
+        return eventually(arrived, seconds)
 
 
 def eventually(look: Callable[[], T | None], seconds: float = 30) -> T:
@@ -96,3 +107,68 @@ def image() -> dict[str, Any]:
 def wait_until() -> Callable[..., Any]:
     """Waits for what another process or thread brings."""
     return eventually
+
+
+class Book:
+    """The test's ledger, for sync and async tests, and purchases that nobody waits for."""
+
+    @property
+    def ledger(self) -> Ledger:
+        return ledger_at(os.environ["COMETAPI_LEDGER_URL"])
+
+    def __getitem__(self, key: str) -> Entry:
+        entry = run_sync(self.ledger.get(key))
+        assert entry, key
+        return entry
+
+    def all(self) -> list[Entry]:
+        return run_sync(self.ledger.entries())
+
+    def buy(self, key: str, **options: Any) -> Submission:
+        """One generation, bought without a flow run and left alone."""
+        request = ImageToVideoRequest.model_validate(IMAGE)
+        return run_sync(asubmit_generation.fn(request, key=key, **options))
+
+    def decide(self, key: str, state: State) -> None:
+        """What the user decides on the command line."""
+        assert run_sync(self.ledger.change(key, state, seen=self[key], note="by hand"))
+
+
+@pytest.fixture
+def book(sandbox: Sandbox) -> Book:
+    return Book()
+
+
+@pytest.fixture
+def finish_rendering(sandbox: Sandbox) -> Iterator[Callable[[], None]]:
+    """No generation finishes before the test calls this."""
+    jobs = sandbox._app.book
+    quick = jobs._config
+    jobs._config = quick.model_copy(update={"render_seconds": 600.0})
+
+    def finish() -> None:
+        jobs._config = quick
+
+    yield finish
+    finish()
+
+
+@pytest.fixture
+def start(prefect_server: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts Python as a process of its own with the test's settings; it is gone afterwards."""
+    with ExitStack() as stack:
+
+        def start_python(*arguments: str, **env: str) -> subprocess.Popen[str]:
+            home = str(tmp_path / "prefect")
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                env={**os.environ, "PREFECT_API_URL": prefect_server, "PREFECT_HOME": home, **env},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+            return process
+
+        yield start_python

@@ -6,7 +6,7 @@ import io
 import itertools
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -20,7 +20,7 @@ import pytest
 from av.filter import Graph
 from pydantic import SecretStr
 
-from prefect_cometapi.runway import ImageToVideoRequest, RunwayClient, Submission
+from prefect_cometapi.runway import ImageToVideoRequest, Ledger, RunwayClient, Submission
 from prefect_cometapi.sandbox import Sandbox
 
 KEY = "sk-test-0123456789abcdef"
@@ -120,6 +120,40 @@ def submitted() -> Callable[..., Submission]:
         return Submission(key="sku-17", task_id=task_id, submitted_at=datetime.now(UTC))
 
     return make
+
+
+@pytest.fixture
+def file_url(tmp_path) -> str:
+    """The URL of a ledger in a file that is not there yet."""
+    return f"sqlite:///{tmp_path}/ledger.db"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def ledger_url(request, file_url) -> Iterator[str]:
+    """The URL of a fresh ledger, once in SQLite and once in PostgreSQL."""
+    if request.param == "sqlite":
+        yield file_url
+        return
+    server = request.getfixturevalue("postgres")
+    url = server.create_database()
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture
+async def ledger(ledger_url):
+    """A fresh ledger, once in SQLite and once in PostgreSQL."""
+    opened = Ledger(ledger_url)
+    yield opened
+    await opened.database.close()
+
+
+@pytest.fixture
+async def file_ledger(file_url):
+    """A fresh ledger in a file."""
+    opened = Ledger(file_url)
+    yield opened
+    await opened.database.close()
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ CREATES = [
         NO_CALL,
         "Next: check COMETAPI_BASE_URL",
     ),
-    ((200, b"", HTML), UnexpectedResponse, "text/html, empty", NO_CALL, "COMETAPI_BASE_URL"),
+    ((200, b"", HTML), SubmissionUncertain, "text/html, empty", MAYBE, "console"),
     (
         (301, b"", {"location": "https://www.cometapi.com/?t=s3cr3t"}),
         UnexpectedResponse,

@@ -287,3 +287,15 @@ def test_requests_cannot_be_changed_after_they_were_checked():
     request = ImageToVideoRequest(prompt_image=IMAGE)
     with pytest.raises(ValidationError):
         request.duration = 7
+
+
+def test_the_seconds_that_are_billed_are_told_where_they_are_known():
+    """As asked for, else the model's own; a video's own length is known only afterwards."""
+    asked = [
+        ImageToVideoRequest(prompt_image=IMAGE),
+        ImageToVideoRequest(prompt_image=IMAGE, duration=10),
+        ImageToVideoRequest(prompt_image=IMAGE, model=NEW_MODEL),
+        ImageToVideoRequest(prompt_image=IMAGE, model=NEW_MODEL, duration=7),
+        VideoToVideoRequest(video_uri=VIDEO, prompt_text="snow"),
+    ]
+    assert [request.billed_seconds() for request in asked] == [5.0, 10.0, None, 7.0, None]

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several at work at once: collectors, flows and followers do nothing twice."""
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from prefect_cometapi.flows import (
+    CollectResult,
+    acollect,
+    afinish_generation,
+    aimage_to_video,
+    image_to_video,
+    steps,
+)
+from prefect_cometapi.runway import GenerationFailed, State
+
+pytestmark = pytest.mark.server
+
+KEYS = [f"sku-{number}" for number in range(4)]
+
+COLLECTS_WHEN_TOLD = """
+import sys
+from prefect_cometapi.flows import collect
+print("ready", flush=True)
+sys.stdin.readline()
+print(collect().model_dump_json())
+"""
+
+
+def downloads(sandbox) -> dict[str, int]:
+    """How often each clip was asked for."""
+    return Counter(request.path for request in sandbox.requests if request.route == "asset")
+
+
+def polls(sandbox) -> int:
+    return len([request for request in sandbox.requests if request.route == "task"])
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 -- what is awaited happens in other threads
+            await asyncio.sleep(0.02)
+
+
+def stored(place: Path) -> list[Path]:
+    return sorted(path for path in place.glob("*.mp4"))
+
+
+def check_that_each_was_stored_once(sandbox, book, place: Path) -> None:
+    """One download, one video file and one end in the ledger for each generation."""
+    assert downloads(sandbox) == {f"/assets/{job.task_id}/0.mp4": 1 for job in sandbox.accepted}
+    assert len(stored(place)) == len(sandbox.accepted) == len(KEYS)
+    assert {entry.key: entry.state for entry in book.all()} == dict.fromkeys(KEYS, State.STORED)
+    assert [entry.holder for entry in book.all()] == [None] * len(KEYS)
+
+
+@pytest.mark.slow
+def test_collectors_in_two_processes_do_nothing_twice(
+    prefect_server, sandbox, book, start, tmp_path
+):
+    """Each clip is downloaded and stored once, by one of them."""
+    for key in KEYS:
+        book.buy(key)
+    sandbox.add_fault("asset:slow:value=0.3,times=4")
+    collectors = [start("-c", COLLECTS_WHEN_TOLD) for _ in range(2)]
+    assert [process.stdout.readline() for process in collectors] == ["ready\n"] * 2
+    for process in collectors:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    results = [CollectResult(**json.loads(process.communicate()[0])) for process in collectors]
+    assert sum(result.stored for result in results) == len(KEYS)
+    check_that_each_was_stored_once(sandbox, book, tmp_path / "videos")
+
+
+async def test_collectors_in_one_process_do_nothing_twice(prefect_server, sandbox, book, tmp_path):
+    """Two that are awaited together share the work, or wait for each other."""
+    for key in KEYS:
+        book.buy(key)
+    sandbox.add_fault("asset:slow:value=0.3,times=4")
+    await asyncio.gather(acollect(), acollect())
+    check_that_each_was_stored_once(sandbox, book, tmp_path / "videos")
+
+
+async def test_a_collector_leaves_alone_what_a_run_works_on(
+    prefect_server, sandbox, image, book, finish_rendering, caplog
+):
+    """A scheduled collector beside a waiting run neither polls nor stores its generation."""
+    run = asyncio.create_task(aimage_to_video(image, key="awaited"))
+    await until(lambda: polls(sandbox) > 0)
+    holder = book["awaited"].holder
+    result = await acollect()
+    assert result.generations == ()
+    assert "1 generations are with other runs" in caplog.text
+    assert book["awaited"].holder == holder
+    finish_rendering()
+    assert Path((await run).videos[0].uri).exists()
+    assert list(downloads(sandbox).values()) == [1]
+
+
+async def test_a_second_run_with_the_key_follows_the_first(
+    prefect_server, sandbox, image, finish_rendering, caplog
+):
+    """It waits, says for whom, and gets the same result without a request of its own."""
+    first = asyncio.create_task(aimage_to_video(image, key="shared"))
+    await until(lambda: polls(sandbox) > 0)
+    second = asyncio.create_task(aimage_to_video(image, key="shared"))
+    await until(lambda: "which works on this generation" in caplog.text)
+    finish_rendering()
+    results = await asyncio.gather(first, second)
+    assert results[0] == results[1]
+    assert Path(results[0].videos[0].uri).exists()
+    assert len(sandbox.accepted) == 1
+    assert list(downloads(sandbox).values()) == [1]
+
+
+async def test_a_follower_of_a_failure_fails_alike(
+    prefect_server, sandbox, image, finish_rendering, caplog
+):
+    """When upstream gives the generation up, both runs tell so, and nobody buys another."""
+    sandbox.add_fault("create:failed:value=SAFETY.INPUT.TEXT")
+    first = asyncio.create_task(aimage_to_video(image, key="doomed"))
+    await until(lambda: polls(sandbox) > 0)
+    second = asyncio.create_task(aimage_to_video(image, key="doomed"))
+    await until(lambda: "which works on this generation" in caplog.text)
+    finish_rendering()
+    errors = await asyncio.gather(first, second, return_exceptions=True)
+    assert [type(error) for error in errors] == [GenerationFailed] * 2
+    assert str(errors[0]) == str(errors[1])
+    assert len(sandbox.accepted) == 1
+
+
+async def test_a_follower_takes_over_from_a_run_that_is_stopped(
+    prefect_server, sandbox, image, book, finish_rendering, caplog
+):
+    """When the first run is cancelled while it waits, the second one goes on at once."""
+    first = asyncio.create_task(aimage_to_video(image, key="handed-on"))
+    await until(lambda: polls(sandbox) > 0)
+    second = asyncio.create_task(aimage_to_video(image, key="handed-on"))
+    await until(lambda: "which works on this generation" in caplog.text)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    finish_rendering()
+    result = await second
+    assert Path(result.videos[0].uri).exists()
+    assert len(sandbox.accepted) == 1
+
+
+async def test_finishing_by_id_waits_for_the_run_that_works_on_it(
+    prefect_server, sandbox, image, book, finish_rendering, caplog
+):
+    """`finish-generation` of an id under way joins its entry, and buys nothing."""
+    run = asyncio.create_task(aimage_to_video(image, key="by-key"))
+    await until(lambda: polls(sandbox) > 0)
+    (job,) = sandbox.accepted
+    finish = asyncio.create_task(afinish_generation(job.task_id))
+    await until(lambda: "which works on this generation" in caplog.text)
+    finish_rendering()
+    results = await asyncio.gather(run, finish)
+    assert {result.key for result in results} == {"by-key"}
+    assert [entry.key for entry in book.all()] == ["by-key"]
+    assert Path(results[1].videos[0].uri).exists()
+    assert len(sandbox.accepted) == 1
+
+
+async def test_not_waiting_does_not_wait_for_the_run_that_waits(
+    prefect_server, sandbox, image, finish_rendering
+):
+    """`wait=False` beside a waiting run with the same key gives the id at once."""
+    run = asyncio.create_task(aimage_to_video(image, key="looked-at"))
+    await until(lambda: polls(sandbox) > 0)
+    glance = await aimage_to_video(image, key="looked-at", wait=False)
+    assert not run.done()
+    assert glance.task_id == sandbox.accepted[0].task_id
+    finish_rendering()
+    assert (await run).task_id == glance.task_id
+
+
+def test_a_storage_wanted_later_downloads_once_more_and_buys_nothing(
+    prefect_server, sandbox, image, book, tmp_path
+):
+    """One key in two storages, the second after the first: two downloads, one purchase."""
+    places = [str(tmp_path / name) for name in "ab"]
+    for place in places:
+        image_to_video(image, key="both", storage=place)
+    assert list(book["both"].videos) == places
+    assert list(downloads(sandbox).values()) == [2]
+    assert len(sandbox.accepted) == 1
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Has a step's function, called by its name, wait until all are let through."""
+
+    def shut(name: str) -> tuple[list[int], asyncio.Event]:
+        function = getattr(steps, name)
+        arrived: list[int] = []
+        opened = asyncio.Event()
+
+        async def gated(*args, **kwargs):
+            arrived.append(1)
+            await opened.wait()
+            return await function(*args, **kwargs)
+
+        monkeypatch.setattr(steps, name, gated)
+        return arrived, opened
+
+    return shut
+
+
+async def two_at_once(image, places, arrived, opened, caplog) -> None:
+    """Two runs with one key; the second starts when the first is in the midst of its work."""
+    first = asyncio.create_task(aimage_to_video(image, key="wanted", storage=places[0]))
+    await until(lambda: len(arrived) == 1)
+    second = asyncio.create_task(aimage_to_video(image, key="wanted", storage=places[1]))
+    await until(lambda: len(arrived) == 2 or "which works on this generation" in caplog.text)
+    opened.set()
+    await asyncio.gather(first, second)
+
+
+async def test_two_new_storages_at_once_are_both_remembered(
+    prefect_server, sandbox, image, book, tmp_path, gate, caplog
+):
+    """A stored clip that two runs want elsewhere at the same moment is recorded at both places."""
+    places = [str(tmp_path / name) for name in "abc"]
+    await aimage_to_video(image, key="wanted", storage=places[0])
+    arrived, opened = gate("_persist")
+    await two_at_once(image, places[1:], arrived, opened, caplog)
+    assert sorted(book["wanted"].videos) == places
+
+
+async def test_two_runs_that_want_one_new_storage_share_the_download(
+    prefect_server, sandbox, image, tmp_path, gate, caplog
+):
+    """A stored clip that two runs want at the same other place is fetched for it once."""
+    await aimage_to_video(image, key="wanted", storage=str(tmp_path / "a"))
+    arrived, opened = gate("download")
+    await two_at_once(image, [str(tmp_path / "b")] * 2, arrived, opened, caplog)
+    assert list(downloads(sandbox).values()) == [2]

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ids that were bought elsewhere, second takes, and a second submission that the user allows."""
+
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.exceptions import ParameterTypeError
+
+from prefect_cometapi.blocks import CometAPICredentials
+from prefect_cometapi.flows import (
+    asubmit_generation,
+    collect,
+    finish_generation,
+    image_to_video,
+    submit_generation,
+)
+from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.runway import (
+    GenerationNotVisible,
+    ImageToVideoRequest,
+    KeyConflict,
+    State,
+    SubmissionUncertain,
+)
+
+pytestmark = pytest.mark.server
+
+
+def posts(sandbox) -> int:
+    return len([request for request in sandbox.requests if request.route == "create"])
+
+
+@pytest.fixture
+def elsewhere(sandbox, image):
+    """The id of a generation that was bought without this package's ledger."""
+
+    async def buy() -> str:
+        async with CometAPICredentials.from_settings().get_client() as client:
+            return await client.create(ImageToVideoRequest.model_validate(image))
+
+    return run_sync(buy())
+
+
+# task_id=
+
+
+def test_an_id_that_was_bought_elsewhere_is_attached(
+    prefect_server, sandbox, image, book, elsewhere
+):
+    """`task_id=` finishes what a console or a lost run bought, under a key of choice."""
+    result = image_to_video(image, key="sku-17", task_id=elsewhere)
+    assert result.task_id == elsewhere
+    assert Path(result.videos[0].uri).exists()
+    assert (book["sku-17"].state, book["sku-17"].attempts) == (State.STORED, 0)
+    assert posts(sandbox) == 1
+
+
+def test_an_attached_id_is_that_runs_generation(prefect_server, sandbox, image, elsewhere):
+    """Without a key, a retried run stays with the id that it was given, also without naming it."""
+    request = ImageToVideoRequest.model_validate(image)
+    ids: list[str] = []
+
+    @flow(retries=1)
+    def pipeline() -> None:
+        ids.append(submit_generation(request, task_id=None if ids else elsewhere).task_id)
+        if len(ids) == 1:
+            raise RuntimeError("after it was attached")
+
+    pipeline()
+    assert ids == [elsewhere, elsewhere]
+    assert posts(sandbox) == 1
+
+
+def test_an_id_need_not_be_waited_for(prefect_server, sandbox, image, book, elsewhere):
+    """`task_id=` with `wait=False` only records it, for the collector."""
+    result = image_to_video(image, key="noted", task_id=f" {elsewhere} ", wait=False)
+    assert result.task_id == elsewhere
+    assert [request.route for request in sandbox.requests] == ["create"]
+    assert collect().stored == 1
+
+
+def test_an_id_settles_an_uncertain_key(prefect_server, sandbox, image, book):
+    """The id that the console shows ends the doubt: the clip comes, and nothing is sent again."""
+    sandbox.add_fault("create:reset-after")
+    with pytest.raises(SubmissionUncertain):
+        image_to_video(image, key="in-doubt")
+    (job,) = sandbox.accepted
+    result = image_to_video(image, key="in-doubt", task_id=job.task_id)
+    assert Path(result.videos[0].uri).exists()
+    assert book["in-doubt"].state is State.STORED
+    assert image_to_video(image, key="in-doubt") == result
+    assert posts(sandbox) == 1
+
+
+def test_a_key_has_one_id(prefect_server, sandbox, image, elsewhere):
+    """Another id under a used key is refused with both named, and nothing is sent."""
+    bought = image_to_video(image, key="sku-17").task_id
+    before = len(sandbox.requests)
+    with pytest.raises(KeyConflict, match=f"task id was '{bought}', is '{elsewhere}'"):
+        image_to_video(image, key="sku-17", task_id=elsewhere)
+    assert len(sandbox.requests) == before
+
+
+def test_an_id_that_is_unknown_is_told_soon_and_buys_nothing(
+    prefect_server, sandbox, image, monkeypatch
+):
+    """A mistyped id ends in an error that says so; the request is never sent in its place."""
+    monkeypatch.setenv("COMETAPI_VISIBILITY_GRACE", "0.3")
+    with pytest.raises(GenerationNotVisible, match="does not know the generation"):
+        image_to_video(image, key="typo", task_id="no-such-id")
+    assert posts(sandbox) == 0
+
+
+def test_an_empty_id_is_refused_before_anything_is_sent(prefect_server, sandbox, image):
+    """An empty field of the form is no id, and no reason to buy either."""
+    with pytest.raises(ParameterTypeError, match="task_id"):
+        image_to_video(image, task_id="")
+    assert sandbox.requests == []
+
+
+def test_a_blank_id_is_no_id(prefect_server, sandbox, image, book):
+    """A space in that field of the form is refused, and does not use up the key."""
+    with pytest.raises((ParameterTypeError, ValueError), match="id"):
+        image_to_video(image, key="blank", task_id="  ", wait=False)
+    assert book.all() == []
+    assert Path(image_to_video(image, key="blank").videos[0].uri).exists()
+
+
+def test_a_blank_id_buys_nothing(prefect_server, sandbox, image):
+    """Whatever becomes of it, a space in that field is not turned into a purchase."""
+    image_to_video(image, key="blank", task_id="  ", wait=False, return_state=True)
+    assert posts(sandbox) == 0
+
+
+def test_one_id_may_be_reached_by_key_and_by_id(prefect_server, sandbox, image, book, elsewhere):
+    """`finish-generation` and `task_id=` under the same key are the same generation."""
+    finished = finish_generation(elsewhere, key="sku-17")
+    assert image_to_video(image, key="sku-17", task_id=elsewhere).videos == finished.videos
+    assert [entry.key for entry in book.all()] == ["sku-17"]
+    assert posts(sandbox) == 1
+
+
+# take=
+
+
+def test_a_second_take_is_a_second_video(prefect_server, sandbox, image):
+    """In one run, the same request again is the same clip, and `take=2` is another one."""
+
+    @flow
+    def pipeline() -> list[str]:
+        calls = [image_to_video(image), image_to_video(image, take=2), image_to_video(image)]
+        return [call.videos[0].uri for call in calls]
+
+    first, second, again = pipeline()
+    assert first == again != second
+    assert Path(first).exists()
+    assert Path(second).exists()
+    assert len(sandbox.accepted) == posts(sandbox) == 2
+
+
+async def test_takes_are_kept_when_the_run_is_retried(prefect_server, sandbox, image):
+    """A retried flow has the takes that it bought before, each in its place."""
+    request = ImageToVideoRequest.model_validate(image)
+    tries: list[list[str]] = []
+
+    @flow(retries=1)
+    async def pipeline() -> None:
+        takes = [await asubmit_generation(request, take=take) for take in (1, 2, 3)]
+        tries.append([take.task_id for take in takes])
+        if len(tries) == 1:
+            raise RuntimeError("after the submissions")
+
+    await pipeline()
+    assert tries[0] == tries[1] == [job.task_id for job in sandbox.accepted]
+    assert len(set(tries[0])) == posts(sandbox) == 3
+
+
+def test_a_key_and_a_take_exclude_each_other(prefect_server, sandbox, image):
+    """A key of your own names one video, so a take beside it is refused before anything is sent."""
+    with pytest.raises(ValueError, match="a key of your own or a take, not both"):
+        image_to_video(image, key="sku-17", take=2)
+    request = ImageToVideoRequest.model_validate(image)
+    with pytest.raises(ValueError, match="a key of your own or a take, not both"):
+        submit_generation(request, key="sku-17", take=2)
+    assert sandbox.requests == []
+
+
+@pytest.mark.parametrize("take", [0, -1, "two"])
+def test_a_take_that_is_none_is_refused(prefect_server, sandbox, image, take):
+    """Takes are counted from one."""
+    with pytest.raises(ParameterTypeError, match="take"):
+        image_to_video(image, take=take)
+    assert sandbox.requests == []
+
+
+# COMETAPI_ON_UNCERTAIN
+
+
+def test_a_user_may_allow_a_second_submission(
+    prefect_server, sandbox, image, history, book, monkeypatch
+):
+    """With `resubmit`, a lost answer is a visible Prefect retry, and the ledger counts both."""
+    monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
+    sandbox.add_fault("create:reset-after")
+    state = image_to_video(image, key="risked", return_state=True)
+    assert state.is_completed()
+    submit = history.task_runs(state.state_details.flow_run_id)["submit"]
+    assert history.states(submit["id"])[-3:] == ["AwaitingRetry", "Retrying", "Completed"]
+    assert (book["risked"].state, book["risked"].attempts) == (State.STORED, 2)
+    assert len(sandbox.accepted) == posts(sandbox) == 2
+
+
+def test_a_submission_of_an_earlier_run_may_be_repeated_too(
+    prefect_server, sandbox, image, book, monkeypatch
+):
+    """`resubmit` also opens a key that an earlier run left uncertain."""
+    sandbox.add_fault("create:reset-after")
+    with pytest.raises(SubmissionUncertain):
+        image_to_video(image, key="risked")
+    monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
+    assert Path(image_to_video(image, key="risked").videos[0].uri).exists()
+    assert book["risked"].attempts == posts(sandbox) == 2
+
+
+@pytest.mark.parametrize("setting", [None, "stop"])
+def test_without_leave_nothing_is_sent_twice(
+    prefect_server, sandbox, image, book, monkeypatch, setting
+):
+    """By default, and with `stop`, an uncertain submission stays the only one."""
+    if setting:
+        monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", setting)
+    sandbox.add_fault("create:reset-after")
+    for _ in range(2):
+        with pytest.raises(SubmissionUncertain):
+            image_to_video(image, key="stopped")
+    assert (book["stopped"].state, book["stopped"].attempts) == (State.UNCERTAIN, 1)
+    assert posts(sandbox) == 1
+
+
+def test_the_command_lines_leave_holds_for_one_submission(prefect_server, sandbox, image, book):
+    """What was released by hand is bought once more, and no further."""
+    sandbox.add_fault("create:reset-after:times=2")
+    with pytest.raises(SubmissionUncertain):
+        image_to_video(image, key="released")
+    book.decide("released", State.RELEASED)
+    for _ in range(2):
+        with pytest.raises(SubmissionUncertain):
+            image_to_video(image, key="released")
+    assert book["released"].attempts == posts(sandbox) == 2
+
+
+def test_leave_for_a_second_charge_is_none_for_a_third(prefect_server, sandbox, image, monkeypatch):
+    """`resubmit` risks one more charge, as its description says, and not one for each retry."""
+    monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
+    sandbox.add_fault("create:reset-after:times=10")
+    with pytest.raises(SubmissionUncertain):
+        image_to_video(image, key="unlucky")
+    assert len(sandbox.accepted) == 2

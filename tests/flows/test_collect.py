@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Submit now, collect later: whatever was bought and is worked on by nobody gets finished."""
+
+import asyncio
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+from prefect.client.schemas.objects import State as RunState
+from pydantic import SecretStr
+
+from prefect_cometapi.blocks import CometAPICredentials
+from prefect_cometapi.flows import CollectResult, acollect, collect, finish_generation
+from prefect_cometapi.flows import aimage_to_video as amake
+from prefect_cometapi.flows import image_to_video as make
+from prefect_cometapi.runway import GenerationFailed, State, Status, SubmissionUncertain
+
+pytestmark = pytest.mark.server
+
+OTHER_KEY = "sk-canary-of-another-account"
+
+
+def asked(sandbox, route: str) -> int:
+    """How many requests of a route arrived."""
+    return len([request for request in sandbox.requests if request.route == route])
+
+
+def test_a_run_that_does_not_wait_ends_with_the_submission(prefect_server, sandbox, image, book):
+    """`wait=False` gives the id and no video, asks for nothing more, and holds nothing."""
+    result = make(image, key="later", wait=False)
+    assert (result.status, result.videos) == (Status.PENDING, ())
+    assert [job.task_id for job in sandbox.accepted] == [result.task_id]
+    assert [request.route for request in sandbox.requests] == ["create"]
+    assert (book["later"].state, book["later"].holder) == (State.SUBMITTED, None)
+
+
+def test_not_waiting_twice_buys_once(prefect_server, sandbox, image):
+    """The same key without waiting, again: the same generation, and no second POST."""
+    first, second = (make(image, key="later", wait=False) for _ in range(2))
+    assert first == second
+    assert asked(sandbox, "create") == 1
+
+
+def test_what_is_stored_is_given_also_without_waiting(prefect_server, sandbox, image):
+    """`wait=False` with the key of a stored clip gives its videos at once."""
+    first = make(image, key="stored")
+    before = len(sandbox.requests)
+    assert make(image, key="stored", wait=False) == first
+    assert len(sandbox.requests) == before
+
+
+def test_each_is_kept_where_it_was_wanted(prefect_server, sandbox, book, tmp_path):
+    """A collector stores each generation in the storage that its own run named."""
+    places = {"a": tmp_path / "first", "b": tmp_path / "second"}
+    for key, place in places.items():
+        book.buy(key, storage=str(place))
+    book.buy("c")
+    result = collect()
+    kept = {item.key: Path(*item.uris) for item in result.generations}
+    assert {key: path.parent for key, path in kept.items()} == {
+        **places,
+        "c": tmp_path / "videos",
+    }
+    assert all(path.exists() for path in kept.values())
+    assert (result.stored, result.failed, result.unfinished, result.uncertain) == (3, 0, 0, 0)
+    assert [entry.state for entry in book.all()] == [State.STORED] * 3
+    assert len(sandbox.accepted) == asked(sandbox, "create") == 3
+
+
+def test_a_collector_may_keep_all_in_one_place(prefect_server, sandbox, image, book, tmp_path):
+    """A storage of its own overrules where each was wanted."""
+    for key in "ab":
+        book.buy(key, storage=str(tmp_path / key))
+    result = collect(storage=str(tmp_path / "all"))
+    assert {Path(*item.uris).parent for item in result.generations} == {tmp_path / "all"}
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_history_shows_what_a_collector_did(prefect_server, sandbox, history, book):
+    """Poll, fetch and persist are task runs of it, and a table lists what it found."""
+    bought = book.buy("shown")
+    state: RunState[CollectResult] = collect(return_state=True)
+    run = state.state_details.flow_run_id
+    steps = history.task_runs(run)
+    assert set(steps) == {"poll", "fetch", "persist"}
+    assert {step["state_name"] for step in steps.values()} == {"Completed"}
+    artifact = history.artifacts(run)["cometapi-collected"]
+    (row,) = json.loads(artifact["data"])
+    assert (row["state"], row["key"], row["id"]) == ("stored", "shown", bought.task_id)
+    assert Path(row["stored at"]).exists()
+
+
+def test_nothing_to_collect_is_no_trouble(prefect_server, sandbox):
+    """With an empty ledger a collector ends well and asks the service for nothing."""
+    assert collect() == CollectResult(stored=0, failed=0, unfinished=0, uncertain=0, generations=())
+    assert sandbox.requests == []
+
+
+def test_what_is_stored_is_not_collected_again(prefect_server, sandbox, book):
+    """A second collector has nothing to do."""
+    book.buy("once")
+    collect()
+    before = len(sandbox.requests)
+    assert collect().generations == ()
+    assert len(sandbox.requests) == before
+
+
+def test_a_failure_does_not_stop_the_others(prefect_server, sandbox, image, book):
+    """What upstream gave up is told, the rest is stored, and its key asks for nothing any more."""
+    sandbox.add_fault("create:failed:value=SAFETY.INPUT.TEXT")
+    book.buy("doomed")
+    book.buy("fine")
+    result = collect()
+    found = {item.key: item for item in result.generations}
+    assert (result.stored, result.failed) == (1, 1)
+    assert found["fine"].state is State.STORED
+    assert found["doomed"].state is State.FAILED
+    assert "content moderation" in found["doomed"].note
+    before = len(sandbox.requests)
+    for wait in (True, False):
+        with pytest.raises(GenerationFailed, match=r"SAFETY\.INPUT\.TEXT"):
+            make(image, key="doomed", wait=wait)
+    assert len(sandbox.requests) == before
+
+
+def test_an_uncertain_submission_is_listed_and_left_alone(prefect_server, sandbox, book):
+    """Only the user decides about it: a collector shows the commands and touches nothing."""
+    sandbox.add_fault("create:reset-after")
+    with pytest.raises(SubmissionUncertain):
+        book.buy("a or b")
+    entry, before = book["a or b"], len(sandbox.requests)
+    result = collect()
+    (told,) = result.generations
+    assert (result.uncertain, result.stored) == (1, 0)
+    assert (told.state, told.task_id) == (State.UNCERTAIN, None)
+    assert "prefect-cometapi ledger adopt 'a or b' TASK_ID" in told.note
+    assert "prefect-cometapi ledger resubmit 'a or b'" in told.note
+    assert book["a or b"] == entry
+    assert len(sandbox.requests) == before
+
+
+def test_what_is_abandoned_is_left_alone_until_its_key_is_run(prefect_server, sandbox, image, book):
+    """A collector passes it over; a run with its key finishes it and buys nothing."""
+    bought = book.buy("dropped")
+    book.decide("dropped", State.ABANDONED)
+    before = len(sandbox.requests)
+    assert collect().generations == ()
+    assert len(sandbox.requests) == before
+    result = make(image, key="dropped")
+    assert result.task_id == bought.task_id
+    assert Path(result.videos[0].uri).exists()
+    assert book["dropped"].state is State.STORED
+    assert len(sandbox.accepted) == 1
+
+
+def test_another_service_is_not_asked(prefect_server, sandbox, book, monkeypatch):
+    """An id is sent only to the base URL that gave it; the collector says whose it is."""
+    book.buy("theirs")
+    before = len(sandbox.requests)
+    monkeypatch.setenv("COMETAPI_BASE_URL", "http://127.0.0.1:9")
+    result = collect()
+    (told,) = result.generations
+    assert result.unfinished == 1
+    assert told.note.startswith(f"it was bought at {sandbox.url}")
+    assert len(sandbox.requests) == before
+    monkeypatch.setenv("COMETAPI_BASE_URL", sandbox.url)
+    assert collect().stored == 1
+
+
+@pytest.fixture
+def account(prefect_server, sandbox):
+    """A saved credentials block of another account; its name is the test's to delete."""
+    block = CometAPICredentials(key=SecretStr(OTHER_KEY), base_url=sandbox.url)
+    block.save("second-account", overwrite=True)
+    return CometAPICredentials.load("second-account")
+
+
+def keys_used(sandbox, route: str) -> set[str]:
+    used = [request.headers for request in sandbox.requests if request.route == route]
+    return {headers["authorization"].removeprefix("Bearer ") for headers in used}
+
+
+def test_each_is_asked_for_with_the_account_that_bought_it(
+    prefect_server, sandbox, image, book, account
+):
+    """The name of the block is in the ledger, so a collector needs no credentials of its own."""
+    make(image, key="second", credentials=account, wait=False)
+    assert book["second"].credentials == "cometapi-credentials/second-account"
+    assert collect().stored == 1
+    assert keys_used(sandbox, "create") == keys_used(sandbox, "task") == {OTHER_KEY}
+
+
+def test_given_credentials_overrule_the_recorded_ones(prefect_server, sandbox, book, account):
+    """Who gives a collector credentials, because a block is gone or was rotated, is obeyed."""
+    book.buy("second", credentials=account)
+    assert collect(credentials=CometAPICredentials.from_settings()).stored == 1
+    assert OTHER_KEY not in keys_used(sandbox, "task")
+
+
+def test_a_missing_block_is_told_and_the_others_are_finished(
+    prefect_server, sandbox, book, account
+):
+    """A deleted block costs no clip: it is named, and the rest is finished."""
+    book.buy("second", credentials=account)
+    book.buy("first")
+    CometAPICredentials.delete("second-account")
+    result = collect()
+    found = {item.key: item for item in result.generations}
+    assert (result.stored, result.unfinished) == (1, 1)
+    assert found["second"].state is State.SUBMITTED
+    assert "cometapi-credentials/second-account cannot be loaded" in found["second"].note
+
+
+@pytest.mark.parametrize("trouble", ["another service", "no block"])
+def test_a_collector_holds_nothing_when_it_ends(
+    prefect_server, sandbox, book, account, monkeypatch, trouble
+):
+    """What it could not begin is free at once for whoever comes next, in any process."""
+    book.buy("waiting", credentials=account if trouble == "no block" else None)
+    CometAPICredentials.delete("second-account")
+    monkeypatch.setenv("COMETAPI_BASE_URL", "http://127.0.0.1:9")
+    assert collect().unfinished == 1
+    assert book["waiting"].holder is None
+
+
+def test_a_delivery_that_fails_is_left_to_the_next_collector(prefect_server, sandbox, book):
+    """An output that cannot be had now is told with its kind; a later collector gets it."""
+    sandbox.add_fault("asset:gone:times=18")  # all attempts of one collector
+    book.buy("gone-for-now")
+    result = collect()
+    (told,) = result.generations
+    assert (result.unfinished, told.state) == (1, State.SUCCEEDED)
+    assert "no longer valid" in told.note
+    assert book["gone-for-now"].holder is None
+    assert collect().stored == 1
+    assert len(sandbox.accepted) == 1
+
+
+async def test_the_async_twin_collects_too(prefect_server, sandbox, book):
+    """An async flow awaits `acollect`, with the same outcome."""
+    for key in "ab":
+        book.buy(key)
+    result = await acollect()
+    assert {item.key for item in result.generations} == {"a", "b"}
+    assert result.stored == 2
+
+
+def test_a_collected_clip_is_the_result_of_a_later_run(prefect_server, sandbox, image, book):
+    """After the collector, the same key and the task id both lead to the stored clip."""
+    bought = book.buy("sku-17")
+    (item,) = collect().generations
+    before = len(sandbox.requests)
+    assert [video.uri for video in make(image, key="sku-17").videos] == list(item.uris)
+    assert len(sandbox.requests) == before
+    assert finish_generation(bought.task_id).key == "sku-17"
+    assert len(sandbox.accepted) == 1
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["not waiting", "timed out"])
+def test_a_run_takes_an_abandoned_generation_up_for_good(
+    prefect_server, sandbox, image, book, finish_rendering, waits
+):
+    """After a run with its key, a collector finishes it, however that run ended."""
+    book.buy("dropped")
+    book.decide("dropped", State.ABANDONED)
+    brief = make.with_options(timeout_seconds=1.5)
+    brief(image, key="dropped", wait=waits, return_state=True)
+    finish_rendering()
+    assert collect().stored == 1
+
+
+@pytest.mark.parametrize("run", [make, amake], ids=["sync", "async"])
+def test_a_run_that_times_out_is_collected(
+    prefect_server, sandbox, image, book, finish_rendering, run
+):
+    """A flow's own timeout ends its wait; what it bought is free, and a collector finishes it."""
+    brief = run.with_options(timeout_seconds=1.5)
+    state = brief(image, key="brief", return_state=True)
+    state = asyncio.run(state) if inspect.isawaitable(state) else state
+    assert state.name == "TimedOut"
+    assert book["brief"].holder is None
+    assert "goes on upstream" in book["brief"].note
+    finish_rendering()
+    assert collect().stored == 1
+    assert len(sandbox.accepted) == 1
+
+
+def test_a_missing_storage_is_told_and_the_others_are_finished(prefect_server, sandbox, book):
+    """A storage block that was deleted is named; given another storage, the clip arrives."""
+    book.buy("homeless", storage="s3-bucket/deleted")
+    book.buy("fine")
+    result = collect()
+    found = {item.key: item for item in result.generations}
+    assert (result.stored, result.unfinished) == (1, 1)
+    assert "there is no block s3-bucket/deleted" in found["homeless"].note
+    assert book["homeless"].holder is None
+    assert collect(storage="./elsewhere").stored == 1

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that are killed, stopped or doubled in the middle of a paid generation."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from prefect import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import State as RunState
+from prefect.states import Cancelled, Cancelling, Crashed
+
+from prefect_cometapi.flows import collect, image_to_video
+from prefect_cometapi.flows.hooks import leave_to_collect
+from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.runway import Ledger, State
+from prefect_cometapi.runway.holders import holder_name, is_certainly_gone
+
+pytestmark = [pytest.mark.server]
+
+SYNC = "from prefect_cometapi.flows import image_to_video as make; print(make({}, key={!r}))"
+ASYNC = (
+    "import asyncio; from prefect_cometapi.flows import aimage_to_video as make; "
+    "print(asyncio.run(make({}, key={!r})))"
+)
+
+NOTEBOOK = """
+from prefect_cometapi.flows import image_to_video as make
+import asyncio
+async def cell():
+    print(make({}, key={!r}))
+asyncio.new_event_loop().run_until_complete(cell())
+"""
+COLLECT = "from prefect_cometapi.flows import collect; print(collect())"
+
+
+@pytest.fixture(autouse=True)
+def patience(sandbox, monkeypatch) -> None:
+    """Time enough for a busy machine; polls often enough to be waited for."""
+    monkeypatch.setenv("COMETAPI_DEADLINE", "600")
+    monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.2")
+
+
+def count(sandbox, route: str) -> int:
+    return len([request for request in sandbox.requests if request.route == route])
+
+
+@pytest.fixture
+def polling(sandbox, finish_rendering, start, wait_until) -> Callable[..., subprocess.Popen[str]]:
+    """Starts a process that has bought a generation and polls for it."""
+
+    def begin(*arguments: str, **env: str) -> subprocess.Popen[str]:
+        process = start(*arguments, **env)
+        before = count(sandbox, "task")
+
+        def has_polled() -> bool | None:
+            assert process.poll() is None, "it ended by itself"
+            return True if count(sandbox, "task") > before + 1 else None
+
+        wait_until(has_polled, seconds=120)
+        return process
+
+    return begin
+
+
+def check_that_collect_finishes_it(sandbox, book, key: str, finish_rendering) -> None:
+    """The clip that was paid for arrives, and it was paid for once."""
+    finish_rendering()
+    result = collect()
+    assert (result.stored, result.unfinished, result.uncertain) == (1, 0, 0)
+    assert Path(*result.generations[0].uris).exists()
+    assert (book[key].state, book[key].holder) == (State.STORED, None)
+    assert len(sandbox.accepted) == count(sandbox, "create") == 1
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_waited_for_is_finished_at_once(
+    sandbox, image, book, polling, finish_rendering
+):
+    """After SIGKILL nobody waits for a lease to lapse: on this machine the dead are seen."""
+    process = polling("-c", SYNC.format(image, "killed"))
+    assert book.ledger.is_living(book["killed"])
+    process.kill()
+    process.wait()
+    left = book["killed"]
+    assert left.holder
+    assert is_certainly_gone(left.holder)
+    assert left.lease_left
+    assert left.lease_left > 0
+    assert not book.ledger.is_living(left)
+    check_that_collect_finishes_it(sandbox, book, "killed", finish_rendering)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "number"),
+    [
+        pytest.param(SYNC, signal.SIGTERM, id="sync, SIGTERM"),
+        pytest.param(SYNC, signal.SIGINT, id="sync, SIGINT"),
+        pytest.param(ASYNC, signal.SIGTERM, id="async, SIGTERM"),
+        pytest.param(ASYNC, signal.SIGINT, id="async, SIGINT"),
+        pytest.param(NOTEBOOK, signal.SIGINT, id="notebook, SIGINT"),
+    ],
+)
+def test_a_process_that_is_told_to_stop_hands_its_work_over(
+    sandbox, image, book, polling, finish_rendering, capfd, script, number
+):
+    """SIGTERM or SIGINT ends the polling; the ledger says so, and a collector finishes it."""
+    process = polling("-c", script.format(image, "stopped"))
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert printed == ""
+    left = book["stopped"]
+    assert (left.state, left.holder) == (State.SUBMITTED, None)
+    assert "the generation goes on upstream" in left.note
+    assert f"Generation {left.task_id} is paid for" in capfd.readouterr().err
+    check_that_collect_finishes_it(sandbox, book, "stopped", finish_rendering)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_told_to_stop_inside_the_post_leaves_it_uncertain(
+    sandbox, image, book, start, wait_until
+):
+    """SIGTERM between the request and its answer: perhaps bought, and not sent again."""
+    sandbox.add_fault("create:silent-after:value=600")
+    process = start("-c", SYNC.format(image, "unanswered"))
+    wait_until(lambda: sandbox.accepted or None, seconds=120)
+    process.terminate()
+    process.communicate(timeout=60)
+    left = book["unanswered"]
+    assert (left.state, left.holder, left.attempts) == (State.UNCERTAIN, None, 1)
+    result = collect()
+    assert (result.uncertain, result.stored) == (1, 0)
+    assert len(sandbox.accepted) == count(sandbox, "create") == 1
+
+
+@pytest.mark.slow
+def test_a_collector_that_is_stopped_leaves_its_work_to_the_next(
+    sandbox, book, polling, finish_rendering
+):
+    """SIGTERM ends a collector soon; what it waited for is finished by another one at once."""
+    for key in "ab":
+        book.buy(key)
+    process = polling("-c", COLLECT)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert [entry.holder for entry in book.all()] == [None, None]
+    finish_rendering()
+    assert collect().stored == 2
+    assert len(sandbox.accepted) == count(sandbox, "asset") == 2
+
+
+@pytest.mark.slow
+def test_a_false_alarm_takes_no_work_away(sandbox, image, book, polling, finish_rendering, caplog):
+    """A run that is called crashed while its process lives keeps its lease, and ends well."""
+    process = polling("-c", SYNC.format(image, "alive"))
+    entry = book["alive"]
+    leave_to_collect(image_to_video, run_of(entry.flow_run_id), Crashed())
+    assert book["alive"].holder == entry.holder
+    assert collect().generations == ()
+    finish_rendering()
+    assert process.wait(timeout=60) == 0
+    assert book["alive"].state is State.STORED
+    assert len(sandbox.accepted) == 1
+
+
+def run_of(flow_run_id: str | None) -> FlowRun:
+    """A flow run, as hooks are given one."""
+    return FlowRun(id=UUID(flow_run_id) if flow_run_id else uuid4(), flow_id=uuid4())
+
+
+# The hook by itself.
+
+
+@pytest.fixture
+def held(book, sandbox, prefect_server):
+    """The flow run that holds a bought generation in a process that is gone."""
+    run = run_of(None)
+    book.buy("held")
+    gone = holder_name(str(run.id)).replace(f":{os.getpid()}:", ":999999999:")
+    assert run_sync(book.ledger.take("held", gone))
+    return run
+
+
+@pytest.mark.parametrize("state", [Crashed(), Cancelling(), Cancelled()], ids=lambda s: s.name)
+def test_the_hook_lets_go_called_by_position_and_by_keyword(book, held, state):
+    """Prefect calls it either way; what the run held is free, and the note names the reason."""
+    leave_to_collect(image_to_video, held, state)
+    assert (book["held"].holder, book["held"].state) == (None, State.SUBMITTED)
+    assert book["held"].note == f"its run ended: {state.name}"
+    leave_to_collect(flow=image_to_video, flow_run=held, state=state)
+    assert book["held"].holder is None
+
+
+def test_the_hook_tells_what_is_paid_for(book, sandbox, history, caplog):
+    """The log names each generation that the run bought and did not deliver, and the commands."""
+    state: RunState = image_to_video(
+        {"promptImage": "https://example.com/a.jpg"}, key="told", wait=False, return_state=True
+    )
+    run = run_of(str(state.state_details.flow_run_id))
+    leave_to_collect(image_to_video, run, Cancelled())
+    (job,) = sandbox.accepted
+    words = f"Generation {job.task_id} is paid for and goes on upstream: `prefect-cometapi collect`"
+    assert words in caplog.text
+    assert "`prefect-cometapi ledger abandon` leaves it" in caplog.text
+    assert any(words in line for line in history.logs(run.id, until="paid for"))
+
+
+def test_the_hook_marks_an_unanswered_submission(book, held, sandbox, image):
+    """A process that died inside its POST leaves an uncertain key, and no waiting for a lease."""
+    from prefect_cometapi.runway.entries import Intent
+
+    gone = holder_name(str(held.id)).replace(f":{os.getpid()}:", ":999999999:")
+    intent = Intent(key="asked", base_url=sandbox.url, flow_run_id=str(held.id))
+    assert run_sync(book.ledger.add(intent, State.INTENDED, "c1", holder=f"{gone}#c1"))
+    leave_to_collect(image_to_video, held, Crashed())
+    assert (book["asked"].state, book["asked"].holder) == (State.UNCERTAIN, None)
+    assert count(sandbox, "create") == 1  # the one of the fixture
+
+
+@pytest.mark.parametrize("url", ["sqlite:////proc/nowhere/ledger.db", "generation-ledger/missing"])
+def test_the_hook_only_logs_when_the_ledger_is_away(held, monkeypatch, caplog, url):
+    """A ledger out of reach breaks no run's end: the leases lapse, and the log says so."""
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", url)
+    leave_to_collect(image_to_video, held, Crashed())
+    assert "the leases of this run lapse by themselves" in caplog.text
+
+
+def test_a_holder_in_another_place_lapses(book, held, sandbox):
+    """What worked on another machine or in another container is over when its lease is."""
+    distant = "far-away:17:0123456789ab:4711|its-run"
+    hasty = Ledger(os.environ["COMETAPI_LEDGER_URL"], lease=0.0)
+    book.decide("held", State.ABANDONED)
+    book.buy("distant")
+    assert run_sync(book.ledger.take("distant", distant))
+    assert book.ledger.is_living(book["distant"])
+    assert collect().generations == ()
+    assert run_sync(hasty.take("distant", distant))
+    assert not book.ledger.is_living(book["distant"])
+    assert collect().stored == 1
+    run_sync(hasty.database.close())
+
+
+# One run, twice.
+
+
+@pytest.mark.slow
+def test_two_live_executions_of_one_run_buy_once(
+    sandbox, image, book, history, start, finish_rendering, wait_until
+):
+    """Prefect may run one flow run twice at once; both end with the one clip that was bought."""
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(image_to_video, parameters={"request": image})
+    arguments = ("-m", "prefect.flow_engine", "prefect_cometapi.flows.image_to_video")
+    both = [start(*arguments, PREFECT__FLOW_RUN_ID=str(run.id)) for _ in range(2)]
+    wait_until(lambda: count(sandbox, "task") or None, seconds=120)
+    history.logs(run.id, until="waiting for", seconds=120)
+    finish_rendering()
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    history.logs(run.id, until="stored already")
+    (entry,) = book.all()
+    assert (entry.state, entry.holder, entry.attempts) == (State.STORED, None, 1)
+    assert len(sandbox.accepted) == count(sandbox, "create") == count(sandbox, "asset") == 1
+    with get_client(sync_client=True) as client:
+        ended = client.read_flow_run(run.id)
+    assert ended.state
+    assert ended.state.is_completed()

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the ledger are made of: intents, entries, runs that died, and a service."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+from uuid import uuid4
+
+from prefect_cometapi.runway import Entry, Finished, Generation, Ledger, State, Status, StoredVideo
+from prefect_cometapi.runway.buying import buy_once
+from prefect_cometapi.runway.entries import Intent
+from prefect_cometapi.runway.generation import AssetURL
+
+BASE = "https://api.example.com"
+MOMENT = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+SIGNED = "https://cdn.example.com/out.mp4?_jwt=topsecret"
+
+
+def intent(key: str = "sku-17", **changes: Any) -> Intent:
+    """A wish for a small video."""
+    wanted: dict[str, Any] = {
+        "key": key,
+        "base_url": BASE,
+        "route": "image_to_video",
+        "model": "gen4_turbo",
+        "fingerprint": "a" * 64,
+        "request": {"promptText": "slow zoom", "duration": 5},
+        "billed_seconds": 5.0,
+    }
+    return Intent(**(wanted | changes))
+
+
+def entry(state: State, **changes: Any) -> Entry:
+    """What the ledger knows of one generation."""
+    known: dict[str, Any] = {
+        **intent().model_dump(),
+        "state": state,
+        "claim": "c1",
+        "created_at": MOMENT,
+        "changed_at": MOMENT,
+    }
+    return Entry(**(known | changes))
+
+
+def finished(task_id: str = "task-1", url: str = SIGNED) -> Finished:
+    """Its end upstream."""
+    generation = Generation(
+        task_id=task_id, status=Status.SUCCEEDED, outputs=(AssetURL(url),), progress=1.0
+    )
+    return Finished(generation=generation, polls=3, waited=1.5)
+
+
+def video(name: str = "a", seconds: float = 5.0) -> StoredVideo:
+    """One of its videos in a storage."""
+    return StoredVideo(
+        uri=f"/videos/{name}.mp4",
+        sidecar=f"/videos/{name}.json",
+        sha256="0" * 64,
+        size=1000,
+        width=64,
+        height=48,
+        duration=seconds,
+        frames=120,
+        codec="h264",
+    )
+
+
+async def put(ledger: Ledger, state: State, key: str = "sku-17", **values: Any) -> Entry:
+    """An entry in a state, however it came there."""
+    made = await ledger.add(intent(key), state, uuid4().hex, **values)
+    assert made
+    return made
+
+
+def dead_holder(run: str = "gone") -> str:
+    """How a run is written whose process, on this machine, has ended."""
+    return f"{_dead_process()}|{run}"
+
+
+@cache
+def _dead_process() -> str:
+    code = "from prefect_cometapi.runway.holders import this_process; print(this_process())"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    return done.stdout.decode().strip()
+
+
+def distant_holder(run: str = "elsewhere") -> str:
+    """How a run is written that works on another machine."""
+    return f"far-away:17:0123456789ab:4711|{run}"
+
+
+class Service:
+    """Sells generations: counts the requests, and answers when it is told to."""
+
+    def __init__(self, *outcomes: str | BaseException) -> None:
+        self.outcomes = list(outcomes)
+        self.accepted: list[str] = []
+        self.posts = 0
+        self.asked = asyncio.Event()
+        self.answer = asyncio.Event()
+        self.answer.set()
+
+    async def post(self) -> str:
+        """Take a request. What is left to answer is an id, unless there is a scripted outcome."""
+        self.posts += 1
+        outcome = self.outcomes.pop(0) if self.outcomes else f"task-{self.posts}"
+        if isinstance(outcome, str):
+            self.accepted.append(outcome)
+        self.asked.set()
+        await self.answer.wait()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def silent(self) -> "Service":
+        """The same, which answers only when ``answer`` is set."""
+        self.answer.clear()
+        return self
+
+
+async def buy(
+    ledger: Ledger,
+    service: "Service",
+    *,
+    wish: Intent | None = None,
+    seconds: float = 20.0,
+    **options: Any,
+) -> Entry:
+    """What a run gets that wants a generation."""
+    async with asyncio.timeout(seconds):
+        return await buy_once(ledger, wish or intent(), service.post, **{"run": "r", **options})
+
+
+class Told(list[str]):
+    """Collects what the user is told, and can be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = asyncio.Event()
+
+    def __call__(self, text: str) -> None:
+        self.append(text)
+        self.heard.set()
+
+
+async def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """What a condition gives once it holds, be it awaitable or not."""
+    async with asyncio.timeout(seconds):
+        while True:
+            found = condition()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return found
+            await asyncio.sleep(0.005)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether anything was paid twice, lost or spoilt: a pure function of what was found."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Wrong(StrEnum):
+    """What must not be."""
+
+    DUPLICATE = "duplicate"
+    LOST = "lost"
+    WRONG_FILE = "wrong file"
+    HALF_FILE = "half file"
+    UNTYPED = "untyped error"
+    UNSETTLED = "unsettled"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Something that must not be, and what it is about."""
+
+    wrong: Wrong
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.wrong}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the service accepted, and would have charged for.
+
+    Attributes:
+        task_id: Its id.
+        key: Of the generation that it was bought for.
+        end: What becomes of it: ``stored``, ``failed`` or ``cancelled``.
+        sha256: Of its clip, as the service has it; empty where there is none.
+    """
+
+    task_id: str
+    key: str
+    end: str = "stored"
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the ledger says of a key.
+
+    Attributes:
+        key: The key.
+        state: Its state.
+        task_id: The id that it knows, if any.
+        videos: The file of each video, and the SHA-256 that is recorded of it.
+        beside: The other files: posters and descriptions.
+    """
+
+    key: str
+    state: str
+    task_id: str | None = None
+    videos: Mapping[str, str] = field(default_factory=dict)
+    beside: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What one call of a flow came to.
+
+    Attributes:
+        key: Of the generation.
+        error: The name of the error's type; empty where there was a result.
+        typed: Whether the error is one of the package's own.
+        text: Its first line.
+    """
+
+    key: str
+    error: str = ""
+    typed: bool = True
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that is looked at.
+
+    Attributes:
+        keys: The generations that were wanted.
+        jobs: What the service accepted.
+        rows: The whole ledger.
+        files: Every visible file of the storage, with its SHA-256; empty for one that is broken.
+        endings: Every call of a flow, in order.
+        listed: Keys that the user was shown as uncertain.
+    """
+
+    keys: Sequence[str]
+    jobs: Sequence[Job]
+    rows: Sequence[Row]
+    files: Mapping[str, str]
+    endings: Sequence[Ending]
+    listed: frozenset[str]
+
+
+TOLD_AS = {"stored": {"stored"}, "failed": {"failed"}, "cancelled": {"cancelled", "failed"}}
+"""What the ledger may say of an end. Two of the reply shapes have no word for a cancellation, and
+call it a failure."""
+
+ERROR_OF = {"failed": "GenerationFailed", "cancelled": "GenerationCancelled"}
+"""How a flow ends whose generation upstream gave up."""
+
+
+def violations(found: Found, *, decided: bool = False) -> list[Violation]:
+    """All that must not be.
+
+    Args:
+        found: What was found when nothing was under way any more.
+        decided: Whether the user has decided about what was uncertain, and nothing may be any more.
+    """
+    checks = [_duplicates(found), _lost(found), _counted(found), _files(found), _untyped(found)]
+    if decided:
+        checks.append(_unsettled(found))
+    return [violation for check in checks for violation in check]
+
+
+def _duplicates(found: Found) -> Iterator[Violation]:
+    per_key = Counter(job.key for job in found.jobs)
+    for key, count in per_key.items():
+        if count > 1:
+            yield Violation(Wrong.DUPLICATE, f"{key} was accepted {count} times")
+
+
+def _lost(found: Found) -> Iterator[Violation]:
+    rows = {row.key: row for row in found.rows}
+    last = {ending.key: ending for ending in found.endings}
+    for job in found.jobs:
+        row = rows.get(job.key)
+        which = f"{job.key}, job {job.task_id},"
+        if row is None:
+            yield Violation(Wrong.LOST, f"{which} is not in the ledger")
+        elif row.task_id is None and row.state == "uncertain":
+            if job.key not in found.listed:
+                yield Violation(Wrong.LOST, f"{which} is uncertain and the user was not told")
+        elif row.task_id != job.task_id:
+            yield Violation(Wrong.LOST, f"{which} has the id {row.task_id} in the ledger")
+        elif row.state not in TOLD_AS[job.end]:
+            yield Violation(Wrong.LOST, f"{which} is {row.state} and not {job.end}")
+        elif job.end == "stored":
+            yield from _delivered(job, row, found.files)
+        elif job.key not in last or last[job.key].error != ERROR_OF[row.state]:
+            ended = last[job.key].error if job.key in last else ""
+            yield Violation(Wrong.LOST, f"{which} {row.state}, and its run ended {ended or 'well'}")
+
+
+def _delivered(job: Job, row: Row, files: Mapping[str, str]) -> Iterator[Violation]:
+    if not row.videos:
+        yield Violation(Wrong.LOST, f"{job.key} is stored, and the ledger names no file")
+    for name, recorded in row.videos.items():
+        if name not in files:
+            yield Violation(Wrong.LOST, f"{job.key}: {name} is not there")
+        elif files[name] != job.sha256 or recorded != job.sha256:
+            yield Violation(Wrong.WRONG_FILE, f"{job.key}: {name} is not the clip of its job")
+
+
+def _counted(found: Found) -> Iterator[Violation]:
+    """Each id in the ledger is a job of its key, and the sums agree."""
+    jobs: defaultdict[str, set[str]] = defaultdict(set)
+    for job in found.jobs:
+        jobs[job.key].add(job.task_id)
+    with_id = [row for row in found.rows if row.task_id]
+    for row in with_id:
+        if row.task_id not in jobs[row.key]:
+            yield Violation(
+                Wrong.LOST, f"{row.key} has the id {row.task_id}, which is no job of it"
+            )
+    for row in found.rows:
+        if row.key not in found.keys:
+            yield Violation(Wrong.DUPLICATE, f"the ledger has {row.key}, which nobody asked for")
+    bought = sum(row.state == "uncertain" and row.key in jobs for row in found.rows)
+    if len(found.jobs) != len(with_id) + bought:
+        accepted = f"{len(found.jobs)} jobs were accepted"
+        known = f"{len(with_id)} ids and {bought} uncertain purchases are known"
+        yield Violation(Wrong.LOST, f"{accepted}, {known}")
+
+
+def _files(found: Found) -> Iterator[Violation]:
+    known = {name for row in found.rows for name in (*row.videos, *row.beside)}
+    for name in sorted(found.files.keys() - known):
+        yield Violation(Wrong.HALF_FILE, f"{name} is visible, and no stored generation has it")
+    for name in sorted(known - found.files.keys()):
+        yield Violation(Wrong.LOST, f"{name} is in the ledger and not in the storage")
+    for name, sha256 in found.files.items():
+        if not sha256:
+            yield Violation(Wrong.HALF_FILE, f"{name} is visible and not whole")
+
+
+def _untyped(found: Found) -> Iterator[Violation]:
+    for ending in found.endings:
+        if not ending.typed:
+            yield Violation(Wrong.UNTYPED, f"{ending.key}: {ending.error}: {ending.text}")
+
+
+def _unsettled(found: Found) -> Iterator[Violation]:
+    states = {row.key: row.state for row in found.rows}
+    for key in found.keys:
+        if states.get(key) not in {"stored", "failed", "cancelled"}:
+            yield Violation(Wrong.UNSETTLED, f"{key} is {states.get(key, 'not in the ledger')}")
+
+
+def count(wrong: Wrong, of: Iterable[Violation]) -> int:
+    """How many are of a kind."""
+    return sum(violation.wrong is wrong for violation in of)
