@@ -147,7 +147,7 @@ async def _credentials_of(
 
 
 async def _state_of(entry: Entry) -> State:
-    found = await (await open_ledger()).get(entry.key)
+    found = await record(lambda ledger: ledger.get(entry.key))
     return found.state if found else entry.state
 
 
