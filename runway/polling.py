@@ -107,6 +107,19 @@ def is_missing(reply: Generation) -> bool:
     return done_without_output or reply.status is Status.NOT_VISIBLE
 
 
+def missing_since(
+    reply: Generation, before: Generation | None, since: float | None, now: float
+) -> float | None:
+    """Since when what a reply lacks has been lacking, or None where it lacks nothing; pure.
+
+    An id that was unknown and a success without its output are two things, each with its time.
+    """
+    if not is_missing(reply):
+        return None
+    goes_on = since is not None and before is not None and before.status is reply.status
+    return since if goes_on else now
+
+
 def next_route(reply: Generation, route: Route) -> Route:
     """Where to ask next: in turn on both routes while the service does not know the id; pure."""
     if reply.status is not Status.NOT_VISIBLE:
@@ -168,7 +181,7 @@ async def wait_until_finished(
         if on_reply:
             await on_reply(reply, before)
         now = time.monotonic()
-        wait.missing_since = (wait.missing_since or now) if is_missing(reply) else None
+        wait.missing_since = missing_since(reply, before, wait.missing_since, now)
         missing_for = now - (wait.missing_since or now)
         result = verdict(reply, now - wait.started, missing_for, patience)
         if isinstance(result, CometAPIError):

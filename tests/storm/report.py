@@ -160,9 +160,9 @@ ending of every run, first after the storm and again in the end:
 - each run ended with a result or with one of the package's own errors;
 - in the end, each generation is stored, or failed or was cancelled upstream.
 
-Repeat it with `{command}`. The seed decides which request of a route
-is struck; which generation makes that request depends on the machine, so figures differ a little
-from run to run.
+Repeat it with `{command}`.
+The seed decides which request of a route is struck; which generation makes that request depends on
+the machine, so figures differ a little from run to run.
 
 Ran with {versions}.
 

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long something was missing: an id that is unknown, or a success without its output."""
+
+import pytest
+
+from prefect_cometapi.runway import Generation, Status
+from prefect_cometapi.runway.polling import Patience, missing_since, wait_until_finished
+
+UNKNOWN = Generation(task_id="t", status=Status.NOT_VISIBLE)
+RUNNING = Generation(task_id="t", status=Status.RUNNING)
+EMPTY = Generation(task_id="t", status=Status.SUCCEEDED)
+
+
+@pytest.mark.parametrize(
+    ("reply", "before", "since", "expected"),
+    [
+        (RUNNING, None, None, None),
+        (RUNNING, UNKNOWN, 3.0, None),
+        (UNKNOWN, None, None, 9.0),
+        (UNKNOWN, UNKNOWN, 3.0, 3.0),
+        (UNKNOWN, RUNNING, None, 9.0),
+        (EMPTY, EMPTY, 3.0, 3.0),
+        (EMPTY, UNKNOWN, 3.0, 9.0),
+        (UNKNOWN, EMPTY, 3.0, 9.0),
+    ],
+)
+def test_each_lack_has_its_own_time(reply, before, since, expected):
+    """A success is not called empty for the time for which the id was unknown."""
+    assert missing_since(reply, before, since, now=9.0) == expected
+
+
+async def test_an_output_that_comes_after_a_long_invisibility_is_waited_for(
+    answers, client_of, submitted
+):
+    """Unknown for nearly the whole grace, then done without output, then with it: it arrives."""
+    unknown = (400, {"code": "task_not_exist", "message": "task_not_exist", "data": None})
+    empty = {"id": "task-1", "status": "SUCCEEDED"}
+    done = {**empty, "output": ["https://example.com/a.mp4"]}
+    patience = Patience(interval=0.05, deadline=30, visibility_grace=0.4)
+    script = answers(*[unknown] * 5, empty, empty, done)
+    finished = await wait_until_finished(await client_of(script), submitted(), patience)
+    assert len(finished.generation.outputs) == 1
