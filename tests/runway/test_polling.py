@@ -237,13 +237,13 @@ async def test_the_deadline_ends_a_poll_that_stays_silent(client_of, submitted):
 async def test_no_two_polls_come_closer_than_the_interval(answers, client_of, submitted):
     """The service asks for it, and a user can set it."""
     script = answers(*[RUNNING] * 8, DONE)
-    patience = Patience(interval=0.03, deadline=20, visibility_grace=1)
+    patience = Patience(interval=0.1, deadline=20, visibility_grace=1)
     submission = submitted()
     began = time.monotonic()
     await wait_until_finished(await client_of(script), submission, patience)
     gaps = [after - before for before, after in zip([began, *script.times], script.times)]  # noqa: B905
     assert len(gaps) == 9
-    assert min(gaps) >= 0.0299
+    assert min(gaps) >= 0.09  # taken a moment after the poll was decided on
 
 
 async def test_a_poll_after_the_deadline_still_keeps_the_interval(answers, client_of, submitted):
