@@ -32,7 +32,12 @@ VERSION = 1
 MIGRATIONS: dict[int, tuple[str, ...]] = {}
 """Statements that lead to a version from the one before it, the same on every database."""
 
-_LOCK = 0x636F6D6574  # "comet": all that migrate a ledger on PostgreSQL wait for each other
+_LOCK = 0x636F6D6574  # "comet"
+_BEGIN = {
+    "sqlite": ("BEGIN IMMEDIATE",),
+    "postgresql": ("BEGIN", f"SELECT pg_advisory_xact_lock({_LOCK})"),
+}
+"""Begins a transaction in which all others that migrate the ledger wait."""
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -142,8 +147,5 @@ def _version(connection: Connection) -> int | None:
 
 
 def _begin(connection: Connection) -> None:
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        return
-    connection.exec_driver_sql("BEGIN")
-    connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+    for statement in _BEGIN[connection.dialect.name]:
+        connection.exec_driver_sql(statement)

@@ -83,7 +83,7 @@ def test_the_second_clip_is_the_first_one_restyled(shown, folder):
 
 
 def test_it_ends_with_what_came_of_it_and_what_to_do_next(shown, folder):
-    """The last lines are a table of the two files and two commands to go on with."""
+    """The last lines are a table of the two files and the commands to go on with."""
     table, _, after = shown.stdout.rpartition("\nNext\n")
     header, first, second = table.strip().splitlines()[-3:]
     assert header.split() == ["file", "length", "size", "took", "polls"]
@@ -91,7 +91,11 @@ def test_it_ends_with_what_came_of_it_and_what_to_do_next(shown, folder):
         assert (folder / row.split()[0]).exists()
         assert " 5.0 s " in row
     commands = [line.split("  ")[1] for line in after.strip("\n").splitlines()]
-    assert commands == ["prefect server start", "prefect-cometapi sandbox"]
+    assert commands == [
+        "prefect-cometapi ledger list",
+        "prefect server start",
+        "prefect-cometapi sandbox",
+    ]
 
 
 def test_it_prints_nothing_of_its_machinery(shown):
