@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.filesystems import LocalFileSystem
 
+from prefect_cometapi.blocks import GenerationLedger
 from prefect_cometapi.flows import collect, image_to_video
 from prefect_cometapi.runway import AuthenticationError, LedgerUnavailable, State, StorageError
 
@@ -138,3 +140,20 @@ def test_the_ledger_holds_no_secret(prefect_server, sandbox, tmp_path, book):
     assert b"<sha256:" in content
     for secret in (os.environ["COMETAPI_KEY"], "canary-token", "Y2FuYXJ5LXBpY3R1cmU"):
         assert secret.encode() not in content
+
+
+def test_a_saved_block_says_where_the_ledger_is(
+    prefect_server, sandbox, image, tmp_path, monkeypatch
+):
+    """Workers need only the block's name; a block of another kind is refused before money moves."""
+    GenerationLedger.model_validate({"url": f"sqlite:///{tmp_path}/block.db"}).save(
+        "ledger-of-a-test", overwrite=True
+    )
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", "generation-ledger/ledger-of-a-test")
+    image_to_video(image, key="by-block", wait=False)
+    assert (tmp_path / "block.db").exists()
+    LocalFileSystem(basepath=str(tmp_path)).save("no-ledger", overwrite=True)
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", "local-file-system/no-ledger")
+    with pytest.raises(LedgerUnavailable, match="no-ledger is no GenerationLedger"):
+        image_to_video(image, key="by-block", wait=False)
+    assert len(sandbox.accepted) == 1
