@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flows: from a request to a stored video, and from a task id that was bought elsewhere."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -14,9 +15,9 @@ from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVid
 from ..runway.settings import CometAPISettings
 from . import display
 from .deliver import check_storage, deliver
-from .ledger import intent_for, open_ledger, record
+from .ledger import intent_for, open_ledger, record, this_run
 from .recorded import recorded_flow
-from .running import run_sync
+from .running import resolve_key, run_sync
 from .storage import full_name
 from .tasks import asubmit_generation
 
@@ -154,13 +155,17 @@ async def _generate(
     task_id: str | None,
     take: int,
 ) -> GenerationResult:
+    from ..runway.buying import staying_with
+
     await check_storage(storage)
-    await open_ledger()
-    submission = await asubmit_generation(
-        request, credentials, key, storage=storage, task_id=task_id, take=take
-    )
-    if wait:
-        return await deliver(submission, credentials, storage)
+    ledger = await open_ledger()
+    key = resolve_key(key, request, take)
+    async with staying_with(ledger, key, this_run()) if wait else nullcontext():
+        submission = await asubmit_generation(
+            request, credentials, key, storage=storage, task_id=task_id
+        )
+        if wait:
+            return await deliver(submission, credentials, storage)
     return await _so_far(submission, storage)
 
 

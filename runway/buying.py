@@ -94,7 +94,8 @@ async def buy_once(
         CometAPIError: What ``post`` raised; nothing was bought.
     """
     claim = uuid4().hex
-    holder = f"{holder_name(run)}#{claim}"
+    runs_name = holder_name(run)
+    holder = f"{runs_name}#{claim}"
     with ledger.holding(intent.key, holder):
         try:
             entry = await _claimed(
@@ -115,7 +116,9 @@ async def buy_once(
         except BaseException as error:
             await _note_outcome(ledger, entry, error, warn)
             raise
-        recording = asyncio.ensure_future(_accepted(ledger, entry, task_id, warn))
+        stays = ledger.times_held_here(intent.key, runs_name) > 0
+        keeper = runs_name if stays else None
+        recording = asyncio.ensure_future(_accepted(ledger, entry, task_id, keeper, warn))
         try:
             return await asyncio.shield(recording)
         except asyncio.CancelledError:
@@ -211,11 +214,15 @@ async def give_up(ledger: Ledger, entry: Entry) -> None:
 
 
 async def _accepted(
-    ledger: Ledger, claimed: Entry, task_id: str, warn: Callable[[str], None]
+    ledger: Ledger,
+    claimed: Entry,
+    task_id: str,
+    keeper: str | None,
+    warn: Callable[[str], None],
 ) -> Entry:
     """The entry with its id, committed before anything else is done."""
     now = datetime.now(UTC)
-    news: dict[str, Any] = {"task_id": task_id, "submitted_at": now, "holder": None, "note": ""}
+    news: dict[str, Any] = {"task_id": task_id, "submitted_at": now, "holder": keeper, "note": ""}
     bought = claimed.model_copy(update={"state": State.SUBMITTED, **news})
     try:
         kept = await ledger.change(claimed.key, State.SUBMITTED, of=claimed.claim, **news)
@@ -249,6 +256,29 @@ async def _note_outcome(
 
 
 @asynccontextmanager
+async def staying_with(ledger: Ledger, key: str, run: str) -> AsyncIterator[str]:
+    """Keep a generation that this run buys or takes up within the block; let go of it afterwards.
+
+    Yields the name under which the run holds it. A run that is gone holds nothing: its lease
+    lapses, or its process is seen to be dead.
+    """
+    holder = holder_name(run)
+    with ledger.holding(key, holder):
+        note: str | None = None
+        try:
+            yield holder
+        except BaseException as error:
+            note = _last_words(error)
+            raise
+        finally:
+            last = ledger.last_seen(key)
+            alone = ledger.times_held_here(key, holder) == 1
+            if alone and last and last.holder == holder:
+                with suppress(LedgerUnavailable):
+                    await ledger.let_go(key, holder, note)
+
+
+@asynccontextmanager
 async def working_on(
     ledger: Ledger,
     key: str,
@@ -260,8 +290,7 @@ async def working_on(
     """Have a generation to oneself; waits while another run works on it, or until that is enough.
 
     Yields its entry, or None where the ledger does not know the key. Several blocks of one run may
-    have it at once. A run that is gone has nothing: its lease lapses, or its process is seen to be
-    dead.
+    have it at once.
 
     Args:
         ledger: Where it is recorded.
@@ -273,20 +302,8 @@ async def working_on(
     Raises:
         LedgerUnavailable: The ledger cannot be used.
     """
-    holder = holder_name(run)
-    with ledger.holding(key, holder):
-        entry = await _taken(ledger, key, holder, tell, enough)
-        note: str | None = None
-        try:
-            yield entry
-        except BaseException as error:
-            note = _last_words(error)
-            raise
-        finally:
-            alone = ledger.times_held_here(key, holder) == 1
-            if alone and entry and entry.holder == holder:
-                with suppress(LedgerUnavailable):
-                    await ledger.let_go(key, holder, note)
+    async with staying_with(ledger, key, run) as holder:
+        yield await _taken(ledger, key, holder, tell, enough)
 
 
 async def _taken(
@@ -299,8 +316,8 @@ async def _taken(
     told = False
     while True:
         if ledger.times_held_here(key, holder) > 1:
-            entry = await ledger.get(key)
-            if entry is None or entry.holder == holder:  # this is a step of a flow that has it
+            entry = ledger.last_seen(key)
+            if entry and entry.holder == holder:  # this is a step of a flow that has it
                 return entry
         entry = await ledger.take(key, holder)
         if entry:

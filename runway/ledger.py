@@ -10,9 +10,10 @@ change. Whoever works on a generation holds a lease on it, which is renewed whil
 import asyncio
 import os
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,6 +34,14 @@ LEASE = 60.0
 _table = generations.c
 
 
+@dataclass
+class _Hold:
+    """What this process does with a key: how many blocks hold it, and the entry as last seen."""
+
+    blocks: Counter[str] = field(default_factory=Counter[str])
+    entry: Entry | None = None
+
+
 class Ledger:
     """The generations in one database, for any event loop of this process.
 
@@ -47,7 +56,7 @@ class Ledger:
     def __init__(self, url: str, *, lease: float = LEASE, patience: float = PATIENCE) -> None:
         self.database = Database(url, patience=patience)
         self.lease = lease
-        self._held: Counter[tuple[str, str]] = Counter()
+        self._held: defaultdict[str, _Hold] = defaultdict(_Hold)
         self._counting = threading.Lock()
         self._renewal: asyncio.Task[None] | None = None
 
@@ -55,8 +64,7 @@ class Ledger:
 
     async def get(self, key: str) -> Entry | None:
         """The entry of a key."""
-        found = await self._rows(_select().where(_table.key == key))
-        return found[0] if found else None
+        return await self._one(_select().where(_table.key == key))
 
     async def find(self, task_id: str, base_url: str) -> Entry | None:
         """The first entry of an id that the service at a base URL gave."""
@@ -109,9 +117,9 @@ class Ledger:
         }
         dialect = postgresql if self.database.is_shared else sqlite
         statement = dialect.insert(generations).values(row).on_conflict_do_nothing()
-        found = await self._rows(statement.returning(*generations.c, _lease_left()))
-        if found:
-            return found[0]
+        added = await self._one(statement.returning(*generations.c, _lease_left()))
+        if added:
+            return added
         there = await self.get(intent.key)  # its own, where the answer to the insert was lost
         return there if there and there.claim == claim and there.state is state else None
 
@@ -147,9 +155,9 @@ class Ledger:
         changes = dict(_columns(values), state=str(state), changed_at=datetime.now(UTC))
         if "holder" in changes:
             changes |= self._leased_to(changes["holder"])
-        found = await self._update(where, changes)
-        if found:
-            return found[0]
+        changed = await self._update(where, changes)
+        if changed:
+            return changed
         there = await self.get(key)  # as it should be, where the answer to the update was lost
         is_so = there and there.state is state and there.claim == values.get("claim")
         return there if is_so else None
@@ -159,15 +167,14 @@ class Ledger:
     async def take(self, key: str, holder: str) -> Entry | None:
         """The entry, leased to a holder; None where another one that is not gone works on it."""
         free = or_(_table.holder.is_(None), _table.holder == holder, _table.leased_until < _now())
-        found = await self._update([_table.key == key, free], self._leased_to(holder))
-        if found:
-            return found[0]
+        taken = await self._update([_table.key == key, free], self._leased_to(holder))
+        if taken:
+            return taken
         entry = await self.get(key)
         if entry is None or entry.holder is None or self.is_living(entry):
             return None
         left = [_table.key == key, _table.holder == entry.holder]
-        found = await self._update(left, self._leased_to(holder))
-        return found[0] if found else None
+        return await self._update(left, self._leased_to(holder))
 
     async def let_go(self, key: str, holder: str, note: str | None = None) -> None:
         """End a lease, so that whoever comes next need not wait for it to lapse."""
@@ -203,7 +210,7 @@ class Ledger:
     async def stored(
         self, entry: Entry, task_id: str, place: str, videos: Sequence[StoredVideo]
     ) -> Entry | None:
-        """Record that its videos are in a storage, beside other storages that have them."""
+        """Record that its videos are in a storage, beside others that have them; the work ends."""
         delivered = {**entry.videos, place: tuple(videos)}
         billed = entry.billed_seconds or sum(video.duration for video in videos)
         return await self.change(
@@ -216,6 +223,7 @@ class Ledger:
                 for where, kept in delivered.items()
             },
             billed_seconds=round(billed, 3),
+            holder=None,
             note="",
         )
 
@@ -225,19 +233,29 @@ class Ledger:
     def holding(self, key: str, holder: str) -> Iterator[None]:
         """Renew a holder's lease of a key while the block runs."""
         with self._counting:
-            self._held[key, holder] += 1
+            self._held[key].blocks[holder] += 1
         in_background(self._keep_renewing())
         try:
             yield
         finally:
             with self._counting:
-                self._held[key, holder] -= 1
-                if not self._held[key, holder]:
-                    del self._held[key, holder]
+                hold = self._held[key]
+                hold.blocks[holder] -= 1
+                if not hold.blocks.total():
+                    del self._held[key]
 
     def times_held_here(self, key: str, holder: str | None) -> int:
         """How many blocks of this process hold a key under this name just now."""
-        return self._held[key, holder or ""]
+        hold = self._held.get(key)
+        return hold.blocks[holder or ""] if hold else 0
+
+    def last_seen(self, key: str) -> Entry | None:
+        """The entry of a key that this process holds, as it was when it was last read or changed.
+
+        While a lease is held nobody else works on it, so the steps of one run need not look again.
+        """
+        hold = self._held.get(key)
+        return hold.entry if hold else None
 
     def is_living(self, entry: Entry) -> bool:
         """Whether somebody works on it."""
@@ -254,7 +272,7 @@ class Ledger:
     async def _renew_until_nothing_is_held(self) -> None:
         while self._held:
             await asyncio.sleep(self.lease / 4)
-            held = sorted({holder for _key, holder in list(self._held)})
+            held = sorted({who for hold in list(self._held.values()) for who in +hold.blocks})
             changes = {"leased_until": _now() + self.lease}
             try:
                 for start in range(0, len(held), 500):
@@ -271,11 +289,20 @@ class Ledger:
         rows = await self.database.rows(statement)
         return [Entry.model_validate(dict(row)) for row in rows]
 
+    async def _one(self, statement: Any) -> Entry | None:
+        """The entry that a statement about one key gives."""
+        found = await self._rows(statement)
+        if not found:
+            return None
+        if hold := self._held.get(found[0].key):
+            hold.entry = found[0]
+        return found[0]
+
     async def _update(
         self, where: Sequence[ColumnElement[bool]], changes: dict[str, Any]
-    ) -> list[Entry]:
+    ) -> Entry | None:
         statement = update(generations).where(*where).values(changes)
-        return await self._rows(statement.returning(*generations.c, _lease_left()))
+        return await self._one(statement.returning(*generations.c, _lease_left()))
 
 
 def _now() -> ColumnElement[float]:
