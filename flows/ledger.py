@@ -122,3 +122,11 @@ async def record(change: Callable[["Ledger"], Awaitable[T]]) -> T | None:
     except LedgerUnavailable as error:
         logger().warning("%s; the delivery goes on without it", error.what)
         return None
+
+
+def record_soon(change: Callable[["Ledger"], Awaitable[object]]) -> None:
+    """Make a change to the ledger that nothing waits for: if it is lost, a poll is repeated."""
+    from ..runway.background import in_background
+
+    recording = in_background(record(change))
+    recording.add_done_callback(lambda done: done.result())  # raised there, an error is logged

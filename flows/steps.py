@@ -38,7 +38,7 @@ from ..runway.settings import CometAPISettings
 from ..runway.storage import Storage
 from . import display
 from .attempts import memory
-from .ledger import intent_for, open_ledger, record, this_run, working_alone
+from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
 from .running import resolve_key
 from .storage import full_name, resolve_storage
 
@@ -158,7 +158,7 @@ async def poll(submission: Submission, credentials: CometAPICredentials | None) 
             key, task_id, failure = submission.key, submission.task_id, error
             await record(lambda ledger: ledger.failed(key, task_id, failure))
             raise
-        await record(lambda ledger: ledger.finished(submission, finished))
+        record_soon(lambda ledger: ledger.finished(submission, finished))
         return finished
 
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import CursorResult, Engine, StaticPool, create_engine, event
+from sqlalchemy import Connection, CursorResult, StaticPool, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -85,7 +85,7 @@ class Database:
     def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
         self._url = make_url(ledger_url(url))
         self.patience = patience
-        self._engine: Engine | AsyncEngine | None = None
+        self._open: Connection | AsyncEngine | None = None
         self._opening = asyncio.Lock()
 
     @property
@@ -103,11 +103,12 @@ class Database:
         await elsewhere(self._close())
 
     async def _close(self) -> None:
-        engine, self._engine = self._engine, None
-        if isinstance(engine, AsyncEngine):
-            await engine.dispose()
-        elif engine:
-            engine.dispose()
+        opened, self._open = self._open, None
+        if isinstance(opened, AsyncEngine):
+            await opened.dispose()
+        elif opened:
+            opened.close()
+            opened.engine.dispose()
 
     async def rows(self, statement: Any) -> list[Any]:
         """The rows that a statement gives.
@@ -121,12 +122,11 @@ class Database:
         """``rows`` for work that is in the background thread already."""
 
         async def run() -> list[Any]:
-            engine = await self._opened()
-            if isinstance(engine, AsyncEngine):
-                async with engine.connect() as connection:
+            opened = await self._opened()
+            if isinstance(opened, AsyncEngine):
+                async with opened.connect() as connection:
                     return _fetched(await connection.execute(statement))
-            with engine.connect() as connection:  # SQLite: this thread is there to be blocked
-                return _fetched(connection.execute(statement))
+            return _fetched(opened.execute(statement))  # this thread is there to be blocked
 
         return await self._patiently(run)
 
@@ -145,40 +145,43 @@ class Database:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _opened(self) -> Engine | AsyncEngine:
+    async def _opened(self) -> Connection | AsyncEngine:
         async with self._opening:
-            if self._engine is None:
-                engine = self._postgresql() if self.is_shared else self._sqlite()
-                try:
-                    if isinstance(engine, AsyncEngine):
-                        async with engine.connect() as connection:
-                            await connection.run_sync(migrate)
-                    else:
-                        with engine.connect() as connection:
-                            migrate(connection)
-                except BaseException:
-                    engine.dispose() if isinstance(engine, Engine) else await engine.dispose()
-                    raise
-                self._engine = engine
-            return self._engine
+            if self._open is None:
+                self._open = await self._postgresql() if self.is_shared else self._sqlite()
+            return self._open
 
-    def _postgresql(self) -> AsyncEngine:
+    async def _postgresql(self) -> AsyncEngine:
         durable = {"synchronous_commit": "on", "application_name": "prefect-cometapi"}
         arguments = {"timeout": 10, "command_timeout": 30, "server_settings": durable}
-        return create_async_engine(
+        engine = create_async_engine(
             self._url, connect_args=arguments, pool_pre_ping=True, pool_size=4, **_OPTIONS
         )
+        try:
+            async with engine.connect() as connection:
+                await connection.run_sync(migrate)
+        except BaseException:
+            await engine.dispose()
+            raise
+        return engine
 
-    def _sqlite(self) -> Engine:
+    def _sqlite(self) -> Connection:
+        """The one connection: SQLite has one writer, and one thread asks."""
         Path(self._url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine = create_engine(
             self._url,
             connect_args={"timeout": self.patience},
-            poolclass=StaticPool,  # one connection: SQLite has one writer, and one thread asks
+            poolclass=StaticPool,
             **_OPTIONS,
         )
         event.listen(engine, "connect", _flush_each_change)
-        return engine
+        try:
+            connection = engine.connect()
+            migrate(connection)
+        except BaseException:
+            engine.dispose()
+            raise
+        return connection
 
 
 _OPTIONS: dict[str, Any] = {

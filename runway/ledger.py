@@ -12,7 +12,7 @@ import os
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,6 +32,9 @@ LEASE = 60.0
 """Seconds after which a holder that renews no more counts as gone; it renews four times in it."""
 
 _table = generations.c
+_NOW = database_time()
+_LEASE_LEFT = (_table.leased_until - _NOW).label("lease_left")
+_ENTRIES = select(generations, _LEASE_LEFT)
 
 
 @dataclass
@@ -58,18 +61,18 @@ class Ledger:
         self.lease = lease
         self._held: defaultdict[str, _Hold] = defaultdict(_Hold)
         self._counting = threading.Lock()
-        self._renewal: asyncio.Task[None] | None = None
+        self._renewing = False
 
     # Looking
 
     async def get(self, key: str) -> Entry | None:
         """The entry of a key."""
-        return await self._one(_select().where(_table.key == key))
+        return await self._one(_ENTRIES.where(_table.key == key))
 
     async def find(self, task_id: str, base_url: str) -> Entry | None:
         """The first entry of an id that the service at a base URL gave."""
         same = and_(_table.task_id == task_id, _table.base_url == base_url)
-        found = await self._rows(_select().where(same).order_by(_table.created_at).limit(1))
+        found = await self._rows(_ENTRIES.where(same).order_by(_table.created_at).limit(1))
         return found[0] if found else None
 
     async def entries(
@@ -81,7 +84,7 @@ class Ledger:
         limit: int | None = None,
     ) -> list[Entry]:
         """Entries, the newest first, filtered by whatever is given."""
-        query = _select().order_by(_table.created_at.desc()).limit(limit)
+        query = _ENTRIES.order_by(_table.created_at.desc()).limit(limit)
         if states:
             query = query.where(_table.state.in_([str(state) for state in states]))
         if since:
@@ -93,7 +96,7 @@ class Ledger:
     async def held_by_run(self, run: str) -> list[Entry]:
         """Entries on which a run holds a lease, in whichever process."""
         names = _table.holder.contains(f"|{run}", autoescape=True)
-        return await self._rows(_select().where(names))
+        return await self._rows(_ENTRIES.where(names))
 
     # Buying
 
@@ -117,7 +120,7 @@ class Ledger:
         }
         dialect = postgresql if self.database.is_shared else sqlite
         statement = dialect.insert(generations).values(row).on_conflict_do_nothing()
-        added = await self._one(statement.returning(*generations.c, _lease_left()))
+        added = await self._one(statement.returning(generations, _LEASE_LEFT))
         if added:
             return added
         there = await self.get(intent.key)  # its own, where the answer to the insert was lost
@@ -166,7 +169,7 @@ class Ledger:
 
     async def take(self, key: str, holder: str) -> Entry | None:
         """The entry, leased to a holder; None where another one that is not gone works on it."""
-        free = or_(_table.holder.is_(None), _table.holder == holder, _table.leased_until < _now())
+        free = or_(_table.holder.is_(None), _table.holder == holder, _table.leased_until < _NOW)
         taken = await self._update([_table.key == key, free], self._leased_to(holder))
         if taken:
             return taken
@@ -234,7 +237,9 @@ class Ledger:
         """Renew a holder's lease of a key while the block runs."""
         with self._counting:
             self._held[key].blocks[holder] += 1
-        in_background(self._keep_renewing())
+            begins, self._renewing = not self._renewing, True
+        if begins:
+            in_background(self._renew_until_nothing_is_held())
         try:
             yield
         finally:
@@ -265,24 +270,30 @@ class Ledger:
             return self.times_held_here(entry.key, entry.holder) > 0
         return not is_certainly_gone(entry.holder)
 
-    async def _keep_renewing(self) -> None:
-        if self._renewal is None or self._renewal.done():
-            self._renewal = asyncio.create_task(self._renew_until_nothing_is_held())
-
     async def _renew_until_nothing_is_held(self) -> None:
-        while self._held:
-            await asyncio.sleep(self.lease / 4)
-            held = sorted({who for hold in list(self._held.values()) for who in +hold.blocks})
-            changes = {"leased_until": _now() + self.lease}
-            try:
-                for start in range(0, len(held), 500):
-                    some = _table.holder.in_(held[start : start + 500])
-                    await self.database.execute(update(generations).where(some).values(changes))
-            except LedgerUnavailable:
-                continue  # the leases lapse if it lasts, which is safe; the work goes on
+        try:
+            while self._something_is_held():
+                with suppress(LedgerUnavailable):  # if it lasts the leases lapse, which is safe
+                    await asyncio.sleep(self.lease / 4)
+                    await self._renew()
+        except BaseException:
+            self._renewing = False  # the next block begins anew
+            raise
+
+    def _something_is_held(self) -> bool:
+        with self._counting:
+            self._renewing = bool(self._held)
+            return self._renewing
+
+    async def _renew(self) -> None:
+        held = sorted({who for hold in list(self._held.values()) for who in +hold.blocks})
+        changes = {"leased_until": _NOW + self.lease}
+        for start in range(0, len(held), 500):
+            some = _table.holder.in_(held[start : start + 500])
+            await self.database.execute(update(generations).where(some).values(changes))
 
     def _leased_to(self, holder: str | None) -> dict[str, Any]:
-        until = _now() + self.lease if holder else None
+        until = _NOW + self.lease if holder else None
         return {**_columns({"holder": holder}), "leased_until": until}
 
     async def _rows(self, statement: Any) -> list[Entry]:
@@ -302,19 +313,7 @@ class Ledger:
         self, where: Sequence[ColumnElement[bool]], changes: dict[str, Any]
     ) -> Entry | None:
         statement = update(generations).where(*where).values(changes)
-        return await self._one(statement.returning(*generations.c, _lease_left()))
-
-
-def _now() -> ColumnElement[float]:
-    return database_time()
-
-
-def _lease_left() -> ColumnElement[Any]:
-    return (_table.leased_until - _now()).label("lease_left")
-
-
-def _select() -> Any:
-    return select(*generations.c, _lease_left())
+        return await self._one(statement.returning(generations, _LEASE_LEFT))
 
 
 def _columns(values: dict[str, Any]) -> dict[str, Any]:

@@ -182,10 +182,8 @@ async def test_a_place_where_no_file_can_be_is_told(place):
 async def test_a_full_disk_stops_before_anything_is_sent(file_ledger):
     """A claim that cannot be written is none; with space again, it can be."""
 
-    def limit(pages: int) -> None:
-        engine = file_ledger.database._engine
-        with engine.connect() as connection:
-            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    async def limit(pages: int) -> None:
+        await file_ledger.database.rows(text(f"PRAGMA max_page_count = {pages}"))
 
     await put(file_ledger, S.SUBMITTED, "before", task_id="t")
     service = Service()
@@ -194,17 +192,12 @@ async def test_a_full_disk_stops_before_anything_is_sent(file_ledger):
         wish = intent(key, request={"promptText": "x" * 50_000})
         await buy_once(file_ledger, wish, service.post, run="r")
 
-    from prefect_cometapi.runway.background import elsewhere
-
-    async def limited(pages: int) -> None:
-        limit(pages)
-
-    await elsewhere(limited(1))
+    await limit(1)
     with pytest.raises(LedgerUnavailable, match="database or disk is full"):
         await buy("a")
     assert service.posts == 0
     assert (await file_ledger.get("before")).task_id == "t"
-    await elsewhere(limited(10**6))
+    await limit(10**6)
     await buy("a")
     assert service.posts == 1
 

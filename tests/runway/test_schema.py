@@ -112,7 +112,6 @@ async def test_a_newer_ledger_is_refused_and_left_as_it_is(old):
         return 99
 
     versions = "SELECT version FROM cometapi_ledger_version"
-    ledger.database._engine = None
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(schema, "VERSION", known())
         assert await rows(ledger, versions) == [(99,)]

@@ -34,6 +34,7 @@ async def test_nobody_gets_between_the_purchase_and_the_delivery(ledger):
         assert bought.holder == holder_name(RUN)
         assert await ledger.take("sku-17", distant_holder()) is None
         async with working_on(ledger, "sku-17", RUN) as entry:
+            assert entry
             assert (entry.task_id, entry.holder) == (bought.task_id, bought.holder)
         assert await ledger.take("sku-17", distant_holder()) is None
     assert (await ledger.get("sku-17")).holder is None
@@ -51,9 +52,11 @@ async def test_a_whole_generation_takes_four_statements(ledger, statements):
         submission = (await buy(ledger, Service(), run=RUN)).submission()
         async with working_on(ledger, "sku-17", RUN):
             async with working_on(ledger, "sku-17", RUN) as entry:
+                assert entry
                 assert entry.finished() is None
                 await ledger.finished(submission, finished())
             async with working_on(ledger, "sku-17", RUN) as entry:
+                assert entry
                 assert entry.finished()
                 await ledger.stored(entry, "task-1", "/videos", [video()])
     assert statements == ["Insert", "Update", "Update", "Update"]
@@ -62,10 +65,14 @@ async def test_a_whole_generation_takes_four_statements(ledger, statements):
 
 async def test_a_failed_run_leaves_its_last_words(ledger):
     """They stand in the ledger, and the generation is free for the next one."""
-    with pytest.raises(GenerationFailed):
+
+    async def fails():
         async with staying_with(ledger, "sku-17", RUN):
             await buy(ledger, Service(), run=RUN)
             raise GenerationFailed("it was moderated")
+
+    with pytest.raises(GenerationFailed):
+        await fails()
     entry = await ledger.get("sku-17")
     assert (entry.holder, entry.note) == (None, "it was moderated")
 
