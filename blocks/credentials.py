@@ -18,6 +18,7 @@ from ..runway.settings import (
     CometAPISettings,
     check_base_url,
 )
+from .shown import DOCUMENTATION, LOGO
 
 
 class CometAPICredentials(CredentialsBlock):
@@ -44,10 +45,8 @@ class CometAPICredentials(CredentialsBlock):
 
     _block_type_name = "CometAPI Credentials"
     _block_type_slug = "cometapi-credentials"
-    _logo_url: ClassVar[HttpUrl | None] = HttpUrl("https://github.com/cometapi-dev.png?size=200")
-    _documentation_url: ClassVar[HttpUrl | None] = HttpUrl(
-        "https://apidoc.cometapi.com/api/video/runway"
-    )
+    _logo_url: ClassVar[HttpUrl | None] = LOGO
+    _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION
 
     # A misspelt field would otherwise be kept silently and its default used.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
+from .shown import DOCUMENTATION, LOGO
+
 if TYPE_CHECKING:
     from ..runway.ledger import Ledger
 
@@ -32,10 +34,8 @@ class GenerationLedger(Block):
 
     _block_type_name = "Generation Ledger"
     _block_type_slug = "generation-ledger"
-    _logo_url: ClassVar[HttpUrl | None] = HttpUrl("https://github.com/cometapi-dev.png?size=200")
-    _documentation_url: ClassVar[HttpUrl | None] = HttpUrl(
-        "https://apidoc.cometapi.com/api/video/runway"
-    )
+    _logo_url: ClassVar[HttpUrl | None] = LOGO
+    _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 

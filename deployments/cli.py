@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from ..runway.errors import CometAPIError
-from ..runway.names import check_key, check_task_id
+from ..runway.names import check_key
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from ..sandbox.replies import ReplyShape
 from .ledger import app as ledger_app
+from .ledger import valid_task_id
 from .quiet import quieten_prefect, start_prefect
 from .sources import as_source
 from .terminal import (
@@ -44,11 +45,6 @@ def _check_key(_type: Any, key: str | None) -> None:
         check_key(key)
 
 
-def _check_task_id(_type: Any, task_id: str | None) -> None:
-    if task_id is not None:
-        check_task_id(task_id)
-
-
 Storage = Annotated[
     str | None, Parameter(help="Folder, fsspec URL or Prefect storage block to keep the video in.")
 ]
@@ -63,7 +59,7 @@ TaskId = Annotated[
     str | None,
     Parameter(
         help="Id of a generation that was bought elsewhere; then nothing is bought.",
-        validator=_check_task_id,
+        validator=valid_task_id,
     ),
 ]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
@@ -134,7 +130,7 @@ def video_to_video(
 @app.command
 def finish(
     task_id: Annotated[
-        str, Parameter(help="Id that CometAPI gave the generation.", validator=_check_task_id)
+        str, Parameter(help="Id that CometAPI gave the generation.", validator=valid_task_id)
     ],
     *,
     storage: Storage = None,

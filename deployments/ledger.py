@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..runway.entries import Entry, State
+from ..runway.generation import StoredVideo
 from ..runway.holders import shown_holder
 from ..runway.names import check_task_id
 from .quiet import quieten_prefect
@@ -83,8 +84,10 @@ def _check_since(_type: Any, text: str | None) -> None:
         since_time(text)
 
 
-def _check_task_id(_type: Any, task_id: str) -> None:
-    check_task_id(task_id)
+def valid_task_id(_type: Any, task_id: str | None) -> None:
+    """Refuse what cannot be an id, for cyclopts."""
+    if task_id is not None:
+        check_task_id(task_id)
 
 
 @app.command(name="list")
@@ -144,7 +147,7 @@ def show(
 def adopt(
     key: Key,
     task_id: Annotated[
-        str, Parameter(help="Id that CometAPI's console shows.", validator=_check_task_id)
+        str, Parameter(help="Id that CometAPI's console shows.", validator=valid_task_id)
     ],
 ) -> None:
     """Give an uncertain submission the id that was found for it."""
@@ -229,8 +232,12 @@ def _done(what: str, following: str) -> None:
     console.print(f"  [dim]Next:[/] {escape(following)}", soft_wrap=True)
 
 
+def _videos(entry: Entry) -> list[StoredVideo]:
+    return [video for stored in entry.videos.values() for video in stored]
+
+
 def _as_json(entry: Entry) -> dict[str, Any]:
-    videos = [video for stored in entry.videos.values() for video in stored]
+    videos = _videos(entry)
     return {
         **entry.model_dump(mode="json", exclude={"claim", "lease_left"}),
         "waited": round(entry.waited, 3),
@@ -241,7 +248,6 @@ def _as_json(entry: Entry) -> dict[str, Any]:
 
 def _facts(entry: Entry) -> dict[str, str]:
     request = json_text.dumps(entry.request, ensure_ascii=False) if entry.request else ""
-    videos = [video.uri for stored in entry.videos.values() for video in stored]
     facts = {
         "key": entry.key,
         "state": str(entry.state),
@@ -260,7 +266,7 @@ def _facts(entry: Entry) -> dict[str, str]:
         "submissions": str(entry.attempts),
         "flow run": entry.flow_run_id or "",
         "held by": shown_holder(entry.holder) if entry.holder else "",
-        "videos": "\n".join(videos),
+        "videos": "\n".join(video.uri for video in _videos(entry)),
     }
     return {name: value for name, value in facts.items() if value}
 

@@ -87,17 +87,8 @@ def retry_on(
     """A retry condition: these errors, with delays that begin at a share of the poll interval."""
 
     def worth_another_attempt(_task: Any, task_run: TaskRun, state: State[Any]) -> bool:
-        error = state.data
-        remembered = _memory_of(task_run)
-        stray = isinstance(error, UnexpectedResponse) and UnexpectedResponse in errors
-        settings = CometAPISettings()
-        hopeless = isinstance(error, StagedFileMissing)
-        if isinstance(error, SubmissionUncertain):  # the user's leave is for one more charge
-            hopeless = settings.on_uncertain == "stop" or remembered.uncertain
-            remembered.uncertain = True
-        if not isinstance(error, errors) or hopeless:
-            return False
-        if stray and remembered.failures >= UNEXPECTED_IN_A_ROW:
+        error, remembered, settings = state.data, _memory_of(task_run), CometAPISettings()
+        if not isinstance(error, errors) or _is_hopeless(error, remembered, settings):
             return False
         interval = settings.poll_interval
         remembered.failures += 1
@@ -115,3 +106,13 @@ def retry_on(
         return True
 
     return worth_another_attempt
+
+
+def _is_hopeless(error: CometAPIError, remembered: Memory, settings: CometAPISettings) -> bool:
+    """Whether another attempt would end as this one, or is not this step's to make."""
+    if isinstance(error, SubmissionUncertain):  # the user's leave is for one more charge
+        again, remembered.uncertain = remembered.uncertain, True
+        return again or settings.on_uncertain == "stop"
+    if isinstance(error, UnexpectedResponse):
+        return remembered.failures >= UNEXPECTED_IN_A_ROW
+    return isinstance(error, StagedFileMissing)

@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from prefect.blocks.core import Block
 from pydantic import Field
 
 from ..blocks.credentials import CometAPICredentials
@@ -24,6 +23,7 @@ from .generate import Credentials
 from .ledger import open_ledger, record, this_run
 from .recorded import recorded_flow
 from .running import run_sync
+from .saved_blocks import load_block
 
 AT_ONCE = 100
 """Generations that one collector works on at a time."""
@@ -138,12 +138,7 @@ async def _credentials_of(
     """The block that it was bought with, or what the collector was given."""
     if credentials or not entry.credentials:
         return credentials or CometAPICredentials.from_settings()
-    try:
-        block: Any = await Block.aload(entry.credentials)
-    except Exception as error:
-        what = f"the block {entry.credentials} cannot be loaded: {scrub(str(error), limit=120)}"
-        raise AuthenticationError(what) from error
-    return block
+    return await load_block(entry.credentials, AuthenticationError)
 
 
 async def _state_of(entry: Entry) -> State:

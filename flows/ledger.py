@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prefect.blocks.core import Block
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
@@ -18,11 +17,11 @@ from ..blocks.ledger import GenerationLedger
 from ..runway.entries import Entry, Intent
 from ..runway.errors import LedgerUnavailable
 from ..runway.generation import Submission
-from ..runway.redact import scrub
 from ..runway.requests import GenerationRequest
 from ..runway.settings import CometAPISettings
 from .display import logger
-from .storage import full_name, is_block_name
+from .saved_blocks import is_block_name, load_block
+from .storage import full_name
 
 if TYPE_CHECKING:
     from ..runway.ledger import Ledger
@@ -42,12 +41,7 @@ async def open_ledger(settings: CometAPISettings | None = None) -> "Ledger":
     place = secret.get_secret_value() if secret else _default_url()
     if not is_block_name(place):
         return ledger_at(place)
-    try:
-        block: Any = await Block.aload(place)
-    except Exception as error:
-        raise LedgerUnavailable(
-            f"there is no block {place} ({scrub(str(error), limit=120)})"
-        ) from error
+    block = await load_block(place, LedgerUnavailable)
     if not isinstance(block, GenerationLedger):
         raise LedgerUnavailable(f"the block {place} is no GenerationLedger")
     return block.get_ledger()

@@ -3,18 +3,14 @@
 
 import asyncio
 import inspect
-import re
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
-from prefect.blocks.core import Block
-
 from ..runway.errors import StorageError
 from ..runway.redact import scrub
 from ..runway.storage import FolderStorage, FsspecStorage, Storage, open_storage
-
-_BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*/[A-Za-z0-9][A-Za-z0-9 _-]*")
+from .saved_blocks import is_block_name, load_block
 
 
 class BlockStorage:
@@ -57,11 +53,6 @@ async def _finished(sent: Awaitable[Any]) -> None:
     await sent
 
 
-def is_block_name(place: str) -> bool:
-    """Whether it names a Prefect block, as s3-bucket/prod."""
-    return bool(_BLOCK.fullmatch(place))
-
-
 def full_name(place: str) -> str:
     """A place told apart from any other: a URL or block as it is, a folder by its whole path."""
     if "://" in place or is_block_name(place):
@@ -79,14 +70,8 @@ async def resolve_storage(place: str) -> Storage:
     """
     if not is_block_name(place):
         return open_storage(place)
-    try:
-        block: Any = await Block.aload(place)
-    except Exception as error:
-        raise StorageError(
-            f"there is no block {place} ({scrub(str(error), limit=120)}); "
-            f"a folder of that name is written ./{place}"
-        ) from error
-    return block_storage(block, place)
+    hint = f"; a folder of that name is written ./{place}"
+    return block_storage(await load_block(place, StorageError, hint), place)
 
 
 def block_storage(block: Any, name: str) -> Storage:

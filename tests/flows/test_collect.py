@@ -293,6 +293,6 @@ def test_a_missing_storage_is_told_and_the_others_are_finished(prefect_server, s
     result = collect()
     found = {item.key: item for item in result.generations}
     assert (result.stored, result.unfinished) == (1, 1)
-    assert "there is no block s3-bucket/deleted" in found["homeless"].note
+    assert "the block s3-bucket/deleted cannot be loaded" in found["homeless"].note
     assert book["homeless"].holder is None
     assert collect(storage="./elsewhere").stored == 1

@@ -74,7 +74,7 @@ def test_a_process_killed_during_the_submission_costs_nobody_twice(
         ("sqlite:///{folder}/file/ledger.db", "cannot be used"),
         ("sqlite:///ledger.db", "absolute path"),
         ("mysql://localhost/ledger", "SQLite or PostgreSQL"),
-        ("generation-ledger/missing", "there is no block generation-ledger/missing"),
+        ("generation-ledger/missing", "the block generation-ledger/missing cannot be loaded"),
     ],
 )
 def test_a_submission_that_cannot_be_recorded_is_not_made(
