@@ -107,7 +107,7 @@ def test_a_block_that_stores_nothing_is_refused():
 @pytest.mark.server
 async def test_a_missing_block_is_told_with_the_way_to_write_a_folder(prefect_server):
     """What looks like a block and is none may be a folder: the error says how to write one."""
-    with pytest.raises(StorageError, match=r"the block s3-bucket/nope .* written \./s3-bucket/nope"):
+    with pytest.raises(StorageError, match=r"block s3-bucket/nope .* written \./s3-bucket/nope"):
         await resolve_storage("s3-bucket/nope")
 
 
