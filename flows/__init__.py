@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .batch import agenerate_batch, generate_batch
     from .collector import CollectResult, acollect, collect
     from .generate import (
         afinish_generation,
@@ -34,6 +35,7 @@ __all__ = [
     "acollect",
     "afetch_output",
     "afinish_generation",
+    "agenerate_batch",
     "aimage_to_video",
     "apersist_output",
     "apoll_generation",
@@ -42,6 +44,7 @@ __all__ = [
     "collect",
     "fetch_output",
     "finish_generation",
+    "generate_batch",
     "image_to_video",
     "persist_output",
     "poll_generation",
@@ -51,6 +54,7 @@ __all__ = [
 
 _HOMES = {
     "tasks": {"submit_generation", "poll_generation", "fetch_output", "persist_output"},
+    "batch": {"generate_batch"},
     "collector": {"collect", "CollectResult"},
 }
 

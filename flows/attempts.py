@@ -20,18 +20,20 @@ from prefect.context import TaskRunContext
 
 from ..runway.errors import (
     CometAPIError,
+    ServiceUnavailable,
     StagedFileMissing,
     SubmissionUncertain,
-    UnexpectedResponse,
 )
 from ..runway.polling import Wait, spread
 from ..runway.settings import CometAPISettings
+from .sharing import settings_now
 
 LONGEST_DELAY = 6
 """In poll intervals, so 30 s at the documented five."""
 
-UNEXPECTED_IN_A_ROW = 5
-"""A bought generation is not given up for a few stray web pages in place of replies."""
+FAILURES_IN_A_ROW = 5
+"""After these an attempt is the last one. A generation that is bought is waited for longer, as its
+deadline says, while the service is away; but not while something else answers in its place."""
 
 
 @dataclass
@@ -87,7 +89,7 @@ def retry_on(
     """A retry condition: these errors, with delays that begin at a share of the poll interval."""
 
     def worth_another_attempt(_task: Any, task_run: TaskRun, state: State[Any]) -> bool:
-        error, remembered, settings = state.data, _memory_of(task_run), CometAPISettings()
+        error, remembered, settings = state.data, _memory_of(task_run), settings_now()
         if not isinstance(error, errors) or _is_hopeless(error, remembered, settings):
             return False
         interval = settings.poll_interval
@@ -113,6 +115,7 @@ def _is_hopeless(error: CometAPIError, remembered: Memory, settings: CometAPISet
     if isinstance(error, SubmissionUncertain):  # the user's leave is for one more charge
         again, remembered.uncertain = remembered.uncertain, True
         return again or settings.on_uncertain == "stop"
-    if isinstance(error, UnexpectedResponse):
-        return remembered.failures >= UNEXPECTED_IN_A_ROW
-    return isinstance(error, StagedFileMissing)
+    if isinstance(error, StagedFileMissing):
+        return True
+    waits = isinstance(error, ServiceUnavailable) and error.task_id is not None
+    return not waits and remembered.failures >= FAILURES_IN_A_ROW

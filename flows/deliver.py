@@ -1,20 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a generation that is bought to its video in the storage: poll, fetch, persist."""
+"""The whole way of a generation: submit, poll, fetch, persist.
+
+The steps are Prefect tasks, or plain functions where a large batch shows one task run for a whole
+generation; the way is the same.
+"""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.errors import StagedFileMissing, StorageError, StorageUnavailable
-from ..runway.generation import GenerationResult, StoredVideo, Submission
-from ..runway.settings import CometAPISettings
-from . import display
+from ..runway.generation import (
+    FetchedVideo,
+    Finished,
+    GenerationResult,
+    StoredVideo,
+    Submission,
+)
+from . import display, steps
 from .ledger import working_alone
+from .sharing import settings_now
 from .storage import full_name, resolve_storage
-from .tasks import afetch_output, apersist_output, apoll_generation
+from .tasks import afetch_output, apersist_output, apoll_generation, asubmit_generation
 
-_fetch_again = afetch_output.with_options(refresh_cache=True)
+
+@dataclass(frozen=True)
+class Steps:
+    """How the four steps are made; ``fetch_again`` ignores what an earlier attempt left."""
+
+    submit: Callable[..., Awaitable[Submission]]
+    poll: Callable[..., Awaitable[Finished]]
+    fetch: Callable[..., Awaitable[list[FetchedVideo]]]
+    fetch_again: Callable[..., Awaitable[list[FetchedVideo]]]
+    persist: Callable[..., Awaitable[list[StoredVideo]]]
+
+
+TASKS = Steps(
+    asubmit_generation,
+    apoll_generation,
+    afetch_output,
+    afetch_output.with_options(refresh_cache=True),
+    apersist_output,
+)
+"""Each step is a task run in Prefect, with retries of its own."""
+
+PLAIN = Steps(steps.submit, steps.poll, steps.fetch, steps.fetch, steps.persist)
+"""Each step is part of the task run that it is called in."""
 
 
 async def check_storage(place: str | None) -> None:
@@ -24,13 +57,13 @@ async def check_storage(place: str | None) -> None:
         StorageUnavailable: They cannot.
     """
     try:
-        storage = await resolve_storage(place or CometAPISettings().storage)
+        storage = await resolve_storage(place or settings_now().storage)
         await asyncio.to_thread(storage.check)
     except StorageError as error:
         raise StorageUnavailable(error.what) from error
 
 
-def _is_gone(videos: Sequence[StoredVideo]) -> bool:
+def is_gone(videos: Sequence[StoredVideo]) -> bool:
     """Whether a video in a folder of this machine is not there any more."""
     paths = [Path(video.uri) for video in videos]
     return any(path.is_absolute() and not path.exists() for path in paths)
@@ -42,6 +75,7 @@ async def deliver(
     storage: str | None,
     *,
     again: bool = False,
+    by: Steps = TASKS,
 ) -> GenerationResult:
     """Wait for a generation, fetch its output and store it, while no other run does.
 
@@ -51,24 +85,33 @@ async def deliver(
         storage: Where the videos are wanted; from the settings by default.
         again: Whether to deliver also what was delivered there before. A file that is gone is
             delivered again in any case.
+        by: How the steps are made.
     """
-    place = full_name(storage or CometAPISettings().storage)
+    place = full_name(storage or settings_now().storage)
     async with working_alone(submission, place) as entry:
         if entry and place in entry.videos and not again:
-            again = await asyncio.to_thread(_is_gone, entry.videos[place])
+            again = await asyncio.to_thread(is_gone, entry.videos[place])
             if not again:
-                display.logger().info("Generation %s: stored already", submission.task_id)
+                display.tell("Generation %s: stored already", submission.task_id)
                 return entry.result(place)
             display.logger().warning("Generation %s: its file is gone", submission.task_id)
-        finished = await apoll_generation(submission, credentials)
-        fetch = _fetch_again if again else afetch_output
+        finished = await by.poll(submission, credentials)
+        fetch = by.fetch_again if again else by.fetch
         try:
             videos = await fetch(submission, finished, credentials, storage)
-            stored = await apersist_output(submission, finished, videos, storage)
+            stored = await by.persist(submission, finished, videos, storage)
         except StagedFileMissing:  # fetched by an earlier attempt, perhaps on another machine
-            videos = await _fetch_again(submission, finished, credentials, storage)
-            stored = await apersist_output(submission, finished, videos, storage)
-    result = GenerationResult(
+            videos = await by.fetch_again(submission, finished, credentials, storage)
+            stored = await by.persist(submission, finished, videos, storage)
+    result = _result(submission, finished, stored)
+    await display.show_result(submission, result)
+    return result
+
+
+def _result(
+    submission: Submission, finished: Finished, stored: Sequence[StoredVideo]
+) -> GenerationResult:
+    return GenerationResult(
         key=submission.key,
         task_id=submission.task_id,
         status=finished.generation.status,
@@ -77,5 +120,3 @@ async def deliver(
         waited=round(finished.waited, 3),
         submitted_at=submission.submitted_at,
     )
-    await display.show_result(submission, result)
-    return result

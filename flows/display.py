@@ -9,7 +9,8 @@ import asyncio
 import base64
 import logging
 import shlex
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
@@ -32,6 +33,12 @@ progress_listener: ContextVar[Callable[[Submission, Generation], None] | None] =
 )
 """Called with each reply while one waits; the command line draws its progress from it."""
 
+in_batch: ContextVar[bool] = ContextVar("in_batch", default=False)
+"""Whether the generation is one of many: a batch shows them as a whole."""
+
+log_level: ContextVar[int] = ContextVar("log_level", default=logging.INFO)
+"""How loud the usual course of a generation is; a large batch says it at DEBUG."""
+
 _STAGE = {Status.NOT_VISIBLE: 0.0, Status.PENDING: 0.0, Status.SUCCEEDED: 1.0}
 
 
@@ -43,7 +50,26 @@ def logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
         return logging.getLogger("prefect_cometapi")
 
 
-def _harmless(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+@contextmanager
+def as_batch(*, quiet: bool) -> Iterator[None]:
+    """Show the generations within the block as parts of a batch; quiet says little in the log."""
+    shown = in_batch.set(True)
+    level = log_level.set(logging.DEBUG if quiet else log_level.get())
+    try:
+        yield
+    finally:
+        in_batch.reset(shown)
+        log_level.reset(level)
+
+
+def tell(message: str, *args: object) -> None:
+    """Log the usual course of a generation."""
+    logger().log(log_level.get(), message, *args)
+
+
+def harmless(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+    """Have something shown within a run only, and its failure logged in place of raised."""
+
     @wraps(show)
     async def shown_or_logged(*args: P.args, **kwargs: P.kwargs) -> None:
         if not (FlowRunContext.get() or TaskRunContext.get()):
@@ -56,7 +82,7 @@ def _harmless(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]
     return shown_or_logged
 
 
-@_harmless
+@harmless
 async def announce(what: str, submission: Submission, **payload: Any) -> None:
     """Emit ``cometapi.generation.<what>``, related to the run that it happened in."""
     emit_event(
@@ -69,7 +95,7 @@ async def announce(what: str, submission: Submission, **payload: Any) -> None:
     )
 
 
-@_harmless
+@harmless
 async def announce_uncertain(key: str, error: SubmissionUncertain) -> None:
     """Emit ``cometapi.generation.uncertain``; an automation may tell somebody."""
     emit_event(
@@ -85,16 +111,19 @@ async def show_reply(submission: Submission, reply: Generation, before: Generati
     if listener:
         listener(submission, reply)
     if before is None or before.status is not reply.status:
-        logger().info("Generation %s: %s", submission.task_id, reply.status)
-        await announce(reply.status.replace(" ", "_"), submission, word=reply.word)
+        tell("Generation %s: %s", submission.task_id, reply.status)
+        if not in_batch.get():
+            await announce(reply.status.replace(" ", "_"), submission, word=reply.word)
     if before is None or _percent(before) != _percent(reply):
         await _move_progress(submission, reply)
 
 
-@_harmless
+@harmless
 async def _move_progress(submission: Submission, reply: Generation) -> None:
     from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 
+    if in_batch.get():
+        return
     remembered = memory()
     if remembered.artifact_id is None:
         remembered.artifact_id = await acreate_progress_artifact(
@@ -111,11 +140,13 @@ def _percent(reply: Generation) -> float:
     return round(100 * share, 1)
 
 
-@_harmless
+@harmless
 async def show_poster(poster: Path) -> None:
     """Show a frame of the video. It is embedded, so that it shows wherever the storage is."""
     from prefect.artifacts import acreate_image_artifact
 
+    if in_batch.get():
+        return
     picture = base64.b64encode(await asyncio.to_thread(poster.read_bytes)).decode()
     await acreate_image_artifact(
         image_url=f"data:image/jpeg;base64,{picture}",
@@ -124,12 +155,15 @@ async def show_poster(poster: Path) -> None:
     )
 
 
-@_harmless
+@harmless
 async def show_result(submission: Submission, result: GenerationResult) -> None:
     """Link each stored video and list what there is to know of it."""
     from prefect.artifacts import acreate_link_artifact, acreate_table_artifact
 
     for video in result.videos:
+        announce_asset(video, submission)
+        if in_batch.get():
+            continue
         await acreate_link_artifact(
             link=_as_link(video.uri),
             link_text=video.uri.rpartition("/")[2],
@@ -144,10 +178,9 @@ async def show_result(submission: Submission, result: GenerationResult) -> None:
             key="cometapi-generation",
             description=f"What generation {submission.task_id} came to",
         )
-        announce_asset(video, submission)
 
 
-@_harmless
+@harmless
 async def show_collected(generations: Sequence[Mapping[str, Any]]) -> None:
     """List what a collector found, and what became of each."""
     from prefect.artifacts import acreate_table_artifact

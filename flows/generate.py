@@ -12,12 +12,12 @@ from ..runway.errors import LedgerUnavailable
 from ..runway.generation import GenerationResult, Status, Submission
 from ..runway.names import MAX_KEY_LENGTH, check_key, check_task_id
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
-from ..runway.settings import CometAPISettings
 from . import display
 from .deliver import check_storage, deliver
 from .ledger import intent_for, open_ledger, record, this_run
 from .recorded import recorded_flow
 from .running import resolve_key, run_sync
+from .sharing import Shared, settings_now, sharing
 from .storage import full_name
 from .tasks import asubmit_generation
 
@@ -160,13 +160,14 @@ async def _generate(
     await check_storage(storage)
     ledger = await open_ledger()
     key = resolve_key(key, request, take)
-    async with staying_with(ledger, key, this_run()) if wait else nullcontext():
-        submission = await asubmit_generation(
-            request, credentials, key, storage=storage, task_id=task_id
-        )
-        if wait:
-            return await deliver(submission, credentials, storage)
-    return await _so_far(submission, storage)
+    with sharing(Shared(settings_now(), ledger)):
+        async with staying_with(ledger, key, this_run()) if wait else nullcontext():
+            submission = await asubmit_generation(
+                request, credentials, key, storage=storage, task_id=task_id
+            )
+            if wait:
+                return await deliver(submission, credentials, storage)
+        return await _so_far(submission, storage)
 
 
 async def _so_far(submission: Submission, storage: str | None) -> GenerationResult:
@@ -176,7 +177,7 @@ async def _so_far(submission: Submission, storage: str | None) -> GenerationResu
         raise failure
     display.logger().info("Not waited for; the flow collect finishes what is not stored")
     if entry:
-        return entry.result(full_name(storage or CometAPISettings().storage))
+        return entry.result(full_name(storage or settings_now().storage))
     return GenerationResult(
         key=submission.key,
         task_id=submission.task_id,

@@ -18,9 +18,9 @@ from ..runway.entries import Entry, Intent
 from ..runway.errors import LedgerUnavailable
 from ..runway.generation import Submission
 from ..runway.requests import GenerationRequest
-from ..runway.settings import CometAPISettings
 from .display import logger
 from .saved_blocks import is_block_name, load_block
+from .sharing import settings_now, shared_ledger
 from .storage import full_name
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def open_ledger(settings: CometAPISettings | None = None) -> "Ledger":
+async def open_ledger() -> "Ledger":
     """The ledger that the settings name; it connects when it is first used.
 
     Raises:
@@ -37,7 +37,9 @@ async def open_ledger(settings: CometAPISettings | None = None) -> "Ledger":
     """
     from ..runway.ledger import ledger_at  # SQLAlchemy loads with the first use
 
-    secret = (settings or CometAPISettings()).ledger_url
+    if opened := shared_ledger():
+        return opened
+    secret = settings_now().ledger_url
     place = secret.get_secret_value() if secret else _default_url()
     if not is_block_name(place):
         return ledger_at(place)
@@ -75,7 +77,7 @@ def intent_for(
     return Intent(
         key=key,
         base_url=credentials.base_url,
-        storage=full_name(storage or CometAPISettings().storage),
+        storage=full_name(storage or settings_now().storage),
         credentials=credentials.saved_as,
         flow_run_id=str(flow_run.id) if flow_run.id else None,
         **asked,

@@ -38,17 +38,21 @@ def _loop_is_running() -> bool:
 
 
 def resolve_key(key: str | None, request: GenerationRequest, take: int = 1) -> str:
-    """The user's own key, or the one of this request in the run that asks for it.
-
-    The run is the outermost flow run: its id stays when it is retried, while a subflow and a task
-    get new ids then. Outside of any flow it is the task run, and outside of that nothing lasts.
-    """
+    """The user's own key, or the one of this request in the run that asks for it."""
     if key is not None:
         if take != 1:
             raise ValueError("give a key of your own or a take, not both")
         return check_key(key)
-    run_id = flow_run.root_flow_run_id
-    if run_id is None:
-        context = TaskRunContext.get()
-        run_id = context.task_run.id if context else uuid4()
-    return default_key(run_id, request, take)
+    return default_key(lasting_run_id(), request, take)
+
+
+def lasting_run_id() -> object:
+    """The id of the run that asks, the same however often it is retried.
+
+    That is the outermost flow run: its id stays, while a subflow and a task get new ids. Outside of
+    any flow it is the task run, and outside of that nothing lasts.
+    """
+    if flow_run.root_flow_run_id:
+        return flow_run.root_flow_run_id
+    context = TaskRunContext.get()
+    return context.task_run.id if context else uuid4()

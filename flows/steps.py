@@ -40,6 +40,7 @@ from . import display
 from .attempts import memory
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
 from .running import resolve_key
+from .sharing import client_for, settings_now
 from .storage import full_name, resolve_storage
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ async def submit(
     from ..runway.buying import attach
 
     key = resolve_key(key, request, take)
-    settings = CometAPISettings()
+    settings = settings_now()
     with failures_of(key):
         credentials = credentials or CometAPICredentials.from_settings(settings)
         intent = intent_for(key, credentials, storage, request)
-        ledger = await open_ledger(settings)
+        ledger = await open_ledger()
         try:
             if task_id is not None:
                 entry, new = await attach(ledger, intent, check_task_id(task_id)), False
@@ -104,7 +105,7 @@ async def _bought(
     from ..runway.buying import buy_once
 
     posted: list[str] = []
-    async with credentials.get_client() as client:
+    async with client_for(credentials) as client:
 
         async def post() -> str:
             posted.append(await client.create(request))
@@ -122,17 +123,16 @@ async def _bought(
 
 
 async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) -> None:
-    log = display.logger().info
     if not new:
-        log("Generation %s: attached, key %s", submission.task_id, submission.key)
+        display.tell("Generation %s: attached, key %s", submission.task_id, submission.key)
         return
-    log("Generation %s: submitted, key %s", submission.task_id, submission.key)
+    display.tell("Generation %s: submitted, key %s", submission.task_id, submission.key)
     await display.announce("submitted", submission, route=intent.route, model=intent.model)
 
 
 async def poll(submission: Submission, credentials: CometAPICredentials | None) -> Finished:
     """Wait until a generation succeeded, and record its end."""
-    settings = CometAPISettings()
+    settings = settings_now()
     remembered = memory()
 
     async def on_reply(reply: Generation, before: Generation | None) -> None:
@@ -146,7 +146,7 @@ async def poll(submission: Submission, credentials: CometAPICredentials | None) 
             return finished
         credentials = credentials or CometAPICredentials.from_settings(settings)
         try:
-            async with credentials.get_client() as client:
+            async with client_for(credentials) as client:
                 finished = await wait_until_finished(
                     client,
                     submission,
@@ -180,7 +180,7 @@ async def fetch(
     storage: str | None,
 ) -> list[FetchedVideo]:
     """Download each output of a generation to this machine and check that it is a whole video."""
-    settings = CometAPISettings()
+    settings = settings_now()
     credentials = credentials or CometAPICredentials.from_settings(settings)
     videos: list[FetchedVideo] = []
     with failures_of(submission.key, submission.task_id):
@@ -201,7 +201,7 @@ async def _fetch(
     path: Path,
 ) -> FetchedVideo:
     async def fresh_address() -> str:
-        async with credentials.get_client() as client:
+        async with client_for(credentials) as client:
             generation = await client.get(submission.task_id)
         if position >= len(generation.outputs):
             raise OutputExpired("CometAPI names no address for the output any more")
@@ -216,7 +216,7 @@ async def _fetch(
     except BaseException:
         await asyncio.to_thread(path.unlink, missing_ok=True)
         raise
-    display.logger().info("Fetched %s of %s", display.shown_size(video.size), submission.task_id)
+    display.tell("Fetched %s of %s", display.shown_size(video.size), submission.task_id)
     await display.show_poster(path.with_suffix(".jpg"))
     return video
 
@@ -242,7 +242,7 @@ async def persist(
     storage: str | None,
 ) -> list[StoredVideo]:
     """Make fetched videos appear in the storage, and record that they are there."""
-    settings = CometAPISettings()
+    settings = settings_now()
     place = storage or settings.storage
     with failures_of(submission.key, submission.task_id):
         async with working_alone(submission, full_name(place)) as entry:
@@ -283,7 +283,7 @@ async def _persist(
     sidecar = Path(video.path).with_suffix(".json")
     sidecar.write_text(_origin(submission, finished, stored), encoding="utf-8")
     await publish(sidecar)
-    display.logger().info("Stored %s", stored.uri)
+    display.tell("Stored %s", stored.uri)
     return stored
 
 

@@ -27,17 +27,17 @@ from ..runway.errors import (
 from ..runway.generation import FetchedVideo, Finished, StoredVideo, Submission
 from ..runway.names import step_key
 from ..runway.requests import GenerationRequest
-from ..runway.settings import CometAPISettings
 from . import steps
 from .attempts import RetryDelays, retry_on
 from .running import run_sync
+from .sharing import settings_now
 from .storage import full_name
 
 
 def _staged(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
     """Where the result of a fetch is kept, for Prefect's ``cache_key_fn``."""
     submission: Submission = parameters["submission"]
-    place = full_name(parameters.get("storage") or CometAPISettings().storage)
+    place = full_name(parameters.get("storage") or settings_now().storage)
     return step_key("fetch", f"{submission.key}\n{submission.task_id}\n{place}")
 
 

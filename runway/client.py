@@ -47,6 +47,13 @@ TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=30.0)
 TOTAL_TIMEOUT = 120.0
 """Seconds for one call as a whole, so that a reply that drips does not hold it for ever."""
 
+CONNECTIONS = 40
+CALLS_AT_ONCE = 32
+"""Fewer than connections: httpx's pool becomes many times slower once calls wait in it."""
+
+PAID_CALLS_AT_ONCE = 16
+"""Each opens a connection of its own."""
+
 _REFUSED = range(400, 452)
 
 _FAILURES = (
@@ -117,12 +124,18 @@ class RunwayClient:
             "verify": tls_context(),
             "follow_redirects": False,
         }
-        self._http = httpx.AsyncClient(**options)
+        self._http = httpx.AsyncClient(
+            **options,
+            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
+        )
         # A paid call has a connection of its own: what an earlier reply left in a kept one would
         # be read as the answer to it.
         self._http_once = httpx.AsyncClient(
             **options, limits=httpx.Limits(max_keepalive_connections=0)
         )
+
+        self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._paid_calls = asyncio.Semaphore(PAID_CALLS_AT_ONCE)
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -206,8 +219,10 @@ class RunwayClient:
         self, method: str, path: str, payload: dict[str, Any] | None = None, *, paid: bool = False
     ) -> Reply | Refusal:
         http = self._http_once if paid else self._http
+        turn = self._paid_calls if paid else self._calls
         try:
             async with (
+                turn,
                 asyncio.timeout(TOTAL_TIMEOUT),
                 http.stream(method, path, json=payload) as response,
             ):

@@ -6,6 +6,7 @@
     CometAPIError
     ├── NotSubmitted               nothing was bought
     │   ├── InvalidRequest         the service does not accept this request
+    │   ├── InvalidManifest        a manifest, or rows of it, cannot be used
     │   ├── QuotaExceeded          the account has no balance
     │   ├── KeyConflict            the key belongs to another request
     │   ├── LedgerUnavailable      the ledger cannot be read or written
@@ -19,19 +20,25 @@
     │   ├── GenerationFailed       it failed, with a reason
     │   ├── GenerationCancelled    somebody cancelled it
     │   └── GenerationTimeout      it did not finish in time
-    └── DeliveryError              finished, but not in the storage yet
-        ├── DownloadInterrupted    may be tried again
-        ├── OutputExpired          its address is no longer valid; may be tried again
-        ├── InvalidOutput          what was delivered is not a whole video
-        └── StorageError           the storage did not take it
-            └── StagedFileMissing  what was fetched is gone from this machine
+    ├── DeliveryError              finished, but not in the storage yet
+    │   ├── DownloadInterrupted    may be tried again
+    │   ├── OutputExpired          its address is no longer valid; may be tried again
+    │   ├── InvalidOutput          what was delivered is not a whole video
+    │   └── StorageError           the storage did not take it
+    │       └── StagedFileMissing  what was fetched is gone from this machine
+    └── BatchFailed                of many, none was made or too many failed
 
 Every message says what happened, to which generation, what is known about the money, and what
 to do next.
 """
 
 import shlex
-from typing import ClassVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from .batch import BatchResult
+    from .rows import BadRow
 
 
 class CometAPIError(Exception):
@@ -112,6 +119,28 @@ class InvalidRequest(NotSubmitted):
     """The service does not accept this request."""
 
     advice = "correct the request and run it again."
+
+
+class InvalidManifest(NotSubmitted):
+    """A manifest cannot be read, or rows of it cannot be used.
+
+    Attributes:
+        rows: Every problem of every bad row; empty where the manifest as a whole is bad.
+    """
+
+    advice = "correct the manifest and run it again."
+    shown: ClassVar[int] = 5
+
+    def __init__(self, what: str, *, rows: Iterable["BadRow"] = (), **details: Any) -> None:
+        super().__init__(what, **details)
+        self.rows = tuple(rows)
+
+    def _lines(self) -> list[str]:
+        first, *rest = super()._lines()
+        problems = [f"  {row}" for row in self.rows[: self.shown]]
+        if (more := len(self.rows) - self.shown) > 0:
+            problems.append(f"  and {more:,} more")
+        return [first, *problems, *rest]
 
 
 class QuotaExceeded(NotSubmitted):
@@ -245,3 +274,18 @@ class StorageError(DeliveryError):
 
 class StagedFileMissing(StorageError):
     """What was fetched is gone from this machine, so it must be fetched again."""
+
+
+class BatchFailed(CometAPIError):
+    """No video of a batch was made, or more of its items failed than may.
+
+    Attributes:
+        result: What became of each item.
+    """
+
+    money = "what each item comes to stands in the output manifest."
+    advice = "run it again with the same key: it buys only what is missing."
+
+    def __init__(self, what: str, result: "BatchResult | None" = None, **details: Any) -> None:
+        super().__init__(what, **details)
+        self.result = result

@@ -31,6 +31,9 @@ from .schema import database_time, generations
 LEASE = 60.0
 """Seconds after which a holder that renews no more counts as gone; it renews four times in it."""
 
+_MANY = 500
+"""Values in one statement; databases limit them."""
+
 _table = generations.c
 _NOW = database_time()
 _LEASE_LEFT = (_table.leased_until - _NOW).label("lease_left")
@@ -92,6 +95,14 @@ class Ledger:
         if flow_run_id:
             query = query.where(_table.flow_run_id == flow_run_id)
         return await self._rows(query)
+
+    async def of_keys(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """The entries of those keys that have one."""
+        found: dict[str, Entry] = {}
+        for start in range(0, len(keys), _MANY):
+            some = _ENTRIES.where(_table.key.in_(keys[start : start + _MANY]))
+            found |= {entry.key: entry for entry in await self._rows(some)}
+        return found
 
     async def held_by_run(self, run: str) -> list[Entry]:
         """Entries on which a run holds a lease, in whichever process."""
@@ -288,8 +299,8 @@ class Ledger:
     async def _renew(self) -> None:
         held = sorted({who for hold in list(self._held.values()) for who in +hold.blocks})
         changes = {"leased_until": _NOW + self.lease}
-        for start in range(0, len(held), 500):
-            some = _table.holder.in_(held[start : start + 500])
+        for start in range(0, len(held), _MANY):
+            some = _table.holder.in_(held[start : start + _MANY])
             await self.database.execute(update(generations).where(some).values(changes))
 
     def _leased_to(self, holder: str | None) -> dict[str, Any]:

@@ -45,6 +45,14 @@ IMAGE_TO_VIDEO_MODELS = {
 VIDEO_TO_VIDEO_MODELS = {"gen4_aleph": Limits(prompt_length=1000, seed=4_294_967_295, references=1)}
 
 
+class LimitsExceeded(ValueError):
+    """A request passes documented limits; ``problems`` has each as "field: what is allowed"."""
+
+    def __init__(self, problems: list[str], model: str) -> None:
+        super().__init__(f"{'; '.join(problems)} (model {model})")
+        self.problems = problems
+
+
 def exceeded(asked: Mapping[str, Any], limits: Limits) -> list[str]:
     """Each documented limit that the fields asked for pass, with what is allowed; pure."""
     prompt, seed, ratio = asked.get("prompt_text", ""), asked.get("seed"), asked.get("ratio")

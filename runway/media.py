@@ -8,10 +8,10 @@ delivers are opened, from the file alone, so a playlist in disguise reaches no n
 """
 
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from .contact_sheet import as_jpeg
 from .errors import InvalidOutput
 
 POSTER_WIDTH = 640
@@ -79,7 +79,6 @@ def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
     Raises:
         InvalidOutput: No frame can be decoded.
     """
-    import av
     from av.error import FFmpegError
 
     try:
@@ -89,13 +88,7 @@ def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
                 container.seek(container.duration // 2)
             frame = next(container.decode(stream))
         height = max(2, round(frame.height * width / frame.width / 2) * 2)
-        picture = frame.reformat(width=width, height=height, format="yuvj420p")
-        encoder: Any = av.CodecContext.create("mjpeg", "w")
-        encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuvj420p"
-        encoder.time_base = Fraction(1, 25)
-        encoder.options = {"qmin": "3", "qmax": "5"}
-        picture.pts, picture.time_base = 0, encoder.time_base
-        data = b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode()])
+        data = as_jpeg(frame.reformat(width=width, height=height, format="yuvj420p"))
     except (FFmpegError, StopIteration, ValueError) as error:
         raise InvalidOutput(f"no frame of the output can be decoded: {_reason(error)}") from None
     poster.write_bytes(data)

@@ -64,13 +64,20 @@ def file_stem(key: str, submitted_at: datetime, position: int = 0) -> str:
     cut to their beginning, as the UI shows them.
     """
     time = submitted_at.astimezone(UTC).strftime("%Y%m%d-%H%M%S")
+    suffix = f"-{position + 1}" if position else ""
+    return f"{time}-{_readable(key, 'video')}-{_digest(key, 8)}{suffix}"
+
+
+def batch_stem(key: str) -> str:
+    """The name of a batch's own files without their suffix; safe on every system."""
+    return f"{_readable(key, 'batch')}-{_digest(key, 8)}"
+
+
+def _readable(key: str, otherwise: str) -> str:
     plain = unicodedata.normalize("NFKD", key).encode("ascii", "ignore").decode().lower()
     readable = re.sub(r"[^a-z0-9]+", "-", _UUID.sub(lambda id_: id_[1], plain))
     readable = readable.strip("-")[:60].strip("-")
-    if not readable or _RESERVED.fullmatch(readable):
-        readable = "video"
-    suffix = f"-{position + 1}" if position else ""
-    return f"{time}-{readable}-{_digest(key, 8)}{suffix}"
+    return otherwise if not readable or _RESERVED.fullmatch(readable) else readable
 
 
 def _digest(text: str, length: int) -> str:

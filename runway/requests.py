@@ -20,6 +20,7 @@ from .limits import (
     RATIOS,
     VIDEO_TO_VIDEO_MODELS,
     Limits,
+    LimitsExceeded,
     exceeded,
     limits_schema,
 )
@@ -88,7 +89,7 @@ class GenerationRequest(_WireModel):
         limits = self.documented.get(self.model)
         asked = {name: value for name, value in self if value is not None}
         if limits and (problems := exceeded(asked, limits)):
-            raise ValueError(f"{'; '.join(problems)} (model {self.model})")
+            raise LimitsExceeded(problems, self.model)
         return self
 
 

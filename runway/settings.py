@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .prices import Prices
 from .redact import is_loopback
 
 DEFAULT_BASE_URL = "https://api.cometapi.com"
@@ -91,6 +92,26 @@ class CometAPISettings(BaseSettings):
         default=120.0,
         ge=0,
         description="Seconds during which a new generation may be unknown to the service.",
+    )
+
+    max_in_flight: int = Field(
+        default=5, ge=1, description="Generations of a batch that are upstream at a time."
+    )
+    max_downloads: int = Field(
+        default=8, ge=1, description="Videos of a batch that are downloaded at a time."
+    )
+    submissions_per_second: float | None = Field(
+        default=None, gt=0, description="Most submissions of a batch per second, if limited."
+    )
+    full_history_up_to: int = Field(
+        default=300,
+        ge=0,
+        description="Items up to which a batch shows four task runs for each, and above one.",
+    )
+    prices: Prices = Field(
+        default={},
+        description='What a generation costs, by model, as {"gen3a_turbo": 0.32}, or a second of '
+        'video, as {"gen4_aleph": "0.15/s"}.',
     )
 
     _check_base_url = field_validator("base_url")(check_base_url)

@@ -28,10 +28,11 @@ EXPORTS = {
         AssetURL AuthenticationError CometAPIError CometAPISettings ContentModeration DeliveryError
         DownloadInterrupted Entry FetchedVideo Finished Generation GenerationCancelled
         GenerationError GenerationFailed GenerationNotVisible GenerationRequest GenerationResult
-        GenerationTimeout ImageToVideoRequest InvalidOutput InvalidRequest KeyConflict Ledger
-        LedgerUnavailable NotSubmitted OutputExpired QuotaExceeded Reference RunwayClient
-        ServiceUnavailable StagedFileMissing State Status StorageError StorageUnavailable
-        StoredVideo Submission SubmissionUncertain UnexpectedResponse VideoToVideoRequest
+        GenerationTimeout ImageToVideoRequest InvalidManifest InvalidOutput InvalidRequest
+        KeyConflict Ledger LedgerUnavailable NotSubmitted OutputExpired QuotaExceeded Reference
+        RunwayClient ServiceUnavailable StagedFileMissing State Status StorageError
+        StorageUnavailable StoredVideo Submission SubmissionUncertain UnexpectedResponse
+        VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",
     "flows": """

@@ -19,6 +19,7 @@ from prefect_cometapi.runway import (
     GenerationNotVisible,
     GenerationTimeout,
     ImageToVideoRequest,
+    InvalidManifest,
     InvalidOutput,
     InvalidRequest,
     OutputExpired,
@@ -32,6 +33,7 @@ from prefect_cometapi.runway import (
 from prefect_cometapi.runway.download import download
 from prefect_cometapi.runway.media import inspect_video
 from prefect_cometapi.runway.polling import Patience, wait_until_finished
+from prefect_cometapi.runway.rows import BadRow
 
 ALL = [
     value
@@ -283,6 +285,24 @@ def test_trouble_while_waiting_tells_how_to_go_on(error_type):
     """Once a generation is bought, its id stands in the advice; before, nothing does."""
     assert "finish" not in str(error_type("no"))
     assert "(then: prefect-cometapi finish t-1)" in str(error_type("no").about(task_id="t-1"))
+
+
+def test_the_error_shows_the_first_bad_rows_and_holds_all_of_them():
+    """Five lines tell what is wrong; the attribute tells all of it."""
+    bad = [BadRow(row=n, unit="line", field="seed", problem="is wrong") for n in range(2, 1009)]
+    error = InvalidManifest("rows.csv has bad rows, so nothing was bought", rows=bad)
+    assert error.rows == tuple(bad)
+    assert str(error).splitlines() == [
+        "rows.csv has bad rows, so nothing was bought",
+        *(f"  line {n}: seed: is wrong" for n in range(2, 7)),
+        "  and 1,002 more",
+        "Money: nothing was charged.",
+        "Next: correct the manifest and run it again.",
+    ]
+    assert pickle.loads(pickle.dumps(error)).rows == error.rows
+    few = str(InvalidManifest("no", rows=bad[:5]))
+    assert "line 6" in few
+    assert "more" not in few
 
 
 def test_what_is_known_already_is_not_overwritten():

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flow that makes many videos: from a list or a manifest to stored videos and a gallery."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Annotated, Any, cast
+
+from prefect.states import Completed
+from pydantic import AfterValidator, Field
+
+from ..blocks.credentials import CometAPICredentials
+from ..runway.batch import BatchItem, BatchResult
+from ..runway.budget import Budget, Spending, estimate, seconds_of
+from ..runway.errors import BatchFailed, InvalidManifest, InvalidRequest
+from ..runway.manifest import read_rows
+from ..runway.outcomes import invalid
+from ..runway.rows import BadRow, Row, batch_keys, check_rows, rows_of
+from ..runway.settings import CometAPISettings
+from . import display
+from .batch_display import show_batch
+from .batch_report import Report, report_place
+from .batch_run import BatchRun
+from .board import Board
+from .deliver import check_storage
+from .generate import Credentials, Place
+from .lanes import Lanes, limit_across_processes
+from .ledger import open_ledger
+from .recorded import recorded_flow
+from .running import lasting_run_id, run_sync
+from .sharing import Shared, sharing
+from .storage import full_name
+
+
+def _check_key(key: str) -> str:
+    batch_keys(key)
+    return key
+
+
+Requests = Annotated[
+    str | list[Any],
+    Field(
+        description="A manifest (.jsonl, .csv or .parquet, a path or an fsspec URL; one row a "
+        "request, with an id), or a list of requests."
+    ),
+]
+BatchKey = Annotated[
+    Annotated[str, AfterValidator(_check_key)] | None,
+    Field(
+        description="What the items' idempotency keys begin with. Where none is given it is told "
+        "by the manifest's address, so that another run of it buys only what is missing; for a "
+        "list, by this run."
+    ),
+]
+Output = Annotated[
+    str | None,
+    Field(
+        description="Where to write what became of each item (.jsonl or .parquet); beside the "
+        "videos where none is given."
+    ),
+]
+AtOnce = Annotated[
+    Annotated[int, Field(ge=1)] | None,
+    Field(
+        description="Generations that are upstream at a time; COMETAPI_MAX_IN_FLIGHT where not "
+        "given."
+    ),
+]
+MaxSpend = Annotated[
+    Annotated[float, Field(ge=0)] | None,
+    Field(description="Most money that the batch may cost, at the prices in COMETAPI_PRICES."),
+]
+MaxSeconds = Annotated[
+    Annotated[float, Field(ge=0)] | None,
+    Field(description="Most seconds of video that the batch may buy."),
+]
+Strict = Annotated[
+    bool, Field(description="Whether to buy nothing at all where a row is not valid.")
+]
+FailFast = Annotated[bool, Field(description="Whether to buy no more after the first failure.")]
+MaxFailures = Annotated[
+    Annotated[int, Field(ge=0)] | None,
+    Field(description="How many items may fail before no more are bought."),
+]
+
+
+@recorded_flow("generate-batch")
+async def agenerate_batch(
+    requests: Requests,
+    *,
+    credentials: Credentials = None,
+    storage: Place = None,
+    key: BatchKey = None,
+    output: Output = None,
+    max_in_flight: AtOnce = None,
+    max_spend: MaxSpend = None,
+    max_seconds: MaxSeconds = None,
+    strict: Strict = False,
+    fail_fast: FailFast = False,
+    max_failures: MaxFailures = None,
+) -> BatchResult:
+    """Make many videos in one run. An item that fails does not stop the others.
+
+    Raises:
+        InvalidManifest: No row is valid, or one is not and `strict` is set; nothing was bought.
+        BatchFailed: No video was made, or more items failed than may.
+        CometAPIError: Nothing was bought, as the error says.
+    """
+    limits = _Limits(max_in_flight, max_spend, max_seconds, 0 if fail_fast else max_failures)
+    return await _generate_batch(requests, credentials, storage, key, output, limits, strict)
+
+
+@recorded_flow("generate-batch")
+def generate_batch(
+    requests: Requests,
+    *,
+    credentials: Credentials = None,
+    storage: Place = None,
+    key: BatchKey = None,
+    output: Output = None,
+    max_in_flight: AtOnce = None,
+    max_spend: MaxSpend = None,
+    max_seconds: MaxSeconds = None,
+    strict: Strict = False,
+    fail_fast: FailFast = False,
+    max_failures: MaxFailures = None,
+) -> BatchResult:
+    """Make many videos in one run. An item that fails does not stop the others.
+
+    Raises:
+        InvalidManifest: No row is valid, or one is not and `strict` is set; nothing was bought.
+        BatchFailed: No video was made, or more items failed than may.
+        CometAPIError: Nothing was bought, as the error says.
+    """
+    limits = _Limits(max_in_flight, max_spend, max_seconds, 0 if fail_fast else max_failures)
+    return run_sync(_generate_batch(requests, credentials, storage, key, output, limits, strict))
+
+
+@dataclass(frozen=True)
+class _Limits:
+    in_flight: int | None
+    spend: float | None
+    seconds: float | None
+    failures: int | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is asked for, checked."""
+
+    key: str
+    items: list[BatchItem]
+    bad: list[BadRow]
+
+
+async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
+    requests: str | list[Any],
+    credentials: CometAPICredentials | None,
+    storage: str | None,
+    key: str | None,
+    output: str | None,
+    limits: _Limits,
+    strict: bool,
+) -> BatchResult:
+    settings = CometAPISettings()
+    plan = await asyncio.to_thread(_planned, requests, key or _batch_key(requests))
+    _check_plan(plan, strict=strict)
+    budget = Budget(settings.prices, limits.spend, limits.seconds)
+    _check_prices(plan, budget)
+    await check_storage(storage)
+    output_place = await report_place(plan.key, output, storage or settings.storage)
+    credentials = credentials or CometAPICredentials.from_settings(settings)
+    ledger = await open_ledger()
+    board = Board(budget)
+    async with credentials.get_client() as client:
+        with sharing(Shared(settings, ledger, (credentials, client))):
+            run = BatchRun(
+                credentials=credentials,
+                storage=storage,
+                place=full_name(storage or settings.storage),
+                ledger=ledger,
+                board=board,
+                budget=budget,
+                lanes=await _lanes(settings, limits),
+                max_failures=limits.failures,
+                one_task_run=len(plan.items) > settings.full_history_up_to,
+            )
+            async with Report(plan.key, board, *output_place) as report:
+                await run.run(plan.items, invalid(plan.bad))
+    result = BatchResult(
+        key=plan.key,
+        results=board.results(),
+        spending=_spending(plan, budget),
+        output=report.output,
+        gallery=report.gallery,
+        seconds=round(board.standing().seconds, 3),
+    )
+    await show_batch(result)
+    return _as_state(result, run.stopped if run.failures else None)
+
+
+def _planned(requests: str | list[Any], key: str) -> _Plan:
+    rows: Sequence[Row] = read_rows(requests) if isinstance(requests, str) else rows_of(requests)
+    items, bad = check_rows(rows, batch_keys(key))
+    return _Plan(key, items, bad)
+
+
+def _batch_key(requests: str | list[Any]) -> str:
+    if not isinstance(requests, str):
+        return f"run-{lasting_run_id()}"
+    address = full_name(requests)
+    stem = PurePosixPath(address).name.partition(".")[0][:60]
+    return f"{stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+
+
+def _check_plan(plan: _Plan, *, strict: bool) -> None:
+    for row in plan.bad[:20]:
+        display.logger().warning("%s", row)
+    if len(plan.bad) > 20:
+        display.logger().warning("… and %d more problems", len(plan.bad) - 20)
+    if not plan.items or (strict and plan.bad):
+        what = "no row is valid" if not plan.items else "not every row is valid"
+        raise InvalidManifest(what, rows=plan.bad)
+
+
+def _check_prices(plan: _Plan, budget: Budget) -> None:
+    missing = {item.request.model for item in plan.items} - set(budget.prices)
+    if budget.max_spend is not None and missing:
+        raise InvalidRequest(
+            f"max_spend needs the price of {', '.join(sorted(missing))}: set "
+            'COMETAPI_PRICES, as {"gen3a_turbo": 0.32}, or limit max_seconds'
+        )
+
+
+async def _lanes(settings: CometAPISettings, limits: _Limits) -> Lanes:
+    return Lanes(
+        limits.in_flight or settings.max_in_flight,
+        settings.max_downloads,
+        settings.submissions_per_second,
+        await limit_across_processes(),
+    )
+
+
+def _spending(plan: _Plan, budget: Budget) -> Spending:
+    costs = [estimate(item.request, budget.prices) for item in plan.items]
+    priced = budget.prices and all(cost is not None for cost in costs)
+    return Spending(
+        seconds=sum(seconds_of(item.request) for item in plan.items),
+        estimate=round(sum(cost or 0.0 for cost in costs), 6) if priced else None,
+        spent_seconds=budget.spent_seconds,
+        spent=round(budget.spent, 6) if priced else None,
+        max_seconds=budget.max_seconds,
+        max_spend=budget.max_spend,
+    )
+
+
+def _as_state(result: BatchResult, stopped: str | None) -> BatchResult:
+    """The result with a state that says how many succeeded, or the error of a batch that failed."""
+    sentence = result.sentence()
+    if stopped or not result.succeeded:
+        raise BatchFailed(f"{sentence}; {stopped}" if stopped else sentence, result)
+    whole = result.succeeded == len(result.results)
+    state = Completed(name="Completed" if whole else "PartlyStored", message=sentence, data=result)
+    return cast("BatchResult", state)

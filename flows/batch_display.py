@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user sees of a batch in the Prefect UI: how far it is, and what it came to."""
+
+import asyncio
+import base64
+import json
+from pathlib import Path
+from uuid import UUID
+
+from ..runway.batch import BatchResult, ItemResult, Outcome
+from ..runway.contact_sheet import draw_contact_sheet
+from .board import Standing
+from .display import harmless
+
+ROWS_SHOWN = 500
+"""Of the table of results; the output manifest has them all."""
+
+POSTERS_SHOWN = 24
+
+
+class BatchArtifacts:
+    """A progress bar and a table of counts, made once and renewed in place."""
+
+    def __init__(self) -> None:
+        self._progress: UUID | None = None
+        self._table: UUID | None = None
+
+    @harmless
+    async def show(self, standing: Standing) -> None:
+        """Show where the batch stands now."""
+        from prefect.artifacts import (
+            acreate_progress_artifact,
+            acreate_table_artifact,
+            aupdate_progress_artifact,
+        )
+        from prefect.client.orchestration import get_client
+        from prefect.client.schemas.actions import ArtifactUpdate
+
+        percent = round(100 * standing.done / standing.total, 1) if standing.total else 0.0
+        rows = [{"what": what, "value": value} for what, value in facts_of(standing).items()]
+        if self._progress is None or self._table is None:
+            self._progress = await acreate_progress_artifact(
+                key="cometapi-batch-progress",
+                progress=percent,
+                description=f"{standing.total} videos",
+            )
+            self._table = await acreate_table_artifact(
+                key="cometapi-batch", table=rows, description="Where the batch stands"
+            )
+            return
+        await aupdate_progress_artifact(self._progress, progress=percent)
+        async with get_client() as client:
+            await client.update_artifact(self._table, ArtifactUpdate(data=json.dumps(rows)))
+
+
+@harmless
+async def show_batch(result: BatchResult) -> None:
+    """List what each item came to, and show their posters on one sheet."""
+    from prefect.artifacts import acreate_image_artifact, acreate_table_artifact
+
+    shown = sorted(result.results, key=lambda item: item.outcome is Outcome.STORED)[:ROWS_SHOWN]
+    rest = len(result.results) - len(shown)
+    where = f"; {rest} more in {result.output}" if rest else f"; all in {result.output}"
+    await acreate_table_artifact(
+        table=[_row(item) for item in shown],
+        key="cometapi-batch-results",
+        description=result.sentence() + where,
+    )
+    posters = await asyncio.to_thread(_posters, result.results)
+    if posters:
+        sheet = await asyncio.to_thread(draw_contact_sheet, posters)
+        await acreate_image_artifact(
+            image_url=f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}",
+            key="cometapi-batch-posters",
+            description=f"The first {len(posters)} of {result.succeeded}; all in {result.gallery}",
+        )
+
+
+def facts_of(standing: Standing) -> dict[str, str]:
+    """Where a batch stands, as a table shows it."""
+    facts = {str(outcome): str(count) for outcome, count in standing.counts.items() if count}
+    facts["running for"] = span(standing.seconds)
+    if standing.left is not None and standing.done < standing.total:
+        facts["done in about"] = span(standing.left)
+    facts["bought"] = f"{standing.spent_seconds:g} s of video"
+    if standing.spent is not None:
+        limit = f" of {standing.max_spend:g}" if standing.max_spend is not None else ""
+        facts["spent, as estimated"] = f"{standing.spent:.2f}{limit}"
+    return facts
+
+
+def span(seconds: float) -> str:
+    """Seconds as people read them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _row(item: ItemResult) -> dict[str, str]:
+    name = (item.uri or "").rpartition("/")[2]
+    return {
+        "id": item.id,
+        "outcome": str(item.outcome),
+        "video, or what happened": name or ": ".join(filter(None, [item.error, item.message])),
+        "ready after": f"{item.waited:.0f} s" if item.waited is not None else "",
+        "key": item.key or "",
+        "stored at": item.uri or "",
+    }
+
+
+def _posters(results: tuple[ItemResult, ...]) -> list[bytes]:
+    """The first posters that lie on this machine."""
+    found: list[bytes] = []
+    for item in results:
+        path = Path(item.poster or "")
+        if path.is_absolute() and path.exists():
+            found.append(path.read_bytes())
+        if len(found) == POSTERS_SHOWN:
+            break
+    return found

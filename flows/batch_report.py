@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a batch leaves while it runs and when it ends: the output manifest, the gallery, artifacts.
+
+While it runs they are renewed in place and seldom, so that readers see a whole file, older or
+newer, and neither the storage nor Prefect's database is flooded.
+"""
+
+import asyncio
+import time
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+from ..runway.batch import ItemResult
+from ..runway.errors import StorageError, StorageUnavailable
+from ..runway.names import batch_stem
+from ..runway.results import check_name, next_write, publish_results, split_place
+from ..runway.storage import Storage
+from . import display
+from .batch_display import BatchArtifacts
+from .board import Board
+from .gallery import gallery
+from .storage import resolve_storage
+
+SHOW_EVERY = 5.0
+"""Seconds between two looks at whether there is something new to show."""
+
+
+class Report:
+    """Renews what a batch shows while the block runs, and writes all of it at its end.
+
+    Args:
+        key: The key of the batch.
+        board: Where the results stand.
+        place: The storage of the output manifest and the gallery.
+        name: Name of the output manifest in it.
+
+    Attributes:
+        output: Where the output manifest is, once it is written.
+        gallery: Where the gallery is, once it is written.
+    """
+
+    def __init__(self, key: str, board: Board, place: Storage, name: str) -> None:
+        self.output: str | None = None
+        self.gallery: str | None = None
+        self._key = key
+        self._board = board
+        self._place = place
+        self._name = name
+        self._artifacts = BatchArtifacts()
+        self._showing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._showing = asyncio.create_task(self._keep_showing())
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._showing:
+            self._showing.cancel()
+        await self._write()
+        await self._artifacts.show(self._board.standing())
+
+    async def _keep_showing(self) -> None:
+        seen, due = -1, 0.0
+        while True:
+            await self._board.changed_since(seen)
+            seen = self._board.changes
+            await self._artifacts.show(self._board.standing())
+            if time.monotonic() >= due:
+                started = time.monotonic()
+                await self._write()
+                due = next_write(time.monotonic(), time.monotonic() - started)
+            await asyncio.sleep(SHOW_EVERY)
+
+    async def _write(self) -> None:
+        results = self._board.results()
+        try:
+            await asyncio.to_thread(self._publish, results)
+        except StorageError as error:  # the videos are stored, and the ledger knows of them
+            display.logger().warning("The output manifest could not be written: %s", error.what)
+
+    def _publish(self, results: tuple[ItemResult, ...]) -> None:
+        self.output = publish_results(results, self._place, self._name)
+        page = gallery(results, title=self._key, base=self.output.rpartition("/")[0])
+        staged = self._place.staging() / uuid4().hex
+        staged.write_text(page, encoding="utf-8")
+        self.gallery = self._place.publish(staged, f"{self._name.partition('.')[0]}.gallery.html")
+
+
+async def report_place(key: str, output: str | None, storage: str) -> tuple[Storage, str]:
+    """The storage and name of the output manifest: the user's own, or beside the videos.
+
+    Raises:
+        StorageUnavailable: It cannot be written there.
+    """
+    try:
+        if output:
+            place, name = split_place(output)
+        else:
+            place, name = await resolve_storage(storage), f"{batch_stem(key)}.results.jsonl"
+        check_name(name)
+        await asyncio.to_thread(place.check)
+    except StorageError as error:
+        raise StorageUnavailable(error.what) from error
+    return place, name

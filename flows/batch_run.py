@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of a batch: every item gets its turn, and none that fails stops the others.
+
+The ledger is asked first about all keys at once, so a batch that is run again buys only what is
+missing. Items are started in order, as slots upstream become free.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from ..blocks.credentials import CometAPICredentials
+from ..runway import outcomes
+from ..runway.batch import BatchItem, ItemResult
+from ..runway.budget import Budget
+from ..runway.entries import Entry
+from ..runway.errors import (
+    CometAPIError,
+    DownloadInterrupted,
+    InvalidOutput,
+    LedgerUnavailable,
+    OutputExpired,
+    ServiceUnavailable,
+    StorageError,
+    SubmissionUncertain,
+    UnexpectedResponse,
+)
+from ..runway.generation import Finished, GenerationResult
+from . import display
+from .attempts import RetryDelays, retry_on
+from .board import Board
+from .deliver import PLAIN, TASKS, Steps, deliver, is_gone
+from .lanes import Lanes, Slot
+from .ledger import this_run
+
+if TYPE_CHECKING:
+    from ..runway.ledger import Ledger
+
+
+@task(
+    name="generate",
+    task_run_name="{item.id}",
+    retries=1000,
+    retry_delay_seconds=lambda _retries: RetryDelays([5.0]),
+    retry_condition_fn=retry_on(
+        ServiceUnavailable,
+        LedgerUnavailable,
+        SubmissionUncertain,
+        UnexpectedResponse,
+        DownloadInterrupted,
+        InvalidOutput,
+        OutputExpired,
+        StorageError,
+        share=0.2,
+    ),
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
+async def agenerate_item(item: BatchItem, make: Callable[[], Awaitable[GenerationResult]]) -> Any:
+    """Make one item of a large batch: all four steps in one task run."""
+    _ = item  # it names the task run
+    return await make()
+
+
+@dataclass
+class BatchRun:
+    """What one run of a batch works with.
+
+    Attributes:
+        credentials: Whose key to use.
+        storage: Where the videos are kept.
+        place: The same by its full name.
+        ledger: Where it is recorded what was bought.
+        board: Where the results stand.
+        budget: What may be spent.
+        lanes: How much is done at once.
+        max_failures: How many items may fail before no more are bought, or None for any number.
+        one_task_run: Whether an item is one task run, or four.
+    """
+
+    credentials: CometAPICredentials
+    storage: str | None
+    place: str
+    ledger: "Ledger"
+    board: Board
+    budget: Budget
+    lanes: Lanes
+    max_failures: int | None = None
+    one_task_run: bool = False
+    stopped: str | None = None
+    failures: int = 0
+    bought: set[str] = field(default_factory=set[str])
+
+    async def run(self, items: Sequence[BatchItem], invalid: Sequence[ItemResult] = ()) -> None:
+        """Make every item that is not stored yet; what became of each stands on the board."""
+        known = await self.ledger.of_keys([item.key for item in items])
+        for item in items:
+            if entry := known.get(item.key):
+                self.budget.count(entry, item.request)
+        done = await asyncio.to_thread(self._stored_already, items, known)
+        first = (done.get(item.id) or outcomes.waiting(item) for item in items)
+        self.board.begin([*first, *invalid])
+        self.bought = {key for key, entry in known.items() if not entry.is_free()}
+        with display.as_batch(quiet=self.one_task_run):
+            await self._make_all([item for item in items if item.id not in done])
+
+    def _stored_already(
+        self, items: Sequence[BatchItem], known: dict[str, Entry]
+    ) -> dict[str, ItemResult]:
+        done: dict[str, ItemResult] = {}
+        for item in items:
+            entry = known.get(item.key)
+            if entry is None or entry.fingerprint != item.request.fingerprint():
+                continue
+            videos = entry.videos.get(self.place, ())
+            if videos and not is_gone(videos):
+                done[item.id] = outcomes.stored(item, entry.result(self.place))
+        return done
+
+    async def _make_all(self, items: Sequence[BatchItem]) -> None:
+        making: set[asyncio.Task[None]] = set()
+        try:
+            for item in items:
+                await self.lanes.open.acquire()
+                one = asyncio.create_task(self._make(item))
+                making.add(one)
+                one.add_done_callback(making.discard)
+                one.add_done_callback(lambda _done: self.lanes.open.release())
+            await asyncio.gather(*making)
+        finally:
+            for one in making:
+                one.cancel()
+            await asyncio.gather(*making, return_exceptions=True)
+
+    async def _make(self, item: BatchItem) -> None:
+        async with self.lanes.slot() as slot:
+            why_not = self.stopped or self._over_budget(item)
+            if why_not:
+                self.board.put(outcomes.not_bought(item, why_not))
+                return
+            self.board.put(outcomes.running(item))
+            try:
+                result = await self._made(item, self._gated(slot))
+            except Exception as error:  # noqa: BLE001 -- the others go on
+                self._failed(item, error)
+            else:
+                self.board.put(outcomes.stored(item, result))
+
+    def _over_budget(self, item: BatchItem) -> str | None:
+        if self.budget.reserve(item.key, item.request):
+            return None
+        return "it would pass the limit of what the batch may spend"
+
+    def _failed(self, item: BatchItem, error: Exception) -> None:
+        self.failures += 1
+        if outcomes.was_not_bought(error):
+            self.budget.give_back(item.key)
+        self.stopped = self.stopped or outcomes.reason_to_stop(
+            error, self.failures, self.max_failures
+        )
+        self.board.put(outcomes.ended(item, error))
+        what = error.what if isinstance(error, CometAPIError) else error
+        display.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
+
+    async def _made(self, item: BatchItem, by: Steps) -> GenerationResult:
+        from ..runway.buying import staying_with
+
+        async def make() -> GenerationResult:
+            async with staying_with(self.ledger, item.key, this_run()):
+                if item.key not in self.bought:
+                    await self.lanes.pace.turn()
+                submission = await by.submit(
+                    item.request, self.credentials, item.key, storage=self.storage
+                )
+                return await deliver(submission, self.credentials, self.storage, by=by)
+
+        return await (agenerate_item(item, make) if self.one_task_run else make())
+
+    def _gated(self, slot: Slot) -> Steps:
+        """The steps; the slot upstream is free after the wait, and downloads take turns."""
+        by = PLAIN if self.one_task_run else TASKS
+
+        async def poll(*arguments: Any) -> Finished:
+            finished = await by.poll(*arguments)
+            slot.free()
+            return finished
+
+        def in_turn(step: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+            async def taking_turns(*arguments: Any) -> Any:
+                async with self.lanes.downloads:
+                    return await step(*arguments)
+
+            return taking_turns
+
+        return replace(by, poll=poll, fetch=in_turn(by.fetch), fetch_again=in_turn(by.fetch_again))

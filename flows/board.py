@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a batch stands: one result per item, counted, with the time that is left."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from ..runway.batch import ItemResult, Outcome
+from ..runway.budget import Budget
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a batch stands at a moment."""
+
+    counts: dict[Outcome, int]
+    seconds: float
+    left: float | None
+    spent: float | None
+    spent_seconds: float
+    max_spend: float | None
+
+    @property
+    def total(self) -> int:
+        """All items."""
+        return sum(self.counts.values())
+
+    @property
+    def done(self) -> int:
+        """Items about which this run does nothing more."""
+        return sum(count for outcome, count in self.counts.items() if outcome.is_final)
+
+
+def seconds_left(done: int, total: int, elapsed: float) -> float | None:
+    """Seconds until all are done if it goes on as so far, or None where nothing is done; pure."""
+    return elapsed / done * (total - done) if done else None
+
+
+batch_listener: ContextVar[Callable[[Standing], None] | None] = ContextVar(
+    "batch_listener", default=None
+)
+"""Called after each change; the command line draws its progress from it."""
+
+
+@dataclass
+class Board:
+    """The results of a batch while it runs, in the order asked for.
+
+    Args:
+        budget: What it spends.
+    """
+
+    budget: Budget
+    _results: dict[str, ItemResult] = field(default_factory=dict[str, ItemResult])
+    _counts: Counter[Outcome] = field(default_factory=Counter[Outcome])
+    _started: float = field(default_factory=time.monotonic)
+    _done_before: int = 0
+    changes: int = 0
+    _news: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+    def begin(self, results: Iterable[ItemResult]) -> None:
+        """Put up every item; those that are done already do not count for the time left."""
+        for result in results:
+            self._results[result.id] = result
+            self._counts[result.outcome] += 1
+        self._done_before = self.standing().done
+
+    def put(self, result: ItemResult) -> None:
+        """Note what became of an item."""
+        self._counts[self._results[result.id].outcome] -= 1
+        self._results[result.id] = result
+        self._counts[result.outcome] += 1
+        self.changes += 1
+        self._news.set()
+        if listener := batch_listener.get():
+            listener(self.standing())
+
+    async def changed_since(self, seen: int) -> None:
+        """Wait until there are other results than after so many changes."""
+        while self.changes == seen:
+            self._news.clear()
+            await self._news.wait()
+
+    def results(self) -> tuple[ItemResult, ...]:
+        """Each item, in the order asked for."""
+        return tuple(self._results.values())
+
+    def standing(self) -> Standing:
+        """Where it stands now."""
+        counts = {outcome: self._counts[outcome] for outcome in Outcome}
+        elapsed = time.monotonic() - self._started
+        total = len(self._results) - self._done_before
+        done = sum(n for outcome, n in counts.items() if outcome.is_final) - self._done_before
+        return Standing(
+            counts=counts,
+            seconds=elapsed,
+            left=seconds_left(done, total, elapsed),
+            spent=self.budget.spent if self.budget.prices else None,
+            spent_seconds=self.budget.spent_seconds,
+            max_spend=self.budget.max_spend,
+        )

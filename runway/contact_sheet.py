@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many posters as one picture."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from io import BytesIO
+from typing import Any
+
+COLUMNS = 6
+TILE_WIDTH = 192
+TILE_HEIGHT = 108
+GAP = 4
+"""Pixels, all of them."""
+
+
+def draw_contact_sheet(posters: Sequence[bytes], columns: int = COLUMNS) -> bytes:
+    """A JPEG with the posters side by side, each fitted into a tile.
+
+    Args:
+        posters: JPEGs; at least one. One that cannot be read leaves its tile dark.
+        columns: Most tiles in a row.
+    """
+    import av
+
+    columns = min(columns, len(posters))
+    rows = -(-len(posters) // columns)
+    width, height = columns * (TILE_WIDTH + GAP) + GAP, rows * (TILE_HEIGHT + GAP) + GAP
+    sheet = bytearray(3 * width * height)
+    for number, poster in enumerate(posters):
+        left = GAP + (number % columns) * (TILE_WIDTH + GAP)
+        top = GAP + (number // columns) * (TILE_HEIGHT + GAP)
+        _paste(sheet, width, left, top, poster)
+    picture = av.VideoFrame(width, height, "rgb24")
+    plane = picture.planes[0]
+    padding = bytes(plane.line_size - 3 * width)
+    lines = (bytes(sheet[3 * width * line : 3 * width * (line + 1)]) for line in range(height))
+    plane.update(b"".join(line + padding for line in lines))
+    return as_jpeg(picture.reformat(format="yuvj420p"))
+
+
+def as_jpeg(picture: Any) -> bytes:
+    """A video frame in yuvj420p as a JPEG."""
+    import av
+
+    encoder: Any = av.CodecContext.create("mjpeg", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = picture.width, picture.height, "yuvj420p"
+    encoder.time_base = Fraction(1, 25)
+    encoder.options = {"qmin": "3", "qmax": "5"}
+    picture.pts, picture.time_base = 0, encoder.time_base
+    return b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode()])
+
+
+def _paste(sheet: bytearray, width: int, left: int, top: int, poster: bytes) -> None:
+    import av
+    from av.error import FFmpegError
+
+    try:
+        with av.open(BytesIO(poster), format="mjpeg") as container:
+            frame = next(container.decode(video=0))
+    except (FFmpegError, StopIteration, ValueError):
+        return
+    scale = min(TILE_WIDTH / frame.width, TILE_HEIGHT / frame.height)
+    wide, high = max(2, int(frame.width * scale)), max(2, int(frame.height * scale))
+    small = frame.reformat(width=wide, height=high, format="rgb24").planes[0]
+    pixels, stride = bytes(small), small.line_size
+    left += (TILE_WIDTH - wide) // 2
+    top += (TILE_HEIGHT - high) // 2
+    for line in range(high):
+        start = 3 * ((top + line) * width + left)
+        sheet[start : start + 3 * wide] = pixels[stride * line : stride * line + 3 * wide]

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of an item of a batch, told from its result or its error; pure."""
+
+from collections.abc import Iterable
+
+from .batch import BatchItem, ItemResult, Outcome
+from .budget import seconds_of
+from .errors import (
+    AuthenticationError,
+    CometAPIError,
+    QuotaExceeded,
+    SubmissionUncertain,
+)
+from .generation import GenerationResult
+from .redact import scrub
+from .rows import BadRow
+
+
+def waiting(item: BatchItem) -> ItemResult:
+    """An item as it is asked for."""
+    request = item.request
+    return ItemResult(
+        id=item.id,
+        outcome=Outcome.WAITING,
+        key=item.key,
+        route=request.route,
+        model=request.model,
+        prompt=request.prompt_text,
+    )
+
+
+def running(item: BatchItem) -> ItemResult:
+    """An item that is being bought, waited for or delivered."""
+    return waiting(item).model_copy(update={"outcome": Outcome.RUNNING})
+
+
+def stored(item: BatchItem, result: GenerationResult) -> ItemResult:
+    """An item whose video is stored."""
+    first = result.videos[0]
+    facts = {"uri", "poster", "sha256", "size", "width", "height", "duration"}
+    return waiting(item).model_copy(
+        update={
+            "outcome": Outcome.STORED,
+            "task_id": result.task_id,
+            "billed_seconds": item.request.billed_seconds() or first.duration,
+            "submitted_at": result.submitted_at,
+            "waited": result.waited,
+            "polls": result.polls,
+            **first.model_dump(include=facts),
+        }
+    )
+
+
+def ended(item: BatchItem, error: Exception) -> ItemResult:
+    """An item that did not get its video, and why."""
+    uncertain = isinstance(error, SubmissionUncertain)
+    known = isinstance(error, CometAPIError)
+    return waiting(item).model_copy(
+        update={
+            "outcome": Outcome.UNCERTAIN if uncertain else Outcome.FAILED,
+            "task_id": error.task_id if known else None,
+            "billed_seconds": seconds_of(item.request) if uncertain else None,
+            "error": type(error).__name__,
+            "message": error.what if known else scrub(str(error), limit=200),
+        }
+    )
+
+
+def not_bought(item: BatchItem, why: str) -> ItemResult:
+    """An item that was left, and why."""
+    return waiting(item).model_copy(update={"outcome": Outcome.NOT_BOUGHT, "message": why})
+
+
+def was_not_bought(error: Exception) -> bool:
+    """Whether it is certain that nothing was bought before this error."""
+    uncertain = isinstance(error, SubmissionUncertain)
+    return isinstance(error, CometAPIError) and error.task_id is None and not uncertain
+
+
+def invalid(rows: Iterable[BadRow]) -> list[ItemResult]:
+    """Rows that cannot be used, each with all that is wrong with it."""
+    problems: dict[int, list[BadRow]] = {}
+    for row in rows:
+        problems.setdefault(row.row, []).append(row)
+    return [
+        ItemResult(
+            id=f"{bad[0].unit} {number}" + (f" ({bad[0].id})" if bad[0].id else ""),
+            outcome=Outcome.INVALID,
+            error="InvalidManifest",
+            message="; ".join(
+                f"{row.field}: {row.problem}" if row.field else row.problem for row in bad
+            ),
+        )
+        for number, bad in problems.items()
+    ]
+
+
+def reason_to_stop(error: Exception, failures: int, max_failures: int | None) -> str | None:
+    """Why no further item should be bought after this one failed, or None.
+
+    Args:
+        error: What the item ended with.
+        failures: Items that failed so far, this one included.
+        max_failures: How many the user puts up with, or None for any number.
+    """
+    if isinstance(error, AuthenticationError | QuotaExceeded):
+        return f"the account cannot buy any more: {error.what}"
+    if max_failures is not None and failures > max_failures:
+        return f"{failures} items failed, and at most {max_failures} may"
+    return None

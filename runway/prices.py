@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user pays for a generation, as written in the settings."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one generation costs, or one second of its video."""
+
+    amount: float
+    per_second: bool = False
+
+    def of(self, seconds: float) -> float:
+        """The price of a generation with so many seconds of video."""
+        return self.amount * seconds if self.per_second else self.amount
+
+    def __str__(self) -> str:
+        return f"{self.amount:g}{'/s' if self.per_second else ''}"
+
+
+def parse_price(value: Any) -> Price:
+    """A price as users write it: 0.32 for a generation, "0.05/s" for a second of video.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(value, Price):
+        return value
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(/\s*s)?\s*", str(value))
+    if not found or isinstance(value, bool):
+        raise ValueError('write 0.32 for a generation, or "0.05/s" for a second of video')
+    return Price(float(found[1]), per_second=bool(found[2]))
+
+
+Prices = dict[str, Annotated[Price, BeforeValidator(parse_price), PlainSerializer(str)]]
+"""Prices by model."""

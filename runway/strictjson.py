@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON as it is meant, in which nothing that a user wrote is silently dropped."""
+
+import json
+from typing import Any
+
+
+def strict_json(text: str) -> Any:
+    """The value that a JSON text stands for; pure.
+
+    Raises:
+        ValueError: It is no JSON, names a field of an object twice, or is nested too deeply. The
+            message repeats nothing of it.
+    """
+    try:
+        return _DECODER.decode(text.strip())
+    except json.JSONDecodeError as error:
+        what = error.msg.removesuffix(" at")
+        raise ValueError(f"no valid JSON: {what}, at character {error.pos + 1}") from None
+    except RecursionError:
+        raise ValueError("no valid JSON: it is nested too deeply") from None
+    except _Refused:
+        raise
+    except ValueError:  # more digits than Python converts
+        raise ValueError("no valid JSON: a number in it is too long") from None
+
+
+class _Refused(ValueError):
+    """What Python's decoder would let pass."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # Python keeps the last one, and the user may have meant the first
+        raise _Refused("no valid JSON: an object names a field twice")
+    return found
+
+
+def _no_constant(_name: str) -> Any:
+    raise _Refused("no valid JSON: it knows no NaN and no Infinity")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)

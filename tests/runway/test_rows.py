@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All rows of a batch are checked before one is bought, and nothing makes the check itself fail."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_cometapi.runway import (
+    ContentModeration,
+    GenerationRequest,
+    ImageToVideoRequest,
+    Reference,
+    VideoToVideoRequest,
+)
+from prefect_cometapi.runway.batch import BatchItem
+from prefect_cometapi.runway.names import MAX_KEY_LENGTH, check_key
+from prefect_cometapi.runway.rowcheck import MAX_ID_LENGTH
+from prefect_cometapi.runway.rows import BadRow, Row, batch_keys, check_rows, rows_of
+
+IMAGE, VIDEO = "https://example.com/cat.jpg", "https://example.com/cat.mp4"
+SECRET = "s3cr3tT0ken"
+LEAKS = [
+    f"https://example.com/cat.jpg?sig={SECRET}",
+    f"http://me:{SECRET}@example.com/cat.jpg",
+    f"data:image/png;base64,{SECRET}",
+    f"Bearer {SECRET}",
+    f"sk-{SECRET}",
+]
+NAMES = [
+    *("id", "route", "promptImage", "prompt_image", "videoUri", "model", "promptText"),
+    *("duration", "ratio", "seed", "watermark", "references", "contentModeration"),
+    *("x_sku", "_note", "duraton", ""),
+]
+
+any_text = st.text(st.characters(exclude_categories=()), max_size=20)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | any_text
+    | st.sampled_from([IMAGE, VIDEO, "image-to-video", "1280:720", "5", "[]", "{}", "[[[", *LEAKS])
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
+    max_leaves=6,
+)
+any_fields = st.dictionaries(st.sampled_from([*NAMES, *LEAKS]) | any_text, values, max_size=7)
+near_fields = st.fixed_dictionaries(
+    {"promptImage": st.just(IMAGE) | scalars},
+    optional={
+        "id": st.integers(1, 4) | any_text,
+        "duration": st.sampled_from([5, 10, "5", 7]),
+        "seed": st.integers(0, 2),
+        "promptText": any_text,
+    },
+)
+
+
+def image(**fields: Any) -> dict[str, Any]:
+    return {"promptImage": IMAGE, **fields}
+
+
+def video(**fields: Any) -> dict[str, Any]:
+    return {"videoUri": VIDEO, "promptText": "more rain", **fields}
+
+
+def in_file(*rows: dict[str, Any]) -> list[Row]:
+    return [Row(number, fields, unit="line") for number, fields in enumerate(rows, 2)]
+
+
+def checked(*rows: dict[str, Any]) -> tuple[list[BatchItem], list[BadRow]]:
+    return check_rows(in_file(*rows), batch_keys("spring"))
+
+
+def problems_of(*rows: dict[str, Any]) -> list[str]:
+    return [str(row) for row in checked(*rows)[1]]
+
+
+# Whatever a row is
+
+
+@given(rows=st.lists(any_fields | near_fields, max_size=6), needs_id=st.booleans())
+def test_every_row_becomes_an_item_or_is_told_what_is_wrong(rows, needs_id):
+    """No row is dropped, none is in both lists, and none makes the check fail."""
+    given_rows = [Row(number, row, needs_id=needs_id) for number, row in enumerate(rows, 1)]
+    items, bad = check_rows(given_rows, batch_keys("spring"))
+    assert len(items) + len({row.row for row in bad}) == len(rows)
+    assert len({item.id for item in items}) == len({item.key for item in items}) == len(items)
+    assert [check_key(item.key) for item in items] == [item.key for item in items]
+
+
+@given(rows=st.lists(any_fields, max_size=4))
+def test_what_is_told_of_a_row_holds_no_secret_and_can_be_stored(rows):
+    """No picture, token or key in a bad row ends in a log, whatever field it stands in."""
+    for row in check_rows(rows_of(rows), batch_keys("spring"))[1]:
+        assert SECRET not in f"{row} {row!r} {row.model_dump_json()}"
+        assert str(row).isprintable()
+
+
+@given(rows=st.lists(near_fields, max_size=6))
+def test_an_items_request_is_what_its_row_asked_for(rows):
+    """Nothing that was set is dropped or changed on the way."""
+    items, _ = check_rows(in_file(*rows), batch_keys("spring"))
+    row_of = {str(row.get("id")): row for row in reversed(rows)}
+    for item in items:
+        wanted = {name: value for name, value in row_of[item.id].items() if name != "id"}
+        assert item.request == ImageToVideoRequest.model_validate(wanted)
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+@pytest.mark.parametrize("name", [*NAMES, "references.uri"])
+def test_a_secret_in_the_wrong_field_is_not_repeated(name, leak):
+    """Cells slip into the neighbouring column; tokens do not slip into messages."""
+    fields = {"references": [{"uri": leak, leak: 1}]} if "." in name else {name: leak}
+    for other in (image(id="a"), video(id="a"), {}):
+        for row in problems_of({**other, **fields}, {**other, leak: 1}):
+            assert SECRET not in row
+
+
+# Fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        (image(duraton=10), "duraton: is no field of a request; did you mean duration?"),
+        (image(DURATION=10), "DURATION: is no field of a request; did you mean duration?"),
+        (image(sku=1), "sku: is no field of a request; names of your own begin with x_ or _"),
+        (image(sku=None), "sku: is no field of a request; names of your own begin with x_ or _"),
+        ({**image(), "": 1}, "'': is no field of a request; names of your own begin with x_ or _"),
+        ({**image(), 5: 1}, "int: is no field of a request; names of your own begin with x_ or _"),
+        (image(prompt_image=IMAGE), "prompt_image: promptImage is there twice"),
+        (image(duration=7), "duration: 5 or 10 seconds, got 7"),
+        (image(duration="soon"), "duration: must be a valid integer, unable to parse string"),
+        (image(seed=1 << 20_000, model="new"), "seed: is too large a number"),
+        (image(seed=-1), "seed: must be greater than or equal to 0"),
+        (image(ratio="1280x720"), "ratio: write width:height with a colon"),
+        (image(promptText="\ud800"), "promptText: must be text in valid Unicode (UTF-8)"),
+        ({"promptImage": b"http://example.com"}, "promptImage: must be text in valid Unicode"),
+        ({"promptImage": "http://example.com"}, "promptImage: must be a https:// URL"),
+        (image(references="[]"), "references: is no field of image_to_video"),
+        (video(duration=5), "duration: is no field of video_to_video"),
+        (video(promptText=None), "promptText: is missing"),
+        (video(promptText=""), "promptText: string should have at least 1 character"),
+        (video(references="[{]"), "references: no valid JSON: Expecting property name"),
+        (
+            video(references='[{"uri": 1, "uri": 2}]'),
+            "no valid JSON: an object names a field twice",
+        ),
+        (video(references=[{"uri": VIDEO, "kind": 1}]), "references.0.kind: is no field here"),
+        (video(references=[{"uri": b"a"}]), "references: must be text in valid Unicode"),
+        (video(contentModeration={"public": 1}), "contentModeration.public: is no field here"),
+        ({**image(), **video()}, "has promptImage (image_to_video) and videoUri"),
+        ({"promptText": "rain"}, "needs promptImage (image_to_video) or videoUri"),
+        (image(route="text_to_video"), "route: must be one of image_to_video, video_to_video"),
+        (image(route=5), "route: must be one of image_to_video, video_to_video"),
+        (image(route="video_to_video"), "promptImage: is no field of video_to_video"),
+    ],
+)
+def test_a_bad_field_is_named_with_what_is_allowed(fields, problem):
+    """What is wrong is said in words that lead to the cell."""
+    items, bad = checked({"id": "a", **fields})
+    assert items == []
+    assert any(str(row).startswith("line 2 (id a): ") and problem in str(row) for row in bad)
+
+
+def test_every_bad_field_of_a_row_is_told_at_once():
+    """A manifest is corrected in one go, not in as many runs as it has mistakes."""
+    row = image(
+        id=" ", seed=-1, duration=7, promptText="x" * 513, ratio="a", modle="x", videoUri="\ud800"
+    )
+    named = [bad.field for bad in checked({**row, "route": "image-to-video"})[1]]
+    wrong = ["duration", "id", "modle", "promptText", "ratio", "seed", "videoUri"]
+    assert sorted(map(str, named)) == wrong
+
+
+@pytest.mark.parametrize("model", [5, "\ud800", ""])
+def test_limits_are_not_guessed_for_a_model_that_cannot_be_read(model):
+    """Who wrote the model wrongly is told that, and not the limits of another one."""
+    named = [bad.field for bad in checked(image(id="a", model=model, duration=7))[1]]
+    assert named == ["model"]
+
+
+def test_names_of_ones_own_are_ignored_and_nothing_else_is():
+    """A manifest carries what its owner needs, and a misspelt option never passes for that."""
+    items, bad = checked(image(id="a", x_sku="17", _row=float("nan")), image(id="b", xsku=1))
+    assert [item.request for item in items] == [ImageToVideoRequest(prompt_image=IMAGE)]
+    assert [row.field for row in bad] == ["xsku"]
+
+
+def test_text_is_read_as_what_the_field_needs():
+    """A cell is text; the request has its numbers, booleans and nested fields."""
+    one = image(id="1", duration="10", seed="7", watermark="TRUE", ratio="1280:720")
+    two = video(
+        id="2",
+        references=json.dumps([{"type": None, "uri": IMAGE}]),
+        contentModeration='{"publicFigureThreshold": "low"}',
+    )
+    items, bad = checked(one, two, video(id="3", references="null", seed=None))
+    assert bad == []
+    assert [item.request for item in items] == [
+        ImageToVideoRequest(
+            prompt_image=IMAGE, duration=10, seed=7, watermark=True, ratio="1280:720"
+        ),
+        VideoToVideoRequest(
+            video_uri=VIDEO,
+            prompt_text="more rain",
+            references=[Reference(uri=IMAGE)],
+            content_moderation=ContentModeration(public_figure_threshold="low"),
+        ),
+        VideoToVideoRequest(video_uri=VIDEO, prompt_text="more rain"),
+    ]
+
+
+@pytest.mark.parametrize("route", ["image_to_video", "image-to-video", "Image-to-Video", None])
+def test_the_route_is_told_by_its_name_or_by_the_source(route):
+    """Whoever names the image has named the route."""
+    items, bad = checked(image(id="a", route=route))
+    assert (items[0].request.route, bad) == ("image_to_video", [])
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_a_field_nested_too_deeply_is_a_bad_one(depth):
+    """No row brings the batch down."""
+    (bad,) = checked(video(id="a", references="[" * depth + "]" * depth))[1][:1]
+    assert bad.field in {"references", "references.0"}
+
+
+# Ids
+
+
+@pytest.mark.parametrize(
+    ("given_id", "id_"), [("sku-17", "sku-17"), (17, "17"), ("ä 1/2", "ä 1/2")]
+)
+def test_an_id_is_text_or_a_whole_number(given_id, id_):
+    """It is the end of the key, as it stands."""
+    (item,), bad = checked(image(id=given_id))
+    assert (item.id, item.key, bad) == (id_, f"spring/{id_}", [])
+
+
+@pytest.mark.parametrize(
+    ("given_id", "problem"),
+    [
+        (None, "is missing"),
+        ("", "must be 1 to 200 printable characters without blanks around them"),
+        (" a", "must be 1 to 200 printable characters"),
+        ("a\n", "must be 1 to 200 printable characters"),
+        ("\ud800", "must be 1 to 200 printable characters"),
+        ("x" * 201, "must be 1 to 200 printable characters"),
+        (True, "must be text or a whole number"),
+        (1.0, "must be text or a whole number"),
+        (2**63, "must be text or a whole number"),
+        ([1], "must be text or a whole number"),
+        (f"{IMAGE}?sig={SECRET}", "may hold no key, token or data URI"),
+    ],
+)
+def test_a_bad_id_is_not_repeated_but_explained(given_id, problem):
+    """It stands in names, logs and keys, so it must be fit for that."""
+    ((bad,),) = (checked(image(id=given_id))[1],)
+    assert (bad.row, bad.unit, bad.id, bad.field) == (2, "line", None, "id")
+    assert problem in bad.problem
+
+
+def test_of_two_rows_with_one_id_the_later_is_bad_and_names_the_first():
+    """Else it would silently get the first one's video."""
+    items, bad = checked(image(id=1), video(id="1"), image(id="b"), image(id="1", seed=-1))
+    assert [item.id for item in items] == ["1", "b"]
+    told = [f"{row.row} {row.field}: {row.problem}" for row in bad]
+    assert "3 id: line 2 has the same" in told
+    assert "5 id: line 2 has the same" in told
+    assert len(told) == 3
+
+
+def test_the_longest_id_fits_the_longest_key_of_a_batch():
+    """Whether an id is too long does not depend on the batch."""
+    longest = "b" * (MAX_KEY_LENGTH - MAX_ID_LENGTH - 1)
+    rows = in_file(image(id="x" * MAX_ID_LENGTH))
+    (item,), bad = check_rows(rows, batch_keys(longest))
+    assert (len(item.key), bad) == (MAX_KEY_LENGTH, [])
+    with pytest.raises(ValueError, match="the key of a batch has at most 311 characters"):
+        batch_keys(f"{longest}b")
+    with pytest.raises(ValueError, match="a key has 1 to 512 printable characters"):
+        batch_keys(" ")
+
+
+def test_a_key_that_is_none_or_another_rows_makes_the_row_bad():
+    """Keys may be made by any function; two rows never share one."""
+    rows = in_file(image(id="a"), image(id="b"), image(id="c"))
+    items, bad = check_rows(rows, lambda id_, request, take: "" if id_ == "c" else "same")
+    assert [item.id for item in items] == ["a"]
+    assert [row.problem for row in bad] == [
+        "leads to the same key as line 2",
+        "leads to no valid key: a key has 1 to 512 printable characters, as 'sku-17/2026-11-21'",
+    ]
+
+
+# Requests given in Python
+
+
+def test_requests_without_ids_have_their_positions_and_keep_their_keys():
+    """The key is made of the request, so a list in another order buys nothing again."""
+    cat, dog = ImageToVideoRequest(prompt_image=IMAGE), image(promptText="dog")
+    items, bad = check_rows(rows_of([cat, dog, image()]), batch_keys("spring"))
+    assert bad == []
+    assert [item.id for item in items] == ["1", "2", "3"]
+    first, second, third = [item.key for item in items]
+    assert first == f"spring/{cat.fingerprint()[:16]}"
+    assert third == f"{first}-take-2"
+    turned, _ = check_rows(rows_of([image(), image(), dog]), batch_keys("spring"))
+    assert [item.key for item in turned] == [first, third, second]
+
+
+@given(wanted=st.lists(st.tuples(st.none() | st.integers(10, 99), st.integers(0, 2)), max_size=8))
+def test_takes_count_the_equal_requests_without_an_id(wanted):
+    """An id stands for itself; among equal requests without one the place counts, from 1."""
+    asked: list[tuple[str | None, int]] = []
+    seen: list[tuple[str | None, str]] = []
+
+    def key_of(id_: str | None, request: GenerationRequest, take: int) -> str:
+        earlier = seen.count((None, request.fingerprint()))
+        asked.append((id_, take))
+        assert take == (1 if id_ else earlier + 1)
+        seen.append((id_, request.fingerprint()))
+        return str(len(seen))
+
+    items, _ = check_rows(
+        rows_of([image(seed=s) if i is None else image(seed=s, id=i) for i, s in wanted]), key_of
+    )
+    assert len(items) == len(asked)
+
+
+def test_a_request_in_a_mapping_is_the_same_as_its_fields():
+    """Items of an earlier batch, models and mappings can be mixed."""
+    request = VideoToVideoRequest(video_uri=VIDEO, prompt_text="more rain")
+    forms = [
+        {"id": "a", "request": request},
+        {"id": "b", "request": video(), "x_sku": 1},
+        {"id": "c", "route": "video-to-video", "request": {**video(), "x_sku": 1}},
+        {"id": "d", **video()},
+        request,
+    ]
+    items, bad = check_rows(rows_of(forms), batch_keys("spring"))
+    assert bad == []
+    assert [item.id for item in items] == ["a", "b", "c", "d", "5"]
+    assert [item.request for item in items] == [request] * len(forms)
+
+
+def test_a_data_uri_in_a_model_is_whole_in_its_item():
+    """What is shown is shortened; what is bought is not."""
+    request = ImageToVideoRequest(prompt_image=f"data:image/png;base64,{'abcd' * 100}")
+    ((item,), _) = check_rows(rows_of([request]), batch_keys("spring"))
+    assert item.request == request
+    assert "abcdabcd" not in repr(rows_of([request]))
+
+
+@pytest.mark.parametrize(
+    ("given_row", "problem"),
+    [
+        (5, "row 1: is no request and no mapping of its fields"),
+        ({"request": 5}, "row 1: has a request that is none, and no mapping of its fields"),
+        ({"id": 1, "request": image(id=2)}, "row 1: has id beside its request and in it"),
+        ({"key": "a", "request": image()}, "row 1 (id 1): key: is no field of a request"),
+        (image(id=" "), "row 1: id: must be 1 to 200 printable characters"),
+    ],
+)
+def test_what_is_no_request_is_a_bad_row(given_row, problem):
+    """A list from anywhere gets an answer for each of its places."""
+    items, bad = check_rows(rows_of([given_row]), batch_keys("spring"))
+    assert items == []
+    assert str(bad[0]).startswith(problem)
+
+
+def test_a_position_that_another_row_has_as_its_id_is_told():
+    """Ids are unique, be they given or counted."""
+    items, bad = check_rows(rows_of([image(id="2"), image(seed=1)]), batch_keys("spring"))
+    assert [item.id for item in items] == ["2"]
+    assert str(bad[0]) == "row 2 (id 2): id: row 1 has the same"
