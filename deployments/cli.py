@@ -15,6 +15,7 @@ from ..runway.errors import CometAPIError
 from ..runway.names import check_key
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from ..sandbox.replies import ReplyShape
+from .batch import batch
 from .ledger import app as ledger_app
 from .ledger import valid_task_id
 from .quiet import quieten_prefect, start_prefect
@@ -37,6 +38,7 @@ app = App(
     help="Runway videos through CometAPI, as Prefect flows. Settings are read from COMETAPI_*.",
     suppress_keyboard_interrupt=False,  # an interrupted user is told what goes on upstream
 )
+app.command(batch)
 app.command(ledger_app)
 
 

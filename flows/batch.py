@@ -2,25 +2,21 @@
 """The flow that makes many videos: from a list or a manifest to stored videos and a gallery."""
 
 import asyncio
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Annotated, Any, cast
 
 from prefect.states import Completed
 from pydantic import AfterValidator, Field
 
 from ..blocks.credentials import CometAPICredentials
-from ..runway.batch import BatchItem, BatchResult
-from ..runway.budget import Budget, Spending, estimate, seconds_of
-from ..runway.errors import BatchFailed, InvalidManifest, InvalidRequest
-from ..runway.manifest import read_rows
+from ..runway.batch import BatchResult
+from ..runway.budget import Budget
+from ..runway.errors import BatchFailed
 from ..runway.outcomes import invalid
-from ..runway.rows import BadRow, Row, batch_keys, check_rows, rows_of
+from ..runway.rows import batch_keys
 from ..runway.settings import CometAPISettings
-from . import display
 from .batch_display import show_batch
+from .batch_plan import check_prices, check_rows_of, planned, spending_of
 from .batch_report import Report, report_place
 from .batch_run import BatchRun
 from .board import Board
@@ -29,7 +25,7 @@ from .generate import Credentials, Place
 from .lanes import Lanes, limit_across_processes
 from .ledger import open_ledger
 from .recorded import recorded_flow
-from .running import lasting_run_id, run_sync
+from .running import run_sync
 from .sharing import Shared, sharing
 from .storage import full_name
 
@@ -146,15 +142,6 @@ class _Limits:
     failures: int | None
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is asked for, checked."""
-
-    key: str
-    items: list[BatchItem]
-    bad: list[BadRow]
-
-
 async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     requests: str | list[Any],
     credentials: CometAPICredentials | None,
@@ -165,10 +152,10 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     strict: bool,
 ) -> BatchResult:
     settings = CometAPISettings()
-    plan = await asyncio.to_thread(_planned, requests, key or _batch_key(requests))
-    _check_plan(plan, strict=strict)
+    plan = await asyncio.to_thread(planned, requests, key)
+    check_rows_of(plan, strict=strict)
     budget = Budget(settings.prices, limits.spend, limits.seconds)
-    _check_prices(plan, budget)
+    check_prices(plan, budget)
     await check_storage(storage)
     output_place = await report_place(plan.key, output, storage or settings.storage)
     credentials = credentials or CometAPICredentials.from_settings(settings)
@@ -192,7 +179,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     result = BatchResult(
         key=plan.key,
         results=board.results(),
-        spending=_spending(plan, budget),
+        spending=spending_of(plan, budget),
         output=report.output,
         gallery=report.gallery,
         seconds=round(board.standing().seconds, 3),
@@ -201,58 +188,12 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     return _as_state(result, run.stopped if run.failures else None)
 
 
-def _planned(requests: str | list[Any], key: str) -> _Plan:
-    rows: Sequence[Row] = read_rows(requests) if isinstance(requests, str) else rows_of(requests)
-    items, bad = check_rows(rows, batch_keys(key))
-    return _Plan(key, items, bad)
-
-
-def _batch_key(requests: str | list[Any]) -> str:
-    if not isinstance(requests, str):
-        return f"run-{lasting_run_id()}"
-    address = full_name(requests)
-    stem = PurePosixPath(address).name.partition(".")[0][:60]
-    return f"{stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
-
-
-def _check_plan(plan: _Plan, *, strict: bool) -> None:
-    for row in plan.bad[:20]:
-        display.logger().warning("%s", row)
-    if len(plan.bad) > 20:
-        display.logger().warning("… and %d more problems", len(plan.bad) - 20)
-    if not plan.items or (strict and plan.bad):
-        what = "no row is valid" if not plan.items else "not every row is valid"
-        raise InvalidManifest(what, rows=plan.bad)
-
-
-def _check_prices(plan: _Plan, budget: Budget) -> None:
-    missing = {item.request.model for item in plan.items} - set(budget.prices)
-    if budget.max_spend is not None and missing:
-        raise InvalidRequest(
-            f"max_spend needs the price of {', '.join(sorted(missing))}: set "
-            'COMETAPI_PRICES, as {"gen3a_turbo": 0.32}, or limit max_seconds'
-        )
-
-
 async def _lanes(settings: CometAPISettings, limits: _Limits) -> Lanes:
     return Lanes(
         limits.in_flight or settings.max_in_flight,
         settings.max_downloads,
         settings.submissions_per_second,
         await limit_across_processes(),
-    )
-
-
-def _spending(plan: _Plan, budget: Budget) -> Spending:
-    costs = [estimate(item.request, budget.prices) for item in plan.items]
-    priced = budget.prices and all(cost is not None for cost in costs)
-    return Spending(
-        seconds=sum(seconds_of(item.request) for item in plan.items),
-        estimate=round(sum(cost or 0.0 for cost in costs), 6) if priced else None,
-        spent_seconds=budget.spent_seconds,
-        spent=round(budget.spent, 6) if priced else None,
-        max_seconds=budget.max_seconds,
-        max_spend=budget.max_spend,
     )
 
 

@@ -17,7 +17,6 @@ from ..blocks.credentials import CometAPICredentials
 from ..runway import outcomes
 from ..runway.batch import BatchItem, ItemResult
 from ..runway.budget import Budget
-from ..runway.entries import Entry
 from ..runway.errors import (
     CometAPIError,
     DownloadInterrupted,
@@ -32,8 +31,9 @@ from ..runway.errors import (
 from ..runway.generation import Finished, GenerationResult
 from . import display
 from .attempts import RetryDelays, retry_on
+from .batch_plan import stored_already
 from .board import Board
-from .deliver import PLAIN, TASKS, Steps, deliver, is_gone
+from .deliver import PLAIN, Steps, deliver, named_after
 from .lanes import Lanes, Slot
 from .ledger import this_run
 
@@ -101,25 +101,12 @@ class BatchRun:
         for item in items:
             if entry := known.get(item.key):
                 self.budget.count(entry, item.request)
-        done = await asyncio.to_thread(self._stored_already, items, known)
+        done = await asyncio.to_thread(stored_already, items, known, self.place)
         first = (done.get(item.id) or outcomes.waiting(item) for item in items)
         self.board.begin([*first, *invalid])
         self.bought = {key for key, entry in known.items() if not entry.is_free()}
         with display.as_batch(quiet=self.one_task_run):
             await self._make_all([item for item in items if item.id not in done])
-
-    def _stored_already(
-        self, items: Sequence[BatchItem], known: dict[str, Entry]
-    ) -> dict[str, ItemResult]:
-        done: dict[str, ItemResult] = {}
-        for item in items:
-            entry = known.get(item.key)
-            if entry is None or entry.fingerprint != item.request.fingerprint():
-                continue
-            videos = entry.videos.get(self.place, ())
-            if videos and not is_gone(videos):
-                done[item.id] = outcomes.stored(item, entry.result(self.place))
-        return done
 
     async def _make_all(self, items: Sequence[BatchItem]) -> None:
         making: set[asyncio.Task[None]] = set()
@@ -144,7 +131,7 @@ class BatchRun:
                 return
             self.board.put(outcomes.running(item))
             try:
-                result = await self._made(item, self._gated(slot))
+                result = await self._made(item, self._gated(item, slot))
             except Exception as error:  # noqa: BLE001 -- the others go on
                 self._failed(item, error)
             else:
@@ -180,9 +167,9 @@ class BatchRun:
 
         return await (agenerate_item(item, make) if self.one_task_run else make())
 
-    def _gated(self, slot: Slot) -> Steps:
+    def _gated(self, item: BatchItem, slot: Slot) -> Steps:
         """The steps; the slot upstream is free after the wait, and downloads take turns."""
-        by = PLAIN if self.one_task_run else TASKS
+        by = PLAIN if self.one_task_run else named_after(item.id)
 
         async def poll(*arguments: Any) -> Finished:
             finished = await by.poll(*arguments)

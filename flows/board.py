@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from ..runway.batch import ItemResult, Outcome
+from ..runway.batch import ItemResult, Outcome, counted
 from ..runway.budget import Budget
 
 
@@ -32,6 +32,10 @@ class Standing:
     def done(self) -> int:
         """Items about which this run does nothing more."""
         return sum(count for outcome, count in self.counts.items() if outcome.is_final)
+
+    def sentence(self) -> str:
+        """The counts in words, as ``480 stored, 15 failed, 5 uncertain``."""
+        return counted(self.counts)
 
 
 def seconds_left(done: int, total: int, elapsed: float) -> float | None:

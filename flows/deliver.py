@@ -9,6 +9,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from prefect import Task
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.errors import StagedFileMissing, StorageError, StorageUnavailable
@@ -45,6 +48,22 @@ TASKS = Steps(
     apersist_output,
 )
 """Each step is a task run in Prefect, with retries of its own."""
+
+
+def named_after(id_: str) -> Steps:
+    """The same, their task runs named after an item of a batch."""
+
+    def named(step: Task[Any, Any], what: str, **options: Any) -> Task[Any, Any]:
+        return step.with_options(task_run_name=lambda: f"{what} {id_}", **options)
+
+    return Steps(
+        named(asubmit_generation, "submit"),
+        named(apoll_generation, "poll"),
+        named(afetch_output, "fetch"),
+        named(afetch_output, "fetch", refresh_cache=True),
+        named(apersist_output, "persist"),
+    )
+
 
 PLAIN = Steps(steps.submit, steps.poll, steps.fetch, steps.fetch, steps.persist)
 """Each step is part of the task run that it is called in."""

@@ -55,7 +55,8 @@ def _paste(sheet: bytearray, width: int, left: int, top: int, poster: bytes) -> 
     from av.error import FFmpegError
 
     try:
-        with av.open(BytesIO(poster), format="mjpeg") as container:
+        opened: Any = av.open(BytesIO(poster), format="mjpeg")
+        with opened as container:
             frame = next(container.decode(video=0))
     except (FFmpegError, StopIteration, ValueError):
         return

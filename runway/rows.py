@@ -49,10 +49,14 @@ class BadRow(Value):
     field: str | None = Field(default=None, description="Which field, where it is one.")
     problem: str = Field(description="What is wrong, in one sentence.")
 
+    @property
+    def what(self) -> str:
+        """What is wrong, with the field's name."""
+        return f"{self.field}: {self.problem}" if self.field else self.problem
+
     def __str__(self) -> str:
         which = f" (id {self.id})" if self.id else ""
-        what = f"{self.field}: {self.problem}" if self.field else self.problem
-        return f"{self.unit} {self.row}{which}: {what}"
+        return f"{self.unit} {self.row}{which}: {self.what}"
 
 
 def batch_keys(batch_key: str) -> KeyOf:

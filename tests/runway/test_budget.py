@@ -50,7 +50,7 @@ def test_prices_are_a_setting(monkeypatch):
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.32, "gen4_aleph": "0.15/s"}')
     assert CometAPISettings().prices == PRICES
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": "cheap"}')
-    with pytest.raises(ValidationError, match="0.05/s"):
+    with pytest.raises(ValidationError, match=r"0\.05/s"):
         CometAPISettings()
 
 

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prefect-cometapi batch``: many videos from a manifest, or what they are going to cost."""
+
+import asyncio
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter, validators
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..runway.errors import BatchFailed
+from .quiet import quieten_prefect, start_prefect
+from .terminal import console, errors, show_error, shown_place
+
+if TYPE_CHECKING:
+    from ..flows.board import Standing
+    from ..runway.batch import BatchResult, ItemResult
+
+_SHOWN = 10
+_COUNT = validators.Number(gte=1)
+_AMOUNT = validators.Number(gte=0)
+
+
+def batch(
+    manifest: Annotated[
+        str, Parameter(help="JSONL, CSV or Parquet, a path or an fsspec URL; one row a request.")
+    ],
+    *,
+    storage: Annotated[
+        str | None, Parameter(help="Folder, fsspec URL or Prefect storage block for the videos.")
+    ] = None,
+    key: Annotated[
+        str | None, Parameter(help="What the items' keys begin with; else the manifest tells.")
+    ] = None,
+    output: Annotated[
+        str | None, Parameter(help="Where to write the results (.jsonl or .parquet).")
+    ] = None,
+    max_in_flight: Annotated[
+        int | None, Parameter(help="Generations upstream at a time.", validator=_COUNT)
+    ] = None,
+    max_spend: Annotated[
+        float | None, Parameter(help="Most money, at COMETAPI_PRICES.", validator=_AMOUNT)
+    ] = None,
+    max_seconds: Annotated[
+        float | None, Parameter(help="Most seconds of video.", validator=_AMOUNT)
+    ] = None,
+    max_failures: Annotated[
+        int | None, Parameter(help="How many items may fail.", validator=_AMOUNT)
+    ] = None,
+    strict: Annotated[
+        bool, Parameter(negative="", help="Buy nothing where a row is not valid.")
+    ] = False,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Check the rows and say what they come to. Buys nothing.")
+    ] = False,
+    json: Annotated[bool, Parameter(negative="", help="Print the result as JSON.")] = False,
+) -> None:
+    """Make a video of each row of a manifest. Run again, it buys only what is missing."""
+    quieten_prefect()
+    from ..flows import generate_batch
+    from ..flows.batch_plan import foreseen
+
+    if dry_run:
+        _show_foreseen(asyncio.run(foreseen(manifest, key, storage)))
+    try:
+        with _progress(errors if json else console):
+            start_prefect()
+            result = generate_batch(
+                manifest,
+                storage=storage,
+                key=key,
+                output=output,
+                max_in_flight=max_in_flight,
+                max_spend=max_spend,
+                max_seconds=max_seconds,
+                max_failures=max_failures,
+                strict=strict,
+            )
+    except BatchFailed as failed:
+        show_error(failed)
+        if failed.result:
+            _show(failed.result, json=json)
+        sys.exit(1)
+    _show(result, json=json)
+    sys.exit(0 if result.succeeded == len(result.results) else 1)
+
+
+def _show_foreseen(result: "BatchResult") -> None:
+    """What a manifest comes to, without buying any of it."""
+    from ..runway.batch import Outcome
+
+    spending, bad = result.spending, result.count(Outcome.INVALID)
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    for what, value in {
+        "videos": f"{len(result.results) - bad:,}",
+        "stored already": f"{result.succeeded:,}",
+        "length": f"{spending.seconds:,g} s of video, as far as can be told",
+        "estimate": f"{spending.estimate:,.2f}" if spending.estimate is not None else "no prices",
+        "bought so far": f"{spending.spent_seconds:,g} s of video",
+        "key": result.key,
+    }.items():
+        table.add_row(f"[dim]{what}[/]", escape(value))
+    console.print(table)
+    _list([item for item in result.results if item.outcome is Outcome.INVALID])
+    sys.exit(1 if bad else 0)
+
+
+def _show(result: "BatchResult", *, json: bool) -> None:
+    if json:
+        console.print_json(result.model_dump_json())
+        return
+    from ..flows.batch_display import span
+
+    console.print(f"\n[bold]{result.sentence()}[/] in {span(result.seconds)}")
+    spending = result.spending
+    if spending.spent is not None:
+        limit = f" of {spending.max_spend:,.2f}" if spending.max_spend is not None else ""
+        console.print(f"  [dim]spent, as estimated:[/] {spending.spent:,.2f}{limit}")
+    for what, place in (("results", result.output), ("gallery", result.gallery)):
+        if place:
+            console.print(f"  [dim]{what}:[/] {escape(shown_place(place))}", soft_wrap=True)
+    unstored = [item for item in result.results if item.uri is None]
+    _list(unstored)
+    if result.uncertain:
+        console.print("  [dim]Next:[/] prefect-cometapi ledger list --state uncertain")
+    elif unstored:
+        command = shlex.join(["prefect-cometapi", "batch", *sys.argv[2:]])
+        console.print(f"  [dim]Again, for what is missing:[/] {escape(command)}", soft_wrap=True)
+
+
+def _list(items: "list[ItemResult]") -> None:
+    if items:
+        console.print()
+    for item in items[:_SHOWN]:
+        told = ": ".join(filter(None, [item.error, item.message])) or "left"
+        line = f"  {escape(item.id)} [yellow]{item.outcome}[/] {escape(told)}"
+        console.print(line, soft_wrap=True)
+    if len(items) > _SHOWN:
+        console.print(f"  … and {len(items) - _SHOWN:,} more")
+
+
+@contextmanager
+def _progress(where: Console) -> Iterator[None]:
+    """A bar over all items, with their counts, while the batch runs."""
+    from ..flows.batch_display import span
+    from ..flows.board import batch_listener
+
+    columns = (
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("[bold]batch"),
+        BarColumn(bar_width=28),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+
+    def listen(standing: "Standing") -> None:
+        left = f", {span(standing.left)} left" if standing.left else ""
+        progress.update(
+            line,
+            description=f"{standing.sentence()}{left}",
+            total=standing.total,
+            completed=standing.done,
+        )
+
+    token = batch_listener.set(listen)
+    try:
+        with Progress(*columns, console=where) as progress:
+            line = progress.add_task("starting Prefect", total=None)
+            try:
+                yield
+            except Exception:
+                progress.update(line, visible=False)  # the error is told in its place
+                raise
+    except KeyboardInterrupt:
+        errors.print("[yellow]Interrupted.[/] What was submitted goes on upstream.")
+        command = shlex.join(["prefect-cometapi", *sys.argv[1:]])
+        errors.print(f"  [dim]Next:[/] {escape(command)}", soft_wrap=True)
+        raise
+    finally:
+        batch_listener.reset(token)

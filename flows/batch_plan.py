@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a batch is asked for: its rows, their keys, what they cost, and what is stored already."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from ..runway.batch import BatchItem, BatchResult, ItemResult
+from ..runway.budget import Budget, Spending, estimate, seconds_of
+from ..runway.entries import Entry
+from ..runway.errors import InvalidManifest, InvalidRequest
+from ..runway.manifest import read_rows
+from ..runway.outcomes import invalid, stored, waiting
+from ..runway.rows import BadRow, Row, batch_keys, check_rows, rows_of
+from . import display
+from .deliver import is_gone
+from .ledger import open_ledger
+from .running import lasting_run_id
+from .sharing import settings_now
+from .storage import full_name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for, checked."""
+
+    key: str
+    items: list[BatchItem]
+    bad: list[BadRow]
+
+
+def planned(requests: str | list[Any], key: str | None) -> Plan:
+    """What is asked for, every row of it checked.
+
+    Raises:
+        InvalidManifest: The manifest cannot be read.
+    """
+    key = key or _batch_key(requests)
+    rows: Sequence[Row] = read_rows(requests) if isinstance(requests, str) else rows_of(requests)
+    items, bad = check_rows(rows, batch_keys(key))
+    return Plan(key, items, bad)
+
+
+def _batch_key(requests: str | list[Any]) -> str:
+    if not isinstance(requests, str):
+        return f"run-{lasting_run_id()}"
+    address = full_name(requests)
+    stem = PurePosixPath(address).name.partition(".")[0][:60]
+    return f"{stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+
+
+def check_rows_of(plan: Plan, *, strict: bool) -> None:
+    """Say what is wrong with the rows, and stop where none is left or the user is strict.
+
+    Raises:
+        InvalidManifest: Nothing is to be bought.
+    """
+    for row in plan.bad[:20]:
+        display.logger().warning("%s", row)
+    if len(plan.bad) > 20:
+        display.logger().warning("… and %d more problems", len(plan.bad) - 20)
+    if not plan.items or (strict and plan.bad):
+        what = "no row is valid" if not plan.items else "not every row is valid"
+        raise InvalidManifest(what, rows=plan.bad)
+
+
+def check_prices(plan: Plan, budget: Budget) -> None:
+    """A limit in money needs the price of each model.
+
+    Raises:
+        InvalidRequest: One is missing.
+    """
+    missing = {item.request.model for item in plan.items} - set(budget.prices)
+    if budget.max_spend is not None and missing:
+        raise InvalidRequest(
+            f"max_spend needs the price of {', '.join(sorted(missing))}: set "
+            'COMETAPI_PRICES, as {"gen3a_turbo": 0.32}, or limit max_seconds'
+        )
+
+
+def spending_of(plan: Plan, budget: Budget) -> Spending:
+    """What a batch comes to, and what was bought of it."""
+    costs = [estimate(item.request, budget.prices) for item in plan.items]
+    priced = budget.prices and all(cost is not None for cost in costs)
+    return Spending(
+        seconds=sum(seconds_of(item.request) for item in plan.items),
+        estimate=round(sum(cost or 0.0 for cost in costs), 6) if priced else None,
+        spent_seconds=budget.spent_seconds,
+        spent=round(budget.spent, 6) if priced else None,
+        max_seconds=budget.max_seconds,
+        max_spend=budget.max_spend,
+    )
+
+
+def stored_already(
+    items: Sequence[BatchItem], known: Mapping[str, Entry], place: str
+) -> dict[str, ItemResult]:
+    """The items whose videos are at a place, by their ids."""
+    done: dict[str, ItemResult] = {}
+    for item in items:
+        entry = known.get(item.key)
+        if entry is None or entry.fingerprint != item.request.fingerprint():
+            continue
+        videos = entry.videos.get(place, ())
+        if videos and not is_gone(videos):
+            done[item.id] = stored(item, entry.result(place))
+    return done
+
+
+async def foreseen(requests: str | list[Any], key: str | None, storage: str | None) -> BatchResult:
+    """What a batch would come to, as its rows and the ledger tell. It buys nothing.
+
+    Raises:
+        InvalidManifest: The manifest cannot be read.
+        LedgerUnavailable: The ledger cannot be used.
+    """
+    plan = await asyncio.to_thread(planned, requests, key)
+    known = await (await open_ledger()).of_keys([item.key for item in plan.items])
+    budget = Budget(settings_now().prices)
+    for item in plan.items:
+        if entry := known.get(item.key):
+            budget.count(entry, item.request)
+    place = full_name(storage or settings_now().storage)
+    done = stored_already(plan.items, known, place)
+    results = [done.get(item.id) or waiting(item) for item in plan.items]
+    return BatchResult(
+        key=plan.key,
+        results=(*results, *invalid(plan.bad)),
+        spending=spending_of(plan, budget),
+    )
