@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output manifest is whole at any moment, and says in each format the same."""
+
+import gzip
+import json
+import sys
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from prefect_cometapi.runway import StorageError, StorageUnavailable
+from prefect_cometapi.runway import results as module
+from prefect_cometapi.runway.batch import ItemResult, Outcome
+from prefect_cometapi.runway.results import (
+    LEAST_GAP,
+    WRITING_SHARE,
+    check_place,
+    next_write,
+    publish_results,
+    read_results,
+    write_results,
+)
+from prefect_cometapi.runway.storage import INCOMING, FolderStorage, FsspecStorage
+
+FORMATS = ["jsonl", "ndjson", "jsonl.gz", "parquet"]
+STORED = ItemResult(
+    id="a",
+    outcome=Outcome.STORED,
+    key="spring/a",
+    size=3_000_000_000,
+    duration=5.04,
+    submitted_at=datetime(2026, 11, 21, 9, 30, 0, 250, tzinfo=timezone(timedelta(hours=2))),
+)
+FAILED = ItemResult(id="b", outcome=Outcome.FAILED, message="it broke\nin two lines \u2028 ü")
+
+some_time = st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=-7))])).filter(
+    lambda time: 1 < time.year < 9999
+)
+BY_TYPE = {
+    str: st.text(max_size=20),
+    Outcome: st.sampled_from(Outcome),
+    str | None: st.none() | st.text(max_size=30),
+    int | None: st.none() | st.integers(0, 2**63 - 1),
+    float | None: st.none() | st.floats(0, allow_nan=False, allow_infinity=False),
+    ItemResult.model_fields["submitted_at"].annotation: st.none() | some_time,
+}
+any_results = st.lists(
+    st.builds(
+        ItemResult,
+        **{name: BY_TYPE[info.annotation] for name, info in ItemResult.model_fields.items()},
+    ),
+    max_size=5,
+)
+
+
+@pytest.fixture
+def memory():
+    """An object store of this process, empty."""
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    return "memory://out"
+
+
+# What is written
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(results=any_results)
+def test_what_was_written_is_read_again_whatever_it_is(results, memory):
+    """Every text, number, time and gap comes back, and from each format the same."""
+    for suffix in FORMATS:
+        place = write_results(results, f"{memory}/results.{suffix}")
+        assert read_results(place) == results
+
+
+@given(half=st.text(st.characters(categories=["Cs", "Lu"]), min_size=1, max_size=8))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_half_a_character_costs_no_results(half, memory):
+    """A service may send text that no file can hold; it is written as well as can be."""
+    results = [ItemResult(id="a", outcome=Outcome.FAILED, message=half)]
+    read = [read_results(write_results(results, f"{memory}/r.{suffix}")) for suffix in FORMATS]
+    assert read[0][0].id == "a"
+    assert all(one == read[0] for one in read)
+    kept = [letter for letter in half if letter.isupper()]
+    assert [letter for letter in read[0][0].message or "" if letter.isupper()][: len(kept)] == kept
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("form", ["path", "home", "absolute", "file", "local", "memory"])
+def test_results_are_written_to_wherever_they_are_wanted(
+    form, suffix, tmp_path, memory, monkeypatch
+):
+    """A path, or any file system that fsspec knows; a folder that is not there is made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = f"my #1 results.{suffix}"
+    place = {
+        "path": name,
+        "home": f"~/new/{name}",
+        "absolute": f"{tmp_path}/new/{name}",
+        "file": f"file://{tmp_path}/new/{name.replace(' ', '%20')}",
+        "local": f"local://{tmp_path}/new/{name}",
+        "memory": f"{memory}/{name}",
+    }[form]
+    check_place(place)
+    for results in ([STORED], [FAILED, STORED], []):
+        written = write_results(results, place)
+        assert read_results(place) == read_results(written) == results
+    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == (set() if form == "memory" else {name})
+
+
+def test_each_line_of_jsonl_is_a_result_with_all_its_fields(tmp_path):
+    """Other programs read it with a line of code, and find the same columns in each row."""
+    write_results([STORED, FAILED], f"{tmp_path}/results.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().split("\n")[:-1]]
+    assert [row["id"] for row in rows] == ["a", "b"]
+    assert rows[0]["submitted_at"] == "2026-11-21T09:30:00.000250+02:00"
+    assert [set(row) for row in rows] == [set(ItemResult.model_fields)] * 2
+
+
+def test_parquet_has_the_types_of_the_fields_even_without_a_value(tmp_path):
+    """A batch without a single success has the same columns as any other."""
+    write_results([], f"{tmp_path}/results.parquet")
+    types = {field.name: str(field.type) for field in parquet.read_schema("results.parquet")}
+    assert set(types) == set(ItemResult.model_fields)
+    assert (types["size"], types["polls"]) == ("int64", "int64")
+    assert (types["duration"], types["waited"]) == ("double", "double")
+    assert types["submitted_at"] == "timestamp[us, tz=UTC]"
+    assert (types["id"], types["outcome"], types["message"]) == ("string",) * 3
+
+
+def test_a_storage_of_any_kind_takes_results(memory):
+    """Also one that is no path and no URL, as a saved block."""
+    where = publish_results([STORED], FsspecStorage(memory), "results.jsonl")
+    assert read_results(where) == [STORED]
+
+
+# Whole or not at all
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("form", ["path", "local"])
+def test_who_reads_while_it_is_rewritten_sees_one_whole_state(form, suffix, tmp_path):
+    """Each read is a state that was written, and never an older one than the read before."""
+    place = f"{'local://' if form == 'local' else ''}{tmp_path}/results.{suffix}"
+    states = 25
+    seen: list[list[ItemResult]] = []
+    trouble: list[Exception] = []
+    done = threading.Event()
+
+    def look() -> None:
+        try:
+            while not done.is_set():
+                seen.append(read_results(place))
+            seen.append(read_results(place))
+        except Exception as error:  # noqa: BLE001 - told by the test
+            trouble.append(error)
+
+    def state(number: int) -> list[ItemResult]:
+        return [
+            ItemResult(id=str(item), outcome=Outcome.STORED, polls=number)
+            for item in range(1 + number * 10)
+        ]
+
+    write_results(state(0), place)
+    reader = threading.Thread(target=look)
+    reader.start()
+    for number in range(1, states):
+        write_results(state(number), place)
+    done.set()
+    reader.join()
+    assert trouble == []
+    numbers = [results[0].polls or 0 for results in seen]
+    assert all(results == state(number) for results, number in zip(seen, numbers, strict=True))
+    assert numbers == sorted(numbers)
+    assert numbers[-1] == states - 1
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(suffix, tmp_path, monkeypatch):
+    """A full disk costs the newest state for a while, and not the older ones."""
+    place = f"{tmp_path}/results.{suffix}"
+    write_results([STORED], place)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "to_json", full)
+    monkeypatch.setattr(parquet, "write_table", full)
+    with pytest.raises(StorageError, match=rf"did not take results\.{suffix}: No space left"):
+        write_results([STORED, FAILED], place)
+    assert read_results(place) == [STORED]
+    assert list((tmp_path / INCOMING).iterdir()) == []
+
+
+def test_a_storage_that_takes_nothing_is_told_and_nothing_is_left(tmp_path, monkeypatch):
+    """The next attempt finds the place as clean as this one."""
+
+    def refuse(self: FolderStorage, staged: Path, name: str) -> str:
+        raise StorageError(f"no room for {name}")
+
+    monkeypatch.setattr(FolderStorage, "publish", refuse)
+    with pytest.raises(StorageError, match=r"no room for results\.jsonl"):
+        write_results([STORED], f"{tmp_path}/results.jsonl")
+    assert list((tmp_path / INCOMING).iterdir()) == []
+
+
+# Places that do not do
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("out/results.csv", r"results\.csv would be CSV; results are \.jsonl or \.parquet"),
+        ("out/results.xlsx", r"results\.xlsx has no known format"),
+        ("out/", "has no known format"),
+        (".", "has no known format"),
+        ("memory://results.jsonl", "memory://results.jsonl is no file in a folder"),
+        ("s3://bucket/out/", "has no known format"),
+        ("nosuch://me:s3cr3t@host/results.jsonl", "nosuch://host is no storage: Protocol"),
+    ],
+)
+def test_a_place_that_does_not_do_is_told_before_anything_is_bought(place, problem):
+    """A typo in the place of the results is no reason to lose them afterwards."""
+    with pytest.raises(StorageUnavailable, match=problem) as caught:
+        check_place(place)
+    assert "nothing was charged" in str(caught.value)
+    with pytest.raises(StorageError):
+        write_results([STORED], place)
+
+
+def test_without_pyarrow_parquet_is_refused_before_anything_is_bought(tmp_path, monkeypatch):
+    """And what to install is named."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(StorageUnavailable, match=r'pip install "prefect-cometapi\[parquet\]"'):
+        check_place(f"{tmp_path}/results.parquet")
+    check_place(f"{tmp_path}/results.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("results.csv", b"", "would be CSV"),
+        ("results.jsonl", b'{"id": "a"', "no valid JSON"),
+        ("results.jsonl", b'{"id": "a"}', "outcome"),
+        ("results.jsonl.gz", gzip.compress(b"{}\n")[:-4], "Compressed file ended"),
+        ("results.parquet", b"PAR1", "cannot be read"),
+        ("results.txt", b"", "has no known format"),
+    ],
+)
+def test_what_are_no_results_is_a_value_error(tmp_path, name, content, problem):
+    """Whoever reads results of a batch is told what is wrong with them."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=problem):
+        read_results(f"{tmp_path}/{name}")
+    with pytest.raises(ValueError, match="no such file"):
+        read_results(f"{tmp_path}/other.jsonl")
+
+
+# When it is written
+
+
+@given(
+    gaps=st.lists(st.floats(0, 100), min_size=1, max_size=50),
+    cost=st.floats(0, 30),
+    share=st.floats(0.01, 1),
+)
+def test_writing_takes_no_more_than_its_share_of_the_time(gaps, cost, share):
+    """However slow the storage and however many the items, a batch is not held up."""
+    clock, spent, due = 0.0, 0.0, 0.0
+    for items, gap in enumerate(gaps, 1):
+        clock += gap
+        if clock >= due:
+            assert spent <= share * clock + 1e-6
+            took = cost * items
+            clock += took
+            spent += took
+            due = next_write(clock, took, share=share)
+
+
+@given(ended=st.floats(0, 1e9), took=st.floats(0, 1e4))
+def test_a_growing_output_is_never_far_behind(ended, took):
+    """A quick write may be followed by another one after ten seconds, a slow one later."""
+    due = next_write(ended, took)
+    assert due >= ended + LEAST_GAP
+    assert due <= ended + LEAST_GAP + took / WRITING_SHARE
+
+
+def test_ten_thousand_items_are_not_written_ten_thousand_times():
+    """What is written grows with the time of a batch, not with the square of its items."""
+    clock, due, writes, rows = 0.0, 0.0, 0, 0
+    for items in range(1, 10_001):
+        clock += 0.5
+        if clock >= due:
+            writes, rows, took = writes + 1, rows + items, items * 20e-6
+            due = next_write(clock + took, took)
+    assert writes <= 10_000 * 0.5 / LEAST_GAP + 1
+    assert rows < 10_000 * 10_000 / 2 / 15
