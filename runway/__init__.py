@@ -7,6 +7,7 @@ from .client import RunwayClient
 from .entries import Entry, State
 from .errors import (
     AuthenticationError,
+    BatchFailed,
     CometAPIError,
     DeliveryError,
     DownloadInterrupted,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AssetURL",
     "AuthenticationError",
+    "BatchFailed",
     "CometAPIError",
     "CometAPISettings",
     "ContentModeration",

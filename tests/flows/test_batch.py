@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many videos in one run: each is paid for once, and none that fails stops the others."""
+
+import asyncio
+import json
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+
+from prefect_cometapi.flows import agenerate_batch, generate_batch
+from prefect_cometapi.runway import (
+    BatchFailed,
+    ImageToVideoRequest,
+    InvalidManifest,
+    InvalidRequest,
+    StorageUnavailable,
+    VideoToVideoRequest,
+)
+from prefect_cometapi.runway.batch import BatchResult, Outcome
+from prefect_cometapi.runway.results import read_results
+from prefect_cometapi.sandbox import Fault
+
+pytestmark = pytest.mark.server
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    """Requests that differ."""
+    image = "https://example.com/cat.jpg"
+    return [{"id": f"sku-{n}", "promptImage": image, "promptText": f"{n}"} for n in range(count)]
+
+
+def manifest(tmp_path: Path, requests: list[dict[str, Any]], name: str = "wanted.jsonl") -> str:
+    """A manifest of these rows."""
+    path = tmp_path / name
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in requests), encoding="utf-8")
+    return str(path)
+
+
+def creates(sandbox: Any) -> int:
+    return sum(request.route == "create" for request in sandbox.requests)
+
+
+@pytest.fixture(params=["four task runs each", "one task run each"])
+def history_mode(request, monkeypatch):
+    """A small batch shows every step, a large one every item."""
+    if request.param == "one task run each":
+        monkeypatch.setenv("COMETAPI_FULL_HISTORY_UP_TO", "0")
+    return request.param
+
+
+def test_a_manifest_becomes_videos(prefect_server, sandbox, tmp_path, history_mode):
+    """Each row has its video, its line in the output manifest and its card in the gallery."""
+    result = generate_batch(manifest(tmp_path, rows(4)), max_in_flight=4)
+    assert isinstance(result, BatchResult)
+    assert (result.succeeded, result.failed, result.uncertain) == (4, 0, 0)
+    assert [item.id for item in result.results] == ["sku-0", "sku-1", "sku-2", "sku-3"]
+    assert all(Path(item.uri or "").exists() for item in result.results)
+    assert {item.task_id for item in result.results} == {job.task_id for job in sandbox.accepted}
+    assert result.output
+    assert read_results(result.output) == list(result.results)
+    page = Path(result.gallery or "").read_text(encoding="utf-8")
+    assert all(f"sku-{n}" in page for n in range(4))
+
+
+def test_a_second_run_of_a_manifest_buys_only_what_is_missing(prefect_server, sandbox, tmp_path):
+    """A row that is added later is the only one that is bought then."""
+    generate_batch(manifest(tmp_path, rows(2)))
+    before = len(sandbox.requests)
+    again = generate_batch(manifest(tmp_path, rows(2)))
+    assert again.succeeded == 2
+    assert len(sandbox.requests) == before
+    more = generate_batch(manifest(tmp_path, rows(3)))
+    assert more.succeeded == 3
+    assert len(sandbox.accepted) == 3
+
+
+def test_a_video_that_was_deleted_is_delivered_again(prefect_server, sandbox, tmp_path):
+    """It is fetched once more, and not bought once more."""
+    first = generate_batch(manifest(tmp_path, rows(2)))
+    Path(first.results[0].uri or "").unlink()
+    again = generate_batch(manifest(tmp_path, rows(2)))
+    assert again.succeeded == 2
+    assert Path(first.results[0].uri or "").exists()
+    assert creates(sandbox) == 2
+
+
+def test_a_list_may_mix_both_kinds(prefect_server, sandbox):
+    """As models or as dicts; without ids their position names them."""
+    result = generate_batch(
+        [
+            ImageToVideoRequest(prompt_image="https://example.com/cat.jpg"),
+            {"videoUri": "https://example.com/a.mp4", "promptText": "cinematic"},
+            VideoToVideoRequest(video_uri="https://example.com/a.mp4", prompt_text="warm"),
+        ]
+    )
+    assert [item.route for item in result.results] == [
+        "image_to_video",
+        "video_to_video",
+        "video_to_video",
+    ]
+    assert [item.id for item in result.results] == ["1", "2", "3"]
+    assert result.succeeded == len(sandbox.accepted) == 3
+
+
+def test_equal_requests_of_a_list_are_each_bought(prefect_server, sandbox, image):
+    """Who writes one twice wants two, and a list without ids says so by its length."""
+    result = generate_batch([image, image])
+    assert result.succeeded == len(sandbox.accepted) == 2
+
+
+def test_one_failure_does_not_stop_the_others(prefect_server, sandbox, tmp_path, history_mode):
+    """The run completes, its state says how many are missing, and the output says why."""
+    sandbox.add_fault(Fault.parse("create:invalid-request:after=1,times=1"))
+    state = generate_batch(manifest(tmp_path, rows(4)), max_in_flight=1, return_state=True)
+    result = state.result()
+    assert (state.type.value, state.name) == ("COMPLETED", "PartlyStored")
+    assert state.message == "3 stored, 1 failed" == result.sentence()
+    assert [item.outcome for item in result.results].count(Outcome.STORED) == 3
+    failed = result.results[1]
+    assert (failed.outcome, failed.error) == (Outcome.FAILED, "InvalidRequest")
+    assert failed.message
+
+
+def test_a_batch_of_which_nothing_is_stored_fails(prefect_server, sandbox, tmp_path):
+    """A green run without a video would be a lie; the error has the results."""
+    sandbox.add_fault(Fault.parse("create:invalid-request:times=99"))
+    with pytest.raises(BatchFailed, match="2 failed") as caught:
+        generate_batch(manifest(tmp_path, rows(2)))
+    assert caught.value.result
+    assert [item.error for item in caught.value.result.results] == ["InvalidRequest"] * 2
+    assert Path(caught.value.result.output or "").exists()
+
+
+def test_an_uncertain_item_is_never_sent_again(prefect_server, sandbox, tmp_path, history_mode):
+    """Neither by a retry nor by the next run of the batch; it is counted apart."""
+    sandbox.add_fault(Fault.parse("create:reset-after:after=1,times=1"))
+    path = manifest(tmp_path, rows(3))
+    for _ in range(2):
+        result = generate_batch(path, max_in_flight=1)
+        assert (result.succeeded, result.failed, result.uncertain) == (2, 0, 1)
+        assert result.results[1].error == "SubmissionUncertain"
+    assert creates(sandbox) == len(sandbox.accepted) == 3
+
+
+def test_a_busy_service_is_a_retry_in_the_history(
+    prefect_server, sandbox, tmp_path, history, history_mode
+):
+    """Also where an item is one task run: it is retried by Prefect, and bought once."""
+    sandbox.add_fault(Fault.parse("create:429:times=1"))
+    state = generate_batch(manifest(tmp_path, rows(1)), return_state=True)
+    assert state.result().succeeded == len(sandbox.accepted) == 1
+    runs = history.task_runs(state.state_details.flow_run_id)
+    asked = runs["sku-0" if history_mode == "one task run each" else "submit"]
+    assert "AwaitingRetry" in history.states(asked["id"])
+    assert len(runs) == (1 if history_mode == "one task run each" else 4)
+
+
+def test_the_history_names_the_items(prefect_server, sandbox, tmp_path, history):
+    """Each step of a small batch says which item it is for."""
+    odd = [dict(rows(1)[0], id="a {b} %s")]
+    state = generate_batch(manifest(tmp_path, odd), return_state=True)
+    names = {run["name"] for run in history.task_runs(state.state_details.flow_run_id).values()}
+    assert names == {f"{step} a {{b}} %s" for step in ("submit", "poll", "fetch", "persist")}
+
+
+def test_bad_rows_are_all_told_before_anything_is_bought(prefect_server, sandbox, tmp_path):
+    """With strict nothing is bought; the error names every bad row and field."""
+    bad = [*rows(2), {"id": "long", "promptImage": "https://example.com/a.jpg", "duration": 7}]
+    bad.append({"id": "sku-0", "promptImage": "http://example.com/a.jpg"})
+    with pytest.raises(InvalidManifest) as caught:
+        generate_batch(manifest(tmp_path, bad), strict=True)
+    assert {(row.row, row.field) for row in caught.value.rows} >= {(3, "duration"), (4, "id")}
+    assert not sandbox.requests
+
+
+def test_good_rows_run_beside_bad_ones(prefect_server, sandbox, tmp_path):
+    """Without strict; the bad ones stand in the results with what is wrong."""
+    bad = {"id": "long", "promptImage": "https://example.com/a.jpg", "duration": 7}
+    result = generate_batch(manifest(tmp_path, [*rows(1), bad]))
+    assert [item.outcome for item in result.results] == [Outcome.STORED, Outcome.INVALID]
+    assert "duration" in (result.results[1].message or "")
+    assert result.failed == 1
+
+
+@pytest.mark.parametrize("wrong", ["missing.jsonl", "wanted.txt"])
+def test_a_manifest_that_cannot_be_read_is_told(prefect_server, sandbox, tmp_path, wrong):
+    """Not as a stack trace of a file system."""
+    with pytest.raises(InvalidManifest):
+        generate_batch(str(tmp_path / wrong))
+    assert not sandbox.requests
+
+
+def test_another_request_under_the_id_of_a_bought_one_is_a_conflict(
+    prefect_server, sandbox, tmp_path
+):
+    """A changed row is not bought again unasked, and the message shows what differs."""
+    generate_batch(manifest(tmp_path, rows(2)))
+    changed = rows(2)
+    changed[1]["promptText"] = "another"
+    result = generate_batch(manifest(tmp_path, changed))
+    assert [item.outcome for item in result.results] == [Outcome.STORED, Outcome.FAILED]
+    assert result.results[1].error == "KeyConflict"
+    assert "'1', is 'another'" in (result.results[1].message or "")
+    assert len(sandbox.accepted) == 2
+
+
+def test_no_more_than_the_budget_is_bought(prefect_server, sandbox, tmp_path, monkeypatch):
+    """Refused before the POST that would pass it; a second run does not get a fresh budget."""
+    monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.32}')
+    path = manifest(tmp_path, rows(4))
+    for _ in range(2):
+        result = generate_batch(path, max_spend=0.7)
+        assert (result.succeeded, result.not_bought) == (2, 2)
+        assert result.spending.model_dump() == {
+            "seconds": 20.0,
+            "estimate": 1.28,
+            "spent_seconds": 10.0,
+            "spent": 0.64,
+            "max_seconds": None,
+            "max_spend": 0.7,
+        }
+    assert creates(sandbox) == 2
+    rest = generate_batch(path, max_spend=1.28)
+    assert (rest.succeeded, rest.spending.remaining) == (4, 0.0)
+
+
+def test_a_refused_item_leaves_its_money_to_the_next(prefect_server, sandbox, tmp_path):
+    """What was certainly not bought is not spent."""
+    sandbox.add_fault(Fault.parse("create:invalid-request:times=1"))
+    result = generate_batch(manifest(tmp_path, rows(3)), max_seconds=10, max_in_flight=1)
+    assert Counter(item.outcome for item in result.results) == {
+        Outcome.FAILED: 1,
+        Outcome.STORED: 2,
+    }
+
+
+def test_a_limit_in_money_needs_prices(prefect_server, sandbox, tmp_path):
+    """It is told before anything is bought, with how to set them."""
+    with pytest.raises(InvalidRequest, match="COMETAPI_PRICES"):
+        generate_batch(manifest(tmp_path, rows(1)), max_spend=1)
+    assert not sandbox.requests
+
+
+@pytest.mark.parametrize(
+    ("options", "bought"), [({"fail_fast": True}, 1), ({"max_failures": 1}, 2)]
+)
+def test_too_many_failures_stop_the_buying(prefect_server, sandbox, tmp_path, options, bought):
+    """What is in flight is finished, the rest is left, and the run fails with the results."""
+    sandbox.add_fault(Fault.parse("create:invalid-request:times=99"))
+    with pytest.raises(BatchFailed, match="items failed, and at most") as caught:
+        generate_batch(manifest(tmp_path, rows(5)), max_in_flight=1, **options)
+    assert caught.value.result
+    assert caught.value.result.not_bought == 5 - bought
+    assert creates(sandbox) == bought
+
+
+def test_an_account_that_refuses_all_is_not_asked_for_each(prefect_server, sandbox, tmp_path):
+    """An empty balance refuses the next ten thousand too."""
+    sandbox.add_fault(Fault.parse("create:quota:times=99"))
+    with pytest.raises(BatchFailed, match="the account cannot buy any more") as caught:
+        generate_batch(manifest(tmp_path, rows(6)), max_in_flight=1)
+    assert caught.value.result
+    assert (caught.value.result.failed, caught.value.result.not_bought) == (1, 5)
+    assert creates(sandbox) == 1
+
+
+def test_at_most_so_many_are_upstream(prefect_server, sandbox, tmp_path, history_mode):
+    """A generation counts from its submission until its end is seen."""
+    generate_batch(manifest(tmp_path, rows(6)), max_in_flight=2)
+    moments: list[tuple[float, int]] = []
+    for job in sandbox.accepted:
+        polls = [request.at for request in sandbox.requests if job.task_id in request.path]
+        moments += [(job.accepted_at, 1), (max(polls), -1)]
+    upstream = list(accumulate(change for _, change in sorted(moments)))
+    assert len(sandbox.accepted) == 6
+    assert max(upstream) == 2
+
+
+def test_videos_that_cannot_be_stored_are_not_bought(prefect_server, sandbox, tmp_path):
+    """Nor are those whose results cannot be written where the user wants them."""
+    path = manifest(tmp_path, rows(1))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageUnavailable):
+        generate_batch(path, storage=str(tmp_path / "file"))
+    with pytest.raises(StorageUnavailable):
+        generate_batch(path, output=str(tmp_path / "file" / "results.jsonl"))
+    with pytest.raises(StorageUnavailable, match="csv"):
+        generate_batch(path, output=str(tmp_path / "results.csv"))
+    assert not sandbox.requests
+
+
+def test_the_output_goes_where_it_is_wanted(prefect_server, sandbox, tmp_path):
+    """As Parquet where its name says so, with the gallery beside it."""
+    place = tmp_path / "out" / "results.parquet"
+    result = generate_batch(manifest(tmp_path, rows(1)), output=str(place))
+    assert result.output == str(place)
+    assert read_results(str(place)) == list(result.results)
+    assert Path(result.gallery or "").parent == place.parent
+
+
+def test_the_run_shows_where_the_batch_stands(prefect_server, sandbox, tmp_path, history):
+    """A bar, a table of counts, the results and a sheet of posters; nothing for single items."""
+    state = generate_batch(manifest(tmp_path, rows(3)), return_state=True)
+    shown = history.artifacts(state.state_details.flow_run_id)
+    assert set(shown) == {
+        "cometapi-batch",
+        "cometapi-batch-posters",
+        "cometapi-batch-progress",
+        "cometapi-batch-results",
+    }
+    assert shown["cometapi-batch-progress"]["data"] == 100
+    counts = {row["what"]: row["value"] for row in json.loads(shown["cometapi-batch"]["data"])}
+    assert (counts["stored"], counts["bought"]) == ("3", "15 s of video")
+    assert len(json.loads(shown["cometapi-batch-results"]["data"])) == 3
+
+
+def test_at_most_three_events_of_ours_per_item(prefect_server, sandbox, tmp_path, history):
+    """Submitted, stored, and the asset; a large batch would flood the server otherwise."""
+    state = generate_batch(manifest(tmp_path, rows(3)), return_state=True)
+    found = history.events(
+        state.state_details.flow_run_id, "prefect.asset.materialization.succeeded"
+    )
+    assert set(Counter(event["event"] for event in found)) <= {
+        "cometapi.generation.submitted",
+        "cometapi.generation.stored",
+        "prefect.asset.materialization.succeeded",
+    }
+    assert len(found) <= 9
+
+
+def test_a_batch_is_part_of_a_larger_flow(prefect_server, sandbox, tmp_path):
+    """An async flow gets the result, and what comes after is shown as ever."""
+    path = manifest(tmp_path, rows(2))
+
+    @flow
+    async def nightly() -> int:
+        result = await agenerate_batch(path)
+        return result.succeeded
+
+    assert asyncio.run(nightly()) == 2
+
+
+def test_a_list_is_bought_once_however_often_its_run_is_retried(prefect_server, sandbox):
+    """The keys of its items come from the run."""
+    seen = []
+
+    @flow(retries=1)
+    def nightly() -> int:
+        result = generate_batch(rows(2), key=None)
+        seen.append(result.key)
+        if len(seen) == 1:
+            raise RuntimeError("later, in the same run")
+        return result.succeeded
+
+    assert nightly() == 2
+    assert len(sandbox.accepted) == 2
