@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Polls come when they are worth it: learned from earlier generations, and never too often."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from random import Random
+from statistics import NormalDist, fmean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_cometapi.runway.schedule import (
+    FEWEST,
+    JITTER,
+    KEPT,
+    LATEST,
+    LONGEST,
+    SPARSEST,
+    Habit,
+    first_delay,
+    learn,
+    next_delay,
+)
+
+INTERVAL = 5.0
+FIXED_LAG = INTERVAL / 2
+RUNWAYML_POLLS = 64 / 6 + 0.5
+LEAST = {(64, 0.25): 13.9, (64, 0.5): 22.6, (120, 0.4): 36.9, (256, 0.3): 64.2}
+"""Least product of mean polls and mean lag, per mean and coefficient of variation of lognormal
+durations; docs/polling.md derives it."""
+
+intervals = st.floats(1e-3, 1e4)
+ages = st.floats(0, 1e6)
+chances = st.floats(0, 1)
+anything = st.lists(st.tuples(st.floats(), st.integers()), max_size=40)
+plausible = st.lists(st.tuples(st.floats(0, 1e5), st.integers(1, 100)), max_size=40)
+regular = st.builds(  # as a schedule leaves them, so that most teach something
+    lambda first, gaps: [(first + INTERVAL * gap, gap + 1) for gap in gaps],
+    st.floats(INTERVAL, 300),
+    st.lists(st.integers(0, 40), min_size=FEWEST, max_size=40),
+)
+habits = st.builds(
+    lambda durations: Habit(tuple(sorted(durations)), sorted(durations)[len(durations) // 2]),
+    st.lists(st.floats(1e-3, 1e5), min_size=1, max_size=60),
+)
+maybe = st.none() | habits
+
+
+def lognormal(mean: float, cv: float, count: int, draw: Random) -> list[float]:
+    """Durations in random order; evenly spread quantiles, so that few are enough."""
+    sigma = math.sqrt(math.log1p(cv**2))
+    quantiles = (NormalDist().inv_cdf((n + 0.5) / count) for n in range(count))
+    found = [mean * math.exp(sigma * z - sigma**2 / 2) for z in quantiles]
+    draw.shuffle(found)
+    return found
+
+
+def watch(duration: float, habit: Habit | None, draw: Random, interval: float = INTERVAL):
+    """The age at which the end is seen, and the polls it took."""
+    age, polls = first_delay(0.0, interval, habit, draw.random()), 1
+    while age < duration:
+        age, polls = age + next_delay(age, interval, habit, draw.random()), polls + 1
+    return age, polls
+
+
+def watch_all(durations: Sequence[float], draw: Random, history=()):
+    """Each generation with what those before it teach: polls and lags, and the new history."""
+    history, seen = list(history), []
+    for duration in durations:
+        waited, polls = watch(duration, learn(history, INTERVAL), draw)
+        history = [(waited, polls), *history[: KEPT - 1]]
+        seen.append((polls, waited - duration))
+    return seen, history
+
+
+def means(seen) -> tuple[float, float]:
+    """Mean polls and mean lag."""
+    return fmean(polls for polls, _ in seen), fmean(lag for _, lag in seen)
+
+
+@given(age=ages, interval=intervals)
+def test_without_history_the_interval_is_fixed(age, interval):
+    """A kind that nobody has made yet is polled as if nothing could be learned."""
+    assert first_delay(age, interval, None) == max(0.0, interval - age)
+    assert next_delay(age, interval, None) == interval
+
+
+@given(waited=st.floats(10, 1000), count=st.integers(0, FEWEST - 1))
+def test_a_few_generations_teach_nothing(waited, count):
+    """One lucky generation does not decide when all others are looked at."""
+    polls = int(waited / INTERVAL)
+    assert learn([(waited, polls)] * count, INTERVAL) is None
+    assert learn([(waited, polls)] * FEWEST, INTERVAL) is not None
+
+
+@given(history=anything | plausible | regular, interval=intervals, age=ages, chance=chances)
+def test_no_history_makes_polls_too_frequent_or_endlessly_late(history, interval, age, chance):
+    """Zeros, negatives, nan, infinities and whatever else a record may hold."""
+    habit = learn(history, interval)
+    first = first_delay(age, interval, habit, chance)
+    assert 0.0 <= first < LONGEST + 2 * interval
+    assert age + first >= interval * (1 - 1e-9)
+    gap = next_delay(age, interval, habit, chance)
+    assert interval <= gap <= interval * SPARSEST * (1 + JITTER) * (1 + 1e-9)
+
+
+@given(habit=habits, interval=intervals, chance=chances)
+def test_the_first_look_does_not_wait_for_the_typical_duration(habit, interval, chance):
+    """It comes one interval after the submission at the earliest, and in time at the latest."""
+    age = first_delay(0.0, interval, habit, chance)
+    latest = max(interval * (1 + JITTER), LATEST * habit.typical + interval)
+    assert interval <= age <= latest * (1 + 1e-9)
+
+
+@given(habit=maybe, interval=intervals, ages=st.tuples(ages, ages), chance=chances)
+def test_an_older_generation_waits_no_longer_for_its_first_look(habit, interval, ages, chance):
+    """As when it is attached again."""
+    young, old = sorted(ages)
+    assert first_delay(old, interval, habit, chance) <= first_delay(young, interval, habit, chance)
+
+
+@given(habit=maybe, interval=intervals, ages=st.tuples(ages, ages))
+def test_who_looks_later_looks_later_again(habit, interval, ages):
+    """Jitter aside, a look at a higher age never brings the next one forward."""
+    young, old = sorted(ages)
+    for delay in (first_delay, next_delay):
+        due = young + delay(young, interval, habit)
+        assert old + delay(old, interval, habit) >= due * (1 - 1e-9)
+
+
+@given(habit=habits, interval=intervals, longer=st.floats(1, 10))
+def test_longer_durations_do_not_bring_the_first_look_forward(habit, interval, longer):
+    """Where all take longer, the first look is as late or later."""
+    slow = Habit(tuple(longer * one for one in habit.durations), longer * habit.typical)
+    before, after = (first_delay(0.0, interval, one) for one in (habit, slow))
+    assert after >= before * (1 - 1e-9)
+
+
+@given(habit=maybe, interval=intervals, age=ages, chance=chances)
+def test_jitter_in_a_schedule_only_ever_adds(habit, interval, age, chance):
+    """To every delay, and at most one interval or a tenth."""
+    for delay, most in ((first_delay, interval), (next_delay, SPARSEST * interval * JITTER)):
+        least = delay(age, interval, habit)
+        assert least <= delay(age, interval, habit, chance) <= least + most * (1 + 1e-9) + 1e-6
+
+
+@given(habit=maybe, duration=st.floats(0, 2000), seed=st.integers(0, 99))
+def test_no_generation_takes_more_polls_than_at_a_fixed_interval(habit, duration, seed):
+    """Whatever was learned, and however wrong it has become."""
+    waited, polls = watch(duration, habit, Random(seed))
+    assert polls <= max(1, math.ceil(duration / INTERVAL))
+    first = first_delay(0.0, INTERVAL, habit, 1.0)
+    assert waited - duration <= max(first, INTERVAL * SPARSEST * (1 + JITTER)) + 1e-9
+
+
+@given(history=regular, power=st.integers(-6, 6))
+def test_the_unit_of_time_does_not_matter(history, power):
+    """A service that is twice as slow, polled half as often, has the same schedule."""
+    scale = 2.0**power
+    habit = learn(history, INTERVAL)
+    scaled = learn([(scale * waited, polls) for waited, polls in history], scale * INTERVAL)
+    delay = first_delay(0.0, INTERVAL, habit)
+    assert first_delay(0.0, scale * INTERVAL, scaled) == pytest.approx(scale * delay)
+
+
+@given(
+    history=regular,
+    late=st.lists(
+        st.tuples(st.integers(0, 40), st.floats(7200, 1e9), st.integers(1, 9)), max_size=60
+    ),
+)
+def test_generations_that_nobody_looked_at_do_not_spoil_it(history, late):
+    """A clip found hours later, at the first poll or the ninth, changes nothing."""
+    mixed = list(history)
+    for at, waited, polls in late:
+        mixed.insert(at, (waited, polls))
+    assert learn(mixed, INTERVAL) == learn(history, INTERVAL)
+
+
+@given(
+    waits=st.lists(st.floats(600, 1e5), min_size=FEWEST, max_size=60),
+    polls=st.integers(1, 3),
+    seen=st.integers(0, FEWEST - 1),
+)
+def test_a_sweep_now_and_then_is_no_habit(waits, polls, seen):
+    """Where nobody ever waits, a generation is not taken for one that takes an hour."""
+    history = [(waited, polls) for waited in waits]
+    assert learn([(60.0, 12)] * seen + history, INTERVAL) is None
+
+
+@given(waited=st.floats(20, 300), count=st.integers(1, KEPT - 20))
+def test_most_done_at_the_first_look_is_not_taken_for_a_duration(waited, count):
+    """What was learned is dropped, or the first look would hide for ever how fast it has become."""
+    before = [(2 * waited + INTERVAL * (7 * n % 20), 7 * n % 20 + 20) for n in range(20)]
+    known = learn(before, INTERVAL)
+    assert known is not None
+    habit = learn([(waited, 1)] * count + before, INTERVAL)
+    assert (habit is None) == (2 * count >= FEWEST)
+    assert first_delay(0.0, INTERVAL, habit) <= first_delay(0.0, INTERVAL, known)
+
+
+@pytest.mark.parametrize(("mean", "cv"), LEAST)
+def test_what_it_learned_itself_comes_close_to_the_least_possible(mean, cv):
+    """Polls times lag within a quarter of it, and nearly the lag of the fixed interval."""
+    draw = Random(f"{mean} {cv}")
+    _, history = watch_all(lognormal(mean, cv, 150, draw), draw)
+    seen, _ = watch_all(lognormal(mean, cv, 500, draw), draw, history)
+    polls, lag = means(seen)
+    assert polls * lag <= 1.25 * LEAST[mean, cv]
+    assert lag <= 1.35 * FIXED_LAG
+    if (mean, cv) == (64, 0.25):
+        assert polls * lag <= 17
+        assert polls <= 0.55 * RUNWAYML_POLLS
+
+
+def test_the_first_look_does_not_drift():
+    """It stays where it is although it hides how early the earliest generations end."""
+    draw, looks = Random(4), []
+    _, history = watch_all(lognormal(64, 0.25, 200, draw), draw)
+    for _ in range(4):
+        _, history = watch_all(lognormal(64, 0.25, 200, draw), draw, history)
+        looks.append(first_delay(0.0, INTERVAL, learn(history, INTERVAL)))
+    assert max(looks) - min(looks) < INTERVAL
+
+
+@pytest.mark.parametrize(("mean", "cv"), [(64, 0.25), (256, 0.3)])
+@pytest.mark.parametrize("factor", [3.0, 1 / 3], ids=["slower", "faster"])
+def test_a_sudden_change_is_learned_within_twenty_generations(mean, cv, factor):
+    """Until then no lag exceeds the wait for the first look, and no polls are too many."""
+    draw = Random(f"{mean} {factor}")
+    _, history = watch_all(lognormal(mean, cv, 200, draw), draw)
+    changed = [factor * duration for duration in lognormal(mean, cv, 80, draw)]
+    seen, _ = watch_all(changed, draw, history)
+    polls, lag = means(seen[20:])
+    fixed = factor * mean / INTERVAL + 0.5
+    assert polls < 0.7 * fixed
+    assert lag < 2.5 * FIXED_LAG
+    assert max(lag for _, lag in seen) <= LATEST * mean * max(1.0, factor) + INTERVAL
+    assert all(
+        polls <= max(1, math.ceil(duration / INTERVAL))
+        for duration, (polls, _) in zip(changed, seen, strict=True)
+    )
+
+
+def test_a_batch_is_spread_over_the_interval():
+    """A thousand started at once are not polled at once, neither first nor later."""
+    draw = Random(5)
+    _, history = watch_all(lognormal(64, 0.25, 200, draw), draw)
+    habit = learn(history, INTERVAL)
+    ages = [first_delay(0.0, INTERVAL, habit, draw.random()) for _ in range(1000)]
+    for _ in range(5):
+        seconds = Counter(math.floor(age) for age in ages)
+        assert max(seconds.values()) < 1.3 * 1000 / INTERVAL
+        ages = [age + next_delay(age, INTERVAL, habit, draw.random()) for age in ages]
