@@ -38,6 +38,7 @@ from ..runway.settings import CometAPISettings
 from ..runway.storage import Storage
 from . import display
 from .attempts import memory
+from .habits import habit_of
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
 from .running import resolve_key
 from .sharing import client_for, settings_now
@@ -153,6 +154,7 @@ async def poll(submission: Submission, credentials: CometAPICredentials | None) 
                     _patience(submission, settings),
                     wait=remembered.wait,
                     on_reply=on_reply,
+                    habit=habit_of(submission, entry, credentials.base_url),
                 )
         except (GenerationFailed, GenerationCancelled) as error:
             key, task_id, failure = submission.key, submission.task_id, error

@@ -19,7 +19,7 @@ one happens.
 """
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import AwareDatetime, Field
 
@@ -207,6 +207,19 @@ _STATUS = {
     State.FAILED: Status.FAILED,
     State.CANCELLED: Status.CANCELLED,
 }
+
+
+class Kind(NamedTuple):
+    """Generations that take about the same time.
+
+    Attributes:
+        seconds: Seconds of video, where the request tells them.
+    """
+
+    base_url: str
+    route: str
+    model: str
+    seconds: float | None
 
 
 def conflict(entry: Entry, intent: Intent, task_id: str | None = None) -> KeyConflict | None:

@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from .background import in_background
 from .database import PATIENCE, Database, ledger_url
-from .entries import MAY_FOLLOW, Entry, Intent, State
+from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
 from .errors import GenerationCancelled, GenerationError, LedgerUnavailable
 from .generation import Finished, StoredVideo, Submission
 from .holders import holder_name, is_certainly_gone, process_of
@@ -103,6 +103,32 @@ class Ledger:
             some = _ENTRIES.where(_table.key.in_(keys[start : start + _MANY]))
             found |= {entry.key: entry for entry in await self._rows(some)}
         return found
+
+    async def durations(self, kind: Kind, limit: int) -> list[tuple[float, int]]:
+        """Seconds until the end was seen, and polls, of generations of a kind that succeeded.
+
+        The newest submission comes first.
+        """
+        query = (
+            select(_table.submitted_at, _table.finished_at, _table.polls)
+            .where(
+                _table.base_url == kind.base_url,
+                _table.route == kind.route,
+                _table.model == kind.model,
+                _table.state.in_([str(State.SUCCEEDED), str(State.STORED)]),
+                _table.submitted_at.is_not(None),
+                _table.finished_at.is_not(None),
+            )
+            .order_by(_table.submitted_at.desc())
+            .limit(limit)
+        )
+        if kind.seconds is not None:
+            query = query.where(_table.billed_seconds == kind.seconds)
+        rows = await self.database.rows(query)
+        return [
+            ((row["finished_at"] - row["submitted_at"]).total_seconds(), row["polls"])
+            for row in rows
+        ]
 
     async def held_by_run(self, run: str) -> list[Entry]:
         """Entries on which a run holds a lease, in whichever process."""

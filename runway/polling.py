@@ -26,9 +26,7 @@ from .errors import (
     ServiceUnavailable,
 )
 from .generation import Finished, Generation, Status, Submission
-
-JITTER = 0.1
-"""Share of the interval that is added at random, never taken away."""
+from .schedule import JITTER, Habit, first_delay, next_delay
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,6 @@ class Wait:
 def spread(seconds: float, share: float = JITTER) -> float:
     """The time with some more at random, so that many waits do not stay in step."""
     return seconds * (1.0 + share * random.random())  # noqa: S311 -- not for secrets
-
-
-def first_delay(age: float, patience: Patience) -> float:
-    """Seconds until the first poll of a generation of this age; pure."""
-    return max(0.0, patience.interval - age)
 
 
 def verdict(
@@ -152,6 +145,7 @@ async def wait_until_finished(
     *,
     wait: Wait | None = None,
     on_reply: Callable[[Generation, Generation | None], Awaitable[None]] | None = None,
+    habit: Callable[[], Habit | None] = lambda: None,
 ) -> Finished:
     """Poll a generation until it succeeded.
 
@@ -161,6 +155,7 @@ async def wait_until_finished(
         patience: How often and how long.
         wait: An earlier wait to go on with, after a call of it raised.
         on_reply: Awaited with each reply and the one before it.
+        habit: Tells what earlier generations of the kind teach, as far as it is known by then.
 
     Raises:
         GenerationFailed: It failed.
@@ -173,9 +168,9 @@ async def wait_until_finished(
     wait = wait or Wait()
     if wait.started is None:
         wait.started = time.monotonic()
-        await asyncio.sleep(spread(first_delay(submission.age(), patience)))
+        await _sleep_until_first(submission, wait, patience, habit)
     while True:
-        await _keep_interval(wait, patience)
+        await _keep_interval(submission, wait, patience, habit())
         before = wait.last
         reply = await _ask_within(client, submission, wait, patience)
         if on_reply:
@@ -192,14 +187,30 @@ async def wait_until_finished(
         wait.route = next_route(reply, wait.route)
 
 
-async def _keep_interval(wait: Wait, patience: Patience) -> None:
+async def _sleep_until_first(
+    submission: Submission, wait: Wait, patience: Patience, habit: Callable[[], Habit | None]
+) -> None:
+    """Sleep until the first poll is worth it; the habit may become known on the way."""
+    chance = random.random()  # noqa: S311 -- not for secrets
+    end = (wait.started or 0.0) + patience.deadline
+    for _ in range(2):  # after one interval more may be known
+        soonest = first_delay(submission.age(), patience.interval, None, chance)
+        delay = first_delay(submission.age(), patience.interval, habit(), chance)
+        await asyncio.sleep(max(soonest, min(delay, end - time.monotonic())))
+
+
+async def _keep_interval(
+    submission: Submission, wait: Wait, patience: Patience, habit: Habit | None
+) -> None:
     """Sleep until the next poll is due, or the deadline comes, but never less than the interval."""
     if wait.last_poll is None:
         return
-    soonest = wait.last_poll + patience.interval
+    now = time.monotonic()
+    age = max(0.0, submission.age() - (now - wait.last_poll))
+    delay = next_delay(age, patience.interval, habit, random.random())  # noqa: S311
     end = (wait.started or 0.0) + patience.deadline
-    due = min(wait.last_poll + spread(patience.interval), max(end, soonest))
-    await asyncio.sleep(due - time.monotonic())
+    due = min(wait.last_poll + delay, max(end, wait.last_poll + patience.interval))
+    await asyncio.sleep(due - now)
 
 
 async def _ask_within(

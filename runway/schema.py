@@ -10,6 +10,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Double,
+    Index,
     Integer,
     MetaData,
     Table,
@@ -26,10 +27,15 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from .errors import LedgerUnavailable
 
-VERSION = 1
+VERSION = 2
 """Of the table. Each higher one needs an entry in MIGRATIONS."""
 
-MIGRATIONS: dict[int, tuple[str, ...]] = {}
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    2: (
+        """CREATE INDEX ix_cometapi_generations_kind
+        ON cometapi_generations (base_url, route, model, submitted_at)""",
+    ),
+}
 """Statements that lead to a version from the one before it, the same on every database."""
 
 _LOCK = 0x636F6D6574  # "comet"
@@ -105,6 +111,7 @@ generations = Table(
     Column("videos", JSON, nullable=False),
     Column("failure_code", Text, nullable=False),
     Column("note", Text, nullable=False),
+    Index("ix_cometapi_generations_kind", "base_url", "route", "model", "submitted_at"),
 )
 
 versions = Table("cometapi_ledger_version", _metadata, Column("version", Integer, nullable=False))

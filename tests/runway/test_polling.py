@@ -27,17 +27,16 @@ from prefect_cometapi.runway import (
     UnexpectedResponse,
 )
 from prefect_cometapi.runway.polling import (
-    JITTER,
     Patience,
     Route,
     Wait,
-    first_delay,
     is_missing,
     next_route,
     spread,
     verdict,
     wait_until_finished,
 )
+from prefect_cometapi.runway.schedule import JITTER
 from prefect_cometapi.sandbox import ReplyShape
 
 QUICK = Patience(interval=0.01, deadline=20.0, visibility_grace=10.0)
@@ -94,14 +93,6 @@ def test_patience_with_what_is_missing_ends_with_the_grace_time(reply, missing_f
     if over:
         expected = InvalidOutput if reply.status is Status.SUCCEEDED else GenerationNotVisible
         assert type(result) is expected
-
-
-@given(age=seconds, patience=patiences)
-def test_the_first_poll_comes_one_interval_after_the_submission(age, patience):
-    """At once where the generation is older than that, as when it is attached again."""
-    delay = first_delay(age, patience)
-    assert 0.0 <= delay <= patience.interval
-    assert delay + age >= patience.interval * (1 - 1e-9)
 
 
 @given(interval=seconds, share=st.floats(0, 1))

@@ -111,12 +111,12 @@ async def test_a_newer_ledger_is_refused_and_left_as_it_is(old):
     def known() -> int:
         return 99
 
-    versions = "SELECT version FROM cometapi_ledger_version"
+    versions, present = "SELECT version FROM cometapi_ledger_version", schema.VERSION
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(schema, "VERSION", known())
         assert await rows(ledger, versions) == [(99,)]
         assert await rows(ledger, "SELECT * FROM cometapi_generations") == before
-        await rows(ledger, f"UPDATE cometapi_ledger_version SET version = {schema.VERSION - 98}")
+        await rows(ledger, f"UPDATE cometapi_ledger_version SET version = {present}")
     assert (await newcomer.get("old")).task_id == "task-0"
     for each in (ledger, newcomer):
         await each.database.close()
@@ -153,3 +153,18 @@ async def test_a_server_that_restarts_while_the_table_is_made_is_waited_for(post
     async with asyncio.timeout(20):
         assert await opening is None
     await ledger.database.close()
+
+
+async def test_a_ledger_of_the_first_version_gets_its_index(ledger_url):
+    """What was bought with it stands there as before."""
+    first = Ledger(ledger_url)
+    await put(first, S.STORED, "old", task_id="task-0")
+    await rows(first, "DROP INDEX ix_cometapi_generations_kind")
+    await rows(first, "UPDATE cometapi_ledger_version SET version = 1")
+    await first.database.close()
+    later = Ledger(ledger_url)
+    found = await later.get("old")
+    assert found
+    assert found.task_id == "task-0"
+    await rows(later, "DROP INDEX ix_cometapi_generations_kind")
+    await later.database.close()
