@@ -20,6 +20,7 @@ from prefect_cometapi.runway import (
     State,
     SubmissionUncertain,
     UnexpectedResponse,
+    buying,
 )
 from prefect_cometapi.runway.holders import this_process
 
@@ -211,12 +212,21 @@ async def test_the_claim_of_a_dead_process_is_uncertain_at_once(ledger_url, clai
     await ledger.database.close()
 
 
-async def test_a_claim_elsewhere_is_waited_for_until_its_answer_comes(ledger):
-    """The other run's id is taken, whoever it is."""
+async def test_a_claim_elsewhere_is_waited_for_until_its_answer_comes(ledger, monkeypatch):
+    """The other run's id is taken, whoever it is; how long it takes is said once."""
+    monkeypatch.setattr(buying, "LOOK_AGAIN", 0.01)
     theirs = await put(ledger, S.INTENDED, holder=distant_holder("nightly"), attempts=1)
     told, service = Told(), Service()
+    looks, add = asyncio.Semaphore(0), ledger.add
+
+    async def counted(*arguments, **values):
+        looks.release()
+        return await add(*arguments, **values)
+
+    monkeypatch.setattr(ledger, "add", counted)
     waiting = asyncio.create_task(buy(ledger, service, warn=told))
-    await told.heard.wait()
+    for _ in range(4):
+        await looks.acquire()
     await ledger.change("sku-17", S.SUBMITTED, of=theirs.claim, task_id="task-9", holder=None)
     assert (await waiting).task_id == "task-9"
     assert told == ["waiting for nightly on far-away, process 17, which submits this key"]

@@ -201,6 +201,30 @@ async def test_a_lease_is_renewed_again_after_the_ledger_was_out_of_reach(hasty,
         await until(renewed)
 
 
+async def test_renewals_that_broke_down_begin_anew_with_the_next_block(hasty, monkeypatch):
+    """Whatever it was that broke them."""
+    execute, broken = hasty.database.execute, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def once_broken(statement):
+        if not broken.is_set():
+            loop.call_soon_threadsafe(broken.set)
+            raise RuntimeError("nobody has thought of this")
+        return await execute(statement)
+
+    async with working_on(hasty, "sku-17", "run"):
+        monkeypatch.setattr(hasty.database, "execute", once_broken)
+        async with asyncio.timeout(10):
+            await broken.wait()
+        before = (await hasty.get("sku-17")).lease_left
+
+        async def renewed():
+            async with working_on(hasty, "sku-17", "run"):
+                return (await hasty.get("sku-17")).lease_left > before
+
+        await until(renewed)
+
+
 async def test_a_run_may_have_a_generation_several_times_at_once(bought):
     """The lease ends with the last of its blocks."""
     async with working_on(bought, "sku-17", "run") as outer:
