@@ -243,6 +243,8 @@ def announce_asset(video: StoredVideo, submission: Submission) -> None:
 
 def shown_size(size: int) -> str:
     """Bytes as people read them."""
+    if size >= 1_000_000_000:
+        return f"{size / 1_000_000_000:.1f} GB"
     return f"{size / 1_000_000:.1f} MB" if size >= 100_000 else f"{size / 1000:.1f} kB"
 
 

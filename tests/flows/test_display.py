@@ -157,7 +157,9 @@ async def test_outside_of_a_run_nothing_is_shown(own_settings):
     await display.show_result(submission, result)
 
 
-@pytest.mark.parametrize(("size", "text"), [(1_500_000, "1.5 MB"), (500, "0.5 kB")])
+@pytest.mark.parametrize(
+    ("size", "text"), [(500, "0.5 kB"), (1_500_000, "1.5 MB"), (31_200_000_000, "31.2 GB")]
+)
 def test_sizes_read_well(size, text):
     """Sizes are told in the units that people use."""
     assert display.shown_size(size) == text
