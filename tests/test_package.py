@@ -162,7 +162,7 @@ def test_importing_the_flows_is_light(statement):
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(shown.stdout))
     assert "prefect_cometapi.flows" in loaded
-    assert loaded & {"av", "sqlalchemy", "fastapi"} == set()
+    assert loaded & {"av", "sqlalchemy", "fastapi", "jinja2"} == set()
 
 
 # The wheel, in an environment of its own.
@@ -225,6 +225,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     written = {f"prefect_cometapi/{path.relative_to(ROOT).as_posix()}" for path in SOURCES}
     typed = {f"prefect_cometapi/{package}/py.typed" for package in PACKAGES}
     data = {f"prefect_cometapi/deployments/{name}" for name in ("prefect.yaml", "comet.jpg")}
+    data |= {f"prefect_cometapi/flows/gallery.{kind}" for kind in ("html", "css", "js")}
     assert ours == written | typed | data
     assert "prefect_cometapi-0.1.0.dist-info/licenses/LICENSE" in names
 

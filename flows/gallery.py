@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch to look at: one page of HTML that needs nothing from elsewhere.
+
+The page holds what strangers wrote: prompts, ids, error messages. Jinja escapes all of it, and a
+Content-Security-Policy names the one script and the one style that may act, by their hashes.
+"""
+
+import base64
+import hashlib
+import math
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..runway import errors
+from ..runway.batch import ItemResult, Outcome
+from ..runway.redact import hide_secrets
+from .addresses import address, origins, without_login
+from .display import shown_size
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+NAME = "gallery.html"
+"""What the file is called, beside the output manifest."""
+
+_HERE = Path(__file__).parent
+_SHOWN_FIRST = (
+    Outcome.STORED,
+    Outcome.FAILED,
+    Outcome.UNCERTAIN,
+    Outcome.NOT_BOUGHT,
+    Outcome.INVALID,
+    Outcome.RUNNING,
+    Outcome.WAITING,
+)
+_GROUP = 60  # cards; full rows of 1 to 6
+_ENDLESS = 1e12  # seconds
+_WIDEST, _TALLEST, _USUAL = Fraction(21, 9), Fraction(9, 16), Fraction(16, 9)
+_PICTURE = re.compile(r"data:image/(?:jpeg|png|webp|gif|avif);base64,[A-Za-z0-9+/]+={0,2}")
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
+)
+_ADVICE_WITHOUT_ERROR: dict[Outcome, type[errors.CometAPIError]] = {
+    Outcome.UNCERTAIN: errors.SubmissionUncertain,
+    Outcome.INVALID: errors.InvalidRequest,
+}
+
+
+def gallery(
+    results: Sequence[ItemResult],
+    *,
+    title: str,
+    base: str,
+    posters: Mapping[str, str] | None = None,
+    written_at: datetime | None = None,
+) -> str:
+    """The page as text; what is written of it must be UTF-8.
+
+    Args:
+        results: What became of each item, in the order to show.
+        title: What the page is called.
+        base: The folder that the page will lie in, as path or URL; what lies there or below is
+            addressed relatively.
+        posters: A picture of an item as a data URI, by the item's id. It is embedded, so that it
+            shows wherever the video is.
+        written_at: When the page is written; it is left out where nobody says.
+    """
+    posters = posters or {}
+    cards = [_card(result, base, posters.get(result.id)) for result in results]
+    style = f"{_source('gallery.css')}{_frame(results)}"
+    script = _source("gallery.js")
+    return _template().render(
+        title=_clean(title),
+        policy=_policy(style, script, cards),
+        style=style,
+        script=script,
+        cards=cards,
+        group_size=_GROUP,
+        shares=_shares(results),
+        totals=_totals(results),
+        written_at=written_at.astimezone(UTC) if written_at else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """What the page shows of one item.
+
+    Attributes:
+        video: Address of the video, where a browser can play it.
+        poster: Address of a picture.
+        place: Where the video is, where a browser can not play it.
+        facts: Lines of short facts.
+        what: Kind of the error.
+        message: What happened, in words.
+        advice: What is known about the money and what to do, each with its word.
+        marks: What one copies to look it up elsewhere, each with its word.
+        details: Lines of what else there is to know.
+    """
+
+    id: str
+    outcome: Outcome
+    prompt: str
+    length: str
+    video: str | None
+    poster: str | None
+    place: str
+    facts: list[str]
+    what: str
+    message: str
+    advice: dict[str, str]
+    marks: dict[str, str]
+    details: list[str]
+
+    @property
+    def is_troubled(self) -> bool:
+        """Whether there is something to say of what went wrong."""
+        return bool(self.what or self.message or self.advice)
+
+
+def _card(result: ItemResult, base: str, embedded: str | None) -> _Card:
+    video = address(result.uri, base) if result.uri else None
+    poster = address(result.poster, base) if result.poster else None
+    if embedded and _PICTURE.fullmatch(embedded):
+        poster = embedded
+    place = _clean(without_login(result.uri or ""))
+    message, advice = _advised(result)
+    marks = {
+        "file": place if video else None,
+        "key": result.key,
+        "task id": result.task_id,
+        "sha256": result.sha256,
+    }
+    details = [
+        (result.route or "").replace("_", " "),
+        f"submitted {_time(result.submitted_at)}" if result.submitted_at else "",
+        "".join(f"billed for {_number(seconds)} s" for seconds in _known(result.billed_seconds)),
+    ]
+    return _Card(
+        id=_clean(result.id),
+        outcome=result.outcome,
+        prompt=_clean(result.prompt or ""),
+        length=_seconds(result.duration),
+        video=video,
+        poster=poster,
+        place="" if video else place,
+        facts=_facts(result),
+        what=_clean(result.error or ""),
+        message=message,
+        advice=advice,
+        marks={word: _clean(value) for word, value in marks.items() if value},
+        details=[_clean(line) for line in details if line],
+    )
+
+
+def _facts(result: ItemResult) -> list[str]:
+    frame = f"{result.width} × {result.height}" if result.width and result.height else ""  # noqa: RUF001 -- the sign for it
+    size = shown_size(result.size) if result.size else ""
+    took = "".join(f"took {_span(seconds)}" for seconds in _known(result.waited))
+    polls = _count(result.polls, "poll") if result.polls is not None else ""
+    lines = [(_clean(result.model or ""), frame, size), (took, polls)]
+    return [" · ".join(filter(None, line)) for line in lines if any(line)]
+
+
+def _advised(result: ItemResult) -> tuple[str, dict[str, str]]:
+    """What happened, and apart from it what an error's own text or kind says of what follows."""
+    said = _clean(hide_secrets(result.message or ""))
+    lines = re.split(r"^(Generation|Money|Next): ", said, flags=re.MULTILINE)
+    own = {word: text.strip() for word, text in zip(lines[1::2], lines[2::2], strict=True)}
+    advice = _usual_advice(result) | own
+    return lines[0].strip(), {word: advice[word] for word in ("Money", "Next") if advice.get(word)}
+
+
+def _usual_advice(result: ItemResult) -> dict[str, str]:
+    if result.outcome in {Outcome.STORED, Outcome.WAITING, Outcome.RUNNING}:
+        return {}
+    kind = getattr(errors, result.error or "", None)
+    if not (isinstance(kind, type) and issubclass(kind, errors.CometAPIError)):
+        kind = _ADVICE_WITHOUT_ERROR.get(result.outcome)
+    if kind:
+        error = kind("").about(key=result.key, task_id=result.task_id)
+        return {"Money": error.money, "Next": _clean(error.advised())}
+    if result.outcome is Outcome.NOT_BOUGHT:
+        return {
+            "Money": "nothing was charged.",
+            "Next": "raise the limit that was reached, then run the batch again; "
+            "nothing is bought twice.",
+        }
+    return {"Next": _clean(f"prefect-cometapi ledger show {shlex.quote(result.key or 'KEY')}")}
+
+
+def _totals(results: Sequence[ItemResult]) -> list[str]:
+    """The sentence under the title, in its parts."""
+    stored = [result for result in results if result.outcome is Outcome.STORED]
+    seconds = math.fsum(_known(*(result.duration for result in stored)))
+    billed = _known(*(result.billed_seconds for result in results))
+    size = sum(result.size or 0 for result in stored)
+    totals = [
+        f"{len(stored):,} of {_count(len(results), 'video')} stored",
+        f"{_number(seconds)} s of video" + (f" ({_span(seconds)})" if seconds >= 60 else ""),
+        f"billed for {_number(math.fsum(billed))} s" if billed else "",
+        shown_size(size) if size else "",
+    ]
+    return [part for part in totals if part]
+
+
+def _shares(results: Sequence[ItemResult]) -> list[tuple[Outcome, int, int]]:
+    """Each outcome that there is, how often, and how many were counted before it."""
+    counted = Counter(result.outcome for result in results)
+    shares: list[tuple[Outcome, int, int]] = []
+    before = 0
+    for outcome in _SHOWN_FIRST:
+        if counted[outcome]:
+            shares.append((outcome, counted[outcome], before))
+            before += counted[outcome]
+    return shares
+
+
+def _frame(results: Sequence[ItemResult]) -> str:
+    """All posters have one shape, that of most videos, so that the rows are even."""
+    sizes = [(result.width or 0, result.height or 0) for result in results]
+    ratios = Counter(Fraction(width, height) for width, height in sizes if width * height > 0)
+    usual = ratios.most_common(1)[0][0] if ratios else _USUAL
+    ratio = min(max(usual, _TALLEST), _WIDEST)
+    narrow = "--card:14rem;" if ratio < 1 else ""
+    return f":root{{{narrow}--frame:{ratio.numerator}/{ratio.denominator}}}\n"
+
+
+def _policy(style: str, script: str, cards: Sequence[_Card]) -> str:
+    pictures = [card.poster for card in cards if card.poster]
+    videos = [card.video for card in cards if card.video]
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"style-src {_hash(style)}",
+            f"script-src {_hash(script)}",
+            " ".join(["img-src", *origins(["data:", *pictures])]),  # data: for the page's own icon
+            " ".join(["media-src", *(origins(videos) or ["'none'"])]),
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+@cache
+def _source(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(NAME)
+
+
+def _clean(text: str) -> str:
+    """The text without characters that no HTML file may hold."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", re.sub(r"\r\n?", "\n", text))
+
+
+def _known(*values: float | None) -> list[float]:
+    return [value for value in values if value is not None and 0 <= value < _ENDLESS]
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}".removesuffix(".0")
+
+
+def _seconds(value: float | None) -> str:
+    return "".join(f"{seconds:.1f} s" for seconds in _known(value))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _span(seconds: float) -> str:
+    """A stretch of time as people say it."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
