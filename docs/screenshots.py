@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+from draw_gallery import take as take_gallery
 from playwright.sync_api import Page, sync_playwright
 
 from prefect_cometapi.deployments.quiet import quieten_prefect
@@ -127,6 +128,7 @@ def main() -> None:
             )
             page = browser.new_page(viewport={"width": 1360, "height": 860})
             take_all(page, server, run_id, images)
+            take_gallery(browser, images)
             browser.close()
 
 

@@ -19,5 +19,5 @@ def test_the_ui_shows_retries_posters_and_what_was_collected(tmp_path):
         [sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("run", "collected", "poster"):
+    for name in ("run", "collected", "poster", "gallery"):
         assert (tmp_path / f"{name}.png").stat().st_size > 20_000
