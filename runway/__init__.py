@@ -3,6 +3,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .batch import BatchResult, ItemResult, Outcome
 from .client import RunwayClient
 from .entries import Entry, State
 from .errors import (
@@ -57,6 +58,7 @@ __all__ = [
     "AssetURL",
     "AuthenticationError",
     "BatchFailed",
+    "BatchResult",
     "CometAPIError",
     "CometAPISettings",
     "ContentModeration",
@@ -77,10 +79,12 @@ __all__ = [
     "InvalidManifest",
     "InvalidOutput",
     "InvalidRequest",
+    "ItemResult",
     "KeyConflict",
     "Ledger",
     "LedgerUnavailable",
     "NotSubmitted",
+    "Outcome",
     "OutputExpired",
     "QuotaExceeded",
     "Reference",

@@ -25,21 +25,21 @@ MODULES = [
 
 EXPORTS = {
     "runway": """
-        AssetURL AuthenticationError CometAPIError CometAPISettings ContentModeration DeliveryError
-        DownloadInterrupted Entry FetchedVideo Finished Generation GenerationCancelled
-        GenerationError GenerationFailed GenerationNotVisible GenerationRequest GenerationResult
-        GenerationTimeout ImageToVideoRequest InvalidManifest InvalidOutput InvalidRequest
-        KeyConflict Ledger LedgerUnavailable NotSubmitted OutputExpired QuotaExceeded Reference
-        RunwayClient ServiceUnavailable StagedFileMissing State Status StorageError
-        StorageUnavailable StoredVideo Submission SubmissionUncertain UnexpectedResponse
-        VideoToVideoRequest
+        AssetURL AuthenticationError BatchFailed BatchResult CometAPIError CometAPISettings
+        ContentModeration DeliveryError DownloadInterrupted Entry FetchedVideo Finished Generation
+        GenerationCancelled GenerationError GenerationFailed GenerationNotVisible
+        GenerationRequest GenerationResult GenerationTimeout ImageToVideoRequest InvalidManifest
+        InvalidOutput InvalidRequest ItemResult KeyConflict Ledger LedgerUnavailable NotSubmitted
+        Outcome OutputExpired QuotaExceeded Reference RunwayClient ServiceUnavailable
+        StagedFileMissing State Status StorageError StorageUnavailable StoredVideo Submission
+        SubmissionUncertain UnexpectedResponse VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",
     "flows": """
-        CollectResult acollect afetch_output afinish_generation aimage_to_video apersist_output
-        apoll_generation asubmit_generation avideo_to_video collect fetch_output
-        finish_generation image_to_video persist_output poll_generation submit_generation
-        video_to_video
+        CollectResult acollect afetch_output afinish_generation agenerate_batch aimage_to_video
+        apersist_output apoll_generation asubmit_generation avideo_to_video collect fetch_output
+        finish_generation generate_batch image_to_video persist_output poll_generation
+        submit_generation video_to_video
     """,
     "sandbox": """
         AcceptedJob Fault FaultKind FaultPlan FaultRoute RecordedRequest ReplyShape Sandbox

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A user sees where a batch stands, and about how long it will take."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_cometapi.flows.batch_display import facts_of, span
+from prefect_cometapi.flows.board import Board, Standing, batch_listener, seconds_left
+from prefect_cometapi.runway.batch import ItemResult, Outcome
+from prefect_cometapi.runway.budget import Budget
+from prefect_cometapi.runway.prices import Price
+
+
+def item(name: str, outcome: Outcome = Outcome.WAITING) -> ItemResult:
+    """A result without anything else."""
+    return ItemResult(id=name, outcome=outcome)
+
+
+def board_of(*results: ItemResult) -> Board:
+    board = Board(Budget({}))
+    board.begin(results)
+    return board
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(list(Outcome)))))
+def test_the_counts_are_those_of_the_results(changes):
+    """Whatever happens in whatever order, and the order of the items stays."""
+    board = board_of(*[item(f"{number}") for number in range(5)])
+    for number, outcome in changes:
+        board.put(item(f"{number}", outcome))
+    found = board.results()
+    assert [result.id for result in found] == ["0", "1", "2", "3", "4"]
+    standing = board.standing()
+    assert standing.total == 5
+    for outcome in Outcome:
+        assert standing.counts[outcome] == sum(one.outcome is outcome for one in found)
+    assert standing.done == sum(one.outcome.is_final for one in found)
+
+
+@given(done=st.integers(0, 10**6), left=st.integers(0, 10**6), elapsed=st.floats(0, 1e7))
+def test_the_time_left_is_what_the_rest_takes_at_the_same_rate(done, left, elapsed):
+    """Nothing is foretold before the first is done."""
+    found = seconds_left(done, done + left, elapsed)
+    if not done:
+        assert found is None
+    else:
+        assert found == pytest.approx(elapsed * left / done)
+
+
+def test_what_was_stored_before_does_not_make_the_rest_look_quick():
+    """A batch that goes on counts only what it does itself."""
+    board = board_of(*[item(f"{n}", Outcome.STORED) for n in range(99)], item("new"))
+    assert board.standing().left is None
+    assert (board.standing().done, board.standing().total) == (99, 100)
+
+
+def test_each_change_is_told_to_who_listens():
+    """The terminal draws its bar from it."""
+    heard: list[Standing] = []
+    token = batch_listener.set(heard.append)
+    try:
+        board = board_of(item("a"), item("b"))
+        board.put(item("a", Outcome.STORED))
+        board.put(item("b", Outcome.FAILED))
+    finally:
+        batch_listener.reset(token)
+    assert [standing.done for standing in heard] == [1, 2]
+    assert heard[-1].sentence() == "1 stored, 1 failed"
+
+
+async def test_who_waits_for_news_hears_of_them():
+    """At once where they came before he asked."""
+    board = board_of(item("a"))
+    waiting = asyncio.create_task(board.changed_since(0))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    board.put(item("a", Outcome.STORED))
+    async with asyncio.timeout(5):
+        await waiting
+        await board.changed_since(0)
+    assert board.changes == 1
+
+
+def test_what_was_spent_stands_beside_its_limit():
+    """Money only where there are prices."""
+    counts = {Outcome.STORED: 2, Outcome.WAITING: 3}
+    facts = facts_of(Standing(counts, 61.0, 90.0, 0.64, 10.0, 0.7))
+    assert facts == {
+        "stored": "2",
+        "waiting": "3",
+        "running for": "1 min 1 s",
+        "done in about": "1 min 30 s",
+        "bought": "10 s of video",
+        "spent, as estimated": "0.64 of 0.7",
+    }
+    assert "spent, as estimated" not in facts_of(Standing(counts, 61.0, None, None, 10.0, None))
+
+
+def test_spending_is_shown_only_with_prices():
+    """Zero would be a lie."""
+    assert Board(Budget({})).standing().spent is None
+    assert Board(Budget({"gen3a_turbo": Price(0.3)})).standing().spent == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (61, "1 min 1 s"), (7325, "2 h 2 min")]
+)
+def test_a_time_is_said_as_people_say_it(seconds, said):
+    """Seconds matter in a minute, and not in an hour."""
+    assert span(seconds) == said

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch does no more at once than it may, in the order asked for."""
+
+import asyncio
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+
+from prefect_cometapi.flows.lanes import (
+    IN_FLIGHT_LIMIT,
+    Lanes,
+    Pace,
+    limit_across_processes,
+    next_turn,
+)
+
+
+@given(calls=st.lists(st.floats(0, 10), min_size=2, max_size=50), per_second=st.floats(0.01, 1000))
+def test_turns_are_never_closer_than_the_rate_allows(calls, per_second):
+    """Whenever they are asked for, and in the order asked for."""
+    turns: list[float] = []
+    for now in sorted(calls):
+        turns.append(next_turn(turns[-1] if turns else None, now, per_second))
+        assert turns[-1] >= now
+    assert all(b - a >= 1 / per_second - 1e-6 for a, b in pairwise(turns))
+
+
+async def test_a_pace_is_kept_by_all_who_wait():
+    """Twenty that come at once take turns."""
+    pace, began = Pace(200), time.monotonic()
+
+    async def turn() -> float:
+        await pace.turn()
+        return time.monotonic() - began
+
+    times = await asyncio.gather(*[turn() for _ in range(20)])
+    assert times == sorted(times)
+    assert times[-1] >= 19 / 200 - 0.005
+
+
+async def test_without_a_rate_nobody_waits():
+    """It is not limited unless the user says so."""
+    async with asyncio.timeout(5):
+        await asyncio.gather(*[Pace(None).turn() for _ in range(1000)])
+
+
+async def test_slots_are_given_in_order_and_never_too_many():
+    """First come, first served."""
+    lanes = Lanes(in_flight=3, downloads=1, per_second=None)
+    order: list[int] = []
+    now = most = 0
+
+    async def item(number: int) -> None:
+        nonlocal now, most
+        async with lanes.slot():
+            order.append(number)
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0)
+            now -= 1
+
+    await asyncio.gather(*[item(number) for number in range(20)])
+    assert order == list(range(20))
+    assert most == 3
+
+
+async def test_a_slot_that_is_freed_early_is_freed_once():
+    """The download goes on, and the next item may begin."""
+    lanes = Lanes(in_flight=1, downloads=1, per_second=None)
+    async with lanes.slot() as first:
+        first.free()
+        async with asyncio.timeout(5), lanes.slot():
+            first.free()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02), lanes.slot():
+                    pass
+    async with asyncio.timeout(5), lanes.slot():
+        pass
+
+
+async def test_a_failed_item_gives_its_slot_back():
+    """Else a few failures would stop the batch."""
+    lanes = Lanes(in_flight=1, downloads=1, per_second=None)
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            async with asyncio.timeout(5), lanes.slot():
+                raise RuntimeError
+
+
+@pytest.mark.server
+async def test_without_a_global_limit_nothing_is_asked_of_prefect(prefect_server):
+    """It is the user's to set one up."""
+    assert await limit_across_processes() is None
+
+
+@pytest.mark.server
+async def test_a_global_limit_holds_across_processes(prefect_server):
+    """Two batches, each with ten lanes, share the three slots of the account."""
+    async with get_client() as client:
+        await client.create_global_concurrency_limit(
+            GlobalConcurrencyLimitCreate(name=IN_FLIGHT_LIMIT, limit=3, active=True)
+        )
+    name = await limit_across_processes()
+    assert name == IN_FLIGHT_LIMIT
+    now = most = 0
+
+    async def item(lanes: Lanes) -> None:
+        nonlocal now, most
+        async with lanes.slot():
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0.05)
+            now -= 1
+
+    two = [Lanes(in_flight=10, downloads=1, per_second=None, limit=name) for _ in range(2)]
+    async with asyncio.timeout(60):
+        await asyncio.gather(*[item(lanes) for lanes in two for _ in range(4)])
+    assert most == 3
