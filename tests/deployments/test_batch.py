@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prefect-cometapi batch`` as it is typed: what it buys, what it prints, and how it ends."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from prefect_cometapi.sandbox import Fault
+
+pytestmark = pytest.mark.server
+
+CATALOGUE = """id,promptImage,promptText,duration,x_shelf
+sku-1,https://example.com/cat.jpg,slow zoom,5,A
+sku-2,https://example.com/dog.jpg,"pan, left",10,B
+"""
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Path:
+    """Two rows in the working directory."""
+    path = tmp_path / "catalogue.csv"
+    path.write_text(CATALOGUE, encoding="utf-8")
+    return path
+
+
+def test_a_dry_run_says_what_it_comes_to_and_buys_nothing(shell, catalogue):
+    """Videos, seconds, money, and what is stored already."""
+    prices = {"COMETAPI_PRICES": '{"gen3a_turbo": "0.05/s"}'}
+    before = shell("batch", catalogue.name, "--dry-run", **prices)
+    assert before.returncode == 0, before.stderr
+    assert not shell.sandbox.requests
+    told = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in before.stdout.splitlines())
+    assert (told["videos"], told["stored already"], told["estimate"]) == ("2", "0", "0.75")
+    assert told["length"].startswith("15 s")
+    assert shell("batch", catalogue.name).returncode == 0
+    after = shell("batch", catalogue.name, "--dry-run", **prices)
+    assert "stored already  2" in after.stdout
+    assert "bought so far   15 s" in after.stdout
+
+
+def test_a_dry_run_names_every_bad_row(shell, catalogue):
+    """With its line and field; and it ends with 1, so that a script can stop."""
+    bad = CATALOGUE.replace(",5,A", ",7,A").replace("https://example.com/dog", "dog")
+    catalogue.write_text(bad, encoding="utf-8")
+    done = shell("batch", catalogue.name, "--dry-run")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    told = done.stdout + done.stderr
+    assert "line 2" in told
+    assert "duration" in told
+    assert "line 3" in told
+    assert "promptImage" in told
+
+
+def test_a_catalogue_becomes_videos_results_and_a_gallery(shell, catalogue):
+    """The command says where they are; typed again, it buys nothing."""
+    for _ in range(2):
+        done = shell("batch", catalogue.name, "--max-in-flight", "2")
+        assert done.returncode == 0, done.stderr
+        assert "2 stored in" in done.stdout
+        places = {
+            name: Path(line.split(":", 1)[1].strip())
+            for line in done.stdout.splitlines()
+            for name in ("results", "gallery")
+            if line.strip().startswith(name)
+        }
+        assert places["gallery"].read_text(encoding="utf-8").startswith("<!")
+        rows = [json.loads(line) for line in places["results"].read_text().splitlines()]
+        assert [row["id"] for row in rows] == ["sku-1", "sku-2"]
+    assert len(shell.sandbox.accepted) == 2
+
+
+def test_what_is_missing_is_listed_with_the_command_that_goes_on(shell, catalogue):
+    """It ends with 1, without a stack trace, and the same command buys the rest."""
+    shell.sandbox.add_fault(Fault.parse("create:invalid-request"))
+    done = shell("batch", catalogue.name, "--max-in-flight", "1")
+    assert done.returncode == 1
+    assert "1 stored, 1 failed" in done.stdout
+    assert "sku-1 failed InvalidRequest" in done.stdout
+    assert "prefect-cometapi batch catalogue.csv --max-in-flight 1" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert shell("batch", catalogue.name).returncode == 0
+    assert len(shell.sandbox.accepted) == 2
+
+
+def test_a_batch_that_fails_says_so_in_words(shell, catalogue):
+    """The error, and then each item."""
+    shell.sandbox.add_fault(Fault.parse("create:quota:times=9"))
+    done = shell("batch", catalogue.name, "--max-in-flight", "1")
+    assert done.returncode == 1
+    assert "BatchFailed: 1 failed, 1 not bought" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "sku-2 not bought" in done.stdout
+
+
+def test_an_uncertain_item_leads_to_the_ledger(shell, catalogue):
+    """Only the user can decide about it."""
+    shell.sandbox.add_fault(Fault.parse("create:reset-after"))
+    done = shell("batch", catalogue.name, "--max-in-flight", "1")
+    assert done.returncode == 1
+    assert "prefect-cometapi ledger list --state uncertain" in done.stdout
+
+
+def test_json_is_one_document(shell, catalogue):
+    """Progress goes to stderr."""
+    done = shell("batch", catalogue.name, "--json")
+    result = json.loads(done.stdout)
+    assert (result["succeeded"], result["failed"]) == (2, 0)
+    assert [item["outcome"] for item in result["results"]] == ["stored", "stored"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["missing.csv"], "missing.csv"),
+        (["catalogue.csv", "--max-spend", "1"], "COMETAPI_PRICES"),
+        (["catalogue.csv", "--output", "results.csv"], "results.csv"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_anything_is_bought(shell, catalogue, words, told):
+    """In words, without a stack trace."""
+    done = shell("batch", *words)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not shell.sandbox.requests

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Earlier generations of a kind teach when to look at the next one."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from prefect_cometapi.flows import habits, image_to_video
+from prefect_cometapi.flows.habits import habit_of
+from prefect_cometapi.flows.ledger import open_ledger
+from prefect_cometapi.runway import Entry, ImageToVideoRequest, State, Submission
+from prefect_cometapi.runway.entries import Intent
+from prefect_cometapi.runway.schedule import Habit
+from prefect_cometapi.sandbox import Sandbox
+
+IMAGE: Any = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow zoom"}
+TOOK = 3.0
+
+
+async def seen_before(base_url: str, count: int = 20, took: float = TOOK) -> Entry:
+    """So many generations of this kind, each watched to its end; the newest of them."""
+    ledger = await open_ledger()
+    request = ImageToVideoRequest.model_validate(IMAGE)
+    newest = None
+    for number in range(count):
+        intent = Intent(
+            key=f"before-{number}",
+            base_url=base_url,
+            route=request.route,
+            model=request.model,
+            billed_seconds=request.billed_seconds(),
+        )
+        submitted = datetime.now(UTC) - timedelta(minutes=count - number)
+        newest = await ledger.add(
+            intent,
+            State.STORED,
+            uuid4().hex,
+            task_id=f"task-{number}",
+            submitted_at=submitted,
+            finished_at=submitted + timedelta(seconds=took + number / 100),
+            polls=10,
+        )
+    assert newest
+    return newest
+
+
+async def known(look: Callable[[], Habit | None]) -> Habit:
+    """What is known as soon as the ledger has answered."""
+    async with asyncio.timeout(30):
+        while (found := look()) is None:  # noqa: ASYNC110 -- another thread brings it
+            await asyncio.sleep(0.01)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(habits, "_known", {})
+    monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.2")
+
+
+async def test_the_ledger_is_asked_without_waiting_for_it(sandbox):
+    """At first nothing is known; soon after, what the ledger tells."""
+    entry = await seen_before(sandbox.url)
+    look = habit_of(entry.submission(), entry, sandbox.url)
+    habit = await known(look)
+    assert habit.typical == pytest.approx(TOOK, abs=0.3)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+async def test_too_few_teach_nothing(sandbox, count):
+    """A fixed interval is what remains."""
+    entry = await seen_before(sandbox.url, count) if count else None
+    submission = Submission(
+        key="k",
+        task_id="t",
+        submitted_at=datetime.now(UTC),
+        route="image_to_video",
+        model="gen3a_turbo",
+    )
+    look = habit_of(submission, entry, sandbox.url)
+    ledger = await open_ledger()
+    await ledger.entries()  # the question before this one has been answered
+    assert look() is None
+
+
+async def test_an_id_without_a_request_has_no_kind(sandbox):
+    """What was bought elsewhere may be anything."""
+    await seen_before(sandbox.url)
+    submission = Submission(key="k", task_id="t", submitted_at=datetime.now(UTC))
+    assert habit_of(submission, None, sandbox.url)() is None
+
+
+async def test_many_of_a_kind_ask_once(sandbox, monkeypatch):
+    """A batch of a thousand is one question in half a minute."""
+    entry = await seen_before(sandbox.url)
+    asked = []
+    monkeypatch.setattr(habits, "record_soon", asked.append)
+    for _ in range(100):
+        habit_of(entry.submission(), entry, sandbox.url)()
+    assert len(asked) == 1
+
+
+@pytest.mark.server
+def test_what_is_known_saves_polls(prefect_server, sandbox, monkeypatch):
+    """A generation that takes as long as those before it is not looked at while it is young."""
+    with Sandbox(render_seconds=TOOK) as slow:
+        monkeypatch.setenv("COMETAPI_BASE_URL", slow.url)
+        cold = image_to_video(IMAGE, key="cold")
+        asyncio.run(seen_before(slow.url))
+        habits._known.clear()
+        warm = image_to_video(IMAGE, key="warm")
+    assert 2 * warm.polls <= cold.polls
