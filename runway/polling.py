@@ -207,7 +207,10 @@ async def _keep_interval(
         return
     now = time.monotonic()
     age = max(0.0, submission.age() - (now - wait.last_poll))
-    delay = next_delay(age, patience.interval, habit, random.random())  # noqa: S311
+    delay = max(
+        next_delay(age, patience.interval, habit, random.random()),  # noqa: S311
+        first_delay(age, patience.interval, habit),  # where the habit became known just now
+    )
     end = (wait.started or 0.0) + patience.deadline
     due = min(wait.last_poll + delay, max(end, wait.last_poll + patience.interval))
     await asyncio.sleep(due - now)

@@ -59,7 +59,6 @@ async def known(look: Callable[[], Habit | None]) -> Habit:
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch):
     monkeypatch.setattr(habits, "_known", {})
-    monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.2")
 
 
 async def test_the_ledger_is_asked_without_waiting_for_it(sandbox):
@@ -109,6 +108,7 @@ def test_what_is_known_saves_polls(prefect_server, sandbox, monkeypatch):
     """A generation that takes as long as those before it is not looked at while it is young."""
     with Sandbox(render_seconds=TOOK) as slow:
         monkeypatch.setenv("COMETAPI_BASE_URL", slow.url)
+        monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.2")
         cold = image_to_video(IMAGE, key="cold")
         asyncio.run(seen_before(slow.url))
         habits._known.clear()
