@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stand-in for CometAPI that never is the bottleneck, and that knows what its clients did.
+
+``python tests/benchmarks/lean.py CLIP [OPTIONS]`` prints its address. It speaks as the sandbox
+does, in the sandbox's own words, on the routes that a batch uses: create, task, asset. What it
+leaves out is what costs: it draws nothing (every job has the same clip and takes as long as a
+seeded draw says), and no framework stands between a socket and its answer.
+
+``GET /_stats`` tells what happened: jobs, polls of each, and how long a finished job waited until
+its client learned of it.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import math
+import random
+import statistics
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from plain_http import Answer, Asked, as_json, serve
+from pydantic import BaseModel, ValidationError
+
+from prefect_cometapi.sandbox.assets import byte_range
+from prefect_cometapi.sandbox.bodies import ImageToVideoBody, VideoToVideoBody
+from prefect_cometapi.sandbox.gate import refusal_of
+from prefect_cometapi.sandbox.jobs import stage_and_progress
+from prefect_cometapi.sandbox.refusals import (
+    Refusal,
+    invalid_request,
+    no_such_route,
+    task_not_exist,
+    unauthorized,
+)
+from prefect_cometapi.sandbox.replies import Snapshot, Stage, bare
+
+TICK = 0.05
+"""Seconds between two looks at how late the loop is."""
+
+_BODIES: dict[str, type[BaseModel]] = {
+    "image_to_video": ImageToVideoBody,
+    "video_to_video": VideoToVideoBody,
+}
+
+
+def rendering_times(mean: float, variation: float, seed: int) -> Iterator[float]:
+    """Seconds that one job after the other takes: lognormal, or all alike without a variation.
+
+    Args:
+        mean: Of all, in seconds.
+        variation: Standard deviation as a share of the mean.
+        seed: Decides the draws.
+    """
+    dice = random.Random(seed)
+    sigma = math.sqrt(math.log(1 + variation**2))
+    while True:
+        yield dice.lognormvariate(math.log(mean) - sigma**2 / 2, sigma) if mean else 0.0
+
+
+@dataclass
+class Job:
+    """An accepted job."""
+
+    action: str
+    accepted: float
+    since: float
+    takes: float
+    polls: int = 0
+    learned: float | None = None
+    """When a client was first told that it is finished."""
+
+    downloads: int = 0
+
+
+class Lean:
+    """The service.
+
+    Args:
+        clip: The MP4 of every job.
+        times: How long one job after the other takes, in seconds.
+    """
+
+    def __init__(self, clip: bytes, times: Iterator[float]) -> None:
+        self._clip = memoryview(clip)
+        self._times = times
+        self._etag = f'"{hashlib.sha256(clip).hexdigest()[:32]}"'
+        self._jobs: dict[str, Job] = {}
+        self._late = 0.0
+        self._began = time.process_time()
+
+    def answer(self, asked: Asked) -> Answer:
+        """The answer to a request."""
+        path, _, _ = asked.path.partition("?")
+        try:
+            if path.startswith("/runwayml/v1/"):
+                return as_json(self._runway(asked, path.removeprefix("/runwayml/v1/")))
+            if path.startswith("/assets/") and asked.method in {"GET", "HEAD"}:
+                return self._asset(asked, path)
+            if path == "/_stats":
+                return as_json(self.stats())
+        except Refusal as refused:
+            return as_json(refused.body, refused.status)
+        return as_json(no_such_route(asked.method, path), 404)
+
+    def _runway(self, asked: Asked, route: str) -> dict[str, Any]:
+        scheme, _, key = asked.header("authorization").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise unauthorized()
+        if asked.method == "GET" and route.startswith("tasks/"):
+            return self._task(route.removeprefix("tasks/"), asked.header("host"))
+        if asked.method == "POST" and route in _BODIES:
+            return self._create(asked, route)
+        raise Refusal(404, no_such_route(asked.method, asked.path))
+
+    def _create(self, asked: Asked, route: str) -> dict[str, Any]:
+        if not asked.header("x-runway-version"):
+            raise invalid_request("X-Runway-Version: Field required")
+        try:
+            _BODIES[route].model_validate_json(asked.body)
+        except ValidationError as error:
+            raise refusal_of(
+                [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
+            ) from None
+        task_id = str(uuid.uuid4())
+        self._jobs[task_id] = Job(route.upper(), time.monotonic(), time.time(), next(self._times))
+        return {"id": task_id}
+
+    def _task(self, task_id: str, host: str) -> dict[str, Any]:
+        job = self._jobs.get(task_id)
+        if job is None:
+            raise task_not_exist()
+        job.polls += 1
+        now = time.monotonic()
+        elapsed = now - job.accepted
+        stage, progress = stage_and_progress(elapsed, job.takes, ready=True)
+        finished = stage is Stage.SUCCEEDED
+        if finished and job.learned is None:
+            job.learned = now
+        return bare(
+            Snapshot(
+                task_id=task_id,
+                action=job.action,
+                prompt="",
+                stage=stage,
+                progress=progress,
+                accepted=job.since,
+                urls=(f"http://{host}/assets/{task_id}/0.mp4?_jwt=benchmark",) if finished else (),
+            )
+        )
+
+    def _asset(self, asked: Asked, path: str) -> Answer:
+        job = self._jobs.get(path.split("/")[2])
+        if job is None or job.learned is None:
+            return as_json({"error": "NoSuchKey"}, 404)
+        job.downloads += asked.method == "GET"
+        headers = {"Content-Type": "video/mp4", "ETag": self._etag, "Accept-Ranges": "bytes"}
+        wanted = asked.header("range")
+        if wanted and (asked.header("if-range") or self._etag) == self._etag:
+            part = byte_range(wanted, len(self._clip))
+            if isinstance(part, tuple):
+                first, last = part
+                headers["Content-Range"] = f"bytes {first}-{last}/{len(self._clip)}"
+                return Answer(206, self._clip[first : last + 1], headers)
+        return Answer(200, self._clip, headers)
+
+    def stats(self) -> dict[str, Any]:
+        """What happened so far."""
+        jobs = list(self._jobs.values())
+        polls = [job.polls for job in jobs]
+        lags = sorted(job.learned - job.accepted - job.takes for job in jobs if job.learned)
+        began = min((job.accepted for job in jobs), default=0.0)
+        seen = Stats(
+            accepted=len(jobs),
+            polls=sum(polls),
+            most_polls=max(polls, default=0),
+            learned=len(lags),
+            lag_mean=statistics.fmean(lags) if lags else 0.0,
+            lag_p95=lags[math.ceil(0.95 * len(lags)) - 1] if lags else 0.0,
+            lag_max=max(lags, default=0.0),
+            downloads=sum(job.downloads for job in jobs),
+            submitting=max((job.accepted for job in jobs), default=0.0) - began,
+            last_ready=max((job.accepted + job.takes for job in jobs), default=0.0) - began,
+            cpu=time.process_time() - self._began,
+            late=self._late,
+        )
+        return asdict(seen)
+
+    async def watch(self) -> None:
+        """Note how late the loop is at worst, which is how long a request may have waited."""
+        while True:
+            due = time.monotonic() + TICK
+            await asyncio.sleep(TICK)
+            self._late = max(self._late, time.monotonic() - due)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the service saw. Times in seconds.
+
+    Attributes:
+        accepted: Jobs that would have been paid for.
+        polls: Of all jobs.
+        most_polls: Of one job.
+        learned: Jobs of which a client was told that they are finished.
+        lag_mean: Between a job's end and its client's learning of it.
+        lag_p95: The same, in 95 of 100 jobs at most.
+        lag_max: The same, at worst.
+        downloads: Of outputs.
+        submitting: From the first accepted job to the last.
+        last_ready: From the first accepted job to the last job's end.
+        cpu: Processor time of the service.
+        late: How late its loop was at worst.
+    """
+
+    accepted: int
+    polls: int
+    most_polls: int
+    learned: int
+    lag_mean: float
+    lag_p95: float
+    lag_max: float
+    downloads: int
+    submitting: float
+    last_ready: float
+    cpu: float
+    late: float
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("clip", type=Path, help="an MP4, the output of every job")
+    parser.add_argument("--rendering", type=float, default=20.0, help="seconds, mean")
+    parser.add_argument("--variation", type=float, default=0.0, help="deviation / mean")
+    parser.add_argument("--seed", type=int, default=1, help="of the rendering times")
+    asked = parser.parse_args()
+    times = rendering_times(asked.rendering, asked.variation, asked.seed)
+    service = Lean(asked.clip.read_bytes(), times)
+    serve(service.answer, service.watch)
+
+
+if __name__ == "__main__":
+    main()
