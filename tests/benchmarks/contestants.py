@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to make a batch of videos, each in a process of its own, and all with the same duties.
+
+Submit, wait, download to a temporary file, demux it to its end, have it on the disk, rename it into
+place. `batch.py` starts this file once for each; it says ``ready`` when everything is imported and
+Prefect has been used once, and begins at the word ``go``.
+"""
+
+import asyncio
+import importlib
+import json
+import os
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+KEY = "benchmark"
+INTERVAL = 5.0
+"""Seconds between two polls of a job, as the service asks for."""
+
+CALLS = 32
+CONNECTIONS = 40
+"""What bare asyncio allows itself at once."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to do.
+
+    Attributes:
+        url: Where the service is.
+        items: How many videos to make.
+        in_flight: How many at a time.
+        folder: Where to leave them.
+    """
+
+    url: str
+    items: int
+    in_flight: int
+    folder: str
+
+    def place(self, number: int) -> Path:
+        """Where a video goes."""
+        return Path(self.folder) / f"{number}.mp4"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a contestant says of itself when it is done.
+
+    Attributes:
+        succeeded: Videos that it says it made.
+        seconds: From ``go`` on.
+        cpu_before: Processor seconds until ``go``.
+        memory_before: Bytes of memory at ``go``.
+        peak: Bytes of memory at most.
+    """
+
+    succeeded: int
+    seconds: float
+    cpu_before: float
+    memory_before: int
+    peak: int
+
+
+class NotHereError(Exception):
+    """Something that a contestant needs is not installed."""
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    """The items, as the wire has them."""
+    return [
+        {
+            "promptImage": f"https://example.com/{number}.jpg",
+            "promptText": f"slow zoom, picture {number}",
+            "model": "gen3a_turbo",
+            "ratio": "1280:768",
+            "duration": 5,
+        }
+        for number in range(count)
+    ]
+
+
+def publish(part: Path, place: Path) -> None:
+    """Make a downloaded file visible once it is certain to be a whole video, and on the disk.
+
+    Raises:
+        ValueError: It is cut off.
+    """
+    import av
+
+    ends, corrupt = 0.0, False
+    with av.open(str(part)) as container:
+        stream = container.streams.video[0]
+        promised = float((stream.duration or 0) * (stream.time_base or 0))
+        for packet in container.demux(stream):
+            corrupt = corrupt or packet.is_corrupt
+            if packet.pts is not None and packet.time_base is not None:
+                ends = max(ends, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    if corrupt or not ends or ends < 0.98 * promised:
+        raise ValueError(f"{part} is cut off")
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(place)
+
+
+def threads(spec: Spec) -> Callable[[], int]:
+    """The official SDK in a task that is mapped over threads."""
+    try:
+        sdk = importlib.import_module("runwayml")
+    except ImportError:
+        raise NotHereError("runwayml is not installed (pip install runwayml)") from None
+    import httpx
+    from prefect import flow, task
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    client = sdk.RunwayML(api_key=KEY, base_url=f"{spec.url}/runwayml")
+    http = httpx.Client(timeout=60)
+
+    @task
+    def make_video(number: int, row: dict[str, Any]) -> str:
+        created = client.image_to_video.create(
+            model=row["model"],
+            prompt_image=row["promptImage"],
+            prompt_text=row["promptText"],
+            ratio=row["ratio"],
+            duration=row["duration"],
+        )
+        finished = created.wait_for_task_output()
+        place = spec.place(number)
+        part = place.with_suffix(".part")
+        with http.stream("GET", finished.output[0]) as response, part.open("wb") as file:
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+        publish(part, place)
+        return str(place)
+
+    runner: Any = ThreadPoolTaskRunner(max_workers=spec.in_flight)
+
+    @flow(task_runner=runner)
+    def make_videos() -> int:
+        made = make_video.map(range(spec.items), rows(spec.items))
+        made.wait()
+        return sum(future.state.is_completed() for future in made)
+
+    _use_prefect_once()
+    return make_videos
+
+
+def bare(spec: Spec) -> Callable[[], int]:
+    """Only asyncio and httpx."""
+    import av  # noqa: F401 -- loaded before the clock starts
+    import httpx
+
+    async def make_video(
+        http: httpx.AsyncClient, calls: asyncio.Semaphore, number: int, row: dict[str, Any]
+    ) -> None:
+        async with calls:
+            created = await http.post("/runwayml/v1/image_to_video", json=row)
+        task_id = created.raise_for_status().json()["id"]
+        while True:
+            await asyncio.sleep(INTERVAL * (1 + 0.1 * random.random()))
+            async with calls:
+                told = await http.get(f"/runwayml/v1/tasks/{task_id}")
+            state = told.raise_for_status().json()
+            if state["status"] == "SUCCEEDED":
+                break
+            if state["status"] in {"FAILED", "CANCELLED"}:
+                raise RuntimeError(state)
+        place = spec.place(number)
+        part = place.with_suffix(".part")
+        async with calls, http.stream("GET", state["output"][0]) as response:
+            response.raise_for_status()
+            with part.open("wb") as file:
+                async for chunk in response.aiter_bytes():
+                    file.write(chunk)
+        await asyncio.to_thread(publish, part, place)
+
+    async def make_videos() -> int:
+        places, calls = asyncio.Semaphore(spec.in_flight), asyncio.Semaphore(CALLS)
+        async with httpx.AsyncClient(
+            base_url=spec.url,
+            headers={"Authorization": f"Bearer {KEY}", "X-Runway-Version": "2024-11-06"},
+            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
+            timeout=60,
+        ) as http:
+
+            async def one(number: int, row: dict[str, Any]) -> None:
+                async with places:
+                    await make_video(http, calls, number, row)
+
+            work = (one(number, row) for number, row in enumerate(rows(spec.items)))
+            ended = await asyncio.gather(*work, return_exceptions=True)
+        return sum(error is None for error in ended)
+
+    return lambda: asyncio.run(make_videos())
+
+
+def floor(spec: Spec) -> Callable[[], int]:
+    """What Prefect takes for as many tasks that do nothing."""
+    from prefect import flow, task
+
+    @task
+    async def nothing(number: int) -> int:
+        return number
+
+    @flow
+    async def nothings() -> int:
+        return len(await asyncio.gather(*(nothing(number) for number in range(spec.items))))
+
+    _use_prefect_once()
+    return lambda: asyncio.run(nothings())
+
+
+def ours(spec: Spec) -> Callable[[], int]:
+    """This package's batch."""
+    flows = importlib.import_module("prefect_cometapi.flows")
+    generate_batch = getattr(flows, "agenerate_batch", None)
+    if generate_batch is None:
+        raise NotHereError("this package has no batch yet")
+    for name in ("av", "httpx", "sqlalchemy.ext.asyncio"):
+        importlib.import_module(name)
+
+    async def make_videos() -> int:
+        result = await generate_batch(
+            rows(spec.items), storage=spec.folder, key=KEY, max_in_flight=spec.in_flight
+        )
+        return result.succeeded
+
+    _use_prefect_once()
+    return lambda: asyncio.run(make_videos())
+
+
+def _use_prefect_once() -> None:
+    """Load what Prefect loads with its first run."""
+    from prefect import flow, task
+
+    @task
+    async def nothing() -> None:
+        pass
+
+    @flow
+    async def once() -> None:
+        await nothing()
+
+    asyncio.run(once())
+
+
+CONTESTANTS: dict[str, Callable[[Spec], Callable[[], int]]] = {
+    "ours": ours,
+    "bare": bare,
+    "threads": threads,
+    "floor": floor,
+}
+
+
+def _memory(name: str) -> int:
+    """A line of this process's state in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> None:
+    """Play one contestant: ``contestants.py WHO SPEC``."""
+    who, spec = sys.argv[1], Spec(**json.loads(sys.argv[2]))
+    try:
+        run = CONTESTANTS[who](spec)
+    except NotHereError as reason:
+        print(json.dumps({"skipped": str(reason)}), flush=True)
+        return
+    print("ready", flush=True)
+    sys.stdin.readline()
+    cpu_before, memory_before, started = cpu_seconds(), _memory("VmRSS"), time.perf_counter()
+    succeeded = run()
+    told = Told(
+        succeeded=succeeded,
+        seconds=time.perf_counter() - started,
+        cpu_before=cpu_before,
+        memory_before=memory_before,
+        peak=_memory("VmHWM"),
+    )
+    print(json.dumps(asdict(told)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

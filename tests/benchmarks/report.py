@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures as Markdown, in a page that several benchmarks share."""
+
+import importlib.metadata
+import os
+import platform
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+PAGE = "# Benchmarks\n\nEach section is written by the command that it names.\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up in a terminal; numbers to the right."""
+    cells = [list(head), *map(list, rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    cells.insert(1, rule)
+    return "\n".join(
+        "| "
+        + " | ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
+        for row in cells
+    )
+
+
+def machine(*packages: str) -> str:
+    """What the figures were taken with."""
+    versions = [f"Python {platform.python_version()}"]
+    for package in packages:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    load = os.getloadavg()[0]
+    return f"{os.cpu_count()} cores, load {load:.1f} at the end; {', '.join(versions)}."
+
+
+def put_section(page: Path, name: str, text: str) -> None:
+    """Write a section of a page in place of its former text, or as the last one."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    section = f"{begin}\n{text.strip()}\n{end}"
+    before = page.read_text(encoding="utf-8") if page.exists() else PAGE
+    old = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
+    after, found = old.subn(lambda _: section, before)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(after if found else f"{before.rstrip()}\n\n{section}\n", encoding="utf-8")
