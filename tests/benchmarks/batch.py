@@ -10,9 +10,10 @@
 - bare: asyncio and httpx without Prefect.
 - floor: a Prefect flow with as many tasks that do nothing.
 
-Each has a process, a service and a Prefect server of its own, one after the other. What the service
-takes is measured first, so that it is seen not to be the limit. Several sizes after ``--items``
-also compare the cost of an item; several ``--rounds`` show the one with the median time.
+Each has a process and a service of its own, one after the other, and all of one size share a
+Prefect server. What the service takes is measured first, so that it is seen not to be the limit.
+Several sizes after ``--items`` also compare the cost of an item; of several ``--rounds`` the one
+with the median time is shown.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from pathlib import Path
 import load
 import report
 from contestants import CONTESTANTS
-from measuring import Course, Figures, race
+from measuring import Course, Figures, Server, prefect, race
 from service import draw_clip, lean_process
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +78,7 @@ ROWS = (
     Row("jobs accepted", lambda f, _: f.service.accepted, "{:.0f}", compared=False),
     Row("whole files in place", lambda f, _: f.whole, "{:.0f}", compared=False),
     Row("service busy, % of a core", lambda f, _: 100 * f.service.cpu / f.ended, compared=False),
+    Row("- late at most, ms", lambda f, _: 1000 * f.service.late, "{:.0f}", compared=False),
 )
 
 
@@ -147,11 +149,11 @@ def shown(items: int, race_: Race) -> str:
     return "\n\n".join(lines)
 
 
-async def _median(who: str, course: Course, rounds: int) -> Figures | str:
+async def _median(who: str, course: Course, server: Server, rounds: int) -> Figures | str:
     """The round with the median time, whole."""
     found: list[Figures] = []
     for number in range(rounds):
-        figures = await race(who, course)
+        figures = await race(who, course, server)
         if isinstance(figures, str):
             return figures
         found.append(figures)
@@ -205,10 +207,12 @@ async def run(asked: argparse.Namespace) -> str:
                 rendering=asked.rendering,
                 variation=asked.variation,
                 seed=asked.seed,
-                kept=asked.database,
                 clip=clip,
             )
-            races[items] = {who: await _median(who, course, asked.rounds) for who in asked.who}
+            async with prefect(asked.database) as server:
+                races[items] = {
+                    who: await _median(who, course, server, asked.rounds) for who in asked.who
+                }
         size = clip.stat().st_size / 1000
     parts = [
         "## A batch of videos",
@@ -228,11 +232,11 @@ async def run(asked: argparse.Namespace) -> str:
 _ABOUT = """`{command}`
 
 Each way submits, waits, downloads a clip of {size:.0f} kB, demuxes it to its end, has it on the
-disk and renames it into place, in a process of its own, with a service and a Prefect server
-started for it. In brackets the ratio to threads. Time and CPU are counted from when everything is
-imported and Prefect has been used once; CPU to the end of the process, so that what Prefect still
-sends then is in it. The time of the rendering is what a schedule without any loss takes. The lag is
-between a job's end and the first poll that says so."""
+disk and renames it into place, in a process of its own and with a service of its own, beside a
+Prefect server that was started before. In brackets the ratio to threads. Time and CPU are counted
+from when everything is imported and Prefect has been used once; CPU to the end of the process, so
+that what Prefect still sends then is in it. The time of the rendering is what a schedule without
+any loss takes. The lag is between a job's end and the first poll that says so."""
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets one contestant race, with a fresh service and a fresh Prefect server, and takes its time."""
+"""Lets contestants race one at a time, each with its own service, and takes their figures."""
 
 import asyncio
 import hashlib
@@ -42,7 +42,6 @@ class Course:
         rendering: How long a job takes, mean.
         variation: Standard deviation as a share of it.
         seed: Of the times that jobs take.
-        kept: Where Prefect's server keeps what it knows.
         clip: What every job gives.
     """
 
@@ -51,7 +50,6 @@ class Course:
     rendering: float
     variation: float
     seed: int
-    kept: Kept
     clip: Path
 
     def least(self) -> float:
@@ -127,13 +125,22 @@ class _Postgres:
         return Census(*map(int, self._server.execute(statement, self._name).split("|")))
 
 
+@dataclass(frozen=True)
+class Server:
+    """A Prefect server: where its API is, and what it keeps."""
+
+    api: str
+    database: _Database
+
+
 @asynccontextmanager
-async def _prefect(folder: Path, kept: Kept) -> AsyncIterator[tuple[str, _Database]]:
-    """A fresh Prefect server: its API and its database."""
+async def prefect(kept: Kept) -> AsyncIterator[Server]:
+    """A fresh Prefect server, with its database in a temporary folder."""
     from tests.kills.nursery import prefect_server
     from tests.postgres import Postgres, binaries
 
     async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(_folder()))
         url, database = None, _SQLite(folder / "prefect.db")
         if kept == "postgres":
             found = binaries()
@@ -143,7 +150,11 @@ async def _prefect(folder: Path, kept: Kept) -> AsyncIterator[tuple[str, _Databa
             stack.callback(postgres.remove)
             url = postgres.create_database()
             database = _Postgres(postgres, url)
-        yield await stack.enter_async_context(prefect_server(folder, url)), database
+        yield Server(await stack.enter_async_context(prefect_server(folder, url)), database)
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="cometapi-benchmark-")
 
 
 def _settled(database: _Database) -> Census:
@@ -187,7 +198,8 @@ def _whole(folder: Path, clip: Path) -> int:
     return sum(hashlib.sha256(path.read_bytes()).digest() == wanted for path in found)
 
 
-def _race(who: str, course: Course, folder: Path, api: str, database: _Database) -> Figures | str:
+def _race(who: str, course: Course, folder: Path, server: Server) -> Figures | str:
+    counted = server.database.census if who == "bare" else lambda: _settled(server.database)
     videos = folder / "videos"
     videos.mkdir()
     with (
@@ -207,7 +219,7 @@ def _race(who: str, course: Course, folder: Path, api: str, database: _Database)
             stderr=errors,
             text=True,
             cwd=folder,
-            env=_environment(folder, api, url),
+            env=_environment(folder, server.api, url),
         )
         assert process.stdin
         assert process.stdout
@@ -215,7 +227,7 @@ def _race(who: str, course: Course, folder: Path, api: str, database: _Database)
         if first.startswith("{"):
             process.wait()
             return json.loads(first)["skipped"]
-        before = _settled(database)
+        before = counted()
         started = time.perf_counter()
         if first:
             process.stdin.write("go\n")
@@ -230,7 +242,7 @@ def _race(who: str, course: Course, folder: Path, api: str, database: _Database)
             errors.seek(0)
             raise SystemExit(f"{who} broke down:\n{errors.read()[-4000:]}")
         told, seen = Told(**json.loads(last)), _stats(url)
-    after = _settled(database)
+    after = counted()
     rendering = 0.0 if not seen.accepted else course.least()
     return Figures(
         told=told,
@@ -247,9 +259,7 @@ def _tuple(census: Census) -> tuple[int, ...]:
     return tuple(asdict(census).values())
 
 
-async def race(who: str, course: Course) -> Figures | str:
+async def race(who: str, course: Course, server: Server) -> Figures | str:
     """Let a contestant make its videos; gives its figures, or why it cannot take part."""
-    with tempfile.TemporaryDirectory(prefix="cometapi-benchmark-") as name:
-        folder = Path(name)
-        async with _prefect(folder / "prefect", course.kept) as (api, database):
-            return await asyncio.to_thread(_race, who, course, folder, api, database)
+    with _folder() as name:
+        return await asyncio.to_thread(_race, who, course, Path(name), server)
