@@ -260,7 +260,7 @@ CONTESTANTS: dict[str, Callable[[Spec], Callable[[], int]]] = {
 }
 
 
-def _memory(name: str) -> int:
+def memory(name: str) -> int:
     """A line of this process's state in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
@@ -284,14 +284,14 @@ def main() -> None:
         return
     print("ready", flush=True)
     sys.stdin.readline()
-    cpu_before, memory_before, started = cpu_seconds(), _memory("VmRSS"), time.perf_counter()
+    cpu_before, memory_before, started = cpu_seconds(), memory("VmRSS"), time.perf_counter()
     succeeded = run()
     told = Told(
         succeeded=succeeded,
         seconds=time.perf_counter() - started,
         cpu_before=cpu_before,
         memory_before=memory_before,
-        peak=_memory("VmHWM"),
+        peak=memory("VmHWM"),
     )
     print(json.dumps(asdict(told)), flush=True)
 
