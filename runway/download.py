@@ -14,7 +14,6 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -33,9 +32,6 @@ RESUMPTIONS = 4
 
 RENEWALS = 2
 """Fresh addresses that are tried without a single new byte, before the output counts as lost."""
-
-READ_BYTES = 256 * 1024
-"""Bytes that are taken from a connection at once, at most; asyncio itself takes as many."""
 
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 _EXPIRED = {401, 403, 404, 410}
@@ -69,13 +65,6 @@ class Partial:
 
 # httpx logs each URL whole at INFO; a signed one must not stand in anybody's log.
 logging.getLogger("httpx").addFilter(HideSecrets())
-
-# httpcore takes 64 kB at once and has no option for it. Each piece costs as much Python as a larger
-# one, so a large file comes a quarter faster this way; under another httpcore it still comes.
-with suppress(ImportError):
-    from httpcore._async.http11 import AsyncHTTP11Connection
-
-    AsyncHTTP11Connection.READ_NUM_BYTES = READ_BYTES  # pyright: ignore[reportAttributeAccessIssue]
 
 
 async def download(
