@@ -25,6 +25,8 @@ from prefect_cometapi.runway.manifest import read_rows
 from prefect_cometapi.runway.rows import BadRow, batch_keys, check_rows
 
 IMAGE, VIDEO = "https://example.com/cat.jpg", "https://example.com/cat.mp4"
+CUT_OFF = gzip.compress(b"{}\n", mtime=0)[:-4]
+
 ROW = {"id": "a", "promptImage": IMAGE, "promptText": 'slow, "soft"\nzoom'}
 NESTED = {"references", "contentModeration"}
 FORMATS = ["jsonl", "ndjson", "csv", "parquet", "jsonl.gz", "csv.gz"]
@@ -368,7 +370,7 @@ def test_a_manifest_that_is_not_there_is_told(suffix, tmp_path):
         ("rows", b"", "has no known format"),
         ("rows.parquet.gz", b"", "has no known format"),
         ("rows.jsonl.gz", b"{}", "cannot be read: Not a gzipped file"),
-        ("rows.jsonl.gz", gzip.compress(b"{}\n", mtime=0)[:-4], "cannot be read: Compressed file ended"),
+        ("rows.jsonl.gz", CUT_OFF, "cannot be read: Compressed file ended"),
         ("rows.parquet", b"PAR1", "cannot be read: "),
         ("rows.jsonl", b" \n", "has no rows"),
     ],
