@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flows whose record in Prefect holds no pictures.
+"""Flows whose record in Prefect holds no pictures and no catalogues.
 
 Prefect stores the parameters of a run as they were given, so a data URI in a plain dict would be
-kept whole in its database (and refused above 512 kB). Here it is stored shortened; the run itself
-gets the original.
+kept whole in its database (and refused above 512 kB), and so would be a list of many requests.
+Here they are stored shortened; the run itself gets the original.
 """
 
 import inspect
+import json
 import logging
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from prefect import Flow
@@ -24,12 +26,31 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+LONGEST = 400_000
+"""Characters of stored parameters; Prefect's server refuses more than 512 kB."""
+
+
+def _beginning(value: Any) -> Any:
+    """Of a list the items that there is room for, and how many there were."""
+    if not isinstance(value, list):
+        return value
+    items: list[Any] = value
+    sizes = accumulate(len(json.dumps(item)) for item in items)
+    kept = sum(1 for size in sizes if size <= LONGEST // 2)
+    rest = len(items) - kept
+    more = [f"... and {rest:,} more, which Prefect does not store"] if rest else []
+    return [*items[:kept], *more]
+
+
 class RecordedFlow(Flow[P, R]):
     """A Prefect flow that stores data URIs among its parameters shortened."""
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """The parameters as they are stored."""
-        return shortened(super().serialize_parameters(parameters), urls=False)
+        stored = shortened(super().serialize_parameters(parameters), urls=False)
+        if len(json.dumps(stored)) <= LONGEST:
+            return stored
+        return {name: _beginning(value) for name, value in stored.items()}
 
     def with_options(self, *args: Any, **kwargs: Any) -> Flow[P, R]:
         """A copy with other options, which stores data URIs shortened too."""

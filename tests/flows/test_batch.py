@@ -358,3 +358,16 @@ def test_a_list_is_bought_once_however_often_its_run_is_retried(prefect_server, 
 
     assert nightly() == 2
     assert len(sandbox.accepted) == 2
+
+
+def test_a_list_may_be_longer_than_prefect_stores(prefect_server, sandbox, history):
+    """The run has it whole; its record has the beginning, and says how much is missing."""
+    many = [dict(row, _note="x" * 20_000) for row in rows(25)]
+    state = generate_batch(many, max_seconds=5, max_in_flight=1, return_state=True)
+    assert (state.result().succeeded, state.result().not_bought) == (1, 24)
+    which = {"id": {"any_": [str(state.state_details.flow_run_id)]}}
+    (run,) = history.filter("flow_runs", flow_runs=which)
+    *stored, rest = run["parameters"]["requests"]
+    assert [row["id"] for row in stored] == [row["id"] for row in many[: len(stored)]]
+    assert 5 <= len(stored) <= 20
+    assert rest == f"... and {25 - len(stored)} more, which Prefect does not store"
