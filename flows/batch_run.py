@@ -158,11 +158,12 @@ class BatchRun:
 
         async def make() -> GenerationResult:
             async with staying_with(self.ledger, item.key, this_run()):
-                if item.key not in self.bought:
-                    await self.lanes.pace.turn()
-                submission = await by.submit(
-                    item.request, self.credentials, item.key, storage=self.storage
-                )
+                async with self.lanes.submissions:
+                    if item.key not in self.bought:
+                        await self.lanes.pace.turn()
+                    submission = await by.submit(
+                        item.request, self.credentials, item.key, storage=self.storage
+                    )
                 return await deliver(submission, self.credentials, self.storage, by=by)
 
         return await (agenerate_item(item, make) if self.one_task_run else make())

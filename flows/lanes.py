@@ -17,6 +17,10 @@ from .display import logger
 IN_FLIGHT_LIMIT = "cometapi-in-flight"
 """Name of Prefect's global concurrency limit for generations that are upstream."""
 
+SUBMISSIONS = 8
+"""Submissions at a time. Each is claimed in the ledger first, and a claim that waits for a free
+connection would be in doubt for nothing if the process dies; the client takes more than these."""
+
 _BACKLOG = 4
 """Finished generations that may wait for one download: their addresses expire, so it is few."""
 
@@ -70,6 +74,7 @@ class Lanes:
         self._in_flight = asyncio.Semaphore(in_flight)
         self._limit = limit
         self.open = asyncio.Semaphore(in_flight + _BACKLOG * downloads)
+        self.submissions = asyncio.Semaphore(SUBMISSIONS)
         self.downloads = asyncio.Semaphore(downloads)
         self.pace = Pace(per_second)
 
