@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Timer
 from typing import Any, Literal, Protocol
 from urllib.request import urlopen
 
@@ -28,6 +29,9 @@ QUIET_FOR = 6.0
 
 SETTLED_BY = 300.0
 """Seconds after which its rows are counted in any case."""
+
+LONGEST = 1800.0
+"""Seconds beyond ten times the rendering after which a contestant counts as hung."""
 
 Kept = Literal["sqlite", "postgres"]
 
@@ -232,7 +236,10 @@ def _race(who: str, course: Course, folder: Path, server: Server) -> Figures | s
         if first:
             process.stdin.write("go\n")
             process.stdin.flush()
+        limit = Timer(LONGEST + 10 * course.least(), process.kill)
+        limit.start()
         last = process.stdout.readline()
+        limit.cancel()
         _, _, used = os.wait4(process.pid, 0)
         process.returncode = 0
         ended = time.perf_counter() - started
