@@ -50,6 +50,7 @@ def shape(reply: httpx.Response) -> tuple[int, object]:
 
 
 def test_it_speaks_as_the_sandbox_does(lean: httpx.Client) -> None:
+    """What is measured against it is measured against the same replies."""
     with (
         Sandbox(render_seconds=0.3) as sandbox,
         httpx.Client(base_url=sandbox.url, headers=HEADERS) as real,
@@ -88,6 +89,7 @@ def test_it_speaks_as_the_sandbox_does(lean: httpx.Client) -> None:
 
 
 def test_it_tells_when_a_client_learned_of_an_end(lean: httpx.Client) -> None:
+    """The lag in the tables is the service's own count."""
     from lean import Stats
 
     created = lean.post("/runwayml/v1/image_to_video", json=BODY)
@@ -104,6 +106,7 @@ def test_it_tells_when_a_client_learned_of_an_end(lean: httpx.Client) -> None:
 
 
 def test_times_are_as_asked_and_the_same_for_the_same_seed() -> None:
+    """All contestants wait for the same generations."""
     from lean import rendering_times
 
     times = list(islice(rendering_times(20, 0.3, seed=1), 20_000))

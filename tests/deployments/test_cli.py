@@ -150,6 +150,7 @@ def test_help_lists_the_commands(script):
     shown = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
     commands = re.findall(r"^│ ([a-z][a-z-]+) ", shown, re.MULTILINE)
     assert commands == [
+        "batch",
         "collect",
         "demo",
         "finish",

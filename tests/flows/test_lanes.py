@@ -108,16 +108,19 @@ async def test_a_global_limit_holds_across_processes(prefect_server):
     name = await limit_across_processes()
     assert name == IN_FLIGHT_LIMIT
     now = most = 0
+    full = asyncio.Event()
 
     async def item(lanes: Lanes) -> None:
         nonlocal now, most
         async with lanes.slot():
             now += 1
             most = max(most, now)
-            await asyncio.sleep(0.05)
+            if now == 3:
+                full.set()
+            await full.wait()
             now -= 1
 
     two = [Lanes(in_flight=10, downloads=1, per_second=None, limit=name) for _ in range(2)]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         await asyncio.gather(*[item(lanes) for lanes in two for _ in range(4)])
     assert most == 3
