@@ -9,7 +9,10 @@ import pytest
 
 from prefect_cometapi.sandbox import Fault
 
-pytestmark = pytest.mark.server
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens"),
+]
 
 CATALOGUE = """id,promptImage,promptText,duration,x_shelf
 sku-1,https://example.com/cat.jpg,slow zoom,5,A
@@ -126,3 +129,41 @@ def test_what_cannot_be_done_is_told_before_anything_is_bought(shell, catalogue,
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert not shell.sandbox.requests
+
+
+def test_the_end_of_a_batch_is_told_whatever_it_is(shell, command, catalogue, capsys, monkeypatch):
+    """Refused, left for want of money, repeated, and whole."""
+    monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.5}')
+    shell.sandbox.add_fault(Fault.parse("create:invalid-request"))
+    words = ("batch", catalogue.name, "--max-in-flight", "1")
+    assert command(*words, "--max-failures", "0") == 1
+    told = capsys.readouterr()
+    assert "BatchFailed" in told.err
+    assert "sku-2 not bought" in told.out
+    assert command(*words, "--max-spend", "0.6") == 1
+    assert "spent, as estimated: 0.50 of 0.60" in capsys.readouterr().out
+    assert command(*words) == 0
+    assert "2 stored" in capsys.readouterr().out
+    assert command(*words, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["succeeded"] == 2
+    assert command(*words, "--dry-run") == 0
+    assert len(shell.sandbox.accepted) == 2
+
+
+def test_only_the_first_of_many_that_failed_are_listed(shell, command, tmp_path, capsys):
+    """The results have them all."""
+    rows = "".join(f"sku-{n},https://example.com/a.jpg,7\n" for n in range(15))
+    (tmp_path / "bad.csv").write_text(f"id,promptImage,duration\n{rows}", encoding="utf-8")
+    assert command("batch", "bad.csv", "--dry-run") == 1
+    assert "and 5 more" in capsys.readouterr().out
+
+
+def test_an_interrupted_batch_says_how_to_go_on(shell, command, catalogue, capsys, monkeypatch):
+    """With the command as it was typed."""
+
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prefect_cometapi.flows.generate_batch", interrupted, raising=False)
+    assert command("batch", catalogue.name, "--strict") == 130
+    assert f"prefect-cometapi batch {catalogue.name} --strict" in capsys.readouterr().err

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked wit
 
 
 @pytest.mark.parametrize(
-    "name", ["collect", "demo", "finish", "image-to-video", "sandbox", "video-to-video"]
+    "name", ["batch", "collect", "demo", "finish", "image-to-video", "sandbox", "video-to-video"]
 )
 def test_every_option_is_explained(name):
     """No option in a command's help stands there without a word on it."""

@@ -35,7 +35,7 @@ PRICES = {"gen3a_turbo": Price(0.32), "gen4_aleph": Price(0.15, per_second=True)
 def test_a_price_is_of_a_generation_or_of_a_second(written, meant):
     """0.32 is for the whole, "0.05/s" for a second of video."""
     assert parse_price(written) == meant
-    assert parse_price(str(meant)) == meant
+    assert parse_price(str(meant)) == parse_price(meant) == meant
 
 
 @pytest.mark.parametrize("written", ["", "free", "-1", "1e9", "0.05/m", True, None, [], "nan"])
