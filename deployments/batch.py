@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter, validators
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..runway.errors import BatchFailed
 from .quiet import quieten_prefect, start_prefect
-from .terminal import console, errors, show_error, shown_place
+from .terminal import bar, console, errors, show_error, shown_place
 
 if TYPE_CHECKING:
     from ..flows.board import Standing
@@ -67,7 +66,9 @@ def batch(
     from ..flows.batch_plan import foreseen
 
     if dry_run:
-        _show_foreseen(asyncio.run(foreseen(manifest, key, storage)))
+        result = asyncio.run(foreseen(manifest, key, storage))
+        _show_foreseen(result)
+        sys.exit(1 if result.failed else 0)
     try:
         with _progress(errors if json else console):
             start_prefect()
@@ -108,7 +109,6 @@ def _show_foreseen(result: "BatchResult") -> None:
         table.add_row(f"[dim]{what}[/]", escape(value))
     console.print(table)
     _list([item for item in result.results if item.outcome is Outcome.INVALID])
-    sys.exit(1 if bad else 0)
 
 
 def _show(result: "BatchResult", *, json: bool) -> None:
@@ -130,15 +130,15 @@ def _show(result: "BatchResult", *, json: bool) -> None:
     if result.uncertain:
         console.print("  [dim]Next:[/] prefect-cometapi ledger list --state uncertain")
     elif unstored:
-        command = shlex.join(["prefect-cometapi", "batch", *sys.argv[2:]])
-        console.print(f"  [dim]Again, for what is missing:[/] {escape(command)}", soft_wrap=True)
+        command = escape(_as_typed())
+        console.print(f"  [dim]Again, for what is missing:[/] {command}", soft_wrap=True)
 
 
 def _list(items: "list[ItemResult]") -> None:
     if items:
         console.print()
     for item in items[:_SHOWN]:
-        told = ": ".join(filter(None, [item.error, item.message])) or "left"
+        told = item.problem() or "left"
         line = f"  {escape(item.id)} [yellow]{item.outcome}[/] {escape(told)}"
         console.print(line, soft_wrap=True)
     if len(items) > _SHOWN:
@@ -151,18 +151,9 @@ def _progress(where: Console) -> Iterator[None]:
     from ..flows.batch_display import span
     from ..flows.board import batch_listener
 
-    columns = (
-        SpinnerColumn(finished_text="[green]✓[/]"),
-        TextColumn("[bold]batch"),
-        BarColumn(bar_width=28),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-    )
-
     def listen(standing: "Standing") -> None:
         left = f", {span(standing.left)} left" if standing.left else ""
-        progress.update(
-            line,
+        move(
             description=f"{standing.sentence()}{left}",
             total=standing.total,
             completed=standing.done,
@@ -170,17 +161,15 @@ def _progress(where: Console) -> Iterator[None]:
 
     token = batch_listener.set(listen)
     try:
-        with Progress(*columns, console=where) as progress:
-            line = progress.add_task("starting Prefect", total=None)
-            try:
-                yield
-            except Exception:
-                progress.update(line, visible=False)  # the error is told in its place
-                raise
+        with bar("batch", where) as move:
+            yield
     except KeyboardInterrupt:
         errors.print("[yellow]Interrupted.[/] What was submitted goes on upstream.")
-        command = shlex.join(["prefect-cometapi", *sys.argv[1:]])
-        errors.print(f"  [dim]Next:[/] {escape(command)}", soft_wrap=True)
+        errors.print(f"  [dim]Next:[/] {escape(_as_typed())}", soft_wrap=True)
         raise
     finally:
         batch_listener.reset(token)
+
+
+def _as_typed() -> str:
+    return shlex.join(["prefect-cometapi", *sys.argv[1:]])

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a generation looks like in a terminal: progress while one waits, a table at the end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -39,10 +40,8 @@ _NOT_VALID = {
 
 
 @contextmanager
-def progress_of(title: str, where: Console = console, done: str = "stored") -> Iterator[None]:
-    """A line that moves while the flows inside wait, and that stays when they are done."""
-    from ..flows.display import progress_listener
-
+def bar(title: str, where: Console) -> Iterator[Callable[..., None]]:
+    """A line that moves while the block runs, by what is yielded; an error takes it away."""
     columns = (
         SpinnerColumn(finished_text="[green]✓[/]"),
         TextColumn("[bold]{task.fields[title]}"),
@@ -50,14 +49,27 @@ def progress_of(title: str, where: Console = console, done: str = "stored") -> I
         TextColumn("{task.description}", justify="left"),
         TimeElapsedColumn(),
     )
+    with Progress(*columns, console=where) as progress:
+        line = progress.add_task("starting Prefect", total=None, title=title)
+        try:
+            yield partial(progress.update, line)
+        except Exception:
+            progress.update(line, visible=False)  # the error is told in its place
+            raise
+
+
+@contextmanager
+def progress_of(title: str, where: Console = console, done: str = "stored") -> Iterator[None]:
+    """A line that moves while the flows inside wait, and that stays when they are done."""
+    from ..flows.display import progress_listener
+
     task_id = ""
 
     def listen(submission: Submission, reply: Generation) -> None:
         nonlocal task_id
         task_id = submission.task_id
         share = 1.0 if reply.status is Status.SUCCEEDED else reply.progress
-        progress.update(
-            line,
+        move(
             description=f"{submission.short_id} {_VERBS[reply.status]}",
             total=1.0,
             completed=min(share or 0.0, 0.99),
@@ -65,14 +77,9 @@ def progress_of(title: str, where: Console = console, done: str = "stored") -> I
 
     token = progress_listener.set(listen)
     try:
-        with Progress(*columns, console=where) as progress:
-            line = progress.add_task("starting Prefect", total=None, title=title)
-            try:
-                yield
-            except Exception:
-                progress.update(line, visible=False)  # the error is told in its place
-                raise
-            progress.update(line, description=done, total=1.0, completed=1.0)
+        with bar(title, where) as move:
+            yield
+            move(description=done, total=1.0, completed=1.0)
     except KeyboardInterrupt:
         errors.print("[yellow]Interrupted.[/] A submitted generation goes on upstream.")
         if task_id:

@@ -27,7 +27,6 @@ from .ledger import open_ledger
 from .recorded import recorded_flow
 from .running import run_sync
 from .sharing import Shared, sharing
-from .storage import full_name
 
 
 def _check_key(key: str) -> str:
@@ -166,7 +165,6 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
             run = BatchRun(
                 credentials=credentials,
                 storage=storage,
-                place=full_name(storage or settings.storage),
                 ledger=ledger,
                 board=board,
                 budget=budget,
@@ -185,7 +183,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
         seconds=round(board.standing().seconds, 3),
     )
     await show_batch(result)
-    return _as_state(result, run.stopped if run.failures else None)
+    return _as_state(result, run.stopped)
 
 
 async def _lanes(settings: CometAPISettings, limits: _Limits) -> Lanes:

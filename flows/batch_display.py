@@ -103,7 +103,7 @@ def _row(item: ItemResult) -> dict[str, str]:
     return {
         "id": item.id,
         "outcome": str(item.outcome),
-        "video, or what happened": name or ": ".join(filter(None, [item.error, item.message])),
+        "video, or what happened": name or item.problem(),
         "ready after": f"{item.waited:.0f} s" if item.waited is not None else "",
         "key": item.key or "",
         "stored at": item.uri or "",

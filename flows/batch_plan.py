@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..runway.batch import BatchItem, BatchResult, ItemResult
 from ..runway.budget import Budget, Spending, estimate, seconds_of
@@ -21,6 +21,9 @@ from .ledger import open_ledger
 from .running import lasting_run_id
 from .sharing import settings_now
 from .storage import full_name
+
+if TYPE_CHECKING:
+    from ..runway.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,42 @@ def spending_of(plan: Plan, budget: Budget) -> Spending:
     )
 
 
-def stored_already(
+@dataclass(frozen=True)
+class Found:
+    """What the ledger knows of the items of a batch.
+
+    Attributes:
+        bought: Keys under which something is, or may have been, bought.
+        results: The result of each item, stored or waiting.
+    """
+
+    bought: set[str]
+    results: list[ItemResult]
+
+
+async def looked_up(
+    items: Sequence[BatchItem], ledger: "Ledger", budget: Budget, storage: str | None
+) -> Found:
+    """Ask the ledger about all items at once, and count in the budget what is bought.
+
+    Raises:
+        LedgerUnavailable: The ledger cannot be used.
+    """
+    known = await ledger.of_keys([item.key for item in items])
+    for item in items:
+        if entry := known.get(item.key):
+            budget.count(entry, item.request)
+    place = full_name(storage or settings_now().storage)
+    done = await asyncio.to_thread(_stored_already, items, known, place)
+    return Found(
+        bought={key for key, entry in known.items() if not entry.is_free()},
+        results=[done.get(item.id) or waiting(item) for item in items],
+    )
+
+
+def _stored_already(
     items: Sequence[BatchItem], known: Mapping[str, Entry], place: str
 ) -> dict[str, ItemResult]:
-    """The items whose videos are at a place, by their ids."""
     done: dict[str, ItemResult] = {}
     for item in items:
         entry = known.get(item.key)
@@ -118,16 +153,10 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
         LedgerUnavailable: The ledger cannot be used.
     """
     plan = await asyncio.to_thread(planned, requests, key)
-    known = await (await open_ledger()).of_keys([item.key for item in plan.items])
     budget = Budget(settings_now().prices)
-    for item in plan.items:
-        if entry := known.get(item.key):
-            budget.count(entry, item.request)
-    place = full_name(storage or settings_now().storage)
-    done = stored_already(plan.items, known, place)
-    results = [done.get(item.id) or waiting(item) for item in plan.items]
+    found = await looked_up(plan.items, await open_ledger(), budget, storage)
     return BatchResult(
         key=plan.key,
-        results=(*results, *invalid(plan.bad)),
+        results=(*found.results, *invalid(plan.bad)),
         spending=spending_of(plan, budget),
     )

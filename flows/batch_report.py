@@ -6,15 +6,16 @@ newer, and neither the storage nor Prefect's database is flooded.
 """
 
 import asyncio
+import threading
 import time
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
 from ..runway.batch import ItemResult
-from ..runway.errors import StorageError, StorageUnavailable
+from ..runway.errors import StorageError
 from ..runway.names import batch_stem
-from ..runway.results import check_name, next_write, publish_results, split_place
+from ..runway.results import check_place, next_write, publish_results, split_place
 from ..runway.storage import Storage
 from . import display
 from .batch_display import BatchArtifacts
@@ -48,6 +49,7 @@ class Report:
         self._place = place
         self._name = name
         self._artifacts = BatchArtifacts()
+        self._writing = threading.Lock()
         self._showing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -85,26 +87,22 @@ class Report:
             display.logger().warning("The output manifest could not be written: %s", error.what)
 
     def _publish(self, results: tuple[ItemResult, ...]) -> None:
-        self.output = publish_results(results, self._place, self._name)
-        page = gallery(results, title=self._key, base=self.output.rpartition("/")[0])
-        staged = self._place.staging() / uuid4().hex
-        staged.write_text(page, encoding="utf-8")
-        self.gallery = self._place.publish(staged, f"{self._name.partition('.')[0]}.gallery.html")
+        with self._writing:  # a thread goes on when it is cancelled, and must not write last
+            self.output = publish_results(results, self._place, self._name)
+            page = gallery(results, title=self._key, base=self.output.rpartition("/")[0])
+            staged = self._place.staging() / uuid4().hex
+            staged.write_text(page, encoding="utf-8")
+            name = f"{self._name.partition('.')[0]}.gallery.html"
+            self.gallery = self._place.publish(staged, name)
 
 
 async def report_place(key: str, output: str | None, storage: str) -> tuple[Storage, str]:
     """The storage and name of the output manifest: the user's own, or beside the videos.
 
     Raises:
-        StorageUnavailable: It cannot be written there.
+        StorageUnavailable: It cannot be written where the user wants it.
     """
-    try:
-        if output:
-            place, name = split_place(output)
-        else:
-            place, name = await resolve_storage(storage), f"{batch_stem(key)}.results.jsonl"
-        check_name(name)
-        await asyncio.to_thread(place.check)
-    except StorageError as error:
-        raise StorageUnavailable(error.what) from error
-    return place, name
+    if output is None:
+        return await resolve_storage(storage), f"{batch_stem(key)}.results.jsonl"
+    await asyncio.to_thread(check_place, output)
+    return split_place(output)

@@ -17,46 +17,24 @@ from ..blocks.credentials import CometAPICredentials
 from ..runway import outcomes
 from ..runway.batch import BatchItem, ItemResult
 from ..runway.budget import Budget
-from ..runway.errors import (
-    CometAPIError,
-    DownloadInterrupted,
-    InvalidOutput,
-    LedgerUnavailable,
-    OutputExpired,
-    ServiceUnavailable,
-    StorageError,
-    SubmissionUncertain,
-    UnexpectedResponse,
-)
+from ..runway.errors import CometAPIError
 from ..runway.generation import Finished, GenerationResult
 from . import display
-from .attempts import RetryDelays, retry_on
-from .batch_plan import stored_already
+from .attempts import retry_on
+from .batch_plan import looked_up
 from .board import Board
 from .deliver import PLAIN, Steps, deliver, named_after
 from .lanes import Lanes, Slot
 from .ledger import this_run
+from .tasks import WORTH_RETRYING, step_options
 
 if TYPE_CHECKING:
     from ..runway.ledger import Ledger
 
 
 @task(
-    name="generate",
+    **step_options("generate", retries=1000, retry=retry_on(*WORTH_RETRYING, share=0.2)),
     task_run_name="{item.id}",
-    retries=1000,
-    retry_delay_seconds=lambda _retries: RetryDelays([5.0]),
-    retry_condition_fn=retry_on(
-        ServiceUnavailable,
-        LedgerUnavailable,
-        SubmissionUncertain,
-        UnexpectedResponse,
-        DownloadInterrupted,
-        InvalidOutput,
-        OutputExpired,
-        StorageError,
-        share=0.2,
-    ),
     persist_result=False,
     cache_policy=NO_CACHE,
 )
@@ -73,7 +51,6 @@ class BatchRun:
     Attributes:
         credentials: Whose key to use.
         storage: Where the videos are kept.
-        place: The same by its full name.
         ledger: Where it is recorded what was bought.
         board: Where the results stand.
         budget: What may be spent.
@@ -84,7 +61,6 @@ class BatchRun:
 
     credentials: CometAPICredentials
     storage: str | None
-    place: str
     ledger: "Ledger"
     board: Board
     budget: Budget
@@ -97,16 +73,16 @@ class BatchRun:
 
     async def run(self, items: Sequence[BatchItem], invalid: Sequence[ItemResult] = ()) -> None:
         """Make every item that is not stored yet; what became of each stands on the board."""
-        known = await self.ledger.of_keys([item.key for item in items])
-        for item in items:
-            if entry := known.get(item.key):
-                self.budget.count(entry, item.request)
-        done = await asyncio.to_thread(stored_already, items, known, self.place)
-        first = (done.get(item.id) or outcomes.waiting(item) for item in items)
-        self.board.begin([*first, *invalid])
-        self.bought = {key for key, entry in known.items() if not entry.is_free()}
+        found = await looked_up(items, self.ledger, self.budget, self.storage)
+        self.bought = found.bought
+        self.board.begin([*found.results, *invalid])
+        missing = [
+            item
+            for item, result in zip(items, found.results, strict=True)
+            if not result.outcome.is_final
+        ]
         with display.as_batch(quiet=self.one_task_run):
-            await self._make_all([item for item in items if item.id not in done])
+            await self._make_all(missing)
 
     async def _make_all(self, items: Sequence[BatchItem]) -> None:
         making: set[asyncio.Task[None]] = set()

@@ -18,8 +18,8 @@ IN_FLIGHT_LIMIT = "cometapi-in-flight"
 """Name of Prefect's global concurrency limit for generations that are upstream."""
 
 SUBMISSIONS = 8
-"""Submissions at a time. Each is claimed in the ledger first, and a claim that waits for a free
-connection would be in doubt for nothing if the process dies; the client takes more than these."""
+"""Submissions at a time. They take turns before each is claimed in the ledger: a claim that waits
+for its turn would be in doubt for nothing if the process dies."""
 
 _BACKLOG = 4
 """Finished generations that may wait for one download: their addresses expire, so it is few."""

@@ -41,36 +41,34 @@ def _staged(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
     return step_key("fetch", f"{submission.key}\n{submission.task_id}\n{place}")
 
 
-def _step(name: str, *, retries: int, retry: Any) -> dict[str, Any]:
+def step_options(name: str, *, retries: int, retry: Any) -> dict[str, Any]:
     """What all steps have in common, as arguments of Prefect's ``task``."""
     return {
-        "name": f"{name}-generation",
+        "name": name,
         "retries": retries,
         "retry_delay_seconds": lambda _retries: RetryDelays([5.0]),
         "retry_condition_fn": retry,
     }
 
 
-SUBMIT = _step(
-    "submit",
-    retries=5,
-    retry=retry_on(ServiceUnavailable, LedgerUnavailable, SubmissionUncertain, share=0.2),
+_SUBMIT_AGAIN = (ServiceUnavailable, LedgerUnavailable, SubmissionUncertain)
+_POLL_AGAIN = (ServiceUnavailable, UnexpectedResponse)
+_FETCH_AGAIN = (
+    ServiceUnavailable,
+    DownloadInterrupted,
+    InvalidOutput,
+    OutputExpired,
+    StorageError,
 )
-POLL = _step("poll", retries=1000, retry=retry_on(ServiceUnavailable, UnexpectedResponse, share=1))
-FETCH = _step(
-    "fetch",
-    retries=5,
-    retry=retry_on(
-        ServiceUnavailable,
-        DownloadInterrupted,
-        InvalidOutput,
-        OutputExpired,
-        StorageError,
-        share=0.2,
-    ),
-)
+_PERSIST_AGAIN = (StorageError,)
+WORTH_RETRYING = (*_SUBMIT_AGAIN, *_POLL_AGAIN, *_FETCH_AGAIN, *_PERSIST_AGAIN)
+"""Errors after which one of the steps is tried again."""
+
+SUBMIT = step_options("submit-generation", retries=5, retry=retry_on(*_SUBMIT_AGAIN, share=0.2))
+POLL = step_options("poll-generation", retries=1000, retry=retry_on(*_POLL_AGAIN, share=1))
+FETCH = step_options("fetch-generation", retries=5, retry=retry_on(*_FETCH_AGAIN, share=0.2))
 FETCH |= {"cache_key_fn": _staged, "persist_result": True, "result_serializer": "json"}
-PERSIST = _step("persist", retries=3, retry=retry_on(StorageError, share=0.2))
+PERSIST = step_options("persist-generation", retries=3, retry=retry_on(*_PERSIST_AGAIN, share=0.2))
 
 
 @task(**SUBMIT, task_run_name="submit {request.route} {request.model}")

@@ -64,6 +64,10 @@ class ItemResult(Value):
     error: str | None = Field(default=None, description="Kind of the error that ended it.")
     message: str | None = Field(default=None, description="What happened, in words.")
 
+    def problem(self) -> str:
+        """Kind of the error and what happened, or an empty text."""
+        return ": ".join(filter(None, [self.error, self.message]))
+
 
 class BatchResult(Value):
     """What a batch came to."""

@@ -5,6 +5,7 @@ import asyncio
 import json
 import re
 import ssl
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from types import TracebackType
@@ -50,9 +51,6 @@ TOTAL_TIMEOUT = 120.0
 CONNECTIONS = 40
 CALLS_AT_ONCE = 32
 """Fewer than connections: httpx's pool becomes many times slower once calls wait in it."""
-
-PAID_CALLS_AT_ONCE = 16
-"""Each opens a connection of its own."""
 
 _REFUSED = range(400, 452)
 
@@ -135,7 +133,6 @@ class RunwayClient:
         )
 
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
-        self._paid_calls = asyncio.Semaphore(PAID_CALLS_AT_ONCE)
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -219,7 +216,7 @@ class RunwayClient:
         self, method: str, path: str, payload: dict[str, Any] | None = None, *, paid: bool = False
     ) -> Reply | Refusal:
         http = self._http_once if paid else self._http
-        turn = self._paid_calls if paid else self._calls
+        turn = nullcontext() if paid else self._calls  # a paid call is claimed, so it waits no more
         try:
             async with (
                 turn,

@@ -2,9 +2,10 @@
 """Many posters as one picture."""
 
 from collections.abc import Sequence
-from fractions import Fraction
 from io import BytesIO
 from typing import Any
+
+from .media import as_jpeg
 
 COLUMNS = 6
 TILE_WIDTH = 192
@@ -36,18 +37,6 @@ def draw_contact_sheet(posters: Sequence[bytes], columns: int = COLUMNS) -> byte
     lines = (bytes(sheet[3 * width * line : 3 * width * (line + 1)]) for line in range(height))
     plane.update(b"".join(line + padding for line in lines))
     return as_jpeg(picture.reformat(format="yuvj420p"))
-
-
-def as_jpeg(picture: Any) -> bytes:
-    """A video frame in yuvj420p as a JPEG."""
-    import av
-
-    encoder: Any = av.CodecContext.create("mjpeg", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = picture.width, picture.height, "yuvj420p"
-    encoder.time_base = Fraction(1, 25)
-    encoder.options = {"qmin": "3", "qmax": "5"}
-    picture.pts, picture.time_base = 0, encoder.time_base
-    return b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode()])
 
 
 def _paste(sheet: bytearray, width: int, left: int, top: int, poster: bytes) -> None:

@@ -8,10 +8,10 @@ delivers are opened, from the file alone, so a playlist in disguise reaches no n
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from .contact_sheet import as_jpeg
 from .errors import InvalidOutput
 
 POSTER_WIDTH = 640
@@ -92,6 +92,18 @@ def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
     except (FFmpegError, StopIteration, ValueError) as error:
         raise InvalidOutput(f"no frame of the output can be decoded: {_reason(error)}") from None
     poster.write_bytes(data)
+
+
+def as_jpeg(picture: Any) -> bytes:
+    """A video frame in yuvj420p as a JPEG."""
+    import av
+
+    encoder: Any = av.CodecContext.create("mjpeg", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = picture.width, picture.height, "yuvj420p"
+    encoder.time_base = Fraction(1, 25)
+    encoder.options = {"qmin": "3", "qmax": "5"}
+    picture.pts, picture.time_base = 0, encoder.time_base
+    return b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode()])
 
 
 def _open(path: Path) -> Any:

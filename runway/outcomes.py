@@ -87,9 +87,7 @@ def invalid(rows: Iterable[BadRow]) -> list[ItemResult]:
             id=f"{bad[0].unit} {number}" + (f" ({bad[0].id})" if bad[0].id else ""),
             outcome=Outcome.INVALID,
             error="InvalidManifest",
-            message="; ".join(
-                f"{row.field}: {row.problem}" if row.field else row.problem for row in bad
-            ),
+            message="; ".join(row.what for row in bad),
         )
         for number, bad in problems.items()
     ]

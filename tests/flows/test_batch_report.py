@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands in the output manifest at the end is what became of the batch."""
+
+import asyncio
+import threading
+
+from prefect_cometapi.flows import batch_report
+from prefect_cometapi.flows.batch_report import Report
+from prefect_cometapi.flows.board import Board
+from prefect_cometapi.runway.batch import ItemResult, Outcome
+from prefect_cometapi.runway.budget import Budget
+from prefect_cometapi.runway.results import publish_results, read_results
+from prefect_cometapi.runway.storage import FolderStorage
+
+
+async def test_a_slow_write_does_not_replace_the_last_one(tmp_path, monkeypatch):
+    """The first write is still under way when the batch ends; the output tells the end."""
+    under_way, may_go_on = threading.Event(), threading.Event()
+    writes: list[Outcome] = []
+
+    def slow_at_first(results, *place):
+        if not under_way.is_set():
+            under_way.set()
+            may_go_on.wait(30)
+        writes.append(results[0].outcome)
+        return publish_results(results, *place)
+
+    monkeypatch.setattr(batch_report, "publish_results", slow_at_first)
+    board = Board(Budget({}))
+    board.begin([ItemResult(id="one", outcome=Outcome.WAITING)])
+    async with Report("batch", board, FolderStorage(tmp_path), "out.jsonl") as report:
+        board.put(ItemResult(id="one", outcome=Outcome.RUNNING))
+        await asyncio.to_thread(under_way.wait, 30)
+        board.put(ItemResult(id="one", outcome=Outcome.STORED))
+        asyncio.get_running_loop().call_later(0.1, may_go_on.set)
+    assert writes == [Outcome.RUNNING, Outcome.STORED]
+    assert [item.outcome for item in read_results(str(report.output))] == [Outcome.STORED]
