@@ -118,10 +118,7 @@ def _show(result: "BatchResult", *, json: bool) -> None:
     from ..flows.batch_display import span
 
     console.print(f"\n[bold]{result.sentence()}[/] in {span(result.seconds)}")
-    spending = result.spending
-    if spending.spent is not None:
-        limit = f" of {spending.max_spend:,.2f}" if spending.max_spend is not None else ""
-        console.print(f"  [dim]spent, as estimated:[/] {spending.spent:,.2f}{limit}")
+    console.print(f"  [dim]spending:[/] {result.spending.in_words()}", soft_wrap=True)
     for what, place in (("results", result.output), ("gallery", result.gallery)):
         if place:
             console.print(f"  [dim]{what}:[/] {escape(shown_place(place))}", soft_wrap=True)

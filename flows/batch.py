@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from ..blocks.credentials import CometAPICredentials
 from ..runway.batch import BatchResult
 from ..runway.budget import Budget
+from ..runway.download import asset_client
 from ..runway.errors import BatchFailed
 from ..runway.outcomes import invalid
 from ..runway.rows import batch_keys
@@ -160,8 +161,8 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     credentials = credentials or CometAPICredentials.from_settings(settings)
     ledger = await open_ledger()
     board = Board(budget)
-    async with credentials.get_client() as client:
-        with sharing(Shared(settings, ledger, (credentials, client))):
+    async with credentials.get_client() as client, asset_client() as assets:
+        with sharing(Shared(settings, ledger, (credentials, client), assets)):
             run = BatchRun(
                 credentials=credentials,
                 storage=storage,

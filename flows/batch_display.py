@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 from ..runway.batch import BatchResult, ItemResult, Outcome
+from ..runway.budget import against
 from ..runway.contact_sheet import draw_contact_sheet
 from .board import Standing
 from .display import harmless
@@ -64,7 +65,7 @@ async def show_batch(result: BatchResult) -> None:
     await acreate_table_artifact(
         table=[_row(item) for item in shown],
         key="cometapi-batch-results",
-        description=result.sentence() + where,
+        description=f"{result.sentence()}; {result.spending.in_words()}{where}",
     )
     posters = await asyncio.to_thread(_posters, result.results)
     if posters:
@@ -82,10 +83,9 @@ def facts_of(standing: Standing) -> dict[str, str]:
     facts["running for"] = span(standing.seconds)
     if standing.left is not None and standing.done < standing.total:
         facts["done in about"] = span(standing.left)
-    facts["bought"] = f"{standing.spent_seconds:g} s of video"
+    facts["seconds of video bought"] = against(standing.spent_seconds, standing.max_seconds, "g")
     if standing.spent is not None:
-        limit = f" of {standing.max_spend:g}" if standing.max_spend is not None else ""
-        facts["spent, as estimated"] = f"{standing.spent:.2f}{limit}"
+        facts["spent, as estimated"] = against(standing.spent, standing.max_spend, ".2f")
     return facts
 
 

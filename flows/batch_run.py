@@ -34,12 +34,15 @@ if TYPE_CHECKING:
 
 @task(
     **step_options("generate", retries=1000, retry=retry_on(*WORTH_RETRYING, share=0.2)),
-    task_run_name="{item.id}",
+    task_run_name="{item}",
     persist_result=False,
     cache_policy=NO_CACHE,
 )
-async def agenerate_item(item: BatchItem, make: Callable[[], Awaitable[GenerationResult]]) -> Any:
-    """Make one item of a large batch: all four steps in one task run."""
+async def agenerate_item(item: str, make: Callable[[], Awaitable[GenerationResult]]) -> Any:
+    """Make one item of a large batch: all four steps in one task run.
+
+    It gets the item's id alone, since Prefect copies what it gets, for each of thousands.
+    """
     _ = item  # it names the task run
     return await make()
 
@@ -142,7 +145,7 @@ class BatchRun:
                     )
                 return await deliver(submission, self.credentials, self.storage, by=by)
 
-        return await (agenerate_item(item, make) if self.one_task_run else make())
+        return await (agenerate_item(item.id, make) if self.one_task_run else make())
 
     def _gated(self, item: BatchItem, slot: Slot) -> Steps:
         """The steps; the slot upstream is free after the wait, and downloads take turns."""

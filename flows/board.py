@@ -22,6 +22,7 @@ class Standing:
     spent: float | None
     spent_seconds: float
     max_spend: float | None
+    max_seconds: float | None
 
     @property
     def total(self) -> int:
@@ -105,4 +106,5 @@ class Board:
             spent=self.budget.spent if self.budget.prices else None,
             spent_seconds=self.budget.spent_seconds,
             max_spend=self.budget.max_spend,
+            max_seconds=self.budget.max_seconds,
         )

@@ -36,8 +36,20 @@ progress_listener: ContextVar[Callable[[Submission, Generation], None] | None] =
 in_batch: ContextVar[bool] = ContextVar("in_batch", default=False)
 """Whether the generation is one of many: a batch shows them as a whole."""
 
-log_level: ContextVar[int] = ContextVar("log_level", default=logging.INFO)
-"""How loud the usual course of a generation is; a large batch says it at DEBUG."""
+is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
+"""Whether only what went wrong is logged, and only the end of a generation told by an event:
+thousands of lines and events help nobody, and Prefect's server has to keep them all."""
+
+
+class _Hush(logging.Filter):
+    """Keeps the usual course of a large batch out of the log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is for the log."""
+        return record.levelno >= logging.WARNING or not is_quiet.get()
+
+
+logging.getLogger("prefect.task_runs").addFilter(_Hush())
 
 _STAGE = {Status.NOT_VISIBLE: 0.0, Status.PENDING: 0.0, Status.SUCCEEDED: 1.0}
 
@@ -52,19 +64,20 @@ def logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
 
 @contextmanager
 def as_batch(*, quiet: bool) -> Iterator[None]:
-    """Show the generations within the block as parts of a batch; quiet says little in the log."""
+    """Show the generations within the block as parts of a batch; quiet says little of each."""
     shown = in_batch.set(True)
-    level = log_level.set(logging.DEBUG if quiet else log_level.get())
+    hushed = is_quiet.set(quiet or is_quiet.get())
     try:
         yield
     finally:
         in_batch.reset(shown)
-        log_level.reset(level)
+        is_quiet.reset(hushed)
 
 
 def tell(message: str, *args: object) -> None:
     """Log the usual course of a generation."""
-    logger().log(log_level.get(), message, *args)
+    if not is_quiet.get():  # its logger would let it fall, but making one takes a while
+        logger().info(message, *args)
 
 
 def harmless(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
@@ -161,7 +174,8 @@ async def show_result(submission: Submission, result: GenerationResult) -> None:
     from prefect.artifacts import acreate_link_artifact, acreate_table_artifact
 
     for video in result.videos:
-        announce_asset(video, submission)
+        if not is_quiet.get():
+            announce_asset(video, submission)
         if in_batch.get():
             continue
         await acreate_link_artifact(

@@ -11,8 +11,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import httpx
+
 from ..blocks.credentials import CometAPICredentials
 from ..runway.client import RunwayClient
+from ..runway.download import asset_client
 from ..runway.settings import CometAPISettings
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ class Shared:
     settings: CometAPISettings
     ledger: "Ledger"
     client: tuple[CometAPICredentials, RunwayClient] | None = None
+    assets: httpx.AsyncClient | None = None
 
 
 _shared: ContextVar[Shared | None] = ContextVar("shared", default=None)
@@ -62,3 +66,14 @@ async def client_for(credentials: CometAPICredentials) -> AsyncIterator[RunwayCl
         return
     async with credentials.get_client() as client:
         yield client
+
+
+@asynccontextmanager
+async def client_for_assets() -> AsyncIterator[httpx.AsyncClient]:
+    """The client that is shared for downloads, or one of the step's own."""
+    shared = _shared.get()
+    if shared and shared.assets:
+        yield shared.assets
+        return
+    async with asset_client() as http:
+        yield http

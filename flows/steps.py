@@ -8,7 +8,9 @@ resumed) finds what was done and does only the rest.
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -41,7 +43,7 @@ from .attempts import memory
 from .habits import habit_of
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
 from .running import resolve_key
-from .sharing import client_for, settings_now
+from .sharing import client_for, client_for_assets, settings_now
 from .storage import full_name, resolve_storage
 
 if TYPE_CHECKING:
@@ -49,6 +51,10 @@ if TYPE_CHECKING:
 
 ATTACHED_GRACE = 4
 """Poll intervals during which the id of an older generation may be unknown."""
+
+
+_EXAMINING = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="cometapi-video")
+"""Decoding takes processors and memory, so no more videos are examined at a time than there are."""
 
 
 @contextmanager
@@ -128,7 +134,8 @@ async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) 
         display.tell("Generation %s: attached, key %s", submission.task_id, submission.key)
         return
     display.tell("Generation %s: submitted, key %s", submission.task_id, submission.key)
-    await display.announce("submitted", submission, route=intent.route, model=intent.model)
+    if not display.is_quiet.get():
+        await display.announce("submitted", submission, route=intent.route, model=intent.model)
 
 
 async def poll(submission: Submission, credentials: CometAPICredentials | None) -> Finished:
@@ -211,10 +218,12 @@ async def _fetch(
 
     address = finished.generation.outputs[position].reveal() or await fresh_address()
     try:
-        sha256 = await download(
-            address, path, renew=fresh_address, trusted_host=host_of(credentials.base_url)
-        )
-        video = await asyncio.to_thread(_examined, path, sha256)
+        async with client_for_assets() as http:
+            sha256 = await download(
+                http, address, path, renew=fresh_address, trusted_host=host_of(credentials.base_url)
+            )
+        loop = asyncio.get_running_loop()
+        video = await loop.run_in_executor(_EXAMINING, _examined, path, sha256)
     except BaseException:
         await asyncio.to_thread(path.unlink, missing_ok=True)
         raise
@@ -253,13 +262,14 @@ async def persist(
                 return list(kept)
             target = await resolve_storage(place)
             stored = [
-                await _persist(submission, finished, video, position, target)
+                await asyncio.to_thread(_persist, submission, finished, video, position, target)
                 for position, video in enumerate(videos)
             ]
             if entry:
                 task_id, where = submission.task_id, full_name(place)
                 await record(lambda ledger: ledger.stored(entry, task_id, where, stored))
     for video in stored:
+        display.tell("Stored %s", video.uri)
         await display.announce("stored", submission, uri=video.uri, sha256=video.sha256)
     return stored
 
@@ -268,24 +278,23 @@ def _any_staged(videos: Sequence[FetchedVideo]) -> bool:
     return any(Path(video.path).exists() for video in videos)
 
 
-async def _persist(
+def _persist(
     submission: Submission, finished: Finished, video: FetchedVideo, position: int, place: Storage
 ) -> StoredVideo:
-    async def publish(staged: Path) -> str:
-        return await asyncio.to_thread(place.publish, staged, f"{stem}{staged.suffix}")
+    def publish(staged: Path) -> str:
+        return place.publish(staged, f"{stem}{staged.suffix}")
 
-    await asyncio.to_thread(_check_unchanged, video)
+    _check_unchanged(video)
     stem = file_stem(submission.key, submission.submitted_at, position)
     stored = StoredVideo(
-        uri=await publish(Path(video.path)),
-        poster=await publish(Path(video.poster)) if video.poster else None,
+        uri=publish(Path(video.path)),
+        poster=publish(Path(video.poster)) if video.poster else None,
         sidecar=place.uri(f"{stem}.json"),
         **video.model_dump(exclude={"path", "poster"}),
     )
     sidecar = Path(video.path).with_suffix(".json")
     sidecar.write_text(_origin(submission, finished, stored), encoding="utf-8")
-    await publish(sidecar)
-    display.tell("Stored %s", stored.uri)
+    publish(sidecar)
     return stored
 
 

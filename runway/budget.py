@@ -10,7 +10,7 @@ failed upstream, and one that was bought by an earlier run of the same batch.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pydantic import Field
+from pydantic import Field, computed_field
 
 from .entries import Entry
 from .generation import Value
@@ -42,10 +42,27 @@ class Spending(Value):
     max_seconds: float | None = Field(default=None, description="The user's limit in seconds.")
     max_spend: float | None = Field(default=None, description="The user's limit in money.")
 
+    @computed_field(description="Money left under the limit; None without one.")
     @property
     def remaining(self) -> float | None:
         """Money left under the limit, or None without one."""
-        return None if self.max_spend is None else max(0.0, self.max_spend - (self.spent or 0.0))
+        left = None if self.max_spend is None else self.max_spend - (self.spent or 0.0)
+        return None if left is None else round(max(0.0, left), 6)
+
+    def in_words(self) -> str:
+        """What was bought and spent, and what is left where there is a limit."""
+        bought = f"{against(self.spent_seconds, self.max_seconds, 'g')} seconds of video bought"
+        if self.spent is None:
+            return bought
+        return f"{bought}; {against(self.spent, self.max_spend, '.2f')} spent, as estimated"
+
+
+def against(amount: float, limit: float | None, form: str) -> str:
+    """An amount beside its limit, as ``12.50 of 50.00 (37.50 left)``."""
+    told = f"{amount:,{form}}"
+    if limit is None:
+        return told
+    return f"{told} of {limit:,{form}} ({max(0.0, limit - amount):,{form}} left)"
 
 
 @dataclass

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import SecretStr
 
+from .connections import SINGLE, Connections
 from .errors import (
     AuthenticationError,
     CometAPIError,
@@ -48,9 +49,8 @@ TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=30.0)
 TOTAL_TIMEOUT = 120.0
 """Seconds for one call as a whole, so that a reply that drips does not hold it for ever."""
 
-CONNECTIONS = 40
 CALLS_AT_ONCE = 32
-"""Fewer than connections: httpx's pool becomes many times slower once calls wait in it."""
+"""Calls that cost nothing, each over a connection of its own."""
 
 _REFUSED = range(400, 452)
 
@@ -122,9 +122,8 @@ class RunwayClient:
             "verify": tls_context(),
             "follow_redirects": False,
         }
-        self._http = httpx.AsyncClient(
-            **options,
-            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
+        self._connections = Connections(
+            lambda: httpx.AsyncClient(**options, limits=SINGLE), CALLS_AT_ONCE
         )
         # A paid call has a connection of its own: what an earlier reply left in a kept one would
         # be read as the answer to it.
@@ -132,10 +131,7 @@ class RunwayClient:
             **options, limits=httpx.Limits(max_keepalive_connections=0)
         )
 
-        self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
-
     async def __aenter__(self) -> Self:
-        await self._http.__aenter__()
         return self
 
     async def __aexit__(
@@ -144,7 +140,7 @@ class RunwayClient:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._http.__aexit__(exc_type, exc, traceback)
+        await self._connections.aclose()
         await self._http_once.aclose()
 
     async def create(self, request: GenerationRequest) -> str:
@@ -215,11 +211,11 @@ class RunwayClient:
     async def _send(
         self, method: str, path: str, payload: dict[str, Any] | None = None, *, paid: bool = False
     ) -> Reply | Refusal:
-        http = self._http_once if paid else self._http
-        turn = nullcontext() if paid else self._calls  # a paid call is claimed, so it waits no more
+        # a paid call is claimed already, so it waits for no turn
+        client = nullcontext(self._http_once) if paid else self._connections.one()
         try:
             async with (
-                turn,
+                client as http,
                 asyncio.timeout(TOTAL_TIMEOUT),
                 http.stream(method, path, json=payload) as response,
             ):

@@ -84,11 +84,13 @@ def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
     try:
         with _open(video) as container:
             stream = container.streams.video[0]
+            if stream.codec_context:
+                stream.codec_context.thread_count = 1  # for one frame, more are but a loss
             if container.duration:
                 container.seek(container.duration // 2)
             frame = next(container.decode(stream))
         height = max(2, round(frame.height * width / frame.width / 2) * 2)
-        data = as_jpeg(frame.reformat(width=width, height=height, format="yuvj420p"))
+        data = as_jpeg(frame.reformat(width=width, height=height, format="yuvj420p", threads=1))
     except (FFmpegError, StopIteration, ValueError) as error:
         raise InvalidOutput(f"no frame of the output can be decoded: {_reason(error)}") from None
     poster.write_bytes(data)
@@ -101,6 +103,7 @@ def as_jpeg(picture: Any) -> bytes:
     encoder: Any = av.CodecContext.create("mjpeg", "w")
     encoder.width, encoder.height, encoder.pix_fmt = picture.width, picture.height, "yuvj420p"
     encoder.time_base = Fraction(1, 25)
+    encoder.thread_count = 1
     encoder.options = {"qmin": "3", "qmax": "5"}
     picture.pts, picture.time_base = 0, encoder.time_base
     return b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode()])

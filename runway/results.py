@@ -25,7 +25,7 @@ from .tables import Kind, Unreadable, is_gzipped, kind_of, local_path, opened, p
 LEAST_GAP = 10.0
 """Seconds between two writes of a growing output."""
 
-WRITING_SHARE = 0.05
+WRITING_SHARE = 0.02
 """Most that writing takes of a batch's time."""
 
 

@@ -7,7 +7,7 @@ leaves out is what costs: it draws nothing (every job has the same clip and take
 seeded draw says), and no framework stands between a socket and its answer.
 
 ``GET /_stats`` tells what happened: jobs, polls of each, and how long a finished job waited until
-its client learned of it.
+its client learned of it. ``DELETE /_stats`` forgets all of it and begins the draws again.
 """
 
 import argparse
@@ -18,8 +18,9 @@ import random
 import statistics
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,17 @@ class Lean:
 
     Args:
         clip: The MP4 of every job.
-        times: How long one job after the other takes, in seconds.
+        times: Gives how long one job after the other takes, in seconds.
     """
 
-    def __init__(self, clip: bytes, times: Iterator[float]) -> None:
+    def __init__(self, clip: bytes, times: Callable[[], Iterator[float]]) -> None:
         self._clip = memoryview(clip)
-        self._times = times
+        self._draw = times
         self._etag = f'"{hashlib.sha256(clip).hexdigest()[:32]}"'
+        self._forget()
+
+    def _forget(self) -> None:
+        self._times = self._draw()
         self._jobs: dict[str, Job] = {}
         self._late = 0.0
         self._began = time.process_time()
@@ -102,6 +107,8 @@ class Lean:
             if path.startswith("/assets/") and asked.method in {"GET", "HEAD"}:
                 return self._asset(asked, path)
             if path == "/_stats":
+                if asked.method == "DELETE":
+                    self._forget()
                 return as_json(self.stats())
         except Refusal as refused:
             return as_json(refused.body, refused.status)
@@ -239,7 +246,7 @@ def main() -> None:
     parser.add_argument("--variation", type=float, default=0.0, help="deviation / mean")
     parser.add_argument("--seed", type=int, default=1, help="of the rendering times")
     asked = parser.parse_args()
-    times = rendering_times(asked.rendering, asked.variation, asked.seed)
+    times = partial(rendering_times, asked.rendering, asked.variation, asked.seed)
     service = Lean(asked.clip.read_bytes(), times)
     serve(service.answer, service.watch)
 

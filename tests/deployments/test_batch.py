@@ -141,7 +141,7 @@ def test_the_end_of_a_batch_is_told_whatever_it_is(shell, command, catalogue, ca
     assert "BatchFailed" in told.err
     assert "sku-2 not bought" in told.out
     assert command(*words, "--max-spend", "0.6") == 1
-    assert "spent, as estimated: 0.50 of 0.60" in capsys.readouterr().out
+    assert "0.50 of 0.60 (0.10 left) spent, as estimated" in capsys.readouterr().out
     assert command(*words) == 0
     assert "2 stored" in capsys.readouterr().out
     assert command(*words, "--json") == 0

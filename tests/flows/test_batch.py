@@ -222,6 +222,7 @@ def test_no_more_than_the_budget_is_bought(prefect_server, sandbox, tmp_path, mo
             "spent": 0.64,
             "max_seconds": None,
             "max_spend": 0.7,
+            "remaining": 0.06,
         }
     assert creates(sandbox) == 2
     rest = generate_batch(path, max_spend=1.28)
@@ -314,7 +315,7 @@ def test_the_run_shows_where_the_batch_stands(prefect_server, sandbox, tmp_path,
     }
     assert shown["cometapi-batch-progress"]["data"] == 100
     counts = {row["what"]: row["value"] for row in json.loads(shown["cometapi-batch"]["data"])}
-    assert (counts["stored"], counts["bought"]) == ("3", "15 s of video")
+    assert (counts["stored"], counts["seconds of video bought"]) == ("3", "15")
     assert len(json.loads(shown["cometapi-batch-results"]["data"])) == 3
 
 
@@ -330,6 +331,21 @@ def test_at_most_three_events_of_ours_per_item(prefect_server, sandbox, tmp_path
         "prefect.asset.materialization.succeeded",
     }
     assert len(found) <= 9
+
+
+def test_a_large_batch_tells_only_ends_and_what_went_wrong(
+    prefect_server, sandbox, tmp_path, history, monkeypatch
+):
+    """Of what is stored one event and no line in the log; of what failed, why."""
+    monkeypatch.setenv("COMETAPI_FULL_HISTORY_UP_TO", "0")
+    sandbox.add_fault(Fault.parse("create:invalid-request:after=1,times=1"))
+    state = generate_batch(manifest(tmp_path, rows(3)), max_in_flight=1, return_state=True)
+    run = state.state_details.flow_run_id
+    told = history.logs(run, until="sku-1: InvalidRequest")
+    assert not [line for line in told if "Finished in state Completed" in line]
+    assert not [line for line in told if line.startswith("Generation")]
+    found = history.events(run, "cometapi.generation.stored")
+    assert {event["event"] for event in found} == {"cometapi.generation.stored"}
 
 
 def test_a_batch_is_part_of_a_larger_flow(prefect_server, sandbox, tmp_path):

@@ -87,16 +87,18 @@ async def test_who_waits_for_news_hears_of_them():
 def test_what_was_spent_stands_beside_its_limit():
     """Money only where there are prices."""
     counts = {Outcome.STORED: 2, Outcome.WAITING: 3}
-    facts = facts_of(Standing(counts, 61.0, 90.0, 0.64, 10.0, 0.7))
+    facts = facts_of(Standing(counts, 61.0, 90.0, 0.64, 10.0, 0.7, 25.0))
     assert facts == {
         "stored": "2",
         "waiting": "3",
         "running for": "1 min 1 s",
         "done in about": "1 min 30 s",
-        "bought": "10 s of video",
-        "spent, as estimated": "0.64 of 0.7",
+        "seconds of video bought": "10 of 25 (15 left)",
+        "spent, as estimated": "0.64 of 0.70 (0.06 left)",
     }
-    assert "spent, as estimated" not in facts_of(Standing(counts, 61.0, None, None, 10.0, None))
+    assert "spent, as estimated" not in facts_of(
+        Standing(counts, 61.0, None, None, 10.0, None, None)
+    )
 
 
 def test_spending_is_shown_only_with_prices():

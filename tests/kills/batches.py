@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kill a batch again and again, start it again, and see that each row is bought once.
 
-``python tests/kills/batches.py --rows 500 --kills 3`` starts what it needs: a Prefect server and a
-stand-in for CometAPI. It ends with 1 if anything is not as promised.
+``python tests/kills/batches.py --rows 500 --kills 3 --report docs/benchmarks.md`` starts what it
+needs: a Prefect server and a stand-in for CometAPI. It ends with 1 if anything is not as promised.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,7 @@ async def play(rows: int, kills: int, seed: int, folder: Path, api: str) -> Play
             await _killed(shell, sandbox, int(share * rows), draw.uniform(0.0, 0.3), played)
         await _finished(shell, sandbox, played)
         played.seconds = time.monotonic() - started
-        _check(folder, [row["promptImage"] for row in requests], sandbox, played)
+        check(folder, [row["promptImage"] for row in requests], sandbox.accepted, played)
     return played
 
 
@@ -148,10 +149,11 @@ async def _finished(shell: Shell, sandbox: Any, played: Played) -> None:
         played.problems.append(f"the batch did not end well:\n{output}")
 
 
-def _check(folder: Path, images: list[str], sandbox: Any, played: Played) -> None:
-    bought = Counter(job.body["promptImage"] for job in sandbox.accepted)
+def check(folder: Path, images: list[str], accepted: Sequence[Any], played: Played) -> None:
+    """See that each image was bought once, and that its file is in place."""
+    bought = Counter(job.body["promptImage"] for job in accepted)
     results = _rows_of(folder / "results.jsonl")
-    played.accepted = len(sandbox.accepted)
+    played.accepted = len(accepted)
     played.stored = sum(row["outcome"] == "stored" for row in results)
     told = played.problems.append
     for image in images:
@@ -191,9 +193,27 @@ async def main(asked: argparse.Namespace) -> int:
         if postgres:
             postgres.remove()
     print(played)
+    if asked.report:
+        from tests.benchmarks import report
+
+        command = f"python tests/kills/batches.py --rows {asked.rows} --kills {asked.kills}"
+        text = _SECTION.format(command=command, played=played, problems=len(played.problems))
+        report.put_section(asked.report.absolute(), "kills", text)
     for problem in played.problems:
         print(f"  {problem}", file=sys.stderr)
     return 1 if played.problems else 0
+
+
+_SECTION = """## A batch that is killed
+
+`{command}`
+
+The process that runs the batch gets a SIGKILL at some moment of its buying, and is started again
+with the same words; at the end the user decides about the rows of which nobody can know whether
+they were accepted, and runs it once more. Every row must have been accepted once by the service,
+and its file must be in place with the hash that the output tells.
+
+{played}; {problems} problems."""
 
 
 if __name__ == "__main__":
@@ -202,4 +222,5 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=500, metavar="N")
     parser.add_argument("--kills", type=int, default=3, metavar="N")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="Markdown page for the figures")
     sys.exit(asyncio.run(main(parser.parse_args())))

@@ -17,8 +17,8 @@ import httpx
 from prefect._internal.concurrency.cancellation import AsyncCancelScope
 from prefect.flow_engine import AsyncFlowRunEngine, FlowRunEngine
 
+from prefect_cometapi.runway.arriving import ArrivingFile
 from prefect_cometapi.runway.client import RunwayClient
-from prefect_cometapi.runway.download import Partial
 from prefect_cometapi.runway.entries import State
 from prefect_cometapi.runway.generation import Status
 from prefect_cometapi.runway.ledger import Ledger
@@ -160,10 +160,12 @@ def _on_a_reply(strike: Strike, *statuses: Status) -> None:
 
 
 def _on_a_chunk(strike: Strike) -> None:
-    @around(Partial, "append")
-    def _(original: Callable[..., None], partial: Partial, chunk: bytes) -> None:
-        original(partial, chunk)
-        if partial.received < (partial.total or 0):  # else it is the whole file
+    @around(ArrivingFile, "append")
+    async def _(
+        original: Callable[..., Awaitable[None]], arriving: ArrivingFile, chunk: bytes
+    ) -> None:
+        await original(arriving, chunk)
+        if arriving.received < (arriving.total or 0):  # else it is the whole file
             strike()
 
 

@@ -15,9 +15,10 @@ from prefect_cometapi.runway import (
     OutputExpired,
     StorageError,
     Submission,
+    arriving,
 )
 from prefect_cometapi.runway import download as module
-from prefect_cometapi.runway.download import MAX_REDIRECTS, RENEWALS, RESUMPTIONS, download
+from prefect_cometapi.runway.download import MAX_REDIRECTS, RENEWALS, RESUMPTIONS, asset_client
 from prefect_cometapi.runway.media import inspect_video
 from prefect_cometapi.runway.polling import Patience, wait_until_finished
 
@@ -27,6 +28,11 @@ BODY = bytes(range(256)) * 40
 
 def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+async def download(url, target, *, transport=None, **options) -> str:
+    async with asset_client(transport) as http:
+        return await module.download(http, url, target, **options)
 
 
 class Broken(httpx.AsyncByteStream):
@@ -280,7 +286,7 @@ async def test_a_file_that_ends_early_without_an_error_is_asked_for_again(
 @pytest.mark.parametrize("announced", [None, "100", "50000"])
 async def test_no_output_is_longer_than_announced_or_allowed(target, monkeypatch, announced):
     """A server cannot fill the disk, whatever length it announces."""
-    monkeypatch.setattr(module, "MAX_BYTES", 5000)
+    monkeypatch.setattr(arriving, "MAX_BYTES", 5000)
     headers = {"content-length": announced} if announced else {}
 
     def answer(request: httpx.Request) -> httpx.Response:
