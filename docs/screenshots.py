@@ -6,6 +6,7 @@ runs go through a 429 and a broken poll, so that retries are there to be seen. A
 show what it should ends it with an error.
 """
 
+import base64
 import os
 import shutil
 import socket
@@ -18,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+from draw_gallery import SCENES, draw
 from draw_gallery import take as take_gallery
 from playwright.sync_api import Page, sync_playwright
 
@@ -93,6 +95,43 @@ def make_runs(videos: str) -> str:
     return str(state.state_details.flow_run_id)
 
 
+def make_batch(videos: str) -> str:
+    """Run a batch of which one item is refused, one ends unknown and some are left; gives its id.
+
+    Its pictures are data URIs of drawn lakes, so that its posters differ.
+    """
+    from prefect_cometapi.flows import generate_batch
+    from prefect_cometapi.sandbox import Sandbox
+
+    lakes = {scene.id: data_uri(draw(scene)) for scene in SCENES}
+    requests = [
+        {
+            "id": f"{lake}-{number:02}",
+            "promptImage": lakes[lake],
+            "promptText": "The camera glides over the water.",
+            "ratio": "1280:768",
+            "seed": number,
+        }
+        for number, lake in enumerate(list(lakes) * 6)
+    ]
+    faults = ["create:invalid-request:after=5,times=1", "create:reset-after:after=11,times=1"]
+    with Sandbox(render_seconds=6, faults=faults) as sandbox:
+        os.environ |= {
+            "COMETAPI_BASE_URL": sandbox.url,
+            "COMETAPI_STORAGE": f"{videos}/lakes",
+            "COMETAPI_PRICES": '{"gen3a_turbo": 0.32}',
+        }
+        state = generate_batch(
+            requests, key="lakes", max_in_flight=8, max_spend=9, return_state=True
+        )
+    return str(state.state_details.flow_run_id)
+
+
+def data_uri(picture: bytes) -> str:
+    """A JPEG as CometAPI takes it."""
+    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+
+
 def take(page: Page, picture: Path, *expected: str, height: int = 860) -> None:
     """One picture of the page's upper part, once the expected texts are on it."""
     for text in expected:
@@ -116,18 +155,33 @@ def take_all(page: Page, server: str, run_id: str, folder: Path) -> None:
     take(page, folder / "collected.png", "uncertain", "ledger show sku-19/november", height=420)
 
 
+def take_batch(page: Page, server: str, run_id: str, folder: Path) -> None:
+    """The batch's run, the table of what became of each item, and the posters."""
+    page.goto(f"{server}/runs/flow-run/{run_id}")
+    take(page, folder / "batch.png", "PartlyStored", "27 stored")
+    found = httpx.post(f"{server}/api/artifacts/filter", json={}).json()
+    ids = {item["key"]: item["id"] for item in found if item["flow_run_id"] == run_id}
+    page.goto(f"{server}/artifacts/artifact/{ids['cometapi-batch-results']}")
+    take(page, folder / "batch-results.png", "27 stored", "uncertain", "not bought", height=620)
+    page.goto(f"{server}/artifacts/artifact/{ids['cometapi-batch-posters']}")
+    page.wait_for_function("[...document.images].some(image => image.naturalWidth > 640)")
+    take(page, folder / "batch-posters.png", "The first 24 of")
+
+
 def main() -> None:
     """Take all pictures."""
     images = Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
     images.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, prefect_server(f"{folder}/home") as server:
         run_id = make_runs(f"{folder}/videos")
+        batch_id = make_batch(f"{folder}/videos")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox"]
             )
             page = browser.new_page(viewport={"width": 1360, "height": 860})
             take_all(page, server, run_id, images)
+            take_batch(page, server, batch_id, images)
             take_gallery(browser, images)
             browser.close()
 

@@ -219,8 +219,9 @@ async def run(asked: argparse.Namespace) -> str:
                     who: await _median(who, course, server, asked.rounds) for who in asked.who
                 }
         size = clip.stat().st_size / 1000
+    sizes = " and ".join(f"{items:,}" for items in asked.items)
     parts = [
-        "## A batch of videos",
+        f"## A batch of {sizes} videos",
         _ABOUT.format(command=_command(asked), size=size),
         report.machine(*PACKAGES),
         f"What the service takes, over {load.CONNECTIONS} connections:\n\n```\n{capacity}\n```",
@@ -251,7 +252,7 @@ def main() -> None:
     text = asyncio.run(run(asked))
     print(f"\n{text}")
     if page:
-        report.put_section(page, "batch", text)
+        report.put_section(page, f"batch {' '.join(map(str, asked.items))}", text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 """Several at work at once: collectors, flows and followers do nothing twice."""
 
 import asyncio
+import threading
 import json
 from collections import Counter
 from pathlib import Path
@@ -195,17 +196,23 @@ def test_a_storage_wanted_later_downloads_once_more_and_buys_nothing(
 def gate(monkeypatch):
     """Has a step's function, called by its name, wait until all are let through."""
 
-    def shut(name: str) -> tuple[list[int], asyncio.Event]:
+    def shut(name: str) -> tuple[list[int], threading.Event]:
         function = getattr(steps, name)
         arrived: list[int] = []
-        opened = asyncio.Event()
+        opened = threading.Event()
 
         async def gated(*args, **kwargs):
             arrived.append(1)
-            await opened.wait()
+            await asyncio.to_thread(opened.wait)
             return await function(*args, **kwargs)
 
-        monkeypatch.setattr(steps, name, gated)
+        def gated_thread(*args, **kwargs):
+            arrived.append(1)
+            opened.wait()
+            return function(*args, **kwargs)
+
+        waits = gated if asyncio.iscoroutinefunction(function) else gated_thread
+        monkeypatch.setattr(steps, name, waits)
         return arrived, opened
 
     return shut
