@@ -2,8 +2,8 @@
 """Several at work at once: collectors, flows and followers do nothing twice."""
 
 import asyncio
-import threading
 import json
+import threading
 from collections import Counter
 from pathlib import Path
 
