@@ -12,9 +12,10 @@
 - floor: a Prefect flow with as many tasks that do nothing.
 
 Each has a process and a service of its own, one after the other, and all of one size share a
-Prefect server, which works when nobody else does, as if it were on another machine. What the service takes is measured first, so that it is seen not to be the limit.
-Several sizes after ``--items`` also compare the cost of an item; of several ``--rounds`` the one
-with the median time is shown.
+Prefect server, which works when nobody else does, as if it were on another machine. What the
+service takes is measured first, so that it is seen not to be the limit. Several sizes after
+``--items`` also compare the cost of an item; of several ``--rounds`` the one with the median time
+is shown.
 """
 
 import argparse
@@ -239,11 +240,13 @@ _ABOUT = """`{command}`
 
 Each way submits, waits, downloads a clip of {size:.0f} kB, demuxes it to its end, has it on the
 disk and renames it into place, in a process of its own and with a service of its own, beside a
-Prefect server that was started before and that has the lowest priority (it takes 40 ms of a
-processor for each task run, as long as or longer than any of them). In brackets the ratio to threads. Time and CPU are counted
-from when everything is imported and Prefect has been used once; CPU to the end of the process, so
-that what Prefect still sends then is in it. The time of the rendering is what a schedule without
-any loss takes. The lag is between a job's end and the first poll that says so."""
+Prefect server that was started before. The server takes some 40 ms of a processor for each task
+run, whoever makes it, and has the lowest priority. Ours also draw a poster, write a JSON beside
+each video, take its SHA-256, and record each change in the ledger, flushed to the disk. In brackets
+the ratio to threads. Time and CPU are counted from when everything is imported and Prefect has been
+used once; CPU to the end of the process, so that what Prefect still sends then is in it. The time
+of the rendering is what a schedule without any loss takes. The lag is between a job's end and the
+first poll that says so."""
 
 
 def main() -> None:
