@@ -38,13 +38,14 @@ if TYPE_CHECKING:
     persist_result=False,
     cache_policy=NO_CACHE,
 )
-async def agenerate_item(item: str, make: Callable[[], Awaitable[GenerationResult]]) -> Any:
+async def agenerate_item(item: str, make: Callable[[], Awaitable[None]]) -> None:
     """Make one item of a large batch: all four steps in one task run.
 
-    It gets the item's id alone, since Prefect copies what it gets, for each of thousands.
+    It gets the item's id alone and gives nothing back, since Prefect copies the one and keeps the
+    other to the end of the flow, for each of thousands.
     """
     _ = item  # it names the task run
-    return await make()
+    await make()
 
 
 @dataclass
@@ -135,7 +136,9 @@ class BatchRun:
     async def _made(self, item: BatchItem, by: Steps) -> GenerationResult:
         from ..runway.buying import staying_with
 
-        async def make() -> GenerationResult:
+        made: list[GenerationResult] = []
+
+        async def make() -> None:
             async with staying_with(self.ledger, item.key, this_run()):
                 async with self.lanes.submissions:
                     if item.key not in self.bought:
@@ -143,9 +146,10 @@ class BatchRun:
                     submission = await by.submit(
                         item.request, self.credentials, item.key, storage=self.storage
                     )
-                return await deliver(submission, self.credentials, self.storage, by=by)
+                made.append(await deliver(submission, self.credentials, self.storage, by=by))
 
-        return await (agenerate_item(item.id, make) if self.one_task_run else make())
+        await (agenerate_item(item.id, make) if self.one_task_run else make())
+        return made[0]
 
     def _gated(self, item: BatchItem, slot: Slot) -> Steps:
         """The steps; the slot upstream is free after the wait, and downloads take turns."""

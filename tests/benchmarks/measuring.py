@@ -27,7 +27,7 @@ from service import HERE, lean_process
 QUIET_FOR = 6.0
 """Seconds without a new row after which Prefect's server has written all; it writes every five."""
 
-SETTLED_BY = 300.0
+SETTLED_BY = 90.0
 """Seconds after which its rows are counted in any case."""
 
 LONGEST = 1800.0
