@@ -38,6 +38,7 @@ def prefect_server(home: str) -> Iterator[str]:
     os.environ |= {
         "PREFECT_HOME": home,
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "COMETAPI_LEDGER_URL": f"sqlite:///{home}/ledger.db",
     }
     quieten_prefect()
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]

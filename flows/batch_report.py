@@ -6,8 +6,8 @@ newer, and neither the storage nor Prefect's database is flooded.
 """
 
 import asyncio
-import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
@@ -49,7 +49,7 @@ class Report:
         self._place = place
         self._name = name
         self._artifacts = BatchArtifacts()
-        self._writing = threading.Lock()
+        self._over = asyncio.Event()
         self._showing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -62,22 +62,25 @@ class Report:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._over.set()
         if self._showing:
-            self._showing.cancel()
+            await self._showing  # cut off, it could leave a second artifact, or write last
         await self._write()
         await self._artifacts.show(self._board.standing())
 
     async def _keep_showing(self) -> None:
         seen, due = -1, 0.0
-        while True:
-            await self._board.changed_since(seen)
-            seen = self._board.changes
-            await self._artifacts.show(self._board.standing())
-            if time.monotonic() >= due:
-                started = time.monotonic()
-                await self._write()
-                due = next_write(time.monotonic(), time.monotonic() - started)
-            await asyncio.sleep(SHOW_EVERY)
+        while not self._over.is_set():
+            if seen != self._board.changes:
+                seen = self._board.changes
+                await self._artifacts.show(self._board.standing())
+                if time.monotonic() >= due:
+                    started = time.monotonic()
+                    await self._write()
+                    due = next_write(time.monotonic(), time.monotonic() - started)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SHOW_EVERY):
+                    await self._over.wait()
 
     async def _write(self) -> None:
         results = self._board.results()
@@ -87,13 +90,11 @@ class Report:
             display.logger().warning("The output manifest could not be written: %s", error.what)
 
     def _publish(self, results: tuple[ItemResult, ...]) -> None:
-        with self._writing:  # a thread goes on when it is cancelled, and must not write last
-            self.output = publish_results(results, self._place, self._name)
-            page = gallery(results, title=self._key, base=self.output.rpartition("/")[0])
-            staged = self._place.staging() / uuid4().hex
-            staged.write_text(page, encoding="utf-8")
-            name = f"{self._name.partition('.')[0]}.gallery.html"
-            self.gallery = self._place.publish(staged, name)
+        self.output = publish_results(results, self._place, self._name)
+        page = gallery(results, title=self._key, base=self.output.rpartition("/")[0])
+        staged = self._place.staging() / uuid4().hex
+        staged.write_text(page, encoding="utf-8")
+        self.gallery = self._place.publish(staged, f"{self._name.partition('.')[0]}.gallery.html")
 
 
 async def report_place(key: str, output: str | None, storage: str) -> tuple[Storage, str]:

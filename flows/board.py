@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a batch stands: one result per item, counted, with the time that is left."""
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -64,7 +63,6 @@ class Board:
     _started: float = field(default_factory=time.monotonic)
     _done_before: int = 0
     changes: int = 0
-    _news: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     def begin(self, results: Iterable[ItemResult]) -> None:
         """Put up every item; those that are done already do not count for the time left."""
@@ -79,15 +77,8 @@ class Board:
         self._results[result.id] = result
         self._counts[result.outcome] += 1
         self.changes += 1
-        self._news.set()
         if listener := batch_listener.get():
             listener(self.standing())
-
-    async def changed_since(self, seen: int) -> None:
-        """Wait until there are other results than after so many changes."""
-        while self.changes == seen:
-            self._news.clear()
-            await self._news.wait()
 
     def results(self) -> tuple[ItemResult, ...]:
         """Each item, in the order asked for."""

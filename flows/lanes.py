@@ -21,6 +21,10 @@ SUBMISSIONS = 8
 """Submissions at a time. They take turns before each is claimed in the ledger: a claim that waits
 for its turn would be in doubt for nothing if the process dies."""
 
+SLOT_LEASE = 60.0
+"""Seconds after which Prefect frees the slots of a process that was killed; the least it takes.
+They are renewed while the process lives."""
+
 _BACKLOG = 4
 """Finished generations that may wait for one download: their addresses expire, so it is few."""
 
@@ -102,7 +106,7 @@ async def _held(limit: str) -> Callable[[], object]:
         from prefect.concurrency.asyncio import concurrency
 
         try:
-            async with concurrency(limit):
+            async with concurrency(limit, lease_duration=SLOT_LEASE):
                 entered.set()
                 await over.wait()
         except Exception as error:  # noqa: BLE001 -- CometAPI itself refuses what is too much

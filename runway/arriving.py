@@ -2,7 +2,7 @@
 """A file that grows while its bytes arrive.
 
 A thread writes and hashes what has arrived while the event loop receives what comes next, so a
-slow disk holds up neither other downloads nor polls, and memory holds two blocks at most.
+slow disk holds up neither other downloads nor polls, and memory holds three blocks at most.
 """
 
 import asyncio

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user sees where a batch stands, and about how long it will take."""
 
-import asyncio
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,19 +67,6 @@ def test_each_change_is_told_to_who_listens():
         batch_listener.reset(token)
     assert [standing.done for standing in heard] == [1, 2]
     assert heard[-1].sentence() == "1 stored, 1 failed"
-
-
-async def test_who_waits_for_news_hears_of_them():
-    """At once where they came before he asked."""
-    board = board_of(item("a"))
-    waiting = asyncio.create_task(board.changed_since(0))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    board.put(item("a", Outcome.STORED))
-    async with asyncio.timeout(5):
-        await waiting
-        await board.changed_since(0)
-    assert board.changes == 1
 
 
 def test_what_was_spent_stands_beside_its_limit():

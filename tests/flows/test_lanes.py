@@ -98,13 +98,20 @@ async def test_without_a_global_limit_nothing_is_asked_of_prefect(prefect_server
     assert await limit_across_processes() is None
 
 
-@pytest.mark.server
-async def test_a_global_limit_holds_across_processes(prefect_server):
-    """Two batches, each with ten lanes, share the three slots of the account."""
+@pytest.fixture
+async def three_slots(prefect_server):
+    """A global limit of three; no other test may meet it."""
     async with get_client() as client:
         await client.create_global_concurrency_limit(
             GlobalConcurrencyLimitCreate(name=IN_FLIGHT_LIMIT, limit=3, active=True)
         )
+        yield
+        await client.delete_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT)
+
+
+@pytest.mark.server
+async def test_a_global_limit_holds_across_processes(three_slots):
+    """Two batches, each with ten lanes, share the three slots of the account."""
     name = await limit_across_processes()
     assert name == IN_FLIGHT_LIMIT
     now = most = 0
