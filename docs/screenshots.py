@@ -159,7 +159,7 @@ def take_all(page: Page, server: str, run_id: str, folder: Path) -> None:
 def take_batch(page: Page, server: str, run_id: str, folder: Path) -> None:
     """The batch's run, the table of what became of each item, and the posters."""
     page.goto(f"{server}/runs/flow-run/{run_id}")
-    take(page, folder / "batch.png", "PartlyStored", "27 stored")
+    take(page, folder / "batch.png", "PartlyStored")
     found = httpx.post(f"{server}/api/artifacts/filter", json={}).json()
     ids = {item["key"]: item["id"] for item in found if item["flow_run_id"] == run_id}
     page.goto(f"{server}/artifacts/artifact/{ids['cometapi-batch-results']}")
