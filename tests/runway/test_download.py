@@ -2,6 +2,7 @@
 """From an address to a whole file: over broken connections, expired tokens and redirects."""
 
 import asyncio
+import errno
 import hashlib
 import logging
 from datetime import UTC, datetime
@@ -390,3 +391,32 @@ async def test_a_disk_that_does_not_take_the_file_is_told_as_such(tmp_path):
         await download(URL, target, transport=CDN())
     assert "fetching it again is free" in str(told.value)
     assert "s3cr3t" not in str(told.value)
+
+
+class Chunks(httpx.AsyncByteStream):
+    """A body that comes in pieces."""
+
+    async def __aiter__(self):
+        for start in range(0, len(BODY), 100):
+            yield BODY[start : start + 100]
+
+
+async def test_a_file_is_written_while_it_arrives(target, monkeypatch):
+    """Block by block, in order, and the hash is that of the whole."""
+    monkeypatch.setattr(arriving, "BLOCK", 1000)
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
+    assert await download(URL, target, transport=transport) == digest(BODY)
+    assert target.read_bytes() == BODY
+
+
+async def test_a_disk_that_is_full_on_the_way_is_told(target, monkeypatch):
+    """Before the rest of the file has arrived."""
+    monkeypatch.setattr(arriving, "BLOCK", 1000)
+    monkeypatch.setattr(arriving.ArrivingFile, "_write", full)
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
+    with pytest.raises(StorageError, match="did not take the download: No space left"):
+        await download(URL, target, transport=transport)
+
+
+def full(*_args: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
