@@ -10,12 +10,11 @@ import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
-from uuid import uuid4
 
 from ..runway.batch import ItemResult
 from ..runway.errors import StorageError
 from ..runway.names import batch_stem
-from ..runway.results import check_place, next_write, publish_results, split_place
+from ..runway.results import check_place, next_write, publish_results, publish_written, split_place
 from ..runway.storage import Storage
 from . import display
 from .batch_display import BatchArtifacts
@@ -92,9 +91,11 @@ class Report:
     def _publish(self, results: tuple[ItemResult, ...]) -> None:
         self.output = publish_results(results, self._place, self._name)
         page = gallery(results, title=self._key, base=self.output.rpartition("/")[0])
-        staged = self._place.staging() / uuid4().hex
-        staged.write_text(page, encoding="utf-8")
-        self.gallery = self._place.publish(staged, f"{self._name.partition('.')[0]}.gallery.html")
+        self.gallery = publish_written(
+            self._place,
+            f"{self._name.partition('.')[0]}.gallery.html",
+            lambda staged: staged.write_text(page, encoding="utf-8"),
+        )
 
 
 async def report_place(key: str, output: str | None, storage: str) -> tuple[Storage, str]:
@@ -103,7 +104,7 @@ async def report_place(key: str, output: str | None, storage: str) -> tuple[Stor
     Raises:
         StorageUnavailable: It cannot be written where the user wants it.
     """
-    if output is None:
+    if not output:
         return await resolve_storage(storage), f"{batch_stem(key)}.results.jsonl"
     await asyncio.to_thread(check_place, output)
     return split_place(output)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -53,8 +54,10 @@ ATTACHED_GRACE = 4
 """Poll intervals during which the id of an older generation may be unknown."""
 
 
-_EXAMINING = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="cometapi-video")
-"""Decoding takes processors and memory, so no more videos are examined at a time than there are."""
+@cache
+def _examiners(_process: int) -> ThreadPoolExecutor:
+    """As many threads as processors, which decoding keeps busy; a forked child has none of them."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="cometapi-video")
 
 
 @contextmanager
@@ -223,7 +226,7 @@ async def _fetch(
                 http, address, path, renew=fresh_address, trusted_host=host_of(credentials.base_url)
             )
         loop = asyncio.get_running_loop()
-        video = await loop.run_in_executor(_EXAMINING, _examined, path, sha256)
+        video = await loop.run_in_executor(_examiners(os.getpid()), _examined, path, sha256)
     except BaseException:
         await asyncio.to_thread(path.unlink, missing_ok=True)
         raise

@@ -10,8 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from .errors import InvalidOutput
 
@@ -22,7 +21,7 @@ another more often; a quarter of it is a third slower."""
 
 
 class ArrivingFile:
-    """What has arrived so far; use it as an async context manager.
+    """What has arrived so far; it is to be closed before its file is.
 
     Args:
         file: Where it goes; it is empty, and closed by the caller.
@@ -43,16 +42,9 @@ class ArrivingFile:
         self._size = 0
         self._writing: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with suppress(OSError):  # the file must not be closed under a thread that writes it
+    async def aclose(self) -> None:
+        """Wait for the thread that writes, under which the file must not be closed."""
+        with suppress(OSError):
             await self._written()
 
     async def start_again(self) -> None:
@@ -84,8 +76,7 @@ class ArrivingFile:
         self._gathered.append(chunk)
         self._size += len(chunk)
         if self._size >= BLOCK:
-            await self._written()
-            self._hand_over(self._write)
+            await self._hand_over(self._write)
 
     async def finish(self) -> str:
         """Have all of it on the disk, and return its SHA-256 in hex.
@@ -93,8 +84,7 @@ class ArrivingFile:
         Raises:
             OSError: It could not be written.
         """
-        await self._written()
-        self._hand_over(self._write_last)
+        await self._hand_over(self._write_last)
         await self._written()
         return self._hash.hexdigest()
 
@@ -109,7 +99,8 @@ class ArrivingFile:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _hand_over(self, write: Callable[[list[bytes]], None]) -> None:
+    async def _hand_over(self, write: Callable[[list[bytes]], None]) -> None:
+        await self._written()
         chunks, self._gathered, self._size = self._gathered, [], 0
         self._writing = asyncio.create_task(asyncio.to_thread(write, chunks))
 

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -78,7 +79,7 @@ async def download(
     """
     try:
         with destination.open("wb") as file:
-            async with ArrivingFile(file) as arriving:
+            async with aclosing(ArrivingFile(file)) as arriving:
                 await _receive_all(http, url, arriving, renew, trusted_host)
                 sha256 = await arriving.finish()
     except OSError as error:

@@ -97,12 +97,25 @@ def publish_results(results: Sequence[ItemResult], storage: Storage, name: str) 
         StorageError: The storage did not take them.
     """
     check_name(name)
-    staged = storage.staging() / uuid4().hex
-    try:
+
+    def write(staged: Path) -> None:
         if kind_of(name) is Kind.PARQUET:
             _write_parquet(staged, results)
         else:
             _write_jsonl(staged, results, gzip.open if is_gzipped(name) else open)
+
+    return publish_written(storage, name, write)
+
+
+def publish_written(storage: Storage, name: str, write: Callable[[Path], object]) -> str:
+    """Have a file written on this machine, make it appear in a storage, and return where it is.
+
+    Raises:
+        StorageError: This machine or the storage did not take it.
+    """
+    staged = storage.staging() / uuid4().hex
+    try:
+        write(staged)
         return storage.publish(staged, name)
     except OSError as error:
         reason = scrub(error.strerror or type(error).__name__)

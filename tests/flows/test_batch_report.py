@@ -2,7 +2,9 @@
 """What stands in the output manifest at the end is what became of the batch."""
 
 import asyncio
+import errno
 import threading
+from pathlib import Path
 
 from prefect_cometapi.flows import batch_report
 from prefect_cometapi.flows.batch_report import Report
@@ -35,3 +37,21 @@ async def test_a_slow_write_does_not_replace_the_last_one(tmp_path, monkeypatch)
         asyncio.get_running_loop().call_later(0.1, may_go_on.set)
     assert writes == [Outcome.RUNNING, Outcome.STORED]
     assert [item.outcome for item in read_results(str(report.output))] == [Outcome.STORED]
+
+
+async def test_a_disk_that_is_full_under_the_gallery_does_not_break_the_batch(
+    tmp_path, monkeypatch, caplog
+):
+    """The videos are stored; that a page about them is missing is told, and no more."""
+
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    board = Board(Budget({}))
+    board.begin([ItemResult(id="one", outcome=Outcome.STORED)])
+    async with Report("batch", board, FolderStorage(tmp_path), "out.jsonl") as report:
+        pass
+    assert [item.outcome for item in read_results(str(report.output))] == [Outcome.STORED]
+    assert report.gallery is None
+    assert "No space left" in caplog.text

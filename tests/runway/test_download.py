@@ -2,8 +2,6 @@
 """From an address to a whole file: over broken connections, expired tokens and redirects."""
 
 import asyncio
-import errno
-import hashlib
 import logging
 from datetime import UTC, datetime
 
@@ -16,24 +14,12 @@ from prefect_cometapi.runway import (
     OutputExpired,
     StorageError,
     Submission,
-    arriving,
 )
-from prefect_cometapi.runway import download as module
-from prefect_cometapi.runway.download import MAX_REDIRECTS, RENEWALS, RESUMPTIONS, asset_client
+from prefect_cometapi.runway.download import MAX_REDIRECTS, RENEWALS, RESUMPTIONS
 from prefect_cometapi.runway.media import inspect_video
 from prefect_cometapi.runway.polling import Patience, wait_until_finished
 
-URL = "https://cdn.example.com/o.mp4?_jwt=s3cr3t"
-BODY = bytes(range(256)) * 40
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-async def download(url, target, *, transport=None, **options) -> str:
-    async with asset_client(transport) as http:
-        return await module.download(http, url, target, **options)
+from .fetching import BODY, URL, digest, download
 
 
 class Broken(httpx.AsyncByteStream):
@@ -284,20 +270,6 @@ async def test_a_file_that_ends_early_without_an_error_is_asked_for_again(
     assert await download(URL, target, transport=script) == digest(BODY)
 
 
-@pytest.mark.parametrize("announced", [None, "100", "50000"])
-async def test_no_output_is_longer_than_announced_or_allowed(target, monkeypatch, announced):
-    """A server cannot fill the disk, whatever length it announces."""
-    monkeypatch.setattr(arriving, "MAX_BYTES", 5000)
-    headers = {"content-length": announced} if announced else {}
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, headers=headers, stream=httpx.ByteStream(BODY))
-
-    with pytest.raises(InvalidOutput, match="longer than"):
-        await download(URL, target, transport=httpx.MockTransport(answer))
-    assert target.stat().st_size <= 5000
-
-
 async def test_redirects_are_followed_by_hand(answers, target):
     """Relative and absolute ones, each hop checked."""
     script = answers(
@@ -391,32 +363,3 @@ async def test_a_disk_that_does_not_take_the_file_is_told_as_such(tmp_path):
         await download(URL, target, transport=CDN())
     assert "fetching it again is free" in str(told.value)
     assert "s3cr3t" not in str(told.value)
-
-
-class Chunks(httpx.AsyncByteStream):
-    """A body that comes in pieces."""
-
-    async def __aiter__(self):
-        for start in range(0, len(BODY), 100):
-            yield BODY[start : start + 100]
-
-
-async def test_a_file_is_written_while_it_arrives(target, monkeypatch):
-    """Block by block, in order, and the hash is that of the whole."""
-    monkeypatch.setattr(arriving, "BLOCK", 1000)
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
-    assert await download(URL, target, transport=transport) == digest(BODY)
-    assert target.read_bytes() == BODY
-
-
-async def test_a_disk_that_is_full_on_the_way_is_told(target, monkeypatch):
-    """Before the rest of the file has arrived."""
-    monkeypatch.setattr(arriving, "BLOCK", 1000)
-    monkeypatch.setattr(arriving.ArrivingFile, "_write", full)
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
-    with pytest.raises(StorageError, match="did not take the download: No space left"):
-        await download(URL, target, transport=transport)
-
-
-def full(*_args: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")

@@ -30,10 +30,11 @@ from prefect_cometapi.runway import (
     UnexpectedResponse,
     errors,
 )
-from prefect_cometapi.runway.download import asset_client, download
 from prefect_cometapi.runway.media import inspect_video
 from prefect_cometapi.runway.polling import Patience, wait_until_finished
 from prefect_cometapi.runway.rows import BadRow
+
+from .fetching import download
 
 ALL = [
     value
@@ -240,8 +241,7 @@ async def test_an_output_that_goes_wrong_is_explained(answers, tmp_path, answer,
     """The video is paid for, and the message says how to get it all the same."""
 
     async def fetch() -> None:
-        async with asset_client(answers(answer)) as http:
-            await download(http, "https://cdn.example.com/o", tmp_path / "o")
+        await download("https://cdn.example.com/o", tmp_path / "o", transport=answers(answer))
         inspect_video(tmp_path / "o")
 
     with pytest.raises(error) as caught:

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of downloads are made of: an output, its address, and a download of its own."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from prefect_cometapi.runway.download import asset_client
+from prefect_cometapi.runway.download import download as download_with
+
+URL = "https://cdn.example.com/o.mp4?_jwt=s3cr3t"
+BODY = bytes(range(256)) * 40
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+async def download(
+    url: str, target: Path, *, transport: httpx.AsyncBaseTransport | None = None, **options: Any
+) -> str:
+    """A download with a client of its own."""
+    async with asset_client(transport) as http:
+        return await download_with(http, url, target, **options)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file is written while it arrives: block by block, never too long, and a full disk is told."""
+
+import errno
+
+import httpx
+import pytest
+
+from prefect_cometapi.runway import InvalidOutput, StorageError, arriving
+
+from .fetching import BODY, URL, digest, download
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "o.mp4"
+
+
+@pytest.mark.parametrize("announced", [None, "100", "50000"])
+async def test_no_output_is_longer_than_announced_or_allowed(target, monkeypatch, announced):
+    """A server cannot fill the disk, whatever length it announces."""
+    monkeypatch.setattr(arriving, "MAX_BYTES", 5000)
+    headers = {"content-length": announced} if announced else {}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers=headers, stream=httpx.ByteStream(BODY))
+
+    with pytest.raises(InvalidOutput, match="longer than"):
+        await download(URL, target, transport=httpx.MockTransport(answer))
+    assert target.stat().st_size <= 5000
+
+
+class Chunks(httpx.AsyncByteStream):
+    """A body that comes in pieces."""
+
+    async def __aiter__(self):
+        for start in range(0, len(BODY), 100):
+            yield BODY[start : start + 100]
+
+
+async def test_a_file_is_written_while_it_arrives(target, monkeypatch):
+    """Block by block, in order, and the hash is that of the whole."""
+    monkeypatch.setattr(arriving, "BLOCK", 1000)
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
+    assert await download(URL, target, transport=transport) == digest(BODY)
+    assert target.read_bytes() == BODY
+
+
+async def test_a_disk_that_is_full_on_the_way_is_told(target, monkeypatch):
+    """Before the rest of the file has arrived."""
+    monkeypatch.setattr(arriving, "BLOCK", 1000)
+    monkeypatch.setattr(arriving.ArrivingFile, "_write", full)
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
+    with pytest.raises(StorageError, match="did not take the download: No space left"):
+        await download(URL, target, transport=transport)
+
+
+def full(*_args: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
