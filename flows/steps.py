@@ -55,9 +55,9 @@ ATTACHED_GRACE = 4
 
 
 @cache
-def _examiners(_process: int) -> ThreadPoolExecutor:
-    """As many threads as processors, which decoding keeps busy; a forked child has none of them."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="cometapi-video")
+def _examiner(_process: int) -> ThreadPoolExecutor:
+    """The thread that asks the one decoder, so that no other waits; a forked child has none."""
+    return ThreadPoolExecutor(1, thread_name_prefix="cometapi-video")
 
 
 @contextmanager
@@ -226,7 +226,7 @@ async def _fetch(
                 http, address, path, renew=fresh_address, trusted_host=host_of(credentials.base_url)
             )
         loop = asyncio.get_running_loop()
-        video = await loop.run_in_executor(_examiners(os.getpid()), _examined, path, sha256)
+        video = await loop.run_in_executor(_examiner(os.getpid()), _examined, path, sha256)
     except BaseException:
         await asyncio.to_thread(path.unlink, missing_ok=True)
         raise

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
-from .media import as_jpeg
+from .decoder import as_jpeg
 
 COLUMNS = 6
 TILE_WIDTH = 192

@@ -1,24 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a file is a whole video, and a picture of it.
+"""Whether a file is a whole video, and a picture of it, as another process finds (decoder.py)."""
 
-A header is not enough: an MP4 with its index in front still tells its full duration after 95 % of
-it was cut away. So the file is demuxed to its last packet, which costs milliseconds, and what is
-really there is held against what the header promises. Only the two containers that Runway
-delivers are opened, from the file alone, so a playlist in disguise reaches no network.
-"""
-
+import atexit
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidOutput
+from pydantic import TypeAdapter
+
+from .errors import InvalidOutput, StorageError
 
 POSTER_WIDTH = 640
 """Pixels."""
 
-COMPLETE = 0.98
-"""Share of the promised duration that must be there; the last frame's own length may be missing."""
+_DECODER = Path(__file__).with_name("decoder.py")
+_NEEDED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT")
+"""What Python needs of the environment; the key is not among it."""
 
 
 @dataclass(frozen=True)
@@ -32,45 +39,20 @@ class VideoInfo:
     codec: str
 
 
+_INFO = TypeAdapter(VideoInfo)
+_LONGEST = 8 << 20
+"""Characters of an answer; a poster takes some 100,000."""
+
+
 def inspect_video(path: Path) -> VideoInfo:
     """Demux a video to its end and describe it.
 
     Raises:
-        InvalidOutput: It is no MP4, MOV or WebM, has no video, or is not whole.
+        InvalidOutput: It is no MP4, MOV or WebM, has no video, is not whole, or broke the decoder.
+        StorageError: It cannot be read here.
     """
-    from av.error import FFmpegError
-
-    try:
-        with _open(path) as container:
-            if not container.streams.video:
-                raise InvalidOutput("the output holds no video")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise InvalidOutput("the output is a video of no known codec")
-            ends, frames, corrupt = {stream.index: 0.0}, 0, False
-            for packet in container.demux():
-                corrupt = corrupt or packet.is_corrupt
-                if packet.pts is None or not packet.size or packet.time_base is None:
-                    continue
-                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                index = packet.stream_index
-                ends[index] = max(ends.get(index, 0.0), end)
-                frames += index == stream.index
-            info = VideoInfo(
-                width=stream.width,
-                height=stream.height,
-                duration=round(ends[stream.index], 3),
-                frames=frames,
-                codec=stream.codec_context.name,
-            )
-            arrived, promised = _arrived_and_promised(ends, container, stream)
-    except (FFmpegError, ValueError, EOFError) as error:
-        raise InvalidOutput(f"the output is no readable video: {_reason(error)}") from None
-    if corrupt or not frames or arrived < COMPLETE * promised:
-        raise InvalidOutput(f"the output is cut off: {arrived:g} s of {promised:g} s are there")
-    if not (info.width and info.height):
-        raise InvalidOutput("the output's frames have no size")
-    return info
+    with _sound_answers():
+        return _INFO.validate_python(_decoder(os.getpid()).ask(path)["info"])
 
 
 def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
@@ -78,64 +60,101 @@ def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
 
     Raises:
         InvalidOutput: No frame can be decoded.
+        StorageError: The video cannot be read here.
+        OSError: The poster cannot be written.
     """
-    from av.error import FFmpegError
+    with _sound_answers():
+        jpeg = base64.b64decode(_decoder(os.getpid()).ask(video, width)["poster"], validate=True)
+    poster.write_bytes(jpeg)
 
+
+@contextmanager
+def _sound_answers() -> Iterator[None]:
+    """A decoder that a file has taken over may say anything."""
     try:
-        with _open(video) as container:
-            stream = container.streams.video[0]
-            if stream.codec_context:
-                stream.codec_context.thread_count = 1  # for one frame, more are but a loss
-            if container.duration:
-                container.seek(container.duration // 2)
-            frame = next(container.decode(stream))
-        height = max(2, round(frame.height * width / frame.width / 2) * 2)
-        data = as_jpeg(frame.reformat(width=width, height=height, format="yuvj420p", threads=1))
-    except (FFmpegError, StopIteration, ValueError) as error:
-        raise InvalidOutput(f"no frame of the output can be decoded: {_reason(error)}") from None
-    poster.write_bytes(data)
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError):
+        _decoder(os.getpid()).close()
+        raise InvalidOutput("the output broke the decoder, which answers nonsense") from None
 
 
-def as_jpeg(picture: Any) -> bytes:
-    """A video frame in yuvj420p as a JPEG."""
-    import av
+class Decoder:
+    """The process that opens videos, for all threads of this one; it starts when it is needed.
 
-    encoder: Any = av.CodecContext.create("mjpeg", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = picture.width, picture.height, "yuvj420p"
-    encoder.time_base = Fraction(1, 25)
-    encoder.thread_count = 1
-    encoder.options = {"qmin": "3", "qmax": "5"}
-    picture.pts, picture.time_base = 0, encoder.time_base
-    return b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode()])
-
-
-def _open(path: Path) -> Any:
-    import av
-
-    return av.open(str(path), format=_container(path), options={"protocol_whitelist": "file"})
-
-
-def _container(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(12)
-    if head[4:8] == b"ftyp":
-        return "mp4"
-    if head.startswith(b"\x1aE\xdf\xa3"):
-        return "matroska"
-    raise InvalidOutput(f"the output is no MP4 or WebM; it begins with {head!r}")
-
-
-def _arrived_and_promised(
-    ends: dict[int, float], container: Any, stream: Any
-) -> tuple[float, float]:
-    """Seconds that are there and seconds that the header promises, of the same thing.
-
-    An MP4 tells the duration of each stream, a WebM only that of the whole file.
+    Args:
+        program: What it runs.
     """
-    if stream.duration and stream.time_base:
-        return ends[stream.index], float(stream.duration * stream.time_base)
-    return max(ends.values()), container.duration / 1_000_000 if container.duration else 0.0
+
+    def __init__(self, program: Path = _DECODER) -> None:
+        self._program = program
+        self._process: subprocess.Popen[str] | None = None
+        self._turn = threading.Lock()
+
+    def ask(self, video: Path, poster_width: int | None = None) -> dict[str, Any]:
+        """What it tells about a video.
+
+        Raises:
+            InvalidOutput: The file is none, or the process did not survive it.
+            StorageError: The file cannot be read, or the process does not start.
+        """
+        question = json.dumps({"video": str(video), "poster_width": poster_width})
+        with self._turn:
+            line = self._told(question)
+            if not line:
+                raise InvalidOutput(f"the output broke the decoder, which {self._end()}")
+        answer: dict[str, Any] = json.loads(line)
+        if refused := answer.get("refused"):
+            raise InvalidOutput(refused)
+        if "errno" in answer:
+            raise StorageError(f"the download cannot be read: {answer['strerror']}")
+        return answer
+
+    def close(self) -> None:
+        """End the process; it starts again when it is needed."""
+        with self._turn:
+            if self._process:
+                self._process.kill()
+                self._end()
+
+    def _told(self, question: str) -> str:
+        process = self._process = self._process or self._start()
+        assert process.stdin  # noqa: S101 -- it is a pipe
+        assert process.stdout  # noqa: S101 -- it is a pipe
+        try:
+            print(question, file=process.stdin, flush=True)
+            return process.stdout.readline(_LONGEST)
+        except OSError:  # it has ended
+            return ""
+
+    def _start(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(  # noqa: S603 -- this Python, and a file of ours
+            [sys.executable, "-P", str(self._program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={name: os.environ[name] for name in _NEEDED if name in os.environ},
+            text=True,
+            start_new_session=True,  # Ctrl-C is for this process to deal with
+        )
+        assert process.stdout  # noqa: S101 -- it is a pipe
+        if not process.stdout.readline():
+            self._process = process
+            raise StorageError(f"this machine cannot read videos: the decoder {self._end()}")
+        return process
+
+    def _end(self) -> str:
+        """Have it end, and say how it did."""
+        process, self._process = self._process, None
+        assert process  # noqa: S101 -- it was started
+        process.communicate()
+        if process.returncode < 0:
+            return f"was ended by {signal.Signals(-process.returncode).name}"
+        return f"ended with {process.returncode}"
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+@cache
+def _decoder(_process: int) -> Decoder:
+    """The decoder of this process; a forked child must not share its parent's."""
+    decoder = Decoder()
+    atexit.register(decoder.close)
+    return decoder

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens videos that came from elsewhere, in a process of its own.
+
+A decoder is a large piece of C that reads what a stranger wrote. So it runs here, without the key,
+unable to write a file, and within bounds of memory and time: a file that breaks it breaks only
+this process. It imports nothing of the package, so that it starts quickly and stays small, and
+speaks JSON, a line for a line.
+
+A header is not enough: an MP4 with its index in front still tells its full duration after 95 % of
+it was cut away. So the file is demuxed to its last packet, which costs milliseconds, and what is
+really there is held against what the header promises. Only the two containers that Runway
+delivers are opened, from the file alone, so a playlist in disguise reaches no network.
+"""
+
+import base64
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TextIO
+
+COMPLETE = 0.98
+"""Share of the promised duration that must be there; the last frame's own length may be missing."""
+
+MEMORY = 2 << 30
+"""Bytes of address space; a decoder of 8K video needs about half of it."""
+
+CPU_SECONDS = 60.0
+"""Processor time for one file; one of a minute in 4K takes about a second."""
+
+
+class Refused(Exception):
+    """The file is no whole video."""
+
+
+def inspect_video(path: Path) -> dict[str, Any]:
+    """Demux a video to its end and describe it: width and height in pixels, duration in seconds.
+
+    Raises:
+        Refused: It is no MP4, MOV or WebM, has no video, or is not whole.
+    """
+    from av.error import FFmpegError
+
+    try:
+        with _open(path) as container:
+            if not container.streams.video:
+                raise Refused("the output holds no video")
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise Refused("the output is a video of no known codec")
+            ends, frames, corrupt = {stream.index: 0.0}, 0, False
+            for packet in container.demux():
+                corrupt = corrupt or packet.is_corrupt
+                if packet.pts is None or not packet.size or packet.time_base is None:
+                    continue
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                index = packet.stream_index
+                ends[index] = max(ends.get(index, 0.0), end)
+                frames += index == stream.index
+            info = {
+                "width": stream.width,
+                "height": stream.height,
+                "duration": round(ends[stream.index], 3),
+                "frames": frames,
+                "codec": stream.codec_context.name,
+            }
+            arrived, promised = _arrived_and_promised(ends, container, stream)
+    except (FFmpegError, ValueError, EOFError) as error:
+        raise Refused(f"the output is no readable video: {_reason(error)}") from None
+    if corrupt or not frames or arrived < COMPLETE * promised:
+        raise Refused(f"the output is cut off: {arrived:g} s of {promised:g} s are there")
+    if not (info["width"] and info["height"]):
+        raise Refused("the output's frames have no size")
+    return info
+
+
+def draw_poster(path: Path, width: int) -> bytes:
+    """A frame from the middle of a video as a JPEG of the given width in pixels.
+
+    Raises:
+        Refused: No frame can be decoded.
+    """
+    from av.error import FFmpegError
+
+    try:
+        with _open(path) as container:
+            if not container.streams.video:
+                raise Refused("the output holds no video")
+            stream = container.streams.video[0]
+            if stream.codec_context:
+                stream.codec_context.thread_count = 1  # for one frame, more are but a loss
+            if container.duration:
+                container.seek(container.duration // 2)
+            frame = next(container.decode(stream))
+        height = max(2, round(frame.height * width / frame.width / 2) * 2)
+        return as_jpeg(frame.reformat(width=width, height=height, format="yuvj420p", threads=1))
+    except (FFmpegError, StopIteration, ValueError) as error:
+        raise Refused(f"no frame of the output can be decoded: {_reason(error)}") from None
+
+
+def as_jpeg(picture: Any) -> bytes:
+    """A video frame in yuvj420p as a JPEG."""
+    import av
+
+    encoder: Any = av.CodecContext.create("mjpeg", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = picture.width, picture.height, "yuvj420p"
+    encoder.time_base = Fraction(1, 25)
+    encoder.thread_count = 1
+    encoder.options = {"qmin": "3", "qmax": "5"}
+    picture.pts, picture.time_base = 0, encoder.time_base
+    return b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode()])
+
+
+def _open(path: Path) -> Any:
+    import av
+
+    return av.open(str(path), format=_container(path), options={"protocol_whitelist": "file"})
+
+
+def _container(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp":
+        return "mp4"
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return "matroska"
+    raise Refused(f"the output is no MP4 or WebM; it begins with {head!r}")
+
+
+def _arrived_and_promised(
+    ends: dict[int, float], container: Any, stream: Any
+) -> tuple[float, float]:
+    """Seconds that are there and seconds that the header promises, of the same thing.
+
+    An MP4 tells the duration of each stream, a WebM only that of the whole file.
+    """
+    if stream.duration and stream.time_base:
+        return ends[stream.index], float(stream.duration * stream.time_base)
+    return max(ends.values()), container.duration / 1_000_000 if container.duration else 0.0
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def serve(questions: TextIO, answers: TextIO, cpu_seconds: float = CPU_SECONDS) -> None:
+    """Answer each line until there are no more; a file that takes too long ends the process."""
+    import av  # noqa: F401 -- that it is there is what "ready" says
+
+    print("ready", file=answers, flush=True)
+    for line in questions:
+        _alarm_after(cpu_seconds)
+        print(json.dumps(_answer(**json.loads(line))), file=answers, flush=True)
+        _alarm_after(0)
+
+
+def _answer(video: str, poster_width: int | None) -> dict[str, Any]:
+    try:
+        if poster_width:
+            jpeg = draw_poster(Path(video), poster_width)
+            return {"poster": base64.b64encode(jpeg).decode()}
+        return {"info": inspect_video(Path(video))}
+    except Refused as error:
+        return {"refused": str(error)}
+    except MemoryError:
+        return {"refused": f"the output needs more than {MEMORY >> 30} GB of memory to be read"}
+    except OSError as error:
+        return {"errno": error.errno, "strerror": error.strerror}
+
+
+def _alarm_after(cpu_seconds: float) -> None:
+    with contextlib.suppress(AttributeError):  # Windows has no such timer
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+
+
+def confine() -> None:
+    """Give up what opening a video does not need: most memory, and writing files."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+
+    def at_most(what: int, limit: int) -> None:
+        _, hard = resource.getrlimit(what)
+        lower = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        with contextlib.suppress(OSError, ValueError):  # a system that does not know this limit
+            resource.setrlimit(what, (lower, lower))
+
+    at_most(resource.RLIMIT_AS, MEMORY)
+    at_most(resource.RLIMIT_FSIZE, 0)
+    at_most(resource.RLIMIT_CORE, 0)
+
+
+def main(confined: Callable[[], None] = confine) -> None:
+    """What the process does."""
+    confined()
+    serve(sys.stdin, sys.stdout)
+
+
+if __name__ == "__main__":  # pragma: no cover -- in its own process
+    main()
