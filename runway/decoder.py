@@ -17,7 +17,6 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,10 +25,10 @@ COMPLETE = 0.98
 """Share of the promised duration that must be there; the last frame's own length may be missing."""
 
 MEMORY = 2 << 30
-"""Bytes of address space; a decoder of 8K video needs about half of it."""
+"""Bytes of address space."""
 
 CPU_SECONDS = 60.0
-"""Processor time for one file; one of a minute in 4K takes about a second."""
+"""Processor time for one file, in seconds."""
 
 
 class Refused(Exception):
@@ -194,9 +193,9 @@ def confine() -> None:
     at_most(resource.RLIMIT_CORE, 0)
 
 
-def main(confined: Callable[[], None] = confine) -> None:
+def main() -> None:
     """What the process does."""
-    confined()
+    confine()
     serve(sys.stdin, sys.stdout)
 
 

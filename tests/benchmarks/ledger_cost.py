@@ -47,6 +47,9 @@ class NoLedger:
     async def nothing(self, *_args: Any, **_values: Any) -> None:
         return None
 
+    async def durations(self, *_args: Any) -> list[tuple[float, int]]:
+        return []
+
     get = take = let_go = finished = failed = stored = nothing
 
     def holding(self, *_names: str) -> Any:

@@ -203,6 +203,7 @@ def test_without_limits_it_still_reads(clips, monkeypatch):
 @pytest.mark.parametrize(
     "answer",
     ["nonsense", "{}", "[]", '{"info": {"width": "wide"}, "poster": "!"}', "x" * 9_000_000],
+    ids=["nonsense", "nothing", "list", "wrong", "endless"],
 )
 def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, answer):
     """Whatever it answers is a description of the right form, or an invalid output."""
