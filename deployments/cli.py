@@ -16,9 +16,12 @@ from ..runway.names import check_key
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from ..sandbox.replies import ReplyShape
 from .batch import batch
+from .doctor import doctor
 from .ledger import app as ledger_app
 from .ledger import valid_task_id
+from .publish import deploy, serve
 from .quiet import quieten_prefect, start_prefect
+from .setup import setup
 from .sources import as_source
 from .terminal import (
     Stopwatch,
@@ -40,6 +43,10 @@ app = App(
 )
 app.command(batch)
 app.command(ledger_app)
+app.command(setup)
+app.command(deploy)
+app.command(serve)
+app.command(doctor)
 
 
 def _check_key(_type: Any, key: str | None) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user runs: the flows, and the four tasks that they are made of.
+"""What a user runs: the flows, the four tasks that they are made of, and the job block.
 
 A plain name is for sync code, its twin with an ``a`` for async code. Prefect builds a schema for
 each flow that is declared, some 20 ms each, so the modules load when a name is first used.
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         image_to_video,
         video_to_video,
     )
+    from .job import RunwayJob, RunwayJobRun
     from .tasks import (
         afetch_output,
         apersist_output,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CollectResult",
+    "RunwayJob",
+    "RunwayJobRun",
     "acollect",
     "afetch_output",
     "afinish_generation",
@@ -56,6 +59,7 @@ _HOMES = {
     "tasks": {"submit_generation", "poll_generation", "fetch_output", "persist_output"},
     "batch": {"generate_batch"},
     "collector": {"collect", "CollectResult"},
+    "job": {"RunwayJob", "RunwayJobRun"},
 }
 
 

@@ -88,7 +88,8 @@ def retry_on(
 ) -> Callable[[Any, TaskRun, State[Any]], bool]:
     """A retry condition: these errors, with delays that begin at a share of the poll interval."""
 
-    def worth_another_attempt(_task: Any, task_run: TaskRun, state: State[Any]) -> bool:
+    # The annotation is text, since a function that was made here is pickled with what it names.
+    def worth_another_attempt(_task: Any, task_run: TaskRun, state: "State[Any]") -> bool:
         error, remembered, settings = state.data, _memory_of(task_run), settings_now()
         if not isinstance(error, errors) or _is_hopeless(error, remembered, settings):
             return False

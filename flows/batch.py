@@ -26,7 +26,7 @@ from .generate import Credentials, Place
 from .lanes import Lanes, limit_across_processes
 from .ledger import open_ledger
 from .recorded import recorded_flow
-from .running import run_sync
+from .running import check_starts, run_sync
 from .sharing import Shared, sharing
 
 
@@ -152,6 +152,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     strict: bool,
 ) -> BatchResult:
     settings = CometAPISettings()
+    check_starts(settings.max_starts)
     plan = await asyncio.to_thread(planned, requests, key)
     check_rows_of(plan, strict=strict)
     budget = Budget(settings.prices, limits.spend, limits.seconds)
@@ -183,7 +184,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
         gallery=report.gallery,
         seconds=round(board.standing().seconds, 3),
     )
-    await show_batch(result)
+    await show_batch(result, storage or settings.storage)
     return _as_state(result, run.stopped)
 
 

@@ -4,7 +4,6 @@
 import asyncio
 import base64
 import json
-from pathlib import Path
 from uuid import UUID
 
 from ..runway.batch import BatchResult, ItemResult, Outcome
@@ -12,6 +11,7 @@ from ..runway.budget import against
 from ..runway.contact_sheet import draw_contact_sheet
 from .board import Standing
 from .display import harmless
+from .storage import resolve_storage
 
 ROWS_SHOWN = 500
 """Of the table of results; the output manifest has them all."""
@@ -55,8 +55,8 @@ class BatchArtifacts:
 
 
 @harmless
-async def show_batch(result: BatchResult) -> None:
-    """List what each item came to, and show their posters on one sheet."""
+async def show_batch(result: BatchResult, place: str) -> None:
+    """List what each item came to, and show their posters, from their storage, on one sheet."""
     from prefect.artifacts import acreate_image_artifact, acreate_table_artifact
 
     shown = sorted(result.results, key=lambda item: item.outcome is Outcome.STORED)[:ROWS_SHOWN]
@@ -67,7 +67,7 @@ async def show_batch(result: BatchResult) -> None:
         key="cometapi-batch-results",
         description=f"{result.sentence()}; {result.spending.in_words()}{where}",
     )
-    posters = await asyncio.to_thread(_posters, result.results)
+    posters = await _posters(result.results, place)
     if posters:
         sheet = await asyncio.to_thread(draw_contact_sheet, posters)
         await acreate_image_artifact(
@@ -110,13 +110,11 @@ def _row(item: ItemResult) -> dict[str, str]:
     }
 
 
-def _posters(results: tuple[ItemResult, ...]) -> list[bytes]:
-    """The first posters that lie on this machine."""
-    found: list[bytes] = []
-    for item in results:
-        path = Path(item.poster or "")
-        if path.is_absolute() and path.exists():
-            found.append(path.read_bytes())
-        if len(found) == POSTERS_SHOWN:
-            break
-    return found
+async def _posters(results: tuple[ItemResult, ...], place: str) -> list[bytes]:
+    """The first posters, from wherever the storage keeps them."""
+    storage = await resolve_storage(place)
+    kept = [item.poster for item in results if item.poster][:POSTERS_SHOWN]
+    names = [poster.replace("\\", "/").rpartition("/")[2] for poster in kept]
+    read = (asyncio.to_thread(storage.read, name) for name in names)
+    found = await asyncio.gather(*read, return_exceptions=True)
+    return [poster for poster in found if isinstance(poster, bytes)]

@@ -24,6 +24,7 @@ from .ledger import open_ledger, record, this_run
 from .recorded import recorded_flow
 from .running import run_sync
 from .saved_blocks import load_block
+from .suspended import resume_waiting
 
 AT_ONCE = 100
 """Generations that one collector works on at a time."""
@@ -91,13 +92,17 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
             try:
                 if entry is None or entry.state not in UNFINISHED:  # another one has it, or had it
                     return None
-                return await _finish(entry, credentials, storage)
+                finished = await _finish(entry, credentials, storage)
             finally:
                 await record(lambda ledger: ledger.let_go(key, me))
+            if entry.flow_run_id:
+                await resume_waiting(ledger, entry.flow_run_id)
+            return finished
 
     left = await ledger.entries(states=UNFINISHED)
     looked_at = await asyncio.gather(*(finish(entry.key) for entry in reversed(left)))
     finished = [generation for generation in looked_at if generation]
+    await resume_waiting(ledger)  # those that were suspended after their generation was stored
     if len(finished) < len(left):
         display.logger().info("%d generations are with other runs", len(left) - len(finished))
     uncertain = [_undecided(entry) for entry in await ledger.entries(states=[State.UNCERTAIN])]

@@ -3,7 +3,7 @@
 
 from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -16,9 +16,10 @@ from . import display
 from .deliver import check_storage, deliver
 from .ledger import intent_for, open_ledger, record, this_run
 from .recorded import recorded_flow
-from .running import resolve_key, run_sync
+from .running import check_starts, resolve_key, run_sync
 from .sharing import Shared, settings_now, sharing
 from .storage import full_name
+from .suspended import leave_until_ended
 from .tasks import asubmit_generation
 
 ImageRequest = Annotated[ImageToVideoRequest, Field(description="What to make.")]
@@ -44,10 +45,11 @@ Attached = Annotated[
     ),
 ]
 Wait = Annotated[
-    bool,
+    bool | Literal["suspend"],
     Field(
         description="Whether to wait for the video. If not, the run ends once it is submitted, "
-        "and the flow collect finishes it."
+        "and the flow collect finishes it. With suspend it leaves its process meanwhile, and "
+        "collect resumes it."
     ),
 ]
 Take = Annotated[
@@ -151,20 +153,23 @@ async def _generate(
     storage: str | None,
     key: str | None,
     *,
-    wait: bool,
+    wait: bool | Literal["suspend"],
     task_id: str | None,
     take: int,
 ) -> GenerationResult:
     from ..runway.buying import staying_with
 
+    check_starts(settings_now().max_starts)
     await check_storage(storage)
     ledger = await open_ledger()
     key = resolve_key(key, request, take)
     with sharing(Shared(settings_now(), ledger)):
-        async with staying_with(ledger, key, this_run()) if wait else nullcontext():
+        async with staying_with(ledger, key, this_run()) if wait is True else nullcontext():
             submission = await asubmit_generation(
                 request, credentials, key, storage=storage, task_id=task_id
             )
+            if wait == "suspend":
+                await leave_until_ended(ledger, submission)
             if wait:
                 return await deliver(submission, credentials, storage)
         return await _so_far(submission, storage)

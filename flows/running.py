@@ -9,6 +9,7 @@ from uuid import uuid4
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
+from ..runway.errors import RunGivenUp
 from ..runway.names import check_key, default_key
 from ..runway.requests import GenerationRequest
 
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, also where an event loop is running already (a notebook)."""
-    if not _loop_is_running():
+    if not loop_is_running():
         return asyncio.run(coroutine)
     from anyio.from_thread import start_blocking_portal
 
@@ -29,12 +30,24 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
         return portal.call(core)
 
 
-def _loop_is_running() -> bool:
+def loop_is_running() -> bool:
+    """Whether this is async code."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return False
     return True
+
+
+def check_starts(most: int) -> None:
+    """See that this flow run was not started too often, as a run is that kills its worker.
+
+    Raises:
+        RunGivenUp: It was.
+    """
+    starts = flow_run.run_count
+    if starts > most:
+        raise RunGivenUp(f"this flow run was started {starts} times, and may be {most} times")
 
 
 def resolve_key(key: str | None, request: GenerationRequest, take: int = 1) -> str:

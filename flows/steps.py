@@ -16,7 +16,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from ..blocks.credentials import CometAPICredentials
@@ -36,7 +36,7 @@ from ..runway.media import draw_poster, inspect_video
 from ..runway.names import check_task_id, file_stem
 from ..runway.polling import Patience, wait_until_finished
 from ..runway.redact import host_of
-from ..runway.requests import GenerationRequest
+from ..runway.requests import GenerationRequest, as_request
 from ..runway.settings import CometAPISettings
 from ..runway.storage import Storage
 from . import display
@@ -74,7 +74,7 @@ def failures_of(key: str, task_id: str | None = None) -> Iterator[None]:
 
 
 async def submit(
-    request: GenerationRequest,
+    request: GenerationRequest | dict[str, Any],
     credentials: CometAPICredentials | None,
     key: str | None,
     *,
@@ -85,6 +85,7 @@ async def submit(
     """Buy a generation with one POST, or attach to what its key or id stands for already."""
     from ..runway.buying import attach
 
+    request = as_request(request)  # a task's parameters are not validated, as a flow's are
     key = resolve_key(key, request, take)
     settings = settings_now()
     with failures_of(key):

@@ -3,7 +3,8 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,40 @@ class BlockStorage:
 
     def publish(self, staged: Path, name: str) -> str:
         """Upload the file; from the disk where the block can, else as one piece."""
-        try:
+        with self._told("did not take", name):
             if hasattr(self.block, "upload_from_path"):
                 sent = self.block.upload_from_path(str(staged), name)
             else:
                 sent = self.block.write_path(name, staged.read_bytes())
-            if inspect.isawaitable(sent):  # an async method; a storage is called in a thread
-                asyncio.run(_finished(sent))
-        except Exception as error:
-            raise StorageError(
-                f"the block {self.name} did not take {name}: {scrub(str(error))}"
-            ) from error
+            _finished(sent)
         staged.unlink(missing_ok=True)
         return self.uri(name)
 
+    def read(self, name: str) -> bytes:
+        """The file's content."""
+        with self._told("does not give back", name):
+            return _finished(self.block.read_path(name))
 
-async def _finished(sent: Awaitable[Any]) -> None:
-    await sent
+    def delete(self, name: str) -> None:
+        """Nothing: a block has no way to delete a file."""
+
+    @contextmanager
+    def _told(self, what: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each block has errors of its own
+            raise StorageError(
+                f"the block {self.name} {what} {name}: {scrub(str(error))}"
+            ) from error
+
+
+def _finished(call: Any) -> Any:
+    """What a block's method gave; a storage is called in a thread, where no event loop runs."""
+
+    async def awaited() -> Any:
+        return await call
+
+    return asyncio.run(awaited()) if inspect.isawaitable(call) else call
 
 
 def full_name(place: str) -> str:

@@ -8,10 +8,13 @@ generation's key, so that a retried flow run need not download it again.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from prefect import task
 from prefect.context import TaskRunContext
+from prefect.runtime import task_run
+from pydantic import ValidationError
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.errors import (
@@ -26,7 +29,7 @@ from ..runway.errors import (
 )
 from ..runway.generation import FetchedVideo, Finished, StoredVideo, Submission
 from ..runway.names import step_key
-from ..runway.requests import GenerationRequest
+from ..runway.requests import GenerationRequest, as_request
 from . import steps
 from .attempts import RetryDelays, retry_on
 from .running import run_sync
@@ -39,6 +42,14 @@ def _staged(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
     submission: Submission = parameters["submission"]
     place = full_name(parameters.get("storage") or settings_now().storage)
     return step_key("fetch", f"{submission.key}\n{submission.task_id}\n{place}")
+
+
+def _submission_name() -> str:
+    """What the run of a submission is called, also where a dict is given for the request."""
+    with suppress(ValidationError):
+        request = as_request(task_run.parameters["request"])
+        return f"submit {request.route} {request.model}"
+    return "submit"
 
 
 def step_options(name: str, *, retries: int, retry: Any) -> dict[str, Any]:
@@ -71,9 +82,9 @@ FETCH |= {"cache_key_fn": _staged, "persist_result": True, "result_serializer": 
 PERSIST = step_options("persist-generation", retries=3, retry=retry_on(*_PERSIST_AGAIN, share=0.2))
 
 
-@task(**SUBMIT, task_run_name="submit {request.route} {request.model}")
+@task(**SUBMIT, task_run_name=_submission_name)
 async def asubmit_generation(
-    request: GenerationRequest,
+    request: GenerationRequest | dict[str, Any],
     credentials: CometAPICredentials | None = None,
     key: str | None = None,
     *,
@@ -86,7 +97,7 @@ async def asubmit_generation(
     Retried only after an answer that makes certain that nothing was bought.
 
     Args:
-        request: What to make.
+        request: What to make; a dict is read as the request that it describes.
         credentials: Whose key to use; from the settings by default.
         key: Idempotency key; of the flow run and the request by default.
         storage: Where the videos are wanted, should another run have to finish it.
@@ -158,9 +169,9 @@ async def apersist_output(
     return await steps.persist(submission, finished, videos, storage)
 
 
-@task(**SUBMIT, task_run_name="submit {request.route} {request.model}")
+@task(**SUBMIT, task_run_name=_submission_name)
 def submit_generation(
-    request: GenerationRequest,
+    request: GenerationRequest | dict[str, Any],
     credentials: CometAPICredentials | None = None,
     key: str | None = None,
     *,

@@ -26,7 +26,8 @@
     │   ├── InvalidOutput          what was delivered is not a whole video
     │   └── StorageError           the storage did not take it
     │       └── StagedFileMissing  what was fetched is gone from this machine
-    └── BatchFailed                of many, none was made or too many failed
+    ├── BatchFailed                of many, none was made or too many failed
+    └── RunGivenUp                 a flow run that was started too often
 
 Every message says what happened, to which generation, what is known about the money, and what
 to do next.
@@ -289,3 +290,10 @@ class BatchFailed(CometAPIError):
     def __init__(self, what: str, result: "BatchResult | None" = None, **details: Any) -> None:
         super().__init__(what, **details)
         self.result = result
+
+
+class RunGivenUp(CometAPIError):
+    """A flow run was started, by retries and after crashes, more often than is of use."""
+
+    money = "what it bought is in the ledger, and is not paid for again."
+    advice = "prefect-cometapi collect finishes it; see in the log why the run kept ending."

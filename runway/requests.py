@@ -10,6 +10,7 @@ that is not set is not sent.
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -175,3 +176,15 @@ class VideoToVideoRequest(GenerationRequest):
         title="Content moderation",
         description="How strictly public figures are recognised.",
     )
+
+
+def as_request(given: object) -> GenerationRequest:
+    """A request, given as one or as its fields; those with a source video are video-to-video.
+
+    Raises:
+        pydantic.ValidationError: The fields make no request.
+    """
+    if isinstance(given, GenerationRequest):
+        return given
+    has_video = isinstance(given, Mapping) and bool({"videoUri", "video_uri"} & set(given))
+    return (VideoToVideoRequest if has_video else ImageToVideoRequest).model_validate(given)

@@ -94,6 +94,12 @@ class CometAPISettings(BaseSettings):
         description="Seconds during which a new generation may be unknown to the service.",
     )
 
+    max_starts: int = Field(
+        default=5,
+        ge=1,
+        description="Times that a flow run is started, retries and restarts after crashes "
+        "together, before it gives up.",
+    )
     max_in_flight: int = Field(
         default=5, ge=1, description="Generations of a batch that are upstream at a time."
     )

@@ -11,15 +11,26 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
+from uuid import uuid4
 
 from .errors import StagedFileMissing, StorageError
 from .redact import scrub, shown_url
 
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+_OBJECT_STORES = _BUCKETS | {"memory"}
+_IN_PARTS: dict[str, dict[str, Any]] = {
+    "s3": {"chunksize": 8 << 20, "max_concurrency": 2},  # else it reads 100 MB at once
+    "s3a": {"chunksize": 8 << 20, "max_concurrency": 2},
+}
+"""How an upload streams from the disk, where the file system does not by itself."""
 INCOMING = ".incoming"
+PROBE = ".cometapi-probe"
+_PROBE_TEXT = b"prefect-cometapi writes this to see whether it can\n"
 
 
 class Storage(Protocol):
@@ -53,6 +64,22 @@ class Storage(Protocol):
 
         Raises:
             StorageError: The storage did not take it.
+        """
+        ...
+
+    def read(self, name: str) -> bytes:
+        """What is published under a name.
+
+        Raises:
+            StorageError: The storage does not give it back.
+        """
+        ...
+
+    def delete(self, name: str) -> None:
+        """Take back what is published under a name, where the storage can.
+
+        Raises:
+            StorageError: It is there still.
         """
         ...
 
@@ -99,6 +126,24 @@ class FolderStorage:
             raise StorageError(f"{self.folder} did not take {name}: {_reason(error)}") from error
         return str(target)
 
+    def read(self, name: str) -> bytes:
+        """The file's content."""
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise StorageError(
+                f"{self.folder} does not give back {name}: {_reason(error)}"
+            ) from error
+
+    def delete(self, name: str) -> None:
+        """Delete the file."""
+        try:
+            (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{self.folder} does not let go of {name}: {_reason(error)}"
+            ) from error
+
 
 class FsspecStorage:
     """A place that fsspec can write to, as s3://bucket/videos or memory://videos.
@@ -118,12 +163,14 @@ class FsspecStorage:
         return _made(Path(tempfile.gettempdir()) / f"prefect-cometapi-{getpass.getuser()}" / mark)
 
     def check(self) -> None:
-        """See that there is a file system for the URL."""
-        from fsspec.core import url_to_fs
-
+        """See that there is a file system for the URL, and its bucket."""
         self.staging()
         try:
-            url_to_fs(self.url, **self.options)
+            files, path = self._opened()
+            if self._protocol in _BUCKETS:
+                files.info(path.partition("/")[0])
+        except PermissionError:  # who may write need not be allowed to list
+            return
         except Exception as error:  # each file system has errors of its own
             raise StorageError(f"{shown_url(self.url)} is no storage: {_reason(error)}") from error
 
@@ -133,15 +180,15 @@ class FsspecStorage:
 
     def publish(self, staged: Path, name: str) -> str:
         """Upload the file, see that its size is right there, and give it its name."""
-        from fsspec.core import url_to_fs
-
+        at_once = self._protocol in _OBJECT_STORES
         try:
-            files, target = url_to_fs(self.uri(name), **self.options)
+            files, target = self._opened(name)
             if not staged.exists() and files.exists(target):
                 return self.uri(name)
-            files.makedirs(target.rpartition("/")[0], exist_ok=True)
-            upload = target if self._is_object_store() else f"{target}.part"
-            files.put_file(str(staged), upload)
+            if not at_once:  # an object store has no folders, and would make a bucket
+                files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            upload = target if at_once else f"{target}.part"
+            files.put_file(str(staged), upload, **_IN_PARTS.get(self._protocol, {}))
             written, wanted = files.info(upload)["size"], staged.stat().st_size
             if written != wanted:
                 files.rm_file(upload)
@@ -157,8 +204,52 @@ class FsspecStorage:
         staged.unlink(missing_ok=True)
         return self.uri(name)
 
-    def _is_object_store(self) -> bool:
-        return self.url.partition("://")[0] in _OBJECT_STORES
+    def read(self, name: str) -> bytes:
+        """The file's content."""
+        with self._told("does not give back", name):
+            files, target = self._opened(name)
+            return files.cat_file(target)
+
+    def delete(self, name: str) -> None:
+        """Delete the file."""
+        with self._told("does not let go of", name):
+            files, target = self._opened(name)
+            files.rm_file(target)
+
+    @property
+    def _protocol(self) -> str:
+        return self.url.partition("://")[0]
+
+    def _opened(self, name: str | None = None) -> tuple[Any, str]:
+        """The file system, and a path in it."""
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(self.url if name is None else self.uri(name), **self.options)
+
+    @contextmanager
+    def _told(self, what: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each file system has errors of its own
+            place = shown_url(self.url)
+            raise StorageError(f"{place} {what} {name}: {_reason(error)}") from error
+
+
+def probe(storage: Storage) -> None:
+    """Publish a small file, read it and delete it, as far as the storage can.
+
+    Raises:
+        StorageError: It cannot be written or read.
+    """
+    staged = storage.staging() / f"{uuid4().hex}{PROBE}"
+    try:
+        staged.write_bytes(_PROBE_TEXT)
+    except OSError as error:
+        raise StorageError(f"{staged.parent} takes no files: {_reason(error)}") from error
+    storage.publish(staged, PROBE)
+    if storage.read(PROBE) != _PROBE_TEXT:
+        raise StorageError("what is read there is not what was written")
+    storage.delete(PROBE)
 
 
 def open_storage(place: str) -> Storage:

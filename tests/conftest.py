@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from prefect_cometapi.sandbox import Sandbox
 
+from .installation import build_wheel, install
 from .postgres import Postgres, binaries
 
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
@@ -85,3 +86,15 @@ def postgres() -> Iterator[Postgres]:
     server = Postgres(found)
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel."""
+    return build_wheel(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripts of an environment that has the wheel."""
+    return install(wheel, tmp_path_factory.mktemp("venv"))

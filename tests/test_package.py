@@ -5,10 +5,8 @@ import ast
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from importlib import import_module
 from pathlib import Path
@@ -30,16 +28,16 @@ EXPORTS = {
         GenerationCancelled GenerationError GenerationFailed GenerationNotVisible
         GenerationRequest GenerationResult GenerationTimeout ImageToVideoRequest InvalidManifest
         InvalidOutput InvalidRequest ItemResult KeyConflict Ledger LedgerUnavailable NotSubmitted
-        Outcome OutputExpired QuotaExceeded Reference RunwayClient ServiceUnavailable
+        Outcome OutputExpired QuotaExceeded Reference RunGivenUp RunwayClient ServiceUnavailable
         StagedFileMissing State Status StorageError StorageUnavailable StoredVideo Submission
         SubmissionUncertain UnexpectedResponse VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",
     "flows": """
-        CollectResult acollect afetch_output afinish_generation agenerate_batch aimage_to_video
-        apersist_output apoll_generation asubmit_generation avideo_to_video collect fetch_output
-        finish_generation generate_batch image_to_video persist_output poll_generation
-        submit_generation video_to_video
+        CollectResult RunwayJob RunwayJobRun acollect afetch_output afinish_generation
+        agenerate_batch aimage_to_video apersist_output apoll_generation asubmit_generation
+        avideo_to_video collect fetch_output finish_generation generate_batch image_to_video
+        persist_output poll_generation submit_generation video_to_video
     """,
     "sandbox": """
         AcceptedJob Fault FaultKind FaultPlan FaultRoute RecordedRequest ReplyShape Sandbox
@@ -168,43 +166,6 @@ def test_importing_the_flows_is_light(statement):
 # The wheel, in an environment of its own.
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel, built from a copy of the sources, so that the working folder stays as it is."""
-    copy = tmp_path_factory.mktemp("sources") / "project"
-    generated = shutil.ignore_patterns(
-        "__pycache__", "build", "dist", "*.egg-info", ".*", "videos", "tmp*"
-    )
-    shutil.copytree(ROOT, copy, ignore=generated)
-    target = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target)]
-    done = subprocess.run([*build, str(copy)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = target.glob("*.whl")
-    return built
-
-
-@pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory) -> Path:
-    """The scripts of an environment with the wheel, which sees our dependencies but not us."""
-    home = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
-    scripts = home / "bin"
-    place = Path(sysconfig.get_path("purelib", "venv", {"base": home, "platbase": home}))
-    pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install"]
-    done = subprocess.run(
-        [*pip, "--no-deps", "--no-index", "--quiet", str(wheel)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    # Python reads no .pth files in a folder that a .pth names: the project, which is installed
-    # here for editing, is not visible from there.
-    (place / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
-    return scripts
-
-
 def isolated(*words: str | Path, cwd: Path) -> str:
     """What a program prints that sees no settings of this process's Python."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -252,11 +213,14 @@ def test_prefect_finds_the_blocks_of_an_installed_package(installed, tmp_path):
     """`prefect block register` is not needed: the entry point leads Prefect to the blocks."""
     code = """
 from importlib.metadata import entry_points
-(found,) = [entry for entry in entry_points(group="prefect.collections") if "comet" in entry.name]
-print(found.value, found.load().CometAPICredentials.get_block_type_slug())
+ours = [entry for entry in entry_points(group="prefect.collections") if "comet" in entry.name]
+blocks, job = sorted(ours, key=lambda entry: entry.value)
+print(blocks.value, blocks.load().CometAPICredentials.get_block_type_slug())
+print(job.value, job.load().RunwayJob.get_block_type_slug())
 """
-    shown = isolated(installed / "python", "-c", code, cwd=tmp_path)
-    assert shown.split() == ["prefect_cometapi.blocks", "cometapi-credentials"]
+    blocks, job = isolated(installed / "python", "-c", code, cwd=tmp_path).splitlines()
+    assert blocks.split() == ["prefect_cometapi.blocks", "cometapi-credentials"]
+    assert job.split() == ["prefect_cometapi.flows.job", "runway-job"]
 
 
 @pytest.mark.packaging

@@ -5,11 +5,12 @@ import base64
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
 
 from prefect_cometapi.deployments import cli
 from prefect_cometapi.sandbox import Sandbox
@@ -74,3 +75,26 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return 0
 
     return run_here
+
+
+@pytest.fixture
+async def clean_server(prefect_server: str, sandbox: Sandbox) -> AsyncIterator[str]:
+    """A Prefect server that knows nothing of us, before and after."""
+    await _forget()
+    yield prefect_server
+    await _forget()
+
+
+async def _forget() -> None:
+    async with get_client() as client:
+        for automation in await client.read_automations():
+            await client.delete_automation(automation.id)
+        for limit in await client.read_global_concurrency_limits():
+            await client.delete_global_concurrency_limit_by_name(limit.name)
+        for deployment in await client.read_deployments():
+            await client.delete_deployment(deployment.id)
+        for pool in await client.read_work_pools():
+            await client.delete_work_pool(pool.name)
+        for kind in ("cometapi-credentials", "generation-ledger"):
+            for document in await client.read_block_documents_by_type(kind):
+                await client.delete_block_document(document.id)

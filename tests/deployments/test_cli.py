@@ -153,10 +153,14 @@ def test_help_lists_the_commands(script):
         "batch",
         "collect",
         "demo",
+        "deploy",
+        "doctor",
         "finish",
         "image-to-video",
         "ledger",
         "sandbox",
+        "serve",
+        "setup",
         "video-to-video",
     ]
 

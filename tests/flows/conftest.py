@@ -7,11 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 import httpx
 import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.states import Cancelling, Scheduled
+from prefect.workers.process import ProcessWorker
 
 from prefect_cometapi.flows import asubmit_generation
 from prefect_cometapi.flows.running import run_sync
@@ -172,3 +178,61 @@ def start(prefect_server: str, tmp_path: Path) -> Iterator[Callable[..., subproc
             return process
 
         yield start_python
+
+
+@dataclass
+class Worker:
+    """A worker of a pool of its own, and the deployment that it runs."""
+
+    process: subprocess.Popen[bytes]
+    client: SyncPrefectClient
+    deployment: UUID
+
+    def run(self, **parameters: Any) -> UUID:
+        """Start a run with the test's settings, as the form in the UI does."""
+        env = {name: value for name, value in os.environ.items() if name.startswith("COMETAPI_")}
+        return self.client.create_flow_run_from_deployment(
+            self.deployment,
+            parameters=parameters,
+            state=Scheduled(),
+            job_variables={"env": env, "working_dir": str(Path.cwd())},
+        ).id
+
+    def state(self, run: UUID) -> str | None:
+        return self.client.read_flow_run(run).state_name
+
+    def cancel(self, run: UUID) -> None:
+        """What the button in the UI does."""
+        self.client.set_flow_run_state(run, Cancelling())
+
+
+@pytest.fixture(scope="module")
+def start_worker(prefect_server, tmp_path_factory) -> Iterator[Callable[[str], Worker]]:
+    """Starts workers, each with a pool and a deployment; they are gone afterwards."""
+    home = str(tmp_path_factory.mktemp("worker"))
+    script = Path(sys.executable).parent / "prefect"
+    env = {"PREFECT_API_URL": prefect_server, "PREFECT_HOME": home}
+    template = ProcessWorker.get_default_base_job_template()
+    with ExitStack() as stack:
+        client = stack.enter_context(get_client(sync_client=True))
+
+        def begin(pool: str) -> Worker:
+            client.create_work_pool(
+                WorkPoolCreate(name=pool, type="process", base_job_template=template)
+            )
+            deployment = client.create_deployment(
+                client.create_flow_from_name("image-to-video"),
+                pool,
+                work_pool_name=pool,
+                entrypoint="prefect_cometapi.flows.image_to_video",
+            )
+            process = subprocess.Popen(
+                [script, "worker", "start", "--pool", pool],
+                env={**os.environ, **env, "PREFECT_WORKER_QUERY_SECONDS": "1"},
+                stdout=subprocess.DEVNULL,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return Worker(process, client, deployment)
+
+        yield begin

@@ -12,6 +12,7 @@ import av
 import pytest
 from prefect import flow
 from prefect.client.schemas.objects import State
+from pydantic import ValidationError
 
 from prefect_cometapi.flows import (
     afetch_output,
@@ -252,3 +253,27 @@ def test_the_time_in_the_file_name_is_that_of_the_submission(prefect_server, san
     named = datetime.strptime(stamp, "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
     assert abs(named - result.submitted_at) < timedelta(seconds=1)
     assert "-sku-17-" in Path(result.videos[0].uri).name
+
+
+@pytest.mark.parametrize("field", ["promptImage", "videoUri"])
+def test_a_task_takes_the_fields_of_a_request(prefect_server, sandbox, field):
+    """A dict will do, as it does for a flow; the name of the run tells what it is."""
+
+    @flow
+    def own():
+        future = submit_generation.submit({field: "https://example.com/source.mp4"})
+        return future.result()
+
+    assert own().task_id == sandbox.accepted[0].task_id
+
+
+def test_fields_that_make_no_request_cost_nothing(prefect_server, sandbox):
+    """The field is named, and nothing was sent."""
+
+    @flow
+    def own():
+        return submit_generation({"promptImage": "https://example.com/cat.jpg", "duration": 7})
+
+    with pytest.raises(ValidationError, match="duration"):
+        own()
+    assert sandbox.accepted == []

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prefect-cometapi doctor``: is everything there that a paid run needs, and how to mend it."""
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from time import time
+from typing import TYPE_CHECKING, Annotated
+
+import httpx
+from cyclopts import Parameter
+from rich.markup import escape
+
+from ..runway.client import tls_context
+from ..runway.errors import CometAPIError, ServiceUnavailable
+from ..runway.settings import CometAPISettings
+from .quiet import quieten_prefect
+from .terminal import console
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+
+SKEW = 30.0
+"""Seconds by which this clock may differ from the service's: signed URLs and leases need it."""
+
+_NOBODY = "00000000-0000-4000-8000-000000000000"
+"""An id that no generation has; asking for it costs nothing and tells whether the key is good."""
+
+
+class Health(StrEnum):
+    """How a thing is."""
+
+    GOOD = "good"
+    NOTED = "noted"
+    BAD = "bad"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one thing, and how to mend it."""
+
+    what: str
+    health: Health
+    told: str
+    mend: str = ""
+
+
+def good(what: str, told: str) -> Finding:
+    """It is as it should be."""
+    return Finding(what, Health.GOOD, told)
+
+
+def noted(what: str, told: str, mend: str) -> Finding:
+    """It works, with a limit that the user should know."""
+    return Finding(what, Health.NOTED, told, mend)
+
+
+def bad(what: str, told: str, mend: str) -> Finding:
+    """It does not work."""
+    return Finding(what, Health.BAD, told, mend)
+
+
+def doctor(
+    *,
+    storage: Annotated[
+        str | None, Parameter(help="Storage to look at; COMETAPI_STORAGE else.")
+    ] = None,
+    pool: Annotated[str, Parameter(help="Work pool of our deployments.")] = "videos",
+) -> None:
+    """Check key, service, clock, storage, ledger, Prefect and workers. It buys nothing."""
+    quieten_prefect()
+    findings = asyncio.run(examined(CometAPISettings(), storage, pool))
+    colours = {Health.GOOD: "[green]✓[/]", Health.NOTED: "[yellow]![/]", Health.BAD: "[red]✗[/]"}
+    for one in findings:
+        console.print(f"{colours[one.health]} [bold]{one.what}[/]  {escape(one.told)}")
+        if one.mend:
+            console.print(f"    [dim]{escape(one.mend)}[/]", soft_wrap=True)
+    sys.exit(any(one.health is Health.BAD for one in findings))
+
+
+async def examined(settings: CometAPISettings, storage: str | None, pool: str) -> list[Finding]:
+    """Every finding, in the order in which one would mend them."""
+    place = storage or settings.storage
+    findings = [await _key(settings), await _clock(settings.base_url)]
+    findings += [await _storage(place), await _ledger()]
+    findings += await _prefect(pool, place)
+    return findings
+
+
+async def _key(settings: CometAPISettings) -> Finding:
+    from ..blocks.credentials import CometAPICredentials
+    from ..runway.errors import AuthenticationError, UnexpectedResponse
+
+    what = "CometAPI"
+    try:
+        async with CometAPICredentials.from_settings(settings).get_client() as client:
+            await client.get(_NOBODY)
+    except AuthenticationError as error:
+        return bad(what, error.what, "set COMETAPI_KEY to a key from CometAPI's console")
+    except UnexpectedResponse as error:
+        return bad(what, error.what, "correct COMETAPI_BASE_URL; it is the root, without a path")
+    except ServiceUnavailable as error:
+        return bad(what, error.what, "see that this machine reaches it; a proxy, a firewall?")
+    except CometAPIError as error:
+        return noted(what, error.what, "the key was neither refused nor accepted")
+    return good(what, f"{settings.base_url} takes the key")
+
+
+async def _clock(base_url: str) -> Finding:
+    what = "clock"
+    try:
+        async with httpx.AsyncClient(timeout=10, verify=tls_context()) as http:
+            reply = await http.head(base_url)
+        theirs = parsedate_to_datetime(reply.headers["date"]).timestamp()
+    except (httpx.HTTPError, KeyError, ValueError):
+        return noted(what, "nothing to compare it with", f"{base_url} tells no date")
+    return clock_finding(time() - theirs)
+
+
+def clock_finding(ahead: float) -> Finding:
+    """What a difference to the service's clock means; pure."""
+    if abs(ahead) > SKEW:
+        which = "ahead of" if ahead > 0 else "behind"
+        told = f"{abs(ahead):.0f} s {which} CometAPI's"
+        return bad("clock", told, "set it by NTP: timedatectl set-ntp true")
+    return good("clock", "as CometAPI's, to the second" if abs(ahead) < 2 else "near CometAPI's")
+
+
+async def _storage(place: str) -> Finding:
+    from ..flows.storage import full_name, resolve_storage
+    from ..runway.storage import probe
+
+    what = "storage"
+    try:
+        await asyncio.to_thread(probe, await resolve_storage(place))
+    except CometAPIError as error:
+        return bad(what, error.what, "set COMETAPI_STORAGE to a place that can be written and read")
+    return good(what, f"{full_name(place)} takes files and gives them back")
+
+
+async def _ledger() -> Finding:
+    from ..flows.ledger import open_ledger
+
+    what = "ledger"
+    try:
+        ledger = await open_ledger()
+        entries = await ledger.entries(limit=1)
+    except CometAPIError as error:
+        return bad(what, error.what, "correct COMETAPI_LEDGER_URL, or start its database")
+    told = "in use" if entries else "empty so far"
+    return good(what, f"{ledger.database.place}, {told}")
+
+
+async def _prefect(pool: str, place: str) -> list[Finding]:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import get_current_settings
+
+    if not get_current_settings().api.url:
+        told = "no server is set; each run starts one of its own, and no schedule runs"
+        return [noted("Prefect", told, "prefect server start, then set PREFECT_API_URL")]
+    try:
+        async with get_client() as client:
+            version = await client.api_version()
+            there = good("Prefect", f"server {version} at {client.api_url}")
+            return [there, await _limit(client), await _workers(client, pool, place)]
+    except (httpx.HTTPError, RuntimeError) as error:
+        told = f"its server does not answer: {type(error).__name__}"
+        return [bad("Prefect", told, "prefect server start, or correct PREFECT_API_URL")]
+
+
+async def _limit(client: "PrefectClient") -> Finding:
+    from prefect.exceptions import ObjectNotFound
+
+    from ..flows.lanes import IN_FLIGHT_LIMIT
+
+    try:
+        limit = await client.read_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT)
+    except ObjectNotFound:
+        told = "none for all processes together"
+        return noted("limit", told, "prefect-cometapi setup makes one")
+    return good("limit", f"{limit.active_slots} of {limit.limit} generations in flight")
+
+
+async def _workers(client: "PrefectClient", pool: str, place: str) -> Finding:
+    from prefect.exceptions import ObjectNotFound
+
+    start = f"prefect worker start --pool {pool}"
+    try:
+        await client.read_work_pool(pool)
+        workers = await client.read_workers_for_work_pool(pool)
+    except ObjectNotFound:
+        return noted("workers", f"there is no work pool {pool}", "prefect-cometapi setup makes it")
+    online = [worker for worker in workers if worker.status == "ONLINE"]
+    if not online:
+        return bad("workers", f"none works on the pool {pool}: scheduled runs stay late", start)
+    if len(online) == 1:
+        return good("workers", f"one works on the pool {pool}")
+    return await _shared(len(online), place)
+
+
+async def _shared(workers: int, place: str) -> Finding:
+    """Whether what several workers need together is where all of them find it."""
+    from ..flows.ledger import open_ledger
+    from ..flows.storage import full_name
+
+    alone = []
+    if not (await open_ledger()).database.is_shared:
+        alone.append("the ledger (COMETAPI_LEDGER_URL=postgresql://…)")
+    if full_name(place).startswith("/"):
+        alone.append("the storage (COMETAPI_STORAGE=s3://…, or a folder that all of them mount)")
+    told = f"{workers} work on the pool"
+    if not alone:
+        return good("workers", f"{told}, with one ledger and one storage")
+    return noted("workers", told, f"if they are several machines, share {' and '.join(alone)}")

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prefect-cometapi deploy`` and ``serve``: the flows as deployments, from the package alone."""
+
+import asyncio
+import re
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from cyclopts import Parameter
+
+from .quiet import quieten_prefect
+from .terminal import console
+
+Pool = Annotated[str, Parameter(help="Work pool whose workers run them.")]
+
+
+def deploy(*, pool: Pool = "videos") -> None:
+    """Deploy the flows to a work pool. Again, it keeps the parameters and schedules you gave."""
+    quieten_prefect()
+    text = (files("prefect_cometapi.deployments") / "prefect.yaml").read_text(encoding="utf-8")
+    wanted = yaml.safe_load(in_pool(text, pool))
+    new = asyncio.run(_missing(wanted["deployments"], pool))
+    if new:
+        _deploy_file(wanted | {"deployments": new})
+    console.print(f"[dim]Next:[/] prefect worker start --pool {pool}")
+
+
+async def _missing(wanted: list[dict[str, Any]], pool: str) -> list[dict[str, Any]]:
+    """Those that the server does not know yet; the others learn what this version changed."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    missing: list[dict[str, Any]] = []
+    async with get_client() as client:
+        for one in wanted:
+            flow = _flow_of(one)
+            try:
+                there = await client.read_deployment_by_name(f"{flow.name}/{one['name']}")
+            except ObjectNotFound:
+                missing.append(one)
+                continue
+            await client.update_deployment(there.id, _changes(one, flow, there.tags, pool))
+            console.print(f"{flow.name}/{one['name']} brought up to date", highlight=False)
+    return missing
+
+
+def _flow_of(wanted: dict[str, Any]) -> Any:
+    module, _, name = wanted["entrypoint"].rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _changes(wanted: dict[str, Any], flow: Any, tags: list[str], pool: str) -> Any:
+    """What a version of the package may change; the rest belongs to the user."""
+    from prefect.client.schemas.actions import DeploymentUpdate
+    from prefect.utilities.callables import parameter_schema
+
+    return DeploymentUpdate(
+        description=wanted["description"],
+        entrypoint=wanted["entrypoint"],
+        tags=sorted({*tags, *wanted["tags"]}),
+        work_pool_name=pool,
+        parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
+    )
+
+
+def _deploy_file(wanted: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prefect.yaml"
+        path.write_text(yaml.safe_dump(wanted), encoding="utf-8")
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+        status = subprocess.run([*command, "--prefect-file", str(path)], check=False).returncode  # noqa: S603 -- Prefect itself
+    if status:
+        sys.exit(status)
+
+
+def in_pool(text: str, pool: str) -> str:
+    """The deployments of a prefect.yaml, in another work pool; pure."""
+    return re.sub(r"(work_pool:\n\s+name: )\S+", lambda found: found[1] + pool, text)
+
+
+def serve(
+    *,
+    limit: Annotated[int, Parameter(help="Flow runs at a time.")] = 10,
+) -> None:
+    """Run the flows from this process, whenever the UI or a schedule asks; no worker is needed."""
+    quieten_prefect()
+    from prefect import serve as prefect_serve
+
+    console.print("Serving image-to-video, video-to-video, generate-batch and collect.")
+    console.print("[dim]Ctrl-C stops it; what was submitted goes on upstream.[/]")
+    prefect_serve(*served(), limit=limit, print_starting_message=False)
+
+
+def served() -> list[Any]:
+    """The deployments that this process serves; only collect, which buys nothing, is scheduled."""
+    from prefect.types.entrypoint import EntrypointType
+
+    from ..flows import collect, generate_batch, image_to_video, video_to_video
+
+    def deployment(flow: Any, **options: Any) -> Any:
+        return flow.to_deployment(
+            name="served",
+            description=flow.description,
+            tags=["cometapi"],
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            **options,
+        )
+
+    return [
+        deployment(image_to_video),
+        deployment(video_to_video),
+        deployment(generate_batch, concurrency_limit=1),
+        deployment(collect, interval=300, concurrency_limit=1),
+    ]

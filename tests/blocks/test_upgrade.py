@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks that were saved by an earlier version of the package load in this one."""
+
+from typing import Any
+
+import pytest
+from prefect.blocks.core import Block
+from pydantic import SecretStr
+
+from prefect_cometapi.blocks import CometAPICredentials, GenerationLedger
+from prefect_cometapi.flows import RunwayJob
+
+pytestmark = pytest.mark.server
+
+
+def earlier(kind: type[Block], **fields: tuple[type, object]) -> type[Block]:
+    """The block as an earlier version had it: of the same name, with these fields alone."""
+    body = {
+        "__module__": kind.__module__,
+        "__annotations__": {name: type_ for name, (type_, _) in fields.items()},
+        "_block_type_name": kind._block_type_name,
+        "_block_type_slug": kind.get_block_type_slug(),
+    }
+    return type(kind.__name__, (Block,), body)
+
+
+def saved(kind: type[Block], **fields: tuple[type, object]) -> type[Block]:
+    old = earlier(kind, **fields)
+    old(**{name: value for name, (_, value) in fields.items()}).save("of-old", overwrite=True)
+    kind.register_type_and_schema()
+    return kind
+
+
+def test_credentials_without_a_version_get_the_default(prefect_server):
+    """Only the key was there; the rest is as documented."""
+    saved(CometAPICredentials, key=(SecretStr, SecretStr("sk-of-old")))
+    loaded: Any = CometAPICredentials.load("of-old")
+    assert loaded.key.get_secret_value() == "sk-of-old"
+    assert loaded.runway_version == CometAPICredentials.model_fields["runway_version"].default
+
+
+def test_a_ledger_of_an_earlier_schema_leads_to_its_database(prefect_server, tmp_path):
+    """Its URL was its only field, and is."""
+    url = SecretStr(f"sqlite:///{tmp_path}/old.db")
+    saved(GenerationLedger, url=(SecretStr, url))
+    loaded: Any = GenerationLedger.load("of-old")
+    assert loaded.url == url
+
+
+def test_a_job_without_key_and_storage_runs(prefect_server, sandbox, image):
+    """What is new has a default that is what it did before."""
+    saved(RunwayJob, request=(dict, image))
+    loaded: Any = RunwayJob.load("of-old")
+    assert loaded.trigger().fetch_result().videos
+
+
+@pytest.fixture
+def image():
+    return {"promptImage": "https://example.com/cat.jpg"}

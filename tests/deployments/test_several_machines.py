@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers on several machines, two API servers, PostgreSQL and Redis: one purchase for each row."""
+
+import json
+import time
+from datetime import timedelta
+
+import pytest
+from prefect.automations import Automation
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from prefect_cometapi.deployments import automations
+from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.runway import Entry, State
+from prefect_cometapi.runway.ledger import ledger_at
+from prefect_cometapi.sandbox import Sandbox
+
+from ..cluster import HEARTBEAT, Cluster, cluster, dumped, run_states
+from ..conftest import KEY
+from ..postgres import Postgres
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+ROWS = 12
+POOL = "machines"
+
+
+@pytest.fixture
+def service():
+    """A sandbox whose jobs take long enough to be interrupted."""
+    with Sandbox(render_seconds=4) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def machines(tmp_path, postgres, service):
+    settings = {
+        "COMETAPI_KEY": KEY,
+        "COMETAPI_BASE_URL": service.url,
+        "COMETAPI_POLL_INTERVAL": "0.5",
+        "COMETAPI_MAX_IN_FLIGHT": "3",
+    }
+    folder = tmp_path / "machines"
+    folder.mkdir()
+    with cluster(folder, postgres, **settings) as running:
+        yield running
+
+
+def until(look, seconds: float = 240):
+    """What the processes bring in their own time."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.2)
+    return found
+
+
+def point_to_catalogue(machines: Cluster, client: SyncPrefectClient):
+    """The deployment's manifest, with signed addresses; what a user puts into the form."""
+    manifest = machines.folder.parent / "catalogue.jsonl"
+    rows = [
+        {"id": f"row-{n}", "promptImage": "https://example.com/cat.jpg?Signature=canary-signature"}
+        for n in range(ROWS)
+    ]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    deployment = client.read_deployment_by_name("generate-batch/catalogue")
+    client._client.patch(
+        f"/deployments/{deployment.id}",
+        json={"parameters": {"requests": str(manifest), "key": "catalogue"}},
+    ).raise_for_status()
+    return deployment.id
+
+
+def schedule(client: SyncPrefectClient, deployment) -> None:
+    """Every twenty seconds the same manifest, as a catalogue that is looked through each night."""
+    client._client.post(
+        f"/deployments/{deployment}/schedules",
+        json=[
+            {
+                "active": True,
+                "schedule": IntervalSchedule(interval=timedelta(seconds=20)).model_dump(
+                    mode="json"
+                ),
+            }
+        ],
+    ).raise_for_status()
+
+
+def hurry(machines: Cluster) -> None:
+    """Silence is noticed after less than a minute, so that the test need not wait nine."""
+    quick = automations.silent_runs_crash(timedelta(seconds=HEARTBEAT + 15))
+    with temporary_settings({PREFECT_API_URL: machines.apis[0]}):
+        quick.id = Automation.read(name=quick.name).id  # pyright: ignore[reportAttributeAccessIssue]
+        quick.update()
+
+
+def decide(machines: Cluster, service: Sandbox, entries: list[Entry]) -> None:
+    """What the user does about a submission that the kill struck: look in the console, then say."""
+    known = {entry.task_id for entry in entries}
+    found = [job.task_id for job in service.accepted if job.task_id not in known]
+    for entry in entries:
+        if entry.state is State.UNCERTAIN:
+            words = ["adopt", entry.key, found.pop()] if found else ["resubmit", entry.key]
+            machines.run("ledger", *words)
+
+
+def check_no_secret_was_written(machines: Cluster, postgres: Postgres) -> None:
+    """Neither the key nor a signature stands in a database, a log, an artifact or a file."""
+    secrets = (KEY, "canary-signature", "_jwt=ey")
+    everything = dumped(postgres)
+    assert "row-0" in everything
+    for secret in secrets:
+        assert secret not in everything
+    for path, content in machines.written():
+        for secret in secrets:
+            assert secret.encode() not in content, path
+
+
+def test_a_machine_that_dies_in_a_scheduled_batch_costs_nothing(machines, service, postgres):
+    """Its run crashes and starts again elsewhere, buys what is missing; no secret is written."""
+    assert "made" in machines.run("setup", "--pool", POOL)
+    machines.run("deploy", "--pool", POOL)
+    hurry(machines)
+    machines.start_worker("first", POOL, machines.apis[0])
+    ledger = ledger_at(machines.environment["COMETAPI_LEDGER_URL"])
+    with machines.client(1) as client:
+        deployment = point_to_catalogue(machines, client)
+        struck = client.create_flow_run_from_deployment(deployment).id
+        until(lambda: len(service.accepted) >= 4)
+        machines.kill_machine("first")
+        assert len(service.accepted) < ROWS
+        schedule(client, deployment)
+        machines.start_worker("second", POOL, machines.apis[1])
+        until(lambda: client.read_flow_run(struck).state_type is StateType.COMPLETED)
+        history = run_states(client, struck)
+        assert history.count("Running") == 2
+        assert history.index("Crashed") < len(history) - 1
+        decide(machines, service, run_sync(ledger.entries()))
+
+        def all_stored() -> bool:
+            return all(entry.state is State.STORED for entry in run_sync(ledger.entries()))
+
+        until(all_stored)
+    assert len(run_sync(ledger.entries())) == len(service.accepted) == ROWS
+    assert len(list(machines.videos.glob("*.mp4"))) == ROWS
+    assert "✗" not in machines.run("doctor", "--pool", POOL)
+    check_no_secret_was_written(machines, postgres)

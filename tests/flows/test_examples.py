@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples of the documentation do what they say, on a real server."""
+
+import importlib.util
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from prefect_cometapi.runway import State
+from prefect_cometapi.sandbox import Fault
+
+pytestmark = pytest.mark.server
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def table(database: Path, statement: str) -> list[tuple]:
+    with closing(sqlite3.connect(database)) as connection, connection:
+        return connection.execute(statement).fetchall()
+
+
+@pytest.fixture
+def shop(tmp_path) -> Path:
+    """Three products."""
+    database = tmp_path / "shop.db"
+    table(database, "CREATE TABLE products (sku TEXT, photo TEXT, name TEXT)")
+    for sku in ("cup", "jug", "pot"):
+        photo = f"https://example.com/{sku}.jpg"
+        table(database, f"INSERT INTO products VALUES ('{sku}', '{photo}', 'a {sku}')")
+    return database
+
+
+def test_a_product_table_gets_its_clips(prefect_server, sandbox, shop, book):
+    """Ingest, generate, load: a failed one is missing, and comes once somebody allowed it again."""
+    catalogue = example("catalogue")
+    sandbox.add_fault(Fault.parse("create:failed:times=1"))
+    assert catalogue.nightly_clips(str(shop)) == 2
+    (failed,) = [entry for entry in book.all() if entry.state is State.FAILED]
+    book.decide(failed.key, State.RELEASED)
+    assert catalogue.nightly_clips(str(shop)) == 1
+    assert catalogue.nightly_clips(str(shop)) == 0
+    clips = table(shop, "SELECT sku, uri, sha256, seconds FROM clips")
+    assert len(clips) == 3
+    for _sku, uri, sha256, seconds in clips:
+        assert Path(uri).is_file()
+        assert len(sha256) == 64
+        assert seconds > 0
+
+
+def test_a_table_that_was_lost_is_filled_without_a_purchase(prefect_server, sandbox, shop):
+    """The keys find what was bought."""
+    catalogue = example("catalogue")
+    assert catalogue.nightly_clips(str(shop)) == 3
+    table(shop, "DROP TABLE clips")
+    assert catalogue.nightly_clips(str(shop)) == 3
+    assert len(sandbox.accepted) == 3
+
+
+async def test_an_async_flow_makes_two_cuts_at_once(prefect_server, sandbox):
+    """Both are there for what comes next, and again is free."""
+    campaign = example("campaign")
+    first = await campaign.campaign("https://example.com/cat.jpg", "cat")
+    assert first == await campaign.campaign("https://example.com/cat.jpg", "cat")
+    assert set(first) == {"website", "phone"}
+    assert len(sandbox.accepted) == 2
+
+
+@pytest.mark.slow
+def test_the_steps_run_on_dask(prefect_server, sandbox):
+    """Each step is a task on one of Dask's workers; one purchase for each key, across runs."""
+    on_dask = example("on_dask")
+    photos = {name: f"https://example.com/{name}.jpg" for name in ("cat", "dog", "fox")}
+    uris = on_dask.on_dask(photos)
+    assert all(Path(uri).is_file() for uri in uris.values())
+    assert on_dask.on_dask(photos) == uris
+    assert len(sandbox.accepted) == 3

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job block: configured once, triggered in sync and async flows, never paid for twice."""
+
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+from prefect import flow
+from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
+from pydantic import ValidationError
+
+from prefect_cometapi.blocks import CometAPICredentials
+from prefect_cometapi.flows import RunwayJob, RunwayJobRun
+from prefect_cometapi.runway import GenerationFailed, StorageUnavailable
+from prefect_cometapi.sandbox import Fault
+
+pytestmark = pytest.mark.server
+
+
+class TestTheBlock(BlockStandardTestSuite):
+    """What Prefect asks of the blocks of an integration."""
+
+    @pytest.fixture
+    def block(self):
+        return RunwayJob
+
+    @pytest.fixture(autouse=True)
+    def logo_without_network(self, monkeypatch):
+        def drawn(_url: str) -> io.BytesIO:
+            logo = io.BytesIO()
+            Image.new("RGB", (200, 200), "white").save(logo, "PNG")
+            return io.BytesIO(logo.getvalue())
+
+        monkeypatch.setattr("prefect.testing.standard_test_suites.blocks.urlopen", drawn)
+
+
+def test_a_sync_flow_triggers_waits_and_fetches(prefect_server, sandbox, image, history):
+    """Prefect's own three calls; each step is a task run in the history."""
+
+    @flow
+    def teaser():
+        run = RunwayJob(request=image).trigger()
+        assert isinstance(run, RunwayJobRun)
+        finished = run.wait_for_completion()
+        assert finished.generation.task_id == run.submission.task_id
+        return run.fetch_result()
+
+    state = teaser(return_state=True)
+    (video,) = state.result().videos
+    assert video.uri.endswith(".mp4")
+    assert len(sandbox.accepted) == 1
+    assert {"submit", "poll", "fetch", "persist"} <= set(
+        history.task_runs(state.state_details.flow_run_id)
+    )
+
+
+async def test_an_async_flow_awaits_the_same_calls(prefect_server, sandbox, image):
+    """With the plain names, as Prefect's own blocks do, or with an a before them."""
+
+    @flow
+    async def teaser() -> tuple[str, str]:
+        job = RunwayJob(request=image)
+        run = await job.trigger()
+        await run.wait_for_completion()
+        again = await job.atrigger()
+        await again.await_for_completion()
+        return (await run.fetch_result()).task_id, (await again.afetch_result()).task_id
+
+    first, second = await teaser()
+    assert first == second
+    assert len(sandbox.accepted) == 1
+
+
+def test_a_key_of_its_own_pays_once_across_runs(prefect_server, sandbox, image):
+    """Two runs with the block's key give one video; another key gives another."""
+
+    @flow
+    def teaser(key: str | None = None):
+        return RunwayJob(request=image, key="sku-17").trigger(key=key).fetch_result().key
+
+    assert [teaser(), teaser(), teaser("sku-18")] == ["sku-17", "sku-17", "sku-18"]
+    assert len(sandbox.accepted) == 2
+
+
+def test_a_saved_job_is_what_was_saved(prefect_server, sandbox, image):
+    """Request, credentials, storage and key come back from the server, and it runs."""
+    credentials = CometAPICredentials.from_settings()
+    credentials.save("of-job", overwrite=True)
+    kept: Any = CometAPICredentials.load("of-job")
+    RunwayJob(request=image, credentials=kept, key="saved").save("teaser", overwrite=True)
+    loaded: Any = RunwayJob.load("teaser")
+    assert loaded.request == RunwayJob(request=image).request
+    assert loaded.trigger().fetch_result().key == "saved"
+
+
+def test_a_request_that_cannot_be_made_is_refused_by_the_block(image):
+    """Before it is saved, with the name of the field."""
+    with pytest.raises(ValidationError, match="duration"):
+        RunwayJob.model_validate({"request": dict(image, duration=7)})
+
+
+def test_a_failure_upstream_is_told_to_who_waits(prefect_server, sandbox, image):
+    """With its reason, as everywhere."""
+    sandbox.add_fault(Fault.parse("create:failed"))
+    run = RunwayJob(request=image).trigger()
+    with pytest.raises(GenerationFailed):
+        run.wait_for_completion()
+
+
+def test_nothing_is_bought_where_nothing_can_be_stored(prefect_server, sandbox, image):
+    """The storage is looked at before the money is spent."""
+    with pytest.raises(StorageUnavailable):
+        RunwayJob(request=image, storage="/proc/videos").trigger()
+    assert sandbox.accepted == []

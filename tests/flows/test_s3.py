@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Videos go to S3, by URL and by block: whole, streamed from the disk, and checked beforehand."""
+
+import hashlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import httpx
+import pytest
+from prefect_aws import AwsCredentials, S3Bucket
+from prefect_aws.client_parameters import AwsClientParameters
+from pydantic import SecretStr
+
+from prefect_cometapi.flows import generate_batch, image_to_video
+from prefect_cometapi.runway import StorageError, StorageUnavailable
+from prefect_cometapi.runway.results import read_results
+from prefect_cometapi.runway.storage import FsspecStorage, probe
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A real S3 server process; gives its address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    server = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + 60
+    while True:
+        with suppress(httpx.TransportError):
+            httpx.get(url)
+            break
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    yield url
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch):
+    """A fresh bucket, which the usual variables of the environment lead to."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-of-s3")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3_of_boto: Any = boto3.resource("s3")
+    made = s3_of_boto.Bucket(f"videos-{uuid4().hex[:8]}")
+    made.create()
+    return made
+
+
+def content(bucket, key: str) -> bytes:
+    return bucket.Object(key).get()["Body"].read()
+
+
+def keys(bucket) -> list[str]:
+    return sorted(one.key for one in bucket.objects.all())
+
+
+def test_a_url_takes_video_poster_and_sidecar(prefect_server, sandbox, image, bucket):
+    """Each is there under its name, and the video's bytes are those whose hash is told."""
+    (video,) = image_to_video(image, storage=f"s3://{bucket.name}/clips").videos
+    assert video.uri.startswith(f"s3://{bucket.name}/clips/")
+    names = [
+        str(uri).removeprefix(f"s3://{bucket.name}/")
+        for uri in (video.uri, video.poster, video.sidecar)
+    ]
+    assert keys(bucket) == sorted(names)
+    assert hashlib.sha256(content(bucket, names[0])).hexdigest() == video.sha256
+    assert json.loads(content(bucket, names[2]))["video"]["sha256"] == video.sha256
+
+
+def test_a_saved_bucket_of_prefect_aws_takes_them_too(prefect_server, sandbox, image, bucket, s3):
+    """The block's own credentials and folder count; the URI names the block."""
+    S3Bucket(
+        bucket_name=bucket.name,
+        bucket_folder="blocks",
+        credentials=AwsCredentials(
+            aws_access_key_id="AKIAEXAMPLE",
+            aws_secret_access_key=SecretStr("canary-of-s3"),
+            region_name="us-east-1",
+            aws_client_parameters=AwsClientParameters(endpoint_url=s3),
+        ),
+    ).save("of-videos", overwrite=True)
+    (video,) = image_to_video(image, storage="s3-bucket/of-videos").videos
+    name = video.uri.removeprefix("s3-bucket/of-videos/")
+    assert hashlib.sha256(content(bucket, f"blocks/{name}")).hexdigest() == video.sha256
+    assert len(keys(bucket)) == 3
+
+
+def test_a_batch_leaves_its_manifest_gallery_and_posters_there(
+    prefect_server, sandbox, image, bucket, history
+):
+    """And the sheet of posters in the UI is made of what lies in the bucket."""
+    place = f"s3://{bucket.name}/batch"
+    state = generate_batch(
+        [dict(image, id="one"), dict(image, id="two")], storage=place, key="s3", return_state=True
+    )
+    result = state.result()
+    assert {item.id: item.uri for item in read_results(str(result.output))} == {
+        item.id: item.uri for item in result.results
+    }
+    assert str(result.gallery).startswith(place)
+    artifacts = history.artifacts(state.state_details.flow_run_id)
+    assert "The first 2 of 2" in artifacts["cometapi-batch-posters"]["description"]
+
+
+def test_a_bucket_that_is_not_there_costs_nothing_and_is_not_made(
+    prefect_server, sandbox, image, bucket
+):
+    """A mistyped name is told before the POST."""
+    with pytest.raises(StorageUnavailable, match="s3://no-such-bucket"):
+        image_to_video(image, storage="s3://no-such-bucket/clips")
+    assert sandbox.accepted == []
+    everything: Any = boto3.resource("s3")
+    assert "no-such-bucket" not in {one.name for one in everything.buckets.all()}
+
+
+def test_a_probe_leaves_nothing_behind(bucket):
+    """Written, read and deleted; what cannot be is told without a secret."""
+    probe(FsspecStorage(f"s3://{bucket.name}/clips"))
+    assert keys(bucket) == []
+    with pytest.raises(StorageError) as told:
+        probe(FsspecStorage("s3://no-such-bucket/clips"))
+    assert "canary" not in str(told.value)
+
+
+LARGE = """
+import sys
+from pathlib import Path
+from prefect_cometapi.runway.storage import FsspecStorage
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+place, folder = FsspecStorage(sys.argv[1]), Path(sys.argv[2])
+small, large = folder / "small", folder / "large"
+small.write_bytes(b"x" * 1000)
+place.publish(small, "small")
+with large.open("wb") as file:
+    for _ in range(160):
+        file.write(bytes(1 << 20))
+before = peak()
+place.publish(large, "large.mp4")
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_video_is_streamed_from_the_disk(bucket, tmp_path):
+    """160 MB are uploaded in parts, and are never in memory as a whole."""
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, f"s3://{bucket.name}/large", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 80_000  # kB
+    assert bucket.Object("large/large.mp4").content_length == 160 << 20

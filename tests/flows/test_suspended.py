@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that waits without a process: suspended, resumed by the collector, never paid for twice."""
+
+import logging
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.states import Suspended
+
+from prefect_cometapi.flows import collect, finish_generation, image_to_video
+from prefect_cometapi.runway import State
+from prefect_cometapi.sandbox import Fault
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def worker(start_worker):
+    return start_worker("suspending")
+
+
+@pytest.fixture
+def suspend(worker, sandbox, book, image, finish_rendering, wait_until):
+    """Has a run buy its generation and leave its process."""
+
+    def begin():
+        run = worker.run(request=image, key="deployed", wait="suspend")
+        wait_until(lambda: worker.state(run) == "Suspended" or None, seconds=120)
+        return run
+
+    return begin
+
+
+def test_it_goes_on_when_the_collector_has_stored_its_video(
+    worker, sandbox, book, suspend, finish_rendering, wait_until
+):
+    """Nobody holds a process or a lease meanwhile; one purchase, and the result is handed on."""
+    suspended = suspend()
+    assert book["deployed"].holder is None
+    assert book["deployed"].state is State.SUBMITTED
+    finish_rendering()
+    assert collect().stored == 1
+    wait_until(lambda: worker.state(suspended) == "Completed" or None, seconds=120)
+    result = worker.client.read_flow_run(suspended).state.result()
+    assert result.key == "deployed"
+    (kept,) = book["deployed"].videos.values()
+    assert result.videos == kept
+    assert len(sandbox.accepted) == 1
+
+
+def test_it_fails_when_its_generation_failed(
+    worker, sandbox, suspend, finish_rendering, wait_until
+):
+    """The reason reaches the run that wanted the video."""
+    sandbox.add_fault(Fault.parse("create:failed"))
+    suspended = suspend()
+    finish_rendering()
+    assert collect().failed == 1
+    wait_until(lambda: worker.state(suspended) == "Failed" or None, seconds=120)
+    assert "GenerationFailed" in worker.client.read_flow_run(suspended).state.message
+
+
+def test_one_that_was_suspended_too_late_is_resumed_by_the_next_collector(
+    worker, sandbox, book, suspend, finish_rendering, wait_until
+):
+    """The video was stored between the purchase and the suspension; the run does not sleep on."""
+    run = suspend()
+    finish_rendering()
+    finish_generation(book["deployed"].task_id)
+    assert worker.state(run) == "Suspended"
+    collect()
+    wait_until(lambda: worker.state(run) == "Completed" or None, seconds=120)
+
+
+def test_somebody_elses_suspension_is_left_alone(worker, sandbox, prefect_server, wait_until):
+    """A run that a person suspended is resumed by that person."""
+
+    @flow
+    def theirs() -> None:
+        pass
+
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(theirs, state=Suspended(pause_key="theirs"))
+        collect()
+        assert client.read_flow_run(run.id).state_name == "Suspended"
+
+
+def test_without_a_deployment_it_waits_in_place(prefect_server, sandbox, image, caplog):
+    """A run that nobody could start again waits, and says why."""
+    with caplog.at_level(logging.WARNING):
+        result = image_to_video(image, wait="suspend")
+    assert result.videos
+    assert "A run without a deployment cannot be started again" in caplog.text
+
+
+def test_a_subflow_waits_in_place(prefect_server, sandbox, image, caplog):
+    """Prefect suspends whole runs only."""
+
+    @flow
+    def nightly():
+        return image_to_video(image, wait="suspend")
+
+    assert nightly().videos
+    assert "A subflow cannot be suspended" in caplog.text

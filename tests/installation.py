@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wheel, and an environment that has it installed as a user has it."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def build_wheel(folder: Path) -> Path:
+    """The wheel, built from a copy of the sources, so that the working folder stays as it is."""
+    copy, target = folder / "project", folder / "wheel"
+    generated = shutil.ignore_patterns(
+        "__pycache__", "build", "dist", "*.egg-info", ".*", "videos", "tmp*"
+    )
+    shutil.copytree(ROOT, copy, ignore=generated)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target)]
+    _run(*build, str(copy))
+    (built,) = target.glob("*.whl")
+    return built
+
+
+def install(wheel: Path, home: Path) -> Path:
+    """The scripts of an environment with the wheel, which sees our dependencies but not us."""
+    _run(sys.executable, "-m", "venv", "--without-pip", str(home))
+    scripts = home / "bin"
+    place = Path(sysconfig.get_path("purelib", "venv", {"base": home, "platbase": home}))
+    pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install"]
+    _run(*pip, "--no-deps", "--no-index", "--quiet", str(wheel))
+    # Python reads no .pth files in a folder that a .pth names: the project, which is installed
+    # here for editing, is not visible from there.
+    (place / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    return scripts
+
+
+def _run(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
