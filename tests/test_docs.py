@@ -2,11 +2,12 @@
 """The pages are true: what they show is taken, what they link is there."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from prefect_cometapi.runway import CometAPISettings
+from prefect_cometapi.runway import CometAPISettings, State
 from prefect_cometapi.runway.batch import Outcome
 from prefect_cometapi.runway.manifest import read_rows
 from prefect_cometapi.runway.rows import batch_keys, check_rows
@@ -37,6 +38,41 @@ def test_every_setting_that_is_named_exists():
     assert named <= {name.upper() for name in CometAPISettings.model_fields}
     limit = CometAPISettings.model_fields["full_history_up_to"].default
     assert f"Up to {limit} items" in BATCHES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_exists(page):
+    """Ours is taken with these arguments, and a script that is to be run is there."""
+    from prefect_cometapi.deployments.cli import app
+
+    commands = "".join(re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+    for line in commands.splitlines():
+        program, *arguments = shlex.split(line)
+        if program == "prefect-cometapi":
+            command, _bound, _ignored = app.parse_args(arguments, exit_on_error=False)
+            assert callable(command)
+        elif program == "python":
+            assert (ROOT / arguments[0]).is_file()
+        else:
+            assert line.startswith(
+                ("pip install ", "prefect worker start --pool ", "python3 -m venv")
+            )
+
+
+def test_every_state_is_explained():
+    """Whatever the ledger says of a generation has a row."""
+    page = (ROOT / "docs" / "never-twice.md").read_text(encoding="utf-8")
+    first_cells = " ".join(re.findall(r"^\| (.*?) \|", page, re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", first_cells)) == set(State)
+
+
+@pytest.mark.server
+def test_the_job_of_the_page_runs_as_written(prefect_server, sandbox, capsys):
+    """Copied, it makes a video."""
+    page = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(example, "production.md", "exec"), {})
+    assert Path(capsys.readouterr().out.split()[-1]).exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
