@@ -203,13 +203,9 @@ async def _workers(client: "PrefectClient", pool: str, place: str) -> Finding:
 async def _shared(workers: int, place: str) -> Finding:
     """Whether what several workers need together is where all of them find it."""
     from ..flows.ledger import open_ledger
-    from ..flows.storage import full_name
+    from ..flows.shared_places import apart
 
-    alone = []
-    if not (await open_ledger()).database.is_shared:
-        alone.append("the ledger (COMETAPI_LEDGER_URL=postgresql://…)")
-    if full_name(place).startswith("/"):
-        alone.append("the storage (COMETAPI_STORAGE=s3://…, or a folder that all of them mount)")
+    alone = apart(await open_ledger(), place)
     told = f"{workers} work on the pool"
     if not alone:
         return good("workers", f"{told}, with one ledger and one storage")

@@ -128,6 +128,13 @@ def make_batch(videos: str) -> str:
     return str(state.state_details.flow_run_id)
 
 
+def make_deployments() -> None:
+    """What a team has after the commands of docs/production.md."""
+    script = Path(sys.executable).parent / "prefect-cometapi"
+    for command in ("setup", "deploy"):
+        subprocess.run([script, command], check=True, stdout=subprocess.DEVNULL)
+
+
 def data_uri(picture: bytes) -> str:
     """A JPEG as CometAPI takes it."""
     return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
@@ -169,6 +176,20 @@ def take_batch(page: Page, server: str, run_id: str, folder: Path) -> None:
     take(page, folder / "batch-posters.png", "The first 24 of")
 
 
+def take_production(page: Page, server: str, folder: Path) -> None:
+    """The form of a deployment, with a value that it refuses; the automations; a block."""
+    api = f"{server}/api"
+    daily = httpx.get(f"{api}/deployments/name/image-to-video/daily").json()["id"]
+    page.goto(f"{server}/deployments/deployment/{daily}/run")
+    take(page, folder / "form.png", "Duration", height=1400)
+    page.goto(f"{server}/automations")
+    take(page, folder / "automations.png", "a crashed run starts again", height=520)
+    blocks = httpx.post(f"{api}/block_documents/filter", json={}).json()
+    (block,) = [one["id"] for one in blocks if one["block_type_name"] == "CometAPI Credentials"]
+    page.goto(f"{server}/blocks/block/{block}")
+    take(page, folder / "block.png", "Runway version", height=620)
+
+
 def main() -> None:
     """Take all pictures."""
     images = Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
@@ -176,6 +197,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, prefect_server(f"{folder}/home") as server:
         run_id = make_runs(f"{folder}/videos")
         batch_id = make_batch(f"{folder}/videos")
+        make_deployments()
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox"]
@@ -183,6 +205,7 @@ def main() -> None:
             page = browser.new_page(viewport={"width": 1360, "height": 860})
             take_all(page, server, run_id, images)
             take_batch(page, server, batch_id, images)
+            take_production(page, server, images)
             take_gallery(browser, images)
             browser.close()
 

@@ -27,6 +27,7 @@ from .lanes import Lanes, limit_across_processes
 from .ledger import open_ledger
 from .recorded import recorded_flow
 from .running import check_starts, run_sync
+from .shared_places import warn_where_apart
 from .sharing import Shared, sharing
 
 
@@ -161,6 +162,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     output_place = await report_place(plan.key, output, storage or settings.storage)
     credentials = credentials or CometAPICredentials.from_settings(settings)
     ledger = await open_ledger()
+    await warn_where_apart(ledger, storage or settings.storage)
     board = Board(budget)
     async with credentials.get_client() as client, asset_client() as assets:
         with sharing(Shared(settings, ledger, (credentials, client), assets)):

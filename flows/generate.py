@@ -17,6 +17,7 @@ from .deliver import check_storage, deliver
 from .ledger import intent_for, open_ledger, record, this_run
 from .recorded import recorded_flow
 from .running import check_starts, resolve_key, run_sync
+from .shared_places import warn_where_apart
 from .sharing import Shared, settings_now, sharing
 from .storage import full_name
 from .suspended import leave_until_ended
@@ -159,11 +160,13 @@ async def _generate(
 ) -> GenerationResult:
     from ..runway.buying import staying_with
 
-    check_starts(settings_now().max_starts)
+    settings = settings_now()
+    check_starts(settings.max_starts)
     await check_storage(storage)
     ledger = await open_ledger()
+    await warn_where_apart(ledger, storage or settings.storage)
     key = resolve_key(key, request, take)
-    with sharing(Shared(settings_now(), ledger)):
+    with sharing(Shared(settings, ledger)):
         async with staying_with(ledger, key, this_run()) if wait is True else nullcontext():
             submission = await asubmit_generation(
                 request, credentials, key, storage=storage, task_id=task_id
