@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import asyncpg
 from sqlalchemy import Connection, CursorResult, StaticPool, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
@@ -34,6 +35,7 @@ _UNREACHABLE = ("08", "57P", "53300")  # PostgreSQL: connection, shutdown or sta
 
 _FAILURES = (
     SQLAlchemyError,
+    asyncpg.PostgresError,  # of a connection that is refused; SQLAlchemy 2.0 leaves it as it is
     OSError,
     TimeoutError,
     TypeError,  # drivers raise these for what they cannot take in a URL
@@ -205,14 +207,19 @@ def will_pass(error: Exception) -> bool:
     if isinstance(error, DBAPIError):
         if error.connection_invalidated:
             return True
-        told = str(getattr(error.orig, "sqlstate", None) or "")
         locked = any(word in str(error.orig) for word in ("database is locked", "is busy"))
         away = isinstance(error.orig, OSError) or isinstance(_cause(error.orig), OSError)
-        return told.startswith(_UNREACHABLE) or locked or away
+        return _is_unreachable(error.orig) or locked or away
+    if _is_unreachable(error):  # a refused connection is told in the driver's own words
+        return True
     unreachable = type(error) in {OSError, socket.gaierror}  # several addresses: no errno at all
     return isinstance(error, ConnectionError | TimeoutError | PoolTimeout) or (
         unreachable and isinstance(error, OSError) and error.errno in _PASSING
     )
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    return str(getattr(error, "sqlstate", None) or "").startswith(_UNREACHABLE)
 
 
 def _cause(error: BaseException | None) -> BaseException | None:

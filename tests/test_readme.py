@@ -3,7 +3,6 @@
 
 import re
 import shlex
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ import pytest
 from prefect_cometapi import runway
 from prefect_cometapi.runway import CometAPISettings, errors
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -52,11 +52,12 @@ def test_every_command_exists():
         assert callable(command)
 
 
-def test_the_deployment_commands_are_those_of_the_file():
-    """README and prefect.yaml tell the same three commands."""
-    commented = files("prefect_cometapi.deployments").joinpath("prefect.yaml").read_text()
-    for line in blocks("sh")[3].splitlines():
-        assert f"#   {line}\n" in commented
+def test_the_deployment_commands_are_those_of_the_page():
+    """README and docs/production.md tell the same commands, which a test of the wheel runs."""
+    page = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
+    (install, *rest) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[0].splitlines()
+    assert install == "pip install prefect-cometapi"
+    assert rest == blocks("sh")[3].splitlines()
 
 
 def test_every_setting_stands_in_the_table_with_its_default():

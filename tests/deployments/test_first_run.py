@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the wheel to a scheduled run on a worker, in the commands of the page, word for word."""
+"""From the wheel to a run on a worker, in the commands of the page, word for word."""
 
 import os
 import re
 import shlex
 import subprocess
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.schedules import IntervalSchedule
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -26,7 +24,7 @@ def test_it_takes_five_commands_at_most():
     assert COMMANDS[-1] == "prefect worker start --pool videos"
 
 
-def test_a_schedule_runs_on_a_worker_after_the_commands_of_the_page(
+def test_a_deployment_runs_on_a_worker_after_the_commands_of_the_page(
     clean_server, sandbox, installed, tmp_path
 ):
     """With the package alone: no repository, no code, no file."""
@@ -51,11 +49,7 @@ def test_a_schedule_runs_on_a_worker_after_the_commands_of_the_page(
     try:
         with get_client(sync_client=True) as client:
             daily = client.read_deployment_by_name("image-to-video/daily")
-            every_second = IntervalSchedule(interval=timedelta(seconds=1))
-            client._client.post(
-                f"/deployments/{daily.id}/schedules",
-                json=[{"active": True, "schedule": every_second.model_dump(mode="json")}],
-            ).raise_for_status()
+            client.create_flow_run_from_deployment(daily.id)
             end = time.monotonic() + 180
             while not list((tmp_path / "videos").glob("*.mp4")):
                 assert time.monotonic() < end, "no video came"

@@ -261,7 +261,7 @@ def test_a_task_takes_the_fields_of_a_request(prefect_server, sandbox, field):
 
     @flow
     def own():
-        future = submit_generation.submit({field: "https://example.com/source.mp4"})
+        future = submit_generation.submit({field: "https://example.com/a", "promptText": "dawn"})
         return future.result()
 
     assert own().task_id == sandbox.accepted[0].task_id
