@@ -7,9 +7,9 @@ from contextlib import suppress
 from threading import Event
 from typing import Annotated, Any
 
+import httpx
 from cyclopts import App, Parameter, validators
 from pydantic import ValidationError
-from rich.markup import escape
 
 from ..runway.errors import CometAPIError
 from ..runway.names import check_key
@@ -31,10 +31,12 @@ from .terminal import (
     show_collected,
     show_error,
     show_results,
+    stop_at_prefect,
 )
 
 # Prefect raises these as a bare RuntimeError, before a flow run begins.
 _PREFECT_IS_AWAY = re.compile("Failed to reach API|Timed out while attempting to connect")
+_START_PREFECT = "prefect server start, or unset PREFECT_API_URL"
 
 app = App(
     name="prefect-cometapi",
@@ -253,11 +255,13 @@ def main() -> None:
     except (CometAPIError, ValidationError) as error:
         show_error(error)
         sys.exit(1)
+    except httpx.HTTPStatusError as error:  # CometAPI's replies have errors of their own
+        stop_at_prefect(str(error), "see that PREFECT_API_URL and PREFECT_API_KEY belong together")
+    except httpx.TransportError as error:
+        stop_at_prefect(f"its server does not answer: {error}", _START_PREFECT)
     except RuntimeError as error:
         if not _PREFECT_IS_AWAY.search(str(error)):
             raise
-        errors.print(f"[red]Prefect[/]: {escape(str(error))}", soft_wrap=True)
-        errors.print("  [dim]Next:[/] prefect server start, or unset PREFECT_API_URL")
-        sys.exit(1)
+        stop_at_prefect(str(error), _START_PREFECT)
     except KeyboardInterrupt:
         sys.exit(130)

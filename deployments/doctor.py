@@ -101,10 +101,10 @@ async def _key(settings: CometAPISettings) -> Finding:
         return bad(what, error.what, "set COMETAPI_KEY to a key from CometAPI's console")
     except UnexpectedResponse as error:
         return bad(what, error.what, "correct COMETAPI_BASE_URL; it is the root, without a path")
-    except ServiceUnavailable as error:
-        return bad(what, error.what, "see that this machine reaches it; a proxy, a firewall?")
     except CometAPIError as error:
-        return noted(what, error.what, "the key was neither refused nor accepted")
+        if isinstance(error, ServiceUnavailable) and error.http_status is None:
+            return bad(what, error.what, "see that this machine reaches it; a proxy, a firewall?")
+        return noted(what, error.what, "the key was neither refused nor accepted; ask again later")
     return good(what, f"{settings.base_url} takes the key")
 
 
@@ -191,7 +191,8 @@ async def _workers(client: "PrefectClient", pool: str, place: str) -> Finding:
         await client.read_work_pool(pool)
         workers = await client.read_workers_for_work_pool(pool)
     except ObjectNotFound:
-        return noted("workers", f"there is no work pool {pool}", "prefect-cometapi setup makes it")
+        made_by = f"prefect-cometapi setup --pool {pool} makes it"
+        return noted("workers", f"there is no work pool {pool}", made_by)
     online = [worker for worker in workers if worker.status == "ONLINE"]
     if not online:
         return bad("workers", f"none works on the pool {pool}: scheduled runs stay late", start)

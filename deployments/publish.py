@@ -15,7 +15,7 @@ import yaml
 from cyclopts import Parameter
 
 from .quiet import quieten_prefect
-from .terminal import console
+from .terminal import console, stop_at_prefect
 
 Pool = Annotated[str, Parameter(help="Work pool whose workers run them.")]
 
@@ -38,6 +38,11 @@ async def _missing(wanted: list[dict[str, Any]], pool: str) -> list[dict[str, An
 
     missing: list[dict[str, Any]] = []
     async with get_client() as client:
+        try:
+            await client.read_work_pool(pool)
+        except ObjectNotFound:
+            made_by = f"prefect-cometapi setup --pool {pool}"
+            stop_at_prefect(f"there is no work pool {pool}", made_by)
         for one in wanted:
             flow = _flow_of(one)
             try:

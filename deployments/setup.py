@@ -2,7 +2,6 @@
 """``prefect-cometapi setup``: what Prefect has to know of us, made once and changed in place."""
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ from cyclopts import Parameter, validators
 from rich.markup import escape
 
 from .quiet import quieten_prefect
-from .terminal import console, show_error
+from .terminal import console, stop_at_prefect
 
 if TYPE_CHECKING:
     from prefect.automations import Automation
@@ -54,8 +53,7 @@ def setup(
         asyncio.run(Setup(dry_run=dry_run).run(plan))
     except ObjectNotFound:
         named = " or ".join(name for name in (notify, then) if name)
-        show_error(ValueError(f"Prefect has no {named}"))
-        sys.exit(1)
+        stop_at_prefect(f"there is no {named}", "prefect deployment ls, prefect block ls")
 
 
 @dataclass(frozen=True)

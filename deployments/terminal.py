@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a generation looks like in a terminal: progress while one waits, a table at the end."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -171,3 +172,11 @@ def show_error(error: Exception) -> None:
             errors.print(f"  [dim]{name}:[/] {escape(text)}", soft_wrap=True)
     else:
         errors.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True)
+
+
+def stop_at_prefect(told: str, next_step: str) -> NoReturn:
+    """End the command because of what Prefect said, without a stack trace."""
+    first, *_more = told.splitlines()
+    errors.print(f"[red]Prefect[/]: {escape(first)}", soft_wrap=True)
+    errors.print(f"  [dim]Next:[/] {escape(next_step)}", soft_wrap=True)
+    sys.exit(1)

@@ -27,6 +27,8 @@ from prefect_cometapi.deployments.quiet import quieten_prefect
 
 IMAGES = Path(__file__).parent / "images"
 SETTLE_MILLISECONDS = 2000
+WIDTH, HEIGHT = 1360, 860
+"""Of the browser's window, in pixels."""
 
 
 @contextmanager
@@ -140,12 +142,14 @@ def data_uri(picture: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
 
 
-def take(page: Page, picture: Path, *expected: str, height: int = 860) -> None:
-    """One picture of the page's upper part, once the expected texts are on it."""
+def take(
+    page: Page, picture: Path, *expected: str, width: int = WIDTH, height: int = HEIGHT
+) -> None:
+    """One picture of the page's upper left part, once the expected texts are on it."""
     for text in expected:
         page.get_by_text(text).first.wait_for(timeout=60_000)
     page.wait_for_timeout(SETTLE_MILLISECONDS)
-    page.screenshot(path=picture, clip={"x": 0, "y": 0, "width": 1360, "height": height})
+    page.screenshot(path=picture, clip={"x": 0, "y": 0, "width": width, "height": height})
 
 
 def take_all(page: Page, server: str, run_id: str, folder: Path) -> None:
@@ -177,17 +181,29 @@ def take_batch(page: Page, server: str, run_id: str, folder: Path) -> None:
 
 
 def take_production(page: Page, server: str, folder: Path) -> None:
-    """The form of a deployment, with a value that it refuses; the automations; a block."""
+    """The form of a deployment, which refuses a value; a block; the automations."""
     api = f"{server}/api"
     daily = httpx.get(f"{api}/deployments/name/image-to-video/daily").json()["id"]
+    page.set_viewport_size({"width": WIDTH, "height": 1300})
     page.goto(f"{server}/deployments/deployment/{daily}/run")
-    take(page, folder / "form.png", "Duration", height=1400)
+    page.get_by_text("Seconds of video: 5 or 10").wait_for(timeout=60_000)
+    duration, *_others = page.locator("input[type=number]").all()
+    duration.fill("7")
+    page.get_by_text("Submit", exact=True).last.click()
+    refusal = page.get_by_text("7 is not one of [5, 10, None]")
+    refusal.wait_for(timeout=60_000)
+    page.get_by_text("Parameters", exact=True).scroll_into_view_if_needed()
+    take(page, folder / "form.png", "7 is not one of", "Idempotency key", height=1190)
+    runs = {"deployments": {"id": {"any_": [daily]}}}
+    assert httpx.post(f"{api}/flow_runs/filter", json=runs).json() == []
+    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
     page.goto(f"{server}/automations")
-    take(page, folder / "automations.png", "a crashed run starts again", height=520)
+    take(page, folder / "automations.png", "a crashed run starts again", height=660)
     blocks = httpx.post(f"{api}/block_documents/filter", json={}).json()
     (block,) = [one["id"] for one in blocks if one["block_type_name"] == "CometAPI Credentials"]
     page.goto(f"{server}/blocks/block/{block}")
-    take(page, folder / "block.png", "Runway version", height=620)
+    # The rest of the page is a logo, which is loaded from the network.
+    take(page, folder / "block.png", "Runway version", "********", width=1065, height=530)
 
 
 def main() -> None:
@@ -202,7 +218,7 @@ def main() -> None:
             browser = playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox"]
             )
-            page = browser.new_page(viewport={"width": 1360, "height": 860})
+            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
             take_all(page, server, run_id, images)
             take_batch(page, server, batch_id, images)
             take_production(page, server, images)

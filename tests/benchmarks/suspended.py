@@ -15,8 +15,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -125,16 +125,48 @@ async def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--report", type=Path)
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Sandbox(render_seconds=36_000) as sandbox:
-        async with prefect("postgres") as server:
-            os.environ |= _environment(Path(folder), server.api, sandbox.url)
-            figures = await _measure(chosen.runs, sandbox, Path(folder))
+    async with workbench() as bench:
+        figures = await _in_place(bench) + await _suspended(bench, chosen.runs)
     command = f"`python tests/benchmarks/suspended.py --runs {chosen.runs}`"
     machine = report.machine("prefect")
     text = f"## Runs that wait\n\n{command}\n\n{machine}\n\n{figures}"
     print(text)
     if chosen.report:
         report.put_section(ROOT / chosen.report, "suspended", text)
+
+
+@asynccontextmanager
+async def workbench() -> AsyncIterator[Bench]:
+    """A Prefect server on PostgreSQL, a worker, and a service whose videos take hours."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.workers.process import ProcessWorker
+
+    with tempfile.TemporaryDirectory() as name, Sandbox(render_seconds=36_000) as sandbox:
+        folder = Path(name)
+        async with prefect("postgres") as server:
+            os.environ |= _environment(folder, server.api, sandbox.url)
+            async with get_client() as client:
+                template = ProcessWorker.get_default_base_job_template()
+                pool = WorkPoolCreate(name=POOL, type="process", base_job_template=template)
+                await client.create_work_pool(pool)
+                deployment = await client.create_deployment(
+                    await client.create_flow_from_name("image-to-video"),
+                    POOL,
+                    work_pool_name=POOL,
+                    entrypoint="prefect_cometapi.flows.image_to_video",
+                )
+                words = ("worker", "start", "--pool", POOL, "--limit", str(AT_A_TIME))
+                worker = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "prefect", *words),
+                    cwd=folder,
+                    stdout=asyncio.subprocess.DEVNULL,
+                )
+                try:
+                    yield Bench(client, worker, deployment, sandbox)
+                finally:
+                    worker.kill()
+                    await worker.wait()
 
 
 def _environment(folder: Path, api: str, service: str) -> dict[str, str]:
@@ -150,35 +182,6 @@ def _environment(folder: Path, api: str, service: str) -> dict[str, str]:
         "COMETAPI_STORAGE": str(folder / "videos"),
         "COMETAPI_DEADLINE": "36000",
     }
-
-
-async def _measure(count: int, sandbox: Sandbox, folder: Path) -> str:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.workers.process import ProcessWorker
-
-    async with get_client() as client:
-        template = ProcessWorker.get_default_base_job_template()
-        pool = WorkPoolCreate(name=POOL, type="process", base_job_template=template)
-        await client.create_work_pool(pool)
-        deployment = await client.create_deployment(
-            await client.create_flow_from_name("image-to-video"),
-            POOL,
-            work_pool_name=POOL,
-            entrypoint="prefect_cometapi.flows.image_to_video",
-        )
-        words = ("worker", "start", "--pool", POOL, "--limit", str(AT_A_TIME))
-        worker = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "prefect", *words),
-            cwd=folder,
-            stdout=asyncio.subprocess.DEVNULL,
-        )
-        bench = Bench(client, worker, deployment, sandbox)
-        try:
-            return await _in_place(bench) + await _suspended(bench, count)
-        finally:
-            worker.kill()
-            await worker.wait()
 
 
 async def _in_place(bench: Bench) -> str:

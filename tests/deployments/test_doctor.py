@@ -1,63 +1,154 @@
 # SPDX-License-Identifier: Apache-2.0
 """A doctor that finds what a paid run would stumble over, and says how to mend it."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from prefect_cometapi.deployments import doctor
 from prefect_cometapi.deployments.doctor import SKEW, Health, clock_finding
+from prefect_cometapi.runway import CometAPISettings
 
 pytestmark = pytest.mark.server
 
+POOL = "of-doctor"
 
-def told(shell, *words: str, **env: str) -> tuple[int, str]:
-    """Exit status and output of the command."""
-    done = shell("doctor", *words, **env)
-    assert "Traceback" not in done.stderr
-    return done.returncode, " ".join(done.stdout.split())
+
+@pytest.fixture
+def told(clean_server, command, capsys):
+    """Runs the command; gives its exit status and what it printed, on one line."""
+
+    def run(*words: str) -> tuple[int, str]:
+        status = command("doctor", *words)
+        return status, " ".join(capsys.readouterr().out.split())
+
+    return run
+
+
+async def workers(*names: str) -> None:
+    """A pool for which these workers say that they live."""
+    async with get_client() as client:
+        await client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        for name in names:
+            await client.send_worker_heartbeat(POOL, name, heartbeat_interval_seconds=30)
 
 
 def test_a_good_machine_gets_a_good_report(shell, tmp_path):
     """Key, clock, storage, ledger and server are looked at; nothing is bought or left behind."""
-    _, report = told(shell)
+    done = shell("doctor")
     for good in ("CometAPI", "clock", "storage", "ledger", "Prefect"):
-        assert f"✓ {good}" in report
+        assert f"✓ {good}" in done.stdout
+    assert done.returncode == 0, done.stdout
     assert shell.sandbox.accepted == []
     assert list((tmp_path / "videos").glob("*")) in ([], [tmp_path / "videos" / ".incoming"])
 
 
 @pytest.mark.parametrize(
-    ("env", "found", "mend"),
+    ("setting", "value", "found", "mend"),
     [
-        ({"COMETAPI_KEY": ""}, "✗ CometAPI there is no API key", "set COMETAPI_KEY"),
-        ({"COMETAPI_BASE_URL": "http://127.0.0.1:9"}, "✗ CometAPI", "see that this machine"),
-        ({"COMETAPI_STORAGE": "/proc/videos"}, "✗ storage", "set COMETAPI_STORAGE"),
-        ({"COMETAPI_LEDGER_URL": "mysql://host/db"}, "✗ ledger", "correct COMETAPI_LEDGER_URL"),
-        ({"COMETAPI_LEDGER_URL": "generation-ledger/none"}, "✗ ledger", "COMETAPI_LEDGER_URL"),
-        ({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "✗ Prefect", "correct PREFECT_API_URL"),
+        ("KEY", "", "✗ CometAPI there is no API key", "set COMETAPI_KEY"),
+        ("BASE_URL", "http://127.0.0.1:9", "✗ CometAPI", "see that this machine reaches it"),
+        ("STORAGE", "/proc/videos", "✗ storage", "set COMETAPI_STORAGE"),
+        ("STORAGE", "s3-bucket/none", "✗ storage", "set COMETAPI_STORAGE"),
+        ("LEDGER_URL", "mysql://host/db", "✗ ledger", "correct COMETAPI_LEDGER_URL"),
+        ("LEDGER_URL", "generation-ledger/none", "✗ ledger", "correct COMETAPI_LEDGER_URL"),
     ],
 )
-def test_what_is_wrong_is_told_with_what_mends_it(shell, env, found, mend):
+def test_what_is_wrong_is_told_with_what_mends_it(told, monkeypatch, setting, value, found, mend):
     """Each finding has its remedy, and the exit status is 1."""
-    status, report = told(shell, **env)
+    monkeypatch.setenv(f"COMETAPI_{setting}", value)
+    status, report = told()
     assert status == 1
     assert found in report
     assert mend in report
 
 
-def test_a_refused_key_is_told(shell):
-    """The service's refusal is the finding; the key itself is not shown."""
-    shell.sandbox.add_fault("task:unauthorized")
-    status, report = told(shell)
+def test_a_server_that_is_down_is_told(told):
+    """Without a stack trace, and with the setting that leads there."""
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        status, report = told()
     assert status == 1
-    assert "✗ CometAPI" in report
+    assert "✗ Prefect its server does not answer: ConnectError" in report
+    assert "correct PREFECT_API_URL" in report
+
+
+def test_without_a_server_it_says_what_is_missing(told):
+    """Runs work without one, schedules do not."""
+    with temporary_settings({PREFECT_API_URL: None}):
+        status, report = told()
+    assert status == 0
+    assert "! Prefect no server is set" in report
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ("task:unauthorized", "✗ CometAPI"),
+        ("task:html", "✗ CometAPI"),
+        ("task:429", "! CometAPI"),
+    ],
+)
+def test_what_the_service_says_is_told(told, sandbox, fault, found):
+    """A refused key, a wrong address, a busy service; the key itself is not shown."""
+    sandbox.add_fault(f"{fault}:times=20")
+    status, report = told()
+    assert status == ("✗" in found)
+    assert found in report
     assert "sk-canary" not in report
 
 
-def test_a_pool_that_is_not_there_is_told(shell):
+def test_a_clock_that_is_off_is_found(told, monkeypatch):
+    """It is compared with the date in the service's replies."""
+    monkeypatch.setattr(doctor, "time", lambda: time.time() + 100)
+    status, report = told()
+    assert status == 1
+    assert "s ahead of CometAPI's set it by NTP" in report
+
+
+def test_a_pool_that_is_not_there_is_told(told):
     """It names the command that makes it."""
-    _, report = told(shell, "--pool", "nowhere")
-    assert "there is no work pool nowhere prefect-cometapi setup makes it" in report
+    _, report = told("--pool", "nowhere")
+    assert "there is no work pool nowhere prefect-cometapi setup --pool nowhere makes it" in report
+
+
+async def test_a_pool_without_workers_is_told(clean_server, sandbox):
+    """Its scheduled runs would stay late; the command that starts a worker is named."""
+    await workers()
+    found = await doctor.examined(CometAPISettings(), None, POOL)
+    assert found[-1].health is Health.BAD
+    assert found[-1].mend == f"prefect worker start --pool {POOL}"
+
+
+async def test_one_worker_needs_nothing_shared(clean_server, sandbox):
+    """A ledger and a folder of its own are enough."""
+    await workers("first")
+    found = await doctor.examined(CometAPISettings(), None, POOL)
+    assert (found[-1].health, found[-1].told) == (Health.GOOD, f"one works on the pool {POOL}")
+
+
+async def test_several_workers_with_places_of_their_own_are_told(clean_server, sandbox):
+    """Both are named, with the setting that shares them."""
+    await workers("first", "second")
+    found = await doctor.examined(CometAPISettings(), None, POOL)
+    assert found[-1].health is Health.NOTED
+    assert "COMETAPI_LEDGER_URL=postgresql://" in found[-1].mend
+    assert "COMETAPI_STORAGE=s3://" in found[-1].mend
+
+
+@pytest.mark.postgres
+async def test_several_workers_with_shared_places_are_well(
+    clean_server, sandbox, postgres, monkeypatch
+):
+    """One PostgreSQL and one object store."""
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
+    await workers("first", "second")
+    found = await doctor.examined(CometAPISettings(), "memory://videos", POOL)
+    assert found[-1].told == "2 work on the pool, with one ledger and one storage"
 
 
 @given(st.floats(-1e6, 1e6))

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_cometapi.deployments.publish import in_pool, served
 
@@ -66,3 +67,26 @@ def test_what_is_served_buys_nothing_by_itself(prefect_server):
     names = {one.flow_name: len(one.schedules or []) for one in deployments}
     assert names == {"image-to-video": 0, "video-to-video": 0, "generate-batch": 0, "collect": 1}
     assert all(re.match(r"prefect_cometapi\.flows\.", one.entrypoint) for one in deployments)
+
+
+def test_a_pool_that_is_not_there_is_named_before_anything_is_deployed(
+    clean_server, command, capsys
+):
+    """With the command that makes it."""
+    assert command("deploy", "--pool", "nowhere") == 1
+    told = capsys.readouterr().err
+    assert "Prefect: there is no work pool nowhere" in told
+    assert "Next: prefect-cometapi setup --pool nowhere" in told
+
+
+@pytest.mark.parametrize("words", ["setup", "deploy", "serve"])
+def test_a_server_that_is_down_is_told_without_a_stack_trace(
+    prefect_server, command, capsys, words
+):
+    """And what starts one."""
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        assert command(words) == 1
+    told = capsys.readouterr().err
+    assert "Prefect: its server does not answer: " in told
+    assert "Next: prefect server start, or unset PREFECT_API_URL" in told
+    assert "Traceback" not in told

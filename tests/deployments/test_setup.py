@@ -88,7 +88,7 @@ def test_a_block_or_deployment_that_is_not_there_is_named(shell):
     """The command says which, and makes no stack trace."""
     done = shell("setup", "--dry-run", "--then", "load/nightly")
     assert done.returncode == 1
-    assert "Prefect has no load/nightly" in done.stderr
+    assert "there is no load/nightly" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -67,26 +68,15 @@ def point_to_catalogue(machines: Cluster, client: SyncPrefectClient):
     ]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     deployment = client.read_deployment_by_name("generate-batch/catalogue")
-    client._client.patch(
-        f"/deployments/{deployment.id}",
-        json={"parameters": {"requests": str(manifest), "key": "catalogue"}},
-    ).raise_for_status()
+    parameters = {"requests": str(manifest), "key": "catalogue"}
+    client.update_deployment(deployment.id, DeploymentUpdate(parameters=parameters))
     return deployment.id
 
 
 def schedule(client: SyncPrefectClient, deployment) -> None:
     """Every twenty seconds the same manifest, as a catalogue that is looked through each night."""
-    client._client.post(
-        f"/deployments/{deployment}/schedules",
-        json=[
-            {
-                "active": True,
-                "schedule": IntervalSchedule(interval=timedelta(seconds=20)).model_dump(
-                    mode="json"
-                ),
-            }
-        ],
-    ).raise_for_status()
+    every = IntervalSchedule(interval=timedelta(seconds=20))
+    client.create_deployment_schedules(deployment, [(every, True)])
 
 
 def hurry(machines: Cluster) -> None:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that are cancelled while they wait: seconds until the last poll, and until Cancelled.
+
+    python tests/benchmarks/cancelled.py --runs 20 [--report docs/benchmarks.md]
+
+The runs are those of a deployment under a process worker. They are cancelled as the button in the
+UI does it, and poll as fast as the least interval that Runway documents allows.
+"""
+
+import argparse
+import asyncio
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import report
+from suspended import AT_A_TIME, ROOT, Bench, until, workbench
+
+TOGETHER = AT_A_TIME
+
+
+async def main() -> None:
+    """Measure, and tell."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--report", type=Path)
+    chosen = parser.parse_args()
+    quiet: list[float] = []
+    cancelled: list[float] = []
+    async with workbench() as bench:
+        for first in range(0, chosen.runs, TOGETHER):
+            await _cancel_some(bench, f"cancelled-{first}", quiet, cancelled)
+    command = f"`python tests/benchmarks/cancelled.py --runs {chosen.runs}`"
+    text = (
+        f"## Runs that are cancelled\n\n{command}\n\n{report.machine('prefect')}\n\n"
+        f"{len(quiet)} runs that polled were cancelled as the button in the UI does it, "
+        f"{TOGETHER} at a time.\nThe last poll came {statistics.median(quiet):.1f} s after that in "
+        f"the median and {max(quiet):.1f} s at most\n(0 where none came); the run was Cancelled "
+        f"after {statistics.median(cancelled):.1f} s, {max(cancelled):.1f} s at most. In the\n"
+        "ledger each generation is free for `collect`, with a note that it goes on upstream.\n"
+    )
+    print(text)
+    if chosen.report:
+        report.put_section(ROOT / chosen.report, "cancelled", text)
+
+
+async def _cancel_some(bench: Bench, kind: str, quiet: list[float], cancelled: list[float]) -> None:
+    from prefect.states import Cancelling
+
+    begun = time.monotonic()
+    runs = await bench.start(TOGETHER, wait=True, kind=kind)
+
+    async def all_poll() -> bool:
+        polls = [r for r in bench.sandbox.requests if r.route == "task" and r.at > begun]
+        return len({poll.path for poll in polls}) == TOGETHER
+
+    await until(all_poll)
+    pressed: dict[Any, float] = {}
+    for run in runs:
+        pressed[run] = time.monotonic()
+        await bench.client.set_flow_run_state(run, Cancelling())
+    done: dict[Any, float] = {}
+
+    async def all_cancelled() -> bool:
+        for run in runs:
+            state = (await bench.client.read_flow_run(run)).state_name
+            if state == "Cancelled":
+                done.setdefault(run, time.monotonic())
+        return len(done) == len(runs)
+
+    await until(all_cancelled)
+    await asyncio.sleep(10)  # twice the interval: a process that still polled would be seen
+    tasks = await _tasks_of(runs)
+    for run in runs:
+        polls = [r.at for r in bench.sandbox.requests if r.path.endswith(tasks[str(run)])]
+        quiet.append(max(0.0, max(polls) - pressed[run]))
+        cancelled.append(done[run] - pressed[run])
+
+
+async def _tasks_of(runs: list[Any]) -> dict[str, str]:
+    """The id that each run's generation has, which nobody holds any more."""
+    from prefect_cometapi.flows.ledger import open_ledger
+
+    ledger = await open_ledger()
+    found: dict[str, str] = {}
+    for run in runs:
+        (entry,) = await ledger.entries(flow_run_id=str(run))
+        assert entry.holder is None, entry
+        assert "goes on upstream" in (entry.note or ""), entry
+        assert entry.task_id
+        found[str(run)] = entry.task_id
+    return found
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From nothing to a scheduled run on a worker: the seconds that each command takes.
+
+    python tests/benchmarks/first_run.py [--report docs/benchmarks.md]
+
+The wheel is built, and installed with all it needs into an empty environment; then the commands
+of docs/production.md follow, word for word, against a Prefect server and a stand-in for CometAPI.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import report
+
+from prefect_cometapi.sandbox import Sandbox
+from tests.first_run import COMMANDS, first_day, own_server
+from tests.installation import ROOT, build_wheel
+
+
+def install(wheel: Path, home: Path) -> float:
+    """Seconds until the wheel is installed as a user installs it."""
+    subprocess.run([sys.executable, "-m", "venv", home], check=True)
+    begun = time.monotonic()
+    pip = [home / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, wheel], check=True, stderr=subprocess.DEVNULL)
+    return time.monotonic() - begun
+
+
+def main() -> None:
+    """Measure, and tell."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--report", type=Path)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, Sandbox() as sandbox:
+        folder = Path(name)
+        installing = install(build_wheel(folder), folder / "venv")
+        os.environ |= {"COMETAPI_BASE_URL": sandbox.url, "COMETAPI_KEY": "sk-of-the-benchmark"}
+        with own_server(folder) as api:
+            took = {COMMANDS[0]: installing} | first_day(folder / "venv" / "bin", api, folder)
+    rows = [f"| `{command}` | {seconds:.0f} s |" for command, seconds in took.items()]
+    total = f"| until a schedule has made a video | {sum(took.values()):.0f} s |"
+    machine = report.machine("prefect")
+    head = [
+        "## From nothing to a schedule",
+        "",
+        "`python tests/benchmarks/first_run.py`",
+        "",
+        machine,
+    ]
+    text = "\n".join([*head, "", "| | |", "| --- | --- |", *rows, total, ""])
+    print(text)
+    if chosen.report:
+        report.put_section(ROOT / chosen.report, "first run", text)
+
+
+if __name__ == "__main__":
+    main()

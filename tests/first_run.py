@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first day: the commands of docs/production.md, until a schedule has made a video."""
+
+import os
+import re
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from .cluster import free_port, start, wait_for
+
+_PAGE = (Path(__file__).parents[1] / "docs" / "production.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"```sh\n(.*?)```", _PAGE, re.DOTALL)[0].splitlines()
+PATIENCE = 180
+"""Seconds until the first video must be there."""
+
+
+@contextmanager
+def own_server(folder: Path) -> Iterator[str]:
+    """A Prefect server as a user starts it, with its scheduler; gives the address of its API."""
+    port = free_port()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with ExitStack() as stack:
+        environment = kept | {"PREFECT_HOME": str(folder / "server")}
+        words = ("server", "start", "--port", str(port))
+        start(stack, folder / "server.log", environment, *words)
+        wait_for(f"http://127.0.0.1:{port}/api/health")
+        yield f"http://127.0.0.1:{port}/api"
+
+
+def first_day(scripts: Path, api: str, folder: Path) -> dict[str, float]:
+    """Seconds that each command took after the installation; the last until a video was there.
+
+    Args:
+        scripts: Those of the environment that the package was installed into.
+        api: Address of the Prefect server.
+        folder: Where one works.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "PREFECT_"))
+    }
+    environment |= {
+        "PATH": f"{scripts}{os.pathsep}{environment['PATH']}",
+        "PREFECT_API_URL": api,
+        "PREFECT_HOME": str(folder / "home"),
+    }
+
+    def words(command: str) -> list[str]:
+        first, *rest = shlex.split(command)
+        # Prefect's own script may be missing there; it is run as the module that it is.
+        prefect = [str(scripts / "python"), "-m", "prefect"]
+        return [*(prefect if first == "prefect" else [str(scripts / first)]), *rest]
+
+    took: dict[str, float] = {}
+    for command in COMMANDS[1:-1]:
+        begun = time.monotonic()
+        done = subprocess.run(
+            words(command), env=environment, cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        took[command] = time.monotonic() - begun
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        _schedule(client)
+    begun = time.monotonic()
+    with (folder / "worker.log").open("wb") as log:
+        worker = subprocess.Popen(
+            words(COMMANDS[-1]), env=environment, cwd=folder, stdout=log, stderr=log
+        )
+    try:
+        while not list((folder / "videos").glob("*.mp4")):
+            assert time.monotonic() < begun + PATIENCE, (folder / "worker.log").read_text()
+            time.sleep(0.2)
+    finally:
+        worker.terminate()
+        worker.wait()
+    took[COMMANDS[-1]] = time.monotonic() - begun
+    return took
+
+
+def _schedule(client: SyncPrefectClient) -> None:
+    """What a user does in the UI: a schedule that is active, here every ten seconds."""
+    daily = client.read_deployment_by_name("image-to-video/daily")
+    every = IntervalSchedule(interval=timedelta(seconds=10))
+    client.create_deployment_schedules(daily.id, [(every, True)])
