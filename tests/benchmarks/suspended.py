@@ -136,16 +136,17 @@ async def main() -> None:
 
 
 @asynccontextmanager
-async def workbench() -> AsyncIterator[Bench]:
+async def workbench(**settings: str) -> AsyncIterator[Bench]:
     """A Prefect server on PostgreSQL, a worker, and a service whose videos take hours."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.workers.process import ProcessWorker
-
     with tempfile.TemporaryDirectory() as name, Sandbox(render_seconds=36_000) as sandbox:
         folder = Path(name)
         async with prefect("postgres") as server:
-            os.environ |= _environment(folder, server.api, sandbox.url)
+            os.environ |= _environment(folder, server.api, sandbox.url) | settings
+            # Prefect reads its settings once, so it is imported when they are there.
+            from prefect.client.orchestration import get_client
+            from prefect.client.schemas.actions import WorkPoolCreate
+            from prefect.workers.process import ProcessWorker
+
             async with get_client() as client:
                 template = ProcessWorker.get_default_base_job_template()
                 pool = WorkPoolCreate(name=POOL, type="process", base_job_template=template)

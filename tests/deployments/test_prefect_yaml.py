@@ -19,8 +19,14 @@ import pytest
 pytestmark = pytest.mark.server
 
 PREFECT_YAML = (files("prefect_cometapi.deployments") / "prefect.yaml").read_text(encoding="utf-8")
-NAMES = {"image-to-video": "daily", "video-to-video": "weekly", "collect": "sweep"}
-BUYING = ["image-to-video", "video-to-video"]
+NAMES = {
+    "image-to-video": "daily",
+    "video-to-video": "weekly",
+    "generate-batch": "catalogue",
+    "collect": "sweep",
+}
+SINGLE = ["image-to-video", "video-to-video"]
+BUYING = [*SINGLE, "generate-batch"]
 
 
 class Api:
@@ -106,17 +112,24 @@ def test_a_deployment_tells_what_it_is(deployed, flow):
     assert deployment["tags"] == ["cometapi", flow]
 
 
+@pytest.mark.parametrize("flow", NAMES)
+def test_a_deployment_has_a_limit_of_runs_at_a_time(deployed, flow):
+    """However often it is started, its other runs wait; a sweep that finds another one leaves."""
+    deployment = deployed.deployment(flow)
+    assert deployment["global_concurrency_limit"]["limit"] == (10 if flow in SINGLE else 1)
+    strategy = deployment["concurrency_options"]["collision_strategy"]
+    assert strategy == ("CANCEL_NEW" if flow == "collect" else "ENQUEUE")
+
+
 def test_what_was_bought_is_swept_up_by_itself(deployed):
-    """The collector, which buys nothing, is scheduled from the start, one run at a time."""
+    """The collector, which buys nothing, is scheduled from the start."""
     deployment = deployed.deployment("collect")
     (schedule,) = deployment["schedules"]
     assert schedule["active"] is True
-    assert deployment["global_concurrency_limit"]["limit"] == 1
-    assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert "Buys nothing." in deployment["description"]
 
 
-@pytest.mark.parametrize("flow", BUYING)
+@pytest.mark.parametrize("flow", SINGLE)
 def test_every_field_of_the_form_has_a_title_and_a_description(deployed, flow):
     """The form in the UI explains each parameter, and each field of the request."""
     schema = deployed.deployment(flow)["parameter_openapi_schema"]
