@@ -94,7 +94,7 @@ def failures_are_told(block_id: UUID) -> Automation:
             SendNotification(
                 block_document_id=block_id,
                 subject="{{ flow_run.name }} failed",
-                body="{{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
+                body="{{ flow_run.state.message }}\n{{ flow_run|ui_url or 'Run ' ~ flow_run.id }}",
             )
         ],
     )

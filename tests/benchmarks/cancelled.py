@@ -38,9 +38,9 @@ async def main() -> None:
         f"## Runs that are cancelled\n\n{command}\n\n{report.machine('prefect')}\n\n"
         f"{len(quiet)} runs that polled five times a second were cancelled as the button in the UI "
         f"does it,\n{TOGETHER} at a time. The last poll came {last:.1f} s after that in the median "
-        f"and {most:.1f} s at most\n(0 where none came); the run was Cancelled after {ended:.1f} s, "
-        f"{latest:.1f} s at most. In the\nledger each generation is free for `collect`, with a note "
-        "that it goes on upstream.\n"
+        f"and {most:.1f} s at most\n(0 where none came); the run was Cancelled after "
+        f"{ended:.1f} s, {latest:.1f} s at most. In the\nledger each generation is free for "
+        "`collect`, with a note that it goes on upstream.\n"
     )
     print(text)
     if chosen.report:

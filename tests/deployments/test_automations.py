@@ -2,16 +2,20 @@
 """What Prefect does by itself about our runs, done by a real server."""
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from prefect import flow
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.events import Event
-from prefect.states import Crashed, Pending, Running
+from prefect.states import Crashed, Failed, Pending, Running
 
 from prefect_cometapi.deployments import automations
 from prefect_cometapi.flows import image_to_video
@@ -130,6 +134,74 @@ async def test_a_stored_clip_runs_a_deployment_with_its_address(client, armed):
 
     (run,) = await until(started)
     assert run.parameters == {"uri": uri}
+
+
+@pytest.fixture
+def letterbox():
+    """A web hook of the test's own; gives its address and what was posted there."""
+    posted: list[dict[str, str]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- its name there
+            """Nothing is to be printed."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/", posted
+        server.shutdown()
+
+
+@pytest.fixture
+async def hook(letterbox):
+    """A notification block that posts there; gives its id and what was posted."""
+    address, posted = letterbox
+    content = {"subject": "{{subject}}", "body": "{{body}}"}
+    block = CustomWebhookNotificationBlock(
+        name="letters", url=address, json_data=content, headers=None, cookies=None
+    )
+    name = f"letters-{uuid4()}"
+    yield await block.asave(name), posted
+    await CustomWebhookNotificationBlock.adelete(name)
+
+
+async def test_somebody_hears_of_a_failure(client, armed, hook):
+    """The notification has the run's name, its reason and where it is."""
+    block, posted = hook
+    await armed(automations.failures_are_told(block))
+    ours, other = await running(client, "cometapi"), await running(client)
+    for run in (other, ours):
+        await client.set_flow_run_state(run, Failed(message="GenerationFailed: moderated"))
+
+    async def told() -> list[dict[str, str]]:
+        return posted
+
+    (letter,) = await until(told)
+    name = (await client.read_flow_run(ours)).name
+    assert letter["subject"] == f"{name} failed"
+    # A server that knows no address of its UI, as this one, tells the id.
+    assert letter["body"] == f"GenerationFailed: moderated\nRun {ours}"
+
+
+async def test_somebody_hears_of_an_uncertain_one(client, armed, hook):
+    """It was perhaps paid for, so the notification names its key and the command that decides."""
+    block, posted = hook
+    await armed(automations.uncertain_ones_are_told(block))
+    resource = {"prefect.resource.id": "cometapi.generation.unknown"}
+    payload = {"key": "sku-17", "what": "no answer says whether it was accepted"}
+    await emit(client, "cometapi.generation.uncertain", resource, **payload)
+
+    async def told() -> list[dict[str, str]]:
+        return posted
+
+    (letter,) = await until(told)
+    assert letter["subject"] == "Perhaps paid: sku-17"
+    assert "no answer says whether it was accepted" in letter["body"]
+    assert "prefect-cometapi ledger list --state uncertain" in letter["body"]
 
 
 def test_a_run_that_was_started_too_often_gives_up(prefect_server, sandbox, monkeypatch):

@@ -13,7 +13,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from prefect_cometapi.runway import StagedFileMissing, StorageError
 from prefect_cometapi.runway import storage as module
-from prefect_cometapi.runway.storage import FolderStorage, FsspecStorage, open_storage
+from prefect_cometapi.runway.storage import (
+    PROBE,
+    FolderStorage,
+    FsspecStorage,
+    open_storage,
+    probe,
+)
 
 OLD, NEW = b"old" * 1000, b"new" * 2000
 
@@ -295,3 +301,49 @@ def test_a_url_without_a_file_system_fails_its_check():
     """A typo in the protocol is told, with the place."""
     with pytest.raises(StorageError, match=r"nosuch://videos is no storage: .*nosuch"):
         FsspecStorage("nosuch://videos").check()
+
+
+@pytest.mark.parametrize("place", ["", "memory://videos", "watched://"])
+def test_a_good_place_is_probed_without_a_trace(tmp_path, place):
+    """What a doctor writes is read back and deleted."""
+    storage = open_storage(f"{place}{tmp_path}/videos")
+    probe(storage)
+    with pytest.raises(StorageError, match="does not give back"):
+        storage.read(PROBE)
+
+
+def test_what_is_not_given_back_is_no_storage(tmp_path, monkeypatch):
+    """A place that takes files and loses or changes them is found out."""
+    storage = FolderStorage(tmp_path)
+    monkeypatch.setattr(FolderStorage, "read", lambda *_args: b"something else")
+    with pytest.raises(StorageError, match="what is read there is not what was written"):
+        probe(storage)
+
+
+@pytest.mark.parametrize("place", ["", "memory://"])
+def test_a_file_that_stays_is_told(tmp_path, place):
+    """With its name and the reason."""
+    storage = open_storage(f"{place}{tmp_path}")
+    if not place:
+        (tmp_path / "o.mp4").mkdir()
+    with pytest.raises(StorageError, match=r"does not let go of o\.mp4"):
+        storage.delete("o.mp4")
+
+
+def test_a_probe_that_cannot_be_staged_is_told(tmp_path, monkeypatch):
+    """The disk of temporary files may be full, too."""
+    storage = FolderStorage(tmp_path)
+    monkeypatch.setattr(FolderStorage, "staging", lambda _self: tmp_path / "gone")
+    with pytest.raises(StorageError, match="gone takes no files"):
+        probe(storage)
+
+
+def test_who_may_write_need_not_be_allowed_to_look(monkeypatch):
+    """A key of an object store that may only put files passes the check beforehand."""
+
+    class WriteOnly:
+        def info(self, _bucket: str) -> None:
+            raise PermissionError("Forbidden")
+
+    monkeypatch.setattr(FsspecStorage, "_opened", lambda _self: (WriteOnly(), "videos/clips"))
+    FsspecStorage("s3://videos/clips").check()
