@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from prefect.blocks.core import Block
+from prefect.utilities.dispatch import register_type
 from pydantic import SecretStr
 
 from prefect_cometapi.blocks import CometAPICredentials, GenerationLedger
@@ -28,6 +29,7 @@ def saved(kind: type[Block], **fields: tuple[type, object]) -> type[Block]:
     old = earlier(kind, **fields)
     old(**{name: value for name, (_, value) in fields.items()}).save("of-old", overwrite=True)
     kind.register_type_and_schema()
+    register_type(kind)  # this process knew the old one meanwhile, and other tests load blocks, too
     return kind
 
 
