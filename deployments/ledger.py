@@ -192,8 +192,15 @@ def as_csv(entries: Sequence[Entry]) -> str:
     writer.writerow(_CSV_COLUMNS)
     for entry in entries:
         row = _as_json(entry)
-        writer.writerow(["" if row[name] is None else row[name] for name in _CSV_COLUMNS])
+        writer.writerow([_cell(row[name]) for name in _CSV_COLUMNS])
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A cell that a spreadsheet takes for text, whatever a service or a key begins with."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return "" if value is None else value
 
 
 def _decide(key: str, state: State, note: str) -> None:

@@ -71,7 +71,7 @@ def progress_of(title: str, where: Console = console, done: str = "stored") -> I
         task_id = submission.task_id
         share = 1.0 if reply.status is Status.SUCCEEDED else reply.progress
         move(
-            description=f"{submission.short_id} {_VERBS[reply.status]}",
+            description=f"{escape(submission.short_id)} {_VERBS[reply.status]}",
             total=1.0,
             completed=min(share or 0.0, 0.99),
         )
@@ -107,7 +107,8 @@ def show_results(results: list[tuple[GenerationResult, float]]) -> None:
 
     for result, _seconds in results:
         if not result.videos:
-            console.print(f"\n{result.task_id} is {result.status}, key {escape(result.key)}")
+            named = f"{escape(result.task_id)} is {result.status}, key {escape(result.key)}"
+            console.print(f"\n{named}")
             console.print("  [dim]Next:[/] prefect-cometapi collect")
     if not any(result.videos for result, _seconds in results):
         return

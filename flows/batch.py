@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from ..blocks.credentials import CometAPICredentials
 from ..runway.batch import BatchResult
 from ..runway.budget import Budget
-from ..runway.download import asset_client
+from ..runway.download import AssetClients
 from ..runway.errors import BatchFailed
 from ..runway.outcomes import invalid
 from ..runway.rows import batch_keys
@@ -156,7 +156,12 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     check_starts(settings.max_starts)
     plan = await asyncio.to_thread(planned, requests, key)
     check_rows_of(plan, strict=strict)
-    budget = Budget(settings.prices, limits.spend, limits.seconds)
+    budget = Budget(
+        settings.prices,
+        limits.spend,
+        limits.seconds,
+        resubmits=settings.on_uncertain == "resubmit",
+    )
     check_prices(plan, budget)
     await check_storage(storage)
     output_place = await report_place(plan.key, output, storage or settings.storage)
@@ -164,7 +169,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     ledger = await open_ledger()
     await warn_where_apart(ledger, storage or settings.storage)
     board = Board(budget)
-    async with credentials.get_client() as client, asset_client() as assets:
+    async with credentials.get_client() as client, AssetClients() as assets:
         with sharing(Shared(settings, ledger, (credentials, client), assets)):
             run = BatchRun(
                 credentials=credentials,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ..runway.batch import BatchItem, BatchResult, ItemResult
 from ..runway.budget import Budget, Spending, estimate, seconds_of
@@ -51,6 +52,9 @@ def _batch_key(requests: str | list[Any]) -> str:
     if not isinstance(requests, str):
         return f"run-{lasting_run_id()}"
     address = full_name(requests)
+    if address.lower().startswith(("http://", "https://")):  # a fresh signature is no other file
+        parts = urlsplit(address)
+        address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     stem = PurePosixPath(address).name.partition(".")[0][:60]
     return f"{stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 

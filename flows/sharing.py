@@ -11,11 +11,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import httpx
-
 from ..blocks.credentials import CometAPICredentials
 from ..runway.client import RunwayClient
-from ..runway.download import asset_client
+from ..runway.download import AssetClients
 from ..runway.settings import CometAPISettings
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ class Shared:
     settings: CometAPISettings
     ledger: "Ledger"
     client: tuple[CometAPICredentials, RunwayClient] | None = None
-    assets: httpx.AsyncClient | None = None
+    assets: AssetClients | None = None
 
 
 _shared: ContextVar[Shared | None] = ContextVar("shared", default=None)
@@ -69,11 +67,11 @@ async def client_for(credentials: CometAPICredentials) -> AsyncIterator[RunwayCl
 
 
 @asynccontextmanager
-async def client_for_assets() -> AsyncIterator[httpx.AsyncClient]:
-    """The client that is shared for downloads, or one of the step's own."""
+async def clients_for_assets() -> AsyncIterator[AssetClients]:
+    """The clients that are shared for downloads, or those of the step alone."""
     shared = _shared.get()
     if shared and shared.assets:
         yield shared.assets
         return
-    async with asset_client() as http:
-        yield http
+    async with AssetClients() as clients:
+        yield clients

@@ -26,6 +26,7 @@ from ..runway.errors import (
     CometAPIError,
     GenerationCancelled,
     GenerationFailed,
+    InvalidOutput,
     OutputExpired,
     StagedFileMissing,
     StorageError,
@@ -44,11 +45,14 @@ from .attempts import memory
 from .habits import habit_of
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
 from .running import resolve_key
-from .sharing import client_for, client_for_assets, settings_now
+from .sharing import client_for, clients_for_assets, settings_now
 from .storage import full_name, resolve_storage
 
 if TYPE_CHECKING:
     from ..runway.ledger import Ledger
+
+MOST_OUTPUTS = 16
+"""Of one generation; the documented models make one."""
 
 ATTACHED_GRACE = 4
 """Poll intervals during which the id of an older generation may be unknown."""
@@ -197,6 +201,8 @@ async def fetch(
     credentials = credentials or CometAPICredentials.from_settings(settings)
     videos: list[FetchedVideo] = []
     with failures_of(submission.key, submission.task_id):
+        if len(finished.generation.outputs) > MOST_OUTPUTS:
+            raise InvalidOutput(f"CometAPI names {len(finished.generation.outputs):,} outputs")
         async with working_alone(submission):
             staging = (await resolve_storage(storage or settings.storage)).staging()
             for position in range(len(finished.generation.outputs)):
@@ -222,10 +228,9 @@ async def _fetch(
 
     address = finished.generation.outputs[position].reveal() or await fresh_address()
     try:
-        async with client_for_assets() as http:
-            sha256 = await download(
-                http, address, path, renew=fresh_address, trusted_host=host_of(credentials.base_url)
-            )
+        trusted = settings_now().asset_hosts | {host_of(credentials.base_url)}
+        async with clients_for_assets() as clients:
+            sha256 = await download(clients, address, path, renew=fresh_address, trusted=trusted)
         loop = asyncio.get_running_loop()
         video = await loop.run_in_executor(_examiner(os.getpid()), _examined, path, sha256)
     except BaseException:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pydantic import Field, computed_field
 
-from .entries import Entry
+from .entries import Entry, State
 from .generation import Value
 from .prices import Price
 from .requests import GenerationRequest
@@ -73,6 +73,7 @@ class Budget:
         prices: Prices by model.
         max_spend: Most money, or None.
         max_seconds: Most seconds of video, or None.
+        resubmits: Whether what was perhaps bought is bought again, and then costs once more.
 
     Attributes:
         spent: Money, as far as the models have prices.
@@ -82,8 +83,10 @@ class Budget:
     prices: Mapping[str, Price]
     max_spend: float | None = None
     max_seconds: float | None = None
+    resubmits: bool = False
     spent: float = 0.0
     spent_seconds: float = 0.0
+    _in_doubt: set[str] = field(default_factory=set[str], repr=False)
     _costs: dict[str, tuple[float, float]] = field(
         default_factory=dict[str, tuple[float, float]], repr=False
     )
@@ -96,16 +99,19 @@ class Budget:
         if entry.task_id and self._keys.setdefault(entry.task_id, entry.key) != entry.key:
             return
         self._set_aside(entry.key, self._cost(request, entry.billed_seconds))
+        if self.resubmits and entry.state is State.UNCERTAIN:
+            self._in_doubt.add(entry.key)
 
     def reserve(self, key: str, request: GenerationRequest) -> bool:
         """Set aside what a request is going to cost; False where that passes a limit."""
-        if key in self._costs:
+        if key in self._costs and key not in self._in_doubt:
             return True
         money, seconds = self._cost(request)
         if _passes(self.spent + money, self.max_spend):
             return False
         if _passes(self.spent_seconds + seconds, self.max_seconds):
             return False
+        self._in_doubt.discard(key)  # what it cost before is not given back any more
         self._set_aside(key, (money, seconds))
         return True
 

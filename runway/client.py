@@ -5,7 +5,8 @@ import asyncio
 import json
 import re
 import ssl
-from contextlib import nullcontext
+import zlib
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cache
 from types import TracebackType
@@ -27,6 +28,7 @@ from .errors import (
     UnexpectedResponse,
 )
 from .generation import Generation, Status
+from .names import is_task_id
 from .redact import scrub
 from .refusals import (
     Meaning,
@@ -53,6 +55,7 @@ CALLS_AT_ONCE = 32
 """Calls that cost nothing, each over a connection of its own."""
 
 _REFUSED = range(400, 452)
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 _FAILURES = (
     httpx.HTTPError,
@@ -115,6 +118,7 @@ class RunwayClient:
                 "Authorization": f"Bearer {text}",
                 "X-Runway-Version": runway_version.strip(),
                 "Accept": "application/json",
+                "Accept-Encoding": "identity",  # what is unpacked may be any size
                 "User-Agent": "prefect-cometapi",
             },
             "timeout": TIMEOUT,
@@ -160,9 +164,10 @@ class RunwayClient:
             refused = outcome.meaning is Meaning.NOT_VISIBLE and outcome.http_status in _REFUSED
             raise self._error(outcome, otherwise=InvalidRequest if refused else SubmissionUncertain)
         task_id = read_task_id(outcome.body)
-        if not task_id:
+        if not task_id or not is_task_id(task_id):
+            named = f"the odd id {scrub(task_id, limit=80)!r}" if task_id else "no id"
             raise SubmissionUncertain(
-                "CometAPI answered the submission with a success that names no id",
+                f"CometAPI answered the submission with a success that names {named}",
                 http_status=outcome.http_status,
             )
         return task_id
@@ -250,13 +255,16 @@ _SENTENCES: dict[type[CometAPIError], str] = {
 
 
 async def _read(response: httpx.Response, key: str) -> Reply:
-    content = bytearray()
-    async for chunk in response.aiter_bytes():
-        content += chunk
-        if len(content) > MAX_REPLY_BYTES:
+    packed = bytearray()
+    async for chunk in response.aiter_raw():
+        packed += chunk
+        if len(packed) > MAX_REPLY_BYTES:
             break
-    if len(key) >= SHORTEST_SECRET:  # some services repeat it in their refusal
+    content = _unpacked(packed, response.headers.get("content-encoding", ""))
+    is_secret = len(key) >= SHORTEST_SECRET
+    if is_secret:  # some services repeat it in their refusal
         content = content.replace(key.encode(), b"<hidden key>")
+    excerpt = _excerpt(response, bytes(content[:400]))
     try:
         body, is_json = json.loads(content), True
     except (ValueError, RecursionError):
@@ -266,9 +274,18 @@ async def _read(response: httpx.Response, key: str) -> Reply:
         headers={name.lower(): value for name, value in response.headers.items()},
         body=body,
         is_json=is_json and isinstance(body, dict),
-        excerpt=_excerpt(response, bytes(content[:400])),
+        excerpt=excerpt.replace(key, "<hidden key>") if is_secret else excerpt,
         is_page=_is_page(response, bytes(content[:400])),
     )
+
+
+def _unpacked(content: bytearray, encoding: str) -> bytearray:
+    """What a body is that came packed though that was not asked for; never more than is read."""
+    if encoding.strip().lower() not in {"gzip", "x-gzip", "deflate"}:
+        return content  # another encoding than these reads as no JSON, and so as no answer
+    with suppress(zlib.error):
+        return bytearray(zlib.decompressobj(_GZIP_OR_ZLIB).decompress(content, MAX_REPLY_BYTES + 1))
+    return bytearray()
 
 
 def _is_page(response: httpx.Response, content: bytes) -> bool:
@@ -282,5 +299,6 @@ def _excerpt(response: httpx.Response, content: bytes) -> str:
     if location := response.headers.get("location"):
         return f"it redirects to {scrub(location, limit=120)}"
     content_type = response.headers.get("content-type", "no content type").partition(";")[0]
+    content_type = scrub(content_type, limit=60)
     text = scrub(content.decode("utf-8", "replace"), limit=120)
     return f"{content_type}, {text!r}" if text else f"{content_type}, empty"

@@ -11,10 +11,12 @@ limited time"; an expired one is an error of its own, since a fresh one can be h
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import aclosing
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
+from time import monotonic
+from typing import Self
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -22,6 +24,7 @@ import httpx
 from .arriving import ArrivingFile
 from .client import tls_context
 from .errors import DownloadInterrupted, InvalidOutput, OutputExpired, StorageError
+from .outside import check_literal, keep_outside
 from .redact import HideSecrets, host_of, scrub, shown_url
 
 MAX_REDIRECTS = 5
@@ -32,19 +35,50 @@ RENEWALS = 2
 """Fresh addresses that are tried without a single new byte, before the output counts as lost."""
 
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+LEAST_RATE, GRACE = 10_000, 120.0
+"""Bytes per second that must arrive on average, and seconds before that is looked at."""
+
+HTTPCORE_LOGGERS = ("connection", "http11", "http2", "proxy", "socks")
 _EXPIRED = {401, 403, 404, 410}
+_IS_TEXT = re.compile(r"^text/|html|xml|json|javascript")
+"""Media types of what is certainly no video; storages label videos in many ways."""
+
+MAX_SECONDS = 3600.0
+"""For one download as a whole, so that a file that drips does not hold its run for ever."""
 
 
-# httpx logs each URL whole at INFO; a signed one must not stand in anybody's log.
-logging.getLogger("httpx").addFilter(HideSecrets())
+# httpx logs each URL whole at INFO, httpcore each header of a reply at DEBUG; a signed URL must not
+# stand in anybody's log.
+for _logger in ("httpx", *(f"httpcore.{part}" for part in HTTPCORE_LOGGERS)):
+    logging.getLogger(_logger).addFilter(HideSecrets())
 
 
-def asset_client(transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
-    """A client that knows no key, keeps no cookie and follows no redirect.
+class AssetClients:
+    """Two clients that know no key, keep no cookie and follow no redirect.
+
+    Use it as an async context manager. Many downloads may share it.
 
     Args:
         transport: What httpx sends through; tests plug in here.
+
+    Attributes:
+        outside: Connects to public addresses only.
+        trusted: Connects to whatever the host of a trusted address resolves to.
     """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.outside, self.trusted = _asset_client(transport), _asset_client(transport)
+        keep_outside(self.outside)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.outside.aclose()
+        await self.trusted.aclose()
+
+
+def _asset_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         timeout=TIMEOUT,
         transport=transport,
@@ -55,32 +89,39 @@ def asset_client(transport: httpx.AsyncBaseTransport | None = None) -> httpx.Asy
 
 
 async def download(
-    http: httpx.AsyncClient,
+    clients: AssetClients,
     url: str,
     destination: Path,
     *,
     renew: Callable[[], Awaitable[str]] | None = None,
-    trusted_host: str = "",
+    trusted: Collection[str] = (),
 ) -> str:
     """Stream an asset to a new file, flushed to the disk, and return its SHA-256 in hex.
 
     Args:
-        http: Made by `asset_client`; many downloads may share it.
-        url: Where the asset is; https, or a host that is trusted.
+        clients: What to ask with.
+        url: Where the asset is: https and on the internet, or a host that is trusted.
         destination: The file to write; it exists only in part after an error.
         renew: Gives a fresh address when this one expires, even in the middle.
-        trusted_host: A host that may be asked over plain http (the configured service).
+        trusted: Hosts in lower case that may be asked over plain http, and wherever they are: the
+            configured service, and those that the user names.
 
     Raises:
         OutputExpired: The address is no longer valid (401, 403, 404, 410).
         DownloadInterrupted: The connection broke, and going on did not help.
-        InvalidOutput: It is empty, an HTML page, or longer than announced or allowed.
+        InvalidOutput: It is empty, a text in place of a video, longer than announced or allowed,
+            or its address does not lead to the internet.
         StorageError: The file cannot be written.
     """
     try:
         with destination.open("wb") as file:
             async with aclosing(ArrivingFile(file)) as arriving:
-                await _receive_all(http, url, arriving, renew, trusted_host)
+                try:
+                    async with asyncio.timeout(MAX_SECONDS):
+                        await _receive_all(clients, url, arriving, renew, trusted)
+                except TimeoutError:
+                    problem = f"the download took longer than {MAX_SECONDS:,.0f} s"
+                    raise DownloadInterrupted(problem) from None
                 sha256 = await arriving.finish()
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -91,17 +132,17 @@ async def download(
 
 
 async def _receive_all(
-    http: httpx.AsyncClient,
+    clients: AssetClients,
     url: str,
     arriving: ArrivingFile,
     renew: Callable[[], Awaitable[str]] | None,
-    trusted_host: str,
+    trusted: Collection[str],
 ) -> None:
-    breaks = 0
+    breaks, pace = 0, _Pace()
     while True:
         before = arriving.received
         try:
-            await _receive(http, url, arriving, trusted_host)
+            await _receive(clients, url, arriving, trusted, pace)
         except OutputExpired:
             if renew is None or breaks >= RENEWALS:
                 raise
@@ -109,30 +150,56 @@ async def _receive_all(
             continue
         except (httpx.HTTPError, httpx.StreamError) as error:
             problem = f"{type(error).__name__}: {scrub(str(error))}"
+        except ValueError as error:  # httpx stumbles over some addresses that it is redirected to
+            what = f"the output's server answers nonsense: {scrub(str(error), limit=120)}"
+            raise InvalidOutput(what) from None
         else:
             if arriving.total is None or arriving.received == arriving.total:
                 return
             problem = f"{arriving.received:,} of {arriving.total:,} bytes arrived"
         breaks = breaks + 1 if arriving.received <= before else 0
+        pace.check()
         if breaks >= RESUMPTIONS:
             raise DownloadInterrupted(f"the download from {host_of(url)} broke off: {problem}")
         await asyncio.sleep(min(5.0, 0.1 * 4**breaks))
 
 
+class _Pace:
+    """How fast a file arrives, over all connections that it takes."""
+
+    def __init__(self) -> None:
+        self._begun, self._bytes = monotonic(), 0
+
+    def check(self, arrived: int = 0) -> None:
+        """Count what arrived.
+
+        Raises:
+            DownloadInterrupted: It is too little for the time that it took.
+        """
+        self._bytes += arrived
+        if monotonic() - self._begun > GRACE + self._bytes / LEAST_RATE:
+            raise DownloadInterrupted(f"the output arrives at less than {LEAST_RATE:,} bytes/s")
+
+
 async def _receive(
-    http: httpx.AsyncClient, url: str, arriving: ArrivingFile, trusted_host: str
+    clients: AssetClients,
+    url: str,
+    arriving: ArrivingFile,
+    trusted: Collection[str],
+    pace: _Pace,
 ) -> None:
     headers = {"Accept-Encoding": "identity"}
     if arriving.received and arriving.etag:
         headers |= {"Range": f"bytes={arriving.received}-", "If-Range": arriving.etag}
     for _ in range(MAX_REDIRECTS + 1):
-        _check_address(url, trusted_host)
+        http = clients.trusted if _is_trusted(url, trusted) else clients.outside
         async with http.stream("GET", url, headers=headers) as response:
             if response.has_redirect_location:
                 url = _redirected(url, response.headers["location"])
                 continue
             await _prepare_for(response, arriving)
             async for chunk in response.aiter_raw():
+                pace.check(len(chunk))
                 await arriving.append(chunk)
             return
     raise InvalidOutput(f"the output's address redirects more than {MAX_REDIRECTS} times")
@@ -145,13 +212,22 @@ def _redirected(url: str, location: str) -> str:
         raise InvalidOutput("the output's address redirects to no valid address") from None
 
 
-def _check_address(url: str, trusted_host: str) -> None:
+def _is_trusted(url: str, trusted: Collection[str]) -> bool:
+    """Whether the address may lead anywhere.
+
+    Raises:
+        InvalidOutput: It is none that is asked at all.
+    """
     try:
         scheme, host, _ = httpx.URL(url).scheme, host_of(url), urlsplit(url).port
     except (httpx.InvalidURL, ValueError):
         raise InvalidOutput("the output's address is no valid address") from None
-    if not host or not (scheme == "https" or (scheme == "http" and host == trusted_host)):
+    if host and host in trusted and scheme in {"http", "https"}:
+        return True
+    if not host or scheme != "https":
         raise InvalidOutput(f"the output's address is not https: {shown_url(url)}")
+    check_literal(host)  # here too, since behind a proxy nothing is resolved on this machine
+    return False
 
 
 async def _prepare_for(response: httpx.Response, arriving: ArrivingFile) -> None:
@@ -165,10 +241,12 @@ async def _prepare_for(response: httpx.Response, arriving: ArrivingFile) -> None
         raise httpx.RemoteProtocolError(f"HTTP {status}")
     if status not in {200, 206}:
         raise DownloadInterrupted("the output cannot be downloaded", http_status=status)
-    if "html" in response.headers.get("content-type", "").lower():
-        raise InvalidOutput("an HTML page came in place of the output", http_status=status)
+    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if _IS_TEXT.search(media_type):
+        what = f"a text came in place of the output ({scrub(media_type, limit=60)})"
+        raise InvalidOutput(what, http_status=status)
     length = response.headers.get("content-length", "")
-    rest = int(length) if length.isdigit() else None
+    rest = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
     if not (status == 206 and _continues(response, arriving)):
         await arriving.start_again()
     arriving.expect(rest)
@@ -178,7 +256,7 @@ async def _prepare_for(response: httpx.Response, arriving: ArrivingFile) -> None
 
 def _continues(response: httpx.Response, arriving: ArrivingFile) -> bool:
     """Whether a partial reply begins exactly where the file ends."""
-    match = re.match(r"bytes (\d+)-", response.headers.get("content-range", ""))
+    match = re.match(r"bytes (\d{1,18})-", response.headers.get("content-range", ""))
     if match and int(match[1]) == arriving.received:
         return True
     raise DownloadInterrupted("the server sent another part of the output than was asked for")

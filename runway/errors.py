@@ -85,9 +85,10 @@ class CometAPIError(Exception):
     def advised(self) -> str:
         """What to do next, or an empty text."""
         key = shlex.quote(self.key) if self.key else "KEY"
-        advice = self.advice.format(task_id=self.task_id or "TASK_ID", key=key)
+        task_id = shlex.quote(self.task_id) if self.task_id else "TASK_ID"
+        advice = self.advice.format(task_id=task_id, key=key)
         if self.then_finish and self.task_id:
-            advice += f" (then: prefect-cometapi finish {self.task_id})"
+            advice += f" (then: prefect-cometapi finish {task_id})"
         return advice
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ is: what a row asks for is checked afterwards, all rows at once.
 import csv
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from .errors import InvalidManifest
@@ -46,7 +47,12 @@ def read_rows(place: str) -> list[Row]:
 
 def _json_rows(place: str) -> Iterator[Row]:
     with opened(place, text=True) as lines:
-        for number, line in enumerate(lines, 1):
+        # A line is read no further than a row can be long.
+        for number, line in enumerate(iter(partial(lines.readline, LONGEST_CELL + 1), ""), 1):
+            if len(line) > LONGEST_CELL:
+                raise Unreadable(
+                    f"{shown_url(place)}: line {number} is longer than {LONGEST_CELL:,} characters"
+                )
             if line.strip():
                 yield _json_row(number, line)
 

@@ -23,6 +23,9 @@ from .errors import InvalidOutput, StorageError
 POSTER_WIDTH = 640
 """Pixels."""
 
+PATIENCE = 600.0
+"""Seconds for one answer of the decoder; it may have four gigabytes to read from a slow disk."""
+
 _DECODER = Path(__file__).with_name("decoder.py")
 _NEEDED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT")
 """What Python needs of the environment; the key is not among it."""
@@ -120,11 +123,15 @@ class Decoder:
         process = self._process = self._process or self._start()
         assert process.stdin  # noqa: S101 -- it is a pipe
         assert process.stdout  # noqa: S101 -- it is a pipe
+        late = threading.Timer(PATIENCE, process.kill)  # its own limit is for time on a processor
+        late.start()
         try:
             print(question, file=process.stdin, flush=True)
             return process.stdout.readline(_LONGEST)
         except OSError:  # it has ended
             return ""
+        finally:
+            late.cancel()
 
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(  # noqa: S603 -- this Python, and a file of ours

@@ -12,6 +12,7 @@ MAX_KEY_LENGTH = 512
 _UUID = re.compile(
     r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(-[0-9a-f]{16})?\b"
 )
+_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=+~@-]{0,199}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
 
 
@@ -44,11 +45,16 @@ def check_task_id(task_id: str) -> str:
     """A task id without the blanks around it.
 
     Raises:
-        ValueError: Nothing is left of it.
+        ValueError: It is none.
     """
-    if not task_id.strip():
-        raise ValueError("a task id is not blank")
+    if not is_task_id(task_id.strip()):
+        raise ValueError("a task id has 1 to 200 letters, digits and the signs ._:=+~@-")
     return task_id.strip()
+
+
+def is_task_id(text: str) -> bool:
+    """Whether it can be an id; it is shown, is part of commands, and names rows."""
+    return bool(_TASK_ID.fullmatch(text))
 
 
 def step_key(step: str, key: str) -> str:
@@ -65,12 +71,12 @@ def file_stem(key: str, submitted_at: datetime, position: int = 0) -> str:
     """
     time = submitted_at.astimezone(UTC).strftime("%Y%m%d-%H%M%S")
     suffix = f"-{position + 1}" if position else ""
-    return f"{time}-{_readable(key, 'video')}-{_digest(key, 8)}{suffix}"
+    return f"{time}-{_readable(key, 'video')}-{_digest(key, 16)}{suffix}"
 
 
 def batch_stem(key: str) -> str:
     """The name of a batch's own files without their suffix; safe on every system."""
-    return f"{_readable(key, 'batch')}-{_digest(key, 8)}"
+    return f"{_readable(key, 'batch')}-{_digest(key, 16)}"
 
 
 def _readable(key: str, otherwise: str) -> str:

@@ -18,7 +18,10 @@ HIDDEN = "<sha256:"
 
 # In doubt too much is hidden: a URL ends only where none can go on, slashes may be escaped.
 _URL = re.compile(r"[a-z][a-z0-9+.-]{0,20}:(?:\\?/){2}[^\s\"<>]+", re.IGNORECASE)
-_DATA_URI = re.compile(r"data:(?:[\w.+-]+\\?/[\w.+-]+)?(?:;[\w=.+-]+)*,[^\s\"'<>]+", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:[^\s\"'<>,]{0,100},[^\s\"'<>]+", re.IGNORECASE)
+_BASE64 = re.compile(r"(base64,)(?!<sha256:)[^\s\"'<>]+", re.IGNORECASE)
+# A URL may be told without its beginning ("GET /a.png?sig=…"), or quoted.
+_QUERY = re.compile(r"(\?|%3F)((?:(?!%3F)[^\s\"'<>?=])*(?:=|%3D)[^\s\"'<>]+)", re.IGNORECASE)
 _BEARER = re.compile(r"(bearer\s+[\"']?)(?!<hidden)(?:bearer\s+)*[^\s\"',;]+", re.IGNORECASE)
 _KEY = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{6,}")
 
@@ -61,14 +64,17 @@ def is_shortened(text: str) -> bool:
 def hide_secrets(text: str) -> str:
     """The text without tokens of URLs, keys and data URIs."""
     text = _URL.sub(lambda found: shown_url(found[0].replace("\\/", "/")), text)
+    text = _QUERY.sub(lambda found: f"{found[1]}{HIDDEN}{_digest(found[2])}>", text)
     text = _DATA_URI.sub(lambda found: shown_source(found[0]), text)
+    text = _BASE64.sub(r"\1<hidden>", text)
     text = _BEARER.sub(r"\1<hidden>", text)
     return _KEY.sub("<hidden key>", text)
 
 
 def scrub(text: str, limit: int = 500) -> str:
-    """Somebody else's words, safe to repeat: no secret, one line, bounded."""
+    """Somebody else's words, safe to repeat: no secret, one line, nothing unprintable, bounded."""
     text = " ".join(hide_secrets(text[: 20 * limit]).split())
+    text = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

@@ -31,14 +31,15 @@ _WORDS = {
     Status.NOT_VISIBLE: f"{NOT_VISIBLE_CODE} task_origin_not_exist",
 }
 _STATUS_OF_WORD = {word: status for status, words in _WORDS.items() for word in words.split()}
+_IDS = ("task_id", "id")
 _SUCCESS_CODES = {"", "success", "200", "0", "ok"}
 
 
 def read_generation(body: Any, task_id: str) -> Generation | None:
-    """What a reply to a poll says, or None where it says nothing about a generation."""
+    """What a reply to a poll says, or None where it says nothing about this generation."""
     layers = list(_layers(body))
     words = [word for layer in layers if (word := _word(layer))]
-    if not words or error_of(body):
+    if not words or error_of(body) or not _is_about(layers, task_id):
         return None
     outputs = tuple(AssetURL(url) for url in _outputs(layers))
     status = _combined({_status(word, bool(outputs)) for word in words})
@@ -53,19 +54,32 @@ def read_generation(body: Any, task_id: str) -> Generation | None:
     )
 
 
+def _is_about(layers: list[dict[str, Any]], task_id: str) -> bool:
+    """Whether one of the ids that are named is the one that was asked for, or none is named.
+
+    Something on the way may answer one poll with the reply to another, whose video is another's.
+    """
+    named = {id_ for layer in layers for name in _IDS if (id_ := _as_id(layer.get(name)))}
+    return not named or task_id.lower() in {id_.lower() for id_ in named}
+
+
 def read_task_id(body: Any) -> str | None:
     """The id in a reply to a create call, or None where it holds none."""
     for layer in _layers(body):
-        for name in ("task_id", "id"):
-            value = layer.get(name)
-            if isinstance(value, str) and value.strip():
-                return value.strip()
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return str(value)
+        for name in _IDS:
+            if id_ := _as_id(layer.get(name)):
+                return id_
         data = layer.get("data")
         if isinstance(data, str) and data.strip():
             return data.strip()
     return None
+
+
+def _as_id(value: Any) -> str:
+    if isinstance(value, str):
+        return value.strip()
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return str(value) if is_number else ""
 
 
 def error_of(body: Any) -> tuple[str, str] | None:

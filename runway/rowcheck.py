@@ -27,6 +27,9 @@ from .strictjson import strict_json
 MAX_ID_LENGTH = 200
 """Characters. The rest of a key is for the batch."""
 
+MOST_PROBLEMS = 20
+"""Wrong names that are told of one row."""
+
 MAX_NUMBER = 2**63 - 1
 """Of a field or an id; Python refuses to write far larger ones."""
 
@@ -96,6 +99,9 @@ def check_names(names: Iterable[object]) -> list[Problem]:
     problems: list[Problem] = []
     seen: set[str] = set()
     for name in names:
+        if len(problems) == MOST_PROBLEMS:
+            problems.append(("more", "fields are wrong, too"))
+            break
         known = _SPELLINGS.get(name) if isinstance(name, str) else None
         if known in seen:
             problems.append((shown_name(name), f"{known} is there twice"))

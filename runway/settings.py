@@ -2,14 +2,14 @@
 """What a user sets once, in the environment or in a .env file."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .prices import Prices
-from .redact import is_loopback
+from .redact import host_of, is_loopback
 
 DEFAULT_BASE_URL = "https://api.cometapi.com"
 DEFAULT_RUNWAY_VERSION = "2024-11-06"
@@ -42,6 +42,21 @@ def check_base_url(url: str) -> str:
     if parts.path.strip("/"):
         raise ValueError(f"leave out the path {parts.path!r}: Runway's routes start at {root}")
     return root
+
+
+def check_hosts(hosts: object) -> object:
+    """The names between the commas, in lower case.
+
+    Raises:
+        ValueError: One is no bare name.
+    """
+    if not isinstance(hosts, str):
+        return hosts
+    names = [name.strip().lower() for name in hosts.split(",") if name.strip()]
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", name):
+            raise ValueError(f"write bare names, as cdn.example.com: {name[:80]!r} is none")
+    return [host_of(f"https://{name}") for name in names]
 
 
 class CometAPISettings(BaseSettings):
@@ -114,6 +129,11 @@ class CometAPISettings(BaseSettings):
         ge=0,
         description="Items up to which a batch shows four task runs for each, and above one.",
     )
+    asset_hosts: Annotated[frozenset[str], NoDecode] = Field(
+        default=frozenset(),
+        description="Hosts, with commas between them, that a video may be fetched from though they "
+        "are not on the internet, or over plain http.",
+    )
     prices: Prices = Field(
         default={},
         description='What a generation costs, by model, as {"gen3a_turbo": 0.32}, or a second of '
@@ -121,3 +141,4 @@ class CometAPISettings(BaseSettings):
     )
 
     _check_base_url = field_validator("base_url")(check_base_url)
+    _check_asset_hosts = field_validator("asset_hosts", mode="before")(check_hosts)

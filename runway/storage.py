@@ -9,10 +9,12 @@ an upload under another name and then a rename.
 import getpass
 import hashlib
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -151,16 +153,25 @@ class FsspecStorage:
     Args:
         url: The place; what comes after ``://`` is the file system's own path.
         options: Arguments of the file system, as fsspec takes them.
+
+    Raises:
+        StorageError: The URL holds a password.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
+        if re.search(r"://[^/?#@]*:[^/?#]*@", url):
+            raise StorageError(
+                f"{shown_url(url)} is stored with each video, so it may hold no password; put it "
+                "into a remote-file-system block or into fsspec's configuration"
+            )
         self.url = url.rstrip("/")
         self.options = options
 
     def staging(self) -> Path:
-        """A folder for temporary files, which belongs to this storage alone."""
+        """A folder for temporary files, which belongs to this storage and this user alone."""
         mark = hashlib.sha256(self.url.encode()).hexdigest()[:12]
-        return _made(Path(tempfile.gettempdir()) / f"prefect-cometapi-{getpass.getuser()}" / mark)
+        own = _own(Path(tempfile.gettempdir()) / f"prefect-cometapi-{getpass.getuser()}")
+        return _own(own / mark)
 
     def check(self) -> None:
         """See that there is a file system for the URL, and its bucket."""
@@ -271,6 +282,19 @@ def _made(folder: Path) -> Path:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{folder} cannot be made: {_reason(error)}") from error
+    return folder
+
+
+def _own(folder: Path) -> Path:
+    """A folder that nobody else can write to, though it lies where everybody can."""
+    try:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {_reason(error)}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise StorageError(f"{folder} is not this user's alone; remove it, or set TMPDIR")
     return folder
 
 

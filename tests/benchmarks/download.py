@@ -54,14 +54,14 @@ class Fetched:
 async def fetch(url: str, folder: Path, count: int) -> Fetched:
     """Download a file some times at once, with this package, in this process."""
     from prefect_cometapi.runway.client import tls_context
-    from prefect_cometapi.runway.download import asset_client, download
+    from prefect_cometapi.runway.download import AssetClients, download
 
     tls_context()
     host = urlsplit(url).hostname or ""
     before, cpu, started = memory("VmRSS"), cpu_seconds(), time.perf_counter()
     places = [folder / f"{number}.mp4" for number in range(count)]
-    async with asset_client() as http:
-        await asyncio.gather(*(download(http, url, place, trusted_host=host) for place in places))
+    async with AssetClients() as clients:
+        await asyncio.gather(*(download(clients, url, place, trusted={host}) for place in places))
     seconds = time.perf_counter() - started
     return Fetched(seconds, cpu_seconds() - cpu, before, memory("VmHWM"))
 

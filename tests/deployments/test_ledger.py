@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.deployments import cli, terminal
-from prefect_cometapi.deployments.ledger import since_time
+from prefect_cometapi.deployments.ledger import as_csv, since_time
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.entries import Intent
 from prefect_cometapi.runway.ledger import ledger_at
@@ -238,3 +238,14 @@ def test_any_other_time_is_refused_in_words(text):
     else:
         assert time.tzinfo
     assert told == "" or "write 90m" in told
+
+
+@pytest.mark.parametrize("begins", "=+-@\t")
+def test_no_cell_is_a_formula(begins):
+    """A spreadsheet would compute what a key or a service's word begins with."""
+    moment = datetime.now(UTC)
+    known = {"claim": "c", "created_at": moment, "changed_at": moment, "base_url": "https://h"}
+    key = f'{begins}HYPERLINK("http://e")'
+    text = as_csv([Entry.model_validate({**known, "key": key, "state": State.FAILED})])
+    (row,) = csv.DictReader(io.StringIO(text))
+    assert row["key"].startswith(f"'{begins}")

@@ -268,7 +268,7 @@ def test_a_video_that_vanished_before_it_was_stored_is_fetched_again(
         (["task:not-visible:rate=1", "feed:not-visible:rate=1"], GenerationNotVisible, "finish"),
         (["task:unknown-status:rate=1"], GenerationTimeout, "still running upstream"),
         (["asset:truncated-silent:rate=1"], InvalidOutput, "cut off"),
-        (["asset:html-asset:rate=1"], InvalidOutput, "HTML page"),
+        (["asset:html-asset:rate=1"], InvalidOutput, "a text came in place"),
         (["asset:empty:rate=1"], InvalidOutput, "empty"),
     ],
 )

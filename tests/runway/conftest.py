@@ -4,6 +4,7 @@
 import asyncio
 import io
 import itertools
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -51,14 +52,13 @@ class Answers(httpx.MockTransport):
             answer = answer(request)
         if isinstance(answer, Exception):
             raise answer
-        if isinstance(answer, dict):
-            return httpx.Response(200, json=answer)
-        return self._response(*answer)
+        return self._response(200, answer) if isinstance(answer, dict) else self._response(*answer)
 
     @staticmethod
     def _response(status: int, content: Any, headers: Any = None) -> httpx.Response:
         if isinstance(content, dict | list):
-            return httpx.Response(status, json=content, headers=headers)
+            headers = {"content-type": "application/json", **(headers or {})}
+            content = json.dumps(content).encode()
         headers = {"content-length": str(len(content)), **(headers or {})}
         stream = httpx.ByteStream(content)
         return httpx.Response(status, stream=stream, headers=headers)
@@ -167,7 +167,7 @@ def no_waiting(monkeypatch) -> list[float]:
 
     monkeypatch.setattr(
         "prefect_cometapi.runway.download.asyncio",
-        SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread),
+        SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread, timeout=asyncio.timeout),
     )
     return pauses
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from prefect_cometapi.runway.download import asset_client
+from prefect_cometapi.runway.download import AssetClients
 from prefect_cometapi.runway.download import download as download_with
 
 URL = "https://cdn.example.com/o.mp4?_jwt=s3cr3t"
@@ -23,5 +23,5 @@ async def download(
     url: str, target: Path, *, transport: httpx.AsyncBaseTransport | None = None, **options: Any
 ) -> str:
     """A download with a client of its own."""
-    async with asset_client(transport) as http:
-        return await download_with(http, url, target, **options)
+    async with AssetClients(transport) as clients:
+        return await download_with(clients, url, target, **options)

@@ -147,3 +147,21 @@ def test_a_larger_limit_never_buys_less(limits):
 
     counts = [bought(limit) for limit in sorted(limits)]
     assert all(before <= after for before, after in pairwise(counts))
+
+
+def test_what_is_bought_again_after_an_unknown_outcome_costs_again():
+    """Who accepts a second charge still has a limit; who does not, is charged once at most."""
+    doubtful = entry(S.UNCERTAIN, key="k")
+    careful = Budget(PRICES, max_spend=0.64)
+    careful.count(doubtful, IMAGE)
+    assert careful.reserve("k", IMAGE)
+    assert careful.spent == pytest.approx(0.32)
+    daring = Budget(PRICES, max_spend=0.64, resubmits=True)
+    daring.count(doubtful, IMAGE)
+    assert daring.reserve("k", IMAGE)
+    assert daring.spent == pytest.approx(0.64)
+    daring.give_back("k")  # the second was refused; the first is as open as before
+    assert daring.spent == pytest.approx(0.32)
+    tight = Budget(PRICES, max_spend=0.5, resubmits=True)
+    tight.count(doubtful, IMAGE)
+    assert not tight.reserve("k", IMAGE)

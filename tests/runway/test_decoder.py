@@ -221,3 +221,13 @@ def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, an
             look()
     assert not (tmp_path / "poster.jpg").exists()
     one.close()
+
+
+def test_a_decoder_that_sleeps_is_ended(tmp_path, monkeypatch):
+    """A limit for time on a processor does not end what waits; the next file is read."""
+    program = tmp_path / "sleeping.py"
+    program.write_text("import time\nprint('ready', flush=True)\ninput()\ntime.sleep(600)\n")
+    monkeypatch.setattr(media, "PATIENCE", 0.2)
+    asleep = Decoder(program)
+    with pytest.raises(InvalidOutput, match="was ended by SIGKILL"):
+        asleep.ask(tmp_path / "any.mp4")

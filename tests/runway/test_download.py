@@ -15,6 +15,7 @@ from prefect_cometapi.runway import (
     StorageError,
     Submission,
 )
+from prefect_cometapi.runway import download as module
 from prefect_cometapi.runway.download import MAX_REDIRECTS, RENEWALS, RESUMPTIONS
 from prefect_cometapi.runway.media import inspect_video
 from prefect_cometapi.runway.polling import Patience, wait_until_finished
@@ -87,7 +88,7 @@ def asset_requests(service):
 async def test_an_output_arrives_whole_with_its_hash(finished_job, target):
     """The hash is of what lies on the disk, and it is a video."""
     service, url, _ = await finished_job()
-    sha256 = await download(url, target, trusted_host="127.0.0.1")
+    sha256 = await download(url, target, trusted={"127.0.0.1"})
     assert digest(target.read_bytes()) == sha256
     assert inspect_video(target).frames > 100
     assert len(asset_requests(service)) == 1
@@ -99,7 +100,7 @@ async def test_an_output_arrives_whole_with_its_hash(finished_job, target):
 async def test_a_download_survives_a_bad_connection(finished_job, target, no_waiting, fault):
     """Broken off, refused for a moment, or slow: the whole file arrives all the same."""
     _, url, _ = await finished_job(f"asset:{fault}")
-    sha256 = await download(url, target, trusted_host="127.0.0.1")
+    sha256 = await download(url, target, trusted={"127.0.0.1"})
     assert digest(target.read_bytes()) == sha256
     assert inspect_video(target).frames > 100
 
@@ -107,7 +108,7 @@ async def test_a_download_survives_a_bad_connection(finished_job, target, no_wai
 async def test_a_broken_download_goes_on_where_it_stopped(finished_job, target, no_waiting):
     """Only the rest is asked for, and only if the file is still the same."""
     service, url, _ = await finished_job("asset:truncated")
-    await download(url, target, trusted_host="127.0.0.1")
+    await download(url, target, trusted={"127.0.0.1"})
     first, second = asset_requests(service)
     assert "range" not in first.headers
     assert int(second.headers["range"].removeprefix("bytes=").removesuffix("-")) > 0
@@ -118,7 +119,7 @@ async def test_a_broken_download_goes_on_where_it_stopped(finished_job, target, 
 async def test_a_server_without_ranges_sends_it_again(finished_job, target, no_waiting):
     """What had arrived is thrown away, not put in front."""
     service, url, _ = await finished_job("asset:truncated", "asset:ignore-range")
-    sha256 = await download(url, target, trusted_host="127.0.0.1")
+    sha256 = await download(url, target, trusted={"127.0.0.1"})
     assert asset_requests(service)[1].status == 200
     assert digest(target.read_bytes()) == sha256
     assert inspect_video(target).frames > 100
@@ -128,7 +129,7 @@ async def test_a_server_without_ranges_sends_it_again(finished_job, target, no_w
 async def test_an_expired_address_is_renewed_in_the_middle(finished_job, target, no_waiting, fault):
     """A fresh address goes on where the old one ended."""
     service, url, renew = await finished_job("asset:truncated", f"asset:{fault}")
-    sha256 = await download(url, target, renew=renew, trusted_host="127.0.0.1")
+    sha256 = await download(url, target, renew=renew, trusted={"127.0.0.1"})
     assert [request.status for request in asset_requests(service)] == [
         200,
         403 if fault == "expired" else 404,
@@ -144,30 +145,32 @@ async def test_an_address_whose_time_is_over_is_renewed_at_the_start(
     """Even one that expired while the run was down."""
     service, url, _ = await finished_job(asset_ttl=0.0)
     with pytest.raises(OutputExpired):
-        await download(url, target, trusted_host="127.0.0.1")
+        await download(url, target, trusted={"127.0.0.1"})
     fresh = iter([url, url])
 
     async def renew_in_vain() -> str:
         return next(fresh)
 
     with pytest.raises(OutputExpired) as caught:
-        await download(url, target, renew=renew_in_vain, trusted_host="127.0.0.1")
+        await download(url, target, renew=renew_in_vain, trusted={"127.0.0.1"})
     assert caught.value.http_status == 403
     assert len(asset_requests(service)) == 1 + 1 + RENEWALS
 
 
-@pytest.mark.parametrize(("fault", "reason"), [("html-asset", "HTML page"), ("empty", "empty")])
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("html-asset", "a text came in place"), ("empty", "empty")]
+)
 async def test_what_is_no_output_is_refused(finished_job, target, fault, reason):
     """A page or nothing at all is not taken for a video."""
     _, url, _ = await finished_job(f"asset:{fault}")
     with pytest.raises(InvalidOutput, match=reason):
-        await download(url, target, trusted_host="127.0.0.1")
+        await download(url, target, trusted={"127.0.0.1"})
 
 
 async def test_a_file_that_was_cut_before_it_was_sent_is_found_out(finished_job, target):
     """Its length is right and its hash is its own; only the video itself tells."""
     _, url, _ = await finished_job("asset:truncated-silent")
-    await download(url, target, trusted_host="127.0.0.1")
+    await download(url, target, trusted={"127.0.0.1"})
     with pytest.raises(InvalidOutput):
         inspect_video(target)
 
@@ -175,7 +178,7 @@ async def test_a_file_that_was_cut_before_it_was_sent_is_found_out(finished_job,
 async def test_the_api_key_never_goes_to_the_assets_host(finished_job, target, api_key):
     """It is sent to CometAPI, and to nothing else."""
     service, url, renew = await finished_job("asset:expired")
-    await download(url, target, renew=renew, trusted_host="127.0.0.1")
+    await download(url, target, renew=renew, trusted={"127.0.0.1"})
     for request in asset_requests(service):
         assert "authorization" not in request.headers
         assert api_key not in str(request.headers)
@@ -185,7 +188,7 @@ async def test_a_log_line_shows_a_signed_url_without_its_token(finished_job, tar
     """At INFO, httpx logs every URL whole; no output's token is to stand in anybody's log."""
     caplog.set_level(logging.INFO, logger="httpx")
     _, url, _ = await finished_job()
-    await download(url, target, trusted_host="127.0.0.1")
+    await download(url, target, trusted={"127.0.0.1"})
     token = url.partition("_jwt=")[2]
     lines = [record.getMessage() for record in caplog.records if "/assets/" in record.getMessage()]
     assert lines
@@ -342,9 +345,9 @@ async def test_an_address_in_capitals_is_https_too(answers, target):
 async def test_the_configured_service_may_serve_plain_http(answers, target):
     """As the sandbox on this machine does; another host may not."""
     script = answers((200, BODY))
-    await download("http://127.0.0.1:1/o", target, trusted_host="127.0.0.1", transport=script)
+    await download("http://127.0.0.1:1/o", target, trusted={"127.0.0.1"}, transport=script)
     with pytest.raises(InvalidOutput):
-        await download("http://127.0.0.2:1/o", target, trusted_host="127.0.0.1", transport=script)
+        await download("http://127.0.0.2:1/o", target, trusted={"127.0.0.1"}, transport=script)
 
 
 @pytest.mark.parametrize("status", [204, 302, 400, 418])
@@ -363,3 +366,68 @@ async def test_a_disk_that_does_not_take_the_file_is_told_as_such(tmp_path):
         await download(URL, target, transport=CDN())
     assert "fetching it again is free" in str(told.value)
     assert "s3cr3t" not in str(told.value)
+
+
+async def test_a_file_that_drips_does_not_hold_its_run_for_ever(target, monkeypatch):
+    """Each byte comes in time, and the whole never would."""
+
+    class Dripping(httpx.AsyncByteStream):
+        async def __aiter__(self):
+            while True:
+                yield b"x"
+                await asyncio.sleep(0)
+
+    drip = httpx.MockTransport(lambda _request: httpx.Response(200, stream=Dripping()))
+    monkeypatch.setattr(module, "MAX_SECONDS", 0.2)
+    with pytest.raises(DownloadInterrupted, match="took longer than 0 s"):
+        await download(URL, target, transport=drip)
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "Application/JSON; charset=utf-8", "a/b+xml"])
+async def test_a_text_is_no_video(answers, target, media_type):
+    """Whatever an error page calls itself, it is not stored; the kind is told."""
+    script = answers((200, BODY, {"content-type": media_type}))
+    with pytest.raises(InvalidOutput, match="a text came in place of the output"):
+        await download(URL, target, transport=script)
+
+
+@pytest.mark.parametrize("media_type", ["", "video/mp4", "application/octet-stream", "image/png"])
+async def test_a_label_that_could_be_a_videos_is_not_believed_or_refused(
+    answers, target, media_type
+):
+    """Storages label files as they like; what it is, its packets tell."""
+    script = answers((200, BODY, {"content-type": media_type}))
+    assert await download(URL, target, transport=script) == digest(BODY)
+
+
+@pytest.mark.parametrize(
+    "location", ["https://xn--/", "https://h:99999999/", "http://[", "https://\udcff/", "//"]
+)
+async def test_a_redirect_to_nonsense_is_told(answers, target, location):
+    """Whatever httpx stumbles over is one of our errors."""
+    script = answers((302, b"", {"location": location.encode("utf-8", "surrogateescape")}))
+    with pytest.raises((InvalidOutput, DownloadInterrupted)):
+        await download(URL, target, transport=script)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"content-length": "1" * 5000}, {"content-range": f"bytes {'1' * 5000}-2/3"}]
+)
+async def test_a_number_without_end_is_told(answers, target, headers):
+    """Python refuses to read it, which is no reason to end without a typed error."""
+    status = 206 if "content-range" in headers else 200
+    transport = httpx.MockTransport(
+        lambda _request: httpx.Response(status, headers=headers, stream=httpx.ByteStream(BODY))
+    )
+    try:
+        assert await download(URL, target, transport=transport) == digest(BODY)
+    except (InvalidOutput, DownloadInterrupted):
+        assert "content-range" in headers
+
+
+async def test_a_file_of_one_byte_per_connection_is_given_up(target, no_waiting, monkeypatch):
+    """Each connection brings something, and the whole would take for ever."""
+    clock = iter(range(10_000_000))
+    monkeypatch.setattr(module, "monotonic", lambda: float(next(clock)))
+    with pytest.raises(DownloadInterrupted, match=r"less than 10,000 bytes/s"):
+        await download(URL, target, transport=CDN(*[1] * 5000))

@@ -186,7 +186,7 @@ POLLS = [
     ({"status": "SUCCEEDED"}, InvalidOutput, "finished but names no output", PAID, FINISH),
 ]
 OUTPUTS = [
-    ((200, b"<html>", HTML), InvalidOutput, "an HTML page came in place of the output"),
+    ((200, b"<html>", HTML), InvalidOutput, "a text came in place of the output (text/html)"),
     ((200, b""), InvalidOutput, "the output is empty"),
     ((200, b"GIF89a......"), InvalidOutput, "the output is no MP4 or WebM"),
     ((403, b"<Error>"), OutputExpired, "the output's address is no longer valid (HTTP 403)"),

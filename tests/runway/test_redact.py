@@ -2,13 +2,16 @@
 """Nothing secret survives the way out: no token, no key, no picture."""
 
 import ipaddress
+import logging
 import string
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from prefect_cometapi.runway.download import HTTPCORE_LOGGERS
 from prefect_cometapi.runway.redact import (
+    hide_secrets,
     host_of,
     is_loopback,
     is_shortened,
@@ -174,3 +177,39 @@ def test_urls_without_a_host_have_none():
     assert host_of("no url") == ""
     assert host_of("HTTPS://Example.COM:443/x") == "example.com"
     assert is_loopback("http://LOCALHOST:1")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "GET /img.png?X-Amz-Signature=canary gave 403",
+        "cdn.x/a.png?sig=canary",
+        "https%3A%2F%2Fcdn.x%2Fa.png%3Fsig%3Dcanary",
+        "a.png?x=1&sig=canary,",
+    ],
+)
+def test_a_signature_is_hidden_without_the_rest_of_its_url(told):
+    """As servers tell what they could not fetch."""
+    assert "canary" not in hide_secrets(told)
+    assert hide_secrets(hide_secrets(told)) == hide_secrets(told)
+
+
+def test_a_question_is_no_query():
+    """What people write stays as it is."""
+    assert hide_secrets("Why? a=b is fine; who? me") == "Why? a=b is fine; who? me"
+
+
+@given(st.text())
+def test_what_is_shown_can_be_printed(text):
+    """No escape sequence of a stranger's reaches a terminal."""
+    assert scrub(text).isprintable()
+
+
+@pytest.mark.parametrize("name", HTTPCORE_LOGGERS)
+def test_headers_in_the_log_of_httpcore_are_cleaned(name, caplog):
+    """At DEBUG it logs where a redirect leads, with its signature."""
+    with caplog.at_level("DEBUG", logger=f"httpcore.{name}"):
+        header = (b"Location", b"https://cdn/x?X-Amz-Signature=canary")
+        logging.getLogger(f"httpcore.{name}").debug("headers.complete return_value=%r", header)
+    assert "canary" not in caplog.text
+    assert "https://cdn/x" in caplog.text

@@ -76,7 +76,7 @@ def nested(depth: int, name: str) -> dict[str, Any]:
 def test_every_documented_state_is_understood(name):
     """Whichever of the documented shapes is live, its state, progress and outputs are read."""
     sample = DOCUMENTED["tasks"][name]
-    generation = read_generation(sample["body"], "a")
+    generation = read_generation(sample["body"], read_task_id(sample["body"]) or "a")
     assert generation is not None
     assert generation.status.value == sample["status"]
     assert generation.progress == sample["progress"]
@@ -84,6 +84,29 @@ def test_every_documented_state_is_understood(name):
     assert generation.failure == sample.get("failure", "")
     assert generation.failure_code == sample.get("failure_code", "")
     assert error_of(sample["body"]) is None
+
+
+@pytest.mark.parametrize("name", DOCUMENTED["tasks"])
+def test_a_reply_about_another_generation_says_nothing_about_this_one(name):
+    """Whatever gives one poll's answer to another: no video is stored under somebody else's key."""
+    body = DOCUMENTED["tasks"][name]["body"]
+    if read_task_id(body):
+        assert read_generation(body, "another") is None
+
+
+@pytest.mark.parametrize(
+    ("body", "asked"),
+    [
+        ({"id": "A-1", "status": "RUNNING"}, "a-1"),
+        ({"id": 7, "status": "RUNNING"}, "7"),
+        ({"id": 9, "status": "RUNNING", "data": {"task_id": "a"}}, "a"),
+        ({"id": " ", "status": "RUNNING"}, "a"),
+        ({"id": None, "status": "RUNNING"}, "a"),
+    ],
+)
+def test_one_of_the_ids_that_are_named_is_enough(body, asked):
+    """A gateway numbers its own rows, too, and some replies name no id at all."""
+    assert read_generation(body, asked) is not None
 
 
 @pytest.mark.parametrize("name", DOCUMENTED["created"])

@@ -17,7 +17,7 @@ from prefect_cometapi.runway import (
 )
 from prefect_cometapi.runway.batch import BatchItem
 from prefect_cometapi.runway.names import MAX_KEY_LENGTH, check_key
-from prefect_cometapi.runway.rowcheck import MAX_ID_LENGTH
+from prefect_cometapi.runway.rowcheck import MAX_ID_LENGTH, MOST_PROBLEMS
 from prefect_cometapi.runway.rows import BadRow, Row, batch_keys, check_rows, rows_of
 
 IMAGE, VIDEO = "https://example.com/cat.jpg", "https://example.com/cat.mp4"
@@ -380,3 +380,11 @@ def test_a_position_that_another_row_has_as_its_id_is_told():
     items, bad = check_rows(rows_of([image(id="2"), image(seed=1)]), batch_keys("spring"))
     assert [item.id for item in items] == ["2"]
     assert str(bad[0]) == "row 2 (id 2): id: row 1 has the same"
+
+
+def test_a_row_of_a_thousand_wrong_names_is_told_in_a_few():
+    """Each is looked up among the right ones, which takes time, and a message has an end."""
+    wrong = {f"promptImag{n}": "x" for n in range(1000)}
+    items, bad = checked({"id": "a", "promptImage": "https://example.com/a.jpg", **wrong})
+    assert items == []
+    assert len(bad) == MOST_PROBLEMS + 1

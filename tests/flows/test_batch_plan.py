@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key of a batch stands for its manifest."""
+
+import pytest
+
+from prefect_cometapi.flows.batch_plan import _batch_key
+
+
+@pytest.mark.parametrize(
+    "signed",
+    [
+        "https://bucket.example.com/catalogue.jsonl?X-Amz-Signature=aaa",
+        "https://bucket.example.com/catalogue.jsonl?X-Amz-Signature=bbb#c",
+        "https://bob:secret@bucket.example.com/catalogue.jsonl",
+        "https://bucket.example.com/catalogue.jsonl?Policy=x/TopSecretPiece~__",
+    ],
+)
+def test_a_fresh_signature_is_no_other_manifest(signed):
+    """Else each presigned URL would buy the whole catalogue again, and be part of its keys."""
+    assert _batch_key(signed) == _batch_key("https://bucket.example.com/catalogue.jsonl")
+    assert _batch_key(signed).startswith("catalogue-")
+
+
+def test_another_manifest_has_another_key():
+    """Another host, another path, another file of the same name."""
+    places = ["https://a/b.csv", "https://c/b.csv", "https://a/x/b.csv", "s3://a/b.csv", "/a/b.csv"]
+    assert len({_batch_key(place) for place in places}) == len(places)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Certificates and proxies: what a company's network needs, and nothing is sent unverified."""
+
+import asyncio
+import ssl
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import trustme
+
+from prefect_cometapi.runway import DownloadInterrupted, ServiceUnavailable
+from prefect_cometapi.runway import client as wire
+
+from ..proxies import http_proxy, socks_proxy
+from .fetching import BODY, digest, download
+
+CREATED = (
+    b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{"id":"t"}'
+)
+HOST = "api.cometapi.com"
+
+
+@pytest.fixture(autouse=True)
+def certificates_are_read_anew(monkeypatch):
+    """They are read once per process; each test has its own."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    wire.tls_context.cache_clear()
+    yield
+    wire.tls_context.cache_clear()
+
+
+@pytest.fixture
+def authority():
+    return trustme.CA()
+
+
+@asynccontextmanager
+async def service(certificate: trustme.LeafCert, reply: bytes = CREATED):
+    """Answers each request over TLS; gives its address and what arrived, decrypted."""
+    arrived: list[bytes] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                arrived.append(head)
+                writer.write(reply)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield f"localhost:{server.sockets[0].getsockname()[1]}", arrived
+
+
+def expired(authority: trustme.CA) -> trustme.LeafCert:
+    return authority.issue_cert("localhost", not_after=datetime.now(UTC) - timedelta(days=1))
+
+
+def of_another(authority: trustme.CA) -> trustme.LeafCert:
+    return authority.issue_cert("other.example.com")
+
+
+def good(authority: trustme.CA) -> trustme.LeafCert:
+    return authority.issue_cert("localhost", HOST, "cdn.example.com")
+
+
+@pytest.mark.parametrize(
+    ("made", "known", "reason"),
+    [
+        (good, False, "unable to get local issuer certificate"),
+        (expired, True, "certificate has expired"),
+        (of_another, True, "Hostname mismatch"),
+    ],
+)
+async def test_nothing_is_sent_to_who_cannot_prove_who_it_is(
+    made, known, reason, authority, monkeypatch, tmp_path, client_of, request_, api_key
+):
+    """An unknown authority, an expired certificate, another's: told, not sent, never unverified."""
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    if known:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    async with service(made(authority)) as (address, arrived):
+        client = await client_of(f"https://{address}")
+        for call in (client.create(request_), client.get("t")):
+            with pytest.raises(ServiceUnavailable, match=reason) as raised:
+                await call
+            assert "nothing was charged" in str(raised.value)
+            assert api_key not in str(raised.value)
+        with pytest.raises(DownloadInterrupted, match=reason):
+            await download(f"https://{address}/o", tmp_path / "o.mp4", trusted={"localhost"})
+    assert arrived == []
+
+
+async def test_an_authority_of_ones_own_is_trusted_by_the_usual_variable(
+    authority, monkeypatch, tmp_path, client_of, request_
+):
+    """SSL_CERT_FILE, as for httpx and OpenSSL; the video comes with it, too."""
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    async with service(good(authority)) as (address, _):
+        assert await (await client_of(f"https://{address}")).create(request_) == "t"
+    video = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)
+    async with service(good(authority), video) as (address, _):
+        sha256 = await download(f"https://{address}/o", tmp_path / "o", trusted={"localhost"})
+    assert sha256 == digest(BODY)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "variable", "scheme"),
+    [(http_proxy, "HTTPS_PROXY", "http"), (socks_proxy, "ALL_PROXY", "socks5")],
+)
+async def test_a_proxy_of_the_environment_is_gone_through(
+    proxy, variable, scheme, authority, monkeypatch, tmp_path, client_of, request_, api_key
+):
+    """For the service and for the video; it sees names, and what it carries stays encrypted."""
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    video = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)
+    async with (
+        service(good(authority)) as (address, arrived),
+        service(good(authority), video) as (cdn, _),
+        proxy(address) as to_service,
+        proxy(cdn) as to_cdn,
+    ):
+        monkeypatch.setenv(variable, f"{scheme}://{to_service.address}")
+        client = await client_of(f"https://{HOST}")
+        assert await client.create(request_) == "t"
+        assert to_service.asked == [f"{HOST}:443"]
+        assert f"Bearer {api_key}".encode() in arrived[0]
+        monkeypatch.setenv(variable, f"{scheme}://{to_cdn.address}")
+        sha256 = await download("https://cdn.example.com/o", tmp_path / "o")
+        assert sha256 == digest(BODY)
+        assert to_cdn.asked == ["cdn.example.com:443"]
+
+
+async def test_no_proxy_is_heeded(authority, monkeypatch, tmp_path, client_of, request_):
+    """A service in one's own network is asked directly."""
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    async with service(good(authority)) as (address, _):
+        assert await (await client_of(f"https://{address}")).create(request_) == "t"
+
+
+async def test_a_proxy_that_is_down_is_told_and_nothing_was_bought(
+    monkeypatch, client_of, request_
+):
+    """The submission never left, so it may be sent again."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    client = await client_of(f"https://{HOST}")
+    with pytest.raises(ServiceUnavailable, match="nothing was charged"):
+        await client.create(request_)
