@@ -6,7 +6,7 @@ import json
 import re
 import ssl
 import zlib
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from types import TracebackType
@@ -280,12 +280,21 @@ async def _read(response: httpx.Response, key: str) -> Reply:
 
 
 def _unpacked(content: bytearray, encoding: str) -> bytearray:
-    """What a body is that came packed though that was not asked for; never more than is read."""
-    if encoding.strip().lower() not in {"gzip", "x-gzip", "deflate"}:
-        return content  # another encoding than these reads as no JSON, and so as no answer
-    with suppress(zlib.error):
-        return bytearray(zlib.decompressobj(_GZIP_OR_ZLIB).decompress(content, MAX_REPLY_BYTES + 1))
-    return bytearray()
+    """What a body is that came packed though that was not asked for; never more than is read.
+
+    Raises:
+        httpx.DecodingError: It cannot be told, so it is no answer.
+    """
+    encoding = encoding.strip().lower()
+    if encoding in {"", "identity"}:
+        return content
+    if encoding not in {"gzip", "x-gzip", "deflate"}:
+        raise httpx.DecodingError(f"the reply is packed as {scrub(encoding, limit=40)}")
+    try:
+        unpacked = zlib.decompressobj(_GZIP_OR_ZLIB).decompress(content, MAX_REPLY_BYTES + 1)
+    except zlib.error as error:
+        raise httpx.DecodingError(str(error)) from None
+    return bytearray(unpacked)
 
 
 def _is_page(response: httpx.Response, content: bytes) -> bool:

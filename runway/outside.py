@@ -99,7 +99,8 @@ class Outside(httpcore.AsyncNetworkBackend):
         self, resolve: Resolve = resolve, network: httpcore.AsyncNetworkBackend | None = None
     ) -> None:
         self._resolve = resolve
-        self._network = network or httpcore.AnyIOBackend()
+        plain: Any = httpcore.AnyIOBackend  # another class where anyio is not installed
+        self._network: httpcore.AsyncNetworkBackend = network or plain()
 
     async def connect_tcp(
         self,
@@ -138,18 +139,6 @@ class Outside(httpcore.AsyncNetworkBackend):
         if found and not public:
             raise _inside(host, found[0])
         return public
-
-    async def connect_unix_socket(self, *_args: Any, **_options: Any) -> Any:
-        """Never: no output lies behind one.
-
-        Raises:
-            InvalidOutput: Always.
-        """
-        raise InvalidOutput("an output does not come from a socket of this machine")
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait, between attempts."""
-        await self._network.sleep(seconds)
 
 
 @asynccontextmanager

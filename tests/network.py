@@ -2,9 +2,10 @@
 """A network between client and service, with whatever weather a test asks for."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Network:
         self._open.add(task)
         weather = self.weather if self.connections < self.weather.spells else FAIR
         self.connections += 1
+        reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
-            reader, writer = await asyncio.open_connection(self.host, self.port)
             await _both(
                 _carry(down, writer, weather, weather.cut_up, weather.hole_up),
                 _carry(reader, up, weather, weather.cut_down, weather.hole_down, weather.twice),
@@ -86,9 +87,9 @@ class Network:
         await asyncio.gather(*self._open, return_exceptions=True)
 
 
-async def _both(*ways: object) -> None:
+async def _both(*ways: Coroutine[Any, Any, None]) -> None:
     """Until one way has ended; the other one ends with it."""
-    tasks = [asyncio.ensure_future(way) for way in ways]  # pyright: ignore[reportArgumentType]
+    tasks = [asyncio.create_task(way) for way in ways]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

@@ -394,12 +394,3 @@ def test_a_row_shows_nothing_of_what_it_holds():
     place = Path("rows.jsonl")
     place.write_text(json.dumps({**ROW, "promptImage": "data:image/png;base64,s3cr3t"}))
     assert "s3cr3t" not in repr(read_rows(str(place)))
-
-
-def test_a_line_that_is_longer_than_any_row_is_not_read_to_its_end(tmp_path, monkeypatch):
-    """A few packed kilobytes may stand for gigabytes of blanks."""
-    monkeypatch.setattr("prefect_cometapi.runway.manifest.LONGEST_CELL", 1000)
-    place = tmp_path / "rows.jsonl.gz"
-    place.write_bytes(gzip.compress(json.dumps(ROW).encode() + b"\n" + b" " * 10_000_000))
-    with pytest.raises(InvalidManifest, match="line 2 is longer than 1,000 characters"):
-        read_rows(str(place))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An address that a stranger wrote leads to the internet, and nowhere else."""
 
+import asyncio
 import socket
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -17,7 +18,7 @@ from prefect_cometapi.runway import CometAPISettings, DownloadInterrupted, Inval
 from prefect_cometapi.runway.download import AssetClients
 from prefect_cometapi.runway.outside import Outside, is_public
 
-from .fetching import download
+from .fetching import BODY, digest, download
 
 INSIDE = {
     "this machine": ["127.0.0.1", "127.8.8.8", "::1", "0.0.0.0", "::"],
@@ -144,6 +145,29 @@ async def test_the_next_address_is_tried_where_one_does_not_answer():
     assert network.asked == ["1.1.1.1", "9.9.9.9"]
     with pytest.raises(httpcore.ConnectError):
         await Outside(names("1.1.1.1", "8.8.8.8"), network).connect_tcp("cdn.com", 443)
+
+
+async def test_a_name_without_an_address_is_a_break():
+    """As one that is not known is; both may be there again in a moment."""
+    with pytest.raises(httpcore.ConnectError, match=r"cdn\.com has no address"):
+        await Outside(names(), Network()).connect_tcp("cdn.com", 443)
+
+
+async def test_a_name_that_takes_too_long_is_a_break():
+    """A resolver that does not answer holds nothing up for ever."""
+
+    async def never(_host: str, _port: int) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    with pytest.raises(httpcore.ConnectTimeout, match="was not resolved in time"):
+        await Outside(never, Network()).connect_tcp("cdn.com", 443, timeout=0.01)
+
+
+async def test_a_public_address_is_taken_as_it_is(tmp_path, answers):
+    """Some storages have no name."""
+    script = answers((200, BODY))
+    assert await download("https://1.1.1.1/o", tmp_path / "o", transport=script) == digest(BODY)
 
 
 async def test_a_name_that_nobody_knows_breaks_the_download(tmp_path):

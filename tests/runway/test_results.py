@@ -224,7 +224,8 @@ def test_a_storage_that_takes_nothing_is_told_and_nothing_is_left(tmp_path, monk
         (".", "has no known format"),
         ("memory://results.jsonl", "memory://results.jsonl is no file in a folder"),
         ("s3://bucket/out/", "has no known format"),
-        ("nosuch://me:s3cr3t@host/results.jsonl", "nosuch://host is no storage: Protocol"),
+        ("nosuch://host/results.jsonl", "nosuch://host is no storage: Protocol"),
+        ("ftp://me:s3cr3t@host/results.jsonl", "it may hold no password"),
     ],
 )
 def test_a_place_that_does_not_do_is_told_before_anything_is_bought(place, problem):

@@ -349,46 +349,6 @@ def test_who_may_write_need_not_be_allowed_to_look(monkeypatch):
     FsspecStorage("s3://videos/clips").check()
 
 
-@pytest.fixture
-def shared_place(tmp_path, monkeypatch):
-    """A folder for temporary files that everybody can write to."""
-    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
-    return tmp_path / f"prefect-cometapi-{module.getpass.getuser()}"
-
-
-def test_staged_files_lie_where_nobody_else_can_write(shared_place):
-    """Neither at the first time nor at the second."""
-    for _ in range(2):
-        folder = FsspecStorage("memory://videos").staging()
-        assert folder.parent == shared_place
-        assert {each.stat().st_mode & 0o777 for each in (folder, shared_place)} == {0o700}
-
-
-@pytest.mark.parametrize("trap", ["everybody's", "a link", "a file", "another's"])
-def test_a_place_that_somebody_else_prepared_is_not_used(shared_place, trap, monkeypatch, tmp_path):
-    """Who could write there could read clips, exchange them, or lead our files elsewhere."""
-    if trap == "a link":
-        (tmp_path / "elsewhere").mkdir()
-        shared_place.symlink_to(tmp_path / "elsewhere")
-    elif trap == "a file":
-        shared_place.write_text("")
-    else:
-        shared_place.mkdir()
-        shared_place.chmod(0o777 if trap == "everybody's" else 0o700)
-    if trap == "another's":
-        monkeypatch.setattr(module.getpass, "getuser", lambda: shared_place.name[17:])
-        monkeypatch.setattr(module.os, "getuid", lambda: -1)
-    with pytest.raises(StorageError, match="is not this user's alone; remove it, or set TMPDIR"):
-        FsspecStorage("memory://videos").staging()
-
-
-def test_a_temporary_folder_that_cannot_be_made_is_told(tmp_path, monkeypatch):
-    """With its name."""
-    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path / "gone"))
-    with pytest.raises(StorageError, match="cannot be made"):
-        FsspecStorage("memory://videos").staging()
-
-
 @pytest.mark.parametrize(
     "place", ["ftp://bob:hunter2@files.example/videos", "simplecache::sftp://b:hunter2@h/v"]
 )
