@@ -61,7 +61,7 @@ _FAILURES = (
     httpx.HTTPError,
     httpx.InvalidURL,
     httpx.StreamError,
-    TimeoutError,
+    OSError,  # a timeout, or a machine that has run out of something
     ValueError,  # httpx reads a Location that it does not follow, and may stumble over it
 )
 

@@ -81,3 +81,12 @@ def test_every_link_leads_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_every_promise_has_its_test():
+    """What the page names is there, and is a test."""
+    page = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page)
+    assert len(named) == len(re.findall(r"^\| [A-Z]", page, re.MULTILINE))
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), name

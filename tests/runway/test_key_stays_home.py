@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key is sent to the configured service, and is told to nobody else, log files included."""
+
+import asyncio
+import logging
+import traceback
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from prefect_cometapi.runway import CometAPIError, InvalidOutput
+from prefect_cometapi.runway.download import AssetClients
+from prefect_cometapi.runway.download import download as download_with
+
+from .fetching import BODY, digest, download
+
+SIGNED = "Signature=canary-of-the-address"
+
+
+@asynccontextmanager
+async def listener(reply: bytes):
+    """Answers everything with one reply; gives its address and what arrived."""
+    arrived: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                arrived.append(head)
+                writer.write(reply)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", arrived
+
+
+def found(body: bytes, head: str = "200 OK") -> bytes:
+    return f"HTTP/1.1 {head}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_no_redirect_takes_it_along(client_of, request_, api_key, status):
+    """Wherever a service or a proxy sends us, the purchase and the poll stay at home."""
+    async with listener(found(b'{"id": "t"}')) as (other, arrived):
+        head = f"{status} Elsewhere\r\nlocation: {other}/runwayml/v1/tasks/t"
+        async with listener(found(b"", head)) as (service, at_home):
+            client = await client_of(service)
+            for call in (client.create(request_), client.get("t"), client.feed("t")):
+                with pytest.raises(CometAPIError):
+                    await call
+    assert arrived == []
+    assert len(at_home) == 3
+    assert all(f"Bearer {api_key}".encode() in head for head in at_home)
+
+
+async def test_who_serves_the_video_does_not_get_it(api_key, tmp_path, monkeypatch):
+    """Neither in a header nor as a cookie that somebody set before; a video needs none of it."""
+    monkeypatch.setenv("COMETAPI_KEY", api_key)
+    reply = found(BODY, f"200 OK\r\nset-cookie: a={api_key}; Path=/")
+    async with listener(reply) as (host, arrived), AssetClients() as clients:
+        for _ in range(2):
+            address = f"{host}/o.mp4?{SIGNED}"
+            sha256 = await download_with(
+                clients, address, tmp_path / "o.mp4", trusted={"127.0.0.1"}
+            )
+            assert sha256 == digest(BODY)
+        assert not clients.trusted.cookies
+    assert len(arrived) == 2
+    for head in arrived:
+        assert api_key.encode() not in head
+        assert b"cookie" not in head.lower()
+
+
+async def test_no_log_tells_it_however_much_is_logged(
+    client_of, request_, api_key, tmp_path, caplog
+):
+    """Everything at DEBUG: httpx, httpcore, asyncio and ourselves, failures with their traces."""
+    caplog.set_level(logging.DEBUG)
+    for name in ("httpx", "httpcore", "asyncio"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    repeated = f'{{"error": {{"message": "who is {api_key}? see https://h/?{SIGNED}"}}}}'.encode()
+    head = f"302 Elsewhere\r\nlocation: https://10.0.0.1/o?{SIGNED}"
+    async with (
+        listener(found(repeated, "401 No\r\ncontent-type: application/json")) as (service, _),
+        listener(found(b"", head)) as (host, _),
+    ):
+        client = await client_of(service)
+        for call in (client.create(request_), client.get("t")):
+            with pytest.raises(CometAPIError) as raised:
+                await call
+            logging.getLogger().error("failed", exc_info=raised.value)
+            logging.getLogger().error("".join(traceback.format_exception(raised.value)))
+        with pytest.raises(InvalidOutput) as refused:
+            await download(f"{host}/o?{SIGNED}", tmp_path / "o", trusted={"127.0.0.1"})
+        logging.getLogger().error("failed", exc_info=refused.value)
+    assert "httpcore" in {record.name.partition(".")[0] for record in caplog.records}
+    for secret in (api_key, "canary-of-the-address"):
+        assert secret not in caplog.text
