@@ -2,7 +2,8 @@
 """A file that grows while its bytes arrive.
 
 A thread writes and hashes what has arrived while the event loop receives what comes next, so a
-slow disk holds up neither other downloads nor polls, and memory holds three blocks at most.
+slow disk holds up neither other downloads nor polls, and memory holds three blocks at most; the
+more files arrive at a time, the smaller they are.
 """
 
 import asyncio
@@ -10,7 +11,8 @@ import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
+from weakref import WeakSet
 
 from .errors import InvalidOutput
 
@@ -18,6 +20,9 @@ MAX_BYTES = 4 * 1024**3
 BLOCK = 2 * 1024**2
 """Bytes that are handed over at a time. With smaller ones the thread and the loop wait for one
 another more often; a quarter of it is a third slower."""
+
+IN_MEMORY, SMALLEST_BLOCK = 128 * 1024**2, 64 * 1024
+"""Bytes of all files together that wait to be handed over; what each may have all the same."""
 
 
 class ArrivingFile:
@@ -32,7 +37,10 @@ class ArrivingFile:
         etag: What tells the server which file it was, if it told us.
     """
 
+    _arriving: ClassVar["WeakSet[ArrivingFile]"] = WeakSet()
+
     def __init__(self, file: BinaryIO) -> None:
+        self._arriving.add(self)
         self.received = 0
         self.total: int | None = None
         self.etag = ""
@@ -44,6 +52,7 @@ class ArrivingFile:
 
     async def aclose(self) -> None:
         """Wait for the thread that writes, under which the file must not be closed."""
+        self._arriving.discard(self)
         with suppress(OSError):
             await self._written()
 
@@ -75,7 +84,7 @@ class ArrivingFile:
         self._check(self.received, MAX_BYTES if self.total is None else self.total)
         self._gathered.append(chunk)
         self._size += len(chunk)
-        if self._size >= BLOCK:
+        if self._size >= min(BLOCK, max(SMALLEST_BLOCK, IN_MEMORY // len(self._arriving))):
             await self._hand_over(self._write)
 
     async def finish(self) -> str:

@@ -84,6 +84,7 @@ def _asset_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClie
         transport=transport,
         verify=tls_context(),
         follow_redirects=False,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
     )
 

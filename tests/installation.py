@@ -12,15 +12,19 @@ ROOT = Path(__file__).parents[1]
 
 def build_wheel(folder: Path) -> Path:
     """The wheel, built from a copy of the sources, so that the working folder stays as it is."""
-    copy, target = folder / "project", folder / "wheel"
-    generated = shutil.ignore_patterns(
-        "__pycache__", "build", "dist", "*.egg-info", ".*", "videos", "tmp*"
-    )
-    shutil.copytree(ROOT, copy, ignore=generated)
+    copy, target = copied_sources(folder), folder / "wheel"
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target)]
     _run(*build, str(copy))
     (built,) = target.glob("*.whl")
     return built
+
+
+def copied_sources(folder: Path) -> Path:
+    """A copy of the project without what was generated in it."""
+    generated = shutil.ignore_patterns(
+        "__pycache__", "build", "dist", "*.egg-info", ".*", "videos", "tmp*"
+    )
+    return shutil.copytree(ROOT, folder / "project", ignore=generated)
 
 
 def install(wheel: Path, home: Path) -> Path:

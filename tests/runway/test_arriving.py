@@ -2,11 +2,13 @@
 """A file is written while it arrives: block by block, never too long, and a full disk is told."""
 
 import errno
+from contextlib import AsyncExitStack, aclosing
 
 import httpx
 import pytest
 
 from prefect_cometapi.runway import InvalidOutput, StorageError, arriving
+from prefect_cometapi.runway.arriving import ArrivingFile
 
 from .fetching import BODY, URL, digest, download
 
@@ -57,3 +59,31 @@ async def test_a_disk_that_is_full_on_the_way_is_told(target, monkeypatch):
 
 def full(*_args: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_a_thousand_slow_files_share_the_memory_of_a_few(tmp_path, monkeypatch):
+    """Each gets less before it is written, so that all of them together stay below a bound."""
+    monkeypatch.setattr(arriving, "IN_MEMORY", 8_000_000)
+    monkeypatch.setattr(arriving, "SMALLEST_BLOCK", 1000)
+    async with AsyncExitStack() as stack:
+        files = []
+        for number in range(200):
+            file = stack.enter_context((tmp_path / f"{number}").open("wb"))
+            files.append(await stack.enter_async_context(aclosing(ArrivingFile(file))))
+        for _ in range(100):
+            for file in files:
+                await file.append(b"x" * 1000)
+            assert sum(file._size for file in files) <= 8_000_000
+        for file in files:
+            assert await file.finish() == digest(b"x" * 100_000)
+
+
+async def test_a_file_alone_has_its_whole_block(tmp_path):
+    """Files that have ended share nothing any more."""
+    assert len(ArrivingFile._arriving) == 0
+    with (tmp_path / "o").open("wb") as file:
+        async with aclosing(ArrivingFile(file)) as only:
+            await only.append(b"x" * (arriving.BLOCK - 1))
+            assert only._size == arriving.BLOCK - 1
+            await only.append(b"x")
+            assert only._size == 0

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed is what was looked at: locked, licensed, and built the same by anybody."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from .installation import ROOT, copied_sources
+
+PAGE = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+LOCK = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+TEST_LOCK = (ROOT / "constraints-test.txt").read_text(encoding="utf-8")
+VIRAL = re.compile(r"\b(AGPL|Affero|(?<!L)GPL(?!.*exception)|SSPL)\b", re.IGNORECASE)
+
+
+def versions(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==(\S+)", lock, re.MULTILINE))
+
+
+def test_every_dependency_is_bounded_above():
+    """A new major version is taken when it was tried, and says why it is here."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for wanted in tomllib.loads(text)["project"]["dependencies"]:
+        assert "<" in wanted, wanted
+        assert re.search(rf'"{re.escape(wanted)}",\s+# \w', text), wanted
+
+
+@pytest.mark.parametrize("lock", [LOCK, TEST_LOCK], ids=["constraints", "constraints-test"])
+def test_everything_locked_has_a_hash(lock):
+    """A file that was exchanged on the way is not installed."""
+    for entry in re.split(r"\n(?=[A-Za-z0-9])", lock.partition("\n\n")[0] or lock):
+        if "==" in entry:
+            assert "--hash=sha256:" in entry, entry[:80]
+
+
+def test_tests_run_with_what_is_installed():
+    """Both locks name the same versions."""
+    ours, tested = versions(LOCK), versions(TEST_LOCK)
+    assert {name: tested.get(name) for name in ours} == ours
+
+
+def test_every_package_is_listed_with_its_licence():
+    """None is missing, none is stale, and none asks that your own code be published."""
+    _head, _line, *rows = re.findall(r"^\| ([\w.-]+) \| (\S+) \| (.+) \|$", PAGE, re.MULTILINE)
+    assert {name: version for name, version, _ in rows} == versions(LOCK)
+    assert len(rows) > 50
+    for name, _, licence in rows:
+        has_a_choice = "Artistic" in licence
+        assert has_a_choice or not VIRAL.search(licence), (name, licence)
+
+
+def built(folder: Path, kind: str) -> Path:
+    """A distribution, built from a copy of the sources of its own."""
+    copy = copied_sources(folder)
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        f"--{kind}",
+        "--no-isolation",
+        "--outdir",
+        folder / "to",
+    ]
+    env = {**os.environ, "SOURCE_DATE_EPOCH": "1767225600"}
+    done = subprocess.run([*build, copy], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = (folder / "to").iterdir()
+    return file
+
+
+@pytest.mark.packaging
+def test_anybody_builds_the_same_wheel(tmp_path):
+    """From two copies, byte for byte."""
+    first, second = (built(tmp_path / name, "wheel").read_bytes() for name in ("one", "two"))
+    assert hashlib.sha256(first).hexdigest() == hashlib.sha256(second).hexdigest()
+
+
+@pytest.mark.packaging
+def test_the_source_distribution_holds_what_a_build_needs_and_nothing_else(tmp_path):
+    """No test, no picture, no setting of a machine."""
+    with tarfile.open(built(tmp_path, "sdist")) as archive:
+        names = {"/".join(name.split("/")[1:]) for name in archive.getnames()}
+    tops = {name.split("/")[0] for name in names if name}
+    packages = {"runway", "blocks", "flows", "deployments", "sandbox"}
+    files = {"pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "setup.cfg"}
+    assert tops == packages | files | {"prefect_cometapi.egg-info"}
+    assert {f"{package}/__init__.py" for package in packages} <= names
