@@ -255,12 +255,10 @@ _SENTENCES: dict[type[CometAPIError], str] = {
 
 
 async def _read(response: httpx.Response, key: str) -> Reply:
-    packed = bytearray()
-    async for chunk in response.aiter_raw():
-        packed += chunk
-        if len(packed) > MAX_REPLY_BYTES:
-            break
-    content = _unpacked(packed, response.headers.get("content-encoding", ""))
+    if response.is_stream_consumed:  # by a transport that a user plugged in
+        content = bytearray(response.content)
+    else:
+        content = _unpacked(await _received(response), response.headers.get("content-encoding", ""))
     is_secret = len(key) >= SHORTEST_SECRET
     if is_secret:  # some services repeat it in their refusal
         content = content.replace(key.encode(), b"<hidden key>")
@@ -277,6 +275,15 @@ async def _read(response: httpx.Response, key: str) -> Reply:
         excerpt=excerpt.replace(key, "<hidden key>") if is_secret else excerpt,
         is_page=_is_page(response, bytes(content[:400])),
     )
+
+
+async def _received(response: httpx.Response) -> bytearray:
+    content = bytearray()
+    async for chunk in response.aiter_raw():
+        content += chunk
+        if len(content) > MAX_REPLY_BYTES:
+            break
+    return content
 
 
 def _unpacked(content: bytearray, encoding: str) -> bytearray:
