@@ -61,7 +61,7 @@ _FAILURES = (
     httpx.HTTPError,
     httpx.InvalidURL,
     httpx.StreamError,
-    OSError,  # a timeout, or a machine that has run out of something
+    TimeoutError,
     ValueError,  # httpx reads a Location that it does not follow, and may stumble over it
 )
 
