@@ -7,7 +7,7 @@ known by its name, so that it is made once and changed in place.
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from prefect.automations import Automation
@@ -24,6 +24,22 @@ SILENT_AFTER = timedelta(minutes=9)
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
 _OURS: dict[str, Any] = {"prefect.resource.id": f"prefect.tag.{TAG}"}
 _RUNS: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
+
+
+def _each_of_our_runs(
+    expect: set[str],
+    posture: Literal[Posture.Reactive, Posture.Proactive] = Posture.Reactive,
+    **more: Any,
+) -> EventTrigger:
+    return EventTrigger(
+        posture=posture,
+        expect=expect,
+        match=_RUNS,
+        match_related=_OURS,
+        for_each={"prefect.resource.id"},
+        threshold=1,
+        **more,
+    )
 
 
 def _set_to(state: StateType, message: str) -> ActionTypes:
@@ -46,14 +62,10 @@ def silent_runs_crash(silent_after: timedelta = SILENT_AFTER) -> Automation:
     return Automation(
         name="cometapi: a silent run has crashed",
         description="A run that sends no heartbeat any more is set to Crashed.",
-        trigger=EventTrigger(
+        trigger=_each_of_our_runs(
+            alive | {f"prefect.flow-run.{state}" for state in _ENDS},
             posture=Posture.Proactive,
             after=alive,
-            expect=alive | {f"prefect.flow-run.{state}" for state in _ENDS},
-            match=_RUNS,
-            match_related=_OURS,
-            for_each={"prefect.resource.id"},
-            threshold=1,
             within=silent_after,
         ),
         actions=[_set_to(StateType.CRASHED, "No heartbeat came from its process any more.")],
@@ -65,14 +77,7 @@ def crashed_runs_start_again() -> Automation:
     return Automation(
         name="cometapi: a crashed run starts again",
         description="A crashed run is scheduled again; nothing is paid for twice.",
-        trigger=EventTrigger(
-            posture=Posture.Reactive,
-            expect={"prefect.flow-run.Crashed"},
-            match=_RUNS,
-            match_related=_OURS,
-            for_each={"prefect.resource.id"},
-            threshold=1,
-        ),
+        trigger=_each_of_our_runs({"prefect.flow-run.Crashed"}),
         actions=[_set_to(StateType.SCHEDULED, "Starts again.")],
     )
 
@@ -82,14 +87,7 @@ def failures_are_told(block_id: UUID) -> Automation:
     return Automation(
         name="cometapi: a failure is told",
         description="Sends a notification when a run failed.",
-        trigger=EventTrigger(
-            posture=Posture.Reactive,
-            expect={"prefect.flow-run.Failed"},
-            match=_RUNS,
-            match_related=_OURS,
-            for_each={"prefect.resource.id"},
-            threshold=1,
-        ),
+        trigger=_each_of_our_runs({"prefect.flow-run.Failed"}),
         actions=[
             SendNotification(
                 block_document_id=block_id,

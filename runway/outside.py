@@ -150,7 +150,7 @@ async def _in_time(host: str, seconds: float | None) -> AsyncIterator[None]:
         raise httpcore.ConnectTimeout(f"the name {host} was not resolved in time") from None
 
 
-def keep_outside(http: httpx.AsyncClient, network: Outside | None = None) -> None:
+def keep_outside(http: httpx.AsyncClient) -> None:
     """Have a client connect to public addresses only, save through a proxy of the environment.
 
     httpx has no argument for the network under its own transport, and a transport of ours would
@@ -159,4 +159,4 @@ def keep_outside(http: httpx.AsyncClient, network: Outside | None = None) -> Non
     transport = http._transport  # noqa: SLF001 -- held by tests/runway/test_outside.py
     if isinstance(transport, httpx.AsyncHTTPTransport):
         pool: Any = transport._pool  # noqa: SLF001
-        pool._network_backend = network or Outside()  # noqa: SLF001
+        pool._network_backend = Outside()  # noqa: SLF001

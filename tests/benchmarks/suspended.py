@@ -27,21 +27,12 @@ import report
 from measuring import prefect
 
 from prefect_cometapi.sandbox import Sandbox
+from tests.cluster import descendants
 
 ROOT = Path(__file__).parents[2]
 POOL = "waiting"
 AT_A_TIME = 4
 """Runs that the worker has processes for; two cores take no more."""
-
-
-def processes_below(pid: int) -> list[int]:
-    """Children of a process, theirs, and so on."""
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").glob("*/children"))
-        children = [int(child) for task in tasks for child in task.read_text().split()]
-    except FileNotFoundError:
-        return []
-    return [*children, *(below for child in children for below in processes_below(child))]
 
 
 def memory_of(pids: list[int]) -> float:
@@ -101,7 +92,7 @@ class Bench:
 
     def held(self) -> tuple[int, float]:
         """Processes of flow runs under the worker, and MB of them."""
-        below = processes_below(self.worker.pid)
+        below = descendants(self.worker.pid)
         return len(below), memory_of(below)
 
     @contextmanager

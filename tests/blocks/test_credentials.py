@@ -1,39 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The credentials block: found in the UI, strict about its fields, silent about its key."""
 
-import io
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 from prefect import flow
 from prefect.blocks.core import Block
-from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from pydantic import SecretStr, ValidationError
 
 from prefect_cometapi import blocks
 from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.runway import AuthenticationError, CometAPISettings, ImageToVideoRequest
 
+from ..block_suite import OfflineBlockSuite
+
 KEY = "sk-canary5c0ffee5c0ffee"
 ALL = [getattr(blocks, name) for name in blocks.__all__]
 
 
 @pytest.mark.parametrize("block", ALL, ids=blocks.__all__)
-class TestEveryBlock(BlockStandardTestSuite):
+class TestEveryBlock(OfflineBlockSuite):
     """What Prefect asks of the blocks of an integration."""
-
-    @pytest.fixture(autouse=True)
-    def logo_without_network(self, monkeypatch):
-        def drawn(_url: str) -> io.BytesIO:
-            logo = io.BytesIO()
-            Image.new("RGB", (200, 200), "white").save(logo, "PNG")
-            return io.BytesIO(logo.getvalue())
-
-        monkeypatch.setattr("prefect.testing.standard_test_suites.blocks.urlopen", drawn)
 
 
 @pytest.mark.parametrize("block", ALL, ids=blocks.__all__)

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job block: configured once, triggered in sync and async flows, never paid for twice."""
 
-import io
 from typing import Any
 
 import pytest
-from PIL import Image
 from prefect import flow
-from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from pydantic import ValidationError
 
 from prefect_cometapi.blocks import CometAPICredentials
@@ -15,24 +12,17 @@ from prefect_cometapi.flows import RunwayJob, RunwayJobRun
 from prefect_cometapi.runway import GenerationFailed, StorageUnavailable
 from prefect_cometapi.sandbox import Fault
 
+from ..block_suite import OfflineBlockSuite
+
 pytestmark = pytest.mark.server
 
 
-class TestTheBlock(BlockStandardTestSuite):
+class TestTheBlock(OfflineBlockSuite):
     """What Prefect asks of the blocks of an integration."""
 
     @pytest.fixture
     def block(self):
         return RunwayJob
-
-    @pytest.fixture(autouse=True)
-    def logo_without_network(self, monkeypatch):
-        def drawn(_url: str) -> io.BytesIO:
-            logo = io.BytesIO()
-            Image.new("RGB", (200, 200), "white").save(logo, "PNG")
-            return io.BytesIO(logo.getvalue())
-
-        monkeypatch.setattr("prefect.testing.standard_test_suites.blocks.urlopen", drawn)
 
 
 def test_a_sync_flow_triggers_waits_and_fetches(prefect_server, sandbox, image, history):

@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -23,15 +22,15 @@ from prefect_cometapi.runway import StorageError, StorageUnavailable
 from prefect_cometapi.runway.results import read_results
 from prefect_cometapi.runway.storage import FsspecStorage, probe
 
+from ..cluster import free_port
+
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
 def s3():
     """A real S3 server process; gives its address."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     server = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"

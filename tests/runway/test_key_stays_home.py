@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The key is sent to the configured service, and is told to nobody else, log files included."""
 
-import asyncio
 import logging
 import traceback
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -12,6 +11,7 @@ from prefect_cometapi.runway import CometAPIError, InvalidOutput
 from prefect_cometapi.runway.download import AssetClients
 from prefect_cometapi.runway.download import download as download_with
 
+from .answering import answering
 from .fetching import BODY, digest, download
 
 SIGNED = "Signature=canary-of-the-address"
@@ -20,18 +20,8 @@ SIGNED = "Signature=canary-of-the-address"
 @asynccontextmanager
 async def listener(reply: bytes):
     """Answers everything with one reply; gives its address and what arrived."""
-    arrived: list[bytes] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, OSError):
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                arrived.append(head)
-                writer.write(reply)
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", arrived
+    async with answering(reply) as (port, arrived):
+        yield f"http://127.0.0.1:{port}", arrived
 
 
 def found(body: bytes, head: str = "200 OK") -> bytes:

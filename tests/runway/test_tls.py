@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Certificates and proxies: what a company's network needs, and nothing is sent unverified."""
 
-import asyncio
 import ssl
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,6 +12,7 @@ from prefect_cometapi.runway import DownloadInterrupted, ServiceUnavailable
 from prefect_cometapi.runway import client as wire
 
 from ..proxies import http_proxy, socks_proxy
+from .answering import answering
 from .fetching import BODY, digest, download
 
 CREATED = (
@@ -40,20 +40,10 @@ def authority():
 @asynccontextmanager
 async def service(certificate: trustme.LeafCert, reply: bytes = CREATED):
     """Answers each request over TLS; gives its address and what arrived, decrypted."""
-    arrived: list[bytes] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, OSError):
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                arrived.append(head)
-                writer.write(reply)
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-    async with server:
-        yield f"localhost:{server.sockets[0].getsockname()[1]}", arrived
+    async with answering(reply, context) as (port, arrived):
+        yield f"localhost:{port}", arrived
 
 
 def expired(authority: trustme.CA) -> trustme.LeafCert:
