@@ -2,11 +2,18 @@
 """What a user sets once, in the environment or in a .env file."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from .prices import Prices
 from .redact import host_of, is_loopback
@@ -57,6 +64,30 @@ def check_hosts(hosts: object) -> object:
         if not re.fullmatch(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", name):
             raise ValueError(f"write bare names, as cdn.example.com: {name[:80]!r} is none")
     return [host_of(f"https://{name}") for name in names]
+
+
+class _OfThisFolder(DotEnvSettingsSource):
+    """A ``.env``, which may be a stranger's: it cannot have a key of somebody else sent away."""
+
+    def __call__(self) -> dict[str, Any]:
+        """What it says.
+
+        Raises:
+            ValidationError: It names a service, and the key comes from elsewhere.
+        """
+        found = super().__call__()
+        stronger = self.current_state
+        leads_away = "base_url" in found and not is_loopback(str(found["base_url"]))
+        if leads_away and "base_url" not in stronger and "key" in stronger:
+            what = (
+                "a .env says where the key is sent only if the key is in it, too, and nowhere "
+                "else: set COMETAPI_BASE_URL beside the key"
+            )
+            problem = InitErrorDetails(
+                type=PydanticCustomError("foreign_base_url", what), loc=("base_url",), input=None
+            )
+            raise ValidationError.from_exception_data("CometAPISettings", [problem])
+        return found
 
 
 class CometAPISettings(BaseSettings):
@@ -139,6 +170,19 @@ class CometAPISettings(BaseSettings):
         description='What a generation costs, by model, as {"gen3a_turbo": 0.32}, or a second of '
         'video, as {"gen4_aleph": "0.15/s"}.',
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The usual order, with a ``.env`` that is not trusted with a key from elsewhere."""
+        _ = dotenv_settings
+        return init_settings, env_settings, _OfThisFolder(settings_cls), file_secret_settings
 
     _check_base_url = field_validator("base_url")(check_base_url)
     _check_asset_hosts = field_validator("asset_hosts", mode="before")(check_hosts)

@@ -40,6 +40,31 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch, tmp_path):
     assert settings.storage == "/b"
 
 
+ELSEWHERE = "COMETAPI_BASE_URL=https://example.com\n"
+
+
+@pytest.mark.parametrize("in_file", ["", "COMETAPI_KEY=sk-from-file\n"])
+def test_a_dotenv_file_has_no_key_of_somebody_else_sent_away(monkeypatch, tmp_path, in_file):
+    """A folder that one only looks into cannot take the key from the environment."""
+    (tmp_path / ".env").write_text(ELSEWHERE + in_file)
+    monkeypatch.setenv("COMETAPI_KEY", "sk-from-the-environment")
+    with pytest.raises(ValidationError, match="set COMETAPI_BASE_URL beside the key") as caught:
+        CometAPISettings()
+    assert "sk-from" not in str(caught.value)
+
+
+def test_a_service_is_named_where_its_key_is(monkeypatch, tmp_path):
+    """Both in the file, both in the environment, or a sandbox on this machine."""
+    (tmp_path / ".env").write_text(ELSEWHERE + "COMETAPI_KEY=sk-from-file\n")
+    assert CometAPISettings().base_url == "https://example.com"
+    monkeypatch.setenv("COMETAPI_KEY", "sk-from-the-environment")
+    monkeypatch.setenv("COMETAPI_BASE_URL", "https://example.org")
+    assert CometAPISettings().base_url == "https://example.org"
+    monkeypatch.delenv("COMETAPI_BASE_URL")
+    (tmp_path / ".env").write_text("COMETAPI_BASE_URL=http://127.0.0.1:8765\n")
+    assert CometAPISettings().base_url == "http://127.0.0.1:8765"
+
+
 def test_an_empty_variable_counts_as_not_set(monkeypatch):
     """`COMETAPI_BASE_URL=` in a compose file means the default."""
     monkeypatch.setenv("COMETAPI_BASE_URL", "")
