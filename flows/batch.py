@@ -170,7 +170,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     await warn_where_apart(ledger, storage or settings.storage)
     board = Board(budget)
     async with credentials.get_client() as client, AssetClients() as assets:
-        with sharing(Shared(settings, ledger, (credentials, client), assets)):
+        with sharing(Shared(settings, ledger, (credentials, client), assets, budget)):
             run = BatchRun(
                 credentials=credentials,
                 storage=storage,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..blocks.credentials import CometAPICredentials
+from ..runway.budget import Budget
 from ..runway.client import RunwayClient
 from ..runway.download import AssetClients
 from ..runway.settings import CometAPISettings
@@ -28,6 +29,7 @@ class Shared:
     ledger: "Ledger"
     client: tuple[CometAPICredentials, RunwayClient] | None = None
     assets: AssetClients | None = None
+    budget: Budget | None = None
 
 
 _shared: ContextVar[Shared | None] = ContextVar("shared", default=None)
@@ -53,6 +55,12 @@ def shared_ledger() -> "Ledger | None":
     """The ledger that the run has opened, if it has."""
     shared = _shared.get()
     return shared.ledger if shared else None
+
+
+def shared_budget() -> Budget | None:
+    """What the run may spend, if that has a limit."""
+    shared = _shared.get()
+    return shared.budget if shared else None
 
 
 @asynccontextmanager

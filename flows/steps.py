@@ -45,7 +45,7 @@ from .attempts import memory
 from .habits import habit_of
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
 from .running import resolve_key
-from .sharing import client_for, clients_for_assets, settings_now
+from .sharing import client_for, clients_for_assets, settings_now, shared_budget
 from .storage import full_name, resolve_storage
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ async def submit(
             else:
                 entry, new = await _bought(request, credentials, ledger, intent, settings)
         except SubmissionUncertain as error:
+            if budget := shared_budget():
+                budget.doubt(key)
             await display.announce_uncertain(key, error)
             raise
     submission = entry.submission()
@@ -131,10 +133,19 @@ async def _bought(
             intent,
             post,
             run=this_run(),
-            resubmit=settings.on_uncertain == "resubmit",
+            resubmit=settings.on_uncertain == "resubmit" and _may_pay(intent.key, request),
             warn=display.logger().warning,
         )
     return entry, bool(posted)
+
+
+def _may_pay(key: str, request: GenerationRequest) -> bool:
+    """Whether the limit of what the run may spend allows another charge, if there has to be one."""
+    budget = shared_budget()
+    if budget is None or budget.reserve(key, request):
+        return True
+    display.logger().warning("%s is not submitted again: that would pass the limit", key)
+    return False
 
 
 async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) -> None:

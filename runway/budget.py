@@ -99,8 +99,8 @@ class Budget:
         if entry.task_id and self._keys.setdefault(entry.task_id, entry.key) != entry.key:
             return
         self._set_aside(entry.key, self._cost(request, entry.billed_seconds))
-        if self.resubmits and entry.state is State.UNCERTAIN:
-            self._in_doubt.add(entry.key)
+        if entry.state is State.UNCERTAIN:
+            self.doubt(entry.key)
 
     def reserve(self, key: str, request: GenerationRequest) -> bool:
         """Set aside what a request is going to cost; False where that passes a limit."""
@@ -114,6 +114,11 @@ class Budget:
         self._in_doubt.discard(key)  # what it cost before is not given back any more
         self._set_aside(key, (money, seconds))
         return True
+
+    def doubt(self, key: str) -> None:
+        """What was set aside was perhaps bought; if it is sent again, that costs once more."""
+        if self.resubmits and key in self._costs:
+            self._in_doubt.add(key)
 
     def give_back(self, key: str) -> None:
         """What was set aside was certainly not bought."""

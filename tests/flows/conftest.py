@@ -236,3 +236,11 @@ def start_worker(prefect_server, tmp_path_factory) -> Iterator[Callable[[str], W
             return Worker(process, client, deployment)
 
         yield begin
+
+
+@pytest.fixture(params=["four task runs each", "one task run each"])
+def history_mode(request, monkeypatch):
+    """A small batch shows every step, a large one every item."""
+    if request.param == "one task run each":
+        monkeypatch.setenv("COMETAPI_FULL_HISTORY_UP_TO", "0")
+    return request.param

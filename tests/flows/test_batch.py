@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prefect import flow
@@ -16,7 +15,6 @@ from prefect_cometapi.runway import (
     BatchFailed,
     ImageToVideoRequest,
     InvalidManifest,
-    InvalidRequest,
     StorageUnavailable,
     VideoToVideoRequest,
 )
@@ -24,32 +22,9 @@ from prefect_cometapi.runway.batch import BatchResult, Outcome
 from prefect_cometapi.runway.results import read_results
 from prefect_cometapi.sandbox import Fault
 
+from .catalogue import creates, manifest, rows
+
 pytestmark = pytest.mark.server
-
-
-def rows(count: int) -> list[dict[str, Any]]:
-    """Requests that differ."""
-    image = "https://example.com/cat.jpg"
-    return [{"id": f"sku-{n}", "promptImage": image, "promptText": f"{n}"} for n in range(count)]
-
-
-def manifest(tmp_path: Path, requests: list[dict[str, Any]], name: str = "wanted.jsonl") -> str:
-    """A manifest of these rows."""
-    path = tmp_path / name
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in requests), encoding="utf-8")
-    return str(path)
-
-
-def creates(sandbox: Any) -> int:
-    return sum(request.route == "create" for request in sandbox.requests)
-
-
-@pytest.fixture(params=["four task runs each", "one task run each"])
-def history_mode(request, monkeypatch):
-    """A small batch shows every step, a large one every item."""
-    if request.param == "one task run each":
-        monkeypatch.setenv("COMETAPI_FULL_HISTORY_UP_TO", "0")
-    return request.param
 
 
 def test_a_manifest_becomes_videos(prefect_server, sandbox, tmp_path, history_mode):
@@ -206,44 +181,6 @@ def test_another_request_under_the_id_of_a_bought_one_is_a_conflict(
     assert result.results[1].error == "KeyConflict"
     assert "'1', is 'another'" in (result.results[1].message or "")
     assert len(sandbox.accepted) == 2
-
-
-def test_no_more_than_the_budget_is_bought(prefect_server, sandbox, tmp_path, monkeypatch):
-    """Refused before the POST that would pass it; a second run does not get a fresh budget."""
-    monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.32}')
-    path = manifest(tmp_path, rows(4))
-    for _ in range(2):
-        result = generate_batch(path, max_spend=0.7)
-        assert (result.succeeded, result.not_bought) == (2, 2)
-        assert result.spending.model_dump() == {
-            "seconds": 20.0,
-            "estimate": 1.28,
-            "spent_seconds": 10.0,
-            "spent": 0.64,
-            "max_seconds": None,
-            "max_spend": 0.7,
-            "remaining": 0.06,
-        }
-    assert creates(sandbox) == 2
-    rest = generate_batch(path, max_spend=1.28)
-    assert (rest.succeeded, rest.spending.remaining) == (4, 0.0)
-
-
-def test_a_refused_item_leaves_its_money_to_the_next(prefect_server, sandbox, tmp_path):
-    """What was certainly not bought is not spent."""
-    sandbox.add_fault(Fault.parse("create:invalid-request:times=1"))
-    result = generate_batch(manifest(tmp_path, rows(3)), max_seconds=10, max_in_flight=1)
-    assert Counter(item.outcome for item in result.results) == {
-        Outcome.FAILED: 1,
-        Outcome.STORED: 2,
-    }
-
-
-def test_a_limit_in_money_needs_prices(prefect_server, sandbox, tmp_path):
-    """It is told before anything is bought, with how to set them."""
-    with pytest.raises(InvalidRequest, match="COMETAPI_PRICES"):
-        generate_batch(manifest(tmp_path, rows(1)), max_spend=1)
-    assert not sandbox.requests
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,24 @@ def test_a_larger_limit_never_buys_less(limits):
     assert all(before <= after for before, after in pairwise(counts))
 
 
+def test_what_is_perhaps_bought_costs_again_when_it_is_sent_again():
+    """Within one run, too; and once only, however often it is asked for."""
+    budget = Budget(PRICES, max_spend=0.64, resubmits=True)
+    assert budget.reserve("k", IMAGE)
+    budget.doubt("k")
+    assert budget.reserve("k", IMAGE)
+    assert budget.reserve("k", IMAGE)
+    assert budget.spent == pytest.approx(0.64)
+    budget.doubt("k")
+    assert not budget.reserve("k", IMAGE)
+    budget.doubt("never asked")
+    careful = Budget(PRICES, max_spend=0.32)
+    assert careful.reserve("k", IMAGE)
+    careful.doubt("k")
+    assert careful.reserve("k", IMAGE)
+    assert careful.spent == pytest.approx(0.32)
+
+
 def test_what_is_bought_again_after_an_unknown_outcome_costs_again():
     """Who accepts a second charge still has a limit; who does not, is charged once at most."""
     doubtful = entry(S.UNCERTAIN, key="k")

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifests for tests of batches."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    """Requests that differ."""
+    image = "https://example.com/cat.jpg"
+    return [{"id": f"sku-{n}", "promptImage": image, "promptText": f"{n}"} for n in range(count)]
+
+
+def manifest(tmp_path: Path, requests: list[dict[str, Any]], name: str = "wanted.jsonl") -> str:
+    """A manifest of these rows."""
+    path = tmp_path / name
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in requests), encoding="utf-8")
+    return str(path)
+
+
+def creates(sandbox: Any) -> int:
+    return sum(request.route == "create" for request in sandbox.requests)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch spends no more than it may, whatever is refused, repeated or left open."""
+
+from collections import Counter
+
+import pytest
+
+from prefect_cometapi.flows import generate_batch
+from prefect_cometapi.runway import BatchFailed, InvalidRequest
+from prefect_cometapi.runway.batch import Outcome
+from prefect_cometapi.sandbox import Fault
+
+from .catalogue import creates, manifest, rows
+
+pytestmark = pytest.mark.server
+
+
+def test_no_more_than_the_budget_is_bought(prefect_server, sandbox, tmp_path, monkeypatch):
+    """Refused before the POST that would pass it; a second run does not get a fresh budget."""
+    monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.32}')
+    path = manifest(tmp_path, rows(4))
+    for _ in range(2):
+        result = generate_batch(path, max_spend=0.7)
+        assert (result.succeeded, result.not_bought) == (2, 2)
+        assert result.spending.model_dump() == {
+            "seconds": 20.0,
+            "estimate": 1.28,
+            "spent_seconds": 10.0,
+            "spent": 0.64,
+            "max_seconds": None,
+            "max_spend": 0.7,
+            "remaining": 0.06,
+        }
+    assert creates(sandbox) == 2
+    rest = generate_batch(path, max_spend=1.28)
+    assert (rest.succeeded, rest.spending.remaining) == (4, 0.0)
+
+
+def test_a_refused_item_leaves_its_money_to_the_next(prefect_server, sandbox, tmp_path):
+    """What was certainly not bought is not spent."""
+    sandbox.add_fault(Fault.parse("create:invalid-request:times=1"))
+    result = generate_batch(manifest(tmp_path, rows(3)), max_seconds=10, max_in_flight=1)
+    assert Counter(item.outcome for item in result.results) == {
+        Outcome.FAILED: 1,
+        Outcome.STORED: 2,
+    }
+
+
+def test_a_limit_in_money_needs_prices(prefect_server, sandbox, tmp_path):
+    """It is told before anything is bought, with how to set them."""
+    with pytest.raises(InvalidRequest, match="COMETAPI_PRICES"):
+        generate_batch(manifest(tmp_path, rows(1)), max_spend=1)
+    assert not sandbox.requests
+
+
+@pytest.fixture
+def resubmits(monkeypatch):
+    """The user accepts a second charge, at a price."""
+    monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.32}')
+    monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
+
+
+def test_what_is_sent_again_within_a_run_is_paid_from_the_budget(
+    prefect_server, sandbox, tmp_path, history_mode, resubmits
+):
+    """Both may be charged; so both are counted, and nothing is left for the next item."""
+    sandbox.add_fault("create:reset-after:times=1")
+    result = generate_batch(manifest(tmp_path, rows(2)), max_spend=0.7, max_in_flight=1)
+    assert [item.outcome for item in result.results] == [Outcome.STORED, Outcome.NOT_BOUGHT]
+    assert result.spending.spent == pytest.approx(0.64)
+    assert len(sandbox.accepted) == 2
+
+
+def test_what_the_budget_does_not_allow_is_not_sent_again(
+    prefect_server, sandbox, tmp_path, history_mode, resubmits
+):
+    """It stays uncertain, and is told as that."""
+    sandbox.add_fault("create:reset-after:times=1")
+    with pytest.raises(BatchFailed) as caught:
+        generate_batch(manifest(tmp_path, rows(1)), max_spend=0.5)
+    assert caught.value.result
+    (item,) = caught.value.result.results
+    assert item.outcome is Outcome.UNCERTAIN
+    assert caught.value.result.spending.spent == pytest.approx(0.32)
+    assert creates(sandbox) == len(sandbox.accepted) == 1
