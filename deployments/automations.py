@@ -21,7 +21,11 @@ TAG = "cometapi"
 SILENT_AFTER = timedelta(minutes=9)
 """Three of Prefect's heartbeats, which come every three minutes by default."""
 
+UNBEGUN_AFTER = timedelta(minutes=15)
+"""A container may have to be pulled, and a machine to be started, before a run begins."""
+
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
+_WAITS = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry")
 _OURS: dict[str, Any] = {"prefect.resource.id": f"prefect.tag.{TAG}"}
 _RUNS: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
 
@@ -69,6 +73,26 @@ def silent_runs_crash(silent_after: timedelta = SILENT_AFTER) -> Automation:
             within=silent_after,
         ),
         actions=[_set_to(StateType.CRASHED, "No heartbeat came from its process any more.")],
+    )
+
+
+def unbegun_runs_crash(unbegun_after: timedelta = UNBEGUN_AFTER) -> Automation:
+    """A run that a worker took and did not live to begin counts as crashed.
+
+    Nobody else takes it, since it is not scheduled any more, and it holds a place under the
+    deployment's limit. It sends no heartbeat yet, so its silence tells nothing.
+    """
+    begun = {f"prefect.flow-run.{state}" for state in ("Running", *_WAITS, *_ENDS)}
+    return Automation(
+        name="cometapi: a run that never began has crashed",
+        description="A run that was taken by a worker and does not begin is set to Crashed.",
+        trigger=_each_of_our_runs(
+            begun,
+            posture=Posture.Proactive,
+            after={"prefect.flow-run.Pending"},
+            within=unbegun_after,
+        ),
+        actions=[_set_to(StateType.CRASHED, "It was taken by a worker, and never began.")],
     )
 
 

@@ -194,7 +194,11 @@ async def _automations(client: "PrefectClient", plan: Plan) -> "list[Automation]
     """
     from . import automations
 
-    wanted = [automations.silent_runs_crash(), automations.crashed_runs_start_again()]
+    wanted = [
+        automations.silent_runs_crash(),
+        automations.unbegun_runs_crash(),
+        automations.crashed_runs_start_again(),
+    ]
     if plan.notify:
         block = await _block_id(client, plan.notify)
         wanted += [

@@ -56,12 +56,12 @@ async def until(look, seconds: float = 90) -> Any:
     return found
 
 
-async def running(client, *tags: str) -> Any:
-    """The id of a flow run of a deployment that is running somewhere."""
+async def running(client, *tags: str, begun: bool = True) -> Any:
+    """The id of a flow run of a deployment that was taken somewhere, and is running there."""
     flow_id = await client.create_flow(ordinary)
     deployment = await client.create_deployment(flow_id, name=f"ordinary-{uuid4()}", tags=tags)
     run = await client.create_flow_run_from_deployment(deployment)
-    for state in (Pending(), Running()):
+    for state in (Pending(), Running())[: 1 + begun]:
         await client.set_flow_run_state(run.id, state)
     return run.id
 
@@ -103,6 +103,20 @@ async def test_a_silent_run_of_ours_counts_as_crashed(client, armed):
 
     await until(crashed)
     assert await state_of(client, other) is StateType.RUNNING
+
+
+async def test_a_run_of_ours_that_never_began_counts_as_crashed(client, armed):
+    """As when its worker died in that moment; one that began, or is somebody else's, stays."""
+    await armed(automations.unbegun_runs_crash(timedelta(seconds=10)))
+    other, begun = await running(client, begun=False), await running(client, "cometapi")
+    unbegun = await running(client, "cometapi", begun=False)
+
+    async def crashed() -> bool:
+        return await state_of(client, unbegun) is StateType.CRASHED
+
+    await until(crashed)
+    assert await state_of(client, begun) is StateType.RUNNING
+    assert await state_of(client, other) is StateType.PENDING
 
 
 async def test_a_crashed_run_of_ours_is_scheduled_again(client, armed):

@@ -45,7 +45,7 @@ async def test_it_is_made_once_and_then_left_alone(clean_server):
         assert (await client.read_work_pool("of-setup")).type == "process"
         limit = await client.read_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT)
         assert limit.limit == 7
-        assert len(await client.read_automations()) == 2
+        assert len(await client.read_automations()) == 3
 
 
 async def test_what_differs_is_changed_in_place(clean_server, monkeypatch):
@@ -63,7 +63,7 @@ async def test_what_differs_is_changed_in_place(clean_server, monkeypatch):
     }
     assert set((await run(Plan("of-setup", "of-setup", 9))).values()) == {THERE, REGISTERED}
     async with get_client() as client:
-        assert len(await client.read_automations()) == 2
+        assert len(await client.read_automations()) == 3
 
 
 async def test_a_dry_run_changes_nothing(clean_server, capsys):
