@@ -10,15 +10,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
+from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from prefect_cometapi.deployments import automations
 
 from .postgres import Postgres
 
@@ -101,11 +105,29 @@ class Cluster:
         ):
             yield client
 
-    def written(self) -> Iterator[tuple[Path, bytes]]:
-        """Every file that any of its processes wrote, databases apart."""
-        for path in sorted(self.folder.rglob("*")):
-            if path.is_file():
-                yield path, path.read_bytes()
+    def notice_silence_soon(self) -> None:
+        """A run that is silent or does not begin counts as crashed after less than a minute."""
+        soon = timedelta(seconds=HEARTBEAT + 15)
+        with temporary_settings({PREFECT_API_URL: self.apis[0]}):
+            for crash in (automations.silent_runs_crash, automations.unbegun_runs_crash):
+                quick = crash(soon)
+                quick.id = Automation.read(name=quick.name).id  # pyright: ignore[reportAttributeAccessIssue]
+                quick.update()
+
+
+def places_of(secrets: Iterable[str], folder: Path, postgres: Postgres) -> list[str]:
+    """Where secrets stand in the files of a folder, or in the databases of a PostgreSQL."""
+    everything = dumped(postgres)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [
+        *(f"{secret} in a database" for secret in secrets if secret in everything),
+        *(
+            f"{secret} in {path}"
+            for path in files
+            for secret in secrets
+            if secret.encode() in path.read_bytes()
+        ),
+    ]
 
 
 def descendants(pid: int) -> list[int]:

@@ -6,22 +6,18 @@ import time
 from datetime import timedelta
 
 import pytest
-from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import IntervalSchedule
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_cometapi.deployments import automations
 from prefect_cometapi.flows.running import run_sync
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.ledger import ledger_at
 from prefect_cometapi.sandbox import Sandbox
 
-from ..cluster import HEARTBEAT, Cluster, cluster, dumped, run_states
+from ..cluster import Cluster, cluster, dumped, places_of, run_states
 from ..conftest import KEY
-from ..postgres import Postgres
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -79,14 +75,6 @@ def schedule(client: SyncPrefectClient, deployment) -> None:
     client.create_deployment_schedules(deployment, [(every, True)])
 
 
-def hurry(machines: Cluster) -> None:
-    """Silence is noticed after less than a minute, so that the test need not wait nine."""
-    quick = automations.silent_runs_crash(timedelta(seconds=HEARTBEAT + 15))
-    with temporary_settings({PREFECT_API_URL: machines.apis[0]}):
-        quick.id = Automation.read(name=quick.name).id  # pyright: ignore[reportAttributeAccessIssue]
-        quick.update()
-
-
 def decide(machines: Cluster, service: Sandbox, entries: list[Entry]) -> None:
     """What the user does about a submission that the kill struck: look in the console, then say."""
     known = {entry.task_id for entry in entries}
@@ -97,23 +85,11 @@ def decide(machines: Cluster, service: Sandbox, entries: list[Entry]) -> None:
             machines.run("ledger", *words)
 
 
-def check_no_secret_was_written(machines: Cluster, postgres: Postgres) -> None:
-    """Neither the key nor a signature stands in a database, a log, an artifact or a file."""
-    secrets = (KEY, "canary-signature", "_jwt=ey")
-    everything = dumped(postgres)
-    assert "row-0" in everything
-    for secret in secrets:
-        assert secret not in everything
-    for path, content in machines.written():
-        for secret in secrets:
-            assert secret.encode() not in content, path
-
-
 def test_a_machine_that_dies_in_a_scheduled_batch_costs_nothing(machines, service, postgres):
     """Its run crashes and starts again elsewhere, buys what is missing; no secret is written."""
     assert "made" in machines.run("setup", "--pool", POOL)
     machines.run("deploy", "--pool", POOL)
-    hurry(machines)
+    machines.notice_silence_soon()
     machines.start_worker("first", POOL, machines.apis[0])
     ledger = ledger_at(machines.environment["COMETAPI_LEDGER_URL"])
     with machines.client(1) as client:
@@ -137,4 +113,5 @@ def test_a_machine_that_dies_in_a_scheduled_batch_costs_nothing(machines, servic
     assert len(run_sync(ledger.entries())) == len(service.accepted) == ROWS
     assert len(list(machines.videos.glob("*.mp4"))) == ROWS
     assert "✗" not in machines.run("doctor", "--pool", POOL)
-    check_no_secret_was_written(machines, postgres)
+    assert "row-0" in dumped(postgres)
+    assert places_of((KEY, "canary-signature", "_jwt=ey"), machines.folder, postgres) == []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import av
 import httpx
@@ -30,7 +30,7 @@ _PAGE = 200
 def shown(job: AcceptedJob) -> str:
     """The key that a job was bought for, which its source is named after."""
     address = job.body.get("promptImage") or job.body["videoUri"]
-    return PurePosixPath(urlsplit(address).path).stem
+    return unquote(PurePosixPath(urlsplit(address).path).stem)
 
 
 async def found_in(

@@ -20,6 +20,7 @@ from prefect_cometapi.runway import client, download
 from prefect_cometapi.runway.buying import attach
 from prefect_cometapi.runway.entries import State
 from prefect_cometapi.runway.errors import CometAPIError
+from prefect_cometapi.runway.ledger import Ledger
 from prefect_cometapi.sandbox import FaultPlan, RecordedRequest, ReplyShape, Sandbox
 
 from ..kills.nursery import ROOT, pictures
@@ -105,22 +106,13 @@ class Storm:
             How many ids were found and adopted, and how many submissions were released.
         """
         await self._quiet()
-        ledger = await open_ledger()
-        accepted = {shown(job): job.task_id for job in self.sandbox.accepted}
-        uncertain = await ledger.entries(states=[State.UNCERTAIN])
-        adopted = 0
-        for entry in uncertain:
-            if task_id := accepted.get(entry.key):
-                await attach(ledger, entry, task_id)
-                adopted += 1
-            else:
-                await ledger.change(entry.key, State.RELEASED, seen=entry, note="not accepted")
-        decided = {entry.key for entry in uncertain}
+        adopted, released = await settled(await open_ledger(), self.sandbox)
+        decided = {*adopted, *released}
         await self._round(
             "after the decisions", [order for order in self.orders if order.key in decided]
         )
         self.collected = await acollect()
-        return adopted, len(uncertain) - adopted
+        return len(adopted), len(released)
 
     def unfinished(self) -> list[Order]:
         """What has not come to a result yet."""
@@ -170,6 +162,25 @@ class Storm:
                 )
 
         await asyncio.gather(*(play(order) for order in orders))
+
+
+async def settled(ledger: Ledger, sandbox: Sandbox) -> tuple[list[str], list[str]]:
+    """Decide what is uncertain as a user does who looks into CometAPI's console.
+
+    Returns:
+        The keys whose ids were found and adopted, and those that were released.
+    """
+    accepted = {shown(job): job.task_id for job in sandbox.accepted}
+    adopted: list[str] = []
+    released: list[str] = []
+    for entry in await ledger.entries(states=[State.UNCERTAIN]):
+        if task_id := accepted.get(entry.key):
+            await attach(ledger, entry, task_id)
+            adopted.append(entry.key)
+        else:
+            await ledger.change(entry.key, State.RELEASED, seen=entry, note="not accepted")
+            released.append(entry.key)
+    return adopted, released
 
 
 async def _ending(order: Order) -> Ending:

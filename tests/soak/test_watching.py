@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What grows is told, and what comes and goes is not."""
+
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .watching import Now, Watch, child_of, trend
+
+HOLDING = """
+import os, sys, threading
+held = [open(os.devnull) for _ in range(50)] + [bytearray(30_000_000)]
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print("holding", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder():
+    """A process that holds fifty files, thirty megabytes and a second thread."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_what_a_process_holds_is_seen(holder):
+    """Its memory, its descriptors and its threads, and of one that is gone nothing."""
+    watch = Watch()
+    watch.look({"it": psutil.Process(holder.pid)})
+    (memory,), (files,), (threads,) = watch.series.values()
+    assert memory > 30
+    assert files >= 50
+    assert threads == 2
+    gone = psutil.Process(holder.pid)
+    holder.kill()
+    holder.wait()
+    watch.look({"it": gone})
+    assert {len(values) for values in watch.series.values()} == {1}
+
+
+def test_a_child_is_found_by_what_it_runs(holder):
+    """Among all that a process started."""
+    found = child_of(psutil.Process(os.getpid()), "bytearray(30_000_000)")
+    assert found
+    assert found.pid == holder.pid
+    assert child_of(psutil.Process(holder.pid), "anything") is None
+
+
+@given(start=st.floats(50, 500), each=st.floats(0.5, 5), noise=st.floats(0, 3))
+def test_a_leak_is_told(start, each, noise):
+    """Half a megabyte more at each of two hundred looks, behind some noise."""
+    watch = Watch()
+    for number in range(200):
+        watch.note("it", "memory, MB", start + number * each + noise * (number % 3))
+    assert len(watch.growing()) == 1
+    assert "memory, MB of it grew from" in watch.growing()[0]
+
+
+@given(start=st.floats(50, 500), swing=st.floats(0, 100))
+def test_what_comes_and_goes_does_not_grow(start, swing):
+    """However much at a time; what was taken while it warmed up does not count either."""
+    watch = Watch()
+    for number in range(200):
+        warming = start * min(1.0, number / 40)
+        watch.note("it", "memory, MB", warming + swing * (number % 4))
+    assert watch.growing() == []
+
+
+def test_a_trend_needs_some_values():
+    """Seven show none."""
+    with pytest.raises(ValueError, match="7 values"):
+        trend([1.0] * 7)
+
+
+def test_what_is_due_is_done_at_its_intervals():
+    """What was missed while something else took long is not made up for."""
+    time = [0.0]
+    done: list[float] = []
+    now = Now(clock=lambda: time[0])
+    now.every(10, lambda: done.append(time[0]))
+    for time[0] in (5, 10, 12, 20, 55, 56, 65):
+        now.run_due()
+    assert done == [10, 20, 55, 65]
