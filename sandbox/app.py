@@ -111,12 +111,12 @@ def _polls(book: JobBook, signer: Signer) -> APIRouter:
             snapshot = replace(snapshot, stage=Stage.UNKNOWN, urls=())
         return job.shape, snapshot
 
-    @router.get("/runwayml/v1/tasks/{task_id}", response_model=openapi.TaskReply, **openapi.POLL)
+    @router.get("/runwayml/v1/tasks/{task_id}", **openapi.TASK)
     async def task(request: Request, task_id: str) -> Response:
         """Get a Runway task."""
         return JSONResponse(task_reply(*look_up(request, task_id)))
 
-    @router.post("/runway/feed", response_model=openapi.TaskReply, **openapi.FEED)
+    @router.post("/runway/feed", **openapi.FEED)
     async def feed(request: Request, body: openapi.FeedBody) -> Response:
         """Get a task by the compatibility routes."""
         return JSONResponse(feed_reply(*look_up(request, body.task_id)))

@@ -7,9 +7,10 @@ Runway itself allows more. Types are strict and nothing unknown passes, since th
 stand-in is to find a client's mistakes.
 """
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from .render import Recipe
 
@@ -24,7 +25,11 @@ Ratio = Literal[
     "768:1280",
 ]
 
-_WEB = r"https://[^/\s]+|http://(127\.0\.0\.1|localhost|\[::1\])([:/]|$)"
+LARGEST = 1584 * 672
+"""Pixels of the largest clip that is drawn; 9999:9999 would take minutes and gigabytes."""
+
+_WEB = r"https://[^/\x00-\x20\x7f-\xa0]|http://(127\.0\.0\.1|localhost|\[::1\])([:/]|$)"
+"""Without ``\\s``, which is not the same in JSON Schema's regular expressions and in pydantic's."""
 
 ImageUri = Annotated[
     str,
@@ -44,6 +49,11 @@ VideoUri = Annotated[
 ]
 
 
+def _whole(given: Any) -> Any:
+    """JSON knows one sort of number, so that 5.0 is the integer 5."""
+    return int(given) if isinstance(given, float) and given.is_integer() else given
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -57,6 +67,7 @@ class ImageToVideoBody(_Body):
     seed: Annotated[
         int,
         Field(ge=0, le=999_999_999, description="Without one the sandbox draws as for 0."),
+        BeforeValidator(_whole),
     ] = 0
     watermark: bool = False
     duration: Annotated[Literal[5, 10], Field(description="Seconds.")] = 5
@@ -102,6 +113,7 @@ class VideoToVideoBody(_Body):
     seed: Annotated[
         int,
         Field(ge=0, le=4_294_967_295, description="Without one the sandbox draws as for 0."),
+        BeforeValidator(_whole),
     ] = 0
     references: Annotated[list[Reference], Field(max_length=1)] = []
     ratio: Annotated[
@@ -109,8 +121,8 @@ class VideoToVideoBody(_Body):
         Field(
             pattern=r"^[1-9][0-9]{2,3}:[1-9][0-9]{2,3}$",
             description=(
-                "Size of the stand-in where the video cannot be fetched; otherwise the clip "
-                "keeps the size of the video, as with Runway."
+                "Size of the stand-in where the video cannot be fetched, or its proportions where "
+                "that is too large; otherwise the clip keeps the size of the video, as with Runway."
             ),
             examples=["1280:720"],
         ),
@@ -132,5 +144,7 @@ class VideoToVideoBody(_Body):
 
 
 def _size(ratio: str) -> tuple[int, int]:
-    width, height = ratio.split(":")
-    return int(width) // 2 * 2, int(height) // 2 * 2
+    """Even pixels of that ratio, in proportion where it is larger than anything of Runway's."""
+    width, height = map(int, ratio.split(":"))
+    scale = min(1.0, math.sqrt(LARGEST / (width * height)))
+    return int(width * scale) // 2 * 2, int(height * scale) // 2 * 2

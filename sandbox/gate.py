@@ -51,7 +51,9 @@ def refuse_as_cometapi(app: FastAPI) -> None:
         return as_response(refusal_of(list(error.errors())))
 
     @app.exception_handler(HTTPException)
-    async def _no_route(request: Request, error: HTTPException) -> Response:
+    async def _not_served(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:  # a body that not even JSON's parser gets through
+            return as_response(invalid_request(str(error.detail)))
         body = no_such_route(request.method, request.url.path)
         return JSONResponse(body, error.status_code, headers=error.headers)
 

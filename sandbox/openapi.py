@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 from fastapi import Body, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from .bodies import ImageToVideoBody, VideoToVideoBody
 from .refusals import ErrorEnvelope, FlatError
+from .reply_models import FeedReply, TaskReply
 
 ABOUT: dict[str, Any] = {
     "title": "CometAPI Runway sandbox",
@@ -17,15 +19,42 @@ ABOUT: dict[str, Any] = {
         "Answers on this machine as CometAPI's Runway documentation says CometAPI does. It needs "
         "no key (any but `wrong-key` is accepted) and no network, and nothing here costs money."
     ),
+    "generate_unique_id_function": lambda route: route.name,
 }
 
-_UNAUTHORIZED = {401: {"model": ErrorEnvelope, "description": "No key, or the key `wrong-key`."}}
+
+def _header(description: str, **rules: Any) -> dict[str, Any]:
+    """A header that is always there."""
+    return {"description": description, "required": True, "schema": {"type": "string", **rules}}
+
+
+_UNAUTHORIZED = {
+    401: {
+        "model": ErrorEnvelope,
+        "description": "No key, or the key `wrong-key`.",
+        "headers": {"WWW-Authenticate": _header("How to show one.", const="Bearer")},
+    }
+}
+
+_LINKS = {
+    "task": {
+        "operationId": "task",
+        "parameters": {"task_id": "$response.body#/id"},
+        "description": "How far the job is.",
+    },
+    "feed": {
+        "operationId": "feed",
+        "requestBody": {"task_id": "$response.body#/id"},
+        "description": "The same by the compatibility routes.",
+    },
+}
 
 CREATE: dict[str, Any] = {
     "tags": ["Runway"],
     "response_description": "The job was accepted.",
     "responses": _UNAUTHORIZED
     | {
+        200: {"links": _LINKS},
         400: {"model": ErrorEnvelope, "description": "A value that the docs do not allow."},
         500: {
             "model": ErrorEnvelope,
@@ -38,34 +67,70 @@ CREATE: dict[str, Any] = {
     },
 }
 
-POLL: dict[str, Any] = {
+_POLL: dict[str, Any] = {
     "tags": ["Runway"],
     "response_description": "How far the job is, in one of the documented shapes.",
+}
+_UNSEEN = "There is no such task, or it is too new to be seen"
+
+TASK: dict[str, Any] = _POLL | {
+    "response_model": TaskReply,
+    "responses": _UNAUTHORIZED | {400: {"model": FlatError, "description": f"{_UNSEEN}."}},
+}
+
+FEED: dict[str, Any] = _POLL | {
+    "response_model": FeedReply,
     "responses": _UNAUTHORIZED
     | {
         400: {
             "model": FlatError | ErrorEnvelope,
-            "description": "There is no such task, or it is too new to be seen.",
+            "description": f"{_UNSEEN}, or the body is not what it has to be.",
         },
+        500: {"model": ErrorEnvelope, "description": "The field `task_id` is missing."},
     },
-}
-
-FEED: dict[str, Any] = POLL | {
-    "responses": POLL["responses"]
-    | {500: {"model": ErrorEnvelope, "description": "The field `task_id` is missing."}}
 }
 
 _MP4 = {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}
 _XML = {"application/xml": {"schema": {"type": "string"}}}
+_FILE = {
+    "ETag": _header("Names these bytes.", pattern='^"[0-9a-f]{32}"$'),
+    "Accept-Ranges": _header("Range is understood.", const="bytes"),
+}
+_PART = _FILE | {
+    "Content-Range": _header("Which part it is.", pattern="^bytes [0-9]+-[0-9]+/[0-9]+$")
+}
+_NO_PART = _FILE | {"Content-Range": _header("How much there is.", pattern=r"^bytes \*/[0-9]+$")}
+
+
+def _may_be_asked(name: str, description: str, example: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": description,
+        "schema": {"type": "string", "examples": [example]},
+    }
+
 
 ASSET: dict[str, Any] = {
     "tags": ["Outputs"],
+    "response_class": Response,
+    "openapi_extra": {
+        "parameters": [
+            _may_be_asked("Range", "One part of the clip; anything else is ignored.", "bytes=0-99"),
+            _may_be_asked("If-Range", "The ETag for which Range is meant.", '"0123456789abcdef"'),
+        ]
+    },
     "responses": {
-        200: {"description": "The clip.", "content": _MP4},
-        206: {"description": "The part of it that Range asked for.", "content": _MP4},
+        200: {"description": "The clip.", "content": _MP4, "headers": _FILE},
+        206: {
+            "description": "The part of it that Range asked for.",
+            "content": _MP4,
+            "headers": _PART,
+        },
         403: {"description": "The URL has expired or was not signed here.", "content": _XML},
         404: {"description": "There is no such output.", "content": _XML},
-        416: {"description": "Range begins behind the end."},
+        416: {"description": "Range begins behind the end.", "headers": _NO_PART},
     },
 }
 
@@ -103,52 +168,6 @@ VideoToVideoExample = Annotated[
         }
     ),
 ]
-
-
-class BareTask(BaseModel):
-    """Runway's own task object."""
-
-    model_config = ConfigDict(extra="allow")
-
-    id: str
-    status: str
-    createdAt: str | None = None  # noqa: N815 - the wire's name
-    progress: float | None = None
-    output: list[str | dict[str, str]] | str | None = None
-    failure: str | None = None
-    failureCode: str | None = None  # noqa: N815 - the wire's name
-
-
-class GatewayTask(BaseModel):
-    """The gateway's task object: on its own it is the flat feed."""
-
-    model_config = ConfigDict(extra="allow")
-
-    task_id: str
-    status: str
-    action: str | None = None
-    fail_reason: str | None = None
-    progress: str | None = None
-    submit_time: int | None = None
-    start_time: int | None = None
-    finish_time: int | None = None
-    result_url: str | None = None
-    video_url: str | None = None
-    data: dict[str, Any] | None = None
-
-
-class Envelope(BaseModel):
-    """The gateway's envelope."""
-
-    model_config = ConfigDict(extra="allow")
-
-    code: str | int
-    message: str | None = None
-    msg: str | None = None
-    data: GatewayTask
-
-
-TaskReply = BareTask | Envelope | GatewayTask
 
 
 class FeedBody(BaseModel):

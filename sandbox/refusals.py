@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
-class ErrorDetail(BaseModel):
+class _Exactly(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDetail(_Exactly):
     """What went wrong."""
 
     message: str
@@ -22,13 +26,13 @@ class ErrorDetail(BaseModel):
     code: str | None
 
 
-class ErrorEnvelope(BaseModel):
+class ErrorEnvelope(_Exactly):
     """CometAPI's general error."""
 
     error: ErrorDetail
 
 
-class FlatError(BaseModel):
+class FlatError(_Exactly):
     """The task routes' error."""
 
     code: str
@@ -52,9 +56,13 @@ class Refusal(Exception):
 
 
 def refusal(status: int, code: str, message: str, **headers: str) -> Refusal:
-    """A refusal in CometAPI's general envelope, with an id to quote to support."""
+    """A refusal in CometAPI's general envelope, with an id to quote to support.
+
+    It may quote half of a surrogate pair, which can come in as JSON and not go out as UTF-8.
+    """
+    sendable = message.encode(errors="replace").decode()
     detail = {
-        "message": f"{message} (request id: {_request_id()})",
+        "message": f"{sendable} (request id: {_request_id()})",
         "type": "comet_api_error",
         "param": "",
         "code": code,

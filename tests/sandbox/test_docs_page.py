@@ -52,6 +52,27 @@ def test_the_openapi_promises_no_answer_that_is_never_given(openapi):
     assert not any("Validation" in name for name in openapi["components"]["schemas"])
 
 
+def test_the_openapi_links_a_purchase_to_its_task(talk, openapi):
+    """Whoever follows its links finds what was bought, on both routes."""
+    conversation = talk(shapes=["wrapped"])
+    routes = {
+        operation["operationId"]: (method, path)
+        for path, operations in openapi["paths"].items()
+        for method, operation in operations.items()
+    }
+    for buy in (conversation.create, conversation.restyle):
+        created = buy()
+        announced = openapi["paths"][created.request.url.path]["post"]["responses"]["200"]
+        for link in announced["links"].values():
+            method, path = routes[link["operationId"]]
+            given = {**link.get("parameters", {}), **link.get("requestBody", {})}
+            assert given == {"task_id": "$response.body#/id"}
+            named = {"task_id": created.json()["id"]}
+            body = named if "requestBody" in link else None
+            answer = conversation.client.request(method, path.format(**named), json=body)
+            assert answer.json()["data"]["task_id"] == created.json()["id"]
+
+
 def test_the_examples_in_the_openapi_work(talk, openapi):
     """Whoever copies an example gets a job."""
     conversation = talk(render_seconds=60)

@@ -6,6 +6,7 @@ import base64
 import httpx
 import pytest
 
+from prefect_cometapi.sandbox.bodies import VideoToVideoBody
 from prefect_cometapi.sandbox.clips import ClipStore
 from prefect_cometapi.sandbox.render import Recipe, render
 from prefect_cometapi.sandbox.sources import InvalidSourceError
@@ -87,6 +88,19 @@ def test_a_long_video_is_cut_after_ten_seconds(clip):
     source = render(recipe(seconds=12), None)
     restyled = clip(render(recipe(route="video_to_video"), source))
     assert restyled.seconds == pytest.approx(10, abs=0.1)
+
+
+@pytest.mark.parametrize("ratio", ["9999:9999", "9999:100", "100:9999", "1584:672", "640:480"])
+def test_a_drawn_video_is_never_larger_than_runways(ratio):
+    """A ratio that is allowed and huge is kept in proportion, and does not hold the sandbox up."""
+    recipe = VideoToVideoBody(
+        videoUri="https://a.invalid/a.mp4", model="gen4_aleph", promptText="x", ratio=ratio
+    ).recipe()
+    width, height = map(int, ratio.split(":"))
+    assert recipe.width * recipe.height <= 1584 * 672
+    assert recipe.width / recipe.height == pytest.approx(width / height, rel=0.02)
+    if width * height <= 1584 * 672:
+        assert (recipe.width, recipe.height) == (width - width % 2, height - height % 2)
 
 
 def test_a_source_out_of_reach_becomes_a_drawing_of_its_address(clip):

@@ -12,9 +12,11 @@ from prefect_cometapi.sandbox import AcceptedJob
         {},
         {"promptText": "x" * 512, "seed": 999_999_999, "duration": 10, "ratio": "768:1280"},
         {"watermark": True, "seed": 0},
+        {"seed": 5.0, "duration": 10.0},
         {"promptImage": "http://localhost:9/cat.jpg"},
         {"promptImage": "data:image/png;base64,AAAA"},
         {"promptImage": "https://cats.invalid/cat.jpg"},
+        {"promptImage": "https://kätzchen.invalid/cat.jpg"},
     ],
 )
 def test_what_the_docs_allow_is_accepted(talk, changes):
@@ -52,6 +54,7 @@ def test_what_the_docs_allow_for_videos_is_accepted(talk, changes):
         {"promptText": "x" * 513},
         {"seed": -1},
         {"seed": 1_000_000_000},
+        {"seed": 5.5},
         {"seed": "1"},
         {"seed": True},
         {"seed": None},
@@ -66,6 +69,8 @@ def test_what_the_docs_allow_for_videos_is_accepted(talk, changes):
         {"promptImage": "data:text/plain,cat"},
         {"promptImage": "cat.jpg"},
         {"promptImage": ""},
+        {"promptImage": "https:// /cat.jpg"},
+        {"promptImage": "https://\x85/cat.jpg"},
         {"model": 3},
     ],
 )
@@ -121,12 +126,27 @@ def test_a_missing_field_is_a_500_that_no_retry_mends(talk, path, body, field):
     assert field in refused.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"cat"])
+JSON = {"Content-Type": "application/json"}
+NOT_READ = [b'{"model": "\xff"}', b'{"seed": ' + b"9" * 5000 + b"}", b"[" * 100_000]
+"""No UTF-8, a number that is too long for Python, and too deep for it."""
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b"cat", *NOT_READ], ids=lambda body: repr(body[:9])
+)
 def test_a_body_that_is_no_object_is_refused(talk, body):
     """Broken JSON is a 400 like any other."""
-    refused = talk().client.post("/runwayml/v1/image_to_video", content=body)
+    refused = talk().client.post("/runwayml/v1/image_to_video", content=body, headers=JSON)
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "invalid_request"
+
+
+def test_half_a_surrogate_pair_is_refused_like_any_other_model(talk):
+    """What can be written in JSON and not in UTF-8 is no accident of the server's."""
+    body = b'{"model": "gen\\ud83c"}'
+    refused = talk().client.post("/runwayml/v1/image_to_video", content=body, headers=JSON)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "model_not_found"
 
 
 @pytest.mark.parametrize("model", ["gen9", "gen4_aleph"])

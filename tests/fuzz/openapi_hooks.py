@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What schemathesis has to be told of the sandbox: a file of its own process, not of the tests'."""
+
+import json
+from itertools import cycle
+from typing import Any
+
+import httpx
+import schemathesis
+
+SOURCE = "http://127.0.0.1:9/cat"
+GOOD = {
+    "/runwayml/v1/image_to_video": {"promptImage": SOURCE, "model": "gen3a_turbo"},
+    "/runwayml/v1/video_to_video": {"videoUri": SOURCE, "model": "gen4_aleph", "promptText": "x"},
+}
+NEEDED = {path: body.keys() for path, body in GOOD.items()} | {"/runway/feed": {"task_id"}}
+OUTPUTS = {"Task": "#/output/0", "Wrapped": "#/data/data/output/0", "Flat": "#/result_url"}
+"""Where a few of the shapes have the address of an output."""
+
+
+RANGES = cycle(
+    [
+        *(None, "bytes=0-99", "bytes=100-", "bytes=-7", "bytes=0-99999999999999999999"),
+        *("bytes=999999999-", "bytes=5-2", "bytes=-0", "bytes=-", "bytes=0-1,3-4", "lines=1-2"),
+        f"bytes={'9' * 5000}-",
+    ]
+)
+"""What may be asked of an output, in turns: left to chance, most would be noise."""
+
+
+@schemathesis.hook
+def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
+    """Link tasks to their outputs, which OpenAPI has no words for: it cannot take a URL apart."""
+    for path, method in (("/runwayml/v1/tasks/{task_id}", "get"), ("/runway/feed", "post")):
+        links = raw_schema["paths"][path][method]["responses"]["200"].setdefault("links", {})
+        for target in ("output", "output_headers"):
+            for shape, pointer in OUTPUTS.items():
+                url = f"$response.body{pointer}#regex:"
+                links[f"{target}{shape}"] = {
+                    "operationId": target,
+                    "parameters": {
+                        "path.task_id": f"{url}/assets/([^/]+)/",
+                        "path.index": f"{url}/([0-9]+)[.]mp4",
+                        "query._jwt": f"{url}_jwt=(.+)",
+                    },
+                }
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
+    """Let purchases in chains be alike, so that each clip is drawn once, and ask for all ranges."""
+    if _is_purchase_in_a_chain(case):
+        case.body = GOOD[case.operation.path]
+    elif case.operation.path.startswith("/assets/") and (asked := next(RANGES)):
+        case.headers["Range"] = asked
+
+
+@schemathesis.hook
+def after_call(context: Any, case: Any, response: Any) -> None:
+    """Wait until all tasks are over, so that what follows can find their outputs."""
+    if _is_purchase_in_a_chain(case):
+        census = httpx.URL(response.request.url).copy_with(path="/_sandbox")
+        while {"PENDING", "RUNNING"} & httpx.get(census).json()["jobs"].keys():
+            pass
+
+
+@schemathesis.check
+def refusals_have_their_reason(ctx: Any, response: Any, case: Any) -> None:
+    """500 is for a missing field, 503 for an unknown model, a good 400 for an unknown task."""
+    status, path = response.status_code, case.operation.path
+    said = json.loads(response.content) if status in {400, 500, 503} else {}
+    if status == 500:
+        assert said["error"]["code"] == "invalid_request"
+        assert _lacks_a_field(path, case.body), "no field is missing"
+    elif status == 503:
+        assert said["error"]["code"] == "model_not_found"
+        assert case.body["model"] != GOOD[path]["model"], "the model is known"
+    elif status == 400 and case.meta.generation.mode.is_positive:
+        assert said.get("code") == "task_not_exist", "nothing is wrong with it"
+    else:
+        assert status < 500, "nothing of the kind is documented"
+
+
+def _is_purchase_in_a_chain(case: Any) -> bool:
+    return case.meta.phase.name == "stateful" and case.operation.path in GOOD
+
+
+def _lacks_a_field(path: str, body: dict[str, Any]) -> bool:
+    references = body.get("references")
+    inner = references if isinstance(references, list) else []
+    lacking = [{"type", "uri"} - one.keys() for one in inner if isinstance(one, dict)]
+    return any([NEEDED[path] - body.keys(), *lacking])
