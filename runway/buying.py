@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from enum import Enum, auto
+from shlex import quote
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -224,17 +226,35 @@ async def _accepted(
     now = datetime.now(UTC)
     news: dict[str, Any] = {"task_id": task_id, "submitted_at": now, "holder": keeper, "note": ""}
     bought = claimed.model_copy(update={"state": State.SUBMITTED, **news})
-    try:
+
+    async def recorded() -> Entry:
         kept = await ledger.change(claimed.key, State.SUBMITTED, of=claimed.claim, **news)
         kept = kept or await ledger.get(claimed.key)
         if kept is None or kept.task_id != task_id:  # another submission was allowed meanwhile
             other = bought.model_copy(update={"key": f"{claimed.key}+{task_id}"})
             kept = await attach(ledger, other, task_id)
             warn(f"the key was submitted twice; {task_id} is recorded as {kept.key}")
+        return kept
+
+    try:
+        return await _insisting(recorded, ledger.database.patience)
     except LedgerUnavailable as error:
-        warn(f"{error.what}; this run goes on with what it bought, id {task_id}")
+        goes_on = f"this run goes on with what it bought, id {task_id}; should it end before it is"
+        by_hand = f"prefect-cometapi ledger adopt {quote(claimed.key)} {quote(task_id)}"
+        warn(f"{error.what}; {goes_on} recorded: {by_hand}")
         return bought
-    return kept
+
+
+async def _insisting(change: Callable[[], Awaitable[Entry]], patience: float) -> Entry:
+    """Make a change that money depends on: also a full disk may have room again in a moment."""
+    end = monotonic() + patience
+    while True:
+        try:
+            return await change()
+        except LedgerUnavailable:
+            if monotonic() + LOOK_AGAIN > end:
+                raise
+        await asyncio.sleep(LOOK_AGAIN)
 
 
 async def _note_outcome(

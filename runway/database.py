@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import asyncpg
 from sqlalchemy import Connection, CursorResult, StaticPool, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -87,6 +87,8 @@ class Database:
     def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
         self._url = make_url(ledger_url(url))
         self.patience = patience
+        self._file = Path(self._url.database or "")
+        self._opened_file: tuple[int, int] | None = None
         self._open: Connection | AsyncEngine | None = None
         self._opening = asyncio.Lock()
 
@@ -128,7 +130,12 @@ class Database:
             if isinstance(opened, AsyncEngine):
                 async with opened.connect() as connection:
                     return _fetched(await connection.execute(statement))
-            return _fetched(opened.execute(statement))  # this thread is there to be blocked
+            try:
+                return _fetched(opened.execute(statement))  # this thread is there to be blocked
+            except OperationalError as error:
+                if "readonly" in str(error.orig):  # it was so when it was opened, and may not stay
+                    await self._close()
+                raise
 
         return await self._patiently(run)
 
@@ -142,16 +149,33 @@ class Database:
             except _FAILURES as error:
                 if not will_pass(error) or time.monotonic() + pause > end:
                     raise LedgerUnavailable(
-                        f"the ledger at {self.place} cannot be used: {_reason(error)}"
+                        f"the ledger at {self.place} cannot be used: {_reason(error)}{_help(error)}"
                     ) from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _opened(self) -> Connection | AsyncEngine:
         async with self._opening:
+            if self._open and not self.is_shared and self._was_replaced():
+                await self._close()
             if self._open is None:
                 self._open = await self._postgresql() if self.is_shared else self._sqlite()
             return self._open
+
+    def _was_replaced(self) -> bool:
+        """Whether another file is in the place of the one that is open.
+
+        Raises:
+            LedgerUnavailable: None is. The open one could still be written, and nobody would ever
+                read it again; an empty one in its place would know of no purchase.
+        """
+        now = _identity(self._file)
+        if now is None:
+            raise LedgerUnavailable(
+                f"the ledger at {self.place} was deleted or moved away while it was in use; put it "
+                "back, it tells what was bought (whoever starts without it begins an empty one)"
+            )
+        return now != self._opened_file
 
     async def _postgresql(self) -> AsyncEngine:
         durable = {"synchronous_commit": "on", "application_name": "prefect-cometapi"}
@@ -169,7 +193,7 @@ class Database:
 
     def _sqlite(self) -> Connection:
         """The one connection: SQLite has one writer, and one thread asks."""
-        Path(self._url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine = create_engine(
             self._url,
             connect_args={"timeout": self.patience},
@@ -183,6 +207,7 @@ class Database:
         except BaseException:
             engine.dispose()
             raise
+        self._opened_file = _identity(self._file)
         return connection
 
 
@@ -195,6 +220,15 @@ _OPTIONS: dict[str, Any] = {
 
 def _fetched(result: CursorResult[Any]) -> list[Any]:
     return list(result.mappings()) if result.returns_rows else []
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What tells a file apart from another one under the same name, or None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _flush_each_change(connection: Any, _record: Any) -> None:
@@ -226,7 +260,29 @@ def _cause(error: BaseException | None) -> BaseException | None:
     return error.__cause__ if error else None
 
 
+RESTORE = "; put a backup in its place, and do not delete it: it tells what was bought"
+"""What helps where a file is damaged."""
+
+_HELP = {
+    "is full|No space left": "; make room on its disk",
+    "disk I/O error": "; see that its disk has room, is sound and can be written",
+    "unable to open": "; see that its folder exists and can be written",
+    "readonly database": "; let it be written",
+    "not a database|malformed|unsupported file": RESTORE,
+}
+
+
+def _help(error: Exception) -> str:
+    """What helps against what a database complains of, where that is known; pure."""
+    text = str(_said(error))
+    return next((words for sign, words in _HELP.items() if re.search(sign, text)), "")
+
+
+def _said(error: Exception) -> BaseException:
+    return getattr(error, "orig", None) or error
+
+
 def _reason(error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error
+    cause = _said(error)
     text = scrub(str(cause), limit=200)
     return f"{type(cause).__name__}: {text}" if text else type(cause).__name__

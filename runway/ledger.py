@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from .background import in_background
-from .database import PATIENCE, Database, ledger_url
+from .database import PATIENCE, RESTORE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
 from .errors import GenerationCancelled, GenerationError, LedgerUnavailable
 from .generation import Finished, StoredVideo, Submission
@@ -335,7 +336,12 @@ class Ledger:
 
     async def _rows(self, statement: Any) -> list[Entry]:
         rows = await self.database.rows(statement)
-        return [Entry.model_validate(dict(row)) for row in rows]
+        try:
+            return [Entry.model_validate(dict(row)) for row in rows]
+        except ValidationError as error:
+            where = ", ".join(sorted({str(each["loc"][0]) for each in error.errors()}))
+            what = f"in the ledger at {self.database.place} an entry is damaged, in {where}"
+            raise LedgerUnavailable(what + RESTORE) from None
 
     async def _one(self, statement: Any) -> Entry | None:
         """The entry that a statement about one key gives."""

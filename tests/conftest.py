@@ -2,7 +2,8 @@
 """What all tests share: settings of their own, a sandbox, and one real Prefect server."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import settings
 
 from prefect_cometapi.sandbox import Sandbox
 
+from .disks import SmallDisk
 from .installation import build_wheel, install
 from .postgres import Postgres, binaries
 
@@ -95,6 +97,24 @@ def postgres() -> Iterator[Postgres]:
     server = Postgres(found)
     yield server
     server.remove()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], SmallDisk]]:
+    """Mounts a real file system of so many kilobytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    with ExitStack() as stack:
+
+        def mount(kilobytes: int) -> SmallDisk:
+            try:
+                disk = SmallDisk(folder, kilobytes)
+            except OSError as error:
+                pytest.skip(str(error))
+            stack.callback(disk.remove)
+            return disk
+
+        yield mount
 
 
 @pytest.fixture(scope="session")

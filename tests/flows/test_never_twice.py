@@ -90,7 +90,7 @@ def test_a_submission_that_cannot_be_recorded_is_not_made(
 
 
 def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
-    prefect_server, sandbox, image, monkeypatch, caplog
+    prefect_server, sandbox, image, monkeypatch, caplog, book
 ):
     """The run goes on with what it bought, says so, and its clip is in the ledger in the end."""
     change = Ledger.change
@@ -101,6 +101,7 @@ def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
         return await change(self, key, state, **values)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(Ledger, "change", full_at_first)
+    book.ledger.database.patience = 0.3
     first = image_to_video(image, key="unrecorded")
     assert Path(first.videos[0].uri).exists()
     assert f"this run goes on with what it bought, id {first.task_id}" in caplog.text

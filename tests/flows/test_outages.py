@@ -3,8 +3,6 @@
 
 import hashlib
 import os
-import subprocess
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +14,6 @@ from prefect_cometapi.flows import collect, image_to_video
 from prefect_cometapi.runway import AuthenticationError, LedgerUnavailable, State, StorageError
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a real file system of so many kilobytes."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-
-    def mount(size: int) -> Path:
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("this machine lets nobody mount")
-        return folder
-
-    yield mount
-    subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
-
-
-def fill(folder: Path) -> Path:
-    """A file that leaves no room for another one."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(b"x" * 4096):
-            pass
-    return ballast
 
 
 @pytest.mark.postgres
@@ -101,22 +74,48 @@ def test_a_full_disk_under_the_ledger_stops_before_money_moves(
 ):
     """A claim that cannot be written is a clear error, and nothing is sent."""
     disk = small_disk(1000)
-    monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{disk}/ledger.db")
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{disk.folder}/ledger.db")
     image_to_video(image, key="fits", wait=False)
-    ballast = fill(disk)
+    disk.fill()
     with pytest.raises(LedgerUnavailable, match="database or disk is full") as told:
         image_to_video(image, key="full")
     assert "nothing was charged" in str(told.value)
     assert len(sandbox.accepted) == 1
-    ballast.unlink()
+    disk.make_room()
     assert collect().stored == 1
+
+
+def test_a_disk_under_the_ledger_that_fills_after_the_purchase_costs_no_clip(
+    prefect_server, sandbox, image, small_disk, monkeypatch, caplog, book
+):
+    """Neither the end upstream nor the storing can be recorded; with room again, `collect` does."""
+    disk = small_disk(1000)
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{disk.folder}/ledger.db")
+    from prefect_cometapi.flows import steps
+
+    patience = steps._patience
+
+    def fill_and_wait(*args):
+        disk.fill()
+        return patience(*args)
+
+    monkeypatch.setattr(steps, "_patience", fill_and_wait)
+    first = image_to_video(image, key="filled")
+    monkeypatch.setattr(steps, "_patience", patience)
+    assert Path(first.videos[0].uri).exists()
+    assert "is full; make room on its disk; the delivery goes on without it" in caplog.text
+    disk.make_room()
+    assert book["filled"].state is State.SUBMITTED
+    assert collect().stored == 1
+    assert book["filled"].state is State.STORED
+    assert len(sandbox.accepted) == 1
 
 
 def test_a_full_disk_under_the_storage_loses_no_clip(
     prefect_server, sandbox, image, small_disk, tmp_path, book
 ):
     """The error says what is paid for and how to go on, and the same key delivers elsewhere."""
-    disk = small_disk(100)  # a clip of the sandbox has more
+    disk = small_disk(100).folder  # a clip of the sandbox has more
     with pytest.raises(StorageError, match="No space left on device") as told:
         image_to_video(image, key="full", storage=str(disk / "videos"))
     assert f"prefect-cometapi finish {sandbox.accepted[0].task_id}" in str(told.value)

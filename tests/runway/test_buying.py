@@ -313,6 +313,7 @@ async def test_a_claim_that_could_not_even_be_withdrawn_is_withdrawn_later(ledge
 async def test_an_id_that_cannot_be_recorded_is_used_all_the_same(ledger):
     """The run goes on with what it bought, says so, and nobody buys it again."""
     service, told = Service().silent(), Told()
+    ledger.database.patience = 0.3
     buying = asyncio.create_task(buy(ledger, service, warn=told))
     await service.asked.wait()
     repair = out_of_order(ledger, "change")

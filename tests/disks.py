@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small file systems of the tests' own, which really are full."""
+
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+
+class SmallDisk:
+    """A file system in memory, mounted at a folder.
+
+    Args:
+        folder: Where; it is there, and empty.
+        kilobytes: How much it holds.
+
+    Raises:
+        PermissionError: This machine lets nobody mount.
+    """
+
+    def __init__(self, folder: Path, kilobytes: int) -> None:
+        self.folder = folder
+        self._ballast = folder / "ballast"
+        if not self._mounted(f"size={kilobytes}k"):
+            raise PermissionError("this machine lets nobody mount")
+
+    def fill(self) -> None:
+        """Leave no room for another page."""
+        with self._ballast.open("ab", buffering=0) as file, suppress(OSError):
+            while file.write(b"x" * 4096):
+                pass
+
+    def make_room(self) -> None:
+        """Have room again."""
+        self._ballast.unlink()
+
+    def only_read(self, yes: bool) -> None:
+        """Allow no writing, or allow it again; no file may be open for writing."""
+        assert self._mounted(f"remount,{'ro' if yes else 'rw'}")
+
+    def remove(self) -> None:
+        """Take it away, whoever still uses it."""
+        subprocess.run(["umount", "-l", str(self.folder)], capture_output=True, check=False)
+
+    def _mounted(self, options: str) -> bool:
+        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)]
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
