@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
-from sqlalchemy import Connection, CursorResult, StaticPool, create_engine, event
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    ExceptionContext,
+    StaticPool,
+    create_engine,
+    event,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -32,6 +39,8 @@ PATIENCE = 30.0
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
 _UNREACHABLE = ("08", "57P", "53300")  # PostgreSQL: connection, shutdown or start, too many
+
+_READ_ONLY = "25006"
 
 _FAILURES = (
     SQLAlchemyError,
@@ -183,6 +192,7 @@ class Database:
         engine = create_async_engine(
             self._url, connect_args=arguments, pool_pre_ping=True, pool_size=4, **_OPTIONS
         )
+        event.listen(engine.sync_engine, "handle_error", _leave_a_standby)
         try:
             async with engine.connect() as connection:
                 await connection.run_sync(migrate)
@@ -231,6 +241,15 @@ def _identity(file: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def _leave_a_standby(context: ExceptionContext) -> None:
+    """Count a server that takes no changes as lost: another one takes its place, or it will again.
+
+    A connection that is kept would go on to refuse them even then.
+    """
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
+
+
 def _flush_each_change(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
@@ -268,6 +287,8 @@ _HELP = {
     "disk I/O error": "; see that its disk has room, is sound and can be written",
     "unable to open": "; see that its folder exists and can be written",
     "readonly database": "; let it be written",
+    "too many clients|connection slots": "; raise max_connections, or have fewer processes",
+    "read-only transaction": "; the server is a standby, or was told to let nobody write",
     "not a database|malformed|unsupported file": RESTORE,
 }
 

@@ -142,7 +142,8 @@ def migrate(connection: Connection) -> None:
                     connection.execute(text(statement))
             connection.execute(versions.update().values(version=VERSION))
     except BaseException:
-        connection.exec_driver_sql("ROLLBACK")
+        if not connection.invalidated:  # it was lost, and what it began with it
+            connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
 

@@ -33,9 +33,13 @@ class Postgres:
     """One server on a free port of this machine, in a temporary folder.
 
     PostgreSQL refuses to run as root, so there it runs as the user ``postgres``.
+
+    Args:
+        folder_of_binaries: Where its programs are.
+        primary: The server that it follows, if it is a standby.
     """
 
-    def __init__(self, folder_of_binaries: Path) -> None:
+    def __init__(self, folder_of_binaries: Path, primary: "Postgres | None" = None) -> None:
         self._binaries = folder_of_binaries
         self._user = "postgres" if os.geteuid() == 0 else None
         self._home = Path(tempfile.mkdtemp(prefix="cometapi-postgres-"))
@@ -45,7 +49,11 @@ class Postgres:
             self.port: int = listener.getsockname()[1]
         if self._user:
             shutil.chown(self._home, self._user)
-        self._run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
+        if primary:
+            where = ["-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres"]
+            self._run("pg_basebackup", *where, "--checkpoint=fast", "--write-recovery-conf")
+        else:
+            self._run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "-N")
         options = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
@@ -89,6 +97,14 @@ class Postgres:
         """Stop it and start it again."""
         self.stop(mode)
         self.start()
+
+    def standby(self) -> "Postgres":
+        """Another server, which follows this one and takes no changes."""
+        return Postgres(self._binaries, self)
+
+    def promote(self) -> None:
+        """Have a standby take changes: the server that it followed is gone."""
+        self._run("pg_ctl", "-w", "-t", "60", "promote")
 
     def remove(self) -> None:
         """Stop it and delete all that it wrote."""
