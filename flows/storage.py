@@ -11,6 +11,7 @@ from typing import Any
 from ..runway.errors import StorageError
 from ..runway.redact import scrub
 from ..runway.storage import FolderStorage, FsspecStorage, Storage, open_storage
+from ..runway.tables import local_path, whole_path
 from .saved_blocks import is_block_name, load_block
 
 
@@ -72,10 +73,9 @@ def _finished(call: Any) -> Any:
 
 
 def full_name(place: str) -> str:
-    """A place told apart from any other: a URL or block as it is, a folder by its whole path."""
-    if "://" in place or is_block_name(place):
-        return place
-    return str(Path(place).expanduser().absolute())
+    """A place told apart from any other: a URL or block as it is, a path of this machine whole."""
+    path = None if is_block_name(place) else local_path(place)
+    return place if path is None else str(whole_path(path))
 
 
 async def resolve_storage(place: str) -> Storage:

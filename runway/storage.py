@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote
 from uuid import uuid4
 
 from .errors import StagedFileMissing, StorageError
 from .redact import scrub, shown_url
+from .tables import local_path, whole_path
 
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 _OBJECT_STORES = _BUCKETS | {"memory"}
@@ -90,7 +90,7 @@ class FolderStorage:
     """A folder on this machine, or on a file system mounted here."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.expanduser().absolute()
+        self.folder = whole_path(folder)
 
     def staging(self) -> Path:
         """A folder on the same file system, so that publishing is a rename."""
@@ -265,11 +265,8 @@ def probe(storage: Storage) -> None:
 
 def open_storage(place: str) -> Storage:
     """The storage at a path or an fsspec URL."""
-    if place.startswith("file://"):
-        return FolderStorage(Path(unquote(place.removeprefix("file://"))))
-    if "://" in place:
-        return FsspecStorage(place)
-    return FolderStorage(Path(place))
+    path = local_path(place)
+    return FsspecStorage(place) if path is None else FolderStorage(path)
 
 
 def _check_staged(staged: Path) -> None:

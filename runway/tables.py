@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of rows: which format a place has, and how it is opened, be it a path or an fsspec URL."""
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -93,6 +95,16 @@ def local_path(place: str) -> Path | None:
     return None if "://" in place else Path(place)
 
 
+def whole_path(path: Path) -> Path:
+    """The path from the root, the same from whichever folder it is written.
+
+    Links are not followed, since they may lead elsewhere tomorrow. Somebody else's home that is not
+    known (``~nobody``) is left as it is written.
+    """
+    written = os.path.expanduser(path)  # noqa: PTH111 -- pathlib's raises
+    return Path(re.sub("^/+", "/", os.path.abspath(written)))  # noqa: PTH100 -- pathlib's keeps ..
+
+
 def _located(place: str) -> tuple[Any, str]:
     import fsspec
     from fsspec.core import url_to_fs
@@ -100,7 +112,7 @@ def _located(place: str) -> tuple[Any, str]:
     path = local_path(place)
     if path is None:
         return url_to_fs(place)
-    return fsspec.filesystem("file"), str(path.expanduser().absolute())
+    return fsspec.filesystem("file"), str(whole_path(path))
 
 
 def _name(place: str) -> str:

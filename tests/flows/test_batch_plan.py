@@ -25,3 +25,21 @@ def test_another_manifest_has_another_key():
     """Another host, another path, another file of the same name."""
     places = ["https://a/b.csv", "https://c/b.csv", "https://a/x/b.csv", "s3://a/b.csv", "/a/b.csv"]
     assert len({_batch_key(place) for place in places}) == len(places)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "../catalogue.csv",
+        "./../catalogue.csv",
+        "../out/../catalogue.csv",
+        "/{}/catalogue.csv",
+        "file://{}/catalogue.csv",
+    ],
+)
+def test_a_manifest_is_the_same_from_whichever_folder(tmp_path, monkeypatch, written):
+    """Else who starts the batch from another folder buys the whole catalogue again."""
+    key = _batch_key("catalogue.csv")
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    assert _batch_key(written.format(tmp_path)) == key
