@@ -124,6 +124,8 @@ class RunwayClient:
             "timeout": TIMEOUT,
             "transport": transport,
             "verify": tls_context(),
+            # without TLS a proxy would read the key, and this machine is reached without one
+            "trust_env": not base_url.lower().startswith("http:"),
             "follow_redirects": False,
         }
         self._connections = Connections(

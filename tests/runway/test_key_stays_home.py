@@ -43,6 +43,23 @@ async def test_no_redirect_takes_it_along(client_of, request_, api_key, status):
     assert all(f"Bearer {api_key}".encode() in head for head in at_home)
 
 
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "ALL_PROXY"])
+async def test_no_proxy_reads_it_on_the_way_to_this_machine(
+    client_of, request_, api_key, monkeypatch, name
+):
+    """Over plain http a proxy of the environment would see it; what listens here needs none."""
+    for each in ("NO_PROXY", "no_proxy", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(each, raising=False)
+    reply = found(b'{"id": "t", "status": "RUNNING"}')
+    async with listener(reply) as (proxy, on_the_way), listener(reply) as (service, at_home):
+        monkeypatch.setenv(name, proxy)
+        client = await client_of(service)
+        assert await client.create(request_) == "t"
+        await client.get("t")
+    assert on_the_way == []
+    assert [f"Bearer {api_key}".encode() in head for head in at_home] == [True, True]
+
+
 async def test_who_serves_the_video_does_not_get_it(api_key, tmp_path, monkeypatch):
     """Neither in a header nor as a cookie that somebody set before; a video needs none of it."""
     monkeypatch.setenv("COMETAPI_KEY", api_key)
