@@ -87,6 +87,7 @@ class Budget:
     spent: float = 0.0
     spent_seconds: float = 0.0
     _in_doubt: set[str] = field(default_factory=set[str], repr=False)
+    _reserved: set[str] = field(default_factory=set[str], repr=False)
     _costs: dict[str, tuple[float, float]] = field(
         default_factory=dict[str, tuple[float, float]], repr=False
     )
@@ -113,6 +114,7 @@ class Budget:
             return False
         self._in_doubt.discard(key)  # what it cost before is not given back any more
         self._set_aside(key, (money, seconds))
+        self._reserved.add(key)
         return True
 
     def doubt(self, key: str) -> None:
@@ -121,8 +123,11 @@ class Budget:
             self._in_doubt.add(key)
 
     def give_back(self, key: str) -> None:
-        """What was set aside was certainly not bought."""
-        money, seconds = self._costs.pop(key, (0.0, 0.0))
+        """What was reserved was certainly not bought; what an earlier run bought stays spent."""
+        if key not in self._reserved:
+            return
+        self._reserved.discard(key)
+        money, seconds = self._costs.pop(key)
         self.spent -= money
         self.spent_seconds -= seconds
 

@@ -46,6 +46,17 @@ def test_a_refused_item_leaves_its_money_to_the_next(prefect_server, sandbox, tm
     }
 
 
+def test_what_an_earlier_run_perhaps_bought_stays_spent(prefect_server, sandbox, tmp_path):
+    """A row that was changed since is refused now, which makes nothing undone."""
+    sandbox.add_fault(Fault.parse("create:reset-after"))
+    with pytest.raises(BatchFailed, match="1 uncertain"):
+        generate_batch(manifest(tmp_path, rows(1)), max_seconds=5)
+    changed = [{**rows(1)[0], "promptText": "another"}, rows(2)[1]]
+    with pytest.raises(BatchFailed, match="1 failed, 1 not bought"):
+        generate_batch(manifest(tmp_path, changed), max_seconds=5, max_in_flight=1)
+    assert len(sandbox.accepted) == 1
+
+
 def test_a_limit_in_money_needs_prices(prefect_server, sandbox, tmp_path):
     """It is told before anything is bought, with how to set them."""
     with pytest.raises(InvalidRequest, match="COMETAPI_PRICES"):

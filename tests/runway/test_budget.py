@@ -98,6 +98,16 @@ def test_what_was_certainly_not_bought_is_given_back():
     assert budget.spent == pytest.approx(0.32)
 
 
+def test_what_was_bought_before_is_not_given_back():
+    """An item that is refused now may have cost money in an earlier run."""
+    budget = Budget(PRICES, max_spend=0.4)
+    budget.count(entry(S.UNCERTAIN, key="a"), IMAGE)
+    assert budget.reserve("a", IMAGE)
+    budget.give_back("a")
+    assert budget.spent == pytest.approx(0.32)
+    assert not budget.reserve("b", IMAGE)
+
+
 @pytest.mark.parametrize("state", list(State))
 def test_what_the_ledger_knows_counts_unless_it_is_free(state):
     """An unknown outcome and a failure may have been charged; a refusal was not."""
