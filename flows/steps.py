@@ -36,7 +36,7 @@ from ..runway.generation import FetchedVideo, Finished, Generation, StoredVideo,
 from ..runway.media import draw_poster, inspect_video
 from ..runway.names import check_task_id, file_stem
 from ..runway.polling import Patience, wait_until_finished
-from ..runway.redact import host_of
+from ..runway.redact import origin_of
 from ..runway.requests import GenerationRequest, as_request
 from ..runway.settings import CometAPISettings
 from ..runway.storage import Storage
@@ -239,7 +239,7 @@ async def _fetch(
 
     address = finished.generation.outputs[position].reveal() or await fresh_address()
     try:
-        trusted = settings_now().asset_hosts | {host_of(credentials.base_url)}
+        trusted = settings_now().asset_hosts | {origin_of(credentials.base_url)}
         async with clients_for_assets() as clients:
             sha256 = await download(clients, address, path, renew=fresh_address, trusted=trusted)
         loop = asyncio.get_running_loop()

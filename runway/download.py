@@ -25,7 +25,7 @@ from .arriving import ArrivingFile
 from .client import tls_context
 from .errors import DownloadInterrupted, InvalidOutput, OutputExpired, StorageError
 from .outside import check_literal, keep_outside
-from .redact import HideSecrets, host_of, scrub, shown_url
+from .redact import HideSecrets, host_of, origin_of, scrub, shown_url
 
 MAX_REDIRECTS = 5
 RESUMPTIONS = 4
@@ -104,8 +104,8 @@ async def download(
         url: Where the asset is: https and on the internet, or a host that is trusted.
         destination: The file to write; it exists only in part after an error.
         renew: Gives a fresh address when this one expires, even in the middle.
-        trusted: Hosts in lower case that may be asked over plain http, and wherever they are: the
-            configured service, and those that the user names.
+        trusted: What may be asked over plain http, and wherever it is: hosts in lower case, as the
+            user names them, and origins (``origin_of``), as that of the configured service.
 
     Raises:
         OutputExpired: The address is no longer valid (401, 403, 404, 410).
@@ -223,7 +223,8 @@ def _is_trusted(url: str, trusted: Collection[str]) -> bool:
         scheme, host, _ = httpx.URL(url).scheme, host_of(url), urlsplit(url).port
     except (httpx.InvalidURL, ValueError):
         raise InvalidOutput("the output's address is no valid address") from None
-    if host and host in trusted and scheme in {"http", "https"}:
+    is_named = host in trusted or origin_of(url) in trusted
+    if host and is_named and scheme in {"http", "https"}:
         return True
     if not host or scheme != "https":
         raise InvalidOutput(f"the output's address is not https: {shown_url(url)}")

@@ -95,6 +95,16 @@ def host_of(url: str) -> str:
         return ""
 
 
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a URL in lower case, or an empty text."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return ""
+    return f"{parts.scheme}://{parts.hostname}:{port}" if parts.hostname and port else ""
+
+
 def is_loopback(url: str) -> bool:
     """Whether the URL names this machine, where plain http is safe."""
     host = host_of(url)

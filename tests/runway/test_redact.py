@@ -15,6 +15,7 @@ from prefect_cometapi.runway.redact import (
     host_of,
     is_loopback,
     is_shortened,
+    origin_of,
     scrub,
     shown_source,
     shown_url,
@@ -177,6 +178,23 @@ def test_urls_without_a_host_have_none():
     assert host_of("no url") == ""
     assert host_of("HTTPS://Example.COM:443/x") == "example.com"
     assert is_loopback("http://LOCALHOST:1")
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://H.example/x?y", "https://h.example:443"),
+        ("HTTP://h.example:80/", "http://h.example:80"),
+        ("http://[::1]:8777/x", "http://::1:8777"),
+        ("https://h.example:99999/", ""),
+        ("https://[bad", ""),
+        ("https:///x", ""),
+        ("ftp://h.example/", ""),
+    ],
+)
+def test_an_origin_tells_a_service_from_its_neighbours(url, origin):
+    """By scheme, host and port; what has none of them is nobody's."""
+    assert origin_of(url) == origin
 
 
 @pytest.mark.parametrize(
