@@ -85,10 +85,26 @@ def shown_holder(holder: str) -> str:
 
 
 def is_certainly_gone(holder: str) -> bool:
-    """Whether the holder's process ran on this machine and has ended."""
+    """Whether the holder's process ran on this machine and has ended.
+
+    One that /proc does not show may be another user's (``hidepid``), so the kernel is asked, too.
+    """
     parts = process_of(holder).split(":")
     me = this_process()
     if len(parts) != 4 or not me.space or parts[2] != me.space or not parts[1].isdecimal():
         return False
     found = _state_and_start(int(parts[1]))
-    return found is None or found[0] in _DEAD or found[1] != parts[3]
+    if found is None:
+        return not _is_there(int(parts[1]))
+    return found[0] in _DEAD or found[1] != parts[3]
+
+
+def _is_there(pid: int) -> bool:
+    """Whether any process has the number, as the kernel tells everybody."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

@@ -198,3 +198,31 @@ def test_two_processes_differ_in_any_part():
     me = Process("h", "s", 1, "2")
     others = [replace(me, **change) for change in ({"host": "x"}, {"pid": 3}, {"started": "9"})]
     assert len({str(each) for each in [me, *others]}) == 4
+
+
+@on_linux
+def test_a_process_that_is_not_shown_to_us_is_not_gone(sleeper, tmp_path, monkeypatch):
+    """Of another user's, where /proc is mounted with hidepid: only that it has ended is told."""
+    process, holder = sleeper
+    hiding = tmp_path / "proc"
+    (hiding / "sys/kernel/random").mkdir(parents=True)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    (hiding / "sys/kernel/random/boot_id").write_text(boot)
+    for shown in ("self", str(os.getpid())):
+        (hiding / shown).symlink_to(f"/proc/{os.getpid()}")
+    monkeypatch.setattr(holders, "_PROC", hiding)
+    assert not is_certainly_gone(holder)
+    process.kill()
+    process.communicate()
+    assert is_certainly_gone(holder)
+
+
+@on_linux
+def test_a_process_that_we_may_not_signal_is_there(monkeypatch):
+    """Somebody else's."""
+
+    def refused(_pid: int, _signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refused)
+    assert not is_certainly_gone(of(pid=2**22 + 1))
