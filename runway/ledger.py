@@ -41,9 +41,16 @@ _LEASE_LEFT = (_table.leased_until - _NOW).label("lease_left")
 _ENTRIES = select(generations, _LEASE_LEFT)
 
 
+_at_work: Counter[tuple[str, str]] = Counter()
+"""Keys and holders of this process, by how many blocks hold them: one for all ledgers, since one
+database may be opened under two names, and its holders are alive all the same."""
+
+_counting = threading.Lock()
+
+
 @dataclass
 class _Hold:
-    """What this process does with a key: how many blocks hold it, and the entry as last seen."""
+    """What a ledger knows of a key: how many blocks hold it, and the entry as last seen."""
 
     blocks: Counter[str] = field(default_factory=Counter[str])
     entry: Entry | None = None
@@ -64,7 +71,6 @@ class Ledger:
         self.database = Database(url, patience=patience)
         self.lease = lease
         self._held: defaultdict[str, _Hold] = defaultdict(_Hold)
-        self._counting = threading.Lock()
         self._renewing = False
 
     # Looking
@@ -273,7 +279,8 @@ class Ledger:
     @contextmanager
     def holding(self, key: str, holder: str) -> Iterator[None]:
         """Renew a holder's lease of a key while the block runs."""
-        with self._counting:
+        with _counting:
+            _at_work[key, holder] += 1
             self._held[key].blocks[holder] += 1
             begins, self._renewing = not self._renewing, True
         if begins:
@@ -281,7 +288,10 @@ class Ledger:
         try:
             yield
         finally:
-            with self._counting:
+            with _counting:
+                _at_work[key, holder] -= 1
+                if not _at_work[key, holder]:
+                    del _at_work[key, holder]
                 hold = self._held[key]
                 hold.blocks[holder] -= 1
                 if not hold.blocks.total():
@@ -305,7 +315,7 @@ class Ledger:
         if entry.holder is None or entry.lease_left is None or entry.lease_left < 0:
             return False
         if process_of(entry.holder) == process_of(holder_name("")):
-            return self.times_held_here(entry.key, entry.holder) > 0
+            return _at_work[entry.key, entry.holder] > 0
         return not is_certainly_gone(entry.holder)
 
     async def _renew_until_nothing_is_held(self) -> None:
@@ -319,7 +329,7 @@ class Ledger:
             raise
 
     def _something_is_held(self) -> bool:
-        with self._counting:
+        with _counting:
             self._renewing = bool(self._held)
             return self._renewing
 

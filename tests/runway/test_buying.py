@@ -89,6 +89,20 @@ async def test_twenty_callers_at_once_buy_one(ledger):
     assert all("which submits this key" in text for text in waited)
 
 
+async def test_a_ledger_that_is_opened_twice_buys_once(ledger, ledger_url):
+    """One process may name one database in two ways; none of them takes the other for dead."""
+    service, told = Service().silent(), Told()
+    first = asyncio.create_task(buy(ledger, service, run="one"))
+    await until(lambda: service.posts == 1)
+    again = Ledger(ledger_url)
+    second = asyncio.create_task(buy(again, service, run="two", resubmit=True, warn=told))
+    await until(lambda: bool(told) or service.posts > 1)
+    service.answer.set()
+    assert (await first).task_id == (await second).task_id
+    assert service.posts == 1
+    await again.database.close()
+
+
 async def test_keys_do_not_wait_for_each_other(ledger):
     """Twenty generations are bought side by side."""
     service = Service().silent()
