@@ -38,7 +38,8 @@ PATIENCE = 30.0
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
-_UNREACHABLE = ("08", "57P", "53300")  # PostgreSQL: connection, shutdown or start, too many
+# PostgreSQL: connection, shutdown or start, too many, rolled back for another's sake
+_PASSES = ("08", "57P", "53300", "40")
 
 _READ_ONLY = "25006"
 
@@ -262,8 +263,8 @@ def will_pass(error: Exception) -> bool:
             return True
         locked = any(word in str(error.orig) for word in ("database is locked", "is busy"))
         away = isinstance(error.orig, OSError) or isinstance(_cause(error.orig), OSError)
-        return _is_unreachable(error.orig) or locked or away
-    if _is_unreachable(error):  # a refused connection is told in the driver's own words
+        return _passes_by_itself(error.orig) or locked or away
+    if _passes_by_itself(error):  # a refused connection is told in the driver's own words
         return True
     unreachable = type(error) in {OSError, socket.gaierror}  # several addresses: no errno at all
     return isinstance(error, ConnectionError | TimeoutError | PoolTimeout) or (
@@ -271,8 +272,8 @@ def will_pass(error: Exception) -> bool:
     )
 
 
-def _is_unreachable(error: BaseException | None) -> bool:
-    return str(getattr(error, "sqlstate", None) or "").startswith(_UNREACHABLE)
+def _passes_by_itself(error: BaseException | None) -> bool:
+    return str(getattr(error, "sqlstate", None) or "").startswith(_PASSES)
 
 
 def _cause(error: BaseException | None) -> BaseException | None:

@@ -305,6 +305,8 @@ class ServerError(Exception):
         (sql_error(ServerError("57P03")), True),
         (sql_error(ServerError("08006")), True),
         (sql_error(ServerError("53300")), True),
+        (sql_error(ServerError("40001")), True),
+        (sql_error(ServerError("40P01")), True),
         (sql_error(ServerError("23505")), False),
         (sql_error(ServerError("42P01")), False),
         (sql_error(ServerError(None)), False),

@@ -162,6 +162,37 @@ async def test_an_id_is_recorded_although_the_run_is_cancelled_while_it_is_writt
     await until(recorded)
 
 
+async def waits_for_a_lock(watcher: asyncpg.Connection) -> bool:
+    """Whether one of our statements does."""
+    return await watcher.fetchval(
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'prefect-cometapi' "
+        "AND datname = current_database() AND wait_event_type = 'Lock'"
+    )
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+async def test_an_id_is_recorded_however_strictly_the_server_isolates(postgres, isolation):
+    """Two changes of one row that meet, as a lease's renewal and the answer, are both made."""
+    url, service, told = postgres.create_database(), Service().silent(), Told()
+    name = url.rpartition("/")[2]
+    postgres.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
+    ledger = Ledger(url)
+    buying = asyncio.create_task(buy_once(ledger, intent(), service.post, run="r", warn=told))
+    await until(lambda: service.posts == 1)
+    other, watcher = await asyncpg.connect(url), await asyncpg.connect(url)
+    async with other.transaction():
+        await other.execute("UPDATE cometapi_generations SET leased_until = leased_until + 1")
+        service.answer.set()
+        await until(lambda: waits_for_a_lock(watcher))
+    await buying
+    assert (await ledger.get("sku-17")).task_id == "task-1"
+    assert told == []
+    for each in (other, watcher):
+        await each.close()
+    await ledger.database.close()
+
+
 @pytest.mark.postgres
 async def test_a_claim_that_is_still_on_its_way_when_the_run_is_cancelled_is_withdrawn(postgres):
     """Nothing was sent under it, so the key is free."""
