@@ -21,6 +21,7 @@ async def load_block(name: str, lack: type[CometAPIError], hint: str = "") -> An
     """The saved block of a name; a ``lack``, with a hint, where it cannot be loaded."""
     try:
         return await Block.aload(name)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 -- Prefect raises many kinds
         why = scrub(str(error), limit=120)
-        raise lack(f"the block {name} cannot be loaded ({why}){hint}") from error
+        # not chained: a block that is not valid any more is repeated in it, decrypted
+        raise lack(f"the block {name} cannot be loaded ({why}){hint}") from None

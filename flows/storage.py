@@ -57,10 +57,10 @@ class BlockStorage:
     def _told(self, what: str, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # each block has errors of its own
-            raise StorageError(
-                f"the block {self.name} {what} {name}: {scrub(str(error))}"
-            ) from error
+        except Exception as error:  # noqa: BLE001 -- each block has errors of its own
+            # not chained: its own text may hold what the block does
+            told = f"the block {self.name} {what} {name}: {scrub(str(error))}"
+            raise StorageError(told) from None
 
 
 def _finished(call: Any) -> Any:

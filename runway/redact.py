@@ -79,11 +79,14 @@ def scrub(text: str, limit: int = 500) -> str:
 
 
 class HideSecrets(logging.Filter):
-    """For loggers of libraries that log what they were given: URLs (httpx), inputs (Prefect)."""
+    """For loggers of libraries that log what they were given: URLs (httpx, fsspec), inputs."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass, with its secrets hidden."""
+        """Let every record pass, with its secrets hidden, those of its traceback too."""
         record.msg, record.args = hide_secrets(record.getMessage()), None
+        if record.exc_info:
+            trace = logging.Formatter().formatException(record.exc_info)
+            record.exc_info, record.exc_text = None, hide_secrets(trace)
         return True
 
 

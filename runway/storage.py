@@ -150,6 +150,9 @@ class FolderStorage:
 class FsspecStorage:
     """A place that fsspec can write to, as s3://bucket/videos or memory://videos.
 
+    Errors of a file system are told and not chained: their own text may hold its credentials, and a
+    traceback would repeat it.
+
     Args:
         url: The place; what comes after ``://`` is the file system's own path.
         options: Arguments of the file system, as fsspec takes them.
@@ -182,8 +185,8 @@ class FsspecStorage:
                 files.info(path.partition("/")[0])
         except PermissionError:  # who may write need not be allowed to list
             return
-        except Exception as error:  # each file system has errors of its own
-            raise StorageError(f"{shown_url(self.url)} is no storage: {_reason(error)}") from error
+        except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
+            raise StorageError(f"{shown_url(self.url)} is no storage: {_reason(error)}") from None
 
     def uri(self, name: str) -> str:
         """The file's URL."""
@@ -208,10 +211,10 @@ class FsspecStorage:
                 files.mv(upload, target)
         except StorageError:
             raise
-        except Exception as error:  # each file system has errors of its own
+        except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
             _check_staged(staged)
             place = shown_url(self.url)
-            raise StorageError(f"{place} did not take {name}: {_reason(error)}") from error
+            raise StorageError(f"{place} did not take {name}: {_reason(error)}") from None
         staged.unlink(missing_ok=True)
         return self.uri(name)
 
@@ -241,9 +244,9 @@ class FsspecStorage:
     def _told(self, what: str, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # each file system has errors of its own
+        except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
             place = shown_url(self.url)
-            raise StorageError(f"{place} {what} {name}: {_reason(error)}") from error
+            raise StorageError(f"{place} {what} {name}: {_reason(error)}") from None
 
 
 def probe(storage: Storage) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of rows: which format a place has, and how it is opened, be it a path or an fsspec URL."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -10,7 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from .redact import scrub, shown_url
+from .redact import HideSecrets, scrub, shown_url
+
+for _logger in ("fsspec", "fsspec.http"):  # at DEBUG they log each URL whole
+    logging.getLogger(_logger).addFilter(HideSecrets())
 
 
 class Unreadable(ValueError):

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Videos go where users keep their data: folders, fsspec URLs and Prefect blocks."""
 
+import traceback
 from pathlib import Path
 
 import pytest
 from prefect.blocks.core import Block
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+from pydantic import SecretStr
 
 from prefect_cometapi.flows import image_to_video
 from prefect_cometapi.flows.storage import block_storage, full_name, resolve_storage
@@ -96,6 +98,43 @@ def test_a_block_that_refuses_a_file_is_a_storage_error(tmp_path):
     staged.write_bytes(b"video")
     with pytest.raises(StorageError, match=r"test-shelf/mine did not take a\.mp4: .*No such file"):
         storage.publish(staged, "a.mp4")
+
+
+def test_no_trace_tells_what_a_block_says_of_its_credentials(tmp_path):
+    """Its own error may repeat them; ours names the block and the file."""
+
+    class Leaky(Shelf):
+        _block_type_slug = "test-leaky"
+
+        def write_path(self, path: str, content: bytes) -> None:
+            raise RuntimeError("403 for https://h/a?sig=canary")
+
+    storage = block_storage(Leaky(folder="/"), "test-leaky/mine")
+    (tmp_path / "a.mp4").write_bytes(b"video")
+    with pytest.raises(StorageError, match=r"test-leaky/mine did not take a\.mp4") as raised:
+        storage.publish(tmp_path / "a.mp4", "a.mp4")
+    assert "canary" not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.server
+async def test_no_trace_tells_what_stands_in_a_block_that_is_not_valid_any_more(prefect_server):
+    """After an upgrade of what it belongs to, say: the error would repeat it, decrypted."""
+
+    class Vault(Block):
+        _block_type_slug = "test-vault"
+        token: SecretStr
+
+    await Vault(token=SecretStr("canary")).asave("old")
+
+    class Newer(Block):
+        _block_type_slug = "test-vault"
+        token: SecretStr
+        region: str
+
+    assert Newer
+    with pytest.raises(StorageError, match="test-vault/old cannot be loaded") as raised:
+        await resolve_storage("test-vault/old")
+    assert "canary" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_a_block_that_stores_nothing_is_refused():

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The key is sent to the configured service, and is told to nobody else, log files included."""
 
+import asyncio
 import logging
 import traceback
 from contextlib import asynccontextmanager
 
 import pytest
 
-from prefect_cometapi.runway import CometAPIError, InvalidOutput
+from prefect_cometapi.runway import CometAPIError, InvalidManifest, InvalidOutput
 from prefect_cometapi.runway.download import AssetClients
 from prefect_cometapi.runway.download import download as download_with
+from prefect_cometapi.runway.manifest import read_rows
 
 from .answering import answering
 from .fetching import BODY, digest, download
@@ -103,3 +105,21 @@ async def test_no_log_tells_it_however_much_is_logged(
     assert "httpcore" in {record.name.partition(".")[0] for record in caplog.records}
     for secret in (api_key, "canary-of-the-address"):
         assert secret not in caplog.text
+
+
+async def test_no_log_tells_the_signature_of_a_manifests_address(caplog):
+    """Nor the trace of what went wrong on the way, which is logged by what opens the address."""
+    caplog.set_level(logging.DEBUG)
+    for name in ("fsspec", "fsspec.http"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    row = b'{"id": "sku-1", "promptImage": "https://h/1.jpg"}'
+    head = "200 OK\r\nconnection: close"
+    async with listener(found(row, head)) as (host, _), listener(b"nonsense") as (broken, _):
+        read = await asyncio.to_thread(read_rows, f"{host}/m.jsonl?{SIGNED}")
+        with pytest.raises(InvalidManifest) as raised:
+            await asyncio.to_thread(read_rows, f"{broken}/m.jsonl?{SIGNED}")
+        logging.getLogger().error("failed", exc_info=raised.value)
+    assert [row.fields["id"] for row in read] == ["sku-1"]
+    assert "fsspec.http" in {record.name for record in caplog.records}
+    assert "Traceback" in caplog.text
+    assert "canary-of-the-address" not in caplog.text
