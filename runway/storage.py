@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from .errors import StagedFileMissing, StorageError
 from .redact import scrub, shown_url
-from .tables import local_path, whole_path
+from .tables import is_chained, local_path, whole_path
 
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 _OBJECT_STORES = _BUCKETS | {"memory"}
@@ -158,15 +158,17 @@ class FsspecStorage:
         options: Arguments of the file system, as fsspec takes them.
 
     Raises:
-        StorageError: The URL holds a password.
+        StorageError: The URL holds a password or a query, or names more than one file system.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
-        if re.search(r"://[^/?#@]*:[^/?#]*@", url):
+        if "?" in url or re.search(r"://[^/?#@]*:[^/?#]*@", url):
             raise StorageError(
-                f"{shown_url(url)} is stored with each video, so it may hold no password; put it "
-                "into a remote-file-system block or into fsspec's configuration"
+                f"{shown_url(url)} is stored with each video, so it may hold no password and no "
+                "query; put it into a remote-file-system block or into fsspec's configuration"
             )
+        if is_chained(url):
+            raise StorageError(f"{shown_url(url)} names more than one file system")
         self.url = url.rstrip("/")
         self.options = options
 

@@ -99,6 +99,15 @@ def local_path(place: str) -> Path | None:
     return None if "://" in place else Path(place)
 
 
+def is_chained(place: str) -> bool:
+    """Whether a URL names one file system behind another, as fsspec would take it; pure.
+
+    None of ours needs that, and some read what lies behind them as instructions: references hold
+    addresses of this machine's files, and templates that older versions of fsspec execute.
+    """
+    return "::" in place
+
+
 def whole_path(path: Path) -> Path:
     """The path from the root, the same from whichever folder it is written.
 
@@ -114,6 +123,8 @@ def _located(place: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     path = local_path(place)
+    if path is None and is_chained(place):
+        raise Unreadable(f"{shown_url(place)} names more than one file system")
     if path is None:
         return url_to_fs(place)
     return fsspec.filesystem("file"), str(whole_path(path))
