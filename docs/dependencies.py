@@ -1,21 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/dependencies.md: every package that an installation brings, with its licence.
+"""Write docs/dependencies.md and docs/sbom.cdx.json: what an installation brings, with its licence.
 
 Run it with ``python docs/dependencies.py`` where the lock is installed. What a package says about
-its licence is taken from its metadata.
+its licence and about what it needs is taken from its metadata.
 """
 
 import importlib.metadata
 import re
+import tomllib
 from pathlib import Path
+
+from cyclonedx.contrib.license.factories import LicenseFactory
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.output.json import JsonV1Dot6
+from packageurl import PackageURL
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "dependencies.md"
+SBOM = ROOT / "docs" / "sbom.cdx.json"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+NOT_HERE = "not for this system"
 HEAD = """# What an installation brings
 
 `constraints.txt` names every package that is installed with this one, with its version and the
 hashes of its files; `pip install --require-hashes -r constraints.txt` takes nothing else. These are
-they, with the licences that they state. `python docs/dependencies.py` writes this page.
+they, with the licences that they state; [sbom.cdx.json](sbom.cdx.json) tells the same to a machine
+(CycloneDX 1.6), and which of them needs which. `python docs/dependencies.py` writes both.
+
+To hold them against the published advisories, where the network reaches a database of them:
+`pipx run pip-audit --require-hashes --disable-pip -r constraints.txt`.
 
 | package | version | licence |
 | --- | --- | --- |
@@ -32,7 +48,7 @@ def licence(name: str) -> str:
     try:
         stated = importlib.metadata.metadata(name)
     except importlib.metadata.PackageNotFoundError:
-        return "not for this system"
+        return NOT_HERE
     if expression := stated.get("License-Expression"):
         return expression
     classified = [
@@ -44,12 +60,64 @@ def licence(name: str) -> str:
     return ", ".join(classified) or (text if 0 < len(text) <= 60 else "see its files")
 
 
-def page() -> str:
+def needs() -> dict[str, set[str]]:
+    """What needs what on this system, from this package down, with the extras that it asks for."""
+    found: dict[str, set[str]] = {}
+    left = [(PROJECT["name"], "", PROJECT["dependencies"])]
+    seen: set[tuple[str, str]] = set()
+    while left:
+        name, extra, wanted = left.pop()
+        needed = [need for text in wanted if _holds(need := Requirement(text), extra)]
+        found.setdefault(name, set()).update(canonicalize_name(need.name) for need in needed)
+        for one in {
+            (canonicalize_name(need.name), of) for need in needed for of in {"", *need.extras}
+        }:
+            if one not in seen:
+                seen.add(one)
+                left.append((*one, importlib.metadata.requires(one[0]) or []))
+    return found
+
+
+def _holds(need: Requirement, extra: str) -> bool:
+    return need.marker is None or need.marker.evaluate({"extra": extra})
+
+
+def page(lock: dict[str, str]) -> str:
     """The page as it should be."""
-    lock = locked((ROOT / "constraints.txt").read_text(encoding="utf-8"))
     rows = [f"| {name} | {version} | {licence(name)} |\n" for name, version in sorted(lock.items())]
     return HEAD + "".join(rows)
 
 
+def sbom(lock: dict[str, str]) -> str:
+    """The same as CycloneDX, without anything that differs from one time to the next."""
+    bom, licences = Bom(), LicenseFactory()
+    bom.metadata.timestamp = None  # pyright: ignore[reportAttributeAccessIssue]
+
+    def component(name: str, version: str, stated: str) -> Component:
+        purl = PackageURL("pypi", name=name, version=version)
+        return Component(
+            name=name,
+            version=version,
+            type=ComponentType.LIBRARY,
+            purl=purl,
+            bom_ref=str(purl),
+            licenses=[] if stated == NOT_HERE else [licences.make_from_string(stated)],
+        )
+
+    ours = component(PROJECT["name"], PROJECT["version"], PROJECT["license"])
+    parts = {
+        name: component(name, version, licence(name)) for name, version in sorted(lock.items())
+    }
+    bom.metadata.component = ours
+    for part in parts.values():
+        bom.components.add(part)
+    for name, needed in needs().items():
+        bom.register_dependency(parts.get(name, ours), [parts[each] for each in sorted(needed)])
+    text = JsonV1Dot6(bom).output_as_string(indent=1)
+    return re.sub(r'^ "serialNumber": .*\n', "", text, flags=re.MULTILINE) + "\n"
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    versions = locked((ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    PAGE.write_text(page(versions), encoding="utf-8")
+    SBOM.write_text(sbom(versions), encoding="utf-8")

@@ -2,6 +2,7 @@
 """What is installed is what was looked at: locked, licensed, and built the same by anybody."""
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -54,6 +55,18 @@ def test_every_package_is_listed_with_its_licence():
     for name, _, licence in rows:
         has_a_choice = "Artistic" in licence
         assert has_a_choice or not VIRAL.search(licence), (name, licence)
+
+
+def test_the_sbom_tells_a_machine_the_same():
+    """Each package with its version, and what it needs, down from this one; nothing is loose."""
+    sbom = json.loads((ROOT / "docs" / "sbom.cdx.json").read_text(encoding="utf-8"))
+    assert (sbom["bomFormat"], sbom["specVersion"]) == ("CycloneDX", "1.6")
+    assert {part["name"]: part["version"] for part in sbom["components"]} == versions(LOCK)
+    needs = {each["ref"]: each.get("dependsOn", []) for each in sbom["dependencies"]}
+    reached = {sbom["metadata"]["component"]["bom-ref"]}
+    while more := {part for one in reached for part in needs[one]} - reached:
+        reached |= more
+    assert reached >= {part["bom-ref"] for part in sbom["components"] if part.get("licenses")}
 
 
 def built(folder: Path, kind: str) -> Path:
