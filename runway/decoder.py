@@ -2,24 +2,30 @@
 """Opens videos that came from elsewhere, in a process of its own.
 
 A decoder is a large piece of C that reads what a stranger wrote. So it runs here, without the key,
-unable to write a file, and within bounds of memory and time: a file that breaks it breaks only
-this process. It imports nothing of the package, so that it starts quickly and stays small, and
-speaks JSON, a line for a line.
+and within bounds of memory and time: a file that breaks it breaks only this process. Each video
+comes as an open file from the process that asks, so this one needs no other, and gives up reaching
+anything else before it reads the first: a file that takes it over finds nothing, and nobody to
+tell. It imports nothing of the package, so that it starts quickly and stays small, and speaks JSON,
+a line for a line.
 
 A header is not enough: an MP4 with its index in front still tells its full duration after 95 % of
 it was cut away. So the file is demuxed to its last packet, which costs milliseconds, and what is
 really there is held against what the header promises. Only the two containers that Runway
-delivers are opened, from the file alone, so a playlist in disguise reaches no network.
+delivers are opened, and nothing beside the file, so a playlist in disguise reaches no network.
 """
 
 import base64
 import contextlib
 import json
+import os
 import signal
+import socket
 import sys
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TextIO
+from runpy import run_path
+from typing import Any, BinaryIO, TextIO
 
 COMPLETE = 0.98
 """Share of the promised duration that must be there; the last frame's own length may be missing."""
@@ -30,12 +36,15 @@ MEMORY = 2 << 30
 CPU_SECONDS = 60.0
 """Processor time for one file, in seconds."""
 
+_AT_ONCE = 256 << 10
+"""Bytes that are read at once."""
+
 
 class Refused(Exception):
     """The file is no whole video."""
 
 
-def inspect_video(path: Path) -> dict[str, Any]:
+def inspect_video(video: BinaryIO) -> dict[str, Any]:
     """Demux a video to its end and describe it: width and height in pixels, duration in seconds.
 
     Raises:
@@ -44,7 +53,7 @@ def inspect_video(path: Path) -> dict[str, Any]:
     from av.error import FFmpegError
 
     try:
-        with _open(path) as container:
+        with _open(video) as container:
             if not container.streams.video:
                 raise Refused("the output holds no video")
             stream = container.streams.video[0]
@@ -76,7 +85,7 @@ def inspect_video(path: Path) -> dict[str, Any]:
     return info
 
 
-def draw_poster(path: Path, width: int) -> bytes:
+def draw_poster(video: BinaryIO, width: int) -> bytes:
     """A frame from the middle of a video as a JPEG of the given width in pixels.
 
     Raises:
@@ -85,7 +94,7 @@ def draw_poster(path: Path, width: int) -> bytes:
     from av.error import FFmpegError
 
     try:
-        with _open(path) as container:
+        with _open(video) as container:
             if not container.streams.video:
                 raise Refused("the output holds no video")
             stream = container.streams.video[0]
@@ -113,15 +122,16 @@ def as_jpeg(picture: Any) -> bytes:
     return b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode()])
 
 
-def _open(path: Path) -> Any:
+def _open(video: BinaryIO) -> Any:
     import av
 
-    return av.open(str(path), format=_container(path), options={"protocol_whitelist": "file"})
+    none = {"protocol_whitelist": "none"}
+    return av.open(video, format=_container(video), buffer_size=_AT_ONCE, options=none)
 
 
-def _container(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(12)
+def _container(video: BinaryIO) -> str:
+    head = video.read(12)
+    video.seek(0)
     if head[4:8] == b"ftyp":
         return "mp4"
     if head.startswith(b"\x1aE\xdf\xa3"):
@@ -145,23 +155,44 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def serve(questions: TextIO, answers: TextIO, cpu_seconds: float = CPU_SECONDS) -> None:
-    """Answer each line until there are no more; a file that takes too long ends the process."""
-    import av  # noqa: F401 -- that it is there is what "ready" says
+def asked() -> Iterator[tuple[BinaryIO, int | None]]:
+    """The questions: each a video, open for reading, and the width of its poster if one is wanted.
 
+    Where a process can pass no open file, which is on Windows, it is opened here.
+    """
+    if not hasattr(socket, "recv_fds"):
+        for line in sys.stdin:
+            question = json.loads(line)
+            with Path(question["video"]).open("rb") as video:
+                yield video, question["poster_width"]
+        return
+    with socket.socket(fileno=sys.stdin.fileno()) as questions:
+        while True:
+            line, files, _, _ = socket.recv_fds(questions, _AT_ONCE, 1)
+            if not line:
+                return
+            with os.fdopen(files[0], "rb", buffering=0) as video:
+                yield video, json.loads(line)["poster_width"]
+
+
+def serve(
+    questions: Iterable[tuple[BinaryIO, int | None]],
+    answers: TextIO,
+    cpu_seconds: float = CPU_SECONDS,
+) -> None:
+    """Answer each in a line until there are no more; one that takes too long ends the process."""
     print("ready", file=answers, flush=True)
-    for line in questions:
+    for video, poster_width in questions:
         _alarm_after(cpu_seconds)
-        print(json.dumps(_answer(**json.loads(line))), file=answers, flush=True)
+        print(json.dumps(_answer(video, poster_width)), file=answers, flush=True)
         _alarm_after(0)
 
 
-def _answer(video: str, poster_width: int | None) -> dict[str, Any]:
+def _answer(video: BinaryIO, poster_width: int | None) -> dict[str, Any]:
     try:
         if poster_width:
-            jpeg = draw_poster(Path(video), poster_width)
-            return {"poster": base64.b64encode(jpeg).decode()}
-        return {"info": inspect_video(Path(video))}
+            return {"poster": base64.b64encode(draw_poster(video, poster_width)).decode()}
+        return {"info": inspect_video(video)}
     except Refused as error:
         return {"refused": str(error)}
     except MemoryError:
@@ -175,28 +206,17 @@ def _alarm_after(cpu_seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
 
 
-def confine() -> None:
-    """Give up what opening a video does not need: most memory, and writing files."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-
-    def at_most(what: int, limit: int) -> None:
-        _, hard = resource.getrlimit(what)
-        lower = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        with contextlib.suppress(OSError, ValueError):  # a system that does not know this limit
-            resource.setrlimit(what, (lower, lower))
-
-    at_most(resource.RLIMIT_AS, MEMORY)
-    at_most(resource.RLIMIT_FSIZE, 0)
-    at_most(resource.RLIMIT_CORE, 0)
+def load() -> None:
+    """Import what reading videos needs, some of which `av` would only when it needs it."""
+    import av.subtitles.codeccontext
+    import av.subtitles.stream  # noqa: F401
 
 
 def main() -> None:
     """What the process does."""
-    confine()
-    serve(sys.stdin, sys.stdout)
+    load()
+    run_path(str(Path(__file__).with_name("confinement.py")))["confine"](MEMORY)
+    serve(asked(), sys.stdout)
 
 
 if __name__ == "__main__":  # pragma: no cover -- in its own process

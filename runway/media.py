@@ -6,15 +6,16 @@ import base64
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import TypeAdapter
 
@@ -91,6 +92,7 @@ class Decoder:
     def __init__(self, program: Path = _DECODER) -> None:
         self._program = program
         self._process: subprocess.Popen[str] | None = None
+        self._questions: socket.socket | None = None
         self._turn = threading.Lock()
 
     def ask(self, video: Path, poster_width: int | None = None) -> dict[str, Any]:
@@ -100,9 +102,13 @@ class Decoder:
             InvalidOutput: The file is none, or the process did not survive it.
             StorageError: The file cannot be read, or the process does not start.
         """
-        question = json.dumps({"video": str(video), "poster_width": poster_width})
-        with self._turn:
-            line = self._told(question)
+        question = json.dumps({"video": str(video), "poster_width": poster_width}) + "\n"
+        try:
+            file = video.open("rb")
+        except OSError as error:
+            raise StorageError(f"the download cannot be read: {error.strerror}") from error
+        with file, self._turn:
+            line = self._told(question, file)
             if not line:
                 raise InvalidOutput(f"the output broke the decoder, which {self._end()}")
         answer: dict[str, Any] = json.loads(line)
@@ -119,14 +125,16 @@ class Decoder:
                 self._process.kill()
                 self._end()
 
-    def _told(self, question: str) -> str:
+    def _told(self, question: str, file: BinaryIO) -> str:
         process = self._process = self._process or self._start()
-        assert process.stdin  # noqa: S101 -- it is a pipe
         assert process.stdout  # noqa: S101 -- it is a pipe
         late = threading.Timer(PATIENCE, process.kill)  # its own limit is for time on a processor
         late.start()
         try:
-            print(question, file=process.stdin, flush=True)
+            if self._questions:  # everywhere but on Windows
+                socket.send_fds(self._questions, [question.encode()], [file.fileno()])
+            else:
+                print(question, end="", file=process.stdin, flush=True)
             return process.stdout.readline(_LONGEST)
         except OSError:  # it has ended
             return ""
@@ -134,15 +142,18 @@ class Decoder:
             late.cancel()
 
     def _start(self) -> subprocess.Popen[str]:
-        process = subprocess.Popen(  # noqa: S603 -- this Python, and a file of ours
-            [sys.executable, "-P", str(self._program)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={name: os.environ[name] for name in _NEEDED if name in os.environ},
-            text=True,
-            start_new_session=True,  # Ctrl-C is for this process to deal with
-        )
+        ours, theirs = socket.socketpair() if hasattr(socket, "send_fds") else (None, None)
+        with theirs or nullcontext():
+            process = subprocess.Popen(  # noqa: S603 -- this Python, and a file of ours
+                [sys.executable, "-P", str(self._program)],
+                stdin=theirs.fileno() if theirs else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _NEEDED if name in os.environ},
+                text=True,
+                start_new_session=True,  # Ctrl-C is for this process to deal with
+            )
+        self._questions = ours
         assert process.stdout  # noqa: S101 -- it is a pipe
         if not process.stdout.readline():
             self._process = process
@@ -153,6 +164,8 @@ class Decoder:
         """Have it end, and say how it did."""
         process, self._process = self._process, None
         assert process  # noqa: S101 -- it was started
+        if self._questions:
+            self._questions.close()
         process.communicate()
         if process.returncode < 0:
             return f"was ended by {signal.Signals(-process.returncode).name}"

@@ -238,6 +238,24 @@ def _write_clip_with_longer_sound(target: str) -> None:
         output.mux(sound.encode(None))
 
 
+def _write_subtitled(target: str) -> None:
+    """What PyAV does with subtitles it imports when it meets some."""
+    with av.open(target, "w", format="mp4") as output:
+        video: Any = output.add_stream("libx264", rate=24)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        words: Any = output.add_stream("mov_text")
+        words.codec_context.subtitle_header = b"[V4+ Styles]\nStyle: Default,Arial,16\n"
+        for number, frame in enumerate(_frames(48)):
+            frame.pts, frame.time_base = number, Fraction(1, 24)
+            output.mux(video.encode(frame))
+        output.mux(video.encode(None))
+        word = av.Packet(b"\0\5hello")
+        word.stream, word.time_base = words, Fraction(1, 1000)
+        word.pts = word.dts = 0
+        word.duration = 1000
+        output.mux(word)
+
+
 class _Pipe(io.RawIOBase):
     """Cannot be rewound, so the length of what is written to it never reaches its header."""
 
@@ -273,6 +291,7 @@ def clips(tmp_path_factory) -> Path:
     live = _Pipe()
     _write_clip(live, "libvpx", "webm")
     (folder / "live.webm").write_bytes(bytes(live.content))
+    _write_subtitled(str(folder / "subtitled.mp4"))
     _write_sound(str(folder / "sound.mp4"))
     _write_clip_with_longer_sound(str(folder / "sound.webm"))
     clip = (folder / "clip.mp4").read_bytes()

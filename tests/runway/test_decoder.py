@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file from elsewhere breaks at most the process that opens it."""
 
+import errno
 import json
 import os
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -32,24 +34,45 @@ def process_of(one: Decoder) -> int:
     return one._process.pid
 
 
-def told(*questions: dict[str, object]) -> list[dict[str, object]]:
+def told(video: Path, poster_width: int | None = None) -> dict[str, object]:
     """What the process would answer, asked in this one."""
     answers = StringIO()
-    decoder.serve(StringIO("".join(json.dumps(one) + "\n" for one in questions)), answers)
-    ready, *lines = answers.getvalue().splitlines()
+    with video.open("rb", buffering=0) as file:
+        decoder.serve([(file, poster_width)], answers)
+    ready, answer = answers.getvalue().splitlines()
     assert ready == "ready"
-    return [json.loads(line) for line in lines]
+    return json.loads(answer)
 
 
-CLIPS = ["clip.mp4", "clip.webm", "live.webm", "sound.mp4", "no-size.mp4", "unknown-codec.mp4"]
+@pytest.fixture
+def standard_input(monkeypatch):
+    """The end of a socket whose other end is this process's standard input."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setattr(sys, "stdin", theirs)
+        yield ours
+        theirs.detach()  # who reads from it has closed it
+
+
+CLIPS = [
+    "clip.mp4",
+    "index-last.mp4",
+    "clip.mov",
+    "clip.webm",
+    "live.webm",
+    "sound.webm",
+    "subtitled.mp4",
+    "sound.mp4",
+    "no-size.mp4",
+    "unknown-codec.mp4",
+]
 
 
 @pytest.mark.parametrize("name", CLIPS)
 @pytest.mark.parametrize("poster_width", [None, 320])
 def test_the_process_tells_what_the_functions_find(clips, asked, name, poster_width):
-    """Nothing is lost between the two processes: neither a description nor a refusal."""
-    question = {"video": str(clips / name), "poster_width": poster_width}
-    (answer,) = told(question)
+    """Confined as it is, it reads what this process can read, and refuses what this one would."""
+    answer = told(clips / name, poster_width)
     if refused := answer.get("refused"):
         with pytest.raises(InvalidOutput, match=str(refused)):
             asked.ask(clips / name, poster_width)
@@ -62,7 +85,7 @@ def test_what_is_no_whole_video_is_answered(clips, tmp_path, kept):
     """However little of it is there, as a refusal and not as the end of the process."""
     for name in ("clip.mp4", "clip.webm"):
         (tmp_path / name).write_bytes((clips / name).read_bytes()[:kept])
-        assert "refused" in told({"video": str(tmp_path / name), "poster_width": None})[0]
+        assert "refused" in told(tmp_path / name)
 
 
 def test_a_file_that_kills_the_decoder_is_refused_and_the_next_one_is_read(clips, tmp_path, asked):
@@ -99,20 +122,21 @@ def test_a_file_that_takes_too_long_ends_the_process(tmp_path):
     program.write_text(
         f"import sys\nsys.path.insert(0, {str(Path(decoder.__file__).parent)!r})\n"
         "import decoder\n"
-        "def endless(**_):\n    while True: pass\n"
+        "def endless(*_):\n    while True: pass\n"
         "decoder._answer = endless\n"
-        "decoder.serve(sys.stdin, sys.stdout, cpu_seconds=0.1)\n"
+        "decoder.serve(decoder.asked(), sys.stdout, cpu_seconds=0.1)\n"
     )
     one = Decoder(program)
     with pytest.raises(InvalidOutput, match="ended by SIGPROF"):
-        one.ask(tmp_path / "any.mp4")
+        one.ask(program)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_who_opens_a_strangers_file_has_no_key_and_cannot_write(clips, asked, monkeypatch):
-    """It knows no secret of the environment, and its memory is bounded."""
+def test_who_opens_a_strangers_file_has_no_key_and_is_confined(clips, asked, monkeypatch):
+    """It knows no secret of the environment, its memory is bounded, and no thread of it is free."""
     monkeypatch.setenv("COMETAPI_KEY", "sk-canary")
-    asked.ask(clips / "clip.mp4")
+    for _ in range(3):
+        asked.ask(clips / "clip.mp4")
     process = Path(f"/proc/{process_of(asked)}")
     assert b"sk-canary" not in (process / "environ").read_bytes()
     limits = (process / "limits").read_text()
@@ -123,6 +147,13 @@ def test_who_opens_a_strangers_file_has_no_key_and_cannot_write(clips, asked, mo
     }.items():
         line = next(line for line in limits.splitlines() if line.startswith(limit))
         assert line.removeprefix(limit).split()[:2] == [str(value), str(value)]
+    threads = [task / "status" for task in (process / "task").iterdir()]
+    for status in [dict(line.split(":\t", 1) for line in one.open()) for one in threads]:
+        assert status["NoNewPrivs"].strip() == "1"
+        assert int(status["CapPrm"], 16) == 0
+    opened = [one.readlink().name.split(":")[0] for one in (process / "fd").iterdir()]
+    assert set(opened) - {"clip.mp4"} == {"socket", "pipe", "null"}
+    assert len(opened) <= 4
 
 
 def test_a_decoder_that_does_not_start_is_the_machines_fault(tmp_path, clips):
@@ -137,25 +168,64 @@ def test_a_download_that_is_gone_is_the_machines_fault(tmp_path, asked):
     """It is fetched again, and not said to be damaged."""
     with pytest.raises(StorageError, match="cannot be read: No such file"):
         asked.ask(tmp_path / "gone.mp4")
-    assert "errno" in told({"video": str(tmp_path / "gone.mp4"), "poster_width": None})[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_disk_that_fails_while_it_is_read_is_the_machines_fault(asked):
+    """The video may be whole, so it is not called damaged."""
+    unreadable = Path("/proc/self/mem")  # nothing is mapped where it begins
+    with pytest.raises(StorageError, match="cannot be read: Input/output error"):
+        asked.ask(unreadable)
+    assert told(unreadable) == {"errno": errno.EIO, "strerror": "Input/output error"}
 
 
 def test_a_video_that_needs_too_much_memory_is_refused(clips, monkeypatch):
     """The bound is told."""
 
-    def greedy(_path: Path) -> None:
+    def greedy(_video: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(decoder, "inspect_video", greedy)
-    question = {"video": str(clips / "clip.mp4"), "poster_width": None}
-    assert told(question) == [{"refused": "the output needs more than 2 GB of memory to be read"}]
+    refused = {"refused": "the output needs more than 2 GB of memory to be read"}
+    assert told(clips / "clip.mp4") == refused
 
 
-def test_each_process_has_a_decoder_of_its_own():
+def test_a_decoder_that_has_ended_leaves_nothing_open(clips, asked):
+    """However often it is replaced, its process does not run out of descriptors."""
+    before = len(list(Path("/dev/fd").iterdir()))
+    asked.ask(clips / "clip.mp4")
+    asked.close()
+    assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+def test_each_process_has_a_decoder_of_its_own(clips):
     """A forked child must not talk into the conversation of its parent."""
-    assert media._decoder(1) is media._decoder(1)
-    assert media._decoder(1) is not media._decoder(2)
-    media._decoder(2).close()
+    script = (
+        "import os, sys\nfrom pathlib import Path\n"
+        "from prefect_cometapi.runway import media\n"
+        "def look():\n"
+        "    frames = media.inspect_video(Path(sys.argv[1])).frames\n"
+        "    print(media._decoder(os.getpid())._process.pid, frames, flush=True)\n"
+        "look()\n"
+        "child = os.fork()\n"
+        "look()\n"
+        "if not child:\n"
+        "    media._decoder(os.getpid()).close()\n"
+        "    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        "look()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(clips / "clip.mp4")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line.split() for line in ran.stdout.splitlines()]
+    assert [frames for _, frames in lines] == ["48"] * 4
+    parents, childs = lines[0][0], ({pid for pid, _ in lines} - {lines[0][0]})
+    assert len(childs) == 1
+    assert [pid for pid, _ in lines].count(parents) == 3
 
 
 def test_the_process_ends_with_its_parent(clips):
@@ -181,23 +251,57 @@ def test_the_process_ends_with_its_parent(clips):
         assert ended
 
 
-def test_limits_never_rise_above_those_of_the_machine(monkeypatch):
-    """Where an administrator allows less, less it stays."""
+def test_the_program_confines_itself_and_answers(clips, standard_input, monkeypatch, capsys):
+    """Each question comes with its video; when there are no more, it is over."""
     set_to: dict[int, tuple[int, int]] = {}
-    monkeypatch.setattr(resource, "getrlimit", lambda _what: (1000, 1000))
     monkeypatch.setattr(resource, "setrlimit", set_to.__setitem__)
-    monkeypatch.setattr(sys, "stdin", StringIO())
-    decoder.main()
-    assert set_to[resource.RLIMIT_AS] == (1000, 1000)
-    assert set_to[resource.RLIMIT_FSIZE] == (0, 0)
+    with (clips / "clip.mp4").open("rb") as file:
+        socket.send_fds(standard_input, [b'{"poster_width": null}'], [file.fileno()])
+    standard_input.shutdown(socket.SHUT_WR)
+    program = threading.Thread(target=decoder.main)  # only it is confined
+    program.start()
+    program.join()
+    ready, answer = capsys.readouterr().out.splitlines()
+    assert ready == "ready"
+    assert json.loads(answer)["info"]["frames"] == 48
+    assert set_to[resource.RLIMIT_AS][0] == decoder.MEMORY
 
 
-def test_without_limits_it_still_reads(clips, monkeypatch):
-    """Windows has none of them."""
+WINDOWS = """
+import signal, socket, sys
+
+del socket.recv_fds, signal.setitimer
+sys.modules["resource"], sys.platform = None, "win32"
+sys.path.insert(0, {folder!r})
+import decoder
+
+decoder.main()
+"""
+
+
+def test_on_windows_a_video_is_opened_by_its_path(clips, tmp_path, monkeypatch):
+    """No open file can be passed there; one that cannot be opened is told all the same."""
+    program = tmp_path / "windows.py"
+    program.write_text(WINDOWS.format(folder=str(Path(decoder.__file__).parent)))
+    monkeypatch.delattr(socket, "send_fds")
+    one = Decoder(program)
+    for name in ("clip.mp4", "index-last.mp4"):
+        assert one.ask(clips / name)["info"]["frames"] == 48
+    with pytest.raises(StorageError, match="cannot be read: No such file"):
+        one.ask(tmp_path / "gone.mp4")
+    one.close()
+
+
+def test_without_what_windows_lacks_it_still_reads(clips, monkeypatch, capsys):
+    """It knows no limits, renounces nothing, and has no timer for a processor."""
+    question = json.dumps({"video": str(clips / "clip.mp4"), "poster_width": None})
+    monkeypatch.setattr(sys, "stdin", StringIO(question))
+    monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.delattr(socket, "recv_fds")
     monkeypatch.delattr(signal, "setitimer")
-    decoder.confine()
-    assert told({"video": str(clips / "clip.mp4"), "poster_width": None})[0]["info"]
+    decoder.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[1])["info"]["frames"] == 48
 
 
 @pytest.mark.parametrize(
@@ -214,8 +318,8 @@ def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, an
     one = Decoder(program)
     monkeypatch.setattr(media, "_decoder", lambda _process: one)
     for look in (
-        lambda: media.inspect_video(tmp_path / "any.mp4"),
-        lambda: media.draw_poster(tmp_path / "any.mp4", tmp_path / "poster.jpg"),
+        lambda: media.inspect_video(program),
+        lambda: media.draw_poster(program, tmp_path / "poster.jpg"),
     ):
         with pytest.raises(InvalidOutput, match="answers nonsense"):
             look()
@@ -230,4 +334,4 @@ def test_a_decoder_that_sleeps_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(media, "PATIENCE", 0.2)
     asleep = Decoder(program)
     with pytest.raises(InvalidOutput, match="was ended by SIGKILL"):
-        asleep.ask(tmp_path / "any.mp4")
+        asleep.ask(program)
