@@ -15,6 +15,7 @@ import errno
 import os
 import struct
 import sys
+from typing import Any
 
 # From the kernel's headers linux/landlock.h, prctl.h, seccomp.h, filter.h, audit.h, capability.h.
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446  # calls with the same numbers on every machine
@@ -28,13 +29,14 @@ _LANDLOCK = {  # version: what it can deny of files, of networks, and of other p
     6: (0xFFFF, 3, 3),  # 6.12: and connect abstract Unix sockets, and signal
 }
 _SET_NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38, 22, 2
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _HAS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _FAIL_WITH = 0x7FFF0000, 0x00050000
-_MACHINES = {  # its calls, those of its 32-bit programs, and the number of `socket`
-    "x86_64": (0xC000003E, 0x40000003, 41),
-    "aarch64": (0xC00000B7, 0x40000028, 198),
+_MACHINES = {  # its calls, those of its 32-bit programs, socket and forks, and clone
+    "x86_64": (0xC000003E, 0x40000003, (41, 57, 58), 56),
+    "aarch64": (0xC00000B7, 0x40000028, (198,), 220),
 }
-_IO_URING_SETUP, _X32 = 425, 0x40000000
+_IO_URING_SETUP, _CLONE3, _X32, _CLONE_THREAD = 425, 435, 0x40000000, 0x10000
+_MANNER, _NUMBER, _FIRST_ARGUMENT = 4, 0, 16  # where they stand in what a filter is given
 _CAPABILITIES_OF_64_BITS = 0x20080522
 
 
@@ -80,7 +82,7 @@ def renounce() -> None:
     libc = ctypes.CDLL(None)
     libc.prctl(_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
     _allow_nothing(libc)
-    _open_no_socket(libc)
+    _call_for_nobody(libc)
     libc.capset(struct.pack("=Ii", _CAPABILITIES_OF_64_BITS, 0), bytes(24))
 
 
@@ -95,24 +97,38 @@ def _allow_nothing(libc: ctypes.CDLL) -> None:
     os.close(rules)
 
 
-def _open_no_socket(libc: ctypes.CDLL) -> None:
-    """Landlock leaves UDP and Unix sockets, behind which are others who may do more.
+def _call_for_nobody(libc: ctypes.CDLL) -> None:
+    """Open no socket and start no process; Landlock leaves UDP, Unix sockets and forks.
 
-    No limit of descriptors stands in for this: who closes one may open another.
+    Behind a socket are others who may do more, and no limit of descriptors stands in for this: who
+    closes one may open another. A child could outlive the process and keep what it was handed.
     """
-    calls, small_calls, opens_socket = _MACHINES.get(os.uname().machine, (0, 0, 0))
+    calls, small_calls, denied, clone = _MACHINES.get(os.uname().machine, (0, 0, (), 0))
     if not calls or sys.maxsize < 1 << 32:  # a 32-bit Python makes other calls
         return
-    steps = [  # what to do, how many steps to leave out if so and if not, and with what
-        (_LOAD, 0, 0, 4),  # in which manner the call is made
-        (_EQUAL, 6, 0, small_calls),
-        (_EQUAL, 0, 4, calls),  # an emulator makes others
-        (_LOAD, 0, 0, 0),  # its number
-        (_EQUAL, 3, 0, opens_socket),
-        (_EQUAL, 2, 0, _IO_URING_SETUP),  # which opens sockets, too
-        (_AT_LEAST, 1, 0, _X32),
-        (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, _FAIL_WITH | errno.EACCES),
-    ]
-    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
-    libc.prctl(_SET_SECCOMP, _FILTER, struct.pack("HP", len(steps), ctypes.addressof(program)))
+    program = _assembled(
+        (_LOAD, _MANNER),
+        (_EQUAL, small_calls, "deny"),
+        (_EQUAL, calls, "", "allow"),  # an emulator makes others
+        (_LOAD, _NUMBER),
+        (_AT_LEAST, _X32, "deny"),
+        *((_EQUAL, number, "deny") for number in (*denied, _IO_URING_SETUP)),
+        (_EQUAL, _CLONE3, "unknown"),  # what it asks cannot be seen; the C library takes clone then
+        (_EQUAL, clone, "", "allow"),
+        (_LOAD, _FIRST_ARGUMENT),
+        (_HAS, _CLONE_THREAD, "", "deny"),
+    )
+    steps = ctypes.create_string_buffer(program)
+    libc.prctl(_SET_SECCOMP, _FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(steps)))
+
+
+def _assembled(*steps: tuple[Any, ...]) -> bytes:
+    """A filter: what to do, with what, and where to go on if so and if not; else with the next."""
+    deny, unknown = _FAIL_WITH | errno.EACCES, _FAIL_WITH | errno.ENOSYS
+    ends = {"allow": _ALLOW, "deny": deny, "unknown": unknown}
+    places = {name: len(steps) + number for number, name in enumerate(ends)}
+    program = b""
+    for here, (what, value, *ways) in enumerate(steps):
+        jumps = [places[way] - here - 1 if way else 0 for way in (*ways, "", "")[:2]]
+        program += struct.pack("=HBBI", what, *jumps, value)
+    return program + b"".join(struct.pack("=HBBI", _RETURN, 0, 0, end) for end in ends.values())

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,9 @@ POSTER_WIDTH = 640
 
 PATIENCE = 600.0
 """Seconds for one answer of the decoder; it may have four gigabytes to read from a slow disk."""
+
+ENDING = 5.0
+"""Seconds that a decoder has to end by itself once nothing is asked or heard of it any more."""
 
 _DECODER = Path(__file__).with_name("decoder.py")
 _NEEDED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT")
@@ -122,13 +125,13 @@ class Decoder:
         """End the process; it starts again when it is needed."""
         with self._turn:
             if self._process:
-                self._process.kill()
+                _kill(self._process)
                 self._end()
 
     def _told(self, question: str, file: BinaryIO) -> str:
         process = self._process = self._process or self._start()
         assert process.stdout  # noqa: S101 -- it is a pipe
-        late = threading.Timer(PATIENCE, process.kill)  # its own limit is for time on a processor
+        late = threading.Timer(PATIENCE, _kill, [process])  # its own limit is of a processor's time
         late.start()
         try:
             if self._questions:  # everywhere but on Windows
@@ -166,10 +169,23 @@ class Decoder:
         assert process  # noqa: S101 -- it was started
         if self._questions:
             self._questions.close()
-        process.communicate()
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                pipe.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(ENDING)
+        _kill(process)
+        process.wait()
         if process.returncode < 0:
             return f"was ended by {signal.Signals(-process.returncode).name}"
         return f"ended with {process.returncode}"
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a process and whatever it started, where it may start something."""
+    with suppress(ProcessLookupError, AttributeError):  # Windows has no groups of processes
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
 @cache

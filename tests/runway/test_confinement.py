@@ -103,6 +103,7 @@ attempts = {
     "rename a file": lambda: os.rename(victim, victim + "2"),
     "remove a file": lambda: os.unlink(os.path.join(here, "second victim")),
     "start a program": lambda: os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0),
+    "start a process": lambda: os.waitpid(os.fork() or os._exit(0), 0),
     "connect by TCP": lambda: connect(
         socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", int(port))
     ),
@@ -269,7 +270,7 @@ def test_on_an_unknown_machine_files_are_denied_all_the_same(unknown, monkeypatc
     elif unknown == "small":
         monkeypatch.setattr(sys, "maxsize", 2**31 - 1)
     else:
-        strange = dict.fromkeys([os.uname().machine], (1, 2, 3))
+        strange = dict.fromkeys([os.uname().machine], (1, 2, (3,), 4))
         monkeypatch.setattr(confinement, "_MACHINES", strange)
     assert isinstance(in_a_confined_thread(read_a_file), PermissionError)
     assert in_a_confined_thread(open_a_socket) == "opened"

@@ -335,3 +335,28 @@ def test_a_decoder_that_sleeps_is_ended(tmp_path, monkeypatch):
     asleep = Decoder(program)
     with pytest.raises(InvalidOutput, match="was ended by SIGKILL"):
         asleep.ask(program)
+
+
+def test_what_a_decoder_left_behind_does_not_hold_up_the_next_file(tmp_path, monkeypatch, clips):
+    """Where a process may be started, one could outlive the decoder and keep its answer open."""
+    program = tmp_path / "forking.py"
+    program.write_text(
+        "import os, time\nprint('ready', flush=True)\ninput()\nos.fork() or time.sleep(600)\n"
+    )
+    monkeypatch.setattr(media, "PATIENCE", 0.2)
+    forking = Decoder(program)
+    with pytest.raises(InvalidOutput, match="ended with 0"):
+        forking.ask(program)
+    assert media.inspect_video(clips / "clip.mp4").frames
+
+
+def test_a_decoder_that_says_no_more_is_ended(tmp_path, monkeypatch):
+    """It closes what it should answer through, and stays."""
+    program = tmp_path / "silent.py"
+    program.write_text(
+        "import os, time\nprint('ready', flush=True)\ninput()\nos.close(1)\ntime.sleep(600)\n"
+    )
+    monkeypatch.setattr(media, "ENDING", 0.1)
+    silent = Decoder(program)
+    with pytest.raises(InvalidOutput, match="was ended by SIGKILL"):
+        silent.ask(program)
