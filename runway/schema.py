@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger's table, and how an older one becomes the present one."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +23,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -142,7 +144,7 @@ def migrate(connection: Connection) -> None:
                     connection.execute(text(statement))
             connection.execute(versions.update().values(version=VERSION))
     except BaseException:
-        if not connection.invalidated:  # it was lost, and what it began with it
+        with suppress(SQLAlchemyError):  # a lost connection took along what it began
             connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
