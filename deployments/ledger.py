@@ -246,7 +246,7 @@ def _videos(entry: Entry) -> list[StoredVideo]:
 def _as_json(entry: Entry) -> dict[str, Any]:
     videos = _videos(entry)
     return {
-        **entry.model_dump(mode="json", exclude={"claim", "lease_left"}),
+        **entry.model_dump(mode="json", exclude={"claim", "leased_until", "lease_left"}),
         "waited": round(entry.waited, 3),
         "uris": " ".join(video.uri for video in videos),
         "sha256": " ".join(dict.fromkeys(video.sha256 for video in videos)),

@@ -81,7 +81,7 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
 
     ledger = await open_ledger()
     for entry in await ledger.entries(states=[State.INTENDED]):
-        if not ledger.is_living(entry):
+        if not await ledger.is_living(entry):
             await give_up(ledger, entry)
     slots = asyncio.Semaphore(AT_ONCE)
     me = holder_name(this_run())

@@ -42,7 +42,7 @@ async def _let_go(run: str, how: str, certainly_over: bool) -> list[str]:
 
     ledger = await open_ledger()
     for entry in await ledger.held_by_run(run):
-        if ledger.is_living(entry) and not certainly_over:
+        if not certainly_over and await ledger.is_living(entry):
             continue  # a crash may be a false alarm
         if entry.state is Standing.INTENDED:
             await give_up(ledger, entry)

@@ -163,9 +163,8 @@ async def _claimed(
         entry = await ledger.get(intent.key)
         if entry is None:
             continue
-        step = next_step(
-            entry, intent, living=ledger.is_living(entry), resubmit=resubmit, task_id=task_id
-        )
+        living = entry.state is State.INTENDED and await ledger.is_living(entry)
+        step = next_step(entry, intent, living=living, resubmit=resubmit, task_id=task_id)
         if isinstance(step, CometAPIError):
             raise step
         if step is Step.ATTACH:

@@ -115,6 +115,9 @@ class Entry(Intent):
     claim: str = Field(description="Which attempt owns the submission; random.")
     attempts: int = Field(default=0, description="POSTs that may have been sent.")
     holder: str | None = Field(default=None, description="Who works on it.")
+    leased_until: float | None = Field(
+        default=None, description="When that is, on the database's clock; it tells a renewal."
+    )
     lease_left: float | None = Field(
         default=None, description="Seconds until the holder counts as gone; negative when over."
     )

@@ -3,8 +3,8 @@
 
 A holder names its process: host, boot and process namespace, number, and start time. Within one
 boot and namespace it can be looked up whether the process is still there, so after a crash nobody
-waits for a lease to lapse. Anywhere else (another machine, another container, a system without
-/proc) only the lease tells.
+waits for a lease to lapse, and a clock that is set takes nothing from the living. Anywhere else
+(another machine, another container, a system without /proc) only the lease tells.
 """
 
 import hashlib
@@ -85,21 +85,31 @@ def shown_holder(holder: str) -> str:
 
 
 def is_certainly_gone(holder: str) -> bool:
-    """Whether the holder's process ran on this machine and has ended.
+    """Whether the holder's process ran on this machine and has ended."""
+    return _is_there(holder) is False
+
+
+def is_certainly_there(holder: str) -> bool:
+    """Whether the holder's process runs on this machine."""
+    return _is_there(holder) is True
+
+
+def _is_there(holder: str) -> bool | None:
+    """Whether the holder's process runs on this machine, or None where that cannot be told.
 
     One that /proc does not show may be another user's (``hidepid``), so the kernel is asked, too.
     """
     parts = process_of(holder).split(":")
     me = this_process()
     if len(parts) != 4 or not me.space or parts[2] != me.space or not parts[1].isdecimal():
-        return False
+        return None
     found = _state_and_start(int(parts[1]))
     if found is None:
-        return not _is_there(int(parts[1]))
-    return found[0] in _DEAD or found[1] != parts[3]
+        return None if _number_is_taken(int(parts[1])) else False
+    return found[0] not in _DEAD and found[1] == parts[3]
 
 
-def _is_there(pid: int) -> bool:
+def _number_is_taken(pid: int) -> bool:
     """Whether any process has the number, as the kernel tells everybody."""
     try:
         os.kill(pid, 0)

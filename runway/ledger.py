@@ -26,7 +26,7 @@ from .database import PATIENCE, RESTORE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
 from .errors import GenerationCancelled, GenerationError, LedgerUnavailable
 from .generation import Finished, StoredVideo, Submission
-from .holders import holder_name, is_certainly_gone, process_of
+from .holders import holder_name, is_certainly_gone, is_certainly_there, process_of
 from .schema import database_time, generations
 
 LEASE = 60.0
@@ -213,14 +213,15 @@ class Ledger:
 
     async def take(self, key: str, holder: str) -> Entry | None:
         """The entry, leased to a holder; None where another one that is not gone works on it."""
-        free = or_(_table.holder.is_(None), _table.holder == holder, _table.leased_until < _NOW)
+        free = or_(_table.holder.is_(None), _table.holder == holder)
         taken = await self._update([_table.key == key, free], self._leased_to(holder))
         if taken:
             return taken
         entry = await self.get(key)
-        if entry is None or entry.holder is None or self.is_living(entry):
+        if entry is None or entry.holder is None or await self.is_living(entry):
             return None
-        left = [_table.key == key, _table.holder == entry.holder]
+        until = _table.leased_until.is_not_distinct_from(entry.leased_until)
+        left = [_table.key == key, _table.holder == entry.holder, until]
         return await self._update(left, self._leased_to(holder))
 
     async def let_go(self, key: str, holder: str, note: str | None = None) -> None:
@@ -310,13 +311,25 @@ class Ledger:
         hold = self._held.get(key)
         return hold.entry if hold else None
 
-    def is_living(self, entry: Entry) -> bool:
-        """Whether somebody works on it."""
-        if entry.holder is None or entry.lease_left is None or entry.lease_left < 0:
+    async def is_living(self, entry: Entry) -> bool:
+        """Whether somebody works on it.
+
+        A lease that lapsed while its process lives, or is far longer than any, tells that a clock
+        was set or the machine slept; half a lease later it is renewed, or nobody works there.
+        """
+        if entry.holder is None or entry.lease_left is None:
             return False
         if process_of(entry.holder) == process_of(holder_name("")):
             return _at_work[entry.key, entry.holder] > 0
-        return not is_certainly_gone(entry.holder)
+        if is_certainly_gone(entry.holder):
+            return False
+        if 0 <= entry.lease_left <= 2 * self.lease:
+            return True
+        if entry.lease_left < 0 and not is_certainly_there(entry.holder):
+            return False
+        await asyncio.sleep(self.lease / 2)
+        later = await self.get(entry.key)
+        return later is not None and later.leased_until not in {None, entry.leased_until}
 
     async def _renew_until_nothing_is_held(self) -> None:
         try:

@@ -83,7 +83,7 @@ def test_what_a_killed_process_waited_for_is_finished_at_once(
 ):
     """After SIGKILL nobody waits for a lease to lapse: on this machine the dead are seen."""
     process = polling("-c", SYNC.format(image, "killed"))
-    assert book.ledger.is_living(book["killed"])
+    assert run_sync(book.ledger.is_living(book["killed"]))
     process.kill()
     process.wait()
     left = book["killed"]
@@ -91,7 +91,7 @@ def test_what_a_killed_process_waited_for_is_finished_at_once(
     assert is_certainly_gone(left.holder)
     assert left.lease_left
     assert left.lease_left > 0
-    assert not book.ledger.is_living(left)
+    assert not run_sync(book.ledger.is_living(left))
     check_that_collect_finishes_it(sandbox, book, "killed", finish_rendering)
 
 
@@ -238,10 +238,10 @@ def test_a_holder_in_another_place_lapses(book, held, sandbox):
     book.decide("held", State.ABANDONED)
     book.buy("distant")
     assert run_sync(book.ledger.take("distant", distant))
-    assert book.ledger.is_living(book["distant"])
+    assert run_sync(book.ledger.is_living(book["distant"]))
     assert collect().generations == ()
     assert run_sync(hasty.take("distant", distant))
-    assert not book.ledger.is_living(book["distant"])
+    assert not run_sync(book.ledger.is_living(book["distant"]))
     assert collect().stored == 1
     run_sync(hasty.database.close())
 

@@ -209,7 +209,8 @@ class _Playing:
         """The files are those of the ledger, and the clip is what the service delivers."""
         clip = await self.lane.delivered(entry.task_id or "")
         await asyncio.to_thread(self.nothing_is_half, "in the end", clip)
-        self.expect(not self.lane.ledger.is_living(entry), f"{entry.holder} still works on it")
+        living = await self.lane.ledger.is_living(entry)
+        self.expect(not living, f"{entry.holder} still works on it")
         kept = entry.videos.get(str(self.lane.videos(self.name)), ())
         if len(kept) != 1 or set(entry.videos) != {str(self.lane.videos(self.name))}:
             self.complain(f"the ledger has its videos as {entry.videos}")

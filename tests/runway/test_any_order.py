@@ -104,7 +104,7 @@ class OneKey(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(dir=MEMORY)
         self.runner = asyncio.Runner()
-        self.ledger = Ledger(f"sqlite:///{self.folder.name}/ledger.db")
+        self.ledger = Ledger(f"sqlite:///{self.folder.name}/ledger.db", patience=0.05)
         self.attempts: list[Attempt] = []
         self.accepted: set[str] = set()
         self.waived: set[str] = set()
@@ -275,7 +275,7 @@ class OneKey(RuleBasedStateMachine):
     @rule(number=st.integers(0, 20), known=st.booleans())
     def the_user_adopts_an_id(self, number: int, known: bool) -> None:
         there = self.entry()
-        if there and there.state is S.INTENDED and self.ledger.is_living(there):
+        if there and there.state is S.INTENDED and self.runner.run(self.ledger.is_living(there)):
             return
         missing = sorted(self.accepted - self.recorded())
         task_id = missing[0] if known and missing else f"other-{number}"

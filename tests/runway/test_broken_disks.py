@@ -32,7 +32,7 @@ from prefect_cometapi.runway import Ledger
 from prefect_cometapi.runway.buying import working_on
 
 async def work():
-    async with working_on(Ledger(sys.argv[1]), "before", "another") as entry:
+    async with working_on(Ledger(sys.argv[1], lease=0.3), "before", "another") as entry:
         assert "|another" in entry.holder
 
 asyncio.run(work())

@@ -17,6 +17,7 @@ from prefect_cometapi.runway.holders import (
     Process,
     holder_name,
     is_certainly_gone,
+    is_certainly_there,
     process_of,
     shown_holder,
     this_process,
@@ -53,9 +54,11 @@ def test_a_process_that_was_killed_is_gone(sleeper):
     """Nobody waits for a lease of the dead; as long as it lives, nothing is taken from it."""
     process, holder = sleeper
     assert not is_certainly_gone(holder)
+    assert is_certainly_there(holder)
     process.kill()
     process.communicate()
     assert is_certainly_gone(holder)
+    assert not is_certainly_there(holder)
     assert is_certainly_gone(dead_holder())
 
 
@@ -84,6 +87,7 @@ def test_a_number_that_was_given_to_another_process_is_no_proof_of_life():
 def test_a_process_of_another_machine_or_container_is_not_judged():
     """Its number means nothing here."""
     assert not is_certainly_gone(distant_holder())
+    assert not is_certainly_there(distant_holder())
     assert not is_certainly_gone(of(space="0123456789ab", pid=2**22 + 1))
     assert not is_certainly_gone(of(space="", pid=2**22 + 1))
 

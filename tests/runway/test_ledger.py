@@ -145,9 +145,9 @@ async def test_who_works_is_living_and_who_is_dead_is_not(ledger):
     """A process elsewhere lives as long as its lease, one here as long as it can be seen."""
     for holder, living in [(distant_holder(), True), (dead_holder(), False), (None, False)]:
         there = await put(ledger, S.INTENDED, str(holder), holder=holder)
-        assert ledger.is_living(there) is living
+        assert await ledger.is_living(there) is living
         over = there.model_copy(update={"lease_left": -0.1})
-        assert not ledger.is_living(over)
+        assert not await ledger.is_living(over)
 
 
 async def test_entries_come_newest_first_and_filtered(ledger):
