@@ -10,7 +10,7 @@ from ..runway.batch import BatchResult, ItemResult, Outcome
 from ..runway.budget import against
 from ..runway.contact_sheet import draw_contact_sheet
 from .board import Standing
-from .display import harmless
+from .display import harmless, plain
 from .storage import resolve_storage
 
 ROWS_SHOWN = 500
@@ -61,7 +61,8 @@ async def show_batch(result: BatchResult, place: str) -> None:
 
     shown = sorted(result.results, key=lambda item: item.outcome is Outcome.STORED)[:ROWS_SHOWN]
     rest = len(result.results) - len(shown)
-    where = f"; {rest} more in {result.output}" if rest else f"; all in {result.output}"
+    output = plain(str(result.output))
+    where = f"; {rest} more in {output}" if rest else f"; all in {output}"
     await acreate_table_artifact(
         table=[_row(item) for item in shown],
         key="cometapi-batch-results",
@@ -70,10 +71,11 @@ async def show_batch(result: BatchResult, place: str) -> None:
     posters = await _posters(result.results, place)
     if posters:
         sheet = await asyncio.to_thread(draw_contact_sheet, posters)
+        gallery = plain(str(result.gallery))
         await acreate_image_artifact(
             image_url=f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}",
             key="cometapi-batch-posters",
-            description=f"The first {len(posters)} of {result.succeeded}; all in {result.gallery}",
+            description=f"The first {len(posters)} of {result.succeeded}; all in {gallery}",
         )
 
 
@@ -101,12 +103,12 @@ def span(seconds: float) -> str:
 def _row(item: ItemResult) -> dict[str, str]:
     name = (item.uri or "").rpartition("/")[2]
     return {
-        "id": item.id,
+        "id": plain(item.id),
         "outcome": str(item.outcome),
-        "video, or what happened": name or item.problem(),
+        "video, or what happened": plain(name or item.problem()),
         "ready after": f"{item.waited:.0f} s" if item.waited is not None else "",
-        "key": item.key or "",
-        "stored at": item.uri or "",
+        "key": plain(item.key or ""),
+        "stored at": plain(item.uri or ""),
     }
 
 

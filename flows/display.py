@@ -8,6 +8,7 @@ is paid for, so nothing in here raises.
 import asyncio
 import base64
 import logging
+import re
 import shlex
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -182,11 +183,11 @@ async def show_result(submission: Submission, result: GenerationResult) -> None:
             link=_as_link(video.uri),
             link_text=video.uri.rpartition("/")[2],
             key="cometapi-video",
-            description=f"Stored at {video.uri}",
+            description=f"Stored at {plain(video.uri)}",
         )
         await acreate_table_artifact(
             table=[
-                {"what": what, "value": value}
+                {"what": what, "value": plain(value)}
                 for what, value in _facts(submission, result, video).items()
             ],
             key="cometapi-generation",
@@ -203,14 +204,14 @@ async def show_collected(generations: Sequence[Mapping[str, Any]]) -> None:
         table=[
             {
                 "state": item["state"],
-                "key": item["key"],
-                "video, or the command that tells more": ", ".join(
-                    uri.rpartition("/")[2] for uri in item["uris"]
-                )
-                or f"prefect-cometapi ledger show {shlex.quote(item['key'])}",
-                "id": item["task_id"] or "",
-                "stored at": ", ".join(item["uris"]),
-                "note": item["note"],
+                "key": plain(item["key"]),
+                "video, or the command that tells more": plain(
+                    ", ".join(uri.rpartition("/")[2] for uri in item["uris"])
+                    or f"prefect-cometapi ledger show {shlex.quote(item['key'])}"
+                ),
+                "id": plain(item["task_id"] or ""),
+                "stored at": plain(", ".join(item["uris"])),
+                "note": plain(item["note"]),
             }
             for item in generations
         ],
@@ -253,6 +254,15 @@ def announce_asset(video: StoredVideo, submission: Submission) -> None:
             **video.model_dump(include={"sha256", "size", "width", "height", "duration"}),
         },
     )
+
+
+def plain(text: str) -> str:
+    """Somebody's words, as they are to be read, for descriptions and cells of tables.
+
+    Prefect's UI takes both for Markdown: a message of the service's, or a row's id, would load a
+    picture from elsewhere in the browser of whoever looks, or show a link that leads there.
+    """
+    return re.sub(r"([\\\[<])", r"\\\1", text)
 
 
 def shown_size(size: int) -> str:
