@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..runway.errors import BatchFailed
 from .quiet import quieten_prefect, start_prefect
-from .terminal import bar, console, errors, show_error, shown_place
+from .terminal import bar, console, errors, escape, show_error, shown_place
 
 if TYPE_CHECKING:
     from ..flows.board import Standing

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import httpx
 from cyclopts import Parameter
-from rich.markup import escape
 
 from ..runway.client import tls_context
 from ..runway.errors import CometAPIError, ServiceUnavailable
 from ..runway.settings import CometAPISettings
 from .quiet import quieten_prefect
-from .terminal import console
+from .terminal import console, escape
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient

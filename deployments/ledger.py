@@ -13,15 +13,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter
-from rich.markup import escape
 from rich.table import Table
 
 from ..runway.entries import Entry, State
 from ..runway.generation import StoredVideo
 from ..runway.holders import shown_holder
 from ..runway.names import check_task_id
+from ..runway.redact import printable
 from .quiet import quieten_prefect
-from .terminal import console, errors
+from .terminal import console, errors, escape
 
 T = TypeVar("T")
 
@@ -198,9 +198,10 @@ def as_csv(entries: Sequence[Entry]) -> str:
 
 def _cell(value: Any) -> Any:
     """A cell that a spreadsheet takes for text, whatever a service or a key begins with."""
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return "" if value is None else value
+    if not isinstance(value, str):
+        return "" if value is None else value
+    mark = "'" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else ""
+    return f"{mark}{printable(value)}"
 
 
 def _decide(key: str, state: State, note: str) -> None:

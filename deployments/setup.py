@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
-from rich.markup import escape
 
 from .quiet import quieten_prefect
-from .terminal import console, stop_at_prefect
+from .terminal import console, escape, stop_at_prefect
 
 if TYPE_CHECKING:
     from prefect.automations import Automation

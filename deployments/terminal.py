@@ -10,20 +10,22 @@ from time import monotonic
 from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import ValidationError
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..runway.errors import CometAPIError
 from ..runway.generation import Generation, GenerationResult, Status, Submission
+from ..runway.redact import printable
 from ..runway.settings import CometAPISettings
 
 if TYPE_CHECKING:
     from ..flows import CollectResult
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# A key may read as the name of an emoji, and is to be typed as it is.
+console = Console(highlight=False, emoji=False)
+errors = Console(stderr=True, highlight=False, emoji=False)
 
 _VERBS = {
     Status.NOT_VISIBLE: "submitted, not visible yet",
@@ -40,6 +42,11 @@ _NOT_VALID = {
 }
 
 
+def escape(text: str) -> str:
+    """The text as it is, without what rich or a terminal would obey."""
+    return markup.escape(printable(text))
+
+
 @contextmanager
 def bar(title: str, where: Console) -> Iterator[Callable[..., None]]:
     """A line that moves while the block runs, by what is yielded; an error takes it away."""
@@ -51,7 +58,7 @@ def bar(title: str, where: Console) -> Iterator[Callable[..., None]]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=where) as progress:
-        line = progress.add_task("starting Prefect", total=None, title=title)
+        line = progress.add_task("starting Prefect", total=None, title=escape(title))
         try:
             yield partial(progress.update, line)
         except Exception:
@@ -170,7 +177,7 @@ def show_error(error: Exception) -> None:
         errors.print(f"[red]{type(error).__name__}[/]: {escape(first)}", soft_wrap=True)
         for line in rest:
             name, _, text = line.partition(": ")
-            errors.print(f"  [dim]{name}:[/] {escape(text)}", soft_wrap=True)
+            errors.print(f"  [dim]{escape(name)}:[/] {escape(text)}", soft_wrap=True)
     else:
         errors.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True)
 

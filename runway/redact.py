@@ -25,6 +25,8 @@ _QUERY = re.compile(r"(\?|%3F)((?:(?!%3F)[^\s\"'<>?=])*(?:=|%3D)[^\s\"'<>]+)", r
 _BEARER = re.compile(r"(bearer\s+[\"']?)(?!<hidden)(?:bearer\s+)*[^\s\"',;]+", re.IGNORECASE)
 _KEY = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{6,}")
 
+_REPLACED = "\N{REPLACEMENT CHARACTER}"
+
 
 def shown_url(url: str) -> str:
     """The URL without user info and with a hash in place of its query and fragment."""
@@ -73,9 +75,13 @@ def hide_secrets(text: str) -> str:
 
 def scrub(text: str, limit: int = 500) -> str:
     """Somebody else's words, safe to repeat: no secret, one line, nothing unprintable, bounded."""
-    text = " ".join(hide_secrets(text[: 20 * limit]).split())
-    text = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    text = printable(" ".join(hide_secrets(text[: 20 * limit]).split()))
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def printable(text: str) -> str:
+    """The text without what moves a terminal or hides in it; lines and tabs stay."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else _REPLACED for sign in text)
 
 
 class HideSecrets(logging.Filter):

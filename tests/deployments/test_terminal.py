@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nobody's words move the terminal, link from it, or stand in a command as others than they are."""
+
+import asyncio
+import os
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from prefect_cometapi.deployments import terminal
+from prefect_cometapi.runway import InvalidManifest, State
+from prefect_cometapi.runway.entries import Intent
+from prefect_cometapi.runway.ledger import ledger_at
+from prefect_cometapi.runway.rows import BadRow
+
+pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
+
+IDS = ["[/b]", "[link=https://evil.example]fix it[/link]", "[red]x", "a\\[b]", ":100:", "]["]
+CLEARS = "\x1b[2J\x9b2J\a"
+
+
+def test_what_reads_as_markup_is_shown_as_it_is(monkeypatch):
+    """A manifest's ids among it: an id ends no message half way, and is no link to elsewhere."""
+    shown = StringIO()
+    monkeypatch.setattr(terminal, "errors", Console(file=shown, emoji=False))
+    rows = [BadRow(row=n, id=id_, problem="is bad") for n, id_ in enumerate(IDS[:5], 1)]
+    terminal.show_error(InvalidManifest("no row is valid", rows=rows))
+    for id_ in IDS[:5]:
+        assert f"(id {id_}): is bad" in shown.getvalue()
+
+
+@pytest.mark.parametrize("id_", IDS)
+def test_text_that_is_escaped_is_shown_as_it_is(id_):
+    """Whatever stands beside it."""
+    shown = StringIO()
+    console = Console(file=shown, force_terminal=True, color_system=None, emoji=False, width=200)
+    console.print(f"[dim]{terminal.escape(id_)}:[/] {terminal.escape(id_)}")
+    assert shown.getvalue() == f"{id_}: {id_}\n"
+
+
+def record(key: str, **values: Any) -> None:
+    """An entry that somebody else wrote into the ledger that the settings name."""
+    ledger = ledger_at(os.environ["COMETAPI_LEDGER_URL"])
+    intent = Intent(key=key, base_url="https://api.cometapi.com", model=f"m{CLEARS}")
+    assert asyncio.run(ledger.add(intent, State.UNCERTAIN, "claim", **values))
+
+
+@pytest.mark.parametrize("how", [["list"], ["list", "--csv"], ["show", f"k{CLEARS}"]])
+def test_what_stands_in_the_ledger_does_not_move_the_terminal(command, capsys, how):
+    """Whoever can write to it cannot clear a screen, nor write over what was said."""
+    record(f"k{CLEARS}", note=f"note{CLEARS}", failure_code=CLEARS)
+    assert command("ledger", *how) == 0
+    told = capsys.readouterr().out
+    assert "uncertain" in told
+    assert not set(CLEARS) - set("[2J") & set(told)
+
+
+def test_a_key_stands_in_a_command_as_it_is(command, capsys):
+    """Without pictures in place of the words between two colons."""
+    record("order:100:video")
+    assert command("ledger", "list") == 0
+    assert "prefect-cometapi ledger adopt order:100:video TASK_ID" in capsys.readouterr().out
