@@ -15,11 +15,12 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from .errors import InvalidOutput, StorageError
+from .redact import scrub
 
 POSTER_WIDTH = 640
 """Pixels."""
@@ -35,15 +36,20 @@ _NEEDED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT")
 """What Python needs of the environment; the key is not among it."""
 
 
+_Count = Annotated[int, Field(gt=0, lt=1 << 31)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """What a video is: width and height in pixels, duration in seconds."""
 
-    width: int
-    height: int
-    duration: float
-    frames: int
-    codec: str
+    width: _Count
+    height: _Count
+    duration: _Seconds
+    frames: _Count
+    codec: _Name
 
 
 _INFO = TypeAdapter(VideoInfo)
@@ -116,9 +122,9 @@ class Decoder:
                 raise InvalidOutput(f"the output broke the decoder, which {self._end()}")
         answer: dict[str, Any] = json.loads(line)
         if refused := answer.get("refused"):
-            raise InvalidOutput(refused)
+            raise InvalidOutput(scrub(str(refused)))
         if "errno" in answer:
-            raise StorageError(f"the download cannot be read: {answer['strerror']}")
+            raise StorageError(f"the download cannot be read: {scrub(str(answer['strerror']))}")
         return answer
 
     def close(self) -> None:

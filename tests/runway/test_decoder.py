@@ -327,6 +327,57 @@ def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, an
     one.close()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [{"refused": f"\x1b[2J\n{'a' * 5000}"}, {"errno": 5, "strerror": f"\x1b[2J\n{'a' * 5000}"}],
+    ids=["refusal", "error"],
+)
+def test_the_words_of_a_decoder_that_was_taken_over_are_a_strangers(tmp_path, answer):
+    """They are told in one line, within bounds, and move no terminal."""
+    program = tmp_path / "taken_over.py"
+    program.write_text(
+        f"print('ready', flush=True)\nfor _ in open(0): print({json.dumps(answer)!r}, flush=True)"
+    )
+    one = Decoder(program)
+    with pytest.raises((InvalidOutput, StorageError)) as raised:
+        one.ask(tmp_path / "any.mp4")
+    one.close()
+    assert raised.value.what.isprintable()
+    assert len(raised.value.what) < 1000
+
+
+INFO = {"width": 64, "height": 48, "duration": 2.0, "frames": 48, "codec": "h264"}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"duration": float("nan")},
+        {"duration": float("inf")},
+        {"duration": -1.0},
+        {"width": 0},
+        {"height": -1},
+        {"frames": 0},
+        {"width": 2**70},
+        {"codec": "\x1b[2J"},
+        {"codec": "h" * 41},
+    ],
+    ids=str,
+)
+def test_no_video_is_described_as_what_it_cannot_be(tmp_path, monkeypatch, forged):
+    """What is told of it is counted, billed by, and kept in databases that take no NaN."""
+    program = tmp_path / "taken_over.py"
+    answer = json.dumps({"info": INFO | forged})
+    program.write_text(
+        f"print('ready', flush=True)\nfor _ in open(0): print({answer!r}, flush=True)"
+    )
+    one = Decoder(program)
+    monkeypatch.setattr(media, "_decoder", lambda _process: one)
+    with pytest.raises(InvalidOutput, match="answers nonsense"):
+        media.inspect_video(tmp_path / "any.mp4")
+    one.close()
+
+
 def test_a_decoder_that_sleeps_is_ended(tmp_path, monkeypatch):
     """A limit for time on a processor does not end what waits; the next file is read."""
     program = tmp_path / "sleeping.py"
