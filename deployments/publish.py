@@ -78,7 +78,7 @@ def _deploy_file(wanted: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prefect.yaml"
         path.write_text(yaml.safe_dump(wanted), encoding="utf-8")
-        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+        command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all"]
         status = subprocess.run([*command, "--prefect-file", str(path)], check=False).returncode  # noqa: S603 -- Prefect itself
     if status:
         sys.exit(status)

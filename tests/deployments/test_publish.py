@@ -41,6 +41,16 @@ def test_one_command_deploys_all_flows(clean_server, shell):
     assert sorted(asyncio.run(found())) == ["catalogue", "daily", "sweep", "weekly"]
 
 
+def test_a_file_beside_the_command_is_not_run(clean_server, shell, tmp_path):
+    """A folder may hold a module that is called like one of Prefect's, or be somebody else's."""
+    for name in ("prefect", "yaml", "httpx"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')")
+    assert shell("setup", "--pool", "of-deploy").returncode == 0
+    done = shell("deploy", "--pool", "of-deploy")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 async def test_what_the_user_changed_survives_the_next_deployment(clean_server, shell):
     """After an upgrade the parameters, schedules and tags of the UI are still there."""
     assert shell("setup", "--pool", "of-deploy").returncode == 0
