@@ -17,7 +17,7 @@ from ..runway.outcomes import invalid
 from ..runway.rows import batch_keys
 from ..runway.settings import CometAPISettings
 from .batch_display import show_batch
-from .batch_plan import check_prices, check_rows_of, planned, spending_of
+from .batch_plan import check_output, check_prices, check_rows_of, planned, spending_of
 from .batch_report import Report, report_place
 from .batch_run import BatchRun
 from .board import Board
@@ -163,6 +163,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
         resubmits=settings.on_uncertain == "resubmit",
     )
     check_prices(plan, budget)
+    check_output(requests, output)
     await check_storage(storage)
     output_place = await report_place(plan.key, output, storage or settings.storage)
     credentials = credentials or CometAPICredentials.from_settings(settings)

@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 from ..runway.batch import BatchItem, BatchResult, ItemResult
 from ..runway.budget import Budget, Spending, estimate, seconds_of
 from ..runway.entries import Entry
-from ..runway.errors import InvalidManifest, InvalidRequest
+from ..runway.errors import InvalidManifest, InvalidRequest, StorageUnavailable
 from ..runway.manifest import read_rows
 from ..runway.outcomes import invalid, stored, waiting
+from ..runway.redact import shown_url
 from ..runway.rows import BadRow, Row, batch_keys, check_rows, rows_of
 from . import display
 from .deliver import is_gone
@@ -72,6 +73,16 @@ def check_rows_of(plan: Plan, *, strict: bool) -> None:
     if not plan.items or (strict and plan.bad):
         what = "no row is valid" if not plan.items else "not every row is valid"
         raise InvalidManifest(what, rows=plan.bad)
+
+
+def check_output(requests: str | list[Any], output: str | None) -> None:
+    """The results of a batch are not written over its manifest.
+
+    Raises:
+        StorageUnavailable: They would be.
+    """
+    if output and isinstance(requests, str) and full_name(output) == full_name(requests):
+        raise StorageUnavailable(f"the results would replace the manifest {shown_url(requests)}")
 
 
 def check_prices(plan: Plan, budget: Budget) -> None:

@@ -8,6 +8,7 @@ newer, and neither the storage nor Prefect's database is flooded.
 import asyncio
 import time
 from contextlib import suppress
+from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Self
 
@@ -93,9 +94,14 @@ class Report:
         page = gallery(results, title=self._key, base=self.output.rpartition("/")[0])
         self.gallery = publish_written(
             self._place,
-            f"{self._name.partition('.')[0]}.gallery.html",
+            f"{_stem(self._name)}.gallery.html",
             lambda staged: staged.write_text(page, encoding="utf-8"),
         )
+
+
+def _stem(name: str) -> str:
+    """The name of an output without what tells that it is one."""
+    return PurePosixPath(name.removesuffix(".gz")).stem.removesuffix(".results")
 
 
 async def report_place(key: str, output: str | None, storage: str) -> tuple[Storage, str]:

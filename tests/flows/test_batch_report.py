@@ -6,9 +6,13 @@ import errno
 import threading
 from pathlib import Path
 
+import pytest
+
 from prefect_cometapi.flows import batch_report
+from prefect_cometapi.flows.batch_plan import check_output
 from prefect_cometapi.flows.batch_report import Report
 from prefect_cometapi.flows.board import Board
+from prefect_cometapi.runway import StorageUnavailable
 from prefect_cometapi.runway.batch import ItemResult, Outcome
 from prefect_cometapi.runway.budget import Budget
 from prefect_cometapi.runway.results import publish_results, read_results
@@ -55,3 +59,31 @@ async def test_a_disk_that_is_full_under_the_gallery_does_not_break_the_batch(
     assert [item.outcome for item in read_results(str(report.output))] == [Outcome.STORED]
     assert report.gallery is None
     assert "No space left" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("output", "page"),
+    [
+        ("night.2026-11-01.jsonl", "night.2026-11-01.gallery.html"),
+        ("night.2026-11-02.jsonl.gz", "night.2026-11-02.gallery.html"),
+        ("night.results.parquet", "night.gallery.html"),
+    ],
+)
+async def test_each_output_has_a_gallery_of_its_own(tmp_path, output, page):
+    """The page of yesterday's batch stays, though the names of both begin alike."""
+    board = Board(Budget({}))
+    board.begin([ItemResult(id="one", outcome=Outcome.STORED)])
+    async with Report("batch", board, FolderStorage(tmp_path), output) as report:
+        pass
+    assert report.gallery == str(tmp_path / page)
+
+
+@pytest.mark.parametrize("output", ["rows.jsonl", "./out/../rows.jsonl", "file://{}/rows.jsonl"])
+def test_results_do_not_replace_what_was_asked_for(tmp_path, output):
+    """The manifest would be gone, and with it what the next run is to buy."""
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(StorageUnavailable, match="would replace the manifest"):
+        check_output("rows.jsonl", output.format(tmp_path))
+    check_output("rows.jsonl", "results.jsonl")
+    check_output("rows.jsonl", None)
+    check_output([{}], "rows.jsonl")
