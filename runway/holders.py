@@ -10,6 +10,10 @@ waits for a lease to lapse, and a clock that is set takes nothing from the livin
 import hashlib
 import os
 import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -82,6 +86,32 @@ def shown_holder(holder: str) -> str:
     process, _, run = holder.partition("|")
     host, _, rest = process.partition(":")
     return f"{run.partition('#')[0]} on {host}, process {rest.partition(':')[0]}"
+
+
+_at_work: Counter[tuple[str, str]] = Counter()
+"""Keys and holders of this process, by how many blocks work on them: one for all ledgers, since one
+database may be opened under two names, and its holders are alive all the same."""
+
+_counting = threading.Lock()
+
+
+@contextmanager
+def at_work(key: str, holder: str) -> Iterator[None]:
+    """Count a holder of this process as working on a key while the block runs."""
+    with _counting:
+        _at_work[key, holder] += 1
+    try:
+        yield
+    finally:
+        with _counting:
+            _at_work[key, holder] -= 1
+            if not _at_work[key, holder]:
+                del _at_work[key, holder]
+
+
+def is_at_work(key: str, holder: str) -> bool:
+    """Whether a holder of this process works on a key."""
+    return _at_work[key, holder] > 0
 
 
 def is_certainly_gone(holder: str) -> bool:

@@ -21,12 +21,12 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from . import holders
 from .background import in_background
 from .database import PATIENCE, RESTORE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
 from .errors import GenerationCancelled, GenerationError, LedgerUnavailable
 from .generation import Finished, StoredVideo, Submission
-from .holders import holder_name, is_certainly_gone, is_certainly_there, process_of
 from .schema import database_time, generations
 
 LEASE = 60.0
@@ -39,13 +39,6 @@ _table = generations.c
 _NOW = database_time()
 _LEASE_LEFT = (_table.leased_until - _NOW).label("lease_left")
 _ENTRIES = select(generations, _LEASE_LEFT)
-
-
-_at_work: Counter[tuple[str, str]] = Counter()
-"""Keys and holders of this process, by how many blocks hold them: one for all ledgers, since one
-database may be opened under two names, and its holders are alive all the same."""
-
-_counting = threading.Lock()
 
 
 @dataclass
@@ -71,6 +64,7 @@ class Ledger:
         self.database = Database(url, patience=patience)
         self.lease = lease
         self._held: defaultdict[str, _Hold] = defaultdict(_Hold)
+        self._counting = threading.Lock()
         self._renewing = False
 
     # Looking
@@ -280,19 +274,16 @@ class Ledger:
     @contextmanager
     def holding(self, key: str, holder: str) -> Iterator[None]:
         """Renew a holder's lease of a key while the block runs."""
-        with _counting:
-            _at_work[key, holder] += 1
+        with self._counting:
             self._held[key].blocks[holder] += 1
             begins, self._renewing = not self._renewing, True
         if begins:
             in_background(self._renew_until_nothing_is_held())
         try:
-            yield
+            with holders.at_work(key, holder):
+                yield
         finally:
-            with _counting:
-                _at_work[key, holder] -= 1
-                if not _at_work[key, holder]:
-                    del _at_work[key, holder]
+            with self._counting:
                 hold = self._held[key]
                 hold.blocks[holder] -= 1
                 if not hold.blocks.total():
@@ -319,13 +310,13 @@ class Ledger:
         """
         if entry.holder is None or entry.lease_left is None:
             return False
-        if process_of(entry.holder) == process_of(holder_name("")):
-            return _at_work[entry.key, entry.holder] > 0
-        if is_certainly_gone(entry.holder):
+        if holders.process_of(entry.holder) == holders.process_of(holders.holder_name("")):
+            return holders.is_at_work(entry.key, entry.holder)
+        if holders.is_certainly_gone(entry.holder):
             return False
         if 0 <= entry.lease_left <= 2 * self.lease:
             return True
-        if entry.lease_left < 0 and not is_certainly_there(entry.holder):
+        if entry.lease_left < 0 and not holders.is_certainly_there(entry.holder):
             return False
         await asyncio.sleep(self.lease / 2)
         later = await self.get(entry.key)
@@ -342,7 +333,7 @@ class Ledger:
             raise
 
     def _something_is_held(self) -> bool:
-        with _counting:
+        with self._counting:
             self._renewing = bool(self._held)
             return self._renewing
 

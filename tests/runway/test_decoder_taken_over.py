@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A decoder that a file has taken over may say and do anything; it holds nobody up."""
+
+import json
+
+import pytest
+
+from prefect_cometapi.runway import InvalidOutput, StorageError, media
+from prefect_cometapi.runway.media import Decoder
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["nonsense", "{}", "[]", '{"info": {"width": "wide"}, "poster": "!"}', "x" * 9_000_000],
+    ids=["nonsense", "nothing", "list", "wrong", "endless"],
+)
+def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, answer):
+    """Whatever it answers is a description of the right form, or an invalid output."""
+    program = tmp_path / "taken_over.py"
+    program.write_text(
+        f"print('ready', flush=True)\nfor _ in open(0): print({answer!r}, flush=True)"
+    )
+    one = Decoder(program)
+    monkeypatch.setattr(media, "_decoder", lambda _process: one)
+    for look in (
+        lambda: media.inspect_video(program),
+        lambda: media.draw_poster(program, tmp_path / "poster.jpg"),
+    ):
+        with pytest.raises(InvalidOutput, match="answers nonsense"):
+            look()
+    assert not (tmp_path / "poster.jpg").exists()
+    one.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"refused": f"\x1b[2J\n{'a' * 5000}"}, {"errno": 5, "strerror": f"\x1b[2J\n{'a' * 5000}"}],
+    ids=["refusal", "error"],
+)
+def test_the_words_of_a_decoder_that_was_taken_over_are_a_strangers(tmp_path, answer):
+    """They are told in one line, within bounds, and move no terminal."""
+    program = tmp_path / "taken_over.py"
+    program.write_text(
+        f"print('ready', flush=True)\nfor _ in open(0): print({json.dumps(answer)!r}, flush=True)"
+    )
+    one = Decoder(program)
+    with pytest.raises((InvalidOutput, StorageError)) as raised:
+        one.ask(program)
+    one.close()
+    assert raised.value.what.isprintable()
+    assert len(raised.value.what) < 1000
+
+
+INFO = {"width": 64, "height": 48, "duration": 2.0, "frames": 48, "codec": "h264"}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"duration": float("nan")},
+        {"duration": float("inf")},
+        {"duration": -1.0},
+        {"width": 0},
+        {"height": -1},
+        {"frames": 0},
+        {"width": 2**70},
+        {"codec": "\x1b[2J"},
+        {"codec": "h" * 41},
+    ],
+    ids=str,
+)
+def test_no_video_is_described_as_what_it_cannot_be(tmp_path, monkeypatch, forged):
+    """What is told of it is counted, billed by, and kept in databases that take no NaN."""
+    program = tmp_path / "taken_over.py"
+    answer = json.dumps({"info": INFO | forged})
+    program.write_text(
+        f"print('ready', flush=True)\nfor _ in open(0): print({answer!r}, flush=True)"
+    )
+    one = Decoder(program)
+    monkeypatch.setattr(media, "_decoder", lambda _process: one)
+    with pytest.raises(InvalidOutput, match="answers nonsense"):
+        media.inspect_video(program)
+    one.close()
+
+
+def test_a_decoder_that_sleeps_is_ended(tmp_path, monkeypatch):
+    """A limit for time on a processor does not end what waits; the next file is read."""
+    program = tmp_path / "sleeping.py"
+    program.write_text("import time\nprint('ready', flush=True)\ninput()\ntime.sleep(600)\n")
+    monkeypatch.setattr(media, "PATIENCE", 0.2)
+    asleep = Decoder(program)
+    with pytest.raises(InvalidOutput, match="was ended by SIGKILL"):
+        asleep.ask(program)
+
+
+def test_what_a_decoder_left_behind_does_not_hold_up_the_next_file(tmp_path, monkeypatch, clips):
+    """Where a process may be started, one could outlive the decoder and keep its answer open."""
+    program = tmp_path / "forking.py"
+    program.write_text(
+        "import os, time\nprint('ready', flush=True)\ninput()\nos.fork() or time.sleep(600)\n"
+    )
+    monkeypatch.setattr(media, "PATIENCE", 0.2)
+    forking = Decoder(program)
+    with pytest.raises(InvalidOutput, match="ended with 0"):
+        forking.ask(program)
+    assert media.inspect_video(clips / "clip.mp4").frames
+
+
+def test_a_decoder_that_says_no_more_is_ended(tmp_path, monkeypatch):
+    """It closes what it should answer through, and stays."""
+    program = tmp_path / "silent.py"
+    program.write_text(
+        "import os, time\nprint('ready', flush=True)\ninput()\nos.close(1)\ntime.sleep(600)\n"
+    )
+    monkeypatch.setattr(media, "ENDING", 0.1)
+    silent = Decoder(program)
+    with pytest.raises(InvalidOutput, match="was ended by SIGKILL"):
+        silent.ask(program)
