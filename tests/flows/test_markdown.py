@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefect's UI takes tables and descriptions for Markdown; nobody's words act in it."""
 
+import asyncio
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from prefect_cometapi.flows import acollect, agenerate_batch
+from prefect_cometapi.flows import collect, generate_batch
 from prefect_cometapi.flows.display import plain
 
 from ..runway.answering import answering
@@ -52,8 +53,8 @@ async def test_no_table_shows_a_strangers_picture_or_link(
     row = {"id": PICTURE, "promptImage": "https://example.com/cat.jpg"}
     async with answering(f"{head}\r\n\r\n".encode() + told) as (port, _):
         monkeypatch.setenv("COMETAPI_BASE_URL", f"http://127.0.0.1:{port}")
-        batch = await agenerate_batch([row], return_state=True)
-        collected = await acollect(return_state=True)
+        batch = await asyncio.to_thread(generate_batch, [row], return_state=True)
+        collected = await asyncio.to_thread(collect, return_state=True)
     for state, key in ((batch, "cometapi-batch-results"), (collected, "cometapi-collected")):
         shown = history.artifacts(state.state_details.flow_run_id)[key]
         (cells,) = json.loads(shown["data"])
