@@ -14,6 +14,7 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,7 +125,7 @@ async def test_a_lease_that_a_full_disk_does_not_release_lapses(on_disk):
     """The work ends as it did, and another process has its turn, though this one still lives."""
     disk, _ = on_disk
     url = f"sqlite:///{disk.folder}/ledger.db"
-    ledger = Ledger(url, lease=0.3)
+    ledger: Any = Ledger(url, lease=0.3)
     async with working_on(ledger, "before", "run") as entry:
         assert entry
         disk.fill()
@@ -140,7 +141,8 @@ async def test_a_claim_whose_lease_could_not_be_renewed_is_at_most_in_doubt(on_d
     """On a disk that is full for longer than a lease nobody else buys what is being bought."""
     disk, _ = on_disk
     url = f"sqlite:///{disk.folder}/ledger.db"
-    ledger, elsewhere = Ledger(url, lease=0.3), Ledger(url)
+    ledger = Ledger(url, lease=0.3)
+    elsewhere: Any = Ledger(url)
     service = Service().silent()
     buying = asyncio.create_task(buy(ledger, service))
     await service.asked.wait()
@@ -227,8 +229,8 @@ async def test_a_ledger_that_was_deleted_while_in_use_buys_nothing(in_use, key):
     for _ in range(2):
         with pytest.raises(LedgerUnavailable, match="was deleted or moved away") as caught:
             await buy(ledger, service, wish=intent(key))
-    assert str(folder) in caught.value.what
-    assert "nothing was charged" in str(caught.value)
+        assert str(folder) in caught.value.what
+        assert "nothing was charged" in str(caught.value)
     assert service.posts == 0
     assert not folder.exists()  # no empty one in its place, which would have forgotten everything
 

@@ -3,6 +3,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import asyncpg
 import pytest
@@ -91,7 +92,7 @@ async def test_an_id_waits_for_a_connection_as_well(shared, postgres):
 async def test_a_standby_that_takes_over_is_waited_for(shared, postgres):
     """What was bought is found on it before, and what is new is bought as soon as it may."""
     standby = await asyncio.to_thread(postgres.standby)
-    ledger = Ledger(standby.url(shared.database.place.rpartition("/")[2]))
+    ledger: Any = Ledger(standby.url(shared.database.place.rpartition("/")[2]))
     service = Service()
     try:
         assert (await ledger.get("before")).task_id == "t"

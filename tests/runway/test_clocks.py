@@ -10,6 +10,7 @@ import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
@@ -73,14 +74,13 @@ async def set_clock(ledger: Ledger, ahead: float) -> None:
 async def other_process(url: str, what: str, ahead: float = 0.0):
     """Another process on this machine at its work; gives what lets it go on."""
     words = [url, str(LEASE), what, str(ahead)]
-    process = await asyncio.create_subprocess_exec(
+    process: Any = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", OTHER_PROCESS, *words),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
     )
     try:
-        assert process.stdout
         assert await process.stdout.readline() == b"at work\n"
         yield process
     finally:
