@@ -202,6 +202,8 @@ class Soak:
         """In fair weather, decide what is uncertain, collect, and see that all is as promised."""
         self.sandbox._app.plan = FaultPlan(())
         ledger = ledger_at(self.environment["COMETAPI_LEDGER_URL"])
+        entries: list[Entry] = []
+        left: list[str] = []
         for _ in range(ROUNDS):
             adopted, released = await settled(ledger, self.sandbox)
             self.happened["uncertain, adopted"] += len(adopted)

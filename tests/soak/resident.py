@@ -30,6 +30,8 @@ PROMISED = ("prefect_cometapi.", "prefect.", "httpx")
 
 def orders(name: str, picture: str, video: str) -> Iterator[tuple[str, Coroutine[Any, Any, Any]]]:
     """One flow after the other, each with the key of what it buys."""
+    buy_image: Any = aimage_to_video  # they take dicts, too
+    buy_video: Any = avideo_to_video
     for number in count():
         key = f"{name}-{number:05}"
         if number % 30 == 29:
@@ -37,9 +39,9 @@ def orders(name: str, picture: str, video: str) -> Iterator[tuple[str, Coroutine
         elif number % 10 == 9:
             yield key, agenerate_batch(rows(picture, key, ROWS), key=key)
         elif number % 2:
-            yield key, avideo_to_video(video_request(video, key), key=key)
+            yield key, buy_video(video_request(video, key), key=key)
         else:
-            yield key, aimage_to_video(image_request(picture, key), key=key)
+            yield key, buy_image(image_request(picture, key), key=key)
 
 
 async def ended(key: str, flow: Coroutine[Any, Any, Any]) -> dict[str, Any]:
@@ -76,4 +78,5 @@ async def live(name: str, picture: str, video: str, pace: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(live(*sys.argv[1:4], float(sys.argv[4])))
+    given_name, given_picture, given_video, given_pace = sys.argv[1:]
+    asyncio.run(live(given_name, given_picture, given_video, float(given_pace)))

@@ -2,7 +2,7 @@
 """Everything that can go wrong, at once and on every route."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import get_args
 
 from prefect_cometapi.sandbox import Fault, FaultKind, FaultRoute
@@ -35,11 +35,11 @@ def weather(share: float = SHARE, without: Collection[FaultKind] = ()) -> tuple[
     A plan asks its faults in turn and takes the first that strikes, so a later one, which is asked
     less often, gets a higher rate.
     """
-    kinds = {route: [kind for kind in kinds_of(route) if kind not in without] for route in ROUTES}
-    return tuple(fault for route in ROUTES for fault in _on(route, kinds[route], share))
+    return tuple(fault for route in ROUTES for fault in _on(route, without, share))
 
 
-def _on(route: FaultRoute, kinds: Sequence[FaultKind], share: float) -> list[Fault]:
+def _on(route: FaultRoute, without: Collection[FaultKind], share: float) -> list[Fault]:
+    kinds: list[FaultKind] = [kind for kind in kinds_of(route) if kind not in without]
     faults: list[Fault] = []
     taken = 0.0
     for kind in kinds:
