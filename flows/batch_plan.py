@@ -15,7 +15,7 @@ from ..runway.entries import Entry
 from ..runway.errors import InvalidManifest, InvalidRequest, StorageUnavailable
 from ..runway.manifest import read_rows
 from ..runway.outcomes import invalid, stored, waiting
-from ..runway.redact import shown_url
+from ..runway.redact import hide_secrets, shown_url
 from ..runway.rows import BadRow, Row, batch_keys, check_rows, rows_of
 from . import display
 from .deliver import is_gone
@@ -57,6 +57,7 @@ def _batch_key(requests: str | list[Any]) -> str:
         parts = urlsplit(address)
         address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     stem = PurePosixPath(address).name.partition(".")[0][:60]
+    stem = stem if hide_secrets(stem) == stem else "batch"  # no key may read like a secret
     return f"{stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 
 

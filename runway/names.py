@@ -7,6 +7,7 @@ import re
 import unicodedata
 from datetime import UTC, datetime
 
+from .redact import hide_secrets
 from .requests import GenerationRequest
 
 MAX_KEY_LENGTH = 512
@@ -33,11 +34,15 @@ def check_key(key: str) -> str:
     """A user's own key as it is.
 
     Raises:
-        ValueError: It is empty, blank, overlong or contains control characters.
+        ValueError: It is empty, blank, overlong, contains control characters, or holds a secret.
     """
     if not key.strip() or len(key) > MAX_KEY_LENGTH or not key.isprintable():
         raise ValueError(
             f"a key has 1 to {MAX_KEY_LENGTH} printable characters, as 'sku-17/2026-11-21'"
+        )
+    if hide_secrets(key) != key:
+        raise ValueError(
+            "a key is shown in many places, so it may hold no API key, data URI or query of a URL"
         )
     return key
 

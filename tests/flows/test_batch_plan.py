@@ -4,6 +4,7 @@
 import pytest
 
 from prefect_cometapi.flows.batch_plan import _batch_key
+from prefect_cometapi.runway.rows import batch_keys
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,11 @@ def test_a_manifest_is_the_same_from_whichever_folder(tmp_path, monkeypatch, wri
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
     assert _batch_key(written.format(tmp_path)) == key
+
+
+@pytest.mark.parametrize("name", ["sk-november-2026.csv", "a?b=c.csv"])
+def test_any_name_of_a_manifest_leads_to_a_key(tmp_path, name):
+    """Also one that reads like a secret, which no key may hold."""
+    key = _batch_key(str(tmp_path / name))
+    assert batch_keys(key)
+    assert key != _batch_key(str(tmp_path / "other" / name))

@@ -52,6 +52,22 @@ def test_a_key_that_cannot_be_kept_is_refused(key):
         check_key(key)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "https://bucket.example.com/cat.jpg?X-Amz-Signature=canary",
+        "sku-17 data:image/png;base64,canary",
+        "sk-canary0123456789",
+    ],
+)
+def test_a_key_is_no_place_for_a_secret(key):
+    """It stands in the ledger, in logs and in file names, as an address without its token may."""
+    with pytest.raises(ValueError, match="may hold no") as raised:
+        check_key(key)
+    assert "canary" not in str(raised.value)
+    assert check_key("https://bucket.example.com/cat.jpg")
+
+
 @given(key=KEYS, position=st.integers(0, 30))
 @example(key=f"{'x' * 59}-y", position=0)
 def test_a_file_name_is_safe_on_every_system(key, position):
