@@ -37,6 +37,7 @@ from ..runway.media import draw_poster, inspect_video
 from ..runway.names import check_task_id, file_stem
 from ..runway.polling import Patience, wait_until_finished
 from ..runway.redact import origin_of
+from ..runway.replies import MOST_OUTPUTS
 from ..runway.requests import GenerationRequest, as_request
 from ..runway.settings import CometAPISettings
 from ..runway.storage import Storage
@@ -50,9 +51,6 @@ from .storage import full_name, resolve_storage
 
 if TYPE_CHECKING:
     from ..runway.ledger import Ledger
-
-MOST_OUTPUTS = 16
-"""Of one generation; the documented models make one."""
 
 ATTACHED_GRACE = 4
 """Poll intervals during which the id of an older generation may be unknown."""
@@ -213,7 +211,7 @@ async def fetch(
     videos: list[FetchedVideo] = []
     with failures_of(submission.key, submission.task_id):
         if len(finished.generation.outputs) > MOST_OUTPUTS:
-            raise InvalidOutput(f"CometAPI names {len(finished.generation.outputs):,} outputs")
+            raise InvalidOutput(f"CometAPI names more than {MOST_OUTPUTS} outputs")
         async with working_alone(submission):
             staging = (await resolve_storage(storage or settings.storage)).staging()
             for position in range(len(finished.generation.outputs)):

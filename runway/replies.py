@@ -20,6 +20,9 @@ from .generation import AssetURL, Generation, Status
 from .redact import scrub
 
 MAX_DEPTH = 4
+MOST_OUTPUTS, LONGEST_URL = 16, 16_000
+"""Outputs of one generation, the documented models make one; and characters of an address."""
+
 NOT_VISIBLE_CODE = "task_not_exist"
 
 _WORDS = {
@@ -151,14 +154,15 @@ def _outputs(layers: list[dict[str, Any]]) -> list[str]:
         for layer in layers:
             if _STATUS_OF_WORD.get(_word(layer).lower()) is Status.SUCCEEDED:
                 urls.extend(_urls(layer.get("fail_reason")))
-    return list(dict.fromkeys(urls))
+    return list(dict.fromkeys(urls))[: MOST_OUTPUTS + 1]  # one more tells that there are too many
 
 
 def _urls(value: Any) -> Iterator[str]:
     for item in value if isinstance(value, list) else [value]:
         is_object = isinstance(item, dict)
         for text in map(item.get, ("url", "uri", "video_url")) if is_object else [item]:
-            if isinstance(text, str) and text.lower().startswith(("http://", "https://")):
+            is_url = isinstance(text, str) and text[:8].lower().startswith(("http://", "https://"))
+            if is_url and len(text) <= LONGEST_URL:
                 yield text
 
 

@@ -7,8 +7,11 @@ import zlib
 
 import pytest
 
-from prefect_cometapi.runway import ServiceUnavailable, SubmissionUncertain
+from prefect_cometapi.runway import Finished, ServiceUnavailable, State, SubmissionUncertain
 from prefect_cometapi.runway import client as wire
+from prefect_cometapi.runway.replies import MOST_OUTPUTS
+
+from .made import put
 
 
 def bomb(layers: int) -> bytes:
@@ -65,3 +68,22 @@ async def test_a_label_with_a_key_or_an_escape_in_it_is_cleaned(answers, client_
     assert api_key not in str(raised.value)
     assert "\x1b" not in str(raised.value)
     assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        [f"https://h.example/{n}" for n in range(60_000)],
+        [f"https://h.example/{'a' * 3_000_000}"],
+    ],
+    ids=["many", "long"],
+)
+async def test_outputs_without_end_do_not_fill_the_ledger(answers, client_of, file_ledger, outputs):
+    """What a reply may take of the memory, it may not take of a database for good."""
+    made = await put(file_ledger, State.SUBMITTED, task_id="t")
+    reply = answers({"id": "t", "status": "SUCCEEDED", "output": outputs})
+    generation = await (await client_of(reply)).get("t")
+    ended = Finished(generation=generation, polls=1, waited=1.0)
+    done = await file_ledger.finished(made.submission(), ended)
+    assert sum(len(str(output)) for output in done.outputs) < 100_000
+    assert len(done.outputs) in {0, MOST_OUTPUTS + 1}  # so that too many are seen to be too many
