@@ -27,6 +27,7 @@ from .database import PATIENCE, RESTORE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
 from .errors import GenerationCancelled, GenerationError, LedgerUnavailable
 from .generation import Finished, StoredVideo, Submission
+from .redact import scrub
 from .schema import database_time, generations
 
 LEASE = 60.0
@@ -349,13 +350,16 @@ class Ledger:
         return {**_columns({"holder": holder}), "leased_until": until}
 
     async def _rows(self, statement: Any) -> list[Entry]:
-        rows = await self.database.rows(statement)
+        return [self._entry(dict(row)) for row in await self.database.rows(statement)]
+
+    def _entry(self, row: dict[str, Any]) -> Entry:
+        """A row as it is read; what cannot be read might be bought, so nothing goes on without."""
         try:
-            return [Entry.model_validate(dict(row)) for row in rows]
+            return Entry.model_validate(row)
         except ValidationError as error:
-            where = ", ".join(sorted({str(each["loc"][0]) for each in error.errors()}))
-            what = f"in the ledger at {self.database.place} an entry is damaged, in {where}"
-            raise LedgerUnavailable(what + RESTORE) from None
+            wrong = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
+            where = f"in the ledger at {self.database.place} the row of key {scrub(row['key'])!r}"
+            raise LedgerUnavailable(f"{where} is damaged: {wrong}{RESTORE}") from None
 
     async def _one(self, statement: Any) -> Entry | None:
         """The entry that a statement about one key gives."""

@@ -9,10 +9,16 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import text, update
 
-from prefect_cometapi.runway import GenerationCancelled, GenerationFailed, State
+from prefect_cometapi.runway import (
+    GenerationCancelled,
+    GenerationFailed,
+    LedgerUnavailable,
+    State,
+)
 from prefect_cometapi.runway.entries import MAY_FOLLOW
+from prefect_cometapi.runway.schema import generations
 
 from .made import BASE, SIGNED, dead_holder, distant_holder, finished, intent, put, video
 
@@ -275,3 +281,21 @@ async def test_the_seconds_that_are_billed_are_measured_where_they_are_not_known
     videos = [video("a", 4.0004), video("b", 6.0)]
     assert (await ledger.stored(known, "1", "/a", videos)).billed_seconds == 5.0
     assert (await ledger.stored(unknown, "2", "/a", videos)).billed_seconds == 10.0
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("state", "sold"), ("outputs", None), ("videos", {"/a": [{"uri": "canary"}]})],
+)
+async def test_a_row_that_cannot_be_read_is_named_and_stops_what_needs_it(ledger, column, value):
+    """Whoever damaged it: what it stands for may be bought, and its other columns are not told."""
+    await put(ledger, S.SUBMITTED, "odd", task_id="canary")
+    await put(ledger, S.SUBMITTED, "good", task_id="t")
+    damage = update(generations).where(generations.c.key == "odd").values({column: value})
+    await ledger.database.rows(damage)
+    told = f"row of key 'odd' is damaged: {column}"
+    for look in (ledger.entries(), ledger.of_keys(["odd", "good"]), ledger.get("odd")):
+        with pytest.raises(LedgerUnavailable, match=told) as raised:
+            await look
+        assert "canary" not in str(raised.value)
+    assert await ledger.get("good")
