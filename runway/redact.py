@@ -22,7 +22,12 @@ _DATA_URI = re.compile(r"data:[^\s\"'<>,]{0,100},[^\s\"'<>]+", re.IGNORECASE)
 _BASE64 = re.compile(r"(base64,)(?!<sha256:)[^\s\"'<>]+", re.IGNORECASE)
 # A URL may be told without its beginning ("GET /a.png?sig=…"), or quoted.
 _QUERY = re.compile(r"(\?|%3F)((?:(?!%3F)[^\s\"'<>?=])*(?:=|%3D)[^\s\"'<>]+)", re.IGNORECASE)
-_BEARER = re.compile(r"(bearer\s+[\"']?)(?!<hidden)(?:bearer\s+)*[^\s\"',;]+", re.IGNORECASE)
+# It may be quoted, and the quote escaped, as in JSON that is told as it came.
+_QUOTE = r"(?:\\*[\"'])?"
+_BEARER = re.compile(
+    rf"(bearer\s+){_QUOTE}+(?!<hidden)(?:bearer\s+{_QUOTE})*[^\s\"',;]+", re.IGNORECASE
+)
+_USER_INFO = re.compile(r"://[^/]*@")
 _KEY = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{6,}")
 
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
@@ -33,9 +38,7 @@ def shown_url(url: str) -> str:
     address, mark, token = url, "", ""
     if found := re.search(r"[?#]", url):
         address, mark, token = url[: found.start()], found[0], url[found.end() :]
-    scheme, separator, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    address = f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+    address = _USER_INFO.sub("://", address)
     return f"{address}?{HIDDEN}{_digest(token)}>" if token else f"{address}{mark}"
 
 
@@ -65,11 +68,11 @@ def is_shortened(text: str) -> bool:
 
 def hide_secrets(text: str) -> str:
     """The text without tokens of URLs, keys and data URIs."""
+    text = _BEARER.sub(r"\1<hidden>", text)  # first, as the others may swallow its beginning
     text = _URL.sub(lambda found: shown_url(found[0].replace("\\/", "/")), text)
     text = _QUERY.sub(lambda found: f"{found[1]}{HIDDEN}{_digest(found[2])}>", text)
     text = _DATA_URI.sub(lambda found: shown_source(found[0]), text)
     text = _BASE64.sub(r"\1<hidden>", text)
-    text = _BEARER.sub(r"\1<hidden>", text)
     return _KEY.sub("<hidden key>", text)
 
 
