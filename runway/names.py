@@ -86,7 +86,8 @@ def batch_stem(key: str) -> str:
 
 
 def _readable(key: str, otherwise: str) -> str:
-    plain = unicodedata.normalize("NFKD", key).encode("ascii", "ignore").decode().lower()
+    decomposed = unicodedata.normalize("NFKD", key[:MAX_KEY_LENGTH])
+    plain = decomposed.encode("ascii", "ignore").decode().lower()
     readable = re.sub(r"[^a-z0-9]+", "-", _UUID.sub(lambda id_: id_[1], plain))
     readable = readable.strip("-")[:60].strip("-")
     return otherwise if not readable or _RESERVED.fullmatch(readable) else readable
