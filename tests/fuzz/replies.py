@@ -133,6 +133,7 @@ class Bender:
                 f"https://cdn.example.com/o.mp4?_jwt={TOKEN}",
                 f"data:image/png;base64,{TOKEN}",
                 f"Bearer {KEY}",
+                f'Bearer "{TOKEN}"',
                 [],
                 {},
                 [f"https://h/{n}?_jwt={TOKEN}" for n in range(chance.randrange(50))],
