@@ -52,7 +52,7 @@ def shape(reply: httpx.Response) -> tuple[int, object]:
 def test_it_speaks_as_the_sandbox_does(lean: httpx.Client) -> None:
     """What is measured against it is measured against the same replies."""
     with (
-        Sandbox(render_seconds=0.3) as sandbox,
+        Sandbox(render_seconds=2) as sandbox,
         httpx.Client(base_url=sandbox.url, headers=HEADERS) as real,
     ):
         told = [[], []]
