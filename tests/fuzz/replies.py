@@ -69,10 +69,7 @@ _WORDS += ["SUCCEEDED", "task_not_exist", "FAILURE", "", " ", "\x00", "\ud800", 
 def _bodies() -> list[Any]:
     found = [sample["body"] for sample in DOCUMENTED["tasks"].values()]
     found += [body for body, _ in DOCUMENTED["created"].values()]
-    found += [
-        one.get("body") if isinstance(one, dict) else one for one in DOCUMENTED["errors"].values()
-    ]
-    return found
+    return found + [body for _, body, _ in DOCUMENTED["errors"].values()]
 
 
 BODIES = _bodies()
