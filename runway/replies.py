@@ -13,6 +13,7 @@ structure and never by a version:
 """
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ MOST_OUTPUTS, LONGEST_URL = 16, 16_000
 """Outputs of one generation, the documented models make one; and characters of an address."""
 
 NOT_VISIBLE_CODE = "task_not_exist"
+_WEB = re.compile("https?://", re.IGNORECASE)
 
 _WORDS = {
     Status.PENDING: "not_start submitted queued unknown pending throttled 0 1",
@@ -161,8 +163,7 @@ def _urls(value: Any) -> Iterator[str]:
     for item in value if isinstance(value, list) else [value]:
         is_object = isinstance(item, dict)
         for text in map(item.get, ("url", "uri", "video_url")) if is_object else [item]:
-            is_url = isinstance(text, str) and text[:8].lower().startswith(("http://", "https://"))
-            if is_url and len(text) <= LONGEST_URL:
+            if isinstance(text, str) and len(text) <= LONGEST_URL and _WEB.match(text):
                 yield text
 
 
