@@ -36,6 +36,7 @@ _WORDS = {
     Status.NOT_VISIBLE: f"{NOT_VISIBLE_CODE} task_origin_not_exist",
 }
 _STATUS_OF_WORD = {word: status for status, words in _WORDS.items() for word in words.split()}
+_GIVEN_UP = {Status.FAILED, Status.CANCELLED}
 _IDS = ("task_id", "id")
 _SUCCESS_CODES = {"", "success", "200", "0", "ok"}
 
@@ -48,12 +49,14 @@ def read_generation(body: Any, task_id: str) -> Generation | None:
         return None
     outputs = tuple(AssetURL(url) for url in _outputs(layers))
     status = _combined({_status(word, bool(outputs)) for word in words})
+    if status in _GIVEN_UP and not _named(layers):
+        return None  # perhaps the failure of what answered; a wrong one would lose what is paid
     return Generation(
         task_id=task_id,
         status=status,
         progress=_progress(layers),
         outputs=outputs if status is Status.SUCCEEDED else (),
-        failure=_failure(layers) if status in {Status.FAILED, Status.CANCELLED} else "",
+        failure=_failure(layers) if status in _GIVEN_UP else "",
         failure_code=scrub(_text(layers, "failureCode", "failure_code"), limit=80),
         word=scrub(words[-1], limit=40),
     )
@@ -64,8 +67,14 @@ def _is_about(layers: list[dict[str, Any]], task_id: str) -> bool:
 
     Something on the way may answer one poll with the reply to another, whose video is another's.
     """
-    named = {id_ for layer in layers for name in _IDS if (id_ := _as_id(layer.get(name)))}
-    return not named or task_id.lower() in {id_.lower() for id_ in named}
+    named = _named(layers)
+    return not named or task_id.lower() in named
+
+
+def _named(layers: list[dict[str, Any]]) -> set[str]:
+    """The ids that are named, in lower case."""
+    ids = (_as_id(layer.get(name)) for layer in layers for name in _IDS)
+    return {id_.lower() for id_ in ids if id_}
 
 
 def read_task_id(body: Any) -> str | None:

@@ -109,6 +109,13 @@ def test_one_of_the_ids_that_are_named_is_enough(body, asked):
     assert read_generation(body, asked) is not None
 
 
+@pytest.mark.parametrize("word", ["failed", "FAILURE", "CANCELLED", "2"])
+def test_a_failure_of_nobody_is_no_answer(word):
+    """What answers in the service's place may fail; that must not end what is paid for."""
+    assert read_generation({"status": word, "message": "upstream timeout"}, "a") is None
+    assert read_generation({"id": "a", "status": word}, "a") is not None
+
+
 @pytest.mark.parametrize("name", DOCUMENTED["created"])
 def test_the_id_is_found_in_every_documented_reply_to_a_create_call(name):
     """A generation that was paid for is never lost for the shape of its reply."""
@@ -220,7 +227,7 @@ def test_an_unknown_word_means_keep_waiting(word):
 )
 def test_layers_that_disagree_are_weighed(body, status):
     """A failure anywhere is final; a success in any layer counts; a URL settles the digit 2."""
-    generation = read_generation(body, "a")
+    generation = read_generation({"id": "a", **body}, "a")
     assert generation is not None
     assert generation.status is status
 
@@ -253,7 +260,7 @@ def test_outputs_are_found_in_every_form(output, urls):
 @pytest.mark.parametrize("status", ["RUNNING", "SUCCEEDED", "FAILED"])
 def test_an_output_counts_when_the_generation_is_done(name, status):
     """Under each of its names; an address in an unfinished or failed one is not handed out."""
-    generation = read_generation({"status": status, name: "https://h/o.mp4"}, "a")
+    generation = read_generation({"id": "a", "status": status, name: "https://h/o.mp4"}, "a")
     assert generation is not None
     assert bool(generation.outputs) == (status == "SUCCEEDED")
 
@@ -287,7 +294,7 @@ def test_a_picture_is_not_taken_for_the_video():
 )
 def test_the_reason_of_a_failure_is_found_wherever_it_stands(body, reason):
     """In the service's words, without the tokens that they may hold."""
-    generation = read_generation(body, "a")
+    generation = read_generation({"id": "a", **body}, "a")
     assert generation is not None
     if reason is None:
         assert generation.failure.startswith("see https://h/x?<sha256:")
