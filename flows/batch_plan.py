@@ -3,9 +3,12 @@
 
 import asyncio
 import hashlib
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -28,6 +31,12 @@ if TYPE_CHECKING:
     from ..runway.ledger import Ledger
 
 
+_TEMPORARY = {re.escape(place) for place in (gettempdir(), os.path.realpath(gettempdir()))}
+_PASSING = re.compile(rf"({'|'.join(_TEMPORARY)})/(tmp\w+prefect|runner_storage)/")
+"""Where Prefect's process worker runs what has no working directory, and where its runner puts what
+it pulled; tests/flows/test_batch_plan.py holds both."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is asked for, checked."""
@@ -42,6 +51,7 @@ def planned(requests: str | list[Any], key: str | None) -> Plan:
 
     Raises:
         InvalidManifest: The manifest cannot be read.
+        InvalidRequest: There is no key, and where the manifest lies makes none that lasts.
     """
     key = key or _batch_key(requests)
     rows: Sequence[Row] = read_rows(requests) if isinstance(requests, str) else rows_of(requests)
@@ -53,6 +63,11 @@ def _batch_key(requests: str | list[Any]) -> str:
     if not isinstance(requests, str):
         return f"run-{lasting_run_id()}"
     address = full_name(requests)
+    if _PASSING.match(address):
+        raise InvalidRequest(
+            f"{requests} lies in a folder that Prefect makes for this run alone, so the next run "
+            "would buy all of it again: give the batch a key, or the deployment a working_dir"
+        )
     if address.lower().startswith(("http://", "https://")):  # a fresh signature is no other file
         parts = urlsplit(address)
         address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The key of a batch stands for its manifest."""
 
-import pytest
+import inspect
+import tempfile
+from pathlib import Path
 
-from prefect_cometapi.flows.batch_plan import _batch_key
+import pytest
+from prefect.runner import Runner
+from prefect.workers.process import ProcessWorker
+
+from prefect_cometapi.flows.batch_plan import _batch_key, planned
+from prefect_cometapi.runway import InvalidRequest
 from prefect_cometapi.runway.rows import batch_keys
 
 
@@ -52,3 +59,25 @@ def test_any_name_of_a_manifest_leads_to_a_key(tmp_path, name):
     key = _batch_key(str(tmp_path / name))
     assert batch_keys(key)
     assert key != _batch_key(str(tmp_path / "other" / name))
+
+
+def test_a_manifest_in_a_folder_of_one_run_needs_a_key(tmp_path, monkeypatch):
+    """Each night's copy has another path, so each night would buy the whole catalogue again."""
+    with tempfile.TemporaryDirectory(suffix="prefect") as folder:
+        monkeypatch.chdir(folder)
+        rows = Path("catalogue.jsonl")
+        rows.write_text('{"id": "a", "promptImage": "https://example.com/cat.jpg"}\n')
+        for named in (rows.name, str(rows.absolute()), rows.absolute().as_uri()):
+            with pytest.raises(InvalidRequest, match="give the batch a key, or the deployment a"):
+                planned(named, None)
+        assert planned(rows.name, "catalogue").items[0].key == "catalogue/a"
+        monkeypatch.chdir(tmp_path)
+    pulled = f"{tempfile.gettempdir()}/runner_storage/5c9f/catalogue.jsonl"
+    with pytest.raises(InvalidRequest, match="for this run alone"):
+        planned(pulled, None)
+
+
+def test_prefect_makes_such_folders():
+    """They are known by their names alone, which are not in Prefect's documentation."""
+    assert 'TemporaryDirectory(suffix="prefect")' in inspect.getsource(ProcessWorker.run)
+    assert '"runner_storage"' in inspect.getsource(Runner)
