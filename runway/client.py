@@ -261,6 +261,7 @@ async def _read(response: httpx.Response, key: str) -> Reply:
         content = bytearray(response.content)
     else:
         content = _unpacked(await _received(response), response.headers.get("content-encoding", ""))
+    is_page = _is_page(response, bytes(content[:400]))  # before the key is hidden, which adds a "<"
     is_secret = len(key) >= SHORTEST_SECRET
     if is_secret:  # some services repeat it in their refusal
         content = content.replace(key.encode(), b"<hidden key>")
@@ -275,7 +276,7 @@ async def _read(response: httpx.Response, key: str) -> Reply:
         body=body,
         is_json=is_json and isinstance(body, dict),
         excerpt=excerpt.replace(key, "<hidden key>") if is_secret else excerpt,
-        is_page=_is_page(response, bytes(content[:400])),
+        is_page=is_page,
     )
 
 

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 HIDDEN = "<sha256:"
 """Marks a shortened text, which no longer works as an address."""
 
+_SHORTENED = re.compile(rf"{HIDDEN}[0-9a-f]{{12}}(?:, [0-9]+ characters)?>\Z")
+
 # In doubt too much is hidden: a URL ends only where none can go on, slashes may be escaped.
 _URL = re.compile(r"[a-z][a-z0-9+.-]{0,20}:(?:\\?/){2}[^\s\"<>]+", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:[^\s\"'<>,]{0,100},[^\s\"'<>]+", re.IGNORECASE)
@@ -62,8 +64,8 @@ def shortened(value: Any, *, urls: bool = True) -> Any:
 
 
 def is_shortened(text: str) -> bool:
-    """Whether the text was shortened by one of these functions."""
-    return HIDDEN in text
+    """Whether the text ends as one does that was shortened by one of these functions."""
+    return bool(_SHORTENED.search(text))
 
 
 def hide_secrets(text: str) -> str:

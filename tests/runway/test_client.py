@@ -205,6 +205,18 @@ async def test_another_server_is_named_and_no_redirect_is_followed(
     assert service.accepted == []
 
 
+async def test_what_hides_the_key_makes_no_web_page_of_a_receipt(
+    answers, client_of, request_, api_key
+):
+    """A success that begins with the key is as garbled as any other, and leaves the money open."""
+    client = await client_of(
+        answers((200, f"{api_key} ok".encode(), {"content-type": "text/html"}))
+    )
+    with pytest.raises(SubmissionUncertain) as caught:
+        await client.create(request_)
+    assert api_key not in str(caught.value)
+
+
 async def test_a_base_url_with_a_path_is_recognised_by_what_it_answers(sandbox, request_):
     """The service's own 404 for an unknown path leads to the setting, not to the request."""
     service = sandbox()

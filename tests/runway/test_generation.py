@@ -51,6 +51,14 @@ def test_an_asset_url_leaves_the_process_without_its_token(show):
     assert "https://cdn.example.com/o.mp4" in shown
 
 
+@pytest.mark.parametrize("path", ["<sha256:", "<sha256:0123456789ab>", "a?<sha256:0123456789ab>"])
+def test_an_address_that_looks_as_if_it_were_hidden_is_hidden_all_the_same(path):
+    """What stands in place of a token may stand in a stranger's address, beside the token."""
+    odd = AssetURL(f"https://h/{path}/o.mp4?{TOKEN}")
+    assert TOKEN not in str(odd)
+    assert odd.reveal() == f"https://h/{path}/o.mp4?{TOKEN}"
+
+
 def test_a_stored_address_is_known_to_be_useless():
     """Whoever reads it back asks for a fresh one instead of trying it."""
     stored = pickle.loads(pickle.dumps(AssetURL(URL)))
