@@ -21,7 +21,7 @@ BLOCK = 2 * 1024**2
 """Bytes that are handed over at a time. With smaller ones the thread and the loop wait for one
 another more often; a quarter of it is a third slower."""
 
-IN_MEMORY, SMALLEST_BLOCK = 128 * 1024**2, 64 * 1024
+IN_MEMORY, SMALLEST_BLOCK = 64 * 1024**2, 32 * 1024
 """Bytes of all files together that wait to be handed over; what each may have all the same."""
 
 

@@ -100,10 +100,7 @@ JUMPS = pytest.mark.parametrize("jump", [DAY, -DAY], ids=["ahead", "back"])
 
 @JUMPS
 async def test_a_purchase_under_way_is_not_taken_for_an_uncertain_one(hasty, ledger_url, jump):
-    """A clock that is set, or a machine that slept, is no reason to ask the user, or to buy again.
-
-    Not even where the user accepts a second charge after an unknown outcome.
-    """
+    """A clock that is set is no reason to ask the user, nor to buy again where that is accepted."""
     service, told = Service(), Told()
     async with other_process(ledger_url, "buys") as first:
         await set_clock(hasty, jump)
