@@ -3,9 +3,11 @@
 
     python -m tests.fuzz.replies --replies 100000 [--seed 1]
 
-Each reply answers a purchase, a poll and a question to the feed, through the client as it is. What
+Each reply answers a purchase, a poll or a question to the feed, through the client as it is. What
 comes back must be a value that makes sense or one typed error, whose words hold no secret and have
-an end; a success that names no id must never count as "nothing was bought".
+an end; a success that names no id must never count as "nothing was bought". An error goes on to
+what decides whether Prefect tries the step again: a purchase only where it was certainly none, and
+after a delay that has an end, whatever Retry-After says.
 """
 
 import argparse
@@ -24,12 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import Failed
 from pydantic import SecretStr
 
+from prefect_cometapi.flows.attempts import _memory_of
+from prefect_cometapi.flows.sharing import Shared, sharing
+from prefect_cometapi.flows.tasks import POLL, SUBMIT
 from prefect_cometapi.runway import (
     CometAPIError,
+    CometAPISettings,
     Generation,
     ImageToVideoRequest,
+    ServiceUnavailable,
     SubmissionUncertain,
 )
 from prefect_cometapi.runway.client import RunwayClient
@@ -41,6 +50,11 @@ KEY = "sk-canary-of-the-fuzzer-0123456789"
 TOKEN = "canarysignature"
 REQUEST = ImageToVideoRequest(prompt_image="https://example.com/cat.jpg")
 LONGEST_MESSAGE = 4_000
+LONGEST_WAIT = 86_400.0
+"""Seconds before another attempt; who asks for more than a day asks for ever."""
+
+SETTINGS = CometAPISettings(on_uncertain="stop", poll_interval=5)
+NO_LEDGER: Any = None
 SLOWEST = 5.0
 """Seconds for one call; nothing that is read takes so long."""
 
@@ -235,6 +249,7 @@ class Findings:
     replies: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    again: int = 0
     slowest: float = 0.0
     grown: float = 0.0
 
@@ -263,7 +278,8 @@ async def fuzz(replies: int, seed: int) -> Findings:
             found.replies += 1
             found.slowest = max(found.slowest, took)
             found.outcomes[f"{name}: {_kind(outcome)}"] += 1
-            if problem := _problem(name, outcome, reply, bender.said, garbled=bender.garbled):
+            problem = _problem(name, outcome, reply, bender.said, garbled=bender.garbled)
+            if problem := problem or _wrong_decision(name, outcome, found):
                 found.wrong.append(f"seed {seed}, reply {number}, {name}: {problem}")
     found.grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
     return found
@@ -296,6 +312,23 @@ def _problem(name: str, outcome: Any, reply: httpx.Response, said: bytes, *, gar
     return "" if isinstance(outcome, str) and outcome.strip() else "no id, and no error"
 
 
+def _wrong_decision(name: str, outcome: Any, found: Findings) -> str:
+    """What is wrong with whether, and when, Prefect would try a step again after this outcome."""
+    if not isinstance(outcome, CometAPIError):
+        return ""
+    task_run = TaskRun(task_key="step", dynamic_key="0")
+    step = SUBMIT if name == "create" else POLL
+    with sharing(Shared(SETTINGS, NO_LEDGER)):
+        again = step["retry_condition_fn"](None, task_run, Failed(data=outcome))
+    found.again += again
+    if again and name == "create" and not isinstance(outcome, ServiceUnavailable):
+        return f"a purchase that ended as {type(outcome).__name__} is sent again"
+    delay = _memory_of(task_run).delay
+    if again and not (delay is not None and 0 <= delay <= LONGEST_WAIT):
+        return f"it is tried again after {delay} s"
+    return ""
+
+
 def _says_no(said: bytes) -> bool:
     """Whether a body could be a refusal at all: an error in JSON, or a page for people."""
     try:
@@ -315,6 +348,7 @@ def main() -> None:
     found = asyncio.run(fuzz(chosen.replies, chosen.seed))
     print(f"{found.replies:,} replies in {time.perf_counter() - begun:.0f} s, seed {chosen.seed}")
     print(f"slowest {found.slowest:.2f} s, {found.grown:.0f} MB more at the peak")
+    print(f"{found.again:,} would be tried again")
     for name, count in sorted(found.outcomes.items()):
         print(f"  {count:>7,}  {name}")
     for problem in found.wrong[:20]:
