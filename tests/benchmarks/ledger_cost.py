@@ -16,7 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,42 +25,48 @@ from service import sandbox_process
 
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.database import Database
+from prefect_cometapi.runway.entries import Intent, Kind
 from prefect_cometapi.runway.ledger import Ledger
 
 GOAL_MILLISECONDS = 10.0
 IMAGE: Any = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow zoom"}
 
 
-class NoLedger:
+class NoLedger(Ledger):
     """Answers as a ledger does that has never seen a key, and forgets at once."""
 
-    async def add(self, intent: Any, state: State, claim: str, **_values: Any) -> Entry:
+    def __init__(self) -> None:
+        super().__init__("sqlite:////nowhere/at/all.db")
+
+    async def add(self, intent: Intent, state: State, claim: str, **_values: Any) -> Entry:
         now = datetime.now(UTC)
-        self._entry = Entry(
+        self._entry_of_now = Entry(
             **intent.wanted(), state=state, claim=claim, created_at=now, changed_at=now
         )
-        return self._entry
+        return self._entry_of_now
 
-    async def change(self, _key: str, state: State, **values: Any) -> Entry:
+    async def change(self, key: str, state: State, **values: Any) -> Entry:
         values = {name: values[name] for name in ("task_id", "submitted_at") if name in values}
-        return self._entry.model_copy(update={"state": state, **values})
+        return self._entry_of_now.model_copy(update={"state": state, **values})
 
-    async def nothing(self, *_args: Any, **_values: Any) -> None:
+    async def get(self, key: str) -> None:
         return None
 
-    async def durations(self, *_args: Any) -> list[tuple[float, int]]:
+    async def take(self, key: str, holder: str) -> None:
+        return None
+
+    async def let_go(self, key: str, holder: str, note: str | None = None) -> None:
+        return None
+
+    async def durations(self, kind: Kind, limit: int) -> list[tuple[float, int]]:
         return []
 
-    get = take = let_go = finished = failed = stored = nothing
+    @contextmanager
+    def holding(self, key: str, holder: str) -> Iterator[None]:
+        yield
 
-    def holding(self, *_names: str) -> Any:
-        return nullcontext()
-
-    def times_held_here(self, *_names: str) -> int:
+    def times_held_here(self, key: str, holder: str | None) -> int:
         return 1
-
-    def last_seen(self, _key: str) -> None:
-        return None
 
 
 class Waiting:
@@ -144,6 +151,7 @@ def main() -> None:
         os.environ |= {
             "PREFECT_LOGGING_LEVEL": "CRITICAL",
             "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "COMETAPI_KEY": "benchmark",
             "COMETAPI_POLL_INTERVAL": "0.01",
             "COMETAPI_STORAGE": f"{folder}/videos",
