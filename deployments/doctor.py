@@ -68,7 +68,7 @@ def doctor(
     ] = None,
     pool: Annotated[str, Parameter(help="Work pool of our deployments.")] = "videos",
 ) -> None:
-    """Check key, service, clock, storage, ledger, Prefect and workers. It buys nothing."""
+    """Check key, service, clock, storage, decoder, ledger, Prefect and workers. It buys nothing."""
     quieten_prefect()
     findings = asyncio.run(examined(CometAPISettings(), storage, pool))
     colours = {Health.GOOD: "[green]✓[/]", Health.NOTED: "[yellow]![/]", Health.BAD: "[red]✗[/]"}
@@ -83,7 +83,7 @@ async def examined(settings: CometAPISettings, storage: str | None, pool: str) -
     """Every finding, in the order in which one would mend them."""
     place = storage or settings.storage
     findings = [await _key(settings), await _clock(settings.base_url)]
-    findings += [await _storage(place), await _ledger()]
+    findings += [await _storage(place), await _decoder(), await _ledger()]
     findings += await _prefect(pool, place)
     return findings
 
@@ -137,6 +137,20 @@ async def _storage(place: str) -> Finding:
     except CometAPIError as error:
         return bad(what, error.what, "set COMETAPI_STORAGE to a place that can be written and read")
     return good(what, f"{full_name(place)} takes files and gives them back")
+
+
+async def _decoder() -> Finding:
+    from ..runway.media import what_the_decoder_reaches
+
+    what = "decoder"
+    try:
+        reached = await asyncio.to_thread(what_the_decoder_reaches)
+    except CometAPIError as error:
+        return bad(what, error.what, "pip install --force-reinstall av")
+    if reached:
+        told = f"a video that breaks it reaches {' and '.join(reached)}"
+        return noted(what, told, "Linux 5.13 confines it; or give workers a user of their own")
+    return good(what, "confined: a video that breaks it reaches no file and no network")
 
 
 async def _ledger() -> Finding:

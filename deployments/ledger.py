@@ -16,12 +16,13 @@ from cyclopts import App, Parameter
 from rich.table import Table
 
 from ..runway.entries import Entry, State
+from ..runway.errors import LedgerUnavailable
 from ..runway.generation import StoredVideo
 from ..runway.holders import shown_holder
 from ..runway.names import check_task_id
 from ..runway.redact import printable
 from .quiet import quieten_prefect
-from .terminal import console, errors, escape
+from .terminal import console, errors, escape, show_error
 
 T = TypeVar("T")
 
@@ -105,7 +106,8 @@ def list_entries(
     json: Annotated[bool, Parameter(negative="", help="Print JSON.")] = False,
     csv: Annotated[bool, Parameter(negative="", help="Print CSV.")] = False,
 ) -> None:
-    """List generations, the newest first."""
+    """List generations, the newest first. Damaged rows are told apart, and the status is 1."""
+    damaged: list[LedgerUnavailable] = []
 
     async def look() -> list[Entry]:
         return await (await _ledger()).entries(
@@ -113,6 +115,7 @@ def list_entries(
             since=since_time(since) if since else None,
             flow_run_id=flow_run,
             limit=limit,
+            tell=damaged.append,
         )
 
     entries = _run(look())
@@ -123,8 +126,12 @@ def list_entries(
     elif entries:
         console.print(_table(entries))
         _advise(entries)
-    else:
+    elif not damaged:
         console.print("The ledger has no such generations.")
+    for error in damaged:
+        show_error(error)
+    if damaged:
+        sys.exit(1)
 
 
 @app.command

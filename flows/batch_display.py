@@ -8,7 +8,7 @@ from uuid import UUID
 
 from ..runway.batch import BatchResult, ItemResult, Outcome
 from ..runway.budget import against
-from ..runway.contact_sheet import draw_contact_sheet
+from ..runway.media import draw_contact_sheet
 from .board import Standing
 from .display import harmless, plain
 from .storage import resolve_storage

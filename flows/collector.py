@@ -7,13 +7,13 @@ were killed, cancelled or timed out. Several may run at once: each takes what no
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.entries import UNFINISHED, Entry, State
-from ..runway.errors import AuthenticationError, CometAPIError
+from ..runway.errors import AuthenticationError, CometAPIError, LedgerUnavailable
 from ..runway.generation import Value
 from ..runway.holders import holder_name
 from ..runway.redact import scrub
@@ -25,6 +25,9 @@ from .recorded import recorded_flow
 from .running import run_sync
 from .saved_blocks import load_block
 from .suspended import resume_waiting
+
+if TYPE_CHECKING:
+    from ..runway.ledger import Ledger
 
 AT_ONCE = 100
 """Generations that one collector works on at a time."""
@@ -62,7 +65,8 @@ class CollectResult(Value):
 async def acollect(credentials: Credentials = None, storage: Place = None) -> CollectResult:
     """Finish every generation that was bought and that nobody works on. It buys nothing.
 
-    One event loop waits for all of them. A generation that fails does not stop the others.
+    One event loop waits for all of them. A generation that fails does not stop the others, and a
+    row of the ledger that cannot be read fails the run once the others are finished.
     """
     return await _collect(credentials, storage)
 
@@ -71,18 +75,22 @@ async def acollect(credentials: Credentials = None, storage: Place = None) -> Co
 def collect(credentials: Credentials = None, storage: Place = None) -> CollectResult:
     """Finish every generation that was bought and that nobody works on. It buys nothing.
 
-    One event loop waits for all of them. A generation that fails does not stop the others.
+    One event loop waits for all of them. A generation that fails does not stop the others, and a
+    row of the ledger that cannot be read fails the run once the others are finished.
     """
     return run_sync(_collect(credentials, storage))
 
 
 async def _collect(credentials: CometAPICredentials | None, storage: str | None) -> CollectResult:
-    from ..runway.buying import give_up
-
     ledger = await open_ledger()
-    for entry in await ledger.entries(states=[State.INTENDED]):
-        if not await ledger.is_living(entry):
-            await give_up(ledger, entry)
+    damaged: dict[str, LedgerUnavailable] = {}
+
+    async def entries(*states: State) -> list[Entry]:
+        return await ledger.entries(
+            states=states, tell=lambda error: damaged.setdefault(error.what, error)
+        )
+
+    await _give_up_the_dead(ledger, await entries(State.INTENDED))
     slots = asyncio.Semaphore(AT_ONCE)
     me = holder_name(this_run())
 
@@ -99,18 +107,30 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
                 await resume_waiting(ledger, entry.flow_run_id)
             return finished
 
-    left = await ledger.entries(states=UNFINISHED)
+    left = await entries(*UNFINISHED)
     looked_at = await asyncio.gather(*(finish(entry.key) for entry in reversed(left)))
     finished = [generation for generation in looked_at if generation]
     await resume_waiting(ledger)  # those that were suspended after their generation was stored
     if len(finished) < len(left):
         display.logger().info("%d generations are with other runs", len(left) - len(finished))
-    uncertain = [_undecided(entry) for entry in await ledger.entries(states=[State.UNCERTAIN])]
+    uncertain = [_undecided(entry) for entry in await entries(State.UNCERTAIN)]
     for generation in uncertain:
         display.logger().warning("Key %s is uncertain: %s", generation.key, generation.note)
     result = _summary([*finished, *uncertain])
     await display.show_collected([item.model_dump(mode="json") for item in result.generations])
+    for error in damaged.values():
+        display.logger().error("%s", error.what)
+    if damaged:
+        raise next(iter(damaged.values()))
     return result
+
+
+async def _give_up_the_dead(ledger: "Ledger", intended: list[Entry]) -> None:
+    from ..runway.buying import give_up
+
+    for entry in intended:
+        if not await ledger.is_living(entry):
+            await give_up(ledger, entry)
 
 
 async def _finish(

@@ -50,6 +50,7 @@ from .sharing import client_for, clients_for_assets, settings_now, shared_budget
 from .storage import full_name, resolve_storage
 
 if TYPE_CHECKING:
+    from ..runway.buying import Check
     from ..runway.ledger import Ledger
 
 ATTACHED_GRACE = 4
@@ -122,8 +123,8 @@ async def _bought(
     posted: list[str] = []
     async with client_for(credentials) as client:
 
-        async def post() -> str:
-            posted.append(await client.create(request))
+        async def post(still_ours: "Check") -> str:
+            posted.append(await client.create(request, before_sending=still_ours))
             return posted[0]
 
         entry = await buy_once(

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from .entries import Entry, Intent, State, conflict
-from .errors import CometAPIError, LedgerUnavailable, SubmissionUncertain
+from .errors import CometAPIError, LedgerUnavailable, ServiceUnavailable, SubmissionUncertain
 from .holders import holder_name, shown_holder
 from .ledger import Ledger
 
@@ -67,13 +67,16 @@ def next_step(
     return SubmissionUncertain(f"an earlier attempt is open: {entry.note}").about(key=entry.key)
 
 
+Check = Callable[[], None]
+"""Raises if the request must not be sent any more."""
+
 _NO_ANSWER = "it sent the request, or was about to, and left no answer"
 
 
 async def buy_once(
     ledger: Ledger,
     intent: Intent,
-    post: Callable[[], Awaitable[str]],
+    post: Callable[[Check], Awaitable[str]],
     *,
     run: str,
     resubmit: bool = False,
@@ -84,7 +87,8 @@ async def buy_once(
     Args:
         ledger: Where it is recorded.
         intent: What is wanted.
-        post: Sends the request and returns the task id.
+        post: Sends the request and returns the task id. It is handed a check to make at the last
+            moment before it sends.
         run: Which run asks, for those who wait for it.
         resubmit: Whether the user accepts a second charge after an unknown outcome.
         warn: Told in words what the user should know, where nothing has to stop for it.
@@ -93,8 +97,18 @@ async def buy_once(
         KeyConflict: The key belongs to another request.
         SubmissionUncertain: It was perhaps bought, now or in an earlier attempt.
         LedgerUnavailable: Nothing was sent, since it could not be recorded.
+        ServiceUnavailable: This process stood still for so long that others may have taken it for
+            dead, so nothing was sent.
         CometAPIError: What ``post`` raised; nothing was bought.
     """
+
+    def still_ours() -> None:
+        if not ledger.is_surely_held(intent.key, holder):
+            raise ServiceUnavailable(
+                "this process stood still for longer than its claim of the key lasts, so nothing "
+                "was sent"
+            ).about(key=intent.key)
+
     claim = uuid4().hex
     runs_name = holder_name(run)
     holder = f"{runs_name}#{claim}"
@@ -114,7 +128,7 @@ async def buy_once(
         if entry.claim != claim:
             return entry
         try:
-            task_id = await post()
+            task_id = await post(still_ours)
         except BaseException as error:
             await _note_outcome(ledger, entry, error, warn)
             raise
@@ -227,9 +241,12 @@ async def _accepted(
     bought = claimed.model_copy(update={"state": State.SUBMITTED, **news})
 
     async def recorded() -> Entry:
-        kept = await ledger.change(claimed.key, State.SUBMITTED, of=claimed.claim, **news)
+        kept = await ledger.change(claimed.key, State.SUBMITTED, of=claimed, **news)
         kept = kept or await ledger.get(claimed.key)
-        if kept is None or kept.task_id != task_id:  # another submission was allowed meanwhile
+        if kept is None or kept.task_id != task_id:
+            if other := await ledger.of_another_request(task_id, claimed):
+                raise _no_receipt(task_id, other)
+            # another submission was allowed meanwhile
             other = bought.model_copy(update={"key": f"{claimed.key}+{task_id}"})
             kept = await attach(ledger, other, task_id)
             warn(f"the key was submitted twice; {task_id} is recorded as {kept.key}")
@@ -242,6 +259,16 @@ async def _accepted(
         by_hand = f"prefect-cometapi ledger adopt {quote(claimed.key)} {quote(task_id)}"
         warn(f"{error.what}; {goes_on} recorded: {by_hand}")
         return bought
+    except SubmissionUncertain as error:
+        await _note_outcome(ledger, claimed, error, warn)
+        raise
+
+
+def _no_receipt(task_id: str, other: Entry) -> SubmissionUncertain:
+    return SubmissionUncertain(
+        f"CometAPI answered the submission with the id {task_id}, which it gave for the other "
+        f"request of key {other.key!r} already, so this one's is not known"
+    )
 
 
 async def _insisting(change: Callable[[], Awaitable[Entry]], patience: float) -> Entry:
@@ -269,7 +296,7 @@ async def _note_outcome(
     if refused and claimed.note:
         note = f"{claimed.note}; another one was refused: {note}"
     try:
-        await ledger.change(claimed.key, state, of=claimed.claim, holder=None, note=note)
+        await ledger.change(claimed.key, state, of=claimed, holder=None, note=note)
     except LedgerUnavailable as trouble:
         warn(f"{trouble.what}; another attempt with this key will end as SubmissionUncertain")
 

@@ -6,6 +6,7 @@ import json
 import re
 import ssl
 import zlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -149,8 +150,18 @@ class RunwayClient:
         await self._connections.aclose()
         await self._http_once.aclose()
 
-    async def create(self, request: GenerationRequest) -> str:
+    async def create(
+        self,
+        request: GenerationRequest,
+        *,
+        before_sending: Callable[[], None] = lambda: None,
+    ) -> str:
         """Buy a generation, with one POST, and return its task id.
+
+        Args:
+            request: What is wanted.
+            before_sending: Called once the connection stands, right before anything is sent over
+                it; nothing is sent if it raises.
 
         Raises:
             InvalidRequest: The service refuses the request.
@@ -161,7 +172,7 @@ class RunwayClient:
             SubmissionUncertain: It was perhaps accepted; it must not be sent again.
         """
         path = f"/runwayml/v1/{request.route}"
-        outcome = await self._send("POST", path, request.to_wire(), paid=True)
+        outcome = await self._send("POST", path, request.to_wire(), before_paying=before_sending)
         if isinstance(outcome, Refusal):
             refused = outcome.meaning is Meaning.NOT_VISIBLE and outcome.http_status in _REFUSED
             raise self._error(outcome, otherwise=InvalidRequest if refused else SubmissionUncertain)
@@ -216,15 +227,21 @@ class RunwayClient:
         return generation
 
     async def _send(
-        self, method: str, path: str, payload: dict[str, Any] | None = None, *, paid: bool = False
+        self,
+        method: str,
+        path: str,
+        payload: dict[str, Any] | None = None,
+        *,
+        before_paying: Callable[[], None] | None = None,
     ) -> Reply | Refusal:
         # a paid call is claimed already, so it waits for no turn
+        paid, extensions = before_paying is not None, _trace(before_paying)
         client = nullcontext(self._http_once) if paid else self._connections.one()
         try:
             async with (
                 client as http,
                 asyncio.timeout(TOTAL_TIMEOUT),
-                http.stream(method, path, json=payload) as response,
+                http.stream(method, path, json=payload, extensions=extensions) as response,
             ):
                 reply = await _read(response, self._key)
         except _FAILURES as error:
@@ -244,6 +261,18 @@ class RunwayClient:
             http_status=refusal.http_status,
             retry_after=refusal.retry_after,
         )
+
+
+def _trace(before_sending: Callable[[], None] | None) -> dict[str, Any] | None:
+    """What httpx is to call as it sends a request."""
+    if before_sending is None:
+        return None
+
+    async def trace(event: str, _info: dict[str, Any]) -> None:
+        if event.endswith("send_request_headers.started"):
+            before_sending()
+
+    return {"trace": trace}
 
 
 _SENTENCES: dict[type[CometAPIError], str] = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens videos that came from elsewhere, in a process of its own.
+"""Opens videos and pictures that came from elsewhere, in a process of its own.
 
 A decoder is a large piece of C that reads what a stranger wrote. So it runs here, without the key,
 and within bounds of memory and time: a file that breaks it breaks only this process. Each video
@@ -21,8 +21,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from runpy import run_path
 from typing import Any, BinaryIO, TextIO
@@ -109,6 +110,16 @@ def draw_poster(video: BinaryIO, width: int) -> bytes:
         raise Refused(f"no frame of the output can be decoded: {_reason(error)}") from None
 
 
+def draw_contact_sheet(posters: BinaryIO, sizes: Sequence[int]) -> bytes:
+    """A JPEG with posters side by side that lie one after the other in a file.
+
+    Args:
+        posters: The file.
+        sizes: Bytes of each.
+    """
+    return as_jpeg(_beside("contact_sheet.py")["side_by_side"]([posters.read(n) for n in sizes]))
+
+
 def as_jpeg(picture: Any) -> bytes:
     """A video frame in yuvj420p as a JPEG."""
     import av
@@ -155,44 +166,49 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def asked() -> Iterator[tuple[BinaryIO, int | None]]:
-    """The questions: each a video, open for reading, and the width of its poster if one is wanted.
+def asked() -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
+    """The questions: each a file, open for reading, and what is wanted of it.
 
     Where a process can pass no open file, which is on Windows, it is opened here.
     """
     if not hasattr(socket, "recv_fds"):
         for line in sys.stdin:
             question = json.loads(line)
-            with Path(question["video"]).open("rb") as video:
-                yield video, question["poster_width"]
+            with Path(question["file"]).open("rb") as file:
+                yield file, question
         return
     with socket.socket(fileno=sys.stdin.fileno()) as questions:
         while True:
             line, files, _, _ = socket.recv_fds(questions, _AT_ONCE, 1)
             if not line:
                 return
-            with os.fdopen(files[0], "rb", buffering=0) as video:
-                yield video, json.loads(line)["poster_width"]
+            with os.fdopen(files[0], "rb", buffering=0) as file:
+                yield file, json.loads(line)
 
 
 def serve(
-    questions: Iterable[tuple[BinaryIO, int | None]],
+    questions: Iterable[tuple[BinaryIO, dict[str, Any]]],
     answers: TextIO,
     cpu_seconds: float = CPU_SECONDS,
 ) -> None:
-    """Answer each in a line until there are no more; one that takes too long ends the process."""
-    print("ready", file=answers, flush=True)
-    for video, poster_width in questions:
+    """Answer each in a line until there are no more; one that takes too long ends the process.
+
+    The first line is ``ready`` and what this process reaches besides.
+    """
+    print("ready", *_beside("confinement.py")["reached"](), file=answers, flush=True)
+    for file, wanted in questions:
         _alarm_after(cpu_seconds)
-        print(json.dumps(_answer(video, poster_width)), file=answers, flush=True)
+        print(json.dumps(_answer(file, wanted)), file=answers, flush=True)
         _alarm_after(0)
 
 
-def _answer(video: BinaryIO, poster_width: int | None) -> dict[str, Any]:
+def _answer(file: BinaryIO, wanted: dict[str, Any]) -> dict[str, Any]:
     try:
-        if poster_width:
-            return {"poster": base64.b64encode(draw_poster(video, poster_width)).decode()}
-        return {"info": inspect_video(video)}
+        if width := wanted.get("poster_width"):
+            return {"poster": base64.b64encode(draw_poster(file, width)).decode()}
+        if sizes := wanted.get("posters"):
+            return {"sheet": base64.b64encode(draw_contact_sheet(file, sizes)).decode()}
+        return {"info": inspect_video(file)}
     except Refused as error:
         return {"refused": str(error)}
     except MemoryError:
@@ -206,16 +222,25 @@ def _alarm_after(cpu_seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
 
 
+@cache
+def _beside(name: str) -> dict[str, Any]:
+    """What stands in a file of this folder, which cannot be imported from here."""
+    return run_path(str(Path(__file__).with_name(name)))
+
+
 def load() -> None:
-    """Import what reading videos needs, some of which `av` would only when it needs it."""
+    """Import what is needed, some of which `av` would only when it needs it."""
     import av.subtitles.codeccontext
     import av.subtitles.stream  # noqa: F401
+
+    for name in ("confinement.py", "contact_sheet.py"):
+        _beside(name)
 
 
 def main() -> None:
     """What the process does."""
     load()
-    run_path(str(Path(__file__).with_name("confinement.py")))["confine"](MEMORY)
+    _beside("confinement.py")["confine"](MEMORY)
     serve(asked(), sys.stdout)
 
 

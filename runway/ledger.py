@@ -4,53 +4,33 @@
 It is the truth; Prefect's results are only a fast path beside it. Each change is one statement
 that names the states it may follow, so two processes that change one generation at once do not
 overwrite each other, and a change that was made twice because its answer was lost is the same
-change. Whoever works on a generation holds a lease on it, which is renewed while the work goes on.
+change. Who works on which generation is told by leases (leases.py).
 """
 
 import asyncio
 import os
-import threading
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, FromClause, and_, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from . import holders
-from .background import in_background
 from .database import PATIENCE, RESTORE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
 from .errors import GenerationCancelled, GenerationError, LedgerUnavailable
 from .generation import Finished, StoredVideo, Submission
+from .leases import LEASE, LEASE_LEFT, MANY, Leases, Moment
 from .redact import scrub
-from .schema import database_time, generations
-
-LEASE = 60.0
-"""Seconds after which a holder that renews no more counts as gone; it renews four times in it."""
-
-_MANY = 500
-"""Values in one statement; databases limit them."""
+from .schema import generations
 
 _table = generations.c
-_NOW = database_time()
-_LEASE_LEFT = (_table.leased_until - _NOW).label("lease_left")
-_ENTRIES = select(generations, _LEASE_LEFT)
+_ENTRIES = select(generations, LEASE_LEFT)
 
 
-@dataclass
-class _Hold:
-    """What a ledger knows of a key: how many blocks hold it, and the entry as last seen."""
-
-    blocks: Counter[str] = field(default_factory=Counter[str])
-    entry: Entry | None = None
-
-
-class Ledger:
+class Ledger(Leases):
     """The generations in one database, for any event loop of this process.
 
     Every method may raise ``LedgerUnavailable``.
@@ -62,11 +42,7 @@ class Ledger:
     """
 
     def __init__(self, url: str, *, lease: float = LEASE, patience: float = PATIENCE) -> None:
-        self.database = Database(url, patience=patience)
-        self.lease = lease
-        self._held: defaultdict[str, _Hold] = defaultdict(_Hold)
-        self._counting = threading.Lock()
-        self._renewing = False
+        super().__init__(Database(url, patience=patience), lease)
 
     # Looking
 
@@ -80,6 +56,11 @@ class Ledger:
         found = await self._rows(_ENTRIES.where(same).order_by(_table.created_at).limit(1))
         return found[0] if found else None
 
+    async def of_another_request(self, task_id: str, claimed: Entry) -> Entry | None:
+        """An entry to which the service gave an id for a request that was not the claimed one."""
+        found = await self._rows(_ENTRIES.where(_given_for_another(generations, task_id, claimed)))
+        return found[0] if found else None
+
     async def entries(
         self,
         *,
@@ -87,8 +68,17 @@ class Ledger:
         since: datetime | None = None,
         flow_run_id: str | None = None,
         limit: int | None = None,
+        tell: Callable[[LedgerUnavailable], None] | None = None,
     ) -> list[Entry]:
-        """Entries, the newest first, filtered by whatever is given."""
+        """Entries, the newest first, filtered by whatever is given.
+
+        Args:
+            states: Only those in one of these.
+            since: Only those that are newer.
+            flow_run_id: Only those of this flow run.
+            limit: At most so many.
+            tell: Is told of each row that is damaged, which is raised otherwise.
+        """
         query = _ENTRIES.order_by(_table.created_at.desc()).limit(limit)
         if states:
             query = query.where(_table.state.in_([str(state) for state in states]))
@@ -96,13 +86,13 @@ class Ledger:
             query = query.where(_table.created_at >= since)
         if flow_run_id:
             query = query.where(_table.flow_run_id == flow_run_id)
-        return await self._rows(query)
+        return await self._rows(query, tell)
 
     async def of_keys(self, keys: Sequence[str]) -> dict[str, Entry]:
         """The entries of those keys that have one."""
         found: dict[str, Entry] = {}
-        for start in range(0, len(keys), _MANY):
-            some = _ENTRIES.where(_table.key.in_(keys[start : start + _MANY]))
+        for start in range(0, len(keys), MANY):
+            some = _ENTRIES.where(_table.key.in_(keys[start : start + MANY]))
             found |= {entry.key: entry for entry in await self._rows(some)}
         return found
 
@@ -154,12 +144,11 @@ class Ledger:
             "videos": {},
             "failure_code": "",
             "note": "",
-            **self._leased_to(values.pop("holder", None)),
-            **_columns(values),
+            **_columns(self._leased_to(values.pop("holder", None)) | values),
         }
         dialect = postgresql if self.database.is_shared else sqlite
         statement = dialect.insert(generations).values(row).on_conflict_do_nothing()
-        added = await self._one(statement.returning(generations, _LEASE_LEFT))
+        added = await self._one(statement.returning(generations, LEASE_LEFT))
         if added:
             return added
         there = await self.get(intent.key)  # its own, where the answer to the insert was lost
@@ -171,7 +160,7 @@ class Ledger:
         state: State,
         *,
         seen: Entry | None = None,
-        of: str | None = None,
+        of: Entry | None = None,
         bought: str | None = None,
         **values: Any,
     ) -> Entry | None:
@@ -181,7 +170,8 @@ class Ledger:
             key: Which entry.
             state: The new state.
             seen: The entry that the decision is based on; it must not have changed since.
-            of: The claim that must still own the submission.
+            of: The entry as claimed, whose claim must still own the submission; a ``task_id`` among
+                the values must not be one that the service gave for another request.
             bought: The task id that the entry must have, or gets where it has none.
             values: Columns that change with it; ``holder`` gets a lease, None ends it.
         """
@@ -189,8 +179,12 @@ class Ledger:
         where = [_table.key == key, _table.state.in_(allowed)]
         if seen:
             where += [_table.state == str(seen.state), _table.claim == seen.claim]
+        if seen and seen.state is State.INTENDED:  # a lease that was renewed since is held
+            where.append(_lease_of(seen))
         if of:
-            where.append(_table.claim == of)
+            where.append(_table.claim == of.claim)
+        if of and (task_id := values.get("task_id")):
+            where.append(~exists().where(_given_for_another(generations.alias(), task_id, of)))
         if bought:
             where.append(or_(_table.task_id == bought, _table.task_id.is_(None)))
             values["task_id"] = bought
@@ -209,15 +203,14 @@ class Ledger:
     async def take(self, key: str, holder: str) -> Entry | None:
         """The entry, leased to a holder; None where another one that is not gone works on it."""
         free = or_(_table.holder.is_(None), _table.holder == holder)
-        taken = await self._update([_table.key == key, free], self._leased_to(holder))
+        taken = await self._update([_table.key == key, free], _columns(self._leased_to(holder)))
         if taken:
             return taken
         entry = await self.get(key)
         if entry is None or entry.holder is None or await self.is_living(entry):
             return None
-        until = _table.leased_until.is_not_distinct_from(entry.leased_until)
-        left = [_table.key == key, _table.holder == entry.holder, until]
-        return await self._update(left, self._leased_to(holder))
+        left = [_table.key == key, _table.holder == entry.holder, _lease_of(entry)]
+        return await self._update(left, _columns(self._leased_to(holder)))
 
     async def let_go(self, key: str, holder: str, note: str | None = None) -> None:
         """End a lease, so that whoever comes next need not wait for it to lapse."""
@@ -272,37 +265,6 @@ class Ledger:
 
     # Who is at work
 
-    @contextmanager
-    def holding(self, key: str, holder: str) -> Iterator[None]:
-        """Renew a holder's lease of a key while the block runs."""
-        with self._counting:
-            self._held[key].blocks[holder] += 1
-            begins, self._renewing = not self._renewing, True
-        if begins:
-            in_background(self._renew_until_nothing_is_held())
-        try:
-            with holders.at_work(key, holder):
-                yield
-        finally:
-            with self._counting:
-                hold = self._held[key]
-                hold.blocks[holder] -= 1
-                if not hold.blocks.total():
-                    del self._held[key]
-
-    def times_held_here(self, key: str, holder: str | None) -> int:
-        """How many blocks of this process hold a key under this name just now."""
-        hold = self._held.get(key)
-        return hold.blocks[holder or ""] if hold else 0
-
-    def last_seen(self, key: str) -> Entry | None:
-        """The entry of a key that this process holds, as it was when it was last read or changed.
-
-        While a lease is held nobody else works on it, so the steps of one run need not look again.
-        """
-        hold = self._held.get(key)
-        return hold.entry if hold else None
-
     async def is_living(self, entry: Entry) -> bool:
         """Whether somebody works on it.
 
@@ -323,34 +285,18 @@ class Ledger:
         later = await self.get(entry.key)
         return later is not None and later.leased_until not in {None, entry.leased_until}
 
-    async def _renew_until_nothing_is_held(self) -> None:
-        try:
-            while self._something_is_held():
-                with suppress(LedgerUnavailable):  # if it lasts the leases lapse, which is safe
-                    await asyncio.sleep(self.lease / 4)
-                    await self._renew()
-        except BaseException:
-            self._renewing = False  # the next block begins anew
-            raise
-
-    def _something_is_held(self) -> bool:
-        with self._counting:
-            self._renewing = bool(self._held)
-            return self._renewing
-
-    async def _renew(self) -> None:
-        held = sorted({who for hold in list(self._held.values()) for who in +hold.blocks})
-        changes = {"leased_until": _NOW + self.lease}
-        for start in range(0, len(held), _MANY):
-            some = _table.holder.in_(held[start : start + _MANY])
-            await self.database.execute(update(generations).where(some).values(changes))
-
-    def _leased_to(self, holder: str | None) -> dict[str, Any]:
-        until = _NOW + self.lease if holder else None
-        return {**_columns({"holder": holder}), "leased_until": until}
-
-    async def _rows(self, statement: Any) -> list[Entry]:
-        return [self._entry(dict(row)) for row in await self.database.rows(statement)]
+    async def _rows(
+        self, statement: Any, tell: Callable[[LedgerUnavailable], None] | None = None
+    ) -> list[Entry]:
+        found: list[Entry] = []
+        for row in await self.database.rows(statement):
+            try:
+                found.append(self._entry(dict(row)))
+            except LedgerUnavailable as error:
+                if tell is None:
+                    raise
+                tell(error)
+        return found
 
     def _entry(self, row: dict[str, Any]) -> Entry:
         """A row as it is read; what cannot be read might be bought, so nothing goes on without."""
@@ -363,18 +309,29 @@ class Ledger:
 
     async def _one(self, statement: Any) -> Entry | None:
         """The entry that a statement about one key gives."""
+        asked = Moment.now()
         found = await self._rows(statement)
         if not found:
             return None
-        if hold := self._held.get(found[0].key):
-            hold.entry = found[0]
+        self._see(found[0], asked)
         return found[0]
 
     async def _update(
         self, where: Sequence[ColumnElement[bool]], changes: dict[str, Any]
     ) -> Entry | None:
         statement = update(generations).where(*where).values(changes)
-        return await self._one(statement.returning(generations, _LEASE_LEFT))
+        return await self._one(statement.returning(generations, LEASE_LEFT))
+
+
+def _given_for_another(table: FromClause, task_id: str, claimed: Entry) -> ColumnElement[bool]:
+    """Unequal to none is unknown, so an id that was adopted without its request may be ours."""
+    same = and_(table.c.task_id == task_id, table.c.base_url == claimed.base_url)
+    other = and_(table.c.key != claimed.key, table.c.fingerprint != claimed.fingerprint)
+    return and_(same, other)
+
+
+def _lease_of(entry: Entry) -> ColumnElement[bool]:
+    return _table.leased_until.is_not_distinct_from(entry.leased_until)
 
 
 def _columns(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, BinaryIO
 
 from pydantic import Field, TypeAdapter
@@ -77,8 +78,38 @@ def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
         OSError: The poster cannot be written.
     """
     with _sound_answers():
-        jpeg = base64.b64decode(_decoder(os.getpid()).ask(video, width)["poster"], validate=True)
+        jpeg = _decoded(_decoder(os.getpid()).ask(video, poster_width=width)["poster"])
     poster.write_bytes(jpeg)
+
+
+def draw_contact_sheet(posters: Sequence[bytes]) -> bytes:
+    """A JPEG with posters side by side, each fitted into a tile.
+
+    Args:
+        posters: JPEGs; at least one. One that cannot be read leaves its tile dark.
+
+    Raises:
+        InvalidOutput: One of them broke the decoder.
+        OSError: There is no room to hand them over.
+    """
+    with TemporaryDirectory(prefix="cometapi-") as folder, _sound_answers():
+        joined = Path(folder) / "posters"
+        joined.write_bytes(b"".join(posters))
+        answer = _decoder(os.getpid()).ask(joined, posters=[len(poster) for poster in posters])
+        return _decoded(answer["sheet"])
+
+
+def what_the_decoder_reaches() -> list[str]:
+    """What a file that takes the decoder over would find: ``files``, ``network``, or nothing.
+
+    Raises:
+        StorageError: The decoder does not start.
+    """
+    return _decoder(os.getpid()).reaches()
+
+
+def _decoded(picture: str) -> bytes:
+    return base64.b64decode(picture, validate=True)
 
 
 @contextmanager
@@ -102,18 +133,29 @@ class Decoder:
         self._program = program
         self._process: subprocess.Popen[str] | None = None
         self._questions: socket.socket | None = None
+        self._reaches: list[str] = []
         self._turn = threading.Lock()
 
-    def ask(self, video: Path, poster_width: int | None = None) -> dict[str, Any]:
-        """What it tells about a video.
+    def reaches(self) -> list[str]:
+        """What it could not give up before its first file.
+
+        Raises:
+            StorageError: The process does not start.
+        """
+        with self._turn:
+            self._process = self._process or self._start()
+            return self._reaches
+
+    def ask(self, path: Path, **wanted: Any) -> dict[str, Any]:
+        """What it tells about a video, or draws of it or of several posters.
 
         Raises:
             InvalidOutput: The file is none, or the process did not survive it.
             StorageError: The file cannot be read, or the process does not start.
         """
-        question = json.dumps({"video": str(video), "poster_width": poster_width}) + "\n"
+        question = json.dumps({"file": str(path), **wanted}) + "\n"
         try:
-            file = video.open("rb")
+            file = path.open("rb")
         except OSError as error:
             raise StorageError(f"the download cannot be read: {error.strerror}") from error
         with file, self._turn:
@@ -164,7 +206,8 @@ class Decoder:
             )
         self._questions = ours
         assert process.stdout  # noqa: S101 -- it is a pipe
-        if not process.stdout.readline():
+        ready, *self._reaches = process.stdout.readline().split() or [""]
+        if not ready:
             self._process = process
             raise StorageError(f"this machine cannot read videos: the decoder {self._end()}")
         return process

@@ -53,14 +53,19 @@ def shown_source(source: str) -> str:
 
 
 def shortened(value: Any, *, urls: bool = True) -> Any:
-    """A JSON value with each data URI and, if wanted, each signed URL in it shortened."""
+    """A JSON value with each data URI and, if wanted, each signed URL in it shortened.
+
+    URLs also where they stand within a text, as in a prompt, whose other words are nobody's secret.
+    """
     if isinstance(value, dict):
         return {name: shortened(item, urls=urls) for name, item in value.items()}
     if isinstance(value, list):
         return [shortened(item, urls=urls) for item in value]
-    pattern = r"data:|https?://" if urls else r"data:"
-    is_source = isinstance(value, str) and re.match(pattern, value, re.IGNORECASE)
-    return shown_source(value) if is_source else value
+    if not isinstance(value, str):
+        return value
+    if re.match(r"data:|https?://" if urls else r"data:", value, re.IGNORECASE):
+        return shown_source(value)
+    return _URL.sub(lambda found: shown_url(found[0]), value) if urls else value
 
 
 def is_shortened(text: str) -> bool:

@@ -95,7 +95,7 @@ def opened(place: str, *, text: bool) -> Iterator[Any]:
 def local_path(place: str) -> Path | None:
     """The path of a place on this machine, or None where it is elsewhere; pure."""
     if place.startswith("file://"):
-        return Path(unquote(place.removeprefix("file://")))
+        return Path(unquote(re.sub("^file://(localhost(?=/))?", "", place)))
     return None if "://" in place else Path(place)
 
 

@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_cometapi.deployments import doctor
 from prefect_cometapi.deployments.doctor import SKEW, Health, clock_finding
-from prefect_cometapi.runway import CometAPISettings
+from prefect_cometapi.runway import CometAPISettings, StorageError, media
 
 pytestmark = pytest.mark.server
 
@@ -114,6 +114,29 @@ def test_a_pool_that_is_not_there_is_told(told):
     """It names the command that makes it."""
     _, report = told("--pool", "nowhere")
     assert "there is no work pool nowhere prefect-cometapi setup --pool nowhere makes it" in report
+
+
+@pytest.mark.parametrize(
+    ("reached", "found"),
+    [
+        ([], "✓ decoder confined"),
+        (["files", "network"], "! decoder a video that breaks it reaches files and network"),
+        (StorageError("it ended with 3"), "✗ decoder it ended with 3"),
+    ],
+    ids=["confined", "free", "broken"],
+)
+def test_what_a_strangers_video_could_reach_is_told(told, monkeypatch, reached, found):
+    """Where the system confines nothing, nobody finds out when it is too late."""
+
+    def reaches():
+        if isinstance(reached, Exception):
+            raise reached
+        return reached
+
+    monkeypatch.setattr(media, "what_the_decoder_reaches", reaches)
+    status, report = told()
+    assert found in report
+    assert status == ("✗" in found)
 
 
 async def test_a_pool_without_workers_is_told(clean_server, sandbox):

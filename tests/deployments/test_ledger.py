@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import update
 
 from prefect_cometapi.deployments import cli, terminal
 from prefect_cometapi.deployments.ledger import as_csv, since_time
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.entries import Intent
 from prefect_cometapi.runway.ledger import ledger_at
+from prefect_cometapi.runway.schema import generations
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
@@ -102,6 +104,20 @@ def test_the_list_is_filtered(command, capsys):
     assert keys("--since", "5m") == {"a", "b", "c"}
     assert keys("--since", "2999-01-01") == set()
     assert len(keys("--limit", "2")) == 2
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]], ids=["table", "json", "csv"])
+def test_a_damaged_row_is_told_beside_the_others(command, capsys, form):
+    """It may be a purchase: the list is not whole, and says so."""
+    entry("sku-1")
+    entry("sku-2")
+    damage = update(generations).where(generations.c.key == "sku-2").values(polls="many")
+    asyncio.run(ledger_at(os.environ["COMETAPI_LEDGER_URL"]).database.rows(damage))
+    assert command("ledger", "list", *form) == 1
+    told = capsys.readouterr()
+    assert "sku-1" in told.out
+    assert "sku-2" not in told.out
+    assert "the row of key 'sku-2' is damaged: polls" in told.err
 
 
 def test_csv_has_one_row_each(command, capsys):

@@ -9,12 +9,21 @@ from pathlib import Path
 import pytest
 from prefect.client.schemas.objects import State as RunState
 from pydantic import SecretStr
+from sqlalchemy import update
 
 from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.flows import CollectResult, acollect, collect, finish_generation
 from prefect_cometapi.flows import aimage_to_video as amake
 from prefect_cometapi.flows import image_to_video as make
-from prefect_cometapi.runway import GenerationFailed, State, Status, SubmissionUncertain
+from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.runway import (
+    GenerationFailed,
+    LedgerUnavailable,
+    State,
+    Status,
+    SubmissionUncertain,
+)
+from prefect_cometapi.runway.schema import generations
 
 pytestmark = pytest.mark.server
 
@@ -296,3 +305,16 @@ def test_a_missing_storage_is_told_and_the_others_are_finished(prefect_server, s
     assert "the block s3-bucket/deleted cannot be loaded" in found["homeless"].note
     assert book["homeless"].holder is None
     assert collect(storage="./elsewhere").stored == 1
+
+
+def test_a_damaged_row_fails_the_run_once_the_others_are_finished(prefect_server, sandbox, book):
+    """It may be a purchase, so it is not passed over; the others are not held up by it."""
+    book.buy("damaged")
+    book.buy("fine")
+    damage = update(generations).where(generations.c.key == "damaged").values(outputs="nonsense")
+    run_sync(book.ledger.database.rows(damage))
+    with pytest.raises(LedgerUnavailable, match="the row of key 'damaged' is damaged: outputs"):
+        collect()
+    assert book["fine"].state is State.STORED
+    run_sync(book.ledger.database.rows(damage.values(outputs=[])))
+    assert collect().stored == 1

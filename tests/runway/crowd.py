@@ -12,7 +12,7 @@ import os
 import sys
 
 from prefect_cometapi.runway import Ledger
-from prefect_cometapi.runway.buying import buy_once
+from prefect_cometapi.runway.buying import Check, buy_once
 from prefect_cometapi.runway.entries import Intent
 
 
@@ -20,7 +20,7 @@ async def work(what: str, url: str, file: str) -> dict[str, object]:
     """What one process does."""
     ledger = Ledger(url)
 
-    async def post() -> str:
+    async def post(_check: Check) -> str:
         with open(file, "a", encoding="ascii") as log:  # noqa: PTH123, ASYNC230
             log.write(f"task-{os.getpid()}\n")
         await asyncio.sleep(0.3)  # the others have time to send one too, if they may

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from prefect_cometapi.runway import Entry, Finished, Generation, Ledger, State, Status, StoredVideo
-from prefect_cometapi.runway.buying import buy_once
+from prefect_cometapi.runway.buying import Check, buy_once
 from prefect_cometapi.runway.entries import Intent
 from prefect_cometapi.runway.generation import AssetURL
 
@@ -104,7 +104,7 @@ class Service:
         self.answer = asyncio.Event()
         self.answer.set()
 
-    async def post(self) -> str:
+    async def post(self, _check: Check) -> str:
         """Take a request. What is left to answer is an id, unless there is a scripted outcome."""
         self.posts += 1
         outcome = self.outcomes.pop(0) if self.outcomes else f"task-{self.posts}"

@@ -29,7 +29,7 @@ from prefect_cometapi.runway import (
     SubmissionUncertain,
     buying,
 )
-from prefect_cometapi.runway.buying import Step, attach, buy_once, next_step
+from prefect_cometapi.runway.buying import Check, Step, attach, buy_once, next_step
 from prefect_cometapi.runway.entries import MAY_FOLLOW
 
 from .made import dead_holder, intent, put, until
@@ -83,7 +83,7 @@ class Attempt:
             raise kind("trouble")
         return changed
 
-    async def post(self) -> str:
+    async def post(self, _check: Check) -> str:
         self.posted = True
         await self.gate.wait()
         if self.outcome:

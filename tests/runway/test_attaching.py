@@ -102,7 +102,7 @@ async def test_an_id_waits_for_the_submission_that_is_under_way(ledger, monkeypa
     waiting = asyncio.create_task(attached(ledger))
     await until(lambda: len(looks) >= 3)
     assert not waiting.done()
-    await ledger.change("sku-17", S.SUBMITTED, of=theirs.claim, task_id="task-9", holder=None)
+    await ledger.change("sku-17", S.SUBMITTED, of=theirs, task_id="task-9", holder=None)
     with pytest.raises(KeyConflict, match="task id was 'task-9', is 'task-1'"):
         await waiting
 

@@ -22,6 +22,7 @@ from prefect_cometapi.runway import (
     UnexpectedResponse,
     buying,
 )
+from prefect_cometapi.runway.buying import attach
 from prefect_cometapi.runway.holders import this_process
 
 from .made import Service, Told, buy, dead_holder, distant_holder, intent, put, until
@@ -226,6 +227,38 @@ async def test_the_claim_of_a_dead_process_is_uncertain_at_once(ledger_url, clai
     await ledger.database.close()
 
 
+async def test_an_id_that_stands_for_another_request_is_no_receipt(ledger):
+    """What was bought, if anything, is not known; the other generation's video is not taken."""
+    service = Service("task-1", "task-1")
+    first = await buy(ledger, service)
+    other = intent("sku-18", fingerprint="b" * 64)
+    with pytest.raises(SubmissionUncertain, match=r"id task-1, .* of key 'sku-17' already"):
+        await buy(ledger, service, wish=other)
+    there = await ledger.get("sku-18")
+    assert (there.state, there.task_id, there.holder) == (S.UNCERTAIN, None, None)
+    assert "task-1" in there.note
+    assert (await ledger.get("sku-17")).state is first.state is S.SUBMITTED
+    with pytest.raises(SubmissionUncertain, match="an earlier attempt is open"):
+        await buy(ledger, service, wish=other)
+    assert service.posts == 2
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"fingerprint": "a" * 64},
+        {"fingerprint": None, "request": None},
+        {"fingerprint": "b" * 64, "base_url": "https://elsewhere.example.com"},
+    ],
+    ids=["the same request", "adopted by its id", "of another service"],
+)
+async def test_an_id_that_may_stand_for_both_is_a_receipt(ledger, there):
+    """A service may answer two equal requests with one generation; ids are unique to a service."""
+    await attach(ledger, intent("sku-16", **there), "task-1")
+    bought = await buy(ledger, Service("task-1"))
+    assert (bought.state, bought.task_id) == (S.SUBMITTED, "task-1")
+
+
 async def test_a_claim_elsewhere_is_waited_for_until_its_answer_comes(ledger, monkeypatch):
     """The other run's id is taken, whoever it is; how long it takes is said once."""
     monkeypatch.setattr(buying, "LOOK_AGAIN", 0.01)
@@ -241,7 +274,7 @@ async def test_a_claim_elsewhere_is_waited_for_until_its_answer_comes(ledger, mo
     waiting = asyncio.create_task(buy(ledger, service, warn=told))
     for _ in range(4):
         await looks.acquire()
-    await ledger.change("sku-17", S.SUBMITTED, of=theirs.claim, task_id="task-9", holder=None)
+    await ledger.change("sku-17", S.SUBMITTED, of=theirs, task_id="task-9", holder=None)
     assert (await waiting).task_id == "task-9"
     assert told == ["waiting for nightly on far-away, process 17, which submits this key"]
     assert service.posts == 0

@@ -42,6 +42,24 @@ async def test_an_accepted_request_gives_its_id(sandbox, client_of, request_):
     assert service.accepted[0].route == "image_to_video"
 
 
+async def test_nothing_is_sent_where_the_last_moment_says_no(sandbox, client_of, request_):
+    """It is asked when the connection stands, and what it says no to leaves no trace."""
+    service, asked = sandbox(), []
+    client = await client_of(service.url)
+
+    def no():
+        asked.append(len(service.requests))
+        raise ServiceUnavailable("too late")
+
+    with pytest.raises(ServiceUnavailable, match="too late"):
+        await client.create(request_, before_sending=no)
+    assert asked == [0]
+    assert service.requests == []
+    await client.create(request_, before_sending=lambda: asked.append(0))
+    assert len(asked) == 2
+    assert len(service.accepted) == 1
+
+
 async def test_a_video_goes_to_its_own_route(answers, client_of):
     """Each kind of request is posted where the docs say."""
     script = answers({"id": "v-1"})

@@ -44,7 +44,7 @@ class Clock(datetime):
         return datetime.now(tz) + timedelta(seconds=ahead)
 
 
-async def told():
+async def told(_check=None):
     print("at work", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     return "task-1"

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -31,6 +32,7 @@ knows_machine = pytest.mark.skipif(
     reason="no call of this machine is denied",
 )
 
+T = TypeVar("T")
 SECRET = b"sk-canary-in-memory"
 
 TAKEN_OVER = """
@@ -183,9 +185,9 @@ def taken_over(tmp_path):
         yield attempted
 
 
-def in_a_confined_thread(attempt: Callable[[], str]) -> str | OSError:
+def in_a_confined_thread(attempt: Callable[[], T]) -> T | OSError:
     """What comes of it there."""
-    results: list[str | OSError] = []
+    results: list[T | OSError] = []
 
     def confined() -> None:
         confinement.renounce()
@@ -219,6 +221,18 @@ def test_a_file_that_takes_the_decoder_over_reaches_nothing(taken_over, tmp_path
     left = {path.name: path.read_text() for path in tmp_path.glob("*victim")}
     assert left == {"victim": "precious", "second victim": "precious"}
     assert len(list(tmp_path.iterdir())) == 4  # with the program and the socket
+
+
+@knows_machine
+def test_what_is_given_up_can_be_told(monkeypatch):
+    """It is tried; what a system does not know stays, and stays no secret."""
+    assert in_a_confined_thread(confinement.reached) == []
+    assert confinement.reached() == ["files", "network"]
+    monkeypatch.setattr(confinement, "_allow_nothing", lambda _libc: None)
+    assert in_a_confined_thread(confinement.reached) == ["files"]
+    monkeypatch.undo()
+    monkeypatch.setattr(confinement, "_MACHINES", {})
+    assert in_a_confined_thread(confinement.reached) == ["network"]
 
 
 def test_what_is_tried_would_be_done_by_a_process_that_is_not_confined(taken_over):

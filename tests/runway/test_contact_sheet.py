@@ -6,13 +6,9 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from prefect_cometapi.runway.contact_sheet import (
-    COLUMNS,
-    GAP,
-    TILE_HEIGHT,
-    TILE_WIDTH,
-    draw_contact_sheet,
-)
+from prefect_cometapi.runway import decoder
+from prefect_cometapi.runway.contact_sheet import COLUMNS, GAP, TILE_HEIGHT, TILE_WIDTH
+from prefect_cometapi.runway.media import draw_contact_sheet
 
 NAMES: dict[tuple[bool, ...], str] = {
     (True, False, False): "red",
@@ -29,7 +25,8 @@ def poster(colour: str, size: tuple[int, int] = (320, 180)) -> bytes:
 
 
 def drawn(posters: list[bytes]) -> Image.Image:
-    return Image.open(BytesIO(draw_contact_sheet(posters))).convert("RGB")
+    joined, sizes = BytesIO(b"".join(posters)), [len(poster) for poster in posters]
+    return Image.open(BytesIO(decoder.draw_contact_sheet(joined, sizes))).convert("RGB")
 
 
 def colour_at(sheet: Image.Image, number: int) -> str:
@@ -69,3 +66,10 @@ def test_a_poster_that_cannot_be_read_leaves_its_tile_dark():
     """The others show."""
     sheet = drawn([poster("red"), b"no picture", b"", poster("blue")])
     assert [colour_at(sheet, number) for number in range(4)] == ["red", "dark", "dark", "blue"]
+
+
+def test_it_is_drawn_by_the_process_that_has_no_key():
+    """Who took that over could have made a poster that breaks whoever opens it."""
+    posters = [poster("red"), b"no picture", poster("blue", (720, 1280))]
+    sheet = Image.open(BytesIO(draw_contact_sheet(posters))).convert("RGB")
+    assert sheet.tobytes() == drawn(posters).tobytes()

@@ -34,13 +34,13 @@ def process_of(one: Decoder) -> int:
     return one._process.pid
 
 
-def told(video: Path, poster_width: int | None = None) -> dict[str, object]:
+def told(video: Path, **wanted: int) -> dict[str, object]:
     """What the process would answer, asked in this one."""
     answers = StringIO()
     with video.open("rb", buffering=0) as file:
-        decoder.serve([(file, poster_width)], answers)
+        decoder.serve([(file, wanted)], answers)
     ready, answer = answers.getvalue().splitlines()
-    assert ready == "ready"
+    assert ready == "ready files network"
     return json.loads(answer)
 
 
@@ -69,15 +69,15 @@ CLIPS = [
 
 
 @pytest.mark.parametrize("name", CLIPS)
-@pytest.mark.parametrize("poster_width", [None, 320])
-def test_the_process_tells_what_the_functions_find(clips, asked, name, poster_width):
+@pytest.mark.parametrize("wanted", [{}, {"poster_width": 320}], ids=["info", "poster"])
+def test_the_process_tells_what_the_functions_find(clips, asked, name, wanted):
     """Confined as it is, it reads what this process can read, and refuses what this one would."""
-    answer = told(clips / name, poster_width)
+    answer = told(clips / name, **wanted)
     if refused := answer.get("refused"):
         with pytest.raises(InvalidOutput, match=str(refused)):
-            asked.ask(clips / name, poster_width)
+            asked.ask(clips / name, **wanted)
     else:
-        assert asked.ask(clips / name, poster_width) == answer
+        assert asked.ask(clips / name, **wanted) == answer
 
 
 @pytest.mark.parametrize("kept", [0, 3, 20, 400, 3000])
@@ -88,7 +88,10 @@ def test_what_is_no_whole_video_is_answered(clips, tmp_path, kept):
         assert "refused" in told(tmp_path / name)
 
 
-def test_a_file_that_kills_the_decoder_is_refused_and_the_next_one_is_read(clips, tmp_path, asked):
+@pytest.mark.parametrize("wanted", [{}, {"posters": [1 << 20]}], ids=["video", "posters"])
+def test_a_file_that_kills_the_decoder_is_refused_and_the_next_one_is_read(
+    clips, tmp_path, asked, wanted
+):
     """As a bug in the decoder would: this process goes on, and says which signal it was."""
     asked.ask(clips / "clip.mp4")
     pipe = tmp_path / "endless.mp4"
@@ -101,7 +104,7 @@ def test_a_file_that_kills_the_decoder_is_refused_and_the_next_one_is_read(clips
     killing = threading.Thread(target=kill_once_it_reads)
     killing.start()
     with pytest.raises(InvalidOutput, match="broke the decoder, which was ended by SIGSEGV"):
-        asked.ask(pipe)
+        asked.ask(pipe, **wanted)
     killing.join()
     assert asked.ask(clips / "clip.mp4")["info"]["frames"] == 48
 
@@ -154,6 +157,16 @@ def test_who_opens_a_strangers_file_has_no_key_and_is_confined(clips, asked, mon
     opened = [one.readlink().name.split(":")[0] for one in (process / "fd").iterdir()]
     assert set(opened) - {"clip.mp4"} == {"socket", "pipe", "null"}
     assert len(opened) <= 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="confines there only")
+def test_what_a_decoder_reaches_is_tried_before_its_first_file(clips, asked):
+    """So that an operator can be told, and not by who read what a stranger wrote."""
+    reached = asked.reaches()
+    pid = process_of(asked)
+    asked.ask(clips / "clip.mp4")
+    assert asked.reaches() == reached
+    assert process_of(asked) == pid
 
 
 def test_a_decoder_that_does_not_start_is_the_machines_fault(tmp_path, clips):
@@ -256,13 +269,13 @@ def test_the_program_confines_itself_and_answers(clips, standard_input, monkeypa
     set_to: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(resource, "setrlimit", set_to.__setitem__)
     with (clips / "clip.mp4").open("rb") as file:
-        socket.send_fds(standard_input, [b'{"poster_width": null}'], [file.fileno()])
+        socket.send_fds(standard_input, [b"{}"], [file.fileno()])
     standard_input.shutdown(socket.SHUT_WR)
     program = threading.Thread(target=decoder.main)  # only it is confined
     program.start()
     program.join()
     ready, answer = capsys.readouterr().out.splitlines()
-    assert ready == "ready"
+    assert ready.startswith("ready")
     assert json.loads(answer)["info"]["frames"] == 48
     assert set_to[resource.RLIMIT_AS][0] == decoder.MEMORY
 
@@ -294,7 +307,7 @@ def test_on_windows_a_video_is_opened_by_its_path(clips, tmp_path, monkeypatch):
 
 def test_without_what_windows_lacks_it_still_reads(clips, monkeypatch, capsys):
     """It knows no limits, renounces nothing, and has no timer for a processor."""
-    question = json.dumps({"video": str(clips / "clip.mp4"), "poster_width": None})
+    question = json.dumps({"file": str(clips / "clip.mp4")})
     monkeypatch.setattr(sys, "stdin", StringIO(question))
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setitem(sys.modules, "resource", None)

@@ -11,7 +11,13 @@ from prefect_cometapi.runway.media import Decoder
 
 @pytest.mark.parametrize(
     "answer",
-    ["nonsense", "{}", "[]", '{"info": {"width": "wide"}, "poster": "!"}', "x" * 9_000_000],
+    [
+        "nonsense",
+        "{}",
+        "[]",
+        '{"info": {"width": "wide"}, "poster": "!", "sheet": "!"}',
+        "x" * 9_000_000,
+    ],
     ids=["nonsense", "nothing", "list", "wrong", "endless"],
 )
 def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, answer):
@@ -25,6 +31,7 @@ def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, an
     for look in (
         lambda: media.inspect_video(program),
         lambda: media.draw_poster(program, tmp_path / "poster.jpg"),
+        lambda: media.draw_contact_sheet([b"poster"]),
     ):
         with pytest.raises(InvalidOutput, match="answers nonsense"):
             look()

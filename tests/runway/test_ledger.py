@@ -103,11 +103,11 @@ async def test_of_two_changes_at_once_one_is_made(ledger):
 async def test_a_change_needs_what_it_was_decided_on(ledger):
     """State and claim of the entry that was seen, or the claim that owns it."""
     seen = await put(ledger, S.UNCERTAIN)
-    await ledger.change("sku-17", S.INTENDED, seen=seen, claim="new")
+    again = await ledger.change("sku-17", S.INTENDED, seen=seen, claim="new")
     assert await ledger.change("sku-17", S.SUBMITTED, seen=seen, task_id="t") is None
-    assert await ledger.change("sku-17", S.SUBMITTED, of=seen.claim, task_id="t") is None
+    assert await ledger.change("sku-17", S.SUBMITTED, of=seen, task_id="t") is None
     assert await ledger.change("unknown", S.SUBMITTED, task_id="t") is None
-    changed = await ledger.change("sku-17", S.SUBMITTED, of="new", task_id="t")
+    changed = await ledger.change("sku-17", S.SUBMITTED, of=again, task_id="t")
     assert (changed.state, changed.task_id) == (S.SUBMITTED, "t")
 
 

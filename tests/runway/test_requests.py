@@ -275,6 +275,16 @@ def test_signed_sources_are_shown_without_their_token():
     assert request.to_wire()["references"][0]["uri"] == f"{IMAGE}?{token}"
 
 
+def test_a_signed_address_within_a_prompt_is_shown_without_its_token():
+    """Where it stands in the ledger and beside the video; every other word is shown as it is."""
+    words = "as a standard bearer in (https://h/ref.jpg{}), 2+2=4? yes=no, data:red,blue"
+    request = ImageToVideoRequest(prompt_image=IMAGE, prompt_text=words.format("?Signature=s3cr3t"))
+    assert request.to_wire()["promptText"] == words.format("?Signature=s3cr3t")
+    assert "s3cr3t" not in json.dumps(request.shown())
+    plain = ImageToVideoRequest(prompt_image=IMAGE, prompt_text=words.format(""))
+    assert plain.shown()["promptText"] == words.format("")
+
+
 def test_a_validation_error_does_not_repeat_what_was_given():
     """A signed URL or a picture in a refused request does not end in a log."""
     secret = "s3cr3t-token"

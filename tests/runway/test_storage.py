@@ -286,6 +286,7 @@ def test_a_path_is_a_folder_whatever_way_it_is_written(tmp_path, monkeypatch):
     assert open_storage("./videos").uri("a") == str(tmp_path / "videos" / "a")
     assert open_storage("~/videos").uri("a") == str(tmp_path / "home" / "videos" / "a")
     assert open_storage("file:///data/my%20videos").uri("a") == "/data/my videos/a"
+    assert open_storage("file://localhost/data/videos").uri("a") == "/data/videos/a"
     assert open_storage("s3://bucket/videos/").uri("a") == "s3://bucket/videos/a"
 
 

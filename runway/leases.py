@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this process holds in a ledger, how that is kept, and until when it is sure.
+
+Whoever works on a generation holds a lease on it, which is renewed while the work goes on.
+"""
+
+import asyncio
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+from sqlalchemy import update
+
+from . import holders
+from .background import in_background
+from .database import Database
+from .entries import Entry
+from .errors import LedgerUnavailable
+from .schema import database_time, generations
+
+LEASE = 60.0
+"""Seconds after which a holder that renews no more counts as gone; it renews four times in it."""
+
+MANY = 500
+"""Values in one statement; databases limit them."""
+
+NOW = database_time()
+LEASE_LEFT = (generations.c.leased_until - NOW).label("lease_left")
+
+_RUNNING_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+class Moment(NamedTuple):
+    """A moment on two clocks, in seconds, for time in which a process may stand still.
+
+    One is never set and on Linux counts a machine's sleep; the other, which people see, is
+    mended after a pause that the machine itself did not notice.
+    """
+
+    running: float
+    shown: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """This moment."""
+        running = time.clock_gettime(_RUNNING_CLOCK) if _RUNNING_CLOCK else time.monotonic()
+        return cls(running, time.time())
+
+    def later(self, seconds: float) -> Self:
+        """So many seconds after it."""
+        return self._replace(running=self.running + seconds, shown=self.shown + seconds)
+
+    def has_passed(self) -> bool:
+        """Whether either clock says so."""
+        now = Moment.now()
+        return now.running >= self.running or now.shown >= self.shown
+
+
+@dataclass
+class _Hold:
+    """What is known of a key here: the blocks that hold it, until when, and its entry as seen."""
+
+    blocks: Counter[str] = field(default_factory=Counter[str])
+    lapses: dict[str, Moment] = field(default_factory=dict[str, Moment])
+    entry: Entry | None = None
+
+
+class Leases:
+    """The leases that this process holds in one database.
+
+    Args:
+        database: Where they are written.
+        lease: Seconds after which a holder that does not renew counts as gone.
+    """
+
+    def __init__(self, database: Database, lease: float) -> None:
+        self.database = database
+        self.lease = lease
+        self._held: defaultdict[str, _Hold] = defaultdict(_Hold)
+        self._counting = threading.Lock()
+        self._renewing = False
+
+    @contextmanager
+    def holding(self, key: str, holder: str) -> Iterator[None]:
+        """Renew a holder's lease of a key while the block runs."""
+        with self._counting:
+            self._held[key].blocks[holder] += 1
+            begins, self._renewing = not self._renewing, True
+        if begins:
+            in_background(self._renew_until_nothing_is_held())
+        try:
+            with holders.at_work(key, holder):
+                yield
+        finally:
+            with self._counting:
+                hold = self._held[key]
+                hold.blocks[holder] -= 1
+                if not hold.blocks.total():
+                    del self._held[key]
+
+    def times_held_here(self, key: str, holder: str | None) -> int:
+        """How many blocks of this process hold a key under this name just now."""
+        hold = self._held.get(key)
+        return hold.blocks[holder or ""] if hold else 0
+
+    def last_seen(self, key: str) -> Entry | None:
+        """The entry of a key that this process holds, as it was when it was last read or changed.
+
+        While a lease is held nobody else works on it, so the steps of one run need not look again.
+        """
+        hold = self._held.get(key)
+        return hold.entry if hold else None
+
+    def is_surely_held(self, key: str, holder: str) -> bool:
+        """Whether nobody can have taken this holder for gone, as far as clocks here can tell.
+
+        A process that stood still, with a machine that slept say, cannot know that any more.
+        """
+        hold = self._held.get(key)
+        lapses = hold.lapses.get(holder) if hold else None
+        return lapses is not None and not lapses.has_passed()
+
+    def _leased_to(self, holder: str | None) -> dict[str, Any]:
+        """The columns of a lease that begins now, or of none."""
+        return {"holder": holder, "leased_until": NOW + self.lease if holder else None}
+
+    def _see(self, entry: Entry, asked: Moment) -> None:
+        """Remember an entry that a question of that moment was answered with."""
+        if hold := self._held.get(entry.key):
+            hold.entry = entry
+            self._see_lease(hold, entry.holder, entry.lease_left, asked)
+
+    def _see_lease(
+        self, hold: _Hold, holder: str | None, left: float | None, asked: Moment
+    ) -> None:
+        if holder and left is not None and hold.blocks[holder]:
+            hold.lapses[holder] = asked.later(left)
+
+    async def _renew_until_nothing_is_held(self) -> None:
+        try:
+            while self._something_is_held():
+                with suppress(LedgerUnavailable):  # if it lasts the leases lapse, which is safe
+                    await asyncio.sleep(self.lease / 4)
+                    await self._renew()
+        except BaseException:
+            self._renewing = False  # the next block begins anew
+            raise
+
+    def _something_is_held(self) -> bool:
+        with self._counting:
+            self._renewing = bool(self._held)
+            return self._renewing
+
+    async def _renew(self) -> None:
+        held = sorted({who for hold in list(self._held.values()) for who in +hold.blocks})
+        for start in range(0, len(held), MANY):
+            some = generations.c.holder.in_(held[start : start + MANY])
+            renewal = update(generations).where(some).values(leased_until=NOW + self.lease)
+            asked = Moment.now()
+            renewed = renewal.returning(generations.c.key, generations.c.holder, LEASE_LEFT)
+            for row in await self.database.execute(renewed):
+                if hold := self._held.get(row["key"]):
+                    self._see_lease(hold, row["holder"], row["lease_left"], asked)
