@@ -83,12 +83,10 @@ def collect(credentials: Credentials = None, storage: Place = None) -> CollectRe
 
 async def _collect(credentials: CometAPICredentials | None, storage: str | None) -> CollectResult:
     ledger = await open_ledger()
-    damaged: dict[str, LedgerUnavailable] = {}
+    damaged: list[LedgerUnavailable] = []
 
     async def entries(*states: State) -> list[Entry]:
-        return await ledger.entries(
-            states=states, tell=lambda error: damaged.setdefault(error.what, error)
-        )
+        return await ledger.entries(states=states, tell=damaged.append)
 
     await _give_up_the_dead(ledger, await entries(State.INTENDED))
     slots = asyncio.Semaphore(AT_ONCE)
@@ -118,10 +116,10 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
         display.logger().warning("Key %s is uncertain: %s", generation.key, generation.note)
     result = _summary([*finished, *uncertain])
     await display.show_collected([item.model_dump(mode="json") for item in result.generations])
-    for error in damaged.values():
+    for error in damaged:
         display.logger().error("%s", error.what)
     if damaged:
-        raise next(iter(damaged.values()))
+        raise damaged[0]
     return result
 
 

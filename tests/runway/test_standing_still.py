@@ -220,14 +220,19 @@ async def test_a_long_wait_for_a_connection_is_no_pause(ledger_url):
     """Its lease is renewed all the while, so what takes longer than one is sent all the same."""
     books, service = Ledger(ledger_url, lease=1.0), Service()
 
+    async def lease_ends() -> float:
+        there = await books.get("sku-17")
+        assert there
+        assert there.leased_until
+        return there.leased_until
+
     async def post(check):
-        began = await books.get("sku-17")
+        first = await lease_ends()
 
-        async def renewed_twice():
-            there = await books.get("sku-17")
-            return there.leased_until > began.leased_until + books.lease
+        async def renewed_for_longer_than_a_lease():
+            return await lease_ends() > first + books.lease
 
-        await until(renewed_twice)
+        await until(renewed_for_longer_than_a_lease)
         check()
         return await service.post(check)
 
