@@ -244,8 +244,8 @@ async def _accepted(
         kept = await ledger.change(claimed.key, State.SUBMITTED, of=claimed, **news)
         kept = kept or await ledger.get(claimed.key)
         if kept is None or kept.task_id != task_id:
-            if other := await ledger.of_another_request(task_id, claimed):
-                raise _no_receipt(task_id, other)
+            if given := await ledger.of_another_request(task_id, claimed):
+                raise _no_receipt(task_id, given)
             # another submission was allowed meanwhile
             other = bought.model_copy(update={"key": f"{claimed.key}+{task_id}"})
             kept = await attach(ledger, other, task_id)
@@ -264,10 +264,10 @@ async def _accepted(
         raise
 
 
-def _no_receipt(task_id: str, other: Entry) -> SubmissionUncertain:
+def _no_receipt(task_id: str, given: Entry) -> SubmissionUncertain:
     return SubmissionUncertain(
         f"CometAPI answered the submission with the id {task_id}, which it gave for the other "
-        f"request of key {other.key!r} already, so this one's is not known"
+        f"request of key {given.key!r} already, so this one's is not known"
     )
 
 
