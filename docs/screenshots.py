@@ -196,9 +196,10 @@ def take_production(page: Page, server: str, folder: Path) -> None:
     take(page, folder / "form.png", "7 is not one of", "Idempotency key", height=1190)
     runs = {"deployments": {"id": {"any_": [daily]}}}
     assert httpx.post(f"{api}/flow_runs/filter", json=runs).json() == []
-    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+    page.set_viewport_size({"width": WIDTH, "height": 960})
     page.goto(f"{server}/automations")
-    take(page, folder / "automations.png", "a crashed run starts again", height=660)
+    take(page, folder / "automations.png", "a silent run has crashed", height=940)
+    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
     blocks = httpx.post(f"{api}/block_documents/filter", json={}).json()
     (block,) = [one["id"] for one in blocks if one["block_type_name"] == "CometAPI Credentials"]
     page.goto(f"{server}/blocks/block/{block}")

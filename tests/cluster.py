@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -90,9 +91,9 @@ class Cluster:
     def kill_machine(self, name: str) -> None:
         """SIGKILL for a worker and all that it started, as if the power went."""
         group = os.getpgid(self.workers[name].pid)
-        for process in descendants(self.workers[name].pid):
-            with suppress(ProcessLookupError):
-                os.kill(process, 9)
+        for process in psutil.Process(self.workers[name].pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         os.killpg(group, 9)
         self.workers[name].wait()
 
@@ -128,15 +129,6 @@ def places_of(secrets: Iterable[str], folder: Path, postgres: Postgres) -> list[
             if secret.encode() in path.read_bytes()
         ),
     ]
-
-
-def descendants(pid: int) -> list[int]:
-    """Children of a process, theirs, and so on."""
-    with suppress(FileNotFoundError):
-        tasks = Path(f"/proc/{pid}/task").glob("*/children")
-        children = [int(child) for task in tasks for child in task.read_text().split()]
-        return [*children, *(each for child in children for each in descendants(child))]
-    return []
 
 
 def start(

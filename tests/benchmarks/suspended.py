@@ -16,10 +16,12 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -27,7 +29,6 @@ import report
 from measuring import prefect
 
 from prefect_cometapi.sandbox import Sandbox
-from tests.cluster import descendants
 
 ROOT = Path(__file__).parents[2]
 POOL = "waiting"
@@ -35,16 +36,13 @@ AT_A_TIME = 4
 """Runs that the worker has processes for; two cores take no more."""
 
 
-def memory_of(pids: list[int]) -> float:
+def memory_of(processes: list[psutil.Process]) -> float:
     """MB that belong to these processes, shared pages by their part."""
     total = 0
-    for pid in pids:
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 1000
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().pss
+    return total / 1e6
 
 
 async def until(look: Callable[[], Any], seconds: float = 3600) -> Any:
@@ -92,7 +90,7 @@ class Bench:
 
     def held(self) -> tuple[int, float]:
         """Processes of flow runs under the worker, and MB of them."""
-        below = descendants(self.worker.pid)
+        below = psutil.Process(self.worker.pid).children(recursive=True)
         return len(below), memory_of(below)
 
     @contextmanager
@@ -134,6 +132,7 @@ async def workbench(**settings: str) -> AsyncIterator[Bench]:
         async with prefect("postgres") as server:
             os.environ |= _environment(folder, server.api, sandbox.url) | settings
             # Prefect reads its settings once, so it is imported when they are there.
+            assert "prefect" not in sys.modules
             from prefect.client.orchestration import get_client
             from prefect.client.schemas.actions import WorkPoolCreate
             from prefect.workers.process import ProcessWorker
