@@ -214,18 +214,24 @@ async def _taken_up_again(ledger: Ledger, entry: Entry) -> Entry:
 async def _withdraw(ledger: Ledger, key: str, claim: str) -> None:
     entry = await ledger.get(key)
     if entry and entry.claim == claim:
-        await give_up(ledger, entry)
+        await give_up(ledger, entry, ours=True)
 
 
-async def give_up(ledger: Ledger, entry: Entry) -> None:
+async def give_up(ledger: Ledger, entry: Entry, *, ours: bool = False) -> None:
     """End a submission that nobody makes any more.
 
     It was perhaps bought, unless nothing was sent under this claim and there was no doubt before.
+
+    Args:
+        ledger: Where it is recorded.
+        entry: It, as it was seen to be left; it stays where its lease was renewed since.
+        ours: Whether it is the caller's own, whose lease may be renewed all the while.
     """
     free = entry.claim in _unsent and not entry.note
     state = State.REJECTED if free else State.UNCERTAIN
     note = "nothing was sent" if free else entry.note or _NO_ANSWER
-    await ledger.change(entry.key, state, seen=entry, holder=None, note=note)
+    seen = None if ours else entry
+    await ledger.change(entry.key, state, seen=seen, of=entry, holder=None, note=note)
 
 
 async def _accepted(

@@ -199,6 +199,34 @@ async def test_a_claim_that_is_renewed_is_not_given_up_by_who_saw_it_lapse(ledge
     assert there.state is S.INTENDED
 
 
+async def test_a_cancelled_claim_is_withdrawn_also_where_it_is_renewed_just_then(
+    ledger, monkeypatch
+):
+    """Otherwise who comes next would take it for a submission that left no answer."""
+    add, get, claimed = ledger.add, ledger.get, asyncio.Event()
+
+    async def added_without_an_answer(*args, **values):
+        await add(*args, **values)
+        claimed.set()
+        await asyncio.Event().wait()
+
+    async def seen_right_before_a_renewal(key):
+        entry = await get(key)
+        await ledger.take(key, entry.holder)
+        return entry
+
+    monkeypatch.setattr(ledger, "add", added_without_an_answer)
+    monkeypatch.setattr(ledger, "get", seen_right_before_a_renewal)
+    buying = asyncio.create_task(buy(ledger, Service()))
+    await claimed.wait()
+    buying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await buying
+    there = await get("sku-17")
+    assert there
+    assert (there.state, there.note) == (S.REJECTED, "nothing was sent")
+
+
 @pytest.mark.parametrize("clock", ["clock_gettime", "time"])
 async def test_either_clock_tells_that_time_was_lost(ledger, monkeypatch, clock):
     """One that counts a machine's sleep, and the one that is mended after a pause."""
