@@ -120,6 +120,8 @@ class Ledger(Leases):
         return [
             ((row["finished_at"] - row["submitted_at"]).total_seconds(), row["polls"])
             for row in rows
+            if isinstance(row["finished_at"], datetime)
+            and isinstance(row["submitted_at"], datetime)
         ]
 
     async def held_by_run(self, run: str) -> list[Entry]:
@@ -304,7 +306,9 @@ class Ledger(Leases):
             return Entry.model_validate(row)
         except ValidationError as error:
             wrong = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
-            where = f"in the ledger at {self.database.place} the row of key {scrub(row['key'])!r}"
+            where = (
+                f"in the ledger at {self.database.place} the row of key {scrub(str(row['key']))!r}"
+            )
             raise LedgerUnavailable(f"{where} is damaged: {wrong}{RESTORE}") from None
 
     async def _one(self, statement: Any) -> Entry | None:

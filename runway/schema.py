@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger's table, and how an older one becomes the present one."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -63,6 +64,18 @@ class UtcTime(TypeDecorator[datetime]):
         """Read it as UTC."""
         _ = dialect
         return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
+
+    def result_processor(self, dialect: Dialect, coltype: Any) -> Callable[[Any], Any] | None:
+        """What reads it; what is none, in a damaged row, becomes a text that is none either."""
+        read = super().result_processor(dialect, coltype)
+
+        def read_or_unreadable(value: Any) -> Any:
+            try:
+                return read(value) if read else value
+            except (TypeError, ValueError):
+                return "unreadable"
+
+        return read_or_unreadable
 
 
 class database_time(FunctionElement[float]):  # noqa: N801 -- reads as SQL's own functions do
