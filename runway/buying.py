@@ -97,16 +97,16 @@ async def buy_once(
         KeyConflict: The key belongs to another request.
         SubmissionUncertain: It was perhaps bought, now or in an earlier attempt.
         LedgerUnavailable: Nothing was sent, since it could not be recorded.
-        ServiceUnavailable: This process stood still for so long that others may have taken it for
-            dead, so nothing was sent.
+        ServiceUnavailable: This process, or its ledger, stood still for so long that others may
+            have taken it for dead, so nothing was sent.
         CometAPIError: What ``post`` raised; nothing was bought.
     """
 
     def still_ours() -> None:
         if not ledger.is_surely_held(intent.key, holder):
             raise ServiceUnavailable(
-                "this process stood still for longer than its claim of the key lasts, so nothing "
-                "was sent"
+                "by the clocks here this process, or its ledger, stood still for longer than the "
+                "claim of the key lasts, so nothing was sent"
             ).about(key=intent.key)
 
     claim = uuid4().hex
