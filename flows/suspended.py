@@ -20,7 +20,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.flow_runs import aresume_flow_run, asuspend_flow_run
 
-from ..runway.errors import LedgerUnavailable
+from ..runway.errors import LedgerDamaged
 from ..runway.generation import Submission
 from ..runway.names import step_key
 from . import display
@@ -76,7 +76,7 @@ async def resume_waiting(ledger: "Ledger", run: str | None = None) -> None:
     One of whose generations a row is damaged waits on: nobody knows what became of that.
     """
     for waiting in await _suspended(run):
-        damaged: list[LedgerUnavailable] = []
+        damaged: list[LedgerDamaged] = []
         entries = await ledger.entries(flow_run_id=str(waiting.id), tell=damaged.append)
         if entries and not damaged and all(entry.has_ended for entry in entries):
             await _resume(waiting.id)

@@ -299,7 +299,7 @@ def _cause(error: BaseException | None) -> BaseException | None:
     return error.__cause__ if error else None
 
 
-RESTORE = "; put a backup in its place, and do not delete it: it tells what was bought"
+_RESTORE = "; put a backup in its place, and do not delete it: it tells what was bought"
 """What helps where a file is damaged."""
 
 _HELP = {
@@ -309,7 +309,7 @@ _HELP = {
     "readonly database": "; let it be written",
     "too many clients|connection slots": "; raise max_connections, or have fewer processes",
     "read-only transaction": "; the server is a standby, or was told to let nobody write",
-    "not a database|malformed|unsupported file": RESTORE,
+    "not a database|malformed|unsupported file": _RESTORE,
 }
 
 

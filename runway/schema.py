@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger's table, and how an older one becomes the present one."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -65,7 +64,7 @@ class UtcTime(TypeDecorator[datetime]):
         _ = dialect
         return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
 
-    def result_processor(self, dialect: Dialect, coltype: Any) -> Callable[[Any], Any] | None:
+    def result_processor(self, dialect: Dialect, coltype: Any) -> Any:
         """What reads it; what is none, in a damaged row, becomes a text that is none either."""
         read = super().result_processor(dialect, coltype)
 
