@@ -149,7 +149,7 @@ async def _decoder() -> Finding:
         return bad(what, error.what, "pip install --force-reinstall av")
     if reached:
         told = f"a video that breaks it reaches {' and '.join(reached)}"
-        return noted(what, told, "Linux 5.13 confines it; or give workers a user of their own")
+        return noted(what, told, "Linux 5.13 confines it, where its container may; or give workers their own user")
     return good(what, "confined: a video that breaks it reaches no file and no network")
 
 
