@@ -29,8 +29,8 @@ EXPORTS = {
         GenerationRequest GenerationResult GenerationTimeout ImageToVideoRequest InvalidManifest
         InvalidOutput InvalidRequest ItemResult KeyConflict Ledger LedgerDamaged LedgerUnavailable
         NotSubmitted Outcome OutputExpired QuotaExceeded Reference RunGivenUp RunwayClient
-        ServiceUnavailable StagedFileMissing State Status StorageError StorageUnavailable StoredVideo
-        Submission SubmissionUncertain UnexpectedResponse VideoToVideoRequest
+        ServiceUnavailable StagedFileMissing State Status StorageError StorageUnavailable
+        StoredVideo Submission SubmissionUncertain UnexpectedResponse VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",
     "flows": """
