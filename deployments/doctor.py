@@ -149,7 +149,8 @@ async def _decoder() -> Finding:
         return bad(what, error.what, "pip install --force-reinstall av")
     if reached:
         told = f"a video that breaks it reaches {' and '.join(reached)}"
-        return noted(what, told, "Linux 5.13 confines it; or give workers a user of their own")
+        advice = "Linux 5.13 confines it, where a container lets it; or give workers their own user"
+        return noted(what, told, advice)
     return good(what, "confined: a video that breaks it reaches no file and no network")
 
 

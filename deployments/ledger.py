@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 from rich.table import Table
 
 from ..runway.entries import Entry, State
-from ..runway.errors import LedgerUnavailable
+from ..runway.errors import LedgerDamaged
 from ..runway.generation import StoredVideo
 from ..runway.holders import shown_holder
 from ..runway.names import check_task_id
@@ -107,7 +107,7 @@ def list_entries(
     csv: Annotated[bool, Parameter(negative="", help="Print CSV.")] = False,
 ) -> None:
     """List generations, the newest first. Damaged rows are told apart, and the status is 1."""
-    damaged: list[LedgerUnavailable] = []
+    damaged: list[LedgerDamaged] = []
 
     async def look() -> list[Entry]:
         return await (await _ledger()).entries(

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.entries import UNFINISHED, Entry, State
-from ..runway.errors import AuthenticationError, CometAPIError, LedgerUnavailable
+from ..runway.errors import AuthenticationError, CometAPIError, LedgerDamaged
 from ..runway.generation import Value
 from ..runway.holders import holder_name
 from ..runway.redact import scrub
@@ -83,7 +83,7 @@ def collect(credentials: Credentials = None, storage: Place = None) -> CollectRe
 
 async def _collect(credentials: CometAPICredentials | None, storage: str | None) -> CollectResult:
     ledger = await open_ledger()
-    damaged: list[LedgerUnavailable] = []
+    damaged: list[LedgerDamaged] = []
 
     async def entries(*states: State) -> list[Entry]:
         return await ledger.entries(states=states, tell=damaged.append)

@@ -20,6 +20,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.flow_runs import aresume_flow_run, asuspend_flow_run
 
+from ..runway.errors import LedgerDamaged
 from ..runway.generation import Submission
 from ..runway.names import step_key
 from . import display
@@ -70,10 +71,14 @@ def _why_not() -> str | None:
 
 @display.harmless
 async def resume_waiting(ledger: "Ledger", run: str | None = None) -> None:
-    """Resume a run, or every run, that we suspended and whose generations have ended."""
+    """Resume a run, or every run, that we suspended and whose generations have ended.
+
+    One of whose generations a row is damaged waits on: nobody knows what became of that.
+    """
     for waiting in await _suspended(run):
-        entries = await ledger.entries(flow_run_id=str(waiting.id))
-        if entries and all(entry.has_ended for entry in entries):
+        damaged: list[LedgerDamaged] = []
+        entries = await ledger.entries(flow_run_id=str(waiting.id), tell=damaged.append)
+        if entries and not damaged and all(entry.has_ended for entry in entries):
             await _resume(waiting.id)
 
 

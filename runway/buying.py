@@ -97,16 +97,16 @@ async def buy_once(
         KeyConflict: The key belongs to another request.
         SubmissionUncertain: It was perhaps bought, now or in an earlier attempt.
         LedgerUnavailable: Nothing was sent, since it could not be recorded.
-        ServiceUnavailable: This process stood still for so long that others may have taken it for
-            dead, so nothing was sent.
+        ServiceUnavailable: This process, or its ledger, stood still for so long that others may
+            have taken it for dead, so nothing was sent.
         CometAPIError: What ``post`` raised; nothing was bought.
     """
 
     def still_ours() -> None:
         if not ledger.is_surely_held(intent.key, holder):
             raise ServiceUnavailable(
-                "this process stood still for longer than its claim of the key lasts, so nothing "
-                "was sent"
+                "by the clocks here this process, or its ledger, stood still for longer than the "
+                "claim of the key lasts, so nothing was sent"
             ).about(key=intent.key)
 
     claim = uuid4().hex
@@ -214,18 +214,24 @@ async def _taken_up_again(ledger: Ledger, entry: Entry) -> Entry:
 async def _withdraw(ledger: Ledger, key: str, claim: str) -> None:
     entry = await ledger.get(key)
     if entry and entry.claim == claim:
-        await give_up(ledger, entry)
+        await give_up(ledger, entry, ours=True)
 
 
-async def give_up(ledger: Ledger, entry: Entry) -> None:
+async def give_up(ledger: Ledger, entry: Entry, *, ours: bool = False) -> None:
     """End a submission that nobody makes any more.
 
     It was perhaps bought, unless nothing was sent under this claim and there was no doubt before.
+
+    Args:
+        ledger: Where it is recorded.
+        entry: It, as it was seen to be left; it stays where its lease was renewed since.
+        ours: Whether it is the caller's own, whose lease may be renewed all the while.
     """
     free = entry.claim in _unsent and not entry.note
     state = State.REJECTED if free else State.UNCERTAIN
     note = "nothing was sent" if free else entry.note or _NO_ANSWER
-    await ledger.change(entry.key, state, seen=entry, holder=None, note=note)
+    seen = None if ours else entry
+    await ledger.change(entry.key, state, seen=seen, of=entry, holder=None, note=note)
 
 
 async def _accepted(

@@ -160,8 +160,8 @@ class RunwayClient:
 
         Args:
             request: What is wanted.
-            before_sending: Called once the connection stands, right before anything is sent over
-                it; nothing is sent if it raises.
+            before_sending: Called as soon as a connection stands (to a proxy, then through it),
+                right before anything is sent over it; the request is not sent if it raises.
 
         Raises:
             InvalidRequest: The service refuses the request.

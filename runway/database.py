@@ -7,6 +7,7 @@ server's default is. Every statement is a transaction of its own.
 
 import asyncio
 import errno
+import json
 import re
 import socket
 import time
@@ -208,10 +209,11 @@ class Database:
         engine = create_engine(
             self._url,
             connect_args={"timeout": self.patience},
+            json_deserializer=_json_or_as_it_is,
             poolclass=StaticPool,
             **_OPTIONS,
         )
-        event.listen(engine, "connect", _flush_each_change)
+        event.listen(engine, "connect", _prepare)
         try:
             connection = engine.connect()
             migrate(connection)
@@ -233,6 +235,22 @@ def _fetched(result: CursorResult[Any]) -> list[Any]:
     return list(result.mappings()) if result.returns_rows else []
 
 
+def _text_or_as_it_is(text: bytes) -> str | bytes:
+    """A text; what is none, in a damaged row, is for that row's reader to refuse."""
+    try:
+        return text.decode()
+    except ValueError:
+        return text
+
+
+def _json_or_as_it_is(text: Any) -> Any:
+    """A value of JSON; what is none, in a damaged row, is for that row's reader to refuse."""
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError):
+        return text
+
+
 def _identity(file: Path) -> tuple[int, int] | None:
     """What tells a file apart from another one under the same name, or None where there is none."""
     try:
@@ -251,7 +269,8 @@ def _leave_a_standby(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-def _flush_each_change(connection: Any, _record: Any) -> None:
+def _prepare(connection: Any, _record: Any) -> None:
+    connection.text_factory = _text_or_as_it_is
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
 
@@ -280,7 +299,7 @@ def _cause(error: BaseException | None) -> BaseException | None:
     return error.__cause__ if error else None
 
 
-RESTORE = "; put a backup in its place, and do not delete it: it tells what was bought"
+_RESTORE = "; put a backup in its place, and do not delete it: it tells what was bought"
 """What helps where a file is damaged."""
 
 _HELP = {
@@ -290,7 +309,7 @@ _HELP = {
     "readonly database": "; let it be written",
     "too many clients|connection slots": "; raise max_connections, or have fewer processes",
     "read-only transaction": "; the server is a standby, or was told to let nobody write",
-    "not a database|malformed|unsupported file": RESTORE,
+    "not a database|malformed|unsupported file": _RESTORE,
 }
 
 

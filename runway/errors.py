@@ -10,6 +10,7 @@
     │   ├── QuotaExceeded          the account has no balance
     │   ├── KeyConflict            the key belongs to another request
     │   ├── LedgerUnavailable      the ledger cannot be read or written
+    │   │   └── LedgerDamaged      a row of it cannot be read
     │   └── StorageUnavailable     a video could not be stored where it is wanted
     ├── AuthenticationError        no key, a wrong key, or one without permission
     ├── UnexpectedResponse         what answers there is not CometAPI
@@ -161,6 +162,16 @@ class LedgerUnavailable(NotSubmitted):
     """The ledger cannot be read or written, so nothing was sent."""
 
     advice = "see that the database at COMETAPI_LEDGER_URL answers, then run it again."
+
+
+class LedgerDamaged(LedgerUnavailable):
+    """A row of the ledger cannot be read, so nothing goes on with what it stands for."""
+
+    money = "nothing was charged for this call; what the row stands for may be bought."
+    advice = (
+        "mend the row, or put a backup of the ledger in its place; do not delete it, as it tells "
+        "what was bought."
+    )
 
 
 class StorageUnavailable(NotSubmitted):

@@ -107,6 +107,11 @@ class Leases:
         hold = self._held.get(key)
         return hold.blocks[holder or ""] if hold else 0
 
+    def holders_here(self) -> list[str]:
+        """Under which names this process holds something just now."""
+        with self._counting:
+            return sorted({who for hold in self._held.values() for who in +hold.blocks})
+
     def last_seen(self, key: str) -> Entry | None:
         """The entry of a key that this process holds, as it was when it was last read or changed.
 
@@ -156,7 +161,7 @@ class Leases:
             return self._renewing
 
     async def _renew(self) -> None:
-        held = sorted({who for hold in list(self._held.values()) for who in +hold.blocks})
+        held = self.holders_here()
         for start in range(0, len(held), MANY):
             some = generations.c.holder.in_(held[start : start + MANY])
             renewal = update(generations).where(some).values(leased_until=NOW + self.lease)

@@ -18,9 +18,9 @@ from sqlalchemy import ColumnElement, FromClause, and_, exists, or_, select, upd
 from sqlalchemy.dialects import postgresql, sqlite
 
 from . import holders
-from .database import PATIENCE, RESTORE, Database, ledger_url
+from .database import PATIENCE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
-from .errors import GenerationCancelled, GenerationError, LedgerUnavailable
+from .errors import GenerationCancelled, GenerationError, LedgerDamaged
 from .generation import Finished, StoredVideo, Submission
 from .leases import LEASE, LEASE_LEFT, MANY, Leases, Moment
 from .redact import scrub
@@ -68,7 +68,7 @@ class Ledger(Leases):
         since: datetime | None = None,
         flow_run_id: str | None = None,
         limit: int | None = None,
-        tell: Callable[[LedgerUnavailable], None] | None = None,
+        tell: Callable[[LedgerDamaged], None] | None = None,
     ) -> list[Entry]:
         """Entries, the newest first, filtered by whatever is given.
 
@@ -120,6 +120,8 @@ class Ledger(Leases):
         return [
             ((row["finished_at"] - row["submitted_at"]).total_seconds(), row["polls"])
             for row in rows
+            if isinstance(row["finished_at"], datetime)
+            and isinstance(row["submitted_at"], datetime)
         ]
 
     async def held_by_run(self, run: str) -> list[Entry]:
@@ -286,13 +288,13 @@ class Ledger(Leases):
         return later is not None and later.leased_until not in {None, entry.leased_until}
 
     async def _rows(
-        self, statement: Any, tell: Callable[[LedgerUnavailable], None] | None = None
+        self, statement: Any, tell: Callable[[LedgerDamaged], None] | None = None
     ) -> list[Entry]:
         found: list[Entry] = []
         for row in await self.database.rows(statement):
             try:
                 found.append(self._entry(dict(row)))
-            except LedgerUnavailable as error:
+            except LedgerDamaged as error:
                 if tell is None:
                     raise
                 tell(error)
@@ -304,8 +306,10 @@ class Ledger(Leases):
             return Entry.model_validate(row)
         except ValidationError as error:
             wrong = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
-            where = f"in the ledger at {self.database.place} the row of key {scrub(row['key'])!r}"
-            raise LedgerUnavailable(f"{where} is damaged: {wrong}{RESTORE}") from None
+            where = (
+                f"in the ledger at {self.database.place} the row of key {scrub(str(row['key']))!r}"
+            )
+            raise LedgerDamaged(f"{where} is damaged: {wrong}") from None
 
     async def _one(self, statement: Any) -> Entry | None:
         """The entry that a statement about one key gives."""

@@ -90,6 +90,7 @@ def draw_contact_sheet(posters: Sequence[bytes]) -> bytes:
 
     Raises:
         InvalidOutput: One of them broke the decoder.
+        StorageError: The decoder does not start.
         OSError: There is no room to hand them over.
     """
     with TemporaryDirectory(prefix="cometapi-") as folder, _sound_answers():

@@ -55,7 +55,8 @@ def shown_source(source: str) -> str:
 def shortened(value: Any, *, urls: bool = True) -> Any:
     """A JSON value with each data URI and, if wanted, each signed URL in it shortened.
 
-    URLs also where they stand within a text, as in a prompt, whose other words are nobody's secret.
+    A text that begins with one is taken for it as a whole. URLs are found within a text, too, as in
+    a prompt, whose other words are nobody's secret.
     """
     if isinstance(value, dict):
         return {name: shortened(item, urls=urls) for name, item in value.items()}
@@ -65,7 +66,11 @@ def shortened(value: Any, *, urls: bool = True) -> Any:
         return value
     if re.match(r"data:|https?://" if urls else r"data:", value, re.IGNORECASE):
         return shown_source(value)
-    return _URL.sub(lambda found: shown_url(found[0]), value) if urls else value
+    return _with_urls_shown(value) if urls else value
+
+
+def _with_urls_shown(text: str) -> str:
+    return _URL.sub(lambda found: shown_url(found[0].replace("\\/", "/")), text)
 
 
 def is_shortened(text: str) -> bool:
@@ -76,7 +81,7 @@ def is_shortened(text: str) -> bool:
 def hide_secrets(text: str) -> str:
     """The text without tokens of URLs, keys and data URIs."""
     text = _BEARER.sub(r"\1<hidden>", text)  # first, as the others may swallow its beginning
-    text = _URL.sub(lambda found: shown_url(found[0].replace("\\/", "/")), text)
+    text = _with_urls_shown(text)
     text = _QUERY.sub(lambda found: f"{found[1]}{HIDDEN}{_digest(found[2])}>", text)
     text = _DATA_URI.sub(lambda found: shown_source(found[0]), text)
     text = _BASE64.sub(r"\1<hidden>", text)

@@ -64,6 +64,18 @@ class UtcTime(TypeDecorator[datetime]):
         _ = dialect
         return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
 
+    def result_processor(self, dialect: Dialect, coltype: Any) -> Any:
+        """What reads it; what is none, in a damaged row, becomes a text that is none either."""
+        read = super().result_processor(dialect, coltype)
+
+        def read_or_unreadable(value: Any) -> Any:
+            try:
+                return read(value) if read else value
+            except (TypeError, ValueError):
+                return "unreadable"
+
+        return read_or_unreadable
+
 
 class database_time(FunctionElement[float]):  # noqa: N801 -- reads as SQL's own functions do
     """Seconds since 1970 on the database's clock, the one clock that all holders share."""

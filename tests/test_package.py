@@ -27,10 +27,10 @@ EXPORTS = {
         ContentModeration DeliveryError DownloadInterrupted Entry FetchedVideo Finished Generation
         GenerationCancelled GenerationError GenerationFailed GenerationNotVisible
         GenerationRequest GenerationResult GenerationTimeout ImageToVideoRequest InvalidManifest
-        InvalidOutput InvalidRequest ItemResult KeyConflict Ledger LedgerUnavailable NotSubmitted
-        Outcome OutputExpired QuotaExceeded Reference RunGivenUp RunwayClient ServiceUnavailable
-        StagedFileMissing State Status StorageError StorageUnavailable StoredVideo Submission
-        SubmissionUncertain UnexpectedResponse VideoToVideoRequest
+        InvalidOutput InvalidRequest ItemResult KeyConflict Ledger LedgerDamaged LedgerUnavailable
+        NotSubmitted Outcome OutputExpired QuotaExceeded Reference RunGivenUp RunwayClient
+        ServiceUnavailable StagedFileMissing State Status StorageError StorageUnavailable
+        StoredVideo Submission SubmissionUncertain UnexpectedResponse VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",
     "flows": """

@@ -68,6 +68,9 @@ class NoLedger(Ledger):
     def times_held_here(self, key: str, holder: str | None) -> int:
         return 1
 
+    def is_surely_held(self, key: str, holder: str) -> bool:
+        return True
+
 
 class Waiting:
     """Seconds that flows waited for a database's answers; for some changes they do not wait."""

@@ -7,9 +7,13 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.states import Suspended
+from sqlalchemy import update
 
 from prefect_cometapi.flows import collect, finish_generation, image_to_video
+from prefect_cometapi.flows.running import run_sync
 from prefect_cometapi.runway import State
+from prefect_cometapi.runway.entries import Intent
+from prefect_cometapi.runway.schema import generations
 from prefect_cometapi.sandbox import Fault
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -84,6 +88,33 @@ def test_somebody_elses_suspension_is_left_alone(worker, sandbox, prefect_server
         run = client.create_flow_run(theirs, state=Suspended(pause_key="theirs"))
         collect()
         assert client.read_flow_run(run.id).state_name == "Suspended"
+
+
+def test_one_whose_row_is_damaged_sleeps_on_and_the_others_are_resumed(prefect_server, book):
+    """What became of its generation is not known; that of the others is."""
+
+    @flow
+    def ours() -> None:
+        pass
+
+    with get_client(sync_client=True) as client:
+        deployed = client.create_deployment(client.create_flow(ours), "ours")
+        runs = [
+            client.create_flow_run_from_deployment(
+                deployed, state=Suspended(pause_key=f"cometapi-wait-{number}")
+            )
+            for number in range(3)
+        ]
+        for run in runs:
+            intent = Intent(key=str(run.id), base_url="https://x", flow_run_id=str(run.id))
+            run_sync(book.ledger.add(intent, State.STORED, "claim", task_id="t"))
+        first, *others = sorted(runs, key=lambda run: run.id, reverse=True)
+        damage = update(generations).where(generations.c.key == str(first.id))
+        run_sync(book.ledger.database.rows(damage.values(outputs="nonsense")))
+        collect()
+        assert client.read_flow_run(first.id).state_name == "Suspended"
+        states = [client.read_flow_run(run.id).state_name for run in others]
+        assert states == ["Resuming", "Resuming"]
 
 
 def test_without_a_deployment_it_waits_in_place(prefect_server, sandbox, image, caplog):

@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import tempfile
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State, SubmissionUncertain
 from prefect_cometapi.runway.buying import buy_once, working_on
+from prefect_cometapi.runway.entries import Kind
 
 from .made import Service, Told, buy, finished, intent, put, until
 
@@ -310,8 +312,63 @@ async def test_an_entry_with_damaged_words_is_told_without_them(file_ledger, tmp
     service = Service()
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
         database.execute("UPDATE cometapi_generations SET state = 'submytted'")
-    with pytest.raises(LedgerUnavailable, match="is damaged: state; ") as caught:
+    with pytest.raises(LedgerUnavailable, match="is damaged: state\n") as caught:
         await buy(file_ledger, service)
-    assert "do not delete it" in caught.value.what
+    assert "do not delete it" in str(caught.value)
+    assert "may be bought" in str(caught.value)
     assert "submytted" not in str(caught.value)
     assert service.posts == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("outputs", "'[cut off'"),
+        ("videos", "x'ff'"),
+        ("request", "17"),
+        ("request", """CAST(x'7b2261223a22ff227d' AS TEXT)"""),
+        ("created_at", "'2026-02-31 10:00:00'"),
+        ("finished_at", "17"),
+        ("note", "CAST(x'ff' AS TEXT)"),
+    ],
+)
+async def test_an_entry_that_cannot_even_be_decoded_holds_up_no_other(
+    file_ledger, tmp_path, column, value
+):
+    """It is told by its key; the others are still found, and finished."""
+    await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
+    await put(file_ledger, S.SUBMITTED, "good", task_id="t2")
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute(f"UPDATE cometapi_generations SET {column} = {value} WHERE key = 'odd'")
+    damaged: list[LedgerUnavailable] = []
+    found = await file_ledger.entries(tell=damaged.append)
+    assert [entry.key for entry in found] == ["good"]
+    (told,) = damaged
+    assert f"the row of key 'odd' is damaged: {column}" in told.what
+    with pytest.raises(LedgerUnavailable, match="is damaged"):
+        await file_ledger.get("odd")
+
+
+async def test_a_key_that_cannot_be_decoded_is_told_as_it_is(file_ledger, tmp_path):
+    """So that whoever mends it finds it."""
+    await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute("UPDATE cometapi_generations SET key = CAST(x'ff6f' AS TEXT)")
+    with pytest.raises(LedgerUnavailable, match=r"xffo.* is damaged: key"):
+        await file_ledger.entries()
+
+
+async def test_how_long_generations_took_is_told_without_those_whose_times_are_damaged(
+    file_ledger, tmp_path
+):
+    """The others still tell when to ask for the next one."""
+    now = datetime.now(UTC)
+    for key in ("odd", "good"):
+        await put(file_ledger, S.STORED, key, submitted_at=now, finished_at=now)
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute("UPDATE cometapi_generations SET finished_at = '?' WHERE key = 'odd'")
+    wanted = intent()
+    assert wanted.route
+    assert wanted.model
+    kind = Kind(wanted.base_url, wanted.route, wanted.model, None)
+    assert len(await file_ledger.durations(kind, 10)) == 1

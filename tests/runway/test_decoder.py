@@ -169,6 +169,15 @@ def test_what_a_decoder_reaches_is_tried_before_its_first_file(clips, asked):
     assert process_of(asked) == pid
 
 
+def test_what_a_decoder_says_that_it_reaches_is_told(tmp_path):
+    """Where nothing confines it, nobody is told otherwise."""
+    program = tmp_path / "free.py"
+    program.write_text("import sys; print('ready files network', flush=True); sys.stdin.read()")
+    free = Decoder(program)
+    assert free.reaches() == ["files", "network"]
+    free.close()
+
+
 def test_a_decoder_that_does_not_start_is_the_machines_fault(tmp_path, clips):
     """The video is not blamed, and what to do next is said."""
     program = tmp_path / "broken.py"

@@ -2,10 +2,12 @@
 """One run at a time works on a generation, and whoever is gone keeps nobody waiting."""
 
 import asyncio
+import itertools
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -223,6 +225,33 @@ async def test_renewals_that_broke_down_begin_anew_with_the_next_block(hasty, mo
                 return (await hasty.get("sku-17")).lease_left > before
 
         await until(renewed)
+
+
+def test_who_comes_during_a_renewal_does_not_end_it(file_ledger):
+    """The leases of all others would lapse while they work."""
+    usual, come, over = sys.getswitchinterval(), threading.Event(), threading.Event()
+
+    def come_and_go():
+        for number in itertools.count():
+            with file_ledger.holding("sku-17", holder_name(f"run {number}")):
+                come.set()
+            if over.is_set():
+                return
+
+    others = threading.Thread(target=come_and_go)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ExitStack() as held:
+            for number in range(1000):
+                held.enter_context(file_ledger.holding("sku-17", f"{number}"))
+            others.start()
+            come.wait()
+            for _ in range(300):
+                assert len(file_ledger.holders_here()) >= 1000
+    finally:
+        over.set()
+        others.join()
+        sys.setswitchinterval(usual)
 
 
 async def test_a_run_may_have_a_generation_several_times_at_once(bought):
