@@ -31,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .background import elsewhere
 from .errors import LedgerUnavailable
+from .moment import Moment
 from .redact import scrub
 from .schema import migrate
 
@@ -131,7 +132,20 @@ class Database:
         Raises:
             LedgerUnavailable: The database did not take it, or not within the patience.
         """
-        return await elsewhere(self.execute(statement))
+        _, rows = await self.asked(statement)
+        return rows
+
+    async def asked(self, statement: Any) -> tuple[Moment, list[Any]]:
+        """When the database was asked, which may be long after it was wanted, and the rows.
+
+        Raises:
+            LedgerUnavailable: The database did not take it, or not within the patience.
+        """
+
+        async def ask() -> tuple[Moment, list[Any]]:
+            return Moment.now(), await self.execute(statement)
+
+        return await elsewhere(ask())
 
     async def execute(self, statement: Any) -> list[Any]:
         """``rows`` for work that is in the background thread already."""

@@ -6,12 +6,11 @@ Whoever works on a generation holds a lease on it, which is renewed while the wo
 
 import asyncio
 import threading
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 from sqlalchemy import update
 
@@ -20,6 +19,7 @@ from .background import in_background
 from .database import Database
 from .entries import Entry
 from .errors import LedgerUnavailable
+from .moment import Moment
 from .schema import database_time, generations
 
 LEASE = 60.0
@@ -30,34 +30,6 @@ MANY = 500
 
 NOW = database_time()
 LEASE_LEFT = (generations.c.leased_until - NOW).label("lease_left")
-
-_RUNNING_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
-
-
-class Moment(NamedTuple):
-    """A moment on two clocks, in seconds, for time in which a process may stand still.
-
-    One is never set and on Linux counts a machine's sleep; the other, which people see, is
-    mended after a pause that the machine itself did not notice.
-    """
-
-    running: float
-    shown: float
-
-    @classmethod
-    def now(cls) -> Self:
-        """This moment."""
-        running = time.clock_gettime(_RUNNING_CLOCK) if _RUNNING_CLOCK else time.monotonic()
-        return cls(running, time.time())
-
-    def later(self, seconds: float) -> Self:
-        """So many seconds after it."""
-        return self._replace(running=self.running + seconds, shown=self.shown + seconds)
-
-    def has_passed(self) -> bool:
-        """Whether either clock says so."""
-        now = Moment.now()
-        return now.running >= self.running or now.shown >= self.shown
 
 
 @dataclass

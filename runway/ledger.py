@@ -22,7 +22,7 @@ from .database import PATIENCE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
 from .errors import GenerationCancelled, GenerationError, LedgerDamaged
 from .generation import Finished, StoredVideo, Submission
-from .leases import LEASE, LEASE_LEFT, MANY, Leases, Moment
+from .leases import LEASE, LEASE_LEFT, MANY, Leases
 from .redact import scrub
 from .schema import generations
 
@@ -290,8 +290,13 @@ class Ledger(Leases):
     async def _rows(
         self, statement: Any, tell: Callable[[LedgerDamaged], None] | None = None
     ) -> list[Entry]:
+        return self._read(await self.database.rows(statement), tell)
+
+    def _read(
+        self, rows: Sequence[Any], tell: Callable[[LedgerDamaged], None] | None = None
+    ) -> list[Entry]:
         found: list[Entry] = []
-        for row in await self.database.rows(statement):
+        for row in rows:
             try:
                 found.append(self._entry(dict(row)))
             except LedgerDamaged as error:
@@ -313,8 +318,8 @@ class Ledger(Leases):
 
     async def _one(self, statement: Any) -> Entry | None:
         """The entry that a statement about one key gives."""
-        asked = Moment.now()
-        found = await self._rows(statement)
+        asked, rows = await self.database.asked(statement)
+        found = self._read(rows)
         if not found:
             return None
         self._see(found[0], asked)

@@ -27,6 +27,7 @@ from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.database import Database
 from prefect_cometapi.runway.entries import Intent, Kind
 from prefect_cometapi.runway.ledger import Ledger
+from prefect_cometapi.runway.moment import Moment
 
 GOAL_MILLISECONDS = 10.0
 IMAGE: Any = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow zoom"}
@@ -80,7 +81,7 @@ class Waiting:
         self.statements = 0
         self.awaited = 0
         self.flows: list[float] = []
-        self._rows = Database.rows
+        self._asked = Database.asked
 
     def next_flow(self) -> None:
         """Note what the flow so far has waited, and begin with the next."""
@@ -88,19 +89,19 @@ class Waiting:
         self.seconds = 0.0
 
     def install(self) -> None:
-        waiting, rows = self, self._rows
+        waiting, asked = self, self._asked
 
-        async def timed(database: Database, statement: Any) -> list[Any]:
+        async def timed(database: Database, statement: Any) -> tuple[Moment, list[Any]]:
             started = time.perf_counter()
             try:
-                return await rows(database, statement)
+                return await asked(database, statement)
             finally:
                 waiting.statements += 1
                 if threading.current_thread() is threading.main_thread():
                     waiting.awaited += 1
                     waiting.seconds += time.perf_counter() - started
 
-        Database.rows = timed  # pyright: ignore[reportAttributeAccessIssue]
+        Database.asked = timed  # pyright: ignore[reportAttributeAccessIssue]
 
 
 async def measure(pairs: int, ledger: Ledger) -> tuple[list[float], list[float], Waiting]:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -17,9 +18,10 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from prefect_cometapi.runway import Ledger, RunwayClient, ServiceUnavailable, State
+from prefect_cometapi.runway.background import in_background
 from prefect_cometapi.runway.buying import buy_once, give_up
 from prefect_cometapi.runway.holders import holder_name
-from prefect_cometapi.runway.leases import Moment
+from prefect_cometapi.runway.moment import Moment
 
 from .made import Service, buy, distant_holder, intent, put, until
 
@@ -250,6 +252,30 @@ async def test_either_clock_tells_that_time_was_lost(ledger, monkeypatch, clock)
     assert service.posts == 0
     monkeypatch.undo()
     assert (await buy(ledger, service)).task_id == "task-1"
+
+
+async def test_a_claim_that_waited_for_its_turn_counts_from_when_it_was_made(ledger, monkeypatch):
+    """With a thousand runs in one process and a slow disk, that may be longer than a lease."""
+    service, wanted = Service(), threading.Event()
+    true, asked = time.clock_gettime, ledger.database.asked
+
+    async def an_hour_passes() -> None:
+        wanted.wait()
+        monkeypatch.setattr(time, "clock_gettime", lambda which: true(which) + 3600)
+
+    def ask_soon(statement):
+        wanted.set()
+        return asked(statement)
+
+    async def post(check):
+        check()
+        return await service.post(check)
+
+    await ledger.get("sku-17")  # it is open
+    monkeypatch.setattr(ledger.database, "asked", ask_soon)
+    busy = in_background(an_hour_passes())
+    assert (await buy_once(ledger, intent(), post, run="r")).task_id == "task-1"
+    assert busy.done()
 
 
 async def test_a_long_wait_for_a_connection_is_no_pause(ledger_url):
