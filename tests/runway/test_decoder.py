@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file from elsewhere breaks at most the process that opens it."""
 
+import base64
 import errno
 import json
 import os
@@ -14,6 +15,7 @@ import threading
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +36,7 @@ def process_of(one: Decoder) -> int:
     return one._process.pid
 
 
-def told(video: Path, **wanted: int) -> dict[str, object]:
+def told(video: Path, **wanted: Any) -> dict[str, object]:
     """What the process would answer, asked in this one."""
     answers = StringIO()
     with video.open("rb", buffering=0) as file:
@@ -78,6 +80,17 @@ def test_the_process_tells_what_the_functions_find(clips, asked, name, wanted):
             asked.ask(clips / name, **wanted)
     else:
         assert asked.ask(clips / name, **wanted) == answer
+
+
+def test_the_process_draws_what_the_function_draws(clips, asked, tmp_path):
+    """Posters side by side, out of one file."""
+    drawn = [told(clips / "clip.mp4", poster_width=width)["poster"] for width in (64, 320)]
+    posters = [base64.b64decode(str(poster)) for poster in drawn]
+    (tmp_path / "posters").write_bytes(b"".join(posters))
+    sizes = [len(poster) for poster in posters]
+    answer = told(tmp_path / "posters", posters=sizes)
+    assert base64.b64decode(str(answer["sheet"])).startswith(b"\xff\xd8")
+    assert asked.ask(tmp_path / "posters", posters=sizes) == answer
 
 
 @pytest.mark.parametrize("kept", [0, 3, 20, 400, 3000])

@@ -16,15 +16,15 @@ RUN = "nightly"
 @pytest.fixture
 def statements(ledger, monkeypatch):
     """The statements that the ledger's database is asked for from now on."""
-    asked = []
-    rows = ledger.database.rows
+    counted = []
+    asked = ledger.database.asked
 
-    async def counted(statement):
-        asked.append(type(statement).__name__)
-        return await rows(statement)
+    async def counting(statement):
+        counted.append(type(statement).__name__)
+        return await asked(statement)
 
-    monkeypatch.setattr(ledger.database, "rows", counted)
-    return asked
+    monkeypatch.setattr(ledger.database, "asked", counting)
+    return counted
 
 
 async def test_nobody_gets_between_the_purchase_and_the_delivery(ledger):

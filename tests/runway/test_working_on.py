@@ -227,6 +227,33 @@ async def test_renewals_that_broke_down_begin_anew_with_the_next_block(hasty, mo
         await until(renewed)
 
 
+async def test_who_goes_during_a_renewal_does_not_end_it(hasty, monkeypatch):
+    """Its answer tells of a lease that nobody here holds any more; those of others go on."""
+    await put(hasty, State.SUBMITTED, "sku-18", task_id="task-2")
+    execute, asked, gone = hasty.database.execute, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    async def answered_late(statement):
+        rows = await execute(statement)
+        loop.call_soon_threadsafe(asked.set)
+        await asyncio.to_thread(gone.wait)
+        return rows
+
+    async with working_on(hasty, "sku-18", "stays"):
+        async with working_on(hasty, "sku-17", "goes"):
+            monkeypatch.setattr(hasty.database, "execute", answered_late)
+            await asked.wait()
+            monkeypatch.setattr(hasty.database, "execute", execute)
+        gone.set()
+        before = (await hasty.get("sku-18")).leased_until
+
+        async def renewed():
+            return (await hasty.get("sku-18")).leased_until > before
+
+        await until(renewed)
+    assert hasty.holders_here() == []
+
+
 def test_who_comes_during_a_renewal_does_not_end_it(file_ledger):
     """The leases of all others would lapse while they work."""
     usual, come, over = sys.getswitchinterval(), threading.Event(), threading.Event()
