@@ -83,10 +83,13 @@ def collect(credentials: Credentials = None, storage: Place = None) -> CollectRe
 
 async def _collect(credentials: CometAPICredentials | None, storage: str | None) -> CollectResult:
     ledger = await open_ledger()
-    damaged: list[LedgerDamaged] = []
+    damaged: dict[str, LedgerDamaged] = {}
+
+    def told(error: LedgerDamaged) -> None:
+        damaged[error.what] = error
 
     async def entries(*states: State) -> list[Entry]:
-        return await ledger.entries(states=states, tell=damaged.append)
+        return await ledger.entries(states=states, tell=told)
 
     await _give_up_the_dead(ledger, await entries(State.INTENDED))
     slots = asyncio.Semaphore(AT_ONCE)
@@ -116,10 +119,10 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
         display.logger().warning("Key %s is uncertain: %s", generation.key, generation.note)
     result = _summary([*finished, *uncertain])
     await display.show_collected([item.model_dump(mode="json") for item in result.generations])
-    for error in damaged:
-        display.logger().error("%s", error.what)
+    for error in damaged.values():
+        display.logger().error("%s", error)
     if damaged:
-        raise damaged[0]
+        raise next(iter(damaged.values()))
     return result
 
 

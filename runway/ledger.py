@@ -77,11 +77,14 @@ class Ledger(Leases):
             since: Only those that are newer.
             flow_run_id: Only those of this flow run.
             limit: At most so many.
-            tell: Is told of each row that is damaged, which is raised otherwise.
+            tell: Is told of each row that is damaged, also where its state is none, in place of
+                an error.
         """
         query = _ENTRIES.order_by(_table.created_at.desc()).limit(limit)
         if states:
-            query = query.where(_table.state.in_([str(state) for state in states]))
+            wanted = _table.state.in_([str(state) for state in states])
+            unknown = _table.state.not_in([str(state) for state in State])
+            query = query.where(or_(wanted, unknown) if tell else wanted)
         if since:
             query = query.where(_table.created_at >= since)
         if flow_run_id:

@@ -18,7 +18,7 @@ from prefect_cometapi.flows import image_to_video as make
 from prefect_cometapi.flows.running import run_sync
 from prefect_cometapi.runway import (
     GenerationFailed,
-    LedgerUnavailable,
+    LedgerDamaged,
     State,
     Status,
     SubmissionUncertain,
@@ -307,14 +307,19 @@ def test_a_missing_storage_is_told_and_the_others_are_finished(prefect_server, s
     assert collect(storage="./elsewhere").stored == 1
 
 
-def test_a_damaged_row_fails_the_run_once_the_others_are_finished(prefect_server, sandbox, book):
+@pytest.mark.parametrize("column", ["outputs", "state"])
+def test_a_damaged_row_fails_the_run_once_the_others_are_finished(
+    prefect_server, sandbox, book, caplog, column
+):
     """It may be a purchase, so it is not passed over; the others are not held up by it."""
     book.buy("damaged")
     book.buy("fine")
-    damage = update(generations).where(generations.c.key == "damaged").values(outputs="nonsense")
-    run_sync(book.ledger.database.rows(damage))
-    with pytest.raises(LedgerUnavailable, match="the row of key 'damaged' is damaged: outputs"):
+    right = [] if column == "outputs" else State.SUBMITTED
+    row = update(generations).where(generations.c.key == "damaged")
+    run_sync(book.ledger.database.rows(row.values({column: "nonsense"})))
+    with pytest.raises(LedgerDamaged, match=f"the row of key 'damaged' is damaged: {column}"):
         collect()
+    assert [record.module for record in caplog.records].count("collector") == 1
     assert book["fine"].state is State.STORED
-    run_sync(book.ledger.database.rows(damage.values(outputs=[])))
+    run_sync(book.ledger.database.rows(row.values({column: right})))
     assert collect().stored == 1

@@ -349,6 +349,19 @@ async def test_an_entry_that_cannot_even_be_decoded_holds_up_no_other(
         await file_ledger.get("odd")
 
 
+async def test_a_row_whose_state_is_none_is_told_to_who_looks_for_any(file_ledger, tmp_path):
+    """Whoever finishes what was bought would never see it otherwise."""
+    await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
+    await put(file_ledger, S.SUBMITTED, "good", task_id="t2")
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute("UPDATE cometapi_generations SET state = 'submytted' WHERE key = 'odd'")
+    damaged: list[LedgerUnavailable] = []
+    found = await file_ledger.entries(states=[S.SUBMITTED], tell=damaged.append)
+    assert [entry.key for entry in found] == ["good"]
+    (told,) = damaged
+    assert "the row of key 'odd' is damaged: state" in told.what
+
+
 async def test_a_key_that_cannot_be_decoded_is_told_as_it_is(file_ledger, tmp_path):
     """So that whoever mends it finds it."""
     await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
