@@ -13,8 +13,11 @@ import psutil
 GROWTH = 1.03
 """How much more than early on a process may hold late; beside it, what a measure may have more."""
 
-SLACK = {"memory, MB": 8.0, "descriptors": 3.0, "threads": 2.0, "connections": 3.0}
-"""By measure: what comes and goes with the load of the moment."""
+SLACK = {"memory, MB": 8.0, "descriptors": 3.0, "threads": 8.0, "connections": 3.0}
+"""By measure: what comes and goes with the load of the moment.
+
+Prefect has a thread for the heartbeat of each run and one for the renewal of each slot it holds.
+"""
 
 
 @dataclass(frozen=True)
