@@ -21,8 +21,16 @@ import pytest
 from av.filter import Graph
 from pydantic import SecretStr
 
-from prefect_cometapi.runway import ImageToVideoRequest, Ledger, RunwayClient, Submission
+from prefect_cometapi.runway import (
+    ImageToVideoRequest,
+    Ledger,
+    RunwayClient,
+    State,
+    Submission,
+)
 from prefect_cometapi.sandbox import Sandbox
+
+from .made import put
 
 KEY = "sk-test-0123456789abcdef"
 PIXEL = (
@@ -144,6 +152,15 @@ def ledger_url(request, file_url) -> Iterator[str]:
 async def ledger(ledger_url):
     """A fresh ledger, once in SQLite and once in PostgreSQL."""
     opened = Ledger(ledger_url)
+    yield opened
+    await opened.database.close()
+
+
+@pytest.fixture
+async def hasty(ledger_url):
+    """A ledger with one generation that was bought, and leases of half a second."""
+    opened = Ledger(ledger_url, lease=0.5)
+    await put(opened, State.SUBMITTED, task_id="task-1")
     yield opened
     await opened.database.close()
 

@@ -25,7 +25,7 @@ from prefect_cometapi.runway.buying import buy_once
 from prefect_cometapi.runway.database import Database, ledger_url, will_pass
 from prefect_cometapi.runway.ledger import ledger_at
 
-from .made import Service, intent, put, until
+from .made import Service, buy, intent, put, until
 
 S = State
 NOBODY = 65534
@@ -329,6 +329,16 @@ class ServerError(Exception):
 def test_only_what_may_pass_is_waited_for(error, expected):
     """A lock, a restart, a lost connection; a full disk or a wrong password is told at once."""
     assert will_pass(error) is expected
+
+
+async def test_a_connection_that_may_only_read_is_not_kept(file_ledger):
+    """What was made readable only for a while is written again by the same process."""
+    service = Service()
+    await file_ledger.database.rows(text("PRAGMA query_only=ON"))
+    with pytest.raises(LedgerUnavailable, match="readonly database; let it be written"):
+        await buy(file_ledger, service)
+    assert service.posts == 0
+    assert (await buy(file_ledger, service)).task_id == "task-1"
 
 
 @pytest.mark.parametrize(("what", "mode"), [("ledger.db", 0o400), ("", 0o500)])

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lease is renewed while the work goes on, whatever else goes on or goes wrong."""
+
+import asyncio
+import itertools
+import sys
+import threading
+import time
+from contextlib import ExitStack
+
+from prefect_cometapi.runway import LedgerUnavailable, State
+from prefect_cometapi.runway.buying import working_on
+from prefect_cometapi.runway.holders import holder_name
+
+from .made import distant_holder, put, until
+
+S = State
+
+
+async def test_work_that_takes_longer_than_the_lease_keeps_it(hasty):
+    """It is renewed meanwhile, even if the loop of the run is busy."""
+    async with working_on(hasty, "sku-17", "run"):
+        for _ in range(3):
+            time.sleep(0.4)  # noqa: ASYNC251 -- the loop is kept busy on purpose
+            assert (await hasty.get("sku-17")).lease_left > 0
+        async with asyncio.timeout(0.4):
+            assert await hasty.take("sku-17", distant_holder()) is None
+    assert (await hasty.get("sku-17")).lease_left is None
+
+
+async def test_a_lease_is_renewed_again_after_the_ledger_was_out_of_reach(hasty, monkeypatch):
+    """One renewal that fails does not end the others."""
+    execute, failed = hasty.database.execute, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def once_broken(statement):
+        if not failed.is_set():
+            loop.call_soon_threadsafe(failed.set)
+            raise LedgerUnavailable("out of reach")
+        return await execute(statement)
+
+    async with working_on(hasty, "sku-17", "run"):
+        monkeypatch.setattr(hasty.database, "execute", once_broken)
+        await failed.wait()
+        before = (await hasty.get("sku-17")).lease_left
+
+        async def renewed():
+            return (await hasty.get("sku-17")).lease_left > before
+
+        await until(renewed)
+
+
+async def test_renewals_that_broke_down_begin_anew_with_the_next_block(hasty, monkeypatch):
+    """Whatever it was that broke them."""
+    execute, broken = hasty.database.execute, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def once_broken(statement):
+        if not broken.is_set():
+            loop.call_soon_threadsafe(broken.set)
+            raise RuntimeError("nobody has thought of this")
+        return await execute(statement)
+
+    async with working_on(hasty, "sku-17", "run"):
+        monkeypatch.setattr(hasty.database, "execute", once_broken)
+        async with asyncio.timeout(10):
+            await broken.wait()
+        before = (await hasty.get("sku-17")).lease_left
+
+        async def renewed():
+            async with working_on(hasty, "sku-17", "run"):
+                return (await hasty.get("sku-17")).lease_left > before
+
+        await until(renewed)
+
+
+async def test_who_goes_during_a_renewal_does_not_end_it(hasty, monkeypatch):
+    """Its answer tells of a lease that nobody here holds any more; those of others go on."""
+    await put(hasty, State.SUBMITTED, "sku-18", task_id="task-2")
+    execute, asked, gone = hasty.database.execute, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    async def answered_late(statement):
+        rows = await execute(statement)
+        loop.call_soon_threadsafe(asked.set)
+        await asyncio.to_thread(gone.wait)
+        return rows
+
+    async with working_on(hasty, "sku-18", "stays"):
+        async with working_on(hasty, "sku-17", "goes"):
+            monkeypatch.setattr(hasty.database, "execute", answered_late)
+            await asked.wait()
+            monkeypatch.setattr(hasty.database, "execute", execute)
+        gone.set()
+        before = (await hasty.get("sku-18")).leased_until
+
+        async def renewed():
+            return (await hasty.get("sku-18")).leased_until > before
+
+        await until(renewed)
+    assert hasty.holders_here() == []
+
+
+def test_who_comes_during_a_renewal_does_not_end_it(file_ledger):
+    """The leases of all others would lapse while they work."""
+    usual, come, over = sys.getswitchinterval(), threading.Event(), threading.Event()
+
+    def come_and_go():
+        for number in itertools.count():
+            with file_ledger.holding("sku-17", holder_name(f"run {number}")):
+                come.set()
+            if over.is_set():
+                return
+
+    others = threading.Thread(target=come_and_go)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ExitStack() as held:
+            for number in range(1000):
+                held.enter_context(file_ledger.holding("sku-17", f"{number}"))
+            others.start()
+            come.wait()
+            for _ in range(300):
+                assert len(file_ledger.holders_here()) >= 1000
+    finally:
+        over.set()
+        others.join()
+        sys.setswitchinterval(usual)
