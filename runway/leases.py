@@ -40,6 +40,11 @@ class _Hold:
     lapses: dict[str, Moment] = field(default_factory=dict[str, Moment])
     entry: Entry | None = None
 
+    def see_lease(self, holder: str | None, left: float | None, asked: Moment) -> None:
+        """Note how long a holder's lease lasted at a moment, if the holder is one of these."""
+        if holder and left is not None and self.blocks[holder]:
+            self.lapses[holder] = asked.later(left)
+
 
 class Leases:
     """The leases that this process holds in one database.
@@ -109,13 +114,7 @@ class Leases:
         """Remember an entry that a question of that moment was answered with."""
         if hold := self._held.get(entry.key):
             hold.entry = entry
-            self._see_lease(hold, entry.holder, entry.lease_left, asked)
-
-    def _see_lease(
-        self, hold: _Hold, holder: str | None, left: float | None, asked: Moment
-    ) -> None:
-        if holder and left is not None and hold.blocks[holder]:
-            hold.lapses[holder] = asked.later(left)
+            hold.see_lease(entry.holder, entry.lease_left, asked)
 
     async def _renew_until_nothing_is_held(self) -> None:
         try:
@@ -141,4 +140,4 @@ class Leases:
             renewed = renewal.returning(generations.c.key, generations.c.holder, LEASE_LEFT)
             for row in await self.database.execute(renewed):
                 if hold := self._held.get(row["key"]):
-                    self._see_lease(hold, row["holder"], row["lease_left"], asked)
+                    hold.see_lease(row["holder"], row["lease_left"], asked)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, FromClause, and_, exists, or_, select, update
+from sqlalchemy import ColumnElement, FromClause, Select, and_, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from . import holders
@@ -53,13 +53,11 @@ class Ledger(Leases):
     async def find(self, task_id: str, base_url: str) -> Entry | None:
         """The first entry of an id that the service at a base URL gave."""
         same = and_(_table.task_id == task_id, _table.base_url == base_url)
-        found = await self._rows(_ENTRIES.where(same).order_by(_table.created_at).limit(1))
-        return found[0] if found else None
+        return await self._first(_ENTRIES.where(same).order_by(_table.created_at))
 
     async def of_another_request(self, task_id: str, claimed: Entry) -> Entry | None:
         """An entry to which the service gave an id for a request that was not the claimed one."""
-        found = await self._rows(_ENTRIES.where(_given_for_another(generations, task_id, claimed)))
-        return found[0] if found else None
+        return await self._first(_ENTRIES.where(_given_for_another(generations, task_id, claimed)))
 
     async def entries(
         self,
@@ -138,7 +136,7 @@ class Ledger(Leases):
         """A new entry, or None where the key has one already that is not of this claim."""
         now = datetime.now(UTC)
         row = {
-            **_columns(intent.wanted()),
+            **intent.wanted(),
             "state": str(state),
             "claim": claim,
             "attempts": 0,
@@ -149,10 +147,11 @@ class Ledger(Leases):
             "videos": {},
             "failure_code": "",
             "note": "",
-            **_columns(self._leased_to(values.pop("holder", None)) | values),
+            **self._leased_to(values.pop("holder", None)),
+            **values,
         }
         dialect = postgresql if self.database.is_shared else sqlite
-        statement = dialect.insert(generations).values(row).on_conflict_do_nothing()
+        statement = dialect.insert(generations).values(_columns(row)).on_conflict_do_nothing()
         added = await self._one(statement.returning(generations, LEASE_LEFT))
         if added:
             return added
@@ -193,7 +192,7 @@ class Ledger(Leases):
         if bought:
             where.append(or_(_table.task_id == bought, _table.task_id.is_(None)))
             values["task_id"] = bought
-        changes = dict(_columns(values), state=str(state), changed_at=datetime.now(UTC))
+        changes = dict(values, state=str(state), changed_at=datetime.now(UTC))
         if "holder" in changes:
             changes |= self._leased_to(changes["holder"])
         changed = await self._update(where, changes)
@@ -208,21 +207,21 @@ class Ledger(Leases):
     async def take(self, key: str, holder: str) -> Entry | None:
         """The entry, leased to a holder; None where another one that is not gone works on it."""
         free = or_(_table.holder.is_(None), _table.holder == holder)
-        taken = await self._update([_table.key == key, free], _columns(self._leased_to(holder)))
+        taken = await self._update([_table.key == key, free], self._leased_to(holder))
         if taken:
             return taken
         entry = await self.get(key)
         if entry is None or entry.holder is None or await self.is_living(entry):
             return None
         left = [_table.key == key, _table.holder == entry.holder, _lease_of(entry)]
-        return await self._update(left, _columns(self._leased_to(holder)))
+        return await self._update(left, self._leased_to(holder))
 
     async def let_go(self, key: str, holder: str, note: str | None = None) -> None:
         """End a lease, so that whoever comes next need not wait for it to lapse."""
         changes: dict[str, Any] = {"holder": None, "leased_until": None}
         if note is not None:
             changes["note"] = note
-        await self._update([_table.key == key, _table.holder == holder], _columns(changes))
+        await self._update([_table.key == key, _table.holder == holder], changes)
 
     async def finished(self, submission: Submission, finished: Finished) -> Entry | None:
         """Record that it succeeded upstream."""
@@ -290,6 +289,10 @@ class Ledger(Leases):
         later = await self.get(entry.key)
         return later is not None and later.leased_until not in {None, entry.leased_until}
 
+    async def _first(self, query: Select[Any]) -> Entry | None:
+        found = await self._rows(query.limit(1))
+        return found[0] if found else None
+
     async def _rows(
         self, statement: Any, tell: Callable[[LedgerDamaged], None] | None = None
     ) -> list[Entry]:
@@ -331,7 +334,7 @@ class Ledger(Leases):
     async def _update(
         self, where: Sequence[ColumnElement[bool]], changes: dict[str, Any]
     ) -> Entry | None:
-        statement = update(generations).where(*where).values(changes)
+        statement = update(generations).where(*where).values(_columns(changes))
         return await self._one(statement.returning(generations, LEASE_LEFT))
 
 

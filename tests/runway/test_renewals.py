@@ -28,20 +28,25 @@ async def test_work_that_takes_longer_than_the_lease_keeps_it(hasty):
     assert (await hasty.get("sku-17")).lease_left is None
 
 
-async def test_a_lease_is_renewed_again_after_the_ledger_was_out_of_reach(hasty, monkeypatch):
-    """One renewal that fails does not end the others."""
-    execute, failed = hasty.database.execute, asyncio.Event()
+def breaks_once(ledger, monkeypatch, error: Exception) -> asyncio.Event:
+    """Have the next statement of a ledger's renewals fail; the event is set when it did."""
+    execute, broken = ledger.database.execute, asyncio.Event()
     loop = asyncio.get_running_loop()
 
     async def once_broken(statement):
-        if not failed.is_set():
-            loop.call_soon_threadsafe(failed.set)
-            raise LedgerUnavailable("out of reach")
+        if not broken.is_set():
+            loop.call_soon_threadsafe(broken.set)
+            raise error
         return await execute(statement)
 
+    monkeypatch.setattr(ledger.database, "execute", once_broken)
+    return broken
+
+
+async def test_a_lease_is_renewed_again_after_the_ledger_was_out_of_reach(hasty, monkeypatch):
+    """One renewal that fails does not end the others."""
     async with working_on(hasty, "sku-17", "run"):
-        monkeypatch.setattr(hasty.database, "execute", once_broken)
-        await failed.wait()
+        await breaks_once(hasty, monkeypatch, LedgerUnavailable("out of reach")).wait()
         before = (await hasty.get("sku-17")).lease_left
 
         async def renewed():
@@ -52,17 +57,8 @@ async def test_a_lease_is_renewed_again_after_the_ledger_was_out_of_reach(hasty,
 
 async def test_renewals_that_broke_down_begin_anew_with_the_next_block(hasty, monkeypatch):
     """Whatever it was that broke them."""
-    execute, broken = hasty.database.execute, asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    async def once_broken(statement):
-        if not broken.is_set():
-            loop.call_soon_threadsafe(broken.set)
-            raise RuntimeError("nobody has thought of this")
-        return await execute(statement)
-
     async with working_on(hasty, "sku-17", "run"):
-        monkeypatch.setattr(hasty.database, "execute", once_broken)
+        broken = breaks_once(hasty, monkeypatch, RuntimeError("nobody has thought of this"))
         async with asyncio.timeout(10):
             await broken.wait()
         before = (await hasty.get("sku-17")).lease_left
