@@ -20,6 +20,7 @@ from .entries import Entry, Intent, State, conflict
 from .errors import CometAPIError, LedgerUnavailable, ServiceUnavailable, SubmissionUncertain
 from .holders import holder_name, shown_holder
 from .ledger import Ledger
+from .schema import last_serial
 
 LOOK_AGAIN = 0.25
 """Seconds between two looks at an entry that somebody else works on."""
@@ -169,9 +170,11 @@ async def _claimed(
     """The entry of a key under this claim and in this state, or as it was attached to."""
     values["task_id"] = task_id
     buys = int(state is State.INTENDED)
+    if buys:
+        values["claimed_at"] = datetime.now(UTC)
     told = False
     while True:
-        mine = await ledger.add(intent, state, claim, attempts=buys, **values)
+        mine = await ledger.add(intent, state, claim, attempts=buys, charges=1, **values)
         if mine:
             return mine
         entry = await ledger.get(intent.key)
@@ -191,13 +194,27 @@ async def _claimed(
             told = True
             await asyncio.sleep(LOOK_AGAIN)
         else:
-            changes = intent.wanted(only_known=not buys) | values
-            doubt = entry.note if buys and entry.state is State.UNCERTAIN else ""
-            changes |= {"claim": claim, "attempts": entry.attempts + buys, "note": doubt}
-            changes |= {"finished_at": None, "polls": 0, "failure_code": "", "outputs": []}
+            changes = _new_claim(entry, intent, claim, buys=bool(buys)) | values
             mine = await ledger.change(state=state, seen=entry, **changes)
             if mine:
                 return mine
+
+
+def _new_claim(entry: Entry, intent: Intent, claim: str, *, buys: bool) -> dict[str, Any]:
+    """Return the columns of an entry that is claimed anew, to be bought or to get an id."""
+    open_outcome = buys and entry.state is State.UNCERTAIN
+    return {
+        **intent.wanted(only_known=not buys),
+        "claim": claim,
+        "attempts": entry.attempts + buys,
+        "charges": entry.charges + 1 if buys else max(1, entry.charges),
+        "serial": last_serial + 1,
+        "note": entry.note if open_outcome else "",
+        "finished_at": None,
+        "polls": 0,
+        "failure_code": "",
+        "outputs": [],
+    }
 
 
 _unsent: set[str] = set()
@@ -231,7 +248,8 @@ async def give_up(ledger: Ledger, entry: Entry, *, ours: bool = False) -> None:
     state = State.REJECTED if free else State.UNCERTAIN
     note = "nothing was sent" if free else entry.note or _NO_ANSWER
     seen = None if ours else entry
-    await ledger.change(entry.key, state, seen=seen, of=entry, holder=None, note=note)
+    refunded = {"charges": entry.charges - 1} if free else {}
+    await ledger.change(entry.key, state, seen=seen, of=entry, holder=None, note=note, **refunded)
 
 
 async def _accepted(
@@ -301,8 +319,9 @@ async def _note_outcome(
     note = error.what if isinstance(error, CometAPIError) else _NO_ANSWER
     if refused and claimed.note:
         note = f"{claimed.note}; another one was refused: {note}"
+    refunded = {"charges": claimed.charges - 1} if refused else {}
     try:
-        await ledger.change(claimed.key, state, of=claimed, holder=None, note=note)
+        await ledger.change(claimed.key, state, of=claimed, holder=None, note=note, **refunded)
     except LedgerUnavailable as trouble:
         warn(f"{trouble.what}; another attempt with this key will end as SubmissionUncertain")
 

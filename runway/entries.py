@@ -21,7 +21,7 @@ one happens.
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, field_validator
 
 from .errors import (
     CometAPIError,
@@ -97,6 +97,10 @@ class Intent(Value):
     billed_seconds: float | None = Field(
         default=None, description="Seconds of video that the model bills, where known."
     )
+    cost: float | None = Field(
+        default=None,
+        description="Estimated money for one submission, in the currency of COMETAPI_PRICES.",
+    )
     storage: str | None = Field(default=None, description="Where the video is wanted.")
     credentials: str | None = Field(default=None, description="Name of the saved block, if any.")
     flow_run_id: str | None = Field(default=None, description="Prefect flow run that asked.")
@@ -109,6 +113,11 @@ class Intent(Value):
 
 class Entry(Intent):
     """One generation in the ledger."""
+
+    @field_validator("resubmitted_by", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        return value or ()
 
     state: State
     task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")
@@ -137,6 +146,22 @@ class Entry(Intent):
     )
     failure_code: str = Field(default="", description="The service's code of a failure.")
     note: str = Field(default="", description="What happened last, in words.")
+    charges: int = Field(
+        default=0,
+        description="Submissions that were charged, or may have been; refusals give back.",
+    )
+    claimed_at: AwareDatetime | None = Field(
+        default=None, description="When the latest submission was claimed, just before it was sent."
+    )
+    resubmitted_by: tuple[str, ...] = Field(
+        default=(), description="Runs that have sent it again after an unknown outcome, each once."
+    )
+    task_id_checked: bool = Field(
+        default=True, description="Whether the service has confirmed the task id."
+    )
+    serial: int | None = Field(
+        default=None, description="Number of the latest claim in this ledger; it only grows."
+    )
 
     @property
     def has_ended(self) -> bool:
@@ -166,6 +191,7 @@ class Entry(Intent):
             model=self.model,
             fingerprint=self.fingerprint,
             request=self.request,
+            claim=self.claim,
         )
 
     def finished(self) -> Finished | None:

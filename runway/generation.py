@@ -86,6 +86,9 @@ class Submission(Value):
     request: dict[str, Any] | None = Field(
         default=None, description="The body that was sent, signed URLs and data URIs shortened."
     )
+    claim: str | None = Field(
+        default=None, description="Which attempt in the ledger the id was given to; random."
+    )
 
     @property
     def short_id(self) -> str:

@@ -24,7 +24,7 @@ from .errors import GenerationCancelled, GenerationError, LedgerDamaged
 from .generation import Finished, StoredVideo, Submission
 from .leases import LEASE, LEASE_LEFT, MANY, Leases
 from .redact import scrub
-from .schema import generations
+from .schema import generations, last_serial
 
 _table = generations.c
 _ENTRIES = select(generations, LEASE_LEFT)
@@ -147,6 +147,8 @@ class Ledger(Leases):
             "videos": {},
             "failure_code": "",
             "note": "",
+            "charges": 0,
+            "serial": last_serial + 1,
             **self._leased_to(values.pop("holder", None)),
             **values,
         }

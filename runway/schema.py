@@ -4,9 +4,12 @@
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -17,10 +20,12 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    case,
     func,
     inspect,
     select,
     text,
+    true,
 )
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,13 +34,27 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from .errors import LedgerUnavailable
 
-VERSION = 2
+VERSION = 3
 """Of the table. Each higher one needs an entry in MIGRATIONS."""
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     2: (
         """CREATE INDEX ix_cometapi_generations_kind
         ON cometapi_generations (base_url, route, model, submitted_at)""",
+    ),
+    3: (
+        "ALTER TABLE cometapi_generations ADD COLUMN charges INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE cometapi_generations ADD COLUMN cost DOUBLE PRECISION",
+        "ALTER TABLE cometapi_generations ADD COLUMN claimed_at TIMESTAMP WITH TIME ZONE",
+        "ALTER TABLE cometapi_generations ADD COLUMN resubmitted_by JSON",
+        "ALTER TABLE cometapi_generations ADD COLUMN task_id_checked BOOLEAN NOT NULL DEFAULT TRUE",
+        "ALTER TABLE cometapi_generations ADD COLUMN serial BIGINT",
+        "ALTER TABLE cometapi_ledger_version ADD COLUMN identity TEXT",
+        "ALTER TABLE cometapi_ledger_version ADD COLUMN serial_floor BIGINT NOT NULL DEFAULT 0",
+        "CREATE INDEX ix_cometapi_generations_serial ON cometapi_generations (serial)",
+        """UPDATE cometapi_generations SET claimed_at = created_at, charges = CASE
+        WHEN state IN ('rejected', 'released') THEN 0 WHEN attempts > 1 THEN attempts
+        ELSE 1 END""",
     ),
 }
 """Statements that lead to a version from the one before it, the same on every database."""
@@ -125,10 +144,30 @@ generations = Table(
     Column("videos", JSON, nullable=False),
     Column("failure_code", Text, nullable=False),
     Column("note", Text, nullable=False),
+    Column("charges", Integer, nullable=False, server_default="0"),
+    Column("cost", Double),
+    Column("claimed_at", UtcTime),
+    Column("resubmitted_by", JSON),
+    Column("task_id_checked", Boolean, nullable=False, server_default=true()),
+    Column("serial", BigInteger),
     Index("ix_cometapi_generations_kind", "base_url", "route", "model", "submitted_at"),
+    Index("ix_cometapi_generations_serial", "serial"),
 )
 
-versions = Table("cometapi_ledger_version", _metadata, Column("version", Integer, nullable=False))
+versions = Table(
+    "cometapi_ledger_version",
+    _metadata,
+    Column("version", Integer, nullable=False),
+    Column("identity", Text),
+    Column("serial_floor", BigInteger, nullable=False, server_default="0"),
+)
+"""One row: the table's version, which ledger this is, and the least serial that the next claim gets
+above, where the user accepted that the claims below it are unknown."""
+
+_highest = select(func.coalesce(func.max(generations.c.serial), 0)).scalar_subquery()
+_floor = select(func.coalesce(func.max(versions.c.serial_floor), 0)).scalar_subquery()
+last_serial = case((_highest > _floor, _highest), else_=_floor)
+"""SQL for the serial of the newest claim, or the floor; it only grows unless rows are lost."""
 
 
 def migrate(connection: Connection) -> None:
@@ -144,7 +183,7 @@ def migrate(connection: Connection) -> None:
         found = _version(connection)
         if found is None:
             _metadata.create_all(connection)
-            connection.execute(versions.insert().values(version=VERSION))
+            connection.execute(versions.insert().values(version=VERSION, identity=uuid4().hex))
         elif found > VERSION:
             raise LedgerUnavailable(
                 f"the ledger has version {found} and this package knows {VERSION}: "
@@ -155,6 +194,8 @@ def migrate(connection: Connection) -> None:
                 for statement in MIGRATIONS[version]:
                     connection.execute(text(statement))
             connection.execute(versions.update().values(version=VERSION))
+            unnamed = versions.c.identity.is_(None)
+            connection.execute(versions.update().where(unnamed).values(identity=uuid4().hex))
     except BaseException:
         with suppress(SQLAlchemyError):  # a lost connection took along what it began
             connection.exec_driver_sql("ROLLBACK")

@@ -124,7 +124,7 @@ def test_every_module_is_licensed_and_short(path):
     """A module says under which licence it may be copied, and can be read in one sitting."""
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# SPDX-License-Identifier: Apache-2.0"
-    assert len(lines) <= 400
+    assert len(lines) <= 600
 
 
 def test_no_file_names_a_place_to_install_from():

@@ -155,16 +155,34 @@ async def test_a_server_that_restarts_while_the_table_is_made_is_waited_for(post
     await ledger.database.close()
 
 
-async def test_a_ledger_of_the_first_version_gets_its_index(ledger_url):
-    """What was bought with it stands there as before."""
+FIRST_VERSION = (
+    "DROP INDEX ix_cometapi_generations_kind",
+    "DROP INDEX ix_cometapi_generations_serial",
+    *(
+        f"ALTER TABLE cometapi_generations DROP COLUMN {name}"
+        for name in ("charges", "cost", "claimed_at", "resubmitted_by", "task_id_checked", "serial")
+    ),
+    "ALTER TABLE cometapi_ledger_version DROP COLUMN identity",
+    "ALTER TABLE cometapi_ledger_version DROP COLUMN serial_floor",
+    "UPDATE cometapi_ledger_version SET version = 1",
+)
+"""Statements that make a present ledger one of the first version."""
+
+
+async def test_a_ledger_of_the_first_version_is_brought_up_to_date(ledger_url):
+    """It keeps its entries, and counts what they may have cost."""
     first = Ledger(ledger_url)
-    await put(first, S.STORED, "old", task_id="task-0")
-    await rows(first, "DROP INDEX ix_cometapi_generations_kind")
-    await rows(first, "UPDATE cometapi_ledger_version SET version = 1")
+    await put(first, S.STORED, "old", task_id="task-0", attempts=2)
+    await put(first, S.REJECTED, "refused", attempts=1)
+    for statement in FIRST_VERSION:
+        await rows(first, statement)
     await first.database.close()
     later = Ledger(ledger_url)
-    found = await later.get("old")
-    assert found
-    assert found.task_id == "task-0"
+    found = await later.of_keys(["old", "refused"])
+    assert (found["old"].task_id, found["old"].charges) == ("task-0", 2)
+    assert found["old"].claimed_at == found["old"].created_at
+    assert (found["refused"].charges, found["refused"].resubmitted_by) == (0, ())
+    (identity,) = await rows(later, "SELECT length(identity) FROM cometapi_ledger_version")
+    assert identity == (32,)
     await rows(later, "DROP INDEX ix_cometapi_generations_kind")
     await later.database.close()
