@@ -116,7 +116,14 @@ async def buy_once(
     with ledger.holding(intent.key, holder):
         try:
             entry = await _claimed(
-                ledger, intent, State.INTENDED, claim, resubmit=resubmit, tell=warn, holder=holder
+                ledger,
+                intent,
+                State.INTENDED,
+                claim,
+                resubmit=resubmit,
+                tell=warn,
+                holder=holder,
+                claimed_at=datetime.now(UTC),
             )
         except LedgerUnavailable:
             _unsent.add(claim)  # it may have been claimed all the same
@@ -170,8 +177,6 @@ async def _claimed(
     """The entry of a key under this claim and in this state, or as it was attached to."""
     values["task_id"] = task_id
     buys = int(state is State.INTENDED)
-    if buys:
-        values["claimed_at"] = datetime.now(UTC)
     told = False
     while True:
         mine = await ledger.add(intent, state, claim, attempts=buys, charges=1, **values)
