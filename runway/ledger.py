@@ -280,7 +280,8 @@ class Ledger(Leases):
         if entry.holder is None or entry.lease_left is None:
             return False
         if holders.process_of(entry.holder) == holders.process_of(holders.holder_name("")):
-            return holders.is_at_work(entry.key, entry.holder)
+            workers = holders.workers_of(entry.key, entry.holder)
+            return any(one.is_running for one in workers) or bool(workers and entry.lease_left > 0)
         if holders.is_certainly_gone(entry.holder):
             return False
         if 0 <= entry.lease_left <= 2 * self.lease:
