@@ -182,10 +182,10 @@ async def poll(submission: Submission, credentials: CometAPICredentials | None) 
                     habit=habit_of(submission, entry, credentials.base_url),
                 )
         except (GenerationFailed, GenerationCancelled) as error:
-            key, task_id, failure = submission.key, submission.task_id, error
-            await record(lambda ledger: ledger.failed(key, task_id, failure))
+            failure = error
+            await record(lambda ledger: ledger.failed(submission, failure), held=entry)
             raise
-        record_soon(lambda ledger: ledger.finished(submission, finished))
+        record_soon(lambda ledger: ledger.finished(submission, finished), held=entry)
         return finished
 
 
@@ -286,7 +286,9 @@ async def persist(
             ]
             if entry:
                 task_id, where = submission.task_id, full_name(place)
-                await record(lambda ledger: ledger.stored(entry, task_id, where, stored))
+                await record(
+                    lambda ledger: ledger.stored(entry, task_id, where, stored), held=entry
+                )
     for video in stored:
         display.tell("Stored %s", video.uri)
         await display.announce("stored", submission, uri=video.uri, sha256=video.sha256)

@@ -89,6 +89,9 @@ class Submission(Value):
     claim: str | None = Field(
         default=None, description="Which attempt in the ledger the id was given to; random."
     )
+    base_url: str | None = Field(
+        default=None, description="Root of the service that it was bought from."
+    )
 
     @property
     def short_id(self) -> str:

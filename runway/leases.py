@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,6 +164,8 @@ class Leases:
 
     async def _renew(self) -> None:
         held = self.holders_here()
+        before = self._entries_held(held)
+        renewed: set[str] = set()
         for start in range(0, len(held), MANY):
             some = generations.c.holder.in_(held[start : start + MANY])
             # a row that somebody has locked keeps no other from being renewed
@@ -171,10 +173,37 @@ class Leases:
             ours = and_(some, generations.c.key.in_(free))
             renewal = update(generations).where(ours).values(leased_until=NOW + self.lease)
             asked = Moment.now()
-            renewed = renewal.returning(generations.c.key, generations.c.holder, LEASE_LEFT)
-            for row in await self.database.execute(renewed):
+            returned = renewal.returning(generations.c.key, generations.c.holder, LEASE_LEFT)
+            for row in await self.database.execute(returned):
+                renewed.add(row["key"])
                 if hold := self._held.get(row["key"]):
                     hold.see_lease(row["holder"], row["lease_left"], asked)
+        await self._restore_lost([entry for entry in before if entry.key not in renewed])
+
+    def _entries_held(self, holders_here: Sequence[str]) -> list[Entry]:
+        """Return the entries, as last read, on which one of these holders has a lease."""
+        with self._counting:
+            entries = [hold.entry for hold in self._held.values()]
+        names = set(holders_here)
+        return [entry for entry in entries if entry and entry.holder in names]
+
+    async def _restore_lost(self, missing: Sequence[Entry]) -> None:
+        """Write again what a run works on and the ledger does not know any more."""
+        for start in range(0, len(missing), MANY):
+            some = missing[start : start + MANY]
+            there = select(generations.c.key).where(
+                generations.c.key.in_([entry.key for entry in some])
+            )
+            known = {row["key"] for row in await self.database.execute(there)}
+            for entry in some:
+                hold = self._held.get(entry.key)
+                still_held = hold is not None and hold.entry is entry
+                if entry.key not in known and still_held:
+                    await self.restore(entry)
+
+    async def restore(self, entry: Entry) -> Entry | None:
+        """Write an entry again that the ledger has lost; None where it has the key."""
+        raise NotImplementedError
 
 
 _all_leases: weakref.WeakSet[Leases] = weakref.WeakSet()

@@ -8,6 +8,7 @@ change. Who works on which generation is told by leases (leases.py).
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,7 @@ from .leases import LEASE, LEASE_LEFT, MANY, Leases
 from .redact import scrub
 from .schema import generations, last_serial
 
+_logger = logging.getLogger(__name__)
 _table = generations.c
 _ENTRIES = select(generations, LEASE_LEFT)
 
@@ -152,13 +154,42 @@ class Ledger(Leases):
             **self._leased_to(values.pop("holder", None)),
             **values,
         }
-        dialect = postgresql if self.database.is_shared else sqlite
-        statement = dialect.insert(generations).values(_columns(row)).on_conflict_do_nothing()
-        added = await self._one(statement.returning(generations, LEASE_LEFT))
+        added = await self._one(self._insert(row).returning(generations, LEASE_LEFT))
         if added:
             return added
         there = await self.get(intent.key)  # its own, where the answer to the insert was lost
         return there if there and there.claim == claim and there.state is state else None
+
+    def _insert(self, row: dict[str, Any]) -> Any:
+        """Return the statement that adds a row, unless its key has one."""
+        dialect = postgresql if self.database.is_shared else sqlite
+        return dialect.insert(generations).values(_columns(row)).on_conflict_do_nothing()
+
+    async def restore(self, entry: Entry) -> Entry | None:
+        """Write an entry again that the ledger has lost; None where it has the key.
+
+        A standby that took over too early, an older copy that was put in place, or a person may
+        have lost the row of a purchase that a run still has in hand.
+        """
+        known = entry.model_dump(exclude={"lease_left", "leased_until", "holder"})
+        known["state"] = str(entry.state)
+        known["outputs"] = [str(output) for output in entry.outputs]
+        known["videos"] = entry.model_dump(mode="json")["videos"]
+        known["resubmitted_by"] = list(entry.resubmitted_by)
+        restored = await self._one(
+            self._insert({**known, **self._leased_to(entry.holder)}).returning(
+                generations, LEASE_LEFT
+            )
+        )
+        if restored:
+            _logger.warning(
+                "The ledger at %s had lost the row of key %r (id %s), and the run that works on it "
+                "wrote it again; an older copy of the ledger may have been put in its place",
+                self.database.place,
+                scrub(entry.key),
+                entry.task_id or "not known",
+            )
+        return restored
 
     async def change(
         self,
@@ -168,6 +199,7 @@ class Ledger(Leases):
         seen: Entry | None = None,
         of: Entry | None = None,
         bought: str | None = None,
+        bought_by: str | None = None,
         **values: Any,
     ) -> Entry | None:
         """The entry in a new state, or None where its present state does not allow it.
@@ -179,6 +211,8 @@ class Ledger(Leases):
             of: The entry as claimed, whose claim must still own the submission; a ``task_id`` among
                 the values must not be one that the service gave for another request.
             bought: The task id that the entry must have, or gets where it has none.
+            bought_by: The claim that got this id: an entry without an id that was claimed anew
+                since belongs to another purchase.
             values: Columns that change with it; ``holder`` gets a lease, None ends it.
         """
         allowed = [str(before) for before in MAY_FOLLOW[state]]
@@ -192,7 +226,8 @@ class Ledger(Leases):
         if of and (task_id := values.get("task_id")):
             where.append(~exists().where(_given_for_another(generations.alias(), task_id, of)))
         if bought:
-            where.append(or_(_table.task_id == bought, _table.task_id.is_(None)))
+            open_claim = and_(_table.task_id.is_(None), _table.claim == bought_by)
+            where.append(or_(_table.task_id == bought, open_claim))
             values["task_id"] = bought
         changes = dict(values, state=str(state), changed_at=datetime.now(UTC))
         if "holder" in changes:
@@ -231,6 +266,7 @@ class Ledger(Leases):
             submission.key,
             State.SUCCEEDED,
             bought=submission.task_id,
+            bought_by=submission.claim,
             submitted_at=submission.submitted_at,  # again, where it could not be recorded then
             finished_at=submission.submitted_at + timedelta(seconds=finished.waited),
             polls=finished.polls,
@@ -238,12 +274,13 @@ class Ledger(Leases):
             note="",
         )
 
-    async def failed(self, key: str, task_id: str, error: GenerationError) -> Entry | None:
+    async def failed(self, submission: Submission, error: GenerationError) -> Entry | None:
         """Record that upstream gave it up, or that somebody cancelled it there."""
         return await self.change(
-            key,
+            submission.key,
             State.CANCELLED if isinstance(error, GenerationCancelled) else State.FAILED,
-            bought=task_id,
+            bought=submission.task_id,
+            bought_by=submission.claim,
             finished_at=datetime.now(UTC),
             failure_code=error.code,
             note=error.what,
@@ -259,6 +296,7 @@ class Ledger(Leases):
             entry.key,
             State.STORED,
             bought=task_id,
+            bought_by=entry.claim,
             stored_at=datetime.now(UTC),
             videos={
                 where: [video.model_dump(mode="json") for video in kept]
