@@ -33,6 +33,7 @@ from ..runway.errors import (
     SubmissionUncertain,
 )
 from ..runway.generation import FetchedVideo, Finished, Generation, StoredVideo, Submission
+from ..runway.ledger_mark import LedgerMark
 from ..runway.media import draw_poster, inspect_video
 from ..runway.names import check_task_id, file_stem
 from ..runway.polling import Patience, wait_until_finished
@@ -45,6 +46,7 @@ from . import display
 from .attempts import memory
 from .habits import habit_of
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
+from .ledger_check import check_ledger
 from .running import resolve_key
 from .sharing import client_for, clients_for_assets, settings_now, shared_budget
 from .storage import full_name, resolve_storage
@@ -95,6 +97,8 @@ async def submit(
         credentials = credentials or CometAPICredentials.from_settings(settings)
         intent = intent_for(key, credentials, storage, request)
         ledger = await open_ledger()
+        if task_id is None:
+            await check_ledger(ledger, storage or settings.storage)
         try:
             if task_id is not None:
                 entry, new = await attach(ledger, intent, check_task_id(task_id)), False
@@ -300,7 +304,11 @@ def _any_staged(videos: Sequence[FetchedVideo]) -> bool:
 
 
 def _persist(
-    submission: Submission, finished: Finished, video: FetchedVideo, position: int, place: Storage
+    submission: Submission,
+    origin: dict[str, Any],
+    video: FetchedVideo,
+    position: int,
+    place: Storage,
 ) -> StoredVideo:
     def publish(staged: Path) -> str:
         return place.publish(staged, f"{stem}{staged.suffix}")
@@ -314,7 +322,8 @@ def _persist(
         **video.model_dump(exclude={"path", "poster"}),
     )
     sidecar = Path(video.path).with_suffix(".json")
-    sidecar.write_text(_origin(submission, finished, stored), encoding="utf-8")
+    described = {**origin, "video": stored.model_dump(mode="json")}
+    sidecar.write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
     publish(sidecar)
     return stored
 
@@ -328,16 +337,19 @@ def _check_unchanged(video: FetchedVideo) -> None:
                 raise StagedFileMissing(f"{path} is not what was fetched any more")
 
 
-def _origin(submission: Submission, finished: Finished, video: StoredVideo) -> str:
-    """The JSON that lies beside a video: what was asked, what came, and how long it took."""
-    return json.dumps(
-        {
-            **submission.model_dump(mode="json"),
-            "polls": finished.polls,
-            "waited": round(finished.waited, 3),
-            "stored_at": datetime.now(UTC).isoformat(),
-            "video": video.model_dump(mode="json"),
-        },
-        indent=2,
-        ensure_ascii=False,
-    )
+def _origin(
+    submission: Submission, finished: Finished, entry: Entry | None, ledger: LedgerMark | None
+) -> dict[str, Any]:
+    """Return what lies beside each video: what was asked, what came, and how long it took.
+
+    It also holds what the ledger knows, so that the entry can be made again from it.
+    """
+    known = {"billed_seconds", "cost", "charges", "credentials", "flow_run_id", "serial"}
+    return {
+        **submission.model_dump(mode="json"),
+        "polls": finished.polls,
+        "waited": round(finished.waited, 3),
+        "stored_at": datetime.now(UTC).isoformat(),
+        **(entry.model_dump(mode="json", include=known) if entry else {}),
+        "ledger": ledger.identity if ledger else None,
+    }

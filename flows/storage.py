@@ -5,7 +5,7 @@ import asyncio
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..runway.errors import StorageError
@@ -49,6 +49,15 @@ class BlockStorage:
         """The file's content."""
         with self._told("does not give back", name):
             return _finished(self.block.read_path(name))
+
+    def names(self, folder: str = "") -> list[str] | None:
+        """List the files of a folder in the block, where it has a way to: ``S3Bucket`` does."""
+        if not hasattr(self.block, "list_objects"):
+            return None
+        with self._told("does not list", folder or "its files"):
+            found = _finished(self.block.list_objects(folder))
+        names = (PurePosixPath(str(entry.get("Key", ""))) for entry in found)
+        return sorted({path.name for path in names if not folder or path.parent.name == folder})
 
     def delete(self, name: str) -> None:
         """Nothing: a block has no way to delete a file."""

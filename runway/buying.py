@@ -98,6 +98,7 @@ async def buy_once(
         KeyConflict: The key belongs to another request.
         SubmissionUncertain: It was perhaps bought, now or in an earlier attempt.
         LedgerUnavailable: Nothing was sent, since it could not be recorded.
+        LedgerOutdated: The ledger is an older copy, so it may have forgotten that it was bought.
         ServiceUnavailable: This process, or its ledger, stood still for so long that others may
             have taken it for dead, so nothing was sent.
         CometAPIError: What ``post`` raised; nothing was bought.
@@ -110,6 +111,8 @@ async def buy_once(
                 "claim of the key lasts, so nothing was sent"
             ).about(key=intent.key)
 
+    await ledger.check_once()
+    newest_before = ledger.newest_claim
     claim = uuid4().hex
     runs_name = holder_name(run)
     holder = f"{runs_name}#{claim}"
@@ -136,6 +139,7 @@ async def buy_once(
         if entry.claim != claim:
             return entry
         try:
+            ledger.check_claim(entry, newest_before)
             task_id = await post(still_ours)
         except BaseException as error:
             await _note_outcome(ledger, entry, error, warn)

@@ -128,6 +128,11 @@ class Database:
         return self._url.set(query={}).render_as_string(hide_password=True)
 
     @property
+    def file(self) -> Path | None:
+        """The file that it is, or None for a server."""
+        return None if self.is_shared else self._file
+
+    @property
     def is_shared(self) -> bool:
         """Whether other machines can use it."""
         return self._url.get_backend_name() == "postgresql"

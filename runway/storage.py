@@ -13,9 +13,9 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -74,6 +74,16 @@ class Storage(Protocol):
 
         Raises:
             StorageError: The storage does not give it back.
+        """
+        ...
+
+    def names(self, folder: str = "") -> list[str] | None:
+        """Return the names of the files in a folder of the storage, or None if it lists nothing.
+
+        A folder that is not there has no files.
+
+        Raises:
+            StorageError: The storage does not answer.
         """
         ...
 
@@ -136,6 +146,16 @@ class FolderStorage:
             raise StorageError(
                 f"{self.folder} does not give back {name}: {_reason(error)}"
             ) from error
+
+    def names(self, folder: str = "") -> list[str] | None:
+        """Return the names of the files in a folder of this one."""
+        try:
+            with os.scandir(self.folder / folder) as found:
+                return sorted(entry.name for entry in found if entry.is_file())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StorageError(f"{self.folder} cannot be listed: {_reason(error)}") from error
 
     def delete(self, name: str) -> None:
         """Delete the file."""
@@ -226,6 +246,19 @@ class FsspecStorage:
             files, target = self._opened(name)
             return files.cat_file(target)
 
+    def names(self, folder: str = "") -> list[str] | None:
+        """List the files below the URL, as far as the file system can."""
+        with self._told("does not list", folder or "its files"):
+            files, target = self._opened(folder or None)
+            files.invalidate_cache()  # it would repeat what it saw before
+            try:
+                found = files.ls(target, detail=True)
+            except FileNotFoundError:
+                return []
+        return sorted(
+            PurePosixPath(entry["name"]).name for entry in found if entry["type"] == "file"
+        )
+
     def delete(self, name: str) -> None:
         """Delete the file."""
         with self._told("does not let go of", name):
@@ -266,6 +299,23 @@ def probe(storage: Storage) -> None:
     if storage.read(PROBE) != _PROBE_TEXT:
         raise StorageError("what is read there is not what was written")
     storage.delete(PROBE)
+
+
+def publish_written(storage: Storage, name: str, write: Callable[[Path], object]) -> str:
+    """Have a file written on this machine, make it appear in a storage, and return where it is.
+
+    Raises:
+        StorageError: This machine or the storage did not take it.
+    """
+    staged = storage.staging() / uuid4().hex
+    try:
+        write(staged)
+        return storage.publish(staged, name)
+    except OSError as error:
+        reason = scrub(error.strerror or type(error).__name__)
+        raise StorageError(f"{staged.parent} did not take {name}: {reason}") from error
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def open_storage(place: str) -> Storage:
