@@ -216,7 +216,9 @@ async def fetch(
         async with working_alone(submission):
             staging = (await resolve_storage(storage or settings.storage)).staging()
             for position in range(len(finished.generation.outputs)):
-                stem = file_stem(submission.key, submission.submitted_at, position)
+                stem = file_stem(
+                    submission.key, submission.task_id, submission.submitted_at, position
+                )
                 path = staging / f"{stem}.{uuid4().hex[:8]}.mp4"  # two runs may fetch at once
                 videos.append(await _fetch(submission, finished, credentials, position, path))
     return videos
@@ -304,7 +306,7 @@ def _persist(
         return place.publish(staged, f"{stem}{staged.suffix}")
 
     _check_unchanged(video)
-    stem = file_stem(submission.key, submission.submitted_at, position)
+    stem = file_stem(submission.key, submission.task_id, submission.submitted_at, position)
     stored = StoredVideo(
         uri=publish(Path(video.path)),
         poster=publish(Path(video.poster)) if video.poster else None,
