@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
-from uuid import uuid4
 
 from pydantic import AwareDatetime
 from pydantic_core import to_json
@@ -18,6 +17,7 @@ from pydantic_core import to_json
 from .batch import ItemResult
 from .errors import StorageError, StorageUnavailable
 from .redact import scrub, shown_url
+from .staging import staged_path
 from .storage import FolderStorage, Storage, open_storage
 from .strictjson import strict_json
 from .tables import Kind, Unreadable, is_gzipped, kind_of, local_path, opened, parquet_module
@@ -113,7 +113,7 @@ def publish_written(storage: Storage, name: str, write: Callable[[Path], object]
     Raises:
         StorageError: This machine or the storage did not take it.
     """
-    staged = storage.staging() / uuid4().hex
+    staged = staged_path(storage.staging(), "output", ".tmp")
     try:
         write(staged)
         return storage.publish(staged, name)
