@@ -6,7 +6,6 @@ resumed) finds what was done and does only the rest.
 """
 
 import asyncio
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.download import download
@@ -28,10 +26,10 @@ from ..runway.errors import (
     GenerationFailed,
     InvalidOutput,
     OutputExpired,
-    StagedFileMissing,
     StorageError,
     SubmissionUncertain,
 )
+from ..runway.fetched import discard, find_fetched, publish_checked, remember, sha256_of
 from ..runway.generation import FetchedVideo, Finished, Generation, StoredVideo, Submission
 from ..runway.ledger_mark import LedgerMark
 from ..runway.media import draw_poster, inspect_video
@@ -41,6 +39,7 @@ from ..runway.redact import origin_of
 from ..runway.replies import MOST_OUTPUTS
 from ..runway.requests import GenerationRequest, as_request
 from ..runway.settings import CometAPISettings
+from ..runway.staging import staged_path
 from ..runway.storage import Storage
 from . import display
 from .attempts import memory
@@ -50,6 +49,7 @@ from .ledger_check import check_ledger
 from .running import resolve_key
 from .sharing import client_for, clients_for_assets, settings_now, shared_budget
 from .storage import full_name, resolve_storage
+from .sweeping import sweep_staged_files
 
 if TYPE_CHECKING:
     from ..runway.buying import Check
@@ -218,12 +218,24 @@ async def fetch(
         if len(finished.generation.outputs) > MOST_OUTPUTS:
             raise InvalidOutput(f"CometAPI names more than {MOST_OUTPUTS} outputs")
         async with working_alone(submission):
-            staging = (await resolve_storage(storage or settings.storage)).staging()
+            target = await resolve_storage(storage or settings.storage)
+            staging = await asyncio.to_thread(target.staging)
+            await sweep_staged_files(target)
             for position in range(len(finished.generation.outputs)):
-                stem = file_stem(submission.key, submission.submitted_at, position)
-                path = staging / f"{stem}.{uuid4().hex[:8]}.mp4"  # two runs may fetch at once
-                videos.append(await _fetch(submission, finished, credentials, position, path))
+                stem = _stem(submission, position)
+                video = await asyncio.to_thread(find_fetched, target, stem)
+                if video is None:
+                    path = staged_path(staging, stem, ".mp4")
+                    video = await _fetch(submission, finished, credentials, position, path)
+                elif video.poster is None:
+                    video = await _examine(Path(video.path), video.sha256)
+                await asyncio.to_thread(remember, video, stem)
+                videos.append(video)
     return videos
+
+
+def _stem(submission: Submission, position: int) -> str:
+    return file_stem(submission.key, submission.task_id, submission.submitted_at, position)
 
 
 async def _fetch(
@@ -245,12 +257,17 @@ async def _fetch(
         trusted = settings_now().asset_hosts | {origin_of(credentials.base_url)}
         async with clients_for_assets() as clients:
             sha256 = await download(clients, address, path, renew=fresh_address, trusted=trusted)
-        loop = asyncio.get_running_loop()
-        video = await loop.run_in_executor(_examiner(os.getpid()), _examined, path, sha256)
+        video = await _examine(path, sha256)
     except BaseException:
         await asyncio.to_thread(path.unlink, missing_ok=True)
         raise
     display.tell("Fetched %s of %s", display.shown_size(video.size), submission.task_id)
+    return video
+
+
+async def _examine(path: Path, sha256: str) -> FetchedVideo:
+    loop = asyncio.get_running_loop()
+    video = await loop.run_in_executor(_examiner(os.getpid()), _examined, path, sha256)
     await display.show_poster(path.with_suffix(".jpg"))
     return video
 
@@ -263,6 +280,7 @@ def _examined(path: Path, sha256: str) -> FetchedVideo:
     return FetchedVideo(
         path=str(path),
         poster=str(poster),
+        poster_sha256=sha256_of(poster),
         sha256=sha256,
         size=path.stat().st_size,
         **asdict(info),
@@ -284,8 +302,10 @@ async def persist(
             if kept and not await asyncio.to_thread(_any_staged, videos):
                 return list(kept)
             target = await resolve_storage(place)
+            ledger_id = await record(lambda ledger: ledger.mark()) if entry else None
+            origin = _origin(submission, finished, entry, ledger_id)
             stored = [
-                await asyncio.to_thread(_persist, submission, finished, video, position, target)
+                await asyncio.to_thread(_persist, submission, origin, video, position, target)
                 for position, video in enumerate(videos)
             ]
             if entry:
@@ -293,6 +313,9 @@ async def persist(
                 await record(
                     lambda ledger: ledger.stored(entry, task_id, where, stored), held=entry
                 )
+                await leave_mark(await open_ledger(), place, now=False)
+            for position, video in enumerate(videos):
+                await asyncio.to_thread(discard, video, _stem(submission, position))
     for video in stored:
         display.tell("Stored %s", video.uri)
         await display.announce("stored", submission, uri=video.uri, sha256=video.sha256)
@@ -310,31 +333,32 @@ def _persist(
     position: int,
     place: Storage,
 ) -> StoredVideo:
-    def publish(staged: Path) -> str:
-        return place.publish(staged, f"{stem}{staged.suffix}")
+    """Publish poster, video and sidecar, in this order.
 
-    _check_unchanged(video)
-    stem = file_stem(submission.key, submission.submitted_at, position)
+    A video that is in the storage already then has its poster there, and a sidecar that is there
+    says that all of it is.
+    """
+    stem = _stem(submission, position)
+
+    def publish(path: str, sha256: str | None) -> str:
+        staged = Path(path)
+        return publish_checked(place, staged, f"{stem}{staged.suffix}", sha256)
+
+    poster = publish(video.poster, video.poster_sha256) if video.poster else None
     stored = StoredVideo(
-        uri=publish(Path(video.path)),
-        poster=publish(Path(video.poster)) if video.poster else None,
+        uri=publish(video.path, video.sha256),
+        poster=poster,
         sidecar=place.uri(f"{stem}.json"),
-        **video.model_dump(exclude={"path", "poster"}),
+        **video.model_dump(exclude={"path", "poster", "poster_sha256"}),
     )
-    sidecar = Path(video.path).with_suffix(".json")
     described = {**origin, "video": stored.model_dump(mode="json")}
-    sidecar.write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
-    publish(sidecar)
+    sidecar = staged_path(place.staging(), stem, ".json")
+    try:
+        sidecar.write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
+        place.publish(sidecar, f"{stem}.json")
+    finally:
+        sidecar.unlink(missing_ok=True)
     return stored
-
-
-def _check_unchanged(video: FetchedVideo) -> None:
-    """What is published is what was checked; one that is published already is gone from here."""
-    path = Path(video.path)
-    if path.exists():
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != video.sha256:
-                raise StagedFileMissing(f"{path} is not what was fetched any more")
 
 
 def _origin(

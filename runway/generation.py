@@ -147,6 +147,7 @@ class FetchedVideo(VideoFacts):
 
     path: str = Field(description="The staged file.")
     poster: str | None = Field(default=None, description="A staged JPEG of one of its frames.")
+    poster_sha256: str | None = Field(default=None, description="SHA-256 of the poster, in hex.")
 
 
 class StoredVideo(VideoFacts):
