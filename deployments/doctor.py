@@ -83,7 +83,7 @@ async def examined(settings: CometAPISettings, storage: str | None, pool: str) -
     """Every finding, in the order in which one would mend them."""
     place = storage or settings.storage
     findings = [await _key(settings), await _clock(settings.base_url)]
-    findings += [await _storage(place), await _decoder(), await _ledger()]
+    findings += [await _storage(place), await _decoder(), await _ledger(place)]
     findings += await _prefect(pool, place)
     return findings
 
@@ -154,15 +154,30 @@ async def _decoder() -> Finding:
     return good(what, "confined: a video that breaks it reaches no file and no network")
 
 
-async def _ledger() -> Finding:
+async def _ledger(place: str) -> Finding:
     from ..flows.ledger import open_ledger
+    from ..flows.ledger_check import other_ledgers
+    from ..flows.storage import full_name, resolve_storage
+    from ..runway.errors import LedgerOutdated, StorageError
+    from ..runway.ledger_mark import ledgers_in_use, read_marks
 
     what = "ledger"
     try:
         ledger = await open_ledger()
-        entries = await ledger.entries(limit=1)
+        entries, mark = await ledger.entries(limit=1), await ledger.mark()
+        try:
+            target = await resolve_storage(place)
+            marks = await asyncio.to_thread(read_marks, target, mark.identity)
+        except StorageError:
+            marks = []
+        await ledger.check_current(marks)
+    except LedgerOutdated as error:
+        return bad(what, error.what, error.advised())
     except CometAPIError as error:
         return bad(what, error.what, "correct COMETAPI_LEDGER_URL, or start its database")
+    if others := ledgers_in_use(marks, mark.identity):
+        told = other_ledgers(full_name(place), others)
+        return noted(what, told, "set one COMETAPI_LEDGER_URL for all workers of a catalogue")
     told = "in use" if entries else "empty so far"
     return good(what, f"{ledger.database.place}, {told}")
 

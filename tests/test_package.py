@@ -29,8 +29,9 @@ EXPORTS = {
         GenerationRequest GenerationResult GenerationTimeout ImageToVideoRequest InvalidManifest
         InvalidOutput InvalidRequest ItemResult KeyConflict Ledger LedgerDamaged LedgerOutdated
         LedgerUnavailable NotSubmitted Outcome OutputExpired QuotaExceeded Reference RunGivenUp
-        RunwayClient ServiceUnavailable StagedFileMissing State Status StorageError StorageUnavailable
-        StoredVideo Submission SubmissionUncertain UnexpectedResponse VideoToVideoRequest
+        RunwayClient ServiceUnavailable StagedFileMissing State Status StorageError
+        StorageUnavailable StoredVideo Submission SubmissionUncertain UnexpectedResponse
+        VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",
     "flows": """

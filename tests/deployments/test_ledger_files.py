@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ledger backup` copies a ledger in use, and only whole."""
+
+import asyncio
+import sqlite3
+import stat
+from contextlib import closing
+
+import pytest
+
+from prefect_cometapi.deployments.ledger_files import backup, copy_ledger
+from prefect_cometapi.runway import Ledger, LedgerUnavailable
+from prefect_cometapi.runway.buying import buy_once
+from prefect_cometapi.runway.entries import Intent
+
+
+async def bought(ledger: Ledger, key: str) -> None:
+    async def post(_check: object) -> str:
+        return f"task-{key}"
+
+    await buy_once(ledger, Intent(key=key, base_url="https://api.example.com"), post, run="r")
+
+
+def keys_in(file) -> list[str]:
+    with closing(sqlite3.connect(file)) as connection:
+        return [key for (key,) in connection.execute("SELECT key FROM cometapi_generations")]
+
+
+def test_a_copy_has_what_was_bought_and_is_its_owners_alone(tmp_path, capsys):
+    """Also while a process has the ledger open, and goes on with it."""
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    asyncio.run(bought(ledger, "a"))
+    backup(tmp_path / "copy.db")
+    assert str(tmp_path / "copy.db") in "".join(capsys.readouterr().out.split())
+    asyncio.run(bought(ledger, "b"))
+    assert keys_in(tmp_path / "copy.db") == ["a"]
+    assert keys_in(tmp_path / "ledger.db") == ["a", "b"]
+    assert stat.S_IMODE((tmp_path / "copy.db").stat().st_mode) == 0o600
+
+
+def test_a_copy_in_a_folder_is_named_after_the_time(tmp_path):
+    """So that a schedule keeps several."""
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    asyncio.run(bought(ledger, "a"))
+    (tmp_path / "backups").mkdir()
+    backup(tmp_path / "backups")
+    (copy,) = (tmp_path / "backups").iterdir()
+    assert copy.name.startswith("ledger-20")
+    assert keys_in(copy) == ["a"]
+
+
+def test_no_file_is_overwritten_and_none_is_left_half(tmp_path):
+    """A copy may be the only one that is whole."""
+    asyncio.run(bought(Ledger(f"sqlite:///{tmp_path}/ledger.db"), "a"))
+    (tmp_path / "there.db").write_text("precious")
+    with pytest.raises(LedgerUnavailable, match="File exists"):
+        backup(tmp_path / "there.db")
+    assert (tmp_path / "there.db").read_text() == "precious"
+    (tmp_path / "broken.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(sqlite3.DatabaseError):
+        copy_ledger(tmp_path / "broken.db", tmp_path / "copy.db")
+    assert not (tmp_path / "copy.db").exists()
+
+
+@pytest.mark.postgres
+def test_a_ledger_in_postgresql_is_left_to_its_own_tool(postgres, monkeypatch, tmp_path):
+    """Which is named."""
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
+    with pytest.raises(LedgerUnavailable, match="pg_dump --table"):
+        backup(tmp_path / "copy.db")

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Older copies of a ledger, and two ledgers for one storage, are noticed where money is spent."""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefect_cometapi.flows import generate_batch, image_to_video, submit_generation
+from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.runway import LedgerOutdated, State
+from prefect_cometapi.runway.ledger import ledger_at
+from prefect_cometapi.runway.ledger_mark import FOLDER
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def older_copy(prefect_server, sandbox, image, book, tmp_path, monkeypatch) -> None:
+    """A ledger that knows the key a, where b was bought and stored, too; on a new machine."""
+    image_to_video(image, key="a")
+    copy = shutil.copyfile(tmp_path / "ledger.db", tmp_path / "backup.db")
+    image_to_video(image, key="b")
+    moved = tmp_path / "restored.db"
+    copy.rename(moved)
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{moved}")
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("prefect-cometapi")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_an_older_copy_buys_nothing_until_the_stored_videos_are_read_back(
+    older_copy, sandbox, image, book, caplog
+):
+    """The storage knows what the copy forgot; afterwards the key gives its video for nothing."""
+    for buy in (
+        lambda: image_to_video(image, key="b"),
+        lambda: image_to_video(image, key="c"),
+        lambda: generate_batch([image], key="batch"),
+    ):
+        with pytest.raises(LedgerOutdated, match="ledger rebuild"):
+            buy()
+    assert len(sandbox.accepted) == 2
+    done = cli("ledger", "rebuild")
+    assert done.returncode == 0, done.stderr
+    assert "1 purchases were known, 1 are known again" in " ".join(done.stdout.split())
+    assert book["b"].state is State.STORED
+    result = image_to_video(image, key="b")
+    assert Path(result.videos[0].uri).exists()
+    assert len(sandbox.accepted) == 2
+    assert image_to_video(image, key="c").videos
+    assert len(sandbox.accepted) == 3
+
+
+def test_purchases_that_no_stored_video_tells_of_are_the_users_decision(
+    older_copy, sandbox, image, book, tmp_path
+):
+    """Until then nothing is bought; the command says what can be done."""
+    for sidecar in (tmp_path / "videos").glob("*-b-*.json"):
+        sidecar.unlink()
+    refused = cli("ledger", "rebuild")
+    assert refused.returncode == 1
+    assert "Up to 1 purchases are in no stored video" in refused.stderr
+    assert "rebuild --accept-missing" in refused.stderr
+    with pytest.raises(LedgerOutdated):
+        image_to_video(image, key="c")
+    assert cli("ledger", "rebuild", "--accept-missing").returncode == 0
+    assert image_to_video(image, key="c").videos
+
+
+def test_two_ledgers_for_one_storage_are_reported_and_hide_no_file(
+    prefect_server, sandbox, image, book, tmp_path, monkeypatch, caplog
+):
+    """Each buys what the other one has; both videos are there."""
+    image_to_video(image, key="sku-17")
+    assert "another ledger" not in caplog.text
+    monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{tmp_path}/second.db")
+    image_to_video(image, key="sku-17")
+    assert "is used with another ledger too" in caplog.text
+    assert "one COMETAPI_LEDGER_URL" in caplog.text
+    assert len(sandbox.accepted) == 2
+    assert len(list((tmp_path / "videos").glob("*.mp4"))) == 2
+    assert len(list((tmp_path / "videos" / FOLDER).iterdir())) == 2
+    told = " ".join(cli("doctor").stdout.split())
+    assert "is used with another ledger too" in told
+
+
+def test_a_step_of_an_own_flow_compares_too(older_copy, sandbox, image, book):
+    """It is the step that spends."""
+    with pytest.raises(LedgerOutdated):
+        submit_generation(image, key="c")
+    assert len(sandbox.accepted) == 2
+
+
+def test_a_batch_compares_once_and_leaves_a_mark_at_its_end(
+    prefect_server, sandbox, image, book, tmp_path
+):
+    """The mark is that of its last claim."""
+    generate_batch([image, {**image, "promptText": "pan"}], key="batch")
+    ledger = ledger_at(f"sqlite:///{tmp_path}/ledger.db")
+    mark = run_sync(ledger.mark())
+    (left,) = (tmp_path / "videos" / FOLDER).iterdir()
+    assert f'"serial":{mark.serial},' in left.read_text()
+    assert mark.serial == 2
+    assert asyncio.run(ledger.claims_since(0)) == {1, 2}
