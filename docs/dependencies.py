@@ -21,14 +21,18 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "dependencies.md"
 SBOM = ROOT / "docs" / "sbom.cdx.json"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = CONFIGURATION["project"]
+BUILD = CONFIGURATION["build-system"]["requires"]
 NOT_HERE = "not for this system"
 HEAD = """# What an installation brings
 
-`constraints.txt` names every package that is installed with this one, with its version and the
-hashes of its files; `pip install --require-hashes -r constraints.txt` takes nothing else. These are
-they, with the licences that they state; [sbom.cdx.json](sbom.cdx.json) tells the same to a machine
-(CycloneDX 1.6), and which of them needs which. `python docs/dependencies.py` writes both.
+`constraints.txt` names every package that is installed with this one, and setuptools, which builds
+it, each with its version and the hashes of its files;
+`pip install --require-hashes -r constraints.txt` takes nothing else. Build from source with
+`--no-build-isolation`: otherwise pip downloads a setuptools that is not locked. These are the
+packages, with the licences that they state; [sbom.cdx.json](sbom.cdx.json) tells the same to a
+machine (CycloneDX 1.6), and which of them needs which. `python docs/dependencies.py` writes both.
 
 To hold them against the published advisories, where the network reaches a database of them:
 `pipx run pip-audit --require-hashes --disable-pip -r constraints.txt`.
@@ -63,7 +67,7 @@ def licence(name: str) -> str:
 def needs() -> dict[str, set[str]]:
     """What needs what on this system, from this package down, with the extras that it asks for."""
     found: dict[str, set[str]] = {}
-    left = [(PROJECT["name"], "", PROJECT["dependencies"])]
+    left = [(PROJECT["name"], "", [*PROJECT["dependencies"], *BUILD])]
     seen: set[tuple[str, str]] = set()
     while left:
         name, extra, wanted = left.pop()

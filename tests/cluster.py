@@ -5,27 +5,27 @@ It is what deployments/compose.yaml describes, with a folder in place of its vol
 """
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
-import psutil
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_cometapi.deployments import automations
 
 from .postgres import Postgres
+from .waiting import kill, until
 
 PATIENCE = 120
 """Seconds until a process must answer."""
@@ -71,6 +71,7 @@ class Cluster:
             cwd=self.folder,
             capture_output=True,
             text=True,
+            timeout=PATIENCE,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
@@ -90,12 +91,7 @@ class Cluster:
 
     def kill_machine(self, name: str) -> None:
         """SIGKILL for a worker and all that it started, as if the power went."""
-        group = os.getpgid(self.workers[name].pid)
-        for process in psutil.Process(self.workers[name].pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        os.killpg(group, 9)
-        self.workers[name].wait()
+        kill(self.workers[name])
 
     @contextmanager
     def client(self, number: int = 0) -> Iterator[SyncPrefectClient]:
@@ -134,7 +130,7 @@ def places_of(secrets: Iterable[str], folder: Path, postgres: Postgres) -> list[
 def start(
     stack: ExitStack, log: Path, environment: dict[str, str], *words: str
 ) -> subprocess.Popen[bytes]:
-    """Start ``prefect`` with these words; it is gone at the end of the stack."""
+    """Start ``prefect`` with these words; it and its children are gone at the end of the stack."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *words],
@@ -144,49 +140,59 @@ def start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    stack.callback(process.wait)
-    stack.callback(process.kill)
+    stack.callback(kill, process)
     return process
 
 
 def wait_for(url: str) -> None:
     """Return once a server answers."""
-    end = time.monotonic() + PATIENCE
-    while True:
+
+    def answers() -> bool:
         with suppress(httpx.TransportError):
-            if httpx.get(url).is_success:
-                return
-        assert time.monotonic() < end, f"{url} does not answer"
-        time.sleep(0.2)
+            return httpx.get(url).is_success
+        return False
+
+    until(answers, f"an answer of {url}", PATIENCE)
 
 
 @contextmanager
-def redis() -> Iterator[int]:
+def scheduled(client: SyncPrefectClient, deployment: UUID, every: timedelta) -> Iterator[None]:
+    """An active schedule of a deployment; it ends with the block, so that no more runs come."""
+    schedule = IntervalSchedule(interval=every)
+    (made,) = client.create_deployment_schedules(deployment, [(schedule, True)])
+    try:
+        yield
+    finally:
+        client.delete_deployment_schedule(deployment, made.id)
+
+
+@contextmanager
+def redis(program: str) -> Iterator[int]:
     """A Redis that keeps nothing; gives its port."""
-    program = shutil.which("redis-server")
-    assert program, "Redis is not installed (apt-get install redis-server)"
     port = free_port()
     words = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
     process = subprocess.Popen([program, *words], stdout=subprocess.DEVNULL)
+
+    def listens() -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+        return False
+
     try:
-        end = time.monotonic() + PATIENCE
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        until(listens, "Redis", PATIENCE)
         yield port
     finally:
-        process.kill()
-        process.wait()
+        kill(process)
 
 
 @contextmanager
-def cluster(folder: Path, postgres: Postgres, **settings: str) -> Iterator[Cluster]:
+def cluster(
+    folder: Path, postgres: Postgres, redis_server: str, **settings: str
+) -> Iterator[Cluster]:
     """Start everything but the workers; ``settings`` go into the environment of all machines."""
     prefect, ledger = postgres.create_database(), postgres.create_database()
     with ExitStack() as stack:
-        broker = stack.enter_context(redis())
+        broker = stack.enter_context(redis(redis_server))
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -210,7 +216,8 @@ def cluster(folder: Path, postgres: Postgres, **settings: str) -> Iterator[Clust
             "PREFECT_REDIS_MESSAGING_HOST": "127.0.0.1",
             "PREFECT_REDIS_MESSAGING_PORT": str(broker),
         }
-        start(stack, folder / "migration.log", server, "server", "database", "upgrade", "-y").wait()
+        upgrade = ("server", "database", "upgrade", "-y")
+        start(stack, folder / "migration.log", server, *upgrade).wait(PATIENCE)
         ports = (free_port(), free_port())
         for port in ports:
             words = ("server", "start", "--no-services", "--port", str(port))

@@ -2,6 +2,7 @@
 """What all tests share: settings of their own, a sandbox, and one real Prefect server."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,8 +12,10 @@ from hypothesis import settings
 
 from prefect_cometapi.sandbox import Sandbox
 
+from . import limits
 from .disks import SmallDisk
 from .installation import build_wheel, install
+from .machine import leave_out, path_of
 from .postgres import Postgres, binaries
 
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
@@ -28,10 +31,25 @@ LONG = ("browser", "kills", "packaging", "slow", "storm")
 """Marks of files that take long; they begin first, so that nobody waits for them at the end."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Limit every test."""
+    config.pluginmanager.register(limits)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, otherwise as they were found."""
     long = {item.path for item in items if any(map(item.get_closest_marker, LONG))}
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line for each reason how many tests were skipped."""
+    skipped = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+    )
+    for reason, count in sorted(skipped.items()):
+        terminalreporter.write_line(f"SKIPPED [{count}] {reason}")
 
 
 @pytest.fixture(autouse=True)
@@ -91,12 +109,21 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def postgres() -> Iterator[Postgres]:
     """A real PostgreSQL, which is gone afterwards."""
     found = binaries()
-    if found is None:
-        missing = "PostgreSQL is not installed (apt-get install postgresql)"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    server = Postgres(found)
+    server = Postgres(found or leave_out("PostgreSQL", "postgresql"))
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> str:
+    """The program that keeps what several API servers share."""
+    return path_of("redis-server")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A real browser."""
+    return path_of("chromium")
 
 
 @pytest.fixture

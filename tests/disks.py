@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small file systems of the tests' own, which really are full."""
 
+import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -14,14 +15,17 @@ class SmallDisk:
         kilobytes: How much it holds.
 
     Raises:
-        PermissionError: This machine lets nobody mount.
+        PermissionError: No file system can be mounted here.
     """
 
     def __init__(self, folder: Path, kilobytes: int) -> None:
         self.folder = folder
         self._ballast = folder / "ballast"
-        if not self._mounted(f"size={kilobytes}k"):
-            raise PermissionError("this machine lets nobody mount")
+        if not shutil.which("mount") or not self._mounted(f"size={kilobytes}k"):
+            raise PermissionError(
+                "no file system can be mounted (needs root and CAP_SYS_ADMIN, in Docker"
+                " --privileged; apt-get install mount)"
+            )
 
     def fill(self) -> None:
         """Leave no room for another page."""
@@ -39,8 +43,10 @@ class SmallDisk:
 
     def remove(self) -> None:
         """Take it away, whoever still uses it."""
-        subprocess.run(["umount", "-l", str(self.folder)], capture_output=True, check=False)
+        subprocess.run(
+            ["umount", "-l", str(self.folder)], capture_output=True, timeout=30, check=False
+        )
 
     def _mounted(self, options: str) -> bool:
         words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)]
-        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+        return subprocess.run(words, capture_output=True, timeout=30, check=False).returncode == 0

@@ -11,16 +11,18 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from .cluster import free_port, start, wait_for
+from .cluster import free_port, scheduled, start, wait_for
+from .waiting import stop, until
 
 _PAGE = (Path(__file__).parents[1] / "docs" / "production.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"```sh\n(.*?)```", _PAGE, re.DOTALL)[0].splitlines()
 PATIENCE = 180
-"""Seconds until the first video must be there."""
+"""Seconds that a command, and then the first video, may take."""
+
+EVERY = timedelta(seconds=10)
 
 
 @contextmanager
@@ -65,30 +67,38 @@ def first_day(scripts: Path, api: str, folder: Path) -> dict[str, float]:
     for command in COMMANDS[1:-1]:
         begun = time.monotonic()
         done = subprocess.run(
-            words(command), env=environment, cwd=folder, capture_output=True, text=True, check=False
+            words(command),
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         took[command] = time.monotonic() - begun
-    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
-        _schedule(client)
     begun = time.monotonic()
-    with (folder / "worker.log").open("wb") as log:
+    with ExitStack() as stack:
+        log = stack.enter_context((folder / "worker.log").open("wb"))
+        stack.enter_context(temporary_settings({PREFECT_API_URL: api}))
+        client = stack.enter_context(get_client(sync_client=True))
         worker = subprocess.Popen(
             words(COMMANDS[-1]), env=environment, cwd=folder, stdout=log, stderr=log
         )
-    try:
-        while not list((folder / "videos").glob("*.mp4")):
-            assert time.monotonic() < begun + PATIENCE, (folder / "worker.log").read_text()
-            time.sleep(0.2)
-    finally:
-        worker.terminate()
-        worker.wait()
-    took[COMMANDS[-1]] = time.monotonic() - begun
+        stack.callback(stop, worker)
+        # As a user does it in the UI. The schedule ends first: a worker that is stopped waits for
+        # its runs, and they must not go on for ever.
+        daily = client.read_deployment_by_name("image-to-video/daily")
+        stack.enter_context(scheduled(client, daily.id, EVERY))
+
+        def video() -> bool:
+            assert worker.poll() is None, "the worker has ended"
+            return any((folder / "videos").glob("*.mp4"))
+
+        try:
+            until(video, "the first video", PATIENCE)
+        except AssertionError as error:
+            error.add_note((folder / "worker.log").read_text(encoding="utf-8"))
+            raise
+        took[COMMANDS[-1]] = time.monotonic() - begun
     return took
-
-
-def _schedule(client: SyncPrefectClient) -> None:
-    """What a user does in the UI: a schedule that is active, here every ten seconds."""
-    daily = client.read_deployment_by_name("image-to-video/daily")
-    every = IntervalSchedule(interval=timedelta(seconds=10))
-    client.create_deployment_schedules(daily.id, [(every, True)])

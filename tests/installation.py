@@ -29,17 +29,22 @@ def copied_sources(folder: Path) -> Path:
 
 def install(wheel: Path, home: Path) -> Path:
     """The scripts of an environment with the wheel, which sees our dependencies but not us."""
-    _run(sys.executable, "-m", "venv", "--without-pip", str(home))
-    scripts = home / "bin"
-    place = Path(sysconfig.get_path("purelib", "venv", {"base": home, "platbase": home}))
+    scripts = empty_environment(home)
     pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install"]
     _run(*pip, "--no-deps", "--no-index", "--quiet", str(wheel))
-    # Python reads no .pth files in a folder that a .pth names: the project, which is installed
-    # here for editing, is not visible from there.
-    (place / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     return scripts
 
 
+def empty_environment(home: Path) -> Path:
+    """Make an environment with our dependencies but without us; return its folder of scripts."""
+    _run(sys.executable, "-m", "venv", "--without-pip", str(home))
+    place = Path(sysconfig.get_path("purelib", "venv", {"base": home, "platbase": home}))
+    # Python reads no .pth files in a folder that a .pth names: the project, which is installed
+    # here for editing, is not visible from there.
+    (place / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    return home / "bin"
+
+
 def _run(*words: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,6 +2,7 @@
 """A real PostgreSQL of the tests' own, which they may stop, restart and crash."""
 
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -15,10 +16,17 @@ Mode = Literal["fast", "immediate"]
 
 
 def binaries() -> Path | None:
-    """The folder with initdb and pg_ctl, of the newest version that is installed."""
+    """The folder with initdb and pg_ctl, of the newest version that is installed and can run."""
+    if os.geteuid() == 0:
+        try:
+            pwd.getpwnam("postgres")  # Debian's package makes it
+        except KeyError:
+            return None
     found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
     if asked := shutil.which("pg_config"):
-        shown = subprocess.run([asked, "--bindir"], capture_output=True, text=True, check=False)
+        shown = subprocess.run(
+            [asked, "--bindir"], capture_output=True, text=True, timeout=30, check=False
+        )
         found += [path for path in [Path(shown.stdout.strip())] if (path / "initdb").is_file()]
 
     def version(folder: Path) -> float:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -12,8 +13,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from .installation import ROOT, copied_sources
+from .installation import ROOT, copied_sources, empty_environment
 
 PAGE = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
 LOCK = (ROOT / "constraints.txt").read_text(encoding="utf-8")
@@ -31,6 +33,56 @@ def test_every_dependency_is_bounded_above():
     for wanted in tomllib.loads(text)["project"]["dependencies"]:
         assert "<" in wanted, wanted
         assert re.search(rf'"{re.escape(wanted)}",\s+# \w', text), wanted
+
+
+def test_the_build_backend_is_locked_too():
+    """Each lock holds what builds the package, in the version range that the build asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = project["build-system"]["requires"]
+    assert project["dependency-groups"]["build"] == wanted
+    for need in map(Requirement, wanted):
+        assert need.name in versions(LOCK)
+        assert need.name in versions(TEST_LOCK)
+        assert need.specifier.contains(versions(LOCK)[need.name])
+
+
+@pytest.mark.packaging
+@pytest.mark.parametrize("number", [0, 1], ids=["demo", "tests"])
+def test_the_readme_installs_nothing_that_is_not_locked(number, tmp_path):
+    """After the lock, the README's command installs this package without any download."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[number]
+    _venv, lock, package, _use = command.split(" && ")
+    assert lock.startswith(".venv/bin/pip install -q --no-deps -r constraints")
+    program, *words = shlex.split(package)
+    assert program == ".venv/bin/pip"
+    copy = copied_sources(tmp_path)
+    python = empty_environment(tmp_path / "venv") / "python"
+    offline = {**os.environ, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+    offline.pop("PIP_FIND_LINKS", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--python", python, *words],
+        cwd=copy,
+        env=offline,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_command_of_ours_builds_with_what_is_not_locked():
+    """Wherever this folder is installed, it is built by the locked backend."""
+    files = [ROOT / "README.md", ROOT / ".ci" / "run", *(ROOT / "docs").rglob("*.md")]
+    installing = [
+        line
+        for file in files
+        for line in file.read_text(encoding="utf-8").replace("&&", "\n").splitlines()
+        if re.search(r"pip install\b.*\s\.(\s|$)", line)
+    ]
+    assert len(installing) >= 3
+    assert [line for line in installing if "--no-build-isolation" not in line] == []
 
 
 @pytest.mark.parametrize("lock", [LOCK, TEST_LOCK], ids=["constraints", "constraints-test"])
@@ -82,7 +134,9 @@ def built(folder: Path, kind: str) -> Path:
         folder / "to",
     ]
     env = {**os.environ, "SOURCE_DATE_EPOCH": "1767225600"}
-    done = subprocess.run([*build, copy], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*build, copy], env=env, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = (folder / "to").iterdir()
     return file

@@ -22,19 +22,24 @@ import report
 from prefect_cometapi.sandbox import Sandbox
 from tests.first_run import COMMANDS, first_day, own_server
 from tests.installation import ROOT, build_wheel
+from tests.limits import usual_signals
+
+PATIENCE = 600
+"""Seconds that the installation may take."""
 
 
 def install(wheel: Path, home: Path) -> float:
     """Seconds until the wheel is installed as a user installs it."""
-    subprocess.run([sys.executable, "-m", "venv", home], check=True)
+    subprocess.run([sys.executable, "-m", "venv", home], check=True, timeout=PATIENCE)
     begun = time.monotonic()
     pip = [home / "bin" / "python", "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, wheel], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run([*pip, wheel], check=True, stderr=subprocess.DEVNULL, timeout=PATIENCE)
     return time.monotonic() - begun
 
 
 def main() -> None:
     """Measure, and tell."""
+    usual_signals()
     parser = argparse.ArgumentParser()
     parser.add_argument("--report", type=Path)
     chosen = parser.parse_args()

@@ -2,26 +2,31 @@
 """Workers on several machines, two API servers, PostgreSQL and Redis: one purchase for each row."""
 
 import json
-import time
 from datetime import timedelta
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import StateType
-from prefect.client.schemas.schedules import IntervalSchedule
 
 from prefect_cometapi.flows.running import run_sync
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.ledger import ledger_at
 from prefect_cometapi.sandbox import Sandbox
 
-from ..cluster import Cluster, cluster, dumped, places_of, run_states
+from ..cluster import Cluster, cluster, dumped, places_of, run_states, scheduled
 from ..conftest import KEY
+from ..waiting import until
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 ROWS = 12
+PATIENCE = 240
+"""Seconds until the processes have done what is awaited."""
+
+EVERY = timedelta(seconds=20)
+"""The same manifest again, as a catalogue that is looked through each night."""
+
 POOL = "machines"
 
 
@@ -33,7 +38,7 @@ def service():
 
 
 @pytest.fixture
-def machines(tmp_path, postgres, service):
+def machines(redis_server, postgres, service, tmp_path):
     settings = {
         "COMETAPI_KEY": KEY,
         "COMETAPI_BASE_URL": service.url,
@@ -42,17 +47,8 @@ def machines(tmp_path, postgres, service):
     }
     folder = tmp_path / "machines"
     folder.mkdir()
-    with cluster(folder, postgres, **settings) as running:
+    with cluster(folder, postgres, redis_server, **settings) as running:
         yield running
-
-
-def until(look, seconds: float = 240):
-    """What the processes bring in their own time."""
-    end = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.2)
-    return found
 
 
 def point_to_catalogue(machines: Cluster, client: SyncPrefectClient):
@@ -67,12 +63,6 @@ def point_to_catalogue(machines: Cluster, client: SyncPrefectClient):
     parameters = {"requests": str(manifest), "key": "catalogue"}
     client.update_deployment(deployment.id, DeploymentUpdate(parameters=parameters))
     return deployment.id
-
-
-def schedule(client: SyncPrefectClient, deployment) -> None:
-    """Every twenty seconds the same manifest, as a catalogue that is looked through each night."""
-    every = IntervalSchedule(interval=timedelta(seconds=20))
-    client.create_deployment_schedules(deployment, [(every, True)])
 
 
 def decide(machines: Cluster, service: Sandbox, entries: list[Entry]) -> None:
@@ -95,21 +85,24 @@ def test_a_machine_that_dies_in_a_scheduled_batch_costs_nothing(machines, servic
     with machines.client(1) as client:
         deployment = point_to_catalogue(machines, client)
         struck = client.create_flow_run_from_deployment(deployment).id
-        until(lambda: len(service.accepted) >= 4)
+        until(lambda: len(service.accepted) >= 4, "four purchases", PATIENCE)
         machines.kill_machine("first")
         assert len(service.accepted) < ROWS
-        schedule(client, deployment)
-        machines.start_worker("second", POOL, machines.apis[1])
-        until(lambda: client.read_flow_run(struck).state_type is StateType.COMPLETED)
-        history = run_states(client, struck)
-        assert history.count("Running") == 2
-        assert history.index("Crashed") < len(history) - 1
-        decide(machines, service, run_sync(ledger.entries()))
+
+        def completed() -> bool:
+            return client.read_flow_run(struck).state_type is StateType.COMPLETED
 
         def all_stored() -> bool:
             return all(entry.state is State.STORED for entry in run_sync(ledger.entries()))
 
-        until(all_stored)
+        with scheduled(client, deployment, EVERY):
+            machines.start_worker("second", POOL, machines.apis[1])
+            until(completed, "the end of the run that was struck", PATIENCE)
+            history = run_states(client, struck)
+            assert history.count("Running") == 2
+            assert history.index("Crashed") < len(history) - 1
+            decide(machines, service, run_sync(ledger.entries()))
+            until(all_stored, "the last video", PATIENCE)
     assert len(run_sync(ledger.entries())) == len(service.accepted) == ROWS
     assert len(list(machines.videos.glob("*.mp4"))) == ROWS
     assert "✗" not in machines.run("doctor", "--pool", POOL)

@@ -4,12 +4,11 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -25,7 +24,7 @@ from prefect_cometapi.runway import Entry, ImageToVideoRequest, Ledger, State, S
 from prefect_cometapi.runway.ledger import ledger_at
 from prefect_cometapi.sandbox import Sandbox
 
-T = TypeVar("T")
+from .. import waiting
 
 IMAGE = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow zoom"}
 
@@ -48,7 +47,7 @@ class History:
             done = runs and all(run["state_type"] in final for run in runs)
             return {run["name"].partition(" ")[0]: run for run in runs} if done else None
 
-        return eventually(all_final)
+        return waiting.until(all_final, "the end of all task runs")
 
     def states(self, task_run_id: str) -> list[str]:
         """The names of all states that a task run went through, in order."""
@@ -76,7 +75,7 @@ class History:
             found = events["events"]
             return found if any(event["event"] == until for event in found) else None
 
-        return eventually(arrived)
+        return waiting.until(arrived, until)
 
     def logs(self, flow_run_id: Any, until: str, seconds: float = 30) -> list[str]:
         """Log messages of a flow run, once one that contains a text has arrived."""
@@ -86,16 +85,7 @@ class History:
             messages = [log["message"] for log in found]
             return messages if any(until in message for message in messages) else None
 
-        return eventually(arrived, seconds)
-
-
-def eventually(look: Callable[[], T | None], seconds: float = 30) -> T:
-    """What another process or thread brings, as soon as it is there."""
-    end = time.monotonic() + seconds
-    while (found := look()) is None:
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.05)
-    return found
+        return waiting.until(arrived, until, seconds)
 
 
 @pytest.fixture
@@ -112,7 +102,7 @@ def image() -> dict[str, Any]:
 @pytest.fixture
 def wait_until() -> Callable[..., Any]:
     """Waits for what another process or thread brings."""
-    return eventually
+    return waiting.until
 
 
 class Book:
@@ -173,8 +163,8 @@ def start(prefect_server: str, tmp_path: Path) -> Iterator[Callable[..., subproc
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            stack.callback(process.communicate)
-            stack.callback(process.kill)
+            stack.callback(process.communicate, timeout=waiting.GRACE)
+            stack.callback(waiting.kill, process)
             return process
 
         yield start_python
@@ -231,8 +221,7 @@ def start_worker(prefect_server, tmp_path_factory) -> Iterator[Callable[[str], W
                 env={**os.environ, **env, "PREFECT_WORKER_QUERY_SECONDS": "1"},
                 stdout=subprocess.DEVNULL,
             )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
+            stack.callback(waiting.kill, process)
             return Worker(process, client, deployment)
 
         yield begin

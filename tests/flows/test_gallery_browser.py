@@ -13,10 +13,7 @@ from prefect_cometapi.runway.batch import ItemResult, Outcome
 from prefect_cometapi.runway.media import draw_poster, inspect_video
 from prefect_cometapi.sandbox.render import Recipe, render
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium on this machine"),
-]
+pytestmark = pytest.mark.browser
 
 NAMES = ("dawn", "noon", "dusk", "night", "storm", "snow")
 ATTACKS = (
@@ -66,11 +63,9 @@ CONTRASTS = """
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser(chromium) -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
 

@@ -5,13 +5,10 @@ import hashlib
 import json
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
 import boto3
-import httpx
 import pytest
 from prefect_aws import AwsCredentials, S3Bucket
 from prefect_aws.client_parameters import AwsClientParameters
@@ -22,7 +19,8 @@ from prefect_cometapi.runway import StorageError, StorageUnavailable
 from prefect_cometapi.runway.results import read_results
 from prefect_cometapi.runway.storage import FsspecStorage, probe
 
-from ..cluster import free_port
+from ..cluster import free_port, wait_for
+from ..waiting import kill
 
 pytestmark = pytest.mark.server
 
@@ -34,16 +32,11 @@ def s3():
     server = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
-    end = time.monotonic() + 60
-    while True:
-        with suppress(httpx.TransportError):
-            httpx.get(url)
-            break
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    yield url
-    process.kill()
-    process.wait()
+    try:
+        wait_for(url)
+        yield url
+    finally:
+        kill(process)
 
 
 @pytest.fixture

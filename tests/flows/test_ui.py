@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Prefect UI in a real browser."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,7 @@ SCRIPT = Path(__file__).parents[2] / "docs" / "screenshots.py"
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium on this machine")
-def test_the_ui_shows_what_the_pages_show(tmp_path):
+def test_the_ui_shows_what_the_pages_show(chromium, tmp_path):
     """Retries, posters, tables, a form that refuses a wrong value, automations and a block."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, check=False

@@ -218,6 +218,9 @@ and its file must be in place with the hash that the output tells.
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
+    from tests.limits import usual_signals
+
+    usual_signals()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", type=int, default=500, metavar="N")
     parser.add_argument("--kills", type=int, default=3, metavar="N")

@@ -84,4 +84,7 @@ async def run(asked: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
+    from tests.limits import usual_signals
+
+    usual_signals()
     sys.exit(asyncio.run(run(arguments(sys.argv[1:]))))

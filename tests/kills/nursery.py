@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx
 
+from ..waiting import GRACE
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240.0
 """Seconds after which a process counts as hung. Nothing here takes a tenth of it."""
@@ -128,8 +130,8 @@ async def nursery(environment: dict[str, str]) -> AsyncIterator[Nursery]:
         yield here
     finally:
         if process.stdin:
-            process.stdin.close()
-        await process.wait()
+            process.stdin.close()  # it kills its forks and ends
+        await ended(process)
 
 
 @asynccontextmanager
@@ -160,6 +162,15 @@ async def prefect_server(home: Path, database: str | None = None) -> AsyncIterat
         yield api
     finally:
         process.terminate()
+        await ended(process)
+
+
+async def ended(process: asyncio.subprocess.Process, seconds: float = GRACE) -> None:
+    """Wait for the end of a process, and kill one that does not end by itself."""
+    try:
+        await asyncio.wait_for(process.wait(), seconds)
+    except TimeoutError:
+        process.kill()
         await process.wait()
 
 

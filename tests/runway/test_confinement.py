@@ -26,7 +26,9 @@ LANDLOCK = (
     if sys.platform == "linux"
     else 0
 )
-pytestmark = pytest.mark.skipif(LANDLOCK < 1, reason="this kernel has no Landlock")
+pytestmark = pytest.mark.skipif(
+    LANDLOCK < 1, reason="this kernel has no Landlock (Linux 5.13, booted with lsm=…,landlock)"
+)
 knows_machine = pytest.mark.skipif(
     os.uname().machine not in confinement._MACHINES or sys.maxsize < 1 << 32,
     reason="no call of this machine is denied",

@@ -18,6 +18,7 @@ from prefect_cometapi.runway import CometAPISettings, DownloadInterrupted, Inval
 from prefect_cometapi.runway.download import AssetClients
 from prefect_cometapi.runway.outside import Outside, is_public
 
+from ..machine import needs_ipv6
 from .fetching import BODY, digest, download
 
 INSIDE = {
@@ -178,7 +179,12 @@ async def test_a_name_that_nobody_knows_breaks_the_download(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"]
+    "host",
+    [
+        *("127.0.0.1", "localhost", "2130706433", "0x7f.1"),
+        pytest.param("[::1]", marks=needs_ipv6),
+        "[::ffff:127.0.0.1]",
+    ],
 )
 async def test_no_way_to_write_this_machine_is_asked(host, tmp_path):
     """A real resolver and a real socket: nothing arrives at the port."""

@@ -34,6 +34,7 @@ from ..storm.checker import Ending, Violation, Wrong, violations
 from ..storm.looking import found_in, shown
 from ..storm.playing import settled, sources
 from ..storm.weather import weather
+from ..waiting import kill
 from .wanted import rows
 from .watching import Now, Trend, Watch, child_of
 
@@ -124,8 +125,7 @@ class Soak:
                 stdout=out,
                 stderr=log,
             )
-        self.stack.callback(process.wait)
-        self.stack.callback(process.kill)
+        self.stack.callback(kill, process)
         return process
 
     def replace_victim(self, pace: float) -> None:
@@ -133,8 +133,7 @@ class Soak:
         if self._victim and not self._buys(f"victim-{self._number}-"):
             return
         if self._victim:
-            self._victim.kill()
-            self._victim.wait()
+            kill(self._victim)
             self.happened["resident processes killed"] += 1
         self._number += 1
         self._victim = self.start_resident(f"victim-{self._number}", pace)
@@ -327,7 +326,7 @@ def crew_of(machines: Cluster, pool: str) -> "Callable[[Soak, Now], Callable[[],
         def worker(name: str) -> None:
             machines.start_worker(name, pool, machines.apis[len(machines.workers) % 2])
 
-        def kill() -> None:
+        def strike() -> None:
             machines.kill_machine(list(machines.workers)[-1])
             soak.happened["workers killed"] += 1
             worker(f"worker-{len(machines.workers)}")
@@ -348,7 +347,7 @@ def crew_of(machines: Cluster, pool: str) -> "Callable[[Soak, Now], Callable[[],
         soak.watched["worker"] = psutil.Process(machines.workers["worker"].pid)
         worker("worker-1")
         now.every(20, submit)
-        now.every(150, kill)
+        now.every(150, strike)
 
         def wait() -> None:
             end = time.monotonic() + PATIENCE

@@ -8,6 +8,7 @@ if anything is not as promised.
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,20 +20,24 @@ POOL = "soak"
 def main(minutes: float, report: Path | None) -> int:
     """Play it and tell what it came to; gives the exit status."""
     from tests.cluster import cluster
+    from tests.machine import how_to_get
     from tests.postgres import Postgres, binaries
     from tests.soak.playing import SETTINGS, Plan, crew_of, play, service
     from tests.soak.report import markdown, summary
 
-    found = binaries()
-    if not found:
-        print("PostgreSQL is not installed (apt-get install postgresql)", file=sys.stderr)
+    found, redis_server = binaries(), shutil.which("redis-server")
+    if not found or not redis_server:
+        missing = ("redis-server", "redis-server") if found else ("PostgreSQL", "postgresql")
+        print(how_to_get(*missing), file=sys.stderr)
         return 2
     postgres = Postgres(found)
     try:
         with (
             tempfile.TemporaryDirectory(prefix="cometapi-soak-") as name,
             service() as sandbox,
-            cluster(Path(name), postgres, COMETAPI_BASE_URL=sandbox.url, **SETTINGS) as machines,
+            cluster(
+                Path(name), postgres, redis_server, COMETAPI_BASE_URL=sandbox.url, **SETTINGS
+            ) as machines,
         ):
             machines.run("setup", "--pool", POOL)
             machines.run("deploy", "--pool", POOL)
@@ -61,6 +66,9 @@ def main(minutes: float, report: Path | None) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
+    from tests.limits import usual_signals
+
+    usual_signals()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=20, metavar="N")
     parser.add_argument("--report", type=Path, metavar="FILE", help="Markdown page for the figures")

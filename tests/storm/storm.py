@@ -101,7 +101,9 @@ async def run(asked: argparse.Namespace) -> int:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     from tests.kills.nursery import QUIET
+    from tests.limits import usual_signals
 
+    usual_signals()
     for name in [name for name in os.environ if name.startswith(("COMETAPI_", "PREFECT_"))]:
         del os.environ[name]
     os.environ.update(QUIET)

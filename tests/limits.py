@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits of every test: the time that it may take, and the signals that it starts with.
+
+A plugin of pytest, which `tests/conftest.py` registers.
+"""
+
+import faulthandler
+import os
+import signal
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import pytest
+
+LIMIT = 900.0
+"""Seconds that the setup, the call and the teardown of a test may take each."""
+
+REMINDER = 60.0
+"""Seconds after which it is interrupted again, since cleaning up may hang as well."""
+
+
+def usual_signals() -> None:
+    """Set the signals as in a terminal, for this process and all that it starts.
+
+    A script's shell starts `pytest &` with SIGINT ignored, and every child inherits that. SIGTERM
+    and SIGHUP interrupt like Ctrl-C, so that each test still ends its servers and schedules.
+    """
+    here = os.getpid()
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() == here:
+            raise KeyboardInterrupt(signal.Signals(number).name)
+        signal.signal(number, signal.SIG_DFL)  # a forked child is not pytest
+        signal.raise_signal(number)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup stays in force
+        signal.signal(signal.SIGHUP, interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
+
+
+def pytest_configure() -> None:
+    """Set the signals before any test."""
+    usual_signals()
+
+
+@contextmanager
+def _limited() -> Generator[None]:
+    """Fail after LIMIT seconds, from inside, so that `finally` blocks and fixtures still run."""
+
+    def fail(_number: int, _frame: FrameType | None) -> NoReturn:
+        faulthandler.dump_traceback(file=sys.__stderr__ or 2)
+        pytest.fail(f"still running after {LIMIT:g} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT, REMINDER)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None]:
+    """Limit the fixtures of a test."""
+    with _limited():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    """Limit a test."""
+    with _limited():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None]:
+    """Limit the cleanup of a test."""
+    with _limited():
+        return (yield)
