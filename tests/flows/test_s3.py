@@ -19,8 +19,7 @@ from prefect_cometapi.runway import StorageError, StorageUnavailable
 from prefect_cometapi.runway.results import read_results
 from prefect_cometapi.runway.storage import FsspecStorage, probe
 
-from ..cluster import free_port, wait_for
-from ..waiting import kill
+from ..s3 import environment, s3_server
 
 pytestmark = pytest.mark.server
 
@@ -28,24 +27,15 @@ pytestmark = pytest.mark.server
 @pytest.fixture(scope="module")
 def s3():
     """A real S3 server process; gives its address."""
-    port = free_port()
-    server = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(url)
+    with s3_server() as url:
         yield url
-    finally:
-        kill(process)
 
 
 @pytest.fixture
 def bucket(s3, monkeypatch):
     """A fresh bucket, which the usual variables of the environment lead to."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-of-s3")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name, value in environment(s3).items():
+        monkeypatch.setenv(name, value)
     s3_of_boto: Any = boto3.resource("s3")
     made = s3_of_boto.Bucket(f"videos-{uuid4().hex[:8]}")
     made.create()

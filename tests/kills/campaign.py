@@ -13,7 +13,8 @@ from prefect_cometapi.sandbox import Sandbox
 from ..postgres import Postgres
 from .lane import Lane
 from .nursery import ROOT, nursery, pictures, prefect_server
-from .plan import Case, Database
+from .places import object_store
+from .plan import REMOTE, Case, Database, Kind
 from .playing import Tally, play
 
 AT_ONCE = 2
@@ -30,6 +31,7 @@ async def lanes(
     postgres: Postgres | None = None,
     mutant: str | None = None,
     at_once: int = AT_ONCE,
+    remote: bool = False,
 ) -> AsyncIterator[list[dict[Database, Lane]]]:
     """Places to play in: for each of those at once, one for each database.
 
@@ -39,6 +41,7 @@ async def lanes(
         postgres: A server for ledgers in PostgreSQL.
         mutant: A fault that is put into the product on purpose.
         at_once: How many.
+        remote: Whether there are cases that keep their videos in an object store.
     """
     async with AsyncExitStack() as stack:
         if api is None:
@@ -52,6 +55,7 @@ async def lanes(
             "PREFECT_LOCAL_STORAGE_PATH": str(folder / "results"),
         }
         start = await stack.enter_async_context(nursery(environment))
+        objects = stack.enter_context(object_store()) if remote else None
         made: list[dict[Database, Lane]] = []
         for number in range(at_once):
             urls: dict[Database, str] = {"SQLite": f"sqlite:///{folder}/ledger-{number}.db"}
@@ -61,7 +65,7 @@ async def lanes(
             for database, url in urls.items():
                 sandbox = stack.enter_context(Sandbox())
                 here = folder / f"{database.lower()}-{number}"
-                lane = Lane(sandbox, url, here, address, start, api, mutant)
+                lane = Lane(sandbox, url, here, address, start, api, mutant, objects)
                 stack.push_async_callback(lane.ledger.database.close)
                 made[-1][database] = lane
         await _warm_up(made[0]["SQLite"])
@@ -70,8 +74,13 @@ async def lanes(
 
 async def _warm_up(lane: Lane) -> None:
     """A first run draws the clip, and has everything loaded that later ones need."""
-    ended = await lane.play("warm-up", "warm up", key="warm up")
-    assert ended.succeeded, f"a run without any strike failed: {ended}"
+    kinds: tuple[Kind, ...] = ("a folder", *(REMOTE if lane.objects else ()))
+    for number, kind in enumerate(kinds):
+        name = f"warm-up-{number}"
+        lane.kinds[name] = kind
+        await lane.prepare(name)
+        ended = await lane.play(name, "warm up", key=name)
+        assert ended.succeeded, f"a run without any strike failed: {ended}"
 
 
 async def play_all(

@@ -19,8 +19,10 @@ from prefect_cometapi.runway.ledger import Ledger
 from prefect_cometapi.runway.media import inspect_video
 from prefect_cometapi.sandbox import AcceptedJob, Sandbox
 
+from ..s3 import environment
 from .nursery import PATIENCE, Ended, Nursery
-from .plan import Boundary, Case
+from .places import Folder, Location, ObjectStore
+from .plan import Boundary, Case, Kind
 
 KEY = "sk-kills-5b1f0d7c2e9a"
 SETTINGS = {
@@ -44,6 +46,8 @@ class Lane:
         nursery: Starts the processes.
         api: Address of the Prefect server's API.
         mutant: A fault that is put into the product on purpose.
+        objects: An S3 server, for cases that keep their videos there.
+        kinds: In which kind of storage a case keeps its videos, where it is not a folder.
         ledger: The ledger, as the runner looks into it.
     """
 
@@ -54,6 +58,8 @@ class Lane:
     nursery: Nursery
     api: str
     mutant: str | None = None
+    objects: ObjectStore | None = None
+    kinds: dict[str, Kind] = field(default_factory=dict[str, Kind])
     ledger: Ledger = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,8 +81,9 @@ class Lane:
             "env": {
                 **SETTINGS,
                 "COMETAPI_BASE_URL": self.sandbox.url,
-                "COMETAPI_STORAGE": str(self.videos(name)),
+                "COMETAPI_STORAGE": self.location(name).wanted,
                 "COMETAPI_LEDGER_URL": self.ledger_url,
+                **(environment(self.objects.url) if self.objects else {}),
             },
             "mutant": self.mutant,
             **values,
@@ -88,15 +95,23 @@ class Lane:
         await self.quiet()
         return ended
 
+    async def prepare(self, name: str) -> None:
+        """Save the block of a case that keeps its videos by one."""
+        if self.objects and self.kinds.get(name) == "a storage block":
+            saved = await self.play(name, "save block", s3=self.objects.url)
+            assert not saved.error, f"no block was saved: {saved}"
+
     async def struck(self, case: Case, key: str | None) -> Ended:
         """The victim of a case, from its start to its end."""
         marker = self.folder / case.name / "struck"
+        self.kinds[case.name] = case.kind
+        await self.prepare(case.name)
         strike = {
             "boundary": case.boundary,
             "how": case.how,
             "file": case.file,
             "marker": str(marker),
-            "storage": str(self.videos(case.name)),
+            "storage": self.location(case.name).wanted,
         }
         do = "run"
         if case.collector:
@@ -174,9 +189,15 @@ class Lane:
 
     # The storage
 
-    def videos(self, name: str) -> Path:
+    def location(self, name: str) -> Location:
         """Where the video of a case is wanted."""
-        return self.folder / name / "videos"
+        copies = self.folder / name / "copies"
+        match self.kinds.get(name, "a folder"), self.objects:
+            case "an s3:// URL", ObjectStore() as objects:
+                return objects.at_url(name, copies)
+            case "a storage block", ObjectStore() as objects:
+                return objects.by_block(name, copies)
+        return Folder(self.folder / name / "videos")
 
     async def delivered(self, task_id: str) -> bytes:
         """A clip, downloaded afresh."""
@@ -188,14 +209,12 @@ class Lane:
 
     def broken(self, name: str, clip: bytes | None) -> Iterable[str]:
         """What is visible in the storage and is no whole file, in words."""
-        folder = self.videos(name)
-        for path in sorted(folder.iterdir()) if folder.exists() else []:
-            if path.name == ".incoming":
-                continue
-            if path.suffix not in FILES:
-                yield f"{path.name} is visible in the storage"
-            elif trouble := _trouble_with(path, clip):
-                yield f"{path.name} is visible and not whole: {trouble}"
+        location = self.location(name)
+        for file in location.names():
+            if Path(file).suffix not in FILES:
+                yield f"{file} is visible in the storage"
+            elif trouble := _trouble_with(location.local(file), clip):
+                yield f"{file} is visible and not whole: {trouble}"
 
 
 def _trouble_with(path: Path, clip: bytes | None) -> str:

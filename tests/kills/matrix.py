@@ -21,6 +21,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--sqlite", type=int, default=16, metavar="N", help="kills with the ledger in SQLite")
     add("--postgresql", type=int, default=0, metavar="N", help="kills with it in PostgreSQL")
+    add("--remote", type=int, default=0, metavar="N", help="kills with videos in S3")
     add("--interruptions", type=int, metavar="N", help="per database; a third of its kills if not")
     add("--seed", type=int, default=1, metavar="N", help="of the plan")
     add("--report", type=Path, metavar="FILE", help="where to write the result as Markdown")
@@ -32,7 +33,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
 async def run(asked: argparse.Namespace) -> int:
     """Play the matrix and tell what it came to; gives the exit status."""
     from tests.kills.campaign import audit, lanes, play_all
-    from tests.kills.plan import Case, Database, plan
+    from tests.kills.plan import Case, Database, plan, remote_plan
     from tests.kills.playing import Tally, problems_of
     from tests.kills.report import Run, markdown, summary
     from tests.postgres import Postgres, binaries
@@ -42,6 +43,7 @@ async def run(asked: argparse.Namespace) -> int:
     for database, kills in wanted.items():
         others = kills // 3 if asked.interruptions is None else asked.interruptions
         cases += plan(database, kills, others if kills else 0, asked.seed)
+    cases += remote_plan(asked.remote, asked.seed)
     seen = 0
 
     def tell(tally: Tally) -> None:
@@ -63,7 +65,10 @@ async def run(asked: argparse.Namespace) -> int:
         version = postgres.execute("SHOW server_version").partition(" ")[0]
     try:
         with tempfile.TemporaryDirectory(prefix="cometapi-kills-") as folder:
-            async with lanes(Path(folder), postgres=postgres, mutant=asked.mutant) as places:
+            remote = asked.remote > 0
+            async with lanes(
+                Path(folder), postgres=postgres, mutant=asked.mutant, remote=remote
+            ) as places:
                 started = time.monotonic()
                 tallies = await play_all(places, cases, tell)
                 seconds = time.monotonic() - started
@@ -73,6 +78,7 @@ async def run(asked: argparse.Namespace) -> int:
             postgres.remove()
     command = f"python tests/kills/matrix.py --sqlite {asked.sqlite}"
     command += f" --postgresql {asked.postgresql}" if asked.postgresql else ""
+    command += f" --remote {asked.remote}" if asked.remote else ""
     done = Run(command, asked.seed, seconds, version, tallies, problems)
     print(summary(done))
     for problem in problems:

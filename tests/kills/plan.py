@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import Literal
 
 Database = Literal["SQLite", "PostgreSQL"]
+Kind = Literal["a folder", "an s3:// URL", "a storage block"]
+REMOTE: tuple[Kind, ...] = ("an s3:// URL", "a storage block")
 
 
 class Boundary(StrEnum):
@@ -75,7 +77,8 @@ class Case:
         how: With what.
         way: How it goes on.
         sync: Whether it is the flow for sync code.
-        file: At a rename: the suffix of the file that it happens to.
+        file: At a rename, or at an upload: the suffix of the file that it happens to.
+        kind: Which kind of storage keeps the videos.
         hook: Whether a worker tells the flow's own hook of the crash, before it goes on.
         collector: Whether the victim is a collector, for a run that did not wait.
     """
@@ -89,6 +92,7 @@ class Case:
     file: str = ".mp4"
     hook: bool = False
     collector: bool = False
+    kind: Kind = "a folder"
 
     @property
     def name(self) -> str:
@@ -99,7 +103,8 @@ class Case:
         victim = (
             f"{'a sync' if self.sync else 'an async'} {'collector' if self.collector else 'run'}"
         )
-        return f"{self.name}: {self.how} at <{self.boundary}> of {victim}, then {self.way}"
+        kept = "" if self.kind == "a folder" else f" with {self.kind}"
+        return f"{self.name}: {self.how} at <{self.boundary}> of {victim}{kept}, then {self.way}"
 
     def may_end(self) -> set[str]:
         """How recovery alone may leave it: stored, uncertain, or not bought at all."""
@@ -139,6 +144,46 @@ def plan(database: Database, kills: int, interruptions: int, seed: int) -> list[
             collector=collector,
         )
         cases.append(case)
+    return cases
+
+
+REMOTE_STRIKES = (
+    (Boundary.DOWNLOADING, ".mp4"),
+    (Boundary.BEFORE_RENAME, ".jpg"),
+    (Boundary.RENAMED, ".jpg"),
+    (Boundary.RENAMED, ".mp4"),
+    (Boundary.BEFORE_STORED, ".mp4"),
+    (Boundary.STORED, ".mp4"),
+)
+"""Where fetch and persist differ with the storage; in place of a rename there is an upload."""
+
+
+def remote_plan(kills: int, seed: int) -> list[Case]:
+    """Return kills of runs that keep their videos elsewhere than in a folder; pure.
+
+    Twelve meet every such boundary with each kind of storage, and sixty in every way.
+    """
+    dice = random.Random(f"{seed}:remote")
+    places = [(kind, *strike) for strike in REMOTE_STRIKES for kind in REMOTE]
+    ways = dice.sample(WAYS_AFTER_A_KILL, len(WAYS_AFTER_A_KILL))
+    cases: list[Case] = []
+    for number in range(kills):
+        turn, place = divmod(number, len(places))
+        kind, boundary, file = places[place]
+        way = ways[(place + turn) % len(ways)]
+        cases.append(
+            Case(
+                number=900 + number,
+                database="SQLite",
+                boundary=boundary,
+                how=How.KILL,
+                way=way,
+                sync=dice.random() < 0.25,
+                file=file,
+                collector=dice.random() < 0.3 and way is not Way.RUN_RETRY,
+                kind=kind,
+            )
+        )
     return cases
 
 

@@ -7,7 +7,6 @@ import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from prefect_cometapi.runway.buying import attach
@@ -211,26 +210,27 @@ class _Playing:
         await asyncio.to_thread(self.nothing_is_half, "in the end", clip)
         living = await self.lane.ledger.is_living(entry)
         self.expect(not living, f"{entry.holder} still works on it")
-        kept = entry.videos.get(str(self.lane.videos(self.name)), ())
-        if len(kept) != 1 or set(entry.videos) != {str(self.lane.videos(self.name))}:
+        location = self.lane.location(self.name)
+        kept = entry.videos.get(location.wanted, ())
+        if len(kept) != 1 or set(entry.videos) != {location.wanted}:
             self.complain(f"the ledger has its videos as {entry.videos}")
             return
         (video,) = kept
         named = {video.uri, video.poster, video.sidecar}
-        there = [path for path in self.lane.videos(self.name).iterdir() if path.is_file()]
-        seen = sorted(path.name for path in there)
-        self.expect(named == {str(path) for path in there}, f"in the storage are {seen}")
+        seen = await asyncio.to_thread(location.names)
+        self.expect(named == {location.uri(name) for name in seen}, f"in the storage are {seen}")
         self.expect(video.sha256 == sha256(clip), "the ledger's SHA-256 is another")
-        facts = asdict(await asyncio.to_thread(inspect_video, Path(video.uri)))
+        here = [location.local(str(uri).rpartition("/")[2]) for uri in (video.uri, video.sidecar)]
+        facts = asdict(await asyncio.to_thread(inspect_video, here[0]))
         told = video.model_dump(include=set(facts))
         self.expect(told == facts, f"the ledger tells {told}, the file is {facts}")
-        origin = json.loads(Path(video.sidecar).read_text())
+        origin = json.loads(here[1].read_text())
         same = (origin["task_id"], origin["video"]["sha256"]) == (entry.task_id, video.sha256)
         self.expect(same, "the JSON beside the video is about another one")
 
     def is_result(self, result: dict[str, Any], entry: Entry) -> None:
         """What the run returned is what the ledger knows."""
-        videos = entry.model_dump(mode="json")["videos"].get(str(self.lane.videos(self.name)))
+        videos = entry.model_dump(mode="json")["videos"].get(self.lane.location(self.name).wanted)
         told = (result["key"], result["task_id"], result["status"], result["videos"])
         known = (entry.key, entry.task_id, "succeeded", videos)
         self.expect(told == known, f"the run returned {told}, the ledger has {known}")

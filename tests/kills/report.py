@@ -171,6 +171,9 @@ on this machine. Each case has a request of its own and is played like this:
    user would do: the id is *adopted* if the service has the job, and one more submission is allowed
    if it has not. After that it is stored like all others.
 
+With `--remote` there are kills of runs that keep their videos in S3, by URL and by a storage block;
+in place of a rename there is an upload.
+
 *Accepted* counts jobs when recovery is over, before a user's decision; *stored* is what recovery
 needed nobody for. *Duplicates* are jobs that were paid for beyond the first of a request, and
 *lost* are jobs that were paid for and are not stored in the end. Interruptions are an error that

@@ -17,11 +17,13 @@ import httpx
 from prefect._internal.concurrency.cancellation import AsyncCancelScope
 from prefect.flow_engine import AsyncFlowRunEngine, FlowRunEngine
 
+from prefect_cometapi.flows.storage import BlockStorage
 from prefect_cometapi.runway.arriving import ArrivingFile
 from prefect_cometapi.runway.client import RunwayClient
 from prefect_cometapi.runway.entries import State
 from prefect_cometapi.runway.generation import Status
 from prefect_cometapi.runway.ledger import Ledger
+from prefect_cometapi.runway.storage import FsspecStorage
 
 from .plan import Boundary, How
 
@@ -41,11 +43,11 @@ class Strike:
     Args:
         how: What happens.
         marker: A file that is written before.
-        storage: The folder with the videos.
-        suffix: Of the file whose rename is meant.
+        storage: Where the videos are wanted.
+        suffix: Of the file whose rename or upload is meant.
     """
 
-    def __init__(self, how: How, marker: Path, storage: Path, suffix: str) -> None:
+    def __init__(self, how: How, marker: Path, storage: str, suffix: str) -> None:
         self._how = how
         self._marker = marker
         self.storage = storage
@@ -172,13 +174,37 @@ def _on_a_chunk(strike: Strike) -> None:
 def _on_a_rename(strike: Strike, boundary: Boundary) -> None:
     @around(Path, "replace")
     def _(original: Callable[..., Path], source: Path, target: Path) -> Path:
-        it_is = target.suffix == strike.suffix and target.parent == strike.storage
+        it_is = target.suffix == strike.suffix and str(target.parent) == strike.storage
         if it_is and boundary is Boundary.BEFORE_RENAME:
             strike()
         found = original(source, target)
         if it_is and boundary is Boundary.RENAMED:
             strike()
         return found
+
+
+def _on_an_upload(strike: Strike, boundary: Boundary) -> None:
+    for kind in (FsspecStorage, BlockStorage):
+
+        @around(kind, "publish")
+        def _(original: Callable[..., str], storage: Any, staged: Path, name: str) -> str:
+            it_is = name.endswith(strike.suffix)
+            if it_is and boundary is Boundary.BEFORE_RENAME:
+                strike()
+            found = original(storage, staged, name)
+            if it_is and boundary is Boundary.RENAMED:
+                strike()
+            return found
+
+
+def _when_it_appears(boundary: Boundary) -> Callable[[Strike], None]:
+    """Strike at a rename in a folder, and at an upload anywhere else."""
+
+    def install(strike: Strike) -> None:
+        _on_a_rename(strike, boundary)
+        _on_an_upload(strike, boundary)
+
+    return install
 
 
 def _on_success(strike: Strike) -> None:
@@ -202,8 +228,8 @@ INSTALL: dict[Boundary, Callable[[Strike], None]] = {
     Boundary.SUCCESS_READ: lambda strike: _on_a_reply(strike, Status.SUCCEEDED),
     Boundary.SUCCESS_RECORDED: lambda strike: after(strike, Ledger, "finished"),
     Boundary.DOWNLOADING: _on_a_chunk,
-    Boundary.BEFORE_RENAME: lambda strike: _on_a_rename(strike, Boundary.BEFORE_RENAME),
-    Boundary.RENAMED: lambda strike: _on_a_rename(strike, Boundary.RENAMED),
+    Boundary.BEFORE_RENAME: _when_it_appears(Boundary.BEFORE_RENAME),
+    Boundary.RENAMED: _when_it_appears(Boundary.RENAMED),
     Boundary.BEFORE_STORED: lambda strike: before(strike, Ledger, "stored"),
     Boundary.STORED: lambda strike: after(strike, Ledger, "stored"),
     Boundary.RETURNING: _on_success,

@@ -15,13 +15,25 @@ from prefect_cometapi.runway.entries import State
 
 from ..postgres import Postgres, binaries
 from .campaign import audit, lanes, play_all
-from .plan import INTERRUPTIONS, WAYS_AFTER_A_KILL, Boundary, Case, How, Way, plan
+from .plan import (
+    INTERRUPTIONS,
+    REMOTE,
+    REMOTE_STRIKES,
+    WAYS_AFTER_A_KILL,
+    Boundary,
+    Case,
+    How,
+    Way,
+    plan,
+    remote_plan,
+)
 from .playing import Tally, play, problems_of
 from .report import Run, markdown
 
 SEED = 8
 SQLITE = plan("SQLite", 16, 4, SEED)
 POSTGRESQL = plan("PostgreSQL", 5, 1, SEED)
+REMOTE_CASES = remote_plan(12, SEED)
 
 MUTANTS = {
     "unclaimed": Case(1, "SQLite", Boundary.UNREAD, How.KILL, Way.SAME_KEY),
@@ -51,8 +63,9 @@ def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 async def play_sample(folder: Path, postgres: Postgres | None) -> Played:
     """Play the cases in two places, and the mutants in a third."""
-    async with lanes(folder, postgres=postgres, at_once=3) as (*places, apart):
-        tallies = await play_all(places, SQLITE + (POSTGRESQL if postgres else []))
+    async with lanes(folder, postgres=postgres, at_once=3, remote=True) as (*places, apart):
+        cases = SQLITE + REMOTE_CASES + (POSTGRESQL if postgres else [])
+        tallies = await play_all(places, cases)
         audited = await audit(places)
         mutants: dict[str, Tally] = {}
         lane = apart["SQLite"]
@@ -71,7 +84,7 @@ def test_a_killed_run_pays_once_and_what_is_paid_for_is_stored(played):
     assert problems_of(played.tallies) == []
     assert played.audited == []
     assert sum(tally.duplicates + tally.lost for tally in played.tallies) == 0
-    assert len(played.tallies) >= len(SQLITE)
+    assert len(played.tallies) >= len(SQLITE) + len(REMOTE_CASES)
 
 
 @pytest.mark.kills
@@ -113,6 +126,14 @@ def test_eighty_kills_meet_every_way_at_every_boundary():
     assert set(killed) == {(boundary, way) for boundary in Boundary for way in WAYS_AFTER_A_KILL}
     interrupted = {(case.boundary, case.how) for case in cases if case.how is not How.KILL}
     assert interrupted == set(INTERRUPTIONS)
+
+
+def test_runs_are_killed_in_each_step_that_differs_with_the_storage():
+    """Fetch and persist are killed with an S3 URL and with a storage block, each at each point."""
+    struck = {(case.kind, case.boundary, case.file) for case in REMOTE_CASES}
+    assert struck == {(kind, *strike) for kind in REMOTE for strike in REMOTE_STRIKES}
+    ways = {(case.kind, case.boundary, case.file, case.way) for case in remote_plan(60, 1)}
+    assert len(ways) == 60
 
 
 def test_a_seed_is_a_plan():

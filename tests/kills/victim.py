@@ -21,6 +21,7 @@ from prefect_cometapi.flows import acollect, aimage_to_video, collect, image_to_
 from prefect_cometapi.flows.hooks import leave_to_collect
 
 from .mutants import MUTANTS
+from .places import save_block
 from .plan import Boundary, How
 from .strikes import FLOW_TIMEOUT, INSTALL, Strike
 
@@ -37,8 +38,7 @@ def perform(spec: Spec) -> Outcome:
     if mutant := spec.get("mutant"):
         MUTANTS[mutant]()
     if told := spec.get("strike"):
-        folders = Path(told["marker"]), Path(told["storage"])
-        strike = Strike(How(told["how"]), *folders, told["file"])
+        strike = Strike(How(told["how"]), Path(told["marker"]), told["storage"], told["file"])
         INSTALL[Boundary(told["boundary"])](strike)
     try:
         with tags(spec["tag"]):
@@ -107,10 +107,16 @@ def _warm_up(spec: Spec) -> Outcome:
     return {"videos": found[0]["videos"], "modules": sorted(sys.modules)}
 
 
+def _save_block(spec: Spec) -> Outcome:
+    save_block(spec["s3"], spec["tag"])
+    return {}
+
+
 _ACTIONS: dict[str, Callable[[Spec], Any]] = {
     "run": _run,
     "collect": _collect,
     "hook": _tell_hook,
     "retry": _retry,
     "warm up": _warm_up,
+    "save block": _save_block,
 }

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fetched video is used again only if it is still what was checked."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from prefect_cometapi.runway import StagedFileMissing
+from prefect_cometapi.runway.fetched import (
+    abandoned_files,
+    discard,
+    find_fetched,
+    publish_checked,
+    remember,
+)
+from prefect_cometapi.runway.generation import FetchedVideo
+from prefect_cometapi.runway.staging import RECORD
+from prefect_cometapi.runway.storage import FolderStorage
+
+from .test_staging import left_by
+
+DEAD = "host:17:0123456789ab:5"
+"""A process of another machine, so that only the age of its files counts."""
+
+
+@pytest.fixture
+def storage(tmp_path) -> FolderStorage:
+    return FolderStorage(tmp_path / "videos")
+
+
+@pytest.fixture
+def video(storage) -> FetchedVideo:
+    """A complete fetch, with its record."""
+    path = left_by(DEAD, storage.staging())
+    poster = path.with_suffix(".jpg")
+    poster.write_bytes(b"poster")
+    fetched = FetchedVideo(
+        path=str(path),
+        poster=str(poster),
+        poster_sha256=hashlib.sha256(b"poster").hexdigest(),
+        sha256=hashlib.sha256(b"half").hexdigest(),
+        size=4,
+        width=64,
+        height=48,
+        duration=5.0,
+        frames=120,
+        codec="h264",
+    )
+    remember(fetched, "stem")
+    return fetched
+
+
+def names(storage: FolderStorage) -> set[str]:
+    return {path.name for path in storage.staging().iterdir()}
+
+
+def test_what_was_fetched_is_found_again(storage, video):
+    """With its poster, and as used just now."""
+    for path in storage.staging().iterdir():
+        os.utime(path, (0, 0))
+    assert find_fetched(storage, "stem") == video
+    assert find_fetched(storage, "other") is None
+    assert all(path.stat().st_mtime > 0 for path in storage.staging().iterdir())
+
+
+def test_a_record_names_files_beside_it_only(storage, video, tmp_path):
+    """Also where the folder was mounted elsewhere when it was written."""
+    elsewhere = {"path": f"/nowhere/{Path(video.path).name}", "poster": None}
+    record = storage.staging() / f"stem{RECORD}"
+    record.write_text(video.model_copy(update=elsewhere).model_dump_json())
+    found = find_fetched(storage, "stem")
+    assert found
+    assert (found.path, found.poster) == (video.path, None)
+    record.write_text("no record")
+    assert find_fetched(storage, "stem") is None
+
+
+def test_a_lost_or_changed_poster_is_drawn_again(storage, video):
+    """The video itself need not be fetched for it."""
+    Path(video.poster or "").write_bytes(b"other")
+    assert find_fetched(storage, "stem") == video.model_copy(update={"poster": None})
+
+
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_a_lost_or_changed_video_is_fetched_again(storage, video, change):
+    """And what was left of it is gone."""
+    change(Path(video.path))
+    assert find_fetched(storage, "stem") is None
+    assert names(storage) == set()
+
+
+@pytest.mark.parametrize("poster", [True, False])
+def test_a_video_in_the_storage_is_there_with_its_poster(storage, video, poster):
+    """If it is the same file; without a poster it is fetched again, to draw one."""
+    publish_checked(storage, Path(video.path), "stem.mp4", video.sha256)
+    if poster:
+        publish_checked(storage, Path(video.poster or ""), "stem.jpg", video.poster_sha256)
+    else:
+        Path(video.poster or "").unlink()
+    assert find_fetched(storage, "stem") == (video if poster else None)
+
+
+def test_what_is_published_is_what_was_checked(storage, video):
+    """Another file is never published, and never taken for the one that was."""
+    path = Path(video.path)
+    with pytest.raises(StagedFileMissing, match="is not what was fetched any more"):
+        publish_checked(storage, path, "a.mp4", "0" * 64)
+    assert publish_checked(storage, path, "a.mp4", video.sha256) == storage.uri("a.mp4")
+    assert publish_checked(storage, path, "a.mp4", video.sha256) == storage.uri("a.mp4")
+    Path(storage.uri("a.mp4")).write_bytes(b"another")
+    with pytest.raises(StagedFileMissing, match="is not on this machine any more"):
+        publish_checked(storage, path, "a.mp4", video.sha256)
+    with pytest.raises(StagedFileMissing):
+        publish_checked(storage, path, "a.mp4", None)
+
+
+def test_a_file_of_unknown_content_is_published_as_it_is(storage, video):
+    """A poster that came without a hash."""
+    assert publish_checked(storage, Path(video.path), "a.mp4", None) == storage.uri("a.mp4")
+
+
+def test_nothing_is_left_of_a_fetch_that_is_stored(storage, video):
+    """Neither files nor record; also where they are gone already."""
+    for _ in range(2):
+        discard(video, "stem")
+        discard(video.model_copy(update={"poster": None}), "stem")
+        assert names(storage) == set()
+
+
+def test_a_record_that_cannot_be_written_is_no_error(video):
+    """The video is fetched again, should it come to that."""
+    elsewhere = video.model_copy(update={"path": "/nowhere/at/all.mp4"})
+    remember(elsewhere, "stem")
+
+
+def test_a_complete_fetch_is_kept_while_it_is_needed(storage, video):
+    """Its address may have expired, so these files may be all that there is of a paid video."""
+    for path in storage.staging().iterdir():
+        os.utime(path, (0, 0))
+    half = left_by(DEAD, storage.staging(), "other", days=8)
+    (storage.staging() / f"broken{RECORD}").symlink_to(half)
+    needed = abandoned_files(storage.staging(), lambda stem: stem == "stem")
+    assert [file.name for file in needed] == [half.name]
+    found = abandoned_files(storage.staging(), lambda _stem: False)
+    files = {Path(video.path).name, Path(video.poster or "").name, f"stem{RECORD}"}
+    assert {file.name for file in found} == {half.name} | files
+    assert {file.name for file in found if file.reusable} == files
