@@ -213,13 +213,15 @@ async def test_an_unknown_origin_of_a_request_is_a_refusal(answers, client_of, r
 async def test_another_server_is_named_and_no_redirect_is_followed(
     sandbox, client_of, request_, fault, words
 ):
-    """A web page or a redirect means a wrong base URL; the key goes nowhere else."""
-    service = sandbox(f"create:{fault}")
+    """A web page or a redirect proves nothing about a purchase; the key goes nowhere else."""
+    service = sandbox(f"create:{fault}", f"task:{fault}")
     client = await client_of(service.url)
-    with pytest.raises(UnexpectedResponse, match=words) as caught:
+    with pytest.raises(SubmissionUncertain, match=words) as caught:
         await client.create(request_)
-    assert service.url in str(caught.value)
-    assert len(service.requests) == 1
+    assert f"{service.url} does not answer as CometAPI does" in str(caught.value)
+    with pytest.raises(UnexpectedResponse, match=words):
+        await client.get("task-1")
+    assert len(service.requests) == 2
     assert service.accepted == []
 
 
@@ -364,7 +366,7 @@ async def test_no_error_repeats_the_key_or_a_token(answers, client_of, request_,
 
     def quote(request: httpx.Request) -> tuple[int, dict[str, str]]:
         told = f"{request.headers['authorization']} {request_.prompt_image} https://h/x?t=s3cr3t"
-        return 400, {"error": f"{told} {api_key}"}
+        return 400, {"error": {"message": f"{told} {api_key}", "type": "comet_api_error"}}
 
     client = await client_of(answers(quote))
     with pytest.raises(InvalidRequest) as caught:
@@ -376,7 +378,8 @@ async def test_no_error_repeats_the_key_or_a_token(answers, client_of, request_,
 async def test_a_key_that_the_service_repeats_is_not_shown(answers, request_):
     """Whatever the key looks like, a refusal that quotes it does not carry it into a log."""
     key = "canary-key-of.another_form"
-    refusing = answers((401, {"error": {"message": f"Invalid token {key}", "code": key}}))
+    own = {"type": "comet_api_error", "message": f"Invalid token {key}", "code": key}
+    refusing = answers((401, {"error": own}))
     async with RunwayClient(SecretStr(key), transport=refusing) as client:
         with pytest.raises(AuthenticationError) as told:
             await client.create(request_)
