@@ -54,6 +54,9 @@ TOTAL_TIMEOUT = 120.0
 CALLS_AT_ONCE = 32
 """Calls that cost nothing, each over a connection of its own."""
 
+UNKNOWN_TASK_ID = "00000000-0000-4000-8000-000000000000"
+"""An id that no generation has."""
+
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 _FAILURES = (
@@ -63,6 +66,8 @@ _FAILURES = (
     TimeoutError,
     ValueError,  # httpx reads a Location that it does not follow, and may stumble over it
 )
+
+_FOR_NOW = {Meaning.BUSY, Meaning.UNREACHABLE, Meaning.UNKNOWN_OUTCOME}
 
 _ERRORS: dict[Meaning, type[CometAPIError]] = {
     Meaning.BUSY: ServiceUnavailable,
@@ -196,6 +201,26 @@ class RunwayClient:
         """
         outcome = await self._send("GET", f"/runwayml/v1/tasks/{quote(task_id, safe='')}")
         return self._state(task_id, outcome)
+
+    async def check_key(self) -> None:
+        """Have the service say in its own words that it does not know a generation; this is free.
+
+        It says so only to a key that it accepts.
+
+        Raises:
+            AuthenticationError: The key is missing, wrong or not permitted.
+            UnexpectedResponse: What answers is not CometAPI.
+            ServiceUnavailable: No answer for now, or one that says nothing about the key.
+        """
+        outcome = await self._send("GET", f"/runwayml/v1/tasks/{UNKNOWN_TASK_ID}")
+        if isinstance(outcome, Refusal):
+            if outcome.is_own and outcome.meaning is Meaning.NOT_VISIBLE:
+                return
+            if not outcome.is_foreign or outcome.meaning in _FOR_NOW:
+                raise self._error(outcome, otherwise=ServiceUnavailable)
+        said = outcome.message if isinstance(outcome, Refusal) else outcome.excerpt
+        foreign = Refusal(Meaning.MISADDRESSED, said, http_status=outcome.http_status)
+        raise self._error(foreign, otherwise=UnexpectedResponse)
 
     async def feed(self, task_id: str) -> Generation:
         """The state of a generation from the compatibility route (CometAPI docs, Get task feed).

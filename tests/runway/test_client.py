@@ -270,6 +270,54 @@ async def test_an_unknown_id_is_a_state_and_no_error(sandbox, client_of, request
     assert (await client.get(task_id)).status is not Status.NOT_VISIBLE
 
 
+async def test_a_key_that_the_service_takes_is_known_by_its_own_words(sandbox, client_of):
+    """Whichever way it says that it does not know a generation; nothing is bought."""
+    service = sandbox("task:not-visible-200")
+    client = await client_of(service.url)
+    await client.check_key()
+    await client.check_key()
+    assert service.accepted == []
+
+
+OWN = {"type": "comet_api_error", "message": "Invalid token", "code": ""}
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((404, {"detail": "Not Found"}), UnexpectedResponse),
+        ((404, {"message": "no route"}), UnexpectedResponse),
+        ((404, {"code": "not_found", "message": "no"}), UnexpectedResponse),
+        ((404, b"<html>", {"content-type": "text/html"}), UnexpectedResponse),
+        ((401, {"error": "who are you?"}), UnexpectedResponse),
+        ((403, b"<html>", {"content-type": "text/html"}), UnexpectedResponse),
+        ((200, {"status": "ok"}), UnexpectedResponse),
+        ({"id": wire.UNKNOWN_TASK_ID, "status": "SUCCEEDED"}, UnexpectedResponse),
+        ((301, b"", {"location": "/"}), UnexpectedResponse),
+        ((401, {"error": OWN}), AuthenticationError),
+        ((404, {"error": {**OWN, "message": "Invalid URL (GET /v1)"}}), UnexpectedResponse),
+        ((429, b"slow down"), ServiceUnavailable),
+        ((503, b"<html>"), ServiceUnavailable),
+        (httpx.ConnectError("refused"), ServiceUnavailable),
+    ],
+    ids=repr,
+)
+async def test_another_service_never_counts_as_one_that_takes_the_key(
+    answers, client_of, answer, error
+):
+    """Only CometAPI's own error does, not any 404 and not any success."""
+    client = await client_of(answers(answer))
+    with pytest.raises(error):
+        await client.check_key()
+
+
+@pytest.mark.parametrize("body", [{"detail": "Not Found"}, {"message": "no route"}])
+async def test_a_404_of_something_else_does_not_end_a_wait(answers, client_of, body):
+    """A generation that was bought is asked for again, as long as its grace time lasts."""
+    client = await client_of(answers((404, body)))
+    assert (await client.get("task-1")).status is Status.NOT_VISIBLE
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
