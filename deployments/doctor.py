@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 SKEW = 30.0
 """Seconds by which this clock may differ from the service's: signed URLs and leases need it."""
 
-_NOBODY = "00000000-0000-4000-8000-000000000000"
-"""An id that no generation has; asking for it costs nothing and tells whether the key is good."""
-
 
 class Health(StrEnum):
     """How a thing is."""
@@ -95,7 +92,7 @@ async def _key(settings: CometAPISettings) -> Finding:
     what = "CometAPI"
     try:
         async with CometAPICredentials.from_settings(settings).get_client() as client:
-            await client.get(_NOBODY)
+            await client.check_key()
     except AuthenticationError as error:
         return bad(what, error.what, "set COMETAPI_KEY to a key from CometAPI's console")
     except UnexpectedResponse as error:
@@ -113,7 +110,7 @@ async def _clock(base_url: str) -> Finding:
         async with httpx.AsyncClient(timeout=10, verify=tls_context()) as http:
             reply = await http.head(base_url)
         theirs = parsedate_to_datetime(reply.headers["date"]).timestamp()
-    except (httpx.HTTPError, KeyError, ValueError):
+    except (httpx.HTTPError, httpx.InvalidURL, KeyError, ValueError):
         return noted(what, "nothing to compare it with", f"{base_url} tells no date")
     return clock_finding(time() - theirs)
 

@@ -8,7 +8,6 @@ import ssl
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import cache
 from types import TracebackType
 from typing import Any, Self
@@ -35,8 +34,8 @@ from .refusals import (
     Meaning,
     Refusal,
     Reply,
-    leaves_open,
     refusal_of_exception,
+    refusal_of_purchase,
     refusal_of_reply,
 )
 from .replies import read_generation, read_task_id
@@ -55,7 +54,9 @@ TOTAL_TIMEOUT = 120.0
 CALLS_AT_ONCE = 32
 """Calls that cost nothing, each over a connection of its own."""
 
-_REFUSED = range(400, 452)
+UNKNOWN_TASK_ID = "00000000-0000-4000-8000-000000000000"
+"""An id that no generation has."""
+
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 _FAILURES = (
@@ -65,6 +66,8 @@ _FAILURES = (
     TimeoutError,
     ValueError,  # httpx reads a Location that it does not follow, and may stumble over it
 )
+
+_FOR_NOW = {Meaning.BUSY, Meaning.UNREACHABLE, Meaning.UNKNOWN_OUTCOME}
 
 _ERRORS: dict[Meaning, type[CometAPIError]] = {
     Meaning.BUSY: ServiceUnavailable,
@@ -168,13 +171,13 @@ class RunwayClient:
             AuthenticationError: The key is missing, wrong or not permitted.
             QuotaExceeded: The account has no balance.
             ServiceUnavailable: It was certainly not accepted and may be sent again.
-            UnexpectedResponse: The base URL does not lead to CometAPI.
+            UnexpectedResponse: CometAPI knows no such route, so the base URL is wrong.
             SubmissionUncertain: It was perhaps accepted; it must not be sent again.
         """
         path = f"/runwayml/v1/{request.route}"
         outcome = await self._send("POST", path, request.to_wire(), before_paying=before_sending)
         if isinstance(outcome, Refusal):
-            refused = outcome.meaning is Meaning.NOT_VISIBLE and outcome.http_status in _REFUSED
+            refused = outcome.meaning is Meaning.NOT_VISIBLE  # as of a source task
             raise self._error(outcome, otherwise=InvalidRequest if refused else SubmissionUncertain)
         task_id = read_task_id(outcome.body)
         if not task_id or not is_task_id(task_id):
@@ -198,6 +201,26 @@ class RunwayClient:
         """
         outcome = await self._send("GET", f"/runwayml/v1/tasks/{quote(task_id, safe='')}")
         return self._state(task_id, outcome)
+
+    async def check_key(self) -> None:
+        """Have the service say in its own words that it does not know a generation; this is free.
+
+        It says so only to a key that it accepts.
+
+        Raises:
+            AuthenticationError: The key is missing, wrong or not permitted.
+            UnexpectedResponse: What answers is not CometAPI.
+            ServiceUnavailable: No answer for now, or one that says nothing about the key.
+        """
+        outcome = await self._send("GET", f"/runwayml/v1/tasks/{UNKNOWN_TASK_ID}")
+        if isinstance(outcome, Refusal):
+            if outcome.is_own and outcome.meaning is Meaning.NOT_VISIBLE:
+                return
+            if not outcome.is_foreign or outcome.meaning in _FOR_NOW:
+                raise self._error(outcome, otherwise=ServiceUnavailable)
+        said = outcome.message if isinstance(outcome, Refusal) else outcome.excerpt
+        foreign = Refusal(Meaning.MISADDRESSED, said, http_status=outcome.http_status)
+        raise self._error(foreign, otherwise=UnexpectedResponse)
 
     async def feed(self, task_id: str) -> Generation:
         """The state of a generation from the compatibility route (CometAPI docs, Get task feed).
@@ -246,17 +269,15 @@ class RunwayClient:
                 reply = await _read(response, self._key)
         except _FAILURES as error:
             return refusal_of_exception(error)
-        refusal = refusal_of_reply(reply)
-        if refusal and paid and leaves_open(reply, refusal):
-            return replace(refusal, meaning=Meaning.UNKNOWN_OUTCOME)
-        return refusal or reply
+        return (refusal_of_purchase(reply) if paid else refusal_of_reply(reply)) or reply
 
     def _error(self, refusal: Refusal, otherwise: type[CometAPIError]) -> CometAPIError:
         error_type = _ERRORS.get(refusal.meaning, otherwise)
+        message = refusal.message
+        if error_type is SubmissionUncertain and refusal.is_foreign:
+            message = _FOREIGN.format(message=message, base_url=self.base_url)
         return error_type(
-            _SENTENCES.get(error_type, "{message}").format(
-                message=refusal.message, base_url=self.base_url
-            ),
+            _SENTENCES.get(error_type, "{message}").format(message=message, base_url=self.base_url),
             code=refusal.code,
             http_status=refusal.http_status,
             retry_after=refusal.retry_after,
@@ -283,6 +304,12 @@ _SENTENCES: dict[type[CometAPIError], str] = {
     UnexpectedResponse: "{base_url} does not answer as CometAPI does: {message}",
     SubmissionUncertain: "no answer says whether the submission was accepted: {message}",
 }
+
+
+_FOREIGN = (
+    "{base_url} does not answer as CometAPI does ({message}), so check COMETAPI_BASE_URL and what "
+    "proxy is on the way"
+)
 
 
 async def _read(response: httpx.Response, key: str) -> Reply:

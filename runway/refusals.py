@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a reply or a broken connection means, and whether the call may be made again.
 
-A create call costs money and CometAPI knows no idempotency key, so the question is never "did it
-fail?" but "is it certain that it was not accepted?". Certain are: a connection that never came
-about, a reply that refuses before any work (4xx, 429), and 503 in the service's own JSON, with
-which the gateway says that no channel took the job. Everything else (a timeout while waiting, a
-reset, 500, 502, 504, 524, a success without an id, a reply that names a generation beside its
-refusal) may hide an accepted job: its outcome is unknown, and it is never sent again. Proxies
-answer 503 too, also with Retry-After, when the service behind them had the call. Asking for a
-generation's state is free, so there an unknown outcome only means "later".
+Asking for a generation's state is free, so there an unknown outcome only means "later". A create
+call costs money and CometAPI knows no idempotency key, so the question is never "did it fail?" but
+"is it certain that it was not accepted?". Certain are a connection that never came about and a
+refusal that is proved (`certainty.py`). Everything else (a timeout while waiting, a reset, a
+proxy's page under whatever status, a redirect, a success without an id, a reply that names a
+generation beside its refusal) may hide an accepted job: its outcome is unknown, and it is never
+sent again.
 
 The table of statuses is CometAPI's ("Error codes and retry strategy"), corrected where its
 gateway is known to answer otherwise: a missing field as 500 ``invalid_request``, a model without a
@@ -17,7 +16,7 @@ channel as 503 ``model_not_found``, an empty balance as 403 ``quota_not_enough``
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
@@ -25,8 +24,9 @@ from typing import Any
 
 import httpx
 
+from .certainty import own_error, proof_of_refusal
 from .redact import scrub
-from .replies import error_of, read_task_id, says_not_visible
+from .replies import error_of, says_not_visible
 
 MAX_RETRY_AFTER = 600.0
 """Seconds. A longer Retry-After is cut, since a mistaken one must not stop a pipeline."""
@@ -47,13 +47,25 @@ class Meaning(Enum):
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a call did not bring what it was made for; ``message`` is safe to show."""
+    """Why a call did not bring what it was made for.
+
+    Attributes:
+        meaning: What it results in.
+        message: The words for it, safe to show.
+        code: The service's own word for it, or an empty text.
+        http_status: Status of the reply, where there was one.
+        retry_after: Seconds to wait before another attempt, where the reply named them.
+        is_own: Whether CometAPI itself said so, in a shape in which it writes errors.
+        is_foreign: Whether something else seems to answer: another server, or a proxy on the way.
+    """
 
     meaning: Meaning
     message: str
     code: str = ""
     http_status: int | None = None
     retry_after: float | None = None
+    is_own: bool = False
+    is_foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,15 +142,35 @@ def refusal_of_reply(reply: Reply, now: datetime | None = None) -> Refusal | Non
     code, message = error_of(reply.body) or ("", "")
     if 200 <= status < 300 and reply.is_json and not (code or message):
         if says_not_visible(reply.body):
-            return Refusal(Meaning.NOT_VISIBLE, "the service does not know the generation")
+            sentence = "the service does not know the generation"
+            return Refusal(Meaning.NOT_VISIBLE, sentence, is_own=True)
         return None
+    meaning = _meaning(reply, code.lower(), message.lower())
+    is_own = own_error(reply.body) is not None
     return Refusal(
-        meaning=_meaning(reply, code.lower(), message.lower()),
+        meaning=meaning,
         message=scrub(message) or reply.excerpt or "no detail",
         code=code,
         http_status=status,
         retry_after=read_retry_after(reply.headers.get("retry-after"), now or datetime.now(UTC)),
+        is_own=is_own,
+        is_foreign=not is_own and (meaning is Meaning.MISADDRESSED or 400 <= status < 500),
     )
+
+
+def refusal_of_purchase(reply: Reply, now: datetime | None = None) -> Refusal | None:
+    """Return what a reply to a create call refuses, or None where it is a JSON success; pure.
+
+    A refusal that is not proved has an unknown outcome, whatever its status and its words.
+
+    Args:
+        reply: The reply.
+        now: The time against which a Retry-After date counts; the present one by default.
+    """
+    refusal = refusal_of_reply(reply, now)
+    if refusal is None or proof_of_refusal(reply.http_status, reply.body):
+        return refusal
+    return replace(refusal, meaning=Meaning.UNKNOWN_OUTCOME)
 
 
 def _meaning(reply: Reply, code: str, message: str) -> Meaning:
@@ -157,33 +189,9 @@ def _meaning(reply: Reply, code: str, message: str) -> Meaning:
         return Meaning.NOT_VISIBLE
     if 300 <= status < 400 or status in {404, 405} or (200 <= status < 400 and reply.is_page):
         return Meaning.MISADDRESSED
-    if status == 503 and not _is_own_error(reply, code):
-        return Meaning.UNKNOWN_OUTCOME
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     return Meaning.INVALID if 400 <= status <= 451 else Meaning.UNKNOWN_OUTCOME
-
-
-def _is_own_error(reply: Reply, code: str) -> bool:
-    """Whether it is an error as CometAPI writes them; gateways put a number where its code is."""
-    body = reply.body if isinstance(reply.body, dict) else {}
-    return isinstance(body.get("error"), dict) or (bool(code) and not code.isdigit())
-
-
-SEE_ELSEWHERE = {302, 303}
-"""Redirects that may lead to the result of a POST that was carried out."""
-
-
-def leaves_open(reply: Reply, refusal: Refusal) -> bool:
-    """Whether a create call that was refused like this may have been accepted all the same; pure.
-
-    A redirect may lead to what was made, and a reply may name a generation beside an error.
-    """
-    open_status = (
-        reply.http_status in SEE_ELSEWHERE
-        or _BY_STATUS.get(reply.http_status, refusal.meaning) is Meaning.UNKNOWN_OUTCOME
-    )
-    return open_status or read_task_id(reply.body) is not None
 
 
 def read_retry_after(value: str | None, now: datetime) -> float | None:

@@ -2,6 +2,8 @@
 """A doctor that finds what a paid run would stumble over, and says how to mend it."""
 
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 from hypothesis import given
@@ -100,6 +102,29 @@ def test_what_the_service_says_is_told(told, sandbox, fault, found):
     assert status == ("✗" in found)
     assert found in report
     assert "sk-canary" not in report
+
+
+def test_another_service_is_not_taken_for_cometapi(told, monkeypatch):
+    """A 404 in anybody's JSON says nothing about the key."""
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(b'{"detail": "Not Found"}')
+
+        do_HEAD = do_GET  # noqa: N815
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("COMETAPI_BASE_URL", url)
+        status, report = told()
+        server.shutdown()
+    assert status == 1
+    assert f"✗ CometAPI {url} does not answer as CometAPI does" in report
+    assert "correct COMETAPI_BASE_URL" in report
 
 
 def test_a_clock_that_is_off_is_found(told, monkeypatch):

@@ -29,7 +29,6 @@ from prefect_cometapi.runway import (
     StorageError,
     StorageUnavailable,
     SubmissionUncertain,
-    UnexpectedResponse,
 )
 from prefect_cometapi.runway.storage import FolderStorage
 
@@ -260,8 +259,8 @@ def test_a_video_that_vanished_before_it_was_stored_is_fetched_again(
         (["create:quota"], QuotaExceeded, "top up"),
         (["create:invalid-request"], InvalidRequest, "nothing was charged"),
         (["create:model-not-found"], InvalidRequest, "model"),
-        (["create:html"], UnexpectedResponse, "COMETAPI_BASE_URL"),
-        (["create:redirect"], UnexpectedResponse, "redirects to"),
+        (["create:html"], SubmissionUncertain, "COMETAPI_BASE_URL"),
+        (["create:redirect"], SubmissionUncertain, "redirects to"),
         (["create:503:times=6"], ServiceUnavailable, "nothing was charged"),
         (["create:failed:value=SAFETY.INPUT.TEXT"], GenerationFailed, "SAFETY.INPUT.TEXT"),
         (["create:cancelled"], GenerationCancelled, "cancelled"),

@@ -213,13 +213,15 @@ async def test_an_unknown_origin_of_a_request_is_a_refusal(answers, client_of, r
 async def test_another_server_is_named_and_no_redirect_is_followed(
     sandbox, client_of, request_, fault, words
 ):
-    """A web page or a redirect means a wrong base URL; the key goes nowhere else."""
-    service = sandbox(f"create:{fault}")
+    """A web page or a redirect proves nothing about a purchase; the key goes nowhere else."""
+    service = sandbox(f"create:{fault}", f"task:{fault}")
     client = await client_of(service.url)
-    with pytest.raises(UnexpectedResponse, match=words) as caught:
+    with pytest.raises(SubmissionUncertain, match=words) as caught:
         await client.create(request_)
-    assert service.url in str(caught.value)
-    assert len(service.requests) == 1
+    assert f"{service.url} does not answer as CometAPI does" in str(caught.value)
+    with pytest.raises(UnexpectedResponse, match=words):
+        await client.get("task-1")
+    assert len(service.requests) == 2
     assert service.accepted == []
 
 
@@ -266,6 +268,54 @@ async def test_an_unknown_id_is_a_state_and_no_error(sandbox, client_of, request
     assert (await client.get(task_id)).status is Status.NOT_VISIBLE
     assert (await client.feed(task_id)).status is Status.NOT_VISIBLE
     assert (await client.get(task_id)).status is not Status.NOT_VISIBLE
+
+
+async def test_a_key_that_the_service_takes_is_known_by_its_own_words(sandbox, client_of):
+    """Whichever way it says that it does not know a generation; nothing is bought."""
+    service = sandbox("task:not-visible-200")
+    client = await client_of(service.url)
+    await client.check_key()
+    await client.check_key()
+    assert service.accepted == []
+
+
+OWN = {"type": "comet_api_error", "message": "Invalid token", "code": ""}
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((404, {"detail": "Not Found"}), UnexpectedResponse),
+        ((404, {"message": "no route"}), UnexpectedResponse),
+        ((404, {"code": "not_found", "message": "no"}), UnexpectedResponse),
+        ((404, b"<html>", {"content-type": "text/html"}), UnexpectedResponse),
+        ((401, {"error": "who are you?"}), UnexpectedResponse),
+        ((403, b"<html>", {"content-type": "text/html"}), UnexpectedResponse),
+        ((200, {"status": "ok"}), UnexpectedResponse),
+        ({"id": wire.UNKNOWN_TASK_ID, "status": "SUCCEEDED"}, UnexpectedResponse),
+        ((301, b"", {"location": "/"}), UnexpectedResponse),
+        ((401, {"error": OWN}), AuthenticationError),
+        ((404, {"error": {**OWN, "message": "Invalid URL (GET /v1)"}}), UnexpectedResponse),
+        ((429, b"slow down"), ServiceUnavailable),
+        ((503, b"<html>"), ServiceUnavailable),
+        (httpx.ConnectError("refused"), ServiceUnavailable),
+    ],
+    ids=repr,
+)
+async def test_another_service_never_counts_as_one_that_takes_the_key(
+    answers, client_of, answer, error
+):
+    """Only CometAPI's own error does, not any 404 and not any success."""
+    client = await client_of(answers(answer))
+    with pytest.raises(error):
+        await client.check_key()
+
+
+@pytest.mark.parametrize("body", [{"detail": "Not Found"}, {"message": "no route"}])
+async def test_a_404_of_something_else_does_not_end_a_wait(answers, client_of, body):
+    """A generation that was bought is asked for again, as long as its grace time lasts."""
+    client = await client_of(answers((404, body)))
+    assert (await client.get("task-1")).status is Status.NOT_VISIBLE
 
 
 @pytest.mark.parametrize(
@@ -364,7 +414,7 @@ async def test_no_error_repeats_the_key_or_a_token(answers, client_of, request_,
 
     def quote(request: httpx.Request) -> tuple[int, dict[str, str]]:
         told = f"{request.headers['authorization']} {request_.prompt_image} https://h/x?t=s3cr3t"
-        return 400, {"error": f"{told} {api_key}"}
+        return 400, {"error": {"message": f"{told} {api_key}", "type": "comet_api_error"}}
 
     client = await client_of(answers(quote))
     with pytest.raises(InvalidRequest) as caught:
@@ -376,7 +426,8 @@ async def test_no_error_repeats_the_key_or_a_token(answers, client_of, request_,
 async def test_a_key_that_the_service_repeats_is_not_shown(answers, request_):
     """Whatever the key looks like, a refusal that quotes it does not carry it into a log."""
     key = "canary-key-of.another_form"
-    refusing = answers((401, {"error": {"message": f"Invalid token {key}", "code": key}}))
+    own = {"type": "comet_api_error", "message": f"Invalid token {key}", "code": key}
+    refusing = answers((401, {"error": own}))
     async with RunwayClient(SecretStr(key), transport=refusing) as client:
         with pytest.raises(AuthenticationError) as told:
             await client.create(request_)

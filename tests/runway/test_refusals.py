@@ -19,6 +19,7 @@ from prefect_cometapi.runway.refusals import (
     Reply,
     read_retry_after,
     refusal_of_exception,
+    refusal_of_purchase,
     refusal_of_reply,
 )
 
@@ -43,6 +44,7 @@ REFUSED_BEFORE_WORK = [
     "pre_consume_quota_failed",
 ]
 BEFORE_SUBMISSION = {"get_user_quota_failed", "pre_consume_quota_failed"}
+UNDER_500 = BEFORE_SUBMISSION | {"invalid_request", "convert_request_failed"}
 OTHER_CODES = ["", "fail_to_fetch_task", "do_request_failed", "rate_limit", "bad_response", "odd"]
 MAY_BE_SENT_AGAIN = {Meaning.BUSY, Meaning.UNREACHABLE}
 
@@ -53,6 +55,11 @@ messages = st.sampled_from(["", "upstream error", "no such task", "try later"]) 
 bodies = (
     st.none()
     | st.builds(lambda c, m: {"error": {"code": c, "message": m}}, codes, messages)
+    | st.builds(
+        lambda c, m: {"error": {"code": c, "message": f"{m}!", "type": "comet_api_error"}},
+        codes,
+        messages,
+    )
     | st.builds(lambda c, m: {"code": c, "message": m, "data": None}, codes, messages)
     | st.builds(lambda c, m: {"code": c, "msg": m}, st.integers(0, 600), messages)
     | st.builds(lambda m: {"error": m}, messages)
@@ -84,10 +91,12 @@ def known_slug(reply: Reply) -> str:
 
 
 def is_cometapis_own(reply: Reply) -> bool:
-    """Its errors are an object, or have a word as their code; those of gateways have neither."""
+    """Its errors name its own type, or are flat and complete with a word as their code."""
     body = reply.body or {}
-    code = str(body.get("code", ""))
-    return isinstance(body.get("error"), dict) or (code != "" and not code.isdigit())
+    error = body.get("error")
+    if isinstance(error, dict):
+        return error.get("type") == "comet_api_error"
+    return isinstance(body.get("code"), str) and body["code"] != "" and "data" in body
 
 
 def exception_classes() -> set[type[Exception]]:
@@ -149,21 +158,24 @@ def test_every_documented_error_has_its_meaning(name):
 
 @given(reply=replies(100, 599))
 def test_only_a_certain_refusal_may_be_sent_again(reply):
-    """Busy means 425, 429, 503, or a balance that could not be read before anything began."""
-    refusal = refusal_of_reply(reply)
+    """Busy means 429, 503, or a balance that could not be read, always in CometAPI's own words."""
+    refusal = refusal_of_purchase(reply)
     if refusal is not None and refusal.meaning in MAY_BE_SENT_AGAIN:
         assert refusal.meaning is Meaning.BUSY
-        assert reply.http_status in {425, 429, 503} or known_slug(reply) in BEFORE_SUBMISSION
+        assert is_cometapis_own(reply)
+        assert reply.http_status in {429, 503} or known_slug(reply) in BEFORE_SUBMISSION
 
 
 @given(reply=replies(500, 599))
 def test_a_server_error_leaves_the_outcome_open(reply):
-    """Except 501, the service's own 503 and the slugs known to come first, it may hide a job."""
-    refusal = refusal_of_reply(reply)
+    """Only an own error with a code known to come first, or an own 503, proves a refusal."""
+    refusal = refusal_of_purchase(reply)
     assert refusal is not None
-    own_503 = reply.http_status == 503 and is_cometapis_own(reply)
-    settled = reply.http_status == 501 or own_503 or known_slug(reply)
-    assert (refusal.meaning is Meaning.UNKNOWN_OUTCOME) == (not settled)
+    if refusal.meaning is not Meaning.UNKNOWN_OUTCOME:
+        assert is_cometapis_own(reply)
+        code = known_slug(reply)
+        first = {500: UNDER_500, 501: {"api_not_implemented"}, 503: {"model_not_found", ""}}
+        assert code in first[reply.http_status]
 
 
 @given(reply=replies(200, 299))
