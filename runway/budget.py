@@ -32,6 +32,16 @@ def estimate(request: GenerationRequest, prices: Mapping[str, Price]) -> float |
     return price.of(seconds_of(request)) if price else None
 
 
+class Spent(Value):
+    """What was, or may have been, bought under the keys of a batch, by whichever run."""
+
+    money: float = Field(
+        default=0.0, description="Estimated money, in the currency of COMETAPI_PRICES."
+    )
+    seconds: float = Field(default=0.0, description="Seconds of video.")
+    charges: int = Field(default=0, description="Submissions that were, or may be, charged.")
+
+
 class Spending(Value):
     """Estimates for a batch. Money is in the currency of the prices; None without prices."""
 

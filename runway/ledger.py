@@ -9,7 +9,7 @@ change. Who works on which generation is told by leases (leases.py).
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,13 +18,16 @@ from sqlalchemy import ColumnElement, FromClause, Select, and_, exists, or_, sel
 from sqlalchemy.dialects import postgresql, sqlite
 
 from . import holders
+from .budget import Spent
 from .database import PATIENCE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
 from .errors import GenerationCancelled, GenerationError, LedgerDamaged
 from .generation import Finished, StoredVideo, Submission
 from .leases import LEASE, LEASE_LEFT, MANY, Leases
+from .prices import Price
 from .redact import scrub
 from .schema import generations, last_serial
+from .spending import total_spent
 
 _table = generations.c
 _ENTRIES = select(generations, LEASE_LEFT)
@@ -124,6 +127,16 @@ class Ledger(Leases):
             if isinstance(row["finished_at"], datetime)
             and isinstance(row["submitted_at"], datetime)
         ]
+
+    async def spent(self, prefix: str, prices: Mapping[str, Price]) -> Spent:
+        """Return what was, or may have been, bought under all keys that begin with a prefix.
+
+        Args:
+            prefix: What the keys begin with; ``batch_prefix`` gives that of a batch.
+            prices: Prices by model, for submissions whose cost was not recorded.
+        """
+        (row,) = await self.database.rows(total_spent(prefix, prices))
+        return Spent.model_validate(dict(row))
 
     async def held_by_run(self, run: str) -> list[Entry]:
         """Entries on which a run holds a lease, in whichever process."""
