@@ -9,6 +9,7 @@ from .entries import Entry, State
 from .errors import (
     AuthenticationError,
     BatchFailed,
+    BudgetExceeded,
     CometAPIError,
     DeliveryError,
     DownloadInterrupted,
@@ -61,6 +62,7 @@ __all__ = [
     "AuthenticationError",
     "BatchFailed",
     "BatchResult",
+    "BudgetExceeded",
     "CometAPIError",
     "CometAPISettings",
     "ContentModeration",

@@ -2,18 +2,19 @@
 """The database that the ledger lies in: SQLite on one machine, PostgreSQL for several.
 
 SQLite is flushed to the disk with each change, and PostgreSQL commits synchronously, whatever the
-server's default is. Every statement is a transaction of its own.
+server's default is. Every statement is a transaction of its own; some run under a lock.
 """
 
 import asyncio
 import errno
+import hashlib
 import json
 import re
 import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import asyncpg
 from sqlalchemy import (
@@ -103,6 +104,7 @@ class Database:
         self._opened_file: tuple[int, int] | None = None
         self._open: Connection | AsyncEngine | None = None
         self._opening = asyncio.Lock()
+        self._locking = asyncio.Lock()
 
     @property
     def place(self) -> str:
@@ -146,6 +148,45 @@ class Database:
             return Moment.now(), await self.execute(statement)
 
         return await elsewhere(ask())
+
+    async def asked_alone(self, lock: str, statement: Any) -> tuple[Moment, list[Any]]:
+        """Run a statement that writes, while no process runs another one under the same lock.
+
+        What it reads cannot change before it has written. SQLite has one writer at a time anyway.
+
+        Args:
+            lock: Any text.
+            statement: What to run; a transaction of its own.
+
+        Returns:
+            The time at which it began, which is after the lock was acquired, and its rows.
+
+        Raises:
+            LedgerUnavailable: The database did not take it, or not within the patience.
+        """
+
+        async def ask() -> tuple[Moment, list[Any]]:
+            if not self.is_shared:
+                return Moment.now(), await self.execute(statement)
+            async with self._locking:  # else all connections of this process wait for the lock
+                return await self._patiently(lambda: self._run_locked(lock, statement))
+
+        return await elsewhere(ask())
+
+    async def _run_locked(self, lock: str, statement: Any) -> tuple[Moment, list[Any]]:
+        opened = cast("AsyncEngine", await self._opened())
+        number = int.from_bytes(hashlib.sha256(lock.encode()).digest()[:8], signed=True)
+        async with opened.connect() as connection:
+            try:
+                await connection.exec_driver_sql("BEGIN ISOLATION LEVEL READ COMMITTED")
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({number})")
+                began = Moment.now()
+                rows = _fetched(await connection.execute(statement))
+                await connection.exec_driver_sql("COMMIT")
+            except BaseException:
+                await connection.invalidate()  # the server rolls back what a lost connection began
+                raise
+        return began, rows
 
     async def execute(self, statement: Any) -> list[Any]:
         """``rows`` for work that is in the background thread already."""

@@ -14,20 +14,30 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, FromClause, Select, and_, exists, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Select,
+    and_,
+    exists,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from . import holders
-from .budget import Spent
+from .budget import Budget, Spent
 from .database import PATIENCE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
-from .errors import GenerationCancelled, GenerationError, LedgerDamaged
+from .errors import BudgetExceeded, GenerationCancelled, GenerationError, LedgerDamaged
 from .generation import Finished, StoredVideo, Submission
 from .leases import LEASE, LEASE_LEFT, MANY, Leases
 from .prices import Price
 from .redact import scrub
 from .schema import generations, last_serial
-from .spending import total_spent
+from .spending import is_within, total_spent
 
 _table = generations.c
 _ENTRIES = select(generations, LEASE_LEFT)
@@ -145,8 +155,20 @@ class Ledger(Leases):
 
     # Buying
 
-    async def add(self, intent: Intent, state: State, claim: str, **values: Any) -> Entry | None:
-        """A new entry, or None where the key has one already that is not of this claim."""
+    async def add(
+        self,
+        intent: Intent,
+        state: State,
+        claim: str,
+        *,
+        budget: Budget | None = None,
+        **values: Any,
+    ) -> Entry | None:
+        """A new entry, or None where the key has one already that is not of this claim.
+
+        Raises:
+            BudgetExceeded: It would pass the limits of the budget.
+        """
         now = datetime.now(UTC)
         row = {
             **intent.wanted(),
@@ -165,12 +187,21 @@ class Ledger(Leases):
             **self._leased_to(values.pop("holder", None)),
             **values,
         }
+        row = _columns(row)
         dialect = postgresql if self.database.is_shared else sqlite
-        statement = dialect.insert(generations).values(_columns(row)).on_conflict_do_nothing()
-        added = await self._one(statement.returning(generations, LEASE_LEFT))
+        statement = dialect.insert(generations)
+        if budget:
+            within = is_within(budget, intent.key, row)
+            statement = statement.from_select([*row], _selected(row).where(within))
+        else:
+            statement = statement.values(row)
+        statement = statement.on_conflict_do_nothing().returning(generations, LEASE_LEFT)
+        added = await self._one(statement, budget)
         if added:
             return added
         there = await self.get(intent.key)  # its own, where the answer to the insert was lost
+        if there is None and budget:
+            await self._check_budget(budget, intent.key, row)
         return there if there and there.claim == claim and there.state is state else None
 
     async def change(
@@ -181,6 +212,7 @@ class Ledger(Leases):
         seen: Entry | None = None,
         of: Entry | None = None,
         bought: str | None = None,
+        budget: Budget | None = None,
         **values: Any,
     ) -> Entry | None:
         """The entry in a new state, or None where its present state does not allow it.
@@ -192,7 +224,11 @@ class Ledger(Leases):
             of: The entry as claimed, whose claim must still own the submission; a ``task_id`` among
                 the values must not be one that the service gave for another request.
             bought: The task id that the entry must have, or gets where it has none.
+            budget: Limits that the entry must keep to with all columns that cost money.
             values: Columns that change with it; ``holder`` gets a lease, None ends it.
+
+        Raises:
+            BudgetExceeded: It would pass the limits of the budget.
         """
         allowed = [str(before) for before in MAY_FOLLOW[state]]
         where = [_table.key == key, _table.state.in_(allowed)]
@@ -210,10 +246,14 @@ class Ledger(Leases):
         changes = dict(values, state=str(state), changed_at=datetime.now(UTC))
         if "holder" in changes:
             changes |= self._leased_to(changes["holder"])
-        changed = await self._update(where, changes)
+        if budget:
+            where.append(is_within(budget, key, changes))
+        changed = await self._update(where, changes, budget)
         if changed:
             return changed
         there = await self.get(key)  # as it should be, where the answer to the update was lost
+        if budget and seen and there and (there.claim, there.state) == (seen.claim, seen.state):
+            await self._check_budget(budget, key, changes)
         is_so = there and there.state is state and there.claim == values.get("claim")
         return there if is_so else None
 
@@ -263,11 +303,29 @@ class Ledger(Leases):
         )
 
     async def stored(
-        self, entry: Entry, task_id: str, place: str, videos: Sequence[StoredVideo]
+        self,
+        entry: Entry,
+        task_id: str,
+        place: str,
+        videos: Sequence[StoredVideo],
+        *,
+        price: Price | None = None,
     ) -> Entry | None:
-        """Record that its videos are in a storage, beside others that have them; the work ends."""
+        """Record that its videos are in a storage, beside others that have them; the work ends.
+
+        Args:
+            entry: As last read.
+            task_id: Its id.
+            place: The storage.
+            videos: What is stored there.
+            price: Price of its model; one of a second is applied to the length that is known now.
+        """
         delivered = {**entry.videos, place: tuple(videos)}
         billed = entry.billed_seconds or sum(video.duration for video in videos)
+        is_estimate = price and price.per_second and entry.billed_seconds is None
+        costs: dict[str, Any] = (
+            {"cost": round(price.of(billed), 6)} if price and is_estimate else {}
+        )
         return await self.change(
             entry.key,
             State.STORED,
@@ -280,6 +338,7 @@ class Ledger(Leases):
             billed_seconds=round(billed, 3),
             holder=None,
             note="",
+            **costs,
         )
 
     # Who is at work
@@ -337,9 +396,23 @@ class Ledger(Leases):
             )
             raise LedgerDamaged(f"{where} is damaged: {wrong}") from None
 
-    async def _one(self, statement: Any) -> Entry | None:
-        """The entry that a statement about one key gives."""
-        asked, rows = await self.database.asked(statement)
+    async def _check_budget(self, budget: Budget, key: str, row: Mapping[str, Any]) -> None:
+        """See that a row of these values would keep to a budget, as it is now.
+
+        Raises:
+            BudgetExceeded: It would not.
+        """
+        left_out = total_spent(budget.prefix, budget.prices, without=key)
+        (found,) = await self.database.rows(left_out)
+        if why := budget.objection(Spent.model_validate(dict(found)), *budget.cost_of(row)):
+            raise BudgetExceeded(why).about(key=key)
+
+    async def _one(self, statement: Any, budget: Budget | None = None) -> Entry | None:
+        """The entry that a statement about one key gives, which may have to keep to a budget."""
+        if budget:
+            asked, rows = await self.database.asked_alone(budget.prefix, statement)
+        else:
+            asked, rows = await self.database.asked(statement)
         found = self._read(rows)
         if not found:
             return None
@@ -347,10 +420,13 @@ class Ledger(Leases):
         return found[0]
 
     async def _update(
-        self, where: Sequence[ColumnElement[bool]], changes: dict[str, Any]
+        self,
+        where: Sequence[ColumnElement[bool]],
+        changes: dict[str, Any],
+        budget: Budget | None = None,
     ) -> Entry | None:
         statement = update(generations).where(*where).values(_columns(changes))
-        return await self._one(statement.returning(generations, LEASE_LEFT))
+        return await self._one(statement.returning(generations, LEASE_LEFT), budget)
 
 
 def _given_for_another(table: FromClause, task_id: str, claimed: Entry) -> ColumnElement[bool]:
@@ -362,6 +438,15 @@ def _given_for_another(table: FromClause, task_id: str, claimed: Entry) -> Colum
 
 def _lease_of(entry: Entry) -> ColumnElement[bool]:
     return _table.leased_until.is_not_distinct_from(entry.leased_until)
+
+
+def _selected(row: Mapping[str, Any]) -> Select[Any]:
+    return select(
+        *[
+            value if isinstance(value, ColumnElement) else literal(value, generations.c[name].type)
+            for name, value in row.items()
+        ]
+    )
 
 
 def _columns(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ a limit must not be passed because something is unknown.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Select, and_, case, func, literal, select
+from sqlalchemy import ColumnElement, FromClause, Select, and_, case, func, literal, select, true
 
-from .budget import ASSUMED_SECONDS
+from .budget import ASSUMED_SECONDS, TOLERANCE, Budget
 from .prices import Price
 from .schema import binary_key, generations
 
@@ -32,14 +33,39 @@ def after_prefix(prefix: str) -> str | None:
     return kept[:-1] + chr(_SURROGATES.stop if following in _SURROGATES else following)
 
 
-def total_spent(prefix: str, prices: Mapping[str, Price]) -> Select[tuple[float, float, int]]:
-    """Select the money, the seconds of video and the charges of all keys under a prefix."""
-    table = generations.c
-    return select(
-        func.coalesce(func.sum(_money(generations, prices)), 0.0).label("money"),
-        func.coalesce(func.sum(_seconds(generations)), 0.0).label("seconds"),
-        func.coalesce(func.sum(table.charges), 0).label("charges"),
-    ).where(under(generations, prefix))
+def total_spent(
+    prefix: str, prices: Mapping[str, Price], *, without: str | None = None
+) -> Select[tuple[float, float, int]]:
+    """Select the money, the seconds of video and the charges of all keys under a prefix.
+
+    Args:
+        prefix: What the keys begin with.
+        prices: Prices by model, for submissions whose cost was not recorded.
+        without: A key that is left out.
+    """
+    table = generations.alias()
+    query = select(
+        func.coalesce(func.sum(_money(table, prices)), 0.0).label("money"),
+        func.coalesce(func.sum(_seconds(table)), 0.0).label("seconds"),
+        func.coalesce(func.sum(table.c.charges), 0).label("charges"),
+    ).where(under(table, prefix))
+    return query if without is None else query.where(table.c.key != without)
+
+
+def is_within(budget: Budget, key: str, row: Mapping[str, Any]) -> ColumnElement[bool]:
+    """Return the condition that a budget is kept when the row of a key gets these values.
+
+    In the statement that writes the row it makes the limit hold, provided that no other statement
+    under the same prefix runs at the same time; ``Database.asked_alone`` sees to that.
+    """
+    money, seconds = budget.cost_of(row)
+    spent = total_spent(budget.prefix, budget.prices, without=key).subquery()
+    limits = [
+        (spent.c.money + money, budget.max_spend),
+        (spent.c.seconds + seconds, budget.max_seconds),
+    ]
+    kept = [amount <= limit + TOLERANCE for amount, limit in limits if limit is not None]
+    return select(and_(true(), *kept)).scalar_subquery()
 
 
 def under(table: FromClause, prefix: str) -> ColumnElement[bool]:
