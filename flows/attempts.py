@@ -25,7 +25,6 @@ from ..runway.errors import (
     SubmissionUncertain,
 )
 from ..runway.polling import Wait, spread
-from ..runway.settings import CometAPISettings
 from .sharing import settings_now
 
 LONGEST_DELAY = 6
@@ -42,7 +41,6 @@ class Memory:
 
     wait: Wait = field(default_factory=Wait)
     failures: int = 0
-    uncertain: bool = False
     delay: float | None = None
     artifact_id: UUID | None = None
 
@@ -91,7 +89,7 @@ def retry_on(
     # The annotation is text, since a function that was made here is pickled with what it names.
     def worth_another_attempt(_task: Any, task_run: TaskRun, state: "State[Any]") -> bool:
         error, remembered, settings = state.data, _memory_of(task_run), settings_now()
-        if not isinstance(error, errors) or _is_hopeless(error, remembered, settings):
+        if not isinstance(error, errors) or _is_hopeless(error, remembered):
             return False
         interval = settings.poll_interval
         remembered.failures += 1
@@ -111,11 +109,10 @@ def retry_on(
     return worth_another_attempt
 
 
-def _is_hopeless(error: CometAPIError, remembered: Memory, settings: CometAPISettings) -> bool:
+def _is_hopeless(error: CometAPIError, remembered: Memory) -> bool:
     """Whether another attempt would end as this one, or is not this step's to make."""
-    if isinstance(error, SubmissionUncertain):  # the user's leave is for one more charge
-        again, remembered.uncertain = remembered.uncertain, True
-        return again or settings.on_uncertain == "stop"
+    if isinstance(error, SubmissionUncertain):  # the ledger knows whether this run may send again
+        return not error.may_resubmit
     if isinstance(error, StagedFileMissing):
         return True
     waits = isinstance(error, ServiceUnavailable) and error.task_id is not None

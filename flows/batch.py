@@ -14,7 +14,7 @@ from ..runway.budget import Budget
 from ..runway.download import AssetClients
 from ..runway.errors import BatchFailed
 from ..runway.outcomes import invalid
-from ..runway.rows import batch_keys
+from ..runway.rows import batch_keys, batch_prefix
 from ..runway.settings import CometAPISettings
 from .batch_display import show_batch
 from .batch_plan import check_output, check_prices, check_rows_of, planned, spending_of
@@ -157,12 +157,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     check_starts(settings.max_starts)
     plan = await asyncio.to_thread(planned, requests, key)
     check_rows_of(plan, strict=strict)
-    budget = Budget(
-        settings.prices,
-        limits.spend,
-        limits.seconds,
-        resubmits=settings.on_uncertain == "resubmit",
-    )
+    budget = Budget(batch_prefix(plan.key), settings.prices, limits.spend, limits.seconds)
     check_prices(plan, budget)
     check_output(requests, output)
     await check_storage(storage)
@@ -173,7 +168,8 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     await check_ledger(ledger, storage or settings.storage)
     board = Board(budget)
     async with credentials.get_client() as client, AssetClients() as assets:
-        with sharing(Shared(settings, ledger, (credentials, client), assets, budget)):
+        limited = budget if budget.is_limited else None
+        with sharing(Shared(settings, ledger, (credentials, client), assets, limited)):
             run = BatchRun(
                 credentials=credentials,
                 storage=storage,
@@ -184,12 +180,12 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
                 max_failures=limits.failures,
                 one_task_run=len(plan.items) > settings.full_history_up_to,
             )
-            async with Report(plan.key, board, *output_place) as report:
+            async with Report(plan.key, board, run.count_spent, *output_place) as report:
                 await run.run(plan.items, invalid(plan.bad))
     result = BatchResult(
         key=plan.key,
         results=board.results(),
-        spending=spending_of(plan, budget),
+        spending=spending_of(plan, budget, board.spent),
         output=report.output,
         gallery=report.gallery,
         seconds=round(board.standing().seconds, 3),

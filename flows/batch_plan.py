@@ -11,15 +11,16 @@ from pathlib import PurePosixPath
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from ..runway.batch import BatchItem, BatchResult, ItemResult
-from ..runway.budget import Budget, Spending, estimate, seconds_of
+from ..runway.budget import Budget, Spending, Spent, estimate, seconds_of
 from ..runway.entries import Entry
 from ..runway.errors import InvalidManifest, InvalidRequest, StorageUnavailable
 from ..runway.manifest import read_rows
 from ..runway.outcomes import invalid, stored, waiting
 from ..runway.redact import hide_secrets, shown_url
-from ..runway.rows import BadRow, Row, batch_keys, check_rows, rows_of
+from ..runway.rows import BadRow, Row, batch_keys, batch_prefix, check_rows, rows_of
 from . import display
 from .deliver import is_gone
 from .ledger import open_ledger
@@ -61,7 +62,7 @@ def planned(requests: str | list[Any], key: str | None) -> Plan:
 
 def _batch_key(requests: str | list[Any]) -> str:
     if not isinstance(requests, str):
-        return f"run-{lasting_run_id()}"
+        return f"run-{lasting_run_id() or uuid4()}"
     address = full_name(requests)
     if _PASSING.match(address):
         raise InvalidRequest(
@@ -115,15 +116,15 @@ def check_prices(plan: Plan, budget: Budget) -> None:
         )
 
 
-def spending_of(plan: Plan, budget: Budget) -> Spending:
+def spending_of(plan: Plan, budget: Budget, spent: Spent) -> Spending:
     """What a batch comes to, and what was bought of it."""
     costs = [estimate(item.request, budget.prices) for item in plan.items]
     priced = budget.prices and all(cost is not None for cost in costs)
     return Spending(
         seconds=sum(seconds_of(item.request) for item in plan.items),
         estimate=round(sum(cost or 0.0 for cost in costs), 6) if priced else None,
-        spent_seconds=budget.spent_seconds,
-        spent=round(budget.spent, 6) if priced else None,
+        spent_seconds=round(spent.seconds, 6),
+        spent=round(spent.money, 6) if priced else None,
         max_seconds=budget.max_seconds,
         max_spend=budget.max_spend,
     )
@@ -142,18 +143,13 @@ class Found:
     results: list[ItemResult]
 
 
-async def looked_up(
-    items: Sequence[BatchItem], ledger: "Ledger", budget: Budget, storage: str | None
-) -> Found:
-    """Ask the ledger about all items at once, and count in the budget what is bought.
+async def looked_up(items: Sequence[BatchItem], ledger: "Ledger", storage: str | None) -> Found:
+    """Ask the ledger about all items at once.
 
     Raises:
         LedgerUnavailable: The ledger cannot be used.
     """
     known = await ledger.of_keys([item.key for item in items])
-    for item in items:
-        if entry := known.get(item.key):
-            budget.count(entry, item.request)
     place = full_name(storage or settings_now().storage)
     done = await asyncio.to_thread(_stored_already, items, known, place)
     return Found(
@@ -184,10 +180,11 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
         LedgerUnavailable: The ledger cannot be used.
     """
     plan = await asyncio.to_thread(planned, requests, key)
-    budget = Budget(settings_now().prices)
-    found = await looked_up(plan.items, await open_ledger(), budget, storage)
+    ledger = await open_ledger()
+    budget = Budget(batch_prefix(plan.key), settings_now().prices)
+    found = await looked_up(plan.items, ledger, storage)
     return BatchResult(
         key=plan.key,
         results=(*found.results, *invalid(plan.bad)),
-        spending=spending_of(plan, budget),
+        spending=spending_of(plan, budget, await ledger.spent(budget.prefix, budget.prices)),
     )

@@ -7,6 +7,7 @@ newer, and neither the storage nor Prefect's database is flooded.
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import PurePosixPath
 from types import TracebackType
@@ -33,6 +34,7 @@ class Report:
     Args:
         key: The key of the batch.
         board: Where the results stand.
+        count_spent: Reads anew what was spent, for the board.
         place: The storage of the output manifest and the gallery.
         name: Name of the output manifest in it.
 
@@ -41,11 +43,19 @@ class Report:
         gallery: Where the gallery is, once it is written.
     """
 
-    def __init__(self, key: str, board: Board, place: Storage, name: str) -> None:
+    def __init__(
+        self,
+        key: str,
+        board: Board,
+        count_spent: Callable[[], Awaitable[None]],
+        place: Storage,
+        name: str,
+    ) -> None:
         self.output: str | None = None
         self.gallery: str | None = None
         self._key = key
         self._board = board
+        self._count_spent = count_spent
         self._place = place
         self._name = name
         self._artifacts = BatchArtifacts()
@@ -66,14 +76,14 @@ class Report:
         if self._showing:
             await self._showing  # cut off, it could leave a second artifact, or write last
         await self._write()
-        await self._artifacts.show(self._board.standing())
+        await self._show()
 
     async def _keep_showing(self) -> None:
         seen, due = -1, 0.0
         while not self._over.is_set():
             if seen != self._board.changes:
                 seen = self._board.changes
-                await self._artifacts.show(self._board.standing())
+                await self._show()
                 if time.monotonic() >= due:
                     started = time.monotonic()
                     await self._write()
@@ -81,6 +91,10 @@ class Report:
             with suppress(TimeoutError):
                 async with asyncio.timeout(SHOW_EVERY):
                     await self._over.wait()
+
+    async def _show(self) -> None:
+        await self._count_spent()
+        await self._artifacts.show(self._board.standing())
 
     async def _write(self) -> None:
         results = self._board.results()

@@ -7,17 +7,17 @@ missing. Items are started in order, as slots upstream become free.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway import outcomes
 from ..runway.batch import BatchItem, ItemResult
-from ..runway.budget import Budget
-from ..runway.errors import CometAPIError
+from ..runway.budget import Budget, estimate
+from ..runway.errors import BudgetExceeded, CometAPIError, LedgerUnavailable
 from ..runway.generation import Finished, GenerationResult
 from . import display
 from .attempts import retry_on
@@ -25,7 +25,7 @@ from .batch_plan import looked_up
 from .board import Board
 from .deliver import PLAIN, Steps, deliver, named_after
 from .lanes import Lanes, Slot
-from .ledger import this_run
+from .ledger import record, this_run
 from .tasks import WORTH_RETRYING, step_options
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 @task(
     **step_options("generate", retries=1000, retry=retry_on(*WORTH_RETRYING, share=0.2)),
     task_run_name="{item}",
-    persist_result=False,
-    cache_policy=NO_CACHE,
 )
 async def agenerate_item(item: str, make: Callable[[], Awaitable[None]]) -> None:
     """Make one item of a large batch: all four steps in one task run.
@@ -77,8 +75,9 @@ class BatchRun:
 
     async def run(self, items: Sequence[BatchItem], invalid: Sequence[ItemResult] = ()) -> None:
         """Make every item that is not stored yet; what became of each stands on the board."""
-        found = await looked_up(items, self.ledger, self.budget, self.storage)
+        found = await looked_up(items, self.ledger, self.storage)
         self.bought = found.bought
+        await self.count_spent()
         self.board.begin([*found.results, *invalid])
         missing = [
             item
@@ -105,27 +104,45 @@ class BatchRun:
 
     async def _make(self, item: BatchItem) -> None:
         async with self.lanes.slot() as slot:
-            why_not = self.stopped or self._over_budget(item)
-            if why_not:
-                self.board.put(outcomes.not_bought(item, why_not))
+            if self.stopped:
+                self.board.put(outcomes.not_bought(item, self.stopped))
                 return
-            self.board.put(outcomes.running(item))
             try:
+                await self._check_budget(item)
+                self.board.put(outcomes.running(item))
                 result = await self._made(item, self._gated(item, slot))
+            except BudgetExceeded as error:
+                self.board.put(outcomes.not_bought(item, error.what))
             except Exception as error:  # noqa: BLE001 -- the others go on
                 self._failed(item, error)
             else:
                 self.board.put(outcomes.stored(item, result))
 
-    def _over_budget(self, item: BatchItem) -> str | None:
-        if self.budget.reserve(item.key, item.request):
-            return None
-        return "it would pass the limit of what the batch may spend"
+    async def _check_budget(self, item: BatchItem) -> None:
+        """Leave an item for which there is no room, before a task run begins and fails for it.
+
+        It decides nothing: the claim in the ledger makes sure of the limit.
+
+        Raises:
+            BudgetExceeded: There is no room.
+        """
+        if item.key in self.bought or not self.budget.is_limited:
+            return
+        seconds = item.request.billed_seconds()
+        cost = estimate(item.request, self.budget.prices)
+        row = {"cost": cost, "billed_seconds": seconds, "charges": 1, "model": item.request.model}
+        with suppress(LedgerUnavailable):  # the submission waits for the ledger, and retries
+            spent = await self.ledger.spent(self.budget.prefix, self.budget.prices)
+            if why := self.budget.objection(spent, *self.budget.cost_of(row)):
+                raise BudgetExceeded(why)
+
+    async def count_spent(self) -> None:
+        """Read from the ledger what was spent under the keys of the batch."""
+        spent = await record(lambda ledger: ledger.spent(self.budget.prefix, self.budget.prices))
+        self.board.spent = spent or self.board.spent
 
     def _failed(self, item: BatchItem, error: Exception) -> None:
         self.failures += 1
-        if outcomes.was_not_bought(error):
-            self.budget.give_back(item.key)
         self.stopped = self.stopped or outcomes.reason_to_stop(
             error, self.failures, self.max_failures
         )

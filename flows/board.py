@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from ..runway.batch import ItemResult, Outcome, counted
-from ..runway.budget import Budget
+from ..runway.budget import Budget, Spent
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,14 @@ class Board:
     """The results of a batch while it runs, in the order asked for.
 
     Args:
-        budget: What it spends.
+        budget: What it may spend.
+
+    Attributes:
+        spent: What was spent under its keys, as last read from the ledger.
     """
 
     budget: Budget
+    spent: Spent = field(default_factory=Spent)
     _results: dict[str, ItemResult] = field(default_factory=dict[str, ItemResult])
     _counts: Counter[Outcome] = field(default_factory=Counter[Outcome])
     _started: float = field(default_factory=time.monotonic)
@@ -94,8 +98,8 @@ class Board:
             counts=counts,
             seconds=elapsed,
             left=seconds_left(done, total, elapsed),
-            spent=self.budget.spent if self.budget.prices else None,
-            spent_seconds=self.budget.spent_seconds,
+            spent=self.spent.money if self.budget.prices else None,
+            spent_seconds=self.spent.seconds,
             max_spend=self.budget.max_spend,
             max_seconds=self.budget.max_seconds,
         )

@@ -118,7 +118,8 @@ class RunwayJob(JobBlock):
     key: str | None = Field(
         default=None,
         title="Key",
-        description="Idempotency key; where none is given, each flow run pays for one video.",
+        description="Idempotency key; where none is given, each flow run pays for one video. "
+        "Outside of flows and tasks one is required.",
     )
 
     async def atrigger(self, *, key: str | None = None) -> RunwayJobRun:

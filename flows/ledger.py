@@ -14,6 +14,7 @@ from prefect.settings import get_current_settings
 
 from ..blocks.credentials import CometAPICredentials
 from ..blocks.ledger import GenerationLedger
+from ..runway.budget import estimate
 from ..runway.entries import Entry, Intent
 from ..runway.errors import LedgerUnavailable
 from ..runway.generation import Submission
@@ -74,6 +75,7 @@ def intent_for(
             "fingerprint": request.fingerprint(),
             "request": request.shown(),
             "billed_seconds": request.billed_seconds(),
+            "cost": estimate(request, settings_now().prices),
         }
     return Intent(
         key=key,

@@ -2,14 +2,15 @@
 """One async core for sync callers, and the identity of the run that they are in."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextvars import Token
 from typing import Any, TypeVar
-from uuid import uuid4
 
+from prefect.client.schemas.objects import TaskRun, TaskRunResult
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
-from ..runway.errors import RunGivenUp
+from ..runway.errors import InvalidRequest, RunGivenUp
 from ..runway.names import check_key, default_key
 from ..runway.requests import GenerationRequest
 
@@ -50,22 +51,68 @@ def check_starts(most: int) -> None:
         raise RunGivenUp(f"this flow run was started {starts} times, and may be {most} times")
 
 
-def resolve_key(key: str | None, request: GenerationRequest, take: int = 1) -> str:
-    """The user's own key, or the one of this request in the run that asks for it."""
+def resolve_key(
+    key: str | None, request: GenerationRequest, take: int = 1, task_id: str | None = None
+) -> str:
+    """Return the user's own key, or the one of this request in the run that asks for it.
+
+    Args:
+        key: The user's own key.
+        request: What to make.
+        take: Which of several videos of the same request in one run.
+        task_id: Id of a generation that is attached, so that nothing is bought.
+
+    Raises:
+        InvalidRequest: There is no key, and no run that lasts over a retry to make one of.
+        ValueError: The key is not valid.
+    """
     if key is not None:
         if take != 1:
             raise ValueError("give a key of your own or a take, not both")
         return check_key(key)
-    return default_key(lasting_run_id(), request, take)
+    if run := lasting_run_id():
+        return default_key(run, request, take)
+    if task_id is not None:
+        return f"task-{task_id}"
+    raise InvalidRequest(
+        "the parameter key= is missing: this call is made in no flow run and in no task run of "
+        "yours, so nothing tells a repeated call from a new one, and it would be paid for again; "
+        "give it a key of your own (key='sku-17'), or make the call in a flow"
+    )
 
 
-def lasting_run_id() -> object:
-    """The id of the run that asks, the same however often it is retried.
+def lasting_run_id() -> str | None:
+    """Return the id of the outermost run that asks, which stays however often that is retried.
 
-    That is the outermost flow run: its id stays, while a subflow and a task get new ids. Outside of
-    any flow it is the task run, and outside of that nothing lasts.
+    That is the outermost flow run, or the user's task run around it: within them a subflow and a
+    task get new ids at each retry. A step of this package that is called by itself, and a thread
+    that did not get Prefect's context, have no such run.
     """
-    if flow_run.root_flow_run_id:
-        return flow_run.root_flow_run_id
+    around = [context.task_run for context in _task_contexts() if not _is_step(context)]
+    if around and around[-1].flow_run_id is None:
+        return _outermost(around[-1])
+    return flow_run.root_flow_run_id
+
+
+def _task_contexts() -> Iterator[TaskRunContext]:
+    """Yield the contexts of the task runs around this call, the innermost first.
+
+    Prefect keeps only the innermost. Each one holds the token that restores the one around it.
+    """
     context = TaskRunContext.get()
-    return context.task_run.id if context else uuid4()
+    while context is not None:
+        yield context
+        token = context._token  # noqa: SLF001 -- Prefect offers no other way to it
+        around = token.old_value if token else None
+        context = None if around is Token.MISSING else around
+
+
+def _is_step(context: TaskRunContext) -> bool:
+    return str(getattr(context.task.fn, "__module__", "")).startswith(f"{__package__}.")
+
+
+def _outermost(task_run: TaskRun) -> str:
+    """Return the id of a task run, or of its parent where that is in another process."""
+    parents = task_run.task_inputs.get("__parents__") or ()
+    ids = (parent.id for parent in parents if isinstance(parent, TaskRunResult))
+    return str(next(ids, task_run.id))

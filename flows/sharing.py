@@ -58,7 +58,7 @@ def shared_ledger() -> "Ledger | None":
 
 
 def shared_budget() -> Budget | None:
-    """What the run may spend, if that has a limit."""
+    """Return what the batch of this run may spend, if that has a limit."""
     shared = _shared.get()
     return shared.budget if shared else None
 

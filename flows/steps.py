@@ -46,7 +46,7 @@ from .attempts import memory
 from .habits import habit_of
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
 from .ledger_check import check_ledger, leave_mark
-from .running import resolve_key
+from .running import lasting_run_id, resolve_key
 from .sharing import client_for, clients_for_assets, settings_now, shared_budget
 from .storage import full_name, resolve_storage
 from .sweeping import sweep_staged_files
@@ -91,7 +91,7 @@ async def submit(
     from ..runway.buying import attach
 
     request = as_request(request)  # a task's parameters are not validated, as a flow's are
-    key = resolve_key(key, request, take)
+    key = resolve_key(key, request, take, task_id)
     settings = settings_now()
     with failures_of(key):
         credentials = credentials or CometAPICredentials.from_settings(settings)
@@ -105,8 +105,6 @@ async def submit(
             else:
                 entry, new = await _bought(request, credentials, ledger, intent, settings)
         except SubmissionUncertain as error:
-            if budget := shared_budget():
-                budget.doubt(key)
             await display.announce_uncertain(key, error)
             raise
     submission = entry.submission()
@@ -136,19 +134,11 @@ async def _bought(
             intent,
             post,
             run=this_run(),
-            resubmit=settings.on_uncertain == "resubmit" and _may_pay(intent.key, request),
+            resubmit_as=lasting_run_id() if settings.on_uncertain == "resubmit" else None,
+            budget=shared_budget(),
             warn=display.logger().warning,
         )
     return entry, bool(posted)
-
-
-def _may_pay(key: str, request: GenerationRequest) -> bool:
-    """Whether the limit of what the run may spend allows another charge, if there has to be one."""
-    budget = shared_budget()
-    if budget is None or budget.reserve(key, request):
-        return True
-    display.logger().warning("%s is not submitted again: that would pass the limit", key)
-    return False
 
 
 async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) -> None:
@@ -310,8 +300,10 @@ async def persist(
             ]
             if entry:
                 task_id, where = submission.task_id, full_name(place)
+                price = settings.prices.get(entry.model or "")
                 await record(
-                    lambda ledger: ledger.stored(entry, task_id, where, stored), held=entry
+                    lambda ledger: ledger.stored(entry, task_id, where, stored, price=price),
+                    held=entry,
                 )
                 await leave_mark(await open_ledger(), place, now=False)
             for position, video in enumerate(videos):

@@ -43,9 +43,15 @@ def _submission_name() -> str:
 
 
 def step_options(name: str, *, retries: int, retry: Any) -> dict[str, Any]:
-    """What all steps have in common, as arguments of Prefect's ``task``."""
+    """What all steps have in common, as arguments of Prefect's ``task``.
+
+    Prefect keeps no result of a step, whatever the user's flow or settings say: a retried run would
+    get the kept one and never read the ledger, in which the user may have allowed a submission.
+    """
     return {
         "name": name,
+        "persist_result": False,
+        "cache_policy": NO_CACHE,
         "retries": retries,
         "retry_delay_seconds": lambda _retries: RetryDelays([5.0]),
         "retry_condition_fn": retry,
@@ -68,7 +74,6 @@ WORTH_RETRYING = (*_SUBMIT_AGAIN, *_POLL_AGAIN, *_FETCH_AGAIN, *_PERSIST_AGAIN)
 SUBMIT = step_options("submit-generation", retries=5, retry=retry_on(*_SUBMIT_AGAIN, share=0.2))
 POLL = step_options("poll-generation", retries=1000, retry=retry_on(*_POLL_AGAIN, share=1))
 FETCH = step_options("fetch-generation", retries=5, retry=retry_on(*_FETCH_AGAIN, share=0.2))
-FETCH |= {"persist_result": False, "cache_policy": NO_CACHE}
 PERSIST = step_options("persist-generation", retries=3, retry=retry_on(*_PERSIST_AGAIN, share=0.2))
 
 
@@ -89,7 +94,8 @@ async def asubmit_generation(
     Args:
         request: What to make; a dict is read as the request that it describes.
         credentials: Whose key to use; from the settings by default.
-        key: Idempotency key; of the flow run and the request by default.
+        key: Idempotency key; of the outermost run and the request by default. Where no run lasts
+            over a retry (a call outside of your flows and tasks, a bare thread) it is required.
         storage: Where the videos are wanted, should another run have to finish it.
         task_id: Id of a generation that was bought elsewhere; then nothing is bought.
         take: Which of several videos of the same request in one run this is.

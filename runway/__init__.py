@@ -9,6 +9,7 @@ from .entries import Entry, State
 from .errors import (
     AuthenticationError,
     BatchFailed,
+    BudgetExceeded,
     CometAPIError,
     DeliveryError,
     DownloadInterrupted,
@@ -62,6 +63,7 @@ __all__ = [
     "AuthenticationError",
     "BatchFailed",
     "BatchResult",
+    "BudgetExceeded",
     "CometAPIError",
     "CometAPISettings",
     "ContentModeration",

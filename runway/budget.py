@@ -4,15 +4,15 @@
 CometAPI bills some models per generation and others per second of video, and its prices drift; so
 the prices are the user's own (``COMETAPI_PRICES``), in whatever currency they are written. What
 may have been bought counts as spent: a submission whose outcome is unknown, a generation that
-failed upstream, and one that was bought by an earlier run of the same batch.
+failed upstream, and one that was bought by another run of the same batch.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import Field, computed_field
 
-from .entries import Entry, State
 from .generation import Value
 from .prices import Price
 from .requests import GenerationRequest
@@ -30,6 +30,16 @@ def estimate(request: GenerationRequest, prices: Mapping[str, Price]) -> float |
     """What a request is going to cost, or None where its model has no price; pure."""
     price = prices.get(request.model)
     return price.of(seconds_of(request)) if price else None
+
+
+class Spent(Value):
+    """What was, or may have been, bought under the keys of a batch, by whichever run."""
+
+    money: float = Field(
+        default=0.0, description="Estimated money, in the currency of COMETAPI_PRICES."
+    )
+    seconds: float = Field(default=0.0, description="Seconds of video.")
+    charges: int = Field(default=0, description="Submissions that were, or may be, charged.")
 
 
 class Spending(Value):
@@ -65,84 +75,56 @@ def against(amount: float, limit: float | None, form: str) -> str:
     return f"{told} of {limit:,{form}} ({max(0.0, limit - amount):,{form}} left)"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Budget:
-    """What a batch may spend, and what it has spent; each key counts once.
+    """Most that may be spent under the keys of a batch, by all of its runs together.
+
+    The ledger keeps to it: a submission is claimed only where it stays within the limits together
+    with all that its rows say.
 
     Args:
+        prefix: What the keys of the batch begin with.
         prices: Prices by model.
         max_spend: Most money, or None.
         max_seconds: Most seconds of video, or None.
-        resubmits: Whether what was perhaps bought is bought again, and then costs once more.
-
-    Attributes:
-        spent: Money, as far as the models have prices.
-        spent_seconds: Seconds of video.
     """
 
-    prices: Mapping[str, Price]
+    prefix: str
+    prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
     max_spend: float | None = None
     max_seconds: float | None = None
-    resubmits: bool = False
-    spent: float = 0.0
-    spent_seconds: float = 0.0
-    _in_doubt: set[str] = field(default_factory=set[str], repr=False)
-    _reserved: set[str] = field(default_factory=set[str], repr=False)
-    _costs: dict[str, tuple[float, float]] = field(
-        default_factory=dict[str, tuple[float, float]], repr=False
-    )
-    _keys: dict[str, str] = field(default_factory=dict[str, str], repr=False)
 
-    def count(self, entry: Entry, request: GenerationRequest) -> None:
-        """Count what the ledger knows to be bought, or perhaps bought; each id once."""
-        if entry.is_free() or entry.key in self._costs:
-            return
-        if entry.task_id and self._keys.setdefault(entry.task_id, entry.key) != entry.key:
-            return
-        self._set_aside(entry.key, self._cost(request, entry.billed_seconds))
-        if entry.state is State.UNCERTAIN:
-            self.doubt(entry.key)
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit."""
+        return self.max_spend is not None or self.max_seconds is not None
 
-    def reserve(self, key: str, request: GenerationRequest) -> bool:
-        """Set aside what a request is going to cost; False where that passes a limit."""
-        if key in self._costs and key not in self._in_doubt:
-            return True
-        money, seconds = self._cost(request)
-        if _passes(self.spent + money, self.max_spend):
-            return False
-        if _passes(self.spent_seconds + seconds, self.max_seconds):
-            return False
-        self._in_doubt.discard(key)  # what it cost before is not given back any more
-        self._set_aside(key, (money, seconds))
-        self._reserved.add(key)
-        return True
+    def cost_of(self, row: Mapping[str, Any]) -> tuple[float, float]:
+        """Return the money and the seconds of video that a row of the ledger counts; pure.
 
-    def doubt(self, key: str) -> None:
-        """What was set aside was perhaps bought; if it is sent again, that costs once more."""
-        if self.resubmits and key in self._costs:
-            self._in_doubt.add(key)
+        A row whose cost is unknown counts as ``Ledger.spent`` counts it.
+        """
+        seconds = row["billed_seconds"]
+        seconds = ASSUMED_SECONDS if seconds is None else seconds
+        money = row["cost"]
+        if money is None:
+            price = self.prices.get(row["model"])
+            known = [price] if price else self.prices.values()
+            money = max((each.of(seconds) for each in known), default=0.0)
+        return row["charges"] * money, row["charges"] * seconds
 
-    def give_back(self, key: str) -> None:
-        """What was reserved was certainly not bought; what an earlier run bought stays spent."""
-        if key not in self._reserved:
-            return
-        self._reserved.discard(key)
-        money, seconds = self._costs.pop(key)
-        self.spent -= money
-        self.spent_seconds -= seconds
-
-    def _set_aside(self, key: str, cost: tuple[float, float]) -> None:
-        self._costs[key] = cost
-        self.spent += cost[0]
-        self.spent_seconds += cost[1]
-
-    def _cost(
-        self, request: GenerationRequest, seconds: float | None = None
-    ) -> tuple[float, float]:
-        seconds = seconds or seconds_of(request)
-        price = self.prices.get(request.model)
-        return (price.of(seconds) if price else 0.0), seconds
+    def objection(self, spent: Spent, money: float, seconds: float) -> str | None:
+        """Return why one more submission would pass a limit, or None where it would not; pure."""
+        limits = (
+            (spent.money, money, self.max_spend, "{:,.2f} of {:,.2f} spent, {:,.2f} more"),
+            (spent.seconds, seconds, self.max_seconds, "{:,g} of {:,g} s of video, {:,g} more"),
+        )
+        for before, more, limit, form in limits:
+            if limit is not None and before + more > limit + TOLERANCE:
+                told = form.format(before, limit, more)
+                return f"it would pass the limit of what the batch may spend ({told})"
+        return None
 
 
-def _passes(amount: float, limit: float | None) -> bool:
-    return limit is not None and amount > limit + 1e-9  # ten times 0.1 is a little more than 1.0
+TOLERANCE = 1e-6
+"""Of a limit, since ten times 0.1 is a little more than 1.0."""

@@ -16,8 +16,15 @@ from time import monotonic
 from typing import Any
 from uuid import uuid4
 
+from .budget import Budget
 from .entries import Entry, Intent, State, conflict
-from .errors import CometAPIError, LedgerUnavailable, ServiceUnavailable, SubmissionUncertain
+from .errors import (
+    BudgetExceeded,
+    CometAPIError,
+    LedgerUnavailable,
+    ServiceUnavailable,
+    SubmissionUncertain,
+)
 from .holders import holder_name, shown_holder
 from .ledger import Ledger
 from .schema import last_serial
@@ -41,7 +48,7 @@ def next_step(
     intent: Intent,
     *,
     living: bool,
-    resubmit: bool = False,
+    resubmit_as: str | None = None,
     task_id: str | None = None,
 ) -> Step | CometAPIError:
     """What to do with a key, or the error that it comes to; pure.
@@ -50,7 +57,8 @@ def next_step(
         entry: What the ledger knows of the key.
         intent: What is asked for.
         living: Whether the attempt that claimed it may still be under way.
-        resubmit: Whether the user accepts a second charge after an unknown outcome.
+        resubmit_as: Id of the run, where the user lets each run send the request once more after an
+            unknown outcome; None where not.
         task_id: The id of a generation that was bought elsewhere, if one is to be attached.
     """
     if entry is None:
@@ -63,9 +71,18 @@ def next_step(
         return Step.ADOPT if task_id else Step.BUY
     if entry.task_id:
         return Step.ATTACH
-    if entry.state is State.UNCERTAIN and resubmit:
+    if entry.state is State.UNCERTAIN and _may_resubmit(entry, resubmit_as):
         return Step.BUY
-    return SubmissionUncertain(f"an earlier attempt is open: {entry.note}").about(key=entry.key)
+    return _still_open(entry)
+
+
+def _may_resubmit(entry: Entry, run: str | None) -> bool:
+    return run is not None and run not in entry.resubmitted_by
+
+
+def _still_open(entry: Entry, why_not_again: str = "") -> CometAPIError:
+    told = [f"an earlier attempt is open: {entry.note}", why_not_again]
+    return SubmissionUncertain("; ".join(filter(None, told))).about(key=entry.key)
 
 
 Check = Callable[[], None]
@@ -80,7 +97,8 @@ async def buy_once(
     post: Callable[[Check], Awaitable[str]],
     *,
     run: str,
-    resubmit: bool = False,
+    resubmit_as: str | None = None,
+    budget: Budget | None = None,
     warn: Callable[[str], None] = lambda _text: None,
 ) -> Entry:
     """The generation of a key: the one that was bought before, or bought now with one ``post``.
@@ -91,11 +109,14 @@ async def buy_once(
         post: Sends the request and returns the task id. It is handed a check to make at the last
             moment before it sends.
         run: Which run asks, for those who wait for it.
-        resubmit: Whether the user accepts a second charge after an unknown outcome.
+        resubmit_as: Id of the run over all its retries, where the user lets each run send the
+            request once more after an unknown outcome. The ledger records that it did.
+        budget: Limits of what the batch of the key may spend, if there are any.
         warn: Told in words what the user should know, where nothing has to stop for it.
 
     Raises:
         KeyConflict: The key belongs to another request.
+        BudgetExceeded: Nothing was sent, since it would pass a limit of the budget.
         SubmissionUncertain: It was perhaps bought, now or in an earlier attempt.
         LedgerUnavailable: Nothing was sent, since it could not be recorded.
         LedgerOutdated: The ledger is an older copy, so it may have forgotten that it was bought.
@@ -123,7 +144,8 @@ async def buy_once(
                 intent,
                 State.INTENDED,
                 claim,
-                resubmit=resubmit,
+                resubmit_as=resubmit_as,
+                budget=budget,
                 tell=warn,
                 holder=holder,
                 claimed_at=datetime.now(UTC),
@@ -143,6 +165,8 @@ async def buy_once(
             task_id = await post(still_ours)
         except BaseException as error:
             await _note_outcome(ledger, entry, error, warn)
+            if isinstance(error, SubmissionUncertain):
+                error.may_resubmit = _may_resubmit(entry, resubmit_as)
             raise
         stays = ledger.times_held_here(intent.key, runs_name) > 0
         keeper = runs_name if stays else None
@@ -173,7 +197,8 @@ async def _claimed(
     state: State,
     claim: str,
     *,
-    resubmit: bool = False,
+    resubmit_as: str | None = None,
+    budget: Budget | None = None,
     tell: Callable[[str], None] = lambda _text: None,
     task_id: str | None = None,
     **values: Any,
@@ -183,14 +208,16 @@ async def _claimed(
     buys = int(state is State.INTENDED)
     told = False
     while True:
-        mine = await ledger.add(intent, state, claim, attempts=buys, charges=1, **values)
+        mine = await ledger.add(
+            intent, state, claim, budget=budget, attempts=buys, charges=1, **values
+        )
         if mine:
             return mine
         entry = await ledger.get(intent.key)
         if entry is None:
             continue
         living = entry.state is State.INTENDED and await ledger.is_living(entry)
-        step = next_step(entry, intent, living=living, resubmit=resubmit, task_id=task_id)
+        step = next_step(entry, intent, living=living, resubmit_as=resubmit_as, task_id=task_id)
         if isinstance(step, CometAPIError):
             raise step
         if step is Step.ATTACH:
@@ -203,17 +230,33 @@ async def _claimed(
             told = True
             await asyncio.sleep(LOOK_AGAIN)
         else:
-            changes = _new_claim(entry, intent, claim, buys=bool(buys)) | values
-            mine = await ledger.change(state=state, seen=entry, **changes)
+            changes = _new_claim(entry, intent, claim, resubmit_as, buys=bool(buys)) | values
+            mine = await _claim_again(ledger, entry, state, changes, budget)
             if mine:
                 return mine
 
 
-def _new_claim(entry: Entry, intent: Intent, claim: str, *, buys: bool) -> dict[str, Any]:
+async def _claim_again(
+    ledger: Ledger, entry: Entry, state: State, changes: dict[str, Any], budget: Budget | None
+) -> Entry | None:
+    """Return an entry under its new claim, or None where it has changed since it was read."""
+    try:
+        return await ledger.change(state=state, seen=entry, budget=budget, **changes)
+    except BudgetExceeded as error:
+        if entry.state is State.UNCERTAIN:  # its first submission stays open
+            raise _still_open(entry, f"sent again, {error.what}") from error
+        raise
+
+
+def _new_claim(
+    entry: Entry, intent: Intent, claim: str, run: str | None, *, buys: bool
+) -> dict[str, Any]:
     """Return the columns of an entry that is claimed anew, to be bought or to get an id."""
     open_outcome = buys and entry.state is State.UNCERTAIN
     return {
         **intent.wanted(only_known=not buys),
+        **(_costs(entry, intent) if buys else {}),
+        "resubmitted_by": [*entry.resubmitted_by, *([run] if open_outcome else [])],
         "claim": claim,
         "attempts": entry.attempts + buys,
         "charges": entry.charges + 1 if buys else max(1, entry.charges),
@@ -224,6 +267,20 @@ def _new_claim(entry: Entry, intent: Intent, claim: str, *, buys: bool) -> dict[
         "failure_code": "",
         "outputs": [],
     }
+
+
+def _costs(entry: Entry, intent: Intent) -> dict[str, Any]:
+    """Return what one submission under an entry costs, so that all charges of it are covered.
+
+    Another request may be bought under a key whose earlier submissions may have been charged. All
+    of them count alike, so each counts as the most expensive one: never less than was spent.
+    """
+    earlier = entry if entry.charges else intent
+    pairs = {name: (getattr(earlier, name), getattr(intent, name)) for name in _PER_SUBMISSION}
+    return {name: None if None in pair else max(pair) for name, pair in pairs.items()}
+
+
+_PER_SUBMISSION = ("cost", "billed_seconds")
 
 
 _unsent: set[str] = set()
@@ -253,12 +310,22 @@ async def give_up(ledger: Ledger, entry: Entry, *, ours: bool = False) -> None:
         entry: It, as it was seen to be left; it stays where its lease was renewed since.
         ours: Whether it is the caller's own, whose lease may be renewed all the while.
     """
-    free = entry.claim in _unsent and not entry.note
+    unsent = entry.claim in _unsent
+    free = unsent and not entry.note
     state = State.REJECTED if free else State.UNCERTAIN
     note = "nothing was sent" if free else entry.note or _NO_ANSWER
     seen = None if ours else entry
-    refunded = {"charges": entry.charges - 1} if free else {}
+    refunded = _refund(entry) if unsent else {}
     await ledger.change(entry.key, state, seen=seen, of=entry, holder=None, note=note, **refunded)
+
+
+def _refund(claimed: Entry) -> dict[str, Any]:
+    """Return the columns of an entry whose latest submission was certainly not charged.
+
+    If that was a resubmission, its run may send it again as if it had not.
+    """
+    runs = claimed.resubmitted_by[:-1] if claimed.note else claimed.resubmitted_by
+    return {"charges": claimed.charges - 1, "resubmitted_by": list(runs)}
 
 
 async def _accepted(
@@ -352,7 +419,7 @@ async def _note_outcome(
     note = error.what if isinstance(error, CometAPIError) else _NO_ANSWER
     if refused and claimed.note:
         note = f"{claimed.note}; another one was refused: {note}"
-    refunded = {"charges": claimed.charges - 1} if refused else {}
+    refunded = _refund(claimed) if refused else {}
     try:
         await ledger.change(claimed.key, state, of=claimed, holder=None, note=note, **refunded)
     except LedgerUnavailable as trouble:

@@ -6,11 +6,13 @@ copied or moved like any other; each change is flushed to the disk, and so is it
 write-ahead log would be faster, but it is a second file: who copies the first alone loses what was
 bought, and a process that closes its own copy of the file drops the locks that guard the log.
 PostgreSQL commits synchronously, whatever the server's default is, and the tables lie in one
-schema, whatever the search path of the role is. Every statement is a transaction of its own.
+schema, whatever the search path of the role is. Every statement is a transaction of its own; some
+run under a lock.
 """
 
 import asyncio
 import errno
+import hashlib
 import json
 import os
 import re
@@ -20,7 +22,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import asyncpg
 from sqlalchemy import (
@@ -110,6 +112,7 @@ class Database:
         self._opened_file: tuple[int, int] | None = None
         self._open: Connection | AsyncEngine | None = None
         self._opening = asyncio.Lock()
+        self._locking = asyncio.Lock()
         _databases.add(self)
 
     def forget_connection(self) -> None:
@@ -121,6 +124,7 @@ class Database:
         _inherited.append(self._open)
         self._open = None
         self._opening = asyncio.Lock()
+        self._locking = asyncio.Lock()
 
     @property
     def place(self) -> str:
@@ -169,6 +173,45 @@ class Database:
             return Moment.now(), await self.execute(statement)
 
         return await elsewhere(ask())
+
+    async def asked_alone(self, lock: str, statement: Any) -> tuple[Moment, list[Any]]:
+        """Run a statement that writes, while no process runs another one under the same lock.
+
+        What it reads cannot change before it has written. SQLite has one writer at a time anyway.
+
+        Args:
+            lock: Any text.
+            statement: What to run; a transaction of its own.
+
+        Returns:
+            The time at which it began, which is after the lock was acquired, and its rows.
+
+        Raises:
+            LedgerUnavailable: The database did not take it, or not within the patience.
+        """
+
+        async def ask() -> tuple[Moment, list[Any]]:
+            if not self.is_shared:
+                return Moment.now(), await self.execute(statement)
+            async with self._locking:  # else all connections of this process wait for the lock
+                return await self._patiently(lambda: self._run_locked(lock, statement))
+
+        return await elsewhere(ask())
+
+    async def _run_locked(self, lock: str, statement: Any) -> tuple[Moment, list[Any]]:
+        opened = cast("AsyncEngine", await self._opened())
+        number = int.from_bytes(hashlib.sha256(lock.encode()).digest()[:8], signed=True)
+        async with opened.connect() as connection:
+            try:
+                await connection.exec_driver_sql("BEGIN ISOLATION LEVEL READ COMMITTED")
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({number})")
+                began = Moment.now()
+                rows = _fetched(await connection.execute(statement))
+                await connection.exec_driver_sql("COMMIT")
+            except BaseException:
+                await connection.invalidate()  # the server rolls back what a lost connection began
+                raise
+        return began, rows
 
     async def execute(self, statement: Any) -> list[Any]:
         """``rows`` for work that is in the background thread already."""

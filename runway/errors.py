@@ -8,6 +8,7 @@
     │   ├── InvalidRequest         the service does not accept this request
     │   ├── InvalidManifest        a manifest, or rows of it, cannot be used
     │   ├── QuotaExceeded          the account has no balance
+    │   ├── BudgetExceeded         it would pass the limit of what a batch may spend
     │   ├── KeyConflict            the key belongs to another request
     │   ├── LedgerUnavailable      the ledger cannot be read or written
     │   │   └── LedgerDamaged      a row of it cannot be read
@@ -153,6 +154,13 @@ class QuotaExceeded(NotSubmitted):
     advice = "top up the account at https://www.cometapi.com/console and run it again."
 
 
+class BudgetExceeded(NotSubmitted):
+    """A submission would pass the limit of what its batch may spend."""
+
+    money = "nothing was charged for it."
+    advice = "raise max_spend or max_seconds and run the batch again; it buys what is missing."
+
+
 class KeyConflict(NotSubmitted):
     """The key belongs to another request."""
 
@@ -219,8 +227,13 @@ class ServiceUnavailable(CometAPIError):
 
 
 class SubmissionUncertain(CometAPIError):
-    """The request was sent, but no answer says whether it was accepted."""
+    """The request was sent, but no answer says whether it was accepted.
 
+    Attributes:
+        may_resubmit: Whether the user lets this run send it once more, and it has not done so.
+    """
+
+    may_resubmit: bool = False
     money = "perhaps charged, once. It is never sent again by itself."
     advice = (
         "look in CometAPI's console. If it is there: prefect-cometapi ledger adopt {key} TASK_ID. "

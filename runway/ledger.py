@@ -10,7 +10,7 @@ change. Who works on which generation is told by leases (leases.py).
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ from sqlalchemy import (
     and_,
     case,
     exists,
+    literal,
     or_,
     select,
     update,
@@ -29,14 +30,23 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from . import holders
+from .budget import Budget, Spent
 from .database import PATIENCE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
-from .errors import GenerationCancelled, GenerationError, LedgerDamaged, LedgerOutdated
+from .errors import (
+    BudgetExceeded,
+    GenerationCancelled,
+    GenerationError,
+    LedgerDamaged,
+    LedgerOutdated,
+)
 from .generation import Finished, StoredVideo, Submission
 from .leases import LEASE, LEASE_LEFT, MANY, Leases
 from .ledger_mark import LedgerMark, MarkFile, highest_serial
+from .prices import Price
 from .redact import scrub
 from .schema import generations, last_serial, versions
+from .spending import is_within, total_spent
 
 _logger = logging.getLogger(__name__)
 _table = generations.c
@@ -228,6 +238,16 @@ class Ledger(Leases):
             and isinstance(row["submitted_at"], datetime)
         ]
 
+    async def spent(self, prefix: str, prices: Mapping[str, Price]) -> Spent:
+        """Return what was, or may have been, bought under all keys that begin with a prefix.
+
+        Args:
+            prefix: What the keys begin with; ``batch_prefix`` gives that of a batch.
+            prices: Prices by model, for submissions whose cost was not recorded.
+        """
+        (row,) = await self.database.rows(total_spent(prefix, prices))
+        return Spent.model_validate(dict(row))
+
     async def held_by_run(self, run: str) -> list[Entry]:
         """Entries on which a run holds a lease, in whichever process."""
         names = _table.holder.contains(f"|{run}", autoescape=True)
@@ -235,8 +255,20 @@ class Ledger(Leases):
 
     # Buying
 
-    async def add(self, intent: Intent, state: State, claim: str, **values: Any) -> Entry | None:
-        """A new entry, or None where the key has one already that is not of this claim."""
+    async def add(
+        self,
+        intent: Intent,
+        state: State,
+        claim: str,
+        *,
+        budget: Budget | None = None,
+        **values: Any,
+    ) -> Entry | None:
+        """A new entry, or None where the key has one already that is not of this claim.
+
+        Raises:
+            BudgetExceeded: It would pass the limits of the budget.
+        """
         now = datetime.now(UTC)
         row = {
             **intent.wanted(),
@@ -255,16 +287,23 @@ class Ledger(Leases):
             **self._leased_to(values.pop("holder", None)),
             **values,
         }
-        added = await self._one(self._insert(row).returning(generations, LEASE_LEFT))
+        within = is_within(budget, intent.key, _columns(row)) if budget else None
+        statement = self._insert(row, within).returning(generations, LEASE_LEFT)
+        added = await self._one(statement, budget)
         if added:
             return added
         there = await self.get(intent.key)  # its own, where the answer to the insert was lost
+        if there is None and budget:
+            await self._check_budget(budget, intent.key, row)
         return there if there and there.claim == claim and there.state is state else None
 
-    def _insert(self, row: dict[str, Any]) -> Any:
-        """Return the statement that adds a row, unless its key has one."""
+    def _insert(self, row: dict[str, Any], where: ColumnElement[bool] | None = None) -> Any:
+        """Return the statement that adds a row where that holds, unless its key has one."""
         dialect = postgresql if self.database.is_shared else sqlite
-        return dialect.insert(generations).values(_columns(row)).on_conflict_do_nothing()
+        statement, row = dialect.insert(generations), _columns(row)
+        if where is None:
+            return statement.values(row).on_conflict_do_nothing()
+        return statement.from_select([*row], _selected(row).where(where)).on_conflict_do_nothing()
 
     async def restore(self, entry: Entry) -> Entry | None:
         """Write an entry again that the ledger has lost; None where it has the key.
@@ -302,6 +341,7 @@ class Ledger(Leases):
         of: Entry | None = None,
         bought: str | None = None,
         bought_by: str | None = None,
+        budget: Budget | None = None,
         **values: Any,
     ) -> Entry | None:
         """The entry in a new state, or None where its present state does not allow it.
@@ -315,7 +355,11 @@ class Ledger(Leases):
             bought: The task id that the entry must have, or gets where it has none.
             bought_by: The claim that got this id: an entry without an id that was claimed anew
                 since belongs to another purchase.
+            budget: Limits that the entry must keep to with all columns that cost money.
             values: Columns that change with it; ``holder`` gets a lease, None ends it.
+
+        Raises:
+            BudgetExceeded: It would pass the limits of the budget.
         """
         allowed = [str(before) for before in MAY_FOLLOW[state]]
         where = [_table.key == key, _table.state.in_(allowed)]
@@ -334,10 +378,14 @@ class Ledger(Leases):
         changes = dict(values, state=str(state), changed_at=datetime.now(UTC))
         if "holder" in changes:
             changes |= self._leased_to(changes["holder"])
-        changed = await self._update(where, changes)
+        if budget:
+            where.append(is_within(budget, key, changes))
+        changed = await self._update(where, changes, budget)
         if changed:
             return changed
         there = await self.get(key)  # as it should be, where the answer to the update was lost
+        if budget and seen and there and (there.claim, there.state) == (seen.claim, seen.state):
+            await self._check_budget(budget, key, changes)
         is_so = there and there.state is state and there.claim == values.get("claim")
         return there if is_so else None
 
@@ -389,11 +437,29 @@ class Ledger(Leases):
         )
 
     async def stored(
-        self, entry: Entry, task_id: str, place: str, videos: Sequence[StoredVideo]
+        self,
+        entry: Entry,
+        task_id: str,
+        place: str,
+        videos: Sequence[StoredVideo],
+        *,
+        price: Price | None = None,
     ) -> Entry | None:
-        """Record that its videos are in a storage, beside others that have them; the work ends."""
+        """Record that its videos are in a storage, beside others that have them; the work ends.
+
+        Args:
+            entry: As last read.
+            task_id: Its id.
+            place: The storage.
+            videos: What is stored there.
+            price: Price of its model; one of a second is applied to the length that is known now.
+        """
         delivered = {**entry.videos, place: tuple(videos)}
         billed = entry.billed_seconds or sum(video.duration for video in videos)
+        is_estimate = price and price.per_second and entry.billed_seconds is None
+        costs: dict[str, Any] = (
+            {"cost": round(price.of(billed), 6)} if price and is_estimate else {}
+        )
         return await self.change(
             entry.key,
             State.STORED,
@@ -407,6 +473,7 @@ class Ledger(Leases):
             billed_seconds=round(billed, 3),
             holder=None,
             note="",
+            **costs,
         )
 
     # Who is at work
@@ -465,9 +532,23 @@ class Ledger(Leases):
             )
             raise LedgerDamaged(f"{where} is damaged: {wrong}") from None
 
-    async def _one(self, statement: Any) -> Entry | None:
-        """The entry that a statement about one key gives."""
-        asked, rows = await self.database.asked(statement)
+    async def _check_budget(self, budget: Budget, key: str, row: Mapping[str, Any]) -> None:
+        """See that a row of these values would keep to a budget, as it is now.
+
+        Raises:
+            BudgetExceeded: It would not.
+        """
+        left_out = total_spent(budget.prefix, budget.prices, without=key)
+        (found,) = await self.database.rows(left_out)
+        if why := budget.objection(Spent.model_validate(dict(found)), *budget.cost_of(row)):
+            raise BudgetExceeded(why).about(key=key)
+
+    async def _one(self, statement: Any, budget: Budget | None = None) -> Entry | None:
+        """The entry that a statement about one key gives, which may have to keep to a budget."""
+        if budget:
+            asked, rows = await self.database.asked_alone(budget.prefix, statement)
+        else:
+            asked, rows = await self.database.asked(statement)
         found = self._read(rows)
         if not found:
             return None
@@ -475,10 +556,13 @@ class Ledger(Leases):
         return found[0]
 
     async def _update(
-        self, where: Sequence[ColumnElement[bool]], changes: dict[str, Any]
+        self,
+        where: Sequence[ColumnElement[bool]],
+        changes: dict[str, Any],
+        budget: Budget | None = None,
     ) -> Entry | None:
         statement = update(generations).where(*where).values(_columns(changes))
-        return await self._one(statement.returning(generations, LEASE_LEFT))
+        return await self._one(statement.returning(generations, LEASE_LEFT), budget)
 
 
 def _outdated(place: str, serial: int, known: int) -> LedgerOutdated:
@@ -497,6 +581,15 @@ def _given_for_another(table: FromClause, task_id: str, claimed: Entry) -> Colum
 
 def _lease_of(entry: Entry) -> ColumnElement[bool]:
     return _table.leased_until.is_not_distinct_from(entry.leased_until)
+
+
+def _selected(row: Mapping[str, Any]) -> Select[Any]:
+    return select(
+        *[
+            value if isinstance(value, ColumnElement) else literal(value, generations.c[name].type)
+            for name, value in row.items()
+        ]
+    )
 
 
 def _columns(values: dict[str, Any]) -> dict[str, Any]:

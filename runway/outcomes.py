@@ -71,12 +71,6 @@ def not_bought(item: BatchItem, why: str) -> ItemResult:
     return waiting(item).model_copy(update={"outcome": Outcome.NOT_BOUGHT, "message": why})
 
 
-def was_not_bought(error: Exception) -> bool:
-    """Whether it is certain that nothing was bought before this error."""
-    uncertain = isinstance(error, SubmissionUncertain)
-    return isinstance(error, CometAPIError) and error.task_id is None and not uncertain
-
-
 def invalid(rows: Iterable[BadRow]) -> list[ItemResult]:
     """Rows that cannot be used, each with all that is wrong with it."""
     problems: dict[int, list[BadRow]] = {}

@@ -59,6 +59,11 @@ class BadRow(Value):
         return f"{self.unit} {self.row}{which}: {self.what}"
 
 
+def batch_prefix(batch_key: str) -> str:
+    """Return what all keys of a batch, and of no other batch beside it, begin with."""
+    return f"{batch_key}/"
+
+
 def batch_keys(batch_key: str) -> KeyOf:
     """Keys that begin with a batch's own: behind it the id, or a hash of the request.
 
@@ -70,7 +75,7 @@ def batch_keys(batch_key: str) -> KeyOf:
         raise ValueError(f"the key of a batch has at most {room} characters")
 
     def key_of(id_: str | None, request: GenerationRequest, take: int) -> str:
-        key = f"{batch_key}/{id_ or request.fingerprint()[:16]}"
+        key = f"{batch_prefix(batch_key)}{id_ or request.fingerprint()[:16]}"
         return key if take == 1 else f"{key}-take-{take}"
 
     return key_of

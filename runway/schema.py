@@ -52,12 +52,14 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE cometapi_ledger_version ADD COLUMN identity TEXT",
         "ALTER TABLE cometapi_ledger_version ADD COLUMN serial_floor BIGINT NOT NULL DEFAULT 0",
         "CREATE INDEX ix_cometapi_generations_serial ON cometapi_generations (serial)",
+        """CREATE INDEX ix_cometapi_generations_spending ON cometapi_generations
+        (key COLLATE {binary}, charges, cost, billed_seconds, model)""",
         """UPDATE cometapi_generations SET claimed_at = created_at, charges = CASE
-        WHEN state IN ('rejected', 'released') THEN 0 WHEN attempts > 1 THEN attempts
-        ELSE 1 END""",
+        WHEN state = 'rejected' THEN 0 WHEN attempts > 1 THEN attempts ELSE 1 END""",
     ),
 }
-"""Statements that lead to a version from the one before it, the same on every database."""
+"""Statements that lead to a version from the one before it, the same on every database but for the
+name of the binary collation."""
 
 _LOCK = 0x636F6D6574  # "comet"
 _BEGIN = {
@@ -113,6 +115,22 @@ def _sqlite_time(*_args: Any, **_kwargs: Any) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
+class binary_key(FunctionElement[str]):  # noqa: N801 -- reads as SQL's own functions do
+    """A key that is compared byte by byte, so that a range of keys is exact on every database."""
+
+    type = Text()
+    inherit_cache = True
+
+
+BINARY = {"sqlite": "BINARY", "postgresql": '"C"'}
+"""Name of the collation that compares texts byte by byte."""
+
+
+@compiles(binary_key)
+def _binary_key(element: Any, compiler: Any, **options: Any) -> str:
+    return f"{compiler.process(element.clauses, **options)} COLLATE {BINARY[compiler.dialect.name]}"
+
+
 _metadata = MetaData()
 
 generations = Table(
@@ -153,6 +171,11 @@ generations = Table(
     Index("ix_cometapi_generations_kind", "base_url", "route", "model", "submitted_at"),
     Index("ix_cometapi_generations_serial", "serial"),
 )
+Index(
+    "ix_cometapi_generations_spending",
+    binary_key(generations.c.key),
+    *(generations.c[name] for name in ("charges", "cost", "billed_seconds", "model")),
+)
 
 versions = Table(
     "cometapi_ledger_version",
@@ -192,7 +215,8 @@ def migrate(connection: Connection) -> None:
         else:
             for version in range(found + 1, VERSION + 1):
                 for statement in MIGRATIONS[version]:
-                    connection.execute(text(statement))
+                    named = statement.replace("{binary}", BINARY[connection.dialect.name])
+                    connection.execute(text(named))
             connection.execute(versions.update().values(version=VERSION))
             unnamed = versions.c.identity.is_(None)
             connection.execute(versions.update().where(unnamed).values(identity=uuid4().hex))

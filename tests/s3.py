@@ -3,13 +3,13 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import httpx
 
 from .cluster import free_port
+from .waiting import kill, until
 
 KEY_ID, SECRET = "AKIAEXAMPLE", "canary-of-s3"
 START = 60.0
@@ -24,14 +24,10 @@ def s3_server() -> Iterator[str]:
     process = subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + START
-        while not _answers(url):
-            assert time.monotonic() < end, "the S3 server does not start"
-            time.sleep(0.1)
+        until(lambda: _answers(url), "the S3 server", START)
         yield url
     finally:
-        process.kill()
-        process.wait()
+        kill(process)
 
 
 def environment(url: str) -> dict[str, str]:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A batch spends no more than it may, whatever is refused, repeated or left open."""
 
+import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 
-from prefect_cometapi.flows import generate_batch
-from prefect_cometapi.runway import BatchFailed, InvalidRequest
+from prefect_cometapi.flows import agenerate_batch, generate_batch
+from prefect_cometapi.runway import BatchFailed, InvalidRequest, State
 from prefect_cometapi.runway.batch import Outcome
 from prefect_cometapi.sandbox import Fault
 
@@ -94,3 +96,42 @@ def test_what_the_budget_does_not_allow_is_not_sent_again(
     assert item.outcome is Outcome.UNCERTAIN
     assert caught.value.result.spending.spent == pytest.approx(0.32)
     assert creates(sandbox) == len(sandbox.accepted) == 1
+
+
+def test_rows_that_left_the_manifest_count_against_the_limit(prefect_server, sandbox, tmp_path):
+    """A manifest that is filled anew each day does not get a fresh budget under the same key."""
+    bought, others = rows(3)[:2], [dict(row, id=f"new-{row['id']}") for row in rows(2)]
+    assert generate_batch(manifest(tmp_path, bought), max_seconds=10, key="daily").succeeded == 2
+    with pytest.raises(BatchFailed, match="2 not bought"):
+        generate_batch(manifest(tmp_path, others), max_seconds=10, key="daily")
+    assert creates(sandbox) == 2
+
+
+def test_each_resubmission_counts_against_the_limit(prefect_server, sandbox, tmp_path, book):
+    """A key that was released three times may have been charged three times."""
+    sandbox.add_fault("create:reset-after:times=3")
+    path = manifest(tmp_path, rows(1))
+    with pytest.raises(BatchFailed, match="1 uncertain"):
+        generate_batch(path, max_seconds=5, key="one")
+    book.decide("one/sku-0", State.RELEASED)
+    with pytest.raises(BatchFailed, match="1 not bought") as caught:
+        generate_batch(path, max_seconds=5, key="one")
+    assert caught.value.result
+    (item,) = caught.value.result.results
+    assert "(5 of 5 s of video, 5 more)" in str(item.message)
+    assert len(sandbox.accepted) == 1
+
+
+async def test_two_batches_at_once_keep_to_one_limit(prefect_server, sandbox, history_mode):
+    """Under one key, with different rows: five are bought, and the others are no failures."""
+    groups = [[dict(row, id=f"{name}-{row['id']}") for row in rows(5)] for name in "ab"]
+    both: list[Any] = await asyncio.gather(
+        *(agenerate_batch(group, max_seconds=25, key="both", max_failures=0) for group in groups),
+        return_exceptions=True,
+    )
+    # One of them fails where the other one has bought all five.
+    results = [each.result if isinstance(each, BatchFailed) else each for each in both]
+    assert creates(sandbox) == len(sandbox.accepted) == 5
+    assert sum(result.succeeded for result in results) == 5
+    assert sum(result.not_bought for result in results) == 5
+    assert [result.failed for result in results] == [0, 0]

@@ -19,6 +19,10 @@ from prefect_cometapi.runway.results import publish_results, read_results
 from prefect_cometapi.runway.storage import FolderStorage
 
 
+async def nothing_new() -> None:
+    """Read nothing, since nothing is spent."""
+
+
 async def test_a_slow_write_does_not_replace_the_last_one(tmp_path, monkeypatch):
     """The first write is still under way when the batch ends; the output tells the end."""
     under_way, may_go_on = threading.Event(), threading.Event()
@@ -32,9 +36,9 @@ async def test_a_slow_write_does_not_replace_the_last_one(tmp_path, monkeypatch)
         return publish_results(results, *place)
 
     monkeypatch.setattr(batch_report, "publish_results", slow_at_first)
-    board = Board(Budget({}))
+    board = Board(Budget("b/"))
     board.begin([ItemResult(id="one", outcome=Outcome.WAITING)])
-    async with Report("batch", board, FolderStorage(tmp_path), "out.jsonl") as report:
+    async with Report("batch", board, nothing_new, FolderStorage(tmp_path), "out.jsonl") as report:
         board.put(ItemResult(id="one", outcome=Outcome.RUNNING))
         await asyncio.to_thread(under_way.wait, 30)
         board.put(ItemResult(id="one", outcome=Outcome.STORED))
@@ -52,9 +56,9 @@ async def test_a_disk_that_is_full_under_the_gallery_does_not_break_the_batch(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    board = Board(Budget({}))
+    board = Board(Budget("b/"))
     board.begin([ItemResult(id="one", outcome=Outcome.STORED)])
-    async with Report("batch", board, FolderStorage(tmp_path), "out.jsonl") as report:
+    async with Report("batch", board, nothing_new, FolderStorage(tmp_path), "out.jsonl") as report:
         pass
     assert [item.outcome for item in read_results(str(report.output))] == [Outcome.STORED]
     assert report.gallery is None
@@ -71,9 +75,9 @@ async def test_a_disk_that_is_full_under_the_gallery_does_not_break_the_batch(
 )
 async def test_each_output_has_a_gallery_of_its_own(tmp_path, output, page):
     """The page of yesterday's batch stays, though the names of both begin alike."""
-    board = Board(Budget({}))
+    board = Board(Budget("b/"))
     board.begin([ItemResult(id="one", outcome=Outcome.STORED)])
-    async with Report("batch", board, FolderStorage(tmp_path), output) as report:
+    async with Report("batch", board, nothing_new, FolderStorage(tmp_path), output) as report:
         pass
     assert report.gallery == str(tmp_path / page)
 

@@ -18,7 +18,7 @@ def item(name: str, outcome: Outcome = Outcome.WAITING) -> ItemResult:
 
 
 def board_of(*results: ItemResult) -> Board:
-    board = Board(Budget({}))
+    board = Board(Budget("b/"))
     board.begin(results)
     return board
 
@@ -88,8 +88,8 @@ def test_what_was_spent_stands_beside_its_limit():
 
 def test_spending_is_shown_only_with_prices():
     """Zero would be a lie."""
-    assert Board(Budget({})).standing().spent is None
-    assert Board(Budget({"gen3a_turbo": Price(0.3)})).standing().spent == 0.0
+    assert Board(Budget("b/")).standing().spent is None
+    assert Board(Budget("b/", {"gen3a_turbo": Price(0.3)})).standing().spent == 0.0
 
 
 @pytest.mark.parametrize(

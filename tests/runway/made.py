@@ -128,11 +128,14 @@ async def buy(
     *,
     wish: Intent | None = None,
     seconds: float = 20.0,
+    run: str = "r",
+    resubmit: bool = False,
     **options: Any,
 ) -> Entry:
     """What a run gets that wants a generation."""
+    options["resubmit_as"] = run if resubmit else None
     async with asyncio.timeout(seconds):
-        return await buy_once(ledger, wish or intent(), service.post, **{"run": "r", **options})
+        return await buy_once(ledger, wish or intent(), service.post, run=run, **options)
 
 
 class Told(list[str]):

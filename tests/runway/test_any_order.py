@@ -182,7 +182,7 @@ class OneKey(RuleBasedStateMachine):
                     intent(KEY),
                     attempt.post,
                     run=f"run {attempt.number}",
-                    resubmit=resubmit,
+                    resubmit_as=f"run {attempt.number}" if resubmit else None,
                 )
             )
 

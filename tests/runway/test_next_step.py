@@ -24,6 +24,11 @@ def kept(state: State, id_of_entry: str | None):
     return entry(state, task_id=(id_of_entry or "task-1") if state in BOUGHT else None)
 
 
+def run_of(resubmit: object) -> str | None:
+    """The run that may send it again, where the user lets it."""
+    return "r" if resubmit else None
+
+
 @pytest.mark.parametrize(
     ("state", "living", "resubmit", "expected"),
     [
@@ -41,7 +46,7 @@ def kept(state: State, id_of_entry: str | None):
 )  # fmt: skip
 def test_the_same_request_again(state, living, resubmit, expected):
     """Attached where it was bought, bought where nothing was, and otherwise left to the user."""
-    step = next_step(kept(state, None), intent(), living=living, resubmit=resubmit)
+    step = next_step(kept(state, None), intent(), living=living, resubmit_as=run_of(resubmit))
     assert step is expected or type(step) is expected
 
 
@@ -69,8 +74,10 @@ def test_an_id_is_not_attached_to_a_key_that_is_just_being_submitted(living, exp
 @given(resubmit=truth, living=truth)
 def test_a_key_that_nobody_used_is_bought_or_attached(resubmit, living):
     """There is nothing to decide."""
-    assert next_step(None, intent(), living=living, resubmit=resubmit) is Step.BUY
-    adopted = next_step(None, intent(), living=living, resubmit=resubmit, task_id="task-1")
+    assert next_step(None, intent(), living=living, resubmit_as=run_of(resubmit)) is Step.BUY
+    adopted = next_step(
+        None, intent(), living=living, resubmit_as=run_of(resubmit), task_id="task-1"
+    )
     assert adopted is Step.ADOPT
 
 
@@ -80,7 +87,7 @@ def test_another_request_is_told_before_anything_else_is_done(
 ):
     """Nobody waits for, attaches to or pays for what he did not ask for."""
     there = kept(state, known)
-    step = next_step(there, OTHER, living=living, resubmit=resubmit, task_id=task_id)
+    step = next_step(there, OTHER, living=living, resubmit_as=run_of(resubmit), task_id=task_id)
     if state in FREE:
         assert step is (Step.ADOPT if task_id else Step.BUY)
     else:
@@ -96,7 +103,7 @@ def test_nothing_is_bought_over_an_id_or_against_a_doubt(
     """A purchase needs a free key, or the user's word after an unknown outcome."""
     there = entry(state, task_id=known) if odd else kept(state, known)
     wish = intent() if same else OTHER
-    step = next_step(there, wish, living=living, resubmit=resubmit, task_id=task_id)
+    step = next_step(there, wish, living=living, resubmit_as=run_of(resubmit), task_id=task_id)
     if step is Step.BUY:
         assert task_id is None
         assert state in FREE or (state is S.UNCERTAIN and resubmit and there.task_id is None)
@@ -117,7 +124,9 @@ def test_the_decision_is_the_same_each_time(state, living, resubmit, task_id, kn
     there = kept(state, known)
 
     def decided():
-        step = next_step(there, intent(), living=living, resubmit=resubmit, task_id=task_id)
+        step = next_step(
+            there, intent(), living=living, resubmit_as=run_of(resubmit), task_id=task_id
+        )
         return step if isinstance(step, Step) else (type(step), step.what)
 
     assert decided() == decided()
@@ -130,3 +139,15 @@ def test_a_doubt_is_told_with_what_happened(state):
     assert isinstance(told, SubmissionUncertain)
     assert "the line went dead" in told.what
     assert told.key == "sku-17"
+
+
+@given(before=st.lists(st.sampled_from("abc")), run=st.sampled_from("abc"), living=truth)
+def test_a_run_sends_it_again_once_after_an_unknown_outcome(before, run, living):
+    """Other runs have a leave of their own; the ledger knows which have used theirs."""
+    there = entry(S.UNCERTAIN, resubmitted_by=tuple(before), note="no answer")
+    step = next_step(there, intent(), living=living, resubmit_as=run)
+    if run in before:
+        assert isinstance(step, SubmissionUncertain)
+        assert not step.may_resubmit
+    else:
+        assert step is Step.BUY

@@ -9,11 +9,8 @@ from prefect_cometapi.runway import (
     GenerationFailed,
     GenerationResult,
     ImageToVideoRequest,
-    InvalidOutput,
     InvalidRequest,
-    KeyConflict,
     QuotaExceeded,
-    ServiceUnavailable,
     Status,
     SubmissionUncertain,
 )
@@ -27,7 +24,6 @@ from prefect_cometapi.runway.outcomes import (
     running,
     stored,
     waiting,
-    was_not_bought,
 )
 from prefect_cometapi.runway.rows import BadRow
 
@@ -96,25 +92,6 @@ def test_secrets_of_an_unknown_error_are_hidden():
     """It may quote an address."""
     item = ended(ITEM, RuntimeError("GET https://cdn.example.com/a.mp4?_jwt=topsecret failed"))
     assert "topsecret" not in (item.message or "")
-
-
-@pytest.mark.parametrize(
-    ("error", "certain"),
-    [
-        (InvalidRequest("no"), True),
-        (KeyConflict("another"), True),
-        (AuthenticationError("no key"), True),
-        (ServiceUnavailable("busy"), True),
-        (ServiceUnavailable("away").about(task_id="task-1"), False),
-        (SubmissionUncertain("no answer"), False),
-        (GenerationFailed("moderated").about(task_id="task-1"), False),
-        (InvalidOutput("cut off").about(task_id="task-1"), False),
-        (RuntimeError("who knows"), False),
-    ],
-)
-def test_only_what_was_certainly_not_bought_gives_its_money_back(error, certain):
-    """A doubt counts as spent."""
-    assert was_not_bought(error) is certain
 
 
 def test_an_account_that_cannot_buy_stops_the_batch():

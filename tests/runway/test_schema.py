@@ -158,6 +158,7 @@ async def test_a_server_that_restarts_while_the_table_is_made_is_waited_for(post
 FIRST_VERSION = (
     "DROP INDEX ix_cometapi_generations_kind",
     "DROP INDEX ix_cometapi_generations_serial",
+    "DROP INDEX ix_cometapi_generations_spending",
     *(
         f"ALTER TABLE cometapi_generations DROP COLUMN {name}"
         for name in ("charges", "cost", "claimed_at", "resubmitted_by", "task_id_checked", "serial")
@@ -174,15 +175,18 @@ async def test_a_ledger_of_the_first_version_is_brought_up_to_date(ledger_url):
     first = Ledger(ledger_url)
     await put(first, S.STORED, "old", task_id="task-0", attempts=2)
     await put(first, S.REJECTED, "refused", attempts=1)
+    await put(first, S.RELEASED, "again", attempts=1)
     for statement in FIRST_VERSION:
         await rows(first, statement)
     await first.database.close()
     later = Ledger(ledger_url)
-    found = await later.of_keys(["old", "refused"])
+    found = await later.of_keys(["old", "refused", "again"])
     assert (found["old"].task_id, found["old"].charges) == ("task-0", 2)
     assert found["old"].claimed_at == found["old"].created_at
     assert (found["refused"].charges, found["refused"].resubmitted_by) == (0, ())
+    assert found["again"].charges == 1
     (identity,) = await rows(later, "SELECT length(identity) FROM cometapi_ledger_version")
     assert identity == (32,)
     await rows(later, "DROP INDEX ix_cometapi_generations_kind")
+    await rows(later, "DROP INDEX ix_cometapi_generations_spending")
     await later.database.close()
