@@ -32,7 +32,14 @@ from ..runway.errors import (
     StorageError,
     SubmissionUncertain,
 )
-from ..runway.generation import FetchedVideo, Finished, Generation, StoredVideo, Submission
+from ..runway.generation import (
+    FetchedVideo,
+    Finished,
+    Generation,
+    Status,
+    StoredVideo,
+    Submission,
+)
 from ..runway.media import draw_poster, inspect_video
 from ..runway.names import check_task_id, file_stem
 from ..runway.polling import Patience, wait_until_finished
@@ -42,19 +49,16 @@ from ..runway.requests import GenerationRequest, as_request
 from ..runway.settings import CometAPISettings
 from ..runway.storage import Storage
 from . import display
+from .adoption import ATTACHED_GRACE, adopt_id, key_for
 from .attempts import memory
 from .habits import habit_of
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
-from .running import resolve_key
 from .sharing import client_for, clients_for_assets, settings_now, shared_budget
 from .storage import full_name, resolve_storage
 
 if TYPE_CHECKING:
     from ..runway.buying import Check
     from ..runway.ledger import Ledger
-
-ATTACHED_GRACE = 4
-"""Poll intervals during which the id of an older generation may be unknown."""
 
 
 @cache
@@ -86,18 +90,17 @@ async def submit(
     take: int = 1,
 ) -> Submission:
     """Buy a generation with one POST, or attach to what its key or id stands for already."""
-    from ..runway.buying import attach
-
     request = as_request(request)  # a task's parameters are not validated, as a flow's are
-    key = resolve_key(key, request, take)
+    task_id = None if task_id is None else check_task_id(task_id)
     settings = settings_now()
+    key = await key_for(request, credentials, key, task_id=task_id, take=take)
     with failures_of(key):
         credentials = credentials or CometAPICredentials.from_settings(settings)
         intent = intent_for(key, credentials, storage, request)
         ledger = await open_ledger()
         try:
             if task_id is not None:
-                entry, new = await attach(ledger, intent, check_task_id(task_id)), False
+                entry, new = await adopt_id(ledger, intent, credentials, task_id), False
             else:
                 entry, new = await _bought(request, credentials, ledger, intent, settings)
         except SubmissionUncertain as error:
@@ -156,18 +159,31 @@ async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) 
         await display.announce("submitted", submission, route=intent.route, model=intent.model)
 
 
-async def poll(submission: Submission, credentials: CometAPICredentials | None) -> Finished:
-    """Wait until a generation succeeded, and record its end."""
+async def poll(
+    submission: Submission, credentials: CometAPICredentials | None, *, again: bool = False
+) -> Finished:
+    """Wait until a generation succeeded, and record its end.
+
+    One that the ledger records as failed or cancelled is asked for only ``again``; if the service
+    repeats its answer, the record stays.
+    """
     settings = settings_now()
     remembered = memory()
+    unconfirmed = False
 
     async def on_reply(reply: Generation, before: Generation | None) -> None:
+        nonlocal unconfirmed
         remembered.failures = 0
+        if unconfirmed and reply.status is not Status.NOT_VISIBLE:
+            unconfirmed = False
+            await record(lambda ledger: ledger.confirm(submission.key, submission.task_id))
         await display.show_reply(submission, reply, before)
 
     async with working_alone(submission) as entry:
-        if entry and (failure := entry.failure()):
-            raise failure
+        given_up = entry.failure() if entry else None
+        if given_up and not again:
+            raise given_up
+        unconfirmed = entry is not None and not entry.task_id_checked
         if entry and (finished := entry.finished()):
             return finished
         credentials = credentials or CometAPICredentials.from_settings(settings)
@@ -182,8 +198,9 @@ async def poll(submission: Submission, credentials: CometAPICredentials | None) 
                     habit=habit_of(submission, entry, credentials.base_url),
                 )
         except (GenerationFailed, GenerationCancelled) as error:
-            key, task_id, failure = submission.key, submission.task_id, error
-            await record(lambda ledger: ledger.failed(key, task_id, failure))
+            if given_up is None:
+                key, task_id, failure = submission.key, submission.task_id, error
+                await record(lambda ledger: ledger.failed(key, task_id, failure))
             raise
         record_soon(lambda ledger: ledger.finished(submission, finished))
         return finished

@@ -33,6 +33,7 @@ from .errors import (
     StorageUnavailable,
     SubmissionUncertain,
     UnexpectedResponse,
+    UnknownTaskId,
 )
 from .generation import (
     AssetURL,
@@ -103,6 +104,7 @@ __all__ = [
     "Submission",
     "SubmissionUncertain",
     "UnexpectedResponse",
+    "UnknownTaskId",
     "VideoToVideoRequest",
 ]
 

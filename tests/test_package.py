@@ -30,7 +30,8 @@ EXPORTS = {
         InvalidOutput InvalidRequest ItemResult KeyConflict Ledger LedgerDamaged LedgerUnavailable
         NotSubmitted Outcome OutputExpired QuotaExceeded Reference RunGivenUp RunwayClient
         ServiceUnavailable StagedFileMissing State Status StorageError StorageUnavailable
-        StoredVideo Submission SubmissionUncertain UnexpectedResponse VideoToVideoRequest
+        StoredVideo Submission SubmissionUncertain UnexpectedResponse UnknownTaskId
+        VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",
     "flows": """
