@@ -2,26 +2,23 @@
 """``prefect-cometapi ledger``: what was bought, and what to do about the uncertain ones."""
 
 import asyncio
-import csv
-import io
 import json as json_text
 import re
 import shlex
 import sys
 from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from cyclopts import App, Parameter
 from rich.table import Table
 
 from ..runway.entries import Entry, State
 from ..runway.errors import LedgerDamaged
-from ..runway.generation import StoredVideo
-from ..runway.holders import shown_holder
 from ..runway.names import check_task_id
-from ..runway.redact import printable
+from ..runway.resubmission import ARRIVAL_WINDOW, may_arrive_until, outcome_is_unknown, sent_at
 from .ledger_files import backup, rebuild
+from .ledger_table import as_csv, as_json, facts_of, shown_time, table_of
 from .quiet import quieten_prefect
 from .terminal import console, errors, escape, show_error
 
@@ -32,37 +29,6 @@ app.command(backup)
 app.command(rebuild)
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-_COLOURS = {
-    State.STORED: "green",
-    State.FAILED: "red",
-    State.CANCELLED: "red",
-    State.UNCERTAIN: "bold yellow",
-    State.LOST: "yellow",
-    State.SUBMITTED: "cyan",
-    State.SUCCEEDED: "cyan",
-}
-
-_CSV_COLUMNS = (
-    "key",
-    "state",
-    "task_id",
-    "route",
-    "model",
-    "created_at",
-    "submitted_at",
-    "finished_at",
-    "stored_at",
-    "waited",
-    "polls",
-    "billed_seconds",
-    "attempts",
-    "flow_run_id",
-    "failure_code",
-    "note",
-    "uris",
-    "sha256",
-)
 
 Key = Annotated[str, Parameter(help="Idempotency key of the generation.")]
 
@@ -123,11 +89,11 @@ def list_entries(
 
     entries = _run(look())
     if json:
-        print(json_text.dumps([_as_json(entry) for entry in entries], indent=2))
+        print(json_text.dumps([as_json(entry) for entry in entries], indent=2))
     elif csv:
         print(as_csv(entries), end="")
     elif entries:
-        console.print(_table(entries))
+        console.print(table_of(entries))
         _advise(entries)
     elif not damaged:
         console.print("The ledger has no such generations.")
@@ -144,10 +110,10 @@ def show(
     """Show all that is known of one generation."""
     entry = _run(_known(key))
     if json:
-        print(json_text.dumps(_as_json(entry), indent=2))
+        print(json_text.dumps(as_json(entry), indent=2))
         return
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in _facts(entry).items():
+    for name, value in facts_of(entry).items():
         table.add_row(f"[dim]{name}[/]", escape(value))
     console.print(table)
     _advise([entry])
@@ -160,12 +126,17 @@ def adopt(
         str, Parameter(help="Id that CometAPI's console shows.", validator=valid_task_id)
     ],
 ) -> None:
-    """Give an uncertain submission the id that was found for it."""
+    """Give an uncertain submission the id that was found for it.
+
+    The id is checked with CometAPI first, which is free. Where that cannot be asked, the id is
+    recorded as not confirmed, and another one can replace it.
+    """
 
     async def decide() -> Entry:
-        from ..runway.buying import attach
+        from ..flows.adoption import adopt_by_hand
 
-        return await attach(await _ledger(), await _known(key), check_task_id(task_id))
+        entry = await _known(key)
+        return await adopt_by_hand(await _ledger(), entry, check_task_id(task_id), _warn)
 
     entry = _run(decide())
     _done(f"{entry.key} is {entry.state}, with id {entry.task_id}.", "prefect-cometapi collect")
@@ -175,17 +146,58 @@ def adopt(
 def lost(key: Key) -> None:
     """Give an uncertain submission up: nothing is sent under its key any more."""
     _decide(key, State.LOST, "declared lost by hand")
-    _done(f"{key} is given up.", f"prefect-cometapi ledger resubmit {shlex.quote(key)}")
+    minutes = f"{ARRIVAL_WINDOW.total_seconds() / 60:g} minutes after it was sent"
+    again = f"prefect-cometapi ledger resubmit {shlex.quote(key)}"
+    _done(f"{key} is given up.", f"{again}   (from {minutes} on, should you want it all the same)")
 
 
 @app.command
-def resubmit(key: Key) -> None:
+def resubmit(
+    key: Key,
+    *,
+    now: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="Do not wait until the first submission cannot arrive any more. If it arrives, "
+            "both are charged.",
+        ),
+    ] = False,
+) -> None:
     """Allow one more submission of an uncertain, lost, failed or cancelled generation.
 
-    If the first one was accepted after all, both are charged.
+    A submission without an answer may still be accepted minutes later, and then both are charged;
+    so this is refused for 15 minutes after it was sent. What failed or was cancelled need not wait.
     """
-    _decide(key, State.RELEASED, "one more submission allowed by hand")
+    entry = _run(_known(key))
+    moment = datetime.now(UTC)
+    until = may_arrive_until(entry, moment)
+    if until and not now:
+        _refuse_for_now(entry, moment, until)
+    _decide(key, State.RELEASED, "one more submission allowed by hand", entry)
+    if outcome_is_unknown(entry):
+        sent = f"{key} was last sent at {shown_time(sent_at(entry, moment))}."
+        console.print(escape(sent), soft_wrap=True)
+    if until:
+        _warn(f"until {shown_time(until)} that one may still arrive, and then both are charged")
     _done(f"{key} may be submitted once more.", "run it again with the same key")
+
+
+def _refuse_for_now(entry: Entry, moment: datetime, until: datetime) -> NoReturn:
+    sent = sent_at(entry, moment)
+    minutes = (moment - sent).total_seconds() / 60
+    again = f"prefect-cometapi ledger resubmit {shlex.quote(entry.key)}"
+    lines = {
+        "": f"{entry.key} is not released: it was sent at {shown_time(sent)}, {minutes:.0f} "
+        f"minutes ago, and may still arrive until {shown_time(until)}.",
+        "Money": "perhaps charged, once; sent again before that time, perhaps twice.",
+        "Next": f"look in CometAPI's console then. If it is still not there: {again}",
+        "At once": f"{again} --now   (if the first one arrives, both are charged)",
+    }
+    for name, text in lines.items():
+        begin = f"  [dim]{name}:[/] " if name else ""
+        errors.print(f"{begin}{escape(text)}", soft_wrap=True)
+    sys.exit(1)
 
 
 @app.command
@@ -195,30 +207,17 @@ def abandon(key: Key) -> None:
     _done(f"{key} is left alone.", "a run with its key takes it up again")
 
 
-def as_csv(entries: Sequence[Entry]) -> str:
-    """The entries as CSV, one row each."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
-    for entry in entries:
-        row = _as_json(entry)
-        writer.writerow([_cell(row[name]) for name in _CSV_COLUMNS])
-    return text.getvalue()
+def _decide(key: str, state: State, note: str, seen: Entry | None = None) -> None:
+    """Record a decision about an entry, as it is or as it was seen; exit where it may not be."""
 
-
-def _cell(value: Any) -> Any:
-    """A cell that a spreadsheet takes for text, whatever a service or a key begins with."""
-    if not isinstance(value, str):
-        return "" if value is None else value
-    mark = "'" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else ""
-    return f"{mark}{printable(value)}"
-
-
-def _decide(key: str, state: State, note: str) -> None:
     async def decide() -> Entry | None:
-        entry = await _known(key)
-        changed = await (await _ledger()).change(entry.key, state, seen=entry, note=note)
-        return None if changed else entry
+        ledger = await _ledger()
+        entry = seen or await _known(key)
+        decided = entry
+        if state is not State.ABANDONED and entry.task_id and not entry.task_id_checked:
+            decided = await ledger.withdraw_id(entry) or entry  # nobody confirmed that it is one
+        changed = await ledger.change(entry.key, state, seen=decided, note=note)
+        return None if changed else (await ledger.get(key) or entry)
 
     if refused := _run(decide()):
         errors.print(f"[red]{escape(key)} is {refused.state}[/], which cannot become {state}.")
@@ -245,75 +244,13 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
+def _warn(text: str) -> None:
+    errors.print(f"[yellow]Note:[/] {escape(text)}", soft_wrap=True)
+
+
 def _done(what: str, following: str) -> None:
     console.print(f"[green]✓[/] {escape(what)}", soft_wrap=True)
     console.print(f"  [dim]Next:[/] {escape(following)}", soft_wrap=True)
-
-
-def _videos(entry: Entry) -> list[StoredVideo]:
-    return [video for stored in entry.videos.values() for video in stored]
-
-
-def _as_json(entry: Entry) -> dict[str, Any]:
-    videos = _videos(entry)
-    return {
-        **entry.model_dump(mode="json", exclude={"claim", "leased_until", "lease_left"}),
-        "waited": round(entry.waited, 3),
-        "uris": " ".join(video.uri for video in videos),
-        "sha256": " ".join(dict.fromkeys(video.sha256 for video in videos)),
-    }
-
-
-def _facts(entry: Entry) -> dict[str, str]:
-    request = json_text.dumps(entry.request, ensure_ascii=False) if entry.request else ""
-    facts = {
-        "key": entry.key,
-        "state": str(entry.state),
-        "note": entry.note,
-        "failure": entry.failure_code,
-        "id": entry.task_id or "",
-        "service": entry.base_url,
-        "model": " ".join(filter(None, [entry.route, entry.model])),
-        "request": request,
-        "billed": f"{entry.billed_seconds:g} s of video" if entry.billed_seconds else "",
-        "intended": _time(entry.created_at),
-        "submitted": _time(entry.submitted_at),
-        "finished": _time(entry.finished_at),
-        "stored": _time(entry.stored_at),
-        "polls": str(entry.polls or ""),
-        "submissions": str(entry.attempts),
-        "flow run": entry.flow_run_id or "",
-        "held by": shown_holder(entry.holder) if entry.holder else "",
-        "videos": "\n".join(video.uri for video in _videos(entry)),
-    }
-    return {name: value for name, value in facts.items() if value}
-
-
-def _time(time: datetime | None) -> str:
-    return f"{time:%Y-%m-%d %H:%M:%S} UTC" if time else ""
-
-
-def _table(entries: Sequence[Entry]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column("key", overflow="fold")
-    table.add_column("state")
-    table.add_column("id")
-    table.add_column("model")
-    table.add_column("since (UTC)")
-    table.add_column("took", justify="right")
-    table.add_column("seconds", justify="right")
-    for entry in entries:
-        colour = _COLOURS.get(entry.state, "default")
-        table.add_row(
-            escape(entry.key),
-            f"[{colour}]{entry.state}[/]",
-            escape((entry.task_id or "")[:8]),
-            escape(entry.model or ""),
-            f"{entry.created_at:%m-%d %H:%M}",
-            f"{entry.waited:.0f} s" if entry.waited else "",
-            f"{entry.billed_seconds:g}" if entry.billed_seconds else "",
-        )
-    return table
 
 
 def _advise(entries: Sequence[Entry]) -> None:
@@ -329,9 +266,15 @@ def _advise(entries: Sequence[Entry]) -> None:
         )
         for command, when in (
             (f"adopt {key} TASK_ID", "it is there"),
-            (f"resubmit {key}", "it is not there: one more submission"),
+            (f"resubmit {key}", f"{_when(undecided[0])}: one more submission"),
             (f"lost {key}", "it does not matter any more"),
         ):
             console.print(f"  prefect-cometapi ledger {escape(command)}  [dim]{when}[/]")
     if waiting:
         console.print("\n[dim]To finish what is bought:[/] prefect-cometapi collect")
+
+
+def _when(entry: Entry) -> str:
+    """Return when one more submission may be allowed."""
+    until = may_arrive_until(entry, datetime.now(UTC))
+    return f"it is still not there at {shown_time(until)}" if until else "it is not there"

@@ -63,18 +63,29 @@ def planned(requests: str | list[Any], key: str | None) -> Plan:
 def _batch_key(requests: str | list[Any]) -> str:
     if not isinstance(requests, str):
         return f"run-{lasting_run_id() or uuid4()}"
-    address = full_name(requests)
-    if _PASSING.match(address):
+    address = _real_name(requests)
+    if _PASSING.match(address) or _PASSING.match(full_name(requests)):
         raise InvalidRequest(
             f"{requests} lies in a folder that Prefect makes for this run alone, so the next run "
             "would buy all of it again: give the batch a key, or the deployment a working_dir"
         )
     if address.lower().startswith(("http://", "https://")):  # a fresh signature is no other file
         parts = urlsplit(address)
-        address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        host = parts.netloc.rpartition("@")[2].lower()
+        address = f"{parts.scheme}://{host}{parts.path}"
     stem = PurePosixPath(address).name.partition(".")[0][:60]
     stem = stem if hide_secrets(stem) == stem else "batch"  # no key may read like a secret
     return f"{stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+
+
+def _real_name(place: str) -> str:
+    """Return a place as it is written, a path of this machine with its links followed.
+
+    One manifest is one batch, through whichever link or spelling it is reached. So a link that
+    leads to another file tomorrow leads to another batch, which the docs say.
+    """
+    name = full_name(place)
+    return os.path.realpath(name) if os.path.isabs(name) else name  # noqa: PTH117 -- it is text
 
 
 def check_rows_of(plan: Plan, *, strict: bool) -> None:
@@ -98,7 +109,7 @@ def check_output(requests: str | list[Any], output: str | None) -> None:
     Raises:
         StorageUnavailable: They would be.
     """
-    if output and isinstance(requests, str) and full_name(output) == full_name(requests):
+    if output and isinstance(requests, str) and _real_name(output) == _real_name(requests):
         raise StorageUnavailable(f"the results would replace the manifest {shown_url(requests)}")
 
 

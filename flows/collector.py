@@ -13,17 +13,17 @@ from pydantic import Field
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.entries import UNFINISHED, Entry, State
-from ..runway.errors import AuthenticationError, CometAPIError, LedgerDamaged
+from ..runway.errors import CometAPIError, LedgerDamaged
 from ..runway.generation import Value
 from ..runway.holders import holder_name
 from ..runway.redact import scrub
 from . import display
+from .adoption import credentials_of
 from .deliver import deliver
 from .generate import Credentials
 from .ledger import open_ledger, record, this_run
 from .recorded import recorded_flow
 from .running import run_sync
-from .saved_blocks import load_block
 from .suspended import resume_waiting
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ async def _finish(
     wanted = storage or entry.storage
     known: dict[str, Any] = {"key": entry.key, "task_id": entry.task_id}
     try:
-        whose = await _credentials_of(entry, credentials)
+        whose = await credentials_of(entry, credentials)
         if whose.base_url != entry.base_url:
             note = f"it was bought at {entry.base_url}, and the credentials are for another service"
             return Collected(**known, state=entry.state, note=note)
@@ -156,15 +156,6 @@ async def _finish(
         return Collected(**known, state=await _state_of(entry), note=note)
     uris = tuple(video.uri for video in result.videos)
     return Collected(**known, state=State.STORED, uris=uris)
-
-
-async def _credentials_of(
-    entry: Entry, credentials: CometAPICredentials | None
-) -> CometAPICredentials:
-    """The block that it was bought with, or what the collector was given."""
-    if credentials or not entry.credentials:
-        return credentials or CometAPICredentials.from_settings()
-    return await load_block(entry.credentials, AuthenticationError)
 
 
 async def _state_of(entry: Entry) -> State:

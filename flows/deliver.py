@@ -99,8 +99,8 @@ async def deliver(
         submission: Which generation.
         credentials: Whose key to ask with; from the settings by default.
         storage: Where the videos are wanted; from the settings by default.
-        again: Whether to deliver also what was delivered there before. A file that is gone is
-            delivered again in any case.
+        again: Whether to deliver also what was delivered there before, and to ask once more for
+            what failed or was cancelled. A file that is gone is delivered again in any case.
         by: How the steps are made.
     """
     place = full_name(storage or settings_now().storage)
@@ -111,7 +111,8 @@ async def deliver(
                 display.tell("Generation %s: stored already", submission.task_id)
                 return entry.result(place)
             display.logger().warning("Generation %s: its file is gone", submission.task_id)
-        finished = await by.poll(submission, credentials)
+        asked_again = {"again": True} if again and entry and entry.failure() else {}
+        finished = await by.poll(submission, credentials, **asked_again)
         try:
             videos = await by.fetch(submission, finished, credentials, storage)
             stored = await by.persist(submission, finished, videos, storage)

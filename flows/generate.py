@@ -3,25 +3,29 @@
 
 from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from ..blocks.credentials import CometAPICredentials
-from ..runway.errors import LedgerUnavailable
+from ..runway.errors import GenerationNotVisible, LedgerUnavailable
 from ..runway.generation import GenerationResult, Status, Submission
-from ..runway.names import MAX_KEY_LENGTH, check_key, check_task_id
+from ..runway.names import MAX_KEY_LENGTH, check_key, check_task_id, key_of_id
 from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from . import display
+from .adoption import adopt_id, check_id, key_for
 from .deliver import check_storage, deliver
 from .ledger import intent_for, open_ledger, record, this_run
 from .recorded import recorded_flow
-from .running import check_starts, resolve_key, run_sync
+from .running import check_starts, run_sync
 from .shared_places import warn_where_apart
 from .sharing import Shared, settings_now, sharing
 from .storage import full_name
 from .suspended import leave_until_ended
 from .tasks import asubmit_generation
+
+if TYPE_CHECKING:
+    from ..runway.ledger import Ledger
 
 ImageRequest = Annotated[ImageToVideoRequest, Field(description="What to make.")]
 VideoRequest = Annotated[VideoToVideoRequest, Field(description="What to make.")]
@@ -129,21 +133,33 @@ async def afinish_generation(
     await check_storage(storage)
     credentials = credentials or CometAPICredentials.from_settings()
     submission = await _attached(check_task_id(task_id), credentials, storage, key)
-    return await deliver(submission, credentials, storage, again=True)
+    try:
+        return await deliver(submission, credentials, storage, again=True)
+    except GenerationNotVisible:
+        await record(lambda ledger: _forget(ledger, submission.key))
+        raise
+
+
+async def _forget(ledger: "Ledger", key: str) -> None:
+    """Forget an id that could not be checked when it was recorded, and that nobody knows."""
+    entry = await ledger.get(key)
+    if entry and not entry.task_id_checked:
+        await ledger.forget(entry)
 
 
 async def _attached(
     task_id: str, credentials: CometAPICredentials, storage: str | None, key: str | None
 ) -> Submission:
-    """The generation of an id, under the key that it has in the ledger or gets there."""
-    from ..runway.buying import attach
+    """Return the generation of an id, under the key that it has in the ledger or gets there."""
+    from ..runway.adoption import require_known
 
-    intent = intent_for(key or f"task-{task_id}", credentials, storage)
+    intent = intent_for(key or key_of_id(task_id), credentials, storage)
     try:
         ledger = await open_ledger()
         known = None if key else await ledger.find(task_id, credentials.base_url)
-        return (known or await attach(ledger, intent, task_id)).submission()
+        return (known or await adopt_id(ledger, intent, credentials, task_id)).submission()
     except LedgerUnavailable as error:  # nothing is bought here, so it is not needed
+        require_known(task_id, await check_id(credentials, task_id))
         display.logger().warning("%s; the delivery goes on without it", error.what)
         return Submission(key=intent.key, task_id=task_id, submitted_at=datetime.now(UTC))
 
@@ -165,7 +181,7 @@ async def _generate(
     await check_storage(storage)
     ledger = await open_ledger()
     await warn_where_apart(ledger, storage or settings.storage)
-    key = resolve_key(key, request, take)
+    key = await key_for(request, credentials, key, task_id=task_id, take=take)
     with sharing(Shared(settings, ledger)):
         async with staying_with(ledger, key, this_run()) if wait is True else nullcontext():
             submission = await asubmit_generation(

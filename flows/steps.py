@@ -30,7 +30,14 @@ from ..runway.errors import (
     SubmissionUncertain,
 )
 from ..runway.fetched import discard, find_fetched, publish_checked, remember, sha256_of
-from ..runway.generation import FetchedVideo, Finished, Generation, StoredVideo, Submission
+from ..runway.generation import (
+    FetchedVideo,
+    Finished,
+    Generation,
+    Status,
+    StoredVideo,
+    Submission,
+)
 from ..runway.ledger_mark import LedgerMark
 from ..runway.media import draw_poster, inspect_video
 from ..runway.names import check_task_id, file_stem
@@ -42,11 +49,12 @@ from ..runway.settings import CometAPISettings
 from ..runway.staging import staged_path
 from ..runway.storage import Storage
 from . import display
+from .adoption import ATTACHED_GRACE, adopt_id, key_for
 from .attempts import memory
 from .habits import habit_of
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
 from .ledger_check import check_ledger, leave_mark
-from .running import lasting_run_id, resolve_key
+from .running import lasting_run_id
 from .sharing import client_for, clients_for_assets, settings_now, shared_budget
 from .storage import full_name, resolve_storage
 from .sweeping import sweep_staged_files
@@ -54,9 +62,6 @@ from .sweeping import sweep_staged_files
 if TYPE_CHECKING:
     from ..runway.buying import Check
     from ..runway.ledger import Ledger
-
-ATTACHED_GRACE = 4
-"""Poll intervals during which the id of an older generation may be unknown."""
 
 
 @cache
@@ -88,11 +93,10 @@ async def submit(
     take: int = 1,
 ) -> Submission:
     """Buy a generation with one POST, or attach to what its key or id stands for already."""
-    from ..runway.buying import attach
-
     request = as_request(request)  # a task's parameters are not validated, as a flow's are
-    key = resolve_key(key, request, take, task_id)
+    task_id = None if task_id is None else check_task_id(task_id)
     settings = settings_now()
+    key = await key_for(request, credentials, key, task_id=task_id, take=take)
     with failures_of(key):
         credentials = credentials or CometAPICredentials.from_settings(settings)
         intent = intent_for(key, credentials, storage, request)
@@ -101,7 +105,7 @@ async def submit(
             await check_ledger(ledger, storage or settings.storage)
         try:
             if task_id is not None:
-                entry, new = await attach(ledger, intent, check_task_id(task_id)), False
+                entry, new = await adopt_id(ledger, intent, credentials, task_id), False
             else:
                 entry, new = await _bought(request, credentials, ledger, intent, settings)
         except SubmissionUncertain as error:
@@ -150,18 +154,31 @@ async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) 
         await display.announce("submitted", submission, route=intent.route, model=intent.model)
 
 
-async def poll(submission: Submission, credentials: CometAPICredentials | None) -> Finished:
-    """Wait until a generation succeeded, and record its end."""
+async def poll(
+    submission: Submission, credentials: CometAPICredentials | None, *, again: bool = False
+) -> Finished:
+    """Wait until a generation succeeded, and record its end.
+
+    One that the ledger records as failed or cancelled is asked for only ``again``; if the service
+    repeats its answer, the record stays.
+    """
     settings = settings_now()
     remembered = memory()
+    unconfirmed = False
 
     async def on_reply(reply: Generation, before: Generation | None) -> None:
+        nonlocal unconfirmed
         remembered.failures = 0
+        if unconfirmed and reply.status is not Status.NOT_VISIBLE:
+            unconfirmed = False
+            await record(lambda ledger: ledger.confirm(submission.key, submission.task_id))
         await display.show_reply(submission, reply, before)
 
     async with working_alone(submission) as entry:
-        if entry and (failure := entry.failure()):
-            raise failure
+        given_up = entry.failure() if entry else None
+        if given_up and not again:
+            raise given_up
+        unconfirmed = entry is not None and not entry.task_id_checked
         if entry and (finished := entry.finished()):
             return finished
         credentials = credentials or CometAPICredentials.from_settings(settings)
@@ -177,7 +194,8 @@ async def poll(submission: Submission, credentials: CometAPICredentials | None) 
                 )
         except (GenerationFailed, GenerationCancelled) as error:
             failure = error
-            await record(lambda ledger: ledger.failed(submission, failure), held=entry)
+            if given_up is None:
+                await record(lambda ledger: ledger.failed(submission, failure), held=entry)
             raise
         record_soon(lambda ledger: ledger.finished(submission, finished), held=entry)
         return finished

@@ -112,17 +112,22 @@ async def asubmit_generation(
 
 @task(**POLL, task_run_name="poll {submission.short_id}")
 async def apoll_generation(
-    submission: Submission, credentials: CometAPICredentials | None = None
+    submission: Submission, credentials: CometAPICredentials | None = None, *, again: bool = False
 ) -> Finished:
     """Wait until a generation succeeded.
 
     A poll that the service does not answer is retried by Prefect, and the wait goes on where it
     was; so one task run is the whole wait, with its deadline.
 
+    Args:
+        submission: Which generation.
+        credentials: Whose key to ask with; from the settings by default.
+        again: Whether to ask also for one that the ledger records as failed or cancelled.
+
     Raises:
         GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
     """
-    return await steps.poll(submission, credentials)
+    return await steps.poll(submission, credentials, again=again)
 
 
 @task(**FETCH, task_run_name="fetch {submission.short_id}")
@@ -183,10 +188,10 @@ def submit_generation(
 
 @task(**POLL, task_run_name="poll {submission.short_id}")
 def poll_generation(
-    submission: Submission, credentials: CometAPICredentials | None = None
+    submission: Submission, credentials: CometAPICredentials | None = None, *, again: bool = False
 ) -> Finished:
     """``apoll_generation`` for sync code."""
-    return run_sync(steps.poll(submission, credentials))
+    return run_sync(steps.poll(submission, credentials, again=again))
 
 
 @task(**FETCH, task_run_name="fetch {submission.short_id}")

@@ -35,6 +35,7 @@ from .errors import (
     StorageUnavailable,
     SubmissionUncertain,
     UnexpectedResponse,
+    UnknownTaskId,
 )
 from .generation import (
     AssetURL,
@@ -107,6 +108,7 @@ __all__ = [
     "Submission",
     "SubmissionUncertain",
     "UnexpectedResponse",
+    "UnknownTaskId",
     "VideoToVideoRequest",
 ]
 

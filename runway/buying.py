@@ -67,6 +67,8 @@ def next_step(
         return clash.about(key=entry.key, task_id=entry.task_id)
     if entry.state is State.INTENDED:
         return Step.WAIT if living else Step.GIVE_UP
+    if task_id and entry.task_id != task_id and not entry.task_id_checked:
+        return Step.ADOPT
     if entry.is_free() or (entry.task_id is None and task_id):
         return Step.ADOPT if task_id else Step.BUY
     if entry.task_id:
@@ -178,8 +180,14 @@ async def buy_once(
             raise
 
 
-async def attach(ledger: Ledger, intent: Intent, task_id: str) -> Entry:
+async def attach(ledger: Ledger, intent: Intent, task_id: str, *, checked: bool = True) -> Entry:
     """The entry of a generation that was bought elsewhere; a new one where the key is free.
+
+    Args:
+        ledger: Where it is recorded.
+        intent: Its key, and what is known of its request.
+        task_id: Its id. An id that the service has not confirmed is replaced by another one.
+        checked: Whether the service has confirmed the id.
 
     Raises:
         KeyConflict: The key belongs to another generation.
@@ -187,7 +195,13 @@ async def attach(ledger: Ledger, intent: Intent, task_id: str) -> Entry:
     """
     now = datetime.now(UTC)
     return await _claimed(
-        ledger, intent, State.SUBMITTED, uuid4().hex, task_id=task_id, submitted_at=now
+        ledger,
+        intent,
+        State.SUBMITTED,
+        uuid4().hex,
+        task_id=task_id,
+        submitted_at=now,
+        task_id_checked=checked,
     )
 
 
@@ -266,6 +280,7 @@ def _new_claim(
         "polls": 0,
         "failure_code": "",
         "outputs": [],
+        "task_id_checked": True,
     }
 
 

@@ -5,10 +5,13 @@
 
     intended ──► submitted ──► succeeded ──► stored
        │  │          ├──► failed, cancelled        (upstream's decision)
+       │  │          │       └──► succeeded        (it corrected itself: `finish` asks again)
        │  │          └──► abandoned                (the user's: collect leaves it alone)
        │  └──► rejected                            (certainly not bought: the key is free)
        └──► uncertain                              (perhaps bought: only the user decides)
-               ├──► submitted                      (its id was found, and adopted)
+               ├──► submitted                      (its id was found, and adopted; until the
+               │                                    service has confirmed it, it can be replaced
+               │                                    or withdrawn)
                ├──► lost                           (given up: nothing is sent under this key)
                └──► released                       (one more submission is allowed)
 
@@ -66,12 +69,13 @@ UNFINISHED = (State.SUBMITTED, State.SUCCEEDED)
 _BOUGHT = {State.SUBMITTED, State.ABANDONED}
 _OPEN = {State.INTENDED, State.UNCERTAIN, State.LOST}  # an id may still arrive
 _FREE = {State.REJECTED, State.RELEASED}
+_GIVEN_UP = {State.FAILED, State.CANCELLED}  # the service may still correct itself
 
 MAY_FOLLOW: dict[State, frozenset[State]] = {
     State.INTENDED: frozenset({*_FREE, State.UNCERTAIN}),
     State.SUBMITTED: frozenset({*_BOUGHT, *_OPEN, *_FREE}),
-    State.SUCCEEDED: frozenset({*_BOUGHT, *_OPEN, State.SUCCEEDED}),
-    State.STORED: frozenset({*_BOUGHT, *_OPEN, State.SUCCEEDED, State.STORED}),
+    State.SUCCEEDED: frozenset({*_BOUGHT, *_OPEN, *_GIVEN_UP, State.SUCCEEDED}),
+    State.STORED: frozenset({*_BOUGHT, *_OPEN, *_GIVEN_UP, State.SUCCEEDED, State.STORED}),
     State.FAILED: frozenset({*_BOUGHT, *_OPEN, State.SUCCEEDED, State.FAILED}),
     State.CANCELLED: frozenset({*_BOUGHT, *_OPEN, State.SUCCEEDED, State.CANCELLED}),
     State.REJECTED: frozenset({State.INTENDED}),
@@ -282,12 +286,14 @@ def conflict(entry: Entry, intent: Intent, task_id: str | None = None) -> KeyCon
         entry: What the key stands for.
         intent: What is asked for under it. One without a request (only an id is known) agrees
             with any request.
-        task_id: The id that is to be attached, if one is.
+        task_id: The id that is to be attached, if one is. It may replace an id that the service
+            has not confirmed.
     """
     if entry.is_free():
         return None
     pairs: list[tuple[str, Any, Any]] = [("base URL", entry.base_url, intent.base_url)]
-    if entry.task_id and task_id:
+    replaced = task_id is not None and not entry.task_id_checked
+    if entry.task_id and task_id and not replaced:
         pairs.append(("task id", entry.task_id, task_id))
     if intent.fingerprint and entry.fingerprint and intent.fingerprint != entry.fingerprint:
         before, now = entry.request or {}, intent.request or {}
@@ -295,7 +301,7 @@ def conflict(entry: Entry, intent: Intent, task_id: str | None = None) -> KeyCon
         hidden = [("request", entry.fingerprint[:12], intent.fingerprint[:12])]
         pairs.append(("route", entry.route, intent.route))
         pairs += [pair for pair in fields if pair[1] != pair[2]] or hidden
-    elif intent.fingerprint and not entry.fingerprint and task_id != entry.task_id:
+    elif intent.fingerprint and not (entry.fingerprint or replaced or task_id == entry.task_id):
         pairs.append(("request", "unknown", "another"))
     told = ", ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new)
     return KeyConflict(f"the key belongs to another request: {told}") if told else None

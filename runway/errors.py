@@ -20,6 +20,7 @@
     ├── SubmissionUncertain        sent, but without an answer: perhaps bought
     ├── GenerationError            bought, and did not end well
     │   ├── GenerationNotVisible   the service does not know it
+    │   │   └── UnknownTaskId      an id that was given by hand, and is not recorded
     │   ├── GenerationFailed       it failed, with a reason
     │   ├── GenerationCancelled    somebody cancelled it
     │   └── GenerationTimeout      it did not finish in time
@@ -237,7 +238,8 @@ class SubmissionUncertain(CometAPIError):
     money = "perhaps charged, once. It is never sent again by itself."
     advice = (
         "look in CometAPI's console. If it is there: prefect-cometapi ledger adopt {key} TASK_ID. "
-        "If it is not: prefect-cometapi ledger resubmit {key}. Then run it again."
+        "If it is still not there 15 minutes after it was sent: "
+        "prefect-cometapi ledger resubmit {key}. Then run it again."
     )
 
 
@@ -253,6 +255,16 @@ class GenerationNotVisible(GenerationError):
     advice = (
         "check that the key belongs to the account that bought it, "
         "then: prefect-cometapi finish {task_id}"
+    )
+
+
+class UnknownTaskId(GenerationNotVisible):
+    """The service does not know an id that was given by hand, so the ledger does not record it."""
+
+    money = "nothing was charged for this call, and nothing is recorded as bought."
+    advice = (
+        "compare the id with CometAPI's console, and check that the API key belongs to the account "
+        "that bought it. An id that was bought just now may be known in some minutes."
     )
 
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Select,
     and_,
     case,
+    delete,
     exists,
     literal,
     or_,
@@ -163,9 +164,15 @@ class Ledger(Leases):
         """The entry of a key."""
         return await self._one(_ENTRIES.where(_table.key == key))
 
-    async def find(self, task_id: str, base_url: str) -> Entry | None:
-        """The first entry of an id that the service at a base URL gave."""
-        same = and_(_table.task_id == task_id, _table.base_url == base_url)
+    async def find(self, task_id: str, base_url: str, besides: str = "") -> Entry | None:
+        """Return the first entry of an id that the service at a base URL gave.
+
+        Args:
+            task_id: The id.
+            base_url: Root of the service.
+            besides: A key whose own entry does not count.
+        """
+        same = and_(_table.task_id == task_id, _table.base_url == base_url, _table.key != besides)
         return await self._first(_ENTRIES.where(same).order_by(_table.created_at))
 
     async def of_another_request(self, task_id: str, claimed: Entry) -> Entry | None:
@@ -365,6 +372,8 @@ class Ledger(Leases):
         where = [_table.key == key, _table.state.in_(allowed)]
         if seen:
             where += [_table.state == str(seen.state), _table.claim == seen.claim]
+        if seen and not seen.task_id_checked:  # confirmed since, the id is not replaced
+            where.append(_table.task_id_checked.is_(False))
         if seen and seen.state is State.INTENDED:  # a lease that was renewed since is held
             where.append(_lease_of(seen))
         if of:
@@ -388,6 +397,26 @@ class Ledger(Leases):
             await self._check_budget(budget, key, changes)
         is_so = there and there.state is state and there.claim == values.get("claim")
         return there if is_so else None
+
+    # Ids that were given by hand
+
+    async def confirm(self, key: str, task_id: str) -> Entry | None:
+        """Record that the service knows the id of an entry."""
+        same = [_table.key == key, _table.task_id == task_id]
+        return await self._update(same, {"task_id_checked": True})
+
+    async def withdraw_id(self, entry: Entry) -> Entry | None:
+        """Make an entry uncertain again, without its id, where nobody has confirmed that since."""
+        changes = {"state": str(State.UNCERTAIN), "task_id": None, "task_id_checked": True}
+        changes |= {"changed_at": datetime.now(UTC), "holder": None, "leased_until": None}
+        changes["note"] = f"the id {entry.task_id} was not confirmed, and withdrawn by hand"
+        return await self._update(_unconfirmed(entry), changes)
+
+    async def forget(self, entry: Entry) -> None:
+        """Delete an entry that is nothing but an id that the service never knew."""
+        only_an_id = [_table.attempts == 0, _table.fingerprint.is_(None)]
+        gone = delete(generations).where(*_unconfirmed(entry), *only_an_id)
+        await self.database.rows(gone.returning(_table.key))
 
     # Working on it
 
@@ -421,6 +450,7 @@ class Ledger(Leases):
             finished_at=submission.submitted_at + timedelta(seconds=finished.waited),
             polls=finished.polls,
             outputs=[str(output) for output in finished.generation.outputs],
+            failure_code="",
             note="",
         )
 
@@ -472,6 +502,7 @@ class Ledger(Leases):
             },
             billed_seconds=round(billed, 3),
             holder=None,
+            failure_code="",
             note="",
             **costs,
         )
@@ -577,6 +608,13 @@ def _given_for_another(table: FromClause, task_id: str, claimed: Entry) -> Colum
     same = and_(table.c.task_id == task_id, table.c.base_url == claimed.base_url)
     other = and_(table.c.key != claimed.key, table.c.fingerprint != claimed.fingerprint)
     return and_(same, other)
+
+
+def _unconfirmed(entry: Entry) -> list[ColumnElement[bool]]:
+    """Conditions under which an entry still has the id that the service has not confirmed."""
+    bought = _table.state.in_([str(State.SUBMITTED), str(State.ABANDONED)])
+    same = [_table.key == entry.key, _table.claim == entry.claim, bought]
+    return [*same, _table.task_id == entry.task_id, _table.task_id_checked.is_(False)]
 
 
 def _lease_of(entry: Entry) -> ColumnElement[bool]:

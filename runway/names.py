@@ -14,6 +14,10 @@ MAX_KEY_LENGTH = 512
 _UUID = re.compile(
     r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(-[0-9a-f]{16})?\b"
 )
+_DOCUMENTED_ID = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|task_[0-9a-z]{8,}",
+    re.IGNORECASE,
+)
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=+~@-]{0,199}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
 
@@ -34,15 +38,18 @@ def check_key(key: str) -> str:
     """A user's own key as it is.
 
     Raises:
-        ValueError: It is empty, blank, overlong, contains control characters, or holds a secret.
+        ValueError: It is empty, overlong, begins or ends with a blank, contains control
+            characters, or holds a secret.
     """
-    if not key.strip() or len(key) > MAX_KEY_LENGTH or not key.isprintable():
-        raise ValueError(
-            f"a key has 1 to {MAX_KEY_LENGTH} printable characters, as 'sku-17/2026-11-21'"
-        )
     if hide_secrets(key) != key:
         raise ValueError(
             "a key is shown in many places, so it may hold no API key, data URI or query of a URL"
+        )
+    if key.strip() != key and key.strip() and len(key) <= MAX_KEY_LENGTH:
+        raise ValueError(f"a key has no blanks around it, but this one has: {key!r}")
+    if not key.strip() or len(key) > MAX_KEY_LENGTH or not key.isprintable():
+        raise ValueError(
+            f"a key has 1 to {MAX_KEY_LENGTH} printable characters, as 'sku-17/2026-11-21'"
         )
     return key
 
@@ -61,6 +68,19 @@ def check_task_id(task_id: str) -> str:
 def is_task_id(text: str) -> bool:
     """Whether it can be an id; it is shown, is part of commands, and names rows."""
     return bool(_TASK_ID.fullmatch(text))
+
+
+def has_documented_form(task_id: str) -> bool:
+    """Whether an id reads as CometAPI's do: a UUID, or in newer gateways ``task_`` and letters.
+
+    Ids are opaque, so one of another form is used where the service confirms it.
+    """
+    return bool(_DOCUMENTED_ID.fullmatch(task_id))
+
+
+def key_of_id(task_id: str) -> str:
+    """Return the key of a generation of which only the id is known."""
+    return f"task-{task_id}"
 
 
 def step_key(step: str, key: str) -> str:

@@ -33,6 +33,7 @@ EXPORTS = {
         LedgerUnavailable NotSubmitted Outcome OutputExpired QuotaExceeded Reference RunGivenUp
         RunwayClient ServiceUnavailable StagedFileMissing State Status StorageError
         StorageUnavailable StoredVideo Submission SubmissionUncertain UnexpectedResponse
+        UnknownTaskId
         VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",

@@ -71,7 +71,7 @@ def decide(machines: Cluster, service: Sandbox, entries: list[Entry]) -> None:
     found = [job.task_id for job in service.accepted if job.task_id not in known]
     for entry in entries:
         if entry.state is State.UNCERTAIN:
-            words = ["adopt", entry.key, found.pop()] if found else ["resubmit", entry.key]
+            words = ["adopt", entry.key, found.pop()] if found else ["resubmit", entry.key, "--now"]
             machines.run("ledger", *words)
 
 

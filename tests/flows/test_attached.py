@@ -15,13 +15,20 @@ from prefect_cometapi.flows import (
     image_to_video,
     submit_generation,
 )
+from prefect_cometapi.flows.adoption import ATTACHED_GRACE
 from prefect_cometapi.flows.running import run_sync
 from prefect_cometapi.runway import (
+    Generation,
+    GenerationCancelled,
+    GenerationFailed,
     GenerationNotVisible,
     ImageToVideoRequest,
     KeyConflict,
+    RunwayClient,
     State,
+    Status,
     SubmissionUncertain,
+    UnknownTaskId,
 )
 
 pytestmark = pytest.mark.server
@@ -73,10 +80,10 @@ def test_an_attached_id_is_that_runs_generation(prefect_server, sandbox, image, 
 
 
 def test_an_id_need_not_be_waited_for(prefect_server, sandbox, image, book, elsewhere):
-    """`task_id=` with `wait=False` only records it, for the collector."""
+    """`task_id=` with `wait=False` only checks and records it, for the collector."""
     result = image_to_video(image, key="noted", task_id=f" {elsewhere} ", wait=False)
     assert result.task_id == elsewhere
-    assert [request.route for request in sandbox.requests] == ["create"]
+    assert [request.route for request in sandbox.requests] == ["create", "task"]
     assert collect().stored == 1
 
 
@@ -102,14 +109,154 @@ def test_a_key_has_one_id(prefect_server, sandbox, image, elsewhere):
     assert len(sandbox.requests) == before
 
 
-def test_an_id_that_is_unknown_is_told_soon_and_buys_nothing(
-    prefect_server, sandbox, image, monkeypatch
+@pytest.mark.parametrize("wait", [True, False])
+def test_an_id_that_is_unknown_is_reported_and_uses_up_nothing(
+    prefect_server, sandbox, image, book, wait
 ):
-    """A mistyped id ends in an error that says so; the request is never sent in its place."""
-    monkeypatch.setenv("COMETAPI_VISIBILITY_GRACE", "0.3")
-    with pytest.raises(GenerationNotVisible, match="does not know the generation"):
-        image_to_video(image, key="typo", task_id="no-such-id")
-    assert posts(sandbox) == 0
+    """A mistyped id ends in an error that says so: nothing is sent, and the key stays free."""
+    with pytest.raises(UnknownTaskId, match="does not know the generation") as refused:
+        image_to_video(image, key="typo", task_id="no-such-id", wait=wait)
+    assert "nothing is recorded as bought" in str(refused.value)
+    assert (posts(sandbox), book.all()) == (0, [])
+    assert Path(image_to_video(image, key="typo").videos[0].uri).exists()
+
+
+@pytest.mark.parametrize("key", [None, "sku-17"])
+def test_finishing_an_unknown_id_claims_no_purchase(prefect_server, sandbox, book, key):
+    """A few polls say that nobody knows it; no row stays, and the grace of a new id is not used."""
+    with pytest.raises(UnknownTaskId, match="no-such-id is not recorded"):
+        finish_generation("no-such-id", key=key)
+    assert len(sandbox.requests) == ATTACHED_GRACE
+    assert book.all() == []
+
+
+def test_an_id_that_the_service_knows_late_is_finished(prefect_server, sandbox, book, elsewhere):
+    """An id may be unknown for a moment, so one answer is not the last word."""
+    sandbox.add_fault("task:not-visible")
+    sandbox.add_fault("feed:not-visible")
+    assert Path(finish_generation(elsewhere).videos[0].uri).exists()
+
+
+def test_an_id_is_confirmed_by_the_first_poll_that_knows_it(
+    prefect_server, sandbox, image, book, elsewhere
+):
+    """Recorded while the service was away, it is no longer to be replaced afterwards."""
+    sandbox.add_fault("task:503")
+    image_to_video(image, key="sku-17", task_id=elsewhere, wait=False)
+    assert (book["sku-17"].task_id, book["sku-17"].task_id_checked) == (elsewhere, False)
+    assert collect().stored == 1
+    assert (book["sku-17"].state, book["sku-17"].task_id_checked) == (State.STORED, True)
+
+
+def test_an_id_that_was_recorded_unchecked_and_is_unknown_leaves_no_row(
+    prefect_server, sandbox, book
+):
+    """The service was away for a moment, and then knows nothing of the id."""
+    sandbox.add_fault("task:503")
+    with pytest.raises(GenerationNotVisible):
+        finish_generation("d1931c01-6ac5-40cd-b005-9f07b078bbcd")
+    assert book.all() == []
+
+
+def test_an_unconfirmed_id_is_replaced_by_the_right_one(
+    prefect_server, sandbox, image, book, elsewhere
+):
+    """What nobody confirmed does not stand in the way of what the service knows."""
+    sandbox.add_fault("task:503")
+    mistyped = "d1931c01-6ac5-40cd-b005-9f07b078bbcd"
+    image_to_video(image, key="sku-17", task_id=mistyped, wait=False)
+    result = image_to_video(image, key="sku-17", task_id=elsewhere)
+    assert result.task_id == elsewhere
+    assert (book["sku-17"].state, book["sku-17"].task_id_checked) == (State.STORED, True)
+    assert posts(sandbox) == 1
+
+
+def test_an_id_of_another_key_is_refused(prefect_server, sandbox, image, book):
+    """One purchase belongs to one key, whatever is asked for under the other one."""
+    bought = image_to_video(image, key="first").task_id
+    before = book.all()
+    for request in (image, image | {"promptText": "another"}):
+        with pytest.raises(KeyConflict, match="belongs to the key 'first'"):
+            image_to_video(request, key="second", task_id=bought)
+    with pytest.raises(KeyConflict, match="belongs to the key 'first'"):
+        image_to_video(image | {"promptText": "another"}, task_id=bought)
+    with pytest.raises(KeyConflict, match="belongs to the key 'first'"):
+        finish_generation(bought, key="second")
+    assert book.all() == before
+    assert posts(sandbox) == 1
+
+
+def test_an_id_stays_with_its_key_in_another_run(prefect_server, sandbox, image, book, elsewhere):
+    """Without a key of one's own, a second run with the id has the same generation."""
+    first = image_to_video(image, task_id=elsewhere)
+    second = image_to_video(image, task_id=elsewhere)
+    assert (second.key, second.videos) == (first.key, first.videos)
+    assert len(book.all()) == 1
+
+
+def test_an_id_that_was_finished_alone_may_get_its_key(prefect_server, sandbox, image, book):
+    """It counts once then, and both the key and the id lead to a video."""
+    sandbox.add_fault("create:reset-after")
+    with pytest.raises(SubmissionUncertain):
+        image_to_video(image, key="in-doubt")
+    (job,) = sandbox.accepted
+    finish_generation(job.task_id)
+    assert image_to_video(image, key="in-doubt", task_id=job.task_id).key == "in-doubt"
+    assert sum(entry.charges for entry in book.all()) == posts(sandbox) == 1
+
+
+# finish after a failure
+
+
+@pytest.fixture
+def told_once(monkeypatch):
+    """The next polls are answered with a status that is not the generation's own."""
+
+    def tell(status: Status, times: int = 1) -> list[str]:
+        asked: list[str] = []
+        get = RunwayClient.get
+
+        async def answer(client: RunwayClient, task_id: str) -> Generation:
+            asked.append(task_id)
+            if len(asked) > times:
+                return await get(client, task_id)
+            return Generation(task_id=task_id, status=status, failure_code="INTERNAL")
+
+        monkeypatch.setattr(RunwayClient, "get", answer)
+        return asked
+
+    return tell
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
+def test_a_failure_that_passed_is_asked_for_again(
+    prefect_server, sandbox, image, book, told_once, status
+):
+    """`finish-generation` takes no recorded failure for granted: what succeeded is delivered."""
+    told_once(status)
+    with pytest.raises((GenerationFailed, GenerationCancelled)):
+        image_to_video(image, key="sku-17")
+    assert book["sku-17"].state == status
+    (job,) = sandbox.accepted
+    finished = finish_generation(job.task_id)
+    assert Path(finished.videos[0].uri).exists()
+    stored = book["sku-17"]
+    assert (stored.state, stored.failure_code, stored.note) == (State.STORED, "", "")
+    assert image_to_video(image, key="sku-17").videos == finished.videos
+
+
+def test_a_failure_that_is_repeated_stays_as_it_was_recorded(
+    prefect_server, sandbox, image, book, told_once
+):
+    """The service is asked once more, and the ledger says the same as before."""
+    asked = told_once(Status.FAILED, times=2)
+    with pytest.raises(GenerationFailed):
+        image_to_video(image, key="sku-17")
+    before = book["sku-17"]
+    with pytest.raises(GenerationFailed):
+        finish_generation(str(before.task_id))
+    assert len(asked) == 2
+    assert book["sku-17"] == before
 
 
 def test_an_empty_id_is_refused_before_anything_is_sent(prefect_server, sandbox, image):

@@ -9,8 +9,8 @@ import pytest
 from prefect.runner import Runner
 from prefect.workers.process import ProcessWorker
 
-from prefect_cometapi.flows.batch_plan import _batch_key, planned
-from prefect_cometapi.runway import InvalidRequest
+from prefect_cometapi.flows.batch_plan import _batch_key, check_output, planned
+from prefect_cometapi.runway import InvalidRequest, StorageUnavailable
 from prefect_cometapi.runway.rows import batch_keys
 
 
@@ -51,6 +51,31 @@ def test_a_manifest_is_the_same_from_whichever_folder(tmp_path, monkeypatch, wri
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
     assert _batch_key(written.format(tmp_path)) == key
+
+
+@pytest.mark.parametrize("link", ["file", "folder", "both"])
+def test_a_manifest_is_the_same_through_a_link(tmp_path, monkeypatch, link):
+    """A link to the manifest, or to its folder, is no other manifest; another file is."""
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "catalogue.csv").write_text("id\n")
+    (real / "other.csv").write_text("id\n")
+    (tmp_path / "linked").symlink_to(real)
+    (tmp_path / "link.csv").symlink_to("real/catalogue.csv")
+    (tmp_path / "twice.csv").symlink_to("linked/catalogue.csv")
+    monkeypatch.chdir(tmp_path)
+    written = {"file": "link.csv", "folder": "./linked/catalogue.csv", "both": "twice.csv"}[link]
+    assert _batch_key(written) == _batch_key(str(real / "catalogue.csv"))
+    assert _batch_key(written) == _batch_key((tmp_path / written).as_uri())
+    assert _batch_key(written) != _batch_key("real/other.csv")
+
+
+def test_results_do_not_replace_a_manifest_that_is_reached_through_a_link(tmp_path):
+    """The link and the file are one, so writing to either would lose the manifest."""
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "link.jsonl").symlink_to("rows.jsonl")
+    with pytest.raises(StorageUnavailable, match="would replace the manifest"):
+        check_output(str(tmp_path / "link.jsonl"), str(tmp_path / "rows.jsonl"))
 
 
 @pytest.mark.parametrize("name", ["sk-november-2026.csv", "a?b=c.csv"])

@@ -142,7 +142,7 @@ async def _finished(shell: Shell, sandbox: Any, played: Played) -> None:
             await shell.run("ledger", "adopt", row["key"], task_id)
             played.adopted += 1
         else:
-            await shell.run("ledger", "resubmit", row["key"])
+            await shell.run("ledger", "resubmit", row["key"], "--now")
             played.resubmitted += 1
     status, output = await shell.run("batch", "wanted.jsonl", "--output", "results.jsonl")
     if status:

@@ -53,6 +53,15 @@ def test_a_key_that_cannot_be_kept_is_refused(key):
         check_key(key)
 
 
+@pytest.mark.parametrize("key", [" sku", "sku ", " sku ", "\u3000sku", " sku/17", "a b "])
+def test_a_key_with_blanks_around_it_is_refused(key):
+    """Nobody sees them, and another key that reads alike would buy once more."""
+    with pytest.raises(ValueError, match="no blanks around it") as refused:
+        check_key(key)
+    assert repr(key) in str(refused.value)
+    assert check_key("a b") == "a b"
+
+
 @pytest.mark.parametrize(
     "key",
     [

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entries of the ledger as a table, as CSV, as JSON, and one entry as lines of facts."""
+
+import csv
+import io
+import json as json_text
+import unicodedata
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+
+from ..runway.entries import Entry, State
+from ..runway.generation import StoredVideo
+from ..runway.holders import shown_holder
+from ..runway.redact import printable
+from .terminal import escape
+
+_COLOURS = {
+    State.STORED: "green",
+    State.FAILED: "red",
+    State.CANCELLED: "red",
+    State.UNCERTAIN: "bold yellow",
+    State.LOST: "yellow",
+    State.SUBMITTED: "cyan",
+    State.SUCCEEDED: "cyan",
+}
+
+_FORMULA_SIGNS = {"=", "+", "-", "@", "\N{MINUS SIGN}"}
+
+_CSV_COLUMNS = (
+    "key",
+    "state",
+    "task_id",
+    "route",
+    "model",
+    "created_at",
+    "submitted_at",
+    "finished_at",
+    "stored_at",
+    "waited",
+    "polls",
+    "billed_seconds",
+    "attempts",
+    "flow_run_id",
+    "failure_code",
+    "note",
+    "uris",
+    "sha256",
+)
+
+
+def as_csv(entries: Sequence[Entry]) -> str:
+    """The entries as CSV, one row each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for entry in entries:
+        row = as_json(entry)
+        writer.writerow([_cell(row[name]) for name in _CSV_COLUMNS])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return "" if value is None else value
+    return f"'{printable(value)}" if may_be_formula(value) else printable(value)
+
+
+def may_be_formula(text: str) -> bool:
+    """Whether a spreadsheet may compute a cell in place of showing it; pure.
+
+    Spreadsheets skip blanks and control characters before they look at the first sign, and some
+    take its full-width and other compatible forms as the sign itself.
+    """
+    for sign in text:
+        if not sign.isprintable():
+            return True
+        if not sign.isspace():
+            return unicodedata.normalize("NFKC", sign)[:1] in _FORMULA_SIGNS
+    return False
+
+
+def _videos(entry: Entry) -> list[StoredVideo]:
+    return [video for stored in entry.videos.values() for video in stored]
+
+
+def as_json(entry: Entry) -> dict[str, Any]:
+    """Return all that is known of an entry, as JSON has it."""
+    videos = _videos(entry)
+    return {
+        **entry.model_dump(mode="json", exclude={"claim", "leased_until", "lease_left"}),
+        "waited": round(entry.waited, 3),
+        "uris": " ".join(video.uri for video in videos),
+        "sha256": " ".join(dict.fromkeys(video.sha256 for video in videos)),
+    }
+
+
+def facts_of(entry: Entry) -> dict[str, str]:
+    """Return what is known of an entry in words, by name; what is empty is left out."""
+    request = json_text.dumps(entry.request, ensure_ascii=False) if entry.request else ""
+    facts = {
+        "key": entry.key,
+        "state": str(entry.state),
+        "note": entry.note,
+        "failure": entry.failure_code,
+        "id": f"{entry.task_id}{_unconfirmed(entry)}" if entry.task_id else "",
+        "service": entry.base_url,
+        "model": " ".join(filter(None, [entry.route, entry.model])),
+        "request": request,
+        "billed": f"{entry.billed_seconds:g} s of video" if entry.billed_seconds else "",
+        "intended": shown_time(entry.created_at),
+        "last sent": shown_time(entry.claimed_at),
+        "submitted": shown_time(entry.submitted_at),
+        "finished": shown_time(entry.finished_at),
+        "stored": shown_time(entry.stored_at),
+        "polls": str(entry.polls or ""),
+        "submissions": str(entry.attempts),
+        "flow run": entry.flow_run_id or "",
+        "held by": shown_holder(entry.holder) if entry.holder else "",
+        "videos": "\n".join(video.uri for video in _videos(entry)),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _unconfirmed(entry: Entry) -> str:
+    return "" if entry.task_id_checked else " (not confirmed by the service)"
+
+
+def shown_time(time: datetime | None) -> str:
+    """Return a time in UTC, or an empty text."""
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC" if time else ""
+
+
+def table_of(entries: Sequence[Entry]) -> Table:
+    """Return a table with one row for each entry."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
+    table.add_column("key", overflow="fold")
+    table.add_column("state")
+    table.add_column("id")
+    table.add_column("model")
+    table.add_column("since (UTC)")
+    table.add_column("took", justify="right")
+    table.add_column("seconds", justify="right")
+    for entry in entries:
+        colour = _COLOURS.get(entry.state, "default")
+        table.add_row(
+            escape(entry.key),
+            f"[{colour}]{entry.state}[/]",
+            escape((entry.task_id or "")[:8]),
+            escape(entry.model or ""),
+            f"{entry.created_at:%m-%d %H:%M}",
+            f"{entry.waited:.0f} s" if entry.waited else "",
+            f"{entry.billed_seconds:g}" if entry.billed_seconds else "",
+        )
+    return table

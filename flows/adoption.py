@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Task ids that a user gives: found in the ledger, or checked with the service and recorded."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..blocks.credentials import CometAPICredentials
+from ..runway.entries import Entry, Intent
+from ..runway.errors import AuthenticationError
+from ..runway.requests import GenerationRequest
+from . import display
+from .ledger import open_ledger
+from .running import resolve_key
+from .saved_blocks import load_block
+from .sharing import client_for, settings_now
+
+if TYPE_CHECKING:
+    from ..runway.adoption import Check
+    from ..runway.ledger import Ledger
+
+ATTACHED_GRACE = 4
+"""Poll intervals during which the id of an older generation may be unknown."""
+
+
+async def credentials_of(
+    entry: Entry, credentials: CometAPICredentials | None
+) -> CometAPICredentials:
+    """Return the credentials that are given, or the block that the entry was bought with.
+
+    Raises:
+        AuthenticationError: There are none, or the block cannot be loaded.
+    """
+    if credentials or not entry.credentials:
+        return credentials or CometAPICredentials.from_settings()
+    return await load_block(entry.credentials, AuthenticationError)
+
+
+async def check_id(credentials: CometAPICredentials, task_id: str) -> "Check":
+    """Ask the service for an id, for as long as that of an older generation may be unknown."""
+    from ..runway.adoption import check_task
+
+    interval = settings_now().poll_interval
+    async with client_for(credentials) as client:
+        return await check_task(client, task_id, polls=ATTACHED_GRACE, interval=interval)
+
+
+async def adopt_id(
+    ledger: "Ledger", intent: Intent, credentials: CometAPICredentials, task_id: str
+) -> Entry:
+    """Record an id that a run was given, once the service knows it.
+
+    Raises:
+        KeyConflict: The key has another id, or the id belongs to another key.
+        UnknownTaskId: The service does not know the id.
+        LedgerUnavailable: The ledger cannot be used.
+    """
+    from ..runway.adoption import adopt
+
+    async def ask() -> "Check":
+        return await check_id(credentials, task_id)
+
+    return await adopt(ledger, intent, task_id, ask, warn=display.logger().warning)
+
+
+async def adopt_by_hand(
+    ledger: "Ledger", entry: Entry, task_id: str, warn: Callable[[str], None]
+) -> Entry:
+    """Record an id that a person found for an entry, checked with the credentials of the entry.
+
+    Raises:
+        KeyConflict: The key has another id, or the id belongs to another key.
+        UnknownTaskId: The service does not know the id.
+        LedgerUnavailable: The ledger cannot be used.
+    """
+    from ..runway.adoption import Check, adopt, check_task
+
+    async def ask() -> Check:
+        try:
+            credentials = await credentials_of(entry, None)
+        except AuthenticationError as error:
+            return Check(known=None, why=error.what)
+        if credentials.base_url != entry.base_url:
+            elsewhere = f"the API key is for {credentials.base_url}, not {entry.base_url}"
+            return Check(known=None, why=elsewhere)
+        async with credentials.get_client() as client:
+            return await check_task(client, task_id)
+
+    return await adopt(ledger, entry, task_id, ask, warn=warn)
+
+
+async def key_for(
+    request: GenerationRequest,
+    credentials: CometAPICredentials | None,
+    key: str | None,
+    *,
+    task_id: str | None,
+    take: int,
+) -> str:
+    """Return the user's own key, or the one of this request in the run that asks.
+
+    An id that an earlier run recorded for the same request keeps the key that it has.
+    """
+    if key is None and task_id is not None:
+        base_url = credentials.base_url if credentials else settings_now().base_url
+        known = await (await open_ledger()).find(task_id, base_url)
+        if known and known.fingerprint == request.fingerprint():
+            return known.key
+    return resolve_key(key, request, take, task_id)

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ledger resubmit`` and ``adopt``: neither pays twice nor records what was mistyped."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+
+from prefect_cometapi.blocks import CometAPICredentials
+from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.runway import ImageToVideoRequest, State
+
+from .test_ledger import entry, known, wide
+
+pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
+_ = wide  # a fixture of this module too
+REQUEST = ImageToVideoRequest.model_validate({"promptImage": "https://example.com/cat.jpg"})
+
+
+def ago(**span: float) -> datetime:
+    return datetime.now(UTC) - timedelta(**span)
+
+
+@pytest.fixture
+def found(sandbox) -> str:
+    """The id of a generation that was bought elsewhere."""
+
+    async def buy() -> str:
+        async with CometAPICredentials.from_settings().get_client() as client:
+            return await client.create(REQUEST)
+
+    return run_sync(buy())
+
+
+# resubmit
+
+
+@pytest.mark.parametrize("state", [State.UNCERTAIN, State.LOST])
+@pytest.mark.parametrize("sent", [{"minutes": 1}, {"minutes": 14}, {"days": -2}])
+def test_a_submission_that_may_still_arrive_is_not_sent_again(command, capsys, state, sent):
+    """Within 15 minutes it is refused, with the time of the attempt and the commands to type."""
+    entry("sku 17", state, claimed_at=ago(**sent))
+    assert command("ledger", "resubmit", "sku 17") == 1
+    told = capsys.readouterr().err
+    assert f"it was sent at {datetime.now(UTC):%Y-}" in told
+    assert "may still arrive until" in told
+    assert "Money: perhaps charged, once; sent again before that time, perhaps twice." in told
+    assert "If it is still not there: prefect-cometapi ledger resubmit 'sku 17'\n" in told
+    assert "prefect-cometapi ledger resubmit 'sku 17' --now" in told
+    assert known("sku 17").state is state
+
+
+@pytest.mark.parametrize("state", [State.UNCERTAIN, State.LOST])
+def test_the_user_may_insist_and_is_told_the_risk(command, capsys, state):
+    """`--now` releases the key at once, and says that both may be charged."""
+    entry("sku-17", state, claimed_at=ago(minutes=1))
+    assert command("ledger", "resubmit", "sku-17", "--now") == 0
+    told = capsys.readouterr()
+    assert "both are charged" in told.err
+    assert "sku-17 may be submitted once more." in told.out
+    assert known("sku-17").state is State.RELEASED
+
+
+def test_an_old_submission_is_released_and_its_time_is_told(command, capsys):
+    """After the wait nothing has to be insisted on."""
+    sent = ago(hours=3)
+    entry("sku-17", claimed_at=sent)
+    assert command("ledger", "resubmit", "sku-17") == 0
+    told = capsys.readouterr()
+    assert f"sku-17 was last sent at {sent:%Y-%m-%d %H:%M:%S} UTC." in told.out
+    assert told.err == ""
+    assert known("sku-17").state is State.RELEASED
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
+def test_what_ended_upstream_is_released_at_once(command, state):
+    """A failure is an answer, so nothing can arrive any more."""
+    entry("sku-17", state, task_id="id-1", claimed_at=ago(seconds=1))
+    assert command("ledger", "resubmit", "sku-17") == 0
+    assert known("sku-17").state is State.RELEASED
+
+
+def test_the_list_says_from_when_on_it_may_be_sent_again(command, capsys):
+    """The advice for an uncertain one stays typable, and names the time."""
+    entry("sku-17", claimed_at=ago(minutes=1))
+    assert command("ledger", "list") == 0
+    told = capsys.readouterr().out
+    (line,) = [line for line in told.splitlines() if "ledger resubmit sku-17" in line]
+    assert "it is still not there at 20" in line
+    assert command("ledger", "lost", "sku-17") == 0
+    assert "from 15 minutes after it was sent on" in capsys.readouterr().out
+
+
+# adopt
+
+
+def test_an_id_that_the_service_knows_is_recorded_and_confirmed(command, capsys, sandbox, found):
+    """One free request checks it; another id is refused afterwards."""
+    entry("sku-17", base_url=sandbox.url)
+    assert command("ledger", "adopt", "sku-17", f" {found} ") == 0
+    assert "prefect-cometapi collect" in capsys.readouterr().out
+    assert [request.route for request in sandbox.requests] == ["create", "task"]
+    adopted = known("sku-17")
+    assert (adopted.state, adopted.task_id, adopted.task_id_checked) == ("submitted", found, True)
+    assert command("ledger", "adopt", "sku-17", str(uuid4())) == 1
+    assert "KeyConflict: " in capsys.readouterr().err
+    assert known("sku-17") == adopted
+
+
+@pytest.mark.parametrize("task_id", ["notanid", "d1931c01-6ac5-40cd-b005-9f07b078bbcd"])
+def test_an_id_that_the_service_does_not_know_is_not_recorded(command, capsys, sandbox, task_id):
+    """A mistyped id costs nothing, and the key still waits for the right one."""
+    entry("sku-17", base_url=sandbox.url)
+    before = known("sku-17")
+    assert command("ledger", "adopt", "sku-17", task_id) == 1
+    told = capsys.readouterr().err
+    assert f"UnknownTaskId: the id {task_id} is not recorded: CometAPI does not know the " in told
+    assert "Money: nothing was charged for this call, and nothing is recorded as bought." in told
+    assert known("sku-17") == before
+
+
+def no_key(monkeypatch, sandbox):
+    monkeypatch.delenv("COMETAPI_KEY")
+
+
+def wrong_key(monkeypatch, sandbox):
+    monkeypatch.setenv("COMETAPI_KEY", "wrong-key")
+
+
+def nobody_there(monkeypatch, sandbox):
+    sandbox.add_fault("task:503")
+
+
+def another_service(monkeypatch, sandbox):
+    monkeypatch.setenv("COMETAPI_BASE_URL", "https://other.example.com")
+
+
+AWAY = [no_key, wrong_key, nobody_there, another_service]
+
+
+@pytest.mark.parametrize("away", AWAY)
+def test_without_the_service_an_id_is_recorded_unchecked_and_can_be_replaced(
+    command, capsys, sandbox, found, monkeypatch, away
+):
+    """It says so; the right id takes its place later, and that one stays."""
+    entry("sku-17", base_url=sandbox.url)
+    mistyped = str(uuid4())
+    with monkeypatch.context() as without:
+        away(without, sandbox)
+        assert command("ledger", "adopt", "sku-17", mistyped) == 0
+    told = capsys.readouterr().err
+    assert f"Note: the id {mistyped} is recorded unchecked: " in told
+    assert (known("sku-17").task_id, known("sku-17").task_id_checked) == (mistyped, False)
+    assert command("ledger", "show", "sku-17") == 0
+    assert "not confirmed by the service" in capsys.readouterr().out
+    assert command("ledger", "adopt", "sku-17", found) == 0
+    assert (known("sku-17").task_id, known("sku-17").task_id_checked) == (found, True)
+    assert known("sku-17").state is State.SUBMITTED
+
+
+@pytest.mark.parametrize("away", AWAY)
+def test_without_the_service_only_an_id_of_a_documented_form_is_recorded(
+    command, capsys, sandbox, monkeypatch, away
+):
+    """Nobody vouches for a word that does not even read as an id."""
+    entry("sku-17", base_url=sandbox.url)
+    away(monkeypatch, sandbox)
+    assert command("ledger", "adopt", "sku-17", "notanid") == 1
+    assert "does not read as an id of CometAPI" in capsys.readouterr().err
+    assert known("sku-17").state is State.UNCERTAIN
+
+
+def test_an_unchecked_id_is_confirmed_by_adopting_it_again(command, sandbox, found, monkeypatch):
+    """Once the service answers, the same id needs no other way to be confirmed."""
+    entry("sku-17", base_url=sandbox.url)
+    with monkeypatch.context() as without:
+        no_key(without, sandbox)
+        assert command("ledger", "adopt", "sku-17", found) == 0
+    claim = known("sku-17").claim
+    assert command("ledger", "adopt", "sku-17", found) == 0
+    assert (known("sku-17").claim, known("sku-17").task_id_checked) == (claim, True)
+
+
+@pytest.mark.parametrize(("words", "after"), [(["lost"], "lost"), (["resubmit"], "released")])
+def test_an_unchecked_id_can_be_withdrawn(command, sandbox, monkeypatch, words, after):
+    """A mistyped id is no answer, so what may be decided without one may be decided with it."""
+    entry("sku-17", base_url=sandbox.url, claimed_at=ago(hours=1), attempts=1)
+    with monkeypatch.context() as without:
+        no_key(without, sandbox)
+        assert command("ledger", "adopt", "sku-17", str(uuid4())) == 0
+    assert command("ledger", *words, "sku-17") == 0
+    assert (known("sku-17").state, known("sku-17").task_id) == (after, None)
+
+
+def test_an_unchecked_id_does_not_shorten_the_wait(command, sandbox, monkeypatch):
+    """The submission behind it may arrive all the same."""
+    entry("sku-17", base_url=sandbox.url, claimed_at=ago(minutes=1))
+    with monkeypatch.context() as without:
+        no_key(without, sandbox)
+        assert command("ledger", "adopt", "sku-17", str(uuid4())) == 0
+    before = known("sku-17")
+    assert command("ledger", "resubmit", "sku-17") == 1
+    assert known("sku-17") == before
+
+
+def test_an_id_of_another_key_is_refused(command, capsys, sandbox, found):
+    """One purchase is never claimed by two keys, whatever was asked for under them."""
+    entry("first", State.STORED, base_url=sandbox.url, task_id=found)
+    entry("second", base_url=sandbox.url)
+    assert command("ledger", "adopt", "second", found) == 1
+    assert "belongs to the key 'first'" in capsys.readouterr().err
+    assert (known("second").state, known("second").task_id) == (State.UNCERTAIN, None)
