@@ -384,7 +384,7 @@ async def _recorded_elsewhere(
     The ledger may have forgotten the claim, or one more submission was allowed meanwhile.
     """
     if there and (there.is_free() or _is_older_doubt(there, bought)):
-        changes = _new_claim(there, bought, bought.claim, buys=False)
+        changes = _new_claim(there, bought, bought.claim, None, buys=False)
         changes |= bought.model_dump(include={"task_id", "submitted_at", "holder", "claimed_at"})
         kept = await ledger.change(state=State.SUBMITTED, seen=there, **changes)
         if kept:

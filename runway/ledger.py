@@ -153,8 +153,7 @@ class Ledger(Leases):
 
     async def accept_missing(self, serial: int) -> None:
         """Go on without the claims up to a serial that the ledger does not know."""
-        floor = case((versions.c.serial_floor > serial, versions.c.serial_floor), else_=serial)
-        await self.database.rows(update(versions).values(serial_floor=floor))
+        await self.database.rows(_raise_floor(serial))
         if self._mark_file:
             self._mark_file.write(await self.mark())
 
@@ -370,12 +369,7 @@ class Ledger(Leases):
         """
         allowed = [str(before) for before in MAY_FOLLOW[state]]
         where = [_table.key == key, _table.state.in_(allowed)]
-        if seen:
-            where += [_table.state == str(seen.state), _table.claim == seen.claim]
-        if seen and not seen.task_id_checked:  # confirmed since, the id is not replaced
-            where.append(_table.task_id_checked.is_(False))
-        if seen and seen.state is State.INTENDED:  # a lease that was renewed since is held
-            where.append(_lease_of(seen))
+        where += _unchanged_since(seen) if seen else []
         if of:
             where.append(_table.claim == of.claim)
         if of and (task_id := values.get("task_id")):
@@ -413,7 +407,11 @@ class Ledger(Leases):
         return await self._update(_unconfirmed(entry), changes)
 
     async def forget(self, entry: Entry) -> None:
-        """Delete an entry that is nothing but an id that the service never knew."""
+        """Delete an entry that is nothing but an id that the service never knew.
+
+        Its number is not given again, or the ledger would look like an older copy of itself.
+        """
+        await self.database.rows(_raise_floor(entry.serial or 0))
         only_an_id = [_table.attempts == 0, _table.fingerprint.is_(None)]
         gone = delete(generations).where(*_unconfirmed(entry), *only_an_id)
         await self.database.rows(gone.returning(_table.key))
@@ -596,6 +594,12 @@ class Ledger(Leases):
         return await self._one(statement.returning(generations, LEASE_LEFT), budget)
 
 
+def _raise_floor(serial: int) -> Any:
+    """Return the statement after which no claim gets a serial up to that one."""
+    floor = case((versions.c.serial_floor > serial, versions.c.serial_floor), else_=serial)
+    return update(versions).values(serial_floor=floor)
+
+
 def _outdated(place: str, serial: int, known: int) -> LedgerOutdated:
     return LedgerOutdated(
         f"the ledger at {place} knows claims up to number {serial}, and there were {known}: it is "
@@ -615,6 +619,16 @@ def _unconfirmed(entry: Entry) -> list[ColumnElement[bool]]:
     bought = _table.state.in_([str(State.SUBMITTED), str(State.ABANDONED)])
     same = [_table.key == entry.key, _table.claim == entry.claim, bought]
     return [*same, _table.task_id == entry.task_id, _table.task_id_checked.is_(False)]
+
+
+def _unchanged_since(seen: Entry) -> list[ColumnElement[bool]]:
+    """Return the conditions that an entry is still as it was when a decision was made."""
+    where = [_table.state == str(seen.state), _table.claim == seen.claim]
+    if not seen.task_id_checked:  # an id that was confirmed since is not replaced
+        where.append(_table.task_id_checked.is_(False))
+    if seen.state is State.INTENDED:  # a lease that was renewed since is held
+        where.append(_lease_of(seen))
+    return where
 
 
 def _lease_of(entry: Entry) -> ColumnElement[bool]:

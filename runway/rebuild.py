@@ -116,8 +116,9 @@ def _entry_of(
     stored = max(datetime.fromisoformat(part["stored_at"]) for part in parts)
     optional = {"route", "model", "fingerprint", "request", "credentials", "flow_run_id", "cost"}
     billed = first.get("billed_seconds") or round(sum(video.duration for video in videos), 3)
+    known: dict[str, Any] = {name: first.get(name) for name in optional}
     return Entry(
-        **{name: first.get(name) for name in optional},
+        **known,
         key=first["key"],
         task_id=first["task_id"],
         base_url=first.get("base_url") or base_url,
