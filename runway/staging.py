@@ -163,19 +163,19 @@ def staged_files(folder: Path, reusable: Collection[str] = ()) -> Iterator[Stage
     now = time.time()
     with os.scandir(folder) as entries:
         for entry in entries:
-            named = _OWNED.fullmatch(entry.name)
-            record = _RECORD.fullmatch(entry.name)
-            if not (named or record) or not entry.is_file(follow_symlinks=False):
+            named = _RECORD.fullmatch(entry.name) or _OWNED.fullmatch(entry.name)
+            if named is None or not entry.is_file(follow_symlinks=False):
                 continue
+            is_record = named.re is _RECORD
             with suppress(FileNotFoundError):  # another run may be done with it just now
                 age = max(0.0, now - entry.stat(follow_symlinks=False).st_mtime)
-                if record:
-                    yield StagedFile(entry.name, record["stem"], age, reusable=True)
-                elif named:
-                    runs = _owner_runs(named)
-                    yield StagedFile(
-                        entry.name, named["stem"], age, entry.name in reusable, owner_runs=runs
-                    )
+                yield StagedFile(
+                    entry.name,
+                    named["stem"],
+                    age,
+                    reusable=is_record or entry.name in reusable,
+                    owner_runs=None if is_record else _owner_runs(named),
+                )
 
 
 def temporary_stagings() -> list[Path]:

@@ -18,8 +18,10 @@ BUCKET = "videos"
 class Location(Protocol):
     """Where the videos of one case are wanted."""
 
-    wanted: str
-    """As a flow is told, and as the ledger has it."""
+    @property
+    def wanted(self) -> str:
+        """Return it as a flow gets it, and as the ledger has it."""
+        ...
 
     def names(self) -> list[str]:
         """Return the names of all visible files."""

@@ -147,7 +147,7 @@ def plan(database: Database, kills: int, interruptions: int, seed: int) -> list[
     return cases
 
 
-REMOTE_STRIKES = (
+REMOTE_STRIKES: tuple[tuple[Boundary, str], ...] = (
     (Boundary.DOWNLOADING, ".mp4"),
     (Boundary.BEFORE_RENAME, ".jpg"),
     (Boundary.RENAMED, ".jpg"),
@@ -164,7 +164,9 @@ def remote_plan(kills: int, seed: int) -> list[Case]:
     Twelve meet every such boundary with each kind of storage, and sixty in every way.
     """
     dice = random.Random(f"{seed}:remote")
-    places = [(kind, *strike) for strike in REMOTE_STRIKES for kind in REMOTE]
+    places: list[tuple[Kind, Boundary, str]] = [
+        (kind, boundary, file) for boundary, file in REMOTE_STRIKES for kind in REMOTE
+    ]
     ways = dice.sample(WAYS_AFTER_A_KILL, len(WAYS_AFTER_A_KILL))
     cases: list[Case] = []
     for number in range(kills):

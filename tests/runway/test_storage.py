@@ -193,7 +193,7 @@ def test_a_staged_file_on_another_disk_is_copied_before_it_is_renamed(tmp_path):
 
 def test_a_copy_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     """Neither under the final name nor under the hidden one."""
-    monkeypatch.setattr(module.os, "fsync", _full)
+    monkeypatch.setattr("os.fsync", _full)
     (tmp_path / "staged.mp4").write_bytes(NEW)
     (tmp_path / "videos").mkdir()
     with pytest.raises(OSError, match="No space left"):
