@@ -25,6 +25,7 @@ from .setup import setup
 from .sources import as_source
 from .terminal import (
     Stopwatch,
+    Terminated,
     console,
     errors,
     progress_of,
@@ -32,6 +33,7 @@ from .terminal import (
     show_error,
     show_results,
     stop_at_prefect,
+    terminable,
 )
 
 # Prefect raises these as a bare RuntimeError, before a flow run begins.
@@ -251,7 +253,8 @@ def _run(
 def main() -> None:
     """Run the command line; exit with 1 and a message after an expected failure."""
     try:
-        app()
+        with terminable():
+            app()
     except (CometAPIError, ValidationError) as error:
         show_error(error)
         sys.exit(1)
@@ -263,5 +266,7 @@ def main() -> None:
         if not _PREFECT_IS_AWAY.search(str(error)):
             raise
         stop_at_prefect(str(error), _START_PREFECT)
+    except Terminated as end:
+        sys.exit(end.status)
     except KeyboardInterrupt:
         sys.exit(130)

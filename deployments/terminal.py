@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a generation looks like in a terminal: progress while one waits, a table at the end."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import ValidationError
@@ -95,6 +97,42 @@ def progress_of(title: str, where: Console = console, done: str = "stored") -> I
         raise
     finally:
         progress_listener.reset(token)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, which end a command like Ctrl-C.
+
+    Attributes:
+        status: Exit status, as a shell reports it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP interrupt what is inside; must be entered in the main thread.
+
+    By default they end a process at once: the Prefect server that it started would run for ever,
+    and no message would name the generation that continues upstream. A shell starts a command in
+    the background with SIGINT ignored, so SIGTERM is the only way to stop it there.
+    """
+
+    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        raise Terminated(number)
+
+    handled = [signal.SIGTERM]
+    # Windows has no SIGHUP, and nohup asks for it to be ignored.
+    if (hangup := getattr(signal, "SIGHUP", None)) and signal.getsignal(hangup) != signal.SIG_IGN:
+        handled.append(hangup)
+    before = [(number, signal.signal(number, interrupt)) for number in handled]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 class Stopwatch:

@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from prefect import flow
 from prefect.client.orchestration import get_client
 
 from .cluster import scheduled
@@ -188,7 +187,7 @@ def test_a_process_that_does_not_end_by_itself_is_killed_with_its_children(tmp_p
 def test_a_schedule_of_a_test_ends_with_it(prefect_server):
     """Also when the test fails: no run of it comes later."""
     with get_client(sync_client=True) as client:
-        made = client.create_flow(flow(lambda: None, name=f"scheduled-{uuid4()}"))
+        made = client.create_flow_from_name(f"scheduled-{uuid4()}")
         deployment = client.create_deployment(made, "often")
         with suppress(ZeroDivisionError), scheduled(client, deployment, timedelta(seconds=10)):
             assert len(client.read_deployment_schedules(deployment)) == 1
