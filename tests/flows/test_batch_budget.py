@@ -130,7 +130,7 @@ async def test_two_batches_at_once_keep_to_one_limit(prefect_server, sandbox, hi
         return_exceptions=True,
     )
     # One of them fails where the other one has bought all five.
-    results = [each.result if isinstance(each, BatchFailed) else each for each in both]
+    results: list[Any] = [each.result if isinstance(each, BatchFailed) else each for each in both]
     assert creates(sandbox) == len(sandbox.accepted) == 5
     assert sum(result.succeeded for result in results) == 5
     assert sum(result.not_bought for result in results) == 5

@@ -195,15 +195,17 @@ def test_tasks_that_are_submitted_to_a_runner_belong_to_the_run(prefect_server, 
 
 
 def test_a_task_needs_no_flow(prefect_server, sandbox):
-    """Called on its own, each call of the task is a generation of its own."""
+    """Called on its own it needs a key, and each key is a generation of its own."""
     request = ImageToVideoRequest(prompt_image="https://example.com/fox.jpg")
-    assert submit_generation(request).key != submit_generation(request).key
+    keys = [submit_generation(request, key=key).key for key in ("sku-17", "sku-18", "sku-17")]
+    assert keys == ["sku-17", "sku-18", "sku-17"]
+    assert len(sandbox.accepted) == 2
 
 
 async def test_the_functions_of_the_tasks_need_no_prefect(sandbox):
     """`.fn` runs a step without any server, for a script that brings its own orchestration."""
     request = ImageToVideoRequest(prompt_image="https://example.com/fox.jpg")
-    submission = await asubmit_generation.fn(request)
+    submission = await asubmit_generation.fn(request, key="sku-17")
     finished = await apoll_generation.fn(submission)
     videos = await afetch_output.fn(submission, finished)
     stored = await apersist_output.fn(submission, finished, videos)

@@ -93,7 +93,7 @@ def test_a_request_that_cannot_be_made_is_refused_by_the_block(image):
 def test_a_failure_upstream_is_told_to_who_waits(prefect_server, sandbox, image):
     """With its reason, as everywhere."""
     sandbox.add_fault(Fault.parse("create:failed"))
-    run = RunwayJob(request=image).trigger()
+    run = RunwayJob(request=image, key="sku-17").trigger()
     with pytest.raises(GenerationFailed):
         run.wait_for_completion()
 
