@@ -21,12 +21,15 @@ from ..runway.generation import StoredVideo
 from ..runway.holders import shown_holder
 from ..runway.names import check_task_id
 from ..runway.redact import printable
+from .ledger_files import backup, rebuild
 from .quiet import quieten_prefect
 from .terminal import console, errors, escape, show_error
 
 T = TypeVar("T")
 
 app = App(name="ledger", help="List what was bought, and decide about uncertain submissions.")
+app.command(backup)
+app.command(rebuild)
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 

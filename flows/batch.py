@@ -25,6 +25,7 @@ from .deliver import check_storage
 from .generate import Credentials, Place
 from .lanes import Lanes, limit_across_processes
 from .ledger import open_ledger
+from .ledger_check import check_ledger, leave_mark
 from .recorded import recorded_flow
 from .running import check_starts, run_sync
 from .shared_places import warn_where_apart
@@ -169,6 +170,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     credentials = credentials or CometAPICredentials.from_settings(settings)
     ledger = await open_ledger()
     await warn_where_apart(ledger, storage or settings.storage)
+    await check_ledger(ledger, storage or settings.storage)
     board = Board(budget)
     async with credentials.get_client() as client, AssetClients() as assets:
         with sharing(Shared(settings, ledger, (credentials, client), assets, budget)):
@@ -192,6 +194,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
         gallery=report.gallery,
         seconds=round(board.standing().seconds, 3),
     )
+    await leave_mark(ledger, storage or settings.storage)
     await show_batch(result, storage or settings.storage)
     return _as_state(result, run.stopped)
 

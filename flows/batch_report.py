@@ -15,8 +15,8 @@ from typing import Self
 from ..runway.batch import ItemResult
 from ..runway.errors import StorageError
 from ..runway.names import batch_stem
-from ..runway.results import check_place, next_write, publish_results, publish_written, split_place
-from ..runway.storage import Storage
+from ..runway.results import check_place, next_write, publish_results, split_place
+from ..runway.storage import Storage, publish_written
 from . import display
 from .batch_display import BatchArtifacts
 from .board import Board

@@ -167,4 +167,4 @@ class BatchRun:
 
             return taking_turns
 
-        return replace(by, poll=poll, fetch=in_turn(by.fetch), fetch_again=in_turn(by.fetch_again))
+        return replace(by, poll=poll, fetch=in_turn(by.fetch))

@@ -31,12 +31,11 @@ from .tasks import afetch_output, apersist_output, apoll_generation, asubmit_gen
 
 @dataclass(frozen=True)
 class Steps:
-    """How the four steps are made; ``fetch_again`` ignores what an earlier attempt left."""
+    """How the four steps are made."""
 
     submit: Callable[..., Awaitable[Submission]]
     poll: Callable[..., Awaitable[Finished]]
     fetch: Callable[..., Awaitable[list[FetchedVideo]]]
-    fetch_again: Callable[..., Awaitable[list[FetchedVideo]]]
     persist: Callable[..., Awaitable[list[StoredVideo]]]
 
 
@@ -44,7 +43,6 @@ TASKS = Steps(
     asubmit_generation,
     apoll_generation,
     afetch_output,
-    afetch_output.with_options(refresh_cache=True),
     apersist_output,
 )
 """Each step is a task run in Prefect, with retries of its own."""
@@ -53,19 +51,18 @@ TASKS = Steps(
 def named_after(id_: str) -> Steps:
     """The same, their task runs named after an item of a batch."""
 
-    def named(step: Task[Any, Any], what: str, **options: Any) -> Task[Any, Any]:
-        return step.with_options(task_run_name=lambda: f"{what} {id_}", **options)
+    def named(step: Task[Any, Any], what: str) -> Task[Any, Any]:
+        return step.with_options(task_run_name=lambda: f"{what} {id_}")
 
     return Steps(
         named(asubmit_generation, "submit"),
         named(apoll_generation, "poll"),
         named(afetch_output, "fetch"),
-        named(afetch_output, "fetch", refresh_cache=True),
         named(apersist_output, "persist"),
     )
 
 
-PLAIN = Steps(steps.submit, steps.poll, steps.fetch, steps.fetch, steps.persist)
+PLAIN = Steps(steps.submit, steps.poll, steps.fetch, steps.persist)
 """Each step is part of the task run that it is called in."""
 
 
@@ -115,12 +112,11 @@ async def deliver(
                 return entry.result(place)
             display.logger().warning("Generation %s: its file is gone", submission.task_id)
         finished = await by.poll(submission, credentials)
-        fetch = by.fetch_again if again else by.fetch
         try:
-            videos = await fetch(submission, finished, credentials, storage)
+            videos = await by.fetch(submission, finished, credentials, storage)
             stored = await by.persist(submission, finished, videos, storage)
-        except StagedFileMissing:  # fetched by an earlier attempt, perhaps on another machine
-            videos = await by.fetch_again(submission, finished, credentials, storage)
+        except StagedFileMissing:  # lost since then, or the steps run on several machines
+            videos = await by.fetch(submission, finished, credentials, storage)
             stored = await by.persist(submission, finished, videos, storage)
     result = _result(submission, finished, stored)
     await display.show_result(submission, result)

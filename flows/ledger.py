@@ -17,6 +17,7 @@ from ..blocks.ledger import GenerationLedger
 from ..runway.entries import Entry, Intent
 from ..runway.errors import LedgerUnavailable
 from ..runway.generation import Submission
+from ..runway.holders import holder_name
 from ..runway.requests import GenerationRequest
 from .display import logger
 from .saved_blocks import is_block_name, load_block
@@ -106,23 +107,42 @@ async def working_alone(
                 await open_ledger(), submission.key, this_run(), tell=tell, enough=enough
             )
             entry = await stack.enter_async_context(alone)
+            if entry is None and (known := Entry.of_submission(submission, place)):
+                ledger = await open_ledger()
+                entry = await ledger.restore(
+                    known.model_copy(update={"holder": holder_name(this_run())})
+                )
         except LedgerUnavailable as error:
             logger().warning("%s; the delivery goes on without it", error.what)
         yield entry
 
 
-async def record(change: Callable[["Ledger"], Awaitable[T]]) -> T | None:
-    """Make a change to the ledger, or a look at it, that a delivery does not have to wait for."""
+async def record(
+    change: Callable[["Ledger"], Awaitable[T]], *, held: Entry | None = None
+) -> T | None:
+    """Make a change to the ledger, or a look at it, that a delivery does not have to wait for.
+
+    Args:
+        change: Makes it; gives None where the ledger does not allow it.
+        held: The entry as the run has it in hand. Where the ledger has lost it, it is written
+            again, and the change is made once more.
+    """
     try:
-        return await change(await open_ledger())
+        ledger = await open_ledger()
+        changed = await change(ledger)
+        if changed is None and held and await ledger.restore(held):
+            changed = await change(ledger)
     except LedgerUnavailable as error:
         logger().warning("%s; the delivery goes on without it", error.what)
         return None
+    return changed
 
 
-def record_soon(change: Callable[["Ledger"], Awaitable[object]]) -> None:
+def record_soon(
+    change: Callable[["Ledger"], Awaitable[object]], *, held: Entry | None = None
+) -> None:
     """Make a change to the ledger that nothing waits for: if it is lost, a poll is repeated."""
     from ..runway.background import in_background
 
-    recording = in_background(record(change))
+    recording = in_background(record(change, held=held))
     recording.add_done_callback(lambda done: done.result())  # raised there, an error is logged

@@ -6,7 +6,6 @@ resumed) finds what was done and does only the rest.
 """
 
 import asyncio
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.download import download
@@ -28,11 +26,12 @@ from ..runway.errors import (
     GenerationFailed,
     InvalidOutput,
     OutputExpired,
-    StagedFileMissing,
     StorageError,
     SubmissionUncertain,
 )
+from ..runway.fetched import discard, find_fetched, publish_checked, remember, sha256_of
 from ..runway.generation import FetchedVideo, Finished, Generation, StoredVideo, Submission
+from ..runway.ledger_mark import LedgerMark
 from ..runway.media import draw_poster, inspect_video
 from ..runway.names import check_task_id, file_stem
 from ..runway.polling import Patience, wait_until_finished
@@ -40,14 +39,17 @@ from ..runway.redact import origin_of
 from ..runway.replies import MOST_OUTPUTS
 from ..runway.requests import GenerationRequest, as_request
 from ..runway.settings import CometAPISettings
+from ..runway.staging import staged_path
 from ..runway.storage import Storage
 from . import display
 from .attempts import memory
 from .habits import habit_of
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
+from .ledger_check import check_ledger
 from .running import resolve_key
 from .sharing import client_for, clients_for_assets, settings_now, shared_budget
 from .storage import full_name, resolve_storage
+from .sweeping import sweep_staged_files
 
 if TYPE_CHECKING:
     from ..runway.buying import Check
@@ -95,6 +97,8 @@ async def submit(
         credentials = credentials or CometAPICredentials.from_settings(settings)
         intent = intent_for(key, credentials, storage, request)
         ledger = await open_ledger()
+        if task_id is None:
+            await check_ledger(ledger, storage or settings.storage)
         try:
             if task_id is not None:
                 entry, new = await attach(ledger, intent, check_task_id(task_id)), False
@@ -182,10 +186,10 @@ async def poll(submission: Submission, credentials: CometAPICredentials | None) 
                     habit=habit_of(submission, entry, credentials.base_url),
                 )
         except (GenerationFailed, GenerationCancelled) as error:
-            key, task_id, failure = submission.key, submission.task_id, error
-            await record(lambda ledger: ledger.failed(key, task_id, failure))
+            failure = error
+            await record(lambda ledger: ledger.failed(submission, failure), held=entry)
             raise
-        record_soon(lambda ledger: ledger.finished(submission, finished))
+        record_soon(lambda ledger: ledger.finished(submission, finished), held=entry)
         return finished
 
 
@@ -214,12 +218,24 @@ async def fetch(
         if len(finished.generation.outputs) > MOST_OUTPUTS:
             raise InvalidOutput(f"CometAPI names more than {MOST_OUTPUTS} outputs")
         async with working_alone(submission):
-            staging = (await resolve_storage(storage or settings.storage)).staging()
+            target = await resolve_storage(storage or settings.storage)
+            staging = await asyncio.to_thread(target.staging)
+            await sweep_staged_files(target)
             for position in range(len(finished.generation.outputs)):
-                stem = file_stem(submission.key, submission.submitted_at, position)
-                path = staging / f"{stem}.{uuid4().hex[:8]}.mp4"  # two runs may fetch at once
-                videos.append(await _fetch(submission, finished, credentials, position, path))
+                stem = _stem(submission, position)
+                video = await asyncio.to_thread(find_fetched, target, stem)
+                if video is None:
+                    path = staged_path(staging, stem, ".mp4")
+                    video = await _fetch(submission, finished, credentials, position, path)
+                elif video.poster is None:
+                    video = await _examine(Path(video.path), video.sha256)
+                await asyncio.to_thread(remember, video, stem)
+                videos.append(video)
     return videos
+
+
+def _stem(submission: Submission, position: int) -> str:
+    return file_stem(submission.key, submission.task_id, submission.submitted_at, position)
 
 
 async def _fetch(
@@ -241,12 +257,17 @@ async def _fetch(
         trusted = settings_now().asset_hosts | {origin_of(credentials.base_url)}
         async with clients_for_assets() as clients:
             sha256 = await download(clients, address, path, renew=fresh_address, trusted=trusted)
-        loop = asyncio.get_running_loop()
-        video = await loop.run_in_executor(_examiner(os.getpid()), _examined, path, sha256)
+        video = await _examine(path, sha256)
     except BaseException:
         await asyncio.to_thread(path.unlink, missing_ok=True)
         raise
     display.tell("Fetched %s of %s", display.shown_size(video.size), submission.task_id)
+    return video
+
+
+async def _examine(path: Path, sha256: str) -> FetchedVideo:
+    loop = asyncio.get_running_loop()
+    video = await loop.run_in_executor(_examiner(os.getpid()), _examined, path, sha256)
     await display.show_poster(path.with_suffix(".jpg"))
     return video
 
@@ -259,6 +280,7 @@ def _examined(path: Path, sha256: str) -> FetchedVideo:
     return FetchedVideo(
         path=str(path),
         poster=str(poster),
+        poster_sha256=sha256_of(poster),
         sha256=sha256,
         size=path.stat().st_size,
         **asdict(info),
@@ -280,13 +302,20 @@ async def persist(
             if kept and not await asyncio.to_thread(_any_staged, videos):
                 return list(kept)
             target = await resolve_storage(place)
+            ledger_id = await record(lambda ledger: ledger.mark()) if entry else None
+            origin = _origin(submission, finished, entry, ledger_id)
             stored = [
-                await asyncio.to_thread(_persist, submission, finished, video, position, target)
+                await asyncio.to_thread(_persist, submission, origin, video, position, target)
                 for position, video in enumerate(videos)
             ]
             if entry:
                 task_id, where = submission.task_id, full_name(place)
-                await record(lambda ledger: ledger.stored(entry, task_id, where, stored))
+                await record(
+                    lambda ledger: ledger.stored(entry, task_id, where, stored), held=entry
+                )
+                await leave_mark(await open_ledger(), place, now=False)
+            for position, video in enumerate(videos):
+                await asyncio.to_thread(discard, video, _stem(submission, position))
     for video in stored:
         display.tell("Stored %s", video.uri)
         await display.announce("stored", submission, uri=video.uri, sha256=video.sha256)
@@ -298,44 +327,53 @@ def _any_staged(videos: Sequence[FetchedVideo]) -> bool:
 
 
 def _persist(
-    submission: Submission, finished: Finished, video: FetchedVideo, position: int, place: Storage
+    submission: Submission,
+    origin: dict[str, Any],
+    video: FetchedVideo,
+    position: int,
+    place: Storage,
 ) -> StoredVideo:
-    def publish(staged: Path) -> str:
-        return place.publish(staged, f"{stem}{staged.suffix}")
+    """Publish poster, video and sidecar, in this order.
 
-    _check_unchanged(video)
-    stem = file_stem(submission.key, submission.submitted_at, position)
+    A video that is in the storage already then has its poster there, and a sidecar that is there
+    says that all of it is.
+    """
+    stem = _stem(submission, position)
+
+    def publish(path: str, sha256: str | None) -> str:
+        staged = Path(path)
+        return publish_checked(place, staged, f"{stem}{staged.suffix}", sha256)
+
+    poster = publish(video.poster, video.poster_sha256) if video.poster else None
     stored = StoredVideo(
-        uri=publish(Path(video.path)),
-        poster=publish(Path(video.poster)) if video.poster else None,
+        uri=publish(video.path, video.sha256),
+        poster=poster,
         sidecar=place.uri(f"{stem}.json"),
-        **video.model_dump(exclude={"path", "poster"}),
+        **video.model_dump(exclude={"path", "poster", "poster_sha256"}),
     )
-    sidecar = Path(video.path).with_suffix(".json")
-    sidecar.write_text(_origin(submission, finished, stored), encoding="utf-8")
-    publish(sidecar)
+    described = {**origin, "video": stored.model_dump(mode="json")}
+    sidecar = staged_path(place.staging(), stem, ".json")
+    try:
+        sidecar.write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
+        place.publish(sidecar, f"{stem}.json")
+    finally:
+        sidecar.unlink(missing_ok=True)
     return stored
 
 
-def _check_unchanged(video: FetchedVideo) -> None:
-    """What is published is what was checked; one that is published already is gone from here."""
-    path = Path(video.path)
-    if path.exists():
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != video.sha256:
-                raise StagedFileMissing(f"{path} is not what was fetched any more")
+def _origin(
+    submission: Submission, finished: Finished, entry: Entry | None, ledger: LedgerMark | None
+) -> dict[str, Any]:
+    """Return what lies beside each video: what was asked, what came, and how long it took.
 
-
-def _origin(submission: Submission, finished: Finished, video: StoredVideo) -> str:
-    """The JSON that lies beside a video: what was asked, what came, and how long it took."""
-    return json.dumps(
-        {
-            **submission.model_dump(mode="json"),
-            "polls": finished.polls,
-            "waited": round(finished.waited, 3),
-            "stored_at": datetime.now(UTC).isoformat(),
-            "video": video.model_dump(mode="json"),
-        },
-        indent=2,
-        ensure_ascii=False,
-    )
+    It also holds what the ledger knows, so that the entry can be made again from it.
+    """
+    known = {"billed_seconds", "cost", "charges", "credentials", "flow_run_id", "serial"}
+    return {
+        **submission.model_dump(mode="json"),
+        "polls": finished.polls,
+        "waited": round(finished.waited, 3),
+        "stored_at": datetime.now(UTC).isoformat(),
+        **(entry.model_dump(mode="json", include=known) if entry else {}),
+        "ledger": ledger.identity if ledger else None,
+    }

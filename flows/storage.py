@@ -2,15 +2,17 @@
 """Prefect's storage blocks as places to keep videos."""
 
 import asyncio
+import hashlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..runway.errors import StorageError
 from ..runway.redact import scrub
-from ..runway.storage import FolderStorage, FsspecStorage, Storage, open_storage
+from ..runway.staging import temporary_staging
+from ..runway.storage import FolderStorage, FsspecStorage, Storage, check_staged, open_storage
 from ..runway.tables import local_path, whole_path
 from .saved_blocks import is_block_name, load_block
 
@@ -24,7 +26,7 @@ class BlockStorage:
 
     def staging(self) -> Path:
         """A folder for temporary files, which belongs to this block alone."""
-        return FsspecStorage(f"block://{self.name}").staging()
+        return temporary_staging(f"block://{self.name}")
 
     def check(self) -> None:
         """A block that was loaded is all that can be told without writing to it."""
@@ -36,28 +38,46 @@ class BlockStorage:
 
     def publish(self, staged: Path, name: str) -> str:
         """Upload the file; from the disk where the block can, else as one piece."""
-        with self._told("did not take", name):
+        check_staged(staged)
+        with self._told("did not take", name, staged):
             if hasattr(self.block, "upload_from_path"):
                 sent = self.block.upload_from_path(str(staged), name)
             else:
                 sent = self.block.write_path(name, staged.read_bytes())
             _finished(sent)
-        staged.unlink(missing_ok=True)
         return self.uri(name)
+
+    def sha256(self, name: str) -> str | None:
+        """Read the file, if it is there and the block can."""
+        try:
+            return hashlib.sha256(_finished(self.block.read_path(name))).hexdigest()
+        except Exception:  # noqa: BLE001 -- each block has errors of its own
+            return None
 
     def read(self, name: str) -> bytes:
         """The file's content."""
         with self._told("does not give back", name):
             return _finished(self.block.read_path(name))
 
+    def names(self, folder: str = "") -> list[str] | None:
+        """List the files of a folder in the block, where it has a way to: ``S3Bucket`` does."""
+        if not hasattr(self.block, "list_objects"):
+            return None
+        with self._told("does not list", folder or "its files"):
+            found = _finished(self.block.list_objects(folder))
+        names = (PurePosixPath(str(entry.get("Key", ""))) for entry in found)
+        return sorted({path.name for path in names if not folder or path.parent.name == folder})
+
     def delete(self, name: str) -> None:
         """Nothing: a block has no way to delete a file."""
 
     @contextmanager
-    def _told(self, what: str, name: str) -> Iterator[None]:
+    def _told(self, what: str, name: str, staged: Path | None = None) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # noqa: BLE001 -- each block has errors of its own
+            if staged:
+                check_staged(staged)
             # not chained: its own text may hold what the block does
             told = f"the block {self.name} {what} {name}: {scrub(str(error))}"
             raise StorageError(told) from None

@@ -3,8 +3,8 @@
 
 Each is there twice over one core: the plain name for sync code, the name with an ``a`` for async
 code; both are the same task to Prefect. What was done already is told by the ledger, not by
-Prefect's results. Only what ``fetch`` left on this machine is kept as a result, under the
-generation's key, so that a retried flow run need not download it again.
+Prefect's results. What ``fetch`` left on this machine is found by its own record beside the files:
+a result that Prefect keeps would still name them when they are gone.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from prefect import task
-from prefect.context import TaskRunContext
+from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 from pydantic import ValidationError
 
@@ -28,20 +28,10 @@ from ..runway.errors import (
     UnexpectedResponse,
 )
 from ..runway.generation import FetchedVideo, Finished, StoredVideo, Submission
-from ..runway.names import step_key
 from ..runway.requests import GenerationRequest, as_request
 from . import steps
 from .attempts import RetryDelays, retry_on
 from .running import run_sync
-from .sharing import settings_now
-from .storage import full_name
-
-
-def _staged(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
-    """Where the result of a fetch is kept, for Prefect's ``cache_key_fn``."""
-    submission: Submission = parameters["submission"]
-    place = full_name(parameters.get("storage") or settings_now().storage)
-    return step_key("fetch", f"{submission.key}\n{submission.task_id}\n{place}")
 
 
 def _submission_name() -> str:
@@ -78,7 +68,7 @@ WORTH_RETRYING = (*_SUBMIT_AGAIN, *_POLL_AGAIN, *_FETCH_AGAIN, *_PERSIST_AGAIN)
 SUBMIT = step_options("submit-generation", retries=5, retry=retry_on(*_SUBMIT_AGAIN, share=0.2))
 POLL = step_options("poll-generation", retries=1000, retry=retry_on(*_POLL_AGAIN, share=1))
 FETCH = step_options("fetch-generation", retries=5, retry=retry_on(*_FETCH_AGAIN, share=0.2))
-FETCH |= {"cache_key_fn": _staged, "persist_result": True, "result_serializer": "json"}
+FETCH |= {"persist_result": False, "cache_policy": NO_CACHE}
 PERSIST = step_options("persist-generation", retries=3, retry=retry_on(*_PERSIST_AGAIN, share=0.2))
 
 

@@ -98,6 +98,7 @@ async def buy_once(
         KeyConflict: The key belongs to another request.
         SubmissionUncertain: It was perhaps bought, now or in an earlier attempt.
         LedgerUnavailable: Nothing was sent, since it could not be recorded.
+        LedgerOutdated: The ledger is an older copy, so it may have forgotten that it was bought.
         ServiceUnavailable: This process, or its ledger, stood still for so long that others may
             have taken it for dead, so nothing was sent.
         CometAPIError: What ``post`` raised; nothing was bought.
@@ -110,6 +111,8 @@ async def buy_once(
                 "claim of the key lasts, so nothing was sent"
             ).about(key=intent.key)
 
+    await ledger.check_once()
+    newest_before = ledger.newest_claim
     claim = uuid4().hex
     runs_name = holder_name(run)
     holder = f"{runs_name}#{claim}"
@@ -136,6 +139,7 @@ async def buy_once(
         if entry.claim != claim:
             return entry
         try:
+            ledger.check_claim(entry, newest_before)
             task_id = await post(still_ours)
         except BaseException as error:
             await _note_outcome(ledger, entry, error, warn)
@@ -267,18 +271,15 @@ async def _accepted(
     """The entry with its id, committed before anything else is done."""
     now = datetime.now(UTC)
     news: dict[str, Any] = {"task_id": task_id, "submitted_at": now, "holder": keeper, "note": ""}
-    bought = claimed.model_copy(update={"state": State.SUBMITTED, **news})
+    bought = claimed.model_copy(update={"state": State.SUBMITTED, "changed_at": now, **news})
 
     async def recorded() -> Entry:
         kept = await ledger.change(claimed.key, State.SUBMITTED, of=claimed, **news)
-        kept = kept or await ledger.get(claimed.key)
+        kept = kept or await ledger.get(claimed.key) or await ledger.restore(bought)
         if kept is None or kept.task_id != task_id:
             if given := await ledger.of_another_request(task_id, claimed):
                 raise _no_receipt(task_id, given)
-            # another submission was allowed meanwhile
-            other = bought.model_copy(update={"key": f"{claimed.key}+{task_id}"})
-            kept = await attach(ledger, other, task_id)
-            warn(f"the key was submitted twice; {task_id} is recorded as {kept.key}")
+            kept = await _recorded_elsewhere(ledger, bought, kept, warn)
         return kept
 
     try:
@@ -291,6 +292,33 @@ async def _accepted(
     except SubmissionUncertain as error:
         await _note_outcome(ledger, claimed, error, warn)
         raise
+
+
+async def _recorded_elsewhere(
+    ledger: Ledger, bought: Entry, there: Entry | None, warn: Callable[[str], None]
+) -> Entry:
+    """Record a purchase whose claim is not the key's any more: under the key if it is free.
+
+    The ledger may have forgotten the claim, or one more submission was allowed meanwhile.
+    """
+    if there and (there.is_free() or _is_older_doubt(there, bought)):
+        changes = _new_claim(there, bought, bought.claim, buys=False)
+        changes |= bought.model_dump(include={"task_id", "submitted_at", "holder", "claimed_at"})
+        kept = await ledger.change(state=State.SUBMITTED, seen=there, **changes)
+        if kept:
+            warn(
+                f"the ledger had forgotten that this key was being bought; its id is {kept.task_id}"
+            )
+            return kept
+    other = bought.model_copy(update={"key": f"{bought.key}+{bought.task_id}"})
+    kept = await attach(ledger, other, bought.task_id or "")
+    warn(f"the key was submitted twice; {bought.task_id} is recorded as {kept.key}")
+    return kept
+
+
+def _is_older_doubt(there: Entry, bought: Entry) -> bool:
+    """Return True for an open outcome that the purchase followed: the ledger is an older copy."""
+    return there.state is State.UNCERTAIN and (there.serial or 0) < (bought.serial or 0)
 
 
 def _no_receipt(task_id: str, given: Entry) -> SubmissionUncertain:

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The database that the ledger lies in: SQLite on one machine, PostgreSQL for several.
 
-SQLite is flushed to the disk with each change, and PostgreSQL commits synchronously, whatever the
-server's default is. Every statement is a transaction of its own.
+SQLite keeps a rollback journal, so that between two changes the ledger is one file, which may be
+copied or moved like any other; each change is flushed to the disk, and so is its folder. A
+write-ahead log would be faster, but it is a second file: who copies the first alone loses what was
+bought, and a process that closes its own copy of the file drops the locks that guard the log.
+PostgreSQL commits synchronously, whatever the server's default is, and the tables lie in one
+schema, whatever the search path of the role is. Every statement is a transaction of its own.
 """
 
 import asyncio
 import errno
 import json
+import os
 import re
 import socket
 import time
+import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +31,7 @@ from sqlalchemy import (
     create_engine,
     event,
 )
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -103,11 +110,27 @@ class Database:
         self._opened_file: tuple[int, int] | None = None
         self._open: Connection | AsyncEngine | None = None
         self._opening = asyncio.Lock()
+        _databases.add(self)
+
+    def forget_connection(self) -> None:
+        """Leave the connection of the parent alone, in a child that was forked; never close it.
+
+        The child has the parent's locks and sockets only in appearance, and to close its copy would
+        end or undo what the parent is doing.
+        """
+        _inherited.append(self._open)
+        self._open = None
+        self._opening = asyncio.Lock()
 
     @property
     def place(self) -> str:
         """Where it is, without a password."""
         return self._url.set(query={}).render_as_string(hide_password=True)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that it is, or None for a server."""
+        return None if self.is_shared else self._file
 
     @property
     def is_shared(self) -> bool:
@@ -203,10 +226,15 @@ class Database:
         return now != self._opened_file
 
     async def _postgresql(self) -> AsyncEngine:
-        durable = {"synchronous_commit": "on", "application_name": "prefect-cometapi"}
-        arguments = {"timeout": 10, "command_timeout": 30, "server_settings": durable}
+        settings = {
+            "synchronous_commit": "on",
+            "application_name": "prefect-cometapi",
+            "search_path": _schema_of(self._url),
+        }
+        arguments = {"timeout": 10, "command_timeout": 30, "server_settings": settings}
+        url = self._url.difference_update_query(["options"])  # asyncpg takes none
         engine = create_async_engine(
-            self._url, connect_args=arguments, pool_pre_ping=True, pool_size=4, **_OPTIONS
+            url, connect_args=arguments, pool_pre_ping=True, pool_size=4, **_OPTIONS
         )
         event.listen(engine.sync_engine, "handle_error", _leave_a_standby)
         try:
@@ -220,6 +248,8 @@ class Database:
     def _sqlite(self) -> Connection:
         """The one connection: SQLite has one writer, and one thread asks."""
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # SQLite would let everybody read it, and its journal
+            os.close(os.open(self._file, os.O_CREAT | os.O_EXCL, 0o600))
         engine = create_engine(
             self._url,
             connect_args={"timeout": self.patience},
@@ -236,6 +266,33 @@ class Database:
             raise
         self._opened_file = _identity(self._file)
         return connection
+
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_inherited: list[object] = []
+"""Connections of the parent process, which are kept so that nothing ever closes them here."""
+
+
+def _forget_connections() -> None:
+    for database in list(_databases):
+        database.forget_connection()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)
+
+_DEFAULT_SCHEMA = "public"
+_SEARCH_PATH = re.compile(r"-c\s*search_path=(\w+)")
+
+
+def _schema_of(url: URL) -> str:
+    """Return the schema of the tables: as the URL says (``options=-csearch_path=NAME``), or public.
+
+    Two roles whose own search paths differ would else have a ledger each in one database.
+    """
+    options = url.query.get("options", "")
+    named = _SEARCH_PATH.search(options if isinstance(options, str) else " ".join(options))
+    return named[1] if named else _DEFAULT_SCHEMA
 
 
 _OPTIONS: dict[str, Any] = {
@@ -285,8 +342,8 @@ def _leave_a_standby(context: ExceptionContext) -> None:
 
 def _prepare(connection: Any, _record: Any) -> None:
     connection.text_factory = _text_or_as_it_is
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA journal_mode=DELETE")  # a ledger with a write-ahead log is converted
+    connection.execute("PRAGMA synchronous=EXTRA")  # the folder too, or a journal may come back
 
 
 def will_pass(error: Exception) -> bool:

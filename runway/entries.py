@@ -18,8 +18,10 @@ states that it may follow, and the database makes it in one statement, so of two
 one happens.
 """
 
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
+from uuid import uuid4
 
 from pydantic import AwareDatetime, Field, field_validator
 
@@ -192,6 +194,28 @@ class Entry(Intent):
             fingerprint=self.fingerprint,
             request=self.request,
             claim=self.claim,
+            base_url=self.base_url,
+        )
+
+    @classmethod
+    def of_submission(cls, submission: Submission, storage: str | None) -> Self | None:
+        """Return the entry of a purchase that only its run knows, or None if it names no service.
+
+        Args:
+            submission: What the run has in hand.
+            storage: Where its videos are wanted.
+        """
+        if submission.base_url is None:
+            return None
+        return cls(
+            **submission.model_dump(exclude={"claim"}),
+            claim=submission.claim or uuid4().hex,
+            storage=storage,
+            state=State.SUBMITTED,
+            attempts=1,
+            charges=1,
+            created_at=submission.submitted_at,
+            changed_at=datetime.now(UTC),
         )
 
     def finished(self) -> Finished | None:

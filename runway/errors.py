@@ -11,6 +11,7 @@
     │   ├── KeyConflict            the key belongs to another request
     │   ├── LedgerUnavailable      the ledger cannot be read or written
     │   │   └── LedgerDamaged      a row of it cannot be read
+    │   ├── LedgerOutdated         the ledger has forgotten purchases: it is an older copy
     │   └── StorageUnavailable     a video could not be stored where it is wanted
     ├── AuthenticationError        no key, a wrong key, or one without permission
     ├── UnexpectedResponse         what answers there is not CometAPI
@@ -171,6 +172,16 @@ class LedgerDamaged(LedgerUnavailable):
     advice = (
         "mend the row, or put a backup of the ledger in its place; do not delete it, as it tells "
         "what was bought."
+    )
+
+
+class LedgerOutdated(NotSubmitted):
+    """The ledger is an older copy, or another one, and has forgotten purchases."""
+
+    money = "nothing was charged for this call; what the ledger has forgotten may be bought."
+    advice = (
+        "put the newest copy of the ledger in its place, or have the stored videos read back: "
+        "prefect-cometapi ledger rebuild"
     )
 
 

@@ -89,6 +89,9 @@ class Submission(Value):
     claim: str | None = Field(
         default=None, description="Which attempt in the ledger the id was given to; random."
     )
+    base_url: str | None = Field(
+        default=None, description="Root of the service that it was bought from."
+    )
 
     @property
     def short_id(self) -> str:
@@ -144,6 +147,7 @@ class FetchedVideo(VideoFacts):
 
     path: str = Field(description="The staged file.")
     poster: str | None = Field(default=None, description="A staged JPEG of one of its frames.")
+    poster_sha256: str | None = Field(default=None, description="SHA-256 of the poster, in hex.")
 
 
 class StoredVideo(VideoFacts):

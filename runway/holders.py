@@ -7,16 +7,18 @@ waits for a lease to lapse, and a clock that is set takes nothing from the livin
 (another machine, another container, a system without /proc) only the lease tells.
 """
 
+import asyncio
 import hashlib
 import os
 import socket
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 _PROC = Path("/proc")
 _DEAD = {"Z", "X"}
@@ -88,30 +90,74 @@ def shown_holder(holder: str) -> str:
     return f"{run.partition('#')[0]} on {host}, process {rest.partition(':')[0]}"
 
 
-_at_work: Counter[tuple[str, str]] = Counter()
-"""Keys and holders of this process, by how many blocks work on them: one for all ledgers, since one
+@dataclass(frozen=True, eq=False)
+class Worker:
+    """Where a block of this process runs: an event loop, or a thread where there is none.
+
+    A loop that was dropped with the block inside never leaves the block, so it is asked.
+    """
+
+    loop: asyncio.AbstractEventLoop | None
+    thread: threading.Thread
+
+    @classmethod
+    def here(cls) -> Self:
+        """Return the worker of the caller."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        return cls(loop, threading.current_thread())
+
+    @property
+    def is_running(self) -> bool:
+        """Return True while the block can go on; a loop that is busy runs, too."""
+        return self.loop.is_running() if self.loop else self.thread.is_alive()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Return True where its loop stands still, and somebody may run it again."""
+        return bool(self.loop and not self.loop.is_running() and not self.loop.is_closed())
+
+
+_at_work: defaultdict[tuple[str, str], list[Worker]] = defaultdict(list)
+"""Keys and holders of this process, and where each block runs: one for all ledgers, since one
 database may be opened under two names, and its holders are alive all the same."""
 
 _counting = threading.Lock()
 
 
+def _forget_all() -> None:
+    """Forget what the parent worked on, in a child that was forked."""
+    global _counting  # noqa: PLW0603 -- another thread of the parent may have had it
+    _counting = threading.Lock()
+    _at_work.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
 @contextmanager
-def at_work(key: str, holder: str) -> Iterator[None]:
+def at_work(key: str, holder: str) -> Iterator[Worker]:
     """Count a holder of this process as working on a key while the block runs."""
+    worker = Worker.here()
     with _counting:
-        _at_work[key, holder] += 1
+        _at_work[key, holder].append(worker)
     try:
-        yield
+        yield worker
     finally:
         with _counting:
-            _at_work[key, holder] -= 1
-            if not _at_work[key, holder]:
-                del _at_work[key, holder]
+            workers = [other for other in _at_work.pop((key, holder), []) if other is not worker]
+            if workers:
+                _at_work[key, holder] = workers
 
 
-def is_at_work(key: str, holder: str) -> bool:
-    """Whether a holder of this process works on a key."""
-    return _at_work[key, holder] > 0
+def workers_of(key: str, holder: str) -> list[Worker]:
+    """Return where a holder of this process works on a key, or may go on to."""
+    with _counting:
+        there = _at_work.get((key, holder), ())
+        return [worker for worker in there if worker.is_running or worker.is_stopped]
 
 
 def is_certainly_gone(holder: str) -> bool:

@@ -5,20 +5,23 @@ Whoever works on a generation holds a lease on it, which is renewed while the wo
 """
 
 import asyncio
+import os
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import and_, select, update
 
 from . import holders
 from .background import in_background
 from .database import Database
 from .entries import Entry
 from .errors import LedgerUnavailable
+from .holders import Worker
 from .moment import Moment
 from .schema import database_time, generations
 
@@ -36,13 +39,13 @@ LEASE_LEFT = (generations.c.leased_until - NOW).label("lease_left")
 class _Hold:
     """What is known of a key here: the blocks that hold it, until when, and its entry as seen."""
 
-    blocks: Counter[str] = field(default_factory=Counter[str])
+    blocks: defaultdict[str, list[Worker]] = field(default_factory=lambda: defaultdict(list))
     lapses: dict[str, Moment] = field(default_factory=dict[str, Moment])
     entry: Entry | None = None
 
     def see_lease(self, holder: str | None, left: float | None, asked: Moment) -> None:
         """Note how long a holder's lease lasted at a moment, if the holder is one of these."""
-        if holder and left is not None and self.blocks[holder]:
+        if holder and left is not None and self.blocks.get(holder):
             self.lapses[holder] = asked.later(left)
 
 
@@ -60,34 +63,55 @@ class Leases:
         self._held: defaultdict[str, _Hold] = defaultdict(_Hold)
         self._counting = threading.Lock()
         self._renewing = False
+        _all_leases.add(self)
+
+    def forget_all(self) -> None:
+        """Forget the leases of the parent, in a child that was forked: it has none of them."""
+        self._counting = threading.Lock()
+        self._held = defaultdict(_Hold)
+        self._renewing = False
 
     @contextmanager
     def holding(self, key: str, holder: str) -> Iterator[None]:
         """Renew a holder's lease of a key while the block runs."""
-        with self._counting:
-            self._held[key].blocks[holder] += 1
-            begins, self._renewing = not self._renewing, True
-        if begins:
-            in_background(self._renew_until_nothing_is_held())
-        try:
-            with holders.at_work(key, holder):
-                yield
-        finally:
+        with holders.at_work(key, holder) as worker:
             with self._counting:
-                hold = self._held[key]
-                hold.blocks[holder] -= 1
-                if not hold.blocks.total():
-                    del self._held[key]
+                self._held[key].blocks[holder].append(worker)
+                begins, self._renewing = not self._renewing, True
+            if begins:
+                in_background(self._renew_until_nothing_is_held())
+            try:
+                yield
+            finally:
+                self._leave(key, holder, worker)
+
+    def _leave(self, key: str, holder: str, worker: Worker) -> None:
+        with self._counting:
+            hold = self._held.get(key)
+            if hold is None:  # this is a child that was forked within the block
+                return
+            hold.blocks[holder] = [one for one in hold.blocks[holder] if one is not worker]
+            if not any(hold.blocks.values()):
+                del self._held[key]
 
     def times_held_here(self, key: str, holder: str | None) -> int:
         """How many blocks of this process hold a key under this name just now."""
-        hold = self._held.get(key)
-        return hold.blocks[holder or ""] if hold else 0
+        with self._counting:
+            hold = self._held.get(key)
+            there = hold.blocks.get(holder or "", ()) if hold else ()
+            return sum(1 for worker in there if worker.is_running)
 
     def holders_here(self) -> list[str]:
         """Under which names this process holds something just now."""
         with self._counting:
-            return sorted({who for hold in self._held.values() for who in +hold.blocks})
+            return sorted(
+                {
+                    holder
+                    for hold in self._held.values()
+                    for holder, workers in hold.blocks.items()
+                    if any(worker.is_running for worker in workers)
+                }
+            )
 
     def last_seen(self, key: str) -> Entry | None:
         """The entry of a key that this process holds, as it was when it was last read or changed.
@@ -128,16 +152,67 @@ class Leases:
 
     def _something_is_held(self) -> bool:
         with self._counting:
+            for key, hold in list(self._held.items()):
+                if not any(
+                    worker.is_running or worker.is_stopped
+                    for workers in hold.blocks.values()
+                    for worker in workers
+                ):
+                    del self._held[key]  # its loop was closed with the block inside
             self._renewing = bool(self._held)
             return self._renewing
 
     async def _renew(self) -> None:
         held = self.holders_here()
+        before = self._entries_held(held)
+        renewed: set[str] = set()
         for start in range(0, len(held), MANY):
             some = generations.c.holder.in_(held[start : start + MANY])
-            renewal = update(generations).where(some).values(leased_until=NOW + self.lease)
+            # a row that somebody has locked keeps no other from being renewed
+            free = select(generations.c.key).where(some).with_for_update(skip_locked=True)
+            ours = and_(some, generations.c.key.in_(free))
+            renewal = update(generations).where(ours).values(leased_until=NOW + self.lease)
             asked = Moment.now()
-            renewed = renewal.returning(generations.c.key, generations.c.holder, LEASE_LEFT)
-            for row in await self.database.execute(renewed):
+            returned = renewal.returning(generations.c.key, generations.c.holder, LEASE_LEFT)
+            for row in await self.database.execute(returned):
+                renewed.add(row["key"])
                 if hold := self._held.get(row["key"]):
                     hold.see_lease(row["holder"], row["lease_left"], asked)
+        await self._restore_lost([entry for entry in before if entry.key not in renewed])
+
+    def _entries_held(self, holders_here: Sequence[str]) -> list[Entry]:
+        """Return the entries, as last read, on which one of these holders has a lease."""
+        with self._counting:
+            entries = [hold.entry for hold in self._held.values()]
+        names = set(holders_here)
+        return [entry for entry in entries if entry and entry.holder in names]
+
+    async def _restore_lost(self, missing: Sequence[Entry]) -> None:
+        """Write again what a run works on and the ledger does not know any more."""
+        for start in range(0, len(missing), MANY):
+            some = missing[start : start + MANY]
+            there = select(generations.c.key).where(
+                generations.c.key.in_([entry.key for entry in some])
+            )
+            known = {row["key"] for row in await self.database.execute(there)}
+            for entry in some:
+                hold = self._held.get(entry.key)
+                still_held = hold is not None and hold.entry is entry
+                if entry.key not in known and still_held:
+                    await self.restore(entry)
+
+    async def restore(self, entry: Entry) -> Entry | None:
+        """Write an entry again that the ledger has lost; None where it has the key."""
+        raise NotImplementedError
+
+
+_all_leases: weakref.WeakSet[Leases] = weakref.WeakSet()
+
+
+def _forget_leases() -> None:
+    for leases in list(_all_leases):
+        leases.forget_all()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_leases)

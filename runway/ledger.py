@@ -8,24 +8,37 @@ change. Who works on which generation is told by leases (leases.py).
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, FromClause, Select, and_, exists, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Select,
+    and_,
+    case,
+    exists,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from . import holders
 from .database import PATIENCE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
-from .errors import GenerationCancelled, GenerationError, LedgerDamaged
+from .errors import GenerationCancelled, GenerationError, LedgerDamaged, LedgerOutdated
 from .generation import Finished, StoredVideo, Submission
 from .leases import LEASE, LEASE_LEFT, MANY, Leases
+from .ledger_mark import LedgerMark, MarkFile, highest_serial
 from .redact import scrub
-from .schema import generations, last_serial
+from .schema import generations, last_serial, versions
 
+_logger = logging.getLogger(__name__)
 _table = generations.c
 _ENTRIES = select(generations, LEASE_LEFT)
 
@@ -43,6 +56,96 @@ class Ledger(Leases):
 
     def __init__(self, url: str, *, lease: float = LEASE, patience: float = PATIENCE) -> None:
         super().__init__(Database(url, patience=patience), lease)
+        self.newest_claim = 0
+        """The highest serial that this process knows of; a later claim has a higher one."""
+        self.places_checked: dict[str, float] = {}
+        """Storages whose marks were compared with the ledger, and when on the monotonic clock."""
+        file = self.database.file
+        self._mark_file = MarkFile(file) if file else None
+        self._compared = False
+        self._identity = ""
+
+    # Which ledger it is, and how far it has come
+
+    async def mark(self) -> LedgerMark:
+        """Return which ledger this is, and the serial of its newest claim."""
+        query = select(versions.c.identity, last_serial.label("serial"))
+        (row,) = await self.database.rows(query)
+        return LedgerMark.of(row["identity"], row["serial"], self.database.place)
+
+    async def check_current(self, marks: Sequence[LedgerMark] = ()) -> LedgerMark:
+        """Return the ledger's mark, if the ledger has forgotten nothing that is known of it.
+
+        Args:
+            marks: What storages know of ledgers.
+
+        Raises:
+            LedgerOutdated: It has fewer claims than a storage, this process, or the mark beside
+                its file knows of, or another ledger's mark lies beside its file.
+        """
+        # what is known is read first: others may claim keys while the ledger answers
+        newest, beside = self.newest_claim, self.mark_beside()
+        now = await self.mark()
+        if beside and beside.identity != now.identity:
+            raise LedgerOutdated(
+                f"the ledger at {self.database.place} is not the one that was there before: its "
+                f"identity is {now.identity[:8]}, and was {beside.identity[:8]}"
+            )
+        known = [*marks, beside] if beside else marks
+        highest = max(highest_serial(known, now.identity), newest)
+        if now.serial < highest:
+            raise _outdated(self.database.place, now.serial, highest)
+        self.saw_claim(now)
+        self._compared = True
+        return now
+
+    async def check_once(self) -> None:
+        """Compare the ledger with the mark beside its file, the first time in this process.
+
+        Raises:
+            LedgerOutdated: As ``check_current`` does.
+        """
+        if not self._compared:
+            await self.check_current()
+
+    def saw_claim(self, mark: LedgerMark) -> None:
+        """Note how far the ledger has come, also beside its file."""
+        if mark.serial > self.newest_claim or not self._compared:
+            self.newest_claim = max(self.newest_claim, mark.serial)
+            self._identity = mark.identity
+            if self._mark_file:
+                self._mark_file.write(mark)
+
+    def check_claim(self, claimed: Entry, newest_before: int) -> None:
+        """See that a new claim comes after those that were known when it was made.
+
+        Args:
+            claimed: The new claim.
+            newest_before: ``newest_claim`` as it was before.
+
+        Raises:
+            LedgerOutdated: An older copy of the ledger was put in place meanwhile.
+        """
+        serial = claimed.serial or 0
+        if serial <= newest_before:
+            raise _outdated(self.database.place, serial - 1, newest_before)
+        self.saw_claim(LedgerMark.of(self._identity, serial, self.database.place))
+
+    async def claims_since(self, serial: int) -> set[int]:
+        """Return the serials of the claims that it knows after one."""
+        rows = await self.database.rows(select(_table.serial).where(_table.serial > serial))
+        return {row["serial"] for row in rows}
+
+    def mark_beside(self) -> LedgerMark | None:
+        """Return the mark beside its file, or None."""
+        return self._mark_file.read() if self._mark_file else None
+
+    async def accept_missing(self, serial: int) -> None:
+        """Go on without the claims up to a serial that the ledger does not know."""
+        floor = case((versions.c.serial_floor > serial, versions.c.serial_floor), else_=serial)
+        await self.database.rows(update(versions).values(serial_floor=floor))
+        if self._mark_file:
+            self._mark_file.write(await self.mark())
 
     # Looking
 
@@ -152,13 +255,43 @@ class Ledger(Leases):
             **self._leased_to(values.pop("holder", None)),
             **values,
         }
-        dialect = postgresql if self.database.is_shared else sqlite
-        statement = dialect.insert(generations).values(_columns(row)).on_conflict_do_nothing()
-        added = await self._one(statement.returning(generations, LEASE_LEFT))
+        added = await self._one(self._insert(row).returning(generations, LEASE_LEFT))
         if added:
             return added
         there = await self.get(intent.key)  # its own, where the answer to the insert was lost
         return there if there and there.claim == claim and there.state is state else None
+
+    def _insert(self, row: dict[str, Any]) -> Any:
+        """Return the statement that adds a row, unless its key has one."""
+        dialect = postgresql if self.database.is_shared else sqlite
+        return dialect.insert(generations).values(_columns(row)).on_conflict_do_nothing()
+
+    async def restore(self, entry: Entry) -> Entry | None:
+        """Write an entry again that the ledger has lost; None where it has the key.
+
+        A standby that took over too early, an older copy that was put in place, or a person may
+        have lost the row of a purchase that a run still has in hand.
+        """
+        restored = await self.insert(entry)
+        if restored:
+            _logger.warning(
+                "The ledger at %s had lost the row of key %r (id %s), and the run that works on it "
+                "wrote it again; an older copy of the ledger may have been put in its place",
+                self.database.place,
+                scrub(entry.key),
+                entry.task_id or "not known",
+            )
+        return restored
+
+    async def insert(self, entry: Entry) -> Entry | None:
+        """Write a whole entry; None where the ledger has the key."""
+        known = entry.model_dump(exclude={"lease_left", "leased_until", "holder"})
+        known["state"] = str(entry.state)
+        known["outputs"] = [str(output) for output in entry.outputs]
+        known["videos"] = entry.model_dump(mode="json")["videos"]
+        known["resubmitted_by"] = list(entry.resubmitted_by)
+        row = {**known, **self._leased_to(entry.holder)}
+        return await self._one(self._insert(row).returning(generations, LEASE_LEFT))
 
     async def change(
         self,
@@ -168,6 +301,7 @@ class Ledger(Leases):
         seen: Entry | None = None,
         of: Entry | None = None,
         bought: str | None = None,
+        bought_by: str | None = None,
         **values: Any,
     ) -> Entry | None:
         """The entry in a new state, or None where its present state does not allow it.
@@ -179,6 +313,8 @@ class Ledger(Leases):
             of: The entry as claimed, whose claim must still own the submission; a ``task_id`` among
                 the values must not be one that the service gave for another request.
             bought: The task id that the entry must have, or gets where it has none.
+            bought_by: The claim that got this id: an entry without an id that was claimed anew
+                since belongs to another purchase.
             values: Columns that change with it; ``holder`` gets a lease, None ends it.
         """
         allowed = [str(before) for before in MAY_FOLLOW[state]]
@@ -192,7 +328,8 @@ class Ledger(Leases):
         if of and (task_id := values.get("task_id")):
             where.append(~exists().where(_given_for_another(generations.alias(), task_id, of)))
         if bought:
-            where.append(or_(_table.task_id == bought, _table.task_id.is_(None)))
+            open_claim = and_(_table.task_id.is_(None), _table.claim == bought_by)
+            where.append(or_(_table.task_id == bought, open_claim))
             values["task_id"] = bought
         changes = dict(values, state=str(state), changed_at=datetime.now(UTC))
         if "holder" in changes:
@@ -231,6 +368,7 @@ class Ledger(Leases):
             submission.key,
             State.SUCCEEDED,
             bought=submission.task_id,
+            bought_by=submission.claim,
             submitted_at=submission.submitted_at,  # again, where it could not be recorded then
             finished_at=submission.submitted_at + timedelta(seconds=finished.waited),
             polls=finished.polls,
@@ -238,12 +376,13 @@ class Ledger(Leases):
             note="",
         )
 
-    async def failed(self, key: str, task_id: str, error: GenerationError) -> Entry | None:
+    async def failed(self, submission: Submission, error: GenerationError) -> Entry | None:
         """Record that upstream gave it up, or that somebody cancelled it there."""
         return await self.change(
-            key,
+            submission.key,
             State.CANCELLED if isinstance(error, GenerationCancelled) else State.FAILED,
-            bought=task_id,
+            bought=submission.task_id,
+            bought_by=submission.claim,
             finished_at=datetime.now(UTC),
             failure_code=error.code,
             note=error.what,
@@ -259,6 +398,7 @@ class Ledger(Leases):
             entry.key,
             State.STORED,
             bought=task_id,
+            bought_by=entry.claim,
             stored_at=datetime.now(UTC),
             videos={
                 where: [video.model_dump(mode="json") for video in kept]
@@ -280,7 +420,8 @@ class Ledger(Leases):
         if entry.holder is None or entry.lease_left is None:
             return False
         if holders.process_of(entry.holder) == holders.process_of(holders.holder_name("")):
-            return holders.is_at_work(entry.key, entry.holder)
+            workers = holders.workers_of(entry.key, entry.holder)
+            return any(one.is_running for one in workers) or bool(workers and entry.lease_left > 0)
         if holders.is_certainly_gone(entry.holder):
             return False
         if 0 <= entry.lease_left <= 2 * self.lease:
@@ -338,6 +479,13 @@ class Ledger(Leases):
     ) -> Entry | None:
         statement = update(generations).where(*where).values(_columns(changes))
         return await self._one(statement.returning(generations, LEASE_LEFT))
+
+
+def _outdated(place: str, serial: int, known: int) -> LedgerOutdated:
+    return LedgerOutdated(
+        f"the ledger at {place} knows claims up to number {serial}, and there were {known}: it is "
+        "an older copy, which has forgotten purchases"
+    )
 
 
 def _given_for_another(table: FromClause, task_id: str, claimed: Entry) -> ColumnElement[bool]:

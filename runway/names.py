@@ -68,16 +68,18 @@ def step_key(step: str, key: str) -> str:
     return f"cometapi-{step}-{_digest(key, 32)}"
 
 
-def file_stem(key: str, submitted_at: datetime, position: int = 0) -> str:
-    """The name of an output file without its suffix: UTC time, readable key, hash of the key.
+def file_stem(key: str, task_id: str, submitted_at: datetime, position: int = 0) -> str:
+    """Return the name of an output file without its suffix: UTC time, readable key, hash.
 
-    It is the same for the same generation, differs between any two, and holds only lower-case
-    letters, digits and dashes, so that it is safe on every system. Long ids inside the key are
-    cut to their beginning, as the UI shows them.
+    The hash is of the key and the task id, so two generations never share a name, even if two
+    ledgers bought the same key at the same second. The name is the same for the same generation
+    and holds only lower-case letters, digits and dashes, so that it is safe on every system. Long
+    ids inside the key are cut to their beginning, as the UI shows them.
     """
     time = submitted_at.astimezone(UTC).strftime("%Y%m%d-%H%M%S")
     suffix = f"-{position + 1}" if position else ""
-    return f"{time}-{_readable(key, 'video')}-{_mark(key)}{suffix}"
+    mark = _mark(f"{key}\n{task_id}")
+    return f"{time}-{_readable(key, 'video')}-{mark}{suffix}"
 
 
 def batch_stem(key: str) -> str:

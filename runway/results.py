@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
-from uuid import uuid4
 
 from pydantic import AwareDatetime
 from pydantic_core import to_json
 
 from .batch import ItemResult
 from .errors import StorageError, StorageUnavailable
-from .redact import scrub, shown_url
-from .storage import FolderStorage, Storage, open_storage
+from .redact import shown_url
+from .storage import FolderStorage, Storage, open_storage, publish_written
 from .strictjson import strict_json
 from .tables import Kind, Unreadable, is_gzipped, kind_of, local_path, opened, parquet_module
 
@@ -105,23 +104,6 @@ def publish_results(results: Sequence[ItemResult], storage: Storage, name: str) 
             _write_jsonl(staged, results, gzip.open if is_gzipped(name) else open)
 
     return publish_written(storage, name, write)
-
-
-def publish_written(storage: Storage, name: str, write: Callable[[Path], object]) -> str:
-    """Have a file written on this machine, make it appear in a storage, and return where it is.
-
-    Raises:
-        StorageError: This machine or the storage did not take it.
-    """
-    staged = storage.staging() / uuid4().hex
-    try:
-        write(staged)
-        return storage.publish(staged, name)
-    except OSError as error:
-        reason = scrub(error.strerror or type(error).__name__)
-        raise StorageError(f"{staged.parent} did not take {name}: {reason}") from error
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def read_results(place: str) -> list[ItemResult]:

@@ -6,21 +6,19 @@ an object store gets one upload, which shows only when it is complete; any other
 an upload under another name and then a rename.
 """
 
-import getpass
 import hashlib
 import os
 import re
 import shutil
-import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
-from uuid import uuid4
 
 from .errors import StagedFileMissing, StorageError
 from .redact import scrub, shown_url
+from .staging import staged_path, staging_inside, temporary_staging
 from .tables import is_chained, local_path, whole_path
 
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
@@ -30,7 +28,6 @@ _IN_PARTS: dict[str, dict[str, Any]] = {
     "s3a": {"chunksize": 8 << 20, "max_concurrency": 2},
 }
 """How an upload streams from the disk, where the file system does not by itself."""
-INCOMING = ".incoming"
 PROBE = ".cometapi-probe"
 _PROBE_TEXT = b"prefect-cometapi writes this to see whether it can\n"
 
@@ -61,11 +58,19 @@ class Storage(Protocol):
     def publish(self, staged: Path, name: str) -> str:
         """Make a staged file appear under a name, whole or not at all, and return its URI.
 
-        A name belongs to one generation, so a file of that name is replaced, and one that was
-        published before (its staged file is gone) is left as it is.
+        A name belongs to one generation, so a file of that name is replaced. The staged file may
+        be gone afterwards, or be there still: its owner deletes it.
 
         Raises:
+            StagedFileMissing: There is no staged file.
             StorageError: The storage did not take it.
+        """
+        ...
+
+    def sha256(self, name: str) -> str | None:
+        """Return the SHA-256 in hex of what is published under a name, or None.
+
+        None means that nothing is there, or that the storage does not give it back.
         """
         ...
 
@@ -74,6 +79,16 @@ class Storage(Protocol):
 
         Raises:
             StorageError: The storage does not give it back.
+        """
+        ...
+
+    def names(self, folder: str = "") -> list[str] | None:
+        """Return the names of the files in a folder of the storage, or None if it lists nothing.
+
+        A folder that is not there has no files.
+
+        Raises:
+            StorageError: The storage does not answer.
         """
         ...
 
@@ -93,15 +108,19 @@ class FolderStorage:
         self.folder = whole_path(folder)
 
     def staging(self) -> Path:
-        """A folder on the same file system, so that publishing is a rename."""
-        return _made(self.folder / INCOMING)
+        """Return a folder on the same file system, so that publishing is a rename.
+
+        Where no folder in there is this user's alone, it is one among the temporary files.
+        """
+        return staging_inside(self.folder) or temporary_staging(str(self.folder))
 
     def check(self) -> None:
         """Write a file into the folder and delete it."""
         staging = self.staging()
         try:
-            with tempfile.TemporaryFile(dir=staging) as file:
-                file.write(b"probe")
+            for folder in {staging, staging if staging.parent == self.folder else self.folder}:
+                with tempfile.TemporaryFile(dir=folder) as file:
+                    file.write(b"probe")
         except OSError as error:
             raise StorageError(f"{self.folder} takes no files: {_reason(error)}") from error
 
@@ -112,21 +131,27 @@ class FolderStorage:
     def publish(self, staged: Path, name: str) -> str:
         """Flush the file, rename it, and flush the folder."""
         target = self.folder / name
-        if not staged.exists() and target.exists():
-            return str(target)
+        check_staged(staged)
         try:
-            _made(target.parent)
-            here = staged
-            if staged.stat().st_dev != target.parent.stat().st_dev:
-                here = Path(shutil.copy2(staged, self.staging() / staged.name))
-            _flush(here)
-            here.replace(target)
+            target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if staged.stat().st_dev == target.parent.stat().st_dev:
+                _flush(staged)
+                staged.replace(target)
+            else:
+                _copy_and_rename(staged, target)
             _flush(target.parent)
-            staged.unlink(missing_ok=True)
         except OSError as error:
-            _check_staged(staged)
+            check_staged(staged)
             raise StorageError(f"{self.folder} did not take {name}: {_reason(error)}") from error
         return str(target)
+
+    def sha256(self, name: str) -> str | None:
+        """Read the file, if it is there."""
+        try:
+            with (self.folder / name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return None
 
     def read(self, name: str) -> bytes:
         """The file's content."""
@@ -136,6 +161,16 @@ class FolderStorage:
             raise StorageError(
                 f"{self.folder} does not give back {name}: {_reason(error)}"
             ) from error
+
+    def names(self, folder: str = "") -> list[str] | None:
+        """Return the names of the files in a folder of this one."""
+        try:
+            with os.scandir(self.folder / folder) as found:
+                return sorted(entry.name for entry in found if entry.is_file())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StorageError(f"{self.folder} cannot be listed: {_reason(error)}") from error
 
     def delete(self, name: str) -> None:
         """Delete the file."""
@@ -174,9 +209,7 @@ class FsspecStorage:
 
     def staging(self) -> Path:
         """A folder for temporary files, which belongs to this storage and this user alone."""
-        mark = hashlib.sha256(self.url.encode()).hexdigest()[:12]
-        own = _own(Path(tempfile.gettempdir()) / f"prefect-cometapi-{getpass.getuser()}")
-        return _own(own / mark)
+        return temporary_staging(self.url)
 
     def check(self) -> None:
         """See that there is a file system for the URL, and its bucket."""
@@ -197,10 +230,9 @@ class FsspecStorage:
     def publish(self, staged: Path, name: str) -> str:
         """Upload the file, see that its size is right there, and give it its name."""
         at_once = self._protocol in _OBJECT_STORES
+        check_staged(staged)
         try:
             files, target = self._opened(name)
-            if not staged.exists() and files.exists(target):
-                return self.uri(name)
             if not at_once:  # an object store has no folders, and would make a bucket
                 files.makedirs(target.rpartition("/")[0], exist_ok=True)
             upload = target if at_once else f"{target}.part"
@@ -214,17 +246,38 @@ class FsspecStorage:
         except StorageError:
             raise
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
-            _check_staged(staged)
+            check_staged(staged)
             place = shown_url(self.url)
             raise StorageError(f"{place} did not take {name}: {_reason(error)}") from None
-        staged.unlink(missing_ok=True)
         return self.uri(name)
+
+    def sha256(self, name: str) -> str | None:
+        """Read the file piece by piece, if it is there."""
+        try:
+            files, target = self._opened(name)
+            with files.open(target, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except Exception:  # noqa: BLE001 -- each file system has errors of its own
+            return None
 
     def read(self, name: str) -> bytes:
         """The file's content."""
         with self._told("does not give back", name):
             files, target = self._opened(name)
             return files.cat_file(target)
+
+    def names(self, folder: str = "") -> list[str] | None:
+        """List the files below the URL, as far as the file system can."""
+        with self._told("does not list", folder or "its files"):
+            files, target = self._opened(folder or None)
+            files.invalidate_cache()  # it would repeat what it saw before
+            try:
+                found = files.ls(target, detail=True)
+            except FileNotFoundError:
+                return []
+        return sorted(
+            PurePosixPath(entry["name"]).name for entry in found if entry["type"] == "file"
+        )
 
     def delete(self, name: str) -> None:
         """Delete the file."""
@@ -257,15 +310,34 @@ def probe(storage: Storage) -> None:
     Raises:
         StorageError: It cannot be written or read.
     """
-    staged = storage.staging() / f"{uuid4().hex}{PROBE}"
+    staged = staged_path(storage.staging(), "probe", ".txt")
     try:
         staged.write_bytes(_PROBE_TEXT)
+        storage.publish(staged, PROBE)
     except OSError as error:
         raise StorageError(f"{staged.parent} takes no files: {_reason(error)}") from error
-    storage.publish(staged, PROBE)
+    finally:
+        staged.unlink(missing_ok=True)
     if storage.read(PROBE) != _PROBE_TEXT:
         raise StorageError("what is read there is not what was written")
     storage.delete(PROBE)
+
+
+def publish_written(storage: Storage, name: str, write: Callable[[Path], object]) -> str:
+    """Have a file written on this machine, make it appear in a storage, and return where it is.
+
+    Raises:
+        StorageError: This machine or the storage did not take it.
+    """
+    staged = staged_path(storage.staging(), "output", ".tmp")
+    try:
+        write(staged)
+        return storage.publish(staged, name)
+    except OSError as error:
+        reason = scrub(error.strerror or type(error).__name__)
+        raise StorageError(f"{staged.parent} did not take {name}: {reason}") from error
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def open_storage(place: str) -> Storage:
@@ -274,30 +346,28 @@ def open_storage(place: str) -> Storage:
     return FsspecStorage(place) if path is None else FolderStorage(path)
 
 
-def _check_staged(staged: Path) -> None:
+def check_staged(staged: Path) -> None:
+    """Report a staged file that is gone as what it is, and not as a fault of the storage.
+
+    Raises:
+        StagedFileMissing: It is gone.
+    """
     if not staged.exists():
         raise StagedFileMissing(f"{staged} is not on this machine any more") from None
 
 
-def _made(folder: Path) -> Path:
+def _copy_and_rename(staged: Path, target: Path) -> None:
+    """Bring a file to another file system, under a hidden name until it is whole."""
+    hidden = staged_path(target.parent, ".copy", ".part")
     try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be made: {_reason(error)}") from error
-    return folder
-
-
-def _own(folder: Path) -> Path:
-    """A folder that nobody else can write to, though it lies where everybody can."""
-    try:
-        with suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        found = folder.lstat()
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be made: {_reason(error)}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise StorageError(f"{folder} is not this user's alone; remove it, or set TMPDIR")
-    return folder
+        with staged.open("rb") as source, hidden.open("xb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        hidden.replace(target)
+    except BaseException:
+        hidden.unlink(missing_ok=True)
+        raise
 
 
 def _flush(path: Path) -> None:

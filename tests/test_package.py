@@ -27,9 +27,9 @@ EXPORTS = {
         ContentModeration DeliveryError DownloadInterrupted Entry FetchedVideo Finished Generation
         GenerationCancelled GenerationError GenerationFailed GenerationNotVisible
         GenerationRequest GenerationResult GenerationTimeout ImageToVideoRequest InvalidManifest
-        InvalidOutput InvalidRequest ItemResult KeyConflict Ledger LedgerDamaged LedgerUnavailable
-        NotSubmitted Outcome OutputExpired QuotaExceeded Reference RunGivenUp RunwayClient
-        ServiceUnavailable StagedFileMissing State Status StorageError StorageUnavailable
+        InvalidOutput InvalidRequest ItemResult KeyConflict Ledger LedgerDamaged LedgerOutdated
+        LedgerUnavailable NotSubmitted Outcome OutputExpired QuotaExceeded Reference RunGivenUp
+        RunwayClient ServiceUnavailable StagedFileMissing State Status StorageError StorageUnavailable
         StoredVideo Submission SubmissionUncertain UnexpectedResponse VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",

@@ -173,7 +173,7 @@ async def test_a_disk_that_may_only_be_read_stops_before_anything_is_sent(on_dis
     service = Service()
     await ledger.database.close()
     disk.only_read(True)
-    with pytest.raises(LedgerUnavailable, match="its folder exists and can be written"):
+    with pytest.raises(LedgerUnavailable, match="let it be written"):
         await buy(ledger, service)
     assert service.posts == 0
     disk.only_read(False)

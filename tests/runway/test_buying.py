@@ -332,10 +332,11 @@ async def test_without_a_claim_nothing_is_sent(ledger, after):
 async def test_an_entry_that_is_deleted_while_it_is_looked_at_is_made_anew(ledger, monkeypatch):
     """Somebody cleans up in the database; the purchase begins again."""
     await put(ledger, S.SUBMITTED, task_id="task-0")
+    await put(ledger, S.SUBMITTED, "newer", task_id="task-9")
     get = ledger.get
 
     async def deleted(key):
-        await ledger.database.rows(text("DELETE FROM cometapi_generations"))
+        await ledger.database.rows(text("DELETE FROM cometapi_generations WHERE key = 'sku-17'"))
         return await get(key)
 
     monkeypatch.setattr(ledger, "get", deleted)

@@ -136,12 +136,25 @@ async def test_a_file_is_made_with_its_folder_for_its_owner_only(tmp_path):
     await ledger.database.close()
 
 
+async def test_a_file_in_a_folder_that_all_may_read_is_for_its_owner_only(tmp_path):
+    """It holds prompts, and tells what was bought."""
+    tmp_path.chmod(0o755)
+    before = os.umask(0)
+    try:
+        ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+        assert await ledger.get("sku-17") is None
+    finally:
+        os.umask(before)
+    assert (tmp_path / "ledger.db").stat().st_mode & 0o777 == 0o600
+    await ledger.database.close()
+
+
 async def test_a_file_is_flushed_with_every_change(file_ledger):
     """What was committed survives the loss of power."""
     (mode,) = await file_ledger.database.rows(text("PRAGMA journal_mode"))
     (synchronous,) = await file_ledger.database.rows(text("PRAGMA synchronous"))
-    assert list(mode.values()) == ["wal"]
-    assert list(synchronous.values()) == [2]
+    assert list(mode.values()) == ["delete"]
+    assert list(synchronous.values()) == [3]
 
 
 @pytest.mark.postgres

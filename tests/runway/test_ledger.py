@@ -112,12 +112,14 @@ async def test_a_change_needs_what_it_was_decided_on(ledger):
 
 
 async def test_a_change_with_an_id_keeps_another_id(ledger):
-    """It is made where the entry has that id or none, and only there."""
-    await put(ledger, S.UNCERTAIN, "a")
+    """It is made where the entry has that id, or none under the claim that got it."""
+    claim = (await put(ledger, S.UNCERTAIN, "a")).claim
+    await put(ledger, S.UNCERTAIN, "d")
     await put(ledger, S.SUBMITTED, "b", task_id="task-1")
     await put(ledger, S.SUBMITTED, "c", task_id="task-2")
-    made = [await ledger.change(key, S.SUCCEEDED, bought="task-1") for key in "abc"]
-    assert [entry and entry.task_id for entry in made] == ["task-1", "task-1", None]
+    bought = {"bought": "task-1", "bought_by": claim}
+    made = [await ledger.change(key, S.SUCCEEDED, **bought) for key in "abcd"]
+    assert [entry and entry.task_id for entry in made] == ["task-1", "task-1", None, None]
     assert (await ledger.get("c")).task_id == "task-2"
 
 
@@ -252,13 +254,14 @@ async def test_a_success_is_recorded_with_its_polls_and_without_its_token(ledger
 )
 async def test_a_bad_end_is_recorded_with_its_reason(ledger, error, state):
     """And is the same error when it is asked for again."""
-    await put(ledger, S.SUBMITTED, task_id="task-1")
-    ended = await ledger.failed("sku-17", "task-1", error)
+    made = (await put(ledger, S.SUBMITTED, task_id="task-1")).submission()
+    ended = await ledger.failed(made, error)
     assert ended.state is state
     assert ended.finished_at
     again = ended.failure()
     assert (type(again), again.what, again.code) == (type(error), error.what, error.code)
-    assert await ledger.failed("sku-17", "task-2", error) is None
+    other = made.model_copy(update={"task_id": "task-2"})
+    assert await ledger.failed(other, error) is None
 
 
 async def test_a_video_that_is_stored_in_a_second_place_is_kept_in_the_first(ledger):

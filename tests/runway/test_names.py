@@ -19,6 +19,7 @@ from prefect_cometapi.runway.names import (
 )
 
 RUN = UUID("0190a1b2-c3d4-7890-abcd-ef0123456789")
+ID = "3d957031-9a2a-45e2-9dc7-bc8513059c50"
 MOMENT = datetime(2026, 11, 21, 9, 30, 5, tzinfo=UTC)
 KEYS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=80)
 DOS_NAMES = r"(?i)(con|prn|aux|nul|com\d|lpt\d)"
@@ -72,7 +73,7 @@ def test_a_key_is_no_place_for_a_secret(key):
 @example(key=f"{'x' * 59}-y", position=0)
 def test_a_file_name_is_safe_on_every_system(key, position):
     """Lower-case letters, digits and dashes, short, and no name that Windows keeps for itself."""
-    stem = file_stem(key, MOMENT, position)
+    stem = file_stem(key, ID, MOMENT, position)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", stem)
     assert len(stem) <= 120
     assert not re.fullmatch(DOS_NAMES, stem)
@@ -81,40 +82,47 @@ def test_a_file_name_is_safe_on_every_system(key, position):
 def test_no_more_of_a_text_is_read_than_a_key_may_have():
     """Python's time with accents grows with the square of their number, so what follows is cut."""
     accents = "\N{COMBINING ACUTE ACCENT}" * MAX_KEY_LENGTH
-    assert file_stem(f"{accents[3:]}cat", MOMENT).split("-")[2] == "cat"
-    assert file_stem(f"{accents}cat", MOMENT).split("-")[2] == "video"
+    assert file_stem(f"{accents[3:]}cat", ID, MOMENT).split("-")[2] == "cat"
+    assert file_stem(f"{accents}cat", ID, MOMENT).split("-")[2] == "video"
 
 
 @given(one=KEYS, other=KEYS)
 def test_different_keys_give_different_files(one, other):
     """No generation overwrites another, even if their keys look alike or differ in case only."""
     assume(one != other)
-    assert file_stem(one, MOMENT) != file_stem(other, MOMENT)
+    assert file_stem(one, ID, MOMENT) != file_stem(other, ID, MOMENT)
+
+
+@given(key=KEYS, one=st.text(min_size=1), other=st.text(min_size=1))
+def test_two_purchases_with_one_key_give_different_files(key, one, other):
+    """Two ledgers that share a storage, and bought the same key at once, lose no video."""
+    assume(one != other)
+    assert file_stem(key, one, MOMENT) != file_stem(key, other, MOMENT)
 
 
 @given(key=KEYS, hours=st.integers(-12, 12))
 def test_the_same_generation_gives_the_same_file_in_every_time_zone(key, hours):
     """A step that runs again, on another machine, replaces its own file."""
     elsewhere = MOMENT.astimezone(timezone(timedelta(hours=hours)))
-    assert file_stem(key, elsewhere) == file_stem(key, MOMENT)
+    assert file_stem(key, ID, elsewhere) == file_stem(key, ID, MOMENT)
 
 
 def test_the_outputs_of_one_generation_are_numbered():
     """Several outputs do not overwrite each other; the first has no number."""
-    stems = [file_stem("sku-17", MOMENT, position) for position in range(3)]
+    stems = [file_stem("sku-17", ID, MOMENT, position) for position in range(3)]
     assert stems[1:] == [f"{stems[0]}-2", f"{stems[0]}-3"]
 
 
 def test_a_file_name_tells_the_time_and_the_key():
     """Files sort by time, and a person recognises them."""
-    stem = file_stem("SKU 17/Größe XL", MOMENT)
+    stem = file_stem("SKU 17/Größe XL", ID, MOMENT)
     assert stem.startswith("20261121")
     assert "-sku-17-groe-xl-" in stem or "-sku-17-gro-e-xl-" in stem
 
 
 def test_a_run_id_in_a_key_is_cut_to_its_beginning():
     """The name shows what the UI shows."""
-    stem = file_stem(default_key(RUN, picture("a")), MOMENT)
+    stem = file_stem(default_key(RUN, picture("a")), ID, MOMENT)
     assert "run-0190a1b2-" in stem
     assert str(RUN) not in stem
 
@@ -122,7 +130,7 @@ def test_a_run_id_in_a_key_is_cut_to_its_beginning():
 @pytest.mark.parametrize("key", ["con", "LPT1", "鍵", "///"])
 def test_a_key_without_a_usable_word_is_called_a_video(key):
     """Something readable stands there all the same."""
-    assert "-video-" in file_stem(key, MOMENT)
+    assert "-video-" in file_stem(key, ID, MOMENT)
 
 
 @given(one=KEYS, other=KEYS)

@@ -7,8 +7,12 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from typing import Any
 
-from prefect_cometapi.runway import LedgerUnavailable, State
+import asyncpg
+import pytest
+
+from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
 from prefect_cometapi.runway.buying import working_on
 from prefect_cometapi.runway.holders import holder_name
 
@@ -122,3 +126,56 @@ def test_who_comes_during_a_renewal_does_not_end_it(file_ledger):
         over.set()
         others.join()
         sys.setswitchinterval(usual)
+
+
+@pytest.mark.postgres
+async def test_a_row_that_somebody_has_locked_keeps_no_other_from_being_renewed(postgres):
+    """An operator's transaction may stay open for hours."""
+    url = postgres.create_database()
+    ledger = Ledger(url, lease=0.5)
+    for number in (1, 2):
+        await put(ledger, State.SUBMITTED, f"sku-{number}", task_id=f"task-{number}")
+    operator = await asyncpg.connect(url)
+    async with working_on(ledger, "sku-1", "one"), working_on(ledger, "sku-2", "two"):
+        transaction = operator.transaction()
+        await transaction.start()
+        await operator.execute("SELECT 1 FROM cometapi_generations WHERE key = 'sku-1' FOR UPDATE")
+        for _ in range(3):
+            before = (await ledger.get("sku-2")).leased_until
+
+            async def renewed(before=before):
+                return (await ledger.get("sku-2")).leased_until > before
+
+            await until(renewed)
+        await transaction.rollback()
+    await operator.close()
+    await ledger.database.close()
+
+
+def drop_a_loop_at_work(ledger, *, close: bool) -> tuple[asyncio.AbstractEventLoop, Any]:
+    """Have a run work on a generation in a loop that is stopped and forgotten meanwhile."""
+    loop, working = asyncio.new_event_loop(), asyncio.Event()
+
+    async def work():
+        async with working_on(ledger, "sku-17", "dropped"):
+            working.set()
+            await asyncio.Event().wait()
+
+    task = loop.create_task(work())
+    loop.run_until_complete(working.wait())
+    if close:
+        loop.close()
+    return loop, task
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("close", [True, False], ids=["closed", "stopped"])
+async def test_a_loop_that_was_dropped_at_work_holds_nothing_for_ever(hasty, close):
+    """Its lease is renewed no more, so the next run takes over; also one of the same name."""
+    dropped = await asyncio.to_thread(drop_a_loop_at_work, hasty, close=close)
+    assert hasty.holders_here() == []
+    for run in ("dropped", "next"):
+        async with asyncio.timeout(20), working_on(hasty, "sku-17", run) as entry:
+            assert entry.holder == holder_name(run)
+    assert (await hasty.get("sku-17")).holder is None
+    assert dropped

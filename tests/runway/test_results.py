@@ -27,7 +27,8 @@ from prefect_cometapi.runway.results import (
     read_results,
     write_results,
 )
-from prefect_cometapi.runway.storage import INCOMING, FolderStorage, FsspecStorage
+from prefect_cometapi.runway.staging import INCOMING
+from prefect_cometapi.runway.storage import FolderStorage, FsspecStorage
 
 FORMATS = ["jsonl", "ndjson", "jsonl.gz", "parquet"]
 STORED = ItemResult(

@@ -85,9 +85,9 @@ async def test_what_was_lost_is_not_sent_again_even_so(ledger):
 
 async def test_a_second_purchase_starts_with_a_clean_record(ledger):
     """Nothing of the failed generation before it is told of the new one."""
-    await put(ledger, S.SUBMITTED, task_id="task-0", submitted_at=datetime.now(UTC))
+    old = await put(ledger, S.SUBMITTED, task_id="task-0", submitted_at=datetime.now(UTC))
     error = entry(S.FAILED, failure_code="SAFETY.INPUT.TEXT", note="no cats").failure()
-    await ledger.failed("sku-17", "task-0", error)
+    await ledger.failed(old.submission(), error)
     await ledger.change("sku-17", S.RELEASED)
     bought = await buy(ledger, Service("task-1"))
     assert (bought.task_id, bought.state) == ("task-1", S.SUBMITTED)

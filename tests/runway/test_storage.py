@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nothing appears under its final name before it is whole, whatever the storage is."""
 
+import hashlib
 import shutil
 import traceback
 from functools import partial
@@ -15,6 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from prefect_cometapi.runway import StagedFileMissing, StorageError
 from prefect_cometapi.runway import storage as module
+from prefect_cometapi.runway.staging import INCOMING
 from prefect_cometapi.runway.storage import (
     PROBE,
     FolderStorage,
@@ -94,13 +96,11 @@ def content_of(uri: str) -> bytes:
         return file.read()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_a_published_file_is_whole_and_the_staged_one_is_gone(place, staged):
+def test_a_published_file_is_whole(place, staged):
     """It is where its URI says, which is known beforehand."""
-    file = staged()
-    uri = place.publish(file, "a.mp4")
+    uri = place.publish(staged(), "a.mp4")
     assert uri == place.uri("a.mp4")
     assert content_of(uri) == NEW
-    assert not file.exists()
 
 
 def test_a_name_is_replaced_by_what_is_published_under_it(place, staged):
@@ -109,18 +109,34 @@ def test_a_name_is_replaced_by_what_is_published_under_it(place, staged):
     assert content_of(place.publish(staged(NEW), "a.mp4")) == NEW
 
 
-def test_publishing_again_what_is_published_changes_nothing(place, staged):
-    """A step that broke after its work is done finds it done."""
-    file = staged()
-    uri = place.publish(file, "a.mp4")
-    assert place.publish(file, "a.mp4") == uri
-    assert content_of(uri) == NEW
+def test_what_is_published_can_be_recognized(place, staged):
+    """By its hash, so that a step that broke off finds what it published, and nothing else."""
+    assert place.sha256("a.mp4") is None
+    place.publish(staged(OLD), "a.mp4")
+    assert place.sha256("a.mp4") == hashlib.sha256(OLD).hexdigest()
+    assert place.sha256("b.mp4") is None
 
 
-def test_a_staged_file_that_is_gone_is_told_as_such(place, tmp_path):
-    """It has to be fetched again; no storage is to blame."""
+@pytest.mark.parametrize("published", [False, True])
+def test_a_staged_file_that_is_gone_is_told_as_such(place, staged, tmp_path, published):
+    """It has to be fetched again; no storage is to blame, whatever it has under the name."""
+    if published:
+        place.publish(staged(), "a.mp4")
     with pytest.raises(StagedFileMissing, match=r"gone\.mp4 is not on this machine any more"):
         place.publish(tmp_path / "gone.mp4", "a.mp4")
+
+
+def test_a_file_that_vanishes_during_its_upload_is_told_as_such(tmp_path, staged, monkeypatch):
+    """Each file system has an error of its own for it."""
+    file = staged()
+
+    def vanish(*_args: Any, **_kwargs: Any) -> None:
+        file.unlink()
+        raise FileNotFoundError(2, "No such file")
+
+    monkeypatch.setattr(Watched, "put_file", vanish)
+    with pytest.raises(StagedFileMissing):
+        open_storage(f"watched://{tmp_path}/videos").publish(file, "a.mp4")
 
 
 def test_nothing_else_is_left_in_the_storage(place, staged, tmp_path):
@@ -171,8 +187,22 @@ def test_a_staged_file_on_another_disk_is_copied_before_it_is_renamed(tmp_path):
     place = FolderStorage(tmp_path / "videos")
     uri = place.publish(file, "a.mp4")
     assert Path(uri).read_bytes() == NEW
-    assert list((tmp_path / "videos" / module.INCOMING).iterdir()) == []
-    assert not Path(str(file)).exists()
+    assert [path.name for path in (tmp_path / "videos").iterdir()] == ["a.mp4"]
+    assert Path(str(file)).exists()
+
+
+def test_a_copy_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
+    """Neither under the final name nor under the hidden one."""
+    monkeypatch.setattr(module.os, "fsync", _full)
+    (tmp_path / "staged.mp4").write_bytes(NEW)
+    (tmp_path / "videos").mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        module._copy_and_rename(tmp_path / "staged.mp4", tmp_path / "videos" / "a.mp4")
+    assert list((tmp_path / "videos").iterdir()) == []
+
+
+def _full(*_args: object) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def test_a_folder_that_takes_nothing_is_named(tmp_path, staged):
@@ -300,8 +330,8 @@ def test_a_storage_is_checked_without_leaving_anything(tmp_path):
     """The check is made before money moves, and nobody finds its traces."""
     FolderStorage(tmp_path / "videos").check()
     FsspecStorage("memory://checked").check()
-    assert [path.name for path in (tmp_path / "videos").iterdir()] == [module.INCOMING]
-    assert list((tmp_path / "videos" / module.INCOMING).iterdir()) == []
+    assert [path.name for path in (tmp_path / "videos").iterdir()] == [INCOMING]
+    assert list((tmp_path / "videos" / INCOMING).iterdir()) == []
 
 
 def test_a_folder_that_takes_no_files_fails_its_check(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ import httpx
 from av.video.frame import VideoFrame
 
 from prefect_cometapi.runway.entries import Entry
-from prefect_cometapi.runway.storage import INCOMING
+from prefect_cometapi.runway.staging import INCOMING
 from prefect_cometapi.sandbox import AcceptedJob, Sandbox
 
 from .checker import Ending, Found, Job, Row

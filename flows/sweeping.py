@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Removal of staged files that killed runs left behind.
+
+A fetch sweeps before it stages files of its own, and looks at this user's temporary staging
+folders, too, whichever storage they belong to. The ledger is asked only where complete and old
+files are found. A sweep that fails costs nothing: the next one finds the same files.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+
+from ..runway.entries import UNFINISHED
+from ..runway.fetched import abandoned_files, remove
+from ..runway.names import file_stem
+from ..runway.staging import temporary_stagings
+from ..runway.storage import FolderStorage, Storage
+from . import display
+from .ledger import open_ledger
+
+SWEEP_EVERY = 600.0
+"""Seconds between two sweeps of one folder by one process."""
+
+_swept: dict[Path, float] = {}
+
+
+async def sweep_staged_files(storage: Storage) -> None:
+    """Remove staged files that are certainly nobody's; never raises.
+
+    Args:
+        storage: Where a fetch is about to stage files.
+    """
+    try:
+        for folder in await asyncio.to_thread(_folders_to_sweep, storage):
+            await _sweep(folder)
+    except Exception as error:  # noqa: BLE001 -- tidying up must not cost a video
+        display.logger().debug("Staged files were not swept: %s", type(error).__name__)
+
+
+def _folders_to_sweep(storage: Storage) -> list[Path]:
+    """Return the folders that were not swept for a while, and note them as swept."""
+    folders = {storage.staging(), *temporary_stagings()}
+    if isinstance(storage, FolderStorage) and storage.staging().parent != storage.folder:
+        folders.add(storage.folder)  # copies from another file system begin there
+    now = time.monotonic()
+    due = [folder for folder in folders if now - _swept.get(folder, -SWEEP_EVERY) >= SWEEP_EVERY]
+    _swept.update(dict.fromkeys(due, now))
+    return sorted(due)
+
+
+async def _sweep(folder: Path) -> None:
+    files = await asyncio.to_thread(abandoned_files, folder, lambda _stem: False)
+    if any(file.reusable for file in files):
+        needed = await _stems_not_stored()
+
+        def is_needed(stem: str) -> bool:
+            return stem in needed or stem.rpartition("-")[0] in needed
+
+        files = await asyncio.to_thread(abandoned_files, folder, is_needed)
+    if files:
+        removed = await asyncio.to_thread(remove, folder, files)
+        display.logger().info("Removed %d staged files that killed runs left behind", removed)
+
+
+async def _stems_not_stored() -> set[str]:
+    """Return the file names, without suffix, of what is bought and not stored.
+
+    Raises:
+        LedgerUnavailable: That cannot be known, or not of every generation.
+    """
+    ledger = await open_ledger()
+    unfinished = [entry.submission() for entry in await ledger.entries(states=UNFINISHED)]
+    return {file_stem(each.key, each.task_id, each.submitted_at) for each in unfinished}

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A row that the ledger has lost does not mean that nothing was bought: its run knows better."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, update
+
+from prefect_cometapi.runway import Entry, GenerationFailed, Ledger, State
+from prefect_cometapi.runway.buying import buy_once, working_on
+from prefect_cometapi.runway.schema import generations
+
+from .made import Service, finished, intent, put, until, video
+
+S = State
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+async def lose(ledger: Ledger, key: str = "sku-17") -> None:
+    """Delete a row, as a standby that took over too early has never had it."""
+    await ledger.database.rows(delete(generations).where(generations.c.key == key))
+
+
+class Buying:
+    """A purchase whose request is under way, and has no answer yet."""
+
+    def __init__(self, ledger: Ledger, task_id: str = "task-1") -> None:
+        self.service = Service(task_id).silent()
+        self.told: list[str] = []
+        buying = buy_once(ledger, intent(), self.service.post, run="r", warn=self.told.append)
+        self.task = asyncio.create_task(buying)
+
+    async def answered(self) -> Entry:
+        self.service.answer.set()
+        return await self.task
+
+
+async def test_a_claim_that_vanished_during_the_request_is_written_again_with_its_id(
+    ledger, caplog
+):
+    """The key stays bought, and nobody is told of a second submission."""
+    buying = Buying(ledger)
+    await buying.service.asked.wait()
+    await lose(ledger)
+    bought = await buying.answered()
+    assert (bought.key, bought.task_id, bought.charges) == ("sku-17", "task-1", 1)
+    assert "had lost the row of key 'sku-17' (id task-1)" in caplog.text
+    assert buying.told == []
+    again = Service()
+    assert (await buy_once(ledger, intent(), again.post, run="next")).task_id == "task-1"
+    assert again.posts == 0
+
+
+@pytest.mark.parametrize("before", [S.REJECTED, S.RELEASED, S.UNCERTAIN])
+async def test_a_claim_that_an_older_copy_forgot_gets_its_id_under_the_key(ledger, before):
+    """The copy has the key as it was before this purchase."""
+    there = await put(ledger, before, attempts=1)
+    old = {"state": str(before), "claim": there.claim, "serial": there.serial, "attempts": 1}
+    if before is S.UNCERTAIN:
+        await ledger.change("sku-17", S.RELEASED)
+    buying = Buying(ledger)
+    await buying.service.asked.wait()
+    this = generations.c.key == "sku-17"
+    await ledger.database.rows(update(generations).where(this).values(**old, holder=None))
+    bought = await buying.answered()
+    assert (bought.key, bought.task_id, bought.state) == ("sku-17", "task-1", S.SUBMITTED)
+    assert [entry.key for entry in await ledger.entries()] == ["sku-17"]
+    (told,) = buying.told
+    assert "had forgotten that this key was being bought; its id is task-1" in told
+
+
+async def test_an_id_gets_a_name_of_its_own_only_where_the_key_is_taken(ledger):
+    """A second submission was allowed meanwhile, and nobody knows what became of it."""
+    buying = Buying(ledger)
+    await buying.service.asked.wait()
+    await lose(ledger)
+    await put(ledger, S.UNCERTAIN, attempts=1)
+    bought = await buying.answered()
+    assert bought.key == "sku-17+task-1"
+    there = await ledger.get("sku-17")
+    assert there
+    assert (there.state, there.task_id) == (S.UNCERTAIN, None)
+
+
+@pytest.mark.parametrize("state", [S.SUBMITTED, S.SUCCEEDED])
+async def test_a_row_that_vanishes_while_a_run_works_on_it_is_written_again(hasty, state, caplog):
+    """With the next renewal of its lease, as it was last read."""
+    if state is S.SUCCEEDED:
+        there = await hasty.get("sku-17")
+        await hasty.finished(there.submission(), finished())
+    async with working_on(hasty, "sku-17", "run") as entry:
+        await lose(hasty)
+
+        async def is_back() -> bool:
+            return await hasty.get("sku-17") is not None
+
+        await until(is_back)
+        back = await hasty.get("sku-17")
+        assert (back.state, back.task_id, back.holder) == (state, "task-1", entry.holder)
+        assert back.outputs == entry.outputs
+    assert "had lost the row" in caplog.text
+
+
+async def test_a_claim_that_vanishes_while_its_answer_is_awaited_cannot_be_bought_by_others(
+    ledger_url,
+):
+    """It is written again as it is, before the answer comes."""
+    ledger = Ledger(ledger_url, lease=0.5)
+    buying = Buying(ledger)
+    await buying.service.asked.wait()
+    await lose(ledger)
+
+    async def is_back() -> bool:
+        return await ledger.get("sku-17") is not None
+
+    await until(is_back)
+    there = await ledger.get("sku-17")
+    assert there
+    assert there.state is S.INTENDED
+    assert (await buying.answered()).key == "sku-17"
+    await ledger.database.close()
+
+
+async def test_what_was_deleted_and_is_not_worked_on_stays_deleted(hasty):
+    """Only a run that has it in hand writes it again."""
+    async with working_on(hasty, "sku-17", "run"):
+        pass
+    await put(hasty, S.SUBMITTED, "sku-18", task_id="task-2")
+    async with working_on(hasty, "sku-18", "run") as entry:
+        await lose(hasty)
+        before = entry.leased_until
+
+        async def renewed() -> bool:
+            return (await hasty.get("sku-18")).leased_until > before
+
+        await until(renewed)
+    assert await hasty.get("sku-17") is None
+
+
+async def test_a_restored_entry_is_the_same_entry(ledger):
+    """With all that was known of it."""
+    made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
+    done = await ledger.finished(made.submission(), finished())
+    whole: Any = await ledger.stored(done, "task-1", "/videos", [video()])
+    assert await ledger.restore(whole) is None
+    await lose(ledger)
+    assert await ledger.restore(whole) == whole
+
+
+async def test_a_late_failure_of_an_older_purchase_leaves_the_newer_claim_alone(ledger):
+    """A poller that was paused tells of an id that the key does not stand for any more."""
+    old = await put(ledger, S.SUBMITTED, task_id="task-0")
+    await ledger.change("sku-17", S.FAILED, note="no cats")
+    await ledger.change("sku-17", S.RELEASED)
+    buying = Buying(ledger)
+    await buying.service.asked.wait()
+    late = GenerationFailed("it failed")
+    assert await ledger.failed(old.submission(), late) is None
+    assert await ledger.finished(old.submission(), finished("task-0")) is None
+    assert await ledger.stored(old, "task-0", "/videos", [video()]) is None
+    bought = await buying.answered()
+    assert (bought.task_id, bought.state) == ("task-1", S.SUBMITTED)
