@@ -122,6 +122,7 @@ def _live(place: Place, act: Callable[[Place], None]) -> NoReturn:
     code = 70
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log = os.open(place.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for target in (1, 2):
             os.dup2(log, target)

@@ -172,7 +172,8 @@ def restore(walk: Walk, chance: random.Random) -> bool:
     made = [file for file in walk.backups if file.exists()]
     if not made or not walk.wait(20, lambda actor: actor.shielded):
         return False
-    walk.calm_down()
+    walk.end_actors()
+    walk.wait_for_service()
     if not walk.settle():
         return False
     rows = walk.rows()
@@ -203,6 +204,8 @@ def restore(walk: Walk, chance: random.Random) -> bool:
 
 def _rebuild(place: Place) -> None:
     status, output = actors.command("ledger", "rebuild")
+    if status:  # claims that were refused or failed are in no video
+        status, output = actors.command("ledger", "rebuild", "--accept-missing")
     if status:
         place.events.write("incomplete", text=f"the ledger cannot be rebuilt: {output[:200]}")
 

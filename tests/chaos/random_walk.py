@@ -11,6 +11,7 @@ import argparse
 import gc
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -89,10 +90,9 @@ def play(
             disturb(walk, seconds, able, pace)
             bought = len(walk.accepted.lines())
             tell(f"{bought} purchases after {seconds:.0f} s; everything is settled now")
-            walk.calm_down()
+            walk.end_actors()
             walk.ask_service("calm")
-            while walk.ask_service("state")["pending"]:
-                time.sleep(0.2)
+            walk.wait_for_service()
             walk.settle(every=True)
             left: Left = walk.left()
             return Outcome(
@@ -138,7 +138,12 @@ def main(asked: argparse.Namespace) -> int:
     return 1 if outcome.violations else 0
 
 
+def _end(_number: int, _frame: object) -> None:
+    sys.exit(143)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)  # so that no process is left behind
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=60, metavar="N")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")

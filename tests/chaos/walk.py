@@ -244,8 +244,13 @@ class Walk:
 
     # The end
 
-    def calm_down(self) -> None:
-        """End every disturbance, and let what is under way end."""
+    def wait_for_service(self) -> None:
+        """Wait until the service accepts nothing more of what clients gave up."""
+        while self.ask_service("state")["pending"]:
+            time.sleep(10 * TICK)
+
+    def end_actors(self) -> None:
+        """Undo every disturbance, and let what is under way end."""
         now, self._undo = self._undo, []
         for _, undo in now:
             undo()
