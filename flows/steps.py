@@ -45,7 +45,7 @@ from . import display
 from .attempts import memory
 from .habits import habit_of
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
-from .ledger_check import check_ledger
+from .ledger_check import check_ledger, leave_mark
 from .running import resolve_key
 from .sharing import client_for, clients_for_assets, settings_now, shared_budget
 from .storage import full_name, resolve_storage
