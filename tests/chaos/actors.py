@@ -177,6 +177,7 @@ class Buyer:
 
     SIGUSR1 makes it copy the ledger's files while they are in use, as a backup in Python does.
     SIGUSR2 makes it fork after the batch: the parent ends and the child continues, as a daemon.
+    SIGTERM makes it end after the batch.
 
     Args:
         keys: What it buys, in this order.
@@ -188,14 +189,18 @@ class Buyer:
     leaves: float = 0.1
     moment: str = ""
     _must_fork: bool = field(default=False, init=False)
+    _must_end: bool = field(default=False, init=False)
 
     def __call__(self, place: Place) -> None:
         """Buy them all."""
         signal.signal(signal.SIGUSR1, lambda *_: _copy_own_ledger(place))
         signal.signal(signal.SIGUSR2, self._fork_soon)
+        signal.signal(signal.SIGTERM, self._end_soon)
         ledger = Ledger(place.ledger_url, lease=LEASE, patience=PATIENCE)
         for first in range(0, len(self.keys), AT_ONCE):
             asyncio.run(self._buy(place, ledger, self.keys[first : first + AT_ONCE]))
+            if self._must_end:
+                break
             if self._must_fork:
                 self._must_fork = False
                 ledger = _daemonized(place, ledger)
@@ -203,6 +208,9 @@ class Buyer:
 
     def _fork_soon(self, *_signal: object) -> None:
         self._must_fork = True
+
+    def _end_soon(self, *_signal: object) -> None:
+        self._must_end = True
 
     async def _buy(self, place: Place, ledger: Ledger, keys: Iterable[str]) -> None:
         async with _shared(ledger):

@@ -55,12 +55,15 @@ def disturb(walk: Walk, seconds: float, able: list[Disturbance], pace: float) ->
     delay, one, chance = next(plan)
     due = start + 2 + delay
     while (passed := time.monotonic() - start) < 2 * seconds:
-        if passed > seconds and not missing([one.name for one in able], walk.happened):
+        never = missing([one.name for one in able], walk.happened)
+        if passed > seconds and not never:
             return
         walk.tend()
         for _ in range(BUYERS - len(walk.of_kind("buyer"))):
             walk.buyer()
         if time.monotonic() >= due:
+            if passed > seconds:
+                one = next(other for other in able if other.name == never[0])
             if one.act(walk, chance) and one.name not in REPORTED_AS:
                 walk.happened[one.name] += 1
             delay, one, chance = next(plan)

@@ -136,7 +136,13 @@ def summary(outcome: Outcome) -> str:
     """Return the figures for a terminal."""
     lines = [f"{name.strip('*'):<70}{figure:>8}" for name, figure in _figures(outcome)]
     never = [f"never happened: {name}" for name in outcome.missing]
-    return "\n".join([*lines, *never, *map(str, outcome.violations)])
+    return "\n".join([*lines, *never, *_violations(outcome)])
+
+
+def _violations(outcome: Outcome) -> list[str]:
+    """Return each violation once, with how often it was found."""
+    found = Counter(map(str, outcome.violations))
+    return [text if number == 1 else f"{text} ({number} times)" for text, number in found.items()]
 
 
 def markdown(command: str, outcome: Outcome) -> str:
@@ -152,7 +158,7 @@ def markdown(command: str, outcome: Outcome) -> str:
     if outcome.missing:
         parts.append("Never happened: " + ", ".join(outcome.missing) + ".")
     if outcome.violations:
-        found = [f"- {violation}" for violation in outcome.violations]
+        found = [f"- {violation}" for violation in _violations(outcome)]
         parts.append("\n".join(["## Not as promised", "", *found]))
     return "\n\n".join(parts) + "\n"
 

@@ -256,7 +256,9 @@ class Walk:
             undo()
         for actor in self.actors:
             actor.signal(signal.SIGCONT)
-        if not self.wait(90):
+        for actor in self.of_kind("buyer"):
+            actor.signal(signal.SIGTERM)
+        if not self.wait(120):
             self.happened["hung"] += len(self.actors)
             self.incomplete += [f"{actor.what} did not end" for actor in self.actors]
             self.kill_all()
