@@ -304,7 +304,7 @@ class _striking:  # noqa: N801 -- it reads as a function
             await self._once("persisting")
             return await PLAIN.persist(*args)
 
-        RunwayClient.create = create
+        setattr(RunwayClient, "create", create)  # noqa: B010 -- its signature is wider
         return replace(PLAIN, poll=poll, persist=persist)
 
     def __exit__(self, *_error: object) -> None:

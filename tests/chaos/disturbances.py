@@ -272,7 +272,7 @@ def full(walk: Walk, chance: random.Random) -> bool:
     disk = walk.disk
     if disk is None or not disk.resize(disk.used()):
         return False
-    walk.later(0.5 + 1.5 * chance.random(), lambda: disk.resize(KILOBYTES) and None)
+    walk.later(0.5 + 1.5 * chance.random(), lambda: disk.resize(KILOBYTES))
     return True
 
 

@@ -12,6 +12,7 @@ the request carries in its prompt.
 import asyncio
 import hashlib
 import json
+import os
 import random
 import sys
 import time
@@ -234,7 +235,7 @@ class Service:
         told(self.port)
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        loop.add_reader(sys.stdin.fileno(), lambda: sys.stdin.buffer.read1(1) or ended.set())
+        loop.add_reader(0, lambda: os.read(0, 1) or ended.set())
         await ended.wait()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -107,7 +107,7 @@ class Walk:
     keys: list[str] = field(default_factory=list[str], init=False)
     actors: list[Actor] = field(default_factory=list[Actor], init=False)
     database: str = field(default="", init=False)
-    _undo: list[tuple[float, Callable[[], None]]] = field(default_factory=list, init=False)
+    _undo: list[tuple[float, Callable[[], object]]] = field(default_factory=list, init=False)
     _numbers: Counter[str] = field(default_factory=Counter[str], init=False)
     _service: str = field(default="", init=False)
 
@@ -222,7 +222,7 @@ class Walk:
         for actor in ended:
             self.keys += [key for key in actor.private if key not in self.keys]
 
-    def later(self, seconds: float, undo: Callable[[], None]) -> None:
+    def later(self, seconds: float, undo: Callable[[], object]) -> None:
         """Undo something after a while."""
         self._undo.append((time.monotonic() + seconds, undo))
 
