@@ -48,21 +48,24 @@ def steps(
 def disturb(walk: Walk, seconds: float, able: list[Disturbance], pace: float) -> None:
     """Keep the buyers buying, and disturb them, until the time is over.
 
-    It lasts longer, but at most twice as long, where a disturbance has not happened yet.
+    It lasts up to a minute longer where a disturbance has not happened yet.
     """
     plan = steps(walk.seed, able, pace)
     start = time.monotonic()
     delay, one, chance = next(plan)
     due = start + 2 + delay
-    while (passed := time.monotonic() - start) < 2 * seconds:
+    end = 0.0
+    while True:
         never = missing([one.name for one in able], walk.happened)
-        if passed > seconds and not never:
+        is_over = time.monotonic() > start + seconds
+        end = end or (time.monotonic() + 60 if is_over else 0.0)
+        if is_over and (not never or walk.is_unreadable or time.monotonic() > end):
             return
         walk.tend()
         for _ in range(BUYERS - len(walk.of_kind("buyer"))):
             walk.buyer()
         if time.monotonic() >= due:
-            if passed > seconds:
+            if is_over:  # what is missing comes first
                 one = next(other for other in able if other.name == never[0])
             if one.act(walk, chance) and one.name not in REPORTED_AS:
                 walk.happened[one.name] += 1

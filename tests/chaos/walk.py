@@ -92,6 +92,7 @@ class Walk:
         happened: Disturbances by name.
         incomplete: Copies and backups that lack a purchase, in words.
         backups: Copies of the ledger that the package made, the oldest first.
+        is_unreadable: Whether the ledger was found so damaged that it cannot be read.
         disk: The small disk with the videos, where this machine lets one be mounted.
     """
 
@@ -103,6 +104,7 @@ class Walk:
     incomplete: list[str] = field(default_factory=list[str])
     backups: list[Path] = field(default_factory=list[Path])
     disk: SmallDisk | None = None
+    is_unreadable: bool = field(default=False, init=False)
     place: Place = field(init=False)
     keys: list[str] = field(default_factory=list[str], init=False)
     actors: list[Actor] = field(default_factory=list[Actor], init=False)
@@ -271,8 +273,8 @@ class Walk:
         """
         left = list(self.keys) if every else self._unsettled()
         for _ in range(ROUNDS):
-            if not left:
-                return True
+            if not left or self.is_unreadable:
+                break
             self.start("person", Person(final=True))
             assert self.wait(180), "the person does not end"
             for number in range(BUYERS):
@@ -281,7 +283,7 @@ class Walk:
             self.start("collector", actors.collect)
             assert self.wait(60 + 2 * len(left)), "the last buyers do not end"
             left = self._unsettled()
-        return not left
+        return not left and not self.is_unreadable
 
     def _unsettled(self) -> list[str]:
         states = {row.key: row.state for row in self.rows()}
@@ -295,6 +297,7 @@ class Walk:
         self.wait(120)
         if not file.exists():
             self.incomplete.append("the ledger cannot be read")
+            self.is_unreadable = True
             return []
         return [
             Row(**row | {"beside": frozenset(row["beside"])})
@@ -331,6 +334,8 @@ class Walk:
         connection = sqlite3.connect(self.place.ledger_file)
         try:
             return connection.execute("PRAGMA integrity_check").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            return str(error)
         finally:
             connection.close()
 
