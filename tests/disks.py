@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small file systems of the tests' own, which really are full."""
 
+import os
 import shutil
 import subprocess
 from contextlib import suppress
@@ -40,6 +41,15 @@ class SmallDisk:
     def only_read(self, yes: bool) -> None:
         """Allow no writing, or allow it again; no file may be open for writing."""
         assert self._mounted(f"remount,{'ro' if yes else 'rw'}")
+
+    def used(self) -> int:
+        """Return how many kilobytes are in use."""
+        found = os.statvfs(self.folder)
+        return (found.f_blocks - found.f_bfree) * found.f_frsize >> 10
+
+    def resize(self, kilobytes: int) -> bool:
+        """Let it hold another number of kilobytes; return False where more is in use already."""
+        return self._mounted(f"remount,size={kilobytes}k")
 
     def remove(self) -> None:
         """Take it away, whoever still uses it."""

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
+import psutil
+
 Mode = Literal["fast", "immediate"]
 
 
@@ -105,6 +107,14 @@ class Postgres:
         """Stop it and start it again."""
         self.stop(mode)
         self.start()
+
+    def kill(self) -> None:
+        """SIGKILL its first process, as a machine does that has no memory left."""
+        number = int((self._data / "postmaster.pid").read_text().split()[0])
+        first = psutil.Process(number)
+        others = first.children(recursive=True)
+        first.kill()
+        psutil.wait_procs([first, *others], timeout=60)
 
     def standby(self) -> "Postgres":
         """Another server, which follows this one and takes no changes."""
