@@ -21,7 +21,7 @@ KNOWN: dict[str, Any] = json.loads(sys.argv[1])
 sys.path[:0] = [KNOWN["runway"], str(Path(__file__).parent)]
 
 import calls  # noqa: E402
-import decoder  # noqa: E402
+import decoder  # pyright: ignore[reportMissingImports]  # noqa: E402
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.syscall.restype = LIBC.shmat.restype = ctypes.c_long
