@@ -145,10 +145,10 @@ async def _decoder() -> Finding:
     except CometAPIError as error:
         return bad(what, error.what, "pip install --force-reinstall av")
     if reached:
-        told = f"a video that breaks it reaches {' and '.join(reached)}"
+        told = f"a video that breaks it reaches {', '.join(reached)}"
         advice = "Linux 5.13 confines it, where a container lets it; or give workers their own user"
         return noted(what, told, advice)
-    return good(what, "confined: a video that breaks it reaches no file and no network")
+    return good(what, "confined: a video that breaks it reaches no file, network or process")
 
 
 async def _ledger(place: str) -> Finding:

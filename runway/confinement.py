@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 import sys
-from typing import Any
+from typing import NamedTuple
 
 # From the kernel's headers linux/landlock.h, prctl.h, seccomp.h, filter.h, audit.h, capability.h.
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446  # calls with the same numbers on every machine
@@ -30,14 +30,93 @@ _LANDLOCK = {  # version: what it can deny of files, of networks, and of other p
     6: (0xFFFF, 3, 3),  # 6.12: and connect abstract Unix sockets, and signal
 }
 _SET_NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38, 22, 2
-_LOAD, _EQUAL, _AT_LEAST, _HAS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+
+# Instructions of a seccomp filter, which is a program for the kernel's BPF machine.
+_LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in the data that a filter loads from
 _ALLOW, _FAIL_WITH = 0x7FFF0000, 0x00050000
-_MACHINES = {  # its calls, those of its 32-bit programs, socket and forks, and clone
-    "x86_64": (0xC000003E, 0x40000003, (41, 57, 58), 56),
-    "aarch64": (0xC00000B7, 0x40000028, (198,), 220),
+
+
+class _Machine(NamedTuple):
+    architecture: int
+    architecture_32_bit: int
+    column: int
+    """Column of its numbers in the table of calls."""
+
+
+_MACHINES = {
+    "x86_64": _Machine(0xC000003E, 0x40000003, 0),
+    "aarch64": _Machine(0xC00000B7, 0x40000028, 1),
 }
-_IO_URING_SETUP, _CLONE3, _X32, _CLONE_THREAD = 425, 435, 0x40000000, 0x10000
-_MANNER, _NUMBER, _FIRST_ARGUMENT = 4, 0, 16  # where they stand in what a filter is given
+_ALLOWED = {  # numbers on x86-64 and on ARM64
+    # Read from and write to what is open already.
+    "read": (0, 63),
+    "write": (1, 64),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "pread64": (17, 67),
+    "lseek": (8, 62),
+    "fstat": (5, 80),
+    "close": (3, 57),
+    "recvfrom": (45, 207),
+    "recvmsg": (47, 212),
+    "getsockname": (51, 204),
+    "getsockopt": (55, 209),
+    # Use memory.
+    "brk": (12, 214),
+    "mmap": (9, 222),
+    "mremap": (25, 216),
+    "mprotect": (10, 226),
+    "munmap": (11, 215),
+    "madvise": (28, 233),
+    # Run threads.
+    "futex": (202, 98),
+    "set_robust_list": (273, 99),
+    "rseq": (334, 293),
+    "sched_yield": (24, 124),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+    # Handle its own signals and timers.
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "sigaltstack": (131, 132),
+    "restart_syscall": (219, 128),
+    "setitimer": (38, 103),
+    # Read the time and wait.
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115),
+    "gettimeofday": (96, 169),
+    "nanosleep": (35, 101),
+    "ppoll": (271, 73),
+    # Ask about itself and the machine.
+    "getpid": (39, 172),
+    "gettid": (186, 178),
+    "getuid": (102, 174),
+    "geteuid": (107, 175),
+    "getgid": (104, 176),
+    "getegid": (108, 177),
+    "getrusage": (98, 165),
+    "getrandom": (318, 278),
+    "sysinfo": (99, 179),
+    "uname": (63, 160),
+}
+"""Calls that concern nothing but the process itself; every other one fails.
+
+A list of what is denied would miss the call that nobody thought of, and those of later kernels.
+"""
+
+_CLONE, _CLONE_THREAD = (56, 220), 0x10000
+_ALLOWED_WITH_FIRST_ARGUMENT = {
+    "prlimit64": ((302, 261), 0),  # 0 is the process itself
+    "sched_getaffinity": ((204, 123), 0),
+    "prctl": ((157, 167), 15),  # PR_SET_NAME, which names a thread
+}
+_TGKILL = (234, 131)
+_SINCE_LINUX_5_1 = 424
+"""First number of the calls that all machines number alike; a C library can do without them."""
+
 _CAPABILITIES_OF_64_BITS = 0x20080522
 
 
@@ -83,12 +162,12 @@ def renounce() -> None:
     libc = ctypes.CDLL(None)
     libc.prctl(_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
     _allow_nothing(libc)
-    _call_for_nobody(libc)
     libc.capset(struct.pack("=Ii", _CAPABILITIES_OF_64_BITS, 0), bytes(24))
+    _apply_seccomp(libc)  # the last, since it denies the calls of the others
 
 
 def reached() -> list[str]:
-    """What this thread can reach, tried: files, the network."""
+    """Try what this thread can reach: files, the network, other processes."""
     found: list[str] = []
     with contextlib.suppress(OSError):
         os.close(os.open(sys.executable, os.O_RDONLY))
@@ -96,6 +175,9 @@ def reached() -> list[str]:
     with contextlib.suppress(OSError):
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
         found.append("network")
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no such call
+        os.getpriority(os.PRIO_PROCESS, os.getppid())
+        found.append("processes")
     return found
 
 
@@ -110,38 +192,55 @@ def _allow_nothing(libc: ctypes.CDLL) -> None:
     os.close(rules)
 
 
-def _call_for_nobody(libc: ctypes.CDLL) -> None:
-    """Open no socket and start no process; Landlock leaves UDP, Unix sockets and forks.
+def _apply_seccomp(libc: ctypes.CDLL) -> None:
+    """Deny every call but those of the table, on a machine whose numbers are known.
 
-    Behind a socket are others who may do more, and no limit of descriptors stands in for this: who
-    closes one may open another. A child could outlive the process and keep what it was handed.
+    Landlock leaves UDP, Unix sockets, forks, limits and priorities of other processes, shared
+    memory, keyrings, and the attributes of files. A call that is denied fails with EACCES.
     """
-    calls, small_calls, denied, clone = _MACHINES.get(os.uname().machine, (0, 0, (), 0))
-    if not calls or sys.maxsize < 1 << 32:  # a 32-bit Python makes other calls
+    machine = _MACHINES.get(os.uname().machine)
+    if not machine or sys.maxsize < 1 << 32:  # a 32-bit Python makes other calls
         return
-    program = _assembled(
-        (_LOAD, _MANNER),
-        (_EQUAL, small_calls, "deny"),
-        (_EQUAL, calls, "", "allow"),  # an emulator makes others
-        (_LOAD, _NUMBER),
-        (_AT_LEAST, _X32, "deny"),
-        *((_EQUAL, number, "deny") for number in (*denied, _IO_URING_SETUP)),
-        (_EQUAL, _CLONE3, "unknown"),  # what it asks cannot be seen; the C library takes clone then
-        (_EQUAL, clone, "", "allow"),
-        (_LOAD, _FIRST_ARGUMENT),
-        (_HAS, _CLONE_THREAD, "", "deny"),
-    )
+    program = _filter(machine, os.getpid())
     steps = ctypes.create_string_buffer(program)
     libc.prctl(_SET_SECCOMP, _FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(steps)))
 
 
-def _assembled(*steps: tuple[Any, ...]) -> bytes:
-    """A filter: what to do, with what, and where to go on if so and if not; else with the next."""
-    deny, unknown = _FAIL_WITH | errno.EACCES, _FAIL_WITH | errno.ENOSYS
-    ends = {"allow": _ALLOW, "deny": deny, "unknown": unknown}
-    places = {name: len(steps) + number for number, name in enumerate(ends)}
-    program = b""
-    for here, (what, value, *ways) in enumerate(steps):
-        jumps = [places[way] - here - 1 if way else 0 for way in (*ways, "", "")[:2]]
-        program += struct.pack("=HBBI", what, *jumps, value)
-    return program + b"".join(struct.pack("=HBBI", _RETURN, 0, 0, end) for end in ends.values())
+_Step = tuple[int, int, int, int]
+"""Instruction, its value, and how many steps are skipped if its condition holds and if not."""
+
+
+def _filter(machine: _Machine, pid: int) -> bytes:
+    """Assemble the filter of a machine for a process."""
+    allow: _Step = (_RETURN, _ALLOW, 0, 0)
+    deny: _Step = (_RETURN, _FAIL_WITH | errno.EACCES, 0, 0)
+    unknown: _Step = (_RETURN, _FAIL_WITH | errno.ENOSYS, 0, 0)
+
+    def when(condition: int, value: int, *then: _Step) -> list[_Step]:
+        return [(condition, value, 0, len(then)), *then]
+
+    def with_argument(number: int, condition: int, value: int) -> list[_Step]:
+        tested = when(condition, value, allow)
+        return when(_IF_EQUAL, number, (_LOAD, _FIRST_ARGUMENT, 0, 0), *tested, deny)
+
+    column = machine.column
+    steps = [
+        (_LOAD, _ARCHITECTURE, 0, 0),
+        *when(_IF_EQUAL, machine.architecture_32_bit, deny),
+        # No program of this kernel has a third architecture, but an emulator's calls do.
+        (_IF_EQUAL, machine.architecture, 1, 0),
+        allow,
+        (_LOAD, _NUMBER, 0, 0),
+    ]
+    for numbers in _ALLOWED.values():
+        steps += when(_IF_EQUAL, numbers[column], allow)
+    # A thread may be started, but no process, which could outlive this one and keep its files.
+    steps += with_argument(_CLONE[column], _IF_ANY_BIT, _CLONE_THREAD)
+    steps += with_argument(_TGKILL[column], _IF_EQUAL, pid)  # abort() signals itself
+    for numbers, value in _ALLOWED_WITH_FIRST_ARGUMENT.values():
+        steps += with_argument(numbers[column], _IF_EQUAL, value)
+    # As a kernel answers that does not have them: the C library then calls clone for clone3. The
+    # numbers of x32 programs are above these as well.
+    steps += when(_IF_AT_LEAST, _SINCE_LINUX_5_1, unknown)
+    steps.append(deny)
+    return b"".join(struct.pack("=HBBI", what, *skips, value) for what, value, *skips in steps)

@@ -9,9 +9,11 @@ tell. It imports nothing of the package, so that it starts quickly and stays sma
 a line for a line.
 
 A header is not enough: an MP4 with its index in front still tells its full duration after 95 % of
-it was cut away. So the file is demuxed to its last packet, which costs milliseconds, and what is
-really there is held against what the header promises. Only the two containers that Runway
-delivers are opened, and nothing beside the file, so a playlist in disguise reaches no network.
+it was cut away. So the lengths that the file states are followed to its end (truncation.py), the
+index is held against the length of the file, and the file is demuxed to its last packet, which
+costs milliseconds. Packets of zeros come from a download that left a gap. Only the two containers
+that Runway delivers are opened, and nothing beside the file, so a playlist in disguise reaches no
+network.
 """
 
 import base64
@@ -22,14 +24,13 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from runpy import run_path
 from typing import Any, BinaryIO, TextIO
-
-COMPLETE = 0.98
-"""Share of the promised duration that must be there; the last frame's own length may be missing."""
 
 MEMORY = 2 << 30
 """Bytes of address space."""
@@ -39,6 +40,20 @@ CPU_SECONDS = 60.0
 
 _AT_ONCE = 256 << 10
 """Bytes that are read at once."""
+
+_FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}
+"""Boxes that an MP4 or MOV begins with; old MOV files have no ftyp."""
+
+
+_ZEROS = {"h264": 64, "hevc": 64, "mpeg4": 64, "vp8": 256, "vp9": 256}
+"""Zero bytes in a row that no packet of a codec holds.
+
+H.264 and HEVC escape the third in a row. The other encoders wrote 5 at most for pictures that stand
+still, in sizes up to 4K. AV1 may be padded with zeros.
+"""
+
+_NEVER_ZERO = {*_ZEROS, "av1", "libdav1d", "aac", "opus", "libopus"}
+"""Codecs of which no packet is all zeros, as silence in PCM is."""
 
 
 class Refused(Exception):
@@ -54,36 +69,96 @@ def inspect_video(video: BinaryIO) -> dict[str, Any]:
     from av.error import FFmpegError
 
     try:
+        kind = _container(video)
+        end = _beside("truncation.py")["find_end"](video, kind)
+        size = video.seek(0, os.SEEK_END)
+        _require_bytes(size, end.byte)
         with _open(video) as container:
-            if not container.streams.video:
-                raise Refused("the output holds no video")
-            stream = container.streams.video[0]
+            stream = _film(container)
             if stream.codec_context is None:
                 raise Refused("the output is a video of no known codec")
-            ends, frames, corrupt = {stream.index: 0.0}, 0, False
-            for packet in container.demux():
-                corrupt = corrupt or packet.is_corrupt
-                if packet.pts is None or not packet.size or packet.time_base is None:
-                    continue
-                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                index = packet.stream_index
-                ends[index] = max(ends.get(index, 0.0), end)
-                frames += index == stream.index
+            seen = _demux(container, stream)
+            if kind == "mp4":
+                _require_bytes(size, _end_of_samples(container))
+            if end.open:
+                _require_seconds(seen, end.seconds or _stated_seconds(container, kind))
             info = {
                 "width": stream.width,
                 "height": stream.height,
-                "duration": round(ends[stream.index], 3),
-                "frames": frames,
+                "duration": round(seen.ends[stream.index], 3),
+                "frames": len(seen.starts),
                 "codec": stream.codec_context.name,
             }
-            arrived, promised = _arrived_and_promised(ends, container, stream)
     except (FFmpegError, ValueError, EOFError) as error:
         raise Refused(f"the output is no readable video: {_reason(error)}") from None
-    if corrupt or not frames or arrived < COMPLETE * promised:
-        raise Refused(f"the output is cut off: {arrived:g} s of {promised:g} s are there")
+    if not seen.starts:
+        raise Refused("the output is cut off: no frame of it is there")
     if not (info["width"] and info["height"]):
         raise Refused("the output's frames have no size")
     return info
+
+
+@dataclass
+class _Seen:
+    """Packets of a file, in seconds: where the last of each stream ends, and the film's frames."""
+
+    ends: dict[int, float]
+    starts: list[float] = field(default_factory=list)
+
+
+def _demux(container: Any, film: Any) -> _Seen:
+    """Read every packet.
+
+    Raises:
+        Refused: One is incomplete, or filled with zeros.
+    """
+    seen = _Seen({film.index: 0.0})
+    for packet in container.demux():
+        if packet.is_corrupt or _is_hollow(packet):
+            raise Refused(f"the output is cut off: a packet at byte {packet.pos:,} is incomplete")
+        if packet.pts is None or not packet.size or packet.time_base is None:
+            continue
+        index, start = packet.stream_index, packet.pts * packet.time_base
+        end = float(start + (packet.duration or 0) * packet.time_base)
+        seen.ends[index] = max(seen.ends.get(index, 0.0), end)
+        if index == film.index:
+            seen.starts.append(float(start))
+    return seen
+
+
+def _is_hollow(packet: Any) -> bool:
+    """Return whether a packet holds zeros where its codec writes none."""
+    context = packet.stream.codec_context
+    if not packet.size or context is None or context.name not in _NEVER_ZERO:
+        return False
+    content = bytes(packet)
+    zeros = _ZEROS.get(context.name)
+    return not any(content) or (zeros is not None and bytes(zeros) in content)
+
+
+def _require_bytes(size: int, end: int) -> None:
+    if end > size:
+        raise Refused(f"the output is cut off: {size:,} of at least {end:,} bytes are there")
+
+
+def _require_seconds(seen: _Seen, stated: float) -> None:
+    """Refuse a film that ends more than a frame before its stated end; two allow for rounding."""
+    starts = sorted(seen.starts)
+    frame = max((later - earlier for earlier, later in pairwise(starts)), default=stated)
+    arrived = max(seen.ends.values())
+    if arrived < stated - 2 * frame:
+        raise Refused(f"the output is cut off: {arrived:g} s of {stated:g} s are there")
+
+
+def _stated_seconds(container: Any, kind: str) -> float:
+    """Return the duration that a WebM states; FFmpeg computes that of a fragmented MP4."""
+    return container.duration / 1_000_000 if kind == "matroska" and container.duration else 0.0
+
+
+def _end_of_samples(container: Any) -> int:
+    """Return where the last sample of an MP4 ends, by its tables."""
+    indexes = (stream.index_entries for stream in container.streams)
+    return max((entry.pos + entry.size for index in indexes for entry in index), default=0)
 
 
 def draw_poster(video: BinaryIO, width: int) -> bytes:
@@ -96,9 +171,7 @@ def draw_poster(video: BinaryIO, width: int) -> bytes:
 
     try:
         with _open(video) as container:
-            if not container.streams.video:
-                raise Refused("the output holds no video")
-            stream = container.streams.video[0]
+            stream = _film(container)
             if stream.codec_context:
                 stream.codec_context.thread_count = 1  # for one frame, more are but a loss
             if container.duration:
@@ -137,29 +210,33 @@ def _open(video: BinaryIO) -> Any:
     import av
 
     none = {"protocol_whitelist": "none"}
-    return av.open(video, format=_container(video), buffer_size=_AT_ONCE, options=none)
+    kind = _container(video)
+    video.seek(0)
+    return av.open(video, format=kind, buffer_size=_AT_ONCE, options=none)
+
+
+def _film(container: Any) -> Any:
+    """Return the video stream that is not a cover picture.
+
+    Raises:
+        Refused: There is none.
+    """
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    raise Refused("the output holds no video")
 
 
 def _container(video: BinaryIO) -> str:
-    head = video.read(12)
     video.seek(0)
-    if head[4:8] == b"ftyp":
+    head = video.read(12)
+    if head[4:8] in _FIRST_BOXES:
         return "mp4"
     if head.startswith(b"\x1aE\xdf\xa3"):
         return "matroska"
     raise Refused(f"the output is no MP4 or WebM; it begins with {head!r}")
-
-
-def _arrived_and_promised(
-    ends: dict[int, float], container: Any, stream: Any
-) -> tuple[float, float]:
-    """Seconds that are there and seconds that the header promises, of the same thing.
-
-    An MP4 tells the duration of each stream, a WebM only that of the whole file.
-    """
-    if stream.duration and stream.time_base:
-        return ends[stream.index], float(stream.duration * stream.time_base)
-    return max(ends.values()), container.duration / 1_000_000 if container.duration else 0.0
 
 
 def _reason(error: Exception) -> str:
@@ -233,7 +310,7 @@ def load() -> None:
     import av.subtitles.codeccontext
     import av.subtitles.stream  # noqa: F401
 
-    for name in ("confinement.py", "contact_sheet.py"):
+    for name in ("confinement.py", "contact_sheet.py", "truncation.py"):
         _beside(name)
 
 

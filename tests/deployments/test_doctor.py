@@ -145,7 +145,7 @@ def test_a_pool_that_is_not_there_is_told(told):
     ("reached", "found"),
     [
         ([], "✓ decoder confined"),
-        (["files", "network"], "! decoder a video that breaks it reaches files and network"),
+        (["files", "network"], "! decoder a video that breaks it reaches files, network"),
         (StorageError("it ended with 3"), "✗ decoder it ended with 3"),
     ],
     ids=["confined", "free", "broken"],

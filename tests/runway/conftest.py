@@ -2,23 +2,18 @@
 """What the tests of the client share: clips, sandboxes, clients, and scripted replies."""
 
 import asyncio
-import io
-import itertools
 import json
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from datetime import UTC, datetime
-from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import av
 import httpx
 import pytest
-from av.filter import Graph
 from pydantic import SecretStr
 
 from prefect_cometapi.runway import (
@@ -30,6 +25,7 @@ from prefect_cometapi.runway import (
 )
 from prefect_cometapi.sandbox import Sandbox
 
+from .films import write_clips
 from .made import put
 
 KEY = "sk-test-0123456789abcdef"
@@ -189,129 +185,9 @@ def no_waiting(monkeypatch) -> list[float]:
     return pauses
 
 
-def _frames(count: int) -> list[Any]:
-    graph = Graph()
-    drawing = f"size=64x48:rate=24:duration={count / 24}"
-    chain = [
-        graph.add("testsrc2", drawing),
-        graph.add("format", "yuv420p"),
-        graph.add("buffersink"),
-    ]
-    chain[0].link_to(chain[1])
-    chain[1].link_to(chain[2])
-    graph.configure()
-    return [graph.vpull() for _ in range(count)]
-
-
-def _write_clip(target: Any, codec: str, container: str, **options: str) -> None:
-    with av.open(target, "w", format=container, options=options) as output:
-        stream: Any = output.add_stream(codec, rate=24)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number, frame in enumerate(_frames(48)):
-            frame.pts, frame.time_base = number, Fraction(1, 24)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-
-
-def _write_sound(target: str) -> None:
-    graph = Graph()
-    chain = [
-        graph.add("sine", "duration=0.5:sample_rate=44100"),
-        graph.add("aformat", "sample_fmts=fltp:channel_layouts=mono"),
-        graph.add("abuffersink"),
-    ]
-    chain[0].link_to(chain[1])
-    chain[1].link_to(chain[2])
-    graph.configure()
-    with av.open(target, "w", format="mp4") as output:
-        stream: Any = output.add_stream("aac", rate=44100)
-        for _ in range(10):
-            output.mux(stream.encode(graph.pull()))
-        output.mux(stream.encode(None))
-
-
-def _write_clip_with_longer_sound(target: str) -> None:
-    """A WebM tells only the length of the whole file, here that of its sound: three seconds."""
-    graph = Graph()
-    chain = [
-        graph.add("sine", "duration=3:sample_rate=48000"),
-        graph.add("aformat", "sample_fmts=s16:channel_layouts=mono"),
-        graph.add("asetnsamples", "n=960"),
-        graph.add("abuffersink"),
-    ]
-    for one, next_ in itertools.pairwise(chain):
-        one.link_to(next_)
-    graph.configure()
-    with av.open(target, "w", format="webm") as output:
-        video: Any = output.add_stream("libvpx", rate=24)
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        sound: Any = output.add_stream("libopus", rate=48000)
-        for number, frame in enumerate(_frames(48)):
-            frame.pts, frame.time_base = number, Fraction(1, 24)
-            output.mux(video.encode(frame))
-        output.mux(video.encode(None))
-        for _ in range(150):
-            output.mux(sound.encode(graph.pull()))
-        output.mux(sound.encode(None))
-
-
-def _write_subtitled(target: str) -> None:
-    """What PyAV does with subtitles it imports when it meets some."""
-    with av.open(target, "w", format="mp4") as output:
-        video: Any = output.add_stream("libx264", rate=24)
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        words: Any = output.add_stream("mov_text")
-        words.codec_context.subtitle_header = b"[V4+ Styles]\nStyle: Default,Arial,16\n"
-        for number, frame in enumerate(_frames(48)):
-            frame.pts, frame.time_base = number, Fraction(1, 24)
-            output.mux(video.encode(frame))
-        output.mux(video.encode(None))
-        word = av.Packet(b"\0\5hello")
-        word.stream, word.time_base = words, Fraction(1, 1000)
-        word.pts = word.dts = 0
-        word.duration = 1000
-        output.mux(word)
-
-
-class _Pipe(io.RawIOBase):
-    """Cannot be rewound, so the length of what is written to it never reaches its header."""
-
-    def __init__(self) -> None:
-        self.content = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        self.content += bytes(data)
-        return len(data)
-
-
-def _without_size(clip: bytes) -> bytes:
-    """The clip with its frames' size taken out of the header and of the codec's parameters."""
-    broken = bytearray(clip)
-    entry = clip.index(b"avc1", clip.index(b"stsd")) + 28
-    broken[entry : entry + 4] = bytes(4)
-    parameters = clip.index(b"avcC") + 4
-    broken[parameters : parameters + 26] = bytes(26)
-    return bytes(broken)
-
-
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> Path:
     """A folder of clips of two seconds, 64 by 48 pixels, 24 frames a second, and of bad ones."""
     folder = tmp_path_factory.mktemp("clips")
-    _write_clip(str(folder / "clip.mp4"), "libx264", "mp4", movflags="+faststart")
-    _write_clip(str(folder / "index-last.mp4"), "libx264", "mp4")
-    _write_clip(str(folder / "clip.mov"), "libx264", "mov")
-    _write_clip(str(folder / "clip.webm"), "libvpx", "webm")
-    live = _Pipe()
-    _write_clip(live, "libvpx", "webm")
-    (folder / "live.webm").write_bytes(bytes(live.content))
-    _write_subtitled(str(folder / "subtitled.mp4"))
-    _write_sound(str(folder / "sound.mp4"))
-    _write_clip_with_longer_sound(str(folder / "sound.webm"))
-    clip = (folder / "clip.mp4").read_bytes()
-    (folder / "unknown-codec.mp4").write_bytes(clip.replace(b"avc1", b"zzzz"))
-    (folder / "no-size.mp4").write_bytes(_without_size(clip))
+    write_clips(folder)
     return folder

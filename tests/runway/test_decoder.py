@@ -42,7 +42,7 @@ def told(video: Path, **wanted: Any) -> dict[str, object]:
     with video.open("rb", buffering=0) as file:
         decoder.serve([(file, wanted)], answers)
     ready, answer = answers.getvalue().splitlines()
-    assert ready == "ready files network"
+    assert ready == "ready files network processes"
     return json.loads(answer)
 
 

@@ -29,7 +29,7 @@ def test_a_whole_video_is_described(clips, name, codec):
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.webm"])
-@given(kept=st.floats(0.0, 0.96))
+@given(kept=st.floats(0.0, 1.0, exclude_max=True))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_a_video_that_was_cut_off_is_refused(clips, tmp_path, name, kept):
     """Wherever it was cut, although its header still promises the full length."""
@@ -44,7 +44,7 @@ def test_a_cut_video_is_told_how_much_is_there(clips, tmp_path):
     """The message shows that the download, not the generation, is at fault."""
     whole = (clips / "clip.mp4").read_bytes()
     (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InvalidOutput, match=r"cut off: [01]\.?\d* s of 2 s are there"):
+    with pytest.raises(InvalidOutput, match=r"cut off: [\d,]+ of at least [\d,]+ bytes are there"):
         inspect_video(tmp_path / "half.mp4")
 
 

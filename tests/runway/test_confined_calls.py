@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The filter of a confined decoder, for every machine that it knows, run by an interpreter.
+
+What the kernel does with it on this machine is seen in test_confinement.py.
+"""
+
+import errno
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_cometapi.runway import confinement
+from prefect_cometapi.runway.confinement import _MACHINES, _filter
+
+from .calls import CALLS, COLUMNS, NONE
+
+ALLOW, FAIL = 0x7FFF0000, 0x00050000
+PID = 4711
+X32 = 0x40000000
+"""Bit in the number of a call that an x86-64 program with 32-bit addresses makes."""
+CLONE_THREAD = 0x10000
+
+machines = pytest.mark.parametrize("machine", sorted(_MACHINES))
+words = st.integers(0, 2**32 - 1)
+
+
+def verdict(machine: str, number: int, argument: int = 0, architecture: int | None = None) -> int:
+    """Run the filter on a call as the kernel would, and return what it returns."""
+    known = _MACHINES[machine]
+    program = list(struct.iter_unpack("=HBBI", _filter(known, PID)))
+    asked = struct.pack("=IIQ6Q", number, architecture or known.architecture, 0, argument, *[0] * 5)
+    at = loaded = 0
+    while True:
+        what, if_so, if_not, value = program[at]
+        at += 1
+        if what == confinement._RETURN:
+            return value
+        if what == confinement._LOAD:
+            (loaded,) = struct.unpack_from("=I", asked, value)
+            continue
+        holds = {
+            confinement._IF_EQUAL: loaded == value,
+            confinement._IF_AT_LEAST: loaded >= value,
+            confinement._IF_ANY_BIT: bool(loaded & value),
+        }
+        at += if_so if holds[what] else if_not
+
+
+def is_denied(outcome: int) -> bool:
+    """It fails with an error, and one that a C library or Python can deal with."""
+    return outcome in {FAIL | errno.EACCES, FAIL | errno.ENOSYS}
+
+
+@machines
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_no_call_reaches_another_process_a_file_or_what_is_shared(machine, name):
+    """Under the numbers of each machine; argued with what concerns another process."""
+    number = CALLS[name][COLUMNS[machine]]
+    if number == NONE:
+        pytest.skip("this machine lacks the call")
+    assert is_denied(verdict(machine, number, PID + 1 & ~CLONE_THREAD))
+
+
+@machines
+@given(number=words, argument=words)
+def test_a_call_that_nobody_thought_of_is_denied(machine, number, argument):
+    """Those of later kernels among them, whose numbers mean nothing today."""
+    allowed = {
+        numbers[COLUMNS[machine]]
+        for numbers in [
+            *confinement._ALLOWED.values(),
+            *(numbers for numbers, _ in confinement._ALLOWED_WITH_FIRST_ARGUMENT.values()),
+            confinement._CLONE,
+            confinement._TGKILL,
+        ]
+    }
+    assert number in allowed or is_denied(verdict(machine, number, argument))
+
+
+@machines
+@given(number=st.integers(0, 600), argument=words)
+def test_a_32_bit_program_may_make_no_call(machine, number, argument):
+    """The same number means another call there, so one that is allowed would be any."""
+    small = _MACHINES[machine].architecture_32_bit
+    assert is_denied(verdict(machine, number, argument, small))
+
+
+@given(number=st.integers(0, 600), argument=words)
+def test_the_calls_of_x32_are_denied(number, argument):
+    """They reach the same places as those of x86-64, under other numbers."""
+    assert is_denied(verdict("x86_64", number | X32, argument))
+
+
+@machines
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("prlimit64", 0),
+        ("sched_getaffinity", 0),
+        ("prctl", 15),
+        ("tgkill", PID),
+        ("clone", 0x3D0F00),
+    ],
+)
+def test_what_a_process_needs_of_itself_is_allowed(machine, name, argument):
+    """Its limits, its processors, its threads and their names, and to abort."""
+    number = CALLS[name][COLUMNS[machine]]
+    assert verdict(machine, number, argument) == ALLOW
+    # the kernel looks at the lower half of a number of a process, and so does the filter
+    assert verdict(machine, number, argument | 1 << 40) == ALLOW
+
+
+@machines
+@given(flags=words)
+def test_no_process_is_started(machine, flags):
+    """A child could outlive the decoder and keep what it was handed."""
+    outcome = verdict(machine, CALLS["clone"][COLUMNS[machine]], flags)
+    assert (outcome == ALLOW) == bool(flags & CLONE_THREAD)

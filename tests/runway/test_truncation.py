@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A film that lost its end, or a part of it, is refused, and a whole one never."""
+
+import io
+import re
+import struct
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import pytest
+from av.stream import Disposition
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_cometapi.runway import decoder
+from prefect_cometapi.runway.decoder import Refused, inspect_video
+
+from .films import FILMS, film
+
+whole = cache(film)
+LIVE = [name for name in FILMS if "live" in name]
+FRAGMENTED = [name for name in FILMS if "fragments" in name]
+CUT = [name for name in FILMS if name not in {*LIVE, *FRAGMENTED}]
+FILLED = [name for name in FILMS if "av1" not in name and "one frame" not in name]
+GAPS = ["index first.mp4", "fragments.mp4", "vp8.webm", "live.webm"]
+DAMAGED = ["fragments with indexes.mp4", "live with sound.webm", "sound.mp4"]
+places = st.integers(0, 10**9)
+
+
+def inspected(content: bytes) -> dict[str, object]:
+    return inspect_video(io.BytesIO(content))
+
+
+def boxes(content: bytes) -> list[tuple[int, bytes]]:
+    """Find where the boxes of an MP4 begin and what they are called."""
+    found, at = [], 0
+    while at < len(content):
+        found.append((at, content[at + 4 : at + 8]))
+        at += int.from_bytes(content[at : at + 4])
+    return found
+
+
+@cache
+def elements(content: bytes) -> list[int]:
+    """Find where packets end. FFmpeg reports where one of a WebM begins, before its head."""
+    head = 0 if content[4:8] == b"ftyp" else 4
+    opened: Any = av.open(io.BytesIO(content))
+    with opened as container:
+        return [packet.pos + head + packet.size for packet in container.demux() if packet.size]
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_a_whole_film_is_never_refused(name):
+    """Of any encoder and container, with sound or without, however it is laid out."""
+    assert inspected(whole(name))["frames"] == FILMS[name].get("frames", 48)
+
+
+@given(name=st.sampled_from(CUT), place=places)
+def test_a_film_that_was_cut_in_its_last_two_percent_is_refused(name, place):
+    """Also where the cut took but a byte, and of an index that no player needs."""
+    content = whole(name)
+    with pytest.raises(Refused):
+        inspected(content[: -1 - place % max(1, len(content) // 50)])
+
+
+@given(name=st.sampled_from([*CUT, *FRAGMENTED, *LIVE]), place=places)
+def test_a_film_that_was_cut_anywhere_is_refused(name, place):
+    """But between two fragments, or two blocks of a live WebM, where it could have ended."""
+    content = whole(name)
+    kept = place % len(content)
+    ends = [at for at, _ in boxes(content)] if name in FRAGMENTED else []
+    if kept in (ends if name in FRAGMENTED else elements(content) if name in LIVE else []):
+        return
+    with pytest.raises(Refused):
+        inspected(content[:kept])
+
+
+@given(name=st.sampled_from([*FRAGMENTED, *LIVE]), place=places)
+def test_a_fragmented_film_that_was_cut_near_its_end_is_refused(name, place):
+    """All that can pass is a cut between two fragments or blocks, which shows in no length."""
+    content = whole(name)
+    kept = len(content) - 1 - place % (len(content) // 50)
+    ends = [at for at, _ in boxes(content)] if name in FRAGMENTED else elements(content)
+    if kept in ends:
+        return
+    with pytest.raises(Refused, match=r"cut off|no readable video"):
+        inspected(content[:kept])
+
+
+def test_a_film_with_an_index_of_its_fragments_is_refused_if_one_is_missing():
+    """A cut between two fragments shows there."""
+    content = whole("fragments with an index.mp4")
+    found = boxes(content)
+    last = max(at for at, kind in found if kind == b"mdat")
+    for at, kind in found:
+        if kind in {b"moof", b"mdat"} and at <= last:
+            with pytest.raises(Refused, match="cut off"):
+                inspected(content[:at])
+
+
+def with_stated_duration(content: bytes, seconds: float, version: int) -> bytes:
+    """Add the box that tells how long all fragments last (mehd); 1000 is the time scale."""
+    ticks = struct.pack(">Q" if version else ">I", round(seconds * 1000))
+    stated = struct.pack(">I4sI", 12 + len(ticks), b"mehd", version << 24) + ticks
+    moov, mvex = content.index(b"moov") - 4, content.index(b"mvex") - 4
+    grown = bytearray(content)
+    for at in (moov, mvex):
+        grown[at : at + 4] = (int.from_bytes(grown[at : at + 4]) + len(stated)).to_bytes(4)
+    return bytes(grown[: mvex + 8] + stated + grown[mvex + 8 :])
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_film_that_states_how_long_its_fragments_last_is_refused_if_one_is_missing(version):
+    """A cut between two fragments shows in what is there, to about a frame."""
+    content = with_stated_duration(whole("fragments of one base.mp4"), 2.0, version)
+    assert inspected(content)["frames"] == 48
+    fragments = [at for at, kind in boxes(content) if kind == b"moof"]
+    with pytest.raises(Refused, match=r"cut off: [0-9.]+ s of 2 s are there"):
+        inspected(content[: fragments[-6]])
+
+
+@pytest.mark.parametrize("name", ["small clusters.webm", "uneven.webm", "longer sound.webm"])
+def test_a_live_film_that_states_its_duration_is_refused_if_a_cluster_is_missing(name):
+    """Its segment has no length, so a cut between two clusters shows in what is there."""
+    content = bytearray(whole(name))
+    segment = content.index(b"\x18\x53\x80\x67")
+    content[segment + 4 : segment + 12] = b"\x01" + b"\xff" * 7  # unknown
+    assert inspected(bytes(content))["frames"] == 48
+    clusters = [found.start() for found in re.finditer(b"\x1f\x43\xb6\x75", content)]
+    with pytest.raises(Refused, match=r"cut off: [0-9.]+ s of [0-9.]+ s are there"):
+        inspected(bytes(content[: clusters[-4]]))
+
+
+@given(name=st.sampled_from(FILLED), place=places)
+def test_a_film_whose_last_kilobytes_are_zeros_is_refused(name, place):
+    """A download that set the length first and never wrote the end."""
+    content = whole(name)
+    trailing = len(content) - max(elements(content))  # an index, which carries no media
+    zeros = trailing + 1024 + place % (len(content) - trailing - 2048)
+    with pytest.raises(Refused):
+        inspected(content[:-zeros] + bytes(zeros))
+
+
+@given(name=st.sampled_from(GAPS), place=places)
+def test_a_film_with_a_gap_is_refused(name, place):
+    """A download in parts of which one never came."""
+    content = whole(name)
+    first = min(elements(content))
+    at = first + place % (max(elements(content)) - first - 1024)
+    with pytest.raises(Refused):
+        inspected(content[:at] + bytes(1024) + content[at + 1024 :])
+
+
+@pytest.mark.parametrize(
+    "appended", [b"\n", b"\0" * 600, b"\0\0\0\x03junk" * 9, b"</body></html>\n"], ids=str
+)
+def test_what_was_appended_takes_nothing_away(appended):
+    """Its tables say that all of the film is there."""
+    assert inspected(whole("index first.mp4") + appended)["frames"] == 48
+
+
+def test_what_follows_a_webm_takes_nothing_away():
+    """Its segment ends where it says."""
+    assert inspected(whole("vp8.webm") + b"\0" * 600)["frames"] == 48
+
+
+def test_a_film_that_ends_with_the_file_is_whole():
+    """A box may last to the end of the file, and state its length in 64 bits."""
+    content = whole("index first.mp4")
+    free = next(at for at, kind in boxes(content) if kind == b"free")
+    assert inspected(content[: free + 8] + bytes(4) + content[free + 12 :])["frames"] == 48
+    length = len(content) - free
+    wide = struct.pack(">I4sQ", 1, b"mdat", length)
+    wide_content = content[:free] + wide + content[free + 16 :]
+    assert inspected(wide_content)["frames"] == 48
+    for kept in (*range(free + 8, free + 17), len(content) - 1):
+        with pytest.raises(Refused):
+            inspected(wide_content[:kept])
+    with pytest.raises(Refused, match="cut off"):
+        inspected(content[: free + 8] + bytes(4) + content[free + 12 : -1])
+
+
+def test_a_film_without_the_box_of_its_type_is_read():
+    """Old MOV files begin with another one."""
+    content = whole("film.mov")
+    _, (second, _), *_ = boxes(content)
+    renamed = content[:4] + b"free" + content[8:]
+    assert content[4:8] == b"ftyp"
+    assert second
+    assert inspected(renamed)["frames"] == 48
+
+
+@given(name=st.sampled_from(DAMAGED), place=places, value=st.integers(0, 255))
+def test_a_damaged_structure_never_breaks_the_inspection(name, place, value):
+    """A file is a film or refused; there is no third thing."""
+    damaged = bytearray(whole(name))
+    damaged[place % len(damaged)] = value
+    try:
+        assert inspected(bytes(damaged))["frames"]
+    except Refused:
+        return
+
+
+def test_a_film_that_was_cut_in_the_name_of_a_fragment_is_refused():
+    """Fewer bytes are left than any box has."""
+    content = whole("fragments without an end.mp4")
+    *_, last = [at for at, kind in boxes(content) if kind == b"moof"]
+    for kept in range(last + 1, last + 8):
+        with pytest.raises(Refused, match="cut off"):
+            inspected(content[:kept])
+
+
+def test_a_film_without_a_fragment_is_refused():
+    """Its head alone is well-formed."""
+    content = whole("fragments.mp4")
+    first = next(at for at, kind in boxes(content) if kind == b"moof")
+    with pytest.raises(Refused, match="no frame of it is there"):
+        inspected(content[:first])
+
+
+@pytest.mark.parametrize("head", [b"\x1aE\xdf\xa3\xff", b"\x1aE\xdf\xa3\0", b"\x1aE\xdf\xa3\x80\0"])
+def test_what_is_no_element_is_refused(head):
+    """A length that is unknown where it must be known, or none at all."""
+    with pytest.raises(Refused, match="element"):
+        inspected(head + bytes(20))
+
+
+def test_a_cover_picture_is_not_the_film():
+    """It may be listed first."""
+    cover, film = (SimpleNamespace(disposition=one) for one in (Disposition.attached_pic, 0))
+    container = SimpleNamespace(streams=SimpleNamespace(video=[cover, film]))
+    assert decoder._film(container) is film
+
+
+def test_a_live_film_that_was_cut_in_the_head_of_an_element_is_refused():
+    """Its name is there, its length is not."""
+    content = whole("live.webm")
+    cluster = content.index(b"\x1f\x43\xb6\x75")
+    for kept in range(cluster + 1, cluster + 5):
+        with pytest.raises(Refused, match="cut off"):
+            inspected(content[:kept])
