@@ -165,7 +165,7 @@ async def show_poster(poster: Path) -> None:
     await acreate_image_artifact(
         image_url=f"data:image/jpeg;base64,{picture}",
         key="cometapi-poster",
-        description=f"A frame from the middle of {poster.stem}.mp4",
+        description=f"A frame from the middle of {poster.name.partition('.')[0]}.mp4",
     )
 
 
