@@ -40,7 +40,7 @@ class AssetURL:
         return None if is_shortened(self._url) else self._url
 
     def __str__(self) -> str:
-        return self._url if is_shortened(self._url) else shown_url(self._url)
+        return shown_url(self._url)
 
     def __repr__(self) -> str:
         return f"AssetURL({str(self)!r})"

@@ -13,35 +13,76 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from .escapes import WRAP, peel
+
 HIDDEN = "<sha256:"
 """Marks a shortened text, which no longer works as an address."""
 
 _SHORTENED = re.compile(rf"{HIDDEN}[0-9a-f]{{12}}(?:, [0-9]+ characters)?>\Z")
 
-# In doubt too much is hidden: a URL ends only where none can go on, slashes may be escaped.
-_URL = re.compile(r"[a-z][a-z0-9+.-]{0,20}:(?:\\?/){2}[^\s\"<>]+", re.IGNORECASE)
-_DATA_URI = re.compile(r"data:[^\s\"'<>,]{0,100},[^\s\"'<>]+", re.IGNORECASE)
-_BASE64 = re.compile(r"(base64,)(?!<sha256:)[^\s\"'<>]+", re.IGNORECASE)
-# A URL may be told without its beginning ("GET /a.png?sig=…"), or quoted.
-_QUERY = re.compile(r"(\?|%3F)((?:(?!%3F)[^\s\"'<>?=])*(?:=|%3D)[^\s\"'<>]+)", re.IGNORECASE)
-# It may be quoted, and the quote escaped, as in JSON that is told as it came.
-_QUOTE = r"(?:\\*[\"'])?"
-_BEARER = re.compile(
-    rf"(bearer\s+){_QUOTE}+(?!<hidden)(?:bearer\s+{_QUOTE})*[^\s\"',;]+", re.IGNORECASE
+# In doubt too much is hidden. A secret ends only at whitespace, a quote or an angle bracket, and
+# continues in the next line where that begins without a blank: services wrap what they repeat.
+_END = r"\s\"'<>"
+_NEXT_LINE = rf"(?:\r?\n|{WRAP}{{1,2}})(?![a-z][a-z0-9+.-]{{0,20}}://)"
+_REST = rf"[^{_END}]+(?:{_NEXT_LINE}[^{_END}]+)*"
+_QUOTE = r"(?:\\*[\"'])"
+_URL = re.compile(
+    rf"[a-z][a-z0-9+.-]{{0,20}}:(?:\\?/){{2}}[^\s\"<>?#]+"
+    rf"(?:[?#][^\s\"<>]*(?:{_NEXT_LINE}[^{_END}]+)*)?",
+    re.IGNORECASE,
 )
+_DATA_URI = re.compile(
+    rf"data:(?:[\w.+-]{{1,60}}\\?/[\w.+-]{{1,60}})?(?:;[^{_END},]{{0,100}})?,{_REST}", re.IGNORECASE
+)
+_BASE64 = re.compile(rf"(base64,){_REST}", re.IGNORECASE)
+# A URL may be repeated without its beginning ("GET /a.png?sig=…"), and so may its query.
+_QUERY = re.compile(rf"\?([^{_END}?=]*={_REST})", re.IGNORECASE)
+_PAIRS = re.compile(
+    rf"(?:(?<![^{_END}(\[{{])&|(?<![^{_END}])[^{_END}?=&]{{1,80}}=[^{_END}&]*&)"
+    rf"[^{_END}=]{{1,80}}={_REST}",
+    re.IGNORECASE,
+)
+_NAME = (
+    r"(?:signature|credential|secret|passw(?:or)?d|jwt|hmac|token|policy|key[_-]?pair[_-]?id"
+    r"|(?:access|api|auth|account|signing)[_-]?key|hdn(?:ea|ts|tl)"
+    r"|(?<![a-z0-9])sig(?![a-z]))[\w-]{0,24}"
+)
+_IN_NAMES = ("sig", "cred", "secret", "passw", "jwt", "hmac", "token", "policy", "key", "hdn", "x-")
+# By its name: sig=…, "sig": "…", <Signature>…, X-Amz-Signature: …, and token: … if it is long.
+_NAMED = re.compile(
+    rf"({_NAME}(?:{_QUOTE}?\s{{0,3}}=>?\s{{0,3}}b?{_QUOTE}?|{_QUOTE}\s{{0,3}}[:,]\s{{0,3}}b?{_QUOTE}"
+    rf"|>|\s{{0,3}}:\s{{0,3}}(?=[^{_END}]{{16}}))|x-[a-z0-9-]{{1,40}}:\s{{0,3}})({_REST})",
+    re.IGNORECASE,
+)
+_BEARER = re.compile(
+    rf"(bearer\s+){_QUOTE}*(?!<hidden)(?:bearer\s+{_QUOTE}?)*[^\s\"',;]+", re.IGNORECASE
+)
+_LONG_BEARER = re.compile(rf"(bearer\s+){_QUOTE}*(?!<hidden)[^\s\"',;]{{16,}}", re.IGNORECASE)
+_JWT = re.compile(rf"(?<![\w-])eyJ[\w-]{{8,}}\.[\w-]{{4,}}{_REST}")
 _USER_INFO = re.compile(r"://[^/]*@")
 _KEY = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{6,}")
 
+MOST_LAYERS = 8
+"""Escapes within escapes that are looked into; what is wrapped deeper is hidden as a whole."""
+
+_WEB = re.compile(r"https?://", re.IGNORECASE)
+_MARKED_DATA_URI = re.compile(rf"data:[^,]*,{HIDDEN}[0-9a-f]{{12}}, [0-9]+ characters>")
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
 def shown_url(url: str) -> str:
-    """The URL without user info and with a hash in place of its query and fragment."""
+    """The URL without user info, with a hash in place of its query, and its path redacted."""
+    return hide_secrets(_without_query(url))
+
+
+def _without_query(url: str) -> str:
     address, mark, token = url, "", ""
     if found := re.search(r"[?#]", url):
         address, mark, token = url[: found.start()], found[0], url[found.end() :]
     address = _USER_INFO.sub("://", address)
-    return f"{address}?{HIDDEN}{_digest(token)}>" if token else f"{address}{mark}"
+    if not token or _SHORTENED.match(token):
+        return f"{address}{mark}{token}"
+    return f"{address}?{_mark(token)}"
 
 
 def shown_source(source: str) -> str:
@@ -53,24 +94,27 @@ def shown_source(source: str) -> str:
 
 
 def shortened(value: Any, *, urls: bool = True) -> Any:
-    """A JSON value with each data URI and, if wanted, each signed URL in it shortened.
+    """Return a JSON value with the secrets in each of its texts redacted.
 
-    A text that begins with one is taken for it as a whole. URLs are found within a text, too, as in
-    a prompt, whose other words are nobody's secret.
+    A text that begins with a data URI is taken for it as a whole.
+
+    Args:
+        value: The value; a text in it may be a source, a prompt, or anything else.
+        urls: Whether the signatures of URLs are secrets, too. A URL that is to work again is not
+            redacted; data URIs and API keys always are.
     """
     if isinstance(value, dict):
         return {name: shortened(item, urls=urls) for name, item in value.items()}
     if isinstance(value, list):
         return [shortened(item, urls=urls) for item in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or _MARKED_DATA_URI.fullmatch(value):
         return value
-    if re.match(r"data:|https?://" if urls else r"data:", value, re.IGNORECASE):
+    if value[:5].lower() == "data:":
         return shown_source(value)
-    return _with_urls_shown(value) if urls else value
-
-
-def _with_urls_shown(text: str) -> str:
-    return _URL.sub(lambda found: shown_url(found[0].replace("\\/", "/")), text)
+    is_url = _WEB.match(value) and not re.search(r"\s", value)
+    if urls:
+        return shown_url(value) if is_url else hide_secrets(value, bearer=_LONG_BEARER)
+    return value if is_url else _without_payloads(value)
 
 
 def is_shortened(text: str) -> bool:
@@ -78,13 +122,42 @@ def is_shortened(text: str) -> bool:
     return bool(_SHORTENED.search(text))
 
 
-def hide_secrets(text: str) -> str:
-    """The text without tokens of URLs, keys and data URIs."""
-    text = _BEARER.sub(r"\1<hidden>", text)  # first, as the others may swallow its beginning
-    text = _with_urls_shown(text)
-    text = _QUERY.sub(lambda found: f"{found[1]}{HIDDEN}{_digest(found[2])}>", text)
+def hide_secrets(text: str, *, bearer: re.Pattern[str] = _BEARER) -> str:
+    """Return the text without tokens of URLs, keys and data URIs, be they escaped or not.
+
+    Where one is found beneath escapes, the text comes back without these.
+
+    Args:
+        text: The text.
+        bearer: Finds what follows the word "bearer", which in a prompt is rarely a token.
+    """
+    shown = layer = _hidden(text, bearer)
+    for _ in range(MOST_LAYERS):
+        peeled = peel(layer)
+        if peeled == layer:
+            return shown
+        layer = _hidden(peeled, bearer)
+        if layer != peeled:
+            shown = layer.replace(WRAP, " ")
+    return re.sub(r"\S+", lambda word: word[0] if peel(word[0]) == word[0] else "<hidden>", shown)
+
+
+def _hidden(text: str, bearer: re.Pattern[str]) -> str:
+    """Return the text without the secrets that stand in it as they are."""
+    text = bearer.sub(r"\1<hidden>", text)  # first, as the others may swallow its beginning
+    text = _URL.sub(lambda found: _without_query(found[0].replace("\\/", "/")), text)
+    text = _QUERY.sub(lambda found: f"?{_mark(found[1])}", text)
+    text = _PAIRS.sub(lambda found: _mark(found[0]), text)
+    lowered = text.lower()
+    if any(word in lowered for word in _IN_NAMES):  # costs a tenth of the search itself
+        text = _NAMED.sub(lambda found: f"{found[1]}{_mark(found[2])}", text)
+    return _without_payloads(text)
+
+
+def _without_payloads(text: str) -> str:
     text = _DATA_URI.sub(lambda found: shown_source(found[0]), text)
     text = _BASE64.sub(r"\1<hidden>", text)
+    text = _JWT.sub(lambda found: _mark(found[0]), text)
     return _KEY.sub("<hidden key>", text)
 
 
@@ -136,6 +209,10 @@ def is_loopback(url: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _mark(secret: str) -> str:
+    return f"{HIDDEN}{_digest(secret)}>"
 
 
 def _digest(text: str) -> str:
