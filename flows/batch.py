@@ -169,9 +169,9 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     credentials = credentials or CometAPICredentials.from_settings(settings)
     ledger = await open_ledger()
     await warn_where_apart(ledger, storage or settings.storage)
-    board = Board(budget)
+    board = Board(budget, spending_of(plan, budget))
     async with credentials.get_client() as client, AssetClients() as assets:
-        with sharing(Shared(settings, ledger, (credentials, client), assets, budget)):
+        with sharing(Shared(settings, ledger, (credentials, client), assets, budget, board.tally)):
             run = BatchRun(
                 credentials=credentials,
                 storage=storage,
@@ -187,7 +187,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     result = BatchResult(
         key=plan.key,
         results=board.results(),
-        spending=spending_of(plan, budget),
+        spending=board.spending(),
         output=report.output,
         gallery=report.gallery,
         seconds=round(board.standing().seconds, 3),

@@ -120,7 +120,7 @@ class BatchRun:
     def _over_budget(self, item: BatchItem) -> str | None:
         if self.budget.reserve(item.key, item.request):
             return None
-        return "it would pass the limit of what the batch may spend"
+        return f"{outcomes.PASSES_LIMIT} of what the batch may spend"
 
     def _failed(self, item: BatchItem, error: Exception) -> None:
         self.failures += 1

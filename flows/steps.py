@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from ..blocks.credentials import CometAPICredentials
+from ..runway.budget import estimate, seconds_of
 from ..runway.download import download
 from ..runway.entries import Entry, Intent
 from ..runway.errors import (
@@ -32,6 +33,7 @@ from ..runway.errors import (
     StorageError,
     SubmissionUncertain,
 )
+from ..runway.figures import Tally
 from ..runway.generation import (
     FetchedVideo,
     Finished,
@@ -53,7 +55,7 @@ from .adoption import ATTACHED_GRACE, adopt_id, key_for
 from .attempts import memory
 from .habits import habit_of
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
-from .sharing import client_for, clients_for_assets, settings_now, shared_budget
+from .sharing import client_for, clients_for_assets, settings_now, shared_budget, shared_tally
 from .storage import full_name, resolve_storage
 
 if TYPE_CHECKING:
@@ -127,7 +129,8 @@ async def _bought(
     async with client_for(credentials) as client:
 
         async def post(still_ours: "Check") -> str:
-            posted.append(await client.create(request, before_sending=still_ours))
+            with _tallied(request, settings):
+                posted.append(await client.create(request, before_sending=still_ours))
             return posted[0]
 
         entry = await buy_once(
@@ -139,6 +142,20 @@ async def _bought(
             warn=display.logger().warning,
         )
     return entry, bool(posted)
+
+
+@contextmanager
+def _tallied(request: GenerationRequest, settings: CometAPISettings) -> Iterator[None]:
+    """Count a submission for its run, unless it is certain that nothing was bought."""
+    tally = shared_tally() or Tally()
+    cost = seconds_of(request), estimate(request, settings.prices)
+    tally.add(*cost)
+    try:
+        yield
+    except CometAPIError as error:
+        if not isinstance(error, SubmissionUncertain):
+            tally.take_back(*cost)
+        raise
 
 
 def _may_pay(key: str, request: GenerationRequest) -> bool:
