@@ -94,15 +94,14 @@ def batch(
 def _show_foreseen(result: "BatchResult") -> None:
     """What a manifest comes to, without buying any of it."""
     from ..runway.batch import Outcome
+    from ..runway.figures import figures
 
-    spending, bad = result.spending, result.count(Outcome.INVALID)
+    bad = result.count(Outcome.INVALID)
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     for what, value in {
         "videos": f"{len(result.results) - bad:,}",
         "stored already": f"{result.succeeded:,}",
-        "length": f"{spending.seconds:,g} s of video, as far as can be told",
-        "estimate": f"{spending.estimate:,.2f}" if spending.estimate is not None else "no prices",
-        "bought so far": f"{spending.spent_seconds:,g} s of video",
+        **figures(result.spending, of_run=False),
         "key": result.key,
     }.items():
         table.add_row(f"[dim]{what}[/]", escape(value))
@@ -115,9 +114,12 @@ def _show(result: "BatchResult", *, json: bool) -> None:
         console.print_json(result.model_dump_json())
         return
     from ..flows.batch_display import span
+    from ..runway.figures import figures
+    from ..runway.outcomes import Again, again
 
     console.print(f"\n[bold]{result.sentence()}[/] in {span(result.seconds)}")
-    console.print(f"  [dim]spending:[/] {result.spending.in_words()}", soft_wrap=True)
+    for what, amount in figures(result.spending).items():
+        console.print(f"  [dim]{what}:[/] {amount}", soft_wrap=True)
     for what, place in (("results", result.output), ("gallery", result.gallery)):
         if place:
             console.print(f"  [dim]{what}:[/] {escape(shown_place(place))}", soft_wrap=True)
@@ -125,9 +127,10 @@ def _show(result: "BatchResult", *, json: bool) -> None:
     _list(unstored)
     if result.uncertain:
         console.print("  [dim]Next:[/] prefect-cometapi ledger list --state uncertain")
-    elif unstored:
-        command = escape(_as_typed())
-        console.print(f"  [dim]Again, for what is missing:[/] {command}", soft_wrap=True)
+    use = again(result.results)
+    if use is not Again.NOTHING:
+        what = "for what is missing" if use is Again.BUYS else "to finish what is bought"
+        console.print(f"  [dim]Again, {what}:[/] {escape(_as_typed())}", soft_wrap=True)
 
 
 def _list(items: "list[ItemResult]") -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 from rich.table import Table
 
+from ..runway.budget import ASSUMED_SECONDS
 from ..runway.entries import Entry, State
+from ..runway.figures import in_words
 from ..runway.generation import StoredVideo
 from ..runway.holders import shown_holder
 from ..runway.redact import printable
@@ -117,11 +119,21 @@ def facts_of(entry: Entry) -> dict[str, str]:
         "stored": shown_time(entry.stored_at),
         "polls": str(entry.polls or ""),
         "submissions": str(entry.attempts),
+        "bought so far": _bought(entry),
         "flow run": entry.flow_run_id or "",
         "held by": shown_holder(entry.holder) if entry.holder else "",
         "videos": "\n".join(video.uri for video in _videos(entry)),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _bought(entry: Entry) -> str:
+    """Return what was, or may have been, charged for an entry, or an empty text."""
+    if not entry.charges:
+        return ""
+    seconds = ASSUMED_SECONDS if entry.billed_seconds is None else entry.billed_seconds
+    money = None if entry.cost is None else entry.charges * entry.cost
+    return in_words(entry.charges * seconds, money)
 
 
 def _unconfirmed(entry: Entry) -> str:

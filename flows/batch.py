@@ -166,10 +166,10 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     ledger = await open_ledger()
     await warn_where_apart(ledger, storage or settings.storage)
     await check_ledger(ledger, storage or settings.storage)
-    board = Board(budget)
+    board = Board(budget, spending_of(plan, budget))
     async with credentials.get_client() as client, AssetClients() as assets:
         limited = budget if budget.is_limited else None
-        with sharing(Shared(settings, ledger, (credentials, client), assets, limited)):
+        with sharing(Shared(settings, ledger, (credentials, client), assets, limited, board.tally)):
             run = BatchRun(
                 credentials=credentials,
                 storage=storage,
@@ -185,7 +185,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     result = BatchResult(
         key=plan.key,
         results=board.results(),
-        spending=spending_of(plan, budget, board.spent),
+        spending=board.spending(),
         output=report.output,
         gallery=report.gallery,
         seconds=round(board.standing().seconds, 3),

@@ -7,7 +7,7 @@ import json
 from uuid import UUID
 
 from ..runway.batch import BatchResult, ItemResult, Outcome
-from ..runway.budget import against
+from ..runway.figures import figures
 from ..runway.media import draw_contact_sheet
 from .board import Standing
 from .display import harmless, plain
@@ -85,10 +85,7 @@ def facts_of(standing: Standing) -> dict[str, str]:
     facts["running for"] = span(standing.seconds)
     if standing.left is not None and standing.done < standing.total:
         facts["done in about"] = span(standing.left)
-    facts["seconds of video bought"] = against(standing.spent_seconds, standing.max_seconds, "g")
-    if standing.spent is not None:
-        facts["spent, as estimated"] = against(standing.spent, standing.max_spend, ".2f")
-    return facts
+    return facts | figures(standing.spending)
 
 
 def span(seconds: float) -> str:

@@ -127,10 +127,10 @@ def check_prices(plan: Plan, budget: Budget) -> None:
         )
 
 
-def spending_of(plan: Plan, budget: Budget, spent: Spent) -> Spending:
+def spending_of(plan: Plan, budget: Budget, spent: Spent | None = None) -> Spending:
     """What a batch comes to, and what was bought of it."""
     costs = [estimate(item.request, budget.prices) for item in plan.items]
-    priced = budget.prices and all(cost is not None for cost in costs)
+    priced, spent = budget.prices and all(cost is not None for cost in costs), spent or Spent()
     return Spending(
         seconds=sum(seconds_of(item.request) for item in plan.items),
         estimate=round(sum(cost or 0.0 for cost in costs), 6) if priced else None,

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from ..runway.batch import ItemResult
+from ..runway.budget import Spending
 from ..runway.errors import StorageError
 from ..runway.names import batch_stem
 from ..runway.results import check_place, next_write, publish_results, split_place
@@ -97,15 +98,16 @@ class Report:
         await self._artifacts.show(self._board.standing())
 
     async def _write(self) -> None:
-        results = self._board.results()
+        results, spending = self._board.results(), self._board.spending()
         try:
-            await asyncio.to_thread(self._publish, results)
+            await asyncio.to_thread(self._publish, results, spending)
         except StorageError as error:  # the videos are stored, and the ledger knows of them
             display.logger().warning("The output manifest could not be written: %s", error.what)
 
-    def _publish(self, results: tuple[ItemResult, ...]) -> None:
+    def _publish(self, results: tuple[ItemResult, ...], spending: Spending) -> None:
         self.output = publish_results(results, self._place, self._name)
-        page = gallery(results, title=self._key, base=self.output.rpartition("/")[0])
+        base = self.output.rpartition("/")[0]
+        page = gallery(results, title=self._key, base=base, spending=spending)
         self.gallery = publish_written(
             self._place,
             f"{_stem(self._name)}.gallery.html",

@@ -8,7 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from ..runway.batch import ItemResult, Outcome, counted
-from ..runway.budget import Budget, Spent
+from ..runway.budget import Budget, Spending, Spent
+from ..runway.figures import Tally
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,7 @@ class Standing:
     counts: dict[Outcome, int]
     seconds: float
     left: float | None
-    spent: float | None
-    spent_seconds: float
-    max_spend: float | None
-    max_seconds: float | None
+    spending: Spending
 
     @property
     def total(self) -> int:
@@ -55,12 +53,16 @@ class Board:
 
     Args:
         budget: What it may spend.
+        wanted: What is estimated for all items, and the limits.
 
     Attributes:
+        tally: What this run has bought.
         spent: What was spent under its keys, as last read from the ledger.
     """
 
     budget: Budget
+    wanted: Spending = field(default_factory=lambda: Spending(seconds=0.0))
+    tally: Tally = field(default_factory=Tally)
     spent: Spent = field(default_factory=Spent)
     _results: dict[str, ItemResult] = field(default_factory=dict[str, ItemResult])
     _counts: Counter[Outcome] = field(default_factory=Counter[Outcome])
@@ -98,8 +100,17 @@ class Board:
             counts=counts,
             seconds=elapsed,
             left=seconds_left(done, total, elapsed),
-            spent=self.spent.money if self.budget.prices else None,
-            spent_seconds=self.spent.seconds,
-            max_spend=self.budget.max_spend,
-            max_seconds=self.budget.max_seconds,
+            spending=self.spending(),
+        )
+
+    def spending(self) -> Spending:
+        """Return what was bought so far, by this run and by all, beside what is estimated."""
+        is_priced = self.wanted.estimate is not None
+        return self.wanted.model_copy(
+            update={
+                "spent_seconds": round(self.spent.seconds, 6),
+                "spent": round(self.spent.money, 6) if is_priced else None,
+                "run_seconds": round(self.tally.seconds, 6),
+                "run_spent": round(self.tally.money, 6) if is_priced else None,
+            }
         )

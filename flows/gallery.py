@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 from ..runway import errors
 from ..runway.batch import ItemResult, Outcome
+from ..runway.budget import Spending
+from ..runway.figures import figures
 from ..runway.redact import hide_secrets
 from .addresses import address, origins, without_login
 from .display import shown_size
@@ -60,6 +62,7 @@ def gallery(
     title: str,
     base: str,
     posters: Mapping[str, str] | None = None,
+    spending: Spending | None = None,
     written_at: datetime | None = None,
 ) -> str:
     """The page as text; what is written of it must be UTF-8.
@@ -71,6 +74,8 @@ def gallery(
             addressed relatively.
         posters: A picture of an item as a data URI, by the item's id. It is embedded, so that it
             shows wherever the video is.
+        spending: What was bought and what is estimated, where that is known; else the seconds that
+            the items were billed for are added up.
         written_at: When the page is written; it is left out where nobody says.
     """
     posters = posters or {}
@@ -85,7 +90,7 @@ def gallery(
         cards=cards,
         group_size=_GROUP,
         shares=_shares(results),
-        totals=_totals(results),
+        totals=_totals(results, spending),
         written_at=written_at.astimezone(UTC) if written_at else None,
     )
 
@@ -197,7 +202,7 @@ def _usual_advice(result: ItemResult) -> dict[str, str]:
     return {"Next": _clean(f"prefect-cometapi ledger show {shlex.quote(result.key or 'KEY')}")}
 
 
-def _totals(results: Sequence[ItemResult]) -> list[str]:
+def _totals(results: Sequence[ItemResult], spending: Spending | None) -> list[str]:
     """The sentence under the title, in its parts."""
     stored = [result for result in results if result.outcome is Outcome.STORED]
     seconds = math.fsum(_known(*(result.duration for result in stored)))
@@ -206,9 +211,10 @@ def _totals(results: Sequence[ItemResult]) -> list[str]:
     totals = [
         f"{len(stored):,} of {_count(len(results), 'video')} stored",
         f"{_number(seconds)} s of video" + (f" ({_span(seconds)})" if seconds >= 60 else ""),
-        f"billed for {_number(math.fsum(billed))} s" if billed else "",
+        f"billed for {_number(math.fsum(billed))} s" if billed and not spending else "",
         shown_size(size) if size else "",
     ]
+    totals += [f"{name}: {told}" for name, told in figures(spending).items()] if spending else []
     return [part for part in totals if part]
 
 

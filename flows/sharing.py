@@ -15,6 +15,7 @@ from ..blocks.credentials import CometAPICredentials
 from ..runway.budget import Budget
 from ..runway.client import RunwayClient
 from ..runway.download import AssetClients
+from ..runway.figures import Tally
 from ..runway.settings import CometAPISettings
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Shared:
     client: tuple[CometAPICredentials, RunwayClient] | None = None
     assets: AssetClients | None = None
     budget: Budget | None = None
+    tally: Tally | None = None
 
 
 _shared: ContextVar[Shared | None] = ContextVar("shared", default=None)
@@ -61,6 +63,12 @@ def shared_budget() -> Budget | None:
     """Return what the batch of this run may spend, if that has a limit."""
     shared = _shared.get()
     return shared.budget if shared else None
+
+
+def shared_tally() -> Tally | None:
+    """Return what the run has bought so far, if somebody wants to know."""
+    shared = _shared.get()
+    return shared.tally if shared else None
 
 
 @asynccontextmanager

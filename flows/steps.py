@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..blocks.credentials import CometAPICredentials
+from ..runway.budget import estimate, seconds_of
 from ..runway.download import download
 from ..runway.entries import Entry, Intent
 from ..runway.errors import (
@@ -30,6 +31,7 @@ from ..runway.errors import (
     SubmissionUncertain,
 )
 from ..runway.fetched import discard, find_fetched, publish_checked, remember, sha256_of
+from ..runway.figures import Tally
 from ..runway.generation import (
     FetchedVideo,
     Finished,
@@ -55,7 +57,7 @@ from .habits import habit_of
 from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
 from .ledger_check import check_ledger, leave_mark
 from .running import lasting_run_id
-from .sharing import client_for, clients_for_assets, settings_now, shared_budget
+from .sharing import client_for, clients_for_assets, settings_now, shared_budget, shared_tally
 from .storage import full_name, resolve_storage
 from .sweeping import sweep_staged_files
 
@@ -130,7 +132,8 @@ async def _bought(
     async with client_for(credentials) as client:
 
         async def post(still_ours: "Check") -> str:
-            posted.append(await client.create(request, before_sending=still_ours))
+            with _tallied(request, settings):
+                posted.append(await client.create(request, before_sending=still_ours))
             return posted[0]
 
         entry = await buy_once(
@@ -143,6 +146,20 @@ async def _bought(
             warn=display.logger().warning,
         )
     return entry, bool(posted)
+
+
+@contextmanager
+def _tallied(request: GenerationRequest, settings: CometAPISettings) -> Iterator[None]:
+    """Count a submission for its run, unless it is certain that nothing was bought."""
+    tally = shared_tally() or Tally()
+    cost = seconds_of(request), estimate(request, settings.prices)
+    tally.add(*cost)
+    try:
+        yield
+    except CometAPIError as error:
+        if not isinstance(error, SubmissionUncertain):
+            tally.take_back(*cost)
+        raise
 
 
 async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field, computed_field
 
+from .figures import figures
 from .generation import Value
 from .prices import Price
 from .requests import GenerationRequest
@@ -45,10 +46,18 @@ class Spent(Value):
 class Spending(Value):
     """Estimates for a batch. Money is in the currency of the prices; None without prices."""
 
-    seconds: float = Field(description="Seconds of video that all valid items come to.")
-    estimate: float | None = Field(default=None, description="What all valid items come to.")
-    spent_seconds: float = Field(default=0.0, description="Seconds of video bought so far.")
-    spent: float | None = Field(default=None, description="What was bought so far comes to.")
+    seconds: float = Field(description="Seconds of video estimated for all valid items.")
+    estimate: float | None = Field(default=None, description="Money estimated for all valid items.")
+    spent_seconds: float = Field(
+        default=0.0, description="Seconds of video bought by this batch so far, in all its runs."
+    )
+    spent: float | None = Field(
+        default=None, description="Money for what was bought by this batch so far, in all its runs."
+    )
+    run_seconds: float = Field(default=0.0, description="Seconds of video bought by this run.")
+    run_spent: float | None = Field(
+        default=None, description="Money for what was bought by this run."
+    )
     max_seconds: float | None = Field(default=None, description="The user's limit in seconds.")
     max_spend: float | None = Field(default=None, description="The user's limit in money.")
 
@@ -60,19 +69,8 @@ class Spending(Value):
         return None if left is None else round(max(0.0, left), 6)
 
     def in_words(self) -> str:
-        """What was bought and spent, and what is left where there is a limit."""
-        bought = f"{against(self.spent_seconds, self.max_seconds, 'g')} seconds of video bought"
-        if self.spent is None:
-            return bought
-        return f"{bought}; {against(self.spent, self.max_spend, '.2f')} spent, as estimated"
-
-
-def against(amount: float, limit: float | None, form: str) -> str:
-    """An amount beside its limit, as ``12.50 of 50.00 (37.50 left)``."""
-    told = f"{amount:,{form}}"
-    if limit is None:
-        return told
-    return f"{told} of {limit:,{form}} ({max(0.0, limit - amount):,{form}} left)"
+        """Return every figure with its name, and what is left where there is a limit."""
+        return "; ".join(f"{name}: {amount}" for name, amount in figures(self).items())
 
 
 @dataclass(frozen=True)

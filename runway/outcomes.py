@@ -2,14 +2,21 @@
 """What became of an item of a batch, told from its result or its error; pure."""
 
 from collections.abc import Iterable
+from enum import StrEnum
 
 from .batch import BatchItem, ItemResult, Outcome
 from .budget import seconds_of
 from .errors import (
     AuthenticationError,
     CometAPIError,
+    DeliveryError,
+    GenerationNotVisible,
+    LedgerUnavailable,
     QuotaExceeded,
+    ServiceUnavailable,
+    StorageUnavailable,
     SubmissionUncertain,
+    UnexpectedResponse,
 )
 from .generation import GenerationResult
 from .redact import scrub
@@ -85,6 +92,56 @@ def invalid(rows: Iterable[BadRow]) -> list[ItemResult]:
         )
         for number, bad in problems.items()
     ]
+
+
+PASSES_LIMIT = "it would pass the limit"
+"""Beginning of what is said of an item that was left since there is no room under a limit."""
+
+_BEFORE_BUYING = {
+    kind.__name__
+    for kind in (
+        AuthenticationError,
+        LedgerUnavailable,
+        QuotaExceeded,
+        ServiceUnavailable,
+        StorageUnavailable,
+        UnexpectedResponse,
+    )
+}
+_AFTER_BUYING = {
+    kind.__name__ for kind in (*DeliveryError.__subclasses__(), GenerationNotVisible)
+} | {"GenerationTimeout", "StagedFileMissing"}
+
+
+class Again(StrEnum):
+    """Use of running a batch once more, as it was run."""
+
+    BUYS = "buys what is missing"
+    FINISHES = "finishes what is bought, and buys nothing"
+    NOTHING = "changes nothing"
+
+
+def again(results: Iterable[ItemResult]) -> Again:
+    """Return what another run with the same limits would do; pure.
+
+    What failed for good, is not valid, belongs to another request, is uncertain, or has no room
+    under a limit is the same in the next run.
+    """
+    uses = {_use_of(result) for result in results}
+    return next((use for use in (Again.BUYS, Again.FINISHES) if use in uses), Again.NOTHING)
+
+
+def _use_of(result: ItemResult) -> Again:
+    if result.outcome is Outcome.NOT_BOUGHT:
+        has_room = not (result.message or "").startswith(PASSES_LIMIT)
+        return Again.BUYS if has_room else Again.NOTHING
+    if not result.outcome.is_final:
+        return Again.FINISHES if result.task_id else Again.BUYS
+    if result.outcome is not Outcome.FAILED:
+        return Again.NOTHING
+    if result.task_id and result.error in _AFTER_BUYING | _BEFORE_BUYING:
+        return Again.FINISHES
+    return Again.BUYS if result.error in _BEFORE_BUYING else Again.NOTHING
 
 
 def reason_to_stop(error: Exception, failures: int, max_failures: int | None) -> str | None:

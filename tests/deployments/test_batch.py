@@ -35,12 +35,14 @@ def test_a_dry_run_says_what_it_comes_to_and_buys_nothing(shell, catalogue):
     assert before.returncode == 0, before.stderr
     assert not shell.sandbox.requests
     told = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in before.stdout.splitlines())
-    assert (told["videos"], told["stored already"], told["estimate"]) == ("2", "0", "0.75")
-    assert told["length"].startswith("15 s")
+    assert (told["videos"], told["stored already"]) == ("2", "0")
+    assert told["estimated for all"] == "15 s of video, 0.75 as estimated"
+    assert told["bought by this batch so far"] == "0 s of video, 0.00 as estimated"
     assert shell("batch", catalogue.name).returncode == 0
     after = shell("batch", catalogue.name, "--dry-run", **prices)
-    assert "stored already  2" in after.stdout
-    assert "bought so far   15 s" in after.stdout
+    told = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in after.stdout.splitlines())
+    assert told["stored already"] == "2"
+    assert told["bought by this batch so far"] == "15 s of video, 0.75 as estimated"
 
 
 def test_a_dry_run_names_every_bad_row(shell, catalogue):
@@ -86,6 +88,23 @@ def test_what_is_missing_is_listed_with_the_command_that_goes_on(shell, catalogu
     assert "Traceback" not in done.stderr
     assert shell("batch", catalogue.name).returncode == 0
     assert len(shell.sandbox.accepted) == 2
+
+
+def test_the_money_figures_are_the_same_wherever_they_are_shown(shell, catalogue, tmp_path):
+    """Terminal, JSON, gallery and dry run name each figure alike, in the first run and the next."""
+    prices = {"COMETAPI_PRICES": '{"gen3a_turbo": "0.05/s"}'}
+    for of_run in ("15 s of video, 0.75", "0 s of video, 0.00"):
+        done = shell("batch", catalogue.name, **prices).stdout
+        (page,) = (tmp_path / "videos").glob("*.gallery.html")
+        for line in (
+            f"bought by this run: {of_run} as estimated",
+            "bought by this batch so far: 15 s of video, 0.75 as estimated",
+            "estimated for all: 15 s of video, 0.75 as estimated",
+        ):
+            assert line in done
+            assert line in page.read_text(encoding="utf-8")
+    spending = json.loads(shell("batch", catalogue.name, "--json", **prices).stdout)["spending"]
+    assert (spending["run_spent"], spending["spent"], spending["estimate"]) == (0.0, 0.75, 0.75)
 
 
 def test_a_batch_that_fails_says_so_in_words(shell, catalogue):
@@ -141,7 +160,10 @@ def test_the_end_of_a_batch_is_told_whatever_it_is(shell, command, catalogue, ca
     assert "BatchFailed" in told.err
     assert "sku-2 not bought" in told.out
     assert command(*words, "--max-spend", "0.6") == 1
-    assert "0.50 of 0.60 (0.10 left) spent, as estimated" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "bought by this run: 5 s of video, 0.50 as estimated\n" in told
+    assert "so far: 5 s of video, 0.50 of 0.60 (0.10 left) as estimated\n" in told
+    assert "Again" not in told  # the limit is the same the next time
     assert command(*words) == 0
     assert "2 stored" in capsys.readouterr().out
     assert command(*words, "--json") == 0

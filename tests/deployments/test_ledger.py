@@ -134,10 +134,19 @@ def test_csv_has_one_row_each(command, capsys):
 
 def test_one_generation_is_shown_whole(command, capsys):
     """Every fact has a line, the request as it was sent, and nothing is read as markup."""
-    entry("sku-17", State.SUBMITTED, task_id="id-1", holder="host:7:space:1|run-9")
+    holder = "host:7:space:1|run-9"
+    entry("sku-17", State.SUBMITTED, task_id="id-1", holder=holder, charges=2, cost=0.32)
     assert command("ledger", "show", "sku-17") == 0
     told = capsys.readouterr().out
-    for text in ("sku-17", "submitted", "id-1", "[red]cat[/].jpg", "run-9 on host, process 7"):
+    for text in (
+        "bought so far",
+        "10 s of video, 0.64 as estimated",
+        "sku-17",
+        "submitted",
+        "id-1",
+        "[red]cat[/].jpg",
+        "run-9 on host, process 7",
+    ):
         assert text in told
     assert command("ledger", "show", "sku-17", "--json") == 0
     assert json.loads(capsys.readouterr().out)["task_id"] == "id-1"

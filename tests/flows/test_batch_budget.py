@@ -21,7 +21,7 @@ def test_no_more_than_the_budget_is_bought(prefect_server, sandbox, tmp_path, mo
     """Refused before the POST that would pass it; a second run does not get a fresh budget."""
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.32}')
     path = manifest(tmp_path, rows(4))
-    for _ in range(2):
+    for bought in (2, 0):
         result = generate_batch(path, max_spend=0.7)
         assert (result.succeeded, result.not_bought) == (2, 2)
         assert result.spending.model_dump() == {
@@ -29,6 +29,8 @@ def test_no_more_than_the_budget_is_bought(prefect_server, sandbox, tmp_path, mo
             "estimate": 1.28,
             "spent_seconds": 10.0,
             "spent": 0.64,
+            "run_seconds": 5.0 * bought,
+            "run_spent": 0.32 * bought,
             "max_seconds": None,
             "max_spend": 0.7,
             "remaining": 0.06,

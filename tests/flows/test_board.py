@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prefect_cometapi.flows.batch_display import facts_of, span
 from prefect_cometapi.flows.board import Board, Standing, batch_listener, seconds_left
 from prefect_cometapi.runway.batch import ItemResult, Outcome
-from prefect_cometapi.runway.budget import Budget
+from prefect_cometapi.runway.budget import Budget, Spending
 from prefect_cometapi.runway.prices import Price
 
 
@@ -72,24 +72,37 @@ def test_each_change_is_told_to_who_listens():
 def test_what_was_spent_stands_beside_its_limit():
     """Money only where there are prices."""
     counts = {Outcome.STORED: 2, Outcome.WAITING: 3}
-    facts = facts_of(Standing(counts, 61.0, 90.0, 0.64, 10.0, 0.7, 25.0))
+    spending = Spending(
+        seconds=25,
+        estimate=1.6,
+        spent_seconds=10,
+        spent=0.64,
+        run_seconds=5,
+        run_spent=0.32,
+        max_seconds=25,
+        max_spend=0.7,
+    )
+    facts = facts_of(Standing(counts, 61.0, 90.0, spending))
     assert facts == {
         "stored": "2",
         "waiting": "3",
         "running for": "1 min 1 s",
         "done in about": "1 min 30 s",
-        "seconds of video bought": "10 of 25 (15 left)",
-        "spent, as estimated": "0.64 of 0.70 (0.06 left)",
+        "bought by this run": "5 s of video, 0.32 as estimated",
+        "bought by this batch so far": "10 of 25 s of video (15 left), "
+        "0.64 of 0.70 (0.06 left) as estimated",
+        "estimated for all": "25 s of video, 1.60 as estimated",
     }
-    assert "spent, as estimated" not in facts_of(
-        Standing(counts, 61.0, None, None, 10.0, None, None)
-    )
+    unpriced = facts_of(Standing(counts, 61.0, None, Spending(seconds=25, spent_seconds=10)))
+    assert unpriced["bought by this batch so far"] == "10 s of video"
 
 
 def test_spending_is_shown_only_with_prices():
     """Zero would be a lie."""
-    assert Board(Budget("b/")).standing().spent is None
-    assert Board(Budget("b/", {"gen3a_turbo": Price(0.3)})).standing().spent == 0.0
+    unpriced = Board(Budget("b/"), Spending(seconds=5)).spending()
+    assert (unpriced.spent, unpriced.run_spent) == (None, None)
+    priced = Board(Budget("b/", {"gen3a_turbo": Price(0.3)}), Spending(seconds=5, estimate=0.3))
+    assert (priced.spending().spent, priced.spending().run_spent) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(

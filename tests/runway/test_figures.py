@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Money figures are named and worded once, and another run is advised only where it is of use."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_cometapi.runway import errors
+from prefect_cometapi.runway.batch import ItemResult, Outcome
+from prefect_cometapi.runway.budget import Spending
+from prefect_cometapi.runway.figures import Tally, figures, in_words
+from prefect_cometapi.runway.outcomes import PASSES_LIMIT, Again, again
+
+NOT_ENDED = [Outcome.WAITING, Outcome.RUNNING]
+
+
+def item(outcome: Outcome, **values: object) -> ItemResult:
+    return ItemResult.model_validate({"id": "a", "outcome": outcome, **values})
+
+
+def test_every_figure_has_its_name_and_its_limit():
+    """A dry run has no figure of a run, and no money without prices."""
+    spending = Spending(seconds=2000, spent_seconds=10, max_seconds=1500, run_seconds=5)
+    assert figures(spending) == {
+        "bought by this run": "5 s of video",
+        "bought by this batch so far": "10 of 1,500 s of video (1,490 left)",
+        "estimated for all": "2,000 s of video",
+    }
+    assert list(figures(spending, of_run=False)) == list(figures(spending))[1:]
+    assert spending.in_words().startswith("bought by this run: 5 s of video; bought by")
+    assert in_words(5, 0.5, None, 0.4) == "5 s of video, 0.50 of 0.40 (0.00 left) as estimated"
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.none() | st.integers(0, 10**6))))
+def test_what_was_refused_is_not_counted(costs):
+    """Whatever is added and taken back leaves what was there before."""
+    tally = Tally(7.0, 1.0)
+    for cost in costs:
+        tally.add(*cost)
+    for cost in costs:
+        tally.take_back(*cost)
+    assert (tally.seconds, tally.money) == (7.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("result", "use"),
+    [
+        (item(Outcome.STORED), Again.NOTHING),
+        (item(Outcome.INVALID, error="InvalidManifest"), Again.NOTHING),
+        (item(Outcome.UNCERTAIN, error="SubmissionUncertain"), Again.NOTHING),
+        (item(Outcome.NOT_BOUGHT, message="2 items failed, and at most 1 may"), Again.BUYS),
+        (item(Outcome.NOT_BOUGHT, message=f"{PASSES_LIMIT} of what may be spent"), Again.NOTHING),
+        *((item(outcome), Again.BUYS) for outcome in NOT_ENDED),
+        *((item(outcome, task_id="task-1"), Again.FINISHES) for outcome in NOT_ENDED),
+        *(
+            (item(Outcome.FAILED, error=error, task_id="task-1"), Again.NOTHING)
+            for error in ("GenerationFailed", "GenerationCancelled", "KeyConflict", "RuntimeError")
+        ),
+        *(
+            (item(Outcome.FAILED, error=error, task_id="task-1"), Again.FINISHES)
+            for error in (
+                "DownloadInterrupted",
+                "OutputExpired",
+                "InvalidOutput",
+                "StorageError",
+                "StagedFileMissing",
+                "GenerationTimeout",
+                "GenerationNotVisible",
+                "ServiceUnavailable",
+            )
+        ),
+        *(
+            (item(Outcome.FAILED, error=error), Again.BUYS)
+            for error in ("QuotaExceeded", "AuthenticationError", "ServiceUnavailable")
+        ),
+        (item(Outcome.FAILED, error="InvalidRequest"), Again.NOTHING),
+    ],
+)
+def test_another_run_is_advised_only_where_it_does_something(result, use):
+    """What failed for good, is stored, or has no room is the same the next time."""
+    assert result.error is None or hasattr(errors, result.error) or result.error == "RuntimeError"
+    assert again([item(Outcome.STORED), result]) is use
+
+
+def test_one_that_buys_counts_more_than_one_that_finishes():
+    """The advice is the stronger of the two; nothing at all is no advice."""
+    finishes = item(Outcome.FAILED, error="StorageError", task_id="task-1")
+    assert again([finishes, item(Outcome.WAITING)]) is Again.BUYS
+    assert again([]) is Again.NOTHING
