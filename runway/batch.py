@@ -3,11 +3,13 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import AwareDatetime, Field, computed_field
+from pydantic import AfterValidator, AwareDatetime, Field, computed_field
 
 from .budget import Spending
 from .generation import Value
+from .redact import shortened
 from .requests import ImageToVideoRequest, VideoToVideoRequest
 
 
@@ -45,7 +47,9 @@ class ItemResult(Value):
     task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")
     route: str | None = Field(default=None, description="image_to_video or video_to_video.")
     model: str | None = Field(default=None, description="Runway model.")
-    prompt: str | None = Field(default=None, description="What was asked for, in words.")
+    prompt: Annotated[str | None, AfterValidator(shortened)] = Field(
+        default=None, description="What was asked for, in words; signed URLs and the like redacted."
+    )
     uri: str | None = Field(default=None, description="Where its video is.")
     poster: str | None = Field(default=None, description="Where its poster is.")
     sha256: str | None = Field(default=None, description="SHA-256 of the video, in hex.")

@@ -29,7 +29,7 @@ from .errors import (
 )
 from .generation import Generation, Status
 from .names import is_task_id
-from .redact import scrub
+from .redact import scrub, shown_url
 from .refusals import (
     Meaning,
     Refusal,
@@ -101,6 +101,7 @@ class RunwayClient:
 
     Raises:
         AuthenticationError: The key is empty or cannot be one.
+        UnexpectedResponse: The base URL is not a valid URL.
     """
 
     def __init__(
@@ -137,9 +138,13 @@ class RunwayClient:
         )
         # A paid call has a connection of its own: what an earlier reply left in a kept one would
         # be read as the answer to it.
-        self._http_once = httpx.AsyncClient(
-            **options, limits=httpx.Limits(max_keepalive_connections=0)
-        )
+        try:
+            self._http_once = httpx.AsyncClient(
+                **options, limits=httpx.Limits(max_keepalive_connections=0)
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            what = f"{shown_url(base_url)} is not a valid URL: {scrub(str(error))}"
+            raise UnexpectedResponse(what) from None
 
     async def __aenter__(self) -> Self:
         return self

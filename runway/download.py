@@ -151,7 +151,7 @@ async def _receive_all(
             continue
         except (httpx.HTTPError, httpx.StreamError) as error:
             problem = f"{type(error).__name__}: {scrub(str(error))}"
-        except ValueError as error:  # httpx stumbles over some addresses that it is redirected to
+        except (httpx.InvalidURL, ValueError) as error:  # httpx reads each Location by itself
             what = f"the output's server answers nonsense: {scrub(str(error), limit=120)}"
             raise InvalidOutput(what) from None
         else:

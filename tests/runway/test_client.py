@@ -399,6 +399,25 @@ def test_a_key_that_no_header_can_carry_is_refused_at_once(key):
         RunwayClient(SecretStr(key))
 
 
+@pytest.mark.parametrize("url", ["https://h:x", "https://h/\0", "https://\udcff/"])
+def test_a_base_url_that_is_not_valid_is_an_error_of_this_package(url, api_key):
+    """It names the setting; nothing was sent."""
+    with pytest.raises(UnexpectedResponse, match="is not a valid URL") as caught:
+        RunwayClient(SecretStr(api_key), base_url=url)
+    assert "COMETAPI_BASE_URL" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "location", ["http:there", "mailto:a@b.example", "//[", "ftp://h/", "?", ""]
+)
+async def test_a_redirect_of_a_poll_ends_in_an_error_of_this_package(answers, client_of, location):
+    """Wherever it leads, it is not followed, and the generation is named."""
+    client = await client_of(answers((302, b"", {"location": location})))
+    for ask in (client.get, client.feed):
+        with pytest.raises((UnexpectedResponse, ServiceUnavailable), match="task id task-7"):
+            await ask("task-7")
+
+
 async def test_space_around_a_key_is_no_part_of_it(answers, request_):
     """Keys read from files end in a newline, versions from .env files in a space."""
     script = answers({"id": "a"})

@@ -5,8 +5,10 @@ import asyncio
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from prefect_cometapi.runway import DownloadInterrupted, InvalidOutput
+from prefect_cometapi.runway import DownloadInterrupted, InvalidOutput, OutputExpired
 from prefect_cometapi.runway import download as module
 
 from .fetching import BODY, URL, digest, download
@@ -49,14 +51,43 @@ async def test_a_label_that_could_be_a_videos_is_not_believed_or_refused(
     assert await download(URL, target, transport=script) == digest(BODY)
 
 
-@pytest.mark.parametrize(
-    "location", ["https://xn--/", "https://h:99999999/", "http://[", "https://\udcff/", "//"]
-)
+NONSENSE = ["https://xn--/", "https://h:99999999/", "http://[", "https://\udcff/", "//", "http:a"]
+NONSENSE += [
+    "mailto:a@b.example",
+    "data:text/html,x",
+    "javascript:alert(1)",
+    "t:*$.a[x.~=",
+    "?",
+    "#",
+]
+NONSENSE += ["ftp://h/", "https:///x", f"https://{'a' * 70}.example/", f"https://h/{'x' * 70_000}"]
+NONSENSE += ["https://-a.example/", "https://[::1%25eth0]/", "https://a..b/", "https://h:-1/"]
+
+
+@pytest.mark.parametrize("location", NONSENSE)
 async def test_a_redirect_to_nonsense_is_told(answers, target, location):
     """Whatever httpx stumbles over is one of our errors."""
     script = answers((302, b"", {"location": location.encode("utf-8", "surrogateescape")}))
     with pytest.raises((InvalidOutput, DownloadInterrupted)):
         await download(URL, target, transport=script)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from([*"https:/?#[]@!$&'()*+,;=.%-_~x0:é\\ ", "//", "xn--"]), max_size=12)
+)
+def test_no_redirect_ends_in_an_error_of_httpxs(tmp_path, no_waiting, parts):
+    """A run that meets one knows that the video is paid for, and how to go on."""
+    location = "".join(parts).encode()
+    transport = httpx.MockTransport(
+        lambda asked: (
+            httpx.Response(302, headers=[(b"location", location)])
+            if str(asked.url) == URL
+            else httpx.Response(404)
+        )
+    )
+    with pytest.raises((InvalidOutput, DownloadInterrupted, OutputExpired)):
+        asyncio.run(download(URL, tmp_path / "video.mp4", transport=transport))
 
 
 @pytest.mark.parametrize(
