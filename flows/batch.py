@@ -68,7 +68,8 @@ AtOnce = Annotated[
 MaxSpend = Annotated[
     Annotated[float, Field(ge=0)] | None,
     Field(
-        description="Most money that all runs under the batch's key may cost together, at COMETAPI_PRICES."
+        description="Most money that all runs under the batch's key may cost together, at the "
+        "prices in COMETAPI_PRICES."
     ),
 ]
 MaxSeconds = Annotated[
