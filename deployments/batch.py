@@ -43,10 +43,14 @@ def batch(
         int | None, Parameter(help="Generations upstream at a time.", validator=_COUNT)
     ] = None,
     max_spend: Annotated[
-        float | None, Parameter(help="Most money, at COMETAPI_PRICES.", validator=_AMOUNT)
+        float | None,
+        Parameter(
+            help="Most money for all runs of the batch, at COMETAPI_PRICES.", validator=_AMOUNT
+        ),
     ] = None,
     max_seconds: Annotated[
-        float | None, Parameter(help="Most seconds of video.", validator=_AMOUNT)
+        float | None,
+        Parameter(help="Most seconds of video for all runs of the batch.", validator=_AMOUNT),
     ] = None,
     max_failures: Annotated[
         int | None, Parameter(help="How many items may fail.", validator=_AMOUNT)

@@ -68,11 +68,16 @@ AtOnce = Annotated[
 ]
 MaxSpend = Annotated[
     Annotated[float, Field(ge=0)] | None,
-    Field(description="Most money that the batch may cost, at the prices in COMETAPI_PRICES."),
+    Field(
+        description="Most money that all runs under the batch's key may cost together, at the "
+        "prices in COMETAPI_PRICES."
+    ),
 ]
 MaxSeconds = Annotated[
     Annotated[float, Field(ge=0)] | None,
-    Field(description="Most seconds of video that the batch may buy."),
+    Field(
+        description="Most seconds of video that all runs under the batch's key may buy together."
+    ),
 ]
 Strict = Annotated[
     bool, Field(description="Whether to buy nothing at all where a row is not valid.")

@@ -42,8 +42,8 @@ def load(database: str, clips: list[dict[str, Any]]) -> int:
 
 
 @flow(log_prints=True)
-def nightly_clips(database: str, max_seconds: float = 500) -> int:
-    """Ingest, generate, load."""
+def nightly_clips(database: str, max_seconds: float = 5000) -> int:
+    """Ingest, generate, load; the limit is for all nights together, since they share a key."""
     requests = products_without_a_clip(database)
     if not requests:
         return 0

@@ -53,6 +53,12 @@ def with_prefects_context(image: Any) -> Any:
     return in_thread(lambda: call(image))
 
 
+@flow
+def theirs(image: dict[str, Any]) -> str:
+    """A flow of the user's own."""
+    return submit_generation(image).task_id
+
+
 STEPS: dict[str, Callable[[Any], Any]] = {
     "the step": submit_generation,
     "its function": submit_generation.fn,
@@ -60,7 +66,7 @@ STEPS: dict[str, Callable[[Any], Any]] = {
     "a batch": lambda image: generate_batch([image]),
     "the job": lambda image: RunwayJob(request=image).trigger(),
     "a task of yours": task(submit_generation.fn),
-    "a flow of yours": flow(lambda image: submit_generation(image).task_id, name="theirs"),
+    "a flow of yours": theirs,
     "a thread with a copied context": with_copied_context,
     "a thread with Prefect's context": with_prefects_context,
 }

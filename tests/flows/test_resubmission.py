@@ -151,7 +151,7 @@ def test_a_flow_that_keeps_its_results_submits_again_too(
         videos = fetch_output(submission, finished)
         return persist_output(submission, finished, videos)[0].uri
 
-    changed = {
+    changed: dict[Any, Any] = {
         PREFECT_RESULTS_PERSIST_BY_DEFAULT: setting == "results",
         PREFECT_TASKS_DEFAULT_PERSIST_RESULT: True if setting == "tasks" else None,
     }
