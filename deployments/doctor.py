@@ -161,13 +161,13 @@ async def _ledger(place: str) -> Finding:
     what = "ledger"
     try:
         ledger = await open_ledger()
-        entries, mark = await ledger.entries(limit=1), await ledger.mark()
+        entries, mark = await ledger.entries(limit=1), await ledger.history.mark()
         try:
             target = await resolve_storage(place)
             marks = await asyncio.to_thread(read_marks, target, mark.identity)
         except StorageError:
             marks = []
-        await ledger.check_current(marks)
+        await ledger.history.check_current(marks)
     except LedgerOutdated as error:
         return bad(what, error.what, error.advised())
     except CometAPIError as error:

@@ -50,7 +50,7 @@ async def _backed_up(path: Path) -> Path:
             "this ledger lies in PostgreSQL, which has a tool of its own: pg_dump --table "
             "'cometapi_*' DATABASE"
         )
-    await ledger.mark()  # an older ledger is brought up to date first
+    await ledger.history.mark()  # an older ledger is brought up to date first
     return await asyncio.to_thread(copy_ledger, file, path)
 
 
@@ -118,7 +118,7 @@ async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
     from ..runway.rebuild import missing_claims, rebuild
 
     ledger = await open_ledger()
-    before, beside = await ledger.mark(), ledger.mark_beside()
+    before, beside = await ledger.history.mark(), ledger.history.mark_beside()
     marks, serials = [beside] if beside else [], set[int]()
     for name in storages:
         target = await resolve_storage(name)
@@ -140,11 +140,11 @@ async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
     missing = missing_claims(
         0 if replaced else before.serial,
         highest,
-        in_ledger=set() if replaced else await ledger.claims_since(before.serial),
+        in_ledger=set() if replaced else await ledger.history.claims_since(before.serial),
         in_sidecars=serials,
     )
     if accept_missing or not missing:
-        await ledger.accept_missing(0 if replaced else highest)
+        await ledger.history.accept_missing(0 if replaced else highest)
     return missing
 
 

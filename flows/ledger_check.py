@@ -37,20 +37,20 @@ async def check_ledger(ledger: "Ledger", storage: str) -> None:
         LedgerUnavailable: The ledger cannot be used.
     """
     place = full_name(storage)
-    last, now = ledger.places_checked.get(place), time.monotonic()
+    last, now = ledger.history.places_checked.get(place), time.monotonic()
     if last is not None and now - last < CHECK_AGAIN:
         return
-    ledger.places_checked[place] = now
-    identity = (await ledger.mark()).identity
+    ledger.history.places_checked[place] = now
+    identity = (await ledger.history.mark()).identity
     try:
         target = await resolve_storage(storage)
         marks = await asyncio.to_thread(read_marks, target, identity)
     except StorageError:
         marks = []
     try:
-        current = await ledger.check_current(marks)
+        current = await ledger.history.check_current(marks)
     except BaseException:
-        ledger.places_checked.pop(place, None)
+        ledger.history.places_checked.pop(place, None)
         raise
     if others := ledgers_in_use(marks, identity):
         display.logger().warning("%s", other_ledgers(place, others))
@@ -77,12 +77,12 @@ async def leave_mark(ledger: "Ledger", storage: str, *, now: bool = True) -> Non
     A mark that cannot be written only protects less, so it stops nothing.
     """
     place, moment = f"mark of {full_name(storage)}", time.monotonic()
-    last = ledger.places_checked.get(place)
+    last = ledger.history.places_checked.get(place)
     if not now and last is not None and moment - last < MARK_AGAIN:
         return
-    ledger.places_checked[place] = moment
+    ledger.history.places_checked[place] = moment
     try:
         target = await resolve_storage(storage)
-        await asyncio.to_thread(write_mark, target, await ledger.mark())
+        await asyncio.to_thread(write_mark, target, await ledger.history.mark())
     except (StorageError, LedgerUnavailable) as error:
         display.logger().debug("No mark of the ledger in %s: %s", storage, error.what)

@@ -327,7 +327,7 @@ async def persist(
             if kept and not await asyncio.to_thread(_any_staged, videos):
                 return list(kept)
             target = await resolve_storage(place)
-            ledger_id = await record(lambda ledger: ledger.mark()) if entry else None
+            ledger_id = await record(lambda ledger: ledger.history.mark()) if entry else None
             origin = _origin(submission, finished, entry, ledger_id)
             stored = [
                 await asyncio.to_thread(_persist, submission, origin, video, position, target)

@@ -134,8 +134,8 @@ async def buy_once(
                 "claim of the key lasts, so nothing was sent"
             ).about(key=intent.key)
 
-    await ledger.check_once()
-    newest_before = ledger.newest_claim
+    await ledger.history.check_once()
+    newest_before = ledger.history.newest
     claim = uuid4().hex
     runs_name = holder_name(run)
     holder = f"{runs_name}#{claim}"
@@ -163,7 +163,7 @@ async def buy_once(
         if entry.claim != claim:
             return entry
         try:
-            ledger.check_claim(entry, newest_before)
+            ledger.history.check_claim(entry, newest_before)
             task_id = await post(still_ours)
         except BaseException as error:
             await _note_outcome(ledger, entry, error, warn)

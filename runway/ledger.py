@@ -20,7 +20,6 @@ from sqlalchemy import (
     FromClause,
     Select,
     and_,
-    case,
     delete,
     exists,
     literal,
@@ -32,6 +31,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from . import holders
 from .budget import Budget, Spent
+from .claim_history import ClaimHistory
 from .database import PATIENCE, Database, ledger_url
 from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
 from .errors import (
@@ -39,14 +39,12 @@ from .errors import (
     GenerationCancelled,
     GenerationError,
     LedgerDamaged,
-    LedgerOutdated,
 )
 from .generation import Finished, StoredVideo, Submission
 from .leases import LEASE, LEASE_LEFT, MANY, Leases
-from .ledger_mark import LedgerMark, MarkFile, highest_serial
 from .prices import Price
 from .redact import scrub
-from .schema import generations, last_serial, versions
+from .schema import generations, last_serial
 from .spending import is_within, total_spent
 
 _logger = logging.getLogger(__name__)
@@ -67,95 +65,7 @@ class Ledger(Leases):
 
     def __init__(self, url: str, *, lease: float = LEASE, patience: float = PATIENCE) -> None:
         super().__init__(Database(url, patience=patience), lease)
-        self.newest_claim = 0
-        """The highest serial that this process knows of; a later claim has a higher one."""
-        self.places_checked: dict[str, float] = {}
-        """Storages whose marks were compared with the ledger, and when on the monotonic clock."""
-        file = self.database.file
-        self._mark_file = MarkFile(file) if file else None
-        self._compared = False
-        self._identity = ""
-
-    # Which ledger it is, and how far it has come
-
-    async def mark(self) -> LedgerMark:
-        """Return which ledger this is, and the serial of its newest claim."""
-        query = select(versions.c.identity, last_serial.label("serial"))
-        (row,) = await self.database.rows(query)
-        return LedgerMark.of(row["identity"], row["serial"], self.database.place)
-
-    async def check_current(self, marks: Sequence[LedgerMark] = ()) -> LedgerMark:
-        """Return the ledger's mark, if the ledger has forgotten nothing that is known of it.
-
-        Args:
-            marks: What storages know of ledgers.
-
-        Raises:
-            LedgerOutdated: It has fewer claims than a storage, this process, or the mark beside
-                its file knows of, or another ledger's mark lies beside its file.
-        """
-        # what is known is read first: others may claim keys while the ledger answers
-        newest, beside = self.newest_claim, self.mark_beside()
-        now = await self.mark()
-        if beside and beside.identity != now.identity:
-            raise LedgerOutdated(
-                f"the ledger at {self.database.place} is not the one that was there before: its "
-                f"identity is {now.identity[:8]}, and was {beside.identity[:8]}"
-            )
-        known = [*marks, beside] if beside else marks
-        highest = max(highest_serial(known, now.identity), newest)
-        if now.serial < highest:
-            raise _outdated(self.database.place, now.serial, highest)
-        self.saw_claim(now)
-        self._compared = True
-        return now
-
-    async def check_once(self) -> None:
-        """Compare the ledger with the mark beside its file, the first time in this process.
-
-        Raises:
-            LedgerOutdated: As ``check_current`` does.
-        """
-        if not self._compared:
-            await self.check_current()
-
-    def saw_claim(self, mark: LedgerMark) -> None:
-        """Note how far the ledger has come, also beside its file."""
-        if mark.serial > self.newest_claim or not self._compared:
-            self.newest_claim = max(self.newest_claim, mark.serial)
-            self._identity = mark.identity
-            if self._mark_file:
-                self._mark_file.write(mark)
-
-    def check_claim(self, claimed: Entry, newest_before: int) -> None:
-        """See that a new claim comes after those that were known when it was made.
-
-        Args:
-            claimed: The new claim.
-            newest_before: ``newest_claim`` as it was before.
-
-        Raises:
-            LedgerOutdated: An older copy of the ledger was put in place meanwhile.
-        """
-        serial = claimed.serial or 0
-        if serial <= newest_before:
-            raise _outdated(self.database.place, serial - 1, newest_before)
-        self.saw_claim(LedgerMark.of(self._identity, serial, self.database.place))
-
-    async def claims_since(self, serial: int) -> set[int]:
-        """Return the serials of the claims that it knows after one."""
-        rows = await self.database.rows(select(_table.serial).where(_table.serial > serial))
-        return {row["serial"] for row in rows}
-
-    def mark_beside(self) -> LedgerMark | None:
-        """Return the mark beside its file, or None."""
-        return self._mark_file.read() if self._mark_file else None
-
-    async def accept_missing(self, serial: int) -> None:
-        """Go on without the claims up to a serial that the ledger does not know."""
-        await self.database.rows(_raise_floor(serial))
-        if self._mark_file:
-            self._mark_file.write(await self.mark())
+        self.history = ClaimHistory(self.database)
 
     # Looking
 
@@ -411,7 +321,7 @@ class Ledger(Leases):
 
         Its number is not given again, or the ledger would look like an older copy of itself.
         """
-        await self.database.rows(_raise_floor(entry.serial or 0))
+        await self.history.skip_to(entry.serial or 0)
         only_an_id = [_table.attempts == 0, _table.fingerprint.is_(None)]
         gone = delete(generations).where(*_unconfirmed(entry), *only_an_id)
         await self.database.rows(gone.returning(_table.key))
@@ -592,19 +502,6 @@ class Ledger(Leases):
     ) -> Entry | None:
         statement = update(generations).where(*where).values(_columns(changes))
         return await self._one(statement.returning(generations, LEASE_LEFT), budget)
-
-
-def _raise_floor(serial: int) -> Any:
-    """Return the statement after which no claim gets a serial up to that one."""
-    floor = case((versions.c.serial_floor > serial, versions.c.serial_floor), else_=serial)
-    return update(versions).values(serial_floor=floor)
-
-
-def _outdated(place: str, serial: int, known: int) -> LedgerOutdated:
-    return LedgerOutdated(
-        f"the ledger at {place} knows claims up to number {serial}, and there were {known}: it is "
-        "an older copy, which has forgotten purchases"
-    )
 
 
 def _given_for_another(table: FromClause, task_id: str, claimed: Entry) -> ColumnElement[bool]:

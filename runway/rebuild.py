@@ -170,7 +170,7 @@ async def rebuild(ledger: Ledger, storage: Storage, *, location: str, base_url: 
         LedgerUnavailable: The ledger cannot be used.
     """
     sidecars, unreadable = await asyncio.to_thread(read_sidecars, storage)
-    identity = (await ledger.mark()).identity
+    identity = (await ledger.history.mark()).identity
     entries, bad = entries_of(sidecars, location=location, base_url=base_url, identity=identity)
     serials: defaultdict[str, set[int]] = defaultdict(set)
     for sidecar in sidecars:

@@ -25,16 +25,15 @@ MODULES = [
 
 EXPORTS = {
     "runway": """
-        AssetURL AuthenticationError BatchFailed BatchResult CometAPIError CometAPISettings
-        ContentModeration DeliveryError DownloadInterrupted Entry FetchedVideo Finished Generation
-        GenerationCancelled GenerationError GenerationFailed GenerationNotVisible
-        GenerationRequest GenerationResult GenerationTimeout ImageToVideoRequest InvalidManifest
-        InvalidOutput InvalidRequest ItemResult KeyConflict Ledger LedgerDamaged LedgerOutdated
-        LedgerUnavailable NotSubmitted Outcome OutputExpired QuotaExceeded Reference RunGivenUp
-        RunwayClient ServiceUnavailable StagedFileMissing State Status StorageError
-        StorageUnavailable StoredVideo Submission SubmissionUncertain UnexpectedResponse
-        UnknownTaskId
-        VideoToVideoRequest
+        AssetURL AuthenticationError BatchFailed BatchResult BudgetExceeded CometAPIError
+        CometAPISettings ContentModeration DeliveryError DownloadInterrupted Entry FetchedVideo
+        Finished Generation GenerationCancelled GenerationError GenerationFailed
+        GenerationNotVisible GenerationRequest GenerationResult GenerationTimeout
+        ImageToVideoRequest InvalidManifest InvalidOutput InvalidRequest ItemResult KeyConflict
+        Ledger LedgerDamaged LedgerOutdated LedgerUnavailable NotSubmitted Outcome OutputExpired
+        QuotaExceeded Reference RunGivenUp RunwayClient ServiceUnavailable StagedFileMissing State
+        Status StorageError StorageUnavailable StoredVideo Submission SubmissionUncertain
+        UnexpectedResponse UnknownTaskId VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",
     "flows": """

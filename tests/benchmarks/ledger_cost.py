@@ -24,13 +24,39 @@ from typing import Any
 from service import sandbox_process
 
 from prefect_cometapi.runway import Entry, State
+from prefect_cometapi.runway.claim_history import ClaimHistory
 from prefect_cometapi.runway.database import Database
 from prefect_cometapi.runway.entries import Intent, Kind
 from prefect_cometapi.runway.ledger import Ledger
+from prefect_cometapi.runway.ledger_mark import LedgerMark
 from prefect_cometapi.runway.moment import Moment
 
 GOAL_MILLISECONDS = 10.0
 IMAGE: Any = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow zoom"}
+
+
+class JustNow(dict[str, float]):
+    """Says of every storage that it was compared just now, so that none is."""
+
+    def get(self, _place: str, _default: Any = None) -> float:  # pyright: ignore
+        return time.monotonic()
+
+
+class NoHistory(ClaimHistory):
+    """The numbers of a ledger without claims."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.places_checked = JustNow()
+
+    async def mark(self) -> LedgerMark:
+        return LedgerMark.of("0", 0, "")
+
+    async def check_once(self) -> None:
+        return None
+
+    def check_claim(self, claimed: Entry, newest_before: int) -> None:
+        return None
 
 
 class NoLedger(Ledger):
@@ -38,6 +64,10 @@ class NoLedger(Ledger):
 
     def __init__(self) -> None:
         super().__init__("sqlite:////nowhere/at/all.db")
+        self.history = NoHistory(self.database)
+
+    async def insert(self, entry: Entry) -> Entry:
+        return entry
 
     async def add(self, intent: Intent, state: State, claim: str, **_values: Any) -> Entry:
         now = datetime.now(UTC)

@@ -103,8 +103,8 @@ def test_a_batch_compares_once_and_leaves_a_mark_at_its_end(
     """The mark is that of its last claim."""
     generate_batch([image, {**image, "promptText": "pan"}], key="batch")
     ledger = ledger_at(f"sqlite:///{tmp_path}/ledger.db")
-    mark = run_sync(ledger.mark())
+    mark = run_sync(ledger.history.mark())
     (left,) = (tmp_path / "videos" / FOLDER).iterdir()
     assert f'"serial":{mark.serial},' in left.read_text()
     assert mark.serial == 2
-    assert asyncio.run(ledger.claims_since(0)) == {1, 2}
+    assert asyncio.run(ledger.history.claims_since(0)) == {1, 2}

@@ -78,7 +78,7 @@ async def test_an_older_copy_still_gives_what_it_knows(older_copy, file_url):
 async def test_a_ledger_buys_again_once_the_user_says_so(older_copy, file_url):
     """Later claims come after those that were forgotten."""
     ledger = Ledger(file_url)
-    await ledger.accept_missing(3)
+    await ledger.history.accept_missing(3)
     await bought(ledger, "d")
     assert (await ledger.get("d")).serial == 4
     await ledger.database.close()
@@ -108,7 +108,7 @@ async def test_another_ledger_in_its_place_buys_nothing(older_copy, file_url, tm
     with pytest.raises(LedgerOutdated, match="is not the one that was there before"):
         await buy_once(ledger, intent("d"), service.post, run="r")
     assert service.posts == 0
-    await ledger.accept_missing(0)
+    await ledger.history.accept_missing(0)
     await bought(ledger, "d")
     await ledger.database.close()
 
@@ -116,12 +116,12 @@ async def test_another_ledger_in_its_place_buys_nothing(older_copy, file_url, tm
 async def test_a_mark_of_a_storage_counts_too(ledger):
     """Also where there is nothing beside the ledger."""
     await bought(ledger, "a")
-    now = await ledger.mark()
-    assert (await ledger.check_current([now])).serial == 1
+    now = await ledger.history.mark()
+    assert (await ledger.history.check_current([now])).serial == 1
     with pytest.raises(LedgerOutdated):
-        await ledger.check_current([now.model_copy(update={"serial": 2})])
+        await ledger.history.check_current([now.model_copy(update={"serial": 2})])
     stranger = now.model_copy(update={"identity": OTHER, "serial": 99})
-    await ledger.check_current([stranger])
+    await ledger.history.check_current([stranger])
 
 
 async def test_claims_at_the_same_time_raise_no_alarm(ledger):
@@ -146,7 +146,7 @@ async def test_a_claim_made_again_has_a_new_number(ledger):
     await ledger.change("a", State.RELEASED)
     await bought(ledger, "a")
     assert (await ledger.get("a")).serial == 3
-    assert (await ledger.mark()).serial == 3
+    assert (await ledger.history.mark()).serial == 3
 
 
 @given(st.lists(marks))
