@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from signal import setitimer as _set_timer  # a test may take it out of the module
 from types import FrameType
 from typing import NoReturn
 
@@ -57,11 +58,11 @@ def _limited() -> Generator[None]:
         pytest.fail(f"still running after {LIMIT:g} s")
 
     before = signal.signal(signal.SIGALRM, fail)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT, REMINDER)
+    _set_timer(signal.ITIMER_REAL, LIMIT, REMINDER)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _set_timer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 

@@ -38,7 +38,7 @@ IMAGE: Any = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow 
 class JustNow(dict[str, float]):
     """Says of every storage that it was compared just now, so that none is."""
 
-    def get(self, _place: str, _default: Any = None) -> float:  # pyright: ignore
+    def get(self, _place: str, _default: Any = None) -> float:
         return time.monotonic()
 
 

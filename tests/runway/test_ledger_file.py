@@ -137,7 +137,7 @@ def test_a_ledger_with_a_write_ahead_log_is_converted(user, file):
         Path(copy).replace(copy.removesuffix(".copy"))
     assert file.with_name("ledger.db-wal").exists()
     assert user().does("count") == "5"
-    assert sorted(path.name for path in file.parent.glob("ledger.db*")) == ["ledger.db"]
+    assert sorted(path.name for path in file.parent.glob("ledger.db-*")) == []
     with closing(sqlite3.connect(file)) as now:
         assert now.execute("SELECT DISTINCT note FROM cometapi_generations").fetchall() == [
             ("in the log",)

@@ -5,6 +5,7 @@ import asyncio
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -77,17 +78,19 @@ async def test_an_older_copy_still_gives_what_it_knows(older_copy, file_url):
 
 async def test_a_ledger_buys_again_once_the_user_says_so(older_copy, file_url):
     """Later claims come after those that were forgotten."""
-    ledger = Ledger(file_url)
+    ledger: Any = Ledger(file_url)
     await ledger.history.accept_missing(3)
     await bought(ledger, "d")
     assert (await ledger.get("d")).serial == 4
     await ledger.database.close()
-    assert MarkFile(older_copy).read().serial == 4
+    beside: Any = MarkFile(older_copy).read()
+    assert beside.serial == 4
 
 
 async def test_a_copy_that_is_put_in_place_under_a_running_process_is_noticed(file_url, tmp_path):
     """The claim is taken back, and nothing is sent."""
-    file, copy, ledger = tmp_path / "ledger.db", tmp_path / "backup.db", Ledger(file_url)
+    file, copy = tmp_path / "ledger.db", tmp_path / "backup.db"
+    ledger: Any = Ledger(file_url)
     await bought(ledger, "a")
     shutil.copyfile(file, copy)
     await bought(ledger, "b", "c")

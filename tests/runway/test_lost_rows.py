@@ -91,6 +91,7 @@ async def test_a_row_that_vanishes_while_a_run_works_on_it_is_written_again(hast
         there = await hasty.get("sku-17")
         await hasty.finished(there.submission(), finished())
     async with working_on(hasty, "sku-17", "run") as entry:
+        assert entry
         await lose(hasty)
 
         async def is_back() -> bool:
@@ -129,6 +130,7 @@ async def test_what_was_deleted_and_is_not_worked_on_stays_deleted(hasty):
         pass
     await put(hasty, S.SUBMITTED, "sku-18", task_id="task-2")
     async with working_on(hasty, "sku-18", "run") as entry:
+        assert entry
         await lose(hasty)
         before = entry.leased_until
 

@@ -132,7 +132,7 @@ def test_who_comes_during_a_renewal_does_not_end_it(file_ledger):
 async def test_a_row_that_somebody_has_locked_keeps_no_other_from_being_renewed(postgres):
     """An operator's transaction may stay open for hours."""
     url = postgres.create_database()
-    ledger = Ledger(url, lease=0.5)
+    ledger: Any = Ledger(url, lease=0.5)
     for number in (1, 2):
         await put(ledger, State.SUBMITTED, f"sku-{number}", task_id=f"task-{number}")
     operator = await asyncpg.connect(url)
@@ -176,6 +176,7 @@ async def test_a_loop_that_was_dropped_at_work_holds_nothing_for_ever(hasty, clo
     assert hasty.holders_here() == []
     for run in ("dropped", "next"):
         async with asyncio.timeout(20), working_on(hasty, "sku-17", run) as entry:
+            assert entry
             assert entry.holder == holder_name(run)
     assert (await hasty.get("sku-17")).holder is None
     assert dropped
