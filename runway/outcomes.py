@@ -11,6 +11,7 @@ from .errors import (
     CometAPIError,
     DeliveryError,
     GenerationNotVisible,
+    InvalidRequest,
     LedgerUnavailable,
     QuotaExceeded,
     ServiceUnavailable,
@@ -101,6 +102,7 @@ _BEFORE_BUYING = {
     kind.__name__
     for kind in (
         AuthenticationError,
+        InvalidRequest,  # refused, so the key is free
         LedgerUnavailable,
         QuotaExceeded,
         ServiceUnavailable,

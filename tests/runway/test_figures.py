@@ -71,9 +71,9 @@ def test_what_was_refused_is_not_counted(costs):
         ),
         *(
             (item(Outcome.FAILED, error=error), Again.BUYS)
-            for error in ("QuotaExceeded", "AuthenticationError", "ServiceUnavailable")
+            for error in ("QuotaExceeded", "InvalidRequest", "ServiceUnavailable")
         ),
-        (item(Outcome.FAILED, error="InvalidRequest"), Again.NOTHING),
+        (item(Outcome.FAILED, error="KeyConflict"), Again.NOTHING),
     ],
 )
 def test_another_run_is_advised_only_where_it_does_something(result, use):
