@@ -431,7 +431,7 @@ async def test_space_around_a_key_is_no_part_of_it(answers, request_):
 async def test_no_error_repeats_the_key_or_a_token(answers, client_of, request_, api_key):
     """Even if the service quotes the request in its refusal."""
 
-    def quote(request: httpx.Request) -> tuple[int, dict[str, str]]:
+    def quote(request: httpx.Request) -> tuple[int, dict[str, dict[str, str]]]:
         told = f"{request.headers['authorization']} {request_.prompt_image} https://h/x?t=s3cr3t"
         return 400, {"error": {"message": f"{told} {api_key}", "type": "comet_api_error"}}
 
