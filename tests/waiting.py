@@ -43,11 +43,21 @@ def stop(process: subprocess.Popen[Any], grace: float = GRACE) -> None:
 
 def kill(process: subprocess.Popen[Any]) -> None:
     """End a process and all that it started, as if the power went."""
+    children: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(process.pid)
         parent.suspend()  # it starts no more of them meanwhile
-        for child in parent.children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
+        children = parent.children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
     process.kill()
     process.wait(GRACE)
+    until(lambda: all(map(_is_gone, children)), "the end of its children", GRACE)
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended; the init of a container may never reap it."""
+    with suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True

@@ -200,7 +200,8 @@ def test_a_file_that_could_only_be_read_for_a_while_is_written_again():
             writer.send((await buy(again, service)).task_id)
 
         def child() -> None:
-            if os.geteuid() == 0:  # who may write anywhere
+            file.chmod(0o400)
+            if os.access(file, os.W_OK):  # root may write anywhere, unless a container forbids it
                 for path in (Path(folder), file):
                     os.chown(path, NOBODY, -1)
                 os.setegid(NOBODY)
