@@ -14,7 +14,7 @@ from .disturbances import DISTURBANCES
 from .random_walk import steps
 from .report import Outcome, markdown, missing
 
-WITHOUT = "copy,html,proxy-page"
+WITHOUT = "copy,lose-video,vanish,html,proxy-page"
 """Disturbances and faults that the package does not withstand yet."""
 
 

@@ -286,8 +286,13 @@ class Walk:
         return not left and not self.is_unreadable
 
     def _unsettled(self) -> list[str]:
-        states = {row.key: row.state for row in self.rows()}
-        return [key for key in self.keys if states.get(key) not in {"stored", "failed"}]
+        """Return the keys that are neither failed nor stored, or whose file is gone."""
+        settled = {
+            row.key
+            for row in self.rows()
+            if row.state in {"stored", "failed"} and all(Path(name).exists() for name in row.videos)
+        }
+        return [key for key in self.keys if key not in settled]
 
     def rows(self) -> list[Row]:
         """Return the whole ledger, read by another process."""
