@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ..runway.errors import LedgerUnavailable, StorageError
+from ..runway.file_lock import FileLock
 from ..runway.settings import CometAPISettings
 from .quiet import quieten_prefect
 from .terminal import console, errors, escape
+
+PATIENCE = 30.0
+"""Seconds for which a process that is writing the ledger is waited for."""
 
 if TYPE_CHECKING:
     from ..runway.rebuild import Rebuilt
@@ -65,7 +69,11 @@ def copy_ledger(file: Path, path: Path) -> Path:
         path /= f"{file.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}{file.suffix}"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(path)) as copy:
+        with (
+            FileLock(file, PATIENCE).held(),
+            closing(sqlite3.connect(file)) as source,
+            closing(sqlite3.connect(path)) as copy,
+        ):
             source.backup(copy)
             if copy.execute("PRAGMA integrity_check").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("the copy is not sound")

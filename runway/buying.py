@@ -436,9 +436,40 @@ async def _note_outcome(
         note = f"{claimed.note}; another one was refused: {note}"
     refunded = _refund(claimed) if refused else {}
     try:
-        await ledger.change(claimed.key, state, of=claimed, holder=None, note=note, **refunded)
+        changed = await ledger.change(
+            claimed.key, state, of=claimed, holder=None, note=note, **refunded
+        )
+        if changed is None and state is State.UNCERTAIN:
+            await _note_doubt_elsewhere(ledger, claimed, note, warn)
     except LedgerUnavailable as trouble:
         warn(f"{trouble.what}; another attempt with this key will end as SubmissionUncertain")
+
+
+async def _note_doubt_elsewhere(
+    ledger: Ledger, claimed: Entry, note: str, warn: Callable[[str], None]
+) -> None:
+    """Record an open outcome whose claim the ledger has lost, or whose key was claimed anew.
+
+    It keeps its key if nothing else was, or may have been, bought under that since.
+    """
+    doubt = {
+        "state": State.UNCERTAIN,
+        "holder": None,
+        "note": note,
+        "changed_at": datetime.now(UTC),
+    }
+    open_ = claimed.model_copy(update=doubt)
+    there = await ledger.get(claimed.key) or await ledger.restore(open_)
+    if there is None or there.claim == claimed.claim:  # noted, or answered meanwhile
+        return
+    if there.is_free() or _is_older_doubt(there, claimed):
+        again = _new_claim(there, claimed, claimed.claim, None, buys=True)
+        if await ledger.change(state=State.INTENDED, seen=there, **again):
+            await ledger.change(claimed.key, State.UNCERTAIN, of=claimed, note=note)
+            return
+    other = open_.model_copy(update={"key": f"{claimed.key}+{claimed.claim[:8]}"})
+    if await ledger.insert(other):
+        warn(f"the key was submitted twice; the attempt without an answer is {other.key}")
 
 
 @asynccontextmanager

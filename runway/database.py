@@ -2,7 +2,8 @@
 """The database that the ledger lies in: SQLite on one machine, PostgreSQL for several.
 
 SQLite keeps a rollback journal, so that between two changes the ledger is one file, which may be
-copied or moved like any other; each change is flushed to the disk, and so is its folder. A
+copied or moved like any other (a lock beside it keeps a process that copies it from losing its
+locks); each change is flushed to the disk, and so is its folder. A
 write-ahead log would be faster, but it is a second file: who copies the first alone loses what was
 bought, and a process that closes its own copy of the file drops the locks that guard the log.
 PostgreSQL commits synchronously, whatever the server's default is, and the tables lie in one
@@ -40,6 +41,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .background import elsewhere
 from .errors import LedgerUnavailable
+from .file_lock import FileLock
 from .moment import Moment
 from .redact import scrub
 from .schema import migrate
@@ -109,6 +111,7 @@ class Database:
         self._url = make_url(ledger_url(url))
         self.patience = patience
         self._file = Path(self._url.database or "")
+        self._lock = FileLock(self._file, patience)
         self._opened_file: tuple[int, int] | None = None
         self._open: Connection | AsyncEngine | None = None
         self._opening = asyncio.Lock()
@@ -123,6 +126,7 @@ class Database:
         """
         _inherited.append(self._open)
         self._open = None
+        self._lock.close()
         self._opening = asyncio.Lock()
         self._locking = asyncio.Lock()
 
@@ -152,6 +156,7 @@ class Database:
         elif opened:
             opened.close()
             opened.engine.dispose()
+            self._lock.close()
 
     async def rows(self, statement: Any) -> list[Any]:
         """The rows that a statement gives.
@@ -222,7 +227,8 @@ class Database:
                 async with opened.connect() as connection:
                     return _fetched(await connection.execute(statement))
             try:
-                return _fetched(opened.execute(statement))  # this thread is there to be blocked
+                with self._lock.held():  # this thread is there to be blocked
+                    return _fetched(opened.execute(statement))
             except OperationalError as error:
                 if "readonly" in str(error.orig):  # it was so when it was opened, and may not stay
                     await self._close()
@@ -302,8 +308,9 @@ class Database:
         )
         event.listen(engine, "connect", _prepare)
         try:
-            connection = engine.connect()
-            migrate(connection)
+            with self._lock.held():
+                connection = engine.connect()
+                migrate(connection)
         except BaseException:
             engine.dispose()
             raise

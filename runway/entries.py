@@ -226,6 +226,8 @@ class Entry(Intent):
         """Its end upstream, where it succeeded; the addresses have lost their tokens."""
         if self.task_id is None or self.state not in {State.SUCCEEDED, State.STORED}:
             return None
+        if not self.outputs:  # it was made again from stored videos; the service knows the rest
+            return None
         generation = Generation(
             task_id=self.task_id, status=Status.SUCCEEDED, outputs=self.outputs, progress=1.0
         )
