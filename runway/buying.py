@@ -270,7 +270,7 @@ def _new_claim(
     return {
         **intent.wanted(only_known=not buys),
         **(_costs(entry, intent) if buys else {}),
-        "resubmitted_by": [*entry.resubmitted_by, *([run] if open_outcome else [])],
+        "resubmitted_by": [*entry.resubmitted_by, *([run] if run and open_outcome else [])],
         "claim": claim,
         "attempts": entry.attempts + buys,
         "charges": entry.charges + 1 if buys else max(1, entry.charges),
@@ -464,6 +464,7 @@ async def _note_doubt_elsewhere(
         return
     if there.is_free() or _is_older_doubt(there, claimed):
         again = _new_claim(there, claimed, claimed.claim, None, buys=True)
+        again |= {"resubmitted_by": list(claimed.resubmitted_by)}
         if await ledger.change(state=State.INTENDED, seen=there, **again):
             await ledger.change(claimed.key, State.UNCERTAIN, of=claimed, note=note)
             return

@@ -57,6 +57,18 @@ def test_an_older_copy_buys_nothing_until_the_stored_videos_are_read_back(
     assert len(sandbox.accepted) == 3
 
 
+def test_a_video_that_was_read_back_and_is_deleted_is_delivered_again(
+    older_copy, sandbox, image, book
+):
+    """Its entry has no address of it, so the service is asked for one."""
+    assert cli("ledger", "rebuild").returncode == 0
+    (video,) = book["b"].videos.values()
+    Path(video[0].uri).unlink()
+    result = image_to_video(image, key="b")
+    assert Path(result.videos[0].uri).exists()
+    assert len(sandbox.accepted) == 2
+
+
 def test_purchases_that_no_stored_video_tells_of_are_the_users_decision(
     older_copy, sandbox, image, book, tmp_path
 ):

@@ -2,14 +2,16 @@
 """A process with a ledger open, which does what its standard input says, line by line.
 
 ``ledger_user.py URL``. Commands: ``buy KEY...``, ``copy PATH`` (of the ledger's file, within this
-process), ``fork`` (the parent ends, the child goes on), ``count``, ``close``. Each is answered by
-one line.
+process), ``copying PREFIX SECONDS`` (buys all the time, while another thread copies all the time),
+``fork`` (the parent ends, the child goes on), ``count``, ``close``. Each is answered by one line.
 """
 
 import asyncio
 import os
 import shutil
 import sys
+import threading
+import time
 from pathlib import Path
 
 from prefect_cometapi.runway import Ledger
@@ -27,10 +29,31 @@ async def buy(ledger: Ledger, key: str) -> None:
     await buy_once(ledger, wanted, post, run=f"run {os.getpid()}")
 
 
+def buy_while_copying(ledger: Ledger, file: Path, prefix: str, seconds: float) -> int:
+    """Buy one key after another while a thread copies the file; return how many."""
+    over = threading.Event()
+
+    def copy() -> None:
+        while not over.wait(0.001):
+            shutil.copyfile(file, file.with_name(f"{prefix}.copy"))
+
+    copying = threading.Thread(target=copy)
+    copying.start()
+    try:
+        end, bought = time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            asyncio.run(buy(ledger, f"{prefix}{bought}"))
+            bought += 1
+    finally:
+        over.set()
+        copying.join()
+    return bought
+
+
 def main() -> None:
     """Obey."""
     url = sys.argv[1]
-    ledger = Ledger(url)
+    ledger, file = Ledger(url), Path(url.partition("://")[2])
     for line in sys.stdin:
         command, *arguments = line.split()
         answer = "done"
@@ -38,7 +61,9 @@ def main() -> None:
             for key in arguments:
                 asyncio.run(buy(ledger, key))
         elif command == "copy":
-            shutil.copyfile(Path(url.partition("://")[2]), arguments[0])
+            shutil.copyfile(file, arguments[0])
+        elif command == "copying":
+            answer = f"{buy_while_copying(ledger, file, arguments[0], float(arguments[1]))}"
         elif command == "fork":
             if os.fork():
                 sys.exit()  # with all that Python does at an end

@@ -2,6 +2,7 @@
 """A ledger in SQLite is one file, which may be copied, moved and forked around like any other."""
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -9,13 +10,15 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
-from prefect_cometapi.runway import Ledger, State
+from prefect_cometapi.runway import Ledger, State, file_lock
 from prefect_cometapi.runway.buying import working_on
+from prefect_cometapi.runway.file_lock import FileLock
 from prefect_cometapi.runway.holders import holder_name
 
 from .made import put
@@ -89,6 +92,57 @@ def test_a_copy_by_a_process_that_has_it_open_loses_nothing(user, file, tmp_path
     first.does(f"buy {' '.join(named('c'))}")
     assert user().does("count") == "15"
     assert keys_in(file) == {*named("a"), *named("b"), *named("c")}
+
+
+def test_processes_that_copy_it_while_they_write_do_not_destroy_it(user, file):
+    """SQLite's own locks are gone with each copy; the lock beside the file is not."""
+    users = [user() for _ in range(4)]
+    with ThreadPoolExecutor(len(users)) as threads:
+        work = zip(users, "abcd", strict=True)
+        bought = list(threads.map(lambda one: int(one[0].does(f"copying {one[1]} 3")), work))
+    assert len(keys_in(file)) == sum(bought)
+
+
+def test_a_process_that_holds_the_lock_for_long_is_waited_for_and_named(tmp_path):
+    """As one that was stopped while it wrote."""
+    first, second = (FileLock(tmp_path / "ledger.db", 0.1) for _ in range(2))
+    with (
+        first.held(),
+        pytest.raises(TimeoutError, match=r"holds .*ledger\.db\.lock"),
+        second.held(),
+    ):
+        pass
+    with second.held():
+        pass
+    for lock in (first, second):
+        lock.close()
+
+
+@pytest.mark.parametrize("trouble", ["missing folder", "no locks", "no fcntl"])
+def test_where_there_are_no_such_locks_the_ledger_works_without(tmp_path, monkeypatch, trouble):
+    """SQLite's own are there all the same."""
+    folder = tmp_path / "missing" if trouble == "missing folder" else tmp_path
+    if trouble == "no fcntl":
+        monkeypatch.setattr(file_lock, "fcntl", None)
+    if trouble == "no locks":
+
+        def refuse(_descriptor: int, _operation: int) -> None:
+            raise OSError(errno.ENOLCK, "no locks available")
+
+        monkeypatch.setattr(file_lock.fcntl, "flock", refuse)
+    with FileLock(folder / "ledger.db", 0.1).held():
+        pass
+
+
+def test_another_error_of_the_lock_is_not_hidden(tmp_path, monkeypatch):
+    """A disk that fails says so."""
+
+    def fail(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(file_lock.fcntl, "flock", fail)
+    with pytest.raises(OSError, match="input/output error"), FileLock(tmp_path / "l.db", 1).held():
+        pass
 
 
 def test_a_daemon_that_forks_with_it_open_loses_nothing(user, file):

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, update
 
-from prefect_cometapi.runway import Entry, GenerationFailed, Ledger, State
+from prefect_cometapi.runway import (
+    Entry,
+    GenerationFailed,
+    Ledger,
+    State,
+    SubmissionUncertain,
+)
 from prefect_cometapi.runway.buying import buy_once, working_on
 from prefect_cometapi.runway.schema import generations
 
@@ -26,8 +32,8 @@ async def lose(ledger: Ledger, key: str = "sku-17") -> None:
 class Buying:
     """A purchase whose request is under way, and has no answer yet."""
 
-    def __init__(self, ledger: Ledger, task_id: str = "task-1") -> None:
-        self.service = Service(task_id).silent()
+    def __init__(self, ledger: Ledger, outcome: str | BaseException = "task-1") -> None:
+        self.service = Service(outcome).silent()
         self.told: list[str] = []
         buying = buy_once(ledger, intent(), self.service.post, run="r", warn=self.told.append)
         self.task = asyncio.create_task(buying)
@@ -69,6 +75,59 @@ async def test_a_claim_that_an_older_copy_forgot_gets_its_id_under_the_key(ledge
     assert [entry.key for entry in await ledger.entries()] == ["sku-17"]
     (told,) = buying.told
     assert "had forgotten that this key was being bought; its id is task-1" in told
+
+
+async def unanswered(buying: Buying) -> None:
+    """Let the request of a purchase end without an answer."""
+    buying.service.answer.set()
+    with pytest.raises(SubmissionUncertain):
+        await buying.task
+
+
+async def test_an_open_outcome_whose_claim_vanished_is_recorded(ledger):
+    """The key is not bought again by itself."""
+    buying = Buying(ledger, SubmissionUncertain("no answer"))
+    await buying.service.asked.wait()
+    await lose(ledger)
+    await unanswered(buying)
+    there = await ledger.get("sku-17")
+    assert (there.state, there.note, there.charges) == (S.UNCERTAIN, "no answer", 1)
+    again = Service()
+    with pytest.raises(SubmissionUncertain):
+        await buy_once(ledger, intent(), again.post, run="next")
+    assert again.posts == 0
+
+
+@pytest.mark.parametrize("before", [S.REJECTED, S.RELEASED, S.UNCERTAIN])
+async def test_an_open_outcome_that_an_older_copy_forgot_is_recorded_under_its_key(ledger, before):
+    """A key that looks free in it is not."""
+    there = await put(ledger, before, attempts=1)
+    old = {"state": str(before), "claim": there.claim, "serial": there.serial, "attempts": 1}
+    if before is S.UNCERTAIN:
+        await ledger.change("sku-17", S.RELEASED)
+    buying = Buying(ledger, SubmissionUncertain("no answer"))
+    await buying.service.asked.wait()
+    this = generations.c.key == "sku-17"
+    await ledger.database.rows(update(generations).where(this).values(**old, holder=None))
+    await unanswered(buying)
+    (found,) = await ledger.entries()
+    assert (found.key, found.state, found.note) == ("sku-17", S.UNCERTAIN, "no answer")
+    assert found.serial > there.serial
+
+
+async def test_an_open_outcome_keeps_a_name_of_its_own_where_the_key_is_taken(ledger):
+    """Two submissions may have been charged, and both are told."""
+    buying = Buying(ledger, SubmissionUncertain("no answer"))
+    await buying.service.asked.wait()
+    await lose(ledger)
+    await put(ledger, S.SUBMITTED, task_id="task-7")
+    await unanswered(buying)
+    states = {entry.key: entry.state for entry in await ledger.entries()}
+    (other,) = set(states) - {"sku-17"}
+    assert states == {"sku-17": S.SUBMITTED, other: S.UNCERTAIN}
+    assert other.startswith("sku-17+")
+    (told,) = buying.told
+    assert f"the attempt without an answer is {other}" in told
 
 
 async def test_an_id_gets_a_name_of_its_own_only_where_the_key_is_taken(ledger):
