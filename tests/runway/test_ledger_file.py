@@ -3,6 +3,7 @@
 
 import asyncio
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -129,7 +130,7 @@ def test_where_there_are_no_such_locks_the_ledger_works_without(tmp_path, monkey
         def refuse(_descriptor: int, _operation: int) -> None:
             raise OSError(errno.ENOLCK, "no locks available")
 
-        monkeypatch.setattr(file_lock.fcntl, "flock", refuse)
+        monkeypatch.setattr(fcntl, "flock", refuse)
     with FileLock(folder / "ledger.db", 0.1).held():
         pass
 
@@ -140,7 +141,7 @@ def test_another_error_of_the_lock_is_not_hidden(tmp_path, monkeypatch):
     def fail(_descriptor: int, _operation: int) -> None:
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr(file_lock.fcntl, "flock", fail)
+    monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(OSError, match="input/output error"), FileLock(tmp_path / "l.db", 1).held():
         pass
 
