@@ -190,3 +190,35 @@ async def test_a_ledger_of_the_first_version_is_brought_up_to_date(ledger_url):
     await rows(later, "DROP INDEX ix_cometapi_generations_kind")
     await rows(later, "DROP INDEX ix_cometapi_generations_spending")
     await later.database.close()
+
+
+@pytest.mark.postgres
+async def test_two_roles_with_search_paths_of_their_own_share_one_ledger(postgres):
+    """Else each would buy what the other one has."""
+    url = postgres.create_database()
+    name = url.rpartition("/")[2]
+    for role in ("alice", "bob"):
+        postgres.execute(f"DROP ROLE IF EXISTS {role}")
+        postgres.execute(f"CREATE ROLE {role} LOGIN SUPERUSER")
+        postgres.execute(f"CREATE SCHEMA {role}", name)
+        postgres.execute(f"ALTER ROLE {role} SET search_path = {role}")
+    alice, bob = (Ledger(url.replace("postgres@", f"{role}@")) for role in ("alice", "bob"))
+    service = Service()
+    for ledger in (alice, bob):
+        assert (await buy_once(ledger, intent(), service.post, run="r")).task_id == "task-1"
+    assert service.posts == 1
+    assert (await alice.history.mark()).identity == (await bob.history.mark()).identity
+    for ledger in (alice, bob):
+        await ledger.database.close()
+
+
+@pytest.mark.postgres
+async def test_the_url_may_name_a_schema_of_its_own(postgres):
+    """As libpq writes it; then the tables lie there."""
+    url = postgres.create_database()
+    postgres.execute("CREATE SCHEMA videos", url.rpartition("/")[2])
+    ledger = Ledger(f"{url}?options=-csearch_path%3Dvideos")
+    await put(ledger, S.SUBMITTED, task_id="task-1")
+    found = "SELECT schemaname FROM pg_tables WHERE tablename = 'cometapi_generations'"
+    assert await rows(ledger, found) == [("videos",)]
+    await ledger.database.close()
