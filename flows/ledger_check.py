@@ -41,7 +41,7 @@ async def check_ledger(ledger: "Ledger", storage: str) -> None:
     if last is not None and now - last < CHECK_AGAIN:
         return
     ledger.history.places_checked[place] = now
-    identity = (await ledger.history.mark()).identity
+    identity = await ledger.history.identity()
     try:
         target = await resolve_storage(storage)
         marks = await asyncio.to_thread(read_marks, target, identity)

@@ -40,7 +40,6 @@ from ..runway.generation import (
     StoredVideo,
     Submission,
 )
-from ..runway.ledger_mark import LedgerMark
 from ..runway.media import draw_poster, inspect_video
 from ..runway.names import check_task_id, file_stem
 from ..runway.polling import Patience, wait_until_finished
@@ -327,7 +326,7 @@ async def persist(
             if kept and not await asyncio.to_thread(_any_staged, videos):
                 return list(kept)
             target = await resolve_storage(place)
-            ledger_id = await record(lambda ledger: ledger.history.mark()) if entry else None
+            ledger_id = await record(lambda ledger: ledger.history.identity()) if entry else None
             origin = _origin(submission, finished, entry, ledger_id)
             stored = [
                 await asyncio.to_thread(_persist, submission, origin, video, position, target)
@@ -389,7 +388,7 @@ def _persist(
 
 
 def _origin(
-    submission: Submission, finished: Finished, entry: Entry | None, ledger: LedgerMark | None
+    submission: Submission, finished: Finished, entry: Entry | None, ledger: str | None
 ) -> dict[str, Any]:
     """Return what lies beside each video: what was asked, what came, and how long it took.
 
@@ -402,5 +401,5 @@ def _origin(
         "waited": round(finished.waited, 3),
         "stored_at": datetime.now(UTC).isoformat(),
         **(entry.model_dump(mode="json", include=known) if entry else {}),
-        "ledger": ledger.identity if ledger else None,
+        "ledger": ledger,
     }

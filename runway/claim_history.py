@@ -38,7 +38,12 @@ class ClaimHistory:
         """Return which ledger this is, and the serial of its newest claim."""
         query = select(versions.c.identity, last_serial.label("serial"))
         (row,) = await self.database.rows(query)
+        self._identity = row["identity"]
         return LedgerMark.of(row["identity"], row["serial"], self.database.place)
+
+    async def identity(self) -> str:
+        """Return which ledger this is, as it was when it was last asked."""
+        return self._identity or (await self.mark()).identity
 
     async def check_current(self, marks: Sequence[LedgerMark] = ()) -> LedgerMark:
         """Return the ledger's mark, if the ledger has forgotten nothing that is known of it.
@@ -79,7 +84,6 @@ class ClaimHistory:
         """Note how far the ledger has come, also beside its file."""
         if mark.serial > self.newest or not self._compared:
             self.newest = max(self.newest, mark.serial)
-            self._identity = mark.identity
             if self._mark_file:
                 self._mark_file.write(mark)
 

@@ -52,6 +52,9 @@ class NoHistory(ClaimHistory):
     async def mark(self) -> LedgerMark:
         return LedgerMark.of("0", 0, "")
 
+    async def identity(self) -> str:
+        return "0"
+
     async def check_once(self) -> None:
         return None
 
