@@ -159,6 +159,21 @@ async def test_a_key_that_another_run_buys_at_the_limit_is_attached_to(ledger):
     assert {bought.task_id for bought in await asyncio.gather(*calls)} == {"task-1"}
 
 
+async def test_room_that_comes_free_at_the_same_moment_is_used(ledger, monkeypatch):
+    """A refusal of another key gives back its share just after this one found none left."""
+    one, get = Budget("b/", max_spend=1.0), ledger.get
+    await put(ledger, S.INTENDED, "b/0", charges=1, cost=1.0)
+
+    async def refused_meanwhile(key):
+        if key == "b/1":
+            await ledger.change("b/0", S.REJECTED, charges=0)
+        return await get(key)
+
+    monkeypatch.setattr(ledger, "get", refused_meanwhile)
+    assert (await buy(ledger, Service(), wish=wish("1"), budget=one)).charges == 1
+    assert await spent(ledger) == 1.0
+
+
 async def test_two_runs_at_once_keep_to_one_limit(ledger, ledger_url):
     """Each with a connection of its own and keys of its own: five are bought, and never nine."""
     other, service = Ledger(ledger_url), Service()
