@@ -43,6 +43,8 @@ def stop(process: subprocess.Popen[Any], grace: float = GRACE) -> None:
 
 def kill(process: subprocess.Popen[Any]) -> None:
     """End a process and all that it started, as if the power went."""
+    if process.poll() is not None:
+        return  # its number may be that of another process by now
     children: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(process.pid)
