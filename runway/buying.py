@@ -252,7 +252,7 @@ def _new_claim(
     return {
         **intent.wanted(only_known=not buys),
         **(_costs(entry, intent) if buys else {}),
-        "resubmitted_by": [*entry.resubmitted_by, *([run] if open_outcome else [])],
+        "resubmitted_by": [*entry.resubmitted_by, *([run] if open_outcome and run else [])],
         "claim": claim,
         "attempts": entry.attempts + buys,
         "charges": entry.charges + 1 if buys else max(1, entry.charges),
