@@ -24,7 +24,8 @@ MODULES = [
 EXPORTS = {
     "runway": """
         AssetURL AuthenticationError BatchFailed BatchResult BudgetExceeded CometAPIError
-        CometAPISettings ContentModeration DeliveryError DownloadInterrupted Entry FetchedVideo Finished Generation
+        CometAPISettings ContentModeration DeliveryError DownloadInterrupted Entry FetchedVideo
+        Finished Generation
         GenerationCancelled GenerationError GenerationFailed GenerationNotVisible
         GenerationRequest GenerationResult GenerationTimeout ImageToVideoRequest InvalidManifest
         InvalidOutput InvalidRequest ItemResult KeyConflict Ledger LedgerDamaged LedgerUnavailable
