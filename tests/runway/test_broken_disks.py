@@ -202,7 +202,7 @@ def test_a_file_that_could_only_be_read_for_a_while_is_written_again():
         def child() -> None:
             file.chmod(0o400)
             if os.access(file, os.W_OK):  # root may write anywhere, unless a container forbids it
-                for path in (Path(folder), file):
+                for path in (Path(folder), *Path(folder).glob("ledger.db*")):
                     os.chown(path, NOBODY, -1)
                 os.setegid(NOBODY)
                 os.seteuid(NOBODY)
