@@ -102,8 +102,8 @@ def rebuild(
     missing = asyncio.run(_rebuilt(storage or (CometAPISettings().storage,), accept_missing))
     if missing and not accept_missing:
         errors.print(
-            f"[yellow]Up to {missing} purchases are in no stored video[/]: they may be rendering, "
-            "have failed, or have been refused. Nothing is bought until you decide:",
+            f"[yellow]Claims that no stored video explains: up to {missing}[/]. They may be "
+            "rendering, have failed, or have been refused. Nothing is bought until you decide:",
             soft_wrap=True,
         )
         for command, when in (
@@ -116,7 +116,7 @@ def rebuild(
         ):
             errors.print(f"  prefect-cometapi ledger {command}  [dim]{when}[/]", soft_wrap=True)
         sys.exit(1)
-    console.print("  [dim]The ledger may be bought with again.[/]")
+    console.print("  [dim]Runs with this ledger may buy again.[/]")
 
 
 async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
@@ -158,8 +158,8 @@ async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
 
 def _tell(place: str, found: "Rebuilt") -> None:
     console.print(
-        f"[green]✓[/] {escape(place)}: {found.videos} stored videos; {found.known} purchases were "
-        f"known, {len(found.restored)} are known again",
+        f"[green]✓[/] {escape(place)}: stored videos: {found.videos}; purchases known before: "
+        f"{found.known}; restored: {len(found.restored)}",
         soft_wrap=True,
     )
     for key, name in found.renamed.items():

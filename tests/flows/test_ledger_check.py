@@ -48,7 +48,7 @@ def test_an_older_copy_buys_nothing_until_the_stored_videos_are_read_back(
     assert len(sandbox.accepted) == 2
     done = cli("ledger", "rebuild")
     assert done.returncode == 0, done.stderr
-    assert "1 purchases were known, 1 are known again" in " ".join(done.stdout.split())
+    assert "purchases known before: 1; restored: 1" in " ".join(done.stdout.split())
     assert book["b"].state is State.STORED
     result = image_to_video(image, key="b")
     assert Path(result.videos[0].uri).exists()
@@ -77,7 +77,7 @@ def test_purchases_that_no_stored_video_tells_of_are_the_users_decision(
         sidecar.unlink()
     refused = cli("ledger", "rebuild")
     assert refused.returncode == 1
-    assert "Up to 1 purchases are in no stored video" in refused.stderr
+    assert "Claims that no stored video explains: up to 1" in refused.stderr
     assert "rebuild --accept-missing" in refused.stderr
     with pytest.raises(LedgerOutdated):
         image_to_video(image, key="c")
