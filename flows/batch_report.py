@@ -76,8 +76,8 @@ class Report:
         self._over.set()
         if self._showing:
             await self._showing  # cut off, it could leave a second artifact, or write last
+        await self._show()  # reads what was spent, which the gallery shows too
         await self._write()
-        await self._show()
 
     async def _keep_showing(self) -> None:
         seen, due = -1, 0.0

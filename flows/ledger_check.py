@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from ..runway.errors import LedgerUnavailable, StorageError
 from ..runway.ledger_mark import (
     LedgerMark,
-    highest_serial,
     ledgers_in_use,
     read_marks,
     write_mark,
@@ -48,14 +47,12 @@ async def check_ledger(ledger: "Ledger", storage: str) -> None:
     except StorageError:
         marks = []
     try:
-        current = await ledger.history.check_current(marks)
+        await ledger.history.check_current(marks)
     except BaseException:
         ledger.history.places_checked.pop(place, None)
         raise
     if others := ledgers_in_use(marks, identity):
         display.logger().warning("%s", other_ledgers(place, others))
-    if not marks or highest_serial(marks, identity) < current.serial:
-        await leave_mark(ledger, storage)
 
 
 def other_ledgers(place: str, others: list[LedgerMark]) -> str:

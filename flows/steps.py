@@ -339,7 +339,8 @@ async def persist(
                     lambda ledger: ledger.stored(entry, task_id, where, stored, price=price),
                     held=entry,
                 )
-                await leave_mark(await open_ledger(), place, now=False)
+                in_batch = shared_tally() is not None
+                await leave_mark(await open_ledger(), place, now=not in_batch)
             for position, video in enumerate(videos):
                 await asyncio.to_thread(discard, video, _stem(submission, position))
     for video in stored:

@@ -253,7 +253,7 @@ def test_the_run_shows_where_the_batch_stands(prefect_server, sandbox, tmp_path,
     }
     assert shown["cometapi-batch-progress"]["data"] == 100
     counts = {row["what"]: row["value"] for row in json.loads(shown["cometapi-batch"]["data"])}
-    assert (counts["stored"], counts["seconds of video bought"]) == ("3", "15")
+    assert (counts["stored"], counts["bought by this run"]) == ("3", "15 s of video")
     assert len(json.loads(shown["cometapi-batch-results"]["data"])) == 3
 
 

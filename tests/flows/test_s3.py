@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from prefect_cometapi.flows import generate_batch, image_to_video
 from prefect_cometapi.runway import StorageError, StorageUnavailable
+from prefect_cometapi.runway.ledger_mark import FOLDER
 from prefect_cometapi.runway.results import read_results
 from prefect_cometapi.runway.storage import FsspecStorage, probe
 
@@ -47,7 +48,8 @@ def content(bucket, key: str) -> bytes:
 
 
 def keys(bucket) -> list[str]:
-    return sorted(one.key for one in bucket.objects.all())
+    found = sorted(one.key for one in bucket.objects.all())
+    return [key for key in found if f"{FOLDER}/" not in key]
 
 
 def test_a_url_takes_video_poster_and_sidecar(prefect_server, sandbox, image, bucket):

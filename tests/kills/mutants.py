@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults that are put into the product on purpose, to see that the checks notice them."""
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ def unclaimed() -> None:
             return await original(ledger, intent, state, claim, **values)
         now = datetime.now(UTC)
         new = {"state": state, "claim": claim, "created_at": now, "changed_at": now}
+        new |= {"serial": time.monotonic_ns()}  # a ledger that never went back
         return Entry.model_validate(intent.wanted() | new)
 
     @around(Ledger, "is_surely_held")

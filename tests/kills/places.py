@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import boto3
 
+from prefect_cometapi.runway.ledger_mark import FOLDER
+
 from ..s3 import environment, s3_server
 
 BUCKET = "videos"
@@ -49,7 +51,8 @@ class Folder:
     def names(self) -> list[str]:
         if not self.path.exists():
             return []
-        return sorted(path.name for path in self.path.iterdir() if path.name != ".incoming")
+        hidden = {".incoming", FOLDER}
+        return sorted(path.name for path in self.path.iterdir() if path.name not in hidden)
 
     def local(self, name: str) -> Path:
         return self.path / name
@@ -69,7 +72,8 @@ class Objects:
 
     def names(self) -> list[str]:
         found = self.store.client.list_objects_v2(Bucket=BUCKET, Prefix=self.prefix)
-        return sorted(each["Key"].removeprefix(self.prefix) for each in found.get("Contents", []))
+        names = (each["Key"].removeprefix(self.prefix) for each in found.get("Contents", []))
+        return sorted(name for name in names if not name.startswith(f"{FOLDER}/"))
 
     def local(self, name: str) -> Path:
         self.copies.mkdir(exist_ok=True)

@@ -18,6 +18,7 @@ import httpx
 from av.video.frame import VideoFrame
 
 from prefect_cometapi.runway.entries import Entry
+from prefect_cometapi.runway.ledger_mark import FOLDER
 from prefect_cometapi.runway.staging import INCOMING
 from prefect_cometapi.sandbox import AcceptedJob, Sandbox
 
@@ -81,7 +82,7 @@ def _files(storage: Path) -> dict[str, str]:
     visible = [
         path
         for path in storage.rglob("*")
-        if path.is_file() and INCOMING not in path.relative_to(storage).parts
+        if path.is_file() and not {INCOMING, FOLDER} & set(path.relative_to(storage).parts)
     ]
     return {str(path): _sha256_if_whole(path) for path in visible}
 
