@@ -469,8 +469,8 @@ async def _note_doubt_elsewhere(
             await ledger.change(claimed.key, State.UNCERTAIN, of=claimed, note=note)
             return
     other = open_.model_copy(update={"key": f"{claimed.key}+{claimed.claim[:8]}"})
-    if await ledger.insert(other):
-        warn(f"the key was submitted twice; the attempt without an answer is {other.key}")
+    await ledger.insert(other)
+    warn(f"the key was submitted twice; the attempt without an answer is {other.key}")
 
 
 @asynccontextmanager

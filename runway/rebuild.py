@@ -180,15 +180,20 @@ async def rebuild(ledger: Ledger, storage: Storage, *, location: str, base_url: 
     for entry in entries:
         if await ledger.find(entry.task_id or "", entry.base_url):
             result.known += 1
-        elif name := await _written(ledger, entry, location):
+        else:
+            name = await _written(ledger, entry, location)
             result.restored.append(name)
             if name != entry.key:
                 result.renamed[entry.key] = name
     return result
 
 
-async def _written(ledger: Ledger, entry: Entry, location: str) -> str | None:
-    """Write a purchase under its key, or under a name of its own where the key is another's."""
+async def _written(ledger: Ledger, entry: Entry, location: str) -> str:
+    """Write a purchase under its key, or under a name of its own where the key is another's.
+
+    Returns:
+        The key that it has now.
+    """
     if await ledger.insert(entry):
         return entry.key
     task_id = entry.task_id or ""
@@ -196,6 +201,7 @@ async def _written(ledger: Ledger, entry: Entry, location: str) -> str | None:
         there = await attach(ledger, entry, task_id)
     except KeyConflict:
         other = entry.model_copy(update={"key": f"{entry.key}+{task_id}"})
-        return other.key if await ledger.insert(other) else None
+        await ledger.insert(other)
+        return other.key
     await ledger.stored(there, task_id, location, entry.videos[location])
     return entry.key

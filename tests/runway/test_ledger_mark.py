@@ -127,6 +127,15 @@ async def test_a_mark_of_a_storage_counts_too(ledger):
     await ledger.history.check_current([stranger])
 
 
+async def test_later_claims_come_after_those_that_are_missing(ledger):
+    """On any database, once the user has accepted that they are unknown."""
+    await bought(ledger, "a")
+    await ledger.history.accept_missing(7)
+    assert (await ledger.history.mark()).serial == 7
+    await bought(ledger, "b")
+    assert (await ledger.get("b")).serial == 8
+
+
 async def test_claims_at_the_same_time_raise_no_alarm(ledger):
     """Two may get the same number, and answers come in any order."""
     other = Ledger(str(ledger.database._url.render_as_string(hide_password=False)))

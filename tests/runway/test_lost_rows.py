@@ -223,3 +223,28 @@ async def test_a_late_failure_of_an_older_purchase_leaves_the_newer_claim_alone(
     assert await ledger.stored(old, "task-0", "/videos", [video()]) is None
     bought = await buying.answered()
     assert (bought.task_id, bought.state) == ("task-1", S.SUBMITTED)
+
+
+@pytest.mark.parametrize("outcome", ["task-1", SubmissionUncertain("no answer")], ids=str)
+async def test_a_key_that_changes_while_an_outcome_is_recorded_keeps_the_other_one(
+    ledger, monkeypatch, outcome
+):
+    """The outcome has a name of its own then, and is not lost."""
+    await put(ledger, S.REJECTED, attempts=1)
+    buying = Buying(ledger, outcome)
+    await buying.service.asked.wait()
+    this = generations.c.key == "sku-17"
+    stale = {"state": str(S.REJECTED), "claim": "another", "holder": None}
+    await ledger.database.rows(update(generations).where(this).values(**stale))
+    change = ledger.change
+
+    async def changed_meanwhile(*words: Any, **values: Any) -> Entry | None:
+        return None if values.get("seen") else await change(*words, **values)
+
+    monkeypatch.setattr(ledger, "change", changed_meanwhile)
+    buying.service.answer.set()
+    await asyncio.gather(buying.task, return_exceptions=True)
+    keys = {entry.key for entry in await ledger.entries()}
+    assert len(keys) == 2
+    assert all(key.startswith("sku-17") for key in keys)
+    assert "submitted twice" in buying.told[0]

@@ -70,6 +70,13 @@ async def test_a_stored_video_brings_its_purchase_back(ledger, tmp_path):
     assert (again.task_id, service.posts) == ("task-sku-17", 0)
 
 
+async def test_a_sidecar_without_a_number_is_read_too(ledger, tmp_path):
+    """As early versions wrote it."""
+    early = {name: value for name, value in sidecar().items() if name not in {"serial", "ledger"}}
+    found = await rebuilt(ledger, folder(tmp_path, early))
+    assert (found.restored, found.serials) == (["sku-17"], {})
+
+
 async def test_several_videos_of_one_purchase_come_back_together(ledger, tmp_path):
     """In the order of their names."""
     storage = folder(tmp_path, sidecar(name="b"), sidecar(name="a"))
