@@ -328,7 +328,7 @@ def _forget_connections() -> None:
         database.forget_connection()
 
 
-if hasattr(os, "register_at_fork"):
+with suppress(AttributeError):  # Windows does not fork
     os.register_at_fork(after_in_child=_forget_connections)
 
 _DEFAULT_SCHEMA = "public"

@@ -12,12 +12,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows, whose locks are not dropped in this way
-    fcntl = None
+# Windows has none, and its locks are not dropped in this way
+fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
 _FIRST_PAUSE = 0.0005
 _LONGEST_PAUSE = 0.02

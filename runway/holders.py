@@ -14,7 +14,7 @@ import socket
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -134,7 +134,7 @@ def _forget_all() -> None:
     _at_work.clear()
 
 
-if hasattr(os, "register_at_fork"):
+with suppress(AttributeError):  # Windows does not fork
     os.register_at_fork(after_in_child=_forget_all)
 
 

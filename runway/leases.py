@@ -214,5 +214,5 @@ def _forget_leases() -> None:
         leases.forget_all()
 
 
-if hasattr(os, "register_at_fork"):
+with suppress(AttributeError):  # Windows does not fork
     os.register_at_fork(after_in_child=_forget_leases)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_cometapi.runway import Ledger, State, file_lock
+from prefect_cometapi.runway import Ledger, State, database, file_lock, holders, leases
 from prefect_cometapi.runway.buying import working_on
 from prefect_cometapi.runway.file_lock import FileLock
 from prefect_cometapi.runway.holders import holder_name
@@ -212,4 +212,23 @@ async def test_a_forked_child_has_neither_leases_nor_the_connection_of_its_paren
         _, status = await asyncio.to_thread(os.waitpid, child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         assert ledger.holders_here() == [parent]
+    await ledger.database.close()
+
+
+async def test_what_a_child_forgets_is_opened_again_when_it_is_used(file):
+    """Connection, leases and blocks of the parent, each for itself."""
+    ledger = Ledger(f"sqlite:///{file}")
+    await put(ledger, State.SUBMITTED, "sku-17", task_id="task-1")
+    with ledger.holding("sku-17", holder_name("run")):
+        for forget in (
+            database._forget_connections,
+            leases._forget_leases,
+            holders._forget_all,
+        ):
+            forget()
+        assert ledger.holders_here() == []
+        assert ledger.database._open is None
+    found = await ledger.get("sku-17")
+    assert found
+    assert found.task_id == "task-1"
     await ledger.database.close()

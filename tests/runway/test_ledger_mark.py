@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.runway import Ledger, LedgerOutdated, State
+from prefect_cometapi.runway import Ledger, LedgerOutdated, State, StorageError
 from prefect_cometapi.runway.buying import attach, buy_once
 from prefect_cometapi.runway.ledger_mark import (
     FOLDER,
@@ -189,6 +189,15 @@ def test_marks_are_kept_in_a_storage(place, tmp_path):
     found = read_marks(storage, ONE)
     assert {(mark.identity, mark.serial) for mark in found} == {(ONE, 7), (OTHER, 3)}
     assert storage.names(FOLDER) == [f"{ONE}.json", f"{OTHER}.json"]
+
+
+def test_a_storage_that_cannot_be_listed_shows_no_mark(tmp_path):
+    """Whether it can be used is checked elsewhere."""
+    (tmp_path / "file").write_text("no folder")
+    storage = FolderStorage(tmp_path / "file")
+    with pytest.raises(StorageError, match="cannot be listed"):
+        storage.names()
+    assert read_marks(storage, ONE) == []
 
 
 def test_a_mark_that_cannot_be_read_is_no_mark(tmp_path):
