@@ -47,11 +47,8 @@ async def test_a_submission_alone_keeps_nothing(ledger):
 
 
 async def test_a_whole_generation_takes_four_statements(ledger, statements):
-    """Claimed, submitted, succeeded, stored: each a change, and not one look beside them.
-
-    Before its first purchase a process looks once whether the ledger is an older copy.
-    """
-    await ledger.history.check_once()
+    """Claimed, submitted, succeeded, stored: each a change, and not one look beside them."""
+    await ledger.history.check_once()  # a process looks once whether the ledger is an older copy
     statements.clear()
     async with staying_with(ledger, "sku-17", RUN):
         submission = (await buy(ledger, Service(), run=RUN)).submission()
