@@ -71,7 +71,7 @@ def _cell(value: Any) -> Any:
 
 
 def may_be_formula(text: str) -> bool:
-    """Whether a spreadsheet may compute a cell in place of showing it; pure.
+    """Return True for a cell that a spreadsheet may compute in place of showing it; pure.
 
     Spreadsheets skip blanks and control characters before they look at the first sign, and some
     take its full-width and other compatible forms as the sign itself.

@@ -128,5 +128,5 @@ async def adopt(
 
 
 def _is_only_an_id(entry: Entry) -> bool:
-    """Whether an entry is nothing but an id that was finished without key and request; pure."""
+    """Return True for an entry that is only an id, finished without key and request; pure."""
     return entry.fingerprint is None and entry.key == key_of_id(entry.task_id or "")

@@ -34,7 +34,7 @@ def estimate(request: GenerationRequest, prices: Mapping[str, Price]) -> float |
 
 
 class Spent(Value):
-    """What was, or may have been, bought under the keys of a batch, by whichever run."""
+    """Purchases, certain or possible, under the keys of a batch, by whichever run."""
 
     money: float = Field(
         default=0.0, description="Estimated money, in the currency of COMETAPI_PRICES."

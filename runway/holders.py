@@ -92,7 +92,7 @@ def shown_holder(holder: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """Where a block of this process runs: an event loop, or a thread where there is none.
+    """Worker that runs a block of this process: an event loop, or a thread where there is none.
 
     A loop that was dropped with the block inside never leaves the block, so it is asked.
     """

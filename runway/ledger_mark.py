@@ -35,7 +35,7 @@ _MOST = 32
 
 
 class LedgerMark(Value):
-    """How far a ledger had come at a time."""
+    """Progress of a ledger at a time."""
 
     identity: str = Field(max_length=64, pattern="^[0-9a-f]+$", description="Which ledger.")
     serial: int = Field(ge=0, description="Serial of its newest claim.")

@@ -35,7 +35,7 @@ READERS = 8
 
 @dataclass
 class Rebuilt:
-    """What a rebuilding found and did.
+    """Outcome of a rebuilding.
 
     Attributes:
         restored: Keys that the ledger had forgotten and knows again.

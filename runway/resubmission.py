@@ -21,7 +21,7 @@ is some minutes. The window is twice the sum.
 
 
 def outcome_is_unknown(entry: Entry) -> bool:
-    """Whether the latest submission may have been accepted without anybody knowing; pure.
+    """Return True if the latest submission may have been accepted unnoticed; pure.
 
     A task id that the service never confirmed is not an answer either.
     """
