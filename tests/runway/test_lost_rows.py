@@ -29,6 +29,14 @@ async def lose(ledger: Ledger, key: str = "sku-17") -> None:
     await ledger.database.rows(delete(generations).where(generations.c.key == key))
 
 
+async def as_an_older_copy_has_it(ledger: Ledger, before: State) -> dict[str, Any]:
+    """Return the columns of a key before its next purchase, which is allowed now."""
+    there = await put(ledger, before, attempts=1)
+    if before is S.UNCERTAIN:
+        await ledger.change("sku-17", S.RELEASED)
+    return {"state": str(before), "claim": there.claim, "serial": there.serial, "attempts": 1}
+
+
 class Buying:
     """A purchase whose request is under way, and has no answer yet."""
 
@@ -62,10 +70,7 @@ async def test_a_claim_that_vanished_during_the_request_is_written_again_with_it
 @pytest.mark.parametrize("before", [S.REJECTED, S.RELEASED, S.UNCERTAIN])
 async def test_a_claim_that_an_older_copy_forgot_gets_its_id_under_the_key(ledger, before):
     """The copy has the key as it was before this purchase."""
-    there = await put(ledger, before, attempts=1)
-    old = {"state": str(before), "claim": there.claim, "serial": there.serial, "attempts": 1}
-    if before is S.UNCERTAIN:
-        await ledger.change("sku-17", S.RELEASED)
+    old = await as_an_older_copy_has_it(ledger, before)
     buying = Buying(ledger)
     await buying.service.asked.wait()
     this = generations.c.key == "sku-17"
@@ -101,10 +106,7 @@ async def test_an_open_outcome_whose_claim_vanished_is_recorded(ledger):
 @pytest.mark.parametrize("before", [S.REJECTED, S.RELEASED, S.UNCERTAIN])
 async def test_an_open_outcome_that_an_older_copy_forgot_is_recorded_under_its_key(ledger, before):
     """A key that looks free in it is not."""
-    there = await put(ledger, before, attempts=1)
-    old = {"state": str(before), "claim": there.claim, "serial": there.serial, "attempts": 1}
-    if before is S.UNCERTAIN:
-        await ledger.change("sku-17", S.RELEASED)
+    old = await as_an_older_copy_has_it(ledger, before)
     buying = Buying(ledger, SubmissionUncertain("no answer"))
     await buying.service.asked.wait()
     this = generations.c.key == "sku-17"
@@ -112,7 +114,7 @@ async def test_an_open_outcome_that_an_older_copy_forgot_is_recorded_under_its_k
     await unanswered(buying)
     (found,) = await ledger.entries()
     assert (found.key, found.state, found.note) == ("sku-17", S.UNCERTAIN, "no answer")
-    assert found.serial > there.serial
+    assert found.serial > old["serial"]
 
 
 async def test_an_open_outcome_keeps_a_name_of_its_own_where_the_key_is_taken(ledger):
