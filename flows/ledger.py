@@ -18,7 +18,6 @@ from ..runway.budget import estimate
 from ..runway.entries import Entry, Intent
 from ..runway.errors import LedgerUnavailable
 from ..runway.generation import Submission
-from ..runway.holders import holder_name
 from ..runway.requests import GenerationRequest
 from .display import logger
 from .saved_blocks import is_block_name, load_block
@@ -94,57 +93,73 @@ async def working_alone(
     """Have a generation to oneself while working on it; waits while another run has it.
 
     It does not wait for what is stored already, or, where a place is named, stored there.
-    Yields its entry, or None where the ledger does not know it or is out of reach.
+    Yields its entry, or None where the ledger does not know it or is out of reach. Where the key
+    stands for another purchase by now, that is the entry under the name of its own.
     """
     from ..runway.buying import working_on
 
     def enough(entry: Entry) -> bool:
         return place in entry.videos or entry.failure() is not None if place else entry.has_ended
 
-    tell = logger().info
+    async def taken(key: str) -> Entry | None:
+        alone = working_on(ledger, key, this_run(), tell=logger().info, enough=enough)
+        return await stack.enter_async_context(alone)
+
     async with AsyncExitStack() as stack:
         entry = None
         try:
-            alone = working_on(
-                await open_ledger(), submission.key, this_run(), tell=tell, enough=enough
-            )
-            entry = await stack.enter_async_context(alone)
-            if entry is None and (known := Entry.of_submission(submission, place)):
-                ledger = await open_ledger()
-                entry = await ledger.restore(
-                    known.model_copy(update={"holder": holder_name(this_run())})
-                )
+            ledger = await open_ledger()
+            entry = await taken(submission.key)
+            if entry is None or entry.task_id != submission.task_id:
+                known = Entry.of_submission(submission, place)
+                own = await ledger.restore(known, logger().warning) if known else None
+                entry = await taken(own.key) if own else entry
         except LedgerUnavailable as error:
             logger().warning("%s; the delivery goes on without it", error.what)
         yield entry
 
 
-async def record(
-    change: Callable[["Ledger"], Awaitable[T]], *, held: Entry | None = None
-) -> T | None:
+async def record(change: Callable[["Ledger"], Awaitable[T]]) -> T | None:
     """Make a change to the ledger, or a look at it, that a delivery does not have to wait for.
 
     Args:
         change: Makes it; gives None where the ledger does not allow it.
-        held: The entry as the run has it in hand. Where the ledger has lost it, it is written
-            again, and the change is made once more.
     """
     try:
-        ledger = await open_ledger()
-        changed = await change(ledger)
-        if changed is None and held and await ledger.restore(held):
-            changed = await change(ledger)
+        return await change(await open_ledger())
     except LedgerUnavailable as error:
         logger().warning("%s; the delivery goes on without it", error.what)
         return None
-    return changed
 
 
-def record_soon(
-    change: Callable[["Ledger"], Awaitable[object]], *, held: Entry | None = None
-) -> None:
+def record_soon(change: Callable[["Ledger"], Awaitable[object]]) -> None:
     """Make a change to the ledger that nothing waits for: if it is lost, a poll is repeated."""
     from ..runway.background import in_background
 
-    recording = in_background(record(change, held=held))
+    recording = in_background(record(change))
     recording.add_done_callback(lambda done: done.result())  # raised there, an error is logged
+
+
+def restoring(
+    submission: Submission,
+    held: Entry | None,
+    change: Callable[["Ledger", Submission], Awaitable[Entry | None]],
+) -> Callable[["Ledger"], Awaitable[None]]:
+    """Return a change to a purchase that is made once more if the ledger had lost the purchase.
+
+    Args:
+        submission: The purchase.
+        held: Its entry as the run has it in hand, which is then written again.
+        change: Makes the change to the purchase under the key that it has in the ledger; gives
+            None where the ledger does not allow it.
+    """
+
+    def under(key: str) -> Submission:
+        return submission.model_copy(update={"key": key})
+
+    async def changed(ledger: "Ledger") -> None:
+        there = await change(ledger, under(held.key) if held else submission)
+        if there is None and held and (own := await ledger.restore(held, logger().warning)):
+            await change(ledger, under(own.key))
+
+    return changed

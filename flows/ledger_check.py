@@ -73,11 +73,11 @@ async def leave_mark(ledger: "Ledger", storage: str, *, now: bool = True) -> Non
 
     A mark that cannot be written only protects less, so it stops nothing.
     """
-    place, moment = f"mark of {full_name(storage)}", time.monotonic()
-    last = ledger.history.places_checked.get(place)
+    place, moment = full_name(storage), time.monotonic()
+    last = ledger.history.places_marked.get(place)
     if not now and last is not None and moment - last < MARK_AGAIN:
         return
-    ledger.history.places_checked[place] = moment
+    ledger.history.places_marked[place] = moment
     try:
         target = await resolve_storage(storage)
         await asyncio.to_thread(write_mark, target, await ledger.history.mark())

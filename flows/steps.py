@@ -53,7 +53,15 @@ from . import display
 from .adoption import ATTACHED_GRACE, adopt_id, key_for
 from .attempts import memory
 from .habits import habit_of
-from .ledger import intent_for, open_ledger, record, record_soon, this_run, working_alone
+from .ledger import (
+    intent_for,
+    open_ledger,
+    record,
+    record_soon,
+    restoring,
+    this_run,
+    working_alone,
+)
 from .ledger_check import check_ledger, leave_mark
 from .running import lasting_run_id
 from .sharing import client_for, clients_for_assets, settings_now, shared_budget, shared_tally
@@ -187,7 +195,8 @@ async def poll(
         remembered.failures = 0
         if unconfirmed and reply.status is not Status.NOT_VISIBLE:
             unconfirmed = False
-            await record(lambda ledger: ledger.confirm(submission.key, submission.task_id))
+            key = entry.key if entry else submission.key
+            await record(lambda ledger: ledger.confirm(key, submission.task_id))
         await display.show_reply(submission, reply, before)
 
     async with working_alone(submission) as entry:
@@ -211,9 +220,10 @@ async def poll(
         except (GenerationFailed, GenerationCancelled) as error:
             failure = error
             if given_up is None:
-                await record(lambda ledger: ledger.failed(submission, failure), held=entry)
+                failed = restoring(submission, entry, lambda to, it: to.failed(it, failure))
+                await record(failed)
             raise
-        record_soon(lambda ledger: ledger.finished(submission, finished), held=entry)
+        record_soon(restoring(submission, entry, lambda to, it: to.finished(it, finished)))
         return finished
 
 
@@ -333,12 +343,13 @@ async def persist(
                 for position, video in enumerate(videos)
             ]
             if entry:
-                task_id, where = submission.task_id, full_name(place)
                 price = settings.prices.get(entry.model or "")
-                await record(
-                    lambda ledger: ledger.stored(entry, task_id, where, stored, price=price),
-                    held=entry,
-                )
+
+                async def now_stored(to: "Ledger", it: Submission) -> Entry | None:
+                    named = entry.model_copy(update={"key": it.key})
+                    return await to.stored(named, it.task_id, full_name(place), stored, price=price)
+
+                await record(restoring(submission, entry, now_stored))
                 in_batch = shared_tally() is not None
                 await leave_mark(await open_ledger(), place, now=not in_batch)
             for position, video in enumerate(videos):

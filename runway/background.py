@@ -35,6 +35,9 @@ def in_background(work: Coroutine[Any, Any, T]) -> Future[T]:
 async def elsewhere(work: Coroutine[Any, Any, T]) -> T:
     """Await work in the thread.
 
-    It goes on when the caller is cancelled: a change is made whole or not at all.
+    It goes on when the caller is cancelled: a change is made whole or not at all. Nobody is told
+    of its error then.
     """
-    return await asyncio.shield(asyncio.wrap_future(in_background(work)))
+    working = asyncio.wrap_future(in_background(work))
+    working.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(working)

@@ -357,12 +357,11 @@ async def _accepted(
 
     async def recorded() -> Entry:
         kept = await ledger.change(claimed.key, State.SUBMITTED, of=claimed, **news)
-        kept = kept or await ledger.get(claimed.key) or await ledger.restore(bought)
-        if kept is None or kept.task_id != task_id:
-            if given := await ledger.of_another_request(task_id, claimed):
-                raise _no_receipt(task_id, given)
-            kept = await _recorded_elsewhere(ledger, bought, kept, warn)
-        return kept
+        if kept:
+            return kept
+        if given := await ledger.of_another_request(task_id, claimed):
+            raise _no_receipt(task_id, given)
+        return await ledger.restore(bought, warn) or await ledger.get(claimed.key) or bought
 
     try:
         return await _insisting(recorded, ledger.database.patience)
@@ -374,33 +373,6 @@ async def _accepted(
     except SubmissionUncertain as error:
         await _note_outcome(ledger, claimed, error, warn)
         raise
-
-
-async def _recorded_elsewhere(
-    ledger: Ledger, bought: Entry, there: Entry | None, warn: Callable[[str], None]
-) -> Entry:
-    """Record a purchase whose claim is not the key's any more: under the key if it is free.
-
-    The ledger may have forgotten the claim, or one more submission was allowed meanwhile.
-    """
-    if there and (there.is_free() or _is_older_doubt(there, bought)):
-        changes = _new_claim(there, bought, bought.claim, None, buys=False)
-        changes |= bought.model_dump(include={"task_id", "submitted_at", "holder", "claimed_at"})
-        kept = await ledger.change(state=State.SUBMITTED, seen=there, **changes)
-        if kept:
-            warn(
-                f"the ledger had forgotten that this key was being bought; its id is {kept.task_id}"
-            )
-            return kept
-    other = bought.model_copy(update={"key": f"{bought.key}+{bought.task_id}"})
-    kept = await attach(ledger, other, bought.task_id or "")
-    warn(f"the key was submitted twice; {bought.task_id} is recorded as {kept.key}")
-    return kept
-
-
-def _is_older_doubt(there: Entry, bought: Entry) -> bool:
-    """Return True for an open outcome that the purchase followed: the ledger is an older copy."""
-    return there.state is State.UNCERTAIN and (there.serial or 0) < (bought.serial or 0)
 
 
 def _no_receipt(task_id: str, given: Entry) -> SubmissionUncertain:
@@ -440,37 +412,10 @@ async def _note_outcome(
             claimed.key, state, of=claimed, holder=None, note=note, **refunded
         )
         if changed is None and state is State.UNCERTAIN:
-            await _note_doubt_elsewhere(ledger, claimed, note, warn)
+            doubt = {"state": state, "holder": None, "note": note, "changed_at": datetime.now(UTC)}
+            await ledger.restore(claimed.model_copy(update=doubt), warn)
     except LedgerUnavailable as trouble:
         warn(f"{trouble.what}; another attempt with this key will end as SubmissionUncertain")
-
-
-async def _note_doubt_elsewhere(
-    ledger: Ledger, claimed: Entry, note: str, warn: Callable[[str], None]
-) -> None:
-    """Record an open outcome whose claim the ledger has lost, or whose key was claimed anew.
-
-    It keeps its key if nothing else was, or may have been, bought under that since.
-    """
-    doubt = {
-        "state": State.UNCERTAIN,
-        "holder": None,
-        "note": note,
-        "changed_at": datetime.now(UTC),
-    }
-    open_ = claimed.model_copy(update=doubt)
-    there = await ledger.get(claimed.key) or await ledger.restore(open_)
-    if there is None or there.claim == claimed.claim:  # noted, or answered meanwhile
-        return
-    if there.is_free() or _is_older_doubt(there, claimed):
-        again = _new_claim(there, claimed, claimed.claim, None, buys=True)
-        again |= {"resubmitted_by": list(claimed.resubmitted_by)}
-        if await ledger.change(state=State.INTENDED, seen=there, **again):
-            await ledger.change(claimed.key, State.UNCERTAIN, of=claimed, note=note)
-            return
-    other = open_.model_copy(update={"key": f"{claimed.key}+{claimed.claim[:8]}"})
-    await ledger.insert(other)
-    warn(f"the key was submitted twice; the attempt without an answer is {other.key}")
 
 
 @asynccontextmanager
@@ -478,7 +423,8 @@ async def staying_with(ledger: Ledger, key: str, run: str) -> AsyncIterator[str]
     """Keep a generation that this run buys or takes up within the block; let go of it afterwards.
 
     Yields the name under which the run holds it. A run that is gone holds nothing: its lease
-    lapses, or its process is seen to be dead.
+    lapses, or its process is seen to be dead. If the ledger has lost the row by the end, the run
+    writes it again, since nobody else knows of the purchase.
     """
     holder = holder_name(run)
     with ledger.holding(key, holder):
@@ -493,7 +439,8 @@ async def staying_with(ledger: Ledger, key: str, run: str) -> AsyncIterator[str]
             alone = ledger.times_held_here(key, holder) == 1
             if alone and last and last.holder == holder:
                 with suppress(LedgerUnavailable):
-                    await ledger.let_go(key, holder, note)
+                    if await ledger.let_go(key, holder, note) is None:
+                        await ledger.restore(last.model_copy(update={"holder": None}))
 
 
 @asynccontextmanager

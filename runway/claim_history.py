@@ -3,11 +3,12 @@
 
 from collections.abc import Sequence
 
+from pydantic import ValidationError
 from sqlalchemy import case, select, update
 
 from .database import Database
 from .entries import Entry
-from .errors import LedgerOutdated
+from .errors import LedgerDamaged, LedgerOutdated
 from .ledger_mark import LedgerMark, MarkFile, highest_serial
 from .schema import generations, last_serial, versions
 
@@ -22,24 +23,37 @@ class ClaimHistory:
 
     Attributes:
         newest: The highest serial that this process knows of; a later claim has a higher one.
-        places_checked: Storages whose marks were compared or written, and when on the monotonic
-            clock.
+        places_checked: Storages whose marks were compared, and when on the monotonic clock.
+        places_marked: Storages in which a mark was written, and when on the monotonic clock.
     """
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.newest = 0
         self.places_checked: dict[str, float] = {}
+        self.places_marked: dict[str, float] = {}
         self._mark_file = MarkFile(database.file) if database.file else None
         self._compared = False
         self._identity = ""
 
     async def mark(self) -> LedgerMark:
-        """Return which ledger this is, and the serial of its newest claim."""
+        """Return which ledger this is, and the serial of its newest claim.
+
+        Raises:
+            LedgerDamaged: One of them cannot be read.
+        """
         query = select(versions.c.identity, last_serial.label("serial"))
         (row,) = await self.database.rows(query)
-        self._identity = row["identity"]
-        return LedgerMark.of(row["identity"], row["serial"], self.database.place)
+        try:
+            mark = LedgerMark.of(row["identity"], row["serial"], self.database.place)
+        except ValidationError as error:
+            wrong = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
+            raise LedgerDamaged(
+                f"in the ledger at {self.database.place} the newest claim's number or the ledger's "
+                f"identity is damaged: {wrong}"
+            ) from None
+        self._identity = mark.identity
+        return mark
 
     async def identity(self) -> str:
         """Return which ledger this is, as it was when it was last asked."""

@@ -285,7 +285,7 @@ class Database:
         engine = create_async_engine(
             url, connect_args=arguments, pool_pre_ping=True, pool_size=4, **_OPTIONS
         )
-        event.listen(engine.sync_engine, "handle_error", _leave_a_standby)
+        event.listen(engine.sync_engine, "handle_error", _leave_useless_connections)
         try:
             async with engine.connect() as connection:
                 await connection.run_sync(migrate)
@@ -381,12 +381,16 @@ def _identity(file: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _leave_a_standby(context: ExceptionContext) -> None:
-    """Count a server that takes no changes as lost: another one takes its place, or it will again.
+def _leave_useless_connections(context: ExceptionContext) -> None:
+    """Count connections as lost that would refuse everything from now on, so that others are made.
 
-    A connection that is kept would go on to refuse them even then.
+    A standby refuses changes: another server takes its place, or it will take them again. And a
+    connection that broke at a bad moment believes for ever that an operation is under way.
     """
-    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+    error = context.original_exception
+    cause = _cause(error)
+    is_stuck = isinstance(cause, asyncpg.InternalClientError | asyncpg.InterfaceError)
+    if getattr(error, "sqlstate", None) == _READ_ONLY or is_stuck:
         context.is_disconnect = True
 
 

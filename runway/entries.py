@@ -307,3 +307,33 @@ def conflict(entry: Entry, intent: Intent, task_id: str | None = None) -> KeyCon
         pairs.append(("request", "unknown", "another"))
     told = ", ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new)
     return KeyConflict(f"the key belongs to another request: {told}") if told else None
+
+
+def is_another_purchase(there: Entry, entry: Entry) -> bool:
+    """Return whether a key's entry in the ledger says nothing of a purchase in a run's hand; pure.
+
+    An open claim is not one yet: its outcome is recorded when it is known. Nor is an id that the
+    service has not confirmed, which a person may have replaced.
+
+    Args:
+        there: What the ledger has under the key.
+        entry: What the run has in hand under it.
+    """
+    if there.claim == entry.claim:
+        return False
+    if entry.task_id:
+        return entry.task_id_checked and there.task_id != entry.task_id
+    return entry.state is State.UNCERTAIN
+
+
+def is_outdated(there: Entry, entry: Entry) -> bool:
+    """Return whether a key's entry in the ledger may give way to a purchase; pure.
+
+    It is free, or an open outcome that the purchase followed: the ledger is an older copy.
+
+    Args:
+        there: What the ledger has under the key.
+        entry: The purchase.
+    """
+    older = (there.serial or 0) < (entry.serial or 0)
+    return there.is_free() or (there.state is State.UNCERTAIN and older)

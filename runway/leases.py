@@ -19,7 +19,7 @@ from sqlalchemy import and_, select, update
 from . import holders
 from .background import in_background
 from .database import Database
-from .entries import Entry
+from .entries import Entry, is_another_purchase
 from .errors import LedgerUnavailable
 from .holders import Worker
 from .moment import Moment
@@ -42,6 +42,13 @@ class _Hold:
     blocks: defaultdict[str, list[Worker]] = field(default_factory=lambda: defaultdict(list))
     lapses: dict[str, Moment] = field(default_factory=dict[str, Moment])
     entry: Entry | None = None
+
+    def has_in_hand_besides(self, entry: Entry) -> bool:
+        """Return whether a block works on another purchase than the one that has the key now."""
+        if self.entry is None or not is_another_purchase(entry, self.entry):
+            return False
+        in_hand, theirs = self.entry.holder or "", entry.holder or ""
+        return bool(self.blocks.get(in_hand)) and not self.blocks.get(theirs)
 
     def see_lease(self, holder: str | None, left: float | None, asked: Moment) -> None:
         """Note how long a holder's lease lasted at a moment, if the holder is one of these."""
@@ -137,7 +144,8 @@ class Leases:
     def _see(self, entry: Entry, asked: Moment) -> None:
         """Remember an entry that a question of that moment was answered with."""
         if hold := self._held.get(entry.key):
-            hold.entry = entry
+            if not hold.has_in_hand_besides(entry):
+                hold.entry = entry
             hold.see_lease(entry.holder, entry.lease_left, asked)
 
     async def _renew_until_nothing_is_held(self) -> None:
@@ -188,21 +196,25 @@ class Leases:
         return [entry for entry in entries if entry and entry.holder in names]
 
     async def _restore_lost(self, missing: Sequence[Entry]) -> None:
-        """Write again what a run works on and the ledger does not know any more."""
+        """Write again what a run works on and the ledger does not know any more.
+
+        Another run may have bought the key meanwhile; then the purchase is written beside it.
+        """
         for start in range(0, len(missing), MANY):
             some = missing[start : start + MANY]
-            there = select(generations.c.key).where(
+            there = select(generations.c.key, generations.c.task_id).where(
                 generations.c.key.in_([entry.key for entry in some])
             )
-            known = {row["key"] for row in await self.database.execute(there)}
+            known = {row["key"]: row["task_id"] for row in await self.database.execute(there)}
             for entry in some:
                 hold = self._held.get(entry.key)
                 still_held = hold is not None and hold.entry is entry
-                if entry.key not in known and still_held:
+                is_known = entry.key in known and known[entry.key] == entry.task_id
+                if still_held and not is_known:
                     await self.restore(entry)
 
     async def restore(self, entry: Entry) -> Entry | None:
-        """Write an entry again that the ledger has lost; None where it has the key."""
+        """Write an entry again that the ledger has lost; None where it was not lost."""
         raise NotImplementedError
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pydantic import ValidationError
 from sqlalchemy import (
     ColumnElement,
     FromClause,
@@ -33,7 +32,16 @@ from . import holders
 from .budget import Budget, Spent
 from .claim_history import ClaimHistory
 from .database import PATIENCE, Database, ledger_url
-from .entries import MAY_FOLLOW, Entry, Intent, Kind, State
+from .entries import (
+    MAY_FOLLOW,
+    Entry,
+    Intent,
+    Kind,
+    State,
+    is_another_purchase,
+    is_outdated,
+)
+from .entry_rows import as_columns, columns_of, read_entries
 from .errors import (
     BudgetExceeded,
     GenerationCancelled,
@@ -126,6 +134,15 @@ class Ledger(Leases):
             found |= {entry.key: entry for entry in await self._rows(some)}
         return found
 
+    async def known_ids(self, task_ids: Sequence[str]) -> set[tuple[str, str]]:
+        """Return those of some ids that it knows, each with the base URL of its service."""
+        found: set[tuple[str, str]] = set()
+        for start in range(0, len(task_ids), MANY):
+            some = _table.task_id.in_(task_ids[start : start + MANY])
+            rows = await self.database.rows(select(_table.task_id, _table.base_url).where(some))
+            found |= {(row["task_id"], row["base_url"]) for row in rows}
+        return found
+
     async def durations(self, kind: Kind, limit: int) -> list[tuple[float, int]]:
         """Seconds until the end was seen, and polls, of generations of a kind that succeeded.
 
@@ -203,7 +220,7 @@ class Ledger(Leases):
             **self._leased_to(values.pop("holder", None)),
             **values,
         }
-        within = is_within(budget, intent.key, _columns(row)) if budget else None
+        within = is_within(budget, intent.key, as_columns(row)) if budget else None
         statement = self._insert(row, within).returning(generations, LEASE_LEFT)
         added = await self._one(statement, budget)
         if added:
@@ -216,37 +233,75 @@ class Ledger(Leases):
     def _insert(self, row: dict[str, Any], where: ColumnElement[bool] | None = None) -> Any:
         """Return the statement that adds a row where that holds, unless its key has one."""
         dialect = postgresql if self.database.is_shared else sqlite
-        statement, row = dialect.insert(generations), _columns(row)
+        statement, row = dialect.insert(generations), as_columns(row)
         if where is None:
             return statement.values(row).on_conflict_do_nothing()
         return statement.from_select([*row], _selected(row).where(where)).on_conflict_do_nothing()
 
-    async def restore(self, entry: Entry) -> Entry | None:
-        """Write an entry again that the ledger has lost; None where it has the key.
+    async def restore(
+        self, entry: Entry, warn: Callable[[str], None] = _logger.warning
+    ) -> Entry | None:
+        """Write an entry again that a run has in hand and the ledger has lost.
 
         A standby that took over too early, an older copy that was put in place, or a person may
-        have lost the row of a purchase that a run still has in hand.
-        """
-        restored = await self.insert(entry)
-        if restored:
-            _logger.warning(
-                "The ledger at %s had lost the row of key %r (id %s), and the run that works on it "
-                "wrote it again; an older copy of the ledger may have been put in its place",
-                self.database.place,
-                scrub(entry.key),
-                entry.task_id or "not known",
-            )
-        return restored
+        have lost it. The key may stand for another purchase by now: then the entry replaces a row
+        that is older or free, or is written under a key of its own, so that no purchase is lost.
 
-    async def insert(self, entry: Entry) -> Entry | None:
-        """Write a whole entry; None where the ledger has the key."""
-        known = entry.model_dump(exclude={"lease_left", "leased_until", "holder"})
-        known["state"] = str(entry.state)
-        known["outputs"] = [str(output) for output in entry.outputs]
-        known["videos"] = entry.model_dump(mode="json")["videos"]
-        known["resubmitted_by"] = list(entry.resubmitted_by)
-        row = {**known, **self._leased_to(entry.holder)}
-        return await self._one(self._insert(row).returning(generations, LEASE_LEFT))
+        Args:
+            entry: As the run last read it.
+            warn: Told in words what was lost.
+
+        Returns:
+            The entry as it is recorded now, under whichever key; None where it was not lost.
+        """
+        if restored := (await self.insert([entry]) or [None])[0]:
+            warn(
+                f"The ledger at {self.database.place} had lost the row of key "
+                f"{scrub(entry.key)!r} (id {entry.task_id or 'not known'}), and the run that works "
+                "on it wrote it again; an older copy of the ledger may have been put in its place"
+            )
+            return restored
+        there = await self.get(entry.key)
+        if there is None or not is_another_purchase(there, entry):
+            return None
+        if entry.task_id and (known := await self.find(entry.task_id, entry.base_url)):
+            return known
+        if is_outdated(there, entry) and (replaced := await self._replace(there, entry)):
+            warn(
+                f"the ledger had forgotten that key {scrub(entry.key)!r} was being bought; its id "
+                f"is {entry.task_id or 'not known'}"
+            )
+            return replaced
+        name = f"{entry.key}+{entry.task_id or entry.claim[:8]}"
+        beside = await self.insert([entry.model_copy(update={"key": name})])
+        attempt = entry.task_id or "the attempt without an answer"
+        warn(f"key {scrub(entry.key)!r} was submitted twice; {attempt} is recorded as {name}")
+        return beside[0] if beside else await self.get(name)
+
+    async def insert(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Write whole entries where the ledger does not have their keys; return those."""
+        written: list[Entry] = []
+        for start in range(0, len(entries), MANY):
+            rows = [as_columns(self._row(entry)) for entry in entries[start : start + MANY]]
+            dialect = postgresql if self.database.is_shared else sqlite
+            statement = dialect.insert(generations).values(rows).on_conflict_do_nothing()
+            asked, found = await self.database.asked(statement.returning(generations, LEASE_LEFT))
+            for entry in self._read(found):
+                self._see(entry, asked)
+                written.append(entry)
+        return written
+
+    async def _replace(self, there: Entry, entry: Entry) -> Entry | None:
+        """Return an entry in place of an outdated row of its key, or None if that has changed."""
+        row = self._row(entry) | {
+            "attempts": max(entry.attempts, there.attempts + 1),
+            "charges": max(entry.charges, there.charges + 1),
+            "serial": last_serial + 1,
+        }
+        return await self._update([_table.key == entry.key, *_unchanged_since(there)], row)
+
+    def _row(self, entry: Entry) -> dict[str, Any]:
+        return columns_of(entry) | self._leased_to(entry.holder)
 
     async def change(
         self,
@@ -340,12 +395,16 @@ class Ledger(Leases):
         left = [_table.key == key, _table.holder == entry.holder, _lease_of(entry)]
         return await self._update(left, self._leased_to(holder))
 
-    async def let_go(self, key: str, holder: str, note: str | None = None) -> None:
-        """End a lease, so that whoever comes next need not wait for it to lapse."""
+    async def let_go(self, key: str, holder: str, note: str | None = None) -> Entry | None:
+        """End a lease, so that whoever comes next need not wait for it to lapse.
+
+        Returns:
+            The entry, or None where the holder has no lease on it.
+        """
         changes: dict[str, Any] = {"holder": None, "leased_until": None}
         if note is not None:
             changes["note"] = note
-        await self._update([_table.key == key, _table.holder == holder], changes)
+        return await self._update([_table.key == key, _table.holder == holder], changes)
 
     async def finished(self, submission: Submission, finished: Finished) -> Entry | None:
         """Record that it succeeded upstream."""
@@ -450,26 +509,7 @@ class Ledger(Leases):
     def _read(
         self, rows: Sequence[Any], tell: Callable[[LedgerDamaged], None] | None = None
     ) -> list[Entry]:
-        found: list[Entry] = []
-        for row in rows:
-            try:
-                found.append(self._entry(dict(row)))
-            except LedgerDamaged as error:
-                if tell is None:
-                    raise
-                tell(error)
-        return found
-
-    def _entry(self, row: dict[str, Any]) -> Entry:
-        """A row as it is read; what cannot be read might be bought, so nothing goes on without."""
-        try:
-            return Entry.model_validate(row)
-        except ValidationError as error:
-            wrong = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
-            where = (
-                f"in the ledger at {self.database.place} the row of key {scrub(str(row['key']))!r}"
-            )
-            raise LedgerDamaged(f"{where} is damaged: {wrong}") from None
+        return read_entries(rows, self.database.place, tell)
 
     async def _check_budget(self, budget: Budget, key: str, row: Mapping[str, Any]) -> None:
         """See that a row of these values would keep to a budget, as it is now.
@@ -500,7 +540,7 @@ class Ledger(Leases):
         changes: dict[str, Any],
         budget: Budget | None = None,
     ) -> Entry | None:
-        statement = update(generations).where(*where).values(_columns(changes))
+        statement = update(generations).where(*where).values(as_columns(changes))
         return await self._one(statement.returning(generations, LEASE_LEFT), budget)
 
 
@@ -539,16 +579,6 @@ def _selected(row: Mapping[str, Any]) -> Select[Any]:
             for name, value in row.items()
         ]
     )
-
-
-def _columns(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as columns take them: text that every database can hold."""
-    return {
-        name: value.encode("utf-8", "replace").decode().replace("\0", "")
-        if isinstance(value, str)
-        else value
-        for name, value in values.items()
-    }
 
 
 _ledgers: dict[tuple[int, str], Ledger] = {}

@@ -177,31 +177,31 @@ async def rebuild(ledger: Ledger, storage: Storage, *, location: str, base_url: 
         if isinstance(sidecar.get("serial"), int) and isinstance(sidecar.get("ledger"), str):
             serials[sidecar["ledger"]].add(sidecar["serial"])
     result = Rebuilt([], 0, {}, [*unreadable, *bad], len(sidecars), serials)
-    for entry in entries:
-        if await ledger.find(entry.task_id or "", entry.base_url):
-            result.known += 1
-        else:
-            name = await _written(ledger, entry, location)
-            result.restored.append(name)
-            if name != entry.key:
-                result.renamed[entry.key] = name
+    known = await ledger.known_ids([entry.task_id or "" for entry in entries])
+    lost = [entry for entry in entries if (entry.task_id, entry.base_url) not in known]
+    result.known = len(entries) - len(lost)
+    written = {(entry.key, entry.task_id) for entry in await ledger.insert(lost)}
+    for entry in lost:
+        is_written = (entry.key, entry.task_id) in written
+        name = entry.key if is_written else await _written_beside(ledger, entry, location)
+        result.restored.append(name)
+        if name != entry.key:
+            result.renamed[entry.key] = name
     return result
 
 
-async def _written(ledger: Ledger, entry: Entry, location: str) -> str:
-    """Write a purchase under its key, or under a name of its own where the key is another's.
+async def _written_beside(ledger: Ledger, entry: Entry, location: str) -> str:
+    """Write a purchase whose key the ledger has: into that entry if it is the same purchase.
 
     Returns:
         The key that it has now.
     """
-    if await ledger.insert(entry):
-        return entry.key
     task_id = entry.task_id or ""
     try:
         there = await attach(ledger, entry, task_id)
     except KeyConflict:
         other = entry.model_copy(update={"key": f"{entry.key}+{task_id}"})
-        await ledger.insert(other)
+        await ledger.insert([other])
         return other.key
     await ledger.stored(there, task_id, location, entry.videos[location])
     return entry.key

@@ -47,7 +47,7 @@ class NoHistory(ClaimHistory):
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
-        self.places_checked = JustNow()
+        self.places_checked = self.places_marked = JustNow()
 
     async def mark(self) -> LedgerMark:
         return LedgerMark.of("0", 0, "")
@@ -69,9 +69,6 @@ class NoLedger(Ledger):
         super().__init__("sqlite:////nowhere/at/all.db")
         self.history = NoHistory(self.database)
 
-    async def insert(self, entry: Entry) -> Entry:
-        return entry
-
     async def add(self, intent: Intent, state: State, claim: str, **_values: Any) -> Entry:
         now = datetime.now(UTC)
         self._entry_of_now = Entry(
@@ -81,16 +78,17 @@ class NoLedger(Ledger):
 
     async def change(self, key: str, state: State, **values: Any) -> Entry:
         values = {name: values[name] for name in ("task_id", "submitted_at") if name in values}
-        return self._entry_of_now.model_copy(update={"state": state, **values})
+        self._entry_of_now = self._entry_of_now.model_copy(update={"state": state, **values})
+        return self._entry_of_now
 
     async def get(self, key: str) -> None:
         return None
 
-    async def take(self, key: str, holder: str) -> None:
-        return None
+    async def take(self, key: str, holder: str) -> Entry:
+        return self._entry_of_now
 
-    async def let_go(self, key: str, holder: str, note: str | None = None) -> None:
-        return None
+    async def let_go(self, key: str, holder: str, note: str | None = None) -> Entry:
+        return self._entry_of_now
 
     async def durations(self, kind: Kind, limit: int) -> list[tuple[float, int]]:
         return []

@@ -134,6 +134,8 @@ def _live(place: Place, act: Callable[[Place], None]) -> NoReturn:
             setattr(module, name, limits[name])
         act(place)
         code = 0
+    except CometAPIError as error:
+        place.events.write("ended", key="", error=type(error).__name__, text=error.what[:200])
     except BaseException as error:  # noqa: BLE001 -- nothing may return into the runner's loop
         traceback.print_exc()
         place.events.write("untyped", error=f"{type(error).__name__}: {error}"[:300])
@@ -379,8 +381,8 @@ class Person:
         open_outcome = entry.state in {State.UNCERTAIN, State.LOST}
         if self.final:
             return "" if not open_outcome else "adopt" if candidates else "resubmit"
-        if entry.state is State.SUBMITTED:
-            return "abandon" if point < 0.03 else ""
+        if entry.state is State.SUBMITTED:  # nobody would ask for a second purchase's own key again
+            return "abandon" if point < 0.03 and "+" not in entry.key else ""
         if not open_outcome:
             return "resubmit" if point < 0.3 else ""
         if candidates:

@@ -101,7 +101,8 @@ def _duplicates(left: Left) -> Iterator[Violation]:
 def _lost(left: Left) -> Iterator[Violation]:
     """Find purchases that the ledger does not know under their key.
 
-    One whose key a person had submitted again afterwards was given up by that person.
+    A second one may be under its key and id. One whose key a person had submitted again afterwards
+    was given up by that person.
     """
     keys = {row.task_id: row.key for row in left.rows if row.task_id}
     times = _times(left.leaves)
@@ -109,7 +110,8 @@ def _lost(left: Left) -> Iterator[Violation]:
         given_up = Counter[str]()
         for purchase in bought:
             recorded = keys.get(purchase.task_id)
-            if recorded == key:
+            is_second = recorded == f"{key}+{purchase.task_id}" and key in keys.values()
+            if recorded == key or is_second:
                 continue
             leaves = len(times.get(key, ()))
             given_up[key] += 1

@@ -118,27 +118,30 @@ def _back_up(place: Place, file: Path) -> None:
         _compare(place, known, file)
 
 
-def _compare(place: Place, known: set[str], file: Path) -> None:
+def _compare(place: Place, known: dict[str, str], file: Path) -> None:
+    """Report the purchases that a copy lacks, but for those whose rows were deleted meanwhile."""
     try:
-        missing = known - _recorded(file)
+        missing = known.keys() - _recorded(file).keys()
     except sqlite3.Error as error:
         place.events.write("incomplete", text=f"{file.name} of {len(known)} purchases: {error}")
         return
-    if missing:
-        text = f"{file.name} lacks {len(missing)} of {len(known)} purchases"
+    deleted = {line["key"] for line in place.events.lines() if line["what"] == "deleted"}
+    lacking = [key for task_id, key in known.items() if task_id in missing and key not in deleted]
+    if lacking:
+        text = f"{file.name} lacks {len(lacking)} of {len(known)} purchases: {lacking[:5]}"
         place.events.write("incomplete", text=text)
 
 
-def _recorded(file: Path) -> set[str]:
-    """Return the ids in a ledger's file, read without the package."""
+def _recorded(file: Path) -> dict[str, str]:
+    """Return the keys in a ledger's file by their ids, read without the package."""
     if not file.exists():
-        return set()
+        return {}
     connection = sqlite3.connect(file, timeout=30)
     try:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchall():
-            return set()
-        query = f"SELECT task_id FROM {generations.name} WHERE task_id IS NOT NULL"
-        return {task_id for (task_id,) in connection.execute(query)}
+            return {}
+        query = f"SELECT task_id, key FROM {generations.name} WHERE task_id IS NOT NULL"
+        return dict(connection.execute(query).fetchall())
     finally:
         connection.close()
 
@@ -191,7 +194,7 @@ def restore(walk: Walk, chance: random.Random) -> bool:
     if bought := len(walk.accepted.lines()) - before:
         walk.incomplete.append(f"an older backup in the ledger's place bought {bought} videos")
     walk.start("person", _rebuild)
-    walk.wait(120)
+    assert walk.wait(300), "the rebuilding does not end"
     there = {row.task_id for row in walk.rows()}
     gone = [row for row in newer if row.task_id not in there]
     for row in gone:

@@ -112,6 +112,14 @@ def test_the_video_of_another_purchase_is_found(spoilt):
     assert Wrong.WRONG_FILE in wrong(spoilt)
 
 
+def test_a_second_purchase_may_have_a_name_of_its_own():
+    """Both are in the ledger, so neither is lost; that it was bought twice is told as such."""
+    twice = [*SOUND.purchases, Purchase("id-a2", "a", sha256="sha-a", at=9.0)]
+    second = replace(SOUND.rows[0], key="a+id-a2", task_id="id-a2")
+    found = wrong(replace(SOUND, purchases=twice, rows=[*SOUND.rows, second]))
+    assert found == {Wrong.DUPLICATE}
+
+
 @pytest.mark.parametrize("more", [{"a.jpg": ""}, {"x.mp4": "sha-of-half"}, {"a.json": ""}])
 def test_a_half_file_is_found(more):
     """Nothing is visible in the storage that is cut off or that nobody served."""

@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from prefect_cometapi.flows import (
     apoll_generation,
     asubmit_generation,
 )
-from prefect_cometapi.runway import GenerationFailed, ImageToVideoRequest, State
+from prefect_cometapi.runway import GenerationFailed, ImageToVideoRequest, State, StoredVideo
 from prefect_cometapi.runway.schema import generations
 
 pytestmark = pytest.mark.server
@@ -93,4 +94,45 @@ async def test_a_row_that_is_lost_between_two_steps_of_an_own_flow_is_written_ag
     assert Path(uri).exists()
     assert book["sku-17"].state is State.STORED
     assert book["sku-17"].model == "gen3a_turbo"
+    assert await bought_once(image, sandbox)
+
+
+async def test_a_key_that_was_bought_again_keeps_both_purchases(
+    prefect_server, sandbox, image, book
+):
+    """The run that bought first stores its own video, and the ledger names it beside the other."""
+    first: list[StoredVideo] = []
+
+    @flow
+    async def own() -> None:
+        request = ImageToVideoRequest.model_validate(image)
+        submission = await asubmit_generation(request, key="k")
+        by_another_worker = {"task_id": "5d2c5f51-4b6a-4a5c-9d1c-6f1f5e1f7d11", "claim": "theirs"}
+        theirs = book["k"].model_copy(update=by_another_worker)
+        await lose_all(book)
+        await book.ledger.insert([theirs])
+        finished = await apoll_generation(submission)
+        videos = await afetch_output(submission, finished)
+        first.extend(await apersist_output(submission, finished, videos))
+
+    await own()
+    (mine,) = sandbox.accepted
+    there = book[f"k+{mine.task_id}"]
+    assert (there.state, there.task_id) == (State.STORED, mine.task_id)
+    assert [video for videos in there.videos.values() for video in videos] == first
+    assert (book["k"].state, book["k"].claim) == (State.SUBMITTED, "theirs")
+
+
+async def test_a_run_that_is_cancelled_after_its_row_was_lost_leaves_its_purchase(
+    prefect_server, sandbox, image, book, finish_rendering
+):
+    """The next run with the key buys nothing."""
+    run = asyncio.create_task(aimage_to_video(image, key="sku-17"))
+    await until(lambda: any(request.route == "task" for request in sandbox.requests))
+    await lose_all(book)
+    run.cancel()
+    with suppress(asyncio.CancelledError):
+        await run
+    assert book["sku-17"].state is State.SUBMITTED
+    finish_rendering()
     assert await bought_once(image, sandbox)

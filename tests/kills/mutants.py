@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults that are put into the product on purpose, to see that the checks notice them."""
 
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prefect_cometapi.flows import collector
+from prefect_cometapi.runway.claim_history import ClaimHistory
 from prefect_cometapi.runway.entries import Entry, Intent, State
 from prefect_cometapi.runway.ledger import Ledger
 from prefect_cometapi.runway.storage import FolderStorage
@@ -26,8 +26,11 @@ def unclaimed() -> None:
             return await original(ledger, intent, state, claim, **values)
         now = datetime.now(UTC)
         new = {"state": state, "claim": claim, "created_at": now, "changed_at": now}
-        new |= {"serial": time.monotonic_ns()}  # a ledger that never went back
         return Entry.model_validate(intent.wanted() | new)
+
+    @around(ClaimHistory, "check_claim")
+    def _(_original: Any, _history: ClaimHistory, _claimed: Entry, _newest_before: int) -> None:
+        """See nothing: the claim has no number."""
 
     @around(Ledger, "is_surely_held")
     def _(_original: Any, _ledger: Ledger, _key: str, _holder: str) -> bool:

@@ -2,6 +2,7 @@
 """A row that the ledger has lost does not mean that nothing was bought: its run knows better."""
 
 import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from prefect_cometapi.runway import (
     GenerationFailed,
     Ledger,
     State,
+    StorageError,
     SubmissionUncertain,
 )
 from prefect_cometapi.runway.buying import buy_once, working_on
@@ -52,7 +54,7 @@ class Buying:
 
 
 async def test_a_claim_that_vanished_during_the_request_is_written_again_with_its_id(
-    ledger, caplog
+    ledger,
 ):
     """The key stays bought, and nobody is told of a second submission."""
     buying = Buying(ledger)
@@ -60,8 +62,8 @@ async def test_a_claim_that_vanished_during_the_request_is_written_again_with_it
     await lose(ledger)
     bought = await buying.answered()
     assert (bought.key, bought.task_id, bought.charges) == ("sku-17", "task-1", 1)
-    assert "had lost the row of key 'sku-17' (id task-1)" in caplog.text
-    assert buying.told == []
+    (told,) = buying.told
+    assert "had lost the row of key 'sku-17' (id task-1)" in told
     again = Service()
     assert (await buy_once(ledger, intent(), again.post, run="next")).task_id == "task-1"
     assert again.posts == 0
@@ -79,7 +81,7 @@ async def test_a_claim_that_an_older_copy_forgot_gets_its_id_under_the_key(ledge
     assert (bought.key, bought.task_id, bought.state) == ("sku-17", "task-1", S.SUBMITTED)
     assert [entry.key for entry in await ledger.entries()] == ["sku-17"]
     (told,) = buying.told
-    assert "had forgotten that this key was being bought; its id is task-1" in told
+    assert "had forgotten that key 'sku-17' was being bought; its id is task-1" in told
 
 
 async def unanswered(buying: Buying) -> None:
@@ -129,7 +131,7 @@ async def test_an_open_outcome_keeps_a_name_of_its_own_where_the_key_is_taken(le
     assert states == {"sku-17": S.SUBMITTED, other: S.UNCERTAIN}
     assert other.startswith("sku-17+")
     (told,) = buying.told
-    assert f"the attempt without an answer is {other}" in told
+    assert f"the attempt without an answer is recorded as {other}" in told
 
 
 async def test_an_id_gets_a_name_of_its_own_only_where_the_key_is_taken(ledger):
@@ -163,6 +165,59 @@ async def test_a_row_that_vanishes_while_a_run_works_on_it_is_written_again(hast
         assert (back.state, back.task_id, back.holder) == (state, "task-1", entry.holder)
         assert back.outputs == entry.outputs
     assert "had lost the row" in caplog.text
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_run_that_ends_before_the_next_renewal_leaves_what_it_bought(ledger, fails):
+    """Whether it fails or not, the key is not free afterwards."""
+    made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
+    with suppress(StorageError):
+        async with working_on(ledger, "sku-17", "run"):
+            await lose(ledger)
+            if fails:
+                raise StorageError("the disk is full")
+    there = await ledger.get("sku-17")
+    assert (there.task_id, there.claim, there.holder) == ("task-1", made.claim, None)
+    again = Service()
+    assert (await buy_once(ledger, intent(), again.post, run="next")).task_id == "task-1"
+    assert again.posts == 0
+
+
+async def test_a_purchase_whose_key_was_bought_again_meanwhile_is_recorded_beside_it(hasty, caplog):
+    """The run that has it in hand writes it with the next renewal; neither is lost."""
+    async with working_on(hasty, "sku-17", "run") as entry:
+        assert entry
+        await lose(hasty)
+        await put(hasty, S.SUBMITTED, task_id="task-2")
+
+        async def is_recorded() -> bool:
+            return await hasty.get("sku-17+task-1") is not None
+
+        await until(is_recorded)
+    states = {found.key: found.task_id for found in await hasty.entries()}
+    assert states == {"sku-17": "task-2", "sku-17+task-1": "task-1"}
+    told = "was submitted twice; task-1 is recorded as sku-17+task-1"
+    assert caplog.text.count(told) == 1
+
+
+async def test_an_id_that_the_service_has_not_confirmed_gives_way(ledger):
+    """A person may have mistyped it and replaced it since, so it is no second purchase."""
+    unconfirmed = await put(ledger, S.SUBMITTED, task_id="task-1", task_id_checked=False)
+    await lose(ledger)
+    await put(ledger, S.SUBMITTED, task_id="task-2")
+    assert await ledger.restore(unconfirmed) is None
+    assert [entry.key for entry in await ledger.entries()] == ["sku-17"]
+
+
+async def test_a_purchase_that_is_recorded_already_is_not_recorded_again(ledger):
+    """Whichever key it has there."""
+    made = await put(ledger, S.SUBMITTED, task_id="task-1")
+    await lose(ledger)
+    await put(ledger, S.SUBMITTED, task_id="task-2")
+    await put(ledger, S.SUBMITTED, "adopted", task_id="task-1")
+    restored: Any = await ledger.restore(made)
+    assert restored.key == "adopted"
+    assert len(await ledger.entries()) == 2
 
 
 async def test_a_claim_that_vanishes_while_its_answer_is_awaited_cannot_be_bought_by_others(
@@ -238,12 +293,15 @@ async def test_a_key_that_changes_while_an_outcome_is_recorded_keeps_the_other_o
     this = generations.c.key == "sku-17"
     stale = {"state": str(S.REJECTED), "claim": "another", "holder": None}
     await ledger.database.rows(update(generations).where(this).values(**stale))
-    change = ledger.change
+    get = ledger.get
 
-    async def changed_meanwhile(*words: Any, **values: Any) -> Entry | None:
-        return None if values.get("seen") else await change(*words, **values)
+    async def get_and_change(key: str) -> Entry | None:
+        seen = await get(key)
+        claimed = {"state": str(S.UNCERTAIN), "claim": "yet another"}
+        await ledger.database.rows(update(generations).where(this).values(**claimed))
+        return seen
 
-    monkeypatch.setattr(ledger, "change", changed_meanwhile)
+    monkeypatch.setattr(ledger, "get", get_and_change)
     buying.service.answer.set()
     await asyncio.gather(buying.task, return_exceptions=True)
     keys = {entry.key for entry in await ledger.entries()}
