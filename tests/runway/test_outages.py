@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State, SubmissionUncertain
+from prefect_cometapi.runway.background import elsewhere
 from prefect_cometapi.runway.buying import buy_once, working_on
 
 from .made import Service, Told, finished, intent, put, until, video
@@ -277,3 +278,20 @@ async def test_a_fresh_file_that_is_locked_while_it_is_opened_is_waited_for(file
     async with asyncio.timeout(20):
         assert await looking is None
     await ledger.database.close()
+
+
+@on_postgres
+async def test_a_connection_that_is_stuck_in_an_operation_is_replaced(shared):
+    """One that broke at a bad moment refuses everything, and others are made in its place."""
+
+    async def leave_one_at_work() -> "asyncio.Future[Any]":
+        async with (await shared.database._opened()).connect() as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            busy = asyncio.ensure_future(driver.fetch("SELECT pg_sleep(20)"))
+            await asyncio.sleep(0)  # it has sent its query
+            return busy
+
+    busy = await elsewhere(leave_one_at_work())
+    async with asyncio.timeout(10):
+        assert (await shared.get("before")).task_id == "t"
+    busy.cancel()
