@@ -391,18 +391,21 @@ class Person:
 
 
 def _undecided(place: Place) -> list[tuple[Entry, list[str]]]:
-    """Return what a person may decide about, with the purchases that no row knows."""
-    bought: defaultdict[str, list[str]] = defaultdict(list)
+    """Return what a person may decide about, with the purchases since its claim that no row knows."""
+    bought: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     ledger = Ledger(place.ledger_url, patience=PATIENCE)
 
     for line in place.accepted.lines():
-        bought[line["key"]].append(line["task_id"])
+        bought[line["key"]].append(line)
+
+    async def unknown(entry: Entry) -> list[str]:
+        since = entry.claimed_at.timestamp() if entry.claimed_at else 0.0
+        ids = [line["task_id"] for line in bought[entry.key] if line["at"] >= since]
+        return [task_id for task_id in ids if not await ledger.find(task_id, place.service)]
 
     async def looked() -> list[tuple[Entry, list[str]]]:
-        found = [
-            (entry, [id_ for id_ in bought[entry.key] if not await ledger.find(id_, place.service)])
-            for entry in await ledger.entries(states=sorted(DECIDABLE))
-        ]
+        entries = await ledger.entries(states=sorted(DECIDABLE))
+        found = [(entry, await unknown(entry)) for entry in entries]
         await ledger.database.close()
         return found
 

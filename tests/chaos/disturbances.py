@@ -195,13 +195,13 @@ def restore(walk: Walk, chance: random.Random) -> bool:
         walk.incomplete.append(f"an older backup in the ledger's place bought {bought} videos")
     walk.start("person", _rebuild)
     assert walk.wait(300), "the rebuilding does not end"
-    there = {row.task_id for row in walk.rows()}
-    gone = [row for row in newer if row.task_id not in there]
-    for row in gone:
-        if row.state == "stored":
+    there = {row.key: row for row in walk.rows()}
+    ids = {row.task_id for row in there.values()}
+    for row in rows:
+        if row.state == "stored" and row.task_id not in ids:
             walk.incomplete.append(f"{row.key} is not in the ledger that was rebuilt")
-        else:  # it failed upstream, and only the ledger told
-            walk.events.write("leave", key=row.key)
+        elif row.key not in there or there[row.key].state in {"rejected", "released"}:
+            walk.events.write("leave", key=row.key)  # it failed, which only the ledger knew
     return True
 
 
