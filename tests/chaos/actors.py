@@ -391,7 +391,7 @@ class Person:
 
 
 def _undecided(place: Place) -> list[tuple[Entry, list[str]]]:
-    """Return what a person may decide about, with the purchases since its claim that no row knows."""
+    """Return what a person may decide about, each with purchases since its claim in no row."""
     bought: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     ledger = Ledger(place.ledger_url, patience=PATIENCE)
 
