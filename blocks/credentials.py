@@ -8,7 +8,7 @@ import httpx
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
-from ..runway.client import RunwayClient
+from ..runway.api.client import RunwayClient
 from ..runway.errors import AuthenticationError
 from ..runway.settings import (
     API_KEY_PATTERN,

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 from .shown import DOCUMENTATION, LOGO
 
 if TYPE_CHECKING:
-    from ..runway.ledger import Ledger
+    from ..runway.ledger.store import Ledger
 
 
 class GenerationLedger(Block):
@@ -49,7 +49,7 @@ class GenerationLedger(Block):
     @classmethod
     def _check_url(cls, url: SecretStr) -> SecretStr:
         from ..runway.errors import LedgerUnavailable
-        from ..runway.ledger import ledger_url
+        from ..runway.ledger.store import ledger_url
 
         try:
             ledger_url(url.get_secret_value())
@@ -63,6 +63,6 @@ class GenerationLedger(Block):
         Raises:
             LedgerUnavailable: The URL names no database that can be a ledger.
         """
-        from ..runway.ledger import ledger_at
+        from ..runway.ledger.store import ledger_at
 
         return ledger_at(self.url.get_secret_value())

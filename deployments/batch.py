@@ -18,7 +18,7 @@ from .terminal import bar, console, errors, escape, show_error, shown_place
 
 if TYPE_CHECKING:
     from ..flows.board import Standing
-    from ..runway.batch import BatchResult, ItemResult
+    from ..runway.batch.models import BatchResult, ItemResult
 
 _SHOWN = 10
 _COUNT = validators.Number(gte=1)
@@ -97,8 +97,8 @@ def batch(
 
 def _show_foreseen(result: "BatchResult") -> None:
     """What a manifest comes to, without buying any of it."""
-    from ..runway.batch import Outcome
-    from ..runway.figures import figures
+    from ..runway.batch.models import Outcome
+    from ..runway.ledger.figures import figures
 
     bad = result.count(Outcome.INVALID)
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
@@ -118,8 +118,8 @@ def _show(result: "BatchResult", *, json: bool) -> None:
         console.print_json(result.model_dump_json())
         return
     from ..flows.batch_display import span
-    from ..runway.figures import figures
-    from ..runway.outcomes import Again, again
+    from ..runway.batch.outcomes import Again, again
+    from ..runway.ledger.figures import figures
 
     console.print(f"\n[bold]{result.sentence()}[/] in {span(result.seconds)}")
     for what, amount in figures(result.spending).items():

@@ -12,8 +12,8 @@ from cyclopts import App, Parameter, validators
 from pydantic import ValidationError
 
 from ..runway.errors import CometAPIError
-from ..runway.names import check_key
-from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
+from ..runway.models.keys import check_key
+from ..runway.models.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from ..sandbox.replies import ReplyShape
 from .batch import batch
 from .doctor import doctor

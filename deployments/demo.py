@@ -4,8 +4,8 @@
 import os
 from pathlib import Path
 
-from ..runway.generation import GenerationResult
-from ..runway.requests import ImageToVideoRequest, VideoToVideoRequest
+from ..runway.models.generation import GenerationResult
+from ..runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
 from .quiet import quieten_prefect, start_prefect, use_embedded_server
 from .sources import as_source
 from .terminal import Stopwatch, console, progress_of, show_results

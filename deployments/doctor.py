@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import httpx
 from cyclopts import Parameter
 
-from ..runway.client import tls_context
+from ..runway.api.client import tls_context
 from ..runway.errors import CometAPIError, ServiceUnavailable
 from ..runway.settings import CometAPISettings
 from .quiet import quieten_prefect
@@ -126,7 +126,7 @@ def clock_finding(ahead: float) -> Finding:
 
 async def _storage(place: str) -> Finding:
     from ..flows.storage import full_name, resolve_storage
-    from ..runway.storage import probe
+    from ..runway.storage.base import probe
 
     what = "storage"
     try:
@@ -137,7 +137,7 @@ async def _storage(place: str) -> Finding:
 
 
 async def _decoder() -> Finding:
-    from ..runway.media import what_the_decoder_reaches
+    from ..runway.media.inspector import what_the_decoder_reaches
 
     what = "decoder"
     try:
@@ -156,7 +156,7 @@ async def _ledger(place: str) -> Finding:
     from ..flows.ledger_check import other_ledgers
     from ..flows.storage import full_name, resolve_storage
     from ..runway.errors import LedgerOutdated, StorageError
-    from ..runway.ledger_mark import ledgers_in_use, read_marks
+    from ..runway.ledger.marks import ledgers_in_use, read_marks
 
     what = "ledger"
     try:

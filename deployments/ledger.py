@@ -13,10 +13,15 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from cyclopts import App, Parameter
 from rich.table import Table
 
-from ..runway.entries import Entry, State
 from ..runway.errors import LedgerDamaged
-from ..runway.names import check_task_id
-from ..runway.resubmission import ARRIVAL_WINDOW, may_arrive_until, outcome_is_unknown, sent_at
+from ..runway.ledger.entry import Entry, State
+from ..runway.ledger.resubmission import (
+    ARRIVAL_WINDOW,
+    may_arrive_until,
+    outcome_is_unknown,
+    sent_at,
+)
+from ..runway.models.keys import check_task_id
 from .ledger_files import backup, rebuild
 from .ledger_table import as_csv, as_json, facts_of, shown_time, table_of
 from .quiet import quieten_prefect

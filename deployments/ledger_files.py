@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ..runway.errors import LedgerUnavailable, StorageError
-from ..runway.file_lock import FileLock
+from ..runway.ledger.file_lock import FileLock
 from ..runway.settings import CometAPISettings
 from .quiet import quieten_prefect
 from .terminal import console, errors, escape
@@ -22,7 +22,7 @@ PATIENCE = 30.0
 """Seconds for which a process that is writing the ledger is waited for."""
 
 if TYPE_CHECKING:
-    from ..runway.rebuild import Rebuilt
+    from ..runway.ledger.rebuild import Rebuilt
 
 
 def backup(
@@ -122,8 +122,8 @@ def rebuild(
 async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
     from ..flows.ledger import open_ledger
     from ..flows.storage import full_name, resolve_storage
-    from ..runway.ledger_mark import highest_serial, read_marks
-    from ..runway.rebuild import missing_claims, rebuild
+    from ..runway.ledger.marks import highest_serial, read_marks
+    from ..runway.ledger.rebuild import missing_claims, rebuild
 
     ledger = await open_ledger()
     before, beside = await ledger.history.mark(), ledger.history.mark_beside()

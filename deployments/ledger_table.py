@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.table import Table
 
-from ..runway.budget import ASSUMED_SECONDS
-from ..runway.entries import Entry, State
-from ..runway.figures import in_words
-from ..runway.generation import StoredVideo
-from ..runway.holders import shown_holder
+from ..runway.ledger.budget import ASSUMED_SECONDS
+from ..runway.ledger.entry import Entry, State
+from ..runway.ledger.figures import in_words
+from ..runway.ledger.owners import shown_holder
+from ..runway.models.generation import StoredVideo
 from ..runway.redact import printable
 from .terminal import escape
 

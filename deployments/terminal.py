@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from ..runway.errors import CometAPIError
-from ..runway.generation import Generation, GenerationResult, Status, Submission
+from ..runway.models.generation import Generation, GenerationResult, Status, Submission
 from ..runway.redact import printable
 from ..runway.settings import CometAPISettings
 

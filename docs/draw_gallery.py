@@ -20,8 +20,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from playwright.sync_api import Browser, sync_playwright
 
 from prefect_cometapi.flows.gallery import NAME, gallery
-from prefect_cometapi.runway.batch import ItemResult, Outcome
-from prefect_cometapi.runway.media import draw_poster, inspect_video
+from prefect_cometapi.runway.batch.models import ItemResult, Outcome
+from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
 from prefect_cometapi.sandbox.render import Recipe, render
 
 IMAGES = Path(__file__).parent / "images"

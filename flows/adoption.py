@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..blocks.credentials import CometAPICredentials
-from ..runway.entries import Entry, Intent
 from ..runway.errors import AuthenticationError
-from ..runway.requests import GenerationRequest
+from ..runway.ledger.entry import Entry, Intent
+from ..runway.models.requests import GenerationRequest
 from . import display
 from .ledger import open_ledger
 from .running import resolve_key
@@ -15,8 +15,8 @@ from .saved_blocks import load_block
 from .sharing import client_for, settings_now
 
 if TYPE_CHECKING:
-    from ..runway.adoption import Check
-    from ..runway.ledger import Ledger
+    from ..runway.api.adoption import Check
+    from ..runway.ledger.store import Ledger
 
 ATTACHED_GRACE = 4
 """Poll intervals during which the id of an older generation may be unknown."""
@@ -37,7 +37,7 @@ async def credentials_of(
 
 async def check_id(credentials: CometAPICredentials, task_id: str) -> "Check":
     """Ask the service for an id, for as long as that of an older generation may be unknown."""
-    from ..runway.adoption import check_task
+    from ..runway.api.adoption import check_task
 
     interval = settings_now().poll_interval
     async with client_for(credentials) as client:
@@ -54,7 +54,7 @@ async def adopt_id(
         UnknownTaskId: The service does not know the id.
         LedgerUnavailable: The ledger cannot be used.
     """
-    from ..runway.adoption import adopt
+    from ..runway.api.adoption import adopt
 
     async def ask() -> "Check":
         return await check_id(credentials, task_id)
@@ -72,7 +72,7 @@ async def adopt_by_hand(
         UnknownTaskId: The service does not know the id.
         LedgerUnavailable: The ledger cannot be used.
     """
-    from ..runway.adoption import Check, adopt, check_task
+    from ..runway.api.adoption import Check, adopt, check_task
 
     async def ask() -> Check:
         try:

@@ -18,13 +18,13 @@ from uuid import UUID
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 
+from ..runway.api.polling import Wait, spread
 from ..runway.errors import (
     CometAPIError,
     ServiceUnavailable,
     StagedFileMissing,
     SubmissionUncertain,
 )
-from ..runway.polling import Wait, spread
 from .sharing import settings_now
 
 LONGEST_DELAY = 6

@@ -9,12 +9,12 @@ from prefect.states import Completed
 from pydantic import AfterValidator, Field
 
 from ..blocks.credentials import CometAPICredentials
-from ..runway.batch import BatchResult
-from ..runway.budget import Budget
-from ..runway.download import AssetClients
+from ..runway.batch.models import BatchResult
+from ..runway.batch.outcomes import invalid
+from ..runway.batch.rows import batch_keys, batch_prefix
 from ..runway.errors import BatchFailed
-from ..runway.outcomes import invalid
-from ..runway.rows import batch_keys, batch_prefix
+from ..runway.ledger.budget import Budget
+from ..runway.media.download import AssetClients
 from ..runway.settings import CometAPISettings
 from .batch_display import show_batch
 from .batch_plan import check_output, check_prices, check_rows_of, planned, spending_of

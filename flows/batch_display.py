@@ -6,9 +6,9 @@ import base64
 import json
 from uuid import UUID
 
-from ..runway.batch import BatchResult, ItemResult, Outcome
-from ..runway.figures import figures
-from ..runway.media import draw_contact_sheet
+from ..runway.batch.models import BatchResult, ItemResult, Outcome
+from ..runway.ledger.figures import figures
+from ..runway.media.inspector import draw_contact_sheet
 from .board import Standing
 from .display import harmless, plain
 from .storage import resolve_storage

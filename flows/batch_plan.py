@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from ..runway.batch import BatchItem, BatchResult, ItemResult
-from ..runway.budget import Budget, Spending, Spent, estimate, seconds_of
-from ..runway.entries import Entry
+from ..runway.batch.manifest import read_rows
+from ..runway.batch.models import BatchItem, BatchResult, ItemResult
+from ..runway.batch.outcomes import invalid, stored, waiting
+from ..runway.batch.rows import BadRow, Row, batch_keys, batch_prefix, check_rows, rows_of
 from ..runway.errors import InvalidManifest, InvalidRequest, StorageUnavailable
-from ..runway.manifest import read_rows
-from ..runway.outcomes import invalid, stored, waiting
+from ..runway.ledger.budget import Budget, Spending, Spent, estimate, seconds_of
+from ..runway.ledger.entry import Entry
 from ..runway.redact import hide_secrets, shown_url
-from ..runway.rows import BadRow, Row, batch_keys, batch_prefix, check_rows, rows_of
 from . import display
 from .deliver import is_gone
 from .ledger import open_ledger
@@ -29,7 +29,7 @@ from .sharing import settings_now
 from .storage import full_name
 
 if TYPE_CHECKING:
-    from ..runway.ledger import Ledger
+    from ..runway.ledger.store import Ledger
 
 
 _TEMPORARY = {re.escape(place) for place in (gettempdir(), os.path.realpath(gettempdir()))}

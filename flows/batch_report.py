@@ -13,12 +13,12 @@ from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Self
 
-from ..runway.batch import ItemResult
-from ..runway.budget import Spending
+from ..runway.batch.models import ItemResult
+from ..runway.batch.results import check_place, next_write, publish_results, split_place
 from ..runway.errors import StorageError
-from ..runway.names import batch_stem
-from ..runway.results import check_place, next_write, publish_results, split_place
-from ..runway.storage import Storage, publish_written
+from ..runway.ledger.budget import Spending
+from ..runway.models.keys import batch_stem
+from ..runway.storage.base import Storage, publish_written
 from . import display
 from .batch_display import BatchArtifacts
 from .board import Board

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 
 from ..blocks.credentials import CometAPICredentials
-from ..runway import outcomes
-from ..runway.batch import BatchItem, ItemResult
-from ..runway.budget import Budget, estimate
+from ..runway.batch import outcomes
+from ..runway.batch.models import BatchItem, ItemResult
 from ..runway.errors import BudgetExceeded, CometAPIError, LedgerUnavailable
-from ..runway.generation import Finished, GenerationResult
+from ..runway.ledger.budget import Budget, estimate
+from ..runway.models.generation import Finished, GenerationResult
 from . import display
 from .attempts import retry_on
 from .batch_plan import looked_up
@@ -29,7 +29,7 @@ from .ledger import record, this_run
 from .tasks import WORTH_RETRYING, step_options
 
 if TYPE_CHECKING:
-    from ..runway.ledger import Ledger
+    from ..runway.ledger.store import Ledger
 
 
 @task(
@@ -151,7 +151,7 @@ class BatchRun:
         display.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
 
     async def _made(self, item: BatchItem, by: Steps) -> GenerationResult:
-        from ..runway.buying import staying_with
+        from ..runway.ledger.purchase import staying_with
 
         made: list[GenerationResult] = []
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from ..blocks.credentials import CometAPICredentials
-from ..runway.entries import UNFINISHED, Entry, State
 from ..runway.errors import CometAPIError, LedgerDamaged
-from ..runway.generation import Value
-from ..runway.holders import holder_name
+from ..runway.ledger.entry import UNFINISHED, Entry, State
+from ..runway.ledger.owners import holder_name
+from ..runway.models.generation import Value
 from ..runway.redact import scrub
 from . import display
 from .adoption import credentials_of
@@ -27,7 +27,7 @@ from .running import run_sync
 from .suspended import resume_waiting
 
 if TYPE_CHECKING:
-    from ..runway.ledger import Ledger
+    from ..runway.ledger.store import Ledger
 
 AT_ONCE = 100
 """Generations that one collector works on at a time."""
@@ -127,7 +127,7 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
 
 
 async def _give_up_the_dead(ledger: "Ledger", intended: list[Entry]) -> None:
-    from ..runway.buying import give_up
+    from ..runway.ledger.purchase import give_up
 
     for entry in intended:
         if not await ledger.is_living(entry):

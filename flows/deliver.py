@@ -15,7 +15,7 @@ from prefect import Task
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.errors import StagedFileMissing, StorageError, StorageUnavailable
-from ..runway.generation import (
+from ..runway.models.generation import (
     FetchedVideo,
     Finished,
     GenerationResult,

@@ -24,7 +24,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from ..runway.errors import SubmissionUncertain
-from ..runway.generation import Generation, GenerationResult, Status, StoredVideo, Submission
+from ..runway.models.generation import Generation, GenerationResult, Status, StoredVideo, Submission
 from .attempts import memory
 
 P = ParamSpec("P")

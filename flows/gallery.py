@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runway import errors
-from ..runway.batch import ItemResult, Outcome
-from ..runway.budget import Spending
-from ..runway.figures import figures
+from ..runway.batch.models import ItemResult, Outcome
+from ..runway.ledger.budget import Spending
+from ..runway.ledger.figures import figures
 from ..runway.redact import hide_secrets
 from .addresses import address, origins, without_login
 from .display import shown_size

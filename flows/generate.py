@@ -9,9 +9,9 @@ from pydantic import AfterValidator, Field
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.errors import GenerationNotVisible, LedgerUnavailable
-from ..runway.generation import GenerationResult, Status, Submission
-from ..runway.names import MAX_KEY_LENGTH, check_key, check_task_id, key_of_id
-from ..runway.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
+from ..runway.models.generation import GenerationResult, Status, Submission
+from ..runway.models.keys import MAX_KEY_LENGTH, check_key, check_task_id, key_of_id
+from ..runway.models.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from . import display
 from .adoption import adopt_id, check_id, key_for
 from .deliver import check_storage, deliver
@@ -25,7 +25,7 @@ from .suspended import leave_until_ended
 from .tasks import asubmit_generation
 
 if TYPE_CHECKING:
-    from ..runway.ledger import Ledger
+    from ..runway.ledger.store import Ledger
 
 ImageRequest = Annotated[ImageToVideoRequest, Field(description="What to make.")]
 VideoRequest = Annotated[VideoToVideoRequest, Field(description="What to make.")]
@@ -151,7 +151,7 @@ async def _attached(
     task_id: str, credentials: CometAPICredentials, storage: str | None, key: str | None
 ) -> Submission:
     """Return the generation of an id, under the key that it has in the ledger or gets there."""
-    from ..runway.adoption import require_known
+    from ..runway.api.adoption import require_known
 
     intent = intent_for(key or key_of_id(task_id), credentials, storage)
     try:
@@ -174,7 +174,7 @@ async def _generate(
     task_id: str | None,
     take: int,
 ) -> GenerationResult:
-    from ..runway.buying import staying_with
+    from ..runway.ledger.purchase import staying_with
 
     settings = settings_now()
     check_starts(settings.max_starts)

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..runway.entries import Entry, Kind
-from ..runway.generation import Submission
-from ..runway.schedule import KEPT, Habit, learn
+from ..runway.api.poll_schedule import KEPT, Habit, learn
+from ..runway.ledger.entry import Entry, Kind
+from ..runway.models.generation import Submission
 from .ledger import record_soon
 from .sharing import settings_now
 
 if TYPE_CHECKING:
-    from ..runway.ledger import Ledger
+    from ..runway.ledger.store import Ledger
 
 FRESH = 30.0
 """Seconds after which the ledger is asked again."""

@@ -36,9 +36,9 @@ def leave_to_collect(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any])
 
 async def _let_go(run: str, how: str, certainly_over: bool) -> list[str]:
     """End the leases of a run; gives the ids of what it bought and did not deliver."""
-    from ..runway.buying import give_up
-    from ..runway.entries import UNFINISHED
-    from ..runway.entries import State as Standing
+    from ..runway.ledger.entry import UNFINISHED
+    from ..runway.ledger.entry import State as Standing
+    from ..runway.ledger.purchase import give_up
 
     ledger = await open_ledger()
     for entry in await ledger.held_by_run(run):

@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, HttpUrl
 
 from ..blocks.credentials import CometAPICredentials
 from ..blocks.shown import DOCUMENTATION, LOGO
-from ..runway.generation import Finished, GenerationResult, Submission
-from ..runway.requests import ImageToVideoRequest, VideoToVideoRequest
+from ..runway.models.generation import Finished, GenerationResult, Submission
+from ..runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
 from .running import loop_is_running, run_sync
 
 T = TypeVar("T")

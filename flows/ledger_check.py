@@ -6,17 +6,12 @@ import time
 from typing import TYPE_CHECKING
 
 from ..runway.errors import LedgerUnavailable, StorageError
-from ..runway.ledger_mark import (
-    LedgerMark,
-    ledgers_in_use,
-    read_marks,
-    write_mark,
-)
+from ..runway.ledger.marks import LedgerMark, ledgers_in_use, read_marks, write_mark
 from . import display
 from .storage import full_name, resolve_storage
 
 if TYPE_CHECKING:
-    from ..runway.ledger import Ledger
+    from ..runway.ledger.store import Ledger
 
 CHECK_AGAIN = 60.0
 """Seconds for which one comparison with a storage is enough for a process."""

@@ -11,8 +11,8 @@ from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
 from ..runway.errors import InvalidRequest, RunGivenUp
-from ..runway.names import check_key, default_key
-from ..runway.requests import GenerationRequest
+from ..runway.models.keys import check_key, default_key
+from ..runway.models.requests import GenerationRequest
 
 T = TypeVar("T")
 

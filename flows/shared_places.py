@@ -10,7 +10,7 @@ from . import display
 from .storage import full_name
 
 if TYPE_CHECKING:
-    from ..runway.ledger import Ledger
+    from ..runway.ledger.store import Ledger
 
 
 def apart(ledger: "Ledger", storage: str) -> list[str]:

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..blocks.credentials import CometAPICredentials
-from ..runway.budget import estimate, seconds_of
-from ..runway.download import download
-from ..runway.entries import Entry, Intent
+from ..runway.api.polling import Patience, wait_until_finished
+from ..runway.api.reply_parser import MOST_OUTPUTS
 from ..runway.errors import (
     CometAPIError,
     GenerationCancelled,
@@ -30,9 +29,12 @@ from ..runway.errors import (
     StorageError,
     SubmissionUncertain,
 )
-from ..runway.fetched import discard, find_fetched, publish_checked, remember, sha256_of
-from ..runway.figures import Tally
-from ..runway.generation import (
+from ..runway.ledger.budget import estimate, seconds_of
+from ..runway.ledger.entry import Entry, Intent
+from ..runway.ledger.figures import Tally
+from ..runway.media.download import download
+from ..runway.media.inspector import draw_poster, inspect_video
+from ..runway.models.generation import (
     FetchedVideo,
     Finished,
     Generation,
@@ -40,15 +42,13 @@ from ..runway.generation import (
     StoredVideo,
     Submission,
 )
-from ..runway.media import draw_poster, inspect_video
-from ..runway.names import check_task_id, file_stem
-from ..runway.polling import Patience, wait_until_finished
+from ..runway.models.keys import check_task_id, file_stem
+from ..runway.models.requests import GenerationRequest, as_request
 from ..runway.redact import origin_of
-from ..runway.replies import MOST_OUTPUTS
-from ..runway.requests import GenerationRequest, as_request
 from ..runway.settings import CometAPISettings
-from ..runway.staging import staged_path
-from ..runway.storage import Storage
+from ..runway.storage.base import Storage
+from ..runway.storage.fetched import discard, find_fetched, publish_checked, remember, sha256_of
+from ..runway.storage.staging import staged_path
 from . import display
 from .adoption import ATTACHED_GRACE, adopt_id, key_for
 from .attempts import memory
@@ -69,8 +69,8 @@ from .storage import full_name, resolve_storage
 from .sweeping import sweep_staged_files
 
 if TYPE_CHECKING:
-    from ..runway.buying import Check
-    from ..runway.ledger import Ledger
+    from ..runway.ledger.purchase import Check
+    from ..runway.ledger.store import Ledger
 
 
 @cache
@@ -133,7 +133,7 @@ async def _bought(
     settings: CometAPISettings,
 ) -> tuple[Entry, bool]:
     """The entry of a generation, and whether it was bought just now."""
-    from ..runway.buying import buy_once
+    from ..runway.ledger.purchase import buy_once
 
     posted: list[str] = []
     async with client_for(credentials) as client:

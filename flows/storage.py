@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..runway.batch.table_files import local_path, whole_path
 from ..runway.errors import StorageError
 from ..runway.redact import scrub
-from ..runway.staging import temporary_staging
-from ..runway.storage import FolderStorage, FsspecStorage, Storage, check_staged, open_storage
-from ..runway.tables import local_path, whole_path
+from ..runway.storage.base import FolderStorage, FsspecStorage, Storage, check_staged, open_storage
+from ..runway.storage.staging import temporary_staging
 from .saved_blocks import is_block_name, load_block
 
 

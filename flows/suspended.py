@@ -21,15 +21,15 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.flow_runs import aresume_flow_run, asuspend_flow_run
 
 from ..runway.errors import LedgerDamaged
-from ..runway.generation import Submission
-from ..runway.names import step_key
+from ..runway.models.generation import Submission
+from ..runway.models.keys import step_key
 from . import display
 from .sharing import settings_now
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
-    from ..runway.ledger import Ledger
+    from ..runway.ledger.store import Ledger
 
 _DAY = 24 * 3600
 _WAIT = "cometapi-wait-"

@@ -10,11 +10,11 @@ import asyncio
 import time
 from pathlib import Path
 
-from ..runway.entries import UNFINISHED
-from ..runway.fetched import abandoned_files, remove
-from ..runway.names import file_stem
-from ..runway.staging import temporary_stagings
-from ..runway.storage import FolderStorage, Storage
+from ..runway.ledger.entry import UNFINISHED
+from ..runway.models.keys import file_stem
+from ..runway.storage.base import FolderStorage, Storage
+from ..runway.storage.fetched import abandoned_files, remove
+from ..runway.storage.staging import temporary_stagings
 from . import display
 from .ledger import open_ledger
 

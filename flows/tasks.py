@@ -27,8 +27,8 @@ from ..runway.errors import (
     SubmissionUncertain,
     UnexpectedResponse,
 )
-from ..runway.generation import FetchedVideo, Finished, StoredVideo, Submission
-from ..runway.requests import GenerationRequest, as_request
+from ..runway.models.generation import FetchedVideo, Finished, StoredVideo, Submission
+from ..runway.models.requests import GenerationRequest, as_request
 from . import steps
 from .attempts import RetryDelays, retry_on
 from .running import run_sync

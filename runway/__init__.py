@@ -3,9 +3,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .batch import BatchResult, ItemResult, Outcome
-from .client import RunwayClient
-from .entries import Entry, State
+from .api.client import RunwayClient
+from .batch.models import BatchResult, ItemResult, Outcome
 from .errors import (
     AuthenticationError,
     BatchFailed,
@@ -37,7 +36,8 @@ from .errors import (
     UnexpectedResponse,
     UnknownTaskId,
 )
-from .generation import (
+from .ledger.entry import Entry, State
+from .models.generation import (
     AssetURL,
     FetchedVideo,
     Finished,
@@ -47,7 +47,7 @@ from .generation import (
     StoredVideo,
     Submission,
 )
-from .requests import (
+from .models.requests import (
     ContentModeration,
     GenerationRequest,
     ImageToVideoRequest,
@@ -57,7 +57,7 @@ from .requests import (
 from .settings import CometAPISettings
 
 if TYPE_CHECKING:
-    from .ledger import Ledger
+    from .ledger.store import Ledger
 
 __all__ = [
     "AssetURL",
@@ -115,7 +115,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "Ledger":  # SQLAlchemy loads when the ledger is first used
-        from .ledger import Ledger
+        from .ledger.store import Ledger
 
         return Ledger
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -42,8 +42,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from .batch import BatchResult
-    from .rows import BadRow
+    from .batch.models import BatchResult
+    from .batch.rows import BadRow
 
 
 class CometAPIError(Exception):

@@ -15,7 +15,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from .prices import Prices
+from .models.prices import Prices
 from .redact import host_of, is_loopback
 
 DEFAULT_BASE_URL = "https://api.cometapi.com"

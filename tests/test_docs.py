@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from prefect_cometapi.runway import CometAPISettings, State
-from prefect_cometapi.runway.batch import Outcome
-from prefect_cometapi.runway.manifest import read_rows
-from prefect_cometapi.runway.rows import batch_keys, check_rows
+from prefect_cometapi.runway.batch.manifest import read_rows
+from prefect_cometapi.runway.batch.models import Outcome
+from prefect_cometapi.runway.batch.rows import batch_keys, check_rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -53,8 +53,8 @@ class Fetched:
 
 async def fetch(url: str, folder: Path, count: int) -> Fetched:
     """Download a file some times at once, with this package, in this process."""
-    from prefect_cometapi.runway.client import tls_context
-    from prefect_cometapi.runway.download import AssetClients, download
+    from prefect_cometapi.runway.api.client import tls_context
+    from prefect_cometapi.runway.media.download import AssetClients, download
 
     tls_context()
     host = urlsplit(url).hostname or ""

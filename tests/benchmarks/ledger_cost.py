@@ -24,12 +24,12 @@ from typing import Any
 from service import sandbox_process
 
 from prefect_cometapi.runway import Entry, State
-from prefect_cometapi.runway.claim_history import ClaimHistory
-from prefect_cometapi.runway.database import Database
-from prefect_cometapi.runway.entries import Intent, Kind
-from prefect_cometapi.runway.ledger import Ledger
-from prefect_cometapi.runway.ledger_mark import LedgerMark
-from prefect_cometapi.runway.moment import Moment
+from prefect_cometapi.runway.ledger.claim_history import ClaimHistory
+from prefect_cometapi.runway.ledger.clock import Moment
+from prefect_cometapi.runway.ledger.database import Database
+from prefect_cometapi.runway.ledger.entry import Intent, Kind
+from prefect_cometapi.runway.ledger.marks import LedgerMark
+from prefect_cometapi.runway.ledger.store import Ledger
 
 GOAL_MILLISECONDS = 10.0
 IMAGE: Any = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow zoom"}

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from prefect_cometapi.runway import Finished, Generation, Ledger, Status, StoredVideo, database
-from prefect_cometapi.runway.buying import Check, buy_once
-from prefect_cometapi.runway.entries import Intent
-from prefect_cometapi.runway.generation import AssetURL
+from prefect_cometapi.runway import Finished, Generation, Ledger, Status, StoredVideo
+from prefect_cometapi.runway.ledger import database
+from prefect_cometapi.runway.ledger.entry import Intent
+from prefect_cometapi.runway.ledger.purchase import Check, buy_once
+from prefect_cometapi.runway.models.generation import AssetURL
 
 VIDEO = StoredVideo(
     uri="/videos/a.mp4",

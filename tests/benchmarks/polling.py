@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from polling_plot import TIMES, Bar, drawing
 
-from prefect_cometapi.runway.schedule import KEPT, Habit, first_delay, learn, next_delay
+from prefect_cometapi.runway.api.poll_schedule import KEPT, Habit, first_delay, learn, next_delay
 
 SEED = 1
 INTERVAL = 5.0

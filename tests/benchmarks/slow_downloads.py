@@ -74,8 +74,8 @@ async def serve() -> None:
 
 async def fetch(who: str, url: str, folder: Path, count: int) -> Held:
     """Download so many at once, and see what this process holds meanwhile."""
-    from prefect_cometapi.runway.client import tls_context
-    from prefect_cometapi.runway.download import AssetClients, download
+    from prefect_cometapi.runway.api.client import tls_context
+    from prefect_cometapi.runway.media.download import AssetClients, download
 
     tls_context()
     most = {"fd": 0, "task": 0}

@@ -13,7 +13,7 @@ from pydantic import SecretStr, ValidationError
 
 from prefect_cometapi.blocks import GenerationLedger
 from prefect_cometapi.runway import State
-from prefect_cometapi.runway.entries import Intent
+from prefect_cometapi.runway.ledger.entry import Intent
 
 PASSWORD = "topsecret5c0ffee"
 URL = f"postgresql://buyer:{PASSWORD}@db.example.com/ledger"

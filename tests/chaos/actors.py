@@ -29,12 +29,14 @@ from prefect_cometapi.flows import collector, steps
 from prefect_cometapi.flows.deliver import PLAIN, deliver
 from prefect_cometapi.flows.ledger import this_run
 from prefect_cometapi.flows.sharing import Shared, sharing
-from prefect_cometapi.runway import CometAPISettings, Entry, Ledger, State, client, download
-from prefect_cometapi.runway.buying import staying_with
-from prefect_cometapi.runway.client import RunwayClient
-from prefect_cometapi.runway.download import AssetClients
+from prefect_cometapi.runway import CometAPISettings, Entry, Ledger, State
+from prefect_cometapi.runway.api import client
+from prefect_cometapi.runway.api.client import RunwayClient
 from prefect_cometapi.runway.errors import CometAPIError, ServiceUnavailable
-from prefect_cometapi.runway.schema import generations
+from prefect_cometapi.runway.ledger.purchase import staying_with
+from prefect_cometapi.runway.ledger.schema import generations
+from prefect_cometapi.runway.media import download
+from prefect_cometapi.runway.media.download import AssetClients
 
 from .journal import Journal
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from prefect_cometapi.runway.schema import generations
+from prefect_cometapi.runway.ledger.schema import generations
 
 from . import actors
 from .actors import LEASE, MOMENTS, Buyer, Person, Place

@@ -14,7 +14,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_cometapi.deployments import doctor
 from prefect_cometapi.deployments.doctor import SKEW, Health, clock_finding
-from prefect_cometapi.runway import CometAPISettings, StorageError, media
+from prefect_cometapi.runway import CometAPISettings, StorageError
+from prefect_cometapi.runway.media import inspector
 
 pytestmark = pytest.mark.server
 
@@ -158,7 +159,7 @@ def test_what_a_strangers_video_could_reach_is_told(told, monkeypatch, reached, 
             raise reached
         return reached
 
-    monkeypatch.setattr(media, "what_the_decoder_reaches", reaches)
+    monkeypatch.setattr(inspector, "what_the_decoder_reaches", reaches)
     status, report = told()
     assert found in report
     assert status == ("✗" in found)

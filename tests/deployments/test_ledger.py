@@ -19,9 +19,9 @@ from prefect_cometapi.deployments import cli, terminal
 from prefect_cometapi.deployments.ledger import since_time
 from prefect_cometapi.deployments.ledger_table import as_csv
 from prefect_cometapi.runway import Entry, State
-from prefect_cometapi.runway.entries import Intent
-from prefect_cometapi.runway.ledger import ledger_at
-from prefect_cometapi.runway.schema import generations
+from prefect_cometapi.runway.ledger.entry import Intent
+from prefect_cometapi.runway.ledger.schema import generations
+from prefect_cometapi.runway.ledger.store import ledger_at
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 

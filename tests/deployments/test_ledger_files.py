@@ -10,8 +10,8 @@ import pytest
 
 from prefect_cometapi.deployments.ledger_files import backup, copy_ledger
 from prefect_cometapi.runway import Ledger, LedgerUnavailable
-from prefect_cometapi.runway.buying import buy_once
-from prefect_cometapi.runway.entries import Intent
+from prefect_cometapi.runway.ledger.entry import Intent
+from prefect_cometapi.runway.ledger.purchase import buy_once
 
 
 async def bought(ledger: Ledger, key: str) -> None:

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import StateType
 
 from prefect_cometapi.flows.running import run_sync
 from prefect_cometapi.runway import Entry, State
-from prefect_cometapi.runway.ledger import ledger_at
+from prefect_cometapi.runway.ledger.store import ledger_at
 from prefect_cometapi.sandbox import Sandbox
 
 from ..cluster import Cluster, cluster, dumped, places_of, run_states, scheduled

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from prefect_cometapi.deployments import terminal
 from prefect_cometapi.runway import InvalidManifest, State
-from prefect_cometapi.runway.entries import Intent
-from prefect_cometapi.runway.ledger import ledger_at
-from prefect_cometapi.runway.rows import BadRow
+from prefect_cometapi.runway.batch.rows import BadRow
+from prefect_cometapi.runway.ledger.entry import Intent
+from prefect_cometapi.runway.ledger.store import ledger_at
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 

@@ -21,7 +21,7 @@ from prefect.workers.process import ProcessWorker
 from prefect_cometapi.flows import asubmit_generation
 from prefect_cometapi.flows.running import run_sync
 from prefect_cometapi.runway import Entry, ImageToVideoRequest, Ledger, State, Submission
-from prefect_cometapi.runway.ledger import ledger_at
+from prefect_cometapi.runway.ledger.store import ledger_at
 from prefect_cometapi.sandbox import Sandbox
 
 from .. import waiting

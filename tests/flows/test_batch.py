@@ -18,8 +18,8 @@ from prefect_cometapi.runway import (
     StorageUnavailable,
     VideoToVideoRequest,
 )
-from prefect_cometapi.runway.batch import BatchResult, Outcome
-from prefect_cometapi.runway.results import read_results
+from prefect_cometapi.runway.batch.models import BatchResult, Outcome
+from prefect_cometapi.runway.batch.results import read_results
 from prefect_cometapi.sandbox import Fault
 
 from .catalogue import creates, manifest, rows

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_cometapi.flows import agenerate_batch, generate_batch
 from prefect_cometapi.runway import BatchFailed, InvalidRequest, State
-from prefect_cometapi.runway.batch import Outcome
+from prefect_cometapi.runway.batch.models import Outcome
 from prefect_cometapi.sandbox import Fault
 
 from .catalogue import creates, manifest, rows

@@ -11,7 +11,7 @@ from prefect.workers.process import ProcessWorker
 
 from prefect_cometapi.flows.batch_plan import _batch_key, check_output, planned
 from prefect_cometapi.runway import InvalidRequest, StorageUnavailable
-from prefect_cometapi.runway.rows import batch_keys
+from prefect_cometapi.runway.batch.rows import batch_keys
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from prefect_cometapi.flows.batch_plan import check_output
 from prefect_cometapi.flows.batch_report import Report
 from prefect_cometapi.flows.board import Board
 from prefect_cometapi.runway import StorageUnavailable
-from prefect_cometapi.runway.batch import ItemResult, Outcome
-from prefect_cometapi.runway.budget import Budget
-from prefect_cometapi.runway.results import publish_results, read_results
-from prefect_cometapi.runway.storage import FolderStorage
+from prefect_cometapi.runway.batch.models import ItemResult, Outcome
+from prefect_cometapi.runway.batch.results import publish_results, read_results
+from prefect_cometapi.runway.ledger.budget import Budget
+from prefect_cometapi.runway.storage.base import FolderStorage
 
 
 async def nothing_new() -> None:

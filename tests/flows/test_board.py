@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from prefect_cometapi.flows.batch_display import facts_of, span
 from prefect_cometapi.flows.board import Board, Standing, batch_listener, seconds_left
-from prefect_cometapi.runway.batch import ItemResult, Outcome
-from prefect_cometapi.runway.budget import Budget, Spending
-from prefect_cometapi.runway.prices import Price
+from prefect_cometapi.runway.batch.models import ItemResult, Outcome
+from prefect_cometapi.runway.ledger.budget import Budget, Spending
+from prefect_cometapi.runway.models.prices import Price
 
 
 def item(name: str, outcome: Outcome = Outcome.WAITING) -> ItemResult:

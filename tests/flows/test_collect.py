@@ -23,7 +23,7 @@ from prefect_cometapi.runway import (
     Status,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.schema import generations
+from prefect_cometapi.runway.ledger.schema import generations
 
 pytestmark = pytest.mark.server
 

@@ -18,7 +18,7 @@ from prefect_cometapi.flows import collect, image_to_video
 from prefect_cometapi.flows.hooks import leave_to_collect
 from prefect_cometapi.flows.running import run_sync
 from prefect_cometapi.runway import Ledger, State
-from prefect_cometapi.runway.holders import holder_name, is_certainly_gone
+from prefect_cometapi.runway.ledger.owners import holder_name, is_certainly_gone
 
 pytestmark = [pytest.mark.server]
 
@@ -213,7 +213,7 @@ def test_the_hook_tells_what_is_paid_for(book, sandbox, history, caplog):
 
 def test_the_hook_marks_an_unanswered_submission(book, held, sandbox, image):
     """A process that died inside its POST leaves an uncertain key, and no waiting for a lease."""
-    from prefect_cometapi.runway.entries import Intent
+    from prefect_cometapi.runway.ledger.entry import Intent
 
     gone = holder_name(str(held.id)).replace(f":{os.getpid()}:", ":999999999:")
     intent = Intent(key="asked", base_url=sandbox.url, flow_run_id=str(held.id))

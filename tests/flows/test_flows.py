@@ -37,7 +37,7 @@ from prefect_cometapi.runway import (
     Status,
     VideoToVideoRequest,
 )
-from prefect_cometapi.runway.ledger_mark import FOLDER
+from prefect_cometapi.runway.ledger.marks import FOLDER
 
 pytestmark = pytest.mark.server
 

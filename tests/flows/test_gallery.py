@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from prefect_cometapi.flows.gallery import gallery
 from prefect_cometapi.runway import errors
-from prefect_cometapi.runway.batch import ItemResult, Outcome
+from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 
 EMPTY = {"meta", "link", "input", "img", "rect"}
 PICTURE = "data:image/jpeg;base64,/9j/4AAQ"

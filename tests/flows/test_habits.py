@@ -13,8 +13,8 @@ from prefect_cometapi.flows import habits, image_to_video
 from prefect_cometapi.flows.habits import habit_of
 from prefect_cometapi.flows.ledger import open_ledger
 from prefect_cometapi.runway import Entry, ImageToVideoRequest, State, Submission
-from prefect_cometapi.runway.entries import Intent
-from prefect_cometapi.runway.schedule import Habit
+from prefect_cometapi.runway.api.poll_schedule import Habit
+from prefect_cometapi.runway.ledger.entry import Intent
 from prefect_cometapi.sandbox import Sandbox
 
 IMAGE: Any = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow zoom"}

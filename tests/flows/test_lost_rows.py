@@ -19,7 +19,7 @@ from prefect_cometapi.flows import (
     asubmit_generation,
 )
 from prefect_cometapi.runway import GenerationFailed, ImageToVideoRequest, State, StoredVideo
-from prefect_cometapi.runway.schema import generations
+from prefect_cometapi.runway.ledger.schema import generations
 
 pytestmark = pytest.mark.server
 

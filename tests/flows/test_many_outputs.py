@@ -5,8 +5,8 @@ import pytest
 
 from prefect_cometapi.flows.steps import fetch
 from prefect_cometapi.runway import InvalidOutput, Submission
-from prefect_cometapi.runway.generation import AssetURL, Finished, Generation, Status
-from prefect_cometapi.runway.replies import MOST_OUTPUTS
+from prefect_cometapi.runway.api.reply_parser import MOST_OUTPUTS
+from prefect_cometapi.runway.models.generation import AssetURL, Finished, Generation, Status
 
 from ..runway.made import MOMENT
 

@@ -29,7 +29,7 @@ from prefect_cometapi.runway import (
     StorageUnavailable,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.ledger import Ledger, ledger_at
+from prefect_cometapi.runway.ledger.store import Ledger, ledger_at
 
 pytestmark = pytest.mark.server
 

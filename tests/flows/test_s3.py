@@ -16,9 +16,9 @@ from pydantic import SecretStr
 
 from prefect_cometapi.flows import generate_batch, image_to_video
 from prefect_cometapi.runway import StorageError, StorageUnavailable
-from prefect_cometapi.runway.ledger_mark import FOLDER
-from prefect_cometapi.runway.results import read_results
-from prefect_cometapi.runway.storage import FsspecStorage, probe
+from prefect_cometapi.runway.batch.results import read_results
+from prefect_cometapi.runway.ledger.marks import FOLDER
+from prefect_cometapi.runway.storage.base import FsspecStorage, probe
 
 from ..s3 import environment, s3_server
 
@@ -123,7 +123,7 @@ def test_a_probe_leaves_nothing_behind(bucket):
 LARGE = """
 import sys
 from pathlib import Path
-from prefect_cometapi.runway.storage import FsspecStorage
+from prefect_cometapi.runway.storage.base import FsspecStorage
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

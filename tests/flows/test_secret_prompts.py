@@ -20,7 +20,7 @@ from prefect.settings import (
 )
 
 from prefect_cometapi.flows import generate_batch, image_to_video
-from prefect_cometapi.runway.batch import ItemResult, Outcome
+from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 
 from .catalogue import manifest
 

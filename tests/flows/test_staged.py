@@ -26,7 +26,7 @@ from prefect_cometapi.flows import (
 from prefect_cometapi.flows.running import run_sync
 from prefect_cometapi.flows.storage import BlockStorage, block_storage, resolve_storage
 from prefect_cometapi.runway import StagedFileMissing, StorageError
-from prefect_cometapi.runway.storage import FolderStorage, FsspecStorage, Storage
+from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage, Storage
 
 
 class Bucket(Block):

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from prefect_cometapi.flows import image_to_video
 from prefect_cometapi.flows.storage import block_storage, full_name, resolve_storage
 from prefect_cometapi.runway import StorageError
-from prefect_cometapi.runway.storage import FolderStorage, FsspecStorage
+from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage
 
 
 class Bucket(Block):

@@ -12,8 +12,8 @@ from sqlalchemy import update
 from prefect_cometapi.flows import collect, finish_generation, image_to_video
 from prefect_cometapi.flows.running import run_sync
 from prefect_cometapi.runway import State
-from prefect_cometapi.runway.entries import Intent
-from prefect_cometapi.runway.schema import generations
+from prefect_cometapi.runway.ledger.entry import Intent
+from prefect_cometapi.runway.ledger.schema import generations
 from prefect_cometapi.sandbox import Fault
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

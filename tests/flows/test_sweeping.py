@@ -11,9 +11,9 @@ from prefect_cometapi.flows import image_to_video, sweeping
 from prefect_cometapi.flows.running import run_sync
 from prefect_cometapi.flows.storage import resolve_storage
 from prefect_cometapi.runway import StorageError
-from prefect_cometapi.runway.holders import this_process
-from prefect_cometapi.runway.staging import staged_path
-from prefect_cometapi.runway.storage import FolderStorage, FsspecStorage
+from prefect_cometapi.runway.ledger.owners import this_process
+from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage
+from prefect_cometapi.runway.storage.staging import staged_path
 
 from ..runway.made import dead_holder
 from ..runway.test_staging import left_by

@@ -5,7 +5,7 @@ import pytest
 
 from prefect_cometapi.flows.steps import fetch
 from prefect_cometapi.runway import InvalidOutput, Submission
-from prefect_cometapi.runway.generation import AssetURL, Finished, Generation, Status
+from prefect_cometapi.runway.models.generation import AssetURL, Finished, Generation, Status
 
 from ..runway.answering import answering
 from ..runway.made import MOMENT

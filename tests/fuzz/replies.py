@@ -41,8 +41,8 @@ from prefect_cometapi.runway import (
     ServiceUnavailable,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.client import RunwayClient
-from prefect_cometapi.runway.replies import read_task_id
+from prefect_cometapi.runway.api.client import RunwayClient
+from prefect_cometapi.runway.api.reply_parser import read_task_id
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = json.loads((ROOT / "tests/runway/documented.json").read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from prefect_cometapi.runway.entries import State
+from prefect_cometapi.runway.ledger.entry import State
 from prefect_cometapi.sandbox import Sandbox
 
 from ..postgres import Postgres

@@ -13,10 +13,10 @@ import av
 import httpx
 from pydantic import SecretStr
 
-from prefect_cometapi.runway.client import RunwayClient
-from prefect_cometapi.runway.entries import Entry
-from prefect_cometapi.runway.ledger import Ledger
-from prefect_cometapi.runway.media import inspect_video
+from prefect_cometapi.runway.api.client import RunwayClient
+from prefect_cometapi.runway.ledger.entry import Entry
+from prefect_cometapi.runway.ledger.store import Ledger
+from prefect_cometapi.runway.media.inspector import inspect_video
 from prefect_cometapi.sandbox import AcceptedJob, Sandbox
 
 from ..s3 import environment

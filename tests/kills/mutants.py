@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect_cometapi.flows import collector
-from prefect_cometapi.runway.claim_history import ClaimHistory
-from prefect_cometapi.runway.entries import Entry, Intent, State
-from prefect_cometapi.runway.ledger import Ledger
-from prefect_cometapi.runway.storage import FolderStorage
+from prefect_cometapi.runway.ledger.claim_history import ClaimHistory
+from prefect_cometapi.runway.ledger.entry import Entry, Intent, State
+from prefect_cometapi.runway.ledger.store import Ledger
+from prefect_cometapi.runway.storage.base import FolderStorage
 
 from .strikes import around
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import boto3
 
-from prefect_cometapi.runway.ledger_mark import FOLDER
+from prefect_cometapi.runway.ledger.marks import FOLDER
 
 from ..s3 import environment, s3_server
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from prefect_cometapi.runway.buying import attach
-from prefect_cometapi.runway.entries import Entry, State
-from prefect_cometapi.runway.media import inspect_video
+from prefect_cometapi.runway.ledger.entry import Entry, State
+from prefect_cometapi.runway.ledger.purchase import attach
+from prefect_cometapi.runway.media.inspector import inspect_video
 
 from .lane import Lane, sha256
 from .nursery import Ended

@@ -18,12 +18,12 @@ from prefect._internal.concurrency.cancellation import AsyncCancelScope
 from prefect.flow_engine import AsyncFlowRunEngine, FlowRunEngine
 
 from prefect_cometapi.flows.storage import BlockStorage
-from prefect_cometapi.runway.arriving import ArrivingFile
-from prefect_cometapi.runway.client import RunwayClient
-from prefect_cometapi.runway.entries import State
-from prefect_cometapi.runway.generation import Status
-from prefect_cometapi.runway.ledger import Ledger
-from prefect_cometapi.runway.storage import FsspecStorage
+from prefect_cometapi.runway.api.client import RunwayClient
+from prefect_cometapi.runway.ledger.entry import State
+from prefect_cometapi.runway.ledger.store import Ledger
+from prefect_cometapi.runway.media.download_file import ArrivingFile
+from prefect_cometapi.runway.models.generation import Status
+from prefect_cometapi.runway.storage.base import FsspecStorage
 
 from .plan import Boundary, How
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_cometapi.runway.entries import State
+from prefect_cometapi.runway.ledger.entry import State
 
 from ..postgres import Postgres, binaries
 from .campaign import audit, lanes, play_all

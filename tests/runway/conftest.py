@@ -179,7 +179,7 @@ def no_waiting(monkeypatch) -> list[float]:
         await asyncio.sleep(0)
 
     monkeypatch.setattr(
-        "prefect_cometapi.runway.download.asyncio",
+        "prefect_cometapi.runway.media.download.asyncio",
         SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread, timeout=asyncio.timeout),
     )
     return pauses

@@ -12,8 +12,8 @@ import os
 import sys
 
 from prefect_cometapi.runway import Ledger
-from prefect_cometapi.runway.buying import Check, buy_once
-from prefect_cometapi.runway.entries import Intent
+from prefect_cometapi.runway.ledger.entry import Intent
+from prefect_cometapi.runway.ledger.purchase import Check, buy_once
 
 
 async def work(what: str, url: str, file: str) -> dict[str, object]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
-from prefect_cometapi.runway.download import AssetClients
-from prefect_cometapi.runway.download import download as download_with
+from prefect_cometapi.runway.media.download import AssetClients
+from prefect_cometapi.runway.media.download import download as download_with
 
 URL = "https://cdn.example.com/o.mp4?_jwt=s3cr3t"
 BODY = bytes(range(256)) * 40

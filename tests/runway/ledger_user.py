@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from prefect_cometapi.runway import Ledger
-from prefect_cometapi.runway.buying import Check, buy_once
-from prefect_cometapi.runway.entries import Intent
+from prefect_cometapi.runway.ledger.entry import Intent
+from prefect_cometapi.runway.ledger.purchase import Check, buy_once
 
 
 async def buy(ledger: Ledger, key: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 from uuid import uuid4
 
 from prefect_cometapi.runway import Entry, Finished, Generation, Ledger, State, Status, StoredVideo
-from prefect_cometapi.runway.buying import Check, buy_once
-from prefect_cometapi.runway.entries import Intent
-from prefect_cometapi.runway.generation import AssetURL
+from prefect_cometapi.runway.ledger.entry import Intent
+from prefect_cometapi.runway.ledger.purchase import Check, buy_once
+from prefect_cometapi.runway.models.generation import AssetURL
 
 BASE = "https://api.example.com"
 MOMENT = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
@@ -83,7 +83,7 @@ def dead_holder(run: str = "gone") -> str:
 
 @cache
 def _dead_process() -> str:
-    code = "from prefect_cometapi.runway.holders import this_process; print(this_process())"
+    code = "from prefect_cometapi.runway.ledger.owners import this_process; print(this_process())"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
     return done.stdout.decode().strip()
 

@@ -16,9 +16,9 @@ from prefect_cometapi.runway import (
     Status,
     UnknownTaskId,
 )
-from prefect_cometapi.runway.adoption import Check, adopt, check_task, require_known
-from prefect_cometapi.runway.buying import attach
-from prefect_cometapi.runway.names import key_of_id
+from prefect_cometapi.runway.api.adoption import Check, adopt, check_task, require_known
+from prefect_cometapi.runway.ledger.purchase import attach
+from prefect_cometapi.runway.models.keys import key_of_id
 
 from .made import intent, put
 

@@ -27,10 +27,10 @@ from prefect_cometapi.runway import (
     LedgerUnavailable,
     State,
     SubmissionUncertain,
-    buying,
 )
-from prefect_cometapi.runway.buying import Check, Step, attach, buy_once, next_step
-from prefect_cometapi.runway.entries import MAY_FOLLOW
+from prefect_cometapi.runway.ledger import purchase
+from prefect_cometapi.runway.ledger.entry import MAY_FOLLOW
+from prefect_cometapi.runway.ledger.purchase import Check, Step, attach, buy_once, next_step
 
 from .made import dead_holder, intent, put, until
 
@@ -330,7 +330,7 @@ QUICK = settings(
 
 def test_nothing_is_paid_twice_and_nothing_is_lost_in_any_order(monkeypatch):
     """Runs that cross, crash and are cancelled, with other machines and a user in between."""
-    monkeypatch.setattr(buying, "LOOK_AGAIN", 0.002)
+    monkeypatch.setattr(purchase, "LOOK_AGAIN", 0.002)
     run_state_machine_as_test(OneKey, settings=QUICK)
 
 
@@ -342,8 +342,8 @@ def test_a_purchase_without_leave_is_noticed(monkeypatch):
         doubt = isinstance(step, SubmissionUncertain) and entry.state is S.UNCERTAIN
         return Step.BUY if doubt else step
 
-    monkeypatch.setattr(buying, "LOOK_AGAIN", 0.002)
-    monkeypatch.setattr(buying, "next_step", reckless)
+    monkeypatch.setattr(purchase, "LOOK_AGAIN", 0.002)
+    monkeypatch.setattr(purchase, "next_step", reckless)
     with pytest.raises(AssertionError):
         run_state_machine_as_test(
             OneKey, settings=settings(QUICK, max_examples=400, phases=[Phase.generate])

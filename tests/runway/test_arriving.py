@@ -7,8 +7,9 @@ from contextlib import AsyncExitStack, aclosing
 import httpx
 import pytest
 
-from prefect_cometapi.runway import InvalidOutput, StorageError, arriving
-from prefect_cometapi.runway.arriving import ArrivingFile
+from prefect_cometapi.runway import InvalidOutput, StorageError
+from prefect_cometapi.runway.media import download_file
+from prefect_cometapi.runway.media.download_file import ArrivingFile
 
 from .fetching import BODY, URL, digest, download
 
@@ -21,7 +22,7 @@ def target(tmp_path):
 @pytest.mark.parametrize("announced", [None, "100", "50000"])
 async def test_no_output_is_longer_than_announced_or_allowed(target, monkeypatch, announced):
     """A server cannot fill the disk, whatever length it announces."""
-    monkeypatch.setattr(arriving, "MAX_BYTES", 5000)
+    monkeypatch.setattr(download_file, "MAX_BYTES", 5000)
     headers = {"content-length": announced} if announced else {}
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -42,7 +43,7 @@ class Chunks(httpx.AsyncByteStream):
 
 async def test_a_file_is_written_while_it_arrives(target, monkeypatch):
     """Block by block, in order, and the hash is that of the whole."""
-    monkeypatch.setattr(arriving, "BLOCK", 1000)
+    monkeypatch.setattr(download_file, "BLOCK", 1000)
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
     assert await download(URL, target, transport=transport) == digest(BODY)
     assert target.read_bytes() == BODY
@@ -50,8 +51,8 @@ async def test_a_file_is_written_while_it_arrives(target, monkeypatch):
 
 async def test_a_disk_that_is_full_on_the_way_is_told(target, monkeypatch):
     """Before the rest of the file has arrived."""
-    monkeypatch.setattr(arriving, "BLOCK", 1000)
-    monkeypatch.setattr(arriving.ArrivingFile, "_write", full)
+    monkeypatch.setattr(download_file, "BLOCK", 1000)
+    monkeypatch.setattr(download_file.ArrivingFile, "_write", full)
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
     with pytest.raises(StorageError, match="did not take the download: No space left"):
         await download(URL, target, transport=transport)
@@ -63,8 +64,8 @@ def full(*_args: object) -> None:
 
 async def test_a_thousand_slow_files_share_the_memory_of_a_few(tmp_path, monkeypatch):
     """Each gets less before it is written, so that all of them together stay below a bound."""
-    monkeypatch.setattr(arriving, "IN_MEMORY", 8_000_000)
-    monkeypatch.setattr(arriving, "SMALLEST_BLOCK", 1000)
+    monkeypatch.setattr(download_file, "IN_MEMORY", 8_000_000)
+    monkeypatch.setattr(download_file, "SMALLEST_BLOCK", 1000)
     async with AsyncExitStack() as stack:
         files = []
         for number in range(200):
@@ -83,7 +84,7 @@ async def test_a_file_alone_has_its_whole_block(tmp_path):
     assert len(ArrivingFile._arriving) == 0
     with (tmp_path / "o").open("wb") as file:
         async with aclosing(ArrivingFile(file)) as only:
-            await only.append(b"x" * (arriving.BLOCK - 1))
-            assert only._size == arriving.BLOCK - 1
+            await only.append(b"x" * (download_file.BLOCK - 1))
+            assert only._size == download_file.BLOCK - 1
             await only.append(b"x")
             assert only._size == 0

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 
 from prefect_cometapi.runway import KeyConflict, State
-from prefect_cometapi.runway.buying import attach, buy_once
+from prefect_cometapi.runway.ledger.purchase import attach, buy_once
 
 from .made import Service, dead_holder, distant_holder, intent, put, until
 

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State, SubmissionUncertain
-from prefect_cometapi.runway.buying import buy_once, working_on
-from prefect_cometapi.runway.entries import Kind
+from prefect_cometapi.runway.ledger.entry import Kind
+from prefect_cometapi.runway.ledger.purchase import buy_once, working_on
 
 from .made import Service, Told, buy, finished, intent, put, until
 
@@ -32,7 +32,7 @@ PAGE = 4096
 HAS_ITS_TURN = """
 import asyncio, sys
 from prefect_cometapi.runway import Ledger
-from prefect_cometapi.runway.buying import working_on
+from prefect_cometapi.runway.ledger.purchase import working_on
 
 async def work():
     async with working_on(Ledger(sys.argv[1], lease=0.3), "before", "another") as entry:

@@ -5,8 +5,14 @@ import pytest
 from pydantic import ValidationError
 
 from prefect_cometapi.runway import ImageToVideoRequest, VideoToVideoRequest
-from prefect_cometapi.runway.budget import ASSUMED_SECONDS, Budget, Spent, estimate, seconds_of
-from prefect_cometapi.runway.prices import Price, parse_price
+from prefect_cometapi.runway.ledger.budget import (
+    ASSUMED_SECONDS,
+    Budget,
+    Spent,
+    estimate,
+    seconds_of,
+)
+from prefect_cometapi.runway.models.prices import Price, parse_price
 from prefect_cometapi.runway.settings import CometAPISettings
 
 IMAGE = ImageToVideoRequest(prompt_image="https://example.com/cat.jpg", duration=5)

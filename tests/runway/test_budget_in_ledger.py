@@ -20,8 +20,8 @@ from prefect_cometapi.runway import (
     State,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.budget import Budget
-from prefect_cometapi.runway.prices import Price
+from prefect_cometapi.runway.ledger.budget import Budget
+from prefect_cometapi.runway.models.prices import Price
 
 from .made import Service, buy, intent, put
 

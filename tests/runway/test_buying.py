@@ -20,10 +20,10 @@ from prefect_cometapi.runway import (
     State,
     SubmissionUncertain,
     UnexpectedResponse,
-    buying,
 )
-from prefect_cometapi.runway.buying import attach
-from prefect_cometapi.runway.holders import this_process
+from prefect_cometapi.runway.ledger import purchase
+from prefect_cometapi.runway.ledger.owners import this_process
+from prefect_cometapi.runway.ledger.purchase import attach
 
 from .made import Service, Told, buy, dead_holder, distant_holder, intent, put, until
 
@@ -56,14 +56,14 @@ async def test_what_is_bought_is_recorded_with_its_request_and_its_id(ledger):
     """Before the request is sent it is claimed, and right after the answer the id is there."""
     service = Service().silent()
     began = datetime.now(UTC)
-    buying = asyncio.create_task(buy(ledger, service, run="nightly"))
+    purchase = asyncio.create_task(buy(ledger, service, run="nightly"))
     await service.asked.wait()
     claimed = await ledger.get("sku-17")
     assert (claimed.state, claimed.task_id, claimed.attempts) == (S.INTENDED, None, 1)
     assert claimed.holder.startswith(f"{this_process()}|nightly#")
     assert 50 < claimed.lease_left <= 60
     service.answer.set()
-    bought = await buying
+    bought = await purchase
     assert bought == await ledger.get("sku-17")
     assert bought.submitted_at
     assert (bought.state, bought.task_id, bought.holder) == (S.SUBMITTED, "task-1", None)
@@ -176,11 +176,11 @@ async def test_an_unknown_outcome_is_never_sent_again(ledger, outcome):
 async def test_a_cancelled_request_is_uncertain(ledger):
     """It had been sent, and the answer is not awaited any more."""
     service = Service().silent()
-    buying = asyncio.create_task(buy(ledger, service))
+    purchase = asyncio.create_task(buy(ledger, service))
     await service.asked.wait()
-    buying.cancel()
+    purchase.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await buying
+        await purchase
     assert (await ledger.get("sku-17")).state is S.UNCERTAIN
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service)
@@ -190,12 +190,12 @@ async def test_a_cancelled_request_is_uncertain(ledger):
 async def test_a_cancellation_that_is_repeated_at_every_step_loses_nothing(ledger):
     """As in a cancel scope that cancels whatever is awaited next."""
     service = Service().silent()
-    buying = asyncio.create_task(buy(ledger, service))
+    purchase = asyncio.create_task(buy(ledger, service))
     await service.asked.wait()
-    while not buying.done():
-        buying.cancel()
+    while not purchase.done():
+        purchase.cancel()
         await asyncio.sleep(0)
-    assert buying.cancelled()
+    assert purchase.cancelled()
 
     async def noted():
         return (await ledger.get("sku-17")).state is S.UNCERTAIN
@@ -261,7 +261,7 @@ async def test_an_id_that_may_stand_for_both_is_a_receipt(ledger, there):
 
 async def test_a_claim_elsewhere_is_waited_for_until_its_answer_comes(ledger, monkeypatch):
     """The other run's id is taken, whoever it is; how long it takes is said once."""
-    monkeypatch.setattr(buying, "LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(purchase, "LOOK_AGAIN", 0.01)
     theirs = await put(ledger, S.INTENDED, holder=distant_holder("nightly"), attempts=1)
     told, service = Told(), Service()
     looks, add = asyncio.Semaphore(0), ledger.add
@@ -305,11 +305,11 @@ async def test_who_is_cancelled_before_sending_leaves_the_key_free(ledger, monke
 
     monkeypatch.setattr(ledger, "add", slow)
     service = Service()
-    buying = asyncio.create_task(buy(ledger, service))
+    purchase = asyncio.create_task(buy(ledger, service))
     await made.wait()
-    buying.cancel()
+    purchase.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await buying
+        await purchase
     monkeypatch.undo()
     assert (await ledger.get("sku-17")).state is S.REJECTED
     assert (await buy(ledger, service)).attempts == 2
@@ -362,11 +362,11 @@ async def test_an_id_that_cannot_be_recorded_is_used_all_the_same(ledger):
     """The run goes on with what it bought, says so, and nobody buys it again."""
     service, told = Service().silent(), Told()
     ledger.database.patience = 0.3
-    buying = asyncio.create_task(buy(ledger, service, warn=told))
+    purchase = asyncio.create_task(buy(ledger, service, warn=told))
     await service.asked.wait()
     repair = out_of_order(ledger, "change")
     service.answer.set()
-    bought = await buying
+    bought = await purchase
     assert (bought.state, bought.task_id) == (S.SUBMITTED, "task-1")
     assert bought.submission().task_id == "task-1"
     assert len(told) == 1
@@ -381,12 +381,12 @@ async def test_an_id_that_cannot_be_recorded_is_used_all_the_same(ledger):
 async def test_an_outcome_that_cannot_be_recorded_is_on_the_safe_side(ledger, outcome):
     """The error stays what it is, the user is told, and the key is not free."""
     service, told = Service(outcome).silent(), Told()
-    buying = asyncio.create_task(buy(ledger, service, warn=told))
+    purchase = asyncio.create_task(buy(ledger, service, warn=told))
     await service.asked.wait()
     repair = out_of_order(ledger, "change")
     service.answer.set()
     with pytest.raises(CometAPIError) as caught:
-        await buying
+        await purchase
     assert caught.value is outcome
     assert len(told) == 1
     assert "SubmissionUncertain" in told[0]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from prefect_cometapi.runway import ImageToVideoRequest, RunwayClient
-from prefect_cometapi.runway import client as wire
+from prefect_cometapi.runway.api import client as wire
 from prefect_cometapi.runway.errors import CometAPIError, ServiceUnavailable, SubmissionUncertain
 
 DOCUMENTED = json.loads(Path(__file__).with_name("documented.json").read_text(encoding="utf-8"))

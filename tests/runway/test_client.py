@@ -21,7 +21,7 @@ from prefect_cometapi.runway import (
     UnexpectedResponse,
     VideoToVideoRequest,
 )
-from prefect_cometapi.runway import client as wire
+from prefect_cometapi.runway.api import client as wire
 from prefect_cometapi.sandbox import ReplyShape
 
 SHAPES = sorted(set(get_args(ReplyShape)) - {"late_output"})

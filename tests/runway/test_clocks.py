@@ -16,9 +16,9 @@ import pytest
 from sqlalchemy import update
 
 from prefect_cometapi.runway import Ledger, State
-from prefect_cometapi.runway.buying import working_on
-from prefect_cometapi.runway.holders import holder_name
-from prefect_cometapi.runway.schema import generations
+from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.ledger.purchase import working_on
+from prefect_cometapi.runway.ledger.schema import generations
 
 from .made import Service, Told, buy, distant_holder, put, until
 

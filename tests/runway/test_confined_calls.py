@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.runway import confinement
-from prefect_cometapi.runway.confinement import _MACHINES, _filter
+from prefect_cometapi.runway.media import confinement
+from prefect_cometapi.runway.media.confinement import _MACHINES, _filter
 
 from .calls import CALLS, COLUMNS, NONE
 

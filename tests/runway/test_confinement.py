@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import pytest
 
-from prefect_cometapi.runway import confinement
+from prefect_cometapi.runway.media import confinement
 
 LANDLOCK = (
     ctypes.CDLL(None).syscall(confinement._CREATE_RULESET, None, ctypes.c_size_t(0), 1)

@@ -6,9 +6,14 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from prefect_cometapi.runway import decoder
-from prefect_cometapi.runway.contact_sheet import COLUMNS, GAP, TILE_HEIGHT, TILE_WIDTH
-from prefect_cometapi.runway.media import draw_contact_sheet
+from prefect_cometapi.runway.media import decoder
+from prefect_cometapi.runway.media.contact_sheet import (
+    COLUMNS,
+    GAP,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+)
+from prefect_cometapi.runway.media.inspector import draw_contact_sheet
 
 NAMES: dict[tuple[bool, ...], str] = {
     (True, False, False): "red",

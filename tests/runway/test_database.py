@@ -21,9 +21,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
-from prefect_cometapi.runway.buying import buy_once
-from prefect_cometapi.runway.database import Database, ledger_url, will_pass
-from prefect_cometapi.runway.ledger import ledger_at
+from prefect_cometapi.runway.ledger.database import Database, ledger_url, will_pass
+from prefect_cometapi.runway.ledger.purchase import buy_once
+from prefect_cometapi.runway.ledger.store import ledger_at
 
 from .made import Service, buy, intent, put, until
 

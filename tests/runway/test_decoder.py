@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from prefect_cometapi.runway import InvalidOutput, StorageError, decoder
-from prefect_cometapi.runway.media import Decoder
+from prefect_cometapi.runway import InvalidOutput, StorageError
+from prefect_cometapi.runway.media import decoder
+from prefect_cometapi.runway.media.inspector import Decoder
 
 
 @pytest.fixture

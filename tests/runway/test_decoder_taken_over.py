@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from prefect_cometapi.runway import InvalidOutput, StorageError, media
-from prefect_cometapi.runway.media import Decoder
+from prefect_cometapi.runway import InvalidOutput, StorageError
+from prefect_cometapi.runway.media import inspector
+from prefect_cometapi.runway.media.inspector import Decoder
 
 
 @pytest.mark.parametrize(
@@ -27,11 +28,11 @@ def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, an
         f"print('ready', flush=True)\nfor _ in open(0): print({answer!r}, flush=True)"
     )
     one = Decoder(program)
-    monkeypatch.setattr(media, "_decoder", lambda _process: one)
+    monkeypatch.setattr(inspector, "_decoder", lambda _process: one)
     for look in (
-        lambda: media.inspect_video(program),
-        lambda: media.draw_poster(program, tmp_path / "poster.jpg"),
-        lambda: media.draw_contact_sheet([b"poster"]),
+        lambda: inspector.inspect_video(program),
+        lambda: inspector.draw_poster(program, tmp_path / "poster.jpg"),
+        lambda: inspector.draw_contact_sheet([b"poster"]),
     ):
         with pytest.raises(InvalidOutput, match="answers nonsense"):
             look()
@@ -84,9 +85,9 @@ def test_no_video_is_described_as_what_it_cannot_be(tmp_path, monkeypatch, forge
         f"print('ready', flush=True)\nfor _ in open(0): print({answer!r}, flush=True)"
     )
     one = Decoder(program)
-    monkeypatch.setattr(media, "_decoder", lambda _process: one)
+    monkeypatch.setattr(inspector, "_decoder", lambda _process: one)
     with pytest.raises(InvalidOutput, match="answers nonsense"):
-        media.inspect_video(program)
+        inspector.inspect_video(program)
     one.close()
 
 
@@ -94,7 +95,7 @@ def test_a_decoder_that_sleeps_is_ended(tmp_path, monkeypatch):
     """A limit for time on a processor does not end what waits; the next file is read."""
     program = tmp_path / "sleeping.py"
     program.write_text("import time\nprint('ready', flush=True)\ninput()\ntime.sleep(600)\n")
-    monkeypatch.setattr(media, "PATIENCE", 0.2)
+    monkeypatch.setattr(inspector, "PATIENCE", 0.2)
     asleep = Decoder(program)
     with pytest.raises(InvalidOutput, match="was ended by SIGKILL"):
         asleep.ask(program)
@@ -106,11 +107,11 @@ def test_what_a_decoder_left_behind_does_not_hold_up_the_next_file(tmp_path, mon
     program.write_text(
         "import os, time\nprint('ready', flush=True)\ninput()\nos.fork() or time.sleep(600)\n"
     )
-    monkeypatch.setattr(media, "PATIENCE", 0.2)
+    monkeypatch.setattr(inspector, "PATIENCE", 0.2)
     forking = Decoder(program)
     with pytest.raises(InvalidOutput, match="ended with 0"):
         forking.ask(program)
-    assert media.inspect_video(clips / "clip.mp4").frames
+    assert inspector.inspect_video(clips / "clip.mp4").frames
 
 
 def test_a_decoder_that_says_no_more_is_ended(tmp_path, monkeypatch):
@@ -119,7 +120,7 @@ def test_a_decoder_that_says_no_more_is_ended(tmp_path, monkeypatch):
     program.write_text(
         "import os, time\nprint('ready', flush=True)\ninput()\nos.close(1)\ntime.sleep(600)\n"
     )
-    monkeypatch.setattr(media, "ENDING", 0.1)
+    monkeypatch.setattr(inspector, "ENDING", 0.1)
     silent = Decoder(program)
     with pytest.raises(InvalidOutput, match="was ended by SIGKILL"):
         silent.ask(program)

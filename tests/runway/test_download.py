@@ -15,10 +15,10 @@ from prefect_cometapi.runway import (
     StorageError,
     Submission,
 )
-from prefect_cometapi.runway import download as module
-from prefect_cometapi.runway.download import MAX_REDIRECTS, RENEWALS, RESUMPTIONS
-from prefect_cometapi.runway.media import inspect_video
-from prefect_cometapi.runway.polling import Patience, wait_until_finished
+from prefect_cometapi.runway.api.polling import Patience, wait_until_finished
+from prefect_cometapi.runway.media import download as module
+from prefect_cometapi.runway.media.download import MAX_REDIRECTS, RENEWALS, RESUMPTIONS
+from prefect_cometapi.runway.media.inspector import inspect_video
 
 from .fetching import BODY, URL, digest, download
 

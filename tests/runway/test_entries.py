@@ -15,8 +15,8 @@ from prefect_cometapi.runway import (
     Status,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.entries import MAY_FOLLOW, UNFINISHED, conflict
-from prefect_cometapi.runway.generation import AssetURL
+from prefect_cometapi.runway.ledger.entry import MAY_FOLLOW, UNFINISHED, conflict
+from prefect_cometapi.runway.models.generation import AssetURL
 
 from .made import BASE, MOMENT, SIGNED, entry, intent, video
 

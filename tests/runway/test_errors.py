@@ -30,9 +30,9 @@ from prefect_cometapi.runway import (
     UnexpectedResponse,
     errors,
 )
-from prefect_cometapi.runway.media import inspect_video
-from prefect_cometapi.runway.polling import Patience, wait_until_finished
-from prefect_cometapi.runway.rows import BadRow
+from prefect_cometapi.runway.api.polling import Patience, wait_until_finished
+from prefect_cometapi.runway.batch.rows import BadRow
+from prefect_cometapi.runway.media.inspector import inspect_video
 
 from .fetching import download
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from prefect_cometapi.runway import StagedFileMissing
-from prefect_cometapi.runway.fetched import (
+from prefect_cometapi.runway.models.generation import FetchedVideo
+from prefect_cometapi.runway.storage.base import FolderStorage
+from prefect_cometapi.runway.storage.fetched import (
     abandoned_files,
     discard,
     find_fetched,
     publish_checked,
     remember,
 )
-from prefect_cometapi.runway.generation import FetchedVideo
-from prefect_cometapi.runway.staging import RECORD
-from prefect_cometapi.runway.storage import FolderStorage
+from prefect_cometapi.runway.storage.staging import RECORD
 
 from .test_staging import left_by
 

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway import errors
-from prefect_cometapi.runway.batch import ItemResult, Outcome
-from prefect_cometapi.runway.budget import Spending
-from prefect_cometapi.runway.figures import Tally, figures, in_words
-from prefect_cometapi.runway.outcomes import PASSES_LIMIT, Again, again
+from prefect_cometapi.runway.batch.models import ItemResult, Outcome
+from prefect_cometapi.runway.batch.outcomes import PASSES_LIMIT, Again, again
+from prefect_cometapi.runway.ledger.budget import Spending
+from prefect_cometapi.runway.ledger.figures import Tally, figures, in_words
 
 NOT_ENDED = [Outcome.WAITING, Outcome.RUNNING]
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway import DownloadInterrupted, InvalidOutput, OutputExpired
-from prefect_cometapi.runway import download as module
+from prefect_cometapi.runway.media import download as module
 
 from .fetching import BODY, URL, digest, download
 

@@ -8,8 +8,8 @@ import zlib
 import pytest
 
 from prefect_cometapi.runway import Finished, ServiceUnavailable, State, SubmissionUncertain
-from prefect_cometapi.runway import client as wire
-from prefect_cometapi.runway.replies import MOST_OUTPUTS
+from prefect_cometapi.runway.api import client as wire
+from prefect_cometapi.runway.api.reply_parser import MOST_OUTPUTS
 
 from .made import put
 

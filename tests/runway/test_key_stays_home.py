@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from prefect_cometapi.runway import CometAPIError, InvalidManifest, InvalidOutput
-from prefect_cometapi.runway.download import AssetClients
-from prefect_cometapi.runway.download import download as download_with
-from prefect_cometapi.runway.manifest import read_rows
+from prefect_cometapi.runway.batch.manifest import read_rows
+from prefect_cometapi.runway.media.download import AssetClients
+from prefect_cometapi.runway.media.download import download as download_with
 
 from .answering import answering
 from .fetching import BODY, digest, download

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefect_cometapi.runway import State
-from prefect_cometapi.runway.entries import Kind
+from prefect_cometapi.runway.ledger.entry import Kind
 
 from .made import BASE, MOMENT, intent
 

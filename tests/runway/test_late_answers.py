@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from prefect_cometapi.runway import InvalidRequest, Ledger, State, SubmissionUncertain
-from prefect_cometapi.runway.buying import attach, buy_once
+from prefect_cometapi.runway.ledger.purchase import attach, buy_once
 
 from .made import Service, Told, finished, intent, put, until, video
 

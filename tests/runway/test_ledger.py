@@ -17,8 +17,8 @@ from prefect_cometapi.runway import (
     LedgerUnavailable,
     State,
 )
-from prefect_cometapi.runway.entries import MAY_FOLLOW
-from prefect_cometapi.runway.schema import generations
+from prefect_cometapi.runway.ledger.entry import MAY_FOLLOW
+from prefect_cometapi.runway.ledger.schema import generations
 
 from .made import BASE, SIGNED, dead_holder, distant_holder, finished, intent, put, video
 

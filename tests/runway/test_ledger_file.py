@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from prefect_cometapi.runway import Ledger, State, database, file_lock, holders, leases
-from prefect_cometapi.runway.buying import working_on
-from prefect_cometapi.runway.file_lock import FileLock
-from prefect_cometapi.runway.holders import holder_name
+from prefect_cometapi.runway import Ledger, State
+from prefect_cometapi.runway.ledger import database, file_lock, leases, owners
+from prefect_cometapi.runway.ledger.file_lock import FileLock
+from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.ledger.purchase import working_on
 
 from .made import put
 
@@ -223,7 +224,7 @@ async def test_what_a_child_forgets_is_opened_again_when_it_is_used(file):
         for forget in (
             database._forget_connections,
             leases._forget_leases,
-            holders._forget_all,
+            owners._forget_all,
         ):
             forget()
         assert ledger.holders_here() == []

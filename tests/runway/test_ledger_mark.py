@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway import Ledger, LedgerOutdated, State, StorageError
-from prefect_cometapi.runway.buying import attach, buy_once
-from prefect_cometapi.runway.ledger_mark import (
+from prefect_cometapi.runway.ledger.marks import (
     FOLDER,
     STALE,
     LedgerMark,
@@ -23,7 +22,8 @@ from prefect_cometapi.runway.ledger_mark import (
     read_marks,
     write_mark,
 )
-from prefect_cometapi.runway.storage import FolderStorage, open_storage
+from prefect_cometapi.runway.ledger.purchase import attach, buy_once
+from prefect_cometapi.runway.storage.base import FolderStorage, open_storage
 
 from .made import Service, intent
 

@@ -17,8 +17,8 @@ from prefect_cometapi.runway import (
     StorageError,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.buying import buy_once, working_on
-from prefect_cometapi.runway.schema import generations
+from prefect_cometapi.runway.ledger.purchase import buy_once, working_on
+from prefect_cometapi.runway.ledger.schema import generations
 
 from .made import Service, finished, intent, put, until, video
 

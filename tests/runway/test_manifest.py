@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from prefect_cometapi.runway import InvalidManifest
-from prefect_cometapi.runway.batch import BatchItem
-from prefect_cometapi.runway.manifest import read_rows
-from prefect_cometapi.runway.rows import BadRow, batch_keys, check_rows
+from prefect_cometapi.runway.batch.manifest import read_rows
+from prefect_cometapi.runway.batch.models import BatchItem
+from prefect_cometapi.runway.batch.rows import BadRow, batch_keys, check_rows
 
 IMAGE, VIDEO = "https://example.com/cat.jpg", "https://example.com/cat.mp4"
 CUT_OFF = gzip.compress(b"{}\n", mtime=0)[:-4]

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway import InvalidOutput
-from prefect_cometapi.runway.media import draw_poster, inspect_video
+from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 import pytest
 
 from prefect_cometapi.runway import Generation, Status
-from prefect_cometapi.runway.polling import Patience, missing_since, wait_until_finished
+from prefect_cometapi.runway.api.polling import Patience, missing_since, wait_until_finished
 
 UNKNOWN = Generation(task_id="t", status=Status.NOT_VISIBLE)
 RUNNING = Generation(task_id="t", status=Status.RUNNING)

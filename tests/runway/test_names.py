@@ -10,7 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway import ImageToVideoRequest
-from prefect_cometapi.runway.names import (
+from prefect_cometapi.runway.models.keys import (
     MAX_KEY_LENGTH,
     check_key,
     default_key,

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from prefect_cometapi.runway import ServiceUnavailable, Status, SubmissionUncertain
-from prefect_cometapi.runway import client as wire
-from prefect_cometapi.runway.download import download
+from prefect_cometapi.runway.api import client as wire
 from prefect_cometapi.runway.errors import NotSubmitted
+from prefect_cometapi.runway.media.download import download
 
 from ..network import FAIR, Weather, network
 from .fetching import AssetClients, digest

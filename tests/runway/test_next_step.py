@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway import KeyConflict, State, SubmissionUncertain
-from prefect_cometapi.runway.buying import Step, next_step
+from prefect_cometapi.runway.ledger.purchase import Step, next_step
 
 from .made import entry, intent
 

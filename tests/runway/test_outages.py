@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State, SubmissionUncertain
-from prefect_cometapi.runway.background import elsewhere
-from prefect_cometapi.runway.buying import buy_once, working_on
+from prefect_cometapi.runway.ledger.loop_thread import elsewhere
+from prefect_cometapi.runway.ledger.purchase import buy_once, working_on
 
 from .made import Service, Told, finished, intent, put, until, video
 

@@ -14,9 +14,8 @@ from prefect_cometapi.runway import (
     Status,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.batch import BatchItem, BatchResult, Outcome
-from prefect_cometapi.runway.budget import Spending
-from prefect_cometapi.runway.outcomes import (
+from prefect_cometapi.runway.batch.models import BatchItem, BatchResult, Outcome
+from prefect_cometapi.runway.batch.outcomes import (
     ended,
     invalid,
     not_bought,
@@ -25,7 +24,8 @@ from prefect_cometapi.runway.outcomes import (
     stored,
     waiting,
 )
-from prefect_cometapi.runway.rows import BadRow
+from prefect_cometapi.runway.batch.rows import BadRow
+from prefect_cometapi.runway.ledger.budget import Spending
 
 from .made import MOMENT, video
 

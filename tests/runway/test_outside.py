@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from prefect_cometapi.runway import CometAPISettings, DownloadInterrupted, InvalidOutput
-from prefect_cometapi.runway.download import AssetClients
-from prefect_cometapi.runway.outside import Outside, is_public
+from prefect_cometapi.runway.media.download import AssetClients
+from prefect_cometapi.runway.media.ssrf_guard import Outside, is_public
 
 from ..machine import needs_ipv6
 from .fetching import BODY, digest, download

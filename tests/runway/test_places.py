@@ -6,9 +6,9 @@ import asyncio
 import pytest
 
 from prefect_cometapi.runway import InvalidManifest, StorageError
-from prefect_cometapi.runway.manifest import read_rows
-from prefect_cometapi.runway.results import split_place
-from prefect_cometapi.runway.storage import open_storage
+from prefect_cometapi.runway.batch.manifest import read_rows
+from prefect_cometapi.runway.batch.results import split_place
+from prefect_cometapi.runway.storage.base import open_storage
 
 from .answering import answering
 

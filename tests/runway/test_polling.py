@@ -26,7 +26,8 @@ from prefect_cometapi.runway import (
     Submission,
     UnexpectedResponse,
 )
-from prefect_cometapi.runway.polling import (
+from prefect_cometapi.runway.api.poll_schedule import JITTER
+from prefect_cometapi.runway.api.polling import (
     Patience,
     Route,
     Wait,
@@ -36,7 +37,6 @@ from prefect_cometapi.runway.polling import (
     verdict,
     wait_until_finished,
 )
-from prefect_cometapi.runway.schedule import JITTER
 from prefect_cometapi.sandbox import ReplyShape
 
 QUICK = Patience(interval=0.01, deadline=20.0, visibility_grace=10.0)

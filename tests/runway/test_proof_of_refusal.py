@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.runway.certainty import (
+from prefect_cometapi.runway.api.certainty import (
     AFTER_SENDING_CODES,
     REFUSING_STATUSES,
     RELAYED_CODES,

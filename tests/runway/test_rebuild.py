@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway import State, StorageError
-from prefect_cometapi.runway.buying import buy_once
-from prefect_cometapi.runway.rebuild import entries_of, missing_claims, rebuild
-from prefect_cometapi.runway.storage import FolderStorage
+from prefect_cometapi.runway.ledger.purchase import buy_once
+from prefect_cometapi.runway.ledger.rebuild import entries_of, missing_claims, rebuild
+from prefect_cometapi.runway.storage.base import FolderStorage
 
 from .made import BASE, Service, intent, put, video
 

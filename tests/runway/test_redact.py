@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from prefect_cometapi.runway.download import HTTPCORE_LOGGERS
+from prefect_cometapi.runway.media.download import HTTPCORE_LOGGERS
 from prefect_cometapi.runway.redact import (
     hide_secrets,
     host_of,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from prefect_cometapi.runway.refusals import (
+from prefect_cometapi.runway.api.error_mapping import (
     MAX_RETRY_AFTER,
     Meaning,
     Reply,

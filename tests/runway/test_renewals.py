@@ -13,8 +13,8 @@ import asyncpg
 import pytest
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
-from prefect_cometapi.runway.buying import working_on
-from prefect_cometapi.runway.holders import holder_name
+from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.ledger.purchase import working_on
 
 from .made import distant_holder, put, until
 

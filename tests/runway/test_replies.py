@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway import Status
-from prefect_cometapi.runway.replies import (
+from prefect_cometapi.runway.api.reply_parser import (
     error_of,
     read_generation,
     read_task_id,

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway import Entry, State
-from prefect_cometapi.runway.client import TOTAL_TIMEOUT
+from prefect_cometapi.runway.api.client import TOTAL_TIMEOUT
 from prefect_cometapi.runway.errors import SubmissionUncertain
-from prefect_cometapi.runway.resubmission import ARRIVAL_WINDOW, may_arrive_until, sent_at
+from prefect_cometapi.runway.ledger.resubmission import ARRIVAL_WINDOW, may_arrive_until, sent_at
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 UNKNOWN = {State.UNCERTAIN, State.LOST}

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from prefect_cometapi.runway import StorageError, StorageUnavailable
-from prefect_cometapi.runway import results as module
-from prefect_cometapi.runway.batch import ItemResult, Outcome
-from prefect_cometapi.runway.results import (
+from prefect_cometapi.runway.batch import results as module
+from prefect_cometapi.runway.batch.models import ItemResult, Outcome
+from prefect_cometapi.runway.batch.results import (
     LEAST_GAP,
     WRITING_SHARE,
     check_place,
@@ -27,8 +27,8 @@ from prefect_cometapi.runway.results import (
     read_results,
     write_results,
 )
-from prefect_cometapi.runway.staging import INCOMING
-from prefect_cometapi.runway.storage import FolderStorage, FsspecStorage
+from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage
+from prefect_cometapi.runway.storage.staging import INCOMING
 
 FORMATS = ["jsonl", "ndjson", "jsonl.gz", "parquet"]
 STORED = ItemResult(

@@ -15,10 +15,10 @@ from prefect_cometapi.runway import (
     Reference,
     VideoToVideoRequest,
 )
-from prefect_cometapi.runway.batch import BatchItem
-from prefect_cometapi.runway.names import MAX_KEY_LENGTH, check_key
-from prefect_cometapi.runway.rowcheck import MAX_ID_LENGTH, MOST_PROBLEMS
-from prefect_cometapi.runway.rows import BadRow, Row, batch_keys, check_rows, rows_of
+from prefect_cometapi.runway.batch.models import BatchItem
+from prefect_cometapi.runway.batch.row_validation import MAX_ID_LENGTH, MOST_PROBLEMS
+from prefect_cometapi.runway.batch.rows import BadRow, Row, batch_keys, check_rows, rows_of
+from prefect_cometapi.runway.models.keys import MAX_KEY_LENGTH, check_key
 
 IMAGE, VIDEO = "https://example.com/cat.jpg", "https://example.com/cat.mp4"
 SECRET = "s3cr3tT0ken"

@@ -15,8 +15,8 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from prefect_cometapi.runway import CometAPIError, ImageToVideoRequest
-from prefect_cometapi.runway.client import RunwayClient
-from prefect_cometapi.runway.download import AssetClients, download
+from prefect_cometapi.runway.api.client import RunwayClient
+from prefect_cometapi.runway.media.download import AssetClients, download
 
 REQUEST = ImageToVideoRequest(prompt_image="https://example.com/cat.jpg")
 
@@ -76,7 +76,7 @@ async def test_a_clock_that_jumps_changes_no_wait(jump, sandbox, request_, clien
     import time
 
     from prefect_cometapi.runway import Submission
-    from prefect_cometapi.runway.polling import Patience, wait_until_finished
+    from prefect_cometapi.runway.api.polling import Patience, wait_until_finished
 
     service = sandbox(render_seconds=1)
     client = await client_of(service.url)

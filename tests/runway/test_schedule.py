@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.runway.schedule import (
+from prefect_cometapi.runway.api.poll_schedule import (
     FEWEST,
     JITTER,
     KEPT,

@@ -8,8 +8,9 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 
-from prefect_cometapi.runway import Ledger, LedgerUnavailable, State, schema
-from prefect_cometapi.runway.buying import buy_once
+from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
+from prefect_cometapi.runway.ledger import schema
+from prefect_cometapi.runway.ledger.purchase import buy_once
 
 from .made import Service, intent, put, until
 

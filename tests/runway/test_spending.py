@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway import State
-from prefect_cometapi.runway.budget import Spent
-from prefect_cometapi.runway.prices import Price
-from prefect_cometapi.runway.rows import batch_keys, batch_prefix
-from prefect_cometapi.runway.spending import after_prefix
+from prefect_cometapi.runway.batch.rows import batch_keys, batch_prefix
+from prefect_cometapi.runway.ledger.budget import Spent
+from prefect_cometapi.runway.ledger.spending import after_prefix
+from prefect_cometapi.runway.models.prices import Price
 
 from .made import intent
 

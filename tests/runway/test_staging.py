@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.runway import StorageError, staging
-from prefect_cometapi.runway.fetched import abandoned_files, remove
-from prefect_cometapi.runway.staging import (
+from prefect_cometapi.runway import StorageError
+from prefect_cometapi.runway.storage import staging
+from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage
+from prefect_cometapi.runway.storage.fetched import abandoned_files, remove
+from prefect_cometapi.runway.storage.staging import (
     INCOMING,
     KEEP,
     StagedFile,
@@ -22,7 +24,6 @@ from prefect_cometapi.runway.staging import (
     staged_path,
     temporary_stagings,
 )
-from prefect_cometapi.runway.storage import FolderStorage, FsspecStorage
 
 from .made import dead_holder
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from prefect_cometapi.runway import Ledger, RunwayClient, ServiceUnavailable, State
-from prefect_cometapi.runway.background import in_background
-from prefect_cometapi.runway.buying import buy_once, give_up
-from prefect_cometapi.runway.holders import holder_name
-from prefect_cometapi.runway.moment import Moment
+from prefect_cometapi.runway.ledger.clock import Moment
+from prefect_cometapi.runway.ledger.loop_thread import in_background
+from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.ledger.purchase import buy_once, give_up
 
 from .made import Service, buy, distant_holder, intent, put, until
 
@@ -35,7 +35,7 @@ from pydantic import SecretStr
 from prefect_cometapi.runway import (
     CometAPIError, ImageToVideoRequest, Ledger, RunwayClient, ServiceUnavailable
 )
-from prefect_cometapi.runway.buying import buy_once
+from prefect_cometapi.runway.ledger.purchase import buy_once
 from tests.runway.made import intent
 
 service, url, lease = sys.argv[1], sys.argv[2], float(sys.argv[3])

@@ -4,8 +4,8 @@
 import pytest
 
 from prefect_cometapi.runway import GenerationFailed, State
-from prefect_cometapi.runway.buying import staying_with, working_on
-from prefect_cometapi.runway.holders import holder_name
+from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.ledger.purchase import staying_with, working_on
 
 from .made import Service, buy, distant_holder, finished, put, video
 

@@ -15,15 +15,15 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from prefect_cometapi.runway import StagedFileMissing, StorageError
-from prefect_cometapi.runway import storage as module
-from prefect_cometapi.runway.staging import INCOMING
-from prefect_cometapi.runway.storage import (
+from prefect_cometapi.runway.storage import base as module
+from prefect_cometapi.runway.storage.base import (
     PROBE,
     FolderStorage,
     FsspecStorage,
     open_storage,
     probe,
 )
+from prefect_cometapi.runway.storage.staging import INCOMING
 
 OLD, NEW = b"old" * 1000, b"new" * 2000
 

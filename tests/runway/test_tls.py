@@ -9,7 +9,7 @@ import pytest
 import trustme
 
 from prefect_cometapi.runway import DownloadInterrupted, ServiceUnavailable
-from prefect_cometapi.runway import client as wire
+from prefect_cometapi.runway.api import client as wire
 
 from ..proxies import http_proxy, socks_proxy
 from .answering import answering

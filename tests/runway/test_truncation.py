@@ -14,8 +14,8 @@ from av.stream import Disposition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.runway import decoder
-from prefect_cometapi.runway.decoder import Refused, inspect_video
+from prefect_cometapi.runway.media import decoder
+from prefect_cometapi.runway.media.decoder import Refused, inspect_video
 
 from .films import FILMS, film
 

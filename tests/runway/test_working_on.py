@@ -10,8 +10,8 @@ import time
 import pytest
 
 from prefect_cometapi.runway import GenerationFailed, Ledger, LedgerUnavailable, State
-from prefect_cometapi.runway.buying import working_on
-from prefect_cometapi.runway.holders import holder_name
+from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.ledger.purchase import working_on
 
 from .made import Told, dead_holder, distant_holder, put
 
@@ -20,7 +20,7 @@ S = State
 WORKS_UNTIL_KILLED = """
 import asyncio, sys
 from prefect_cometapi.runway import Ledger
-from prefect_cometapi.runway.buying import working_on
+from prefect_cometapi.runway.ledger.purchase import working_on
 
 async def work():
     async with working_on(Ledger(sys.argv[1]), "sku-17", "the first run"):

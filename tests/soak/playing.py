@@ -23,8 +23,8 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 
 from prefect_cometapi.flows.running import run_sync
 from prefect_cometapi.runway import Entry, State
-from prefect_cometapi.runway.entries import UNFINISHED
-from prefect_cometapi.runway.ledger import ledger_at
+from prefect_cometapi.runway.ledger.entry import UNFINISHED
+from prefect_cometapi.runway.ledger.store import ledger_at
 from prefect_cometapi.sandbox import FaultPlan, ReplyShape, Sandbox
 
 from ..cluster import Cluster, places_of

@@ -17,9 +17,9 @@ import av
 import httpx
 from av.video.frame import VideoFrame
 
-from prefect_cometapi.runway.entries import Entry
-from prefect_cometapi.runway.ledger_mark import FOLDER
-from prefect_cometapi.runway.staging import INCOMING
+from prefect_cometapi.runway.ledger.entry import Entry
+from prefect_cometapi.runway.ledger.marks import FOLDER
+from prefect_cometapi.runway.storage.staging import INCOMING
 from prefect_cometapi.sandbox import AcceptedJob, Sandbox
 
 from .checker import Ending, Found, Job, Row

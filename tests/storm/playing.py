@@ -16,11 +16,12 @@ from prefect import tags
 
 from prefect_cometapi.flows import CollectResult, acollect, aimage_to_video, avideo_to_video
 from prefect_cometapi.flows.ledger import open_ledger
-from prefect_cometapi.runway import client, download
-from prefect_cometapi.runway.buying import attach
-from prefect_cometapi.runway.entries import State
+from prefect_cometapi.runway.api import client
 from prefect_cometapi.runway.errors import CometAPIError
-from prefect_cometapi.runway.ledger import Ledger
+from prefect_cometapi.runway.ledger.entry import State
+from prefect_cometapi.runway.ledger.purchase import attach
+from prefect_cometapi.runway.ledger.store import Ledger
+from prefect_cometapi.runway.media import download
 from prefect_cometapi.sandbox import FaultPlan, RecordedRequest, ReplyShape, Sandbox
 
 from ..kills.nursery import ROOT, pictures

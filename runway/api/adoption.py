@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Task ids that were bought elsewhere: checked with the service, and recorded under one key each.
+
+An id that a person typed is not an answer of the service. It is checked before it is recorded,
+which is one free request. Where the service cannot be asked, the ledger says that nobody has
+confirmed the id, and it can be replaced until somebody does.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ..errors import CometAPIError, GenerationNotVisible, KeyConflict, UnknownTaskId
+from ..ledger.entry import UNFINISHED, Entry, Intent, State, conflict
+from ..ledger.purchase import attach
+from ..ledger.store import Ledger
+from ..models.generation import Status
+from ..models.keys import has_documented_form, key_of_id
+from .client import RunwayClient
+
+
+@dataclass(frozen=True)
+class Check:
+    """Answer of the service about a task id.
+
+    Attributes:
+        known: Whether the service knows the id, or None where it could not be asked.
+        why: Why not, in words.
+    """
+
+    known: bool | None
+    why: str = ""
+
+
+async def check_task(
+    client: RunwayClient, task_id: str, *, polls: int = 1, interval: float = 0.0
+) -> Check:
+    """Ask the service for a task id, on the task route and the feed in turn; it costs nothing.
+
+    Args:
+        client: Where to ask.
+        task_id: The id.
+        polls: Requests until the id counts as unknown. A fresh one may be unknown for a moment.
+        interval: Seconds between two of them.
+    """
+    why = "CometAPI does not know the generation"
+    for number in range(polls):
+        if number:
+            await asyncio.sleep(interval)
+        is_feed = number % 2 == 1
+        try:
+            reply = await (client.feed if is_feed else client.get)(task_id)
+        except GenerationNotVisible as error:
+            why = error.what
+        except CometAPIError as error:
+            if not is_feed:  # the docs promise nothing of the feed
+                return Check(known=None, why=error.what)
+        else:
+            if reply.status is not Status.NOT_VISIBLE:
+                return Check(known=True)
+    return Check(known=False, why=why)
+
+
+def require_known(task_id: str, check: Check) -> None:
+    """Refuse an id that the service does not know, or that only a typing mistake explains; pure.
+
+    Raises:
+        UnknownTaskId: The service does not know it, or could not be asked and the id has not the
+            form of those that CometAPI gives.
+    """
+    if check.known is False:
+        what = f"the id {task_id} is not recorded: {check.why}"
+        raise UnknownTaskId(what).about(task_id=task_id)
+    if check.known is None and not has_documented_form(task_id):
+        raise UnknownTaskId(
+            f"the id {task_id} is not recorded: it does not read as an id of CometAPI (a UUID, or "
+            f"task_…), and it cannot be checked ({check.why})"
+        ).about(task_id=task_id)
+
+
+async def adopt(
+    ledger: Ledger,
+    intent: Intent,
+    task_id: str,
+    ask: Callable[[], Awaitable[Check]],
+    *,
+    warn: Callable[[str], None] = lambda _text: None,
+) -> Entry:
+    """Record a task id that was bought elsewhere under a key, and return the entry.
+
+    Args:
+        ledger: Where it is recorded.
+        intent: The key, and what is known of the request.
+        task_id: The id.
+        ask: Asks the service for the id; not called where the entry has the id already.
+        warn: Called with a warning where the id is recorded unchecked.
+
+    Raises:
+        KeyConflict: The key has another id, or the id belongs to another key.
+        UnknownTaskId: The service does not know the id.
+        LedgerUnavailable: The ledger cannot be used.
+    """
+    other = await ledger.find(task_id, intent.base_url, besides=intent.key)
+    if other and not _is_only_an_id(other):
+        raise KeyConflict(
+            f"the id {task_id} belongs to the key {other.key!r}, so it is not recorded for another"
+        ).about(key=intent.key, task_id=task_id)
+    entry = await ledger.get(intent.key)
+    if entry and (clash := conflict(entry, intent, task_id)):
+        raise clash.about(key=entry.key, task_id=entry.task_id)
+    if entry is None or entry.task_id != task_id or not entry.task_id_checked:
+        check = await ask()
+        require_known(task_id, check)
+    else:
+        check = Check(known=True)
+    adopted = await attach(ledger, intent, task_id, checked=bool(check.known))
+    if check.known and not adopted.task_id_checked:
+        adopted = await ledger.confirm(adopted.key, task_id) or adopted
+    if not check.known:
+        warn(
+            f"the id {task_id} is recorded unchecked: {check.why}. The first poll that knows it "
+            "confirms it; until then prefect-cometapi ledger adopt can replace it"
+        )
+    if other:  # one purchase counts once, and one collector delivers it
+        left = State.ABANDONED if other.state in UNFINISHED else other.state
+        await ledger.change(other.key, left, seen=other, charges=0)
+    return adopted
+
+
+def _is_only_an_id(entry: Entry) -> bool:
+    """Return True for an entry that is only an id, finished without key and request; pure."""
+    return entry.fingerprint is None and entry.key == key_of_id(entry.task_id or "")

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for a generation: what to do after each reply, and the loop that does it.
+
+The service asks not to be polled more often than every five seconds per generation, and to add
+jitter so that a batch does not march in step. A fresh id may be unknown for a while ("a few
+seconds" in the docs, minutes in the field), and so may one that was known already: both are
+waited out, on the feed route in turn with the task route, and none is a reason to buy again. A
+success may come before its output does; the same patience holds for it.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ..errors import (
+    CometAPIError,
+    GenerationCancelled,
+    GenerationFailed,
+    GenerationNotVisible,
+    GenerationTimeout,
+    InvalidOutput,
+    ServiceUnavailable,
+)
+from ..models.generation import Finished, Generation, Status, Submission
+from .client import RunwayClient
+from .poll_schedule import JITTER, Habit, first_delay, next_delay
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How to wait. All in seconds.
+
+    Attributes:
+        interval: Least time between two polls of one generation.
+        deadline: Longest wait, the request in flight included.
+        visibility_grace: Longest time unknown to the service, or finished without an output.
+    """
+
+    interval: float = 5.0
+    deadline: float = 1800.0
+    visibility_grace: float = 120.0
+
+
+class Route(StrEnum):
+    """Where to ask for a generation's state."""
+
+    TASK = "task"
+    FEED = "feed"
+
+
+@dataclass
+class Wait:
+    """What is known of one wait; it outlives a broken connection and goes on after it."""
+
+    started: float | None = None
+    polls: int = 0
+    route: Route = Route.TASK
+    missing_since: float | None = None
+    last: Generation | None = None
+    last_poll: float | None = field(default=None, repr=False)
+
+
+def spread(seconds: float, share: float = JITTER) -> float:
+    """The time with some more at random, so that many waits do not stay in step."""
+    return seconds * (1.0 + share * random.random())  # noqa: S311 -- not for secrets
+
+
+def verdict(
+    reply: Generation, elapsed: float, missing_for: float, patience: Patience
+) -> Generation | CometAPIError | None:
+    """What a reply comes to: the finished generation, its error, or None to keep waiting; pure.
+
+    Args:
+        reply: The newest reply.
+        elapsed: Seconds waited so far.
+        missing_for: Seconds for which the generation, or its output, was missing without a break.
+        patience: How long to wait.
+    """
+    if reply.status is Status.SUCCEEDED and reply.outputs:
+        return reply
+    if reply.status is Status.FAILED:
+        reason = reply.failure or "CometAPI gives no reason"
+        return GenerationFailed(f"the generation failed: {reason}", code=reply.failure_code)
+    if reply.status is Status.CANCELLED:
+        return GenerationCancelled("the generation was cancelled upstream", code=reply.failure_code)
+    if is_missing(reply) and missing_for >= patience.visibility_grace:
+        return _missing_error(reply, missing_for)
+    if elapsed >= patience.deadline:
+        done = reply.status is Status.SUCCEEDED
+        return _missing_error(reply, missing_for) if done else timeout_error(reply, patience)
+    return None
+
+
+def is_missing(reply: Generation) -> bool:
+    """Whether the service does not know the generation, or calls it done without an output."""
+    done_without_output = reply.status is Status.SUCCEEDED and not reply.outputs
+    return done_without_output or reply.status is Status.NOT_VISIBLE
+
+
+def missing_since(
+    reply: Generation, before: Generation | None, since: float | None, now: float
+) -> float | None:
+    """Since when what a reply lacks has been lacking, or None where it lacks nothing; pure.
+
+    An id that was unknown and a success without its output are two things, each with its time.
+    """
+    if not is_missing(reply):
+        return None
+    goes_on = since is not None and before is not None and before.status is reply.status
+    return since if goes_on else now
+
+
+def next_route(reply: Generation, route: Route) -> Route:
+    """Where to ask next: in turn on both routes while the service does not know the id; pure."""
+    if reply.status is not Status.NOT_VISIBLE:
+        return route
+    return Route.FEED if route is Route.TASK else Route.TASK
+
+
+def timeout_error(reply: Generation | None, patience: Patience) -> GenerationTimeout:
+    """The error of a generation that did not finish in time."""
+    state = f"it was {reply.status}" if reply else "no reply told its state"
+    return GenerationTimeout(
+        f"the generation did not finish within {patience.deadline:g} s; when last seen, {state}"
+    )
+
+
+def _missing_error(reply: Generation, missing_for: float) -> CometAPIError:
+    if reply.status is Status.SUCCEEDED:
+        return InvalidOutput(
+            f"CometAPI calls the generation finished but names no output for {missing_for:.0f} s"
+        )
+    return GenerationNotVisible(
+        f"CometAPI does not know the generation, for {missing_for:.0f} s now", code=reply.word
+    )
+
+
+async def wait_until_finished(
+    client: RunwayClient,
+    submission: Submission,
+    patience: Patience,
+    *,
+    wait: Wait | None = None,
+    on_reply: Callable[[Generation, Generation | None], Awaitable[None]] | None = None,
+    habit: Callable[[], Habit | None] = lambda: None,
+) -> Finished:
+    """Poll a generation until it succeeded.
+
+    Args:
+        client: Where to ask.
+        submission: What to ask for.
+        patience: How often and how long.
+        wait: An earlier wait to go on with, after a call of it raised.
+        on_reply: Awaited with each reply and the one before it.
+        habit: Tells what earlier generations of the kind teach, as far as it is known by then.
+
+    Raises:
+        GenerationFailed: It failed.
+        GenerationCancelled: It was cancelled upstream.
+        GenerationNotVisible: The service did not know it for the grace time.
+        GenerationTimeout: It did not finish within the deadline.
+        InvalidOutput: It succeeded, but no output was named within the grace time.
+        CometAPIError: What the client raised; the wait can go on with the same ``wait``.
+    """
+    wait = wait or Wait()
+    if wait.started is None:
+        wait.started = time.monotonic()
+        await _sleep_until_first(submission, wait, patience, habit)
+    while True:
+        await _keep_interval(submission, wait, patience, habit())
+        before = wait.last
+        reply = await _ask_within(client, submission, wait, patience)
+        if on_reply:
+            await on_reply(reply, before)
+        now = time.monotonic()
+        wait.missing_since = missing_since(reply, before, wait.missing_since, now)
+        missing_for = now - (wait.missing_since or now)
+        result = verdict(reply, now - wait.started, missing_for, patience)
+        if isinstance(result, CometAPIError):
+            raise result.about(key=submission.key, task_id=submission.task_id)
+        if result:
+            waited = round(submission.age(), 3)
+            return Finished(generation=result, polls=wait.polls, waited=waited)
+        wait.route = next_route(reply, wait.route)
+
+
+async def _sleep_until_first(
+    submission: Submission, wait: Wait, patience: Patience, habit: Callable[[], Habit | None]
+) -> None:
+    """Sleep until the first poll is worth it; the habit may become known on the way."""
+    chance = random.random()  # noqa: S311 -- not for secrets
+    end = (wait.started or 0.0) + patience.deadline
+    for _ in range(2):  # after one interval more may be known
+        soonest = first_delay(submission.age(), patience.interval, None, chance)
+        delay = first_delay(submission.age(), patience.interval, habit(), chance)
+        await asyncio.sleep(max(soonest, min(delay, end - time.monotonic())))
+
+
+async def _keep_interval(
+    submission: Submission, wait: Wait, patience: Patience, habit: Habit | None
+) -> None:
+    """Sleep until the next poll is due, or the deadline comes, but never less than the interval."""
+    if wait.last_poll is None:
+        return
+    now = time.monotonic()
+    age = max(0.0, submission.age() - (now - wait.last_poll))
+    delay = max(
+        next_delay(age, patience.interval, habit, random.random()),  # noqa: S311
+        first_delay(age, patience.interval, habit),  # where the habit became known just now
+    )
+    end = (wait.started or 0.0) + patience.deadline
+    due = min(wait.last_poll + delay, max(end, wait.last_poll + patience.interval))
+    await asyncio.sleep(due - now)
+
+
+async def _ask_within(
+    client: RunwayClient, submission: Submission, wait: Wait, patience: Patience
+) -> Generation:
+    """One poll that ends with the deadline; past it, one short last look is still taken."""
+    end = (wait.started or 0.0) + patience.deadline
+    which = {"key": submission.key, "task_id": submission.task_id}
+    ask = client.get if wait.route is Route.TASK else client.feed
+    wait.last_poll = time.monotonic()
+    wait.polls += 1
+    try:
+        async with asyncio.timeout(max(end - wait.last_poll, patience.interval)):
+            wait.last = await ask(submission.task_id)
+    except TimeoutError as error:
+        raise timeout_error(wait.last, patience).about(**which) from error
+    except ServiceUnavailable as error:
+        wait.route = Route.TASK
+        if time.monotonic() >= end:
+            raise timeout_error(wait.last, patience).about(**which) from error
+        raise error.about(**which) from None
+    except CometAPIError as error:
+        if wait.route is Route.TASK:
+            raise error.about(**which) from None
+        wait.last = Generation(  # the docs promise nothing of the feed, so only a task decides
+            task_id=submission.task_id, status=Status.NOT_VISIBLE, word=error.code
+        )
+    return wait.last

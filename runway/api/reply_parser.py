@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One reader for every shape in which CometAPI answers.
+
+Its docs of different dates show the same route with different replies: a bare Runway object, the
+gateway's envelope around it (with the inner object null, lagging or ahead), a flat feed entry,
+and older ones with the result's URL in `fail_reason`. All may be met, so the reader goes by
+structure and never by a version:
+
+- the layers of a reply are the object itself and what lies under `data`, from outside in;
+- a failure or cancellation in any layer is final; a success needs a success word, and its URL
+  may come later; anything unknown means "keep waiting";
+- a result is whatever http(s) URL stands where some generation of the API puts results.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ..models.generation import AssetURL, Generation, Status
+from ..redact import scrub
+
+MAX_DEPTH = 4
+MOST_OUTPUTS, LONGEST_URL = 16, 16_000
+"""Outputs of one generation, the documented models make one; and characters of an address."""
+
+NOT_VISIBLE_CODE = "task_not_exist"
+_WEB = re.compile("https?://", re.IGNORECASE)
+
+_WORDS = {
+    Status.PENDING: "not_start submitted queued unknown pending throttled 0 1",
+    Status.RUNNING: "in_progress running processing",
+    Status.SUCCEEDED: "success succeed succeeded completed finished ready done 3",
+    Status.FAILED: "failure failed fail rejected",
+    Status.CANCELLED: "cancelled canceled",
+    Status.NOT_VISIBLE: f"{NOT_VISIBLE_CODE} task_origin_not_exist",
+}
+_STATUS_OF_WORD = {word: status for status, words in _WORDS.items() for word in words.split()}
+_GIVEN_UP = {Status.FAILED, Status.CANCELLED}
+_IDS = ("task_id", "id")
+_SUCCESS_CODES = {"", "success", "200", "0", "ok"}
+
+
+def read_generation(body: Any, task_id: str) -> Generation | None:
+    """What a reply to a poll says, or None where it says nothing about this generation."""
+    layers = list(_layers(body))
+    words = [word for layer in layers if (word := _word(layer))]
+    if not words or error_of(body) or not _is_about(layers, task_id):
+        return None
+    outputs = tuple(AssetURL(url) for url in _outputs(layers))
+    status = _combined({_status(word, bool(outputs)) for word in words})
+    if status in _GIVEN_UP and not _named(layers):
+        return None  # perhaps the failure of what answered; a wrong one would lose what is paid
+    return Generation(
+        task_id=task_id,
+        status=status,
+        progress=_progress(layers),
+        outputs=outputs if status is Status.SUCCEEDED else (),
+        failure=_failure(layers) if status in _GIVEN_UP else "",
+        failure_code=scrub(_text(layers, "failureCode", "failure_code"), limit=80),
+        word=scrub(words[-1], limit=40),
+    )
+
+
+def _is_about(layers: list[dict[str, Any]], task_id: str) -> bool:
+    """Whether one of the ids that are named is the one that was asked for, or none is named.
+
+    Something on the way may answer one poll with the reply to another, whose video is another's.
+    """
+    named = _named(layers)
+    return not named or task_id.lower() in named
+
+
+def _named(layers: list[dict[str, Any]]) -> set[str]:
+    """The ids that are named, in lower case."""
+    ids = (_as_id(layer.get(name)) for layer in layers for name in _IDS)
+    return {id_.lower() for id_ in ids if id_}
+
+
+def read_task_id(body: Any) -> str | None:
+    """The id in a reply to a create call, or None where it holds none."""
+    for layer in _layers(body):
+        for name in _IDS:
+            if id_ := _as_id(layer.get(name)):
+                return id_
+        data = layer.get("data")
+        if isinstance(data, str) and data.strip():
+            return data.strip()
+    return None
+
+
+def _as_id(value: Any) -> str:
+    if isinstance(value, str):
+        return value.strip()
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return str(value) if is_number else ""
+
+
+def error_of(body: Any) -> tuple[str, str] | None:
+    """The (code, message) of a reply that is an error, or None where it is none."""
+    if not isinstance(body, dict) or _word(body):
+        return None
+    error = body.get("error")
+    if isinstance(error, dict):
+        return _slug(error.get("code")), _first_text(error, "message", "msg", "type")
+    if isinstance(error, str) and error.strip():
+        return _slug(body.get("code")), error.strip()
+    code = _slug(body.get("code"))
+    if code.lower() not in _SUCCESS_CODES and not isinstance(body.get("data"), dict):
+        return code, _first_text(body, "message", "msg")
+    return None
+
+
+def says_not_visible(body: Any) -> bool:
+    """Whether the reply says that the service does not know the generation (yet)."""
+    error = error_of(body)
+    if error:
+        code, message = error
+        return code == NOT_VISIBLE_CODE or ("not_exist" in message and "task" in message)
+    words = [_word(layer) for layer in _layers(body)]
+    return any(_STATUS_OF_WORD.get(word.lower()) is Status.NOT_VISIBLE for word in words)
+
+
+def _layers(body: Any) -> Iterator[dict[str, Any]]:
+    for _ in range(MAX_DEPTH):
+        if not isinstance(body, dict):
+            return
+        yield body
+        body = body.get("data")
+
+
+def _word(layer: dict[str, Any]) -> str:
+    for name in ("status", "state"):
+        value = layer.get(name)
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+        if isinstance(value, int) and not isinstance(value, bool) and value in range(4):
+            return str(value)
+    return ""
+
+
+def _status(word: str, has_output: bool) -> Status | None:
+    if word == "2":  # failed in one dialect, succeeded in another: the URL tells
+        return Status.SUCCEEDED if has_output else Status.FAILED
+    return _STATUS_OF_WORD.get(word.lower())
+
+
+def _combined(statuses: set[Status | None]) -> Status:
+    by_weight = (
+        Status.CANCELLED,  # the gateway has no word for it and says FAILURE around it
+        Status.FAILED,
+        Status.SUCCEEDED,
+        Status.RUNNING,
+        Status.NOT_VISIBLE,
+    )
+    return next((status for status in by_weight if status in statuses), Status.PENDING)
+
+
+def _outputs(layers: list[dict[str, Any]]) -> list[str]:
+    urls: list[str] = []
+    for layer in reversed(layers):
+        for name in ("output", "outputs", "result_url", "video_url"):
+            urls.extend(_urls(layer.get(name)))
+    if not urls:
+        for layer in layers:
+            if _STATUS_OF_WORD.get(_word(layer).lower()) is Status.SUCCEEDED:
+                urls.extend(_urls(layer.get("fail_reason")))
+    return list(dict.fromkeys(urls))[: MOST_OUTPUTS + 1]  # one more tells that there are too many
+
+
+def _urls(value: Any) -> Iterator[str]:
+    for item in value if isinstance(value, list) else [value]:
+        is_object = isinstance(item, dict)
+        for text in map(item.get, ("url", "uri", "video_url")) if is_object else [item]:
+            if isinstance(text, str) and len(text) <= LONGEST_URL and _WEB.match(text):
+                yield text
+
+
+def _progress(layers: list[dict[str, Any]]) -> float | None:
+    for layer in reversed(layers):
+        fraction = _fraction(layer.get("progress"))
+        if fraction is not None:
+            return fraction
+    return None
+
+
+def _fraction(value: Any) -> float | None:
+    percent = isinstance(value, str) and value.strip().endswith("%")
+    if isinstance(value, str):
+        value = value.strip().rstrip("%")
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not math.isfinite(number):
+        return None
+    return min(1.0, max(0.0, number / 100 if percent or number > 1 else number))
+
+
+def _failure(layers: list[dict[str, Any]]) -> str:
+    for layer in reversed(layers):
+        reason = _first_text(layer, "failure", "fail_reason", "error", "msg", "message")
+        if reason:
+            return scrub(reason)
+    return ""
+
+
+def _text(layers: list[dict[str, Any]], *names: str) -> str:
+    return next((text for layer in reversed(layers) if (text := _first_text(layer, *names))), "")
+
+
+def _first_text(layer: dict[str, Any], *names: str) -> str:
+    for name in names:
+        value = layer.get(name)
+        if isinstance(value, dict):
+            value = value.get("message")
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+    return ""
+
+
+def _slug(code: Any) -> str:
+    return (
+        "" if code is None or isinstance(code, (bool, dict, list)) else scrub(str(code), limit=80)
+    )

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifests: files with one row for each generation of a batch, wherever they are.
+
+JSONL has a JSON object in each line; CSV has a header, commas, and an empty cell where a field is
+not set; Parquet has columns. ``rowcheck`` tells what the fields are called. A file is read as it
+is: what a row asks for is checked afterwards, all rows at once.
+"""
+
+import csv
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from ..errors import InvalidManifest
+from ..redact import shown_url
+from .row_validation import check_names, is_own
+from .rows import Row
+from .strict_json import strict_json
+from .table_files import Kind, Unreadable, kind_of, opened, parquet_module
+
+LONGEST_CELL = 30_000_000
+"""Characters; more than the base64 of the largest data URI that a request may carry."""
+
+_SHOWN_COLUMNS = 5
+_ROWS_AT_ONCE = 256  # a row may carry megabytes
+
+
+def read_rows(place: str) -> list[Row]:
+    """The rows of a manifest at a path or any fsspec URL; blank lines are none.
+
+    Args:
+        place: Where it is. Its suffix tells the format: .jsonl, .ndjson or .csv, each also with
+            .gz behind it, or .parquet, which needs the extra ``parquet``.
+
+    Raises:
+        InvalidManifest: It cannot be read, or has no rows, or columns that no request has.
+    """
+    try:
+        rows = list(_READERS[kind_of(place)](place))
+    except Unreadable as error:
+        raise InvalidManifest(str(error)) from None
+    if not rows:
+        raise InvalidManifest(f"{shown_url(place)} has no rows")
+    return rows
+
+
+def _json_rows(place: str) -> Iterator[Row]:
+    with opened(place, text=True) as lines:
+        # A line is read no further than a row can be long.
+        for number, line in enumerate(iter(partial(lines.readline, LONGEST_CELL + 1), ""), 1):
+            if len(line) > LONGEST_CELL:
+                raise Unreadable(
+                    f"{shown_url(place)}: line {number} is longer than {LONGEST_CELL:,} characters"
+                )
+            if line.strip():
+                yield _json_row(number, line)
+
+
+def _json_row(number: int, line: str) -> Row:
+    try:
+        fields = strict_json(line)
+    except ValueError as error:
+        return Row(number, problem=str(error), unit="line")
+    if not isinstance(fields, dict):
+        return Row(number, problem="is no JSON object", unit="line")
+    return Row(number, fields, unit="line")
+
+
+def _csv_rows(place: str) -> Iterator[Row]:
+    # The limit is the process's own, so it is only ever raised.
+    csv.field_size_limit(max(LONGEST_CELL, csv.field_size_limit()))
+    with opened(place, text=True) as lines:
+        records = _csv_records(place, lines)
+        _, header = next(records, (0, []))
+        columns = [name.strip() for name in header]
+        if columns:
+            _check_columns(place, columns)
+        for number, cells in records:
+            if len(cells) != len(columns):
+                problem = f"has {len(cells)} cells, and the header {len(columns)}"
+                yield Row(number, problem=problem, unit="line")
+            else:
+                cell_of = zip(columns, cells, strict=True)
+                yield Row(number, {name: c for name, c in cell_of if c.strip()}, unit="line")
+
+
+def _csv_records(place: str, lines: Any) -> Iterator[tuple[int, list[str]]]:
+    """Each record that is not blank, and the number of the line in which it begins."""
+    reader = csv.reader(lines, strict=True)
+    begins = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield begins, cells
+            begins = reader.line_num + 1
+    except csv.Error as error:  # where the next record begins is anybody's guess
+        where = f"the record that begins in line {begins}"
+        raise Unreadable(f"{shown_url(place)} is no valid CSV in {where}: {error}") from None
+
+
+def _parquet_rows(place: str) -> Iterator[Row]:
+    parquet = parquet_module()
+    with opened(place, text=False) as file:
+        table = parquet.ParquetFile(file)
+        columns = table.schema_arrow.names
+        _check_columns(place, columns)
+        wanted = [name for name in columns if not is_own(name)]
+        number = 0
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Row(number, {name: _parquet_cell(cell) for name, cell in fields.items()})
+
+
+def _parquet_cell(cell: Any) -> Any:
+    if isinstance(cell, float) and math.isnan(cell):  # some writers mean null by it
+        return None
+    # Old writers do not mark text as such; what is none becomes surrogates, and so a bad row.
+    return cell.decode("utf-8", "surrogateescape") if isinstance(cell, bytes) else cell
+
+
+def _check_columns(place: str, names: list[str]) -> None:
+    problems = [f"column {name}: {problem}" for name, problem in check_names(names)]
+    if "id" not in names:
+        problems.append("there is no column id")
+    if problems:
+        more = len(problems) - _SHOWN_COLUMNS
+        told = [*problems[:_SHOWN_COLUMNS], *([f"and {more} more"] if more > 0 else [])]
+        raise Unreadable(f"{shown_url(place)} cannot be used: {'; '.join(told)}")
+
+
+_READERS: dict[Kind, Callable[[str], Iterator[Row]]] = {
+    Kind.JSONL: _json_rows,
+    Kind.CSV: _csv_rows,
+    Kind.PARQUET: _parquet_rows,
+}

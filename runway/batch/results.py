@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output manifest of a batch: what became of each item, as JSONL or Parquet.
+
+It is written anew each time and published like a video, whole or not at all, so whoever reads it
+while the batch runs sees an older state or a newer one, never half of one.
+"""
+
+import gzip
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+from pydantic import AwareDatetime
+from pydantic_core import to_json
+
+from ..errors import StorageError, StorageUnavailable
+from ..redact import shown_url
+from ..storage.base import FolderStorage, Storage, open_storage, publish_written
+from .models import ItemResult
+from .strict_json import strict_json
+from .table_files import Kind, Unreadable, is_gzipped, kind_of, local_path, opened, parquet_module
+
+LEAST_GAP = 10.0
+"""Seconds between two writes of a growing output."""
+
+WRITING_SHARE = 0.02
+"""Most that writing takes of a batch's time."""
+
+
+def next_write(
+    ended: float, took: float, *, least: float = LEAST_GAP, share: float = WRITING_SHARE
+) -> float:
+    """When a growing output may be written again; pure.
+
+    Each write costs as much as there are items, so writing after each of them would cost their
+    square. With this gap it takes no more than a share of the time, however many they are.
+
+    Args:
+        ended: When the last write ended, in seconds of any clock.
+        took: Seconds that it took.
+        least: Least seconds between the end of a write and the next one.
+        share: Most that writing takes of the time, above 0 and up to 1.
+    """
+    return ended + max(least, took * (1 / share - 1))
+
+
+def check_place(place: str) -> None:
+    """See that results can be written there, before anything is bought.
+
+    Raises:
+        StorageUnavailable: They cannot.
+    """
+    try:
+        storage, name = split_place(place)
+        check_name(name)
+        storage.check()
+    except StorageError as error:
+        raise StorageUnavailable(error.what) from error
+
+
+def check_name(name: str) -> None:
+    """See that results can be written to a file of that name.
+
+    Raises:
+        StorageError: Its suffix names no format, or what writes the format is not installed.
+    """
+    try:
+        if kind_of(name) is Kind.CSV:
+            raise StorageError(f"{name} would be CSV; results are .jsonl or .parquet")
+        if kind_of(name) is Kind.PARQUET:
+            parquet_module()
+    except Unreadable as error:
+        raise StorageError(str(error)) from None
+
+
+def write_results(results: Sequence[ItemResult], place: str) -> str:
+    """Write results to a path or any fsspec URL, whole or not at all, and return where they are.
+
+    Args:
+        results: All of them; a file that is there is replaced.
+        place: A file in a folder. Its suffix tells the format: .jsonl, .ndjson (each also with
+            .gz behind it), or .parquet, which needs the extra ``parquet``.
+
+    Raises:
+        StorageError: The place did not take them.
+    """
+    storage, name = split_place(place)
+    return publish_results(results, storage, name)
+
+
+def publish_results(results: Sequence[ItemResult], storage: Storage, name: str) -> str:
+    """Write results to a file of a storage, as ``write_results`` does.
+
+    Raises:
+        StorageError: The storage did not take them.
+    """
+    check_name(name)
+
+    def write(staged: Path) -> None:
+        if kind_of(name) is Kind.PARQUET:
+            _write_parquet(staged, results)
+        else:
+            _write_jsonl(staged, results, gzip.open if is_gzipped(name) else open)
+
+    return publish_written(storage, name, write)
+
+
+def read_results(place: str) -> list[ItemResult]:
+    """The results that were written to a place.
+
+    Raises:
+        ValueError: They cannot be read, or are no results.
+    """
+    kind = kind_of(place)
+    if kind is Kind.PARQUET:
+        parquet = parquet_module()
+        with opened(place, text=False) as file:
+            rows = parquet.ParquetFile(file).read().to_pylist()
+    elif kind is Kind.JSONL:
+        with opened(place, text=True) as lines:
+            rows = [strict_json(line) for line in lines]
+    else:
+        raise Unreadable(f"{shown_url(place)} would be CSV; results are .jsonl or .parquet")
+    return [ItemResult.model_validate(row) for row in rows]
+
+
+def split_place(place: str) -> tuple[Storage, str]:
+    """The storage and the name that a place stands for.
+
+    Raises:
+        StorageError: It is no file in a folder.
+    """
+    path = local_path(place)
+    if path is not None:
+        return FolderStorage(path.parent), path.name
+    folder, _, name = place.rpartition("/")
+    if folder.endswith(":/"):
+        raise StorageError(f"{shown_url(place)} is no file in a folder")
+    return open_storage(folder), name
+
+
+def _write_jsonl(path: Path, results: Iterable[ItemResult], open_file: Callable[..., Any]) -> None:
+    with open_file(path, "wb") as file:
+        file.writelines(to_json(_row_of(result)) + b"\n" for result in results)
+
+
+def _write_parquet(path: Path, results: Iterable[ItemResult]) -> None:
+    parquet = parquet_module()
+    import pyarrow as pa
+
+    types = {
+        int: pa.int64(),
+        float: pa.float64(),
+        AwareDatetime: pa.timestamp("us", tz="UTC"),
+    }
+    schema = pa.schema(
+        [
+            (name, types.get(_plain_type(info.annotation), pa.string()))
+            for name, info in ItemResult.model_fields.items()
+        ]
+    )
+    rows = [_row_of(result) for result in results]
+    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type of a field, be it optional or not."""
+    return (*(one for one in get_args(annotation) if one is not NoneType), annotation)[0]
+
+
+def _row_of(result: ItemResult) -> dict[str, Any]:
+    return {
+        name: _written(value) if isinstance(value, str) else value
+        for name, value in result.model_dump().items()
+    }
+
+
+def _written(text: str) -> str:
+    """The text as a file can hold it: half a character, as a service may send, is replaced."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

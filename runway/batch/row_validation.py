@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One row by itself: from its fields to a request, or to all that is wrong with it.
+
+A row names the request's fields as the wire does (``promptImage``) or as Python does
+(``prompt_image``), beside them its ``id`` and, if it likes, its ``route``. Text is converted where
+a number, a boolean or JSON is wanted, and a field without a value is not set. Names that begin
+with ``x_`` or ``_`` are the user's own and are ignored; any other unknown name makes the row a bad
+one, since a misspelt option would be paid for and not be there.
+
+No message repeats a value that may be a secret.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ..models.model_limits import LimitsExceeded
+from ..models.requests import ImageToVideoRequest, VideoToVideoRequest
+from ..redact import hide_secrets, scrub
+from .strict_json import strict_json
+
+MAX_ID_LENGTH = 200
+"""Characters. The rest of a key is for the batch."""
+
+MOST_PROBLEMS = 20
+"""Wrong names that are told of one row."""
+
+MAX_NUMBER = 2**63 - 1
+"""Of a field or an id; Python refuses to write far larger ones."""
+
+Problem = tuple[str | None, str]
+"""Which field, where it is one, and what is wrong."""
+
+Request = ImageToVideoRequest | VideoToVideoRequest
+
+_MODELS: dict[str, type[ImageToVideoRequest] | type[VideoToVideoRequest]] = {
+    model.route: model for model in (ImageToVideoRequest, VideoToVideoRequest)
+}
+_FIELDS = {
+    route: {str(info.alias) for info in model.model_fields.values()}
+    for route, model in _MODELS.items()
+}
+_SPELLINGS = {"id": "id", "route": "route"} | {
+    spelling: str(info.alias)
+    for model in _MODELS.values()
+    for name, info in model.model_fields.items()
+    for spelling in (name, str(info.alias))
+}
+_SOURCES = {"promptImage": "image_to_video", "videoUri": "video_to_video"}
+_NESTED = {"references", "contentModeration"}
+_STAND_INS = {
+    "image_to_video": {"promptImage": "https://localhost"},
+    "video_to_video": {"videoUri": "https://localhost", "promptText": "any"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedFields:
+    """What the fields of one row come to.
+
+    Attributes:
+        id: Its id, or None where it has none or a bad one.
+        request: Its request, or None where there are problems.
+        problems: All that is wrong; a missing id is not.
+    """
+
+    id: str | None
+    request: Request | None
+    problems: list[Problem]
+
+
+def check_fields(fields: Mapping[Any, Any]) -> CheckedFields:
+    """What the fields of a row come to, whatever they are; pure."""
+    problems = check_names(fields)
+    given = _given(fields)
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            values[name] = _prepared(name, value)
+        except ValueError as error:
+            problems.append((name, str(error)))
+    try:
+        route = _route_of(values.get("route"), given)
+    except ValueError as error:
+        problems.append(("route" if "route" in values else None, str(error)))
+        return CheckedFields(values.get("id"), None, problems)
+    request, of_request = _read_request(route, values, {name for name, _ in problems if name})
+    problems += of_request
+    return CheckedFields(values.get("id"), None if problems else request, problems)
+
+
+def check_names(names: Iterable[object]) -> list[Problem]:
+    """What is wrong with the names of fields or columns; pure."""
+    problems: list[Problem] = []
+    seen: set[str] = set()
+    for name in names:
+        if len(problems) == MOST_PROBLEMS:
+            problems.append(("more", "fields are wrong, too"))
+            break
+        known = _SPELLINGS.get(name) if isinstance(name, str) else None
+        if known in seen:
+            problems.append((shown_name(name), f"{known} is there twice"))
+        elif known:
+            seen.add(known)
+        elif not is_own(name):
+            problems.append((shown_name(name), _unknown(name)))
+    return problems
+
+
+def is_own(name: object) -> bool:
+    """Whether a field is the user's own, and so ignored; pure."""
+    return isinstance(name, str) and name.startswith(("x_", "_"))
+
+
+def shown_name(name: object) -> str:
+    """A field's name, safe to show, whatever a user took for one; pure."""
+    return repr(scrub(name, 60))[1:-1] or "''" if isinstance(name, str) else type(name).__name__
+
+
+def check_id(value: object) -> str:
+    """An id as text; pure.
+
+    Raises:
+        ValueError: It is no text and no whole number, or not fit for being shown.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER:
+        return str(value)
+    if isinstance(value, str):
+        return _checked_text(value)
+    raise ValueError("must be text or a whole number")
+
+
+def _checked_text(value: str) -> str:
+    if value != value.strip() or not value.isprintable() or not 0 < len(value) <= MAX_ID_LENGTH:
+        raise ValueError(
+            f"must be 1 to {MAX_ID_LENGTH} printable characters without blanks around them"
+        )
+    if hide_secrets(value) != value:
+        raise ValueError("is shown in many places, so it may hold no key, token or data URI")
+    return value
+
+
+def _unknown(name: object) -> str:
+    near = _nearest(name[:40].lower()) if isinstance(name, str) else None
+    meant = f"did you mean {near}?" if near else "names of your own begin with x_ or _"
+    return f"is no field of a request; {meant}"
+
+
+@lru_cache(maxsize=256)
+def _nearest(name: str) -> str | None:
+    spellings = {spelling.lower(): spelling for spelling in _SPELLINGS}
+    close = difflib.get_close_matches(name, spellings, n=1, cutoff=0.7)
+    return spellings[close[0]] if close else None
+
+
+def _given(fields: Mapping[Any, Any]) -> dict[str, Any]:
+    """The values that are set, by the wire's names; the first of two spellings."""
+    given: dict[str, Any] = {}
+    for name, value in fields.items():
+        known = _SPELLINGS.get(name) if isinstance(name, str) else None
+        if known and value is not None:
+            given.setdefault(known, value)
+    return given
+
+
+def _prepared(name: str, value: Any) -> Any:
+    if name == "id":
+        return check_id(value)
+    if name in _NESTED:
+        value = _without_nulls(strict_json(value) if isinstance(value, str) else value)
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise ValueError("is too large a number")
+    if not _is_unicode(value):
+        raise ValueError("must be text in valid Unicode (UTF-8)")
+    return value
+
+
+def _without_nulls(value: Any) -> Any:
+    """A nested field without the members that are not set, as Parquet has them in every row."""
+    if isinstance(value, list):
+        return [_without_nulls(item) if isinstance(item, dict) else item for item in value]
+    if isinstance(value, dict):
+        return {name: item for name, item in value.items() if item is not None}
+    return value
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all text in a value can be sent; bytes cannot, though pydantic takes them."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, dict):
+            left += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple):
+            left += item
+        elif isinstance(item, bytes | bytearray | memoryview):
+            return False
+        elif isinstance(item, str) and not item.isascii():
+            try:
+                item.encode()
+            except UnicodeEncodeError:
+                return False
+    return True
+
+
+def _route_of(named: Any, given: Mapping[str, Any]) -> str:
+    if named is not None:
+        route = named.strip().lower().replace("-", "_") if isinstance(named, str) else None
+        if route not in _MODELS:
+            raise ValueError(f"must be one of {', '.join(_MODELS)}")
+        return route
+    routes = [route for source, route in _SOURCES.items() if source in given]
+    if len(routes) != 1:
+        raise ValueError(
+            "has promptImage (image_to_video) and videoUri (video_to_video), and only one can be"
+            if routes
+            else "needs promptImage (image_to_video) or videoUri (video_to_video)"
+        )
+    return routes[0]
+
+
+def _read_request(
+    route: str, values: Mapping[str, Any], named: set[str]
+) -> tuple[Request | None, list[Problem]]:
+    """The request of a route, and what is wrong with the fields that are not named yet."""
+    body = {name: value for name, value in values.items() if name in _FIELDS[route]}
+    foreign = values.keys() - body.keys() - {"id", "route"}
+    problems: list[Problem] = [(name, f"is no field of {route}") for name in sorted(foreign)]
+    if "model" in named:
+        body["model"] = "unknown"  # so that the limits of the default one are not asked for
+    request, of_request = _validated(route, body)
+    problems += [problem for problem in of_request if problem[0] not in named]
+    return request, problems
+
+
+def _validated(route: str, body: Mapping[str, Any]) -> tuple[Request | None, list[Problem]]:
+    try:
+        return _MODELS[route].model_validate(body), []
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)
+    problems = [problem for detail in details for problem in _told(detail)]
+    bad = {str(detail["loc"][0]) for detail in details if detail["loc"]}
+    if bad and "model" not in bad:  # limits are held against the good fields, and told as well
+        good = {name: value for name, value in body.items() if name not in bad}
+        problems += _validated(route, {**_STAND_INS[route], **good})[1]
+    return None, problems
+
+
+def _told(detail: ErrorDetails) -> list[Problem]:
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, LimitsExceeded):
+        parts = [problem.partition(": ") for problem in cause.problems]
+        return [(name, scrub(problem)) for name, _, problem in parts]
+    name = ".".join(
+        shown_name(part) if isinstance(part, str) else str(part) for part in detail["loc"]
+    )
+    return [(name, _in_words(scrub(detail["msg"])))]
+
+
+def _in_words(message: str) -> str:
+    for theirs, ours in (
+        ("Value error, ", ""),
+        ("Field required", "is missing"),
+        ("Extra inputs are not permitted", "is no field here"),
+        ("Input should be", "must be"),
+    ):
+        if message.startswith(theirs):
+            return ours + message.removeprefix(theirs)
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a batch, all of them checked before anything is bought."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ..models.generation import Value
+from ..models.keys import MAX_KEY_LENGTH, check_key
+from ..models.requests import GenerationRequest
+from .models import BatchItem
+from .row_validation import MAX_ID_LENGTH, CheckedFields, Problem, check_fields, shown_name
+
+KeyOf = Callable[[str | None, GenerationRequest, int], str]
+"""Gives an item's key, from its id or None, its request, and its place among the equal requests
+that have no id, counted from 1."""
+
+Unit = Literal["line", "row"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row as it was given.
+
+    Attributes:
+        number: Where it stands, from 1.
+        fields: What it holds, by the names that it gives them.
+        problem: Why it is no row at all, or an empty text.
+        unit: What ``number`` counts.
+        needs_id: Whether it must have an id; else its number is its id.
+    """
+
+    number: int
+    fields: Mapping[Any, Any] = field(default_factory=dict[Any, Any], repr=False)
+    problem: str = ""
+    unit: Unit = "row"
+    needs_id: bool = True
+
+
+class BadRow(Value):
+    """One thing that is wrong with a row, which may have several."""
+
+    row: int = Field(description="Where the row stands, from 1.")
+    unit: Unit = Field(default="row", description="What `row` counts.")
+    id: str | None = Field(default=None, description="Id of the row, where it has a valid one.")
+    field: str | None = Field(default=None, description="Which field, where it is one.")
+    problem: str = Field(description="What is wrong, in one sentence.")
+
+    @property
+    def what(self) -> str:
+        """What is wrong, with the field's name."""
+        return f"{self.field}: {self.problem}" if self.field else self.problem
+
+    def __str__(self) -> str:
+        which = f" (id {self.id})" if self.id else ""
+        return f"{self.unit} {self.row}{which}: {self.what}"
+
+
+def batch_prefix(batch_key: str) -> str:
+    """Return what all keys of a batch, and of no other batch beside it, begin with."""
+    return f"{batch_key}/"
+
+
+def batch_keys(batch_key: str) -> KeyOf:
+    """Keys that begin with a batch's own: behind it the id, or a hash of the request.
+
+    Raises:
+        ValueError: It is no key, or so long that an id has no room.
+    """
+    room = MAX_KEY_LENGTH - MAX_ID_LENGTH - 1
+    if len(check_key(batch_key)) > room:
+        raise ValueError(f"the key of a batch has at most {room} characters")
+
+    def key_of(id_: str | None, request: GenerationRequest, take: int) -> str:
+        key = f"{batch_prefix(batch_key)}{id_ or request.fingerprint()[:16]}"
+        return key if take == 1 else f"{key}-take-{take}"
+
+    return key_of
+
+
+def rows_of(requests: Iterable[object]) -> list[Row]:
+    """The rows that requests given in Python are; pure.
+
+    Each is a request, a mapping of its fields, or a mapping with a ``request``. One without an
+    ``id`` has its position, from 1, as id.
+    """
+    return [_row_of(number, given) for number, given in enumerate(requests, 1)]
+
+
+def check_rows(rows: Iterable[Row], key_of: KeyOf) -> tuple[list[BatchItem], list[BadRow]]:
+    """The items that the good rows ask for, and all that is wrong with the others; pure.
+
+    A row is in one of the two lists. Whatever it holds, it does not make this raise.
+
+    Args:
+        rows: All rows of the batch, in their order.
+        key_of: Gives each item its key, as ``batch_keys`` does.
+    """
+    items: list[BatchItem] = []
+    bad: list[BadRow] = []
+    seen = _Seen(key_of)
+    for row in rows:
+        id_, item, problems = seen.check(row)
+        if item:
+            items.append(item)
+        bad += [
+            BadRow(row=row.number, unit=row.unit, id=id_, field=name, problem=problem)
+            for name, problem in problems
+        ]
+    return items, bad
+
+
+class _Seen:
+    """What the rows before took: ids, keys, and places among equal requests."""
+
+    def __init__(self, key_of: KeyOf) -> None:
+        self.key_of = key_of
+        self.ids: dict[str, Row] = {}
+        self.keys: dict[str, Row] = {}
+        self.takes: Counter[str] = Counter()
+
+    def check(self, row: Row) -> tuple[str | None, BatchItem | None, list[Problem]]:
+        """The id of a row, its item, and what is wrong with it in the company of the others."""
+        if row.problem:
+            return None, None, [(None, row.problem)]
+        found = check_fields(row.fields)
+        id_, problems = self._identify(row, found)
+        if not found.request:
+            return id_, None, problems
+        # A row that is refused for its id counts as well: the others keep their keys without it.
+        take = 1 if found.id else self._take(found.request)
+        if problems or not id_:
+            return id_, None, problems
+        key = self.key_of(found.id, found.request, take)
+        if problem := self._claim(key, row):
+            return id_, None, [("id", problem)]
+        return id_, BatchItem(id=id_, key=key, request=found.request), []
+
+    def _identify(self, row: Row, found: CheckedFields) -> tuple[str | None, list[Problem]]:
+        problems, id_ = list(found.problems), found.id
+        if not id_ and "id" not in {name for name, _ in problems}:
+            if row.needs_id:
+                problems.append(("id", "is missing"))
+            else:
+                id_ = str(row.number)
+        if id_ and (first := self.ids.get(id_)):
+            problems.append(("id", f"{first.unit} {first.number} has the same"))
+        elif id_:
+            self.ids[id_] = row
+        return id_, problems
+
+    def _take(self, request: GenerationRequest) -> int:
+        fingerprint = request.fingerprint()
+        self.takes[fingerprint] += 1
+        return self.takes[fingerprint]
+
+    def _claim(self, key: str, row: Row) -> str | None:
+        try:
+            check_key(key)
+        except ValueError as error:
+            return f"leads to no valid key: {error}"
+        if first := self.keys.get(key):
+            return f"leads to the same key as {first.unit} {first.number}"
+        self.keys[key] = row
+        return None
+
+
+def _row_of(number: int, given: object) -> Row:
+    fields = _fields_of(given)
+    if fields is None:
+        return _no_row(number, "is no request and no mapping of its fields")
+    if "request" not in fields:
+        return Row(number, fields, needs_id=False)
+    inner = _fields_of(fields["request"])
+    if inner is None:
+        return _no_row(number, "has a request that is none, and no mapping of its fields")
+    outer = {name: value for name, value in fields.items() if name != "request"}
+    if twice := [name for name in outer if name in inner]:
+        return _no_row(number, f"has {shown_name(twice[0])} beside its request and in it")
+    return Row(number, {**outer, **inner}, needs_id=False)
+
+
+def _no_row(number: int, problem: str) -> Row:
+    return Row(number, problem=problem, needs_id=False)
+
+
+def _fields_of(given: object) -> Mapping[Any, Any] | None:
+    if isinstance(given, GenerationRequest):
+        return {"route": given.route, **given.to_wire()}
+    return given if isinstance(given, Mapping) else None

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of rows: which format a place has, and how it is opened, be it a path or an fsspec URL."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from ..redact import HideSecrets, scrub, shown_url
+
+for _logger in ("fsspec", "fsspec.http"):  # at DEBUG they log each URL whole
+    logging.getLogger(_logger).addFilter(HideSecrets())
+
+
+class Unreadable(ValueError):
+    """A file of rows cannot be read or written; the message holds no secret."""
+
+
+class Kind(StrEnum):
+    """Formats of files of rows."""
+
+    JSONL = "JSONL"
+    CSV = "CSV"
+    PARQUET = "Parquet"
+
+
+_KINDS = {
+    ".jsonl": Kind.JSONL,
+    ".ndjson": Kind.JSONL,
+    ".csv": Kind.CSV,
+    ".parquet": Kind.PARQUET,
+}
+_GZIP = ".gz"
+NO_PYARROW = 'Parquet needs pyarrow: pip install "prefect-cometapi[parquet]"'
+
+
+def kind_of(place: str) -> Kind:
+    """The format of the file at a place, by its suffix; pure.
+
+    Raises:
+        Unreadable: The suffix names none.
+    """
+    name = _name(place).removesuffix(_GZIP)
+    kind = _KINDS.get(PurePosixPath(name).suffix)
+    if kind is None or (kind is Kind.PARQUET and is_gzipped(place)):
+        known = ".jsonl, .ndjson, .csv, each also with .gz behind it, or .parquet"
+        raise Unreadable(f"{shown_url(place)} has no known format; its name ends in {known}")
+    return kind
+
+
+def is_gzipped(place: str) -> bool:
+    """Whether the file at a place is compressed, by its suffix; pure."""
+    return _name(place).endswith(_GZIP)
+
+
+def parquet_module() -> Any:
+    """``pyarrow.parquet``.
+
+    Raises:
+        Unreadable: pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise Unreadable(NO_PYARROW) from None
+    return pyarrow.parquet
+
+
+@contextmanager
+def opened(place: str, *, text: bool) -> Iterator[Any]:
+    """The file at a place for reading, as text (UTF-8, line ends as they stand) or as bytes.
+
+    Bytes that are no UTF-8 become surrogates, so that one bad cell is one bad row.
+
+    Raises:
+        Unreadable: Opening it, or reading it in the body, went wrong.
+    """
+    how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""} if text else {}
+    try:
+        files, path = _located(place)
+        compression = "gzip" if is_gzipped(place) else None
+        with files.open(path, "rt" if text else "rb", compression=compression, **how) as file:
+            yield file
+    except Unreadable:
+        raise
+    except Exception as error:  # noqa: BLE001 - file systems and formats have errors of their own
+        raise Unreadable(f"{shown_url(place)} cannot be read: {_reason(error)}") from None
+
+
+def local_path(place: str) -> Path | None:
+    """The path of a place on this machine, or None where it is elsewhere; pure."""
+    if place.startswith("file://"):
+        return Path(unquote(re.sub("^file://(localhost(?=/))?", "", place)))
+    return None if "://" in place else Path(place)
+
+
+def is_chained(place: str) -> bool:
+    """Whether a URL names one file system behind another, as fsspec would take it; pure.
+
+    None of ours needs that, and some read what lies behind them as instructions: references hold
+    addresses of this machine's files, and templates that older versions of fsspec execute.
+    """
+    return "::" in place
+
+
+def whole_path(path: Path) -> Path:
+    """The path from the root, the same from whichever folder it is written.
+
+    Links are not followed, since they may lead elsewhere tomorrow. Somebody else's home that is not
+    known (``~nobody``) is left as it is written.
+    """
+    written = os.path.expanduser(path)  # noqa: PTH111 -- pathlib's raises
+    return Path(re.sub("^/+", "/", os.path.abspath(written)))  # noqa: PTH100 -- pathlib's keeps ..
+
+
+def _located(place: str) -> tuple[Any, str]:
+    import fsspec
+    from fsspec.core import url_to_fs
+
+    path = local_path(place)
+    if path is None and is_chained(place):
+        raise Unreadable(f"{shown_url(place)} names more than one file system")
+    if path is None:
+        return url_to_fs(place)
+    return fsspec.filesystem("file"), str(whole_path(path))
+
+
+def _name(place: str) -> str:
+    is_web = place.lower().startswith(("http://", "https://"))
+    return (urlsplit(place).path if is_web else place).lower()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return scrub(getattr(error, "strerror", None) or str(error) or type(error).__name__)

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ledger knows of one generation, and which change may follow which.
+
+::
+
+    intended ──► submitted ──► succeeded ──► stored
+       │  │          ├──► failed, cancelled        (upstream's decision)
+       │  │          │       └──► succeeded        (it corrected itself: `finish` asks again)
+       │  │          └──► abandoned                (the user's: collect leaves it alone)
+       │  └──► rejected                            (certainly not bought: the key is free)
+       └──► uncertain                              (perhaps bought: only the user decides)
+               ├──► submitted                      (its id was found, and adopted; until the
+               │                                    service has confirmed it, it can be replaced
+               │                                    or withdrawn)
+               ├──► lost                           (given up: nothing is sent under this key)
+               └──► released                       (one more submission is allowed)
+
+``intended`` is written before the paid POST and ``submitted`` right after its answer, so a process
+may die at any moment: what it left tells whether money can have moved. Every change names the
+states that it may follow, and the database makes it in one statement, so of two that meet only
+one happens.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, NamedTuple, Self
+from uuid import uuid4
+
+from pydantic import AwareDatetime, Field, field_validator
+
+from ..errors import (
+    CometAPIError,
+    GenerationCancelled,
+    GenerationFailed,
+    KeyConflict,
+    SubmissionUncertain,
+)
+from ..models.generation import (
+    AssetURL,
+    Finished,
+    Generation,
+    GenerationResult,
+    Status,
+    StoredVideo,
+    Submission,
+    Value,
+)
+
+
+class State(StrEnum):
+    """Where a generation stands in the ledger."""
+
+    INTENDED = "intended"
+    SUBMITTED = "submitted"
+    SUCCEEDED = "succeeded"
+    STORED = "stored"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    UNCERTAIN = "uncertain"
+    LOST = "lost"
+    RELEASED = "released"
+    ABANDONED = "abandoned"
+
+
+UNFINISHED = (State.SUBMITTED, State.SUCCEEDED)
+"""Bought and not delivered yet: what ``collect`` takes up."""
+
+_BOUGHT = {State.SUBMITTED, State.ABANDONED}
+_OPEN = {State.INTENDED, State.UNCERTAIN, State.LOST}  # an id may still arrive
+_FREE = {State.REJECTED, State.RELEASED}
+_GIVEN_UP = {State.FAILED, State.CANCELLED}  # the service may still correct itself
+
+MAY_FOLLOW: dict[State, frozenset[State]] = {
+    State.INTENDED: frozenset({*_FREE, State.UNCERTAIN}),
+    State.SUBMITTED: frozenset({*_BOUGHT, *_OPEN, *_FREE}),
+    State.SUCCEEDED: frozenset({*_BOUGHT, *_OPEN, *_GIVEN_UP, State.SUCCEEDED}),
+    State.STORED: frozenset({*_BOUGHT, *_OPEN, *_GIVEN_UP, State.SUCCEEDED, State.STORED}),
+    State.FAILED: frozenset({*_BOUGHT, *_OPEN, State.SUCCEEDED, State.FAILED}),
+    State.CANCELLED: frozenset({*_BOUGHT, *_OPEN, State.SUCCEEDED, State.CANCELLED}),
+    State.REJECTED: frozenset({State.INTENDED}),
+    State.UNCERTAIN: frozenset({State.INTENDED}),
+    State.LOST: frozenset({State.UNCERTAIN, State.LOST}),
+    State.RELEASED: frozenset(
+        {State.UNCERTAIN, State.LOST, State.FAILED, State.CANCELLED, State.RELEASED}
+    ),
+    State.ABANDONED: frozenset({*UNFINISHED, State.ABANDONED}),
+}
+"""For each state, those that it may follow. A state that may follow itself is a repeated write."""
+
+
+class Intent(Value):
+    """What is about to be bought or attached, as the ledger records it first."""
+
+    key: str = Field(description="Idempotency key of the generation.")
+    base_url: str = Field(description="Root of the service that it is bought from.")
+    route: str | None = Field(default=None, description="image_to_video or video_to_video.")
+    model: str | None = Field(default=None, description="Runway model.")
+    fingerprint: str | None = Field(default=None, description="SHA-256 of the request, in hex.")
+    request: dict[str, Any] | None = Field(
+        default=None, description="The body, signed URLs and data URIs shortened."
+    )
+    billed_seconds: float | None = Field(
+        default=None, description="Seconds of video that the model bills, where known."
+    )
+    cost: float | None = Field(
+        default=None,
+        description="Estimated money for one submission, in the currency of COMETAPI_PRICES.",
+    )
+    storage: str | None = Field(default=None, description="Where the video is wanted.")
+    credentials: str | None = Field(default=None, description="Name of the saved block, if any.")
+    flow_run_id: str | None = Field(default=None, description="Prefect flow run that asked.")
+
+    def wanted(self, *, only_known: bool = False) -> dict[str, Any]:
+        """The columns that tell what is wanted, also of an entry, which has more."""
+        fields = set(Intent.model_fields)
+        return self.model_dump(mode="json", include=fields, exclude_none=only_known)
+
+
+class Entry(Intent):
+    """One generation in the ledger."""
+
+    @field_validator("resubmitted_by", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        return value or ()
+
+    state: State
+    task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")
+    claim: str = Field(description="Which attempt owns the submission; random.")
+    attempts: int = Field(default=0, description="POSTs that may have been sent.")
+    holder: str | None = Field(default=None, description="Who works on it.")
+    leased_until: float | None = Field(
+        default=None, description="When that is, on the database's clock; it tells a renewal."
+    )
+    lease_left: float | None = Field(
+        default=None, description="Seconds until the holder counts as gone; negative when over."
+    )
+    created_at: AwareDatetime = Field(description="When it was intended or attached.")
+    changed_at: AwareDatetime = Field(description="When its state changed last.")
+    submitted_at: AwareDatetime | None = Field(default=None, description="When it was accepted.")
+    finished_at: AwareDatetime | None = Field(
+        default=None, description="When its end upstream was seen."
+    )
+    stored_at: AwareDatetime | None = Field(default=None, description="When it was stored.")
+    polls: int = Field(default=0, description="Requests that asked for its state.")
+    outputs: tuple[AssetURL, ...] = Field(
+        default=(), description="Addresses of the results, without their tokens."
+    )
+    videos: dict[str, tuple[StoredVideo, ...]] = Field(
+        default={}, description="What is stored, by storage."
+    )
+    failure_code: str = Field(default="", description="The service's code of a failure.")
+    note: str = Field(default="", description="What happened last, in words.")
+    charges: int = Field(
+        default=0,
+        description="Submissions that were charged, or may have been; refusals give back.",
+    )
+    claimed_at: AwareDatetime | None = Field(
+        default=None, description="When the latest submission was claimed, just before it was sent."
+    )
+    resubmitted_by: tuple[str, ...] = Field(
+        default=(), description="Runs that have sent it again after an unknown outcome, each once."
+    )
+    task_id_checked: bool = Field(
+        default=True, description="Whether the service has confirmed the task id."
+    )
+    serial: int | None = Field(
+        default=None, description="Number of the latest claim in this ledger; it only grows."
+    )
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is stored somewhere, or never will be."""
+        return self.state in {State.STORED, State.FAILED, State.CANCELLED}
+
+    @property
+    def waited(self) -> float:
+        """Seconds from submission to its detected end, or 0.0."""
+        if not (self.submitted_at and self.finished_at):
+            return 0.0
+        return max(0.0, (self.finished_at - self.submitted_at).total_seconds())
+
+    def submission(self) -> Submission:
+        """The entry as the steps hand it on.
+
+        Raises:
+            SubmissionUncertain: No id is known.
+        """
+        if self.task_id is None:
+            raise SubmissionUncertain("the ledger knows no id for this key").about(key=self.key)
+        return Submission(
+            key=self.key,
+            task_id=self.task_id,
+            submitted_at=self.submitted_at or self.created_at,
+            route=self.route,
+            model=self.model,
+            fingerprint=self.fingerprint,
+            request=self.request,
+            claim=self.claim,
+            base_url=self.base_url,
+        )
+
+    @classmethod
+    def of_submission(cls, submission: Submission, storage: str | None) -> Self | None:
+        """Return the entry of a purchase that only its run knows, or None if it names no service.
+
+        Args:
+            submission: What the run has in hand.
+            storage: Where its videos are wanted.
+        """
+        if submission.base_url is None:
+            return None
+        return cls(
+            **submission.model_dump(exclude={"claim"}),
+            claim=submission.claim or uuid4().hex,
+            storage=storage,
+            state=State.SUBMITTED,
+            attempts=1,
+            charges=1,
+            created_at=submission.submitted_at,
+            changed_at=datetime.now(UTC),
+        )
+
+    def finished(self) -> Finished | None:
+        """Its end upstream, where it succeeded; the addresses have lost their tokens."""
+        if self.task_id is None or self.state not in {State.SUCCEEDED, State.STORED}:
+            return None
+        if not self.outputs:  # it was made again from stored videos; the service knows the rest
+            return None
+        generation = Generation(
+            task_id=self.task_id, status=Status.SUCCEEDED, outputs=self.outputs, progress=1.0
+        )
+        return Finished(generation=generation, polls=self.polls, waited=self.waited)
+
+    def result(self, place: str | None = None) -> GenerationResult:
+        """What a flow returns for it: with its videos at a place, or as far as it got."""
+        submission = self.submission()
+        return GenerationResult(
+            key=self.key,
+            task_id=submission.task_id,
+            status=_STATUS.get(self.state, Status.PENDING),
+            videos=self.videos.get(place or "", ()),
+            polls=self.polls,
+            waited=round(self.waited, 3),
+            submitted_at=submission.submitted_at,
+        )
+
+    def failure(self) -> CometAPIError | None:
+        """The error that it ended with upstream, or None."""
+        error: CometAPIError | None = None
+        if self.state is State.FAILED:
+            error = GenerationFailed(self.note or "the generation failed", code=self.failure_code)
+        elif self.state is State.CANCELLED:
+            error = GenerationCancelled(self.note or "it was cancelled", code=self.failure_code)
+        return error.about(key=self.key, task_id=self.task_id) if error else None
+
+    def is_free(self) -> bool:
+        """Whether nothing is bought under the key, so that any request may be."""
+        return self.state in _FREE
+
+
+_STATUS = {
+    State.SUCCEEDED: Status.SUCCEEDED,
+    State.STORED: Status.SUCCEEDED,
+    State.FAILED: Status.FAILED,
+    State.CANCELLED: Status.CANCELLED,
+}
+
+
+class Kind(NamedTuple):
+    """Generations that take about the same time.
+
+    Attributes:
+        seconds: Seconds of video, where the request tells them.
+    """
+
+    base_url: str
+    route: str
+    model: str
+    seconds: float | None
+
+
+def conflict(entry: Entry, intent: Intent, task_id: str | None = None) -> KeyConflict | None:
+    """The error of a key that belongs to something else, naming what differs, or None; pure.
+
+    Args:
+        entry: What the key stands for.
+        intent: What is asked for under it. One without a request (only an id is known) agrees
+            with any request.
+        task_id: The id that is to be attached, if one is. It may replace an id that the service
+            has not confirmed.
+    """
+    if entry.is_free():
+        return None
+    pairs: list[tuple[str, Any, Any]] = [("base URL", entry.base_url, intent.base_url)]
+    replaced = task_id is not None and not entry.task_id_checked
+    if entry.task_id and task_id and not replaced:
+        pairs.append(("task id", entry.task_id, task_id))
+    if intent.fingerprint and entry.fingerprint and intent.fingerprint != entry.fingerprint:
+        before, now = entry.request or {}, intent.request or {}
+        fields = [(name, before.get(name), now.get(name)) for name in sorted({*before, *now})]
+        hidden = [("request", entry.fingerprint[:12], intent.fingerprint[:12])]
+        pairs.append(("route", entry.route, intent.route))
+        pairs += [pair for pair in fields if pair[1] != pair[2]] or hidden
+    elif intent.fingerprint and not (entry.fingerprint or replaced or task_id == entry.task_id):
+        pairs.append(("request", "unknown", "another"))
+    told = ", ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new)
+    return KeyConflict(f"the key belongs to another request: {told}") if told else None
+
+
+def is_another_purchase(there: Entry, entry: Entry) -> bool:
+    """Return whether a key's entry in the ledger says nothing of a purchase in a run's hand; pure.
+
+    An open claim is not one yet: its outcome is recorded when it is known. Nor is an id that the
+    service has not confirmed, which a person may have replaced.
+
+    Args:
+        there: What the ledger has under the key.
+        entry: What the run has in hand under it.
+    """
+    if there.claim == entry.claim:
+        return False
+    if entry.task_id:
+        return entry.task_id_checked and there.task_id != entry.task_id
+    return entry.state is State.UNCERTAIN
+
+
+def is_outdated(there: Entry, entry: Entry) -> bool:
+    """Return whether a key's entry in the ledger may give way to a purchase; pure.
+
+    It is free, or an open outcome that the purchase followed: the ledger is an older copy.
+
+    Args:
+        there: What the ledger has under the key.
+        entry: The purchase.
+    """
+    older = (there.serial or 0) < (entry.serial or 0)
+    return there.is_free() or (there.state is State.UNCERTAIN and older)

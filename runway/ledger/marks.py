@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marks: how far a ledger had come, written where the ledger itself is not.
+
+A ledger is a file or a database that people copy, move and restore. One that was put back from an
+older copy has forgotten purchases, and would buy their keys again. So each storage keeps a small
+JSON file for each ledger that stored videos there, and a SQLite ledger has one beside it: the
+ledger's identity, and the serial of the newest claim that was seen. A ledger whose own serial is
+lower has lost claims. A second identity in one storage means that two ledgers are in use, each of
+which does not know what the other one bought.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+from pydantic import AwareDatetime, Field, ValidationError
+
+from ..errors import StorageError
+from ..models.generation import Value
+from ..storage.base import Storage, publish_written
+
+FOLDER = ".cometapi-ledgers"
+"""Folder in a storage that holds a mark for each ledger."""
+
+STALE = timedelta(days=7)
+"""Age after which another ledger's mark counts as history: that ledger is not in use any more."""
+
+_MOST = 32
+"""Marks of other ledgers that are read from one storage."""
+
+
+class LedgerMark(Value):
+    """Progress of a ledger at a time."""
+
+    identity: str = Field(max_length=64, pattern="^[0-9a-f]+$", description="Which ledger.")
+    serial: int = Field(ge=0, description="Serial of its newest claim.")
+    location: str = Field(default="", max_length=500, description="Where it is, without secrets.")
+    host: str = Field(default="", max_length=200, description="Machine that wrote the mark.")
+    written_at: AwareDatetime = Field(description="When that was.")
+
+    @classmethod
+    def of(cls, identity: str, serial: int, location: str) -> "LedgerMark":
+        """Return the mark of a ledger as this machine sees it now."""
+        return cls(
+            identity=identity,
+            serial=serial,
+            location=location[:500],
+            host=socket.gethostname()[:200],
+            written_at=datetime.now(UTC),
+        )
+
+
+def highest_serial(marks: Iterable[LedgerMark], identity: str) -> int:
+    """Return the highest serial that any mark knows of a ledger, or 0; pure."""
+    return max((mark.serial for mark in marks if mark.identity == identity), default=0)
+
+
+def ledgers_in_use(
+    marks: Iterable[LedgerMark], identity: str, now: datetime | None = None
+) -> list[LedgerMark]:
+    """Return the marks of other ledgers that were written lately, the newest first; pure."""
+    since = (now or datetime.now(UTC)) - STALE
+    others = [mark for mark in marks if mark.identity != identity and mark.written_at >= since]
+    return sorted(others, key=lambda mark: mark.written_at, reverse=True)
+
+
+def read_marks(storage: Storage, identity: str) -> list[LedgerMark]:
+    """Return the marks in a storage.
+
+    A storage that cannot list its files shows the mark of this ledger only. One that does not
+    answer shows none: whether it can be used is checked elsewhere.
+    """
+    own = f"{identity}.json"
+    try:
+        names = storage.names(FOLDER)
+    except StorageError:
+        names = None
+    wanted = [own] if names is None else [own, *(name for name in names if name != own)][:_MOST]
+    found: list[LedgerMark] = []
+    for name in wanted:
+        with suppress(StorageError, ValidationError):
+            if names is None or name in names:
+                found.append(LedgerMark.model_validate_json(storage.read(f"{FOLDER}/{name}")))
+    return found
+
+
+def write_mark(storage: Storage, mark: LedgerMark) -> None:
+    """Write a ledger's mark into a storage, in place of its earlier one.
+
+    Raises:
+        StorageError: The storage did not take it.
+    """
+    publish_written(
+        storage,
+        f"{FOLDER}/{mark.identity}.json",
+        lambda staged: staged.write_text(mark.model_dump_json(), encoding="utf-8"),
+    )
+
+
+class MarkFile:
+    """The mark beside a SQLite ledger, in ``NAME.mark``.
+
+    It is not flushed: one that is older than the ledger only protects less.
+    """
+
+    def __init__(self, ledger: Path) -> None:
+        self.path = ledger.with_name(f"{ledger.name}.mark")
+
+    def read(self) -> LedgerMark | None:
+        """Return the mark, or None where there is none that can be read."""
+        with suppress(OSError, ValidationError, ValueError):
+            return LedgerMark.model_validate(json.loads(self.path.read_text(encoding="utf-8")))
+        return None
+
+    def write(self, mark: LedgerMark) -> None:
+        """Write the mark, where the folder lets it be written."""
+        part = self.path.with_name(f"{self.path.name}.{uuid4().hex[:8]}.part")
+        with suppress(OSError):
+            try:
+                descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                    file.write(mark.model_dump_json())
+                part.replace(self.path)
+            finally:
+                part.unlink(missing_ok=True)

@@ -1,0 +1,502 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Buying a generation at most once: the claim before the POST, the id right after it.
+
+What may be done with a key is a pure function of its entry in the ledger; the rest is the order in
+which the ledger and the service are called. CometAPI knows no idempotency key, so exactly once
+cannot be had from here: it is at most once, and whatever the outcome is, the ledger tells it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from enum import Enum, auto
+from shlex import quote
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+
+from ..errors import (
+    BudgetExceeded,
+    CometAPIError,
+    LedgerUnavailable,
+    ServiceUnavailable,
+    SubmissionUncertain,
+)
+from .budget import Budget
+from .entry import Entry, Intent, State, conflict
+from .owners import holder_name, shown_holder
+from .schema import last_serial
+from .store import Ledger
+
+LOOK_AGAIN = 0.25
+"""Seconds between two looks at an entry that somebody else works on."""
+
+
+class Step(Enum):
+    """What to do next with a key."""
+
+    BUY = auto()
+    ATTACH = auto()
+    ADOPT = auto()
+    WAIT = auto()
+    GIVE_UP = auto()
+
+
+def next_step(
+    entry: Entry | None,
+    intent: Intent,
+    *,
+    living: bool,
+    resubmit_as: str | None = None,
+    task_id: str | None = None,
+) -> Step | CometAPIError:
+    """What to do with a key, or the error that it comes to; pure.
+
+    Args:
+        entry: What the ledger knows of the key.
+        intent: What is asked for.
+        living: Whether the attempt that claimed it may still be under way.
+        resubmit_as: Id of the run, where the user lets each run send the request once more after an
+            unknown outcome; None where not.
+        task_id: The id of a generation that was bought elsewhere, if one is to be attached.
+    """
+    if entry is None:
+        return Step.ADOPT if task_id else Step.BUY
+    if clash := conflict(entry, intent, task_id):
+        return clash.about(key=entry.key, task_id=entry.task_id)
+    if entry.state is State.INTENDED:
+        return Step.WAIT if living else Step.GIVE_UP
+    if task_id and entry.task_id != task_id and not entry.task_id_checked:
+        return Step.ADOPT
+    if entry.is_free() or (entry.task_id is None and task_id):
+        return Step.ADOPT if task_id else Step.BUY
+    if entry.task_id:
+        return Step.ATTACH
+    if entry.state is State.UNCERTAIN and _may_resubmit(entry, resubmit_as):
+        return Step.BUY
+    return _still_open(entry)
+
+
+def _may_resubmit(entry: Entry, run: str | None) -> bool:
+    return run is not None and run not in entry.resubmitted_by
+
+
+def _still_open(entry: Entry, why_not_again: str = "") -> CometAPIError:
+    told = [f"an earlier attempt is open: {entry.note}", why_not_again]
+    return SubmissionUncertain("; ".join(filter(None, told))).about(key=entry.key)
+
+
+Check = Callable[[], None]
+"""Raises if the request must not be sent any more."""
+
+_NO_ANSWER = "it sent the request, or was about to, and left no answer"
+
+
+async def buy_once(
+    ledger: Ledger,
+    intent: Intent,
+    post: Callable[[Check], Awaitable[str]],
+    *,
+    run: str,
+    resubmit_as: str | None = None,
+    budget: Budget | None = None,
+    warn: Callable[[str], None] = lambda _text: None,
+) -> Entry:
+    """The generation of a key: the one that was bought before, or bought now with one ``post``.
+
+    Args:
+        ledger: Where it is recorded.
+        intent: What is wanted.
+        post: Sends the request and returns the task id. It is handed a check to make at the last
+            moment before it sends.
+        run: Which run asks, for those who wait for it.
+        resubmit_as: Id of the run over all its retries, where the user lets each run send the
+            request once more after an unknown outcome. The ledger records that it did.
+        budget: Limits of what the batch of the key may spend, if there are any.
+        warn: Told in words what the user should know, where nothing has to stop for it.
+
+    Raises:
+        KeyConflict: The key belongs to another request.
+        BudgetExceeded: Nothing was sent, since it would pass a limit of the budget.
+        SubmissionUncertain: It was perhaps bought, now or in an earlier attempt.
+        LedgerUnavailable: Nothing was sent, since it could not be recorded.
+        LedgerOutdated: The ledger is an older copy, so it may have forgotten that it was bought.
+        ServiceUnavailable: This process, or its ledger, stood still for so long that others may
+            have taken it for dead, so nothing was sent.
+        CometAPIError: What ``post`` raised; nothing was bought.
+    """
+
+    def still_ours() -> None:
+        if not ledger.is_surely_held(intent.key, holder):
+            raise ServiceUnavailable(
+                "by the clocks here this process, or its ledger, stood still for longer than the "
+                "claim of the key lasts, so nothing was sent"
+            ).about(key=intent.key)
+
+    await ledger.history.check_once()
+    newest_before = ledger.history.newest
+    claim = uuid4().hex
+    runs_name = holder_name(run)
+    holder = f"{runs_name}#{claim}"
+    with ledger.holding(intent.key, holder):
+        try:
+            entry = await _claimed(
+                ledger,
+                intent,
+                State.INTENDED,
+                claim,
+                resubmit_as=resubmit_as,
+                budget=budget,
+                tell=warn,
+                holder=holder,
+                claimed_at=datetime.now(UTC),
+            )
+        except LedgerUnavailable:
+            _unsent.add(claim)  # it may have been claimed all the same
+            raise
+        except asyncio.CancelledError:
+            _unsent.add(claim)
+            with suppress(LedgerUnavailable):
+                await _withdraw(ledger, intent.key, claim)
+            raise
+        if entry.claim != claim:
+            return entry
+        try:
+            ledger.history.check_claim(entry, newest_before)
+            task_id = await post(still_ours)
+        except BaseException as error:
+            await _note_outcome(ledger, entry, error, warn)
+            if isinstance(error, SubmissionUncertain):
+                error.may_resubmit = _may_resubmit(entry, resubmit_as)
+            raise
+        stays = ledger.times_held_here(intent.key, runs_name) > 0
+        keeper = runs_name if stays else None
+        recording = asyncio.ensure_future(_accepted(ledger, entry, task_id, keeper, warn))
+        try:
+            return await asyncio.shield(recording)
+        except asyncio.CancelledError:
+            await asyncio.wait([recording])  # the id comes first, also before a cancellation
+            raise
+
+
+async def attach(ledger: Ledger, intent: Intent, task_id: str, *, checked: bool = True) -> Entry:
+    """The entry of a generation that was bought elsewhere; a new one where the key is free.
+
+    Args:
+        ledger: Where it is recorded.
+        intent: Its key, and what is known of its request.
+        task_id: Its id. An id that the service has not confirmed is replaced by another one.
+        checked: Whether the service has confirmed the id.
+
+    Raises:
+        KeyConflict: The key belongs to another generation.
+        LedgerUnavailable: The ledger cannot be used.
+    """
+    now = datetime.now(UTC)
+    return await _claimed(
+        ledger,
+        intent,
+        State.SUBMITTED,
+        uuid4().hex,
+        task_id=task_id,
+        submitted_at=now,
+        task_id_checked=checked,
+    )
+
+
+async def _claimed(
+    ledger: Ledger,
+    intent: Intent,
+    state: State,
+    claim: str,
+    *,
+    resubmit_as: str | None = None,
+    budget: Budget | None = None,
+    tell: Callable[[str], None] = lambda _text: None,
+    task_id: str | None = None,
+    **values: Any,
+) -> Entry:
+    """The entry of a key under this claim and in this state, or as it was attached to."""
+    values["task_id"] = task_id
+    buys = int(state is State.INTENDED)
+    told = False
+    while True:
+        mine = await ledger.add(
+            intent, state, claim, budget=budget, attempts=buys, charges=1, **values
+        )
+        if mine:
+            return mine
+        entry = await ledger.get(intent.key)
+        if entry is None:
+            continue
+        living = entry.state is State.INTENDED and await ledger.is_living(entry)
+        step = next_step(entry, intent, living=living, resubmit_as=resubmit_as, task_id=task_id)
+        if isinstance(step, CometAPIError):
+            raise step
+        if step is Step.ATTACH:
+            return await _taken_up_again(ledger, entry)
+        if step is Step.GIVE_UP:
+            await give_up(ledger, entry)
+        elif step is Step.WAIT:
+            if not told and entry.holder:
+                tell(f"waiting for {shown_holder(entry.holder)}, which submits this key")
+            told = True
+            await asyncio.sleep(LOOK_AGAIN)
+        else:
+            changes = _new_claim(entry, intent, claim, resubmit_as, buys=bool(buys)) | values
+            mine = await _claim_again(ledger, entry, state, changes, budget)
+            if mine:
+                return mine
+
+
+async def _claim_again(
+    ledger: Ledger, entry: Entry, state: State, changes: dict[str, Any], budget: Budget | None
+) -> Entry | None:
+    """Return an entry under its new claim, or None where it has changed since it was read."""
+    try:
+        return await ledger.change(state=state, seen=entry, budget=budget, **changes)
+    except BudgetExceeded as error:
+        if entry.state is State.UNCERTAIN:  # its first submission stays open
+            raise _still_open(entry, f"sent again, {error.what}") from error
+        raise
+
+
+def _new_claim(
+    entry: Entry, intent: Intent, claim: str, run: str | None, *, buys: bool
+) -> dict[str, Any]:
+    """Return the columns of an entry that is claimed anew, to be bought or to get an id."""
+    open_outcome = buys and entry.state is State.UNCERTAIN
+    return {
+        **intent.wanted(only_known=not buys),
+        **(_costs(entry, intent) if buys else {}),
+        "resubmitted_by": [*entry.resubmitted_by, *([run] if run and open_outcome else [])],
+        "claim": claim,
+        "attempts": entry.attempts + buys,
+        "charges": entry.charges + 1 if buys else max(1, entry.charges),
+        "serial": last_serial + 1,
+        "note": entry.note if open_outcome else "",
+        "finished_at": None,
+        "polls": 0,
+        "failure_code": "",
+        "outputs": [],
+        "task_id_checked": True,
+    }
+
+
+def _costs(entry: Entry, intent: Intent) -> dict[str, Any]:
+    """Return what one submission under an entry costs, so that all charges of it are covered.
+
+    Another request may be bought under a key whose earlier submissions may have been charged. All
+    of them count alike, so each counts as the most expensive one: never less than was spent.
+    """
+    earlier = entry if entry.charges else intent
+    pairs = {name: (getattr(earlier, name), getattr(intent, name)) for name in _PER_SUBMISSION}
+    return {name: None if None in pair else max(pair) for name, pair in pairs.items()}
+
+
+_PER_SUBMISSION = ("cost", "billed_seconds")
+
+
+_unsent: set[str] = set()
+"""Claims of this process under which nothing was sent, whatever the ledger could be told."""
+
+
+async def _taken_up_again(ledger: Ledger, entry: Entry) -> Entry:
+    """The entry, no longer abandoned now that somebody wants it."""
+    if entry.state is not State.ABANDONED:
+        return entry
+    return await ledger.change(entry.key, State.SUBMITTED, seen=entry, note="") or entry
+
+
+async def _withdraw(ledger: Ledger, key: str, claim: str) -> None:
+    entry = await ledger.get(key)
+    if entry and entry.claim == claim:
+        await give_up(ledger, entry, ours=True)
+
+
+async def give_up(ledger: Ledger, entry: Entry, *, ours: bool = False) -> None:
+    """End a submission that nobody makes any more.
+
+    It was perhaps bought, unless nothing was sent under this claim and there was no doubt before.
+
+    Args:
+        ledger: Where it is recorded.
+        entry: It, as it was seen to be left; it stays where its lease was renewed since.
+        ours: Whether it is the caller's own, whose lease may be renewed all the while.
+    """
+    unsent = entry.claim in _unsent
+    free = unsent and not entry.note
+    state = State.REJECTED if free else State.UNCERTAIN
+    note = "nothing was sent" if free else entry.note or _NO_ANSWER
+    seen = None if ours else entry
+    refunded = _refund(entry) if unsent else {}
+    await ledger.change(entry.key, state, seen=seen, of=entry, holder=None, note=note, **refunded)
+
+
+def _refund(claimed: Entry) -> dict[str, Any]:
+    """Return the columns of an entry whose latest submission was certainly not charged.
+
+    If that was a resubmission, its run may send it again as if it had not.
+    """
+    runs = claimed.resubmitted_by[:-1] if claimed.note else claimed.resubmitted_by
+    return {"charges": claimed.charges - 1, "resubmitted_by": list(runs)}
+
+
+async def _accepted(
+    ledger: Ledger,
+    claimed: Entry,
+    task_id: str,
+    keeper: str | None,
+    warn: Callable[[str], None],
+) -> Entry:
+    """The entry with its id, committed before anything else is done."""
+    now = datetime.now(UTC)
+    news: dict[str, Any] = {"task_id": task_id, "submitted_at": now, "holder": keeper, "note": ""}
+    bought = claimed.model_copy(update={"state": State.SUBMITTED, "changed_at": now, **news})
+
+    async def recorded() -> Entry:
+        kept = await ledger.change(claimed.key, State.SUBMITTED, of=claimed, **news)
+        if kept:
+            return kept
+        if given := await ledger.of_another_request(task_id, claimed):
+            raise _no_receipt(task_id, given)
+        return await ledger.restore(bought, warn) or await ledger.get(claimed.key) or bought
+
+    try:
+        return await _insisting(recorded, ledger.database.patience)
+    except LedgerUnavailable as error:
+        goes_on = f"this run goes on with what it bought, id {task_id}; should it end before it is"
+        by_hand = f"prefect-cometapi ledger adopt {quote(claimed.key)} {quote(task_id)}"
+        warn(f"{error.what}; {goes_on} recorded: {by_hand}")
+        return bought
+    except SubmissionUncertain as error:
+        await _note_outcome(ledger, claimed, error, warn)
+        raise
+
+
+def _no_receipt(task_id: str, given: Entry) -> SubmissionUncertain:
+    return SubmissionUncertain(
+        f"CometAPI answered the submission with the id {task_id}, which it gave for the other "
+        f"request of key {given.key!r} already, so this one's is not known"
+    )
+
+
+async def _insisting(change: Callable[[], Awaitable[Entry]], patience: float) -> Entry:
+    """Make a change that money depends on: also a full disk may have room again in a moment."""
+    end = monotonic() + patience
+    while True:
+        try:
+            return await change()
+        except LedgerUnavailable:
+            if monotonic() + LOOK_AGAIN > end:
+                raise
+        await asyncio.sleep(LOOK_AGAIN)
+
+
+async def _note_outcome(
+    ledger: Ledger, claimed: Entry, error: BaseException, warn: Callable[[str], None]
+) -> None:
+    """Record what a failed POST comes to. If that fails the claim stays, which is the safe side.
+
+    A certain refusal frees the key, unless it followed a submission whose outcome is unknown.
+    """
+    refused = isinstance(error, CometAPIError) and not isinstance(error, SubmissionUncertain)
+    state = State.REJECTED if refused and not claimed.note else State.UNCERTAIN
+    note = error.what if isinstance(error, CometAPIError) else _NO_ANSWER
+    if refused and claimed.note:
+        note = f"{claimed.note}; another one was refused: {note}"
+    refunded = _refund(claimed) if refused else {}
+    try:
+        changed = await ledger.change(
+            claimed.key, state, of=claimed, holder=None, note=note, **refunded
+        )
+        if changed is None and state is State.UNCERTAIN:
+            doubt = {"state": state, "holder": None, "note": note, "changed_at": datetime.now(UTC)}
+            await ledger.restore(claimed.model_copy(update=doubt), warn)
+    except LedgerUnavailable as trouble:
+        warn(f"{trouble.what}; another attempt with this key will end as SubmissionUncertain")
+
+
+@asynccontextmanager
+async def staying_with(ledger: Ledger, key: str, run: str) -> AsyncIterator[str]:
+    """Keep a generation that this run buys or takes up within the block; let go of it afterwards.
+
+    Yields the name under which the run holds it. A run that is gone holds nothing: its lease
+    lapses, or its process is seen to be dead. If the ledger has lost the row by the end, the run
+    writes it again, since nobody else knows of the purchase.
+    """
+    holder = holder_name(run)
+    with ledger.holding(key, holder):
+        note: str | None = None
+        try:
+            yield holder
+        except BaseException as error:
+            note = _last_words(error)
+            raise
+        finally:
+            last = ledger.last_seen(key)
+            alone = ledger.times_held_here(key, holder) == 1
+            if alone and last and last.holder == holder:
+                with suppress(LedgerUnavailable):
+                    if await ledger.let_go(key, holder, note) is None:
+                        await ledger.restore(last.model_copy(update={"holder": None}))
+
+
+@asynccontextmanager
+async def working_on(
+    ledger: Ledger,
+    key: str,
+    run: str,
+    *,
+    tell: Callable[[str], None] = lambda _text: None,
+    enough: Callable[[Entry], bool] = lambda entry: entry.has_ended,
+) -> AsyncIterator[Entry | None]:
+    """Have a generation to oneself; waits while another run works on it, or until that is enough.
+
+    Yields its entry, or None where the ledger does not know the key. Several blocks of one run may
+    have it at once.
+
+    Args:
+        ledger: Where it is recorded.
+        key: Its key.
+        run: Which run asks, for those who wait for it.
+        tell: Told in words whom it waits for.
+        enough: Whether an entry that another run works on is all that is wanted.
+
+    Raises:
+        LedgerUnavailable: The ledger cannot be used.
+    """
+    async with staying_with(ledger, key, run) as holder:
+        yield await _taken(ledger, key, holder, tell, enough)
+
+
+async def _taken(
+    ledger: Ledger,
+    key: str,
+    holder: str,
+    tell: Callable[[str], None],
+    enough: Callable[[Entry], bool],
+) -> Entry | None:
+    told = False
+    while True:
+        if ledger.times_held_here(key, holder) > 1:
+            entry = ledger.last_seen(key)
+            if entry and entry.holder == holder:  # this is a step of a flow that has it
+                return entry
+        entry = await ledger.take(key, holder)
+        if entry:
+            return entry
+        entry = await ledger.get(key)
+        if entry is None or enough(entry):
+            return entry
+        if not told and entry.holder:
+            tell(f"waiting for {shown_holder(entry.holder)}, which works on this generation")
+            told = True
+        await asyncio.sleep(LOOK_AGAIN)
+
+
+def _last_words(error: BaseException) -> str:
+    if isinstance(error, CometAPIError):
+        return error.what
+    return f"the run ended ({type(error).__name__}); the generation goes on upstream"

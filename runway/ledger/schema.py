@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger's table, and how an older one becomes the present one."""
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    case,
+    func,
+    inspect,
+    select,
+    text,
+    true,
+)
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from ..errors import LedgerUnavailable
+
+VERSION = 3
+"""Of the table. Each higher one needs an entry in MIGRATIONS."""
+
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    2: (
+        """CREATE INDEX ix_cometapi_generations_kind
+        ON cometapi_generations (base_url, route, model, submitted_at)""",
+    ),
+    3: (
+        "ALTER TABLE cometapi_generations ADD COLUMN charges INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE cometapi_generations ADD COLUMN cost DOUBLE PRECISION",
+        "ALTER TABLE cometapi_generations ADD COLUMN claimed_at TIMESTAMP WITH TIME ZONE",
+        "ALTER TABLE cometapi_generations ADD COLUMN resubmitted_by JSON",
+        "ALTER TABLE cometapi_generations ADD COLUMN task_id_checked BOOLEAN NOT NULL DEFAULT TRUE",
+        "ALTER TABLE cometapi_generations ADD COLUMN serial BIGINT",
+        "ALTER TABLE cometapi_ledger_version ADD COLUMN identity TEXT",
+        "ALTER TABLE cometapi_ledger_version ADD COLUMN serial_floor BIGINT NOT NULL DEFAULT 0",
+        "CREATE INDEX ix_cometapi_generations_serial ON cometapi_generations (serial)",
+        """CREATE INDEX ix_cometapi_generations_spending ON cometapi_generations
+        (key COLLATE {binary}, charges, cost, billed_seconds, model)""",
+        """UPDATE cometapi_generations SET claimed_at = created_at, charges = CASE
+        WHEN state = 'rejected' THEN 0 WHEN attempts > 1 THEN attempts ELSE 1 END""",
+    ),
+}
+"""Statements that lead to a version from the one before it, the same on every database but for the
+name of the binary collation."""
+
+_LOCK = 0x636F6D6574  # "comet"
+_BEGIN = {
+    "sqlite": ("BEGIN IMMEDIATE",),
+    "postgresql": ("BEGIN", f"SELECT pg_advisory_xact_lock({_LOCK})"),
+}
+"""Begins a transaction in which all others that migrate the ledger wait."""
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A time with its zone, on databases without zones too."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Write it in UTC."""
+        _ = dialect
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Read it as UTC."""
+        _ = dialect
+        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
+
+    def result_processor(self, dialect: Dialect, coltype: Any) -> Any:
+        """What reads it; what is none, in a damaged row, becomes a text that is none either."""
+        read = super().result_processor(dialect, coltype)
+
+        def read_or_unreadable(value: Any) -> Any:
+            try:
+                return read(value) if read else value
+            except (TypeError, ValueError):
+                return "unreadable"
+
+        return read_or_unreadable
+
+
+class database_time(FunctionElement[float]):  # noqa: N801 -- reads as SQL's own functions do
+    """Seconds since 1970 on the database's clock, the one clock that all holders share."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(database_time, "postgresql")
+def _postgresql_time(*_args: Any, **_kwargs: Any) -> str:
+    return "extract(epoch FROM clock_timestamp())::double precision"
+
+
+@compiles(database_time, "sqlite")
+def _sqlite_time(*_args: Any, **_kwargs: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+class binary_key(FunctionElement[str]):  # noqa: N801 -- reads as SQL's own functions do
+    """A key that is compared byte by byte, so that a range of keys is exact on every database."""
+
+    type = Text()
+    inherit_cache = True
+
+
+BINARY = {"sqlite": "BINARY", "postgresql": '"C"'}
+"""Name of the collation that compares texts byte by byte."""
+
+
+@compiles(binary_key)
+def _binary_key(element: Any, compiler: Any, **options: Any) -> str:
+    return f"{compiler.process(element.clauses, **options)} COLLATE {BINARY[compiler.dialect.name]}"
+
+
+_metadata = MetaData()
+
+generations = Table(
+    "cometapi_generations",
+    _metadata,
+    Column("key", Text, primary_key=True),
+    Column("state", Text, nullable=False, index=True),
+    Column("task_id", Text, index=True),
+    Column("claim", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("holder", Text, index=True),
+    Column("leased_until", Double),
+    Column("base_url", Text, nullable=False),
+    Column("credentials", Text),
+    Column("flow_run_id", Text, index=True),
+    Column("route", Text),
+    Column("model", Text),
+    Column("fingerprint", Text),
+    Column("request", JSON),
+    Column("billed_seconds", Double),
+    Column("storage", Text),
+    Column("created_at", UtcTime, nullable=False, index=True),
+    Column("changed_at", UtcTime, nullable=False),
+    Column("submitted_at", UtcTime),
+    Column("finished_at", UtcTime),
+    Column("stored_at", UtcTime),
+    Column("polls", Integer, nullable=False),
+    Column("outputs", JSON, nullable=False),
+    Column("videos", JSON, nullable=False),
+    Column("failure_code", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("charges", Integer, nullable=False, server_default="0"),
+    Column("cost", Double),
+    Column("claimed_at", UtcTime),
+    Column("resubmitted_by", JSON),
+    Column("task_id_checked", Boolean, nullable=False, server_default=true()),
+    Column("serial", BigInteger),
+    Index("ix_cometapi_generations_kind", "base_url", "route", "model", "submitted_at"),
+    Index("ix_cometapi_generations_serial", "serial"),
+)
+Index(
+    "ix_cometapi_generations_spending",
+    binary_key(generations.c.key),
+    *(generations.c[name] for name in ("charges", "cost", "billed_seconds", "model")),
+)
+
+versions = Table(
+    "cometapi_ledger_version",
+    _metadata,
+    Column("version", Integer, nullable=False),
+    Column("identity", Text),
+    Column("serial_floor", BigInteger, nullable=False, server_default="0"),
+)
+"""One row: the table's version, which ledger this is, and the least serial that the next claim gets
+above, where the user accepted that the claims below it are unknown."""
+
+_highest = select(func.coalesce(func.max(generations.c.serial), 0)).scalar_subquery()
+_floor = select(func.coalesce(func.max(versions.c.serial_floor), 0)).scalar_subquery()
+last_serial = case((_highest > _floor, _highest), else_=_floor)
+"""SQL for the serial of the newest claim, or the floor; it only grows unless rows are lost."""
+
+
+def migrate(connection: Connection) -> None:
+    """Make the table, or bring an older one up to date, while nobody else does.
+
+    Raises:
+        LedgerUnavailable: A newer version of this package wrote it.
+    """
+    if _version(connection) == VERSION:
+        return
+    _begin(connection)
+    try:
+        found = _version(connection)
+        if found is None:
+            _metadata.create_all(connection)
+            connection.execute(versions.insert().values(version=VERSION, identity=uuid4().hex))
+        elif found > VERSION:
+            raise LedgerUnavailable(
+                f"the ledger has version {found} and this package knows {VERSION}: "
+                "a newer prefect-cometapi wrote it, so install that one here too"
+            )
+        else:
+            for version in range(found + 1, VERSION + 1):
+                for statement in MIGRATIONS[version]:
+                    named = statement.replace("{binary}", BINARY[connection.dialect.name])
+                    connection.execute(text(named))
+            connection.execute(versions.update().values(version=VERSION))
+            unnamed = versions.c.identity.is_(None)
+            connection.execute(versions.update().where(unnamed).values(identity=uuid4().hex))
+    except BaseException:
+        with suppress(SQLAlchemyError):  # a lost connection took along what it began
+            connection.exec_driver_sql("ROLLBACK")
+        raise
+    connection.exec_driver_sql("COMMIT")
+
+
+def _version(connection: Connection) -> int | None:
+    if not inspect(connection).has_table(versions.name):
+        return None
+    return connection.execute(select(func.max(versions.c.version))).scalar()
+
+
+def _begin(connection: Connection) -> None:
+    for statement in _BEGIN[connection.dialect.name]:
+        connection.exec_driver_sql(statement)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SQL for what was spent under the keys of a batch.
+
+The rows of the ledger are the only record: each submission that was, or may have been, charged
+counts once (``charges``), at the money that was estimated for it when it was claimed (``cost``).
+A row without a cost was made without a price or by an earlier version. It counts at the price that
+its model has now, and where the model has none, or is unknown, at the highest of the prices, since
+a limit must not be passed because something is unknown.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import ColumnElement, FromClause, Select, and_, case, func, literal, select, true
+
+from ..models.prices import Price
+from .budget import ASSUMED_SECONDS, TOLERANCE, Budget
+from .schema import binary_key, generations
+
+_HIGHEST_CODE_POINT = 0x10FFFF
+_SURROGATES = range(0xD800, 0xE000)
+
+
+def after_prefix(prefix: str) -> str | None:
+    """Return the least text above all that begin with a prefix, or None where there is none; pure.
+
+    Bytes of UTF-8 sort as their code points do, so this is exact where a database compares bytes.
+    """
+    kept = prefix.rstrip(chr(_HIGHEST_CODE_POINT))
+    if not kept:
+        return None
+    following = ord(kept[-1]) + 1
+    return kept[:-1] + chr(_SURROGATES.stop if following in _SURROGATES else following)
+
+
+def total_spent(
+    prefix: str, prices: Mapping[str, Price], *, without: str | None = None
+) -> Select[tuple[float, float, int]]:
+    """Select the money, the seconds of video and the charges of all keys under a prefix.
+
+    Args:
+        prefix: What the keys begin with.
+        prices: Prices by model, for submissions whose cost was not recorded.
+        without: A key that is left out.
+    """
+    table = generations.alias()
+    query = select(
+        func.coalesce(func.sum(_money(table, prices)), 0.0).label("money"),
+        func.coalesce(func.sum(_seconds(table)), 0.0).label("seconds"),
+        func.coalesce(func.sum(table.c.charges), 0).label("charges"),
+    ).where(under(table, prefix))
+    return query if without is None else query.where(table.c.key != without)
+
+
+def is_within(budget: Budget, key: str, row: Mapping[str, Any]) -> ColumnElement[bool]:
+    """Return the condition that a budget is kept when the row of a key gets these values.
+
+    In the statement that writes the row it makes the limit hold, provided that no other statement
+    under the same prefix runs at the same time; ``Database.asked_alone`` sees to that.
+    """
+    money, seconds = budget.cost_of(row)
+    spent = total_spent(budget.prefix, budget.prices, without=key).subquery()
+    limits = [
+        (spent.c.money + money, budget.max_spend),
+        (spent.c.seconds + seconds, budget.max_seconds),
+    ]
+    kept = [amount <= limit + TOLERANCE for amount, limit in limits if limit is not None]
+    return select(and_(true(), *kept)).scalar_subquery()
+
+
+def under(table: FromClause, prefix: str) -> ColumnElement[bool]:
+    """Return the condition that a key begins with a prefix; no character of it is a wildcard."""
+    key = binary_key(table.c.key)
+    end = after_prefix(prefix)
+    return and_(key >= prefix, key < end) if end is not None else key >= prefix
+
+
+def _seconds(table: FromClause) -> ColumnElement[float]:
+    return table.c.charges * func.coalesce(table.c.billed_seconds, ASSUMED_SECONDS)
+
+
+def _money(table: FromClause, prices: Mapping[str, Price]) -> ColumnElement[float]:
+    seconds = func.coalesce(table.c.billed_seconds, ASSUMED_SECONDS)
+    each = [(table.c.model == model, _cost(price, seconds)) for model, price in prices.items()]
+    highest = _highest(prices, seconds)
+    known = case(*each, else_=highest) if each else highest
+    return table.c.charges * func.coalesce(table.c.cost, known)
+
+
+def _cost(price: Price, seconds: ColumnElement[float]) -> ColumnElement[float]:
+    amount = literal(price.amount)
+    return amount * seconds if price.per_second else amount
+
+
+def _highest(prices: Mapping[str, Price], seconds: ColumnElement[float]) -> ColumnElement[float]:
+    """Return the highest cost; SQLite and PostgreSQL have no function of one name for it."""
+    amounts = [price.amount for price in prices.values() if not price.per_second]
+    rates = [price.amount for price in prices.values() if price.per_second]
+    flat, timed = literal(max(amounts, default=0.0)), literal(max(rates, default=0.0)) * seconds
+    return case((timed > flat, timed), else_=flat)

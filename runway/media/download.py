@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an output's address to a whole file on this machine.
+
+The address is a stranger's, it expires, and connections break: so the API key is never sent
+there, redirects are followed by hand, a broken download goes on where it stopped (only when the
+server confirms that the file is still the same), and the length and the SHA-256 are taken on the
+way. Output addresses live for a day or two (Runway's docs, Outputs), those of CometAPI "for a
+limited time"; an expired one is an error of its own, since a fresh one can be had.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import aclosing
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
+from time import monotonic
+from typing import Self
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from ..api.client import tls_context
+from ..errors import DownloadInterrupted, InvalidOutput, OutputExpired, StorageError
+from ..redact import HideSecrets, host_of, origin_of, scrub, shown_url
+from .download_file import ArrivingFile
+from .ssrf_guard import check_literal, keep_outside
+
+MAX_REDIRECTS = 5
+RESUMPTIONS = 4
+"""Times that a download goes on after a break without a single new byte, before it is given up."""
+
+RENEWALS = 2
+"""Fresh addresses that are tried without a single new byte, before the output counts as lost."""
+
+TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+LEAST_RATE, GRACE = 10_000, 120.0
+"""Bytes per second that must arrive on average, and seconds before that is looked at."""
+
+HTTPCORE_LOGGERS = ("connection", "http11", "http2", "proxy", "socks")
+_EXPIRED = {401, 403, 404, 410}
+_IS_TEXT = re.compile(r"^text/|html|xml|json|javascript")
+"""Media types of what is certainly no video; storages label videos in many ways."""
+
+MAX_SECONDS = 3600.0
+"""For one download as a whole, so that a file that drips does not hold its run for ever."""
+
+
+# httpx logs each URL whole at INFO, httpcore each header of a reply at DEBUG; a signed URL must not
+# stand in anybody's log.
+for _logger in ("httpx", *(f"httpcore.{part}" for part in HTTPCORE_LOGGERS)):
+    logging.getLogger(_logger).addFilter(HideSecrets())
+
+
+class AssetClients:
+    """Two clients that know no key, keep no cookie and follow no redirect.
+
+    Use it as an async context manager. Many downloads may share it.
+
+    Args:
+        transport: What httpx sends through; tests plug in here.
+
+    Attributes:
+        outside: Connects to public addresses only.
+        trusted: Connects to whatever the host of a trusted address resolves to.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.outside, self.trusted = _asset_client(transport), _asset_client(transport)
+        keep_outside(self.outside)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.outside.aclose()
+        await self.trusted.aclose()
+
+
+def _asset_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        timeout=TIMEOUT,
+        transport=transport,
+        verify=tls_context(),
+        follow_redirects=False,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+    )
+
+
+async def download(
+    clients: AssetClients,
+    url: str,
+    destination: Path,
+    *,
+    renew: Callable[[], Awaitable[str]] | None = None,
+    trusted: Collection[str] = (),
+) -> str:
+    """Stream an asset to a new file, flushed to the disk, and return its SHA-256 in hex.
+
+    Args:
+        clients: What to ask with.
+        url: Where the asset is: https and on the internet, or a host that is trusted.
+        destination: The file to write; it exists only in part after an error.
+        renew: Gives a fresh address when this one expires, even in the middle.
+        trusted: What may be asked over plain http, and wherever it is: hosts in lower case, as the
+            user names them, and origins (``origin_of``), as that of the configured service.
+
+    Raises:
+        OutputExpired: The address is no longer valid (401, 403, 404, 410).
+        DownloadInterrupted: The connection broke, and going on did not help.
+        InvalidOutput: It is empty, a text in place of a video, longer than announced or allowed,
+            or its address does not lead to the internet.
+        StorageError: The file cannot be written.
+    """
+    try:
+        with destination.open("wb") as file:
+            async with aclosing(ArrivingFile(file)) as arriving:
+                try:
+                    async with asyncio.timeout(MAX_SECONDS):
+                        await _receive_all(clients, url, arriving, renew, trusted)
+                except TimeoutError:
+                    problem = f"the download took longer than {MAX_SECONDS:,.0f} s"
+                    raise DownloadInterrupted(problem) from None
+                sha256 = await arriving.finish()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StorageError(f"{destination.parent} did not take the download: {reason}") from error
+    if not arriving.received:
+        raise InvalidOutput("the output is empty")
+    return sha256
+
+
+async def _receive_all(
+    clients: AssetClients,
+    url: str,
+    arriving: ArrivingFile,
+    renew: Callable[[], Awaitable[str]] | None,
+    trusted: Collection[str],
+) -> None:
+    breaks, pace = 0, _Pace()
+    while True:
+        before = arriving.received
+        try:
+            await _receive(clients, url, arriving, trusted, pace)
+        except OutputExpired:
+            if renew is None or breaks >= RENEWALS:
+                raise
+            url, breaks = await renew(), breaks + 1
+            continue
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            problem = f"{type(error).__name__}: {scrub(str(error))}"
+        except (httpx.InvalidURL, ValueError) as error:  # httpx reads each Location by itself
+            what = f"the output's server answers nonsense: {scrub(str(error), limit=120)}"
+            raise InvalidOutput(what) from None
+        else:
+            if arriving.total is None or arriving.received == arriving.total:
+                return
+            problem = f"{arriving.received:,} of {arriving.total:,} bytes arrived"
+        breaks = breaks + 1 if arriving.received <= before else 0
+        pace.check()
+        if breaks >= RESUMPTIONS:
+            raise DownloadInterrupted(f"the download from {host_of(url)} broke off: {problem}")
+        await asyncio.sleep(min(5.0, 0.1 * 4**breaks))
+
+
+class _Pace:
+    """How fast a file arrives, over all connections that it takes."""
+
+    def __init__(self) -> None:
+        self._begun, self._bytes = monotonic(), 0
+
+    def check(self, arrived: int = 0) -> None:
+        """Count what arrived.
+
+        Raises:
+            DownloadInterrupted: It is too little for the time that it took.
+        """
+        self._bytes += arrived
+        if monotonic() - self._begun > GRACE + self._bytes / LEAST_RATE:
+            raise DownloadInterrupted(f"the output arrives at less than {LEAST_RATE:,} bytes/s")
+
+
+async def _receive(
+    clients: AssetClients,
+    url: str,
+    arriving: ArrivingFile,
+    trusted: Collection[str],
+    pace: _Pace,
+) -> None:
+    headers = {"Accept-Encoding": "identity"}
+    if arriving.received and arriving.etag:
+        headers |= {"Range": f"bytes={arriving.received}-", "If-Range": arriving.etag}
+    for _ in range(MAX_REDIRECTS + 1):
+        http = clients.trusted if _is_trusted(url, trusted) else clients.outside
+        async with http.stream("GET", url, headers=headers) as response:
+            if response.has_redirect_location:
+                url = _redirected(url, response.headers["location"])
+                continue
+            await _prepare_for(response, arriving)
+            async for chunk in response.aiter_raw():
+                pace.check(len(chunk))
+                await arriving.append(chunk)
+            return
+    raise InvalidOutput(f"the output's address redirects more than {MAX_REDIRECTS} times")
+
+
+def _redirected(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise InvalidOutput("the output's address redirects to no valid address") from None
+
+
+def _is_trusted(url: str, trusted: Collection[str]) -> bool:
+    """Whether the address may lead anywhere.
+
+    Raises:
+        InvalidOutput: It is none that is asked at all.
+    """
+    try:
+        scheme, host, _ = httpx.URL(url).scheme, host_of(url), urlsplit(url).port
+    except (httpx.InvalidURL, ValueError):
+        raise InvalidOutput("the output's address is no valid address") from None
+    is_named = host in trusted or origin_of(url) in trusted
+    if host and is_named and scheme in {"http", "https"}:
+        return True
+    if not host or scheme != "https":
+        raise InvalidOutput(f"the output's address is not https: {shown_url(url)}")
+    check_literal(host)  # here too, since behind a proxy nothing is resolved on this machine
+    return False
+
+
+async def _prepare_for(response: httpx.Response, arriving: ArrivingFile) -> None:
+    """Prepare for the body of a good reply, or raise what a bad one means."""
+    status = response.status_code
+    if status in _EXPIRED:
+        raise OutputExpired("the output's address is no longer valid", http_status=status)
+    if status == 416:
+        await arriving.start_again()
+    if status in {416, 429} or status >= 500:
+        raise httpx.RemoteProtocolError(f"HTTP {status}")
+    if status not in {200, 206}:
+        raise DownloadInterrupted("the output cannot be downloaded", http_status=status)
+    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if _IS_TEXT.search(media_type):
+        what = f"a text came in place of the output ({scrub(media_type, limit=60)})"
+        raise InvalidOutput(what, http_status=status)
+    length = response.headers.get("content-length", "")
+    rest = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+    if not (status == 206 and _continues(response, arriving)):
+        await arriving.start_again()
+    arriving.expect(rest)
+    etag = response.headers.get("etag", "")
+    arriving.etag = "" if etag.startswith("W/") else etag
+
+
+def _continues(response: httpx.Response, arriving: ArrivingFile) -> bool:
+    """Whether a partial reply begins exactly where the file ends."""
+    match = re.match(r"bytes (\d{1,18})-", response.headers.get("content-range", ""))
+    if match and int(match[1]) == arriving.received:
+        return True
+    raise DownloadInterrupted("the server sent another part of the output than was asked for")

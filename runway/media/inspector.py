@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a file is a whole video, and a picture of it, as another process finds (decoder.py)."""
+
+import atexit
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, BinaryIO
+
+from pydantic import Field, TypeAdapter
+
+from ..errors import InvalidOutput, StorageError
+from ..redact import scrub
+
+POSTER_WIDTH = 640
+"""Pixels."""
+
+PATIENCE = 600.0
+"""Seconds for one answer of the decoder; it may have four gigabytes to read from a slow disk."""
+
+ENDING = 5.0
+"""Seconds that a decoder has to end by itself once nothing is asked or heard of it any more."""
+
+_DECODER = Path(__file__).with_name("decoder.py")
+_NEEDED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT")
+"""What Python needs of the environment; the key is not among it."""
+
+
+_Count = Annotated[int, Field(gt=0, lt=1 << 31)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video is: width and height in pixels, duration in seconds."""
+
+    width: _Count
+    height: _Count
+    duration: _Seconds
+    frames: _Count
+    codec: _Name
+
+
+_INFO = TypeAdapter(VideoInfo)
+_LONGEST = 8 << 20
+"""Characters of an answer; a poster takes some 100,000."""
+
+
+def inspect_video(path: Path) -> VideoInfo:
+    """Demux a video to its end and describe it.
+
+    Raises:
+        InvalidOutput: It is no MP4, MOV or WebM, has no video, is not whole, or broke the decoder.
+        StorageError: It cannot be read here.
+    """
+    with _sound_answers():
+        return _INFO.validate_python(_decoder(os.getpid()).ask(path)["info"])
+
+
+def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
+    """Write a frame from the middle of a video as a JPEG of the given width in pixels.
+
+    Raises:
+        InvalidOutput: No frame can be decoded.
+        StorageError: The video cannot be read here.
+        OSError: The poster cannot be written.
+    """
+    with _sound_answers():
+        jpeg = _decoded(_decoder(os.getpid()).ask(video, poster_width=width)["poster"])
+    poster.write_bytes(jpeg)
+
+
+def draw_contact_sheet(posters: Sequence[bytes]) -> bytes:
+    """A JPEG with posters side by side, each fitted into a tile.
+
+    Args:
+        posters: JPEGs; at least one. One that cannot be read leaves its tile dark.
+
+    Raises:
+        InvalidOutput: One of them broke the decoder.
+        StorageError: The decoder does not start.
+        OSError: There is no room to hand them over.
+    """
+    with TemporaryDirectory(prefix="cometapi-") as folder, _sound_answers():
+        joined = Path(folder) / "posters"
+        joined.write_bytes(b"".join(posters))
+        answer = _decoder(os.getpid()).ask(joined, posters=[len(poster) for poster in posters])
+        return _decoded(answer["sheet"])
+
+
+def what_the_decoder_reaches() -> list[str]:
+    """What a file that takes the decoder over would find: ``files``, ``network``, or nothing.
+
+    Raises:
+        StorageError: The decoder does not start.
+    """
+    return _decoder(os.getpid()).reaches()
+
+
+def _decoded(picture: str) -> bytes:
+    return base64.b64decode(picture, validate=True)
+
+
+@contextmanager
+def _sound_answers() -> Iterator[None]:
+    """A decoder that a file has taken over may say anything."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError):
+        _decoder(os.getpid()).close()
+        raise InvalidOutput("the output broke the decoder, which answers nonsense") from None
+
+
+class Decoder:
+    """The process that opens videos, for all threads of this one; it starts when it is needed.
+
+    Args:
+        program: What it runs.
+    """
+
+    def __init__(self, program: Path = _DECODER) -> None:
+        self._program = program
+        self._process: subprocess.Popen[str] | None = None
+        self._questions: socket.socket | None = None
+        self._reaches: list[str] = []
+        self._turn = threading.Lock()
+
+    def reaches(self) -> list[str]:
+        """What it could not give up before its first file.
+
+        Raises:
+            StorageError: The process does not start.
+        """
+        with self._turn:
+            self._process = self._process or self._start()
+            return self._reaches
+
+    def ask(self, path: Path, **wanted: Any) -> dict[str, Any]:
+        """What it tells about a video, or draws of it or of several posters.
+
+        Raises:
+            InvalidOutput: The file is none, or the process did not survive it.
+            StorageError: The file cannot be read, or the process does not start.
+        """
+        question = json.dumps({"file": str(path), **wanted}) + "\n"
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise StorageError(f"the download cannot be read: {error.strerror}") from error
+        with file, self._turn:
+            line = self._told(question, file)
+            if not line:
+                raise InvalidOutput(f"the output broke the decoder, which {self._end()}")
+        answer: dict[str, Any] = json.loads(line)
+        if refused := answer.get("refused"):
+            raise InvalidOutput(scrub(str(refused)))
+        if "errno" in answer:
+            raise StorageError(f"the download cannot be read: {scrub(str(answer['strerror']))}")
+        return answer
+
+    def close(self) -> None:
+        """End the process; it starts again when it is needed."""
+        with self._turn:
+            if self._process:
+                _kill(self._process)
+                self._end()
+
+    def _told(self, question: str, file: BinaryIO) -> str:
+        process = self._process = self._process or self._start()
+        assert process.stdout  # noqa: S101 -- it is a pipe
+        late = threading.Timer(PATIENCE, _kill, [process])  # its own limit is of a processor's time
+        late.start()
+        try:
+            if self._questions:  # everywhere but on Windows
+                socket.send_fds(self._questions, [question.encode()], [file.fileno()])
+            else:
+                print(question, end="", file=process.stdin, flush=True)
+            return process.stdout.readline(_LONGEST)
+        except OSError:  # it has ended
+            return ""
+        finally:
+            late.cancel()
+
+    def _start(self) -> subprocess.Popen[str]:
+        ours, theirs = socket.socketpair() if hasattr(socket, "send_fds") else (None, None)
+        with theirs or nullcontext():
+            process = subprocess.Popen(  # noqa: S603 -- this Python, and a file of ours
+                [sys.executable, "-P", str(self._program)],
+                stdin=theirs.fileno() if theirs else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _NEEDED if name in os.environ},
+                text=True,
+                start_new_session=True,  # Ctrl-C is for this process to deal with
+            )
+        self._questions = ours
+        assert process.stdout  # noqa: S101 -- it is a pipe
+        ready, *self._reaches = process.stdout.readline().split() or [""]
+        if not ready:
+            self._process = process
+            raise StorageError(f"this machine cannot read videos: the decoder {self._end()}")
+        return process
+
+    def _end(self) -> str:
+        """Have it end, and say how it did."""
+        process, self._process = self._process, None
+        assert process  # noqa: S101 -- it was started
+        if self._questions:
+            self._questions.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                pipe.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(ENDING)
+        _kill(process)
+        process.wait()
+        if process.returncode < 0:
+            return f"was ended by {signal.Signals(-process.returncode).name}"
+        return f"ended with {process.returncode}"
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a process and whatever it started, where it may start something."""
+    with suppress(ProcessLookupError, AttributeError):  # Windows has no groups of processes
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+
+
+@cache
+def _decoder(_process: int) -> Decoder:
+    """The decoder of this process; a forked child must not share its parent's."""
+    decoder = Decoder()
+    atexit.register(decoder.close)
+    return decoder

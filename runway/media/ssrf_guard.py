@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network as a stranger's address may use it: public addresses, and nothing behind them.
+
+An output's address comes from a service that had it from another one. Whoever writes it must not
+be able to make a worker ask its own network: a database, a neighbour, a cloud's metadata service.
+So each name is resolved here, an address that is not public is not connected to, and the connection
+goes to the very address that was looked at; a name that resolves differently a moment later gains
+nothing. Behind a proxy the proxy resolves, and decides.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Any
+
+import httpcore
+import httpx
+
+from ..errors import InvalidOutput
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+"""The addresses of a host, in the order in which they should be tried."""
+
+_NOT_OUTSIDE = tuple(
+    ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's metadata and DNS, though the address is a public one
+        "192.0.0.0/24",  # protocols' own, and Oracle's metadata
+        "192.88.99.0/24",  # relays of 6to4
+        "::/96",  # IPv4 in the oldest form
+        "::ffff:0:0/96",  # IPv4, mapped
+        "64:ff9b::/96",  # IPv4 behind NAT64
+        "64:ff9b:1::/48",  # IPv4 behind a NAT64 of one's own
+        "2001::/32",  # IPv4 in Teredo
+        "2002::/16",  # IPv4 in 6to4
+        "fec0::/10",  # site-local, as it was
+    )
+)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one that anybody on the internet could ask; pure.
+
+    Forms that carry another address inside are refused, since they may lead anywhere.
+    """
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(ip, IPv6Address) and ip.scope_id:
+        return False
+    held_back = ip.is_multicast or ip.is_reserved or any(ip in net for net in _NOT_OUTSIDE)
+    return ip.is_global and not held_back
+
+
+def check_literal(host: str) -> None:
+    """Refuse a host that is written as an address which is not public.
+
+    Raises:
+        InvalidOutput: It is.
+    """
+    try:
+        ip_address(host)
+    except ValueError:
+        return
+    if not is_public(host):
+        raise _inside(host, host)
+
+
+def _inside(host: str, address: str) -> InvalidOutput:
+    return InvalidOutput(
+        f"the output's host {host} is not on the internet but at {address}; if that is meant, "
+        "allow it by name in COMETAPI_ASSET_HOSTS"
+    )
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """The addresses that this machine finds for a host.
+
+    Raises:
+        OSError: It finds none.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(where[0]) for *_rest, where in found))
+
+
+class Outside(httpcore.AsyncNetworkBackend):
+    """Connects to public addresses only.
+
+    Args:
+        resolve: Finds the addresses of a host.
+        network: What connects to them.
+    """
+
+    def __init__(
+        self, resolve: Resolve = resolve, network: httpcore.AsyncNetworkBackend | None = None
+    ) -> None:
+        self._resolve = resolve
+        plain: Any = httpcore.AnyIOBackend  # another class where anyio is not installed
+        self._network: httpcore.AsyncNetworkBackend = network or plain()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 -- httpcore's own interface
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to the first public address of a host that answers.
+
+        Raises:
+            InvalidOutput: It has none.
+            httpcore.ConnectError: It is not known, or none of its addresses answers.
+            httpcore.ConnectTimeout: Nor in time.
+        """
+        async with _in_time(host, timeout):
+            addresses = await self._public_addresses(host, port)
+        problem: Exception | None = None
+        for number, address in enumerate(addresses):
+            share = timeout and timeout / (len(addresses) - number)
+            try:
+                return await self._network.connect_tcp(
+                    address, port, share, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                problem = error
+        raise problem or httpcore.ConnectError(f"{host} has no address")
+
+    async def _public_addresses(self, host: str, port: int) -> list[str]:
+        try:
+            found = await self._resolve(host, port)
+        except OSError as error:
+            raise httpcore.ConnectError(f"the name {host} is not known: {error}") from error
+        public = [address for address in found if is_public(address)]
+        if found and not public:
+            raise _inside(host, found[0])
+        return public
+
+
+@asynccontextmanager
+async def _in_time(host: str, seconds: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise httpcore.ConnectTimeout(f"the name {host} was not resolved in time") from None
+
+
+def keep_outside(http: httpx.AsyncClient) -> None:
+    """Have a client connect to public addresses only, save through a proxy of the environment.
+
+    httpx has no argument for the network under its own transport, and a transport of ours would
+    leave the proxies of the environment out; so the network is exchanged where httpcore keeps it.
+    """
+    transport = http._transport  # noqa: SLF001 -- held by tests/runway/test_outside.py
+    if isinstance(transport, httpx.AsyncHTTPTransport):
+        pool: Any = transport._pool  # noqa: SLF001
+        pool._network_backend = Outside()  # noqa: SLF001

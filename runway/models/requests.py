@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user may ask for, checked before any money moves.
+
+Fields, limits and defaults are those of CometAPI's docs ("Create a Runway image-to-video task",
+"Create a Runway video-to-video task"). They hold strictly for the models documented there; models
+drift, so for any other one only the form is checked and the service has the last word. A field
+that is not set is not sent.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from ..redact import shortened
+from .model_limits import (
+    IMAGE_TO_VIDEO_MODELS,
+    RATIOS,
+    VIDEO_TO_VIDEO_MODELS,
+    Limits,
+    LimitsExceeded,
+    exceeded,
+    limits_schema,
+)
+from .sources import Source
+
+
+class _WireModel(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        hide_input_in_errors=True,
+    )
+
+
+class Reference(_WireModel):
+    """An image that shows the style or the subject wanted."""
+
+    type: Literal["image"] = Field(default="image", description="Kind of reference.")
+    uri: Source = Field(description="HTTPS URL of the image.")
+
+
+class ContentModeration(_WireModel):
+    """How strictly public figures are recognised."""
+
+    public_figure_threshold: Literal["auto", "low"] = Field(
+        default="auto", description="'low' is less strict about recognisable public figures."
+    )
+
+
+class GenerationRequest(_WireModel):
+    """What both routes have in common."""
+
+    route: ClassVar[str]
+    documented: ClassVar[dict[str, Limits]]
+
+    if TYPE_CHECKING:  # each route declares it itself, in the order of its form
+        model: str
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON body to send: the wire's names, and only what was set."""
+        return self.model_dump(mode="python", by_alias=True, exclude_none=True)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over route and body, in hex: equal for equal requests."""
+        content = json.dumps([self.route, self.to_wire()], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def shown(self) -> dict[str, Any]:
+        """The body as it may be shown: signed URLs and data URIs shortened."""
+        return shortened(self.to_wire())
+
+    def billed_seconds(self) -> float | None:
+        """Seconds of video that this will be billed for, or None where its result decides."""
+        limits = self.documented.get(self.model)
+        asked = getattr(self, "duration", None) or (limits and limits.default_duration)
+        return float(asked) if asked else None
+
+    def __repr_args__(self) -> Any:
+        return [(name, value) for name, value in self.shown().items()]
+
+    @model_validator(mode="after")
+    def _keep_documented_limits(self) -> "GenerationRequest":
+        limits = self.documented.get(self.model)
+        asked = {name: value for name, value in self if value is not None}
+        if limits and (problems := exceeded(asked, limits)):
+            raise LimitsExceeded(problems, self.model)
+        return self
+
+
+def _check_ratio(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"[1-9][0-9]{0,4}:[1-9][0-9]{0,4}", value):
+        raise ValueError(f"write width:height with a colon, as {RATIOS[0]}, got {value[:40]!r}")
+    return value
+
+
+Ratio = Annotated[str, BeforeValidator(_check_ratio)]
+
+
+class ImageToVideoRequest(GenerationRequest):
+    """A video made from an image (CometAPI docs, Create a Runway image-to-video task)."""
+
+    model_config = ConfigDict(json_schema_extra=limits_schema(IMAGE_TO_VIDEO_MODELS))
+    route: ClassVar[str] = "image_to_video"
+    documented: ClassVar[dict[str, Limits]] = IMAGE_TO_VIDEO_MODELS
+
+    prompt_image: Source = Field(
+        title="Image",
+        description="Stable HTTPS URL of the image to animate, or a base64 data URI of it.",
+        examples=["https://upload.wikimedia.org/wikipedia/commons/3/3a/Cat03.jpg"],
+    )
+    model: str = Field(
+        default="gen3a_turbo", min_length=1, max_length=100, description="Runway model to use."
+    )
+    prompt_text: str | None = Field(
+        default=None,
+        title="Prompt",
+        description="What should happen, in at most 512 characters for gen3a_turbo.",
+        examples=["slow zoom, soft light"],
+    )
+    duration: Annotated[int, Field(ge=1, le=60)] | None = Field(
+        default=None, description="Seconds of video: 5 or 10 for gen3a_turbo; 5 where not set."
+    )
+    ratio: Ratio | None = Field(
+        default=None,
+        description="Width and height in pixels, which the service may normalise. For gen3a_turbo: "
+        f"{', '.join(RATIOS)}.",
+        examples=list(RATIOS),
+    )
+    seed: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="Same seed, similar video; at most 999999999 for gen3a_turbo."
+    )
+    watermark: bool | None = Field(default=None, description="Whether to draw a watermark.")
+
+
+class VideoToVideoRequest(GenerationRequest):
+    """A video restyled from another (CometAPI docs, Create a Runway video-to-video task)."""
+
+    model_config = ConfigDict(json_schema_extra=limits_schema(VIDEO_TO_VIDEO_MODELS))
+    route: ClassVar[str] = "video_to_video"
+    documented: ClassVar[dict[str, Limits]] = VIDEO_TO_VIDEO_MODELS
+
+    video_uri: Source = Field(
+        title="Video",
+        description="HTTPS URL of the video to restyle, or a base64 data URI of it.",
+        examples=["https://media.w3.org/2010/05/sintel/trailer.mp4"],
+    )
+    prompt_text: str = Field(
+        title="Prompt",
+        min_length=1,
+        description="What should change, in at most 1000 characters for gen4_aleph.",
+        examples=["Make the motion feel cinematic."],
+    )
+    model: str = Field(
+        default="gen4_aleph", min_length=1, max_length=100, description="Runway model to use."
+    )
+    references: list[Reference] | None = Field(
+        default=None, description="At most one image that shows the style wanted."
+    )
+    ratio: Ratio | None = Field(
+        default=None,
+        description="Width and height as width:height; gen4_aleph follows its input instead.",
+        examples=list(RATIOS),
+    )
+    seed: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="Same seed, similar video; at most 4294967295 for gen4_aleph."
+    )
+    content_moderation: ContentModeration | None = Field(
+        default=None,
+        title="Content moderation",
+        description="How strictly public figures are recognised.",
+    )
+
+
+def as_request(given: object) -> GenerationRequest:
+    """A request, given as one or as its fields; those with a source video are video-to-video.
+
+    Raises:
+        pydantic.ValidationError: The fields make no request.
+    """
+    if isinstance(given, GenerationRequest):
+        return given
+    has_video = isinstance(given, Mapping) and bool({"videoUri", "video_uri"} & set(given))
+    return (VideoToVideoRequest if has_video else ImageToVideoRequest).model_validate(given)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images and videos that a request names: only their form is checked, CometAPI fetches them."""
+
+import base64
+import binascii
+import re
+from functools import partial
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, PlainSerializer, ValidationInfo
+
+from ..redact import is_loopback, is_shortened, shortened, shown_url
+
+MAX_URL_LENGTH = 2048
+MAX_DATA_BYTES = {"image": 5_000_000, "video": 16_000_000}
+"""Bytes of a decoded data URI (Runway's docs, Inputs)."""
+
+
+_DATA_URI = re.compile(r"data:(\w+)/[\w.+-]+;base64,([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
+
+
+def check_source(value: object, info: ValidationInfo) -> object:
+    """The source as it is; what is no text is left to pydantic.
+
+    Raises:
+        ValueError: CometAPI could not fetch it, or it is a shortened one.
+    """
+    if not isinstance(value, str):
+        return value
+    kind = "video" if "video" in (info.field_name or "") else "image"
+    if is_shortened(value):
+        raise ValueError(
+            "this is only the shortened form that is shown in place of a data URI; "
+            "pass the original, or better a https:// URL"
+        )
+    if value[:5].lower() == "data:":
+        return _checked_data_uri(value, kind)
+    return _checked_url(value)
+
+
+def _checked_data_uri(uri: str, kind: str) -> str:
+    match = _DATA_URI.fullmatch(uri)
+    if not match or match[1].lower() != kind:
+        raise ValueError(f"a data URI must read data:{kind}/<type>;base64,<data>")
+    try:
+        size = len(base64.b64decode(match[2], validate=True))
+    except binascii.Error:
+        raise ValueError("the data URI's base64 is broken") from None
+    if size > MAX_DATA_BYTES[kind]:
+        raise ValueError(
+            f"a data URI may carry {MAX_DATA_BYTES[kind]:,} bytes of {kind}, this one has "
+            f"{size:,}; pass a https:// URL"
+        )
+    return uri
+
+
+def _checked_url(url: str) -> str:
+    if len(url) > MAX_URL_LENGTH:
+        raise ValueError(f"a URL may have {MAX_URL_LENGTH} characters, this one has {len(url)}")
+    if re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise ValueError("a URL contains no spaces or control characters")
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+        _ = parts.port
+    except ValueError:
+        raise ValueError("this is no URL") from None
+    if parts.scheme == "http" and is_loopback(url):
+        return url
+    if parts.scheme != "https" or not host:
+        raise ValueError(
+            f"must be a https:// URL that CometAPI can fetch (got {shown_url(url)!r}); "
+            "http:// is allowed for this machine only"
+        )
+    return url
+
+
+Source = Annotated[
+    str,
+    BeforeValidator(check_source),
+    PlainSerializer(partial(shortened, urls=False), when_used="json", return_type=str),
+]
+"""A https URL, or a base64 data URI. As JSON a data URI is written shortened, so that a picture
+never ends in the run history."""
