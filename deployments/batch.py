@@ -17,7 +17,7 @@ from .quiet import quieten_prefect, start_prefect
 from .terminal import bar, console, errors, escape, show_error, shown_place
 
 if TYPE_CHECKING:
-    from ..flows.board import Standing
+    from ..flows.batch.progress import Standing
     from ..runway.batch.models import BatchResult, ItemResult
 
 _SHOWN = 10
@@ -66,7 +66,7 @@ def batch(
     """Make a video of each row of a manifest. Run again, it buys only what is missing."""
     quieten_prefect()
     from ..flows import generate_batch
-    from ..flows.batch_plan import foreseen
+    from ..flows.batch.plan import foreseen
 
     if dry_run:
         result = asyncio.run(foreseen(manifest, key, storage))
@@ -117,7 +117,7 @@ def _show(result: "BatchResult", *, json: bool) -> None:
     if json:
         console.print_json(result.model_dump_json())
         return
-    from ..flows.batch_display import span
+    from ..flows.batch.artifacts import span
     from ..runway.batch.outcomes import Again, again
     from ..runway.ledger.figures import figures
 
@@ -151,8 +151,8 @@ def _list(items: "list[ItemResult]") -> None:
 @contextmanager
 def _progress(where: Console) -> Iterator[None]:
     """A bar over all items, with their counts, while the batch runs."""
-    from ..flows.batch_display import span
-    from ..flows.board import batch_listener
+    from ..flows.batch.artifacts import span
+    from ..flows.batch.progress import batch_listener
 
     def listen(standing: "Standing") -> None:
         left = f", {span(standing.left)} left" if standing.left else ""

@@ -125,7 +125,7 @@ def clock_finding(ahead: float) -> Finding:
 
 
 async def _storage(place: str) -> Finding:
-    from ..flows.storage import full_name, resolve_storage
+    from ..flows.runtime.block_storage import full_name, resolve_storage
     from ..runway.storage.base import probe
 
     what = "storage"
@@ -152,9 +152,9 @@ async def _decoder() -> Finding:
 
 
 async def _ledger(place: str) -> Finding:
-    from ..flows.ledger import open_ledger
-    from ..flows.ledger_check import other_ledgers
-    from ..flows.storage import full_name, resolve_storage
+    from ..flows.runtime.block_storage import full_name, resolve_storage
+    from ..flows.runtime.ledger_access import open_ledger
+    from ..flows.runtime.ledger_check import other_ledgers
     from ..runway.errors import LedgerOutdated, StorageError
     from ..runway.ledger.marks import ledgers_in_use, read_marks
 
@@ -199,7 +199,7 @@ async def _prefect(pool: str, place: str) -> list[Finding]:
 async def _limit(client: "PrefectClient") -> Finding:
     from prefect.exceptions import ObjectNotFound
 
-    from ..flows.lanes import IN_FLIGHT_LIMIT
+    from ..flows.batch.concurrency import IN_FLIGHT_LIMIT
 
     try:
         limit = await client.read_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT)
@@ -229,8 +229,8 @@ async def _workers(client: "PrefectClient", pool: str, place: str) -> Finding:
 
 async def _shared(workers: int, place: str) -> Finding:
     """Whether what several workers need together is where all of them find it."""
-    from ..flows.ledger import open_ledger
-    from ..flows.shared_places import apart
+    from ..flows.runtime.ledger_access import open_ledger
+    from ..flows.runtime.multi_worker_check import apart
 
     alone = apart(await open_ledger(), place)
     told = f"{workers} work on the pool"

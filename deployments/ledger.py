@@ -138,7 +138,7 @@ def adopt(
     """
 
     async def decide() -> Entry:
-        from ..flows.adoption import adopt_by_hand
+        from ..flows.steps.adoption import adopt_by_hand
 
         entry = await _known(key)
         return await adopt_by_hand(await _ledger(), entry, check_task_id(task_id), _warn)
@@ -239,7 +239,7 @@ async def _known(key: str) -> Entry:
 
 
 async def _ledger() -> Any:
-    from ..flows.ledger import open_ledger
+    from ..flows.runtime.ledger_access import open_ledger
 
     return await open_ledger()
 

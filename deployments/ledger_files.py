@@ -45,7 +45,7 @@ def backup(
 
 
 async def _backed_up(path: Path) -> Path:
-    from ..flows.ledger import open_ledger
+    from ..flows.runtime.ledger_access import open_ledger
 
     ledger = await open_ledger()
     file = ledger.database.file
@@ -120,8 +120,8 @@ def rebuild(
 
 
 async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
-    from ..flows.ledger import open_ledger
-    from ..flows.storage import full_name, resolve_storage
+    from ..flows.runtime.block_storage import full_name, resolve_storage
+    from ..flows.runtime.ledger_access import open_ledger
     from ..runway.ledger.marks import highest_serial, read_marks
     from ..runway.ledger.rebuild import missing_claims, rebuild
 

@@ -95,7 +95,7 @@ class Setup:
 
     async def _blocks(self, settings: Any, name: str) -> None:
         from ..blocks import CometAPICredentials, GenerationLedger
-        from ..flows.saved_blocks import is_block_name
+        from ..flows.runtime.block_loading import is_block_name
 
         for kind in (CometAPICredentials, GenerationLedger):
             register = kind.aregister_type_and_schema  # changes nothing where it is known
@@ -138,7 +138,7 @@ class Setup:
     async def _limit(self, client: "PrefectClient", limit: int) -> None:
         from prefect.exceptions import ObjectNotFound
 
-        from ..flows.lanes import IN_FLIGHT_LIMIT
+        from ..flows.batch.concurrency import IN_FLIGHT_LIMIT
 
         try:
             there = await client.read_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT)

@@ -71,7 +71,7 @@ def bar(title: str, where: Console) -> Iterator[Callable[..., None]]:
 @contextmanager
 def progress_of(title: str, where: Console = console, done: str = "stored") -> Iterator[None]:
     """A line that moves while the flows inside wait, and that stays when they are done."""
-    from ..flows.display import progress_listener
+    from ..flows.ui.artifacts import progress_listener
 
     task_id = ""
 
@@ -148,7 +148,7 @@ class Stopwatch:
 
 def show_results(results: list[tuple[GenerationResult, float]]) -> None:
     """A table of stored videos, each with the seconds that its flow took."""
-    from ..flows.display import shown_size
+    from ..flows.ui.artifacts import shown_size
 
     for result, _seconds in results:
         if not result.videos:

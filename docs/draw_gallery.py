@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from playwright.sync_api import Browser, sync_playwright
 
-from prefect_cometapi.flows.gallery import NAME, gallery
+from prefect_cometapi.flows.batch.gallery import NAME, gallery
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
 from prefect_cometapi.sandbox.render import Recipe, render

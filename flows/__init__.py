@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batch import agenerate_batch, generate_batch
+    from .batch.flow import agenerate_batch, generate_batch
     from .collector import CollectResult, acollect, collect
     from .generate import (
         afinish_generation,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         video_to_video,
     )
     from .job import RunwayJob, RunwayJobRun
-    from .tasks import (
+    from .steps.tasks import (
         afetch_output,
         apersist_output,
         apoll_generation,
@@ -56,8 +56,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "tasks": {"submit_generation", "poll_generation", "fetch_output", "persist_output"},
-    "batch": {"generate_batch"},
+    "steps.tasks": {"submit_generation", "poll_generation", "fetch_output", "persist_output"},
+    "batch.flow": {"generate_batch"},
     "collector": {"collect", "CollectResult"},
     "job": {"RunwayJob", "RunwayJobRun"},
 }

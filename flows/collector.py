@@ -17,14 +17,14 @@ from ..runway.ledger.entry import UNFINISHED, Entry, State
 from ..runway.ledger.owners import holder_name
 from ..runway.models.generation import Value
 from ..runway.redact import scrub
-from . import display
-from .adoption import credentials_of
-from .deliver import deliver
 from .generate import Credentials
-from .ledger import open_ledger, record, this_run
-from .recorded import recorded_flow
-from .running import run_sync
-from .suspended import resume_waiting
+from .runtime.flow_decorator import recorded_flow
+from .runtime.ledger_access import open_ledger, record, this_run
+from .runtime.suspension import resume_waiting
+from .runtime.sync import run_sync
+from .steps.adoption import credentials_of
+from .steps.delivery import deliver
+from .ui import artifacts
 
 if TYPE_CHECKING:
     from ..runway.ledger.store import Ledger
@@ -113,14 +113,14 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
     finished = [generation for generation in looked_at if generation]
     await resume_waiting(ledger)  # those that were suspended after their generation was stored
     if len(finished) < len(left):
-        display.logger().info("%d generations are with other runs", len(left) - len(finished))
+        artifacts.logger().info("%d generations are with other runs", len(left) - len(finished))
     uncertain = [_undecided(entry) for entry in await entries(State.UNCERTAIN)]
     for generation in uncertain:
-        display.logger().warning("Key %s is uncertain: %s", generation.key, generation.note)
+        artifacts.logger().warning("Key %s is uncertain: %s", generation.key, generation.note)
     result = _summary([*finished, *uncertain])
-    await display.show_collected([item.model_dump(mode="json") for item in result.generations])
+    await artifacts.show_collected([item.model_dump(mode="json") for item in result.generations])
     for error in damaged.values():
-        display.logger().error("%s", error)
+        artifacts.logger().error("%s", error)
     if damaged:
         raise next(iter(damaged.values()))
     return result
@@ -148,10 +148,10 @@ async def _finish(
         result = await deliver(entry.submission(), whose, wanted)
     except CometAPIError as error:
         error.about(key=entry.key, task_id=entry.task_id)
-        display.logger().warning("%s: %s", type(error).__name__, error)
+        artifacts.logger().warning("%s: %s", type(error).__name__, error)
         return Collected(**known, state=await _state_of(entry), note=error.what)
     except Exception as error:  # noqa: BLE001 -- the others are finished all the same
-        display.logger().exception("Generation %s is left to the next collector", entry.task_id)
+        artifacts.logger().exception("Generation %s is left to the next collector", entry.task_id)
         note = f"{type(error).__name__}: {scrub(str(error), limit=200)}"
         return Collected(**known, state=await _state_of(entry), note=note)
     uris = tuple(video.uri for video in result.videos)

@@ -12,17 +12,17 @@ from ..runway.errors import GenerationNotVisible, LedgerUnavailable
 from ..runway.models.generation import GenerationResult, Status, Submission
 from ..runway.models.keys import MAX_KEY_LENGTH, check_key, check_task_id, key_of_id
 from ..runway.models.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
-from . import display
-from .adoption import adopt_id, check_id, key_for
-from .deliver import check_storage, deliver
-from .ledger import intent_for, open_ledger, record, this_run
-from .recorded import recorded_flow
-from .running import check_starts, run_sync
-from .shared_places import warn_where_apart
-from .sharing import Shared, settings_now, sharing
-from .storage import full_name
-from .suspended import leave_until_ended
-from .tasks import asubmit_generation
+from .runtime.block_storage import full_name
+from .runtime.flow_decorator import recorded_flow
+from .runtime.ledger_access import intent_for, open_ledger, record, this_run
+from .runtime.multi_worker_check import warn_where_apart
+from .runtime.run_context import Shared, settings_now, sharing
+from .runtime.suspension import leave_until_ended
+from .runtime.sync import check_starts, run_sync
+from .steps.adoption import adopt_id, check_id, key_for
+from .steps.delivery import check_storage, deliver
+from .steps.tasks import asubmit_generation
+from .ui import artifacts
 
 if TYPE_CHECKING:
     from ..runway.ledger.store import Ledger
@@ -160,7 +160,7 @@ async def _attached(
         return (known or await adopt_id(ledger, intent, credentials, task_id)).submission()
     except LedgerUnavailable as error:  # nothing is bought here, so it is not needed
         require_known(task_id, await check_id(credentials, task_id))
-        display.logger().warning("%s; the delivery goes on without it", error.what)
+        artifacts.logger().warning("%s; the delivery goes on without it", error.what)
         return Submission(key=intent.key, task_id=task_id, submitted_at=datetime.now(UTC))
 
 
@@ -199,7 +199,7 @@ async def _so_far(submission: Submission, storage: str | None) -> GenerationResu
     entry = await record(lambda ledger: ledger.get(submission.key))
     if entry and (failure := entry.failure()):
         raise failure
-    display.logger().info("Not waited for; the flow collect finishes what is not stored")
+    artifacts.logger().info("Not waited for; the flow collect finishes what is not stored")
     if entry:
         return entry.result(full_name(storage or settings_now().storage))
     return GenerationResult(

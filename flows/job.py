@@ -11,7 +11,7 @@ from ..blocks.credentials import CometAPICredentials
 from ..blocks.shown import DOCUMENTATION, LOGO
 from ..runway.models.generation import Finished, GenerationResult, Submission
 from ..runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
-from .running import loop_is_running, run_sync
+from .runtime.sync import loop_is_running, run_sync
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class RunwayJobRun(JobRun[GenerationResult]):
         Raises:
             GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
         """
-        from .tasks import apoll_generation
+        from .steps.tasks import apoll_generation
 
         return await apoll_generation(self.submission, self._credentials)
 
@@ -55,7 +55,7 @@ class RunwayJobRun(JobRun[GenerationResult]):
             GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
             DeliveryError: It finished, but its output could not be stored.
         """
-        from .deliver import deliver
+        from .steps.delivery import deliver
 
         return await deliver(self.submission, self._credentials, self._storage)
 
@@ -132,8 +132,8 @@ class RunwayJob(JobBlock):
             NotSubmitted: It was refused, or it could not be recorded; nothing was bought.
             SubmissionUncertain: It was perhaps bought.
         """
-        from .deliver import check_storage
-        from .tasks import asubmit_generation
+        from .steps.delivery import check_storage
+        from .steps.tasks import asubmit_generation
 
         await check_storage(self.storage)
         submission = await asubmit_generation(

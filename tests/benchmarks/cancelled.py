@@ -82,7 +82,7 @@ async def _cancel_some(bench: Bench, kind: str, quiet: list[float], cancelled: l
 
 async def _tasks_of(runs: list[Any]) -> dict[str, str]:
     """The id that each run's generation has, which nobody holds any more."""
-    from prefect_cometapi.flows.ledger import open_ledger
+    from prefect_cometapi.flows.runtime.ledger_access import open_ledger
 
     ledger = await open_ledger()
     found: dict[str, str] = {}

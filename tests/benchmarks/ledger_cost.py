@@ -137,8 +137,9 @@ class Waiting:
 
 async def measure(pairs: int, ledger: Ledger) -> tuple[list[float], list[float], Waiting]:
     """Milliseconds of each flow with and without the ledger, and the time spent in it."""
-    from prefect_cometapi.flows import aimage_to_video, generate, steps
-    from prefect_cometapi.flows import ledger as flows_ledger
+    from prefect_cometapi.flows import aimage_to_video, generate
+    from prefect_cometapi.flows.runtime import ledger_access as flows_ledger
+    from prefect_cometapi.flows.steps import bodies
 
     waiting = Waiting()
 
@@ -148,7 +149,7 @@ async def measure(pairs: int, ledger: Ledger) -> tuple[list[float], list[float],
 
         flows_ledger.open_ledger = chosen
         generate.open_ledger = chosen  # pyright: ignore[reportPrivateImportUsage]
-        steps.open_ledger = chosen  # pyright: ignore[reportPrivateImportUsage]
+        bodies.open_ledger = chosen  # pyright: ignore[reportPrivateImportUsage]
         started = time.perf_counter()
         result = await aimage_to_video(IMAGE, key=key)
         assert result.videos

@@ -34,9 +34,10 @@ GOAL = 1.25
 
 async def measure(profile: Profile, items: int, clip: Path, folder: Path) -> Means:
     """A batch to learn from and one that counts; the lag is in seconds of the true clock."""
-    from prefect_cometapi.flows import agenerate_batch, habits
+    from prefect_cometapi.flows import agenerate_batch
+    from prefect_cometapi.flows.steps import durations
 
-    habits.FRESH = 30.0 / SCALE
+    durations.FRESH = 30.0 / SCALE
     mean, variation = profile.mean / SCALE, profile.cv
     with lean_process(clip, rendering=mean, variation=variation) as url:
         os.environ["COMETAPI_BASE_URL"] = url

@@ -25,10 +25,11 @@ from sqlalchemy import delete
 
 from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.deployments.cli import app
-from prefect_cometapi.flows import collector, steps
-from prefect_cometapi.flows.deliver import PLAIN, deliver
-from prefect_cometapi.flows.ledger import this_run
-from prefect_cometapi.flows.sharing import Shared, sharing
+from prefect_cometapi.flows import collector
+from prefect_cometapi.flows.runtime.ledger_access import this_run
+from prefect_cometapi.flows.runtime.run_context import Shared, sharing
+from prefect_cometapi.flows.steps import bodies
+from prefect_cometapi.flows.steps.delivery import PLAIN, deliver
 from prefect_cometapi.runway import CometAPISettings, Entry, Ledger, State
 from prefect_cometapi.runway.api import client
 from prefect_cometapi.runway.api.client import RunwayClient
@@ -235,7 +236,7 @@ async def bought(ledger: Ledger, key: str, *, wait: bool = True, by: Any = PLAIN
     for left in reversed(range(TRIES)):
         try:
             async with staying_with(ledger, key, this_run()):
-                submission = await steps.submit(request_of(key), None, key)
+                submission = await bodies.submit(request_of(key), None, key)
                 if wait:
                     await deliver(submission, None, None, by=by)
                 return

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_cometapi.blocks import CometAPICredentials
-from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import ImageToVideoRequest, State
 
 from .test_ledger import entry, known, wide

@@ -15,7 +15,7 @@ from prefect_cometapi.deployments.setup import (
     Plan,
     Setup,
 )
-from prefect_cometapi.flows.lanes import IN_FLIGHT_LIMIT
+from prefect_cometapi.flows.batch.concurrency import IN_FLIGHT_LIMIT
 
 from ..conftest import KEY
 

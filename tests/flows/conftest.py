@@ -19,7 +19,7 @@ from prefect.states import Cancelling, Scheduled
 from prefect.workers.process import ProcessWorker
 
 from prefect_cometapi.flows import asubmit_generation
-from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import Entry, ImageToVideoRequest, Ledger, State, Submission
 from prefect_cometapi.runway.ledger.store import ledger_at
 from prefect_cometapi.sandbox import Sandbox

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.flows.addresses import address, origins, without_login
+from prefect_cometapi.flows.batch.urls import address, origins, without_login
 
 PAGE = "https://gallery.example/batch/"
 

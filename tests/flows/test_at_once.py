@@ -15,8 +15,8 @@ from prefect_cometapi.flows import (
     afinish_generation,
     aimage_to_video,
     image_to_video,
-    steps,
 )
+from prefect_cometapi.flows.steps import bodies
 from prefect_cometapi.runway import GenerationFailed, State
 
 pytestmark = pytest.mark.server
@@ -197,7 +197,7 @@ def gate(monkeypatch):
     """Has a step's function, called by its name, wait until all are let through."""
 
     def shut(name: str) -> tuple[list[int], threading.Event]:
-        function = getattr(steps, name)
+        function = getattr(bodies, name)
         arrived: list[int] = []
         opened = threading.Event()
 
@@ -212,7 +212,7 @@ def gate(monkeypatch):
             return function(*args, **kwargs)
 
         waits = gated if asyncio.iscoroutinefunction(function) else gated_thread
-        monkeypatch.setattr(steps, name, waits)
+        monkeypatch.setattr(bodies, name, waits)
         return arrived, opened
 
     return shut

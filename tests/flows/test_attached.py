@@ -15,8 +15,8 @@ from prefect_cometapi.flows import (
     image_to_video,
     submit_generation,
 )
-from prefect_cometapi.flows.adoption import ATTACHED_GRACE
-from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.flows.runtime.sync import run_sync
+from prefect_cometapi.flows.steps.adoption import ATTACHED_GRACE
 from prefect_cometapi.runway import (
     Generation,
     GenerationCancelled,

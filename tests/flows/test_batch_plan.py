@@ -9,7 +9,7 @@ import pytest
 from prefect.runner import Runner
 from prefect.workers.process import ProcessWorker
 
-from prefect_cometapi.flows.batch_plan import _batch_key, check_output, planned
+from prefect_cometapi.flows.batch.plan import _batch_key, check_output, planned
 from prefect_cometapi.runway import InvalidRequest, StorageUnavailable
 from prefect_cometapi.runway.batch.rows import batch_keys
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from prefect_cometapi.flows import batch_report
-from prefect_cometapi.flows.batch_plan import check_output
-from prefect_cometapi.flows.batch_report import Report
-from prefect_cometapi.flows.board import Board
+from prefect_cometapi.flows.batch import report
+from prefect_cometapi.flows.batch.plan import check_output
+from prefect_cometapi.flows.batch.progress import Board
+from prefect_cometapi.flows.batch.report import Report
 from prefect_cometapi.runway import StorageUnavailable
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.batch.results import publish_results, read_results
@@ -35,16 +35,16 @@ async def test_a_slow_write_does_not_replace_the_last_one(tmp_path, monkeypatch)
         writes.append(results[0].outcome)
         return publish_results(results, *place)
 
-    monkeypatch.setattr(batch_report, "publish_results", slow_at_first)
+    monkeypatch.setattr(report, "publish_results", slow_at_first)
     board = Board(Budget("b/"))
     board.begin([ItemResult(id="one", outcome=Outcome.WAITING)])
-    async with Report("batch", board, nothing_new, FolderStorage(tmp_path), "out.jsonl") as report:
+    async with Report("batch", board, nothing_new, FolderStorage(tmp_path), "out.jsonl") as writer:
         board.put(ItemResult(id="one", outcome=Outcome.RUNNING))
         await asyncio.to_thread(under_way.wait, 30)
         board.put(ItemResult(id="one", outcome=Outcome.STORED))
         asyncio.get_running_loop().call_later(0.1, may_go_on.set)
     assert writes == [Outcome.RUNNING, Outcome.STORED]
-    assert [item.outcome for item in read_results(str(report.output))] == [Outcome.STORED]
+    assert [item.outcome for item in read_results(str(writer.output))] == [Outcome.STORED]
 
 
 async def test_a_disk_that_is_full_under_the_gallery_does_not_break_the_batch(

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.flows.batch_display import facts_of, span
-from prefect_cometapi.flows.board import Board, Standing, batch_listener, seconds_left
+from prefect_cometapi.flows.batch.artifacts import facts_of, span
+from prefect_cometapi.flows.batch.progress import Board, Standing, batch_listener, seconds_left
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.ledger.budget import Budget, Spending
 from prefect_cometapi.runway.models.prices import Price

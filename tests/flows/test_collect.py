@@ -15,7 +15,7 @@ from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.flows import CollectResult, acollect, collect, finish_generation
 from prefect_cometapi.flows import aimage_to_video as amake
 from prefect_cometapi.flows import image_to_video as make
-from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import (
     GenerationFailed,
     LedgerDamaged,

@@ -15,8 +15,8 @@ from prefect.client.schemas.objects import State as RunState
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from prefect_cometapi.flows import collect, image_to_video
-from prefect_cometapi.flows.hooks import leave_to_collect
-from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.flows.runtime.hooks import leave_to_collect
+from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import Ledger, State
 from prefect_cometapi.runway.ledger.owners import holder_name, is_certainly_gone
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_LOGGING_LEVEL, temporary_settings
 
-from prefect_cometapi.flows import display, image_to_video
+from prefect_cometapi.flows import image_to_video
+from prefect_cometapi.flows.ui import artifacts
 from prefect_cometapi.runway import Generation, GenerationResult, Status, StoredVideo, Submission
 
 pytestmark = pytest.mark.server
@@ -120,11 +121,11 @@ def test_what_cannot_be_shown_costs_no_video(prefect_server, sandbox, image, mon
 def test_a_listener_hears_each_reply(prefect_server, sandbox, image):
     """The command line draws its progress from the replies of the flows it runs."""
     heard: list[Status] = []
-    token = display.progress_listener.set(lambda _submission, reply: heard.append(reply.status))
+    token = artifacts.progress_listener.set(lambda _submission, reply: heard.append(reply.status))
     try:
         image_to_video(image)
     finally:
-        display.progress_listener.reset(token)
+        artifacts.progress_listener.reset(token)
     assert heard[-1] is Status.SUCCEEDED
 
 
@@ -133,7 +134,7 @@ async def test_outside_of_a_run_nothing_is_shown(own_settings):
     from datetime import UTC, datetime
 
     submission = Submission(key="k", task_id="t", submitted_at=datetime.now(UTC))
-    await display.show_reply(submission, Generation(task_id="t", status=Status.RUNNING), None)
+    await artifacts.show_reply(submission, Generation(task_id="t", status=Status.RUNNING), None)
     video = StoredVideo(
         uri="/v/a.mp4",
         sidecar="/v/a.json",
@@ -154,7 +155,7 @@ async def test_outside_of_a_run_nothing_is_shown(own_settings):
         waited=1.0,
         submitted_at=submission.submitted_at,
     )
-    await display.show_result(submission, result)
+    await artifacts.show_result(submission, result)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ async def test_outside_of_a_run_nothing_is_shown(own_settings):
 )
 def test_sizes_read_well(size, text):
     """Sizes are told in the units that people use."""
-    assert display.shown_size(size) == text
+    assert artifacts.shown_size(size) == text
 
 
 def test_parameters_are_stored_without_pictures(prefect_server, sandbox, history):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.flows.gallery import gallery
+from prefect_cometapi.flows.batch.gallery import gallery
 from prefect_cometapi.runway import errors
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from prefect_cometapi.flows.gallery import NAME, gallery
+from prefect_cometapi.flows.batch.gallery import NAME, gallery
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
 from prefect_cometapi.sandbox.render import Recipe, render

@@ -9,9 +9,10 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_cometapi.flows import habits, image_to_video
-from prefect_cometapi.flows.habits import habit_of
-from prefect_cometapi.flows.ledger import open_ledger
+from prefect_cometapi.flows import image_to_video
+from prefect_cometapi.flows.runtime.ledger_access import open_ledger
+from prefect_cometapi.flows.steps import durations
+from prefect_cometapi.flows.steps.durations import habit_of
 from prefect_cometapi.runway import Entry, ImageToVideoRequest, State, Submission
 from prefect_cometapi.runway.api.poll_schedule import Habit
 from prefect_cometapi.runway.ledger.entry import Intent
@@ -58,7 +59,7 @@ async def known(look: Callable[[], Habit | None]) -> Habit:
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch):
-    monkeypatch.setattr(habits, "_known", {})
+    monkeypatch.setattr(durations, "_known", {})
 
 
 async def test_the_ledger_is_asked_without_waiting_for_it(sandbox):
@@ -97,7 +98,7 @@ async def test_many_of_a_kind_ask_once(sandbox, monkeypatch):
     """A batch of a thousand is one question in half a minute."""
     entry = await seen_before(sandbox.url)
     asked = []
-    monkeypatch.setattr(habits, "record_soon", asked.append)
+    monkeypatch.setattr(durations, "record_soon", asked.append)
     for _ in range(100):
         habit_of(entry.submission(), entry, sandbox.url)()
     assert len(asked) == 1
@@ -111,6 +112,6 @@ def test_what_is_known_saves_polls(prefect_server, sandbox, monkeypatch):
         monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.2")
         cold = image_to_video(IMAGE, key="cold")
         asyncio.run(seen_before(slow.url))
-        habits._known.clear()
+        durations._known.clear()
         warm = image_to_video(IMAGE, key="warm")
     assert 2 * warm.polls <= cold.polls

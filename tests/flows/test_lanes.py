@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 
-from prefect_cometapi.flows.lanes import (
+from prefect_cometapi.flows.batch.concurrency import (
     IN_FLIGHT_LIMIT,
     Lanes,
     Pace,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prefect_cometapi.flows import generate_batch, image_to_video, submit_generation
-from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import LedgerOutdated, State
 from prefect_cometapi.runway.ledger.marks import FOLDER
 from prefect_cometapi.runway.ledger.store import ledger_at

@@ -218,9 +218,9 @@ async def test_two_runs_that_fetch_one_generation_do_not_mix_their_files(
 
 def test_a_staged_file_that_changed_is_fetched_again(prefect_server, sandbox, image, monkeypatch):
     """What is published is what was checked, byte for byte."""
-    from prefect_cometapi.flows import steps
+    from prefect_cometapi.flows.steps import bodies
 
-    examined = steps._examined
+    examined = bodies._examined
     cuts: list[Path] = []
 
     def cut_once(path: Path, sha256: str):
@@ -230,7 +230,7 @@ def test_a_staged_file_that_changed_is_fetched_again(prefect_server, sandbox, im
             path.write_bytes(path.read_bytes()[:1000])
         return video
 
-    monkeypatch.setattr(steps, "_examined", cut_once)
+    monkeypatch.setattr(bodies, "_examined", cut_once)
     video = image_to_video(image).videos[0]
     assert Path(video.uri).stat().st_size == video.size > 1000
 
@@ -248,12 +248,12 @@ def test_a_file_that_this_machine_does_not_keep_is_told_with_the_generation(
     prefect_server, sandbox, image, monkeypatch, name
 ):
     """A full disk at any moment of the delivery says what is paid for and how to go on."""
-    from prefect_cometapi.flows import steps
+    from prefect_cometapi.flows.steps import bodies
 
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(steps, name, full)
+    monkeypatch.setattr(bodies, name, full)
     with pytest.raises(StorageError, match="did not keep a file: No space left on device") as told:
         image_to_video(image)
     assert f"prefect-cometapi finish {sandbox.accepted[0].task_id}" in str(told.value)

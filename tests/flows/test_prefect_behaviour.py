@@ -20,8 +20,8 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelling, Crashed
 from pydantic import BaseModel
 
-from prefect_cometapi.flows.hooks import leave_to_collect
-from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.flows.runtime.hooks import leave_to_collect
+from prefect_cometapi.flows.runtime.sync import run_sync
 
 pytestmark = pytest.mark.server
 

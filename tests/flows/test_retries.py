@@ -13,7 +13,7 @@ from prefect import flow
 from prefect.exceptions import ParameterTypeError
 
 from prefect_cometapi.flows import aimage_to_video, finish_generation, image_to_video
-from prefect_cometapi.flows.attempts import delay_before_retry
+from prefect_cometapi.flows.steps.retries import delay_before_retry
 from prefect_cometapi.runway import (
     AuthenticationError,
     CometAPIError,

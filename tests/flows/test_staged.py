@@ -23,8 +23,12 @@ from prefect_cometapi.flows import (
     poll_generation,
     submit_generation,
 )
-from prefect_cometapi.flows.running import run_sync
-from prefect_cometapi.flows.storage import BlockStorage, block_storage, resolve_storage
+from prefect_cometapi.flows.runtime.block_storage import (
+    BlockStorage,
+    block_storage,
+    resolve_storage,
+)
+from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import StagedFileMissing, StorageError
 from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage, Storage
 

@@ -10,7 +10,7 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from pydantic import SecretStr
 
 from prefect_cometapi.flows import image_to_video
-from prefect_cometapi.flows.storage import block_storage, full_name, resolve_storage
+from prefect_cometapi.flows.runtime.block_storage import block_storage, full_name, resolve_storage
 from prefect_cometapi.runway import StorageError
 from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage
 

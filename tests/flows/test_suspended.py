@@ -10,7 +10,7 @@ from prefect.states import Suspended
 from sqlalchemy import update
 
 from prefect_cometapi.flows import collect, finish_generation, image_to_video
-from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import State
 from prefect_cometapi.runway.ledger.entry import Intent
 from prefect_cometapi.runway.ledger.schema import generations

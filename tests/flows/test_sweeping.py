@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from prefect_cometapi.flows import image_to_video, sweeping
-from prefect_cometapi.flows.running import run_sync
-from prefect_cometapi.flows.storage import resolve_storage
+from prefect_cometapi.flows import image_to_video
+from prefect_cometapi.flows.runtime import staging_sweep
+from prefect_cometapi.flows.runtime.block_storage import resolve_storage
+from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import StorageError
 from prefect_cometapi.runway.ledger.owners import this_process
 from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage
@@ -26,7 +27,7 @@ def own_temporary_files(tmp_path, monkeypatch):
     """Temporary files of the test alone, which were never swept."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(sweeping, "_swept", {})
+    monkeypatch.setattr(staging_sweep, "_swept", {})
 
 
 @pytest.mark.parametrize("location", ["./videos", "memory://swept"])
@@ -64,7 +65,7 @@ def test_what_is_not_stored_yet_stays_however_old_it_is(
         moved = path.rename(path.with_name(path.name.replace(mine, dead)))
         os.utime(moved, (0, 0))
     before = sorted(staging.iterdir())
-    monkeypatch.setattr(sweeping, "_swept", {})
+    monkeypatch.setattr(staging_sweep, "_swept", {})
     image_to_video(image, key="other")
     assert sorted(staging.iterdir()) == before
     sandbox.add_fault("asset:expired:rate=1")
@@ -79,7 +80,7 @@ def test_a_sweep_that_fails_costs_no_video(prefect_server, sandbox, image, monke
     def refuse(*_args: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(sweeping, "remove", refuse)
+    monkeypatch.setattr(staging_sweep, "remove", refuse)
     assert image_to_video(image).videos
     assert left.exists()
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from prefect_cometapi.flows.steps import fetch
+from prefect_cometapi.flows.steps.bodies import fetch
 from prefect_cometapi.runway import InvalidOutput, Submission
 from prefect_cometapi.runway.models.generation import AssetURL, Finished, Generation, Status
 

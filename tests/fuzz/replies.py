@@ -30,9 +30,9 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.states import Failed
 from pydantic import SecretStr
 
-from prefect_cometapi.flows.attempts import _memory_of
-from prefect_cometapi.flows.sharing import Shared, sharing
-from prefect_cometapi.flows.tasks import POLL, SUBMIT
+from prefect_cometapi.flows.runtime.run_context import Shared, sharing
+from prefect_cometapi.flows.steps.retries import _memory_of
+from prefect_cometapi.flows.steps.tasks import POLL, SUBMIT
 from prefect_cometapi.runway import (
     CometAPIError,
     CometAPISettings,

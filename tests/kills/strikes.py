@@ -17,7 +17,7 @@ import httpx
 from prefect._internal.concurrency.cancellation import AsyncCancelScope
 from prefect.flow_engine import AsyncFlowRunEngine, FlowRunEngine
 
-from prefect_cometapi.flows.storage import BlockStorage
+from prefect_cometapi.flows.runtime.block_storage import BlockStorage
 from prefect_cometapi.runway.api.client import RunwayClient
 from prefect_cometapi.runway.ledger.entry import State
 from prefect_cometapi.runway.ledger.store import Ledger

@@ -18,7 +18,7 @@ from prefect.states import Scheduled
 from pydantic import BaseModel
 
 from prefect_cometapi.flows import acollect, aimage_to_video, collect, image_to_video
-from prefect_cometapi.flows.hooks import leave_to_collect
+from prefect_cometapi.flows.runtime.hooks import leave_to_collect
 
 from .mutants import MUTANTS
 from .places import save_block

@@ -21,7 +21,7 @@ import psutil
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 
-from prefect_cometapi.flows.running import run_sync
+from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.ledger.entry import UNFINISHED
 from prefect_cometapi.runway.ledger.store import ledger_at

@@ -15,7 +15,7 @@ import pytest
 from prefect import tags
 
 from prefect_cometapi.flows import CollectResult, acollect, aimage_to_video, avideo_to_video
-from prefect_cometapi.flows.ledger import open_ledger
+from prefect_cometapi.flows.runtime.ledger_access import open_ledger
 from prefect_cometapi.runway.api import client
 from prefect_cometapi.runway.errors import CometAPIError
 from prefect_cometapi.runway.ledger.entry import State

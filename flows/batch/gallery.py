@@ -19,13 +19,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runway import errors
-from ..runway.batch.models import ItemResult, Outcome
-from ..runway.ledger.budget import Spending
-from ..runway.ledger.figures import figures
-from ..runway.redact import hide_secrets
-from .addresses import address, origins, without_login
-from .display import shown_size
+from ...runway import errors
+from ...runway.batch.models import ItemResult, Outcome
+from ...runway.ledger.budget import Spending
+from ...runway.ledger.figures import figures
+from ...runway.redact import hide_secrets
+from ..ui.artifacts import shown_size
+from .urls import address, origins, without_login
 
 if TYPE_CHECKING:
     from jinja2 import Template

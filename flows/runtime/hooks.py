@@ -12,9 +12,9 @@ from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
-from ..runway.errors import LedgerUnavailable
-from .ledger import open_ledger
-from .running import run_sync
+from ...runway.errors import LedgerUnavailable
+from .ledger_access import open_ledger
+from .sync import run_sync
 
 
 def leave_to_collect(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -36,9 +36,9 @@ def leave_to_collect(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any])
 
 async def _let_go(run: str, how: str, certainly_over: bool) -> list[str]:
     """End the leases of a run; gives the ids of what it bought and did not deliver."""
-    from ..runway.ledger.entry import UNFINISHED
-    from ..runway.ledger.entry import State as Standing
-    from ..runway.ledger.purchase import give_up
+    from ...runway.ledger.entry import UNFINISHED
+    from ...runway.ledger.entry import State as Standing
+    from ...runway.ledger.purchase import give_up
 
     ledger = await open_ledger()
     for entry in await ledger.held_by_run(run):

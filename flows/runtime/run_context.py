@@ -11,15 +11,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..blocks.credentials import CometAPICredentials
-from ..runway.api.client import RunwayClient
-from ..runway.ledger.budget import Budget
-from ..runway.ledger.figures import Tally
-from ..runway.media.download import AssetClients
-from ..runway.settings import CometAPISettings
+from ...blocks.credentials import CometAPICredentials
+from ...runway.api.client import RunwayClient
+from ...runway.ledger.budget import Budget
+from ...runway.ledger.figures import Tally
+from ...runway.media.download import AssetClients
+from ...runway.settings import CometAPISettings
 
 if TYPE_CHECKING:
-    from ..runway.ledger.store import Ledger
+    from ...runway.ledger.store import Ledger
 
 
 @dataclass(frozen=True)

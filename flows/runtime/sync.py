@@ -10,9 +10,9 @@ from prefect.client.schemas.objects import TaskRun, TaskRunResult
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
-from ..runway.errors import InvalidRequest, RunGivenUp
-from ..runway.models.keys import check_key, default_key
-from ..runway.models.requests import GenerationRequest
+from ...runway.errors import InvalidRequest, RunGivenUp
+from ...runway.models.keys import check_key, default_key
+from ...runway.models.requests import GenerationRequest
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect.blocks.core import Block
 
-from ..runway.errors import CometAPIError
-from ..runway.redact import scrub
+from ...runway.errors import CometAPIError
+from ...runway.redact import scrub
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*/[A-Za-z0-9][A-Za-z0-9 _-]*")
 

@@ -17,7 +17,7 @@ from prefect import Flow
 from prefect.serializers import CompressedSerializer, JSONSerializer, Serializer
 from pydantic.fields import FieldInfo
 
-from ..runway.redact import HideSecrets, shortened
+from ...runway.redact import HideSecrets, shortened
 from .hooks import leave_to_collect
 
 # Prefect logs parameters that do not validate, whole.

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
-from ..blocks.credentials import CometAPICredentials
-from ..blocks.ledger import GenerationLedger
-from ..runway.errors import LedgerUnavailable
-from ..runway.ledger.budget import estimate
-from ..runway.ledger.entry import Entry, Intent
-from ..runway.models.generation import Submission
-from ..runway.models.requests import GenerationRequest
-from .display import logger
-from .saved_blocks import is_block_name, load_block
-from .sharing import settings_now, shared_ledger
-from .storage import full_name
+from ...blocks.credentials import CometAPICredentials
+from ...blocks.ledger import GenerationLedger
+from ...runway.errors import LedgerUnavailable
+from ...runway.ledger.budget import estimate
+from ...runway.ledger.entry import Entry, Intent
+from ...runway.models.generation import Submission
+from ...runway.models.requests import GenerationRequest
+from ..ui.artifacts import logger
+from .block_loading import is_block_name, load_block
+from .block_storage import full_name
+from .run_context import settings_now, shared_ledger
 
 if TYPE_CHECKING:
-    from ..runway.ledger.store import Ledger
+    from ...runway.ledger.store import Ledger
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ async def open_ledger() -> "Ledger":
     Raises:
         LedgerUnavailable: There is no such block, or the URL names no database.
     """
-    from ..runway.ledger.store import ledger_at  # SQLAlchemy loads with the first use
+    from ...runway.ledger.store import ledger_at  # SQLAlchemy loads with the first use
 
     if opened := shared_ledger():
         return opened
@@ -96,7 +96,7 @@ async def working_alone(
     Yields its entry, or None where the ledger does not know it or is out of reach. Where the key
     stands for another purchase by now, that is the entry under the name of its own.
     """
-    from ..runway.ledger.purchase import working_on
+    from ...runway.ledger.purchase import working_on
 
     def enough(entry: Entry) -> bool:
         return place in entry.videos or entry.failure() is not None if place else entry.has_ended
@@ -134,7 +134,7 @@ async def record(change: Callable[["Ledger"], Awaitable[T]]) -> T | None:
 
 def record_soon(change: Callable[["Ledger"], Awaitable[object]]) -> None:
     """Make a change to the ledger that nothing waits for: if it is lost, a poll is repeated."""
-    from ..runway.ledger.loop_thread import in_background
+    from ...runway.ledger.loop_thread import in_background
 
     recording = in_background(record(change))
     recording.add_done_callback(lambda done: done.result())  # raised there, an error is logged

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
-from ..blocks.credentials import CometAPICredentials
-from ..runway.batch import outcomes
-from ..runway.batch.models import BatchItem, ItemResult
-from ..runway.errors import BudgetExceeded, CometAPIError, LedgerUnavailable
-from ..runway.ledger.budget import Budget, estimate
-from ..runway.models.generation import Finished, GenerationResult
-from . import display
-from .attempts import retry_on
-from .batch_plan import looked_up
-from .board import Board
-from .deliver import PLAIN, Steps, deliver, named_after
-from .lanes import Lanes, Slot
-from .ledger import record, this_run
-from .tasks import WORTH_RETRYING, step_options
+from ...blocks.credentials import CometAPICredentials
+from ...runway.batch import outcomes
+from ...runway.batch.models import BatchItem, ItemResult
+from ...runway.errors import BudgetExceeded, CometAPIError, LedgerUnavailable
+from ...runway.ledger.budget import Budget, estimate
+from ...runway.models.generation import Finished, GenerationResult
+from ..runtime.ledger_access import record, this_run
+from ..steps.delivery import PLAIN, Steps, deliver, named_after
+from ..steps.retries import retry_on
+from ..steps.tasks import WORTH_RETRYING, step_options
+from ..ui import artifacts
+from .concurrency import Lanes, Slot
+from .plan import looked_up
+from .progress import Board
 
 if TYPE_CHECKING:
-    from ..runway.ledger.store import Ledger
+    from ...runway.ledger.store import Ledger
 
 
 @task(
@@ -84,7 +84,7 @@ class BatchRun:
             for item, result in zip(items, found.results, strict=True)
             if not result.outcome.is_final
         ]
-        with display.as_batch(quiet=self.one_task_run):
+        with artifacts.as_batch(quiet=self.one_task_run):
             await self._make_all(missing)
 
     async def _make_all(self, items: Sequence[BatchItem]) -> None:
@@ -148,10 +148,10 @@ class BatchRun:
         )
         self.board.put(outcomes.ended(item, error))
         what = error.what if isinstance(error, CometAPIError) else error
-        display.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
+        artifacts.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
 
     async def _made(self, item: BatchItem, by: Steps) -> GenerationResult:
-        from ..runway.ledger.purchase import staying_with
+        from ...runway.ledger.purchase import staying_with
 
         made: list[GenerationResult] = []
 

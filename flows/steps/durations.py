@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..runway.api.poll_schedule import KEPT, Habit, learn
-from ..runway.ledger.entry import Entry, Kind
-from ..runway.models.generation import Submission
-from .ledger import record_soon
-from .sharing import settings_now
+from ...runway.api.poll_schedule import KEPT, Habit, learn
+from ...runway.ledger.entry import Entry, Kind
+from ...runway.models.generation import Submission
+from ..runtime.ledger_access import record_soon
+from ..runtime.run_context import settings_now
 
 if TYPE_CHECKING:
-    from ..runway.ledger.store import Ledger
+    from ...runway.ledger.store import Ledger
 
 FRESH = 30.0
 """Seconds after which the ledger is asked again."""

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from ..runway.batch.manifest import read_rows
-from ..runway.batch.models import BatchItem, BatchResult, ItemResult
-from ..runway.batch.outcomes import invalid, stored, waiting
-from ..runway.batch.rows import BadRow, Row, batch_keys, batch_prefix, check_rows, rows_of
-from ..runway.errors import InvalidManifest, InvalidRequest, StorageUnavailable
-from ..runway.ledger.budget import Budget, Spending, Spent, estimate, seconds_of
-from ..runway.ledger.entry import Entry
-from ..runway.redact import hide_secrets, shown_url
-from . import display
-from .deliver import is_gone
-from .ledger import open_ledger
-from .running import lasting_run_id
-from .sharing import settings_now
-from .storage import full_name
+from ...runway.batch.manifest import read_rows
+from ...runway.batch.models import BatchItem, BatchResult, ItemResult
+from ...runway.batch.outcomes import invalid, stored, waiting
+from ...runway.batch.rows import BadRow, Row, batch_keys, batch_prefix, check_rows, rows_of
+from ...runway.errors import InvalidManifest, InvalidRequest, StorageUnavailable
+from ...runway.ledger.budget import Budget, Spending, Spent, estimate, seconds_of
+from ...runway.ledger.entry import Entry
+from ...runway.redact import hide_secrets, shown_url
+from ..runtime.block_storage import full_name
+from ..runtime.ledger_access import open_ledger
+from ..runtime.run_context import settings_now
+from ..runtime.sync import lasting_run_id
+from ..steps.delivery import is_gone
+from ..ui import artifacts
 
 if TYPE_CHECKING:
-    from ..runway.ledger.store import Ledger
+    from ...runway.ledger.store import Ledger
 
 
 _TEMPORARY = {re.escape(place) for place in (gettempdir(), os.path.realpath(gettempdir()))}
@@ -95,9 +95,9 @@ def check_rows_of(plan: Plan, *, strict: bool) -> None:
         InvalidManifest: Nothing is to be bought.
     """
     for row in plan.bad[:20]:
-        display.logger().warning("%s", row)
+        artifacts.logger().warning("%s", row)
     if len(plan.bad) > 20:
-        display.logger().warning("… and %d more problems", len(plan.bad) - 20)
+        artifacts.logger().warning("… and %d more problems", len(plan.bad) - 20)
     if not plan.items or (strict and plan.bad):
         what = "no row is valid" if not plan.items else "not every row is valid"
         raise InvalidManifest(what, rows=plan.bad)

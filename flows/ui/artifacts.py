@@ -23,9 +23,15 @@ from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-from ..runway.errors import SubmissionUncertain
-from ..runway.models.generation import Generation, GenerationResult, Status, StoredVideo, Submission
-from .attempts import memory
+from ...runway.errors import SubmissionUncertain
+from ...runway.models.generation import (
+    Generation,
+    GenerationResult,
+    Status,
+    StoredVideo,
+    Submission,
+)
+from ..steps.retries import memory
 
 P = ParamSpec("P")
 

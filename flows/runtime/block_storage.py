@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..runway.batch.table_files import local_path, whole_path
-from ..runway.errors import StorageError
-from ..runway.redact import scrub
-from ..runway.storage.base import FolderStorage, FsspecStorage, Storage, check_staged, open_storage
-from ..runway.storage.staging import temporary_staging
-from .saved_blocks import is_block_name, load_block
+from ...runway.batch.table_files import local_path, whole_path
+from ...runway.errors import StorageError
+from ...runway.redact import scrub
+from ...runway.storage.base import FolderStorage, FsspecStorage, Storage, check_staged, open_storage
+from ...runway.storage.staging import temporary_staging
+from .block_loading import is_block_name, load_block
 
 
 class BlockStorage:

@@ -10,13 +10,13 @@ import asyncio
 import time
 from pathlib import Path
 
-from ..runway.ledger.entry import UNFINISHED
-from ..runway.models.keys import file_stem
-from ..runway.storage.base import FolderStorage, Storage
-from ..runway.storage.fetched import abandoned_files, remove
-from ..runway.storage.staging import temporary_stagings
-from . import display
-from .ledger import open_ledger
+from ...runway.ledger.entry import UNFINISHED
+from ...runway.models.keys import file_stem
+from ...runway.storage.base import FolderStorage, Storage
+from ...runway.storage.fetched import abandoned_files, remove
+from ...runway.storage.staging import temporary_stagings
+from ..ui import artifacts
+from .ledger_access import open_ledger
 
 SWEEP_EVERY = 600.0
 """Seconds between two sweeps of one folder by one process."""
@@ -34,7 +34,7 @@ async def sweep_staged_files(storage: Storage) -> None:
         for folder in await asyncio.to_thread(_folders_to_sweep, storage):
             await _sweep(folder)
     except Exception as error:  # noqa: BLE001 -- tidying up must not cost a video
-        display.logger().debug("Staged files were not swept: %s", type(error).__name__)
+        artifacts.logger().debug("Staged files were not swept: %s", type(error).__name__)
 
 
 def _folders_to_sweep(storage: Storage) -> list[Path]:
@@ -59,7 +59,7 @@ async def _sweep(folder: Path) -> None:
         files = await asyncio.to_thread(abandoned_files, folder, is_needed)
     if files:
         removed = await asyncio.to_thread(remove, folder, files)
-        display.logger().info("Removed %d staged files that killed runs left behind", removed)
+        artifacts.logger().info("Removed %d staged files that killed runs left behind", removed)
 
 
 async def _stems_not_stored() -> set[str]:

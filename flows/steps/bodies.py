@@ -17,10 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..blocks.credentials import CometAPICredentials
-from ..runway.api.polling import Patience, wait_until_finished
-from ..runway.api.reply_parser import MOST_OUTPUTS
-from ..runway.errors import (
+from ...blocks.credentials import CometAPICredentials
+from ...runway.api.polling import Patience, wait_until_finished
+from ...runway.api.reply_parser import MOST_OUTPUTS
+from ...runway.errors import (
     CometAPIError,
     GenerationCancelled,
     GenerationFailed,
@@ -29,12 +29,12 @@ from ..runway.errors import (
     StorageError,
     SubmissionUncertain,
 )
-from ..runway.ledger.budget import estimate, seconds_of
-from ..runway.ledger.entry import Entry, Intent
-from ..runway.ledger.figures import Tally
-from ..runway.media.download import download
-from ..runway.media.inspector import draw_poster, inspect_video
-from ..runway.models.generation import (
+from ...runway.ledger.budget import estimate, seconds_of
+from ...runway.ledger.entry import Entry, Intent
+from ...runway.ledger.figures import Tally
+from ...runway.media.download import download
+from ...runway.media.inspector import draw_poster, inspect_video
+from ...runway.models.generation import (
     FetchedVideo,
     Finished,
     Generation,
@@ -42,18 +42,15 @@ from ..runway.models.generation import (
     StoredVideo,
     Submission,
 )
-from ..runway.models.keys import check_task_id, file_stem
-from ..runway.models.requests import GenerationRequest, as_request
-from ..runway.redact import origin_of
-from ..runway.settings import CometAPISettings
-from ..runway.storage.base import Storage
-from ..runway.storage.fetched import discard, find_fetched, publish_checked, remember, sha256_of
-from ..runway.storage.staging import staged_path
-from . import display
-from .adoption import ATTACHED_GRACE, adopt_id, key_for
-from .attempts import memory
-from .habits import habit_of
-from .ledger import (
+from ...runway.models.keys import check_task_id, file_stem
+from ...runway.models.requests import GenerationRequest, as_request
+from ...runway.redact import origin_of
+from ...runway.settings import CometAPISettings
+from ...runway.storage.base import Storage
+from ...runway.storage.fetched import discard, find_fetched, publish_checked, remember, sha256_of
+from ...runway.storage.staging import staged_path
+from ..runtime.block_storage import full_name, resolve_storage
+from ..runtime.ledger_access import (
     intent_for,
     open_ledger,
     record,
@@ -62,15 +59,24 @@ from .ledger import (
     this_run,
     working_alone,
 )
-from .ledger_check import check_ledger, leave_mark
-from .running import lasting_run_id
-from .sharing import client_for, clients_for_assets, settings_now, shared_budget, shared_tally
-from .storage import full_name, resolve_storage
-from .sweeping import sweep_staged_files
+from ..runtime.ledger_check import check_ledger, leave_mark
+from ..runtime.run_context import (
+    client_for,
+    clients_for_assets,
+    settings_now,
+    shared_budget,
+    shared_tally,
+)
+from ..runtime.staging_sweep import sweep_staged_files
+from ..runtime.sync import lasting_run_id
+from ..ui import artifacts
+from .adoption import ATTACHED_GRACE, adopt_id, key_for
+from .durations import habit_of
+from .retries import memory
 
 if TYPE_CHECKING:
-    from ..runway.ledger.purchase import Check
-    from ..runway.ledger.store import Ledger
+    from ...runway.ledger.purchase import Check
+    from ...runway.ledger.store import Ledger
 
 
 @cache
@@ -118,7 +124,7 @@ async def submit(
             else:
                 entry, new = await _bought(request, credentials, ledger, intent, settings)
         except SubmissionUncertain as error:
-            await display.announce_uncertain(key, error)
+            await artifacts.announce_uncertain(key, error)
             raise
     submission = entry.submission()
     await _tell_submitted(submission, intent, new=new)
@@ -133,7 +139,7 @@ async def _bought(
     settings: CometAPISettings,
 ) -> tuple[Entry, bool]:
     """The entry of a generation, and whether it was bought just now."""
-    from ..runway.ledger.purchase import buy_once
+    from ...runway.ledger.purchase import buy_once
 
     posted: list[str] = []
     async with client_for(credentials) as client:
@@ -150,7 +156,7 @@ async def _bought(
             run=this_run(),
             resubmit_as=lasting_run_id() if settings.on_uncertain == "resubmit" else None,
             budget=shared_budget(),
-            warn=display.logger().warning,
+            warn=artifacts.logger().warning,
         )
     return entry, bool(posted)
 
@@ -171,11 +177,11 @@ def _tallied(request: GenerationRequest, settings: CometAPISettings) -> Iterator
 
 async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) -> None:
     if not new:
-        display.tell("Generation %s: attached, key %s", submission.task_id, submission.key)
+        artifacts.tell("Generation %s: attached, key %s", submission.task_id, submission.key)
         return
-    display.tell("Generation %s: submitted, key %s", submission.task_id, submission.key)
-    if not display.is_quiet.get():
-        await display.announce("submitted", submission, route=intent.route, model=intent.model)
+    artifacts.tell("Generation %s: submitted, key %s", submission.task_id, submission.key)
+    if not artifacts.is_quiet.get():
+        await artifacts.announce("submitted", submission, route=intent.route, model=intent.model)
 
 
 async def poll(
@@ -197,7 +203,7 @@ async def poll(
             unconfirmed = False
             key = entry.key if entry else submission.key
             await record(lambda ledger: ledger.confirm(key, submission.task_id))
-        await display.show_reply(submission, reply, before)
+        await artifacts.show_reply(submission, reply, before)
 
     async with working_alone(submission) as entry:
         given_up = entry.failure() if entry else None
@@ -295,14 +301,14 @@ async def _fetch(
     except BaseException:
         await asyncio.to_thread(path.unlink, missing_ok=True)
         raise
-    display.tell("Fetched %s of %s", display.shown_size(video.size), submission.task_id)
+    artifacts.tell("Fetched %s of %s", artifacts.shown_size(video.size), submission.task_id)
     return video
 
 
 async def _examine(path: Path, sha256: str) -> FetchedVideo:
     loop = asyncio.get_running_loop()
     video = await loop.run_in_executor(_examiner(os.getpid()), _examined, path, sha256)
-    await display.show_poster(path.with_suffix(".jpg"))
+    await artifacts.show_poster(path.with_suffix(".jpg"))
     return video
 
 
@@ -355,8 +361,8 @@ async def persist(
             for position, video in enumerate(videos):
                 await asyncio.to_thread(discard, video, _stem(submission, position))
     for video in stored:
-        display.tell("Stored %s", video.uri)
-        await display.announce("stored", submission, uri=video.uri, sha256=video.sha256)
+        artifacts.tell("Stored %s", video.uri)
+        await artifacts.announce("stored", submission, uri=video.uri, sha256=video.sha256)
     return stored
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from ..runway.batch.models import ItemResult, Outcome, counted
-from ..runway.ledger.budget import Budget, Spending, Spent
-from ..runway.ledger.figures import Tally
+from ...runway.batch.models import ItemResult, Outcome, counted
+from ...runway.ledger.budget import Budget, Spending, Spent
+from ...runway.ledger.figures import Tally
 
 
 @dataclass(frozen=True)

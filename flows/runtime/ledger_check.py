@@ -5,13 +5,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from ..runway.errors import LedgerUnavailable, StorageError
-from ..runway.ledger.marks import LedgerMark, ledgers_in_use, read_marks, write_mark
-from . import display
-from .storage import full_name, resolve_storage
+from ...runway.errors import LedgerUnavailable, StorageError
+from ...runway.ledger.marks import LedgerMark, ledgers_in_use, read_marks, write_mark
+from ..ui import artifacts
+from .block_storage import full_name, resolve_storage
 
 if TYPE_CHECKING:
-    from ..runway.ledger.store import Ledger
+    from ...runway.ledger.store import Ledger
 
 CHECK_AGAIN = 60.0
 """Seconds for which one comparison with a storage is enough for a process."""
@@ -47,7 +47,7 @@ async def check_ledger(ledger: "Ledger", storage: str) -> None:
         ledger.history.places_checked.pop(place, None)
         raise
     if others := ledgers_in_use(marks, identity):
-        display.logger().warning("%s", other_ledgers(place, others))
+        artifacts.logger().warning("%s", other_ledgers(place, others))
 
 
 def other_ledgers(place: str, others: list[LedgerMark]) -> str:
@@ -77,4 +77,4 @@ async def leave_mark(ledger: "Ledger", storage: str, *, now: bool = True) -> Non
         target = await resolve_storage(storage)
         await asyncio.to_thread(write_mark, target, await ledger.history.mark())
     except (StorageError, LedgerUnavailable) as error:
-        display.logger().debug("No mark of the ledger in %s: %s", storage, error.what)
+        artifacts.logger().debug("No mark of the ledger in %s: %s", storage, error.what)

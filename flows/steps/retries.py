@@ -18,14 +18,14 @@ from uuid import UUID
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 
-from ..runway.api.polling import Wait, spread
-from ..runway.errors import (
+from ...runway.api.polling import Wait, spread
+from ...runway.errors import (
     CometAPIError,
     ServiceUnavailable,
     StagedFileMissing,
     SubmissionUncertain,
 )
-from .sharing import settings_now
+from ..runtime.run_context import settings_now
 
 LONGEST_DELAY = 6
 """In poll intervals, so 30 s at the documented five."""

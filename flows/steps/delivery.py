@@ -13,19 +13,20 @@ from typing import Any
 
 from prefect import Task
 
-from ..blocks.credentials import CometAPICredentials
-from ..runway.errors import StagedFileMissing, StorageError, StorageUnavailable
-from ..runway.models.generation import (
+from ...blocks.credentials import CometAPICredentials
+from ...runway.errors import StagedFileMissing, StorageError, StorageUnavailable
+from ...runway.models.generation import (
     FetchedVideo,
     Finished,
     GenerationResult,
     StoredVideo,
     Submission,
 )
-from . import display, steps
-from .ledger import working_alone
-from .sharing import settings_now
-from .storage import full_name, resolve_storage
+from ..runtime.block_storage import full_name, resolve_storage
+from ..runtime.ledger_access import working_alone
+from ..runtime.run_context import settings_now
+from ..ui import artifacts
+from . import bodies
 from .tasks import afetch_output, apersist_output, apoll_generation, asubmit_generation
 
 
@@ -62,7 +63,7 @@ def named_after(id_: str) -> Steps:
     )
 
 
-PLAIN = Steps(steps.submit, steps.poll, steps.fetch, steps.persist)
+PLAIN = Steps(bodies.submit, bodies.poll, bodies.fetch, bodies.persist)
 """Each step is part of the task run that it is called in."""
 
 
@@ -108,9 +109,9 @@ async def deliver(
         if entry and place in entry.videos and not again:
             again = await asyncio.to_thread(is_gone, entry.videos[place])
             if not again:
-                display.tell("Generation %s: stored already", submission.task_id)
+                artifacts.tell("Generation %s: stored already", submission.task_id)
                 return entry.result(place)
-            display.logger().warning("Generation %s: its file is gone", submission.task_id)
+            artifacts.logger().warning("Generation %s: its file is gone", submission.task_id)
         asked_again = {"again": True} if again and entry and entry.failure() else {}
         finished = await by.poll(submission, credentials, **asked_again)
         try:
@@ -120,7 +121,7 @@ async def deliver(
             videos = await by.fetch(submission, finished, credentials, storage)
             stored = await by.persist(submission, finished, videos, storage)
     result = _result(submission, finished, stored)
-    await display.show_result(submission, result)
+    await artifacts.show_result(submission, result)
     return result
 
 

@@ -8,28 +8,28 @@ from typing import Annotated, Any, cast
 from prefect.states import Completed
 from pydantic import AfterValidator, Field
 
-from ..blocks.credentials import CometAPICredentials
-from ..runway.batch.models import BatchResult
-from ..runway.batch.outcomes import invalid
-from ..runway.batch.rows import batch_keys, batch_prefix
-from ..runway.errors import BatchFailed
-from ..runway.ledger.budget import Budget
-from ..runway.media.download import AssetClients
-from ..runway.settings import CometAPISettings
-from .batch_display import show_batch
-from .batch_plan import check_output, check_prices, check_rows_of, planned, spending_of
-from .batch_report import Report, report_place
-from .batch_run import BatchRun
-from .board import Board
-from .deliver import check_storage
-from .generate import Credentials, Place
-from .lanes import Lanes, limit_across_processes
-from .ledger import open_ledger
-from .ledger_check import check_ledger, leave_mark
-from .recorded import recorded_flow
-from .running import check_starts, run_sync
-from .shared_places import warn_where_apart
-from .sharing import Shared, sharing
+from ...blocks.credentials import CometAPICredentials
+from ...runway.batch.models import BatchResult
+from ...runway.batch.outcomes import invalid
+from ...runway.batch.rows import batch_keys, batch_prefix
+from ...runway.errors import BatchFailed
+from ...runway.ledger.budget import Budget
+from ...runway.media.download import AssetClients
+from ...runway.settings import CometAPISettings
+from ..generate import Credentials, Place
+from ..runtime.flow_decorator import recorded_flow
+from ..runtime.ledger_access import open_ledger
+from ..runtime.ledger_check import check_ledger, leave_mark
+from ..runtime.multi_worker_check import warn_where_apart
+from ..runtime.run_context import Shared, sharing
+from ..runtime.sync import check_starts, run_sync
+from ..steps.delivery import check_storage
+from .artifacts import show_batch
+from .concurrency import Lanes, limit_across_processes
+from .plan import check_output, check_prices, check_rows_of, planned, spending_of
+from .progress import Board
+from .report import Report, report_place
+from .runner import BatchRun
 
 
 def _check_key(key: str) -> str:

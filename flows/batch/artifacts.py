@@ -6,12 +6,12 @@ import base64
 import json
 from uuid import UUID
 
-from ..runway.batch.models import BatchResult, ItemResult, Outcome
-from ..runway.ledger.figures import figures
-from ..runway.media.inspector import draw_contact_sheet
-from .board import Standing
-from .display import harmless, plain
-from .storage import resolve_storage
+from ...runway.batch.models import BatchResult, ItemResult, Outcome
+from ...runway.ledger.figures import figures
+from ...runway.media.inspector import draw_contact_sheet
+from ..runtime.block_storage import resolve_storage
+from ..ui.artifacts import harmless, plain
+from .progress import Standing
 
 ROWS_SHOWN = 500
 """Of the table of results; the output manifest has them all."""

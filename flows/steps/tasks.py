@@ -16,8 +16,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 from pydantic import ValidationError
 
-from ..blocks.credentials import CometAPICredentials
-from ..runway.errors import (
+from ...blocks.credentials import CometAPICredentials
+from ...runway.errors import (
     DownloadInterrupted,
     InvalidOutput,
     LedgerUnavailable,
@@ -27,11 +27,11 @@ from ..runway.errors import (
     SubmissionUncertain,
     UnexpectedResponse,
 )
-from ..runway.models.generation import FetchedVideo, Finished, StoredVideo, Submission
-from ..runway.models.requests import GenerationRequest, as_request
-from . import steps
-from .attempts import RetryDelays, retry_on
-from .running import run_sync
+from ...runway.models.generation import FetchedVideo, Finished, StoredVideo, Submission
+from ...runway.models.requests import GenerationRequest, as_request
+from ..runtime.sync import run_sync
+from . import bodies
+from .retries import RetryDelays, retry_on
 
 
 def _submission_name() -> str:
@@ -105,7 +105,7 @@ async def asubmit_generation(
         SubmissionUncertain: It was perhaps bought, now or in an earlier attempt.
         ServiceUnavailable: Nothing was bought, and the retries are used up.
     """
-    return await steps.submit(
+    return await bodies.submit(
         request, credentials, key, storage=storage, task_id=task_id, take=take
     )
 
@@ -127,7 +127,7 @@ async def apoll_generation(
     Raises:
         GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
     """
-    return await steps.poll(submission, credentials, again=again)
+    return await bodies.poll(submission, credentials, again=again)
 
 
 @task(**FETCH, task_run_name="fetch {submission.short_id}")
@@ -151,7 +151,7 @@ async def afetch_output(
         InvalidOutput: What came is no whole video.
         StorageError: This machine has no room for it.
     """
-    return await steps.fetch(submission, finished, credentials, storage)
+    return await bodies.fetch(submission, finished, credentials, storage)
 
 
 @task(**PERSIST, task_run_name="persist {submission.short_id}")
@@ -167,7 +167,7 @@ async def apersist_output(
         StorageError: The storage did not take them.
         StagedFileMissing: They must be fetched again.
     """
-    return await steps.persist(submission, finished, videos, storage)
+    return await bodies.persist(submission, finished, videos, storage)
 
 
 @task(**SUBMIT, task_run_name=_submission_name)
@@ -182,7 +182,7 @@ def submit_generation(
 ) -> Submission:
     """``asubmit_generation`` for sync code."""
     return run_sync(
-        steps.submit(request, credentials, key, storage=storage, task_id=task_id, take=take)
+        bodies.submit(request, credentials, key, storage=storage, task_id=task_id, take=take)
     )
 
 
@@ -191,7 +191,7 @@ def poll_generation(
     submission: Submission, credentials: CometAPICredentials | None = None, *, again: bool = False
 ) -> Finished:
     """``apoll_generation`` for sync code."""
-    return run_sync(steps.poll(submission, credentials, again=again))
+    return run_sync(bodies.poll(submission, credentials, again=again))
 
 
 @task(**FETCH, task_run_name="fetch {submission.short_id}")
@@ -202,7 +202,7 @@ def fetch_output(
     storage: str | None = None,
 ) -> list[FetchedVideo]:
     """``afetch_output`` for sync code."""
-    return run_sync(steps.fetch(submission, finished, credentials, storage))
+    return run_sync(bodies.fetch(submission, finished, credentials, storage))
 
 
 @task(**PERSIST, task_run_name="persist {submission.short_id}")
@@ -213,4 +213,4 @@ def persist_output(
     storage: str | None = None,
 ) -> list[StoredVideo]:
     """``apersist_output`` for sync code."""
-    return run_sync(steps.persist(submission, finished, videos, storage))
+    return run_sync(bodies.persist(submission, finished, videos, storage))

@@ -4,19 +4,19 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..blocks.credentials import CometAPICredentials
-from ..runway.errors import AuthenticationError
-from ..runway.ledger.entry import Entry, Intent
-from ..runway.models.requests import GenerationRequest
-from . import display
-from .ledger import open_ledger
-from .running import resolve_key
-from .saved_blocks import load_block
-from .sharing import client_for, settings_now
+from ...blocks.credentials import CometAPICredentials
+from ...runway.errors import AuthenticationError
+from ...runway.ledger.entry import Entry, Intent
+from ...runway.models.requests import GenerationRequest
+from ..runtime.block_loading import load_block
+from ..runtime.ledger_access import open_ledger
+from ..runtime.run_context import client_for, settings_now
+from ..runtime.sync import resolve_key
+from ..ui import artifacts
 
 if TYPE_CHECKING:
-    from ..runway.api.adoption import Check
-    from ..runway.ledger.store import Ledger
+    from ...runway.api.adoption import Check
+    from ...runway.ledger.store import Ledger
 
 ATTACHED_GRACE = 4
 """Poll intervals during which the id of an older generation may be unknown."""
@@ -37,7 +37,7 @@ async def credentials_of(
 
 async def check_id(credentials: CometAPICredentials, task_id: str) -> "Check":
     """Ask the service for an id, for as long as that of an older generation may be unknown."""
-    from ..runway.api.adoption import check_task
+    from ...runway.api.adoption import check_task
 
     interval = settings_now().poll_interval
     async with client_for(credentials) as client:
@@ -54,12 +54,12 @@ async def adopt_id(
         UnknownTaskId: The service does not know the id.
         LedgerUnavailable: The ledger cannot be used.
     """
-    from ..runway.api.adoption import adopt
+    from ...runway.api.adoption import adopt
 
     async def ask() -> "Check":
         return await check_id(credentials, task_id)
 
-    return await adopt(ledger, intent, task_id, ask, warn=display.logger().warning)
+    return await adopt(ledger, intent, task_id, ask, warn=artifacts.logger().warning)
 
 
 async def adopt_by_hand(
@@ -72,7 +72,7 @@ async def adopt_by_hand(
         UnknownTaskId: The service does not know the id.
         LedgerUnavailable: The ledger cannot be used.
     """
-    from ..runway.api.adoption import Check, adopt, check_task
+    from ...runway.api.adoption import Check, adopt, check_task
 
     async def ask() -> Check:
         try:
