@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ..runway.errors import CometAPIError
 from ..runway.models.keys import check_key
 from ..runway.models.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
-from ..sandbox.replies import ReplyShape
+from ..sandbox.messages.replies import ReplyShape
 from .batch import batch
 from .doctor import doctor
 from .ledger import app as ledger_app

@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, sync_playwright
 from prefect_cometapi.flows.batch.gallery import NAME, gallery
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
-from prefect_cometapi.sandbox.render import Recipe, render
+from prefect_cometapi.sandbox.clips.render import Recipe, render
 
 IMAGES = Path(__file__).parent / "images"
 COMET = Path(__file__).parent.parent / "deployments" / "comet.jpg"

@@ -18,12 +18,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .app import SandboxApp, create_app
+    from .api.app import SandboxApp, create_app
     from .config import SandboxConfig
-    from .faults import Fault, FaultKind, FaultPlan, FaultRoute
+    from .faults.plan import Fault, FaultKind, FaultPlan, FaultRoute
     from .jobs import AcceptedJob
-    from .records import RecordedRequest
-    from .replies import ReplyShape
+    from .messages.replies import ReplyShape
+    from .request_log import RecordedRequest
     from .server import Sandbox
 
 __all__ = [
@@ -42,16 +42,16 @@ __all__ = [
 
 _HOMES = {
     "AcceptedJob": "jobs",
-    "Fault": "faults",
-    "FaultKind": "faults",
-    "FaultPlan": "faults",
-    "FaultRoute": "faults",
-    "RecordedRequest": "records",
-    "ReplyShape": "replies",
+    "Fault": "faults.plan",
+    "FaultKind": "faults.plan",
+    "FaultPlan": "faults.plan",
+    "FaultRoute": "faults.plan",
+    "RecordedRequest": "request_log",
+    "ReplyShape": "messages.replies",
     "Sandbox": "server",
-    "SandboxApp": "app",
+    "SandboxApp": "api.app",
     "SandboxConfig": "config",
-    "create_app": "app",
+    "create_app": "api.app",
 }
 
 

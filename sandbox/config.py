@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from .faults import Fault, as_faults
-from .replies import ReplyShape
+from .faults.plan import Fault, as_faults
+from .messages.replies import ReplyShape
 
 
 def _faults(given: Any) -> Any:

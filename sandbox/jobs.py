@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
-from .clips import CLIPS
+from .clips.cache import CLIPS
+from .clips.render import Recipe
+from .clips.sources import InvalidSourceError
 from .config import SandboxConfig
-from .faults import Fault
-from .render import Recipe
-from .replies import ReplyShape, Snapshot, Stage
-from .sources import InvalidSourceError
+from .faults.plan import Fault
+from .messages.replies import ReplyShape, Snapshot, Stage
 
 RENDERERS = 2
 """Clips drawn at the same time. Each uses two threads of its own."""

@@ -11,12 +11,12 @@ from typing import Self
 
 import uvicorn
 
-from .app import SandboxApp, create_app
+from .api.app import SandboxApp, create_app
 from .config import SandboxConfig
-from .faults import Fault, as_faults
+from .faults.plan import Fault, as_faults
 from .jobs import AcceptedJob
-from .records import RecordedRequest
-from .replies import ReplyShape
+from .messages.replies import ReplyShape
+from .request_log import RecordedRequest
 
 START_TIMEOUT = 10.0
 """Seconds after which a server that does not listen is given up."""

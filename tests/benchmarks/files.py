@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from plain_http import Answer, Asked, Part, as_json, serve
 
-from prefect_cometapi.sandbox.assets import byte_range
+from prefect_cometapi.sandbox.clips.serving import byte_range
 
 ETAG = '"benchmark"'
 

@@ -27,18 +27,18 @@ from typing import Any
 from plain_http import Answer, Asked, as_json, serve
 from pydantic import BaseModel, ValidationError
 
-from prefect_cometapi.sandbox.assets import byte_range
-from prefect_cometapi.sandbox.bodies import ImageToVideoBody, VideoToVideoBody
-from prefect_cometapi.sandbox.gate import refusal_of
+from prefect_cometapi.sandbox.api.auth import refusal_of
+from prefect_cometapi.sandbox.clips.serving import byte_range
 from prefect_cometapi.sandbox.jobs import stage_and_progress
-from prefect_cometapi.sandbox.refusals import (
+from prefect_cometapi.sandbox.messages.errors import (
     Refusal,
     invalid_request,
     no_such_route,
     task_not_exist,
     unauthorized,
 )
-from prefect_cometapi.sandbox.replies import Snapshot, Stage, bare
+from prefect_cometapi.sandbox.messages.replies import Snapshot, Stage, bare
+from prefect_cometapi.sandbox.messages.requests import ImageToVideoBody, VideoToVideoBody
 
 TICK = 0.05
 """Seconds between two looks at how late the loop is."""

@@ -79,7 +79,7 @@ def lean_process(
 
 def draw_clip(path: Path) -> Path:
     """Write the clip that all jobs give: five seconds, drawn as the sandbox draws."""
-    from prefect_cometapi.sandbox.render import Recipe, render
+    from prefect_cometapi.sandbox.clips.render import Recipe, render
 
     recipe = Recipe(
         route="image_to_video",

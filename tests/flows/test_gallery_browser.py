@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from prefect_cometapi.flows.batch.gallery import NAME, gallery
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
-from prefect_cometapi.sandbox.render import Recipe, render
+from prefect_cometapi.sandbox.clips.render import Recipe, render
 
 pytestmark = pytest.mark.browser
 

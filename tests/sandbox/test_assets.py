@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.sandbox.assets import byte_range
+from prefect_cometapi.sandbox.clips.serving import byte_range
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from prefect_cometapi.sandbox.faults import KINDS
+from prefect_cometapi.sandbox.faults.plan import KINDS
 
 
 class Links(HTMLParser):

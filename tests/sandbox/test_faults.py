@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from prefect_cometapi.sandbox import Fault, FaultKind, FaultPlan, FaultRoute
-from prefect_cometapi.sandbox.faults import KINDS
+from prefect_cometapi.sandbox.faults.plan import KINDS
 
 ROUTES = st.sampled_from(get_args(FaultRoute))
 

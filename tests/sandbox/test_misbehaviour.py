@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from prefect_cometapi.sandbox import Fault, create_app
-from prefect_cometapi.sandbox.faults import KINDS
+from prefect_cometapi.sandbox.faults.plan import KINDS
 
 ANSWERS = {
     "429": (429, "Too many requests"),

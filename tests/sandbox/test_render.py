@@ -6,10 +6,10 @@ import base64
 import httpx
 import pytest
 
-from prefect_cometapi.sandbox.bodies import VideoToVideoBody
-from prefect_cometapi.sandbox.clips import ClipStore
-from prefect_cometapi.sandbox.render import Recipe, render
-from prefect_cometapi.sandbox.sources import InvalidSourceError
+from prefect_cometapi.sandbox.clips.cache import ClipStore
+from prefect_cometapi.sandbox.clips.render import Recipe, render
+from prefect_cometapi.sandbox.clips.sources import InvalidSourceError
+from prefect_cometapi.sandbox.messages.requests import VideoToVideoBody
 
 
 def recipe(**changes):

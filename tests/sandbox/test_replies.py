@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prefect_cometapi.sandbox import ReplyShape
 from prefect_cometapi.sandbox.jobs import stage_and_progress
-from prefect_cometapi.sandbox.replies import Snapshot, Stage, feed_reply, task_reply
+from prefect_cometapi.sandbox.messages.replies import Snapshot, Stage, feed_reply, task_reply
 
 WHERE = {
     "bare": lambda reply: reply["output"][0],

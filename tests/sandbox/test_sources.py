@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from prefect_cometapi.sandbox import sources
-from prefect_cometapi.sandbox.sources import InvalidSourceError, source_bytes
+from prefect_cometapi.sandbox.clips import sources
+from prefect_cometapi.sandbox.clips.sources import InvalidSourceError, source_bytes
 
 
 class Web:

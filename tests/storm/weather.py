@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import get_args
 
 from prefect_cometapi.sandbox import Fault, FaultKind, FaultRoute
-from prefect_cometapi.sandbox.faults import KINDS
+from prefect_cometapi.sandbox.faults.plan import KINDS
 
 SHARE = 0.3
 """Of each route's requests, how many are struck."""

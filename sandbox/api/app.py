@@ -7,19 +7,19 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.responses import Response
 
+from ..clips.serving import Signer, clip_response
+from ..config import SandboxConfig
+from ..faults.middleware import FAULT, Misbehaving
+from ..faults.plan import Fault, FaultPlan
+from ..faults.responses import expired, gone
+from ..jobs import JobBook
+from ..messages.errors import task_not_exist
+from ..messages.replies import ReplyShape, Snapshot, Stage, feed_reply, task_reply
+from ..messages.requests import ImageToVideoBody, VideoToVideoBody
+from ..request_log import RequestLog
 from . import openapi
-from .answers import expired, gone
-from .assets import Signer, clip_response
-from .bodies import ImageToVideoBody, VideoToVideoBody
-from .config import SandboxConfig
+from .auth import RunwayVersion, refuse_as_cometapi, require_key
 from .docs_page import docs_page
-from .faults import Fault, FaultPlan
-from .gate import RunwayVersion, refuse_as_cometapi, require_key
-from .jobs import JobBook
-from .misbehaviour import FAULT, Misbehaving
-from .records import RequestLog
-from .refusals import task_not_exist
-from .replies import ReplyShape, Snapshot, Stage, feed_reply, task_reply
 
 
 class SandboxApp(Misbehaving):

@@ -7,8 +7,7 @@ from email.utils import formatdate
 
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from .faults import Fault
-from .refusals import (
+from ..messages.errors import (
     Refusal,
     invalid_request,
     model_not_found,
@@ -17,6 +16,7 @@ from .refusals import (
     task_not_exist,
     unauthorized,
 )
+from .plan import Fault
 
 _WEB_PAGE = """<!doctype html>
 <html><head><title>CometAPI</title></head>

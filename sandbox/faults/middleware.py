@@ -8,10 +8,10 @@ from typing import get_args
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import wire
-from .answers import error_page, instead
-from .faults import Fault, FaultPlan, FaultRoute
-from .records import RecordedRequest, RequestLog
+from ..request_log import RecordedRequest, RequestLog
+from . import sockets
+from .plan import Fault, FaultPlan, FaultRoute
+from .responses import error_page, instead
 
 FAULT = "prefect_cometapi.sandbox.fault"
 """Where in the ASGI scope the routes find a fault that is theirs to carry out."""
@@ -73,11 +73,11 @@ class Misbehaving:
     ) -> None:
         noted = _noting(record, send)
         if answer := instead(fault):
-            await wire.drain(receive)
+            await sockets.drain(receive)
             await answer(scope, receive, noted)
         elif fault.kind == "reset-before":
-            await wire.drain(receive)
-            await wire.reset(receive, send)
+            await sockets.drain(receive)
+            await sockets.reset(receive, send)
         elif fault.kind in _AFTERWARDS:
             await self._after_the_answer(fault, record, scope, receive, send)
         else:
@@ -88,22 +88,22 @@ class Misbehaving:
     ) -> None:
         """Let the routes do their work and spoil only the answer, if it is a good one."""
         noted = _noting(record, send)
-        answer = await wire.answer_of(self._app, scope, receive)
+        answer = await sockets.answer_of(self._app, scope, receive)
         if answer[0]["status"] >= 400:
-            await wire.replay(answer, noted)
+            await sockets.replay(answer, noted)
         elif fault.kind == "reset-after":
-            await wire.reset(receive, send)
+            await sockets.reset(receive, send)
         elif fault.kind == "silent-after":
-            await wire.fall_silent(receive, send, fault.number(30))
+            await sockets.fall_silent(receive, send, fault.number(30))
         elif fault.kind == "error-after":
             await error_page(int(fault.number(504)))(scope, receive, noted)
         elif fault.kind == "no-id":
             await JSONResponse({})(scope, receive, noted)
         elif fault.kind == "slow":
-            await wire.trickle(answer, noted, fault.number(5))
+            await sockets.trickle(answer, noted, fault.number(5))
         else:
             record.status = answer[0]["status"]
-            await wire.cut_in_half(answer, receive, send)
+            await sockets.cut_in_half(answer, receive, send)
 
 
 _AFTERWARDS = {"reset-after", "silent-after", "error-after", "no-id", "slow", "truncated"}

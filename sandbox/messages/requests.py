@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from .render import Recipe
+from ..clips.render import Recipe
 
 Ratio = Literal[
     "1280:720",

@@ -7,9 +7,9 @@ from fastapi import Body, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from .bodies import ImageToVideoBody, VideoToVideoBody
-from .refusals import ErrorEnvelope, FlatError
-from .reply_models import FeedReply, TaskReply
+from ..messages.errors import ErrorEnvelope, FlatError
+from ..messages.reply_schemas import FeedReply, TaskReply
+from ..messages.requests import ImageToVideoBody, VideoToVideoBody
 
 ABOUT: dict[str, Any] = {
     "title": "CometAPI Runway sandbox",

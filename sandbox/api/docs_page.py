@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from .faults import KINDS
+from ..faults.plan import KINDS
 
 Schema = dict[str, Any]
 

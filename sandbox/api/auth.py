@@ -10,8 +10,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from .answers import as_response
-from .refusals import Refusal, invalid_request, model_not_found, no_such_route, unauthorized
+from ..faults.responses import as_response
+from ..messages.errors import Refusal, invalid_request, model_not_found, no_such_route, unauthorized
 
 WRONG_KEY = "wrong-key"
 """The one key that is refused."""
