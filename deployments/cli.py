@@ -15,15 +15,13 @@ from ..runway.errors import CometAPIError
 from ..runway.models.keys import check_key
 from ..runway.models.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from ..sandbox.messages.replies import ReplyShape
-from .batch import batch
-from .doctor import doctor
-from .ledger import app as ledger_app
-from .ledger import valid_task_id
-from .publish import deploy, serve
-from .quiet import quieten_prefect, start_prefect
-from .setup import setup
-from .sources import as_source
-from .terminal import (
+from .commands.batch import batch
+from .commands.deploy import deploy, serve
+from .commands.doctor import doctor
+from .commands.ledger import app as ledger_app
+from .commands.ledger import valid_task_id
+from .commands.setup import setup
+from .console import (
     Stopwatch,
     Terminated,
     console,
@@ -35,6 +33,8 @@ from .terminal import (
     stop_at_prefect,
     terminable,
 )
+from .data_uris import as_source
+from .prefect_env import quieten_prefect, start_prefect
 
 # Prefect raises these as a bare RuntimeError, before a flow run begins.
 _PREFECT_IS_AWAY = re.compile("Failed to reach API|Timed out while attempting to connect")
@@ -81,7 +81,7 @@ AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the r
 @app.command
 def demo(storage: Storage = None) -> None:
     """Make two clips with a stand-in for CometAPI on this machine: no key, no network, no cost."""
-    from .demo import run_demo
+    from .commands.demo import run_demo
 
     run_demo(storage)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 WIDTH, HEIGHT, HORIZON = 1600, 960, 640
-TARGET = Path(__file__).parent.parent / "deployments" / "comet.jpg"
+TARGET = Path(__file__).parent.parent / "deployments" / "commands" / "comet.jpg"
 
 
 def blend(low: tuple[int, int, int], high: tuple[int, int, int], share: float) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
 from prefect_cometapi.sandbox.clips.render import Recipe, render
 
 IMAGES = Path(__file__).parent / "images"
-COMET = Path(__file__).parent.parent / "deployments" / "comet.jpg"
+COMET = Path(__file__).parent.parent / "deployments" / "commands" / "comet.jpg"
 WIDTH, HEIGHT, HORIZON = 1280, 768, 500
 SEED = 13
 """Of the camera; with it the comet stays in the picture."""

@@ -23,7 +23,7 @@ from draw_gallery import SCENES, draw
 from draw_gallery import take as take_gallery
 from playwright.sync_api import Page, sync_playwright
 
-from prefect_cometapi.deployments.quiet import quieten_prefect
+from prefect_cometapi.deployments.prefect_env import quieten_prefect
 
 IMAGES = Path(__file__).parent / "images"
 SETTLE_MILLISECONDS = 2000
@@ -61,8 +61,8 @@ def prefect_server(home: str) -> Iterator[str]:
 
 def make_runs(videos: str) -> str:
     """Run the flows against the sandbox; gives the id of the run with retries."""
-    from prefect_cometapi.deployments.demo import PICTURE
-    from prefect_cometapi.deployments.sources import as_source
+    from prefect_cometapi.deployments.commands.demo import PICTURE
+    from prefect_cometapi.deployments.data_uris import as_source
     from prefect_cometapi.flows import collect, image_to_video, video_to_video
     from prefect_cometapi.runway import SubmissionUncertain
     from prefect_cometapi.sandbox import Sandbox

@@ -193,8 +193,10 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     ours = {name for name in names if name.startswith("prefect_cometapi/")}
     written = {f"prefect_cometapi/{path.relative_to(ROOT).as_posix()}" for path in SOURCES}
     typed = {f"prefect_cometapi/{package}/py.typed" for package in PACKAGES}
-    data = {f"prefect_cometapi/deployments/{name}" for name in ("prefect.yaml", "comet.jpg")}
-    data |= {f"prefect_cometapi/flows/gallery.{kind}" for kind in ("html", "css", "js")}
+    data = {
+        f"prefect_cometapi/deployments/{name}" for name in ("prefect.yaml", "commands/comet.jpg")
+    }
+    data |= {f"prefect_cometapi/flows/batch/gallery.{kind}" for kind in ("html", "css", "js")}
     assert ours == written | typed | data
     assert "prefect_cometapi-0.1.0.dist-info/licenses/LICENSE" in names
 

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from prefect_cometapi.deployments import cli, terminal
-from prefect_cometapi.deployments.sources import as_source
-from prefect_cometapi.deployments.terminal import shown_place
+from prefect_cometapi.deployments import cli, console
+from prefect_cometapi.deployments.console import shown_place
+from prefect_cometapi.deployments.data_uris import as_source
 from prefect_cometapi.runway import (
     CometAPISettings,
     GenerationFailed,
@@ -159,7 +159,7 @@ def test_the_sandbox_command_runs_until_it_is_interrupted(monkeypatch, capsys, c
 def test_the_demo_command_passes_its_storage_on(monkeypatch, command):
     """`demo --storage` keeps the clips where the user says."""
     asked = []
-    monkeypatch.setattr("prefect_cometapi.deployments.demo.run_demo", asked.append)
+    monkeypatch.setattr("prefect_cometapi.deployments.commands.demo.run_demo", asked.append)
     assert command("demo", "--storage", "here") == 0
     assert command("demo") == 0
     assert asked == ["here", None]
@@ -214,7 +214,7 @@ def test_an_unexpected_error_keeps_its_stack_trace(monkeypatch, command):
 
 def test_an_interrupt_while_nothing_is_known_still_warns(capsys):
     """Ctrl-C between the submission and its first poll does not pretend that nothing happened."""
-    with pytest.raises(KeyboardInterrupt), terminal.progress_of("image_to_video"):
+    with pytest.raises(KeyboardInterrupt), console.progress_of("image_to_video"):
         raise KeyboardInterrupt
     assert capsys.readouterr().err == "Interrupted. A submitted generation goes on upstream.\n"
 
@@ -278,7 +278,7 @@ def test_a_place_is_shown_from_here_where_it_is_below_here(tmp_path):
 def test_a_failure_is_shown_line_by_line_and_never_wrapped(capsys):
     """Addresses and commands in a message can be copied, however narrow the terminal."""
     error = GenerationFailed("it failed [bold]" + "x" * 300, code="INTERNAL.BAD_OUTPUT")
-    terminal.show_error(error.about(key="k" * 100, task_id="t" * 36))
+    console.show_error(error.about(key="k" * 100, task_id="t" * 36))
     first, second, money, advice = capsys.readouterr().err.splitlines()
     assert first == f"GenerationFailed: it failed [bold]{'x' * 300} (INTERNAL.BAD_OUTPUT)"
     assert second == f"  Generation: key {'k' * 100}, task id {'t' * 36}."
@@ -313,5 +313,5 @@ def test_a_validation_error_is_told_field_by_field(make, told, capsys):
     """What is wrong, by the name that the user knows, and nothing of pydantic's own."""
     with pytest.raises(ValidationError) as caught:
         make()
-    terminal.show_error(caught.value)
+    console.show_error(caught.value)
     assert capsys.readouterr().err.splitlines() == told

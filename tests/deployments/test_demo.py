@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import pytest
 
-from prefect_cometapi.deployments import demo
+from prefect_cometapi.deployments.commands import demo
 
 pytestmark = [
     pytest.mark.server,

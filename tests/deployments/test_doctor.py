@@ -12,8 +12,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_cometapi.deployments import doctor
-from prefect_cometapi.deployments.doctor import SKEW, Health, clock_finding
+from prefect_cometapi.deployments.commands import doctor
+from prefect_cometapi.deployments.commands.doctor import SKEW, Health, clock_finding
 from prefect_cometapi.runway import CometAPISettings, StorageError
 from prefect_cometapi.runway.media import inspector
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from prefect_cometapi.deployments import cli, terminal
-from prefect_cometapi.deployments.ledger import since_time
-from prefect_cometapi.deployments.ledger_table import as_csv
+from prefect_cometapi.deployments import cli, console
+from prefect_cometapi.deployments.commands.ledger import since_time
+from prefect_cometapi.deployments.commands.ledger_table import as_csv
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.ledger.entry import Intent
 from prefect_cometapi.runway.ledger.schema import generations
@@ -56,8 +56,8 @@ def known(key: str) -> Entry:
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
     """A terminal in which no cell is folded."""
-    monkeypatch.setattr(terminal.console, "width", 200)
-    monkeypatch.setattr(terminal.errors, "width", 200)
+    monkeypatch.setattr(console.console, "width", 200)
+    monkeypatch.setattr(console.errors, "width", 200)
 
 
 def test_every_option_of_the_ledger_is_explained():

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from prefect_cometapi.deployments.ledger_files import backup, copy_ledger
+from prefect_cometapi.deployments.commands.ledger_files import backup, copy_ledger
 from prefect_cometapi.runway import Ledger, LedgerUnavailable
 from prefect_cometapi.runway.ledger.entry import Intent
 from prefect_cometapi.runway.ledger.purchase import buy_once

@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_cometapi.deployments.publish import in_pool, served
+from prefect_cometapi.deployments.commands.deploy import in_pool, served
 
 from .test_prefect_yaml import PREFECT_YAML
 

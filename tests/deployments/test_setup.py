@@ -6,7 +6,7 @@ from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 
 from prefect_cometapi.blocks import CometAPICredentials, GenerationLedger
-from prefect_cometapi.deployments.setup import (
+from prefect_cometapi.deployments.commands.setup import (
     CHANGED,
     LEFT_OUT,
     MADE,

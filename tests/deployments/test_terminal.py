@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prefect_cometapi.deployments import terminal
+from prefect_cometapi.deployments import console
 from prefect_cometapi.runway import InvalidManifest, State
 from prefect_cometapi.runway.batch.rows import BadRow
 from prefect_cometapi.runway.ledger.entry import Intent
@@ -24,9 +24,9 @@ CLEARS = "\x1b[2J\x9b2J\a"
 def test_what_reads_as_markup_is_shown_as_it_is(monkeypatch):
     """A manifest's ids among it: an id ends no message half way, and is no link to elsewhere."""
     shown = StringIO()
-    monkeypatch.setattr(terminal, "errors", Console(file=shown, emoji=False))
+    monkeypatch.setattr(console, "errors", Console(file=shown, emoji=False))
     rows = [BadRow(row=n, id=id_, problem="is bad") for n, id_ in enumerate(IDS[:5], 1)]
-    terminal.show_error(InvalidManifest("no row is valid", rows=rows))
+    console.show_error(InvalidManifest("no row is valid", rows=rows))
     for id_ in IDS[:5]:
         assert f"(id {id_}): is bad" in shown.getvalue()
 
@@ -35,8 +35,8 @@ def test_what_reads_as_markup_is_shown_as_it_is(monkeypatch):
 def test_text_that_is_escaped_is_shown_as_it_is(id_):
     """Whatever stands beside it."""
     shown = StringIO()
-    console = Console(file=shown, force_terminal=True, color_system=None, emoji=False, width=200)
-    console.print(f"[dim]{terminal.escape(id_)}:[/] {terminal.escape(id_)}")
+    terminal = Console(file=shown, force_terminal=True, color_system=None, emoji=False, width=200)
+    terminal.print(f"[dim]{console.escape(id_)}:[/] {console.escape(id_)}")
     assert shown.getvalue() == f"{id_}: {id_}\n"
 
 

@@ -168,8 +168,8 @@ def test_sizes_read_well(size, text):
 
 def test_parameters_are_stored_without_pictures(prefect_server, sandbox, history):
     """A data URI among the parameters is stored as its type, hash and size, also from a dict."""
-    from prefect_cometapi.deployments.demo import PICTURE
-    from prefect_cometapi.deployments.sources import as_source
+    from prefect_cometapi.deployments.commands.demo import PICTURE
+    from prefect_cometapi.deployments.data_uris import as_source
 
     picture = as_source(str(PICTURE))
     request: Any = {"promptImage": picture, "seed": 3}

@@ -86,7 +86,7 @@ async def play(rows: int, kills: int, seed: int, folder: Path, api: str) -> Play
     from tests.kills.nursery import pictures
 
     draw = random.Random(seed)
-    picture = ROOT / "deployments" / "comet.jpg"
+    picture = ROOT / "deployments" / "commands" / "comet.jpg"
     started = time.monotonic()
     with pictures(picture) as address, Sandbox(render_seconds=0.5) as sandbox:
         requests = [{"id": f"row-{n}", "promptImage": f"{address}/{n}.jpg"} for n in range(rows)]

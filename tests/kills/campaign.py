@@ -20,7 +20,7 @@ from .playing import Tally, play
 AT_ONCE = 2
 """Cases that are played at the same time; this suits two cores."""
 
-PICTURE = ROOT / "deployments" / "comet.jpg"
+PICTURE = ROOT / "deployments" / "commands" / "comet.jpg"
 
 
 @asynccontextmanager

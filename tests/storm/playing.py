@@ -300,7 +300,10 @@ def sources(folder: Path) -> Iterator[tuple[str, str]]:
     """Servers with one picture, and one short video, under every address; gives theirs."""
     source = folder / "source.mp4"
     source.write_bytes(clip())
-    with pictures(ROOT / "deployments" / "comet.jpg") as image, pictures(source) as video:
+    with (
+        pictures(ROOT / "deployments" / "commands" / "comet.jpg") as image,
+        pictures(source) as video,
+    ):
         yield image, video
 
 

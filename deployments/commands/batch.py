@@ -12,13 +12,13 @@ from cyclopts import Parameter, validators
 from rich.console import Console
 from rich.table import Table
 
-from ..runway.errors import BatchFailed
-from .quiet import quieten_prefect, start_prefect
-from .terminal import bar, console, errors, escape, show_error, shown_place
+from ...runway.errors import BatchFailed
+from ..console import bar, console, errors, escape, show_error, shown_place
+from ..prefect_env import quieten_prefect, start_prefect
 
 if TYPE_CHECKING:
-    from ..flows.batch.progress import Standing
-    from ..runway.batch.models import BatchResult, ItemResult
+    from ...flows.batch.progress import Standing
+    from ...runway.batch.models import BatchResult, ItemResult
 
 _SHOWN = 10
 _COUNT = validators.Number(gte=1)
@@ -65,8 +65,8 @@ def batch(
 ) -> None:
     """Make a video of each row of a manifest. Run again, it buys only what is missing."""
     quieten_prefect()
-    from ..flows import generate_batch
-    from ..flows.batch.plan import foreseen
+    from ...flows import generate_batch
+    from ...flows.batch.plan import foreseen
 
     if dry_run:
         result = asyncio.run(foreseen(manifest, key, storage))
@@ -97,8 +97,8 @@ def batch(
 
 def _show_foreseen(result: "BatchResult") -> None:
     """What a manifest comes to, without buying any of it."""
-    from ..runway.batch.models import Outcome
-    from ..runway.ledger.figures import figures
+    from ...runway.batch.models import Outcome
+    from ...runway.ledger.figures import figures
 
     bad = result.count(Outcome.INVALID)
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
@@ -117,9 +117,9 @@ def _show(result: "BatchResult", *, json: bool) -> None:
     if json:
         console.print_json(result.model_dump_json())
         return
-    from ..flows.batch.artifacts import span
-    from ..runway.batch.outcomes import Again, again
-    from ..runway.ledger.figures import figures
+    from ...flows.batch.artifacts import span
+    from ...runway.batch.outcomes import Again, again
+    from ...runway.ledger.figures import figures
 
     console.print(f"\n[bold]{result.sentence()}[/] in {span(result.seconds)}")
     for what, amount in figures(result.spending).items():
@@ -151,8 +151,8 @@ def _list(items: "list[ItemResult]") -> None:
 @contextmanager
 def _progress(where: Console) -> Iterator[None]:
     """A bar over all items, with their counts, while the batch runs."""
-    from ..flows.batch.artifacts import span
-    from ..flows.batch.progress import batch_listener
+    from ...flows.batch.artifacts import span
+    from ...flows.batch.progress import batch_listener
 
     def listen(standing: "Standing") -> None:
         left = f", {span(standing.left)} left" if standing.left else ""

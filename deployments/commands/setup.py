@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from .quiet import quieten_prefect
-from .terminal import console, escape, stop_at_prefect
+from ..console import console, escape, stop_at_prefect
+from ..prefect_env import quieten_prefect
 
 if TYPE_CHECKING:
     from prefect.automations import Automation
@@ -82,7 +82,7 @@ class Setup:
         """Make everything, one after the other."""
         from prefect.client.orchestration import get_client
 
-        from ..runway.settings import CometAPISettings
+        from ...runway.settings import CometAPISettings
 
         settings = CometAPISettings()
         async with get_client() as client:
@@ -94,8 +94,8 @@ class Setup:
         self._advise(plan)
 
     async def _blocks(self, settings: Any, name: str) -> None:
-        from ..blocks import CometAPICredentials, GenerationLedger
-        from ..flows.runtime.block_loading import is_block_name
+        from ...blocks import CometAPICredentials, GenerationLedger
+        from ...flows.runtime.block_loading import is_block_name
 
         for kind in (CometAPICredentials, GenerationLedger):
             register = kind.aregister_type_and_schema  # changes nothing where it is known
@@ -138,7 +138,7 @@ class Setup:
     async def _limit(self, client: "PrefectClient", limit: int) -> None:
         from prefect.exceptions import ObjectNotFound
 
-        from ..flows.batch.concurrency import IN_FLIGHT_LIMIT
+        from ...flows.batch.concurrency import IN_FLIGHT_LIMIT
 
         try:
             there = await client.read_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT)
@@ -154,7 +154,7 @@ class Setup:
     async def _automation(self, wanted: "Automation") -> None:
         from prefect.automations import Automation
 
-        from .automations import differ
+        from ..automations import differ
 
         try:
             there = await Automation.aread(name=wanted.name)
@@ -191,7 +191,7 @@ async def _automations(client: "PrefectClient", plan: Plan) -> "list[Automation]
     Raises:
         ValueError: There is no such block or deployment.
     """
-    from . import automations
+    from .. import automations
 
     wanted = [
         automations.silent_runs_crash(),

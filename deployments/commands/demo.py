@@ -4,11 +4,11 @@
 import os
 from pathlib import Path
 
-from ..runway.models.generation import GenerationResult
-from ..runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
-from .quiet import quieten_prefect, start_prefect, use_embedded_server
-from .sources import as_source
-from .terminal import Stopwatch, console, progress_of, show_results
+from ...runway.models.generation import GenerationResult
+from ...runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
+from ..console import Stopwatch, console, progress_of, show_results
+from ..data_uris import as_source
+from ..prefect_env import quieten_prefect, start_prefect, use_embedded_server
 
 PICTURE = Path(__file__).parent / "comet.jpg"
 RENDER_SECONDS = 4.0
@@ -18,7 +18,7 @@ def run_demo(storage: str | None) -> None:
     """Animate the picture, restyle the clip, and show what came of it."""
     quieten_prefect()
     use_embedded_server()
-    from ..sandbox import Sandbox
+    from ...sandbox import Sandbox
 
     console.print(
         "[bold]prefect-cometapi demo[/]  [dim]a stand-in for CometAPI, here, at no cost[/]\n"
@@ -39,7 +39,7 @@ def run_demo(storage: str | None) -> None:
 
 
 def _two_clips(storage: str | None) -> list[tuple[GenerationResult, float]]:
-    from ..flows import image_to_video, video_to_video
+    from ...flows import image_to_video, video_to_video
 
     with progress_of("image-to-video"):
         start_prefect()

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ..runway.errors import LedgerUnavailable, StorageError
-from ..runway.ledger.file_lock import FileLock
-from ..runway.settings import CometAPISettings
-from .quiet import quieten_prefect
-from .terminal import console, errors, escape
+from ...runway.errors import LedgerUnavailable, StorageError
+from ...runway.ledger.file_lock import FileLock
+from ...runway.settings import CometAPISettings
+from ..console import console, errors, escape
+from ..prefect_env import quieten_prefect
 
 PATIENCE = 30.0
 """Seconds for which a process that is writing the ledger is waited for."""
 
 if TYPE_CHECKING:
-    from ..runway.ledger.rebuild import Rebuilt
+    from ...runway.ledger.rebuild import Rebuilt
 
 
 def backup(
@@ -45,7 +45,7 @@ def backup(
 
 
 async def _backed_up(path: Path) -> Path:
-    from ..flows.runtime.ledger_access import open_ledger
+    from ...flows.runtime.ledger_access import open_ledger
 
     ledger = await open_ledger()
     file = ledger.database.file
@@ -120,10 +120,10 @@ def rebuild(
 
 
 async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
-    from ..flows.runtime.block_storage import full_name, resolve_storage
-    from ..flows.runtime.ledger_access import open_ledger
-    from ..runway.ledger.marks import highest_serial, read_marks
-    from ..runway.ledger.rebuild import missing_claims, rebuild
+    from ...flows.runtime.block_storage import full_name, resolve_storage
+    from ...flows.runtime.ledger_access import open_ledger
+    from ...runway.ledger.marks import highest_serial, read_marks
+    from ...runway.ledger.rebuild import missing_claims, rebuild
 
     ledger = await open_ledger()
     before, beside = await ledger.history.mark(), ledger.history.mark_beside()

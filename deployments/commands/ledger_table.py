@@ -11,13 +11,13 @@ from typing import Any
 
 from rich.table import Table
 
-from ..runway.ledger.budget import ASSUMED_SECONDS
-from ..runway.ledger.entry import Entry, State
-from ..runway.ledger.figures import in_words
-from ..runway.ledger.owners import shown_holder
-from ..runway.models.generation import StoredVideo
-from ..runway.redact import printable
-from .terminal import escape
+from ...runway.ledger.budget import ASSUMED_SECONDS
+from ...runway.ledger.entry import Entry, State
+from ...runway.ledger.figures import in_words
+from ...runway.ledger.owners import shown_holder
+from ...runway.models.generation import StoredVideo
+from ...runway.redact import printable
+from ..console import escape
 
 _COLOURS = {
     State.STORED: "green",

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import httpx
 from cyclopts import Parameter
 
-from ..runway.api.client import tls_context
-from ..runway.errors import CometAPIError, ServiceUnavailable
-from ..runway.settings import CometAPISettings
-from .quiet import quieten_prefect
-from .terminal import console, escape
+from ...runway.api.client import tls_context
+from ...runway.errors import CometAPIError, ServiceUnavailable
+from ...runway.settings import CometAPISettings
+from ..console import console, escape
+from ..prefect_env import quieten_prefect
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -86,8 +86,8 @@ async def examined(settings: CometAPISettings, storage: str | None, pool: str) -
 
 
 async def _key(settings: CometAPISettings) -> Finding:
-    from ..blocks.credentials import CometAPICredentials
-    from ..runway.errors import AuthenticationError, UnexpectedResponse
+    from ...blocks.credentials import CometAPICredentials
+    from ...runway.errors import AuthenticationError, UnexpectedResponse
 
     what = "CometAPI"
     try:
@@ -125,8 +125,8 @@ def clock_finding(ahead: float) -> Finding:
 
 
 async def _storage(place: str) -> Finding:
-    from ..flows.runtime.block_storage import full_name, resolve_storage
-    from ..runway.storage.base import probe
+    from ...flows.runtime.block_storage import full_name, resolve_storage
+    from ...runway.storage.base import probe
 
     what = "storage"
     try:
@@ -137,7 +137,7 @@ async def _storage(place: str) -> Finding:
 
 
 async def _decoder() -> Finding:
-    from ..runway.media.inspector import what_the_decoder_reaches
+    from ...runway.media.inspector import what_the_decoder_reaches
 
     what = "decoder"
     try:
@@ -152,11 +152,11 @@ async def _decoder() -> Finding:
 
 
 async def _ledger(place: str) -> Finding:
-    from ..flows.runtime.block_storage import full_name, resolve_storage
-    from ..flows.runtime.ledger_access import open_ledger
-    from ..flows.runtime.ledger_check import other_ledgers
-    from ..runway.errors import LedgerOutdated, StorageError
-    from ..runway.ledger.marks import ledgers_in_use, read_marks
+    from ...flows.runtime.block_storage import full_name, resolve_storage
+    from ...flows.runtime.ledger_access import open_ledger
+    from ...flows.runtime.ledger_check import other_ledgers
+    from ...runway.errors import LedgerOutdated, StorageError
+    from ...runway.ledger.marks import ledgers_in_use, read_marks
 
     what = "ledger"
     try:
@@ -199,7 +199,7 @@ async def _prefect(pool: str, place: str) -> list[Finding]:
 async def _limit(client: "PrefectClient") -> Finding:
     from prefect.exceptions import ObjectNotFound
 
-    from ..flows.batch.concurrency import IN_FLIGHT_LIMIT
+    from ...flows.batch.concurrency import IN_FLIGHT_LIMIT
 
     try:
         limit = await client.read_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT)
@@ -229,8 +229,8 @@ async def _workers(client: "PrefectClient", pool: str, place: str) -> Finding:
 
 async def _shared(workers: int, place: str) -> Finding:
     """Whether what several workers need together is where all of them find it."""
-    from ..flows.runtime.ledger_access import open_ledger
-    from ..flows.runtime.multi_worker_check import apart
+    from ...flows.runtime.ledger_access import open_ledger
+    from ...flows.runtime.multi_worker_check import apart
 
     alone = apart(await open_ledger(), place)
     told = f"{workers} work on the pool"

@@ -13,19 +13,19 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from cyclopts import App, Parameter
 from rich.table import Table
 
-from ..runway.errors import LedgerDamaged
-from ..runway.ledger.entry import Entry, State
-from ..runway.ledger.resubmission import (
+from ...runway.errors import LedgerDamaged
+from ...runway.ledger.entry import Entry, State
+from ...runway.ledger.resubmission import (
     ARRIVAL_WINDOW,
     may_arrive_until,
     outcome_is_unknown,
     sent_at,
 )
-from ..runway.models.keys import check_task_id
+from ...runway.models.keys import check_task_id
+from ..console import console, errors, escape, show_error
+from ..prefect_env import quieten_prefect
 from .ledger_files import backup, rebuild
 from .ledger_table import as_csv, as_json, facts_of, shown_time, table_of
-from .quiet import quieten_prefect
-from .terminal import console, errors, escape, show_error
 
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ def adopt(
     """
 
     async def decide() -> Entry:
-        from ..flows.steps.adoption import adopt_by_hand
+        from ...flows.steps.adoption import adopt_by_hand
 
         entry = await _known(key)
         return await adopt_by_hand(await _ledger(), entry, check_task_id(task_id), _warn)
@@ -239,7 +239,7 @@ async def _known(key: str) -> Entry:
 
 
 async def _ledger() -> Any:
-    from ..flows.runtime.ledger_access import open_ledger
+    from ...flows.runtime.ledger_access import open_ledger
 
     return await open_ledger()
 

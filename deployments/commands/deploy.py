@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import yaml
 from cyclopts import Parameter
 
-from .quiet import quieten_prefect
-from .terminal import console, stop_at_prefect
+from ..console import console, stop_at_prefect
+from ..prefect_env import quieten_prefect
 
 Pool = Annotated[str, Parameter(help="Work pool whose workers run them.")]
 
@@ -106,7 +106,7 @@ def served() -> list[Any]:
     """The deployments that this process serves; only collect, which buys nothing, is scheduled."""
     from prefect.types.entrypoint import EntrypointType
 
-    from ..flows import collect, generate_batch, image_to_video, video_to_video
+    from ...flows import collect, generate_batch, image_to_video, video_to_video
 
     def deployment(flow: Any, **options: Any) -> Any:
         return flow.to_deployment(
