@@ -127,7 +127,10 @@ def test_a_test_of_ctrl_c_passes_in_the_background(tmp_path):
 
 def test_what_a_machine_lacks_is_skipped_and_named_once(tmp_path):
     """Without any program on the path, one line says what is missing and how to get it."""
-    tests = ["tests/deployments/test_several_machines.py", "tests/flows/test_gallery_browser.py"]
+    tests = [
+        "tests/deployments/test_several_machines.py",
+        "tests/flows/batch/test_gallery_browser.py",
+    ]
     (tmp_path / "bin").mkdir()
     bare = {"PATH": str(tmp_path / "bin"), "CI": ""}
     run = in_the_background(ROOT, "-q", *tests, **bare)

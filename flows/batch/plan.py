@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _TEMPORARY = {re.escape(place) for place in (gettempdir(), os.path.realpath(gettempdir()))}
 _PASSING = re.compile(rf"({'|'.join(_TEMPORARY)})/(tmp\w+prefect|runner_storage)/")
 """Where Prefect's process worker runs what has no working directory, and where its runner puts what
-it pulled; tests/flows/test_batch_plan.py holds both."""
+it pulled; tests/flows/batch/test_plan.py holds both."""
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def keep_outside(http: httpx.AsyncClient) -> None:
     httpx has no argument for the network under its own transport, and a transport of ours would
     leave the proxies of the environment out; so the network is exchanged where httpcore keeps it.
     """
-    transport = http._transport  # noqa: SLF001 -- held by tests/runway/test_outside.py
+    transport = http._transport  # noqa: SLF001 -- held by tests/runway/media/test_ssrf_guard.py
     if isinstance(transport, httpx.AsyncHTTPTransport):
         pool: Any = transport._pool  # noqa: SLF001
         pool._network_backend = Outside()  # noqa: SLF001

@@ -25,8 +25,8 @@ from prefect_cometapi.runway import (
 )
 from prefect_cometapi.sandbox import Sandbox
 
-from .films import write_clips
-from .made import put
+from .factories import put
+from .media.films import write_clips
 
 KEY = "sk-test-0123456789abcdef"
 PIXEL = (

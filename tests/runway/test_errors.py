@@ -34,7 +34,7 @@ from prefect_cometapi.runway.api.polling import Patience, wait_until_finished
 from prefect_cometapi.runway.batch.rows import BadRow
 from prefect_cometapi.runway.media.inspector import inspect_video
 
-from .fetching import download
+from .media.fetching import download
 
 ALL = [
     value

@@ -15,7 +15,7 @@ from prefect_cometapi.runway.errors import NotSubmitted
 from prefect_cometapi.runway.media.download import download
 
 from ..network import FAIR, Weather, network
-from .fetching import AssetClients, digest
+from .media.fetching import AssetClients, digest
 
 CREATE = {
     "slices of one byte": Weather(piece=1),

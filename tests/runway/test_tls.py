@@ -12,8 +12,8 @@ from prefect_cometapi.runway import DownloadInterrupted, ServiceUnavailable
 from prefect_cometapi.runway.api import client as wire
 
 from ..proxies import http_proxy, socks_proxy
-from .answering import answering
-from .fetching import BODY, digest, download
+from .media.fetching import BODY, digest, download
+from .static_server import answering
 
 CREATED = (
     b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{"id":"t"}'

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many generations at once against a service that misbehaves, and what a user does about it."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx
+import pytest
+from prefect import tags
+
+from prefect_cometapi.flows import CollectResult, acollect, aimage_to_video, avideo_to_video
+from prefect_cometapi.flows.runtime.ledger_access import open_ledger
+from prefect_cometapi.runway.api import client
+from prefect_cometapi.runway.errors import CometAPIError
+from prefect_cometapi.runway.ledger.entry import State
+from prefect_cometapi.runway.ledger.purchase import attach
+from prefect_cometapi.runway.ledger.store import Ledger
+from prefect_cometapi.runway.media import download
+from prefect_cometapi.sandbox import FaultPlan, RecordedRequest, ReplyShape, Sandbox
+
+from ..kill_matrix.fork_client import ROOT, pictures
+from .checker import Ending, Found, Violation, violations
+from .collect_state import clip, found_in, retries, shown
+from .fault_profile import weather
+
+AT_ONCE = 16
+"""Generations that are worked on at a time."""
+
+PATIENCE = 3.0
+"""Seconds without an answer after which the client gives a call up; in production it is minutes."""
+
+SETTINGS = {
+    "COMETAPI_KEY": "sk-storm-7d20c4f19ab3",
+    "COMETAPI_POLL_INTERVAL": "0.1",
+    "COMETAPI_VISIBILITY_GRACE": "5",
+    "COMETAPI_DEADLINE": "40",
+}
+PROMPTS = ("slow zoom", "a warm dawn", "to the left", "rain sets in")
+
+
+@dataclass(frozen=True)
+class Order:
+    """One generation that is wanted.
+
+    Attributes:
+        key: Its idempotency key, which is also the name of its source.
+        buy: The flow.
+        request: Its request.
+    """
+
+    key: str
+    buy: Callable[..., Any]
+    request: dict[str, Any]
+
+
+@dataclass
+class Storm:
+    """One storm, from the first submission to the last look.
+
+    Attributes:
+        orders: What is wanted.
+        sandbox: The service.
+        folder: For the videos and the ledger.
+        patience: Sets for how many seconds the client waits for an answer.
+        tell: Told in words how it goes.
+        endings: What each call of a flow came to.
+        rounds: The same, counted, round by round.
+        collected: What the last ``collect`` told.
+        started: When it began.
+    """
+
+    orders: Sequence[Order]
+    sandbox: Sandbox
+    folder: Path
+    patience: Callable[[float], None]
+    tell: Callable[[str], None]
+    endings: list[Ending] = field(default_factory=list)
+    rounds: list[tuple[str, Counter[str]]] = field(default_factory=list)
+    collected: CollectResult | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    async def go(self) -> None:
+        """Buy everything in the storm, and recover in it once."""
+        await self._round("in the storm", self.orders)
+        recovery = self._round("again, in the storm", self.unfinished())
+        await asyncio.gather(recovery, acollect())
+
+    async def recover(self) -> None:
+        """Once the storm is over, run what is unfinished again, and collect."""
+        app = self.sandbox._app
+        app.plan = FaultPlan((), app.plan.seed)
+        self.patience(60)
+        await self._quiet()
+        await self._round("again, after it", self.unfinished())
+        self.collected = await acollect()
+
+    async def decide(self) -> tuple[int, int]:
+        """Settle what is uncertain as a user does who looks into CometAPI's console.
+
+        Returns:
+            How many ids were found and adopted, and how many submissions were released.
+        """
+        await self._quiet()
+        adopted, released = await settled(await open_ledger(), self.sandbox)
+        decided = {*adopted, *released}
+        await self._round(
+            "after the decisions", [order for order in self.orders if order.key in decided]
+        )
+        self.collected = await acollect()
+        return len(adopted), len(released)
+
+    def unfinished(self) -> list[Order]:
+        """What has not come to a result yet."""
+        last = {ending.key: ending for ending in self.endings}
+        return [order for order in self.orders if last[order.key].error]
+
+    def struck(self) -> list[RecordedRequest]:
+        """The requests that a fault befell."""
+        return [request for request in self.sandbox.requests if request.fault]
+
+    async def _quiet(self) -> None:
+        """Wait until the service has dealt with all that it was sent; then its book is complete."""
+        state = self.sandbox._server.server_state
+        while state.connections or state.tasks:  # noqa: ASYNC110 -- uvicorn tells nobody
+            await asyncio.sleep(0.02)
+
+    async def found(self) -> Found:
+        """What there is now, for the checker."""
+        ledger = await open_ledger()
+        generations = self.collected.generations if self.collected else ()
+        listed = (item.key for item in generations if item.state is State.UNCERTAIN)
+        return await found_in(
+            [order.key for order in self.orders],
+            self.sandbox,
+            await ledger.entries(),
+            self.folder / "videos",
+            self.endings,
+            frozenset(listed),
+        )
+
+    async def _round(self, name: str, orders: Sequence[Order]) -> None:
+        slots = asyncio.Semaphore(AT_ONCE)
+        tally: Counter[str] = Counter()
+        self.rounds.append((name, tally))
+
+        async def play(order: Order) -> None:
+            async with slots:
+                ending = await _ending(order)
+            self.endings.append(ending)
+            tally[ending.error or "stored"] += 1
+            done = tally.total()
+            if done % 25 == 0 or done == len(orders):
+                seconds, struck = time.monotonic() - self.started, len(self.struck())
+                self.tell(
+                    f"{seconds:5.0f} s, {name}: {done}/{len(orders)}, {tally['stored']} stored; "
+                    f"{len(self.sandbox.requests)} requests, {struck} of them struck"
+                )
+
+        await asyncio.gather(*(play(order) for order in orders))
+
+
+async def settled(ledger: Ledger, sandbox: Sandbox) -> tuple[list[str], list[str]]:
+    """Decide what is uncertain as a user does who looks into CometAPI's console.
+
+    Returns:
+        The keys whose ids were found and adopted, and those that were released.
+    """
+    accepted = {shown(job): job.task_id for job in sandbox.accepted}
+    adopted: list[str] = []
+    released: list[str] = []
+    for entry in await ledger.entries(states=[State.UNCERTAIN]):
+        if task_id := accepted.get(entry.key):
+            await attach(ledger, entry, task_id)
+            adopted.append(entry.key)
+        else:
+            await ledger.change(entry.key, State.RELEASED, seen=entry, note="not accepted")
+            released.append(entry.key)
+    return adopted, released
+
+
+async def _ending(order: Order) -> Ending:
+    try:
+        await order.buy(order.request, key=order.key)
+    except CometAPIError as error:
+        return Ending(order.key, type(error).__name__, text=error.what)
+    except Exception as error:  # noqa: BLE001 -- that there is none is what is looked at
+        return Ending(order.key, type(error).__qualname__, typed=False, text=str(error)[:300])
+    return Ending(order.key)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a storm came to.
+
+    Attributes:
+        seed: Of the faults.
+        seconds: How long it took.
+        requests: Requests per route.
+        struck: Faults by route and kind.
+        retries: Retries by step, as Prefect recorded them.
+        rounds: What the calls of the flows came to, round by round.
+        uncertain: How many submissions were uncertain after the storm.
+        adopted: How many of them were accepted, and were given their ids.
+        released: How many of them were not, and were submitted once more.
+        accepted: Jobs that would have been charged for.
+        states: States in the ledger in the end.
+        found: All that must not be.
+    """
+
+    seed: int
+    seconds: float
+    requests: Counter[str]
+    struck: Counter[tuple[str, str]]
+    retries: Counter[str]
+    rounds: Sequence[tuple[str, Counter[str]]]
+    uncertain: int
+    adopted: int
+    released: int
+    accepted: int
+    states: Counter[str]
+    found: Sequence[Violation]
+
+
+async def play(
+    generations: int, seed: int, folder: Path, api: str, tell: Callable[[str], None]
+) -> Outcome:
+    """Play one storm in an empty folder, with a Prefect server that runs."""
+    tag = f"storm-{folder.name}-{seed}"
+    with sources(folder) as (image, video), tags(tag):
+        orders = list(wanted(generations, seed, image, video))
+        with _service(seed, folder) as (sandbox, patience):
+            storm = Storm(orders, sandbox, folder, patience, tell)
+            await storm.go()
+            await storm.recover()
+            after_the_storm = await storm.found()
+            adopted, released = await storm.decide()
+            in_the_end = await storm.found()
+            seconds = time.monotonic() - storm.started
+            await (await open_ledger()).database.close()
+            wrong = [*violations(after_the_storm), *violations(in_the_end, decided=True)]
+            async with httpx.AsyncClient(base_url=api, timeout=60) as http:
+                retried = await retries(http, tag)
+            return Outcome(
+                seed=seed,
+                seconds=seconds,
+                requests=Counter(request.route for request in sandbox.requests),
+                struck=Counter((request.route, str(request.fault)) for request in storm.struck()),
+                retries=retried,
+                rounds=storm.rounds,
+                uncertain=adopted + released,
+                adopted=adopted,
+                released=released,
+                accepted=len(in_the_end.jobs),
+                states=Counter(row.state for row in in_the_end.rows),
+                found=list(dict.fromkeys(wrong)),
+            )
+
+
+@contextmanager
+def _service(seed: int, folder: Path) -> Iterator[tuple[Sandbox, Callable[[float], None]]]:
+    """A service that misbehaves, the settings that lead to it, and what sets the patience."""
+    with ExitStack() as stack:
+        sandbox = stack.enter_context(
+            Sandbox(
+                shapes=get_args(ReplyShape),
+                faults=weather(),
+                seed=seed,
+                render_seconds=0.3,
+                not_visible_polls=2,
+                asset_ttl=20,
+            )
+        )
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        places = {
+            "COMETAPI_BASE_URL": sandbox.url,
+            "COMETAPI_STORAGE": str(folder / "videos"),
+            "COMETAPI_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
+        }
+        for name, value in (SETTINGS | places).items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+
+        def patience(seconds: float) -> None:
+            patch.setattr(client, "TIMEOUT", httpx.Timeout(seconds))
+            patch.setattr(client, "TOTAL_TIMEOUT", seconds)
+            patch.setattr(download, "TIMEOUT", httpx.Timeout(seconds))
+
+        patience(PATIENCE)
+        yield sandbox, patience
+
+
+@contextmanager
+def sources(folder: Path) -> Iterator[tuple[str, str]]:
+    """Servers with one picture, and one short video, under every address; gives theirs."""
+    source = folder / "source.mp4"
+    source.write_bytes(clip())
+    with (
+        pictures(ROOT / "deployments" / "commands" / "comet.jpg") as image,
+        pictures(source) as video,
+    ):
+        yield image, video
+
+
+def wanted(generations: int, seed: int, image: str, video: str) -> Iterable[Order]:
+    """The orders, images and videos in turn.
+
+    Each names a source of its own, by which the service's jobs are told apart. What is drawn from
+    an image is large and depends on the prompt, of which there are few; what is drawn from the
+    video is small, and differs from any other.
+    """
+    for number in range(generations):
+        key = f"storm-{seed}-{number:04}"
+        if number % 2:
+            request = {"videoUri": f"{video}/{key}.mp4", "promptText": f"take {number}"}
+            yield Order(key, avideo_to_video, request)
+        else:
+            prompt = PROMPTS[number // 2 % len(PROMPTS)]
+            request = {"promptImage": f"{image}/{key}.jpg", "promptText": prompt}
+            yield Order(key, aimage_to_video, request)

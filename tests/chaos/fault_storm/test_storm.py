@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many generations against a service that misbehaves on three of ten requests."""
+
+import pytest
+
+from .report import markdown, summary
+from .run_storm import play
+from .storm import arguments, prefect
+
+GENERATIONS = 44
+"""Four in each of the eleven shapes of replies."""
+
+SEED = 48
+"""Of a storm whose first submissions are accepted, and then reset, left unanswered, answered with
+an error or without an id; and of which others fail or are cancelled upstream."""
+
+
+@pytest.mark.server
+@pytest.mark.storm
+async def test_a_storm_of_faults_costs_nothing_twice_and_loses_nothing(tmp_path):
+    """No generation is paid twice, and each that was paid is stored, failed upstream or decided."""
+    async with prefect(tmp_path) as api:
+        folder = tmp_path / "storm"
+        folder.mkdir()
+        outcome = await play(GENERATIONS, SEED, folder, api, print)
+    print(summary([outcome]))
+    assert [str(violation) for violation in outcome.found] == []
+    assert outcome.accepted == outcome.states.total() == GENERATIONS
+    assert set(outcome.states) <= {"stored", "failed", "cancelled"}
+    assert outcome.struck.total() > GENERATIONS
+    assert outcome.adopted > 0
+    assert f"| jobs accepted | {GENERATIONS} |" in markdown("storm.py", GENERATIONS, [outcome])
+
+
+def test_the_storm_is_played_as_asked_for():
+    """The command plays 300 generations, once for each seed that is named."""
+    asked = arguments(["--seed", "1", "2"])
+    assert (asked.generations, asked.seed, asked.report) == (300, [1, 2], None)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A service, a ledger and a storage of its own, in which one case at a time is played."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+from pydantic import SecretStr
+
+from prefect_cometapi.runway.api.client import RunwayClient
+from prefect_cometapi.runway.ledger.entry import Entry
+from prefect_cometapi.runway.ledger.store import Ledger
+from prefect_cometapi.runway.media.inspector import inspect_video
+from prefect_cometapi.sandbox import AcceptedJob, Sandbox
+
+from ...s3 import environment
+from .fork_client import PATIENCE, Ended, Nursery
+from .places import Folder, Location, ObjectStore
+from .plan import Boundary, Case, Kind
+
+KEY = "sk-kills-5b1f0d7c2e9a"
+SETTINGS = {
+    "COMETAPI_KEY": KEY,
+    "COMETAPI_POLL_INTERVAL": "0.05",
+    "COMETAPI_DEADLINE": "60",
+    "COMETAPI_VISIBILITY_GRACE": "10",
+}
+FILES = {".mp4", ".jpg", ".json"}
+
+
+@dataclass
+class Lane:
+    """Where cases are played.
+
+    Attributes:
+        sandbox: The service, which counts what it accepted.
+        ledger_url: Of the ledger, as the processes open it.
+        folder: For videos, logs and outcomes.
+        pictures: Address of a server that has a picture under every name.
+        nursery: Starts the processes.
+        api: Address of the Prefect server's API.
+        mutant: A fault that is put into the product on purpose.
+        objects: An S3 server, for cases that keep their videos there.
+        kinds: In which kind of storage a case keeps its videos, where it is not a folder.
+        ledger: The ledger, as the runner looks into it.
+    """
+
+    sandbox: Sandbox
+    ledger_url: str
+    folder: Path
+    pictures: str
+    nursery: Nursery
+    api: str
+    mutant: str | None = None
+    objects: ObjectStore | None = None
+    kinds: dict[str, Kind] = field(default_factory=dict[str, Kind])
+    ledger: Ledger = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True)
+        self.ledger = Ledger(self.ledger_url)
+
+    # What processes do
+
+    def spec(self, name: str, do: str, *, sync: bool = False, **values: Any) -> dict[str, Any]:
+        """What a process of a case is told."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        return {
+            "do": do,
+            "sync": sync,
+            "tag": name,
+            "folder": str(folder),
+            "request": {"promptImage": self.picture(name)},
+            "env": {
+                **SETTINGS,
+                "COMETAPI_BASE_URL": self.sandbox.url,
+                "COMETAPI_STORAGE": self.location(name).wanted,
+                "COMETAPI_LEDGER_URL": self.ledger_url,
+                **(environment(self.objects.url) if self.objects else {}),
+            },
+            "mutant": self.mutant,
+            **values,
+        }
+
+    async def play(self, name: str, do: str, **values: Any) -> Ended:
+        """Have a process do something, and wait until it and its connections are gone."""
+        ended = await self.nursery.run(self.spec(name, do, **values))
+        await self.quiet()
+        return ended
+
+    async def prepare(self, name: str) -> None:
+        """Save the block of a case that keeps its videos by one."""
+        if self.objects and self.kinds.get(name) == "a storage block":
+            saved = await self.play(name, "save block", s3=self.objects.url)
+            assert not saved.error, f"no block was saved: {saved}"
+
+    async def struck(self, case: Case, key: str | None) -> Ended:
+        """The victim of a case, from its start to its end."""
+        marker = self.folder / case.name / "struck"
+        self.kinds[case.name] = case.kind
+        await self.prepare(case.name)
+        strike = {
+            "boundary": case.boundary,
+            "how": case.how,
+            "file": case.file,
+            "marker": str(marker),
+            "storage": self.location(case.name).wanted,
+        }
+        do = "run"
+        if case.collector:
+            bought = await self.play(case.name, do, sync=case.sync, key=key, wait=False)
+            assert not bought.error, f"nothing was submitted: {bought}"
+            do = "collect"
+        victim = self.play(case.name, do, sync=case.sync, key=key, strike=strike)
+        if case.boundary is not Boundary.POLLING:
+            return await victim
+        self._render_seconds(3600.0)  # the first reply must not be the last
+        releasing = asyncio.create_task(self._release_after(marker))
+        try:
+            return await victim
+        finally:
+            releasing.cancel()
+            self._render_seconds(0.0)
+
+    async def _release_after(self, marker: Path) -> None:
+        while not marker.exists():  # noqa: ASYNC110 -- another process
+            await asyncio.sleep(0.01)
+        self._render_seconds(0.0)
+
+    # The service
+
+    def _render_seconds(self, seconds: float) -> None:
+        book = self.sandbox._app.book
+        book._config = book._config.model_copy(update={"render_seconds": seconds})
+
+    async def quiet(self) -> None:
+        """Wait until the service has dealt with all that it was sent; then its book is complete."""
+        state = self.sandbox._server.server_state
+        async with asyncio.timeout(PATIENCE):
+            while state.connections or state.tasks:  # noqa: ASYNC110 -- another thread
+                await asyncio.sleep(0.005)
+
+    def picture(self, name: str) -> str:
+        """The address by which the request of a case is told from all others."""
+        return f"{self.pictures}/{name}.jpg"
+
+    def accepted(self, name: str) -> list[AcceptedJob]:
+        """What would have been paid for in a case."""
+        asked = self.picture(name)
+        return [job for job in self.sandbox.accepted if job.body["promptImage"] == asked]
+
+    def posts(self) -> int:
+        """How often a submission arrived, of whichever case."""
+        return sum(1 for request in self.sandbox.requests if request.route == "create")
+
+    # The ledger
+
+    async def entries(self, name: str) -> list[Entry]:
+        """What the ledger knows of a case."""
+        asked = self.picture(name)
+        return [
+            entry
+            for entry in await self.ledger.entries()
+            if (entry.request or {}).get("promptImage") == asked
+        ]
+
+    # Prefect
+
+    async def flow_run(self, name: str) -> str:
+        """The id of the first flow run of a case."""
+        query = {"flow_runs": {"tags": {"all_": [name]}}, "sort": "START_TIME_ASC"}
+        return (await self._prefect("/flow_runs/filter", query))[0]["id"]
+
+    async def set_crashed(self, flow_run: str) -> None:
+        """Tell Prefect what a worker sees when a process is killed."""
+        state = {"type": "CRASHED", "name": "Crashed", "message": "exit status -9"}
+        await self._prefect(f"/flow_runs/{flow_run}/set_state", {"state": state, "force": True})
+
+    async def _prefect(self, path: str, body: dict[str, Any]) -> Any:
+        async with httpx.AsyncClient(timeout=60) as http:
+            return (await http.post(self.api + path, json=body)).raise_for_status().json()
+
+    # The storage
+
+    def location(self, name: str) -> Location:
+        """Where the video of a case is wanted."""
+        copies = self.folder / name / "copies"
+        match self.kinds.get(name, "a folder"), self.objects:
+            case "an s3:// URL", ObjectStore() as objects:
+                return objects.at_url(name, copies)
+            case "a storage block", ObjectStore() as objects:
+                return objects.by_block(name, copies)
+        return Folder(self.folder / name / "videos")
+
+    async def delivered(self, task_id: str) -> bytes:
+        """A clip, downloaded afresh."""
+        async with RunwayClient(SecretStr(KEY), base_url=self.sandbox.url) as client:
+            generation = await client.get(task_id)
+        async with httpx.AsyncClient() as http:
+            address = generation.outputs[0].reveal() or ""
+            return (await http.get(address)).raise_for_status().content
+
+    def broken(self, name: str, clip: bytes | None) -> Iterable[str]:
+        """What is visible in the storage and is no whole file, in words."""
+        location = self.location(name)
+        for file in location.names():
+            if Path(file).suffix not in FILES:
+                yield f"{file} is visible in the storage"
+            elif trouble := _trouble_with(location.local(file), clip):
+                yield f"{file} is visible and not whole: {trouble}"
+
+
+def _trouble_with(path: Path, clip: bytes | None) -> str:
+    content = path.read_bytes()
+    try:
+        if path.suffix == ".json":
+            json.loads(content)
+        elif path.suffix == ".jpg":
+            with av.open(str(path)) as picture:
+                next(picture.decode(video=0))
+        elif clip is not None and content != clip:
+            return f"{len(content)} bytes of {len(clip)}"
+        else:
+            inspect_video(path)
+    except Exception as error:  # noqa: BLE001 -- each format has errors of its own
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def sha256(content: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(content).hexdigest()

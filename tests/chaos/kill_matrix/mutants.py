@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults that are put into the product on purpose, to see that the checks notice them."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect_cometapi.flows import collector
+from prefect_cometapi.runway.ledger.claim_history import ClaimHistory
+from prefect_cometapi.runway.ledger.entry import Entry, Intent, State
+from prefect_cometapi.runway.ledger.store import Ledger
+from prefect_cometapi.runway.storage.base import FolderStorage
+
+from .crash_points import around
+
+
+def unclaimed() -> None:
+    """Nothing is written before the POST, nor looked at, so a killed run leaves no trace."""
+
+    @around(Ledger, "add")
+    async def _(
+        original: Any, ledger: Ledger, intent: Intent, state: State, claim: str, **values: Any
+    ) -> Entry | None:
+        if state is not State.INTENDED:
+            return await original(ledger, intent, state, claim, **values)
+        now = datetime.now(UTC)
+        new = {"state": state, "claim": claim, "created_at": now, "changed_at": now}
+        return Entry.model_validate(intent.wanted() | new)
+
+    @around(ClaimHistory, "check_claim")
+    def _(_original: Any, _history: ClaimHistory, _claimed: Entry, _newest_before: int) -> None:
+        """See nothing: the claim has no number."""
+
+    @around(Ledger, "is_surely_held")
+    def _(_original: Any, _ledger: Ledger, _key: str, _holder: str) -> bool:
+        return True
+
+
+def unbooked() -> None:
+    """The id of what was bought is kept in memory only."""
+
+    @around(Ledger, "change")
+    async def _(
+        original: Any, ledger: Ledger, key: str, state: State, **values: Any
+    ) -> Entry | None:
+        if state is not State.SUBMITTED or not values.get("of"):
+            return await original(ledger, key, state, **values)
+        entry = await ledger.get(key)
+        found = {"state": state, "task_id": values["task_id"]}
+        return entry.model_copy(update=found) if entry else None
+
+
+def half_files() -> None:
+    """A file grows where finished ones are."""
+
+    @around(FolderStorage, "staging")
+    def _(original: Any, storage: FolderStorage) -> Path:
+        return original(storage).parent
+
+
+def uncollected() -> None:
+    """A collector sees nothing to do."""
+    setattr(collector, "UNFINISHED", ())  # noqa: B010 -- the module only imports it
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    "unclaimed": unclaimed,
+    "unbooked": unbooked,
+    "half-files": half_files,
+    "uncollected": uncollected,
+}

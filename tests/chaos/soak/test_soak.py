@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A minute of the soak: processes that are killed, a database that restarts, faults on the wire."""
+
+import asyncio
+import os
+
+import pytest
+
+from ..kill_matrix.fork_client import prefect_server
+from .report import markdown, summary
+from .run_soak import SETTINGS, Plan, Soak, play, service
+
+PATIENCE = 180
+"""Seconds; a tenth of it is enough where nothing else runs."""
+
+
+def enough(soak: Soak, seconds: float) -> bool:
+    """Whether all that the test looks at has happened."""
+    assert seconds < PATIENCE, soak.happened
+    struck = ("resident processes killed", "PostgreSQL restarted")
+    return len(soak.sandbox.accepted) > 20 and all(soak.happened[what] >= 2 for what in struck)
+
+
+@pytest.fixture
+async def environment(postgres, tmp_path):
+    """Of a process on this machine, where Prefect and the ledger are in one PostgreSQL."""
+    prefect, ledger = postgres.create_database(), postgres.create_database()
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("COMETAPI_", "PREFECT_"))
+    }
+    async with prefect_server(tmp_path / "home-server", prefect) as api:
+        yield kept | {
+            "PREFECT_API_URL": api,
+            "COMETAPI_LEDGER_URL": ledger,
+            "COMETAPI_STORAGE": str(tmp_path / "videos"),
+            **SETTINGS,
+        }
+    postgres.drop_database(prefect)
+    postgres.drop_database(ledger)
+
+
+@pytest.mark.server
+@pytest.mark.postgres
+@pytest.mark.storm
+async def test_kills_restarts_and_faults_cost_nothing_and_lose_nothing(
+    environment, postgres, tmp_path
+):
+    """Each purchase ends as a whole file, none is made twice, and no secret is written."""
+    plan = Plan(look=0.5, pace=0.5, kill=5, restart=8)
+    with service() as sandbox:
+        reached = environment | {"COMETAPI_BASE_URL": sandbox.url}
+        outcome = await asyncio.to_thread(
+            play, enough, plan, tmp_path, reached, sandbox, postgres, print
+        )
+    print(summary(outcome))
+    assert [str(violation) for violation in outcome.found] == []
+    assert outcome.states["stored"] == outcome.accepted
+    assert outcome.struck > 0
+    page = markdown("soak.py", outcome)
+    assert "| resident: descriptors" in page
+    assert "| the ledger: connections" in page

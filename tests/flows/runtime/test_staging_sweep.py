@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What killed runs left in staging folders goes, and nothing that a run may still use."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from prefect_cometapi.flows import image_to_video
+from prefect_cometapi.flows.runtime import staging_sweep
+from prefect_cometapi.flows.runtime.block_storage import resolve_storage
+from prefect_cometapi.flows.runtime.sync import run_sync
+from prefect_cometapi.runway import StorageError
+from prefect_cometapi.runway.ledger.owners import this_process
+from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage
+from prefect_cometapi.runway.storage.staging import staged_path
+
+from ...runway.factories import dead_holder
+from ...runway.storage.test_staging import left_by
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_files(tmp_path, monkeypatch):
+    """Temporary files of the test alone, which were never swept."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(staging_sweep, "_swept", {})
+
+
+@pytest.mark.parametrize("location", ["./videos", "memory://swept"])
+def test_a_run_removes_what_a_killed_one_left(prefect_server, sandbox, image, location):
+    """In the staging folder that it uses, and in those of other storages."""
+    staging = run_sync(resolve_storage(location)).staging()
+    elsewhere = FsspecStorage("memory://elsewhere").staging()
+    left = [left_by(dead_holder(), folder) for folder in (staging, elsewhere)]
+    living = staged_path(staging, "living", ".mp4")
+    living.write_bytes(b"")
+    os.utime(living, (0, 0))
+    image_to_video(image, storage=location)
+    assert [path for path in left if path.exists()] == []
+    assert list(staging.iterdir()) == [living]
+
+
+def test_what_is_not_stored_yet_stays_however_old_it_is(
+    prefect_server, sandbox, image, monkeypatch, tmp_path
+):
+    """A paid video whose address expired may be whole in a staging folder only."""
+
+    def refuse(*_args: object) -> str:
+        raise StorageError("the storage is away")
+
+    with monkeypatch.context() as away:
+        away.setattr(FolderStorage, "publish", refuse)
+        with pytest.raises(StorageError):
+            image_to_video(image, key="old")
+    staging = tmp_path / "videos" / ".incoming"
+    me, gone = this_process(), dead_holder().partition("|")[0].split(":")
+    mine, dead = f"{me.space}-{me.pid}-{me.started}", f"{gone[2]}-{gone[1]}-{gone[3]}"
+    for path in list(staging.iterdir()):
+        if path.suffix == ".json":
+            path.write_text(path.read_text().replace(mine, dead))
+        moved = path.rename(path.with_name(path.name.replace(mine, dead)))
+        os.utime(moved, (0, 0))
+    before = sorted(staging.iterdir())
+    monkeypatch.setattr(staging_sweep, "_swept", {})
+    image_to_video(image, key="other")
+    assert sorted(staging.iterdir()) == before
+    sandbox.add_fault("asset:expired:rate=1")
+    assert image_to_video(image, key="old").videos
+    assert list(staging.iterdir()) == []
+
+
+def test_a_sweep_that_fails_costs_no_video(prefect_server, sandbox, image, monkeypatch):
+    """Whatever the reason."""
+    left = left_by(dead_holder(), FolderStorage(Path("videos")).staging())
+
+    def refuse(*_args: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(staging_sweep, "remove", refuse)
+    assert image_to_video(image).videos
+    assert left.exists()
+
+
+def test_a_folder_is_swept_once_in_a_while(prefect_server, sandbox, image):
+    """Not by each of thousands of fetches."""
+    image_to_video(image, key="one")
+    left = left_by(dead_holder(), FolderStorage(Path("videos")).staging())
+    image_to_video(image, key="two")
+    assert left.exists()

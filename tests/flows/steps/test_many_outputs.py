@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reply decides how many files a worker fetches, within reason."""
+
+import pytest
+
+from prefect_cometapi.flows.steps.bodies import fetch
+from prefect_cometapi.runway import InvalidOutput, Submission
+from prefect_cometapi.runway.api.reply_parser import MOST_OUTPUTS
+from prefect_cometapi.runway.models.generation import AssetURL, Finished, Generation, Status
+
+from ...runway.factories import MOMENT
+
+
+async def test_outputs_without_end_are_not_fetched(sandbox):
+    """Each may have gigabytes; nothing is asked for, and the number is told."""
+    urls = tuple(AssetURL(f"{sandbox.url}/assets/{n}.mp4") for n in range(MOST_OUTPUTS + 1))
+    generation = Generation(task_id="t", status=Status.SUCCEEDED, outputs=urls)
+    finished = Finished(generation=generation, polls=1, waited=0.0)
+    submission = Submission(key="k", task_id="t", submitted_at=MOMENT)
+    with pytest.raises(InvalidOutput, match=f"names more than {MOST_OUTPUTS} outputs"):
+        await fetch(submission, finished, None, None)
+    assert sandbox.requests == []

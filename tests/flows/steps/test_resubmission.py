@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One more submission after an unknown outcome or a failure: once where the user allowed it."""
+
+from typing import Any
+
+import pytest
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow
+from prefect.settings import (
+    PREFECT_RESULTS_PERSIST_BY_DEFAULT,
+    PREFECT_TASKS_DEFAULT_PERSIST_RESULT,
+    temporary_settings,
+)
+from prefect.states import Scheduled
+
+from prefect_cometapi.flows import (
+    fetch_output,
+    generate_batch,
+    image_to_video,
+    persist_output,
+    poll_generation,
+    submit_generation,
+)
+from prefect_cometapi.runway import BatchFailed, State, SubmissionUncertain
+
+from ..batch.catalogue import creates, manifest, rows
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def resubmits(monkeypatch) -> None:
+    """The user lets each run send it once more."""
+    monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
+
+
+def test_a_flow_run_sends_it_once_more_however_often_it_is_retried(
+    prefect_server, sandbox, image, book, resubmits
+):
+    """Retries of the flow and of its steps together, and a retry by hand after them."""
+    sandbox.add_fault("create:reset-after:times=50")
+    state = image_to_video.with_options(retries=3)(image, key="sku-17", return_state=True)
+    assert state.is_failed()
+    assert creates(sandbox) == len(sandbox.accepted) == 2
+    run = state.state_details.flow_run_id
+    assert retried(image_to_video, run, request=image, key="sku-17").is_failed()
+    assert creates(sandbox) == 2
+    entry = book["sku-17"]
+    assert (entry.state, entry.charges) == (State.UNCERTAIN, 2)
+    assert entry.resubmitted_by == (str(run),)
+
+
+def test_each_flow_run_may_send_it_once_more(prefect_server, sandbox, image, book, resubmits):
+    """The leave is for a run: another run has its own."""
+    sandbox.add_fault("create:reset-after:times=50")
+    for _ in range(2):
+        with pytest.raises(SubmissionUncertain):
+            image_to_video(image, key="sku-17")
+    assert creates(sandbox) == 3
+    assert len(set(book["sku-17"].resubmitted_by)) == 2
+
+
+def test_a_users_task_with_retries_sends_it_once_more(prefect_server, sandbox, image, resubmits):
+    """The run is the flow's, and not that of each attempt of a task within it."""
+    sandbox.add_fault("create:reset-after:times=50")
+
+    @task(retries=2)
+    def step() -> None:
+        submit_generation(image)
+
+    @flow(retries=1)
+    def pipeline() -> None:
+        step()
+
+    with pytest.raises(SubmissionUncertain):
+        pipeline()
+    assert creates(sandbox) == 2
+
+
+def test_a_batch_sends_each_item_once_more(
+    prefect_server, sandbox, tmp_path, history_mode, resubmits
+):
+    """Whatever the batch's own retries are."""
+    sandbox.add_fault("create:reset-after:times=50")
+    with pytest.raises(BatchFailed):
+        generate_batch.with_options(retries=2)(manifest(tmp_path, rows(2)))
+    assert creates(sandbox) == 4
+
+
+def test_a_refused_resubmission_leaves_the_run_its_leave(
+    prefect_server, sandbox, image, book, resubmits
+):
+    """It was certainly not charged, so the retry after it sends the one that is allowed."""
+    sandbox.add_fault("create:reset-after:times=1")
+    sandbox.add_fault("create:429:times=1,value=0")
+    image_to_video(image, key="sku-17")
+    assert (creates(sandbox), len(sandbox.accepted)) == (3, 2)
+    assert book["sku-17"].charges == 2
+
+
+def test_without_a_run_that_lasts_nothing_is_sent_again(
+    prefect_server, sandbox, image, book, resubmits
+):
+    """Nobody could tell how often it was sent again already."""
+    sandbox.add_fault("create:reset-after:times=1")
+    for _ in range(2):
+        with pytest.raises(SubmissionUncertain):
+            book.buy("sku-17")
+    assert creates(sandbox) == 1
+
+
+def retried(made: Any, run: Any, **parameters: Any) -> Any:
+    """Retry a flow run as ``prefect flow-run retry`` and the button in the UI do."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Scheduled(message="Retried"), force=True)
+        flow_run = client.read_flow_run(run)
+    return run_flow(made, flow_run=flow_run, parameters=parameters, return_type="state")
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("create:failed", "GenerationFailed"), ("create:reset-after", "SubmissionUncertain")],
+)
+def test_a_retry_after_the_users_decision_submits_again(
+    prefect_server, sandbox, image, book, fault, error
+):
+    """As the message of the error advises: `ledger resubmit`, then the same run again."""
+    sandbox.add_fault(f"{fault}:times=1")
+    failed = image_to_video(image, return_state=True)
+    assert error in str(failed.message)
+    (entry,) = book.all()
+    book.decide(entry.key, State.RELEASED)
+    state = retried(image_to_video, failed.state_details.flow_run_id, request=image)
+    assert state.is_completed()
+    assert book[entry.key].state is State.STORED
+    assert len(sandbox.accepted) == 2
+
+
+@pytest.mark.parametrize("setting", ["flow", "results", "tasks"])
+def test_a_flow_that_keeps_its_results_submits_again_too(
+    prefect_server, sandbox, image, book, setting
+):
+    """No result of a paid step is kept, whatever the user's flow or settings say."""
+    sandbox.add_fault("create:failed:times=1")
+
+    @flow(persist_result=True if setting == "flow" else None)
+    def pipeline(request: dict[str, Any]) -> str:
+        submission = submit_generation(request)
+        finished = poll_generation(submission)
+        videos = fetch_output(submission, finished)
+        return persist_output(submission, finished, videos)[0].uri
+
+    changed: dict[Any, Any] = {
+        PREFECT_RESULTS_PERSIST_BY_DEFAULT: setting == "results",
+        PREFECT_TASKS_DEFAULT_PERSIST_RESULT: True if setting == "tasks" else None,
+    }
+    with temporary_settings(changed):
+        failed = pipeline(image, return_state=True)
+        (entry,) = book.all()
+        book.decide(entry.key, State.RELEASED)
+        state = retried(pipeline, failed.state_details.flow_run_id, request=image)
+    assert state.is_completed()
+    assert book[entry.key].state is State.STORED
+    assert len(sandbox.accepted) == 2

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefect's UI takes tables and descriptions for Markdown; nobody's words act in it."""
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from prefect_cometapi.flows import collect, generate_batch
+from prefect_cometapi.flows.ui.artifacts import plain
+
+from ...runway.static_server import answering
+
+ACTIVE = {"image", "link_open", "html_inline", "html_block"}
+PICTURE = "![x](http://evil.example/pixel.png)"
+HTML = "<img src=http://evil.example/pixel.png>"
+LINK = "[your key has expired, renew it](https://evil.example/login)"
+
+
+def active(text: str) -> set[str]:
+    """What a browser would do about it, apart from showing it."""
+    blocks = MarkdownIt("commonmark").parse(text)
+    return {token.type for block in blocks for token in block.children or [block]} & ACTIVE
+
+
+@given(st.text(st.sampled_from("![]()<>\\`:/a .&#;\n\"'*_-")))
+@example(PICTURE)
+@example(HTML)
+@example(f"\\{LINK}")
+@example("[a]\n\n[a]: https://evil.example")
+@example("<https://evil.example>")
+def test_no_text_is_more_than_text(text):
+    """However it is written."""
+    assert active(plain(text)) == set()
+
+
+@pytest.mark.parametrize("text", ["sku-17/november", "InvalidRequest: no cats (HTTP 400)", "50 %"])
+def test_usual_words_are_left_as_they_are(text):
+    """They are read elsewhere, too."""
+    assert plain(text) == text
+
+
+@pytest.mark.server
+async def test_no_table_shows_a_strangers_picture_or_link(
+    prefect_server, sandbox, history, monkeypatch
+):
+    """The words of a refusal are the service's, and the ids of a manifest somebody else's."""
+    told = json.dumps({"error": {"code": "x", "message": f"bad {PICTURE} {HTML} {LINK}"}}).encode()
+    head = f"HTTP/1.1 500 No\r\ncontent-type: application/json\r\ncontent-length: {len(told)}"
+    row = {"id": PICTURE, "promptImage": "https://example.com/cat.jpg"}
+    async with answering(f"{head}\r\n\r\n".encode() + told) as (port, _):
+        monkeypatch.setenv("COMETAPI_BASE_URL", f"http://127.0.0.1:{port}")
+        batch = await asyncio.to_thread(generate_batch, [row], return_state=True)
+        collected = await asyncio.to_thread(collect, return_state=True)
+    for state, key in ((batch, "cometapi-batch-results"), (collected, "cometapi-collected")):
+        shown = history.artifacts(state.state_details.flow_run_id)[key]
+        (cells,) = json.loads(shown["data"])
+        assert "evil.example" in str(cells)
+        for text in (*cells.values(), shown["description"]):
+            assert active(text) == set()

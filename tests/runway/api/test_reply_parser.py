@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every shape of reply is read, and no reply can make a success out of nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from prefect_cometapi.runway import Status
+from prefect_cometapi.runway.api.reply_parser import (
+    error_of,
+    read_generation,
+    read_task_id,
+    says_not_visible,
+)
+
+DOCUMENTED = json.loads((Path(__file__).parents[1] / "documented.json").read_text(encoding="utf-8"))
+
+SUCCESS_WORDS = ["success", "succeed", "succeeded", "completed", "finished", "ready", "done", "3"]
+WORDS = [
+    *SUCCESS_WORDS,
+    *["QUEUED", "RUNNING", "FAILED", "cancelled", "task_not_exist", "0", "1", "2", "odd"],
+]
+NAMES = st.sampled_from(
+    [
+        "id",
+        "task_id",
+        "status",
+        "state",
+        "code",
+        "data",
+        "message",
+        "msg",
+        "error",
+        "fail_reason",
+        "failure",
+        "failureCode",
+        "progress",
+        "output",
+        "outputs",
+        "result_url",
+        "video_url",
+        "url",
+        "uri",
+        "type",
+    ]
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([*WORDS, "https://example.com/o.mp4", "50%", "", "  ", "success"])
+    | st.text(max_size=8)
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=6),
+    max_leaves=30,
+)
+REPLIES = st.dictionaries(NAMES, JSON, max_size=8)
+
+
+def nested(depth: int, name: str) -> dict[str, Any]:
+    value: Any = "https://example.com/o.mp4"
+    for _ in range(depth):
+        value = {name: value}
+    return {"status": "SUCCEEDED", "output": value}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED["tasks"])
+def test_every_documented_state_is_understood(name):
+    """Whichever of the documented shapes is live, its state, progress and outputs are read."""
+    sample = DOCUMENTED["tasks"][name]
+    generation = read_generation(sample["body"], read_task_id(sample["body"]) or "a")
+    assert generation is not None
+    assert generation.status.value == sample["status"]
+    assert generation.progress == sample["progress"]
+    assert [url.reveal() for url in generation.outputs] == sample["outputs"]
+    assert generation.failure == sample.get("failure", "")
+    assert generation.failure_code == sample.get("failure_code", "")
+    assert error_of(sample["body"]) is None
+
+
+@pytest.mark.parametrize("name", DOCUMENTED["tasks"])
+def test_a_reply_about_another_generation_says_nothing_about_this_one(name):
+    """Whatever gives one poll's answer to another: no video is stored under somebody else's key."""
+    body = DOCUMENTED["tasks"][name]["body"]
+    if read_task_id(body):
+        assert read_generation(body, "another") is None
+
+
+@pytest.mark.parametrize(
+    ("body", "asked"),
+    [
+        ({"id": "A-1", "status": "RUNNING"}, "a-1"),
+        ({"id": 7, "status": "RUNNING"}, "7"),
+        ({"id": 9, "status": "RUNNING", "data": {"task_id": "a"}}, "a"),
+        ({"id": " ", "status": "RUNNING"}, "a"),
+        ({"id": None, "status": "RUNNING"}, "a"),
+    ],
+)
+def test_one_of_the_ids_that_are_named_is_enough(body, asked):
+    """A gateway numbers its own rows, too, and some replies name no id at all."""
+    assert read_generation(body, asked) is not None
+
+
+@pytest.mark.parametrize("word", ["failed", "FAILURE", "CANCELLED", "2"])
+def test_a_failure_of_nobody_is_no_answer(word):
+    """What answers in the service's place may fail; that must not end what is paid for."""
+    assert read_generation({"status": word, "message": "upstream timeout"}, "a") is None
+    assert read_generation({"id": "a", "status": word}, "a") is not None
+
+
+@pytest.mark.parametrize("name", DOCUMENTED["created"])
+def test_the_id_is_found_in_every_documented_reply_to_a_create_call(name):
+    """A generation that was paid for is never lost for the shape of its reply."""
+    body, task_id = DOCUMENTED["created"][name]
+    assert read_task_id(body) == task_id
+
+
+@given(body=JSON | REPLIES)
+@example(body={"status": "1", "progress": 10**400})
+@example(body={"data": {"data": {"data": {"data": {"data": {"status": "SUCCESS"}}}}}})
+def test_no_reply_is_too_strange_to_be_read(body):
+    """Whatever JSON comes, the readers answer and do not fail."""
+    generation = read_generation(body, "a")
+    assert generation is None or generation.task_id == "a"
+    assert says_not_visible(body) in {True, False}
+    assert error_of(body) is None or len(error_of(body) or ()) == 2
+    assert read_task_id(body) is None or (read_task_id(body) or "").strip()
+
+
+@pytest.mark.parametrize("name", ["url", "data", "error"])
+def test_a_reply_nested_beyond_reason_is_read(name):
+    """Python's limit of recursion is not the service's to reach."""
+    generation = read_generation(nested(5000, name), "a")
+    assert generation is not None
+    assert generation.outputs == ()
+
+
+@given(body=JSON | REPLIES)
+def test_a_success_is_never_invented(body):
+    """Outputs come with a success only, are web addresses, and a success needs its word."""
+    generation = read_generation(body, "a")
+    if generation is None:
+        return
+    assert generation.status is Status.SUCCEEDED or not generation.outputs
+    for url in generation.outputs:
+        assert (url.reveal() or "").lower().startswith(("http://", "https://"))
+    if generation.status is Status.SUCCEEDED:
+        text = json.dumps(body).lower()
+        assert any(word in text for word in SUCCESS_WORDS) or ("2" in text and generation.outputs)
+
+
+@given(body=REPLIES)
+def test_progress_is_a_share_or_unknown(body):
+    """A progress bar never leaves its ends, whatever was sent."""
+    generation = read_generation(body, "a")
+    assert generation is None or generation.progress is None or 0.0 <= generation.progress <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ("0%", 0.0),
+        ("30%", 0.3),
+        ("100%", 1.0),
+        ("1%", 0.01),
+        (" 45 % ", 0.45),
+        (0.275, 0.275),
+        (55, 0.55),
+        ("0.5", 0.5),
+        ("250%", 1.0),
+        (-3, 0.0),
+        (None, None),
+        (True, None),
+        ("soon", None),
+        ("nan", None),
+        (float("inf"), None),
+        ([1], None),
+    ],
+)
+def test_progress_is_read_as_percent_and_as_a_fraction(sent, read):
+    """Both are documented; anything else counts as unknown."""
+    generation = read_generation({"status": "RUNNING", "progress": sent}, "a")
+    assert generation is not None
+    assert generation.progress == read
+
+
+@pytest.mark.parametrize("word", SUCCESS_WORDS)
+def test_a_success_word_counts_in_any_case(word):
+    """Clients in the field met all of them."""
+    body = {"status": word.upper(), "output": ["https://example.com/o.mp4"]}
+    generation = read_generation(body, "a")
+    assert generation is not None
+    assert generation.status is Status.SUCCEEDED
+    assert generation.word == word.upper()
+
+
+@given(word=st.text(min_size=1, max_size=20))
+def test_an_unknown_word_means_keep_waiting(word):
+    """A new state upstream neither fails nor finishes a generation."""
+    known = {*SUCCESS_WORDS, "failure", "failed", "fail", "rejected", "cancelled", "canceled", "2"}
+    generation = read_generation({"status": word}, "a")
+    if generation is not None and word.strip().lower() not in known:
+        assert not generation.status.is_final
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"status": "SUCCESS", "data": {"status": "FAILED"}}, Status.FAILED),
+        ({"status": "QUEUED", "data": {"status": "CANCELLED"}}, Status.CANCELLED),
+        ({"status": "QUEUED", "data": {"status": "RUNNING"}}, Status.RUNNING),
+        ({"status": "SUCCESS", "data": {"status": "RUNNING"}}, Status.SUCCEEDED),
+        ({"status": 3, "video_url": "https://h/o.mp4"}, Status.SUCCEEDED),
+        ({"status": 0}, Status.PENDING),
+        ({"state": "task_not_exist"}, Status.NOT_VISIBLE),
+        ({"status": "2"}, Status.FAILED),
+        ({"status": "2", "video_url": "https://h/o.mp4"}, Status.SUCCEEDED),
+    ],
+)
+def test_layers_that_disagree_are_weighed(body, status):
+    """A failure anywhere is final; a success in any layer counts; a URL settles the digit 2."""
+    generation = read_generation({"id": "a", **body}, "a")
+    assert generation is not None
+    assert generation.status is status
+
+
+@pytest.mark.parametrize("body", [None, [], "x", 5, {}, {"status": ""}, {"status": 7}, {"id": "a"}])
+def test_a_reply_without_a_state_says_nothing(body):
+    """It is neither pending nor failed: it is no answer."""
+    assert read_generation(body, "a") is None
+
+
+@pytest.mark.parametrize(
+    ("output", "urls"),
+    [
+        ("https://h/o.mp4", ["https://h/o.mp4"]),
+        ([{"url": "https://h/1.mp4"}, {"uri": "HTTPS://h/2.mp4"}], None),
+        (["https://h/o.mp4", "https://h/o.mp4"], ["https://h/o.mp4"]),
+        ([["https://h/o.mp4"], None, 5, "no url", {"url": None}], []),
+        ("javascript:alert(1)", []),
+    ],
+)
+def test_outputs_are_found_in_every_form(output, urls):
+    """As a text, a list of texts or a list of objects; each address once."""
+    generation = read_generation({"status": "SUCCEEDED", "output": output}, "a")
+    assert generation is not None
+    expected = urls if urls is not None else ["https://h/1.mp4", "HTTPS://h/2.mp4"]
+    assert [url.reveal() for url in generation.outputs] == expected
+
+
+@pytest.mark.parametrize("name", ["output", "outputs", "result_url", "video_url"])
+@pytest.mark.parametrize("status", ["RUNNING", "SUCCEEDED", "FAILED"])
+def test_an_output_counts_when_the_generation_is_done(name, status):
+    """Under each of its names; an address in an unfinished or failed one is not handed out."""
+    generation = read_generation({"id": "a", "status": status, name: "https://h/o.mp4"}, "a")
+    assert generation is not None
+    assert bool(generation.outputs) == (status == "SUCCEEDED")
+
+
+def test_runways_own_progress_goes_before_the_gateways():
+    """The gateway only knows steps: 10, 20, 30 and 100 percent."""
+    body = {"data": {"status": "IN_PROGRESS", "progress": "30%", "data": {"progress": 0.8}}}
+    generation = read_generation(body, "a")
+    assert generation is not None
+    assert generation.progress == 0.8
+
+
+def test_a_picture_is_not_taken_for_the_video():
+    """Old feeds name a poster and a last frame beside the video."""
+    body = {"status": "3", "poster": "https://h/p.jpg", "last_frame": "https://h/l.jpg"}
+    generation = read_generation(body, "a")
+    assert generation is not None
+    assert generation.outputs == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"status": "FAILED", "failure": "moderated"}, "moderated"),
+        ({"status": "FAILURE", "fail_reason": "no channel"}, "no channel"),
+        ({"status": "FAILED", "error": {"message": "broken"}}, "broken"),
+        ({"status": "FAILED", "data": {"msg": "inner"}, "msg": "outer"}, "inner"),
+        ({"status": "FAILED", "failure": "see https://h/x?token=s3cr3t"}, None),
+        ({"status": "FAILED"}, ""),
+    ],
+)
+def test_the_reason_of_a_failure_is_found_wherever_it_stands(body, reason):
+    """In the service's words, without the tokens that they may hold."""
+    generation = read_generation({"id": "a", **body}, "a")
+    assert generation is not None
+    if reason is None:
+        assert generation.failure.startswith("see https://h/x?<sha256:")
+    else:
+        assert generation.failure == reason
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"error": {"message": "m", "code": "c"}}, ("c", "m")),
+        ({"error": {"type": "t", "code": None}}, ("", "t")),
+        ({"error": "text", "code": 7}, ("7", "text")),
+        ({"error": "  "}, None),
+        ({"code": "fail", "message": "m", "data": None}, ("fail", "m")),
+        ({"code": 500, "msg": "m"}, ("500", "m")),
+        ({"code": True}, None),
+        ({"code": 200, "data": None}, None),
+        ({"code": "SUCCESS"}, None),
+        ({"code": "fail", "data": {"status": "QUEUED"}}, None),
+        ({"status": "FAILED", "error": {"message": "m"}}, None),
+        ([], None),
+    ],
+)
+def test_errors_are_told_from_states(body, expected):
+    """An error inside a 200 is an error; a failed generation is a state."""
+    assert error_of(body) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"code": "task_not_exist", "message": "", "data": None}, True),
+        ({"error": {"message": "task_origin_not_exist"}}, True),
+        ({"data": {"status": "task_not_exist"}}, True),
+        ({"error": {"message": "model does not exist"}}, False),
+        ({"status": "QUEUED"}, False),
+        (None, False),
+    ],
+)
+def test_an_unknown_id_is_recognised_in_every_form(body, expected):
+    """As a code, in a message, and as a state."""
+    assert says_not_visible(body) is expected
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"id": ""}, {"id": True}, {"id": 0}, {"data": " "}, {"task_id": None}, "x", None]
+)
+def test_no_id_is_made_up(body):
+    """A reply without an id is an uncertain submission, not a task."""
+    assert read_task_id(body) is None

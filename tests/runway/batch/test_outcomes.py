@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of an item is told as it is, and what it means for the others is decided."""
+
+import pytest
+
+from prefect_cometapi.runway import (
+    AuthenticationError,
+    CometAPIError,
+    GenerationFailed,
+    GenerationResult,
+    ImageToVideoRequest,
+    InvalidRequest,
+    QuotaExceeded,
+    Status,
+    SubmissionUncertain,
+)
+from prefect_cometapi.runway.batch.models import BatchItem, BatchResult, Outcome
+from prefect_cometapi.runway.batch.outcomes import (
+    ended,
+    invalid,
+    not_bought,
+    reason_to_stop,
+    running,
+    stored,
+    waiting,
+)
+from prefect_cometapi.runway.batch.rows import BadRow
+from prefect_cometapi.runway.ledger.budget import Spending
+
+from ..factories import MOMENT, video
+
+ITEM = BatchItem(
+    id="sku-17",
+    key="catalogue/sku-17",
+    request=ImageToVideoRequest(
+        prompt_image="https://example.com/cat.jpg?sig=secret", prompt_text="slow zoom"
+    ),
+)
+
+
+def test_an_item_says_what_it_asks_for_from_the_start():
+    """Its key, route, model and words; not the address of its source, which may be signed."""
+    asked = waiting(ITEM)
+    assert (asked.id, asked.key, asked.outcome) == ("sku-17", "catalogue/sku-17", Outcome.WAITING)
+    assert (asked.route, asked.model, asked.prompt) == (
+        "image_to_video",
+        "gen3a_turbo",
+        "slow zoom",
+    )
+    assert "secret" not in asked.model_dump_json()
+    assert running(ITEM) == asked.model_copy(update={"outcome": Outcome.RUNNING})
+
+
+def test_a_stored_item_has_the_facts_of_its_video():
+    """And what it took to get it."""
+    result = GenerationResult(
+        key=ITEM.key,
+        task_id="task-1",
+        status=Status.SUCCEEDED,
+        videos=(video("a", 5.04),),
+        polls=3,
+        waited=61.5,
+        submitted_at=MOMENT,
+    )
+    item = stored(ITEM, result)
+    assert item.outcome is Outcome.STORED
+    assert (item.task_id, item.polls, item.waited) == ("task-1", 3, 61.5)
+    assert (item.uri, item.sha256) == (result.videos[0].uri, result.videos[0].sha256)
+    assert item.billed_seconds == 5.0
+    assert (item.duration, item.submitted_at) == (5.04, MOMENT)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (InvalidRequest("no"), Outcome.FAILED),
+        (GenerationFailed("moderated").about(task_id="task-1"), Outcome.FAILED),
+        (SubmissionUncertain("no answer"), Outcome.UNCERTAIN),
+        (RuntimeError("nobody has thought of this"), Outcome.FAILED),
+    ],
+)
+def test_an_item_without_a_video_says_why(error, outcome):
+    """By the kind of its error and in words; an uncertain one is perhaps billed."""
+    item = ended(ITEM, error)
+    assert (item.outcome, item.error) == (outcome, type(error).__name__)
+    assert item.message
+    assert item.task_id == getattr(error, "task_id", None)
+    assert (item.billed_seconds is not None) == (outcome is Outcome.UNCERTAIN)
+
+
+def test_secrets_of_an_unknown_error_are_hidden():
+    """It may quote an address."""
+    item = ended(ITEM, RuntimeError("GET https://cdn.example.com/a.mp4?_jwt=topsecret failed"))
+    assert "topsecret" not in (item.message or "")
+
+
+def test_an_account_that_cannot_buy_stops_the_batch():
+    """The next request would be refused as well, and the one after it."""
+    for error in (QuotaExceeded("no balance"), AuthenticationError("wrong key")):
+        assert "the account cannot buy any more" in (reason_to_stop(error, 1, None) or "")
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("no"), SubmissionUncertain("?"), ValueError()])
+def test_failures_stop_the_batch_only_beyond_what_the_user_allows(error: CometAPIError):
+    """Without a limit, never."""
+    assert reason_to_stop(error, 10**6, None) is None
+    assert reason_to_stop(error, 3, 3) is None
+    assert "4 items failed, and at most 3 may" in (reason_to_stop(error, 4, 3) or "")
+    assert reason_to_stop(error, 1, 0)
+
+
+def test_each_bad_row_is_one_result_with_all_its_problems():
+    """Also where several have the same id."""
+    rows = [
+        BadRow(row=3, unit="line", id="a", field="duration", problem="5 or 10 seconds, got 7"),
+        BadRow(row=3, unit="line", id="a", field="ratio", problem="write width:height"),
+        BadRow(row=7, unit="line", problem="is no JSON object"),
+        BadRow(row=9, unit="line", id="a", field="id", problem="stands in line 3 already"),
+    ]
+    found = invalid(rows)
+    assert [item.id for item in found] == ["line 3 (a)", "line 7", "line 9 (a)"]
+    assert {item.outcome for item in found} == {Outcome.INVALID}
+    assert found[0].message == "duration: 5 or 10 seconds, got 7; ratio: write width:height"
+    assert found[1].message == "is no JSON object"
+
+
+def test_a_result_counts_its_items():
+    """The sentence is what the run's state says."""
+    results = (
+        waiting(ITEM).model_copy(update={"outcome": Outcome.STORED}),
+        not_bought(ITEM, "too dear"),
+        ended(ITEM, InvalidRequest("no")),
+        ended(ITEM, SubmissionUncertain("?")),
+        *invalid([BadRow(row=1, problem="empty")]),
+    )
+    result = BatchResult(key="catalogue", results=results, spending=Spending(seconds=5.0))
+    assert (result.succeeded, result.failed, result.uncertain, result.not_bought) == (1, 2, 1, 1)
+    assert result.sentence() == "1 stored, 1 failed, 1 uncertain, 1 not bought, 1 invalid"
+    assert result.model_dump()["succeeded"] == 1
+    assert BatchResult.model_validate_json(result.model_dump_json()) == result

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever happens in whatever order, nothing is paid twice and nothing that is paid is lost."""
+
+import asyncio
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from prefect_cometapi.runway import (
+    CometAPIError,
+    Entry,
+    InvalidRequest,
+    KeyConflict,
+    Ledger,
+    LedgerUnavailable,
+    State,
+    SubmissionUncertain,
+)
+from prefect_cometapi.runway.ledger import purchase
+from prefect_cometapi.runway.ledger.entry import MAY_FOLLOW
+from prefect_cometapi.runway.ledger.purchase import Check, Step, attach, buy_once, next_step
+
+from ..factories import dead_holder, intent, put, until
+
+S = State
+KEY = "sku-17"
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+OPEN = {S.INTENDED, S.UNCERTAIN, S.LOST}
+
+
+class Killed(BaseException):
+    """The process of an attempt is no more."""
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A run that wants the generation, and how its ledger treats it."""
+
+    ledger: Ledger
+    number: int
+    resubmit: bool
+    dies_with_claim: bool
+    posted: bool = False
+    accepted: str | None = None
+    trouble: tuple[type[BaseException], bool] | None = None
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    outcome: BaseException | None = None
+    dead: bool = False
+    task: asyncio.Task[object] | None = None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.ledger, name)
+
+    async def add(self, *arguments, **named):
+        made = await self.ledger.add(*arguments, **named)
+        if made and self.dies_with_claim:
+            self.dead = True
+            raise Killed
+        return made
+
+    async def change(self, *arguments, **named):
+        if self.dead:
+            raise Killed
+        kind, after = self.trouble or (None, False)
+        if self.posted and kind and not after:
+            self.dead = kind is Killed
+            raise kind("trouble")
+        changed = await self.ledger.change(*arguments, **named)
+        if self.posted and kind:
+            self.dead = kind is Killed
+            raise kind("trouble")
+        return changed
+
+    async def post(self, _check: Check) -> str:
+        self.posted = True
+        await self.gate.wait()
+        if self.outcome:
+            raise self.outcome
+        assert self.accepted
+        return self.accepted
+
+    @property
+    def is_over(self) -> bool:
+        assert self.task
+        return self.task.done()
+
+
+class OneKey(RuleBasedStateMachine):
+    """Runs, crashes, other machines and a user, all busy with one key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory(dir=MEMORY)
+        self.runner = asyncio.Runner()
+        self.ledger = Ledger(f"sqlite:///{self.folder.name}/ledger.db", patience=0.05)
+        self.attempts: list[Attempt] = []
+        self.accepted: set[str] = set()
+        self.waived: set[str] = set()
+        self.known: dict[str, Entry] = {}
+        self.allowed = 1
+        self.count = 0
+
+    def teardown(self) -> None:
+        self.runner.run(self.end())
+        self.runner.close()
+        self.folder.cleanup()
+
+    async def end(self) -> None:
+        tasks = [attempt.task for attempt in self.attempts if attempt.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.ledger.database.close()
+
+    # What is known
+
+    def look(self) -> None:
+        self.known = {entry.key: entry for entry in self.runner.run(self.ledger.entries())}
+
+    def entry(self) -> Entry | None:
+        return self.known.get(KEY)
+
+    def under_way(self) -> list[Attempt]:
+        return [attempt for attempt in self.attempts if attempt.posted and not attempt.is_over]
+
+    def waiting(self) -> list[Attempt]:
+        return [each for each in self.attempts if not each.is_over and not each.posted]
+
+    def recorded(self) -> set[str | None]:
+        return {entry.task_id for entry in self.known.values()}
+
+    def decided_by_user(self) -> None:
+        """Whatever is not recorded by now and has no run that could tell is the user's loss."""
+        alive = {attempt.accepted for attempt in self.under_way()}
+        self.waived |= self.accepted - self.recorded() - alive
+
+    def settle(self) -> None:
+        """Let every run go on until it ended, sent its request, or rightly waits."""
+
+        async def settled() -> bool:
+            there = await self.ledger.get(KEY)
+            owner = self.owner_of_claim(there)
+            waits = any(each.number == owner for each in self.under_way())
+            return all(each.is_over or each.posted or waits for each in self.attempts)
+
+        waited = self.waiting()
+        self.runner.run(until(settled))
+        self.look()
+        if any(attempt.resubmit and attempt.posted for attempt in waited):
+            self.decided_by_user()  # a second charge was accepted in advance
+        for attempt in self.attempts:
+            assert attempt.task
+            if attempt.is_over and not attempt.task.cancelled():
+                error = attempt.task.exception()
+                assert error is None or isinstance(error, CometAPIError | Killed), error
+
+    # Runs
+
+    @precondition(lambda self: len(self.under_way()) < 3 and not self.waiting())
+    @rule(resubmit=st.booleans(), dies=st.sampled_from([False, False, False, True]))
+    def a_run_starts(self, resubmit: bool, dies: bool) -> None:
+        self.count += 1
+        self.allowed += resubmit
+        attempt = Attempt(self.ledger, self.count, resubmit, dies)
+
+        async def start() -> None:
+            attempt.task = asyncio.create_task(
+                buy_once(
+                    attempt,  # pyright: ignore[reportArgumentType] -- it stands in for a ledger
+                    intent(KEY),
+                    attempt.post,
+                    run=f"run {attempt.number}",
+                    resubmit_as=f"run {attempt.number}" if resubmit else None,
+                )
+            )
+
+        self.runner.run(start())
+        self.attempts.append(attempt)
+        self.settle()
+
+    @precondition(lambda self: self.under_way())
+    @rule(
+        which=st.integers(0, 2),
+        accepted=st.booleans(),
+        outcome=st.sampled_from(["answer", "answer", "answer", "none", "cancelled", "killed"]),
+        trouble=st.none() | st.tuples(st.sampled_from([Killed, LedgerUnavailable]), st.booleans()),
+    )
+    def a_request_ends(self, which, accepted, outcome, trouble) -> None:
+        attempt = self.under_way()[which % len(self.under_way())]
+        assert attempt.task
+        there = self.entry()
+        if accepted:
+            attempt.accepted = f"task-{attempt.number}"
+            self.accepted.add(attempt.accepted)
+        attempt.trouble = trouble
+        is_refusal = outcome == "answer" and not accepted
+        if is_refusal:
+            attempt.outcome = InvalidRequest("no")
+            self.allowed += 1
+        elif outcome == "none":
+            attempt.outcome = SubmissionUncertain("no answer")
+        elif outcome == "killed":
+            attempt.outcome, attempt.dead = Killed(), True
+        if outcome == "cancelled":
+            attempt.task.cancel()
+        attempt.gate.set()
+
+        async def over() -> None:
+            assert attempt.task
+            with suppress(CometAPIError, Killed, asyncio.CancelledError):
+                await attempt.task
+
+        self.runner.run(over())
+        spoke = outcome == "answer" and trouble is None
+        if accepted and not spoke and not (there and there.state in OPEN):
+            self.waived.add(f"task-{attempt.number}")  # nobody is left who could tell of it
+        if accepted and not spoke and attempt.number != self.owner_of_claim(there):
+            self.waived.add(f"task-{attempt.number}")
+        self.settle()
+
+    def owner_of_claim(self, there) -> int | None:
+        """Which run made the claim that stands in the ledger."""
+        if there is None or there.holder is None or "|run " not in there.holder:
+            return None
+        return int(there.holder.partition("|run ")[2].partition("#")[0])
+
+    @precondition(lambda self: self.waiting())
+    @rule()
+    def a_waiting_run_is_cancelled(self) -> None:
+        (waiting,) = self.waiting()
+        assert waiting.task
+        waiting.task.cancel()
+        self.settle()
+
+    @precondition(lambda self: self.entry() is None)
+    @rule()
+    def a_process_is_killed_between_its_claim_and_its_request(self) -> None:
+        self.runner.run(put(self.ledger, S.INTENDED, KEY, holder=dead_holder(), attempts=1))
+        self.look()
+
+    @rule()
+    def another_machine_takes_the_run_for_dead(self) -> None:
+        there = self.entry()
+        if there and there.state is S.INTENDED:
+            change = self.ledger.change(KEY, S.UNCERTAIN, seen=there, holder=None)
+            assert self.runner.run(change)
+            self.settle()
+
+    # Upstream and the user
+
+    @rule(state=st.sampled_from([S.LOST, S.RELEASED, S.ABANDONED]))
+    def the_user_decides(self, state: State) -> None:
+        there = self.entry()
+        if there is None or there.state not in MAY_FOLLOW[state]:
+            return
+        if state is S.RELEASED:
+            self.allowed += 1
+            self.decided_by_user()
+            self.waived.add(there.task_id or "")
+        assert self.runner.run(self.ledger.change(KEY, state))
+        self.settle()
+
+    @rule(number=st.integers(0, 20), known=st.booleans())
+    def the_user_adopts_an_id(self, number: int, known: bool) -> None:
+        there = self.entry()
+        if there and there.state is S.INTENDED and self.runner.run(self.ledger.is_living(there)):
+            return
+        missing = sorted(self.accepted - self.recorded())
+        task_id = missing[0] if known and missing else f"other-{number}"
+        self.accepted.add(task_id)
+        try:
+            self.runner.run(attach(self.ledger, intent(KEY), task_id))
+        except KeyConflict:
+            self.waived.add(task_id)
+        else:
+            self.decided_by_user()
+        self.settle()
+
+    @rule(state=st.sampled_from([S.SUCCEEDED, S.STORED, S.FAILED, S.CANCELLED]))
+    def it_ends_upstream(self, state: State) -> None:
+        there = self.entry()
+        if there and there.task_id and there.state in MAY_FOLLOW[state] - {S.RELEASED}:
+            assert self.runner.run(self.ledger.change(KEY, state, bought=there.task_id))
+            self.look()
+
+    # What holds at any time
+
+    @invariant()
+    def every_request_was_allowed(self) -> None:
+        """One, and one more after each refusal, each release and each accepted second charge."""
+        assert sum(attempt.posted for attempt in self.attempts) <= self.allowed
+
+    @invariant()
+    def no_accepted_id_is_lost(self) -> None:
+        """It is in the ledger, or a run is about to tell it, or the key is in doubt."""
+        alive = {attempt.accepted for attempt in self.under_way()}
+        lost = self.accepted - self.recorded() - alive - self.waived
+        there = self.entry()
+        assert not lost or (there and there.state in OPEN), (lost, there)
+
+    @invariant()
+    def what_is_bought_has_an_id(self) -> None:
+        """And what is in doubt has none."""
+        for entry in self.known.values():
+            if entry.state in OPEN:
+                assert entry.task_id is None
+            elif not entry.is_free():
+                assert entry.task_id
+
+
+QUICK = settings(
+    max_examples=50,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+def test_nothing_is_paid_twice_and_nothing_is_lost_in_any_order(monkeypatch):
+    """Runs that cross, crash and are cancelled, with other machines and a user in between."""
+    monkeypatch.setattr(purchase, "LOOK_AGAIN", 0.002)
+    run_state_machine_as_test(OneKey, settings=QUICK)
+
+
+def test_a_purchase_without_leave_is_noticed(monkeypatch):
+    """If a doubt were taken for a refusal, the test above would fail."""
+
+    def reckless(entry, *arguments, **named):
+        step = next_step(entry, *arguments, **named)
+        doubt = isinstance(step, SubmissionUncertain) and entry.state is S.UNCERTAIN
+        return Step.BUY if doubt else step
+
+    monkeypatch.setattr(purchase, "LOOK_AGAIN", 0.002)
+    monkeypatch.setattr(purchase, "next_step", reckless)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(
+            OneKey, settings=settings(QUICK, max_examples=400, phases=[Phase.generate])
+        )

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ledger's disk that is full, read-only, gone or damaged: nothing is bought that it cannot keep.
+
+Full disks are real file systems that have no room left.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import random
+import shutil
+import sqlite3
+import sys
+import tempfile
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_cometapi.runway import Ledger, LedgerUnavailable, State, SubmissionUncertain
+from prefect_cometapi.runway.ledger.entry import Kind
+from prefect_cometapi.runway.ledger.purchase import buy_once, working_on
+
+from ..factories import Service, Told, buy, finished, intent, put, until
+
+S = State
+NOBODY = 65534
+PAGE = 4096
+
+HAS_ITS_TURN = """
+import asyncio, sys
+from prefect_cometapi.runway import Ledger
+from prefect_cometapi.runway.ledger.purchase import working_on
+
+async def work():
+    async with working_on(Ledger(sys.argv[1], lease=0.3), "before", "another") as entry:
+        assert "|another" in entry.holder
+
+asyncio.run(work())
+"""
+
+
+@pytest.fixture
+async def on_disk(small_disk):
+    """A disk, and a ledger in use that lies on it."""
+    disk = small_disk(1000)
+    ledger = Ledger(f"sqlite:///{disk.folder}/ledger.db")
+    await put(ledger, S.SUBMITTED, "before", task_id="t")
+    yield disk, ledger
+    await ledger.database.close()
+
+
+async def test_a_new_ledger_on_a_full_disk_stops_before_anything_is_sent(small_disk):
+    """The error says what helps; once there is room, the same ledger works."""
+    disk, service = small_disk(1000), Service()
+    disk.fill()
+    ledger = Ledger(f"sqlite:///{disk.folder}/ledger.db")
+    with pytest.raises(LedgerUnavailable, match="is full; make room on its disk") as caught:
+        await buy(ledger, service)
+    assert "nothing was charged" in str(caught.value)
+    assert service.posts == 0
+    disk.make_room()
+    assert (await buy(ledger, service)).task_id == "task-1"
+    await ledger.database.close()
+
+
+def refusals_of(ledger: Ledger, monkeypatch) -> asyncio.Event:
+    """Set when a change is refused from now on."""
+    change, refused = ledger.change, asyncio.Event()
+
+    async def watched(*arguments, **named):
+        try:
+            return await change(*arguments, **named)
+        except LedgerUnavailable:
+            refused.set()
+            raise
+
+    monkeypatch.setattr(ledger, "change", watched)
+    return refused
+
+
+async def test_an_id_that_finds_the_disk_full_is_recorded_as_soon_as_there_is_room(
+    on_disk, monkeypatch
+):
+    """It was paid for, so it is tried again, and nobody has to be told."""
+    disk, ledger = on_disk
+    service, told = Service().silent(), Told()
+    buying = asyncio.create_task(buy(ledger, service, warn=told))
+    await service.asked.wait()
+    disk.fill()
+    refused = refusals_of(ledger, monkeypatch)
+    service.answer.set()
+    await refused.wait()
+    disk.make_room()
+    assert (await buying).task_id == "task-1"
+    assert (await ledger.get("sku-17")).task_id == "task-1"
+    assert told == []
+
+
+async def test_an_id_that_a_full_disk_keeps_refusing_is_told_and_never_bought_again(on_disk):
+    """The run goes on with it, the words say how to record it, and the key is in doubt."""
+    disk, ledger = on_disk
+    ledger.database.patience = 0.3
+    service, told = Service().silent(), Told()
+    buying = asyncio.create_task(buy(ledger, service, wish=intent("sku 17"), warn=told))
+    await service.asked.wait()
+    disk.fill()
+    service.answer.set()
+    bought = await buying
+    assert (bought.state, bought.task_id) == (S.SUBMITTED, "task-1")
+    (words,) = told
+    assert "disk is full" in words
+    assert "prefect-cometapi ledger adopt 'sku 17' task-1" in words
+    with pytest.raises(LedgerUnavailable):
+        await buy(ledger, service, wish=intent("sku 17"))
+    disk.make_room()
+    with pytest.raises(SubmissionUncertain):
+        await buy(ledger, service, wish=intent("sku 17"))
+    assert await ledger.finished(bought.submission(), finished())  # what the run does at its end
+    assert (await buy(ledger, service, wish=intent("sku 17"))).task_id == "task-1"
+    assert service.posts == 1
+
+
+async def test_a_lease_that_a_full_disk_does_not_release_lapses(on_disk):
+    """The work ends as it did, and another process has its turn, though this one still lives."""
+    disk, _ = on_disk
+    url = f"sqlite:///{disk.folder}/ledger.db"
+    ledger: Any = Ledger(url, lease=0.3)
+    async with working_on(ledger, "before", "run") as entry:
+        assert entry
+        disk.fill()
+    disk.make_room()
+    assert (await ledger.get("before")).holder == entry.holder
+    other = await asyncio.create_subprocess_exec(sys.executable, "-c", HAS_ITS_TURN, url)
+    async with asyncio.timeout(20):
+        assert await other.wait() == 0
+    await ledger.database.close()
+
+
+async def test_a_claim_whose_lease_could_not_be_renewed_is_not_bought_again(on_disk):
+    """On a disk that is full for longer than a lease, whoever wants the same waits for it."""
+    disk, _ = on_disk
+    url = f"sqlite:///{disk.folder}/ledger.db"
+    ledger = Ledger(url, lease=0.3)
+    elsewhere: Any = Ledger(url)
+    service = Service().silent()
+    buying = asyncio.create_task(buy(ledger, service))
+    await service.asked.wait()
+    disk.fill()
+
+    async def lapsed() -> bool:
+        return (await elsewhere.get("sku-17")).lease_left < 0
+
+    async def is_renewed() -> bool:
+        return not await lapsed()
+
+    await until(lapsed)
+    disk.make_room()
+    wanting = asyncio.create_task(buy(elsewhere, service))
+    await until(is_renewed)
+    service.answer.set()
+    assert (await buying).task_id == (await wanting).task_id == "task-1"
+    assert service.posts == 1
+    for each in (ledger, elsewhere):
+        await each.database.close()
+
+
+async def test_a_disk_that_may_only_be_read_stops_before_anything_is_sent(on_disk):
+    """As after an error of the disk; once it can be written, the same ledger works."""
+    disk, ledger = on_disk
+    service = Service()
+    await ledger.database.close()
+    disk.only_read(True)
+    with pytest.raises(LedgerUnavailable, match="let it be written"):
+        await buy(ledger, service)
+    assert service.posts == 0
+    disk.only_read(False)
+    assert (await buy(ledger, service)).task_id == "task-1"
+
+
+def test_a_file_that_could_only_be_read_for_a_while_is_written_again():
+    """A process that lives for weeks does not have to be started anew."""
+    reader, writer = multiprocessing.Pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        file, service = Path(folder) / "ledger.db", Service()
+        ledger = Ledger(f"sqlite:///{file}")
+        asyncio.run(put(ledger, S.SUBMITTED, "before", task_id="t"))
+        asyncio.run(ledger.database.close())
+
+        async def work() -> None:
+            again = Ledger(f"sqlite:///{file}")
+            file.chmod(0o400)
+            with pytest.raises(LedgerUnavailable, match="readonly database; let it be written"):
+                await buy(again, service)
+            assert service.posts == 0
+            for each in Path(folder).glob("ledger.db*"):
+                each.chmod(0o600)
+            writer.send((await buy(again, service)).task_id)
+
+        def child() -> None:
+            file.chmod(0o400)
+            if os.access(file, os.W_OK):  # root may write anywhere, unless a container forbids it
+                for path in (Path(folder), *Path(folder).glob("ledger.db*")):
+                    os.chown(path, NOBODY, -1)
+                os.setegid(NOBODY)
+                os.seteuid(NOBODY)
+            asyncio.run(work())
+
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(30)
+        assert reader.poll(0)
+        assert reader.recv() == "task-1"
+
+
+@pytest.fixture
+async def in_use(tmp_path):
+    """A ledger that is in use, in a folder of its own."""
+    folder = tmp_path / "books"
+    ledger = Ledger(f"sqlite:///{folder}/ledger.db")
+    await put(ledger, S.SUBMITTED, "before", task_id="t")
+    yield folder, ledger
+    await ledger.database.close()
+
+
+@pytest.mark.parametrize("key", ["before", "sku-17"])
+async def test_a_ledger_that_was_deleted_while_in_use_buys_nothing(in_use, key):
+    """What is written into a file that has no name any more, nobody would ever read again."""
+    folder, ledger = in_use
+    service = Service()
+    shutil.rmtree(folder)
+    for _ in range(2):
+        with pytest.raises(LedgerUnavailable, match="was deleted or moved away") as caught:
+            await buy(ledger, service, wish=intent(key))
+        assert str(folder) in caught.value.what
+        assert "nothing was charged" in str(caught.value)
+    assert service.posts == 0
+    assert not folder.exists()  # no empty one in its place, which would have forgotten everything
+
+
+async def test_a_ledger_that_comes_back_is_used_again(in_use, tmp_path):
+    """As it was: a disk that was taken away for a moment, and mounted again."""
+    folder, ledger = in_use
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(LedgerUnavailable):
+        await ledger.get("before")
+    (tmp_path / "elsewhere").rename(folder)
+    assert (await ledger.get("before")).task_id == "t"
+
+
+async def test_a_backup_that_is_put_in_place_while_in_use_is_what_counts(in_use):
+    """All processes read the same file from then on."""
+    folder, ledger = in_use
+    backup = folder / "backup.db"
+    with sqlite3.connect(folder / "ledger.db") as source, sqlite3.connect(backup) as copy:
+        source.backup(copy)
+    await put(ledger, S.SUBMITTED, "after", task_id="t2")
+    for left in folder.glob("ledger.db-*"):
+        left.unlink()
+    backup.rename(folder / "ledger.db")
+    assert await ledger.get("after") is None
+    assert (await ledger.get("before")).task_id == "t"
+
+
+async def test_a_ledger_that_is_deleted_before_the_id_comes_leaves_it_with_the_run(in_use):
+    """The warning has the id and the place, and no ledger without it is begun."""
+    folder, ledger = in_use
+    ledger.database.patience = 0.3
+    service, told = Service().silent(), Told()
+    buying = asyncio.create_task(buy(ledger, service, warn=told))
+    await service.asked.wait()
+    shutil.rmtree(folder)
+    service.answer.set()
+    assert (await buying).task_id == "task-1"
+    assert "was deleted or moved away" in told[0]
+    assert "ledger adopt sku-17 task-1" in told[0]
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("damage", ["zeros", "noise", "half noise"])
+async def test_a_damaged_page_never_makes_a_key_look_free(tmp_path, damage):
+    """Whichever it is: the key is found, or the error tells what to do, and nothing is bought."""
+    path, dice = tmp_path / "ledger.db", random.Random(damage)
+    ledger = Ledger(f"sqlite:///{path}")
+    for number in range(40):
+        await put(ledger, S.SUBMITTED, f"k{number}", task_id=f"t{number}")
+    await ledger.database.close()
+    whole, service, told = path.read_bytes(), Service(), set()
+    for start in range(0, len(whole), PAGE):
+        page = bytes(PAGE) if damage == "zeros" else dice.randbytes(PAGE)
+        kept = PAGE // 2 if damage == "half noise" else 0
+        bad = whole[start : start + kept] + page[kept:]
+        path.write_bytes(whole[:start] + bad + whole[start + PAGE :])
+        damaged = Ledger(f"sqlite:///{path}")
+        for number in range(0, 40, 4):
+            try:
+                found = await buy_once(damaged, intent(f"k{number}"), service.post, run="r")
+            except LedgerUnavailable as error:
+                told.add(error.what.partition("; ")[2])
+            else:
+                assert found.task_id == f"t{number}"
+        await damaged.database.close()
+    assert service.posts == 0
+    (advice,) = told
+    assert advice == "put a backup in its place, and do not delete it: it tells what was bought"
+
+
+async def test_an_entry_with_damaged_words_is_told_without_them(file_ledger, tmp_path):
+    """A flipped bit in a text is not noticed by the database; the entry is not guessed at."""
+    await put(file_ledger, S.SUBMITTED, task_id="t")
+    service = Service()
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute("UPDATE cometapi_generations SET state = 'submytted'")
+    with pytest.raises(LedgerUnavailable, match="is damaged: state\n") as caught:
+        await buy(file_ledger, service)
+    assert "do not delete it" in str(caught.value)
+    assert "may be bought" in str(caught.value)
+    assert "submytted" not in str(caught.value)
+    assert service.posts == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("outputs", "'[cut off'"),
+        ("videos", "x'ff'"),
+        ("request", "17"),
+        ("request", """CAST(x'7b2261223a22ff227d' AS TEXT)"""),
+        ("created_at", "'2026-02-31 10:00:00'"),
+        ("finished_at", "17"),
+        ("note", "CAST(x'ff' AS TEXT)"),
+    ],
+)
+async def test_an_entry_that_cannot_even_be_decoded_holds_up_no_other(
+    file_ledger, tmp_path, column, value
+):
+    """It is told by its key; the others are still found, and finished."""
+    await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
+    await put(file_ledger, S.SUBMITTED, "good", task_id="t2")
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute(f"UPDATE cometapi_generations SET {column} = {value} WHERE key = 'odd'")
+    damaged: list[LedgerUnavailable] = []
+    found = await file_ledger.entries(tell=damaged.append)
+    assert [entry.key for entry in found] == ["good"]
+    (told,) = damaged
+    assert f"the row of key 'odd' is damaged: {column}" in told.what
+    with pytest.raises(LedgerUnavailable, match="is damaged"):
+        await file_ledger.get("odd")
+
+
+async def test_a_row_whose_state_is_none_is_told_to_who_looks_for_any(file_ledger, tmp_path):
+    """Whoever finishes what was bought would never see it otherwise."""
+    await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
+    await put(file_ledger, S.SUBMITTED, "good", task_id="t2")
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute("UPDATE cometapi_generations SET state = 'submytted' WHERE key = 'odd'")
+    damaged: list[LedgerUnavailable] = []
+    found = await file_ledger.entries(states=[S.SUBMITTED], tell=damaged.append)
+    assert [entry.key for entry in found] == ["good"]
+    (told,) = damaged
+    assert "the row of key 'odd' is damaged: state" in told.what
+
+
+async def test_a_key_that_cannot_be_decoded_is_told_as_it_is(file_ledger, tmp_path):
+    """So that whoever mends it finds it."""
+    await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute("UPDATE cometapi_generations SET key = CAST(x'ff6f' AS TEXT)")
+    with pytest.raises(LedgerUnavailable, match=r"xffo.* is damaged: key"):
+        await file_ledger.entries()
+
+
+async def test_how_long_generations_took_is_told_without_those_whose_times_are_damaged(
+    file_ledger, tmp_path
+):
+    """The others still tell when to ask for the next one."""
+    now = datetime.now(UTC)
+    for key in ("odd", "good"):
+        await put(file_ledger, S.STORED, key, submitted_at=now, finished_at=now)
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute("UPDATE cometapi_generations SET finished_at = '?' WHERE key = 'odd'")
+    wanted = intent()
+    assert wanted.route
+    assert wanted.model
+    kind = Kind(wanted.base_url, wanted.route, wanted.model, None)
+    assert len(await file_ledger.durations(kind, 10)) == 1

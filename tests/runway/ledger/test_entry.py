@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An entry of the ledger tells what was bought, and no change of it lets money be spent twice."""
+
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_cometapi.runway import (
+    Entry,
+    GenerationCancelled,
+    GenerationFailed,
+    State,
+    Status,
+    SubmissionUncertain,
+)
+from prefect_cometapi.runway.ledger.entry import MAY_FOLLOW, UNFINISHED, conflict
+from prefect_cometapi.runway.models.generation import AssetURL
+
+from ..factories import BASE, MOMENT, SIGNED, entry, intent, video
+
+S = State
+ENDS = {S.SUCCEEDED, S.STORED, S.FAILED, S.CANCELLED}
+BOUGHT = {S.SUBMITTED, S.SUCCEEDED, S.STORED, S.FAILED, S.CANCELLED, S.ABANDONED}
+FREE = {S.REJECTED, S.RELEASED}
+AFTER = {state: {next_ for next_ in S if state in MAY_FOLLOW[next_]} for state in S}
+DRAWN = [
+    (S.INTENDED, S.SUBMITTED),
+    (S.SUBMITTED, S.SUCCEEDED),
+    (S.SUCCEEDED, S.STORED),
+    (S.SUBMITTED, S.FAILED),
+    (S.SUBMITTED, S.CANCELLED),
+    (S.SUBMITTED, S.ABANDONED),
+    (S.INTENDED, S.REJECTED),
+    (S.INTENDED, S.UNCERTAIN),
+    (S.UNCERTAIN, S.SUBMITTED),
+    (S.UNCERTAIN, S.LOST),
+    (S.UNCERTAIN, S.RELEASED),
+]
+"""The arrows in the picture at the top of the module."""
+
+fingerprints = st.sampled_from([None, "a" * 64, "b" * 64])
+bodies = st.none() | st.dictionaries(st.sampled_from("abc"), st.integers(0, 2))
+wishes = st.builds(
+    lambda base, fingerprint, body, route: intent(
+        base_url=base, fingerprint=fingerprint, request=body, route=route
+    ),
+    st.sampled_from([BASE, "https://other.example.com"]),
+    fingerprints,
+    bodies,
+    st.sampled_from(["image_to_video", "video_to_video"]),
+)
+ids = st.sampled_from([None, "task-1", "task-2"])
+
+
+def reached_from(states: set[State], without: set[State]) -> set[State]:
+    """Every state that changes lead to, if they do not pass through some."""
+    found, edge = set(states), set(states)
+    while edge:
+        edge = {next_ for state in edge for next_ in AFTER[state] - without} - found
+        found |= edge
+    return found
+
+
+@pytest.mark.parametrize(("before", "after"), DRAWN)
+def test_every_change_of_the_picture_may_happen(before, after):
+    """A generation can be bought, fail, be stored and be decided about."""
+    assert after in AFTER[before]
+
+
+def test_every_change_that_may_happen_is_one_of_these():
+    """None is added by accident; each line is what may come after a state."""
+    open_ = {S.SUBMITTED, S.RELEASED, S.LOST} | ENDS
+    assert {
+        S.INTENDED: {S.SUBMITTED, S.REJECTED, S.UNCERTAIN} | ENDS,
+        S.SUBMITTED: {S.SUBMITTED, S.ABANDONED} | ENDS,
+        S.SUCCEEDED: {S.ABANDONED} | ENDS,
+        S.STORED: {S.STORED},
+        S.FAILED: {S.FAILED, S.RELEASED, S.SUCCEEDED, S.STORED},
+        S.CANCELLED: {S.CANCELLED, S.RELEASED, S.SUCCEEDED, S.STORED},
+        S.REJECTED: {S.INTENDED, S.SUBMITTED},
+        S.UNCERTAIN: {S.INTENDED} | open_,
+        S.LOST: open_,
+        S.RELEASED: {S.INTENDED, S.SUBMITTED, S.RELEASED},
+        S.ABANDONED: {S.SUBMITTED, S.ABANDONED} | ENDS,
+    } == AFTER
+
+
+def test_what_is_bought_is_never_bought_again_unless_the_user_says_so():
+    """From an id there is no way to a new submission that does not pass the user's release."""
+    assert S.INTENDED not in reached_from(BOUGHT, without={S.RELEASED})
+    assert S.INTENDED in reached_from(BOUGHT, without=set())
+
+
+def test_what_is_bought_and_goes_on_cannot_be_released():
+    """Only what upstream has ended badly can make room for another submission."""
+    going_on = {S.SUBMITTED, S.SUCCEEDED, S.STORED, S.ABANDONED}
+    found = reached_from(going_on, without={S.FAILED, S.CANCELLED})
+    assert found & {*FREE, S.INTENDED, S.UNCERTAIN, S.LOST} == set()
+
+
+def test_what_may_have_been_bought_is_never_taken_for_rejected():
+    """Once it is uncertain, no later change says that certainly nothing was sent."""
+    assert S.REJECTED not in reached_from({S.UNCERTAIN, S.LOST}, without={S.INTENDED})
+
+
+def test_what_was_given_up_is_sent_again_only_after_a_release():
+    """A lost submission does not become a new one by itself."""
+    assert S.INTENDED not in reached_from({S.LOST}, without={S.RELEASED})
+
+
+def test_what_is_stored_stays_stored():
+    """A delivered video is not undone by a late word from upstream."""
+    assert AFTER[S.STORED] == {S.STORED}
+
+
+@given(walk=st.lists(st.sampled_from(State), max_size=40))
+def test_submissions_of_one_key_are_counted_by_their_causes(walk):
+    """However changes arrive, each further claim has a rejection, a doubt or a release before."""
+    state, causes, claims = S.INTENDED, 0, 0
+    for wanted in walk:
+        if state not in MAY_FOLLOW[wanted]:
+            continue
+        claims += wanted is S.INTENDED
+        causes += state in {*FREE, S.UNCERTAIN} and wanted is S.INTENDED
+        state = wanted
+    assert claims == causes
+
+
+def test_what_is_unfinished_is_bought_and_not_delivered():
+    """That is what is collected later."""
+    assert set(UNFINISHED) == BOUGHT - {S.STORED, S.FAILED, S.CANCELLED, S.ABANDONED}
+
+
+@given(wish=wishes, state=st.sampled_from(State), task_id=ids)
+def test_the_same_request_agrees_with_its_own_entry(wish, state, task_id):
+    """A run that is repeated finds its generation, whatever became of it."""
+    known = entry(state, task_id=task_id, **wish.model_dump(exclude={"key"}))
+    assert conflict(known, wish, task_id) is None
+
+
+@given(wish=wishes, other=wishes, state=st.sampled_from(sorted(FREE)), task_id=ids)
+def test_a_free_key_agrees_with_every_request(wish, other, state, task_id):
+    """Nothing is bought under it, so it may be used for anything."""
+    known = entry(state, task_id=task_id, **wish.model_dump(exclude={"key"}))
+    assert conflict(known, other, "task-3") is None
+
+
+@given(wish=wishes, other=wishes, state=st.sampled_from(sorted(set(S) - FREE)))
+def test_another_request_under_a_taken_key_is_refused(wish, other, state):
+    """Another service or another body is another video; the clash is told, not hidden."""
+    known = entry(state, **wish.model_dump(exclude={"key"}))
+    clash = conflict(known, other)
+    same_body = None in {wish.fingerprint, other.fingerprint} or (
+        wish.fingerprint == other.fingerprint
+    )
+    assert (clash is None) == (same_body and wish.base_url == other.base_url)
+
+
+def test_a_conflict_names_the_fields_that_differ():
+    """And no others, so that a typo is found at once."""
+    other = intent(
+        fingerprint="b" * 64,
+        route="video_to_video",
+        request={"promptText": "slow zoom", "duration": 10, "seed": 7},
+    )
+    clash = conflict(entry(S.SUBMITTED, task_id="task-1"), other)
+    assert clash
+    assert "route was 'image_to_video', is 'video_to_video'" in clash.what
+    assert "duration was 5, is 10" in clash.what
+    assert "seed was None, is 7" in clash.what
+    assert "promptText" not in clash.what
+    assert "base URL" not in clash.what
+
+
+def test_a_conflict_that_no_field_shows_is_told_by_the_hashes():
+    """Two pictures may look alike once they are shortened."""
+    clash = conflict(entry(S.SUBMITTED), intent(fingerprint="b" * 64))
+    assert clash
+    assert "request was 'aaaaaaaaaaaa', is 'bbbbbbbbbbbb'" in clash.what
+
+
+def test_an_id_does_not_take_the_place_of_another():
+    """A key stands for one generation."""
+    clash = conflict(entry(S.SUBMITTED, task_id="task-1"), intent(), "task-2")
+    assert clash
+    assert clash.what.endswith("task id was 'task-1', is 'task-2'")
+
+
+def test_a_request_is_refused_under_the_key_of_an_attached_id():
+    """Which request that id was bought with is not known, so it is not taken for this one."""
+    known = entry(S.SUBMITTED, task_id="task-1", fingerprint=None, request=None, route=None)
+    clash = conflict(known, intent())
+    assert clash
+    assert "request was 'unknown', is 'another'" in clash.what
+    assert conflict(known, intent(), "task-1") is None
+    assert conflict(known, intent(fingerprint=None, request=None)) is None
+
+
+@pytest.mark.parametrize("state", State)
+def test_an_entry_with_an_id_is_a_submission(state):
+    """With all that is known of it, and its time of submission or else of being recorded."""
+    known = entry(state, task_id="task-1")
+    assert known.submission().submitted_at == MOMENT
+    later = MOMENT + timedelta(seconds=5)
+    submission = known.model_copy(update={"submitted_at": later}).submission()
+    assert submission.submitted_at == later
+    assert (submission.key, submission.task_id) == ("sku-17", "task-1")
+    assert (submission.route, submission.model) == ("image_to_video", "gen4_turbo")
+    assert submission.request == {"promptText": "slow zoom", "duration": 5}
+    assert submission.fingerprint == "a" * 64
+
+
+def test_an_entry_without_an_id_is_none():
+    """It was perhaps bought; the error tells its key."""
+    with pytest.raises(SubmissionUncertain, match="knows no id") as caught:
+        entry(S.UNCERTAIN).submission()
+    assert caught.value.key == "sku-17"
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("task_id", [None, "task-1"])
+def test_only_a_success_counts_as_finished(state, task_id):
+    """With its id, its polls and its time; nothing else can be fetched."""
+    known = entry(
+        state,
+        task_id=task_id,
+        polls=7,
+        submitted_at=MOMENT,
+        finished_at=MOMENT + timedelta(seconds=90),
+        outputs=(AssetURL(SIGNED),),
+    )
+    found = known.finished()
+    if task_id is None or state not in {S.SUCCEEDED, S.STORED}:
+        assert found is None
+    else:
+        assert found
+        assert (found.polls, found.waited) == (7, 90.0)
+        assert found.generation.task_id == "task-1"
+        assert found.generation.status is Status.SUCCEEDED
+
+
+def test_the_wait_is_counted_from_the_submission_to_the_end():
+    """Zero as long as one of them is not known, and where the clocks disagree."""
+    later = MOMENT + timedelta(seconds=12.3456)
+    assert entry(S.SUBMITTED, submitted_at=MOMENT).waited == 0.0
+    assert entry(S.SUCCEEDED, finished_at=later).waited == 0.0
+    assert entry(S.SUCCEEDED, submitted_at=MOMENT, finished_at=later).waited == 12.3456
+    assert entry(S.SUCCEEDED, submitted_at=later, finished_at=MOMENT).waited == 0.0
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        (S.SUBMITTED, Status.PENDING),
+        (S.ABANDONED, Status.PENDING),
+        (S.SUCCEEDED, Status.SUCCEEDED),
+        (S.STORED, Status.SUCCEEDED),
+        (S.FAILED, Status.FAILED),
+        (S.CANCELLED, Status.CANCELLED),
+    ],
+)
+def test_a_result_tells_how_far_it_got(state, status):
+    """A flow that does not wait returns what is known."""
+    result = entry(state, task_id="task-1", polls=2).result()
+    assert (result.status, result.videos, result.polls) == (status, (), 2)
+    assert (result.key, result.task_id, result.submitted_at) == ("sku-17", "task-1", MOMENT)
+
+
+def test_a_result_has_the_videos_of_the_place_that_is_asked_for():
+    """One generation may lie in several storages."""
+    known = entry(S.STORED, task_id="task-1", videos={"/a": (video("a"),), "/b": (video("b"),)})
+    assert known.result("/b").videos == (video("b"),)
+    assert known.result("/c").videos == ()
+    assert known.result().videos == ()
+
+
+@pytest.mark.parametrize("state", State)
+def test_an_end_without_a_video_is_an_error_again(state):
+    """With its reason, its code, and which generation it was; nothing else is one."""
+    error = entry(state, task_id="task-1", note="no cats", failure_code="SAFETY").failure()
+    expected = {S.FAILED: GenerationFailed, S.CANCELLED: GenerationCancelled}.get(state)
+    if expected is None:
+        assert error is None
+    else:
+        assert error
+        assert type(error) is expected
+        assert (error.what, error.code) == ("no cats", "SAFETY")
+        assert (error.key, error.task_id) == ("sku-17", "task-1")
+
+
+@pytest.mark.parametrize(("state", "text"), [(S.FAILED, "failed"), (S.CANCELLED, "cancelled")])
+def test_an_end_without_a_reason_says_what_happened(state, text):
+    """An error never has an empty message."""
+    error = entry(state).failure()
+    assert error
+    assert text in error.what
+
+
+def test_an_entry_shows_no_token_of_an_output():
+    """The query of a signed URL is a secret, also in JSON."""
+    known = entry(S.SUCCEEDED, task_id="task-1", outputs=(AssetURL(SIGNED),))
+    for shown in (repr(known), str(known), known.model_dump_json(), str(known.model_dump())):
+        assert "topsecret" not in shown
+        assert "cdn.example.com/out.mp4" in shown
+    again = Entry.model_validate_json(known.model_dump_json())
+    assert again.outputs[0].reveal() is None
+
+
+def test_times_of_an_entry_have_a_zone():
+    """A time without one would be read differently elsewhere."""
+    with pytest.raises(ValueError, match="timezone"):
+        entry(S.SUBMITTED, submitted_at=datetime(2026, 11, 21))  # noqa: DTZ001

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run at a time works on a generation, and whoever is gone keeps nobody waiting."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from prefect_cometapi.runway import GenerationFailed, Ledger, LedgerUnavailable, State
+from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.ledger.purchase import working_on
+
+from ..factories import Told, dead_holder, distant_holder, put
+
+S = State
+
+WORKS_UNTIL_KILLED = """
+import asyncio, sys
+from prefect_cometapi.runway import Ledger
+from prefect_cometapi.runway.ledger.purchase import working_on
+
+async def work():
+    async with working_on(Ledger(sys.argv[1]), "sku-17", "the first run"):
+        print("at work", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(work())
+"""
+
+
+@pytest.fixture
+async def bought(ledger):
+    """A ledger with one generation that was bought."""
+    await put(ledger, S.SUBMITTED, task_id="task-1")
+    return ledger
+
+
+async def test_runs_work_on_a_generation_one_after_the_other(bought):
+    """Of ten that want it at once, each gets it, and never two."""
+    at_work, most, done = 0, 0, []
+
+    async def work(run: str):
+        nonlocal at_work, most
+        async with working_on(bought, "sku-17", run) as entry:
+            assert entry
+            assert entry.holder == holder_name(run)
+            at_work += 1
+            most = max(most, at_work)
+            await asyncio.sleep(0)
+            at_work -= 1
+            done.append(run)
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*[work(f"run {number}") for number in range(10)])
+    assert sorted(done) == sorted(f"run {number}" for number in range(10))
+    assert most == 1
+    assert (await bought.get("sku-17")).holder is None
+
+
+def test_runs_in_threads_with_loops_of_their_own_exclude_each_other(file_url):
+    """As sync tasks work."""
+    ledger, at_work, most = Ledger(file_url), [], []
+    asyncio.run(put(ledger, S.SUBMITTED, task_id="task-1"))
+
+    async def work(run: str):
+        async with working_on(ledger, "sku-17", run):
+            at_work.append(run)
+            most.append(len(at_work))
+            await asyncio.sleep(0.01)
+            at_work.remove(run)
+
+    threads = [
+        threading.Thread(target=lambda run=f"run {number}": asyncio.run(work(run)))
+        for number in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert most == [1, 1, 1, 1]
+    asyncio.run(ledger.database.close())
+
+
+async def test_generations_do_not_wait_for_each_other(ledger):
+    """Each key has its own lease."""
+    for key in ("a", "b"):
+        await put(ledger, S.SUBMITTED, key, task_id=f"task-{key}")
+    async with working_on(ledger, "a", "one") as a, working_on(ledger, "b", "two") as b:
+        assert a
+        assert b
+        assert (a.key, b.key) == ("a", "b")
+
+
+async def test_a_key_that_the_ledger_does_not_know_is_nobodys(ledger):
+    """There is nothing to wait for."""
+    async with working_on(ledger, "unknown", "run") as entry:
+        assert entry is None
+    assert await ledger.get("unknown") is None
+
+
+async def test_who_waits_is_told_once_for_whom(bought):
+    """With the run and its place; then it has its turn."""
+    told, entered = Told(), asyncio.Event()
+
+    async def second():
+        async with working_on(bought, "sku-17", "second", tell=told):
+            entered.set()
+
+    async with working_on(bought, "sku-17", "first"):
+        waiting = asyncio.create_task(second())
+        await told.heard.wait()
+        assert not entered.is_set()
+    async with asyncio.timeout(10):
+        await waiting
+    assert len(told) == 1
+    assert told[0].startswith("waiting for first on ")
+    assert told[0].endswith("which works on this generation")
+
+
+async def test_what_a_killed_process_worked_on_is_taken_over_at_once(ledger_url):
+    """Nobody waits a minute for the lease of a process that was seen to be dead."""
+    ledger = Ledger(ledger_url)
+    await put(ledger, S.SUBMITTED, task_id="task-1")
+    worker = subprocess.Popen(  # noqa: ASYNC220 -- it is killed, not awaited
+        [sys.executable, "-c", WORKS_UNTIL_KILLED, ledger_url], stdout=subprocess.PIPE, text=True
+    )
+    assert worker.stdout
+    assert worker.stdout.readline() == "at work\n"
+    told, entered = Told(), asyncio.Event()
+
+    async def second():
+        async with working_on(ledger, "sku-17", "second", tell=told):
+            entered.set()
+
+    waiting = asyncio.create_task(second())
+    await told.heard.wait()
+    assert "the first run" in told[0]
+    assert not entered.is_set()
+    worker.kill()
+    worker.communicate()
+    killed = time.monotonic()
+    async with asyncio.timeout(10):
+        await waiting
+    assert time.monotonic() - killed < 3
+    await ledger.database.close()
+
+
+async def test_a_lease_of_another_machine_has_to_lapse(hasty):
+    """Whether that process lives cannot be seen from here."""
+    left = await hasty.take("sku-17", distant_holder())
+    began = time.monotonic()
+    async with asyncio.timeout(10), working_on(hasty, "sku-17", "run") as entry:
+        assert entry
+        assert entry.holder == holder_name("run")
+    assert 0.0 < left.lease_left <= 0.5
+    assert time.monotonic() - began >= left.lease_left - 0.05
+
+
+async def test_a_run_may_have_a_generation_several_times_at_once(bought):
+    """The lease ends with the last of its blocks."""
+    async with working_on(bought, "sku-17", "run") as outer:
+        async with working_on(bought, "sku-17", "run") as inner:
+            assert inner
+            assert outer
+            assert inner.holder == outer.holder == holder_name("run")
+        assert (await bought.get("sku-17")).holder == holder_name("run")
+    assert (await bought.get("sku-17")).holder is None
+
+
+async def test_a_step_of_a_run_that_lost_its_lease_waits_for_it_again(hasty):
+    """Another run has it now; what this one holds on paper does not count."""
+    async with working_on(hasty, "sku-17", "run"):
+        await hasty.change("sku-17", S.SUBMITTED, holder=distant_holder())
+        told = Told()
+        async with asyncio.timeout(10), working_on(hasty, "sku-17", "run", tell=told) as again:
+            assert again
+            assert again.holder == holder_name("run")
+        assert "elsewhere on far-away" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (GenerationFailed("no cats"), "no cats"),
+        (ValueError("bug"), "the run ended (ValueError); the generation goes on upstream"),
+        (asyncio.CancelledError(), "the run ended (CancelledError)"),
+        (SystemExit(), "the run ended (SystemExit)"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_who_leaves_with_an_error_leaves_a_note(bought, error, note):
+    """The ledger tells what happened last, and the generation is free for the next."""
+    with pytest.raises(type(error)) as caught:
+        async with working_on(bought, "sku-17", "run"):
+            raise error
+    assert caught.value is error
+    there = await bought.get("sku-17")
+    assert note in there.note
+    assert (there.state, there.holder, there.lease_left) == (S.SUBMITTED, None, None)
+
+
+async def test_who_leaves_without_an_error_leaves_the_note_as_it_is(bought):
+    """There is nothing to tell."""
+    before = await bought.change("sku-17", S.SUBMITTED, note="adopted")
+    async with working_on(bought, "sku-17", "run"):
+        pass
+    assert (await bought.get("sku-17")).note == before.note == "adopted"
+
+
+async def test_an_error_is_not_hidden_by_a_ledger_that_is_gone(bought, monkeypatch):
+    """What the work ended with is told; the lease lapses by itself."""
+
+    async def gone(*_arguments):
+        raise LedgerUnavailable("gone")
+
+    monkeypatch.setattr(bought, "let_go", gone)
+    with pytest.raises(GenerationFailed):
+        async with working_on(bought, "sku-17", "run"):
+            raise GenerationFailed("no cats")
+    async with working_on(bought, "sku-17", "run") as entry:
+        assert entry
+
+
+@pytest.mark.parametrize("state", [S.STORED, S.FAILED, S.CANCELLED])
+async def test_what_has_come_to_its_end_is_not_waited_for(ledger, state):
+    """There is nothing to do any more, whoever still holds it, and his lease is left to him."""
+    await put(ledger, state, task_id="task-1", holder=distant_holder())
+    async with asyncio.timeout(5), working_on(ledger, "sku-17", "run") as entry:
+        assert entry
+        assert (entry.state, entry.holder) == (state, distant_holder())
+    assert (await ledger.get("sku-17")).holder == distant_holder()
+
+
+async def test_an_end_that_comes_while_somebody_waits_ends_the_waiting(bought):
+    """Though the other run still has it."""
+    await bought.take("sku-17", distant_holder())
+    told, states = Told(), []
+
+    async def second():
+        async with working_on(bought, "sku-17", "second", tell=told) as entry:
+            states.append(entry and entry.state)
+
+    waiting = asyncio.create_task(second())
+    await told.heard.wait()
+    await bought.change("sku-17", S.FAILED, bought="task-1")
+    async with asyncio.timeout(10):
+        await waiting
+    assert states == [S.FAILED]
+
+
+async def test_who_is_cancelled_while_waiting_takes_nothing(bought):
+    """The other run keeps its lease, and no note is left."""
+    await bought.take("sku-17", distant_holder())
+    told = Told()
+
+    async def second():
+        async with working_on(bought, "sku-17", "second", tell=told):
+            pytest.fail("it had it")
+
+    waiting = asyncio.create_task(second())
+    await told.heard.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    there = await bought.get("sku-17")
+    assert (there.holder, there.note) == (distant_holder(), "")
+
+
+async def test_a_lease_that_was_lost_is_not_taken_back_on_leaving(hasty):
+    """Whoever has it now keeps it, without a note of somebody else."""
+    async with working_on(hasty, "sku-17", "slow"):
+        await hasty.change("sku-17", S.SUBMITTED, holder=distant_holder())
+    assert (await hasty.get("sku-17")).holder == distant_holder()
+
+
+async def test_a_take_over_happens_once(ledger):
+    """Of many who see that a process is dead, one has what it worked on."""
+    await put(ledger, S.SUBMITTED, task_id="task-1", holder=dead_holder())
+    runs = [holder_name(f"run {number}") for number in range(10)]
+
+    def hold(run: str):
+        return ledger.holding("sku-17", run)
+
+    with hold(runs[0]), hold(runs[1]), hold(runs[2]), hold(runs[3]):
+        taken = await asyncio.gather(*[ledger.take("sku-17", run) for run in runs[:4]])
+    assert len([entry for entry in taken if entry]) == 1
+
+
+async def test_what_a_run_holds_is_found_by_its_name(ledger):
+    """Whichever process it is in; a name in the middle of another does not count."""
+    await put(ledger, S.SUBMITTED, "a", task_id="1", holder="h:1:s:2|run-7")
+    await put(ledger, S.INTENDED, "b", holder=holder_name("run-7#claim"))
+    await put(ledger, S.SUBMITTED, "c", task_id="2", holder=holder_name("other-run-7"))
+    await put(ledger, S.SUBMITTED, "d", task_id="3", holder=holder_name("run%7"))
+    await put(ledger, S.SUBMITTED, "e", task_id="4")
+    assert {entry.key for entry in await ledger.held_by_run("run-7")} == {"a", "b"}
+    assert {entry.key for entry in await ledger.held_by_run("run%7")} == {"d"}

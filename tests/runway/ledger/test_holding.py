@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run keeps what it buys until it has delivered it, and asks the ledger no more than it must."""
+
+import pytest
+
+from prefect_cometapi.runway import GenerationFailed, State
+from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.ledger.purchase import staying_with, working_on
+
+from ..factories import Service, buy, distant_holder, finished, put, video
+
+S = State
+RUN = "nightly"
+
+
+@pytest.fixture
+def statements(ledger, monkeypatch):
+    """The statements that the ledger's database is asked for from now on."""
+    counted = []
+    asked = ledger.database.asked
+
+    async def counting(statement):
+        counted.append(type(statement).__name__)
+        return await asked(statement)
+
+    monkeypatch.setattr(ledger.database, "asked", counting)
+    return counted
+
+
+async def test_nobody_gets_between_the_purchase_and_the_delivery(ledger):
+    """What a run bought is its own from the same change on that records the id."""
+    async with staying_with(ledger, "sku-17", RUN):
+        bought = await buy(ledger, Service(), run=RUN)
+        assert bought.holder == holder_name(RUN)
+        assert await ledger.take("sku-17", distant_holder()) is None
+        async with working_on(ledger, "sku-17", RUN) as entry:
+            assert entry
+            assert (entry.task_id, entry.holder) == (bought.task_id, bought.holder)
+        assert await ledger.take("sku-17", distant_holder()) is None
+    assert (await ledger.get("sku-17")).holder is None
+
+
+async def test_a_submission_alone_keeps_nothing(ledger):
+    """Whoever comes next, a collector perhaps, need not wait for a lease to lapse."""
+    assert (await buy(ledger, Service(), run=RUN)).holder is None
+    assert await ledger.take("sku-17", distant_holder())
+
+
+async def test_a_whole_generation_takes_four_statements(ledger, statements):
+    """Claimed, submitted, succeeded, stored: each a change, and not one look beside them."""
+    await ledger.history.check_once()  # a process looks once whether the ledger is an older copy
+    statements.clear()
+    async with staying_with(ledger, "sku-17", RUN):
+        submission = (await buy(ledger, Service(), run=RUN)).submission()
+        async with working_on(ledger, "sku-17", RUN):
+            async with working_on(ledger, "sku-17", RUN) as entry:
+                assert entry
+                assert entry.finished() is None
+                await ledger.finished(submission, finished())
+            async with working_on(ledger, "sku-17", RUN) as entry:
+                assert entry
+                assert entry.finished()
+                await ledger.stored(entry, "task-1", "/videos", [video()])
+    assert statements == ["Insert", "Update", "Update", "Update"]
+    assert (await ledger.get("sku-17")).holder is None
+
+
+async def test_a_failed_run_leaves_its_last_words(ledger):
+    """They stand in the ledger, and the generation is free for the next one."""
+
+    async def fails():
+        async with staying_with(ledger, "sku-17", RUN):
+            await buy(ledger, Service(), run=RUN)
+            raise GenerationFailed("it was moderated")
+
+    with pytest.raises(GenerationFailed):
+        await fails()
+    entry = await ledger.get("sku-17")
+    assert (entry.holder, entry.note) == (None, "it was moderated")
+
+
+async def test_what_another_run_holds_is_left_to_it(ledger):
+    """Staying with a generation that one does not get takes nothing away."""
+    other = distant_holder()
+    await put(ledger, S.SUBMITTED, task_id="task-1")
+    await ledger.take("sku-17", other)
+    async with staying_with(ledger, "sku-17", RUN):
+        assert (await buy(ledger, Service(), run=RUN)).holder == other
+    assert (await ledger.get("sku-17")).holder == other
+
+
+async def test_what_is_known_of_a_generation_is_forgotten_with_it(ledger):
+    """A later run looks again, since anything may have happened meanwhile."""
+    async with staying_with(ledger, "sku-17", RUN):
+        await buy(ledger, Service(), run=RUN)
+        assert ledger.last_seen("sku-17").state is S.SUBMITTED
+    assert ledger.last_seen("sku-17") is None

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ledger in SQLite is one file, which may be copied, moved and forked around like any other."""
+
+import asyncio
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from prefect_cometapi.runway import Ledger, State
+from prefect_cometapi.runway.ledger import database, file_lock, leases, owners
+from prefect_cometapi.runway.ledger.file_lock import FileLock
+from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.ledger.purchase import working_on
+
+from ..factories import put
+
+USER = Path(__file__).with_name("ledger_user.py")
+
+
+class User:
+    """A process that has the ledger open."""
+
+    def __init__(self, url: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(USER), url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def does(self, command: str) -> str:
+        """Give a command, and wait for its answer."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline().strip()
+        assert answer, "the process ended"
+        return answer
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.wait(10)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def user(file: Path) -> Iterator[Callable[[], User]]:
+    """Starts processes that have the ledger open."""
+    with ExitStack() as stack:
+
+        def start() -> User:
+            one = User(f"sqlite:///{file}")
+            stack.callback(one.kill)
+            return one
+
+        yield start
+
+
+def keys_in(file: Path) -> set[str]:
+    """The keys in a file, read by SQLite itself."""
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return {key for (key,) in connection.execute("SELECT key FROM cometapi_generations")}
+
+
+def named(prefix: str, count: int = 5) -> list[str]:
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+def test_a_copy_by_a_process_that_has_it_open_loses_nothing(user, file, tmp_path):
+    """POSIX drops a process's locks with the file that it copied; the ledger does not need them."""
+    first, second = user(), user()
+    first.does(f"buy {' '.join(named('a'))}")
+    first.does(f"copy {tmp_path / 'backup.db'}")
+    second.does(f"buy {' '.join(named('b'))}")
+    second.does("close")
+    first.does(f"buy {' '.join(named('c'))}")
+    assert user().does("count") == "15"
+    assert keys_in(file) == {*named("a"), *named("b"), *named("c")}
+
+
+def test_processes_that_copy_it_while_they_write_do_not_destroy_it(user, file):
+    """SQLite's own locks are gone with each copy; the lock beside the file is not."""
+    users = [user() for _ in range(4)]
+    with ThreadPoolExecutor(len(users)) as threads:
+        work = zip(users, "abcd", strict=True)
+        bought = list(threads.map(lambda one: int(one[0].does(f"copying {one[1]} 3")), work))
+    assert len(keys_in(file)) == sum(bought)
+
+
+def test_a_process_that_holds_the_lock_for_long_is_waited_for_and_named(tmp_path):
+    """As one that was stopped while it wrote."""
+    first, second = (FileLock(tmp_path / "ledger.db", 0.1) for _ in range(2))
+    with (
+        first.held(),
+        pytest.raises(TimeoutError, match=r"holds .*ledger\.db\.lock"),
+        second.held(),
+    ):
+        pass
+    with second.held():
+        pass
+    for lock in (first, second):
+        lock.close()
+
+
+@pytest.mark.parametrize("trouble", ["missing folder", "no locks", "no fcntl"])
+def test_where_there_are_no_such_locks_the_ledger_works_without(tmp_path, monkeypatch, trouble):
+    """SQLite's own are there all the same."""
+    folder = tmp_path / "missing" if trouble == "missing folder" else tmp_path
+    if trouble == "no fcntl":
+        monkeypatch.setattr(file_lock, "fcntl", None)
+    if trouble == "no locks":
+
+        def refuse(_descriptor: int, _operation: int) -> None:
+            raise OSError(errno.ENOLCK, "no locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    with FileLock(folder / "ledger.db", 0.1).held():
+        pass
+
+
+def test_another_error_of_the_lock_is_not_hidden(tmp_path, monkeypatch):
+    """A disk that fails says so."""
+
+    def fail(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="input/output error"), FileLock(tmp_path / "l.db", 1).held():
+        pass
+
+
+def test_a_daemon_that_forks_with_it_open_loses_nothing(user, file):
+    """What the parent closes at its end is not what the child buys with."""
+    daemon = user()
+    daemon.does(f"buy {' '.join(named('a'))}")
+    child = int(daemon.does("fork"))
+    try:
+        daemon.process.wait(10)
+        daemon.does(f"buy {' '.join(named('b'))}")
+        assert user().does(f"buy {' '.join(named('c'))}") == "done"
+        assert daemon.does("count") == "15"
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert keys_in(file) == {*named("a"), *named("b"), *named("c")}
+
+
+def test_a_copy_of_the_file_in_use_has_what_was_bought_before(user, file, tmp_path):
+    """Every purchase whose answer was there when the copy began."""
+    buyer, bought = user(), set()
+    for key in named("a", 6):
+        buyer.does(f"buy {key}")
+        bought.add(key)
+        copy = shutil.copyfile(file, tmp_path / f"{key}.db")
+        assert keys_in(copy) == bought
+
+
+def test_after_a_kill_the_one_file_may_be_moved(user, file, tmp_path):
+    """Nothing that was bought lies anywhere else."""
+    buyer = user()
+    buyer.does(f"buy {' '.join(named('a'))}")
+    buyer.kill()
+    moved = file.rename(tmp_path / "elsewhere.db")
+    assert keys_in(moved) == set(named("a"))
+    assert User(f"sqlite:///{moved}").does("count") == "5"
+
+
+def test_a_ledger_with_a_write_ahead_log_is_converted(user, file):
+    """With what stands in its log only."""
+    user().does(f"buy {' '.join(named('a'))}")
+    with closing(sqlite3.connect(file, isolation_level=None)) as old:
+        old.execute("PRAGMA journal_mode=WAL")
+        old.execute("UPDATE cometapi_generations SET note = 'in the log'")
+        copies = [shutil.copyfile(path, f"{path}.copy") for path in file.parent.glob("ledger.db*")]
+    for copy in copies:  # as a crash would have left them
+        Path(copy).replace(copy.removesuffix(".copy"))
+    assert file.with_name("ledger.db-wal").exists()
+    assert user().does("count") == "5"
+    assert sorted(path.name for path in file.parent.glob("ledger.db-*")) == []
+    with closing(sqlite3.connect(file)) as now:
+        assert now.execute("SELECT DISTINCT note FROM cometapi_generations").fetchall() == [
+            ("in the log",)
+        ]
+
+
+async def test_a_forked_child_has_neither_leases_nor_the_connection_of_its_parent(file):
+    """It would keep the leases of a parent that is gone, and end what the parent is doing."""
+    ledger = Ledger(f"sqlite:///{file}")
+    await put(ledger, State.SUBMITTED, "sku-17", task_id="task-1")
+    parent = holder_name("run")
+    async with working_on(ledger, "sku-17", "run"):
+        child = os.fork()
+        if not child:
+            held = ledger.holders_here() or ledger.times_held_here("sku-17", parent)
+            os._exit(1 if held or ledger.database._open else 0)
+        _, status = await asyncio.to_thread(os.waitpid, child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert ledger.holders_here() == [parent]
+    await ledger.database.close()
+
+
+async def test_what_a_child_forgets_is_opened_again_when_it_is_used(file):
+    """Connection, leases and blocks of the parent, each for itself."""
+    ledger = Ledger(f"sqlite:///{file}")
+    await put(ledger, State.SUBMITTED, "sku-17", task_id="task-1")
+    with ledger.holding("sku-17", holder_name("run")):
+        for forget in (
+            database._forget_connections,
+            leases._forget_leases,
+            owners._forget_all,
+        ):
+            forget()
+        assert ledger.holders_here() == []
+        assert ledger.database._open is None
+    found = await ledger.get("sku-17")
+    assert found
+    assert found.task_id == "task-1"
+    await ledger.database.close()

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A row that the ledger has lost does not mean that nothing was bought: its run knows better."""
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, update
+
+from prefect_cometapi.runway import (
+    Entry,
+    GenerationFailed,
+    Ledger,
+    State,
+    StorageError,
+    SubmissionUncertain,
+)
+from prefect_cometapi.runway.ledger.purchase import buy_once, working_on
+from prefect_cometapi.runway.ledger.schema import generations
+
+from ..factories import Service, finished, intent, put, until, video
+
+S = State
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+async def lose(ledger: Ledger, key: str = "sku-17") -> None:
+    """Delete a row, as a standby that took over too early has never had it."""
+    await ledger.database.rows(delete(generations).where(generations.c.key == key))
+
+
+async def as_an_older_copy_has_it(ledger: Ledger, before: State) -> dict[str, Any]:
+    """Return the columns of a key before its next purchase, which is allowed now."""
+    there = await put(ledger, before, attempts=1)
+    if before is S.UNCERTAIN:
+        await ledger.change("sku-17", S.RELEASED)
+    return {"state": str(before), "claim": there.claim, "serial": there.serial, "attempts": 1}
+
+
+class Buying:
+    """A purchase whose request is under way, and has no answer yet."""
+
+    def __init__(self, ledger: Ledger, outcome: str | BaseException = "task-1") -> None:
+        self.service = Service(outcome).silent()
+        self.told: list[str] = []
+        buying = buy_once(ledger, intent(), self.service.post, run="r", warn=self.told.append)
+        self.task = asyncio.create_task(buying)
+
+    async def answered(self) -> Entry:
+        self.service.answer.set()
+        return await self.task
+
+
+async def test_a_claim_that_vanished_during_the_request_is_written_again_with_its_id(
+    ledger,
+):
+    """The key stays bought, and nobody is told of a second submission."""
+    buying = Buying(ledger)
+    await buying.service.asked.wait()
+    await lose(ledger)
+    bought = await buying.answered()
+    assert (bought.key, bought.task_id, bought.charges) == ("sku-17", "task-1", 1)
+    (told,) = buying.told
+    assert "had lost the row of key 'sku-17' (id task-1)" in told
+    again = Service()
+    assert (await buy_once(ledger, intent(), again.post, run="next")).task_id == "task-1"
+    assert again.posts == 0
+
+
+@pytest.mark.parametrize("before", [S.REJECTED, S.RELEASED, S.UNCERTAIN])
+async def test_a_claim_that_an_older_copy_forgot_gets_its_id_under_the_key(ledger, before):
+    """The copy has the key as it was before this purchase."""
+    old = await as_an_older_copy_has_it(ledger, before)
+    buying = Buying(ledger)
+    await buying.service.asked.wait()
+    this = generations.c.key == "sku-17"
+    await ledger.database.rows(update(generations).where(this).values(**old, holder=None))
+    bought = await buying.answered()
+    assert (bought.key, bought.task_id, bought.state) == ("sku-17", "task-1", S.SUBMITTED)
+    assert [entry.key for entry in await ledger.entries()] == ["sku-17"]
+    (told,) = buying.told
+    assert "had forgotten that key 'sku-17' was being bought; its id is task-1" in told
+
+
+async def unanswered(buying: Buying) -> None:
+    """Let the request of a purchase end without an answer."""
+    buying.service.answer.set()
+    with pytest.raises(SubmissionUncertain):
+        await buying.task
+
+
+async def test_an_open_outcome_whose_claim_vanished_is_recorded(ledger):
+    """The key is not bought again by itself."""
+    buying = Buying(ledger, SubmissionUncertain("no answer"))
+    await buying.service.asked.wait()
+    await lose(ledger)
+    await unanswered(buying)
+    there = await ledger.get("sku-17")
+    assert (there.state, there.note, there.charges) == (S.UNCERTAIN, "no answer", 1)
+    again = Service()
+    with pytest.raises(SubmissionUncertain):
+        await buy_once(ledger, intent(), again.post, run="next")
+    assert again.posts == 0
+
+
+@pytest.mark.parametrize("before", [S.REJECTED, S.RELEASED, S.UNCERTAIN])
+async def test_an_open_outcome_that_an_older_copy_forgot_is_recorded_under_its_key(ledger, before):
+    """A key that looks free in it is not."""
+    old = await as_an_older_copy_has_it(ledger, before)
+    buying = Buying(ledger, SubmissionUncertain("no answer"))
+    await buying.service.asked.wait()
+    this = generations.c.key == "sku-17"
+    await ledger.database.rows(update(generations).where(this).values(**old, holder=None))
+    await unanswered(buying)
+    (found,) = await ledger.entries()
+    assert (found.key, found.state, found.note) == ("sku-17", S.UNCERTAIN, "no answer")
+    assert found.serial > old["serial"]
+
+
+async def test_an_open_outcome_keeps_a_name_of_its_own_where_the_key_is_taken(ledger):
+    """Two submissions may have been charged, and both are told."""
+    buying = Buying(ledger, SubmissionUncertain("no answer"))
+    await buying.service.asked.wait()
+    await lose(ledger)
+    await put(ledger, S.SUBMITTED, task_id="task-7")
+    await unanswered(buying)
+    states = {entry.key: entry.state for entry in await ledger.entries()}
+    (other,) = set(states) - {"sku-17"}
+    assert states == {"sku-17": S.SUBMITTED, other: S.UNCERTAIN}
+    assert other.startswith("sku-17+")
+    (told,) = buying.told
+    assert f"the attempt without an answer is recorded as {other}" in told
+
+
+async def test_an_id_gets_a_name_of_its_own_only_where_the_key_is_taken(ledger):
+    """A second submission was allowed meanwhile, and nobody knows what became of it."""
+    buying = Buying(ledger)
+    await buying.service.asked.wait()
+    await lose(ledger)
+    await put(ledger, S.UNCERTAIN, attempts=1)
+    bought = await buying.answered()
+    assert bought.key == "sku-17+task-1"
+    there = await ledger.get("sku-17")
+    assert there
+    assert (there.state, there.task_id) == (S.UNCERTAIN, None)
+
+
+@pytest.mark.parametrize("state", [S.SUBMITTED, S.SUCCEEDED])
+async def test_a_row_that_vanishes_while_a_run_works_on_it_is_written_again(hasty, state, caplog):
+    """With the next renewal of its lease, as it was last read."""
+    if state is S.SUCCEEDED:
+        there = await hasty.get("sku-17")
+        await hasty.finished(there.submission(), finished())
+    async with working_on(hasty, "sku-17", "run") as entry:
+        assert entry
+        await lose(hasty)
+
+        async def is_back() -> bool:
+            return await hasty.get("sku-17") is not None
+
+        await until(is_back)
+        back = await hasty.get("sku-17")
+        assert (back.state, back.task_id, back.holder) == (state, "task-1", entry.holder)
+        assert back.outputs == entry.outputs
+    assert "had lost the row" in caplog.text
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_run_that_ends_before_the_next_renewal_leaves_what_it_bought(ledger, fails):
+    """Whether it fails or not, the key is not free afterwards."""
+    made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
+    with suppress(StorageError):
+        async with working_on(ledger, "sku-17", "run"):
+            await lose(ledger)
+            if fails:
+                raise StorageError("the disk is full")
+    there = await ledger.get("sku-17")
+    assert (there.task_id, there.claim, there.holder) == ("task-1", made.claim, None)
+    again = Service()
+    assert (await buy_once(ledger, intent(), again.post, run="next")).task_id == "task-1"
+    assert again.posts == 0
+
+
+async def test_a_purchase_whose_key_was_bought_again_meanwhile_is_recorded_beside_it(hasty, caplog):
+    """The run that has it in hand writes it with the next renewal; neither is lost."""
+    async with working_on(hasty, "sku-17", "run") as entry:
+        assert entry
+        await lose(hasty)
+        await put(hasty, S.SUBMITTED, task_id="task-2")
+
+        async def is_recorded() -> bool:
+            return await hasty.get("sku-17+task-1") is not None
+
+        await until(is_recorded)
+    states = {found.key: found.task_id for found in await hasty.entries()}
+    assert states == {"sku-17": "task-2", "sku-17+task-1": "task-1"}
+    told = "was submitted twice; task-1 is recorded as sku-17+task-1"
+    assert caplog.text.count(told) == 1
+
+
+async def test_an_id_that_the_service_has_not_confirmed_gives_way(ledger):
+    """A person may have mistyped it and replaced it since, so it is no second purchase."""
+    unconfirmed = await put(ledger, S.SUBMITTED, task_id="task-1", task_id_checked=False)
+    await lose(ledger)
+    await put(ledger, S.SUBMITTED, task_id="task-2")
+    assert await ledger.restore(unconfirmed) is None
+    assert [entry.key for entry in await ledger.entries()] == ["sku-17"]
+
+
+async def test_a_purchase_that_is_recorded_already_is_not_recorded_again(ledger):
+    """Whichever key it has there."""
+    made = await put(ledger, S.SUBMITTED, task_id="task-1")
+    await lose(ledger)
+    await put(ledger, S.SUBMITTED, task_id="task-2")
+    await put(ledger, S.SUBMITTED, "adopted", task_id="task-1")
+    restored: Any = await ledger.restore(made)
+    assert restored.key == "adopted"
+    assert len(await ledger.entries()) == 2
+
+
+async def test_a_claim_that_vanishes_while_its_answer_is_awaited_cannot_be_bought_by_others(
+    ledger_url,
+):
+    """It is written again as it is, before the answer comes."""
+    ledger = Ledger(ledger_url, lease=0.5)
+    buying = Buying(ledger)
+    await buying.service.asked.wait()
+    await lose(ledger)
+
+    async def is_back() -> bool:
+        return await ledger.get("sku-17") is not None
+
+    await until(is_back)
+    there = await ledger.get("sku-17")
+    assert there
+    assert there.state is S.INTENDED
+    assert (await buying.answered()).key == "sku-17"
+    await ledger.database.close()
+
+
+async def test_what_was_deleted_and_is_not_worked_on_stays_deleted(hasty):
+    """Only a run that has it in hand writes it again."""
+    async with working_on(hasty, "sku-17", "run"):
+        pass
+    await put(hasty, S.SUBMITTED, "sku-18", task_id="task-2")
+    async with working_on(hasty, "sku-18", "run") as entry:
+        assert entry
+        await lose(hasty)
+        before = entry.leased_until
+
+        async def renewed() -> bool:
+            return (await hasty.get("sku-18")).leased_until > before
+
+        await until(renewed)
+    assert await hasty.get("sku-17") is None
+
+
+async def test_a_restored_entry_is_the_same_entry(ledger):
+    """With all that was known of it."""
+    made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
+    done = await ledger.finished(made.submission(), finished())
+    whole: Any = await ledger.stored(done, "task-1", "/videos", [video()])
+    assert await ledger.restore(whole) is None
+    await lose(ledger)
+    assert await ledger.restore(whole) == whole
+
+
+async def test_a_late_failure_of_an_older_purchase_leaves_the_newer_claim_alone(ledger):
+    """A poller that was paused tells of an id that the key does not stand for any more."""
+    old = await put(ledger, S.SUBMITTED, task_id="task-0")
+    await ledger.change("sku-17", S.FAILED, note="no cats")
+    await ledger.change("sku-17", S.RELEASED)
+    buying = Buying(ledger)
+    await buying.service.asked.wait()
+    late = GenerationFailed("it failed")
+    assert await ledger.failed(old.submission(), late) is None
+    assert await ledger.finished(old.submission(), finished("task-0")) is None
+    assert await ledger.stored(old, "task-0", "/videos", [video()]) is None
+    bought = await buying.answered()
+    assert (bought.task_id, bought.state) == ("task-1", S.SUBMITTED)
+
+
+@pytest.mark.parametrize("outcome", ["task-1", SubmissionUncertain("no answer")], ids=str)
+async def test_a_key_that_changes_while_an_outcome_is_recorded_keeps_the_other_one(
+    ledger, monkeypatch, outcome
+):
+    """The outcome has a name of its own then, and is not lost."""
+    await put(ledger, S.REJECTED, attempts=1)
+    buying = Buying(ledger, outcome)
+    await buying.service.asked.wait()
+    this = generations.c.key == "sku-17"
+    stale = {"state": str(S.REJECTED), "claim": "another", "holder": None}
+    await ledger.database.rows(update(generations).where(this).values(**stale))
+    get = ledger.get
+
+    async def get_and_change(key: str) -> Entry | None:
+        seen = await get(key)
+        claimed = {"state": str(S.UNCERTAIN), "claim": "yet another"}
+        await ledger.database.rows(update(generations).where(this).values(**claimed))
+        return seen
+
+    monkeypatch.setattr(ledger, "get", get_and_change)
+    buying.service.answer.set()
+    await asyncio.gather(buying.task, return_exceptions=True)
+    keys = {entry.key for entry in await ledger.entries()}
+    assert len(keys) == 2
+    assert all(key.startswith("sku-17") for key in keys)
+    assert "submitted twice" in buying.told[0]

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many processes with one key at once send one request, and all of them get its id."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CROWD = Path(__file__).with_name("concurrent_buyers.py")
+
+
+def crowd(what: str, count: int, url: str, file: Path) -> list[dict[str, str | None]]:
+    """What each of many processes got."""
+    done = subprocess.run(
+        [sys.executable, str(CROWD), what, str(count), url, str(file)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stderr == ""
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_twenty_processes_with_one_key_send_one_request(ledger_url, tmp_path):
+    """On a ledger that none of them has seen before."""
+    posts = tmp_path / "posts"
+    got = crowd("buy", 20, ledger_url, posts)
+    (task_id,) = posts.read_text().split()
+    assert got == [{"task_id": task_id}] * 20
+    assert crowd("buy", 3, ledger_url, posts) == [{"task_id": task_id}] * 3
+    assert posts.read_text().split() == [task_id]
+
+
+def test_eight_processes_open_a_fresh_ledger_at_once(ledger_url, tmp_path):
+    """One makes it, and the others find it."""
+    assert crowd("look", 8, ledger_url, tmp_path / "posts") == [{"task_id": None}] * 8

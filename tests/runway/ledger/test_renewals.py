@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lease is renewed while the work goes on, whatever else goes on or goes wrong."""
+
+import asyncio
+import itertools
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import asyncpg
+import pytest
+
+from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
+from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.ledger.purchase import working_on
+
+from ..factories import distant_holder, put, until
+
+S = State
+
+
+async def test_work_that_takes_longer_than_the_lease_keeps_it(hasty):
+    """It is renewed meanwhile, even if the loop of the run is busy."""
+    async with working_on(hasty, "sku-17", "run"):
+        for _ in range(3):
+            time.sleep(0.4)  # noqa: ASYNC251 -- the loop is kept busy on purpose
+            assert (await hasty.get("sku-17")).lease_left > 0
+        async with asyncio.timeout(0.4):
+            assert await hasty.take("sku-17", distant_holder()) is None
+    assert (await hasty.get("sku-17")).lease_left is None
+
+
+def breaks_once(ledger, monkeypatch, error: Exception) -> asyncio.Event:
+    """Have the next statement of a ledger's renewals fail; the event is set when it did."""
+    execute, broken = ledger.database.execute, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def once_broken(statement):
+        if not broken.is_set():
+            loop.call_soon_threadsafe(broken.set)
+            raise error
+        return await execute(statement)
+
+    monkeypatch.setattr(ledger.database, "execute", once_broken)
+    return broken
+
+
+async def test_a_lease_is_renewed_again_after_the_ledger_was_out_of_reach(hasty, monkeypatch):
+    """One renewal that fails does not end the others."""
+    async with working_on(hasty, "sku-17", "run"):
+        await breaks_once(hasty, monkeypatch, LedgerUnavailable("out of reach")).wait()
+        before = (await hasty.get("sku-17")).lease_left
+
+        async def renewed():
+            return (await hasty.get("sku-17")).lease_left > before
+
+        await until(renewed)
+
+
+async def test_renewals_that_broke_down_begin_anew_with_the_next_block(hasty, monkeypatch):
+    """Whatever it was that broke them."""
+    async with working_on(hasty, "sku-17", "run"):
+        broken = breaks_once(hasty, monkeypatch, RuntimeError("nobody has thought of this"))
+        async with asyncio.timeout(10):
+            await broken.wait()
+        before = (await hasty.get("sku-17")).lease_left
+
+        async def renewed():
+            async with working_on(hasty, "sku-17", "run"):
+                return (await hasty.get("sku-17")).lease_left > before
+
+        await until(renewed)
+
+
+async def test_who_goes_during_a_renewal_does_not_end_it(hasty, monkeypatch):
+    """Its answer tells of a lease that nobody here holds any more; those of others go on."""
+    await put(hasty, State.SUBMITTED, "sku-18", task_id="task-2")
+    execute, asked, gone = hasty.database.execute, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    async def answered_late(statement):
+        rows = await execute(statement)
+        loop.call_soon_threadsafe(asked.set)
+        await asyncio.to_thread(gone.wait)
+        return rows
+
+    async with working_on(hasty, "sku-18", "stays"):
+        async with working_on(hasty, "sku-17", "goes"):
+            monkeypatch.setattr(hasty.database, "execute", answered_late)
+            await asked.wait()
+            monkeypatch.setattr(hasty.database, "execute", execute)
+        gone.set()
+        before = (await hasty.get("sku-18")).leased_until
+
+        async def renewed():
+            return (await hasty.get("sku-18")).leased_until > before
+
+        await until(renewed)
+    assert hasty.holders_here() == []
+
+
+def test_who_comes_during_a_renewal_does_not_end_it(file_ledger):
+    """The leases of all others would lapse while they work."""
+    usual, come, over = sys.getswitchinterval(), threading.Event(), threading.Event()
+
+    def come_and_go():
+        for number in itertools.count():
+            with file_ledger.holding("sku-17", holder_name(f"run {number}")):
+                come.set()
+            if over.is_set():
+                return
+
+    others = threading.Thread(target=come_and_go)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ExitStack() as held:
+            for number in range(1000):
+                held.enter_context(file_ledger.holding("sku-17", f"{number}"))
+            others.start()
+            come.wait()
+            for _ in range(300):
+                assert len(file_ledger.holders_here()) >= 1000
+    finally:
+        over.set()
+        others.join()
+        sys.setswitchinterval(usual)
+
+
+@pytest.mark.postgres
+async def test_a_row_that_somebody_has_locked_keeps_no_other_from_being_renewed(postgres):
+    """An operator's transaction may stay open for hours."""
+    url = postgres.create_database()
+    ledger: Any = Ledger(url, lease=0.5)
+    for number in (1, 2):
+        await put(ledger, State.SUBMITTED, f"sku-{number}", task_id=f"task-{number}")
+    operator = await asyncpg.connect(url)
+    async with working_on(ledger, "sku-1", "one"), working_on(ledger, "sku-2", "two"):
+        transaction = operator.transaction()
+        await transaction.start()
+        await operator.execute("SELECT 1 FROM cometapi_generations WHERE key = 'sku-1' FOR UPDATE")
+        for _ in range(3):
+            before = (await ledger.get("sku-2")).leased_until
+
+            async def renewed(before=before):
+                return (await ledger.get("sku-2")).leased_until > before
+
+            await until(renewed)
+        await transaction.rollback()
+    await operator.close()
+    await ledger.database.close()
+
+
+def drop_a_loop_at_work(ledger, *, close: bool) -> tuple[asyncio.AbstractEventLoop, Any]:
+    """Have a run work on a generation in a loop that is stopped and forgotten meanwhile."""
+    loop, working = asyncio.new_event_loop(), asyncio.Event()
+
+    async def work():
+        async with working_on(ledger, "sku-17", "dropped"):
+            working.set()
+            await asyncio.Event().wait()
+
+    task = loop.create_task(work())
+    loop.run_until_complete(working.wait())
+    if close:
+        loop.close()
+    return loop, task
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("close", [True, False], ids=["closed", "stopped"])
+async def test_a_loop_that_was_dropped_at_work_holds_nothing_for_ever(hasty, close):
+    """Its lease is renewed no more, so the next run takes over; also one of the same name."""
+    dropped = await asyncio.to_thread(drop_a_loop_at_work, hasty, close=close)
+    assert hasty.holders_here() == []
+    for run in ("dropped", "next"):
+        async with asyncio.timeout(20), working_on(hasty, "sku-17", run) as entry:
+            assert entry
+            assert entry.holder == holder_name(run)
+    assert (await hasty.get("sku-17")).holder is None
+    assert dropped

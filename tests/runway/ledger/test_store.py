@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger keeps every generation, and each change of one is made whole, once, or not at all."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text, update
+
+from prefect_cometapi.runway import (
+    GenerationCancelled,
+    GenerationFailed,
+    LedgerUnavailable,
+    State,
+)
+from prefect_cometapi.runway.ledger.entry import MAY_FOLLOW
+from prefect_cometapi.runway.ledger.schema import generations
+
+from ..factories import BASE, SIGNED, dead_holder, distant_holder, finished, intent, put, video
+
+S = State
+
+
+async def test_a_key_has_one_entry(ledger):
+    """The second of two that claim it gets nothing, and the first gets its own again."""
+    first = await ledger.add(intent(), S.INTENDED, "claim-1", attempts=1, holder="h")
+    assert await ledger.add(intent(model="other"), S.INTENDED, "claim-2") is None
+    again = await ledger.add(intent(), S.INTENDED, "claim-1", attempts=1, holder="h")
+    assert (again.claim, again.created_at) == (first.claim, first.created_at)
+    there = await ledger.get("sku-17")
+    assert (there.claim, there.model, there.attempts) == ("claim-1", "gen4_turbo", 1)
+
+
+async def test_of_twenty_claims_at_once_one_is_made(ledger):
+    """The database decides."""
+    made = await asyncio.gather(
+        *[ledger.add(intent(), S.INTENDED, f"claim-{number}") for number in range(20)]
+    )
+    assert len([entry for entry in made if entry]) == 1
+
+
+async def test_a_key_is_told_apart_from_every_other(ledger):
+    """By each letter, its case and its spaces."""
+    keys = ["a", "A", " a", "a ", "ä", "a\u0308", "%", "_", "a'b", 'a"b', "鍵", "😀"]
+    for key in keys:
+        assert await ledger.add(intent(key), S.SUBMITTED, "c", task_id=f"id of {key}")
+    for key in keys:
+        assert (await ledger.get(key)).task_id == f"id of {key}"
+    assert await ledger.get("b") is None
+
+
+async def test_what_was_written_is_read(ledger):
+    """Every field of what is wanted, numbers and nested JSON included."""
+    wish = intent(
+        "k",
+        request={"a": [1, 2.5, None, True, {"ü": "\0 \ud800 😀"}], "promptText": ""},
+        billed_seconds=7.25,
+        storage="s3://bucket/videos",
+        credentials="cometapi-credentials/prod",
+        flow_run_id="0190a1b2",
+    )
+    await ledger.add(wish, S.SUBMITTED, "c", task_id="t", attempts=3)
+    there = await ledger.get("k")
+    assert {name: getattr(there, name) for name in wish.model_dump()} == wish.model_dump()
+    assert (there.attempts, there.outputs, there.videos) == (3, (), {})
+    assert (there.holder, there.lease_left, there.failure_code) == (None, None, "")
+
+
+@pytest.mark.parametrize("before", State)
+async def test_a_change_is_made_only_where_it_may_follow(ledger, before):
+    """The database itself sees to it, for each pair of states."""
+    for after in State:
+        key = f"{before} to {after}"
+        was = await put(ledger, before, key, task_id="t")
+        changed = await ledger.change(key, after, note="new")
+        there = await ledger.get(key)
+        if before in MAY_FOLLOW[after]:
+            assert changed == there
+            assert (there.state, there.note) == (after, "new")
+            assert there.changed_at >= was.changed_at
+        else:
+            assert changed is None
+            assert there == was
+
+
+async def test_of_two_changes_at_once_one_is_made(ledger):
+    """Both saw the same entry; the second is told that it has changed since."""
+    for number in range(10):
+        key = f"k{number}"
+        seen = await put(ledger, S.UNCERTAIN, key)
+        made = await asyncio.gather(
+            ledger.change(key, S.INTENDED, seen=seen, claim="one", holder="h1"),
+            ledger.change(key, S.INTENDED, seen=seen, claim="two", holder="h2"),
+            ledger.change(key, S.RELEASED, seen=seen),
+        )
+        assert len([entry for entry in made if entry]) == 1
+
+
+async def test_a_change_needs_what_it_was_decided_on(ledger):
+    """State and claim of the entry that was seen, or the claim that owns it."""
+    seen = await put(ledger, S.UNCERTAIN)
+    again = await ledger.change("sku-17", S.INTENDED, seen=seen, claim="new")
+    assert await ledger.change("sku-17", S.SUBMITTED, seen=seen, task_id="t") is None
+    assert await ledger.change("sku-17", S.SUBMITTED, of=seen, task_id="t") is None
+    assert await ledger.change("unknown", S.SUBMITTED, task_id="t") is None
+    changed = await ledger.change("sku-17", S.SUBMITTED, of=again, task_id="t")
+    assert (changed.state, changed.task_id) == (S.SUBMITTED, "t")
+
+
+async def test_a_change_with_an_id_keeps_another_id(ledger):
+    """It is made where the entry has that id, or none under the claim that got it."""
+    claim = (await put(ledger, S.UNCERTAIN, "a")).claim
+    await put(ledger, S.UNCERTAIN, "d")
+    await put(ledger, S.SUBMITTED, "b", task_id="task-1")
+    await put(ledger, S.SUBMITTED, "c", task_id="task-2")
+    bought = {"bought": "task-1", "bought_by": claim}
+    made = [await ledger.change(key, S.SUCCEEDED, **bought) for key in "abcd"]
+    assert [entry and entry.task_id for entry in made] == ["task-1", "task-1", None, None]
+    assert (await ledger.get("c")).task_id == "task-2"
+
+
+async def test_a_claim_whose_answer_was_lost_is_known_again(ledger):
+    """The same change once more gives the entry, though it cannot be made any more."""
+    seen = await put(ledger, S.UNCERTAIN)
+    first = await ledger.change("sku-17", S.INTENDED, seen=seen, claim="mine", attempts=2)
+    again = await ledger.change("sku-17", S.INTENDED, seen=seen, claim="mine", attempts=2)
+    assert again == first
+    assert await ledger.change("sku-17", S.INTENDED, seen=seen, claim="theirs") is None
+
+
+async def test_a_lease_begins_and_ends_with_its_holder(ledger):
+    """Its seconds are counted by the database's clock."""
+    made = await put(ledger, S.INTENDED, holder="h")
+    assert made.lease_left
+    assert 55 < made.lease_left <= 60
+    changed = await ledger.change("sku-17", S.UNCERTAIN, holder=None)
+    assert (changed.holder, changed.lease_left) == (None, None)
+    taken = await ledger.take("sku-17", "other")
+    assert (taken.holder, taken.state) == ("other", S.UNCERTAIN)
+    assert await ledger.take("unknown", "other") is None
+    await ledger.let_go("sku-17", "somebody else", "note")
+    assert (await ledger.get("sku-17")).holder == "other"
+    await ledger.let_go("sku-17", "other", "done")
+    there = await ledger.get("sku-17")
+    assert (there.holder, there.lease_left, there.note) == (None, None, "done")
+
+
+async def test_who_works_is_living_and_who_is_dead_is_not(ledger):
+    """A process elsewhere lives as long as its lease, one here as long as it can be seen."""
+    for holder, living in [(distant_holder(), True), (dead_holder(), False), (None, False)]:
+        there = await put(ledger, S.INTENDED, str(holder), holder=holder)
+        assert await ledger.is_living(there) is living
+        over = there.model_copy(update={"lease_left": -0.1})
+        assert not await ledger.is_living(over)
+
+
+async def test_entries_come_newest_first_and_filtered(ledger):
+    """By state, time and run, and not more than asked for."""
+    for number in range(6):
+        state = S.SUBMITTED if number % 2 else S.STORED
+        wish = intent(f"k{number}", flow_run_id="run-1" if number < 3 else "run-2")
+        await ledger.add(wish, state, "c", task_id=str(number))
+    every = await ledger.entries()
+
+    async def keys(**filters) -> str:
+        return "".join(entry.key[1] for entry in await ledger.entries(**filters))
+
+    assert [entry.key for entry in every] == ["k5", "k4", "k3", "k2", "k1", "k0"]
+    assert await keys(states=[S.SUBMITTED]) == "531"
+    assert await keys(states=[S.SUBMITTED, S.STORED], limit=2) == "54"
+    assert await keys(states=[S.LOST]) == ""
+    assert await keys(flow_run_id="run-1") == "210"
+    assert await keys(flow_run_id="run-1", states=[S.SUBMITTED]) == "1"
+    middle = every[2].created_at
+    assert await keys(since=middle) == "543"
+    assert await keys(since=middle.astimezone(timezone(timedelta(hours=9)))) == "543"
+    assert await keys(since=datetime.now(UTC) + timedelta(hours=1)) == ""
+
+
+async def test_an_id_is_found_at_the_service_that_gave_it(ledger):
+    """The first of several entries, and none of another service."""
+    await put(ledger, S.SUBMITTED, "a", task_id="task-1")
+    await put(ledger, S.STORED, "b", task_id="task-1")
+    assert (await ledger.find("task-1", BASE)).key == "a"
+    assert await ledger.find("task-1", "https://other.example.com") is None
+    assert await ledger.find("task-2", BASE) is None
+
+
+async def test_times_come_back_in_utc(ledger):
+    """To the microsecond, whatever zone they were written in."""
+    moment = datetime(2026, 7, 1, 23, 30, 5, 123456, timezone(timedelta(hours=-7)))
+    made = await put(ledger, S.SUBMITTED, task_id="t", submitted_at=moment, stored_at=None)
+    assert made.submitted_at
+    assert made.submitted_at == moment
+    assert made.submitted_at.utcoffset() == timedelta(0)
+    assert made.created_at.utcoffset() == timedelta(0)
+    assert abs(datetime.now(UTC) - made.created_at) < timedelta(seconds=20)
+    assert made.stored_at is None
+
+
+async def test_text_that_no_database_takes_is_kept_as_well_as_possible(ledger):
+    """A NUL or half a character in somebody's message is no reason to lose a generation."""
+    odd = "a\0b\ud800c"
+    await put(ledger, S.INTENDED, holder="h", attempts=1)
+    changed = await ledger.change("sku-17", S.UNCERTAIN, note=odd, failure_code=odd, holder=None)
+    for kept in (changed.note, changed.failure_code):
+        assert kept.startswith("a")
+        assert kept.endswith("c")
+    wish = intent("other", request={"promptText": odd, odd: [odd]}, storage=odd)
+    assert (await ledger.add(wish, S.INTENDED, "c")).storage == changed.note
+
+
+async def test_a_run_with_an_odd_name_can_hold_a_generation(ledger):
+    """Its name is kept as well as possible, as any other text."""
+    assert await put(ledger, S.INTENDED, holder="h:1:s:2|a\0b\ud800c")
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(note=st.text(st.characters()), body=st.dictionaries(st.text(), st.text(), max_size=3))
+async def test_any_text_can_be_recorded(file_ledger, note, body):
+    """And read again, as an error or as a request."""
+    key = uuid4().hex
+    assert await file_ledger.add(intent(key, request=body), S.INTENDED, "c")
+    assert await file_ledger.change(key, S.UNCERTAIN, note=note)
+    there = await file_ledger.get(key)
+    assert there.request == body
+
+
+async def test_a_success_is_recorded_with_its_polls_and_without_its_token(ledger):
+    """And again when the step is repeated."""
+    made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
+    for _ in range(2):
+        done = await ledger.finished(made.submission(), finished())
+        assert (done.state, done.polls, done.note) == (S.SUCCEEDED, 3, "")
+        assert done.waited == pytest.approx(1.5, abs=0.01)
+        assert str(done.outputs[0]).startswith("https://cdn.example.com/out.mp4?<sha256:")
+    async with asyncio.timeout(5):
+        rows = await ledger.database.rows(text("SELECT * FROM cometapi_generations"))
+    assert "topsecret" not in str(rows)
+    assert SIGNED not in json.dumps(str(rows))
+    assert (await ledger.get("sku-17")).finished().polls == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (GenerationFailed("no cats", code="SAFETY.INPUT.TEXT"), S.FAILED),
+        (GenerationCancelled("stopped", code="CANCELLED"), S.CANCELLED),
+    ],
+)
+async def test_a_bad_end_is_recorded_with_its_reason(ledger, error, state):
+    """And is the same error when it is asked for again."""
+    made = (await put(ledger, S.SUBMITTED, task_id="task-1")).submission()
+    ended = await ledger.failed(made, error)
+    assert ended.state is state
+    assert ended.finished_at
+    again = ended.failure()
+    assert (type(again), again.what, again.code) == (type(error), error.what, error.code)
+    other = made.model_copy(update={"task_id": "task-2"})
+    assert await ledger.failed(other, error) is None
+
+
+async def test_a_video_that_is_stored_in_a_second_place_is_kept_in_the_first(ledger):
+    """Both are told, and storing it again replaces only the same place."""
+    made = await put(ledger, S.SUCCEEDED, task_id="task-1")
+    one = await ledger.stored(made, "task-1", "/one", [video("a")])
+    two = await ledger.stored(one, "task-1", "/two", [video("b"), video("c")])
+    three = await ledger.stored(two, "task-1", "/one", [video("d")])
+    assert three.state is S.STORED
+    assert three.stored_at
+    assert three.videos == {"/one": (video("d"),), "/two": (video("b"), video("c"))}
+    assert three == await ledger.get("sku-17")
+    assert await ledger.stored(three, "task-2", "/one", []) is None
+
+
+async def test_the_seconds_that_are_billed_are_measured_where_they_are_not_known(ledger):
+    """Those that the request told are kept."""
+    known = await put(ledger, S.SUCCEEDED, "a", task_id="1")
+    unknown = await ledger.add(intent("b", billed_seconds=None), S.SUCCEEDED, "c", task_id="2")
+    videos = [video("a", 4.0004), video("b", 6.0)]
+    assert (await ledger.stored(known, "1", "/a", videos)).billed_seconds == 5.0
+    assert (await ledger.stored(unknown, "2", "/a", videos)).billed_seconds == 10.0
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("state", "sold"), ("outputs", None), ("videos", {"/a": [{"uri": "canary"}]})],
+)
+async def test_a_row_that_cannot_be_read_is_named_and_stops_what_needs_it(ledger, column, value):
+    """Whoever damaged it: what it stands for may be bought, and its other columns are not told."""
+    await put(ledger, S.SUBMITTED, "odd", task_id="canary")
+    await put(ledger, S.SUBMITTED, "good", task_id="t")
+    damage = update(generations).where(generations.c.key == "odd").values({column: value})
+    await ledger.database.rows(damage)
+    told = f"row of key 'odd' is damaged: {column}"
+    for look in (ledger.entries(), ledger.of_keys(["odd", "good"]), ledger.get("odd")):
+        with pytest.raises(LedgerUnavailable, match=told) as raised:
+            await look
+        assert "canary" not in str(raised.value)
+    assert await ledger.get("good")

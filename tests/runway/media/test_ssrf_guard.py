@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An address that a stranger wrote leads to the internet, and nowhere else."""
+
+import asyncio
+import socket
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpcore
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from prefect_cometapi.runway import CometAPISettings, DownloadInterrupted, InvalidOutput
+from prefect_cometapi.runway.media.download import AssetClients
+from prefect_cometapi.runway.media.ssrf_guard import Outside, is_public
+
+from ...machine import needs_ipv6
+from .fetching import BODY, digest, download
+
+INSIDE = {
+    "this machine": ["127.0.0.1", "127.8.8.8", "::1", "0.0.0.0", "::"],
+    "a private network": ["10.0.0.1", "172.16.0.1", "192.168.1.1", "fd00::1", "fec0::1"],
+    "a neighbour": ["169.254.1.1", "fe80::1", "fe80::1%eth0"],
+    "a provider's inside (CGNAT)": ["100.64.0.1", "100.127.255.255"],
+    "a cloud's metadata": [
+        "169.254.169.254",
+        "169.254.170.2",
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+        "fd00:ec2::254",
+    ],
+    "many at once": ["224.0.0.1", "239.255.255.250", "255.255.255.255", "ff02::1", "ff0e::1"],
+    "IPv4 in disguise": [
+        "::ffff:127.0.0.1",
+        "::ffff:8.8.8.8",
+        "::127.0.0.1",
+        "::8.8.8.8",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b::808:808",
+        "64:ff9b:1::a00:1",
+        "2002:7f00:1::",
+        "2002:808:808::1",
+        "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+    ],
+    "nobody": [
+        "192.0.2.1",
+        "198.51.100.1",
+        "203.0.113.1",
+        "198.18.0.1",
+        "240.0.0.1",
+        "2001:db8::1",
+    ],
+    "no address": ["", "localhost", "8.8.8", "08.8.8.8", "1.1.1.1 ", "0x7f000001", "2130706433"],
+}
+PUBLIC = ["1.1.1.1", "8.8.8.8", "104.16.0.1", "2606:4700::1111", "2a00:1450:4001::1"]
+
+
+@pytest.mark.parametrize(
+    "address", [one for ones in INSIDE.values() for one in ones], ids=lambda one: one or "empty"
+)
+def test_what_is_not_the_internet_is_not_asked(address):
+    """Each kind of address that leads inside, in each of its forms."""
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_the_internet_is_asked(address):
+    """Where CDNs are."""
+    assert is_public(address)
+
+
+@given(st.integers(0, 2**32 - 1).map(IPv4Address))
+def test_no_disguise_of_an_address_is_public(address):
+    """Whatever an IPv4 address is, its forms in IPv6 are refused."""
+    number = int(address)
+    for disguise in (
+        number,  # ::a.b.c.d
+        0xFFFF << 32 | number,  # mapped
+        0x64FF9B << 96 | number,  # NAT64
+        0x2002 << 112 | number << 80,  # 6to4
+        0x2001 << 112 | number ^ 0xFFFFFFFF,  # Teredo
+    ):
+        assert not is_public(str(IPv6Address(disguise)))
+
+
+@given(st.integers(0, 2**32 - 1).map(IPv4Address) | st.integers(0, 2**128 - 1).map(IPv6Address))
+def test_nothing_private_is_public(address):
+    """What Python knows to be special is never connected to."""
+    special = (
+        address.is_private
+        or address.is_loopback
+        or address.is_link_local
+        or address.is_multicast
+        or address.is_unspecified
+    )
+    assert not (special and is_public(str(address)))
+
+
+class Network(httpcore.AsyncNetworkBackend):
+    """Notes where it is asked to connect; some addresses do not answer."""
+
+    def __init__(self, *dead: str) -> None:
+        self.asked: list[str] = []
+        self.dead = dead
+
+    async def connect_tcp(self, host: str, port: int, *_args: Any, **_options: Any) -> Any:
+        self.asked.append(host)
+        if host in self.dead:
+            raise httpcore.ConnectError("refused")
+        return "connected"
+
+
+def names(*addresses: str):
+    """Every host has these addresses."""
+
+    async def resolved(_host: str, _port: int) -> list[str]:
+        return list(addresses)
+
+    return resolved
+
+
+async def test_a_name_that_leads_inside_is_refused_and_not_connected_to():
+    """With the address that it has, and the setting that would allow it."""
+    network = Network()
+    with pytest.raises(InvalidOutput, match=r"at 169\.254.*COMETAPI_ASSET_HOSTS"):
+        await Outside(names("169.254.169.254", "10.0.0.1"), network).connect_tcp("evil.com", 443)
+    assert network.asked == []
+
+
+async def test_the_connection_goes_to_the_address_that_was_looked_at():
+    """Never to the name, which may mean something else a moment later."""
+    network = Network()
+    await Outside(names("127.0.0.1", "1.1.1.1"), network).connect_tcp("rebinding.com", 443)
+    assert network.asked == ["1.1.1.1"]
+
+
+async def test_the_next_address_is_tried_where_one_does_not_answer():
+    """As any client does; if none answers it is a break in the connection."""
+    network = Network("1.1.1.1", "8.8.8.8")
+    await Outside(names("1.1.1.1", "9.9.9.9"), network).connect_tcp("cdn.com", 443)
+    assert network.asked == ["1.1.1.1", "9.9.9.9"]
+    with pytest.raises(httpcore.ConnectError):
+        await Outside(names("1.1.1.1", "8.8.8.8"), network).connect_tcp("cdn.com", 443)
+
+
+async def test_a_name_without_an_address_is_a_break():
+    """As one that is not known is; both may be there again in a moment."""
+    with pytest.raises(httpcore.ConnectError, match=r"cdn\.com has no address"):
+        await Outside(names(), Network()).connect_tcp("cdn.com", 443)
+
+
+async def test_a_name_that_takes_too_long_is_a_break():
+    """A resolver that does not answer holds nothing up for ever."""
+
+    async def never(_host: str, _port: int) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    with pytest.raises(httpcore.ConnectTimeout, match="was not resolved in time"):
+        await Outside(never, Network()).connect_tcp("cdn.com", 443, timeout=0.01)
+
+
+async def test_a_public_address_is_taken_as_it_is(tmp_path, answers):
+    """Some storages have no name."""
+    script = answers((200, BODY))
+    assert await download("https://1.1.1.1/o", tmp_path / "o", transport=script) == digest(BODY)
+
+
+async def test_a_name_that_nobody_knows_breaks_the_download(tmp_path):
+    """It may be tried again, for names come back; the error has the name and no query."""
+    with pytest.raises(DownloadInterrupted, match=r"nowhere\.invalid is not known") as raised:
+        await download("https://nowhere.invalid/o.mp4?_jwt=s3cr3t", tmp_path / "o.mp4")
+    assert "s3cr3t" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "localhost", "2130706433", "0x7f.1"),
+        pytest.param("[::1]", marks=needs_ipv6),
+        "[::ffff:127.0.0.1]",
+    ],
+)
+async def test_no_way_to_write_this_machine_is_asked(host, tmp_path):
+    """A real resolver and a real socket: nothing arrives at the port."""
+    family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.bind(("::1" if host == "[::1]" else "127.0.0.1", 0))
+        listener.listen()
+        listener.settimeout(0)
+        address = f"https://{host}:{listener.getsockname()[1]}/o.mp4"
+        with pytest.raises((InvalidOutput, DownloadInterrupted)):
+            await download(address, tmp_path / "o.mp4")
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+async def test_every_hop_of_a_redirect_is_looked_at(tmp_path, answers):
+    """An honest first address does not vouch for the second."""
+    script = answers((302, b"", {"location": "https://169.254.169.254/latest/meta-data"}))
+    with pytest.raises(InvalidOutput, match="not on the internet but at 169"):
+        await download("https://cdn.example.com/o", tmp_path / "o.mp4", transport=script)
+    assert len(script.requests) == 1
+
+
+async def test_a_host_that_the_user_names_is_asked(sandbox, tmp_path):
+    """An object store in one's own network, say; it may speak plain http."""
+    address = f"http://localhost:{urlsplit(sandbox().url).port}/openapi.json"
+    with pytest.raises(InvalidOutput, match="is not https"):
+        await download(address, tmp_path / "o.mp4")
+    with pytest.raises(InvalidOutput, match="is not https"):
+        await download(address, tmp_path / "o.mp4", trusted={"127.0.0.1"})
+    with pytest.raises(InvalidOutput, match="a text came in place"):
+        await download(address, tmp_path / "o.mp4", trusted={"localhost"})
+
+
+async def test_a_clients_own_connections_are_watched():
+    """For this httpx has no argument, so what it is built on is held here."""
+    async with AssetClients() as clients:
+        transport: Any = clients.outside._transport
+        assert isinstance(transport._pool._network_backend, Outside)
+        with pytest.raises(InvalidOutput, match="not on the internet"):
+            await clients.outside.get("https://localhost:1/")
+        with pytest.raises(httpx.ConnectError):
+            await clients.trusted.get("https://localhost:1/")
+
+
+async def test_a_proxy_of_the_environment_is_used_all_the_same(monkeypatch):
+    """It may well be on this machine or in a private network; what lies behind it, it decides."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    async with AssetClients() as clients:
+        with pytest.raises(httpx.ConnectError):
+            await clients.outside.get("https://cdn.example.com/")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("", set()), ("cdn.internal", {"cdn.internal"}), (" A.b , 10.0.0.1,", {"a.b", "10.0.0.1"})],
+)
+def test_hosts_are_written_with_commas(monkeypatch, written, read):
+    """In any case, and with blanks."""
+    monkeypatch.setenv("COMETAPI_ASSET_HOSTS", written)
+    assert CometAPISettings().asset_hosts == read
+
+
+@pytest.mark.parametrize("written", ["https://a.b", "a.b:9000", "a.b/c", "*", "a b"])
+def test_what_is_no_name_is_refused(monkeypatch, written):
+    """A name that would never match is told at once."""
+    monkeypatch.setenv("COMETAPI_ASSET_HOSTS", written)
+    with pytest.raises(ValidationError, match="write bare names, as"):
+        CometAPISettings()

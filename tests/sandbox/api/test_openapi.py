@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The OpenAPI and the sandbox say the same; for longer: `python -m tests.chaos.fuzz.openapi`."""
+
+from typing import Any, get_args
+
+import pytest
+
+from prefect_cometapi.sandbox import ReplyShape
+
+from ...chaos.fuzz.openapi import CHAINED, CONFIG, SINGLY, hold
+
+KEY = {"Authorization": "Bearer any-key"}
+SHAPES = get_args(ReplyShape)
+
+
+class Routes:
+    """What a sandbox's own OpenAPI says of its routes, to hold single answers to it."""
+
+    def __init__(self, url: str) -> None:
+        import schemathesis  # takes a second, which only these tests are worth
+
+        config = schemathesis.Config.from_path(CONFIG)
+        self.announced = schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
+
+    def task(self, task_id: str) -> Any:
+        """Poll a task, and hold the reply to what is announced."""
+        poll = self.announced["/runwayml/v1/tasks/{task_id}"]["GET"]
+        return poll.Case(path_parameters={"task_id": task_id}).call_and_validate(headers=KEY)
+
+    def feed(self, task_id: str) -> Any:
+        """Ask the feed for a task, likewise."""
+        question = {"body": {"task_id": task_id}, "media_type": "application/json"}
+        case = self.announced["/runway/feed"]["POST"].Case(**question)
+        return case.call_and_validate(headers=KEY)
+
+
+@pytest.mark.slow
+def test_each_request_is_answered_as_the_openapi_says():
+    """Allowed or forbidden, by any method: status, type, headers and body are those announced."""
+    found = hold(SINGLY, seed=1, examples=30)
+    assert found.ok, found.said
+    assert found.report["operations"]["tested"] == found.report["operations"]["total"] == 7
+    assert found.report["test_cases"]["generated"] > 300
+    assert found.answers.keys() >= {f"POST create {status}" for status in (200, 400, 401, 500, 503)}
+
+
+@pytest.mark.slow
+def test_each_chain_from_a_purchase_to_its_output_is_as_the_openapi_says():
+    """Ids and addresses lead where its links say, and a clip comes whole or in part."""
+    found = hold(CHAINED, seed=1, examples=40)
+    assert found.ok, found.said
+    assert found.answers.keys() >= {f"GET asset {status}" for status in (200, 206, 416)}
+    assert found.answers["GET task 200"]
+    assert found.answers["POST feed 200"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        ("PENDING", {"render_seconds": 3600}),
+        ("RUNNING", {"render_seconds": 10}),
+        ("SUCCEEDED", {}),
+        ("FAILED", {"faults": ["create:failed:rate=1"]}),
+        ("CANCELLED", {"faults": ["create:cancelled:rate=1"]}),
+    ],
+)
+def test_every_shape_is_announced_at_every_stage(talk, stage, options):
+    """A task and its feed are described as the OpenAPI describes them, whatever shape and stage."""
+    conversation = talk(shapes=SHAPES, **options)
+    ids = [conversation.create().json()["id"] for _ in SHAPES]
+    while conversation.client.get("/_sandbox").json()["jobs"].keys() - {stage, "SUCCEEDED"}:
+        pass
+    routes = Routes(conversation.sandbox.url)
+    for task_id in ids:
+        replies = [routes.task(task_id), routes.feed(task_id), routes.task(task_id)]
+        assert [reply.status_code for reply in replies] == [200, 200, 200]
+
+
+@pytest.mark.parametrize("fault", ["unknown-status", "error-in-200", "not-visible-200", "502"])
+def test_an_answer_that_is_not_announced_is_noticed(talk, fault):
+    """What a fault puts in the place of an answer does not pass for it."""
+    conversation = talk(faults=[f"task:{fault}"])
+    task_id = conversation.finished()
+    routes = Routes(conversation.sandbox.url)
+    with pytest.raises(BaseExceptionGroup, match="Schemathesis found"):
+        routes.task(task_id)
+    assert routes.task(task_id).json()["status"] == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("key", [None, "Bearer wrong-key"])
+def test_what_the_openapi_says_needs_a_key_needs_it(talk, key):
+    """Without a key, or with the wrong one, each such route answers its announced 401."""
+    announced = Routes(talk().sandbox.url).announced
+    headers = {} if key is None else {"Authorization": key}
+    routes = [path[method] for path in announced.values() for method in path]
+    asked = 0
+    for route in routes:
+        if "security" in route.definition.raw:
+            case = route.Case(path_parameters={"task_id": "x"})
+            assert case.call_and_validate(headers=headers).status_code == 401
+            asked += 1
+    assert (asked, len(routes)) == (4, 7)
