@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...runway.batch.table_files import local_path, whole_path
 from ...runway.errors import StorageError
 from ...runway.redact import scrub
-from ...runway.storage.base import FolderStorage, FsspecStorage, Storage, check_staged, open_storage
+from ...runway.storage.base import Storage, check_staged
+from ...runway.storage.factory import open_storage
+from ...runway.storage.folder import FolderStorage
+from ...runway.storage.fsspec import FsspecStorage
+from ...runway.storage.paths import local_path, whole_path
 from ...runway.storage.staging import temporary_staging
 from .block_loading import is_block_name, load_block
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ...runway.ledger.entry import UNFINISHED
 from ...runway.models.keys import file_stem
-from ...runway.storage.base import FolderStorage, Storage
+from ...runway.storage.base import Storage
 from ...runway.storage.fetched import abandoned_files, remove
+from ...runway.storage.folder import FolderStorage
 from ...runway.storage.staging import temporary_stagings
 from ..ui import artifacts
 from .ledger_access import open_ledger

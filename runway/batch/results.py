@@ -16,10 +16,13 @@ from pydantic_core import to_json
 
 from ..errors import StorageError, StorageUnavailable
 from ..redact import shown_url
-from ..storage.base import FolderStorage, Storage, open_storage, publish_written
+from ..storage.base import Storage, publish_written
+from ..storage.factory import open_storage
+from ..storage.folder import FolderStorage
+from ..storage.paths import local_path
 from .models import ItemResult
 from .strict_json import strict_json
-from .table_files import Kind, Unreadable, is_gzipped, kind_of, local_path, opened, parquet_module
+from .table_files import Kind, Unreadable, is_gzipped, kind_of, opened, parquet_module
 
 LEAST_GAP = 10.0
 """Seconds between two writes of a growing output."""

@@ -2,16 +2,15 @@
 """Files of rows: which format a place has, and how it is opened, be it a path or an fsspec URL."""
 
 import logging
-import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from ..redact import HideSecrets, scrub, shown_url
+from ..storage.paths import is_chained, local_path, whole_path
 
 for _logger in ("fsspec", "fsspec.http"):  # at DEBUG they log each URL whole
     logging.getLogger(_logger).addFilter(HideSecrets())
@@ -90,32 +89,6 @@ def opened(place: str, *, text: bool) -> Iterator[Any]:
         raise
     except Exception as error:  # noqa: BLE001 - file systems and formats have errors of their own
         raise Unreadable(f"{shown_url(place)} cannot be read: {_reason(error)}") from None
-
-
-def local_path(place: str) -> Path | None:
-    """The path of a place on this machine, or None where it is elsewhere; pure."""
-    if place.startswith("file://"):
-        return Path(unquote(re.sub("^file://(localhost(?=/))?", "", place)))
-    return None if "://" in place else Path(place)
-
-
-def is_chained(place: str) -> bool:
-    """Whether a URL names one file system behind another, as fsspec would take it; pure.
-
-    None of ours needs that, and some read what lies behind them as instructions: references hold
-    addresses of this machine's files, and templates that older versions of fsspec execute.
-    """
-    return "::" in place
-
-
-def whole_path(path: Path) -> Path:
-    """The path from the root, the same from whichever folder it is written.
-
-    Links are not followed, since they may lead elsewhere tomorrow. Somebody else's home that is not
-    known (``~nobody``) is left as it is written.
-    """
-    written = os.path.expanduser(path)  # noqa: PTH111 -- pathlib's raises
-    return Path(re.sub("^/+", "/", os.path.abspath(written)))  # noqa: PTH100 -- pathlib's keeps ..
 
 
 def _located(place: str) -> tuple[Any, str]:

@@ -31,6 +31,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ..errors import BudgetExceeded, GenerationCancelled, GenerationError, LedgerDamaged
 from ..models.generation import Finished, StoredVideo, Submission
 from ..models.prices import Price
+from ..processes import is_certainly_gone, is_certainly_there, process_of
 from ..redact import scrub
 from . import owners
 from .budget import Budget, Spent
@@ -471,14 +472,14 @@ class Ledger(Leases):
         """
         if entry.holder is None or entry.lease_left is None:
             return False
-        if owners.process_of(entry.holder) == owners.process_of(owners.holder_name("")):
+        if process_of(entry.holder) == process_of(owners.holder_name("")):
             workers = owners.workers_of(entry.key, entry.holder)
             return any(one.is_running for one in workers) or bool(workers and entry.lease_left > 0)
-        if owners.is_certainly_gone(entry.holder):
+        if is_certainly_gone(entry.holder):
             return False
         if 0 <= entry.lease_left <= 2 * self.lease:
             return True
-        if entry.lease_left < 0 and not owners.is_certainly_there(entry.holder):
+        if entry.lease_left < 0 and not is_certainly_there(entry.holder):
             return False
         await asyncio.sleep(self.lease / 2)
         later = await self.get(entry.key)

@@ -20,7 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ..errors import StorageError
-from ..ledger.owners import is_certainly_gone, is_certainly_there, this_process
+from ..processes import is_certainly_gone, is_certainly_there, this_process
 from ..redact import scrub
 
 INCOMING = ".incoming"

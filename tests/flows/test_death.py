@@ -18,7 +18,8 @@ from prefect_cometapi.flows import collect, image_to_video
 from prefect_cometapi.flows.runtime.hooks import leave_to_collect
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import Ledger, State
-from prefect_cometapi.runway.ledger.owners import holder_name, is_certainly_gone
+from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.processes import is_certainly_gone
 
 pytestmark = [pytest.mark.server]
 

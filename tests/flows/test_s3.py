@@ -18,7 +18,8 @@ from prefect_cometapi.flows import generate_batch, image_to_video
 from prefect_cometapi.runway import StorageError, StorageUnavailable
 from prefect_cometapi.runway.batch.results import read_results
 from prefect_cometapi.runway.ledger.marks import FOLDER
-from prefect_cometapi.runway.storage.base import FsspecStorage, probe
+from prefect_cometapi.runway.storage.base import probe
+from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 
 from ..s3 import environment, s3_server
 

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_cometapi.flows import collect
 from prefect_cometapi.runway import Entry, State
-from prefect_cometapi.runway.ledger.owners import is_certainly_gone
+from prefect_cometapi.runway.processes import is_certainly_gone
 
 from .conftest import Worker
 

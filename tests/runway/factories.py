@@ -83,7 +83,7 @@ def dead_holder(run: str = "gone") -> str:
 
 @cache
 def _dead_process() -> str:
-    code = "from prefect_cometapi.runway.ledger.owners import this_process; print(this_process())"
+    code = "from prefect_cometapi.runway.processes import this_process; print(this_process())"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
     return done.stdout.decode().strip()
 

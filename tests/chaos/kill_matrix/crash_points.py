@@ -23,7 +23,7 @@ from prefect_cometapi.runway.ledger.entry import State
 from prefect_cometapi.runway.ledger.store import Ledger
 from prefect_cometapi.runway.media.download_file import ArrivingFile
 from prefect_cometapi.runway.models.generation import Status
-from prefect_cometapi.runway.storage.base import FsspecStorage
+from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 
 from .plan import Boundary, How
 

@@ -10,7 +10,7 @@ from prefect_cometapi.flows import collector
 from prefect_cometapi.runway.ledger.claim_history import ClaimHistory
 from prefect_cometapi.runway.ledger.entry import Entry, Intent, State
 from prefect_cometapi.runway.ledger.store import Ledger
-from prefect_cometapi.runway.storage.base import FolderStorage
+from prefect_cometapi.runway.storage.folder import FolderStorage
 
 from .crash_points import around
 

@@ -16,7 +16,7 @@ from prefect_cometapi.runway import StorageUnavailable
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.batch.results import publish_results, read_results
 from prefect_cometapi.runway.ledger.budget import Budget
-from prefect_cometapi.runway.storage.base import FolderStorage
+from prefect_cometapi.runway.storage.folder import FolderStorage
 
 
 async def nothing_new() -> None:

@@ -30,7 +30,9 @@ from prefect_cometapi.flows.runtime.block_storage import (
 )
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import StagedFileMissing, StorageError
-from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage, Storage
+from prefect_cometapi.runway.storage.base import Storage
+from prefect_cometapi.runway.storage.folder import FolderStorage
+from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 
 
 class Bucket(Block):

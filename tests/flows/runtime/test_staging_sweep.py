@@ -12,8 +12,9 @@ from prefect_cometapi.flows.runtime import staging_sweep
 from prefect_cometapi.flows.runtime.block_storage import resolve_storage
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import StorageError
-from prefect_cometapi.runway.ledger.owners import this_process
-from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage
+from prefect_cometapi.runway.processes import this_process
+from prefect_cometapi.runway.storage.folder import FolderStorage
+from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 from prefect_cometapi.runway.storage.staging import staged_path
 
 from ...runway.factories import dead_holder

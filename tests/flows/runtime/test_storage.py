@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from prefect_cometapi.flows import image_to_video
 from prefect_cometapi.flows.runtime.block_storage import block_storage, full_name, resolve_storage
 from prefect_cometapi.runway import StorageError
-from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage
+from prefect_cometapi.runway.storage.folder import FolderStorage
+from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 
 
 class Bucket(Block):

@@ -30,7 +30,7 @@ from prefect_cometapi.runway import (
     StorageUnavailable,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.storage.base import FolderStorage
+from prefect_cometapi.runway.storage.folder import FolderStorage
 
 server = pytest.mark.server
 RETRIED = ["AwaitingRetry", "Retrying"]

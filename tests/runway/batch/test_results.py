@@ -27,7 +27,8 @@ from prefect_cometapi.runway.batch.results import (
     read_results,
     write_results,
 )
-from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage
+from prefect_cometapi.runway.storage.folder import FolderStorage
+from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 from prefect_cometapi.runway.storage.staging import INCOMING
 
 FORMATS = ["jsonl", "ndjson", "jsonl.gz", "parquet"]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A program that does the same in many processes at once, each with a ledger of its own.
 
-``concurrent_buyers.py WHAT COUNT URL FILE``: each process waits until all are there, then buys (``buy``) or
-only looks (``look``), appends one line to the file for each request that it sends, and prints what
-it got as a line of JSON.
+``concurrent_buyers.py WHAT COUNT URL FILE``: each process waits until all are there, then buys
+(``buy``) or only looks (``look``), appends one line to the file for each request that it sends, and
+prints what it got as a line of JSON.
 """
 
 import asyncio

@@ -23,7 +23,8 @@ from prefect_cometapi.runway.ledger.marks import (
     write_mark,
 )
 from prefect_cometapi.runway.ledger.purchase import attach, buy_once
-from prefect_cometapi.runway.storage.base import FolderStorage, open_storage
+from prefect_cometapi.runway.storage.factory import open_storage
+from prefect_cometapi.runway.storage.folder import FolderStorage
 
 from ..factories import Service, intent
 

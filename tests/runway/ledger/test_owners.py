@@ -12,14 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.runway.ledger import owners
-from prefect_cometapi.runway.ledger.owners import (
+from prefect_cometapi.runway import processes
+from prefect_cometapi.runway.ledger.owners import holder_name, shown_holder
+from prefect_cometapi.runway.processes import (
     Process,
-    holder_name,
     is_certainly_gone,
     is_certainly_there,
     process_of,
-    shown_holder,
     this_process,
 )
 
@@ -164,7 +163,7 @@ def test_a_forked_child_is_another_process():
 def test_a_host_name_cannot_break_the_form_of_a_holder(monkeypatch):
     """A colon or a bar in it would shift the parts."""
     monkeypatch.setattr(socket, "gethostname", lambda: "a:b|c" + "d" * 200)
-    monkeypatch.setattr(owners, "_process", owners._process.__wrapped__)
+    monkeypatch.setattr(processes, "_process", processes._process.__wrapped__)
     me = this_process()
     assert me.host == ("a-b-c" + "d" * 200)[:100]
     assert not is_certainly_gone(holder_name("run"))
@@ -174,8 +173,8 @@ def test_a_host_name_cannot_break_the_form_of_a_holder(monkeypatch):
 def test_a_system_without_proc_judges_nobody(monkeypatch, tmp_path):
     """There only the lease tells, so nobody is taken for dead by mistake."""
     before = of(pid=2**22 + 1)
-    monkeypatch.setattr(owners, "_PROC", tmp_path)
-    monkeypatch.setattr(owners, "_process", owners._process.__wrapped__)
+    monkeypatch.setattr(processes, "_PROC", tmp_path)
+    monkeypatch.setattr(processes, "_process", processes._process.__wrapped__)
     me = this_process()
     assert (me.space, me.started) == ("", "")
     assert not is_certainly_gone(before)
@@ -192,9 +191,9 @@ def test_a_name_with_brackets_and_spaces_hides_no_process(tmp_path, monkeypatch)
         (folder / "stat").write_text(f"{number} ({name}) S {fields}")
     (tmp_path / "9").mkdir()
     (tmp_path / "9" / "stat").write_text("9 (half) S")
-    monkeypatch.setattr(owners, "_PROC", tmp_path)
-    assert {owners._state_and_start(number) for number in (1, 2, 3)} == {("S", "22")}
-    assert owners._state_and_start(9) is None
+    monkeypatch.setattr(processes, "_PROC", tmp_path)
+    assert {processes._state_and_start(number) for number in (1, 2, 3)} == {("S", "22")}
+    assert processes._state_and_start(9) is None
 
 
 def test_two_processes_differ_in_any_part():
@@ -214,7 +213,7 @@ def test_a_process_that_is_not_shown_to_us_is_not_gone(sleeper, tmp_path, monkey
     (hiding / "sys/kernel/random/boot_id").write_text(boot)
     for shown in ("self", str(os.getpid())):
         (hiding / shown).symlink_to(f"/proc/{os.getpid()}")
-    monkeypatch.setattr(owners, "_PROC", hiding)
+    monkeypatch.setattr(processes, "_PROC", hiding)
     assert not is_certainly_gone(holder)
     process.kill()
     process.communicate()

@@ -22,8 +22,8 @@ from prefect_cometapi.runway import (
     UnexpectedResponse,
 )
 from prefect_cometapi.runway.ledger import purchase
-from prefect_cometapi.runway.ledger.owners import this_process
 from prefect_cometapi.runway.ledger.purchase import attach
+from prefect_cometapi.runway.processes import this_process
 
 from ..factories import Service, Told, buy, dead_holder, distant_holder, intent, put, until
 

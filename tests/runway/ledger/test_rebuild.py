@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prefect_cometapi.runway import State, StorageError
 from prefect_cometapi.runway.ledger.purchase import buy_once
 from prefect_cometapi.runway.ledger.rebuild import entries_of, missing_claims, rebuild
-from prefect_cometapi.runway.storage.base import FolderStorage
+from prefect_cometapi.runway.storage.folder import FolderStorage
 
 from ..factories import BASE, Service, intent, put, video
 

@@ -9,7 +9,6 @@ import pytest
 
 from prefect_cometapi.runway import StagedFileMissing
 from prefect_cometapi.runway.models.generation import FetchedVideo
-from prefect_cometapi.runway.storage.base import FolderStorage
 from prefect_cometapi.runway.storage.fetched import (
     abandoned_files,
     discard,
@@ -17,6 +16,7 @@ from prefect_cometapi.runway.storage.fetched import (
     publish_checked,
     remember,
 )
+from prefect_cometapi.runway.storage.folder import FolderStorage
 from prefect_cometapi.runway.storage.staging import RECORD
 
 from .test_staging import left_by

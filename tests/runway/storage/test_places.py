@@ -8,7 +8,7 @@ import pytest
 from prefect_cometapi.runway import InvalidManifest, StorageError
 from prefect_cometapi.runway.batch.manifest import read_rows
 from prefect_cometapi.runway.batch.results import split_place
-from prefect_cometapi.runway.storage.base import open_storage
+from prefect_cometapi.runway.storage.factory import open_storage
 
 from ..static_server import answering
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from prefect_cometapi.runway import StorageError
 from prefect_cometapi.runway.storage import staging
-from prefect_cometapi.runway.storage.base import FolderStorage, FsspecStorage
 from prefect_cometapi.runway.storage.fetched import abandoned_files, remove
+from prefect_cometapi.runway.storage.folder import FolderStorage
+from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 from prefect_cometapi.runway.storage.staging import (
     INCOMING,
     KEEP,

@@ -15,14 +15,11 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from prefect_cometapi.runway import StagedFileMissing, StorageError
-from prefect_cometapi.runway.storage import base as module
-from prefect_cometapi.runway.storage.base import (
-    PROBE,
-    FolderStorage,
-    FsspecStorage,
-    open_storage,
-    probe,
-)
+from prefect_cometapi.runway.storage import folder as module
+from prefect_cometapi.runway.storage.base import PROBE, probe
+from prefect_cometapi.runway.storage.factory import open_storage
+from prefect_cometapi.runway.storage.folder import FolderStorage
+from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 from prefect_cometapi.runway.storage.staging import INCOMING
 
 OLD, NEW = b"old" * 1000, b"new" * 2000

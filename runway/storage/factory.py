@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The storage that a location names."""
+
+from .base import Storage
+from .folder import FolderStorage
+from .fsspec import FsspecStorage
+from .paths import local_path
+
+
+def open_storage(place: str) -> Storage:
+    """The storage at a path or an fsspec URL."""
+    path = local_path(place)
+    return FsspecStorage(place) if path is None else FolderStorage(path)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any file system that fsspec knows as storage: uploads that show only when they are complete."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import StorageError
+from ..redact import shown_url
+from .base import check_staged, reason_of
+from .paths import is_chained
+from .staging import temporary_staging
+
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+_OBJECT_STORES = _BUCKETS | {"memory"}
+_IN_PARTS: dict[str, dict[str, Any]] = {
+    "s3": {"chunksize": 8 << 20, "max_concurrency": 2},  # else it reads 100 MB at once
+    "s3a": {"chunksize": 8 << 20, "max_concurrency": 2},
+}
+"""How an upload streams from the disk, where the file system does not by itself."""
+
+
+class FsspecStorage:
+    """A place that fsspec can write to, as s3://bucket/videos or memory://videos.
+
+    Errors of a file system are told and not chained: their own text may hold its credentials, and a
+    traceback would repeat it.
+
+    Args:
+        url: The place; what comes after ``://`` is the file system's own path.
+        options: Arguments of the file system, as fsspec takes them.
+
+    Raises:
+        StorageError: The URL holds a password or a query, or names more than one file system.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        if "?" in url or re.search(r"://[^/?#@]*:[^/?#]*@", url):
+            raise StorageError(
+                f"{shown_url(url)} is stored with each video, so it may hold no password and no "
+                "query; put it into a remote-file-system block or into fsspec's configuration"
+            )
+        if is_chained(url):
+            raise StorageError(f"{shown_url(url)} names more than one file system")
+        self.url = url.rstrip("/")
+        self.options = options
+
+    def staging(self) -> Path:
+        """A folder for temporary files, which belongs to this storage and this user alone."""
+        return temporary_staging(self.url)
+
+    def check(self) -> None:
+        """See that there is a file system for the URL, and its bucket."""
+        self.staging()
+        try:
+            files, path = self._opened()
+            if self._protocol in _BUCKETS:
+                files.info(path.partition("/")[0])
+        except PermissionError:  # who may write need not be allowed to list
+            return
+        except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
+            raise StorageError(f"{shown_url(self.url)} is no storage: {reason_of(error)}") from None
+
+    def uri(self, name: str) -> str:
+        """The file's URL."""
+        return f"{self.url}/{name}"
+
+    def publish(self, staged: Path, name: str) -> str:
+        """Upload the file, see that its size is right there, and give it its name."""
+        at_once = self._protocol in _OBJECT_STORES
+        check_staged(staged)
+        try:
+            files, target = self._opened(name)
+            if not at_once:  # an object store has no folders, and would make a bucket
+                files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            upload = target if at_once else f"{target}.part"
+            files.put_file(str(staged), upload, **_IN_PARTS.get(self._protocol, {}))
+            written, wanted = files.info(upload)["size"], staged.stat().st_size
+            if written != wanted:
+                files.rm_file(upload)
+                raise StorageError(f"{name} has {written} bytes there, and {wanted} here")
+            if upload != target:
+                files.mv(upload, target)
+        except StorageError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
+            check_staged(staged)
+            place = shown_url(self.url)
+            raise StorageError(f"{place} did not take {name}: {reason_of(error)}") from None
+        return self.uri(name)
+
+    def sha256(self, name: str) -> str | None:
+        """Read the file piece by piece, if it is there."""
+        try:
+            files, target = self._opened(name)
+            with files.open(target, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except Exception:  # noqa: BLE001 -- each file system has errors of its own
+            return None
+
+    def read(self, name: str) -> bytes:
+        """The file's content."""
+        with self._told("does not give back", name):
+            files, target = self._opened(name)
+            return files.cat_file(target)
+
+    def names(self, folder: str = "") -> list[str] | None:
+        """List the files below the URL, as far as the file system can."""
+        with self._told("does not list", folder or "its files"):
+            files, target = self._opened(folder or None)
+            files.invalidate_cache()  # it would repeat what it saw before
+            try:
+                found = files.ls(target, detail=True)
+            except FileNotFoundError:
+                return []
+        return sorted(
+            PurePosixPath(entry["name"]).name for entry in found if entry["type"] == "file"
+        )
+
+    def delete(self, name: str) -> None:
+        """Delete the file."""
+        with self._told("does not let go of", name):
+            files, target = self._opened(name)
+            files.rm_file(target)
+
+    @property
+    def _protocol(self) -> str:
+        return self.url.partition("://")[0]
+
+    def _opened(self, name: str | None = None) -> tuple[Any, str]:
+        """The file system, and a path in it."""
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(self.url if name is None else self.uri(name), **self.options)
+
+    @contextmanager
+    def _told(self, what: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
+            place = shown_url(self.url)
+            raise StorageError(f"{place} {what} {name}: {reason_of(error)}") from None
