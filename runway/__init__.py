@@ -4,10 +4,10 @@
 from typing import TYPE_CHECKING, Any
 
 from .api.client import RunwayClient
+from .batch.errors import BatchFailed, InvalidManifest
 from .batch.models import BatchResult, ItemResult, Outcome
 from .errors import (
     AuthenticationError,
-    BatchFailed,
     BudgetExceeded,
     CometAPIError,
     DeliveryError,
@@ -17,7 +17,6 @@ from .errors import (
     GenerationFailed,
     GenerationNotVisible,
     GenerationTimeout,
-    InvalidManifest,
     InvalidOutput,
     InvalidRequest,
     KeyConflict,

@@ -38,12 +38,7 @@ to do next.
 """
 
 import shlex
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
-
-if TYPE_CHECKING:
-    from .batch.models import BatchResult
-    from .batch.rows import BadRow
+from typing import ClassVar
 
 
 class CometAPIError(Exception):
@@ -125,28 +120,6 @@ class InvalidRequest(NotSubmitted):
     """The service does not accept this request."""
 
     advice = "correct the request and run it again."
-
-
-class InvalidManifest(NotSubmitted):
-    """A manifest cannot be read, or rows of it cannot be used.
-
-    Attributes:
-        rows: Every problem of every bad row; empty where the manifest as a whole is bad.
-    """
-
-    advice = "correct the manifest and run it again."
-    shown: ClassVar[int] = 5
-
-    def __init__(self, what: str, *, rows: Iterable["BadRow"] = (), **details: Any) -> None:
-        super().__init__(what, **details)
-        self.rows = tuple(rows)
-
-    def _lines(self) -> list[str]:
-        first, *rest = super()._lines()
-        problems = [f"  {row}" for row in self.rows[: self.shown]]
-        if (more := len(self.rows) - self.shown) > 0:
-            problems.append(f"  and {more:,} more")
-        return [first, *problems, *rest]
 
 
 class QuotaExceeded(NotSubmitted):
@@ -323,21 +296,6 @@ class StorageError(DeliveryError):
 
 class StagedFileMissing(StorageError):
     """What was fetched is gone from this machine, so it must be fetched again."""
-
-
-class BatchFailed(CometAPIError):
-    """No video of a batch was made, or more of its items failed than may.
-
-    Attributes:
-        result: What became of each item.
-    """
-
-    money = "what each item comes to stands in the output manifest."
-    advice = "run it again with the same key: it buys only what is missing."
-
-    def __init__(self, what: str, result: "BatchResult | None" = None, **details: Any) -> None:
-        super().__init__(what, **details)
-        self.result = result
 
 
 class RunGivenUp(CometAPIError):

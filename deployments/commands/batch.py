@@ -12,7 +12,7 @@ from cyclopts import Parameter, validators
 from rich.console import Console
 from rich.table import Table
 
-from ...runway.errors import BatchFailed
+from ...runway.batch.errors import BatchFailed
 from ..console import bar, console, errors, escape, show_error, shown_place
 from ..prefect_env import quieten_prefect, start_prefect
 

@@ -9,10 +9,10 @@ from prefect.states import Completed
 from pydantic import AfterValidator, Field
 
 from ...blocks.credentials import CometAPICredentials
+from ...runway.batch.errors import BatchFailed
 from ...runway.batch.models import BatchResult
 from ...runway.batch.outcomes import invalid
 from ...runway.batch.rows import batch_keys, batch_prefix
-from ...runway.errors import BatchFailed
 from ...runway.ledger.budget import Budget
 from ...runway.media.download import AssetClients
 from ...runway.settings import CometAPISettings

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...runway import errors
+from ... import runway
 from ...runway.batch.models import ItemResult, Outcome
 from ...runway.ledger.budget import Spending
 from ...runway.ledger.figures import figures
@@ -50,9 +50,9 @@ _PICTURE = re.compile(r"data:image/(?:jpeg|png|webp|gif|avif);base64,[A-Za-z0-9+
 _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
-_ADVICE_WITHOUT_ERROR: dict[Outcome, type[errors.CometAPIError]] = {
-    Outcome.UNCERTAIN: errors.SubmissionUncertain,
-    Outcome.INVALID: errors.InvalidRequest,
+_ADVICE_WITHOUT_ERROR: dict[Outcome, type[runway.CometAPIError]] = {
+    Outcome.UNCERTAIN: runway.SubmissionUncertain,
+    Outcome.INVALID: runway.InvalidRequest,
 }
 
 
@@ -187,8 +187,8 @@ def _advised(result: ItemResult) -> tuple[str, dict[str, str]]:
 def _usual_advice(result: ItemResult) -> dict[str, str]:
     if result.outcome in {Outcome.STORED, Outcome.WAITING, Outcome.RUNNING}:
         return {}
-    kind = getattr(errors, result.error or "", None)
-    if not (isinstance(kind, type) and issubclass(kind, errors.CometAPIError)):
+    kind = getattr(runway, result.error or "", None)
+    if not (isinstance(kind, type) and issubclass(kind, runway.CometAPIError)):
         kind = _ADVICE_WITHOUT_ERROR.get(result.outcome)
     if kind:
         error = kind("").about(key=result.key, task_id=result.task_id)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from ...runway.batch.errors import InvalidManifest
 from ...runway.batch.manifest import read_rows
 from ...runway.batch.models import BatchItem, BatchResult, ItemResult
 from ...runway.batch.outcomes import invalid, stored, waiting
 from ...runway.batch.rows import BadRow, Row, batch_keys, batch_prefix, check_rows, rows_of
-from ...runway.errors import InvalidManifest, InvalidRequest, StorageUnavailable
+from ...runway.errors import InvalidRequest, StorageUnavailable
 from ...runway.ledger.budget import Budget, Spending, Spent, estimate, seconds_of
 from ...runway.ledger.entry import Entry
 from ...runway.redact import hide_secrets, shown_url

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from ..errors import InvalidManifest
 from ..redact import shown_url
+from .errors import InvalidManifest
 from .row_validation import check_names, is_own
 from .rows import Row
 from .strict_json import strict_json

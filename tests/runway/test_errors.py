@@ -31,6 +31,7 @@ from prefect_cometapi.runway import (
     errors,
 )
 from prefect_cometapi.runway.api.polling import Patience, wait_until_finished
+from prefect_cometapi.runway.batch import errors as batch_errors
 from prefect_cometapi.runway.batch.rows import BadRow
 from prefect_cometapi.runway.media.inspector import inspect_video
 
@@ -38,7 +39,7 @@ from .media.fetching import download
 
 ALL = [
     value
-    for value in vars(errors).values()
+    for value in (vars(errors) | vars(batch_errors)).values()
     if inspect.isclass(value) and issubclass(value, CometAPIError)
 ]
 REQUEST = ImageToVideoRequest(prompt_image="https://example.com/cat.jpg", model="gen9_ultra")

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_cometapi import runway
 from prefect_cometapi.flows.batch.gallery import gallery
-from prefect_cometapi.runway import errors
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 
 EMPTY = {"meta", "link", "input", "img", "rect"}
@@ -250,8 +250,8 @@ def test_the_header_sums_the_batch_up():
     "kind",
     [
         kind
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, errors.CometAPIError) and kind.advice
+        for kind in (getattr(runway, name) for name in runway.__all__)
+        if isinstance(kind, type) and issubclass(kind, runway.CometAPIError) and kind.advice
     ],
 )
 def test_a_failed_item_says_what_to_do(kind):
@@ -280,7 +280,7 @@ def test_an_item_without_a_known_error_still_says_what_to_do(item, step):
 
 def test_an_error_s_own_advice_is_not_repeated():
     """A message that already names money and next step has them shown once, as they are."""
-    error = errors.SubmissionUncertain("no answer").about(key="november/sku-2")
+    error = runway.SubmissionUncertain("no answer").about(key="november/sku-2")
     item = an_item(Outcome.UNCERTAIN, error="SubmissionUncertain", message=str(error))
     text = page_of(item).text
     assert text.count("Money:") == text.count("Next:") == 1
