@@ -148,7 +148,7 @@ class Stopwatch:
 
 def show_results(results: list[tuple[GenerationResult, float]]) -> None:
     """A table of stored videos, each with the seconds that its flow took."""
-    from ..flows.ui.artifacts import shown_size
+    from ..flows.ui.formatting import shown_size
 
     for result, _seconds in results:
         if not result.videos:

@@ -18,6 +18,7 @@ from ..runway.ledger.owners import holder_name
 from ..runway.models.generation import Value
 from ..runway.redact import scrub
 from .generate import Credentials
+from .runtime import log
 from .runtime.flow_decorator import recorded_flow
 from .runtime.ledger_access import open_ledger, record, this_run
 from .runtime.suspension import resume_waiting
@@ -113,14 +114,14 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
     finished = [generation for generation in looked_at if generation]
     await resume_waiting(ledger)  # those that were suspended after their generation was stored
     if len(finished) < len(left):
-        artifacts.logger().info("%d generations are with other runs", len(left) - len(finished))
+        log.logger().info("%d generations are with other runs", len(left) - len(finished))
     uncertain = [_undecided(entry) for entry in await entries(State.UNCERTAIN)]
     for generation in uncertain:
-        artifacts.logger().warning("Key %s is uncertain: %s", generation.key, generation.note)
+        log.logger().warning("Key %s is uncertain: %s", generation.key, generation.note)
     result = _summary([*finished, *uncertain])
     await artifacts.show_collected([item.model_dump(mode="json") for item in result.generations])
     for error in damaged.values():
-        artifacts.logger().error("%s", error)
+        log.logger().error("%s", error)
     if damaged:
         raise next(iter(damaged.values()))
     return result
@@ -148,10 +149,10 @@ async def _finish(
         result = await deliver(entry.submission(), whose, wanted)
     except CometAPIError as error:
         error.about(key=entry.key, task_id=entry.task_id)
-        artifacts.logger().warning("%s: %s", type(error).__name__, error)
+        log.logger().warning("%s: %s", type(error).__name__, error)
         return Collected(**known, state=await _state_of(entry), note=error.what)
     except Exception as error:  # noqa: BLE001 -- the others are finished all the same
-        artifacts.logger().exception("Generation %s is left to the next collector", entry.task_id)
+        log.logger().exception("Generation %s is left to the next collector", entry.task_id)
         note = f"{type(error).__name__}: {scrub(str(error), limit=200)}"
         return Collected(**known, state=await _state_of(entry), note=note)
     uris = tuple(video.uri for video in result.videos)

@@ -12,6 +12,7 @@ from ..runway.errors import GenerationNotVisible, LedgerUnavailable
 from ..runway.models.generation import GenerationResult, Status, Submission
 from ..runway.models.keys import MAX_KEY_LENGTH, check_key, check_task_id, key_of_id
 from ..runway.models.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
+from .runtime import log
 from .runtime.block_storage import full_name
 from .runtime.flow_decorator import recorded_flow
 from .runtime.ledger_access import intent_for, open_ledger, record, this_run
@@ -22,7 +23,6 @@ from .runtime.sync import check_starts, run_sync
 from .steps.adoption import adopt_id, check_id, key_for
 from .steps.delivery import check_storage, deliver
 from .steps.tasks import asubmit_generation
-from .ui import artifacts
 
 if TYPE_CHECKING:
     from ..runway.ledger.store import Ledger
@@ -160,7 +160,7 @@ async def _attached(
         return (known or await adopt_id(ledger, intent, credentials, task_id)).submission()
     except LedgerUnavailable as error:  # nothing is bought here, so it is not needed
         require_known(task_id, await check_id(credentials, task_id))
-        artifacts.logger().warning("%s; the delivery goes on without it", error.what)
+        log.logger().warning("%s; the delivery goes on without it", error.what)
         return Submission(key=intent.key, task_id=task_id, submitted_at=datetime.now(UTC))
 
 
@@ -199,7 +199,7 @@ async def _so_far(submission: Submission, storage: str | None) -> GenerationResu
     entry = await record(lambda ledger: ledger.get(submission.key))
     if entry and (failure := entry.failure()):
         raise failure
-    artifacts.logger().info("Not waited for; the flow collect finishes what is not stored")
+    log.logger().info("Not waited for; the flow collect finishes what is not stored")
     if entry:
         return entry.result(full_name(storage or settings_now().storage))
     return GenerationResult(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import httpx
 from cyclopts import Parameter
 
-from ...runway.api.client import tls_context
 from ...runway.errors import CometAPIError, ServiceUnavailable
+from ...runway.http_clients import tls_context
 from ...runway.settings import CometAPISettings
 from ..console import console, escape
 from ..prefect_env import quieten_prefect

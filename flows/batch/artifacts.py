@@ -10,7 +10,8 @@ from ...runway.batch.models import BatchResult, ItemResult, Outcome
 from ...runway.ledger.figures import figures
 from ...runway.media.inspector import draw_contact_sheet
 from ..runtime.block_storage import resolve_storage
-from ..ui.artifacts import harmless, plain
+from ..runtime.log import harmless
+from ..ui.formatting import plain
 from .progress import Standing
 
 ROWS_SHOWN = 500

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from ..ui.artifacts import logger
+from ..runtime.log import logger
 
 IN_FLIGHT_LIMIT = "cometapi-in-flight"
 """Name of Prefect's global concurrency limit for generations that are upstream."""

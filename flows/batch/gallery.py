@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 
 from ... import runway
 from ...runway.batch.models import ItemResult, Outcome
-from ...runway.ledger.budget import Spending
-from ...runway.ledger.figures import figures
+from ...runway.ledger.figures import Spending, figures
 from ...runway.redact import hide_secrets
-from ..ui.artifacts import shown_size
+from ..ui.formatting import shown_size
 from .urls import address, origins, without_login
 
 if TYPE_CHECKING:

@@ -19,15 +19,16 @@ from ...runway.batch.models import BatchItem, BatchResult, ItemResult
 from ...runway.batch.outcomes import invalid, stored, waiting
 from ...runway.batch.rows import BadRow, Row, batch_keys, batch_prefix, check_rows, rows_of
 from ...runway.errors import InvalidRequest, StorageUnavailable
-from ...runway.ledger.budget import Budget, Spending, Spent, estimate, seconds_of
+from ...runway.ledger.budget import Budget, Spent, estimate, seconds_of
 from ...runway.ledger.entry import Entry
+from ...runway.ledger.figures import Spending
 from ...runway.redact import hide_secrets, shown_url
+from ..runtime import log
 from ..runtime.block_storage import full_name
 from ..runtime.ledger_access import open_ledger
 from ..runtime.run_context import settings_now
 from ..runtime.sync import lasting_run_id
 from ..steps.delivery import is_gone
-from ..ui import artifacts
 
 if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
@@ -96,9 +97,9 @@ def check_rows_of(plan: Plan, *, strict: bool) -> None:
         InvalidManifest: Nothing is to be bought.
     """
     for row in plan.bad[:20]:
-        artifacts.logger().warning("%s", row)
+        log.logger().warning("%s", row)
     if len(plan.bad) > 20:
-        artifacts.logger().warning("… and %d more problems", len(plan.bad) - 20)
+        log.logger().warning("… and %d more problems", len(plan.bad) - 20)
     if not plan.items or (strict and plan.bad):
         what = "no row is valid" if not plan.items else "not every row is valid"
         raise InvalidManifest(what, rows=plan.bad)

@@ -8,8 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from ...runway.batch.models import ItemResult, Outcome, counted
-from ...runway.ledger.budget import Budget, Spending, Spent
-from ...runway.ledger.figures import Tally
+from ...runway.ledger.budget import Budget, Spent
+from ...runway.ledger.figures import Spending, Tally
 
 
 @dataclass(frozen=True)

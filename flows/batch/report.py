@@ -16,11 +16,11 @@ from typing import Self
 from ...runway.batch.models import ItemResult
 from ...runway.batch.results import check_place, next_write, publish_results, split_place
 from ...runway.errors import StorageError
-from ...runway.ledger.budget import Spending
+from ...runway.ledger.figures import Spending
 from ...runway.models.keys import batch_stem
 from ...runway.storage.base import Storage, publish_written
+from ..runtime import log
 from ..runtime.block_storage import resolve_storage
-from ..ui import artifacts
 from .artifacts import BatchArtifacts
 from .gallery import gallery
 from .progress import Board
@@ -102,7 +102,7 @@ class Report:
         try:
             await asyncio.to_thread(self._publish, results, spending)
         except StorageError as error:  # the videos are stored, and the ledger knows of them
-            artifacts.logger().warning("The output manifest could not be written: %s", error.what)
+            log.logger().warning("The output manifest could not be written: %s", error.what)
 
     def _publish(self, results: tuple[ItemResult, ...], spending: Spending) -> None:
         self.output = publish_results(results, self._place, self._name)

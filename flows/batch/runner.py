@@ -19,11 +19,11 @@ from ...runway.batch.models import BatchItem, ItemResult
 from ...runway.errors import BudgetExceeded, CometAPIError, LedgerUnavailable
 from ...runway.ledger.budget import Budget, estimate
 from ...runway.models.generation import Finished, GenerationResult
+from ..runtime import log
 from ..runtime.ledger_access import record, this_run
 from ..steps.delivery import PLAIN, Steps, deliver, named_after
 from ..steps.retries import retry_on
 from ..steps.tasks import WORTH_RETRYING, step_options
-from ..ui import artifacts
 from .concurrency import Lanes, Slot
 from .plan import looked_up
 from .progress import Board
@@ -84,7 +84,7 @@ class BatchRun:
             for item, result in zip(items, found.results, strict=True)
             if not result.outcome.is_final
         ]
-        with artifacts.as_batch(quiet=self.one_task_run):
+        with log.as_batch(quiet=self.one_task_run):
             await self._make_all(missing)
 
     async def _make_all(self, items: Sequence[BatchItem]) -> None:
@@ -148,7 +148,7 @@ class BatchRun:
         )
         self.board.put(outcomes.ended(item, error))
         what = error.what if isinstance(error, CometAPIError) else error
-        artifacts.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
+        log.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
 
     async def _made(self, item: BatchItem, by: Steps) -> GenerationResult:
         from ...runway.ledger.purchase import staying_with

@@ -19,9 +19,9 @@ from ...runway.ledger.budget import estimate
 from ...runway.ledger.entry import Entry, Intent
 from ...runway.models.generation import Submission
 from ...runway.models.requests import GenerationRequest
-from ..ui.artifacts import logger
 from .block_loading import is_block_name, load_block
 from .block_storage import full_name
+from .log import logger
 from .run_context import settings_now, shared_ledger
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...runway.errors import LedgerUnavailable, StorageError
 from ...runway.ledger.marks import LedgerMark, ledgers_in_use, read_marks, write_mark
-from ..ui import artifacts
+from . import log
 from .block_storage import full_name, resolve_storage
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ async def check_ledger(ledger: "Ledger", storage: str) -> None:
         ledger.history.places_checked.pop(place, None)
         raise
     if others := ledgers_in_use(marks, identity):
-        artifacts.logger().warning("%s", other_ledgers(place, others))
+        log.logger().warning("%s", other_ledgers(place, others))
 
 
 def other_ledgers(place: str, others: list[LedgerMark]) -> str:
@@ -77,4 +77,4 @@ async def leave_mark(ledger: "Ledger", storage: str, *, now: bool = True) -> Non
         target = await resolve_storage(storage)
         await asyncio.to_thread(write_mark, target, await ledger.history.mark())
     except (StorageError, LedgerUnavailable) as error:
-        artifacts.logger().debug("No mark of the ledger in %s: %s", storage, error.what)
+        log.logger().debug("No mark of the ledger in %s: %s", storage, error.what)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 
-from ..ui import artifacts
+from . import log
 from .block_storage import full_name
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def apart(ledger: "Ledger", storage: str) -> list[str]:
     return found
 
 
-@artifacts.harmless
+@log.harmless
 async def warn_where_apart(ledger: "Ledger", storage: str) -> None:
     """Warn in a run of a pool with several workers whose ledger is this machine's own.
 
@@ -38,7 +38,7 @@ async def warn_where_apart(ledger: "Ledger", storage: str) -> None:
         workers = await client.read_workers_for_work_pool(pool)
     online = sum(worker.status == "ONLINE" for worker in workers)
     if online > 1:
-        artifacts.logger().warning(
+        log.logger().warning(
             "%d workers run the pool %s. If they are several machines, share %s; "
             "`prefect-cometapi doctor` tells more",
             online,

@@ -16,7 +16,7 @@ from ...runway.storage.base import Storage
 from ...runway.storage.fetched import abandoned_files, remove
 from ...runway.storage.folder import FolderStorage
 from ...runway.storage.staging import temporary_stagings
-from ..ui import artifacts
+from . import log
 from .ledger_access import open_ledger
 
 SWEEP_EVERY = 600.0
@@ -35,7 +35,7 @@ async def sweep_staged_files(storage: Storage) -> None:
         for folder in await asyncio.to_thread(_folders_to_sweep, storage):
             await _sweep(folder)
     except Exception as error:  # noqa: BLE001 -- tidying up must not cost a video
-        artifacts.logger().debug("Staged files were not swept: %s", type(error).__name__)
+        log.logger().debug("Staged files were not swept: %s", type(error).__name__)
 
 
 def _folders_to_sweep(storage: Storage) -> list[Path]:
@@ -60,7 +60,7 @@ async def _sweep(folder: Path) -> None:
         files = await asyncio.to_thread(abandoned_files, folder, is_needed)
     if files:
         removed = await asyncio.to_thread(remove, folder, files)
-        artifacts.logger().info("Removed %d staged files that killed runs left behind", removed)
+        log.logger().info("Removed %d staged files that killed runs left behind", removed)
 
 
 async def _stems_not_stored() -> set[str]:

@@ -23,7 +23,7 @@ from prefect.flow_runs import aresume_flow_run, asuspend_flow_run
 from ...runway.errors import LedgerDamaged
 from ...runway.models.generation import Submission
 from ...runway.models.keys import step_key
-from ..ui import artifacts
+from . import log
 from .run_context import settings_now
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ async def leave_until_ended(ledger: "Ledger", submission: Submission) -> None:
     if entry and entry.has_ended:
         return
     if reason := _why_not():
-        artifacts.logger().warning("%s, so it waits here for the generation", reason)
+        log.logger().warning("%s, so it waits here for the generation", reason)
         return
-    artifacts.logger().info("The flow collect finishes the generation and resumes this run")
+    log.logger().info("The flow collect finishes the generation and resumes this run")
     pause = step_key("wait", f"{submission.key}\n{submission.task_id}")
     await asuspend_flow_run(timeout=int(settings_now().deadline) + _DAY, key=pause)
 
@@ -69,7 +69,7 @@ def _why_not() -> str | None:
     return None
 
 
-@artifacts.harmless
+@log.harmless
 async def resume_waiting(ledger: "Ledger", run: str | None = None) -> None:
     """Resume a run, or every run, that we suspended and whose generations have ended.
 
@@ -109,4 +109,4 @@ async def _resume(run: UUID) -> None:
     try:
         await aresume_flow_run(run)
     except RuntimeError as error:  # another collector was quicker
-        artifacts.logger().debug("Run %s was not resumed: %s", run, error)
+        log.logger().debug("Run %s was not resumed: %s", run, error)

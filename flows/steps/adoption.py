@@ -8,11 +8,11 @@ from ...blocks.credentials import CometAPICredentials
 from ...runway.errors import AuthenticationError
 from ...runway.ledger.entry import Entry, Intent
 from ...runway.models.requests import GenerationRequest
+from ..runtime import log
 from ..runtime.block_loading import load_block
 from ..runtime.ledger_access import open_ledger
 from ..runtime.run_context import client_for, settings_now
 from ..runtime.sync import resolve_key
-from ..ui import artifacts
 
 if TYPE_CHECKING:
     from ...runway.api.adoption import Check
@@ -59,7 +59,7 @@ async def adopt_id(
     async def ask() -> "Check":
         return await check_id(credentials, task_id)
 
-    return await adopt(ledger, intent, task_id, ask, warn=artifacts.logger().warning)
+    return await adopt(ledger, intent, task_id, ask, warn=log.logger().warning)
 
 
 async def adopt_by_hand(

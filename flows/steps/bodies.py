@@ -49,6 +49,7 @@ from ...runway.settings import CometAPISettings
 from ...runway.storage.base import Storage
 from ...runway.storage.fetched import discard, find_fetched, publish_checked, remember, sha256_of
 from ...runway.storage.staging import staged_path
+from ..runtime import log
 from ..runtime.block_storage import full_name, resolve_storage
 from ..runtime.ledger_access import (
     intent_for,
@@ -69,10 +70,10 @@ from ..runtime.run_context import (
 )
 from ..runtime.staging_sweep import sweep_staged_files
 from ..runtime.sync import lasting_run_id
-from ..ui import artifacts
+from ..runtime.task_state import memory
+from ..ui import artifacts, events, formatting
 from .adoption import ATTACHED_GRACE, adopt_id, key_for
 from .durations import habit_of
-from .retries import memory
 
 if TYPE_CHECKING:
     from ...runway.ledger.purchase import Check
@@ -124,7 +125,7 @@ async def submit(
             else:
                 entry, new = await _bought(request, credentials, ledger, intent, settings)
         except SubmissionUncertain as error:
-            await artifacts.announce_uncertain(key, error)
+            await events.announce_uncertain(key, error)
             raise
     submission = entry.submission()
     await _tell_submitted(submission, intent, new=new)
@@ -156,7 +157,7 @@ async def _bought(
             run=this_run(),
             resubmit_as=lasting_run_id() if settings.on_uncertain == "resubmit" else None,
             budget=shared_budget(),
-            warn=artifacts.logger().warning,
+            warn=log.logger().warning,
         )
     return entry, bool(posted)
 
@@ -177,11 +178,11 @@ def _tallied(request: GenerationRequest, settings: CometAPISettings) -> Iterator
 
 async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) -> None:
     if not new:
-        artifacts.tell("Generation %s: attached, key %s", submission.task_id, submission.key)
+        log.tell("Generation %s: attached, key %s", submission.task_id, submission.key)
         return
-    artifacts.tell("Generation %s: submitted, key %s", submission.task_id, submission.key)
-    if not artifacts.is_quiet.get():
-        await artifacts.announce("submitted", submission, route=intent.route, model=intent.model)
+    log.tell("Generation %s: submitted, key %s", submission.task_id, submission.key)
+    if not log.is_quiet.get():
+        await events.announce("submitted", submission, route=intent.route, model=intent.model)
 
 
 async def poll(
@@ -301,7 +302,7 @@ async def _fetch(
     except BaseException:
         await asyncio.to_thread(path.unlink, missing_ok=True)
         raise
-    artifacts.tell("Fetched %s of %s", artifacts.shown_size(video.size), submission.task_id)
+    log.tell("Fetched %s of %s", formatting.shown_size(video.size), submission.task_id)
     return video
 
 
@@ -361,8 +362,8 @@ async def persist(
             for position, video in enumerate(videos):
                 await asyncio.to_thread(discard, video, _stem(submission, position))
     for video in stored:
-        artifacts.tell("Stored %s", video.uri)
-        await artifacts.announce("stored", submission, uri=video.uri, sha256=video.sha256)
+        log.tell("Stored %s", video.uri)
+        await events.announce("stored", submission, uri=video.uri, sha256=video.sha256)
     return stored
 
 

@@ -22,6 +22,7 @@ from ...runway.models.generation import (
     StoredVideo,
     Submission,
 )
+from ..runtime import log
 from ..runtime.block_storage import full_name, resolve_storage
 from ..runtime.ledger_access import working_alone
 from ..runtime.run_context import settings_now
@@ -109,9 +110,9 @@ async def deliver(
         if entry and place in entry.videos and not again:
             again = await asyncio.to_thread(is_gone, entry.videos[place])
             if not again:
-                artifacts.tell("Generation %s: stored already", submission.task_id)
+                log.tell("Generation %s: stored already", submission.task_id)
                 return entry.result(place)
-            artifacts.logger().warning("Generation %s: its file is gone", submission.task_id)
+            log.logger().warning("Generation %s: its file is gone", submission.task_id)
         asked_again = {"again": True} if again and entry and entry.failure() else {}
         finished = await by.poll(submission, credentials, **asked_again)
         try:

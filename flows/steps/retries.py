@@ -9,16 +9,12 @@ the task run's context; so the condition leaves the delay in the run's memory, a
 it back.
 """
 
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
-from uuid import UUID
 
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import TaskRunContext
 
-from ...runway.api.polling import Wait, spread
+from ...runway.api.polling import spread
 from ...runway.errors import (
     CometAPIError,
     ServiceUnavailable,
@@ -26,6 +22,7 @@ from ...runway.errors import (
     SubmissionUncertain,
 )
 from ..runtime.run_context import settings_now
+from ..runtime.task_state import Memory, memory, memory_of
 
 LONGEST_DELAY = 6
 """In poll intervals, so 30 s at the documented five."""
@@ -33,32 +30,6 @@ LONGEST_DELAY = 6
 FAILURES_IN_A_ROW = 5
 """After these an attempt is the last one. A generation that is bought is waited for longer, as its
 deadline says, while the service is away; but not while something else answers in its place."""
-
-
-@dataclass
-class Memory:
-    """What one task run remembers from attempt to attempt."""
-
-    wait: Wait = field(default_factory=Wait)
-    failures: int = 0
-    delay: float | None = None
-    artifact_id: UUID | None = None
-
-
-_memories: dict[int, Memory] = {}
-
-
-def memory() -> Memory:
-    """The memory of the present task run; outside of one, a new one."""
-    context = TaskRunContext.get()
-    return _memory_of(context.task_run) if context else Memory()
-
-
-def _memory_of(task_run: TaskRun) -> Memory:
-    if id(task_run) not in _memories:
-        _memories[id(task_run)] = Memory()
-        weakref.finalize(task_run, _memories.pop, id(task_run), None)
-    return _memories[id(task_run)]
 
 
 class RetryDelays(list[float]):
@@ -88,7 +59,7 @@ def retry_on(
 
     # The annotation is text, since a function that was made here is pickled with what it names.
     def worth_another_attempt(_task: Any, task_run: TaskRun, state: "State[Any]") -> bool:
-        error, remembered, settings = state.data, _memory_of(task_run), settings_now()
+        error, remembered, settings = state.data, memory_of(task_run), settings_now()
         if not isinstance(error, errors) or _is_hopeless(error, remembered):
             return False
         interval = settings.poll_interval

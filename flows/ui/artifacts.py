@@ -7,23 +7,12 @@ is paid for, so nothing in here raises.
 
 import asyncio
 import base64
-import logging
-import re
 import shlex
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
-from urllib.parse import quote
+from typing import Any
 
-from prefect.context import AssetContext, FlowRunContext, TaskRunContext
-from prefect.events import emit_event
-from prefect.exceptions import MissingContextError
-from prefect.logging import get_run_logger
-
-from ...runway.errors import SubmissionUncertain
 from ...runway.models.generation import (
     Generation,
     GenerationResult,
@@ -31,98 +20,17 @@ from ...runway.models.generation import (
     StoredVideo,
     Submission,
 )
-from ..steps.retries import memory
-
-P = ParamSpec("P")
+from ..runtime.log import harmless, in_batch, is_quiet, tell
+from ..runtime.task_state import memory
+from .events import announce, announce_asset
+from .formatting import as_link, plain, shown_size
 
 progress_listener: ContextVar[Callable[[Submission, Generation], None] | None] = ContextVar(
     "progress_listener", default=None
 )
 """Called with each reply while one waits; the command line draws its progress from it."""
 
-in_batch: ContextVar[bool] = ContextVar("in_batch", default=False)
-"""Whether the generation is one of many: a batch shows them as a whole."""
-
-is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
-"""Whether only what went wrong is logged, and only the end of a generation told by an event:
-thousands of lines and events help nobody, and Prefect's server has to keep them all."""
-
-
-class _Hush(logging.Filter):
-    """Keeps the usual course of a large batch out of the log."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is for the log."""
-        return record.levelno >= logging.WARNING or not is_quiet.get()
-
-
-logging.getLogger("prefect.task_runs").addFilter(_Hush())
-
 _STAGE = {Status.NOT_VISIBLE: 0.0, Status.PENDING: 0.0, Status.SUCCEEDED: 1.0}
-
-
-def logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
-    """The run's logger, or a plain one outside of a run."""
-    try:
-        return get_run_logger()
-    except MissingContextError:
-        return logging.getLogger("prefect_cometapi")
-
-
-@contextmanager
-def as_batch(*, quiet: bool) -> Iterator[None]:
-    """Show the generations within the block as parts of a batch; quiet says little of each."""
-    shown = in_batch.set(True)
-    hushed = is_quiet.set(quiet or is_quiet.get())
-    try:
-        yield
-    finally:
-        in_batch.reset(shown)
-        is_quiet.reset(hushed)
-
-
-def tell(message: str, *args: object) -> None:
-    """Log the usual course of a generation."""
-    if not is_quiet.get():  # its logger would let it fall, but making one takes a while
-        logger().info(message, *args)
-
-
-def harmless(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
-    """Have something shown within a run only, and its failure logged in place of raised."""
-
-    @wraps(show)
-    async def shown_or_logged(*args: P.args, **kwargs: P.kwargs) -> None:
-        if not (FlowRunContext.get() or TaskRunContext.get()):
-            return
-        try:
-            await show(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 -- what is only shown must not cost a video
-            logger().debug("Could not show it in the UI: %s", type(error).__name__)
-
-    return shown_or_logged
-
-
-@harmless
-async def announce(what: str, submission: Submission, **payload: Any) -> None:
-    """Emit ``cometapi.generation.<what>``, related to the run that it happened in."""
-    emit_event(
-        f"cometapi.generation.{what}",
-        resource={
-            "prefect.resource.id": f"cometapi.generation.{submission.task_id}",
-            "prefect.resource.name": submission.key,
-        },
-        payload={"task_id": submission.task_id, "key": submission.key, **payload},
-    )
-
-
-@harmless
-async def announce_uncertain(key: str, error: SubmissionUncertain) -> None:
-    """Emit ``cometapi.generation.uncertain``; an automation may tell somebody."""
-    emit_event(
-        "cometapi.generation.uncertain",
-        resource={"prefect.resource.id": f"cometapi.key.{key}", "prefect.resource.name": key},
-        payload={"key": key, "what": error.what},
-    )
 
 
 async def show_reply(submission: Submission, reply: Generation, before: Generation | None) -> None:
@@ -186,7 +94,7 @@ async def show_result(submission: Submission, result: GenerationResult) -> None:
         if in_batch.get():
             continue
         await acreate_link_artifact(
-            link=_as_link(video.uri),
+            link=as_link(video.uri),
             link_text=video.uri.rpartition("/")[2],
             key="cometapi-video",
             description=f"Stored at {plain(video.uri)}",
@@ -239,44 +147,3 @@ def _facts(submission: Submission, result: GenerationResult, video: StoredVideo)
         "key": submission.key,
         "sha256": video.sha256,
     }
-
-
-def announce_asset(video: StoredVideo, submission: Submission) -> None:
-    """Emit Prefect's asset materialization for a stored video.
-
-    Prefect's own decorator wants the asset's key before the task runs; a video gets its name later.
-    """
-    from prefect.assets import Asset, AssetProperties
-
-    name = video.uri.rpartition("/")[2]
-    asset = Asset(key=_as_link(video.uri).lower(), properties=AssetProperties(name=name))
-    emit_event(
-        "prefect.asset.materialization.succeeded",
-        resource=AssetContext.asset_as_resource(asset),
-        related=[AssetContext.related_materialized_by("prefect-cometapi")],
-        payload={
-            "task_id": submission.task_id,
-            "key": submission.key,
-            **video.model_dump(include={"sha256", "size", "width", "height", "duration"}),
-        },
-    )
-
-
-def plain(text: str) -> str:
-    """Somebody's words, as they are to be read, for descriptions and cells of tables.
-
-    Prefect's UI takes both for Markdown: a message of the service's, or a row's id, would load a
-    picture from elsewhere in the browser of whoever looks, or show a link that leads there.
-    """
-    return re.sub(r"([\\\[<])", r"\\\1", text)
-
-
-def shown_size(size: int) -> str:
-    """Bytes as people read them."""
-    if size >= 1_000_000_000:
-        return f"{size / 1_000_000_000:.1f} GB"
-    return f"{size / 1_000_000:.1f} MB" if size >= 100_000 else f"{size / 1000:.1f} kB"
-
-
-def _as_link(uri: str) -> str:
-    return uri if "://" in uri else f"file://{quote(uri)}"

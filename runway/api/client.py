@@ -4,11 +4,9 @@
 import asyncio
 import json
 import re
-import ssl
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -26,7 +24,7 @@ from ..errors import (
     SubmissionUncertain,
     UnexpectedResponse,
 )
-from ..http_clients import SINGLE, Connections
+from ..http_clients import SINGLE, Connections, tls_context
 from ..models.generation import Generation, Status
 from ..models.keys import is_task_id
 from ..models.requests import GenerationRequest
@@ -77,12 +75,6 @@ _ERRORS: dict[Meaning, type[CometAPIError]] = {
     Meaning.NO_BALANCE: QuotaExceeded,
     Meaning.MISADDRESSED: UnexpectedResponse,
 }
-
-
-@cache
-def tls_context() -> ssl.SSLContext:
-    """What httpx would make for each client, made once: reading the certificates takes 20 ms."""
-    return httpx.create_ssl_context()
 
 
 SHORTEST_SECRET = 12

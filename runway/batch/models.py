@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, Field, computed_field
 
-from ..ledger.budget import Spending
+from ..ledger.figures import Spending
 from ..models.generation import Value
 from ..models.requests import ImageToVideoRequest, VideoToVideoRequest
 from ..redact import shortened

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import Field, computed_field
+from pydantic import Field
 
 from ..models.generation import Value
 from ..models.prices import Price
 from ..models.requests import GenerationRequest
-from .figures import figures
 
 ASSUMED_SECONDS = 10.0
 """Of video, where neither the request nor the docs tell how many will be billed."""
@@ -41,36 +40,6 @@ class Spent(Value):
     )
     seconds: float = Field(default=0.0, description="Seconds of video.")
     charges: int = Field(default=0, description="Submissions that were, or may be, charged.")
-
-
-class Spending(Value):
-    """Estimates for a batch. Money is in the currency of the prices; None without prices."""
-
-    seconds: float = Field(description="Seconds of video estimated for all valid items.")
-    estimate: float | None = Field(default=None, description="Money estimated for all valid items.")
-    spent_seconds: float = Field(
-        default=0.0, description="Seconds of video bought by this batch so far, in all its runs."
-    )
-    spent: float | None = Field(
-        default=None, description="Money for what was bought by this batch so far, in all its runs."
-    )
-    run_seconds: float = Field(default=0.0, description="Seconds of video bought by this run.")
-    run_spent: float | None = Field(
-        default=None, description="Money for what was bought by this run."
-    )
-    max_seconds: float | None = Field(default=None, description="The user's limit in seconds.")
-    max_spend: float | None = Field(default=None, description="The user's limit in money.")
-
-    @computed_field(description="Money left under the limit; None without one.")
-    @property
-    def remaining(self) -> float | None:
-        """Money left under the limit, or None without one."""
-        left = None if self.max_spend is None else self.max_spend - (self.spent or 0.0)
-        return None if left is None else round(max(0.0, left), 6)
-
-    def in_words(self) -> str:
-        """Return every figure with its name, and what is left where there is a limit."""
-        return "; ".join(f"{name}: {amount}" for name, amount in figures(self).items())
 
 
 @dataclass(frozen=True)

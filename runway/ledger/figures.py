@@ -2,10 +2,10 @@
 """Money figures of a batch: each has one name, and is worded here for every place that shows it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .budget import Spending
+from pydantic import Field, computed_field
+
+from ..models.generation import Value
 
 BY_RUN = "bought by this run"
 BY_BATCH = "bought by this batch so far"
@@ -29,7 +29,37 @@ class Tally:
         self.add(-seconds, None if money is None else -money)
 
 
-def figures(spending: "Spending", *, of_run: bool = True) -> dict[str, str]:
+class Spending(Value):
+    """Estimates for a batch. Money is in the currency of the prices; None without prices."""
+
+    seconds: float = Field(description="Seconds of video estimated for all valid items.")
+    estimate: float | None = Field(default=None, description="Money estimated for all valid items.")
+    spent_seconds: float = Field(
+        default=0.0, description="Seconds of video bought by this batch so far, in all its runs."
+    )
+    spent: float | None = Field(
+        default=None, description="Money for what was bought by this batch so far, in all its runs."
+    )
+    run_seconds: float = Field(default=0.0, description="Seconds of video bought by this run.")
+    run_spent: float | None = Field(
+        default=None, description="Money for what was bought by this run."
+    )
+    max_seconds: float | None = Field(default=None, description="The user's limit in seconds.")
+    max_spend: float | None = Field(default=None, description="The user's limit in money.")
+
+    @computed_field(description="Money left under the limit; None without one.")
+    @property
+    def remaining(self) -> float | None:
+        """Money left under the limit, or None without one."""
+        left = None if self.max_spend is None else self.max_spend - (self.spent or 0.0)
+        return None if left is None else round(max(0.0, left), 6)
+
+    def in_words(self) -> str:
+        """Return every figure with its name, and what is left where there is a limit."""
+        return "; ".join(f"{name}: {amount}" for name, amount in figures(self).items())
+
+
+def figures(spending: Spending, *, of_run: bool = True) -> dict[str, str]:
     """Return the figures of a batch in words, by their names; pure.
 
     Args:

@@ -21,8 +21,8 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from ..api.client import tls_context
 from ..errors import DownloadInterrupted, InvalidOutput, OutputExpired, StorageError
+from ..http_clients import tls_context
 from ..redact import HideSecrets, host_of, origin_of, scrub, shown_url
 from .download_file import ArrivingFile
 from .ssrf_guard import check_literal, keep_outside

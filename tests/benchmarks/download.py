@@ -53,7 +53,7 @@ class Fetched:
 
 async def fetch(url: str, folder: Path, count: int) -> Fetched:
     """Download a file some times at once, with this package, in this process."""
-    from prefect_cometapi.runway.api.client import tls_context
+    from prefect_cometapi.runway.http_clients import tls_context
     from prefect_cometapi.runway.media.download import AssetClients, download
 
     tls_context()

@@ -74,7 +74,7 @@ async def serve() -> None:
 
 async def fetch(who: str, url: str, folder: Path, count: int) -> Held:
     """Download so many at once, and see what this process holds meanwhile."""
-    from prefect_cometapi.runway.api.client import tls_context
+    from prefect_cometapi.runway.http_clients import tls_context
     from prefect_cometapi.runway.media.download import AssetClients, download
 
     tls_context()

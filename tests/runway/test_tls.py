@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trustme
 
-from prefect_cometapi.runway import DownloadInterrupted, ServiceUnavailable
-from prefect_cometapi.runway.api import client as wire
+from prefect_cometapi.runway import DownloadInterrupted, ServiceUnavailable, http_clients
 
 from ..proxies import http_proxy, socks_proxy
 from .media.fetching import BODY, digest, download
@@ -27,9 +26,9 @@ def certificates_are_read_anew(monkeypatch):
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    wire.tls_context.cache_clear()
+    http_clients.tls_context.cache_clear()
     yield
-    wire.tls_context.cache_clear()
+    http_clients.tls_context.cache_clear()
 
 
 @pytest.fixture

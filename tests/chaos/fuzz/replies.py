@@ -31,7 +31,7 @@ from prefect.states import Failed
 from pydantic import SecretStr
 
 from prefect_cometapi.flows.runtime.run_context import Shared, sharing
-from prefect_cometapi.flows.steps.retries import _memory_of
+from prefect_cometapi.flows.runtime.task_state import memory_of
 from prefect_cometapi.flows.steps.tasks import POLL, SUBMIT
 from prefect_cometapi.runway import (
     CometAPIError,
@@ -323,7 +323,7 @@ def _wrong_decision(name: str, outcome: Any, found: Findings) -> str:
     found.again += again
     if again and name == "create" and not isinstance(outcome, ServiceUnavailable):
         return f"a purchase that ended as {type(outcome).__name__} is sent again"
-    delay = _memory_of(task_run).delay
+    delay = memory_of(task_run).delay
     if again and not (delay is not None and 0 <= delay <= LONGEST_WAIT):
         return f"it is tried again after {delay} s"
     return ""

@@ -98,7 +98,7 @@ def preload(outcome: Path) -> None:
 
 def serve() -> None:
     """Fork for each line that comes, until no more can come."""
-    from prefect_cometapi.runway.api.client import tls_context
+    from prefect_cometapi.runway.http_clients import tls_context
 
     tls_context()
     forks = Forks()

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_cometapi.runway import Ledger
-from prefect_cometapi.runway.api.client import tls_context
+from prefect_cometapi.runway.http_clients import tls_context
 
 from ...disks import SmallDisk
 from ...postgres import Postgres

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from prefect_cometapi.flows.batch.artifacts import facts_of, span
 from prefect_cometapi.flows.batch.progress import Board, Standing, batch_listener, seconds_left
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
-from prefect_cometapi.runway.ledger.budget import Budget, Spending
+from prefect_cometapi.runway.ledger.budget import Budget
+from prefect_cometapi.runway.ledger.figures import Spending
 from prefect_cometapi.runway.models.prices import Price
 
 

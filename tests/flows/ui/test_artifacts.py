@@ -10,7 +10,7 @@ import pytest
 from prefect.settings import PREFECT_LOGGING_LEVEL, temporary_settings
 
 from prefect_cometapi.flows import image_to_video
-from prefect_cometapi.flows.ui import artifacts
+from prefect_cometapi.flows.ui import artifacts, formatting
 from prefect_cometapi.runway import Generation, GenerationResult, Status, StoredVideo, Submission
 
 pytestmark = pytest.mark.server
@@ -163,7 +163,7 @@ async def test_outside_of_a_run_nothing_is_shown(own_settings):
 )
 def test_sizes_read_well(size, text):
     """Sizes are told in the units that people use."""
-    assert artifacts.shown_size(size) == text
+    assert formatting.shown_size(size) == text
 
 
 def test_parameters_are_stored_without_pictures(prefect_server, sandbox, history):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from prefect_cometapi.flows import collect, generate_batch
-from prefect_cometapi.flows.ui.artifacts import plain
+from prefect_cometapi.flows.ui.formatting import plain
 
 from ...runway.static_server import answering
 

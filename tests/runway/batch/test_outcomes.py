@@ -25,7 +25,7 @@ from prefect_cometapi.runway.batch.outcomes import (
     waiting,
 )
 from prefect_cometapi.runway.batch.rows import BadRow
-from prefect_cometapi.runway.ledger.budget import Spending
+from prefect_cometapi.runway.ledger.figures import Spending
 
 from ..factories import MOMENT, video
 

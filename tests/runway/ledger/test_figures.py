@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from prefect_cometapi.runway import errors
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.batch.outcomes import PASSES_LIMIT, Again, again
-from prefect_cometapi.runway.ledger.budget import Spending
-from prefect_cometapi.runway.ledger.figures import Tally, figures, in_words
+from prefect_cometapi.runway.ledger.figures import Spending, Tally, figures, in_words
 
 NOT_ENDED = [Outcome.WAITING, Outcome.RUNNING]
 

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""State that a task run keeps from attempt to attempt."""
+
+import weakref
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from prefect.client.schemas.objects import TaskRun
+from prefect.context import TaskRunContext
+
+from ...runway.api.polling import Wait
+
+
+@dataclass
+class Memory:
+    """What one task run remembers from attempt to attempt."""
+
+    wait: Wait = field(default_factory=Wait)
+    failures: int = 0
+    delay: float | None = None
+    artifact_id: UUID | None = None
+
+
+_memories: dict[int, Memory] = {}
+
+
+def memory() -> Memory:
+    """The memory of the present task run; outside of one, a new one."""
+    context = TaskRunContext.get()
+    return memory_of(context.task_run) if context else Memory()
+
+
+def memory_of(task_run: TaskRun) -> Memory:
+    """Return the memory of a task run."""
+    if id(task_run) not in _memories:
+        _memories[id(task_run)] = Memory()
+        weakref.finalize(task_run, _memories.pop, id(task_run), None)
+    return _memories[id(task_run)]
