@@ -5,3 +5,7 @@ from .credentials import CometAPICredentials
 from .ledger import GenerationLedger
 
 __all__ = ["CometAPICredentials", "GenerationLedger"]
+
+# A saved block and its code example name the class by its public place.
+for _public in (CometAPICredentials, GenerationLedger):
+    _public.__module__ = __name__

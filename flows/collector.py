@@ -62,6 +62,9 @@ class CollectResult(Value):
     generations: tuple[Collected, ...] = Field(description="Each of them.")
 
 
+CollectResult.__module__ = "prefect_cometapi.flows"  # stored results name its public place
+
+
 @recorded_flow("collect")
 async def acollect(credentials: Credentials = None, storage: Place = None) -> CollectResult:
     """Finish every generation that was bought and that nobody works on. It buys nothing.

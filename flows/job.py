@@ -144,3 +144,8 @@ class RunwayJob(JobBlock):
     def trigger(self, *, key: str | None = None) -> Any:
         """``atrigger`` for sync code; in async code it is awaited."""
         return _either(self.atrigger(key=key))
+
+
+# Saved blocks, their code examples and pickles name the public place.
+for _public in (RunwayJob, RunwayJobRun):
+    _public.__module__ = "prefect_cometapi.flows"

@@ -111,10 +111,16 @@ __all__ = [
     "VideoToVideoRequest",
 ]
 
+# Stored results and pickles name the class by its public place, whichever module it moves to.
+for _name in __all__:
+    if isinstance(_public := globals().get(_name), type):
+        _public.__module__ = __name__
+
 
 def __getattr__(name: str) -> Any:
     if name == "Ledger":  # SQLAlchemy loads when the ledger is first used
         from .ledger.store import Ledger
 
+        Ledger.__module__ = __name__
         return Ledger
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

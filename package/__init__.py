@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runway videos through CometAPI as Prefect flows, tasks and blocks.
+
+Every public name can be imported from here. Its module loads when the name is first used, so the
+import itself is light.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .blocks import (
+        CometAPICredentials,
+        GenerationLedger,
+    )
+    from .flows import (
+        CollectResult,
+        RunwayJob,
+        RunwayJobRun,
+        acollect,
+        afetch_output,
+        afinish_generation,
+        agenerate_batch,
+        aimage_to_video,
+        apersist_output,
+        apoll_generation,
+        asubmit_generation,
+        avideo_to_video,
+        collect,
+        fetch_output,
+        finish_generation,
+        generate_batch,
+        image_to_video,
+        persist_output,
+        poll_generation,
+        submit_generation,
+        video_to_video,
+    )
+    from .runway import (
+        AssetURL,
+        AuthenticationError,
+        BatchFailed,
+        BatchResult,
+        BudgetExceeded,
+        CometAPIError,
+        CometAPISettings,
+        ContentModeration,
+        DeliveryError,
+        DownloadInterrupted,
+        Entry,
+        FetchedVideo,
+        Finished,
+        Generation,
+        GenerationCancelled,
+        GenerationError,
+        GenerationFailed,
+        GenerationNotVisible,
+        GenerationRequest,
+        GenerationResult,
+        GenerationTimeout,
+        ImageToVideoRequest,
+        InvalidManifest,
+        InvalidOutput,
+        InvalidRequest,
+        ItemResult,
+        KeyConflict,
+        Ledger,
+        LedgerDamaged,
+        LedgerOutdated,
+        LedgerUnavailable,
+        NotSubmitted,
+        Outcome,
+        OutputExpired,
+        QuotaExceeded,
+        Reference,
+        RunGivenUp,
+        RunwayClient,
+        ServiceUnavailable,
+        StagedFileMissing,
+        State,
+        Status,
+        StorageError,
+        StorageUnavailable,
+        StoredVideo,
+        Submission,
+        SubmissionUncertain,
+        UnexpectedResponse,
+        UnknownTaskId,
+        VideoToVideoRequest,
+    )
+
+    __version__: str
+
+__all__ = [
+    "AssetURL",
+    "AuthenticationError",
+    "BatchFailed",
+    "BatchResult",
+    "BudgetExceeded",
+    "CollectResult",
+    "CometAPICredentials",
+    "CometAPIError",
+    "CometAPISettings",
+    "ContentModeration",
+    "DeliveryError",
+    "DownloadInterrupted",
+    "Entry",
+    "FetchedVideo",
+    "Finished",
+    "Generation",
+    "GenerationCancelled",
+    "GenerationError",
+    "GenerationFailed",
+    "GenerationLedger",
+    "GenerationNotVisible",
+    "GenerationRequest",
+    "GenerationResult",
+    "GenerationTimeout",
+    "ImageToVideoRequest",
+    "InvalidManifest",
+    "InvalidOutput",
+    "InvalidRequest",
+    "ItemResult",
+    "KeyConflict",
+    "Ledger",
+    "LedgerDamaged",
+    "LedgerOutdated",
+    "LedgerUnavailable",
+    "NotSubmitted",
+    "Outcome",
+    "OutputExpired",
+    "QuotaExceeded",
+    "Reference",
+    "RunGivenUp",
+    "RunwayClient",
+    "RunwayJob",
+    "RunwayJobRun",
+    "ServiceUnavailable",
+    "StagedFileMissing",
+    "State",
+    "Status",
+    "StorageError",
+    "StorageUnavailable",
+    "StoredVideo",
+    "Submission",
+    "SubmissionUncertain",
+    "UnexpectedResponse",
+    "UnknownTaskId",
+    "VideoToVideoRequest",
+    "__version__",
+    "acollect",
+    "afetch_output",
+    "afinish_generation",
+    "agenerate_batch",
+    "aimage_to_video",
+    "apersist_output",
+    "apoll_generation",
+    "asubmit_generation",
+    "avideo_to_video",
+    "collect",
+    "fetch_output",
+    "finish_generation",
+    "generate_batch",
+    "image_to_video",
+    "persist_output",
+    "poll_generation",
+    "submit_generation",
+    "video_to_video",
+]
+
+_BLOCKS = {"CometAPICredentials", "GenerationLedger"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("prefect-cometapi")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _BLOCKS:
+        return getattr(import_module(".blocks", __name__), name)
+    flows = import_module(".flows", __name__)
+    home = flows if name in flows.__all__ else import_module(".runway", __name__)
+    return getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return __all__
