@@ -244,11 +244,12 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     ours = {name for name in names if name.startswith("prefect_cometapi/")}
     written = {f"prefect_cometapi/{path.relative_to(ROOT).as_posix()}" for path in SOURCES}
     typed = {f"prefect_cometapi/{package}/py.typed" for package in PACKAGES}
+    door = {"prefect_cometapi/__init__.py", "prefect_cometapi/py.typed"}
     data = {
         f"prefect_cometapi/deployments/{name}" for name in ("prefect.yaml", "commands/comet.jpg")
     }
     data |= {f"prefect_cometapi/flows/batch/gallery.{kind}" for kind in ("html", "css", "js")}
-    assert ours == written | typed | data
+    assert ours == written | typed | data | door
     assert "prefect_cometapi-0.1.0.dist-info/licenses/LICENSE" in names
 
 

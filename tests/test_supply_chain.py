@@ -155,7 +155,7 @@ def test_the_source_distribution_holds_what_a_build_needs_and_nothing_else(tmp_p
     with tarfile.open(built(tmp_path, "sdist")) as archive:
         names = {"/".join(name.split("/")[1:]) for name in archive.getnames()}
     tops = {name.split("/")[0] for name in names if name}
-    packages = {"runway", "blocks", "flows", "deployments", "sandbox"}
+    packages = {"package", "runway", "blocks", "flows", "deployments", "sandbox"}
     files = {"pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "setup.cfg"}
     assert tops == packages | files | {"prefect_cometapi.egg-info"}
     assert {f"{package}/__init__.py" for package in packages} <= names

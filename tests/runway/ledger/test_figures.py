@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.runway import errors
+from prefect_cometapi import runway
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.batch.outcomes import PASSES_LIMIT, Again, again
 from prefect_cometapi.runway.ledger.figures import Spending, Tally, figures, in_words
@@ -77,7 +77,7 @@ def test_what_was_refused_is_not_counted(costs):
 )
 def test_another_run_is_advised_only_where_it_does_something(result, use):
     """What failed for good, is stored, or has no room is the same the next time."""
-    assert result.error is None or hasattr(errors, result.error) or result.error == "RuntimeError"
+    assert result.error is None or hasattr(runway, result.error) or result.error == "RuntimeError"
     assert again([item(Outcome.STORED), result]) is use
 
 

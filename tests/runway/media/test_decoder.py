@@ -238,7 +238,7 @@ def test_each_process_has_a_decoder_of_its_own(clips):
     """A forked child must not talk into the conversation of its parent."""
     script = (
         "import os, sys\nfrom pathlib import Path\n"
-        "from prefect_cometapi.runway import media\n"
+        "from prefect_cometapi.runway.media import inspector as media\n"
         "def look():\n"
         "    frames = media.inspect_video(Path(sys.argv[1])).frames\n"
         "    print(media._decoder(os.getpid())._process.pid, frames, flush=True)\n"
@@ -268,7 +268,7 @@ def test_the_process_ends_with_its_parent(clips):
     """However the parent ends: nothing is left behind on the machine."""
     script = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from prefect_cometapi.runway import media\n"
+        "from prefect_cometapi.runway.media import inspector as media\n"
         "media.inspect_video(Path(sys.argv[1]))\n"
         "print(media._decoder(os.getpid())._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
