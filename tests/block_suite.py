@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prefect asks of the blocks of an integration, on a machine without a network."""
+"""Prefect's standard test suite for blocks, run without a network."""
 
 import io
 
@@ -9,7 +9,7 @@ from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 
 
 class OfflineBlockSuite(BlockStandardTestSuite):
-    """Prefect's own tests of a block, for which its logo is drawn instead of loaded."""
+    """Prefect's standard block tests, with the logo drawn locally instead of downloaded."""
 
     @pytest.fixture(autouse=True)
     def logo_without_network(self, monkeypatch):

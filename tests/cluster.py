@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several machines, as processes: two API servers, Prefect's services, PostgreSQL, Redis, workers.
+"""Several machines, simulated by processes: two API servers, Prefect services, databases, workers.
 
-It is what deployments/compose.yaml describes, with a folder in place of its volumes.
+The databases are PostgreSQL and Redis. The setup is that of deployments/compose.yaml, with a folder
+in place of its volumes.
 """
 
 import os
@@ -28,14 +29,14 @@ from .postgres import Postgres
 from .waiting import kill, until
 
 PATIENCE = 120
-"""Seconds until a process must answer."""
+"""Seconds within which a process must answer."""
 
 HEARTBEAT = 30
-"""Seconds between two heartbeats of a run: the least that Prefect takes."""
+"""Seconds between two heartbeats of a run: the minimum that Prefect accepts."""
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """Return a port on which nothing is listening."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -43,13 +44,13 @@ def free_port() -> int:
 
 @dataclass
 class Cluster:
-    """What runs, and how to reach it.
+    """Running cluster, with the addresses and settings needed to use it.
 
     Attributes:
-        folder: Homes, logs and the shared storage.
+        folder: Home folders, logs and the shared storage.
         apis: Addresses of the two API servers.
-        environment: What a process on one of its machines has.
-        workers: Their processes, by name.
+        environment: Environment variables of a process on one of the machines.
+        workers: Worker processes, by name.
     """
 
     folder: Path
@@ -60,11 +61,11 @@ class Cluster:
 
     @property
     def videos(self) -> Path:
-        """The shared storage."""
+        """Return the folder of the shared storage."""
         return self.folder / "videos"
 
     def run(self, *command: str) -> str:
-        """What a command of the package prints, run on the first machine."""
+        """Run a command of the package on the first machine and return its output."""
         done = subprocess.run(
             [Path(sys.executable).parent / "prefect-cometapi", *command],
             env=self.environment | {"PREFECT_API_URL": self.apis[0]},
@@ -78,7 +79,7 @@ class Cluster:
         return done.stdout
 
     def start_worker(self, name: str, pool: str, api: str) -> None:
-        """A worker with a home of its own, in a process group of its own."""
+        """Start a worker with its own home folder, in its own process group."""
         home = self.folder / f"home-{name}"
         home.mkdir()
         own = {"HOME": str(home), "PREFECT_HOME": str(home / ".prefect"), "PREFECT_API_URL": api}
@@ -90,12 +91,12 @@ class Cluster:
         )
 
     def kill_machine(self, name: str) -> None:
-        """SIGKILL for a worker and all that it started, as if the power went."""
+        """Send SIGKILL to a worker and all its children, like a power failure."""
         kill(self.workers[name])
 
     @contextmanager
     def client(self, number: int = 0) -> Iterator[SyncPrefectClient]:
-        """A client of one of the API servers."""
+        """Return a client of one of the API servers."""
         with (
             temporary_settings({PREFECT_API_URL: self.apis[number]}),
             get_client(sync_client=True) as client,
@@ -103,7 +104,7 @@ class Cluster:
             yield client
 
     def notice_silence_soon(self) -> None:
-        """A run that is silent or does not begin counts as crashed after less than a minute."""
+        """Mark a run as crashed after less than a minute without a heartbeat or a start."""
         soon = timedelta(seconds=HEARTBEAT + 15)
         with temporary_settings({PREFECT_API_URL: self.apis[0]}):
             for crash in (automations.silent_runs_crash, automations.unbegun_runs_crash):
@@ -113,7 +114,7 @@ class Cluster:
 
 
 def places_of(secrets: Iterable[str], folder: Path, postgres: Postgres) -> list[str]:
-    """Where secrets stand in the files of a folder, or in the databases of a PostgreSQL."""
+    """Return the locations of secrets in the files of a folder and in a PostgreSQL server."""
     everything = dumped(postgres)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return [
@@ -130,7 +131,7 @@ def places_of(secrets: Iterable[str], folder: Path, postgres: Postgres) -> list[
 def start(
     stack: ExitStack, log: Path, environment: dict[str, str], *words: str
 ) -> subprocess.Popen[bytes]:
-    """Start ``prefect`` with these words; it and its children are gone at the end of the stack."""
+    """Start ``prefect`` with these arguments; the end of the stack stops it and its children."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *words],
@@ -145,7 +146,7 @@ def start(
 
 
 def wait_for(url: str) -> None:
-    """Return once a server answers."""
+    """Wait until a server answers."""
 
     def answers() -> bool:
         with suppress(httpx.TransportError):
@@ -157,7 +158,7 @@ def wait_for(url: str) -> None:
 
 @contextmanager
 def scheduled(client: SyncPrefectClient, deployment: UUID, every: timedelta) -> Iterator[None]:
-    """An active schedule of a deployment; it ends with the block, so that no more runs come."""
+    """Keep a schedule of a deployment active; remove it at the end to start no more runs."""
     schedule = IntervalSchedule(interval=every)
     (made,) = client.create_deployment_schedules(deployment, [(schedule, True)])
     try:
@@ -168,7 +169,7 @@ def scheduled(client: SyncPrefectClient, deployment: UUID, every: timedelta) -> 
 
 @contextmanager
 def redis(program: str) -> Iterator[int]:
-    """A Redis that keeps nothing; gives its port."""
+    """Start a Redis server without persistence and yield its port."""
     port = free_port()
     words = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
     process = subprocess.Popen([program, *words], stdout=subprocess.DEVNULL)
@@ -189,7 +190,7 @@ def redis(program: str) -> Iterator[int]:
 def cluster(
     folder: Path, postgres: Postgres, redis_server: str, **settings: str
 ) -> Iterator[Cluster]:
-    """Start everything but the workers; ``settings`` go into the environment of all machines."""
+    """Start everything but the workers; ``settings`` extend the environment of all machines."""
     prefect, ledger = postgres.create_database(), postgres.create_database()
     with ExitStack() as stack:
         broker = stack.enter_context(redis(redis_server))
@@ -235,7 +236,7 @@ def cluster(
 
 
 def dumped(postgres: Postgres) -> str:
-    """All that stands in the databases of a PostgreSQL, as text."""
+    """Return a dump of all databases of a PostgreSQL server, as text."""
     names = postgres.execute("SELECT datname FROM pg_database WHERE NOT datistemplate").split()
     tables = "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public'"
     return "\n".join(
@@ -246,7 +247,7 @@ def dumped(postgres: Postgres) -> str:
 
 
 def run_states(client: SyncPrefectClient, run: Any) -> list[str]:
-    """What a flow run went through, in order."""
+    """Return the states of a flow run, in order."""
     answer = client._client.get("/flow_run_states/", params={"flow_run_id": str(run)})
     states = sorted(answer.raise_for_status().json(), key=lambda state: state["timestamp"])
     return [state["name"] for state in states]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: settings of their own, a sandbox, and one real Prefect server."""
+"""Fixtures that all tests share: isolated settings, a sandbox and one real Prefect server."""
 
 import os
 from collections import Counter
@@ -21,29 +21,29 @@ from .postgres import Postgres, binaries
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 KEY = "sk-canary0f7b1d3c5e9a"
-"""The API key of all tests; it must be found nowhere afterwards."""
+"""The API key of all tests; no output may contain it."""
 
 settings.register_profile("ci", max_examples=300, deadline=None)
 settings.register_profile("default", max_examples=100, deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 LONG = ("browser", "kills", "packaging", "slow", "storm")
-"""Marks of files that take long; they begin first, so that nobody waits for them at the end."""
+"""Markers of slow files; these run first, so that nobody waits for them at the end."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Limit every test."""
+    """Register the time limits of the tests."""
     config.pluginmanager.register(limits)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, otherwise as they were found."""
+    """Run slow files first and keep the order otherwise."""
     long = {item.path for item in items if any(map(item.get_closest_marker, LONG))}
     items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say in one line for each reason how many tests were skipped."""
+    """Print one line per skip reason, with the number of tests."""
     skipped = Counter(
         report.longrepr[2].removeprefix("Skipped: ")
         for report in terminalreporter.stats.get("skipped", [])
@@ -54,7 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test sees the settings or the files of the machine that it runs on."""
+    """Hide the settings and files of the machine from every test."""
     for name in [name for name in os.environ if name.startswith("COMETAPI_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{tmp_path}/ledger.db")
@@ -63,7 +63,7 @@ def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def running_sandbox() -> Iterator[Sandbox]:
-    """One sandbox for all tests that need no other configuration."""
+    """Start one sandbox for all tests that need no special configuration."""
     with Sandbox() as sandbox:
         yield sandbox
 
@@ -72,14 +72,14 @@ def running_sandbox() -> Iterator[Sandbox]:
 def sandbox(
     running_sandbox: Sandbox, own_settings: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Sandbox:
-    """A fresh sandbox that the settings point to, with short poll intervals."""
+    """Return a reset sandbox; the settings point to it and poll at short intervals."""
     running_sandbox.clear()
     point_to(running_sandbox, monkeypatch, tmp_path)
     return running_sandbox
 
 
 def point_to(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let the settings lead to a sandbox, and the videos into a folder."""
+    """Point the settings to a sandbox, and the storage to a folder."""
     monkeypatch.setenv("COMETAPI_BASE_URL", sandbox.url)
     monkeypatch.setenv("COMETAPI_KEY", KEY)
     monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.05")
@@ -89,7 +89,7 @@ def point_to(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, folder: Path) ->
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Prefect server with its own database and results; gives the address of its API."""
+    """Start a Prefect server with its own database and results, and yield its API address."""
     from prefect.settings import (
         PREFECT_LOCAL_STORAGE_PATH,
         get_current_settings,
@@ -107,7 +107,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A real PostgreSQL, which is gone afterwards."""
+    """Start a PostgreSQL server and remove it afterwards."""
     found = binaries()
     server = Postgres(found or leave_out("PostgreSQL", "postgresql"))
     yield server
@@ -116,19 +116,19 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def redis_server() -> str:
-    """The program that keeps what several API servers share."""
+    """Return the path of the Redis server, which several API servers share."""
     return path_of("redis-server")
 
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """A real browser."""
+    """Start a real browser."""
     return path_of("chromium")
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], SmallDisk]]:
-    """Mounts a real file system of so many kilobytes."""
+    """Return a function that mounts a real file system with a size in kilobytes."""
     folder = tmp_path / "small"
     folder.mkdir()
     with ExitStack() as stack:
@@ -146,11 +146,11 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], SmallDisk]]:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel."""
+    """Build the wheel."""
     return build_wheel(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scripts of an environment that has the wheel."""
+    """Install the wheel and return the folder of scripts of its environment."""
     return install(wheel, tmp_path_factory.mktemp("venv"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small file systems of the tests' own, which really are full."""
+"""Small file systems for tests, which can really run full."""
 
 import os
 import shutil
@@ -12,8 +12,8 @@ class SmallDisk:
     """A file system in memory, mounted at a folder.
 
     Args:
-        folder: Where; it is there, and empty.
-        kilobytes: How much it holds.
+        folder: Mount point; an existing, empty folder.
+        kilobytes: Size of the file system.
 
     Raises:
         PermissionError: No file system can be mounted here.
@@ -29,30 +29,30 @@ class SmallDisk:
             )
 
     def fill(self) -> None:
-        """Leave no room for another page."""
+        """Fill the disk until no further page fits."""
         with self._ballast.open("ab", buffering=0) as file, suppress(OSError):
             while file.write(b"x" * 4096):
                 pass
 
     def make_room(self) -> None:
-        """Have room again."""
+        """Free the space that `fill` used."""
         self._ballast.unlink()
 
     def only_read(self, yes: bool) -> None:
-        """Allow no writing, or allow it again; no file may be open for writing."""
+        """Make the disk read-only or writable; no file may be open for writing."""
         assert self._mounted(f"remount,{'ro' if yes else 'rw'}")
 
     def used(self) -> int:
-        """Return how many kilobytes are in use."""
+        """Return the used space in kilobytes."""
         found = os.statvfs(self.folder)
         return (found.f_blocks - found.f_bfree) * found.f_frsize >> 10
 
     def resize(self, kilobytes: int) -> bool:
-        """Let it hold another number of kilobytes; return False where more is in use already."""
+        """Change the size of the disk; return False if more is already in use."""
         return self._mounted(f"remount,size={kilobytes}k")
 
     def remove(self) -> None:
-        """Take it away, whoever still uses it."""
+        """Unmount the disk, even while processes use it."""
         subprocess.run(
             ["umount", "-l", str(self.folder)], capture_output=True, timeout=30, check=False
         )

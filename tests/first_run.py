@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first day: the commands of docs/production.md, until a schedule has made a video."""
+"""A new user's first day: the commands of docs/production.md, until a schedule has made a video."""
 
 import os
 import re
@@ -27,7 +27,7 @@ EVERY = timedelta(seconds=10)
 
 @contextmanager
 def own_server(folder: Path) -> Iterator[str]:
-    """A Prefect server as a user starts it, with its scheduler; gives the address of its API."""
+    """Start a Prefect server with its scheduler, as a user does, and yield its API address."""
     port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     with ExitStack() as stack:
@@ -39,12 +39,14 @@ def own_server(folder: Path) -> Iterator[str]:
 
 
 def first_day(scripts: Path, api: str, folder: Path) -> dict[str, float]:
-    """Seconds that each command took after the installation; the last until a video was there.
+    """Run each command after the installation and return its duration in seconds.
+
+    The last duration ends when a video exists.
 
     Args:
-        scripts: Those of the environment that the package was installed into.
+        scripts: Folder of scripts of the environment with the installed package.
         api: Address of the Prefect server.
-        folder: Where one works.
+        folder: Working folder.
     """
     environment = {
         name: value
@@ -59,7 +61,7 @@ def first_day(scripts: Path, api: str, folder: Path) -> dict[str, float]:
 
     def words(command: str) -> list[str]:
         first, *rest = shlex.split(command)
-        # Prefect's own script may be missing there; it is run as the module that it is.
+        # The script of Prefect may be missing there, so Prefect runs as a module.
         prefect = [str(scripts / "python"), "-m", "prefect"]
         return [*(prefect if first == "prefect" else [str(scripts / first)]), *rest]
 
@@ -86,8 +88,8 @@ def first_day(scripts: Path, api: str, folder: Path) -> dict[str, float]:
             words(COMMANDS[-1]), env=environment, cwd=folder, stdout=log, stderr=log
         )
         stack.callback(stop, worker)
-        # As a user does it in the UI. The schedule ends first: a worker that is stopped waits for
-        # its runs, and they must not go on for ever.
+        # The schedule is removed first, as a user does in the UI. A stopping worker waits for its
+        # runs, so a schedule that adds runs would keep it alive for ever.
         daily = client.read_deployment_by_name("image-to-video/daily")
         stack.enter_context(scheduled(client, daily.id, EVERY))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wheel, and an environment that has it installed as a user has it."""
+"""The wheel, and an environment in which it is installed as by a user."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def build_wheel(folder: Path) -> Path:
-    """The wheel, built from a copy of the sources, so that the working folder stays as it is."""
+    """Build the wheel from a copy of the sources, so that the working folder stays unchanged."""
     copy, target = copied_sources(folder), folder / "wheel"
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target)]
     _run(*build, str(copy))
@@ -20,7 +20,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def copied_sources(folder: Path) -> Path:
-    """A copy of the project without what was generated in it."""
+    """Copy the project without its generated files."""
     generated = shutil.ignore_patterns(
         "__pycache__", "build", "dist", "*.egg-info", ".*", "videos", "tmp*"
     )
@@ -28,7 +28,7 @@ def copied_sources(folder: Path) -> Path:
 
 
 def install(wheel: Path, home: Path) -> Path:
-    """The scripts of an environment with the wheel, which sees our dependencies but not us."""
+    """Install the wheel with our dependencies, without our sources; return the script folder."""
     scripts = empty_environment(home)
     pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install"]
     _run(*pip, "--no-deps", "--no-index", "--quiet", str(wheel))
@@ -39,8 +39,8 @@ def empty_environment(home: Path) -> Path:
     """Make an environment with our dependencies but without us; return its folder of scripts."""
     _run(sys.executable, "-m", "venv", "--without-pip", str(home))
     place = Path(sysconfig.get_path("purelib", "venv", {"base": home, "platbase": home}))
-    # Python reads no .pth files in a folder that a .pth names: the project, which is installed
-    # here for editing, is not visible from there.
+    # Python ignores .pth files in a folder that a .pth file names. So the project, which is
+    # installed here in editable mode, is not visible from the new environment.
     (place / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     return home / "bin"
 

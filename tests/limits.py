@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of every test: the time that it may take, and the signals that it starts with.
+"""Limits of every test: a timeout, and the signal handlers that it starts with.
 
-A plugin of pytest, which `tests/conftest.py` registers.
+A pytest plugin, which `tests/conftest.py` registers.
 """
 
 import faulthandler
@@ -10,21 +10,21 @@ import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from signal import setitimer as _set_timer  # a test may take it out of the module
+from signal import setitimer as _set_timer  # a test may replace signal.setitimer
 from types import FrameType
 from typing import NoReturn
 
 import pytest
 
 LIMIT = 900.0
-"""Seconds that the setup, the call and the teardown of a test may take each."""
+"""Timeout in seconds of each setup, each call and each teardown of a test."""
 
 REMINDER = 60.0
-"""Seconds after which it is interrupted again, since cleaning up may hang as well."""
+"""Seconds after which the test is interrupted again, since cleaning up may hang as well."""
 
 
 def usual_signals() -> None:
-    """Set the signals as in a terminal, for this process and all that it starts.
+    """Restore the signal handlers of a terminal, for this process and all its children.
 
     A script's shell starts `pytest &` with SIGINT ignored, and every child inherits that. SIGTERM
     and SIGHUP interrupt like Ctrl-C, so that each test still ends its servers and schedules.
@@ -45,13 +45,13 @@ def usual_signals() -> None:
 
 
 def pytest_configure() -> None:
-    """Set the signals before any test."""
+    """Set the signal handlers before any test."""
     usual_signals()
 
 
 @contextmanager
 def _limited() -> Generator[None]:
-    """Fail after LIMIT seconds, from inside, so that `finally` blocks and fixtures still run."""
+    """Fail after LIMIT seconds by an exception, so that `finally` blocks and fixtures still run."""
 
     def fail(_number: int, _frame: FrameType | None) -> NoReturn:
         faulthandler.dump_traceback(file=sys.__stderr__ or 2)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests need of a machine beyond Python, and how to get it.
+"""Requirements of tests beyond Python, and how to install them.
 
-A test whose program or kernel feature is missing is skipped with one line that says how to get it.
-In CI, which installs the programs, it fails instead: nothing is left out there without a word.
+A test whose program or kernel feature is missing is skipped, with one line that says how to get it.
+In CI, which installs the programs, the test fails instead, so that nothing is skipped silently.
 """
 
 import os
@@ -17,7 +17,7 @@ IN_CI = frozenset({"chromium", "postgresql", "redis-server"})
 
 
 def how_to_get(program: str, package: str) -> str:
-    """Say in one line what is missing and how to get it."""
+    """Return one line that names what is missing and how to get it."""
     return f"{program} is not installed (apt-get install {package})"
 
 
@@ -28,12 +28,12 @@ def leave_out(program: str, package: str) -> NoReturn:
 
 
 def path_of(program: str, package: str | None = None) -> str:
-    """Return the path of a program that a test needs; where it is missing, leave the test out."""
+    """Return the path of a program that a test needs; skip the test if it is missing."""
     return shutil.which(program) or leave_out(program, package or program)
 
 
 def has_ipv6() -> bool:
-    """Whether this machine has the IPv6 loopback address."""
+    """Return whether this machine has the IPv6 loopback address."""
     try:
         with socket.socket(socket.AF_INET6) as listener:
             listener.bind(("::1", 0))

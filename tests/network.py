@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network between client and service, with whatever weather a test asks for."""
+"""A TCP proxy between client and service, with the network faults that a test asks for."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -10,17 +10,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Weather:
-    """What becomes of the bytes on their way.
+    """Network faults applied to the bytes of a connection.
 
     Attributes:
-        delay: Seconds that each piece takes.
-        piece: Most bytes in a piece.
+        delay: Seconds by which each piece is delayed.
+        piece: Maximum bytes in a piece.
         cut_up: Bytes towards the service after which the connection is reset.
         cut_down: The same towards the client.
-        hole_up: Bytes towards the service after which nothing arrives any more, in silence.
+        hole_up: Bytes towards the service after which all further bytes are silently dropped.
         hole_down: The same towards the client.
-        twice: Whether each reply comes twice.
-        spells: How many connections it lasts for; those that follow have fair weather.
+        twice: Whether each reply is sent twice.
+        spells: Number of connections with these faults; later ones have none.
     """
 
     delay: float = 0.0
@@ -37,17 +37,17 @@ FAIR = Weather()
 
 
 class _Reset(Exception):
-    """The weather cuts the connection."""
+    """The fault that resets the connection."""
 
 
 @dataclass
 class Network:
-    """A proxy for TCP.
+    """A TCP proxy.
 
     Attributes:
-        url: Where the client finds the service.
-        weather: May be changed at any time; it holds for connections made from then on.
-        connections: How many were made.
+        url: URL at which the client reaches the service.
+        weather: Faults of new connections; may be changed at any time.
+        connections: Number of connections made.
     """
 
     host: str
@@ -58,7 +58,7 @@ class Network:
     _open: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, down: asyncio.StreamReader, up: asyncio.StreamWriter) -> None:
-        """One connection, in the weather of its moment."""
+        """Serve one connection with the faults that are set when it opens."""
         task = asyncio.current_task()
         assert task
         self._open.add(task)
@@ -88,7 +88,7 @@ class Network:
 
 
 async def _both(*ways: Coroutine[Any, Any, None]) -> None:
-    """Until one way has ended; the other one ends with it."""
+    """Run until one direction ends, then cancel the other."""
     tasks = [asyncio.create_task(way) for way in ways]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -127,7 +127,7 @@ async def _carry(
 
 @asynccontextmanager
 async def network(service: str, weather: Weather = FAIR) -> AsyncIterator[Network]:
-    """A network in front of a service, which is given as host:port."""
+    """Start a proxy in front of a service, which is given as host:port."""
     host, _, port = service.rpartition(":")
     between = Network(host, int(port), weather=weather)
     server = await asyncio.start_server(between.serve, "127.0.0.1", 0)

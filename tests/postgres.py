@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real PostgreSQL of the tests' own, which they may stop, restart and crash."""
+"""A real PostgreSQL server that tests may stop, restart and crash."""
 
 import os
 import pwd
@@ -18,10 +18,10 @@ Mode = Literal["fast", "immediate"]
 
 
 def binaries() -> Path | None:
-    """The folder with initdb and pg_ctl, of the newest version that is installed and can run."""
+    """Return the folder with initdb and pg_ctl of the newest installed version that can run."""
     if os.geteuid() == 0:
         try:
-            pwd.getpwnam("postgres")  # Debian's package makes it
+            pwd.getpwnam("postgres")  # Debian's package creates this user
         except KeyError:
             return None
     found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
@@ -45,8 +45,8 @@ class Postgres:
     PostgreSQL refuses to run as root, so there it runs as the user ``postgres``.
 
     Args:
-        folder_of_binaries: Where its programs are.
-        primary: The server that it follows, if it is a standby.
+        folder_of_binaries: Folder with the programs of PostgreSQL.
+        primary: The server that this one follows, if it is a standby.
     """
 
     def __init__(self, folder_of_binaries: Path, primary: "Postgres | None" = None) -> None:
@@ -76,40 +76,40 @@ class Postgres:
         self.start()
 
     def url(self, database: str) -> str:
-        """Where a database of this server is."""
+        """Return the URL of a database of this server."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     def create_database(self) -> str:
-        """The URL of a fresh database."""
+        """Create a new database and return its URL."""
         name = f"d{uuid4().hex}"
         self.execute(f"CREATE DATABASE {name}")
         return self.url(name)
 
     def drop_database(self, url: str) -> None:
-        """Delete a database, whoever is still connected to it."""
+        """Delete a database, even while clients are connected to it."""
         self.execute(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
 
     def execute(self, statement: str, database: str = "postgres") -> str:
-        """What psql prints for a statement."""
+        """Run a statement in psql and return its output."""
         connection = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", database]
         quiet = ["-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1", "-c", statement]
         return self._start(self._binaries / "psql", *connection, *quiet)
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it answers."""
         self._run("pg_ctl", "-w", "-t", "60", "-l", str(self._home / "log"), "start")
 
     def stop(self, mode: Mode = "fast") -> None:
-        """Stop it: ``fast`` ends all sessions, ``immediate`` is a crash."""
+        """Stop the server: ``fast`` ends all sessions, ``immediate`` is a crash."""
         self._run("pg_ctl", "-w", "-t", "60", "-m", mode, "stop")
 
     def restart(self, mode: Mode = "fast") -> None:
-        """Stop it and start it again."""
+        """Stop the server and start it again."""
         self.stop(mode)
         self.start()
 
     def kill(self) -> None:
-        """SIGKILL its first process, as a machine does that has no memory left."""
+        """Send SIGKILL to the main process, as the kernel does when memory runs out."""
         number = int((self._data / "postmaster.pid").read_text().split()[0])
         first = psutil.Process(number)
         others = first.children(recursive=True)
@@ -117,15 +117,15 @@ class Postgres:
         psutil.wait_procs([first, *others], timeout=60)
 
     def standby(self) -> "Postgres":
-        """Another server, which follows this one and takes no changes."""
+        """Start a standby, which follows this server and is read-only."""
         return Postgres(self._binaries, self)
 
     def promote(self) -> None:
-        """Have a standby take changes: the server that it followed is gone."""
+        """Promote a standby to a primary, because the server that it followed is gone."""
         self._run("pg_ctl", "-w", "-t", "60", "promote")
 
     def remove(self) -> None:
-        """Stop it and delete all that it wrote."""
+        """Stop the server and delete its files."""
         with suppress(AssertionError):
             self.stop("immediate")
         shutil.rmtree(self._home)

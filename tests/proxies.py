@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proxies as companies have them: HTTP with CONNECT, and SOCKS 5; all names lead to one service."""
+"""Proxies of company networks: HTTP CONNECT and SOCKS 5. All names lead to one service."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,11 +11,11 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass
 class Proxy:
-    """What runs, and whom it was asked for.
+    """Running proxy and the targets that clients requested.
 
     Attributes:
-        address: As host:port.
-        asked: Targets as host:port, in order.
+        address: Address as host:port.
+        asked: Requested targets as host:port, in order.
     """
 
     address: str = ""
@@ -23,7 +23,7 @@ class Proxy:
 
 
 async def _connect_target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
-    """The target of a CONNECT, once it is answered."""
+    """Answer a CONNECT request and return its target."""
     head = await reader.readuntil(b"\r\n\r\n")
     method, target, _ = head.split(b" ", 2)
     assert method == b"CONNECT", head
@@ -32,7 +32,7 @@ async def _connect_target(reader: asyncio.StreamReader, writer: asyncio.StreamWr
 
 
 async def _socks_target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
-    """The target of a SOCKS 5 request by name (RFC 1928), once it is answered."""
+    """Answer a SOCKS 5 request by name (RFC 1928) and return its target."""
     _version, methods = await reader.readexactly(2)
     await reader.readexactly(methods)
     writer.write(b"\x05\x00")
@@ -73,10 +73,10 @@ async def _proxy(
 
 
 def http_proxy(service: str):
-    """An HTTP proxy, all of whose tunnels lead to one service."""
+    """Start an HTTP proxy, all of whose tunnels lead to one service."""
     return _proxy(service, _connect_target)
 
 
 def socks_proxy(service: str):
-    """A SOCKS 5 proxy, all of whose tunnels lead to one service."""
+    """Start a SOCKS 5 proxy, all of whose tunnels lead to one service."""
     return _proxy(service, _socks_target)

@@ -18,7 +18,7 @@ START = 60.0
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Start a server, give its address, and end it."""
+    """Start a server, yield its address and stop it afterwards."""
     port = free_port()
     server = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -31,7 +31,7 @@ def s3_server() -> Iterator[str]:
 
 
 def environment(url: str) -> dict[str, str]:
-    """Return the variables that lead every S3 client to a server."""
+    """Return the environment variables that point every S3 client to a server."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": KEY_ID,

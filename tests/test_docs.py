@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages are true: what they show is taken, what they link is there."""
+"""The documentation is true: its examples are accepted and its links work."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ BATCHES = (ROOT / "docs" / "batches.md").read_text(encoding="utf-8")
 
 
 def test_the_manifest_of_the_page_is_taken(tmp_path):
-    """Both of its rows are requests, one of each kind."""
+    """The example manifest is accepted, and its two rows are requests of both kinds."""
     (shown,) = re.findall(r"```json\n(.*?)```", BATCHES, re.DOTALL)
     (tmp_path / "shown.jsonl").write_text(shown, encoding="utf-8")
     items, bad = check_rows(read_rows(str(tmp_path / "shown.jsonl")), batch_keys("shown"))
@@ -27,13 +27,13 @@ def test_the_manifest_of_the_page_is_taken(tmp_path):
 
 
 def test_every_outcome_that_stays_is_explained():
-    """Whatever stands in the output at the end has a row in the table."""
+    """Every final outcome in the output has a row in the table."""
     for outcome in Outcome:
         assert (f"| `{outcome}` |" in BATCHES) == outcome.is_final
 
 
 def test_every_setting_that_is_named_exists():
-    """And the limit of the full history is the default."""
+    """Every setting on the page exists, and the limit of the full history is its default."""
     named = set(re.findall(r"COMETAPI_([A-Z_]+)", BATCHES))
     assert named <= {name.upper() for name in CometAPISettings.model_fields}
     limit = CometAPISettings.model_fields["full_history_up_to"].default
@@ -42,7 +42,7 @@ def test_every_setting_that_is_named_exists():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_exists(page):
-    """Ours is taken with these arguments, and a script that is to be run is there."""
+    """The command line accepts every command of the page, and every script named there exists."""
     from prefect_cometapi.deployments.cli import app
 
     commands = "".join(re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
@@ -60,7 +60,7 @@ def test_every_command_of_a_page_exists(page):
 
 
 def test_every_state_is_explained():
-    """Whatever the ledger says of a generation has a row."""
+    """Every state of the ledger has a row in the table."""
     page = (ROOT / "docs" / "never-twice.md").read_text(encoding="utf-8")
     first_cells = " ".join(re.findall(r"^\| (.*?) \|", page, re.MULTILINE))
     assert set(re.findall(r"`(\w+)`", first_cells)) == set(State)
@@ -68,7 +68,7 @@ def test_every_state_is_explained():
 
 @pytest.mark.server
 def test_the_job_of_the_page_runs_as_written(prefect_server, sandbox, capsys):
-    """Copied, it makes a video."""
+    """The example job of the page makes a video when it is copied."""
     page = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(example, "production.md", "exec"), {})
@@ -77,14 +77,14 @@ def test_the_job_of_the_page_runs_as_written(prefect_server, sandbox, capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page):
-    """Pictures and pages that are linked are there."""
+    """Every picture and page that is linked exists."""
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
 def test_every_promise_has_its_test():
-    """What the page names is there, and is a test."""
+    """Every test that the page names exists."""
     page = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page)
     assert len(named) == len(re.findall(r"^\| [A-Z]", page, re.MULTILINE))

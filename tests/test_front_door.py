@@ -28,31 +28,31 @@ RESULT = runway.GenerationResult(
 
 @pytest.mark.parametrize("package", PUBLIC)
 def test_every_public_name_can_be_imported_from_the_front_door(package):
-    """And it is the same object as in its package."""
+    """Each public name of the top-level package is the same object as in its subpackage."""
     for name in PUBLIC[package].__all__:
         assert getattr(prefect_cometapi, name) is getattr(PUBLIC[package], name)
 
 
 def test_the_front_door_has_no_other_names():
-    """What it offers is what its packages offer, and the version."""
+    """The top-level package offers only the names of its subpackages and the version."""
     names = {name for package in PUBLIC.values() for name in package.__all__}
     assert set(prefect_cometapi.__all__) == names | {"__version__"}
     assert sorted(dir(prefect_cometapi)) == sorted(prefect_cometapi.__all__)
 
 
 def test_a_misspelt_name_is_an_attribute_error():
-    """It fails as a misspelt import does everywhere else."""
+    """A misspelt name raises AttributeError, as in any other module."""
     with pytest.raises(AttributeError, match="image_to_vidoe"):
         _ = prefect_cometapi.image_to_vidoe
 
 
 def test_the_version_is_the_installed_one():
-    """A bug report can name it."""
+    """The version is that of the installed distribution, so that a bug report can name it."""
     assert prefect_cometapi.__version__ == "0.1.0"
 
 
 def test_the_import_loads_nothing_else():
-    """Whoever needs one name pays for that name."""
+    """An import of one name loads only what that name needs."""
     program = (
         "import prefect_cometapi, sys; print('prefect' in sys.modules, 'httpx' in sys.modules)"
     )
@@ -62,7 +62,7 @@ def test_the_import_loads_nothing_else():
 
 
 def test_stored_results_name_public_places_only():
-    """A later move of a module breaks no result that Prefect or a pickle has stored."""
+    """Moving a module breaks no result that Prefect or a pickle has stored."""
     stored = JSONSerializer().dumps(RESULT)
     assert JSONSerializer().loads(stored) == RESULT
     pickled = pickle.dumps(RESULT)
@@ -77,14 +77,14 @@ def test_stored_results_name_public_places_only():
 
 @pytest.mark.parametrize("package", PUBLIC)
 def test_public_classes_name_their_package_as_their_module(package):
-    """Tracebacks, stored results and code examples show where users import them from."""
+    """Tracebacks, stored results and code examples show the package from which users import."""
     found: list[Any] = [getattr(PUBLIC[package], name) for name in PUBLIC[package].__all__]
     modules = {kind.__module__ for kind in found if isinstance(kind, type)}
     assert modules == {f"prefect_cometapi.{package}"}
 
 
 def test_one_command_registers_every_block():
-    """``prefect block register -m prefect_cometapi`` finds them behind the lazy door."""
+    """``prefect block register -m prefect_cometapi`` finds the blocks despite the lazy imports."""
     from prefect.blocks.core import Block
 
     found = [getattr(prefect_cometapi, name) for name in dir(prefect_cometapi)]

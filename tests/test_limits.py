@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests themselves end, however they were started and whatever hangs."""
+"""The tests end, however they were started and whatever hangs."""
 
 import os
 import re
@@ -108,7 +108,7 @@ def in_the_background(folder: Path, *words: str, **env: str) -> subprocess.Popen
 
 @pytest.mark.slow
 def test_a_wait_without_end_fails_its_test_alone(tmp_path):
-    """Whatever a test waits for, it fails at its limit, is cleaned up, and the next one runs."""
+    """A test that waits without end fails at its limit, is cleaned up, and the next one runs."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_hanging.py").write_text(HANGING)
     run = in_the_background(tmp_path, "-q", "--rootdir", str(tmp_path))
@@ -118,7 +118,7 @@ def test_a_wait_without_end_fails_its_test_alone(tmp_path):
 
 
 def test_a_test_of_ctrl_c_passes_in_the_background(tmp_path):
-    """The signals that tests send are not those that the shell chose to ignore."""
+    """Signals that tests send work even if the shell has set them to be ignored."""
     test = "tests/deployments/test_cli.py::test_the_sandbox_ends_quietly_with_ctrl_c"
     run = in_the_background(ROOT, "-q", test)
     shown, _ = run.communicate(timeout=120)
@@ -126,7 +126,7 @@ def test_a_test_of_ctrl_c_passes_in_the_background(tmp_path):
 
 
 def test_what_a_machine_lacks_is_skipped_and_named_once(tmp_path):
-    """Without any program on the path, one line says what is missing and how to get it."""
+    """If programs are missing, each is reported in one line that says how to get it."""
     tests = [
         "tests/deployments/test_several_machines.py",
         "tests/flows/batch/test_gallery_browser.py",
@@ -142,7 +142,7 @@ def test_what_a_machine_lacks_is_skipped_and_named_once(tmp_path):
 
 @pytest.mark.parametrize(("package", "end"), [("chromium", "failed"), ("git", "skipped")])
 def test_what_ci_installs_is_never_skipped_there(package, end, monkeypatch):
-    """A program that `.ci/run` installs and that is missing fails the test."""
+    """A missing program that `.ci/run` installs fails the test."""
     monkeypatch.setenv("CI", "1")
     monkeypatch.setenv("PATH", "")
     ending = pytest.fail.Exception if end == "failed" else pytest.skip.Exception
@@ -151,7 +151,7 @@ def test_what_ci_installs_is_never_skipped_there(package, end, monkeypatch):
 
 
 def test_ci_installs_what_its_tests_may_not_skip():
-    """The packages are those of the script, each of them."""
+    """The packages that may not be missing in CI are all installed by its script."""
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert set(re.findall(r"missing\+=\((.*?)\)", script)) == IN_CI
 
@@ -171,7 +171,7 @@ def test_tests_that_are_stopped_leave_no_process(tmp_path, number):
 
 
 def test_a_process_that_does_not_end_by_itself_is_killed_with_its_children(tmp_path):
-    """Like a worker that finishes its runs first, while a schedule brings more."""
+    """A process that survives SIGTERM, such as a busy worker, is killed with its children."""
     child = "import signal; signal.pause()"
     stubborn = (
         "import signal, subprocess, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -188,7 +188,7 @@ def test_a_process_that_does_not_end_by_itself_is_killed_with_its_children(tmp_p
 
 @pytest.mark.server
 def test_a_schedule_of_a_test_ends_with_it(prefect_server):
-    """Also when the test fails: no run of it comes later."""
+    """A schedule is removed at the end of its test, even a failed one, and starts no later run."""
     with get_client(sync_client=True) as client:
         made = client.create_flow_from_name(f"scheduled-{uuid4()}")
         deployment = client.create_deployment(made, "often")
@@ -199,6 +199,6 @@ def test_a_schedule_of_a_test_ends_with_it(prefect_server):
 
 
 def test_a_wait_that_is_too_long_says_for_what():
-    """The message names what did not come."""
+    """A wait that exceeds its limit names the condition that was not met."""
     with pytest.raises(AssertionError, match=r"the first video: not within 0 s"):
         until(lambda: None, "the first video", seconds=0)

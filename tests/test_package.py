@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The package as it is installed, and the house that it is built as."""
+"""The installed package, and the dependencies between its modules."""
 
 import ast
 import json
@@ -79,7 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sandbox.faults": {"sandbox.messages", "sandbox.request_log"},
     "sandbox": {"sandbox"},
 }
-"""The arrows of the house: what the modules of a room may know besides each other."""
+"""The modules that each package may import besides its own."""
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -100,14 +100,14 @@ def test_every_package_says_what_it_is_for(package):
 
 @pytest.mark.parametrize("package", ["flows", "sandbox"])
 def test_a_name_that_a_lazy_package_does_not_have_is_an_attribute_error(package):
-    """A misspelt import fails as it does everywhere else."""
+    """A misspelt import raises AttributeError, as in any other module."""
     module = import_module(f"prefect_cometapi.{package}")
     with pytest.raises(AttributeError, match="image_to_vidoe"):
         _ = module.image_to_vidoe
 
 
 def imported(path: Path) -> set[str]:
-    """Return the modules that a file imports anywhere in it, from the root of the namespace."""
+    """Return all modules that a file imports, with names relative to the namespace package."""
     here = [*path.relative_to(ROOT).parts][:-1]
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -121,7 +121,7 @@ def imported(path: Path) -> set[str]:
 
 
 def module_of(path: Path) -> str:
-    """Return the name of a module, from the root of the namespace."""
+    """Return the name of a module, relative to the namespace package."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -135,19 +135,19 @@ def known(path: Path) -> set[str]:
 
 
 def room_of(path: Path) -> str:
-    """Return the innermost room of a module that has arrows of its own."""
+    """Return the innermost package of a module that has its own import rules."""
     rooms = [room for room in MAY_IMPORT if f"{module_of(path)}.".startswith(f"{room}.")]
     return max(rooms, key=len)
 
 
 def is_within(name: str, rooms: set[str]) -> bool:
-    """Return whether a module lies in one of some rooms."""
+    """Return whether a module belongs to one of the given packages."""
     return any(f"{name}.".startswith(f"{room}.") for room in rooms)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_floor_of_the_house_knows_the_floors_above(path):
-    """Requests and replies know no flows, and the sandbox shares nothing with what it tests."""
+    """Lower layers do not import higher ones, and the sandbox shares no code with what it tests."""
     room = room_of(path)
     assert {name for name in known(path) if not is_within(name, {room, *MAY_IMPORT[room]})} == set()
     if path.relative_to(ROOT).parts[0] in {"runway", "sandbox"}:
@@ -155,7 +155,7 @@ def test_no_floor_of_the_house_knows_the_floors_above(path):
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    """Each module can be read after those that it imports; a package's front door comes last."""
+    """There are no import cycles, apart from the `__init__` modules."""
     left = {name: known(path) - {name} for name, path in NAMES.items()}
     doors = {name for name, path in NAMES.items() if path.name == "__init__.py"}
     left = {name: names - doors for name, names in left.items() if name not in doors}
@@ -165,7 +165,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_the_arrows_are_seen():
-    """The look at the imports does not pass because it finds none."""
+    """The import checks do find imports, so they cannot pass vacuously."""
     assert known(ROOT / "flows" / "generate.py") >= {"flows.runtime.log", "runway.errors"}
     assert known(ROOT / "deployments" / "cli.py") >= {"flows", "sandbox", "runway.errors"}
     assert "prefect.blocks.abstract.CredentialsBlock" in imported(
@@ -175,14 +175,14 @@ def test_the_arrows_are_seen():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_module_is_licensed_and_short(path):
-    """A module says under which licence it may be copied, and can be read in one sitting."""
+    """Every module names its licence and has at most 600 lines."""
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# SPDX-License-Identifier: Apache-2.0"
     assert len(lines) <= 600
 
 
 def test_no_file_names_a_place_to_install_from():
-    """Which package index is used is the user's own configuration, and no file overrides it."""
+    """No file sets a package index, because the choice of one belongs to the user."""
     git = path_of("git")
     listing = subprocess.run(
         [git, "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -214,7 +214,7 @@ def test_no_file_names_a_place_to_install_from():
     ["import prefect_cometapi.flows", "from prefect_cometapi.flows import image_to_video"],
 )
 def test_importing_the_flows_is_light(statement):
-    """What only a running flow or a sandbox needs is not loaded by an import."""
+    """Importing the flows does not load libraries that only a running flow or a sandbox needs."""
     code = f"import json, sys; {statement}; print(json.dumps(sorted(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(shown.stdout))
@@ -222,11 +222,11 @@ def test_importing_the_flows_is_light(statement):
     assert loaded & {"av", "sqlalchemy", "fastapi", "jinja2"} == set()
 
 
-# The wheel, in an environment of its own.
+# Tests of the wheel in a separate environment.
 
 
 def isolated(*words: str | Path, cwd: Path) -> str:
-    """What a program prints that sees no settings of this process's Python."""
+    """Run a program without this process's Python settings and return its output."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -235,7 +235,7 @@ def isolated(*words: str | Path, cwd: Path) -> str:
 
 @pytest.mark.packaging
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
-    """No folder called `flows` or `tests` lands in a user's site-packages."""
+    """The wheel adds no folder such as `flows` or `tests` to a user's site-packages."""
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {
         "prefect_cometapi",
@@ -256,7 +256,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
 @pytest.mark.packaging
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_name_comes_from_the_wheel(installed, tmp_path, package):
-    """What is imported from an installed package is what was installed."""
+    """Every public name is imported from the installed wheel."""
     code = f"""
 import importlib, json, sys
 module = importlib.import_module("prefect_cometapi.{package}")
@@ -287,7 +287,7 @@ print(job.value, job.load().RunwayJob.get_block_type_slug())
 
 @pytest.mark.packaging
 def test_the_installed_command_runs(installed, tmp_path):
-    """The wheel brings the console script, which tells what it can do and which version it is."""
+    """The wheel installs the console script, which prints its help and its version."""
     script = installed / "prefect-cometapi"
     assert "image-to-video" in isolated(script, "--help", cwd=tmp_path)
     assert isolated(script, "--version", cwd=tmp_path).strip() == "0.1.0"

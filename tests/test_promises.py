@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests read as a list of promises."""
+"""The test suite reads as a list of promises."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ FILES = sorted(path.relative_to(HERE).as_posix() for path in HERE.rglob("test_*.
 
 
 def defined_in(source: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Every test that a file defines itself; those that a class inherits are not in it."""
+    """Return every test that a file defines itself, without those that a class inherits."""
     return [
         node
         for node in ast.walk(ast.parse(source))
@@ -22,7 +22,7 @@ def defined_in(source: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_test_states_its_promise_in_one_line(file):
-    """Each test has a docstring of one line that ends like a sentence."""
+    """Each test has a docstring of one line that ends with a period."""
     silent = []
     for test in defined_in((HERE / file).read_text(encoding="utf-8")):
         promise = ast.get_docstring(test, clean=False) or ""
@@ -32,7 +32,7 @@ def test_every_test_states_its_promise_in_one_line(file):
 
 
 def test_the_promises_are_found():
-    """The walk over the tests does not pass because it sees none."""
+    """The walk over the tests does find tests, so it cannot pass vacuously."""
     seen = [test.name for test in defined_in(Path(__file__).read_text(encoding="utf-8"))]
     assert "test_the_promises_are_found" in seen
     assert "blocks/test_credentials.py" in FILES

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README is true: its example runs, its commands exist, its tables are the code's."""
+"""The README is true: its example runs, its commands exist, its tables match the code."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ def section(title: str) -> str:
 
 @pytest.mark.server
 def test_the_example_runs_as_written(prefect_server, sandbox, capsys):
-    """Ten lines, copied, make a video."""
+    """The example of ten lines makes a video when it is copied."""
     (example,) = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
     uri, duration, polls = capsys.readouterr().out.split()[-3:]
@@ -34,7 +34,7 @@ def test_the_example_runs_as_written(prefect_server, sandbox, capsys):
 
 
 def test_two_commands_set_it_up():
-    """One line for the demo, one for the tests, each from nothing."""
+    """One command sets up the demo and one sets up the tests, each from nothing."""
     demo, tests = blocks("sh")[:2]
     assert demo.count("\n") == tests.count("\n") == 1
     assert demo.endswith("prefect-cometapi demo\n")
@@ -42,7 +42,7 @@ def test_two_commands_set_it_up():
 
 
 def test_every_command_exists():
-    """What the README types, the command line knows, with these arguments."""
+    """The command line accepts every command of the README, with these arguments."""
     from prefect_cometapi.deployments.cli import app
 
     for line in [*blocks("sh")[2].splitlines(), *blocks("sh")[4].splitlines()]:
@@ -53,7 +53,7 @@ def test_every_command_exists():
 
 
 def test_the_deployment_commands_are_those_of_the_page():
-    """README and docs/production.md tell the same commands, which a test of the wheel runs."""
+    """README and docs/production.md show the same commands, which a test of the wheel runs."""
     page = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
     (install, *rest) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[0].splitlines()
     assert install == "pip install prefect-cometapi"
@@ -61,7 +61,7 @@ def test_the_deployment_commands_are_those_of_the_page():
 
 
 def test_every_setting_stands_in_the_table_with_its_default():
-    """No setting is missing, none is invented, and the defaults are true."""
+    """The table lists every setting and no other, with its true default."""
     rows = dict(re.findall(r"\| `COMETAPI_(\w+)` \| (?:`(.*?)`)? ?\|", section("Settings")))
     fields = CometAPISettings.model_fields
     assert set(rows) == {name.upper() for name in fields}
@@ -72,7 +72,7 @@ def test_every_setting_stands_in_the_table_with_its_default():
 
 
 def test_every_error_stands_in_the_table():
-    """Each error that a user can meet has a row."""
+    """Each error that a user can meet has a row in the table."""
     named = set(re.findall(r"`(\w+)`", section("Errors")))
     kinds = {name for name in runway.__all__ if isinstance(getattr(runway, name), type)}
     met = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is installed is what was looked at: locked, licensed, and built the same by anybody."""
+"""Dependencies are locked and licensed, and anybody can build the same wheel."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def versions(lock: str) -> dict[str, str]:
 
 
 def test_every_dependency_is_bounded_above():
-    """A new major version is taken when it was tried, and says why it is here."""
+    """Each dependency has an upper bound and a reason, so a new major version is tried first."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for wanted in tomllib.loads(text)["project"]["dependencies"]:
         assert "<" in wanted, wanted
@@ -36,7 +36,7 @@ def test_every_dependency_is_bounded_above():
 
 
 def test_the_build_backend_is_locked_too():
-    """Each lock holds what builds the package, in the version range that the build asks for."""
+    """Each lock holds the build backend, in the version range that the build requires."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = project["build-system"]["requires"]
     assert project["dependency-groups"]["build"] == wanted
@@ -73,7 +73,7 @@ def test_the_readme_installs_nothing_that_is_not_locked(number, tmp_path):
 
 
 def test_no_command_of_ours_builds_with_what_is_not_locked():
-    """Wherever this folder is installed, it is built by the locked backend."""
+    """Every command that installs this folder builds it with the locked backend."""
     files = [ROOT / "README.md", ROOT / ".ci" / "run", *(ROOT / "docs").rglob("*.md")]
     installing = [
         line
@@ -87,7 +87,7 @@ def test_no_command_of_ours_builds_with_what_is_not_locked():
 
 @pytest.mark.parametrize("lock", [LOCK, TEST_LOCK], ids=["constraints", "constraints-test"])
 def test_everything_locked_has_a_hash(lock):
-    """A file that was exchanged on the way is not installed."""
+    """A file that was replaced on the way is not installed."""
     for entry in re.split(r"\n(?=[A-Za-z0-9])", lock.partition("\n\n")[0] or lock):
         if "==" in entry:
             assert "--hash=sha256:" in entry, entry[:80]
@@ -100,7 +100,7 @@ def test_tests_run_with_what_is_installed():
 
 
 def test_every_package_is_listed_with_its_licence():
-    """None is missing, none is stale, and none asks that your own code be published."""
+    """Every package is listed, and no licence requires users to publish their own code."""
     _head, _line, *rows = re.findall(r"^\| ([\w.-]+) \| (\S+) \| (.+) \|$", PAGE, re.MULTILINE)
     assert {name: version for name, version, _ in rows} == versions(LOCK)
     assert len(rows) > 50
@@ -110,7 +110,7 @@ def test_every_package_is_listed_with_its_licence():
 
 
 def test_the_sbom_tells_a_machine_the_same():
-    """Each package with its version, and what it needs, down from this one; nothing is loose."""
+    """The SBOM lists each package with its version and dependencies, down from this one."""
     sbom = json.loads((ROOT / "docs" / "sbom.cdx.json").read_text(encoding="utf-8"))
     assert (sbom["bomFormat"], sbom["specVersion"]) == ("CycloneDX", "1.6")
     assert {part["name"]: part["version"] for part in sbom["components"]} == versions(LOCK)
@@ -122,7 +122,7 @@ def test_the_sbom_tells_a_machine_the_same():
 
 
 def built(folder: Path, kind: str) -> Path:
-    """A distribution, built from a copy of the sources of its own."""
+    """Build a distribution from a separate copy of the sources."""
     copy = copied_sources(folder)
     build = [
         sys.executable,
@@ -144,14 +144,14 @@ def built(folder: Path, kind: str) -> Path:
 
 @pytest.mark.packaging
 def test_anybody_builds_the_same_wheel(tmp_path):
-    """From two copies, byte for byte."""
+    """Builds from two copies of the sources are equal byte for byte."""
     first, second = (built(tmp_path / name, "wheel").read_bytes() for name in ("one", "two"))
     assert hashlib.sha256(first).hexdigest() == hashlib.sha256(second).hexdigest()
 
 
 @pytest.mark.packaging
 def test_the_source_distribution_holds_what_a_build_needs_and_nothing_else(tmp_path):
-    """No test, no picture, no setting of a machine."""
+    """The source distribution holds no tests, pictures or local settings."""
     with tarfile.open(built(tmp_path, "sdist")) as archive:
         names = {"/".join(name.split("/")[1:]) for name in archive.getnames()}
     tops = {name.split("/")[0] for name in names if name}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waits with a limit: for a condition, and for the end of a process with all its children."""
+"""Waits with a timeout: for a condition, and for the end of a process with all its children."""
 
 import subprocess
 import time
@@ -12,16 +12,16 @@ import psutil
 T = TypeVar("T")
 
 GRACE = 30.0
-"""Seconds that a process may take to end by itself after SIGTERM."""
+"""Seconds that a process has to end by itself after SIGTERM."""
 
 
 def until(look: Callable[[], T | None], what: str = "it", seconds: float = 30.0) -> T:
-    """Return what `look` finds, once that is true.
+    """Wait until `look` returns a true value, and return that value.
 
     Args:
-        look: Called again and again.
-        what: What is awaited, for the message.
-        seconds: The limit.
+        look: Function that is called repeatedly.
+        what: The awaited condition, for the error message.
+        seconds: Timeout in seconds.
     """
     end = time.monotonic() + seconds
     while not (found := look()):
@@ -31,9 +31,9 @@ def until(look: Callable[[], T | None], what: str = "it", seconds: float = 30.0)
 
 
 def stop(process: subprocess.Popen[Any], grace: float = GRACE) -> None:
-    """End a process: SIGTERM first, and SIGKILL for it and its children if that is not enough.
+    """End a process: SIGTERM first, then SIGKILL for it and its children if it is still running.
 
-    A worker of Prefect finishes its runs after SIGTERM, for as long as new ones come.
+    A Prefect worker finishes its runs after SIGTERM for as long as new ones arrive.
     """
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
@@ -42,13 +42,13 @@ def stop(process: subprocess.Popen[Any], grace: float = GRACE) -> None:
 
 
 def kill(process: subprocess.Popen[Any]) -> None:
-    """End a process and all that it started, as if the power went."""
+    """Kill a process and all its children, like a power failure."""
     if process.poll() is not None:
-        return  # its number may be that of another process by now
+        return  # another process may have its id by now
     children: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(process.pid)
-        parent.suspend()  # it starts no more of them meanwhile
+        parent.suspend()  # a suspended parent starts no more children
         children = parent.children(recursive=True)
     for child in children:
         with suppress(psutil.NoSuchProcess):
@@ -59,7 +59,7 @@ def kill(process: subprocess.Popen[Any]) -> None:
 
 
 def _is_gone(process: psutil.Process) -> bool:
-    """Whether a process has ended; the init of a container may never reap it."""
+    """Return whether a process has ended; the init process of a container may never reap it."""
     with suppress(psutil.NoSuchProcess):
         return process.status() == psutil.STATUS_ZOMBIE
     return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The credentials block: found in the UI, strict about its fields, silent about its key."""
+"""The credentials block appears in the UI, validates its fields and never shows its API key."""
 
 import json
 from collections.abc import Iterator
@@ -23,26 +23,26 @@ ALL = [getattr(blocks, name) for name in blocks.__all__]
 
 @pytest.mark.parametrize("block", ALL, ids=blocks.__all__)
 class TestEveryBlock(OfflineBlockSuite):
-    """What Prefect asks of the blocks of an integration."""
+    """Prefect's standard tests for every block of this integration."""
 
 
 @pytest.mark.parametrize("block", ALL, ids=blocks.__all__)
 def test_logo_and_documentation_are_addresses_that_a_browser_loads(block):
-    """The UI, itself served over https perhaps, may show the logo and link the documentation."""
+    """Logo and documentation have https addresses, so a UI served over https can load them."""
     assert str(block._logo_url).startswith("https://")
     assert str(block._documentation_url).startswith("https://")
 
 
 @pytest.mark.parametrize("block", ALL, ids=blocks.__all__)
 def test_each_field_of_the_form_has_a_title_of_its_own(block):
-    """The form in the UI is labelled in words, not with the names of variables."""
+    """Each field of the form in the UI has a readable title instead of a variable name."""
     for name, field in block.model_fields.items():
         assert field.title, name
 
 
 @pytest.mark.parametrize("block", ALL, ids=blocks.__all__)
 def test_a_block_is_found_by_the_slug_that_users_type(block):
-    """The slug in `cometapi-credentials/prod` stays what it is."""
+    """The slug in `cometapi-credentials/prod` does not change."""
     slugs = {"CometAPICredentials": "cometapi-credentials", "GenerationLedger": "generation-ledger"}
     slug = block.get_block_type_slug()
     assert slug == slugs[block.__name__]
@@ -51,7 +51,7 @@ def test_a_block_is_found_by_the_slug_that_users_type(block):
 
 @pytest.fixture(scope="module")
 def saved(prefect_server) -> Iterator[CometAPICredentials]:
-    """A block on a real server."""
+    """Save a block on a real server."""
     block = CometAPICredentials(
         key=SecretStr(KEY), runway_version="2024-11-06", base_url="https://api.example.com"
     )
@@ -62,7 +62,7 @@ def saved(prefect_server) -> Iterator[CometAPICredentials]:
 
 @pytest.mark.server
 def test_what_was_saved_is_what_is_loaded(saved):
-    """A block that went through the server is the same, key included."""
+    """A block that is saved and loaded again is equal, API key included."""
     loaded: Any = CometAPICredentials.load("credentials-test")
     assert loaded.key.get_secret_value() == KEY
     assert loaded.base_url == "https://api.example.com"
@@ -71,7 +71,7 @@ def test_what_was_saved_is_what_is_loaded(saved):
 
 @pytest.mark.server
 async def test_a_block_is_loaded_by_its_type_and_name(saved):
-    """`cometapi-credentials/NAME` is enough to load it in an async flow."""
+    """`cometapi-credentials/NAME` is enough to load the block in an async flow."""
     loaded = await Block.aload("cometapi-credentials/credentials-test")
     assert isinstance(loaded, CometAPICredentials)
     assert loaded.key.get_secret_value() == KEY
@@ -80,7 +80,7 @@ async def test_a_block_is_loaded_by_its_type_and_name(saved):
 @pytest.mark.server
 @pytest.mark.parametrize("form", ["block", "fields", "reference by id", "reference by name"])
 async def test_a_flow_takes_the_block_in_every_form_that_prefect_has(saved, form):
-    """In Python, as JSON, and as the reference that a deployment's form in the UI stores."""
+    """A flow accepts the block in Python, as JSON, and as the reference that the UI stores."""
     given = {
         "block": saved,
         "fields": {"key": KEY, "base_url": "https://api.example.com"},
@@ -99,7 +99,7 @@ async def test_a_flow_takes_the_block_in_every_form_that_prefect_has(saved, form
 
 @pytest.mark.server
 def test_the_server_tells_the_key_to_nobody_who_does_not_ask_for_secrets(saved, prefect_server):
-    """What the API answers to a browser has asterisks in place of the key."""
+    """The API masks the API key with asterisks unless secrets are requested."""
     address = f"{prefect_server}/block_documents/{saved._block_document_id}"
     shown = httpx.get(address).raise_for_status()
     assert shown.json()["data"]["key"] == "*" * 8
@@ -110,7 +110,7 @@ def test_the_server_tells_the_key_to_nobody_who_does_not_ask_for_secrets(saved, 
 
 @pytest.mark.server
 async def test_a_run_does_not_record_the_key_of_its_block(saved, prefect_server):
-    """The parameters of a flow run, which everybody may read, hold the block without its key."""
+    """The parameters of a flow run, which everybody may read, do not contain the API key."""
 
     @flow(name="records-credentials")
     async def takes(credentials: CometAPICredentials) -> None: ...
@@ -126,7 +126,7 @@ async def test_a_run_does_not_record_the_key_of_its_block(saved, prefect_server)
 
 @pytest.mark.parametrize("show", [repr, str, "{}".format, CometAPICredentials.model_dump_json])
 def test_a_block_never_prints_its_key(show):
-    """Printed, formatted and as JSON, a block shows that it has a key, but not which."""
+    """A block that is printed, formatted or dumped as JSON masks its API key."""
     shown = show(CometAPICredentials(key=SecretStr(KEY)))
     assert KEY not in shown
     assert "***" in shown
@@ -142,7 +142,7 @@ def test_a_block_never_prints_its_key(show):
     ],
 )
 def test_a_refusal_does_not_repeat_the_key(fields):
-    """The message of a block that cannot be made may go into a log."""
+    """The message of a validation error may be logged, so it does not contain the API key."""
     with pytest.raises(ValidationError) as caught:
         CometAPICredentials.model_validate(fields)
     assert KEY not in str(caught.value)
@@ -151,7 +151,7 @@ def test_a_refusal_does_not_repeat_the_key(fields):
 
 @pytest.mark.parametrize("name", ["api_key", "url", "baseurl", "runwayVersion"])
 def test_a_misspelt_field_is_refused(name):
-    """A field that does not exist is an error, not a setting that is silently ignored."""
+    """An unknown field is an error and is not silently ignored."""
     with pytest.raises(ValidationError, match=rf"(?s){name}.*Extra inputs are not permitted"):
         CometAPICredentials.model_validate({"key": KEY, name: "x"})
 
@@ -171,7 +171,7 @@ def test_a_misspelt_field_is_refused(name):
     ],
 )
 def test_a_base_url_that_leads_elsewhere_is_refused_with_what_to_write(url, advice):
-    """A key is sent to the root of a service over https, or nowhere."""
+    """The API key is sent only to the root of a service over https."""
     with pytest.raises(ValidationError) as caught:
         CometAPICredentials(key=SecretStr(KEY), base_url=url)
     (problem,) = caught.value.errors()
@@ -189,31 +189,31 @@ def test_a_base_url_that_leads_elsewhere_is_refused_with_what_to_write(url, advi
     ],
 )
 def test_a_base_url_is_read_as_the_root_that_it_means(url, root):
-    """A slash or a space too many is harmless, and this machine needs no https."""
+    """A trailing slash or space is harmless, and this machine needs no https."""
     assert CometAPICredentials(key=SecretStr(KEY), base_url=url).base_url == root
 
 
 @pytest.mark.parametrize("key", ["", "   ", "\n", "sk-ключ", "sk-a b", "sk-a\x00b", "“sk-a”"])
 def test_what_can_be_no_key_is_refused_at_once(key):
-    """An empty key, or one with a stray character from a copy, is not found out by the service."""
+    """An empty API key, or one with an invalid character, is refused before it is sent."""
     with pytest.raises(ValidationError, match="the key is empty or has characters that no key has"):
         CometAPICredentials(key=SecretStr(key))
 
 
 def test_space_around_a_key_is_dropped():
-    """A key that was copied with its line break works."""
+    """An API key that was copied with its line break works."""
     block = CometAPICredentials(key=SecretStr(f" {KEY}\n"))
     assert block.key.get_secret_value() == KEY
 
 
 def test_a_key_is_required():
-    """There is no block without a key."""
+    """A block needs an API key."""
     with pytest.raises(ValidationError, match=r"(?s)key.*Field required"):
         CometAPICredentials.model_validate({})
 
 
 def test_settings_make_credentials(monkeypatch):
-    """COMETAPI_* in the environment stands in for a block, field by field."""
+    """COMETAPI_* environment variables can replace each field of a block."""
     monkeypatch.setenv("COMETAPI_KEY", KEY)
     monkeypatch.setenv("COMETAPI_BASE_URL", "https://eu.example.com")
     monkeypatch.setenv("COMETAPI_RUNWAY_VERSION", "2025-01-01")
@@ -225,7 +225,7 @@ def test_settings_make_credentials(monkeypatch):
 
 @pytest.mark.parametrize("key", [None, SecretStr(""), SecretStr("  ")])
 def test_settings_without_a_key_say_where_to_get_one(key):
-    """Who has no key learns which variable to set, where keys are, and that it cost nothing."""
+    """Without an API key, the error says where to get and set one, and that it cost nothing."""
     with pytest.raises(AuthenticationError) as caught:
         CometAPICredentials.from_settings(CometAPISettings(key=key))
     message = str(caught.value)
@@ -236,7 +236,7 @@ def test_settings_without_a_key_say_where_to_get_one(key):
 
 
 async def test_the_client_sends_the_key_and_the_version(sandbox):
-    """Each call of a block's client carries the key as bearer token, and the Runway version."""
+    """Each call of a block's client carries the API key as bearer token, and the Runway version."""
     block = CometAPICredentials(
         key=SecretStr(KEY), base_url=sandbox.url, runway_version="2025-02-03"
     )
@@ -251,7 +251,7 @@ async def test_the_client_sends_the_key_and_the_version(sandbox):
 
 
 async def test_the_client_sends_through_the_transport_that_it_is_given():
-    """A proxy or a test plugs in its own transport."""
+    """A proxy or a test can pass in its own transport."""
     seen: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -266,6 +266,6 @@ async def test_the_client_sends_through_the_transport_that_it_is_given():
 
 
 def test_a_masked_key_is_no_key():
-    """What Prefect shows in place of a key is refused, with what to do, and never sent."""
+    """A masked API key is refused with advice and is never sent."""
     with pytest.raises(ValidationError, match="masked form of a key; load the saved block again"):
         CometAPICredentials(key=SecretStr("**********"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger block: says where the ledger is, strict about its URL, silent about its password."""
+"""The ledger block validates the URL of the ledger and never shows its password."""
 
 import asyncio
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def block(url: str = URL) -> GenerationLedger:
     ],
 )
 def test_a_url_that_can_be_no_ledger_is_refused_with_what_to_write(url, advice):
-    """In the form, where it is typed, and not when the first video is to be bought."""
+    """An invalid ledger URL is refused in the form, before any video is bought."""
     with pytest.raises(ValidationError) as caught:
         block(url)
     (problem,) = caught.value.errors()
@@ -54,7 +54,7 @@ def test_a_url_that_can_be_no_ledger_is_refused_with_what_to_write(url, advice):
     ],
 )
 def test_a_refusal_does_not_repeat_the_password(fields):
-    """The message of a block that cannot be made may go into a log."""
+    """The message of a validation error may be logged, so it does not contain the password."""
     with pytest.raises(ValidationError) as caught:
         GenerationLedger.model_validate(fields)
     assert PASSWORD not in str(caught.value)
@@ -63,26 +63,26 @@ def test_a_refusal_does_not_repeat_the_password(fields):
 
 @pytest.mark.parametrize("show", [repr, str, "{}".format, GenerationLedger.model_dump_json])
 def test_a_block_never_prints_its_url(show):
-    """It has a password in it."""
+    """A printed block does not show its URL, because the URL contains a password."""
     shown = show(block())
     assert PASSWORD not in shown
     assert "***" in shown
 
 
 def test_a_misspelt_field_is_refused():
-    """It is an error, not a setting that is silently ignored."""
+    """An unknown field is an error and is not silently ignored."""
     with pytest.raises(ValidationError, match=r"(?s)uri.*Extra inputs are not permitted"):
         GenerationLedger.model_validate({"url": URL, "uri": URL})
 
 
 def test_a_url_is_required():
-    """There is no ledger without a place."""
+    """A block needs a URL."""
     with pytest.raises(ValidationError, match=r"(?s)url.*Field required"):
         GenerationLedger.model_validate({})
 
 
 async def test_a_block_leads_to_its_ledger(tmp_path):
-    """The same one each time, so that a process has one connection to it."""
+    """A block returns the same ledger each time, so that a process has one connection to it."""
     made = block(f"sqlite:///{tmp_path}/ledger.db")
     ledger = made.get_ledger()
     assert ledger is block(f"sqlite:///{tmp_path}/ledger.db").get_ledger()
@@ -94,7 +94,7 @@ async def test_a_block_leads_to_its_ledger(tmp_path):
 
 @pytest.mark.postgres
 def test_a_block_leads_to_a_ledger_in_postgresql(postgres):
-    """One that several machines share."""
+    """A block can point to a ledger in PostgreSQL, which several machines share."""
     ledger = block(postgres.create_database()).get_ledger()
     assert ledger.database.is_shared
     assert asyncio.run(ledger.entries()) == []
@@ -103,7 +103,7 @@ def test_a_block_leads_to_a_ledger_in_postgresql(postgres):
 
 @pytest.fixture(scope="module")
 def saved(prefect_server) -> Iterator[GenerationLedger]:
-    """A block on a real server."""
+    """Save a block on a real server."""
     made = block()
     made.save("ledger-test", overwrite=True)
     yield made
@@ -112,14 +112,14 @@ def saved(prefect_server) -> Iterator[GenerationLedger]:
 
 @pytest.mark.server
 def test_what_was_saved_is_what_is_loaded(saved):
-    """A block that went through the server is the same, password included."""
+    """A block that is saved and loaded again is equal, password included."""
     loaded: Any = GenerationLedger.load("ledger-test")
     assert loaded.url.get_secret_value() == URL
 
 
 @pytest.mark.server
 async def test_a_block_is_loaded_by_its_type_and_name(saved):
-    """`generation-ledger/NAME` is enough, in a script as in an environment variable."""
+    """`generation-ledger/NAME` is enough, both in a script and in an environment variable."""
     loaded = await Block.aload("generation-ledger/ledger-test")
     assert isinstance(loaded, GenerationLedger)
     assert PASSWORD not in loaded.get_ledger().database.place
@@ -128,7 +128,7 @@ async def test_a_block_is_loaded_by_its_type_and_name(saved):
 
 @pytest.mark.server
 def test_the_server_tells_the_url_to_nobody_who_does_not_ask_for_secrets(saved, prefect_server):
-    """What the API answers to a browser has asterisks in its place."""
+    """The API masks the URL with asterisks unless secrets are requested."""
     address = f"{prefect_server}/block_documents/{saved._block_document_id}"
     shown = httpx.get(address).raise_for_status()
     assert shown.json()["data"]["url"] == "*" * 8
@@ -137,7 +137,7 @@ def test_the_server_tells_the_url_to_nobody_who_does_not_ask_for_secrets(saved, 
 
 @pytest.mark.server
 async def test_a_flow_takes_the_block_and_does_not_record_its_url(saved, prefect_server):
-    """Everybody may read the parameters of a run."""
+    """The parameters of a flow run, which everybody may read, do not contain the URL."""
 
     @flow(name="records-ledger")
     async def takes(ledger: GenerationLedger) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks that were saved by an earlier version of the package load in this one."""
+"""Blocks saved by an earlier version of the package load in this version."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.server
 
 
 def earlier(kind: type[Block], **fields: tuple[type, object]) -> type[Block]:
-    """The block as an earlier version had it: of the same name, with these fields alone."""
+    """Define the block of an earlier version: the same name, with only these fields."""
     body = {
         "__module__": kind.__module__,
         "__annotations__": {name: type_ for name, (type_, _) in fields.items()},
@@ -30,12 +30,12 @@ def saved(kind: type[Block], **fields: tuple[type, object]) -> type[Block]:
     old = earlier(kind, **fields)
     old(**{name: value for name, (_, value) in fields.items()}).save("of-old", overwrite=True)
     kind.register_type_and_schema()
-    register_type(kind)  # this process knew the old one meanwhile, and other tests load blocks, too
+    register_type(kind)  # restores the current class, which other tests load
     return kind
 
 
 def test_credentials_without_a_version_get_the_default(prefect_server):
-    """Only the key was there; the rest is as documented."""
+    """Credentials that were saved with only an API key get the documented defaults."""
     saved(CometAPICredentials, key=(SecretStr, SecretStr("sk-of-old")))
     loaded: Any = CometAPICredentials.load("of-old")
     assert loaded.key.get_secret_value() == "sk-of-old"
@@ -43,7 +43,7 @@ def test_credentials_without_a_version_get_the_default(prefect_server):
 
 
 def test_a_ledger_of_an_earlier_schema_leads_to_its_database(prefect_server, tmp_path):
-    """Its URL was its only field, and is."""
+    """A ledger block of an earlier schema, whose only field was the URL, keeps its URL."""
     url = SecretStr(f"sqlite:///{tmp_path}/old.db")
     saved(GenerationLedger, url=(SecretStr, url))
     loaded: Any = GenerationLedger.load("of-old")
@@ -51,7 +51,7 @@ def test_a_ledger_of_an_earlier_schema_leads_to_its_database(prefect_server, tmp
 
 
 def test_a_job_without_key_and_storage_runs(prefect_server, sandbox, image):
-    """What is new has a default that is what it did before."""
+    """New fields of a saved job have defaults that keep the earlier behaviour."""
     saved(RunwayJob, request=(dict, image))
 
     @flow
