@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user runs: the flows, the four tasks that they are made of, and the job block.
+"""Prefect flows, the four tasks that they consist of, and the job block.
 
-A plain name is for sync code, its twin with an ``a`` for async code. Prefect builds a schema for
-each flow that is declared, some 20 ms each, so the modules load when a name is first used.
+Each function exists twice: the plain name is for sync code, and the name with the prefix ``a`` is
+for async code. Prefect builds a parameter schema for every flow when it is declared, which takes
+about 20 ms. Therefore a module is loaded only when one of its names is first used.
 """
 
 from importlib import import_module

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow that finishes what was bought and is worked on by nobody.
+"""Collector: the flow that finishes generations without an active owner.
 
-It is the second half of a submission that was not waited for, and it sweeps up after runs that
-were killed, cancelled or timed out. Several may run at once: each takes what no other one holds.
+It completes submissions that were made with ``wait=False`` or ``wait="suspend"``. It also finishes
+generations of runs that were killed, cancelled or timed out. Several collectors may run at once,
+because each works only on generations whose lease it can acquire.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ..runway.ledger.store import Ledger
 
 AT_ONCE = 100
-"""Generations that one collector works on at a time."""
+"""Maximum number of generations that one collector works on at a time."""
 
 Place = Annotated[
     str | None,
@@ -43,7 +44,7 @@ Place = Annotated[
 
 
 class Collected(Value):
-    """What became of one generation."""
+    """Outcome of one generation that the collector processed."""
 
     key: str
     task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")
@@ -53,7 +54,7 @@ class Collected(Value):
 
 
 class CollectResult(Value):
-    """What a collector found and did."""
+    """Result of a collector run."""
 
     stored: int = Field(description="Generations that it stored.")
     failed: int = Field(description="Generations that upstream gave up.")
@@ -62,25 +63,26 @@ class CollectResult(Value):
     generations: tuple[Collected, ...] = Field(description="Each of them.")
 
 
-CollectResult.__module__ = "prefect_cometapi.flows"  # stored results name its public place
+# Stored results refer to the class by this public module.
+CollectResult.__module__ = "prefect_cometapi.flows"
 
 
 @recorded_flow("collect")
 async def acollect(credentials: Credentials = None, storage: Place = None) -> CollectResult:
-    """Finish every generation that was bought and that nobody works on. It buys nothing.
+    """Finish every bought generation that no other run is working on. Buys nothing.
 
-    One event loop waits for all of them. A generation that fails does not stop the others, and a
-    row of the ledger that cannot be read fails the run once the others are finished.
+    All generations share one event loop. A generation that fails does not stop the others. A
+    ledger row that cannot be read fails the run after the other generations are finished.
     """
     return await _collect(credentials, storage)
 
 
 @recorded_flow("collect")
 def collect(credentials: Credentials = None, storage: Place = None) -> CollectResult:
-    """Finish every generation that was bought and that nobody works on. It buys nothing.
+    """Finish every bought generation that no other run is working on. Buys nothing.
 
-    One event loop waits for all of them. A generation that fails does not stop the others, and a
-    row of the ledger that cannot be read fails the run once the others are finished.
+    All generations share one event loop. A generation that fails does not stop the others. A
+    ledger row that cannot be read fails the run after the other generations are finished.
     """
     return run_sync(_collect(credentials, storage))
 
@@ -103,7 +105,8 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
         async with slots:
             entry = await ledger.take(key, me)
             try:
-                if entry is None or entry.state not in UNFINISHED:  # another one has it, or had it
+                # Another run owns the generation, or has finished it since the list was read.
+                if entry is None or entry.state not in UNFINISHED:
                     return None
                 finished = await _finish(entry, credentials, storage)
             finally:
@@ -115,7 +118,8 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
     left = await entries(*UNFINISHED)
     looked_at = await asyncio.gather(*(finish(entry.key) for entry in reversed(left)))
     finished = [generation for generation in looked_at if generation]
-    await resume_waiting(ledger)  # those that were suspended after their generation was stored
+    # A run may suspend itself just after its generation was stored. Nothing above resumes it.
+    await resume_waiting(ledger)
     if len(finished) < len(left):
         log.logger().info("%d generations are with other runs", len(left) - len(finished))
     uncertain = [_undecided(entry) for entry in await entries(State.UNCERTAIN)]
@@ -141,7 +145,10 @@ async def _give_up_the_dead(ledger: "Ledger", intended: list[Entry]) -> None:
 async def _finish(
     entry: Entry, credentials: CometAPICredentials | None, storage: str | None
 ) -> Collected:
-    """One generation, driven to its end; its failure is told, not raised."""
+    """Finish one generation and return its outcome.
+
+    A failure is logged and returned, not raised, so that the other generations are not affected.
+    """
     wanted = storage or entry.storage
     known: dict[str, Any] = {"key": entry.key, "task_id": entry.task_id}
     try:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flows: from a request to a stored video, and from a task id that was bought elsewhere."""
+"""Flows that make one video from a request, or finish one that was bought elsewhere.
+
+``image_to_video`` and ``video_to_video`` submit a request and store the video.
+``finish_generation`` starts from an existing task id and buys nothing.
+"""
 
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -89,7 +93,7 @@ async def aimage_to_video(
     """Make a video from an image: submit, poll, fetch, persist.
 
     Raises:
-        CometAPIError: One of its kinds; each tells what is known about the money.
+        CometAPIError: A subclass of it; the message states what is known about the charge.
     """
     return await _generate(
         request, credentials, storage, key, wait=wait, task_id=task_id, take=take
@@ -110,7 +114,7 @@ async def avideo_to_video(
     """Restyle a video: submit, poll, fetch, persist.
 
     Raises:
-        CometAPIError: One of its kinds; each tells what is known about the money.
+        CometAPIError: A subclass of it; the message states what is known about the charge.
     """
     return await _generate(
         request, credentials, storage, key, wait=wait, task_id=task_id, take=take
@@ -124,11 +128,12 @@ async def afinish_generation(
     storage: Place = None,
     key: Key = None,
 ) -> GenerationResult:
-    """Finish a generation that was bought already: poll, fetch, persist. It buys nothing.
+    """Finish a generation that is already bought: poll, fetch, persist. Buys nothing.
 
     Raises:
-        GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
-        DeliveryError: It finished, but its output could not be stored.
+        GenerationError: The generation failed, was cancelled, is unknown to the service, or did
+            not finish in time.
+        DeliveryError: The generation finished, but its output could not be stored.
     """
     await check_storage(storage)
     credentials = credentials or CometAPICredentials.from_settings()
@@ -141,7 +146,10 @@ async def afinish_generation(
 
 
 async def _forget(ledger: "Ledger", key: str) -> None:
-    """Forget an id that could not be checked when it was recorded, and that nobody knows."""
+    """Delete the entry of a task id that the service does not know.
+
+    This applies only to an id that was recorded without a check with the service.
+    """
     entry = await ledger.get(key)
     if entry and not entry.task_id_checked:
         await ledger.forget(entry)
@@ -150,7 +158,11 @@ async def _forget(ledger: "Ledger", key: str) -> None:
 async def _attached(
     task_id: str, credentials: CometAPICredentials, storage: str | None, key: str | None
 ) -> Submission:
-    """Return the generation of an id, under the key that it has in the ledger or gets there."""
+    """Return the submission of a task id, and record the id in the ledger if it is new.
+
+    The idempotency key is the one in the ledger, if the id is recorded there. If the ledger is
+    unavailable, the id is only checked with the service.
+    """
     from ..runway.api.adoption import require_known
 
     intent = intent_for(key or key_of_id(task_id), credentials, storage)
@@ -158,7 +170,7 @@ async def _attached(
         ledger = await open_ledger()
         known = None if key else await ledger.find(task_id, credentials.base_url)
         return (known or await adopt_id(ledger, intent, credentials, task_id)).submission()
-    except LedgerUnavailable as error:  # nothing is bought here, so it is not needed
+    except LedgerUnavailable as error:  # This path buys nothing, so it can do without the ledger.
         require_known(task_id, await check_id(credentials, task_id))
         log.logger().warning("%s; the delivery goes on without it", error.what)
         return Submission(key=intent.key, task_id=task_id, submitted_at=datetime.now(UTC))
@@ -195,7 +207,11 @@ async def _generate(
 
 
 async def _so_far(submission: Submission, storage: str | None) -> GenerationResult:
-    """What there is of a generation that is not waited for."""
+    """Return the current result of a generation that the flow does not wait for.
+
+    Raises:
+        GenerationError: The ledger records that the generation failed or was cancelled.
+    """
     entry = await record(lambda ledger: ledger.get(submission.key))
     if entry and (failure := entry.failure()):
         raise failure
@@ -227,7 +243,7 @@ def image_to_video(
     """Make a video from an image: submit, poll, fetch, persist.
 
     Raises:
-        CometAPIError: One of its kinds; each tells what is known about the money.
+        CometAPIError: A subclass of it; the message states what is known about the charge.
     """
     return run_sync(
         _generate(request, credentials, storage, key, wait=wait, task_id=task_id, take=take)
@@ -248,7 +264,7 @@ def video_to_video(
     """Restyle a video: submit, poll, fetch, persist.
 
     Raises:
-        CometAPIError: One of its kinds; each tells what is known about the money.
+        CometAPIError: A subclass of it; the message states what is known about the charge.
     """
     return run_sync(
         _generate(request, credentials, storage, key, wait=wait, task_id=task_id, take=take)
@@ -262,10 +278,11 @@ def finish_generation(
     storage: Place = None,
     key: Key = None,
 ) -> GenerationResult:
-    """Finish a generation that was bought already: poll, fetch, persist. It buys nothing.
+    """Finish a generation that is already bought: poll, fetch, persist. Buys nothing.
 
     Raises:
-        GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
-        DeliveryError: It finished, but its output could not be stored.
+        GenerationError: The generation failed, was cancelled, is unknown to the service, or did
+            not finish in time.
+        DeliveryError: The generation finished, but its output could not be stored.
     """
     return run_sync(afinish_generation.fn(task_id, credentials, storage, key))

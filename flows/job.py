@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generation as Prefect's ``JobBlock``: configured once, triggered in any flow."""
+"""Prefect ``JobBlock`` for one generation.
+
+The block holds a request and its settings. Any flow can load and trigger it.
+"""
 
 from collections.abc import Coroutine
 from typing import Any, ClassVar, TypeVar
@@ -17,18 +20,21 @@ T = TypeVar("T")
 
 
 def _either(work: Coroutine[Any, Any, T]) -> Any:
-    """The result for sync code; for async code the coroutine, as Prefect's own blocks do."""
+    """Run a coroutine in sync code and return its result; in async code return the coroutine.
+
+    Prefect's own blocks do the same.
+    """
     return work if loop_is_running() else run_sync(work)
 
 
 class RunwayJobRun(JobRun[GenerationResult]):
-    """One generation that was bought, or found to be bought already.
+    """Run of a ``RunwayJob``: one generation, bought now or earlier.
 
-    Each method can be called in sync code and awaited in async code; the name with an ``a`` is
-    always awaited.
+    The plain methods are called in sync code and awaited in async code. The methods with the prefix
+    ``a`` are always awaited.
 
     Attributes:
-        submission: What was bought, with its task id and its key.
+        submission: The generation, with its task id and its idempotency key.
     """
 
     def __init__(
@@ -39,42 +45,46 @@ class RunwayJobRun(JobRun[GenerationResult]):
         self._storage = storage
 
     async def await_for_completion(self) -> Finished:
-        """Wait until it has ended upstream, as a task run with retries.
+        """Wait until the generation has succeeded, in a task run with retries.
 
         Raises:
-            GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
+            GenerationError: The generation failed, was cancelled, is unknown to the service, or
+                did not finish in time.
         """
         from .steps.tasks import apoll_generation
 
         return await apoll_generation(self.submission, self._credentials)
 
     async def afetch_result(self) -> GenerationResult:
-        """Its stored videos; they are waited for, fetched and stored where they are not yet.
+        """Return the result with its stored videos.
+
+        Videos that are not stored yet are waited for, fetched and stored.
 
         Raises:
-            GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
-            DeliveryError: It finished, but its output could not be stored.
+            GenerationError: The generation failed, was cancelled, is unknown to the service, or
+                did not finish in time.
+            DeliveryError: The generation finished, but its output could not be stored.
         """
         from .steps.delivery import deliver
 
         return await deliver(self.submission, self._credentials, self._storage)
 
     def wait_for_completion(self) -> Any:
-        """``await_for_completion`` for sync code; in async code it is awaited."""
+        """Run ``await_for_completion`` in sync code; in async code, await the call."""
         return _either(self.await_for_completion())
 
     def fetch_result(self) -> Any:
-        """``afetch_result`` for sync code; in async code it is awaited."""
+        """Run ``afetch_result`` in sync code; in async code, await the call."""
         return _either(self.afetch_result())
 
 
 class RunwayJob(JobBlock):
-    """A video to be made by Runway through CometAPI.
+    """Job block that makes a video with Runway through CometAPI.
 
     Attributes:
-        request: What to make.
-        credentials: Whose key to use.
-        storage: Where the video is kept.
+        request: Request to submit.
+        credentials: Credentials with the API key.
+        storage: Location where the video is stored.
         key: Idempotency key.
 
     Example:
@@ -123,14 +133,14 @@ class RunwayJob(JobBlock):
     )
 
     async def atrigger(self, *, key: str | None = None) -> RunwayJobRun:
-        """Buy the generation, or attach to what its key stands for already, as a task run.
+        """Buy the generation in a task run, or return the one that its idempotency key already has.
 
         Args:
-            key: Idempotency key for this time; the block's own where none is given.
+            key: Idempotency key for this call; defaults to the block's own.
 
         Raises:
-            NotSubmitted: It was refused, or it could not be recorded; nothing was bought.
-            SubmissionUncertain: It was perhaps bought.
+            NotSubmitted: The request was refused or could not be recorded; nothing was bought.
+            SubmissionUncertain: The generation was possibly charged.
         """
         from .steps.delivery import check_storage
         from .steps.tasks import asubmit_generation
@@ -142,10 +152,10 @@ class RunwayJob(JobBlock):
         return RunwayJobRun(submission, self.credentials, self.storage)
 
     def trigger(self, *, key: str | None = None) -> Any:
-        """``atrigger`` for sync code; in async code it is awaited."""
+        """Run ``atrigger`` in sync code; in async code, await the call."""
         return _either(self.atrigger(key=key))
 
 
-# Saved blocks, their code examples and pickles name the public place.
+# Saved blocks, their code examples and pickles refer to the classes by this public module.
 for _public in (RunwayJob, RunwayJobRun):
     _public.__module__ = "prefect_cometapi.flows"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow that makes a video for each row of a manifest."""
+"""Batch flow: one video for each row of a manifest."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run shares: settings, ledger, storage, identity, hooks and suspension."""
+"""Support code for runs: settings, ledger, storage, identity, hooks and suspension."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of a generation as Prefect tasks: submit, poll, fetch, persist."""
+"""Steps of a generation as Prefect tasks: submit, poll, fetch, persist."""

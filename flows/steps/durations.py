@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long generations of a kind take, asked of the ledger once in a while for all of them.
+"""Cached duration statistics of each kind of generation, refreshed in the background.
 
-Nothing waits for the answer: it comes while a generation is too young to be looked at.
+The statistics come from the ledger and are shared by all generations of a kind. No step waits for
+the query: its answer arrives before the first poll of a new generation is due.
 """
 
 import time
@@ -18,19 +19,31 @@ if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
 
 FRESH = 30.0
-"""Seconds after which the ledger is asked again."""
+"""Seconds for which cached statistics are used before the ledger is queried again."""
 
 _known: dict[tuple[Kind, float], tuple[float, Habit | None]] = {}
-"""When the ledger was asked last, and what it taught, by kind and poll interval."""
+"""Time of the last query and its statistics, by kind and poll interval.
+
+The time is in seconds of the monotonic clock.
+"""
 
 
 def habit_of(
     submission: Submission, entry: Entry | None, base_url: str
 ) -> Callable[[], Habit | None]:
-    """Tells what is known of the kind of a generation by the time that it is called."""
+    """Return a function that gives the latest duration statistics for a generation.
+
+    The function returns None while no statistics are known.
+
+    Args:
+        submission: The generation.
+        entry: Its ledger entry, if known.
+        base_url: Root URL of the service.
+    """
     if not (submission.route and submission.model):
         return lambda: None
-    by_request = submission.route == "image_to_video"  # of a video only its result tells
+    # The length of a restyled video is not in the request and is known only from the result.
+    by_request = submission.route == "image_to_video"
     seconds = entry.billed_seconds if entry and by_request else None
     kind = Kind(base_url, submission.route, submission.model, seconds)
     interval = settings_now().poll_interval

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run shows in the Prefect UI: artifacts, events and formatted values."""
+"""Output of a run in the Prefect UI: artifacts, events and formatted values."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user sees of a generation in the Prefect UI: artifacts, events, log lines.
+"""Artifacts, events and log lines that show a generation in the Prefect UI.
 
-All of it is for the eye. A server that cannot be reached for a moment must not cost a video that
-is paid for, so nothing in here raises.
+All of this is for display only. A Prefect server that is briefly unreachable must not lose a video
+that is paid for, so these functions do not raise.
 """
 
 import asyncio
@@ -28,13 +28,13 @@ from .formatting import as_link, plain, shown_size
 progress_listener: ContextVar[Callable[[Submission, Generation], None] | None] = ContextVar(
     "progress_listener", default=None
 )
-"""Called with each reply while one waits; the command line draws its progress from it."""
+"""Callback for each poll reply; the command line draws its progress bar from it."""
 
 _STAGE = {Status.NOT_VISIBLE: 0.0, Status.PENDING: 0.0, Status.SUCCEEDED: 1.0}
 
 
 async def show_reply(submission: Submission, reply: Generation, before: Generation | None) -> None:
-    """Log and announce a change of state, and move the progress artifact."""
+    """Log a change of status, emit an event for it, and update the progress artifact."""
     listener = progress_listener.get()
     if listener:
         listener(submission, reply)
@@ -70,7 +70,10 @@ def _percent(reply: Generation) -> float:
 
 @harmless
 async def show_poster(poster: Path) -> None:
-    """Show a frame of the video. It is embedded, so that it shows wherever the storage is."""
+    """Create an artifact with a frame of the video.
+
+    The image is embedded, because a browser may not be able to reach the storage.
+    """
     from prefect.artifacts import acreate_image_artifact
 
     if in_batch.get():
@@ -85,7 +88,7 @@ async def show_poster(poster: Path) -> None:
 
 @harmless
 async def show_result(submission: Submission, result: GenerationResult) -> None:
-    """Link each stored video and list what there is to know of it."""
+    """Create a link and a table of facts for each stored video."""
     from prefect.artifacts import acreate_link_artifact, acreate_table_artifact
 
     for video in result.videos:
@@ -111,7 +114,7 @@ async def show_result(submission: Submission, result: GenerationResult) -> None:
 
 @harmless
 async def show_collected(generations: Sequence[Mapping[str, Any]]) -> None:
-    """List what a collector found, and what became of each."""
+    """Create a table of the generations that a collector processed, with their outcomes."""
     from prefect.artifacts import acreate_table_artifact
 
     await acreate_table_artifact(

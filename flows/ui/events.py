@@ -14,7 +14,10 @@ from .formatting import as_link
 
 @harmless
 async def announce(what: str, submission: Submission, **payload: Any) -> None:
-    """Emit ``cometapi.generation.<what>``, related to the run that it happened in."""
+    """Emit the event ``cometapi.generation.<what>``.
+
+    Prefect relates the event to the current run.
+    """
     emit_event(
         f"cometapi.generation.{what}",
         resource={
@@ -27,7 +30,7 @@ async def announce(what: str, submission: Submission, **payload: Any) -> None:
 
 @harmless
 async def announce_uncertain(key: str, error: SubmissionUncertain) -> None:
-    """Emit ``cometapi.generation.uncertain``; an automation may tell somebody."""
+    """Emit ``cometapi.generation.uncertain``, on which an automation can notify a person."""
     emit_event(
         "cometapi.generation.uncertain",
         resource={"prefect.resource.id": f"cometapi.key.{key}", "prefect.resource.name": key},
@@ -36,9 +39,10 @@ async def announce_uncertain(key: str, error: SubmissionUncertain) -> None:
 
 
 def announce_asset(video: StoredVideo, submission: Submission) -> None:
-    """Emit Prefect's asset materialization for a stored video.
+    """Emit Prefect's asset materialization event for a stored video.
 
-    Prefect's own decorator wants the asset's key before the task runs; a video gets its name later.
+    Prefect's own decorator needs the asset key before the task runs, but the name of the video is
+    known only afterwards.
     """
     from prefect.assets import Asset, AssetProperties
 
