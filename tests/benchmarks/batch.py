@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch of videos, made in several ways: what each needs on top of the rendering.
+"""Benchmark a batch of videos, made in several ways, by what each needs beyond the rendering.
 
     python tests/benchmarks/batch.py --items 1000 --in-flight 1000 --rendering 20 \
         --who ours bare threads floor [--report docs/benchmarks.md]
 
 - ours: this package's batch, with an empty ledger.
-- known: the same, after a hundred videos of the kind, from which it knows when to look.
-- threads: what is written today, a task with the official SDK (`pip install runwayml`), mapped over
+- known: the same, after a hundred videos of the kind, from which it learned when to poll.
+- threads: the usual way today, a task with the official SDK (`pip install runwayml`), mapped over
   as many threads as videos are in flight.
 - bare: asyncio and httpx without Prefect.
 - floor: a Prefect flow with as many tasks that do nothing.
 
-Each has a process and a service of its own, one after the other, and all of one size share a
-Prefect server, which works when nobody else does, as if it were on another machine. What the
-service takes is measured first, so that it is seen not to be the limit. Several sizes after
-``--items`` also compare the cost of an item; of several ``--rounds`` the one with the median time
-is shown.
+The contestants run one after the other, each with a process and a service of its own. All of one
+size share a Prefect server, which runs at the lowest priority, as if it were on another machine.
+The capacity of the service is measured first, to prove that it is not the limit. Several sizes
+after ``--items`` also compare the cost of an item. Of several ``--rounds``, the one with the median
+time is shown.
 """
 
 import argparse
@@ -38,21 +38,21 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 PACKAGES = ("prefect", "httpx", "runwayml", "av")
 
 BASE = "threads"
-"""Whom the ratios compare with."""
+"""Contestants that the ratios compare with."""
 
 Race = Mapping[str, Figures | str]
-"""The figures of each contestant, or why there are none."""
+"""Figures of each contestant, or the reason why there are none."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """Line of the table.
 
     Attributes:
-        name: What it shows.
-        figure: The number.
-        form: How it is written.
-        compared: Whether a ratio stands beside it.
+        name: Label of the line.
+        figure: Function that returns the number.
+        form: Format of the number.
+        compared: Whether the ratio to the base is shown.
     """
 
     name: str
@@ -86,7 +86,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Goal:
-    """Something that is to be reached: what, how far it came, and whether that suffices."""
+    """Goal of the benchmark: its name, the figure reached, and whether that suffices."""
 
     what: str
     came_to: str
@@ -97,7 +97,7 @@ class Goal:
 
 
 def goals(races: Mapping[int, Race]) -> Iterator[Goal]:
-    """What is to be reached, as far as this run can tell."""
+    """Return the goals that this run can decide."""
     ours: dict[int, Figures] = {}
     for items, race_ in races.items():
         sound = {who: f for who, f in race_.items() if isinstance(f, Figures)}
@@ -138,7 +138,7 @@ def _at_most(what: str, came_to: float, limit: float, unit: str) -> Goal:
 
 
 def shown(items: int, race_: Race) -> str:
-    """The table of one size, each figure with its ratio to the base's."""
+    """Return the table of one size, each figure with its ratio to the base."""
     sound = {who: figures for who, figures in race_.items() if isinstance(figures, Figures)}
     base = sound.get(BASE)
 
@@ -156,7 +156,7 @@ def shown(items: int, race_: Race) -> str:
 
 
 async def _median(who: str, course: Course, server: Server, rounds: int) -> Figures | str:
-    """The round with the median time, whole."""
+    """Return all figures of the round with the median time."""
     found: list[Figures] = []
     for number in range(rounds):
         figures = await race(who, course, server)
@@ -173,7 +173,7 @@ def _tell(text: str) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--items", type=int, nargs="+", default=[1000], metavar="N", help="videos")
@@ -199,7 +199,7 @@ def _command(asked: argparse.Namespace) -> str:
 
 
 async def run(asked: argparse.Namespace) -> str:
-    """Let them all run; gives the section of the page."""
+    """Run all contestants and return the section of the page."""
     races: dict[int, dict[str, Figures | str]] = {}
     with tempfile.TemporaryDirectory(prefix="cometapi-benchmark-") as folder:
         clip = draw_clip(Path(folder) / "clip.mp4")

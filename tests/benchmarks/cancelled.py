@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that are cancelled while they wait: seconds until the last poll, and until Cancelled.
+"""Measure the seconds from cancelling a waiting run to its last poll and to the state Cancelled.
 
     python tests/benchmarks/cancelled.py --runs 20 [--report docs/benchmarks.md]
 
-The runs are those of a deployment under a process worker. They are cancelled as the button in the
-UI does it, and poll five times a second, so that a poll that comes too late is seen.
+The runs belong to a deployment under a process worker. They are cancelled in the same way as by the
+button in the UI. They poll five times a second, so that a late poll is seen.
 """
 
 import argparse
@@ -21,7 +21,7 @@ TOGETHER = AT_A_TIME
 
 
 async def main() -> None:
-    """Measure, and tell."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--report", type=Path)
@@ -72,7 +72,7 @@ async def _cancel_some(bench: Bench, kind: str, quiet: list[float], cancelled: l
         return len(done) == len(runs)
 
     await until(all_cancelled)
-    await asyncio.sleep(5)  # a process that still polled would be seen
+    await asyncio.sleep(5)  # A process that still polls shows itself in this time.
     tasks = await _tasks_of(runs)
     for run in runs:
         polls = [r.at for r in bench.sandbox.requests if r.path.endswith(tasks[str(run)])]
@@ -81,7 +81,7 @@ async def _cancel_some(bench: Bench, kind: str, quiet: list[float], cancelled: l
 
 
 async def _tasks_of(runs: list[Any]) -> dict[str, str]:
-    """The id that each run's generation has, which nobody holds any more."""
+    """Return the task id of each run's generation, once no lease on it is left."""
     from prefect_cometapi.flows.runtime.ledger_access import open_ledger
 
     ledger = await open_ledger()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ways to make a batch of videos, each in a process of its own, and all with the same duties.
 
-Submit, wait, download to a temporary file, demux it to its end, have it on the disk, rename it into
-place. `batch.py` starts this file once for each; it says ``ready`` when everything is imported and
-Prefect has been used once, and begins at the word ``go``.
+Each contestant submits, waits, downloads to a temporary file, demuxes it to its end, syncs it to
+the disk and renames it into place. `batch.py` starts this file once for each. A contestant prints
+``ready`` once everything is imported and Prefect has been used once, and begins at the word ``go``.
 """
 
 import asyncio
@@ -28,22 +28,22 @@ INTERVAL = 5.0
 """Seconds between two polls of a job, as the service asks for."""
 
 EARLIER = 100
-"""Videos whose durations the ledger knows."""
+"""Videos whose durations the ledger knows in advance."""
 
 CALLS = 32
 CONNECTIONS = 40
-"""What bare asyncio allows itself at once."""
+"""Concurrency limits that the bare contestant sets itself."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What to do.
+    """Work of a contestant.
 
     Attributes:
-        url: Where the service is.
-        items: How many videos to make.
-        in_flight: How many at a time.
-        folder: Where to leave them.
+        url: Base URL of the service.
+        items: Number of videos to make.
+        in_flight: Number of videos at a time.
+        folder: Folder for the videos.
     """
 
     url: str
@@ -52,20 +52,20 @@ class Spec:
     folder: str
 
     def place(self, number: int) -> Path:
-        """Where a video goes."""
+        """Return the path of a video."""
         return Path(self.folder) / f"{number}.mp4"
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a contestant says of itself when it is done.
+    """Report that a contestant prints at its end.
 
     Attributes:
-        succeeded: Videos that it says it made.
-        seconds: From ``go`` on.
+        succeeded: Number of videos that it reports as made.
+        seconds: Duration since ``go``.
         cpu_before: Processor seconds until ``go``.
         memory_before: Bytes of memory at ``go``.
-        peak: Bytes of memory at most, with that of the processes that it started.
+        peak: Bytes of memory at most, including its child processes.
     """
 
     succeeded: int
@@ -76,11 +76,11 @@ class Told:
 
 
 class NotHereError(Exception):
-    """Something that a contestant needs is not installed."""
+    """Error for a missing dependency of a contestant."""
 
 
 def rows(count: int) -> list[dict[str, Any]]:
-    """The items, as the wire has them."""
+    """Return the items as the API expects them."""
     return [
         {
             "promptImage": f"https://example.com/{number}.jpg",
@@ -117,7 +117,7 @@ def publish(part: Path, place: Path) -> None:
 
 
 def threads(spec: Spec) -> Callable[[], int]:
-    """The official SDK in a task that is mapped over threads."""
+    """Make the videos with the official SDK, in a task that is mapped over threads."""
     try:
         sdk = importlib.import_module("runwayml")
     except ImportError:
@@ -161,7 +161,7 @@ def threads(spec: Spec) -> Callable[[], int]:
 
 
 def bare(spec: Spec) -> Callable[[], int]:
-    """Only asyncio and httpx."""
+    """Make the videos with asyncio and httpx only."""
     import av  # noqa: F401 -- loaded before the clock starts
     import httpx
 
@@ -210,7 +210,7 @@ def bare(spec: Spec) -> Callable[[], int]:
 
 
 def floor(spec: Spec) -> Callable[[], int]:
-    """What Prefect takes for as many tasks that do nothing."""
+    """Run as many Prefect tasks that do nothing."""
     from prefect import flow, task
 
     @task
@@ -226,7 +226,7 @@ def floor(spec: Spec) -> Callable[[], int]:
 
 
 def ours(spec: Spec) -> Callable[[], int]:
-    """This package's batch."""
+    """Make the videos with this package's batch."""
     flows = importlib.import_module("prefect_cometapi.flows")
     generate_batch = getattr(flows, "agenerate_batch", None)
     if generate_batch is None:
@@ -247,7 +247,7 @@ def ours(spec: Spec) -> Callable[[], int]:
 
 
 def known(spec: Spec) -> Callable[[], int]:
-    """This package's batch, where the ledger knows how long such videos took before."""
+    """Make the videos with this package's batch and a ledger that knows earlier durations."""
     make_videos = ours(spec)
     generate_batch = importlib.import_module("prefect_cometapi.flows").generate_batch
     with TemporaryDirectory() as folder:
@@ -281,7 +281,7 @@ CONTESTANTS: dict[str, Callable[[Spec], Callable[[], int]]] = {
 
 
 def memory(name: str) -> int:
-    """A line of the state of this process and of those that it started, in bytes."""
+    """Return a memory figure of this process and its children, in bytes."""
     children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
     return sum(_memory(pid, name) for pid in chain(["self"], *children))
 
@@ -294,13 +294,13 @@ def _memory(pid: str, name: str) -> int:
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process so far."""
+    """Return the processor time of this process so far, in seconds."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
-    """Play one contestant: ``contestants.py WHO SPEC``."""
+    """Run one contestant: ``contestants.py WHO SPEC``."""
     who, spec = sys.argv[1], Spec(**json.loads(sys.argv[2]))
     try:
         run = CONTESTANTS[who](spec)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast an output comes to the disk, against curl, and what memory that takes.
+"""Compare the speed and memory of a download with curl.
 
     python tests/benchmarks/download.py [--megabytes 1000] [--rounds 5] [--report FILE]
 
 Both fetch the same file from the same server on this machine, in turn. A download of this package
-also takes the SHA-256 on the way and ends when the file is on the disk, so curl is timed up to an
-fsync as well. Each fetch of ours has a fresh process, which is asked for its memory: for a small
-file, for the large one, and for a hundred of 20 MB at once.
+also computes the SHA-256 and ends when the file is on the disk, so curl is timed up to an fsync as
+well. Each download of this package runs in a fresh process, whose memory is measured: for a small
+file, for the large one, and for a hundred files of 20 MB at once.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from contestants import cpu_seconds, memory
 from service import script_process
 
 GOAL = 0.8
-"""Times the speed of curl, up to the same end: everything is on the disk."""
+"""Longest time of a download as a multiple of curl's, both until the file is on the disk."""
 
 SMALL = 20
 AT_ONCE = 100
@@ -38,7 +38,7 @@ MEGABYTE = 1_000_000
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch took: seconds, processor seconds, and the memory before it and at most."""
+    """Cost of a fetch: seconds, processor seconds, and the memory before it and at its peak."""
 
     seconds: float
     cpu: float
@@ -47,12 +47,12 @@ class Fetched:
 
     @property
     def growth(self) -> float:
-        """Megabytes that it took."""
+        """Memory that the fetch added, in megabytes."""
         return (self.peak - self.before) / MEGABYTE
 
 
 async def fetch(url: str, folder: Path, count: int) -> Fetched:
-    """Download a file some times at once, with this package, in this process."""
+    """Download a file several times at once with this package, in this process."""
     from prefect_cometapi.runway.http_clients import tls_context
     from prefect_cometapi.runway.media.download import AssetClients, download
 
@@ -67,14 +67,14 @@ async def fetch(url: str, folder: Path, count: int) -> Fetched:
 
 
 def ours(url: str, folder: Path, count: int = 1) -> Fetched:
-    """The same in a fresh process."""
+    """Download a file several times at once with this package, in a fresh process."""
     words = [sys.executable, __file__, "--fetch", url, "--into", str(folder), "--count", str(count)]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     return Fetched(**json.loads(done.stdout))
 
 
 def curl(url: str, place: Path) -> tuple[Fetched, float]:
-    """What curl takes, and how long it takes until the file is on the disk."""
+    """Download a file with curl; time it to its own end and until the file is on the disk."""
     started = time.perf_counter()
     process = subprocess.Popen(["curl", "-sS", "--fail", "-o", str(place), url])
     _, status, used = os.wait4(process.pid, 0)
@@ -89,7 +89,7 @@ def curl(url: str, place: Path) -> tuple[Fetched, float]:
 
 @dataclass(frozen=True)
 class Round:
-    """One fetch each."""
+    """One fetch by each contestant."""
 
     ours: Fetched
     curl: Fetched
@@ -97,10 +97,10 @@ class Round:
 
 
 def compare(megabytes: int, rounds: int, folder: Path) -> list[Round]:
-    """Fetch a file in turn."""
+    """Fetch a file with each contestant in turn."""
     found: list[Round] = []
     with script_process("files.py", megabytes * MEGABYTE) as url:
-        curl(url, folder / "curl")  # warms the server's pages
+        curl(url, folder / "curl")  # The first fetch only warms the server's page cache.
         for _ in range(rounds):
             plain, on_disk = curl(url, folder / "curl")
             (folder / "curl").unlink()
@@ -125,7 +125,7 @@ def many(megabytes: int, count: int, folder: Path) -> Fetched:
 def shown(
     command: str, megabytes: int, rounds: Sequence[Round], small: Fetched, at_once: Fetched
 ) -> str:
-    """The section of the page."""
+    """Return the section of the page."""
     mine = median(one.ours.seconds for one in rounds)
     plain = median(one.curl.seconds for one in rounds)
     on_disk = median(one.curl_on_disk for one in rounds)
@@ -186,7 +186,7 @@ least {goal}; {met}); as curl alone, {ratio_plain:.2f} times.
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--megabytes", type=int, default=1000, metavar="N", help="size of the large file")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves one file under every path, with ranges, as fast as the kernel can send it.
+"""Serve one file under every path, with ranges, as fast as the kernel can send it.
 
-``python tests/benchmarks/files.py BYTES`` prints its address. The file is sparse, so it takes no
-room.
+``python tests/benchmarks/files.py BYTES`` prints the address of the server. The file is sparse, so
+it takes no space on the disk.
 """
 
 import sys
@@ -17,7 +17,7 @@ ETAG = '"benchmark"'
 
 
 class Files:
-    """Answers with a file.
+    """Responder that answers every request with the file.
 
     Args:
         file: The file.
@@ -29,7 +29,7 @@ class Files:
         self._size = size
 
     def answer(self, asked: Asked) -> Answer:
-        """The file, or the part of it that is asked for."""
+        """Return the response with the file or the requested part of it."""
         if asked.method not in {"GET", "HEAD"}:
             return as_json({"error": "GET it"}, 405)
         headers = {"Content-Type": "video/mp4", "ETag": ETAG, "Accept-Ranges": "bytes"}

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From nothing to a scheduled run on a worker: the seconds that each command takes.
+"""Time each command on the way from an empty environment to a scheduled run on a worker.
 
     python tests/benchmarks/first_run.py [--report docs/benchmarks.md]
 
-The wheel is built, and installed with all it needs into an empty environment; then the commands
-of docs/production.md follow, word for word, against a Prefect server and a stand-in for CometAPI.
+The script builds the wheel and installs it with its dependencies into an empty environment. Then it
+runs the commands of docs/production.md, word for word, against a Prefect server and a stand-in for
+CometAPI.
 """
 
 import argparse
@@ -25,11 +26,11 @@ from tests.installation import ROOT, build_wheel
 from tests.limits import usual_signals
 
 PATIENCE = 600
-"""Seconds that the installation may take."""
+"""Longest acceptable installation, in seconds."""
 
 
 def install(wheel: Path, home: Path) -> float:
-    """Seconds until the wheel is installed as a user installs it."""
+    """Install the wheel as a user does and return the seconds that it took."""
     subprocess.run([sys.executable, "-m", "venv", home], check=True, timeout=PATIENCE)
     begun = time.monotonic()
     pip = [home / "bin" / "python", "-m", "pip", "install", "--quiet"]
@@ -38,7 +39,7 @@ def install(wheel: Path, home: Path) -> float:
 
 
 def main() -> None:
-    """Measure, and tell."""
+    """Measure and print the results."""
     usual_signals()
     parser = argparse.ArgumentParser()
     parser.add_argument("--report", type=Path)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What importing this package costs on top of importing Prefect.
+"""Measure the cost of importing this package on top of importing Prefect.
 
     python tests/benchmarks/import_time.py [ROUNDS]
 
-Each import is timed in a fresh interpreter, the statements take turns, so that a busy machine
-slows all of them alike. The median over the rounds is shown, with what it is above its base line.
-The package loads its flows when one is first used, so that is measured too, against the names of
-Prefect that any flow needs.
+Each import is timed in a fresh interpreter. The statements take turns, so that a busy machine slows
+all of them alike. The output shows the median over the rounds and its difference to the baseline.
+The package loads its flows on first use, so this is measured too, against the names of Prefect that
+any flow needs.
 """
 
 import subprocess
@@ -25,7 +25,7 @@ _TIMED = "import time; began = time.perf_counter(); {}; print(time.perf_counter(
 
 
 def milliseconds(statement: str) -> float:
-    """How long a statement takes in a fresh interpreter."""
+    """Return the milliseconds that a statement takes in a fresh interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", _TIMED.format(statement)], capture_output=True, text=True, check=True
     )
@@ -33,16 +33,16 @@ def milliseconds(statement: str) -> float:
 
 
 def measure(rounds: int) -> dict[str, float]:
-    """The median of each statement in milliseconds."""
+    """Return the median of each statement in milliseconds."""
     statements = [statement for pair in PAIRS.items() for statement in reversed(pair)]
     for statement in statements:
-        milliseconds(statement)  # writes byte code and warms the disk cache
+        milliseconds(statement)  # The first import writes byte code and warms the disk cache.
     times = [[milliseconds(statement) for statement in statements] for _ in range(rounds)]
     return dict(zip(statements, map(median, zip(*times, strict=True)), strict=True))
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
     medians = measure(rounds)
     print(f"| median of {rounds} fresh interpreters | ms | above | ratio |")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in for CometAPI that never is the bottleneck, and that knows what its clients did.
+"""Serve a stand-in for CometAPI that is never the bottleneck and that measures its clients.
 
-``python tests/benchmarks/lean.py CLIP [OPTIONS]`` prints its address. It speaks as the sandbox
-does, in the sandbox's own words, on the routes that a batch uses: create, task, asset. What it
-leaves out is what costs: it draws nothing (every job has the same clip and takes as long as a
-seeded draw says), and no framework stands between a socket and its answer.
+``python tests/benchmarks/lean.py CLIP [OPTIONS]`` prints its address. It gives the same replies as
+the sandbox on the routes that a batch uses: create, task, asset. It leaves out the expensive parts:
+it draws nothing (every job has the same clip and takes as long as a seeded draw says), and no
+framework stands between a socket and its response.
 
-``GET /_stats`` tells what happened: jobs, polls of each, and how long a finished job waited until
-its client learned of it. ``DELETE /_stats`` forgets all of it and begins the draws again.
+``GET /_stats`` returns statistics: the jobs, the polls of each, and the time from the end of a job
+to the poll that showed it to the client. ``DELETE /_stats`` resets them and restarts the draws.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from prefect_cometapi.sandbox.messages.replies import Snapshot, Stage, bare
 from prefect_cometapi.sandbox.messages.requests import ImageToVideoBody, VideoToVideoBody
 
 TICK = 0.05
-"""Seconds between two looks at how late the loop is."""
+"""Seconds between two checks of the event loop's lag."""
 
 _BODIES: dict[str, type[BaseModel]] = {
     "image_to_video": ImageToVideoBody,
@@ -50,12 +50,12 @@ _BODIES: dict[str, type[BaseModel]] = {
 
 
 def rendering_times(mean: float, variation: float, seed: int) -> Iterator[float]:
-    """Seconds that one job after the other takes: lognormal, or all alike without a variation.
+    """Return an endless series of rendering times in seconds, lognormal or all equal.
 
     Args:
-        mean: Of all, in seconds.
-        variation: Standard deviation as a share of the mean.
-        seed: Decides the draws.
+        mean: Mean of all times, in seconds.
+        variation: Standard deviation as a share of the mean; 0 makes all times equal.
+        seed: Seed of the draws.
     """
     dice = random.Random(seed)
     sigma = math.sqrt(math.log(1 + variation**2))
@@ -65,7 +65,7 @@ def rendering_times(mean: float, variation: float, seed: int) -> Iterator[float]
 
 @dataclass
 class Job:
-    """An accepted job."""
+    """Job that the service accepted."""
 
     action: str
     accepted: float
@@ -73,17 +73,17 @@ class Job:
     takes: float
     polls: int = 0
     learned: float | None = None
-    """When a client was first told that it is finished."""
+    """Time at which a client first learned that the job is finished."""
 
     downloads: int = 0
 
 
 class Lean:
-    """The service.
+    """Stand-in for CometAPI.
 
     Args:
         clip: The MP4 of every job.
-        times: Gives how long one job after the other takes, in seconds.
+        times: Yields the rendering time of each job, in seconds.
     """
 
     def __init__(self, clip: bytes, times: Callable[[], Iterator[float]]) -> None:
@@ -99,7 +99,7 @@ class Lean:
         self._began = time.process_time()
 
     def answer(self, asked: Asked) -> Answer:
-        """The answer to a request."""
+        """Return the response to a request."""
         path, _, _ = asked.path.partition("?")
         try:
             if path.startswith("/runwayml/v1/"):
@@ -176,7 +176,7 @@ class Lean:
         return Answer(200, self._clip, headers)
 
     def stats(self) -> dict[str, Any]:
-        """What happened so far."""
+        """Return the statistics so far."""
         jobs = list(self._jobs.values())
         polls = [job.polls for job in jobs]
         lags = sorted(job.learned - job.accepted - job.takes for job in jobs if job.learned)
@@ -198,7 +198,7 @@ class Lean:
         return asdict(seen)
 
     async def watch(self) -> None:
-        """Note how late the loop is at worst, which is how long a request may have waited."""
+        """Record the highest lag of the event loop, which bounds how long a request had to wait."""
         while True:
             due = time.monotonic() + TICK
             await asyncio.sleep(TICK)
@@ -207,21 +207,21 @@ class Lean:
 
 @dataclass(frozen=True)
 class Stats:
-    """What the service saw. Times in seconds.
+    """Statistics of the service. Times are in seconds.
 
     Attributes:
         accepted: Jobs that would have been paid for.
-        polls: Of all jobs.
-        most_polls: Of one job.
-        learned: Jobs of which a client was told that they are finished.
-        lag_mean: Between a job's end and its client's learning of it.
-        lag_p95: The same, in 95 of 100 jobs at most.
-        lag_max: The same, at worst.
-        downloads: Of outputs.
-        submitting: From the first accepted job to the last.
-        last_ready: From the first accepted job to the last job's end.
+        polls: Polls of all jobs.
+        most_polls: Highest number of polls of one job.
+        learned: Jobs whose end a client has seen.
+        lag_mean: Mean time between the end of a job and the poll that showed it.
+        lag_p95: 95th percentile of that time.
+        lag_max: Highest value of that time.
+        downloads: Downloads of outputs.
+        submitting: Time from the first accepted job to the last.
+        last_ready: Time from the first accepted job to the end of the last.
         cpu: Processor time of the service.
-        late: How late its loop was at worst.
+        late: Highest lag of its event loop.
     """
 
     accepted: int

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ledger costs per generation: whole flows with it and without it, in turn, in one run.
+"""Measure the cost of the ledger per generation: flows with and without it take turns in one run.
 
 ``python tests/benchmarks/ledger_cost.py [PAIRS]``. Both sides do the same four steps against the
-same sandbox and Prefect server; one side's ledger is a SQLite file, the other's knows nothing and
-keeps nothing. The goal is a median of at most 10 ms. Flows under Prefect differ by far more than
-that from one to the next, so the median has an interval (95 %, by resampling the pairs), and beside
-it stands the time that a flow waited for the ledger's answers.
+same sandbox and Prefect server. The ledger of one side is a SQLite file; the other knows nothing
+and keeps nothing. The goal is a median of at most 10 ms. Flows under Prefect differ from one to the
+next by far more than that, so the median is shown with an interval (95 %, by resampling the pairs),
+beside the time that a flow waited for the answers of the ledger.
 """
 
 import asyncio
@@ -36,14 +36,14 @@ IMAGE: Any = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow 
 
 
 class JustNow(dict[str, float]):
-    """Says of every storage that it was compared just now, so that none is."""
+    """Ledger check that always reports a recent comparison, so that no flow compares again."""
 
     def get(self, _place: str, _default: Any = None) -> float:
         return time.monotonic()
 
 
 class NoHistory(ClaimHistory):
-    """The numbers of a ledger without claims."""
+    """Counts of a ledger without claims."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
@@ -63,7 +63,7 @@ class NoHistory(ClaimHistory):
 
 
 class NoLedger(Ledger):
-    """Answers as a ledger does that has never seen a key, and forgets at once."""
+    """Ledger that never knows a key and keeps nothing."""
 
     def __init__(self) -> None:
         super().__init__("sqlite:////nowhere/at/all.db")
@@ -115,7 +115,7 @@ class Waiting:
         self._asked = Database.asked
 
     def next_flow(self) -> None:
-        """Note what the flow so far has waited, and begin with the next."""
+        """Record the waiting time of the flow that ended and start counting for the next one."""
         self.flows.append(self.seconds)
         self.seconds = 0.0
 
@@ -136,7 +136,7 @@ class Waiting:
 
 
 async def measure(pairs: int, ledger: Ledger) -> tuple[list[float], list[float], Waiting]:
-    """Milliseconds of each flow with and without the ledger, and the time spent in it."""
+    """Return the milliseconds of each flow with and without the ledger, and those spent in it."""
     from prefect_cometapi.flows import aimage_to_video, generate
     from prefect_cometapi.flows.runtime import ledger_access as flows_ledger
     from prefect_cometapi.flows.steps import bodies
@@ -173,7 +173,7 @@ async def measure(pairs: int, ledger: Ledger) -> tuple[list[float], list[float],
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
-    """Between what the median lies in 95 of 100 resamplings."""
+    """Return the 95 % interval of the median over the resamplings."""
     draw = random.Random(1).choices
     medians = (statistics.median(draw(differences, k=len(differences))) for _ in range(2000))
     cuts = statistics.quantiles(medians, n=40)
@@ -181,7 +181,7 @@ def interval(differences: list[float]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 30
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {

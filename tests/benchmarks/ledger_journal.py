@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cost of a rollback journal against a write-ahead log, per generation, side by side in one run.
+"""Compare the cost of a rollback journal with that of a write-ahead log, per generation.
 
-``python tests/benchmarks/ledger_journal.py [GENERATIONS] [FOLDER]``. Two ledgers take turns: each
-generation is claimed, gets its id, is finished and is stored, which are four statements, each
-flushed to the disk. One ledger keeps the rollback journal that the package uses, the other the log
-that it used before; that one loses purchases when its file is copied or moved.
+``python tests/benchmarks/ledger_journal.py [GENERATIONS] [FOLDER]``. Two ledgers take turns. Each
+generation is claimed, gets its id, is finished and is stored. These are four statements, each
+flushed to the disk. One ledger uses the rollback journal, as the package does. The other one uses
+the log that the package used before; it loses purchases when its file is copied or moved.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ VIDEO = StoredVideo(
 
 
 def with_log(prepare: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """Return what prepares a connection with a write-ahead log."""
+    """Return the function that prepares a connection with a write-ahead log."""
 
     def prepared(connection: Any, record: Any) -> None:
         prepare(connection, record)
@@ -87,7 +87,7 @@ async def measure(generations: int, folder: str) -> tuple[list[float], list[floa
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     generations = int(sys.argv[1]) if len(sys.argv) > 1 else 300
     parent = sys.argv[2] if len(sys.argv) > 2 else None
     with tempfile.TemporaryDirectory(dir=parent) as folder:

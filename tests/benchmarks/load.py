@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a service takes: as many requests as it answers, over connections that are kept.
+"""Measure the request rate of a service over kept-alive connections.
 
-``python tests/benchmarks/load.py [--sandbox] [CONNECTIONS]`` asks the service of the benchmarks, or
-the sandbox, which does more than a benchmark can wait for. The client is nothing but a socket: one
-made for use, such as httpx, takes ten times the service's own time for each request.
+``python tests/benchmarks/load.py [--sandbox] [CONNECTIONS]`` measures the service of the
+benchmarks, or the sandbox, which does too much per request for a benchmark. The client is a plain
+socket: a full client such as httpx takes ten times the service's own time for each request.
 """
 
 import argparse
@@ -36,13 +36,13 @@ _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 
 @dataclass(frozen=True)
 class Rate:
-    """Requests that were answered.
+    """Rate of the requests that were answered.
 
     Attributes:
-        requests: How many.
-        received: Bytes of their answers' bodies.
-        seconds: How long that took.
-        cpu: Processor seconds of the service, where it tells.
+        requests: Number of requests.
+        received: Bytes of the response bodies.
+        seconds: Duration of the measurement.
+        cpu: Processor seconds of the service, if it reports them.
     """
 
     requests: int
@@ -57,7 +57,7 @@ class Rate:
 
 
 class _Asking(asyncio.Protocol):
-    """One connection that asks again as soon as it is answered."""
+    """Connection that sends its next request as soon as the last one is answered."""
 
     def __init__(self, load: "_Load") -> None:
         self._load = load
@@ -150,7 +150,7 @@ def _request(url: str, method: str, path: str, body: Any = None) -> bytes:
 async def ask(
     url: str, connections: int, requests: list[bytes], seconds: float
 ) -> tuple[Rate, list[bytes]]:
-    """Send requests in turn for some seconds; gives the rate and some of the answers' bodies."""
+    """Send requests in turn for some seconds; return the rate and some of the response bodies."""
     place = urlsplit(url)
     host, port = place.hostname or "", place.port or 80
     before = await asyncio.to_thread(_cpu, url)
@@ -170,14 +170,14 @@ async def ask(
 
 
 def _cpu(url: str) -> float | None:
-    """Processor seconds of the service so far, where it tells."""
+    """Return the processor seconds of the service so far, if it reports them."""
     with suppress(HTTPError), urlopen(f"{url}/_stats") as reply:
         return json.load(reply)["cpu"]
     return None
 
 
 async def measure(url: str, connections: int, seconds: float = SECONDS) -> dict[str, Rate]:
-    """What a service takes of each kind of request: create, poll, download."""
+    """Measure the rate of each kind of request: create, poll, download."""
     create = _request(url, "POST", "/runwayml/v1/image_to_video", BODY)
     created, bodies = await ask(url, connections, [create], seconds)
     paths = [f"/runwayml/v1/tasks/{json.loads(body)['id']}" for body in bodies]
@@ -191,7 +191,7 @@ async def measure(url: str, connections: int, seconds: float = SECONDS) -> dict[
 
 
 async def _assets(url: str, polls: list[bytes]) -> list[bytes]:
-    """Requests for the outputs of the jobs that are finished."""
+    """Return requests for the outputs of the finished jobs."""
     _, bodies = await ask(url, 1, polls, 0.5)
     outputs = [json.loads(body).get("output") for body in bodies]
     addresses = [urlsplit(output[0]) for output in outputs if output]
@@ -199,7 +199,7 @@ async def _assets(url: str, polls: list[bytes]) -> list[bytes]:
 
 
 def shown(rates: dict[str, Rate]) -> str:
-    """The rates in one line each."""
+    """Return the rates, one per line."""
     return "\n".join(f"{name:10}{_shown(rate)}" for name, rate in rates.items())
 
 
@@ -211,7 +211,7 @@ def _shown(rate: Rate) -> str:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("connections", type=int, nargs="?", default=CONNECTIONS)
     parser.add_argument("--sandbox", action="store_true")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets contestants race one at a time, each with its own service, and takes their figures."""
+"""Races between contestants, one at a time, each with its own service."""
 
 import asyncio
 import hashlib
@@ -28,7 +28,7 @@ QUIET_FOR = 6.0
 """Seconds without a new row after which Prefect's server has written all; it writes every five."""
 
 SETTLED_BY = 90.0
-"""Seconds after which its rows are counted in any case."""
+"""Seconds after which the rows are counted in any case."""
 
 LONGEST = 1800.0
 """Seconds beyond ten times the rendering after which a contestant counts as hung."""
@@ -38,15 +38,15 @@ Kept = Literal["sqlite", "postgres"]
 
 @dataclass(frozen=True)
 class Course:
-    """What all contestants of a run have in common. Times in seconds.
+    """Conditions that all contestants of a run share. Times are in seconds.
 
     Attributes:
         items: Videos to make.
         in_flight: Videos at a time.
-        rendering: How long a job takes, mean.
-        variation: Standard deviation as a share of it.
-        seed: Of the times that jobs take.
-        clip: What every job gives.
+        rendering: Mean duration of a job.
+        variation: Standard deviation as a share of that mean.
+        seed: Seed of the rendering times.
+        clip: Video that every job returns.
     """
 
     items: int
@@ -57,7 +57,7 @@ class Course:
     clip: Path
 
     def least(self) -> float:
-        """Seconds that the jobs take with no time lost at all: each place is filled at once."""
+        """Seconds that the jobs take if no time is lost and each free place is filled at once."""
         places = [0.0] * min(self.in_flight, self.items)
         for takes in islice(rendering_times(self.rendering, self.variation, self.seed), self.items):
             heapq.heapreplace(places, places[0] + takes)
@@ -66,7 +66,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Census:
-    """What Prefect's server keeps: rows, and bytes of its database."""
+    """Size of a Prefect server's database: rows and bytes."""
 
     task_runs: int
     events: int
@@ -76,16 +76,16 @@ class Census:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a contestant needed.
+    """Figures of one contestant.
 
     Attributes:
-        told: What it says of itself.
+        told: Its own report.
         cpu: Processor seconds from ``go`` to its end as a process.
         ended: Seconds from ``go`` to its end as a process.
         on_top: Seconds beyond those that the jobs took.
-        service: What the service saw.
-        kept: What Prefect's server kept of it.
-        whole: Files that are in place and have the clip's every byte.
+        service: Statistics of the service.
+        kept: Growth of the Prefect server's database.
+        whole: Number of files that are in place and equal to the clip.
     """
 
     told: Told
@@ -131,7 +131,7 @@ class _Postgres:
 
 @dataclass(frozen=True)
 class Server:
-    """A Prefect server: where its API is, and what it keeps."""
+    """Prefect server: the address of its API, and the size of its database."""
 
     api: str
     database: _Database
@@ -139,7 +139,7 @@ class Server:
 
 @asynccontextmanager
 async def prefect(kept: Kept) -> AsyncIterator[Server]:
-    """A fresh Prefect server, with its database in a temporary folder."""
+    """Start a fresh Prefect server with its database in a temporary folder."""
     from tests.chaos.kill_matrix.fork_client import prefect_server
     from tests.postgres import Postgres, binaries
 
@@ -160,7 +160,7 @@ async def prefect(kept: Kept) -> AsyncIterator[Server]:
 
 
 def _stand_back() -> None:
-    """Have the processes that this one started run when nobody else does.
+    """Lower the priority of the child processes, so that they run only on an idle processor.
 
     Prefect's server takes 40 ms of a processor for a task run, whoever makes it. In production it
     is on a machine of its own; here it would take its share from the contestants.
@@ -174,7 +174,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _settled(database: _Database) -> Census:
-    """What is kept once nothing new comes."""
+    """Wait until the server writes nothing new and return its census."""
     last, since = database.census(), time.monotonic()
     end = since + SETTLED_BY
     while time.monotonic() < min(end, since + QUIET_FOR):
@@ -186,7 +186,7 @@ def _settled(database: _Database) -> Census:
 
 
 def _environment(folder: Path, api: str, url: str) -> dict[str, str]:
-    """The machine's own settings count for no contestant."""
+    """Return an environment without the machine's own settings, which must not matter."""
     own = {
         name: value
         for name, value in os.environ.items()
@@ -279,6 +279,6 @@ def _tuple(census: Census) -> tuple[int, ...]:
 
 
 async def race(who: str, course: Course, server: Server) -> Figures | str:
-    """Let a contestant make its videos; gives its figures, or why it cannot take part."""
+    """Run a contestant; return its figures, or the reason why it cannot take part."""
     with _folder() as name:
         return await asyncio.to_thread(_race, who, course, Path(name), server)

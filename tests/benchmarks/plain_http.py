@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/1.1 with as little as a benchmark needs, so that the service costs next to nothing.
+"""Minimal HTTP/1.1 for benchmarks, so that the service costs next to nothing.
 
-It reads what well-behaved clients send: heads as one piece or several, bodies with their length,
-connections that are kept. It knows neither chunked requests nor trailers.
+It reads the requests of well-behaved clients: heads in one or several pieces, bodies with a length,
+and kept-alive connections. It supports neither chunked requests nor trailers.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 @dataclass(frozen=True)
 class Asked:
-    """One request."""
+    """HTTP request."""
 
     method: str
     path: str
@@ -32,14 +32,14 @@ class Asked:
     body: bytes = field(repr=False)
 
     def header(self, name: str) -> str:
-        """A header's value, or nothing."""
+        """Return the value of a header, or nothing."""
         found = re.search(_HEADER % re.escape(name.lower().encode()), self.head)
         return found[1].decode("latin-1").strip() if found else ""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some bytes of an open file, for the kernel to send."""
+    """Range of an open file, which the kernel sends."""
 
     file: BinaryIO
     first: int
@@ -48,14 +48,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer."""
+    """HTTP response."""
 
     status: int
     body: bytes | memoryview | Part
     headers: dict[str, str] = field(default_factory=dict)
 
     def head(self, *, last: bool) -> bytes:
-        """What goes before the body."""
+        """Return the status line and the headers."""
         size = self.body.size if isinstance(self.body, Part) else len(self.body)
         headers = {"Content-Type": "application/json", "Content-Length": str(size)} | self.headers
         if last:
@@ -65,12 +65,12 @@ class Answer:
 
 
 def as_json(value: Any, status: int = 200) -> Answer:
-    """An answer in JSON."""
+    """Return a response in JSON."""
     return Answer(status, json.dumps(value, separators=(",", ":")).encode())
 
 
 class Connection(asyncio.Protocol):
-    """One connection; each request is answered before the next is looked at."""
+    """Connection that answers each request before it reads the next."""
 
     def __init__(self, answer: Callable[[Asked], Answer], open_: set["Connection"]) -> None:
         self._answer = answer
@@ -127,7 +127,7 @@ class Connection(asyncio.Protocol):
             loop = asyncio.get_running_loop()
             await loop.sendfile(self._transport, part.file, part.first, part.size)
         except (OSError, RuntimeError):
-            self._transport.abort()  # the client went away
+            self._transport.abort()  # The client closed the connection.
             return
         finally:
             self._sending = None
@@ -144,7 +144,7 @@ async def _serve(
         lambda: Connection(answer, open_), "127.0.0.1", 0, backlog=4096
     )
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_reader(sys.stdin, stop.set)  # whoever started this has gone
+    loop.add_reader(sys.stdin, stop.set)  # Standard input ends when the parent process ends.
     task = asyncio.create_task(beside()) if beside else None
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await stop.wait()
@@ -160,7 +160,7 @@ def serve(
     """Answer requests until standard input ends; the first line of output is the address.
 
     Args:
-        answer: Makes the answer to a request, at once.
-        beside: What else runs in the loop.
+        answer: Returns the response to a request, without waiting.
+        beside: Coroutine that also runs in the loop.
     """
     asyncio.run(_serve(answer, beside))

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a schedule of polls costs and what it misses, against the best there is.
+"""Simulate poll schedules: their cost and their lag, compared with the best possible schedule.
 
     python tests/benchmarks/polling.py [--report docs/polling.md] [--plot docs/images/polling.svg]
 
-Simulated, so it takes no service and no waiting: generations whose durations are lognormal, each
-polled by a schedule until a poll comes after its end. The schedule of this package learns as it
-would in the field, from its own detected ends. The same seed gives the same figures everywhere.
+The simulation needs no service and no waiting. The durations of the generations are lognormal, and
+each generation is polled by a schedule until a poll comes after its end. The schedule of this
+package learns as in production, from the ends that it detects. The same seed gives the same figures
+on every machine.
 """
 
 import argparse
@@ -28,10 +29,10 @@ SEED = 1
 INTERVAL = 5.0
 GENERATIONS = 6000
 WARM = 300
-"""Generations before the figures of a schedule that has learned."""
+"""Generations that a schedule learns from before its figures count."""
 BATCH = 1000
 CHANGES = 16
-"""Services that change suddenly, per profile and change."""
+"""Simulated services with a sudden change, per profile and change."""
 BEGIN, END = "<!-- polling: figures -->", "<!-- polling: end of figures -->"
 
 
@@ -49,11 +50,11 @@ class Profile(NamedTuple):
         return math.sqrt(math.log1p(self.cv**2))
 
     def at(self, z: float) -> float:
-        """The duration that lies this many standard deviations above the median, in logarithm."""
+        """Return the duration that is ``z`` standard deviations above the median, in logarithm."""
         return self.mean * math.exp(self.sigma * z - self.sigma**2 / 2)
 
     def durations(self, count: int, draw: Random) -> list[float]:
-        """So many in random order; evenly spread quantiles, so that their mean has no luck."""
+        """Return N durations in random order, taken at evenly spread quantiles."""
         found = [self.at(NormalDist().inv_cdf((n + 0.5) / count)) for n in range(count)]
         draw.shuffle(found)
         return found
@@ -63,7 +64,7 @@ PROFILES = (Profile(64, 0.25), Profile(64, 0.5), Profile(120, 0.4), Profile(256,
 
 
 class Watched(NamedTuple):
-    """What came of polling one generation."""
+    """Result of polling one generation."""
 
     polls: int
     waited: float
@@ -81,11 +82,11 @@ class Means(NamedTuple):
 
 
 Schedule = Callable[[Random], Iterator[float]]
-"""The seconds before each poll of a generation."""
+"""Seconds before each poll of a generation."""
 
 
 def ours(habit: Habit | None) -> Schedule:
-    """The schedule of this package."""
+    """Yield the delays of this package's schedule."""
 
     def delays(draw: Random) -> Iterator[float]:
         age = first_delay(0.0, INTERVAL, habit, draw.random())
@@ -99,12 +100,12 @@ def ours(habit: Habit | None) -> Schedule:
 
 
 def around_six(draw: Random) -> Iterator[float]:
-    """Six seconds, with 1.5 s more or less at random."""
+    """Yield delays of six seconds with a random jitter of 1.5 s."""
     return (6.0 + 3.0 * draw.random() - 1.5 for _ in repeat(None))
 
 
 def growing(_draw: Random) -> Iterator[float]:
-    """Five seconds, then 1.5 times the last delay, up to 45 s."""
+    """Yield a delay of five seconds, then 1.5 times the last one each time, up to 45 s."""
     return accumulate(repeat(None), lambda last, _: min(1.5 * last, 45.0), initial=5.0)
 
 
@@ -119,7 +120,7 @@ OURS, TOLD = "this package, having learned", "this package, told the truth"
 
 
 def watch(duration: float, schedule: Schedule, draw: Random) -> Watched:
-    """Poll a generation until it is seen to have ended."""
+    """Poll a generation until a poll comes after its end."""
     age = 0.0
     for polls, delay in enumerate(schedule(draw), start=1):
         age += delay
@@ -129,7 +130,7 @@ def watch(duration: float, schedule: Schedule, draw: Random) -> Watched:
 
 
 def watch_all(durations: Sequence[float], draw: Random) -> list[Watched]:
-    """One after the other, each with what those before it teach; the first ones with nothing."""
+    """Poll generations one after the other; each schedule learns from all earlier ones."""
     history: list[tuple[float, int]] = []
     seen: list[Watched] = []
     for duration in durations:
@@ -140,7 +141,7 @@ def watch_all(durations: Sequence[float], draw: Random) -> list[Watched]:
 
 
 def watch_many(starts: Sequence[float], durations: Sequence[float], *, by_end: bool) -> Means:
-    """Many at a time, each with what has ended before its start; the second half counts."""
+    """Poll many at a time; each learns from those that ended before it. Count the second half."""
     draw, running, ended = Random(SEED), [], []
     seen: list[Watched] = []
     then, habit = -1.0, None
@@ -157,12 +158,12 @@ def watch_many(starts: Sequence[float], durations: Sequence[float], *, by_end: b
 
 
 def means(seen: Sequence[Watched]) -> Means:
-    """Over generations."""
+    """Return the means over generations."""
     return Means(fmean(one.polls for one in seen), fmean(one.lag for one in seen))
 
 
 def bound(profile: Profile, steps: int = 20_000) -> float:
-    """Least product of mean polls and mean lag: half the square of the integral of √(f S)."""
+    """Return the least product of mean polls and lag: half the square of the integral of √(f S)."""
     normal, total = NormalDist(), 0.0
     for step in range(steps):
         z = -8.0 + 16.0 * (step + 0.5) / steps
@@ -172,19 +173,19 @@ def bound(profile: Profile, steps: int = 20_000) -> float:
 
 
 def known(profile: Profile) -> Habit:
-    """A habit that has learned nothing but was told the truth."""
+    """Return duration statistics that hold the true values instead of learned ones."""
     durations = profile.durations(2000, Random(SEED))
     return Habit(durations=tuple(sorted(durations)), typical=profile.at(0.0))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown; all but the first column to the right."""
+    """Return a Markdown table; all columns but the first are aligned to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
 
 
 def compare() -> tuple[str, list[tuple[str, list[Bar]]]]:
-    """Every schedule on every profile, as a table and as bars."""
+    """Compare every schedule on every profile; return a table and bars."""
     columns: list[list[str]] = []
     panels: list[tuple[str, list[Bar]]] = []
     for profile in PROFILES:
@@ -205,7 +206,7 @@ def compare() -> tuple[str, list[tuple[str, list[Bar]]]]:
 
 
 def begin() -> str:
-    """The first generations of a kind, against a fixed interval on the same ones."""
+    """Compare the first generations of a kind with a fixed interval on the same ones."""
     rows = []
     for profile in PROFILES:
         early: list[list[Watched]] = [[], [], []]
@@ -222,12 +223,12 @@ def begin() -> str:
 
 
 def pair(one: Means) -> str:
-    """Polls and lag in one cell."""
+    """Return polls and lag in one cell."""
     return f"{one.polls:.1f}, {one.lag:.1f} s"
 
 
 def change(factor: float) -> str:
-    """A service that has been learned becomes slower or faster from one generation to the next."""
+    """Simulate a service that suddenly becomes slower or faster after it has been learned."""
     parts = ((0, 5), (5, 10), (10, 20), (20, 50), (50, 200))
     rows = []
     for profile in PROFILES:
@@ -249,7 +250,7 @@ def change(factor: float) -> str:
 
 
 def orders() -> str:
-    """Many at a time, with the history in the one order and in the other."""
+    """Poll many at a time, with the history in either order."""
     profile = PROFILES[0]
     durations = profile.durations(8 * BATCH, Random(SEED))
     at_once = [3600.0 * (number // BATCH) for number in range(len(durations))]
@@ -262,7 +263,7 @@ def orders() -> str:
 
 
 def peaks() -> str:
-    """Polls of a batch in its busiest second and its busiest tenth of one."""
+    """Return the polls of a batch in its busiest second and in its busiest tenth of a second."""
     profile, rows = PROFILES[0], []
     learned = watch_all(profile.durations(WARM, Random(SEED)), Random(SEED))
     habit = learn([(one.waited, one.polls) for one in reversed(learned)], INTERVAL)
@@ -286,7 +287,7 @@ def peaks() -> str:
 
 
 def until(ages: Iterator[float], duration: float) -> Iterator[float]:
-    """The ages at which a generation is polled, that of its detected end included."""
+    """Return the ages at which a generation is polled, including that of its detected end."""
     for age in ages:
         yield age
         if age >= duration:
@@ -294,7 +295,7 @@ def until(ages: Iterator[float], duration: float) -> Iterator[float]:
 
 
 def figures() -> tuple[str, list[tuple[str, list[Bar]]]]:
-    """All tables, each under its heading, and the bars."""
+    """Return all tables, each under its heading, and the bars."""
     compared, panels = compare()
     parts = {
         "Against other schedules": compared,
@@ -308,7 +309,7 @@ def figures() -> tuple[str, list[tuple[str, list[Bar]]]]:
 
 
 def main() -> None:
-    """Simulate and print; write the page's figures and the picture where asked to."""
+    """Simulate and print; write the figures and the plot where requested."""
     parser = argparse.ArgumentParser(description="What a schedule of polls costs and misses.")
     parser.add_argument("--report", type=Path, help="page with the markers between which to write")
     parser.add_argument("--plot", type=Path, help="SVG to write")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what a schedule of polls costs, as an SVG that reads on white and on dark pages."""
+"""Plot of the cost of poll schedules, as an SVG that is readable on light and dark pages."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 TIMES = "\u00d7"
 NAMES, PANEL, WIDTH = 216, 376, 960
-"""Pixels: of the schedules' names, of one panel beside them, of all."""
+"""Widths in pixels: the schedules' names, one panel beside them, and the whole plot."""
 ROW, HEAD, TOP = 26, 58, 44
-"""Pixels: of a bar with its gap, above a panel's bars, above the panels."""
+"""Heights in pixels: a bar with its gap, the space above a panel's bars, and above the panels."""
 DOUBLING, LONGEST = 56, 168
-"""Pixels: per doubling of the product, of the longest bar."""
+"""Widths in pixels: one doubling of the product, and the longest bar."""
 TEXT, LINE, OURS, OTHERS = "#757d87", "#757d87", "#2f8fe8", "#9aa2ac"
-"""Colours of enough contrast on white (#ffffff) and on dark (#0d1117) pages alike."""
+"""Colours with enough contrast on light (#ffffff) and on dark (#0d1117) pages."""
 
 
 class Bar(NamedTuple):
@@ -30,7 +30,7 @@ class Bar(NamedTuple):
 
 
 def drawing(panels: Sequence[tuple[str, Sequence[Bar]]]) -> str:
-    """Two panels side by side, ours first in each; a bar's length is the logarithm of its cost."""
+    """Return two panels side by side, ours first in each; the bars have a logarithmic scale."""
     tall = HEAD + ROW * max(len(bars) for _, bars in panels)
     height = TOP + tall * math.ceil(len(panels) / 2)
     size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
@@ -47,14 +47,14 @@ def drawing(panels: Sequence[tuple[str, Sequence[Bar]]]) -> str:
 
 
 def names(bars: Sequence[Bar], top: float) -> Iterator[str]:
-    """The schedules' names, left of both panels."""
+    """Return the schedules' names, left of both panels."""
     for row, bar in enumerate(bars):
         y = top + HEAD - 10 + ROW * row
         yield text(NAMES - 12, y + 17, bar.name, anchor="end", bold=row == 0)
 
 
 def panel(title: str, bars: Sequence[Bar], left: float, top: float) -> Iterator[str]:
-    """One profile: its title, a line at each doubling, and a bar per schedule."""
+    """Return one profile: its title, a line at each doubling, and a bar per schedule."""
     first = top + HEAD - 10
     yield text(left, top + 18, f"mean {title}", bold=True, size=15)
     for doubling in range(4):
@@ -77,7 +77,7 @@ def panel(title: str, bars: Sequence[Bar], left: float, top: float) -> Iterator[
 
 
 def short(number: float) -> str:
-    """With as many digits as matter in a picture."""
+    """Format a number with as many digits as a plot needs."""
     return (
         f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 0.1 else f"{number:.2f}"
     )
@@ -86,7 +86,7 @@ def short(number: float) -> str:
 def text(
     x: float, y: float, words: str, *, anchor: str = "start", bold: bool = False, size: int = 14
 ) -> str:
-    """A line of text."""
+    """Return a line of text."""
     weight = ' font-weight="bold"' if bold else ""
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
     return f"<text {place}{weight}>{words}</text>"

@@ -12,7 +12,7 @@ PAGE = "# Benchmarks\n\nEach section is written by the command that it names.\n"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up in a terminal; numbers to the right."""
+    """Return a Markdown table with columns that line up in a terminal; numbers align right."""
     cells = [list(head), *map(list, rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -29,7 +29,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def machine(*packages: str) -> str:
-    """What the figures were taken with."""
+    """Return a description of the machine and the versions that were measured."""
     versions = [f"Python {platform.python_version()}"]
     for package in packages:
         try:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Polls and lag of real batches, on a clock that runs ten times faster.
+"""Measure polls and lag of real batches on a clock that runs ten times faster.
 
     python tests/benchmarks/scaled.py [--items 500] [--report docs/polling.md]
 
-What `polling.py` simulates is done here: batches against a service, over sockets and under Prefect,
-with the same four profiles of durations. Rendering times and the poll interval are a tenth of what
-they stand for, and the lags are shown ten times as long. Of each profile a first batch fills the
-ledger, and a second one is counted by the service.
+This script measures what `polling.py` simulates: batches against a service, over sockets and under
+Prefect, with the same four profiles of durations. Rendering times and the poll interval are a tenth
+of the simulated ones, and the lags are shown ten times as long. For each profile, a first batch
+fills the ledger, and the service measures a second one.
 """
 
 import argparse
@@ -29,11 +29,11 @@ SCALE = 10.0
 WARM = 300
 IN_FLIGHT = 100
 GOAL = 1.25
-"""Times the least possible product of polls and lag."""
+"""Highest acceptable multiple of the least possible product of polls and lag."""
 
 
 async def measure(profile: Profile, items: int, clip: Path, folder: Path) -> Means:
-    """A batch to learn from and one that counts; the lag is in seconds of the true clock."""
+    """Run a batch to learn from and one that counts; the lag is in seconds of the true clock."""
     from prefect_cometapi.flows import agenerate_batch
     from prefect_cometapi.flows.steps import durations
 
@@ -55,7 +55,7 @@ def _asked(request: str | Request) -> dict[str, Any]:
 
 
 def shown(command: str, items: int, found: Sequence[tuple[Profile, Means]]) -> str:
-    """The section of the page."""
+    """Return the section of the page."""
     lines = []
     for profile, means in found:
         least = bound(profile)
@@ -95,7 +95,7 @@ most {goal}, and the product on the first profile at most 17.
 
 
 async def run(items: int) -> list[tuple[Profile, Means]]:
-    """All profiles, one after the other."""
+    """Run all profiles, one after the other."""
     with tempfile.TemporaryDirectory(prefix="cometapi-benchmark-") as name:
         folder = Path(name)
         clip = draw_clip(folder / "clip.mp4")
@@ -118,7 +118,7 @@ async def run(items: int) -> list[tuple[Profile, Means]]:
 
 
 def main() -> None:
-    """Measure, print, and write the section where asked to."""
+    """Measure, print, and write the section where requested."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--items", type=int, default=500, metavar="N", help="videos that count")
     parser.add_argument("--report", type=Path, metavar="FILE", help="page to write the section to")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Services in processes of their own, so that they do not compete with what is measured."""
+"""Services in processes of their own, so that they do not compete with the measured code."""
 
 import multiprocessing
 import subprocess
@@ -24,7 +24,7 @@ def _serve(pipe: Connection, options: dict[str, Any]) -> None:
 
 @contextmanager
 def sandbox_process(**options: Any) -> Iterator[str]:
-    """The URL of a sandbox that runs while the block does."""
+    """Run a sandbox while the block runs and yield its URL."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, options), daemon=True)
@@ -39,7 +39,7 @@ def sandbox_process(**options: Any) -> Iterator[str]:
 
 @contextmanager
 def script_process(script: str, *words: object) -> Iterator[str]:
-    """The URL that a script of this folder prints; it runs while the block does."""
+    """Run a script of this folder while the block runs and yield the URL that it prints."""
     process = subprocess.Popen(
         [sys.executable, str(HERE / script), *map(str, words)],
         stdin=subprocess.PIPE,
@@ -63,13 +63,13 @@ def script_process(script: str, *words: object) -> Iterator[str]:
 def lean_process(
     clip: Path | None = None, *, rendering: float = 0.0, variation: float = 0.0, seed: int = 1
 ) -> Iterator[str]:
-    """The URL of the service of the benchmarks, which draws nothing and counts everything.
+    """Run the benchmark service while the block runs and yield its URL.
 
     Args:
-        clip: What every job gives; drawn now where there is none.
+        clip: Video that every job returns; drawn now if there is none.
         rendering: Mean seconds that a job takes.
         variation: Their standard deviation as a share of the mean.
-        seed: Of the times that jobs take.
+        seed: Seed of the rendering times.
     """
     with tempfile.TemporaryDirectory(prefix="cometapi-benchmark-") as folder:
         words = ("--rendering", rendering, "--variation", variation, "--seed", seed)
@@ -78,7 +78,7 @@ def lean_process(
 
 
 def draw_clip(path: Path) -> Path:
-    """Write the clip that all jobs give: five seconds, drawn as the sandbox draws."""
+    """Write the clip of all jobs: five seconds, drawn as the sandbox draws."""
     from prefect_cometapi.sandbox.clips.render import Recipe, render
 
     recipe = Recipe(

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a thousand downloads hold that arrive slowly, all at once.
+"""Measure the resources of a thousand slow downloads at once.
 
     python tests/benchmarks/slow_downloads.py [--report docs/benchmarks.md]
 
-A server on this machine drips a file of a megabyte at 20 to 50 kB/s to each who asks. Each row is a
-fresh process with one event loop. Ours also takes the SHA-256 and has each file on the disk at its
-end; the others are what is written by hand: a stream into a file, and a reply read as a whole.
+A server on this machine sends a file of one megabyte to each client at 20 to 50 kB/s. Each row is a
+fresh process with one event loop. A download of this package also computes the SHA-256 and ends
+with the file on the disk. The other rows are the usual handwritten code: a stream into a file,
+and a response that is read as a whole.
 """
 
 import argparse
@@ -29,14 +30,14 @@ SLOWEST, FASTEST = 20_000, 50_000
 """Bytes per second."""
 
 BEAT = 0.25
-"""Seconds between two drops."""
+"""Seconds between two chunks."""
 
 RUNS = [("ours", 10), ("ours", 100), ("ours", 1000), ("stream by hand", 1000), ("whole", 1000)]
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a process took and held at most: seconds, bytes, descriptors and threads."""
+    """Resources of a process at most: seconds, bytes, descriptors and threads."""
 
     seconds: float
     cpu: float
@@ -47,7 +48,7 @@ class Held:
 
 
 async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer one request after the other, drop by drop."""
+    """Answer one request after the other, chunk by chunk."""
     loop, pace = asyncio.get_running_loop(), random.uniform(SLOWEST, FASTEST)
     try:
         while True:
@@ -66,14 +67,14 @@ async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def serve() -> None:
-    """Tell the address, and drip until nobody wants to know any more."""
+    """Print the address and serve until standard input ends."""
     server = await asyncio.start_server(drip, "127.0.0.1", 0, backlog=4096)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/o.mp4", flush=True)
     await asyncio.to_thread(sys.stdin.read)
 
 
 async def fetch(who: str, url: str, folder: Path, count: int) -> Held:
-    """Download so many at once, and see what this process holds meanwhile."""
+    """Download N files at once and record the resources of this process meanwhile."""
     from prefect_cometapi.runway.http_clients import tls_context
     from prefect_cometapi.runway.media.download import AssetClients, download
 
@@ -113,7 +114,7 @@ async def fetch(who: str, url: str, folder: Path, count: int) -> Held:
 
 
 def measured(who: str, count: int, url: str) -> Held:
-    """The same in a fresh process."""
+    """Download N files in a fresh process and return its resources."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, __file__, "--who", who, "--url", url, "--into", folder]
         done = subprocess.run(
@@ -123,7 +124,7 @@ def measured(who: str, count: int, url: str) -> Held:
 
 
 def table() -> str:
-    """All runs, one after the other, as Markdown."""
+    """Run all contestants, one after the other, and return a Markdown table."""
     rows = []
     with subprocess.Popen(
         [sys.executable, __file__, "--serve"],
@@ -167,7 +168,7 @@ connection takes two descriptors, with its file.
 
 
 def main() -> None:
-    """Serve, fetch, or do both and tell."""
+    """Serve, fetch, or run both and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--report", type=Path, metavar="FILE", help="Markdown page for the figures")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)

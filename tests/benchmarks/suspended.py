@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that wait for their video: what they hold, suspended and not, and how soon they go on.
+"""Measure the resources of runs that wait for a video, suspended or not, and their time to resume.
 
     python tests/benchmarks/suspended.py --runs 200 [--report docs/benchmarks.md]
 
 A process worker starts the runs of a deployment against a Prefect server on PostgreSQL and a
-service whose videos are not ready before all runs wait. What they hold is read from /proc, of the
-worker and of all that it started; then the videos become ready, and `collect` is run once.
+service whose videos are not ready before all runs wait. The resources of the worker and of all its
+child processes are read from /proc. Then the videos become ready, and `collect` runs once.
 """
 
 import argparse
@@ -37,7 +37,7 @@ AT_A_TIME = 4
 
 
 def memory_of(processes: list[psutil.Process]) -> float:
-    """MB that belong to these processes, shared pages by their part."""
+    """Return the memory of these processes in MB, with their share of the common pages."""
     total = 0
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -46,7 +46,7 @@ def memory_of(processes: list[psutil.Process]) -> float:
 
 
 async def until(look: Callable[[], Any], seconds: float = 3600) -> Any:
-    """What other processes bring."""
+    """Wait for a change that other processes make."""
     end = time.monotonic() + seconds
     while not (found := await look()):
         if time.monotonic() > end:
@@ -56,7 +56,7 @@ async def until(look: Callable[[], Any], seconds: float = 3600) -> Any:
 
 
 class Bench:
-    """One server, one worker, one service."""
+    """Server, worker and service of one measurement."""
 
     def __init__(self, client: Any, worker: Any, deployment: Any, sandbox: Sandbox) -> None:
         self.client = client
@@ -78,7 +78,7 @@ class Bench:
         ]
 
     async def all_in(self, runs: list[Any], state: str) -> bool:
-        """Whether all runs are in a state."""
+        """Return whether all runs are in a state."""
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
         seen = 0
@@ -89,13 +89,13 @@ class Bench:
         return seen == len(runs)
 
     def held(self) -> tuple[int, float]:
-        """Processes of flow runs under the worker, and MB of them."""
+        """Return the number of flow run processes under the worker, and their memory in MB."""
         below = psutil.Process(self.worker.pid).children(recursive=True)
         return len(below), memory_of(below)
 
     @contextmanager
     def everything_ready(self) -> Iterator[None]:
-        """All videos are ready upstream from here on."""
+        """Finish all videos upstream, now and later."""
         book = self.sandbox._app.book
         slow = book._config
         book._config = slow.model_copy(update={"render_seconds": 0.0})
@@ -103,13 +103,13 @@ class Bench:
         book._config = slow
 
     async def moments(self, run: Any, state: str) -> list[datetime]:
-        """When a run entered a state."""
+        """Return the time at which each run entered a state."""
         states = await self.client.read_flow_run_states(run)
         return sorted(one.timestamp for one in states if one.name == state)
 
 
 async def main() -> None:
-    """Measure, and tell."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--report", type=Path)
@@ -126,12 +126,12 @@ async def main() -> None:
 
 @asynccontextmanager
 async def workbench(**settings: str) -> AsyncIterator[Bench]:
-    """A Prefect server on PostgreSQL, a worker, and a service whose videos take hours."""
+    """Start a Prefect server on PostgreSQL, a worker, and a service whose videos take hours."""
     with tempfile.TemporaryDirectory() as name, Sandbox(render_seconds=36_000) as sandbox:
         folder = Path(name)
         async with prefect("postgres") as server:
             os.environ |= _environment(folder, server.api, sandbox.url) | settings
-            # Prefect reads its settings once, so it is imported when they are there.
+            # Prefect reads its settings once, at import, so the variables must be set before it.
             assert "prefect" not in sys.modules
             from prefect.client.orchestration import get_client
             from prefect.client.schemas.actions import WorkPoolCreate
@@ -176,10 +176,10 @@ def _environment(folder: Path, api: str, service: str) -> dict[str, str]:
 
 
 async def _in_place(bench: Bench) -> str:
-    """What runs hold that wait in their process."""
+    """Measure the resources of runs that wait in their process."""
     runs = await bench.start(AT_A_TIME, True, "in-place")
     await until(lambda: bench.all_in(runs, "Running"))
-    await asyncio.sleep(20)  # so that the last one, too, has submitted and waits
+    await asyncio.sleep(20)  # The last run needs this time to submit and start waiting.
     held = bench.held()
     with bench.everything_ready():
         await until(lambda: bench.all_in(runs, "Completed"))
@@ -187,14 +187,14 @@ async def _in_place(bench: Bench) -> str:
 
 
 async def _suspended(bench: Bench, count: int) -> str:
-    """What runs hold that suspended themselves, and how soon they go on."""
+    """Measure the resources of suspended runs and their time to resume."""
     from prefect_cometapi.flows import acollect
 
     started = time.monotonic()
     runs = await bench.start(count, "suspend", "suspended")
     await until(lambda: bench.all_in(runs, "Suspended"))
     suspending = time.monotonic() - started
-    await asyncio.sleep(5)  # so that the last process has ended
+    await asyncio.sleep(5)  # The last process needs this time to end.
     told = _holds(f"{count} suspended runs", *bench.held())
     with bench.everything_ready():
         ready = datetime.now(UTC)

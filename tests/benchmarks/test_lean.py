@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks' service says what the sandbox says, and counts what it was asked."""
+"""The benchmark service replies as the sandbox does and counts its requests."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ CLIP = bytes(range(256)) * 1000
 
 @pytest.fixture(autouse=True)
 def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The benchmarks are scripts, and import each other as such."""
+    """Make the benchmarks importable as top-level modules, as they import each other."""
     monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
 
 
@@ -39,7 +39,7 @@ def lean(tmp_path: Path) -> Iterator[httpx.Client]:
 
 
 def shape(reply: httpx.Response) -> tuple[int, object]:
-    """Status and names; ids and times differ."""
+    """Return the status and the names in a reply, without ids and times, which differ."""
 
     def names(value: object) -> object:
         if isinstance(value, dict):
@@ -50,7 +50,7 @@ def shape(reply: httpx.Response) -> tuple[int, object]:
 
 
 def test_it_speaks_as_the_sandbox_does(lean: httpx.Client) -> None:
-    """What is measured against it is measured against the same replies."""
+    """The benchmark service gives the same replies as the sandbox."""
     with (
         Sandbox(render_seconds=2) as sandbox,
         httpx.Client(base_url=sandbox.url, headers=HEADERS) as real,
@@ -89,7 +89,7 @@ def test_it_speaks_as_the_sandbox_does(lean: httpx.Client) -> None:
 
 
 def test_it_tells_when_a_client_learned_of_an_end(lean: httpx.Client) -> None:
-    """The lag in the tables is the service's own count."""
+    """The lag in the tables is the service's own measurement."""
     from lean import Stats
 
     created = lean.post("/runwayml/v1/image_to_video", json=BODY)
@@ -106,7 +106,7 @@ def test_it_tells_when_a_client_learned_of_an_end(lean: httpx.Client) -> None:
 
 
 def test_times_are_as_asked_and_the_same_for_the_same_seed() -> None:
-    """All contestants wait for the same generations."""
+    """The same seed gives the same times, so all contestants wait for the same generations."""
     from lean import rendering_times
 
     times = list(islice(rendering_times(20, 0.3, seed=1), 20_000))
