@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What CometAPI speaks: requests, replies, errors, and the client. Knows nothing of Prefect."""
+"""CometAPI client with its requests, results, errors and ledger; does not depend on Prefect."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -111,14 +111,15 @@ __all__ = [
     "VideoToVideoRequest",
 ]
 
-# Stored results and pickles name the class by its public place, whichever module it moves to.
+# Stored results and pickles refer to a class by its public path, so that they stay readable when
+# the class moves to another module.
 for _name in __all__:
     if isinstance(_public := globals().get(_name), type):
         _public.__module__ = __name__
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Ledger":  # SQLAlchemy loads when the ledger is first used
+    if name == "Ledger":  # SQLAlchemy is slow to import, so it waits
         from .ledger.store import Ledger
 
         Ledger.__module__ = __name__

@@ -1,40 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, as one tree.
+"""Exceptions of this package, as one tree.
 
 ::
 
     CometAPIError
     ├── NotSubmitted               nothing was bought
     │   ├── InvalidRequest         the service does not accept this request
-    │   ├── InvalidManifest        a manifest, or rows of it, cannot be used
+    │   ├── InvalidManifest        a manifest, or some of its rows, cannot be used
     │   ├── QuotaExceeded          the account has no balance
-    │   ├── BudgetExceeded         it would pass the limit of what a batch may spend
-    │   ├── KeyConflict            the key belongs to another request
+    │   ├── BudgetExceeded         one more submission would exceed the spending limit of a batch
+    │   ├── KeyConflict            the idempotency key belongs to another request
     │   ├── LedgerUnavailable      the ledger cannot be read or written
-    │   │   └── LedgerDamaged      a row of it cannot be read
-    │   ├── LedgerOutdated         the ledger has forgotten purchases: it is an older copy
-    │   └── StorageUnavailable     a video could not be stored where it is wanted
-    ├── AuthenticationError        no key, a wrong key, or one without permission
-    ├── UnexpectedResponse         what answers there is not CometAPI
-    ├── ServiceUnavailable         busy or out of reach for now; may be tried again
-    ├── SubmissionUncertain        sent, but without an answer: perhaps bought
-    ├── GenerationError            bought, and did not end well
-    │   ├── GenerationNotVisible   the service does not know it
-    │   │   └── UnknownTaskId      an id that was given by hand, and is not recorded
-    │   ├── GenerationFailed       it failed, with a reason
-    │   ├── GenerationCancelled    somebody cancelled it
-    │   └── GenerationTimeout      it did not finish in time
-    ├── DeliveryError              finished, but not in the storage yet
-    │   ├── DownloadInterrupted    may be tried again
-    │   ├── OutputExpired          its address is no longer valid; may be tried again
-    │   ├── InvalidOutput          what was delivered is not a whole video
-    │   └── StorageError           the storage did not take it
-    │       └── StagedFileMissing  what was fetched is gone from this machine
-    ├── BatchFailed                of many, none was made or too many failed
-    └── RunGivenUp                 a flow run that was started too often
+    │   │   └── LedgerDamaged      a row of the ledger is corrupted
+    │   ├── LedgerOutdated         the ledger is an older copy and lacks purchases
+    │   └── StorageUnavailable     the requested storage cannot take a video
+    ├── AuthenticationError        no API key, a wrong one, or one without permission
+    ├── UnexpectedResponse         the server at the base URL is not CometAPI
+    ├── ServiceUnavailable         busy or unreachable for now; can be retried
+    ├── SubmissionUncertain        sent, but without an answer: possibly charged
+    ├── GenerationError            bought, but without success
+    │   ├── GenerationNotVisible   the service does not know the generation
+    │   │   └── UnknownTaskId      a task id entered by hand, which is not recorded
+    │   ├── GenerationFailed       the service reports a failure and its reason
+    │   ├── GenerationCancelled    it was cancelled upstream
+    │   └── GenerationTimeout      it did not finish within the timeout
+    ├── DeliveryError              finished, but not stored yet
+    │   ├── DownloadInterrupted    the download broke off; can be retried
+    │   ├── OutputExpired          the output URL is no longer valid; can be retried
+    │   ├── InvalidOutput          the downloaded file is not a complete video
+    │   └── StorageError           the storage rejected the video
+    │       └── StagedFileMissing  the downloaded file is gone from this machine
+    ├── BatchFailed                no item of a batch succeeded, or too many failed
+    └── RunGivenUp                 a flow run was started too often
 
-Every message says what happened, to which generation, what is known about the money, and what
-to do next.
+Every message names the problem, the generation, what is known about the money, and the next step.
 """
 
 import shlex
@@ -42,19 +41,23 @@ from typing import ClassVar
 
 
 class CometAPIError(Exception):
-    """Root of all errors that this package raises on purpose.
+    """Base class of all errors that this package raises on purpose.
 
     Attributes:
-        key: Idempotency key of the generation, where it is known.
-        task_id: Id that CometAPI gave it, where it is known.
-        code: The service's own word for the problem, or an empty text.
-        http_status: Status of the reply, where there was one.
-        retry_after: Seconds to wait before another attempt, where the service named them.
+        what: The problem in one sentence.
+        key: Idempotency key of the generation, or None if it is not known.
+        task_id: Task id from CometAPI, or None if it is not known.
+        code: The service's own error code, or an empty string.
+        http_status: HTTP status of the reply, or None if there was no reply.
+        retry_after: Seconds to wait before the next attempt, or None if the service named none.
+        money: Effect on the money, as the message states it.
+        advice: Template of the next step; ``key`` and ``task_id`` are filled in.
+        then_finish: True if a bought generation can be finished once the advice is followed.
     """
 
     money: ClassVar[str] = ""
     advice: ClassVar[str] = ""
-    then_finish: ClassVar[bool] = False  # whether a bought generation goes on after the advice
+    then_finish: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -73,7 +76,10 @@ class CometAPIError(Exception):
         self.task_id: str | None = None
 
     def about(self, *, key: str | None = None, task_id: str | None = None) -> "CometAPIError":
-        """The same error, telling which generation it is about."""
+        """Add the idempotency key and the task id of the generation, and return the error itself.
+
+        Values that are known already stay as they are.
+        """
         self.key = self.key or key
         self.task_id = self.task_id or task_id
         return self
@@ -82,7 +88,7 @@ class CometAPIError(Exception):
         return "\n".join(line for line in self._lines() if line)
 
     def advised(self) -> str:
-        """What to do next, or an empty text."""
+        """Return the next step for the user, or an empty string."""
         key = shlex.quote(self.key) if self.key else "KEY"
         task_id = shlex.quote(self.task_id) if self.task_id else "TASK_ID"
         advice = self.advice.format(task_id=task_id, key=key)
@@ -111,44 +117,44 @@ class CometAPIError(Exception):
 
 
 class NotSubmitted(CometAPIError):
-    """Nothing was bought."""
+    """Base class of errors raised before anything was bought."""
 
     money = "nothing was charged."
 
 
 class InvalidRequest(NotSubmitted):
-    """The service does not accept this request."""
+    """Error for a request that the service does not accept."""
 
     advice = "correct the request and run it again."
 
 
 class QuotaExceeded(NotSubmitted):
-    """The account has no balance."""
+    """Error for an account without balance."""
 
     advice = "top up the account at https://www.cometapi.com/console and run it again."
 
 
 class BudgetExceeded(NotSubmitted):
-    """A submission would pass the limit of what its batch may spend."""
+    """Error for a submission that would exceed the spending limit of its batch."""
 
     money = "nothing was charged for it."
     advice = "raise max_spend or max_seconds and run the batch again; it buys what is missing."
 
 
 class KeyConflict(NotSubmitted):
-    """The key belongs to another request."""
+    """Error for an idempotency key that belongs to another request."""
 
     advice = "use another key for another request, or the same request for the same key."
 
 
 class LedgerUnavailable(NotSubmitted):
-    """The ledger cannot be read or written, so nothing was sent."""
+    """Error for a ledger that cannot be read or written; nothing was sent."""
 
     advice = "see that the database at COMETAPI_LEDGER_URL answers, then run it again."
 
 
 class LedgerDamaged(LedgerUnavailable):
-    """A row of the ledger cannot be read, so nothing goes on with what it stands for."""
+    """Error for a corrupted ledger row; its generation cannot continue."""
 
     money = "nothing was charged for this call; what the row stands for may be bought."
     advice = (
@@ -158,7 +164,7 @@ class LedgerDamaged(LedgerUnavailable):
 
 
 class LedgerOutdated(NotSubmitted):
-    """The ledger is an older copy, or another one, and has forgotten purchases."""
+    """Error for a ledger that is an older copy or another ledger, and lacks purchases."""
 
     money = "nothing was charged for this call; what the ledger has forgotten may be bought."
     advice = (
@@ -168,13 +174,13 @@ class LedgerOutdated(NotSubmitted):
 
 
 class StorageUnavailable(NotSubmitted):
-    """A video could not be stored where it is wanted, so it was not bought."""
+    """Error for a storage that cannot take the video, which is therefore not bought."""
 
     advice = "name a storage that can be written (storage, or COMETAPI_STORAGE) and run it again."
 
 
 class AuthenticationError(CometAPIError):
-    """There is no key, or it is wrong, or it lacks the permission."""
+    """Error for an API key that is missing, wrong or without permission."""
 
     money = "nothing was charged for this call."
     advice = (
@@ -185,7 +191,7 @@ class AuthenticationError(CometAPIError):
 
 
 class UnexpectedResponse(CometAPIError):
-    """What answers at the base URL is not CometAPI."""
+    """Error for a server at the base URL that is not CometAPI."""
 
     money = "nothing was charged for this call."
     advice = "check COMETAPI_BASE_URL: the service's root, as https://api.cometapi.com"
@@ -193,7 +199,7 @@ class UnexpectedResponse(CometAPIError):
 
 
 class ServiceUnavailable(CometAPIError):
-    """The service is busy or out of reach for now, and did not take the call."""
+    """Error for a service that is busy or unreachable for now, and did not accept the call."""
 
     money = "nothing was charged for this call."
     advice = "wait and run it again; nothing is bought twice."
@@ -201,10 +207,10 @@ class ServiceUnavailable(CometAPIError):
 
 
 class SubmissionUncertain(CometAPIError):
-    """The request was sent, but no answer says whether it was accepted.
+    """Error for a submission that was sent, but has no answer that says if it was accepted.
 
     Attributes:
-        may_resubmit: Whether the user lets this run send it once more, and it has not done so.
+        may_resubmit: True if the user allows this run one resubmission, and it has not used it.
     """
 
     may_resubmit: bool = False
@@ -217,13 +223,13 @@ class SubmissionUncertain(CometAPIError):
 
 
 class GenerationError(CometAPIError):
-    """A generation was bought and did not end well."""
+    """Base class of errors of a generation that was bought and did not succeed."""
 
     money = "the generation was accepted, so it may have been charged."
 
 
 class GenerationNotVisible(GenerationError):
-    """The service does not know the generation."""
+    """Error for a generation that the service does not know."""
 
     advice = (
         "check that the key belongs to the account that bought it, "
@@ -232,7 +238,7 @@ class GenerationNotVisible(GenerationError):
 
 
 class UnknownTaskId(GenerationNotVisible):
-    """The service does not know an id that was given by hand, so the ledger does not record it."""
+    """Error for a task id entered by hand that the service does not know; it is not recorded."""
 
     money = "nothing was charged for this call, and nothing is recorded as bought."
     advice = (
@@ -242,11 +248,11 @@ class UnknownTaskId(GenerationNotVisible):
 
 
 class GenerationFailed(GenerationError):
-    """The service gave the generation up.
+    """Error for a generation that failed upstream.
 
     Attributes:
-        failure_code: The service's code, as SAFETY.INPUT.TEXT or INTERNAL.BAD_OUTPUT.CODE01;
-            an open set, to be matched by its beginning.
+        failure_code: The service's code, such as SAFETY.INPUT.TEXT or
+            INTERNAL.BAD_OUTPUT.CODE01. The set of codes is open: match them by prefix.
     """
 
     money = "accepted, then failed; whether CometAPI refunds it depends on the reason."
@@ -254,52 +260,52 @@ class GenerationFailed(GenerationError):
 
     @property
     def failure_code(self) -> str:
-        """The service's code, or an empty text."""
+        """The service's code, or an empty string."""
         return self.code
 
 
 class GenerationCancelled(GenerationError):
-    """Somebody cancelled the generation upstream."""
+    """Error for a generation that was cancelled upstream."""
 
     advice = "another attempt is a new generation, with a new key."
 
 
 class GenerationTimeout(GenerationError):
-    """The generation did not finish within the deadline; it goes on upstream."""
+    """Error for a generation that did not finish within the timeout; it continues upstream."""
 
     money = "accepted and still running upstream, so it is charged when it succeeds."
     advice = "prefect-cometapi finish {task_id}   (COMETAPI_DEADLINE sets how long to wait)"
 
 
 class DeliveryError(CometAPIError):
-    """The generation is finished, but not in the storage yet."""
+    """Base class of errors of a generation that is finished, but not stored yet."""
 
     money = "the generation is paid for; fetching it again is free."
     advice = "prefect-cometapi finish {task_id}"
 
 
 class DownloadInterrupted(DeliveryError):
-    """The download broke off."""
+    """Error for a download that broke off."""
 
 
 class OutputExpired(DeliveryError):
-    """The address of the output is no longer valid."""
+    """Error for an output URL that is no longer valid."""
 
 
 class InvalidOutput(DeliveryError):
-    """What was delivered is not a whole video; nothing appeared in the storage."""
+    """Error for a download that is not a complete video; nothing was published in the storage."""
 
 
 class StorageError(DeliveryError):
-    """The storage did not take the video."""
+    """Error for a storage that rejected the video."""
 
 
 class StagedFileMissing(StorageError):
-    """What was fetched is gone from this machine, so it must be fetched again."""
+    """Error for a downloaded file that is gone from this machine and must be fetched again."""
 
 
 class RunGivenUp(CometAPIError):
-    """A flow run was started, by retries and after crashes, more often than is of use."""
+    """Error for a flow run that was started too often, by retries and after crashes."""
 
     money = "what it bought is in the ledger, and is not paid for again."
     advice = "prefect-cometapi collect finishes it; see in the log why the run kept ending."

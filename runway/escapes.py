@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Removal of escapes, one layer at a time, to find what a text hides in them.
+r"""Removal of escapes, one layer at a time, to find secrets that a text contains in escaped form.
 
-A service repeats a URL as it met it: percent-encoded in a query, with ``\u0026`` in JSON, with
-``&amp;`` in HTML, with backslashes in a log, in Base64 in a path, and in any of these within
-another. Only printable ASCII comes out of an escape; what it stands for otherwise stays escaped,
-so that no control character appears that was not there.
+A service may repeat a URL in the form in which it received it: percent-encoded in a query, with
+``\u0026`` in JSON, with ``&amp;`` in HTML, with backslashes in a log, as Base64 in a path, or
+nested in several of these. Escapes are only decoded to printable ASCII. All others stay escaped, so
+that decoding never adds a control character.
 """
 
 import base64
@@ -13,7 +13,7 @@ import re
 from html.entities import html5
 
 WRAP = "\u2028"
-"""Stands for a line break that was escaped, so that it breaks no line of a log."""
+"""Replacement for an escaped line break; a real one would split a line of a log."""
 
 _ESCAPE = re.compile(
     r"%u(?P<u1>[0-9a-f]{4})|%(?P<x1>[0-9a-f]{2})"
@@ -49,11 +49,11 @@ def _unescaped(found: re.Match[str]) -> str:
 
 
 def _decoded(run: str) -> str:
-    """Return what a run of Base64 or hexadecimal digits says, or the run where it says nothing."""
+    """Return the text in a run of Base64 or hexadecimal digits, or the run if it holds no text."""
     whole = _text_in(run)
     if whole is not None or "/" not in run:
         return run if whole is None else whole
-    parts = [_text_in(part) or part for part in run.split("/")]  # of a path
+    parts = [_text_in(part) or part for part in run.split("/")]  # segments of a path
     return "/".join(parts)
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP clients: certificates that are read once, and connections for thousands of calls.
+"""HTTP clients that share one TLS context, and a pool of them for thousands of calls.
 
-httpx's own pool looks through all of its connections at the beginning and at the end of each
-request, and through all requests that wait; with a thousand of them that is most of the work. Here
-each client has a single connection, and the one that was used last, which is the likeliest to be
-open still, is used next.
+The pool of httpx scans all of its connections and all waiting requests at the start and at the end
+of each request. With a thousand of them, the scans are most of the work. Here each client has a
+single connection. The client that was used last is used next, since its connection is the most
+likely to be still open.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ SINGLE = httpx.Limits(max_connections=1, max_keepalive_connections=1)
 
 @cache
 def tls_context() -> ssl.SSLContext:
-    """What httpx would make for each client, made once: reading the certificates takes 20 ms."""
+    """Return the TLS context of httpx, created once: reading the certificates takes 20 ms."""
     return httpx.create_ssl_context()
 
 
 class Connections:
-    """Lends clients of one connection each, as few as are needed at a time.
+    """Pool of clients with one connection each; it creates no more than are needed at a time.
 
     Args:
-        make: Makes a client; its limits should be ``SINGLE``.
-        most: Most clients at a time; who wants one more waits.
+        make: Creates a client; its limits should be ``SINGLE``.
+        most: Maximum number of clients in use at a time; further callers wait.
     """
 
     def __init__(self, make: Callable[[], httpx.AsyncClient], most: int) -> None:
@@ -39,7 +39,7 @@ class Connections:
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[httpx.AsyncClient]:
-        """A client for the block alone."""
+        """Lend a client that only this block uses."""
         async with self._turns:
             http = self._free.pop() if self._free else self._make()
             try:
@@ -48,6 +48,6 @@ class Connections:
                 self._free.append(http)
 
     async def aclose(self) -> None:
-        """Close the connections that nobody uses; the others were to be given back before."""
+        """Close the idle connections; call it when all clients have been returned."""
         while self._free:
             await self._free.pop().aclose()

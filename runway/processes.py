@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of this machine, told apart from all others, and whether one has certainly ended."""
+"""Unique names of processes, and checks if a process of this machine is alive or dead.
+
+A process id alone is not unique: the kernel reuses it, and each container has its own numbers. The
+name of a process therefore includes its host, its boot and process namespace, and its start time.
+"""
 
 import hashlib
 import os
@@ -14,7 +18,14 @@ _DEAD = {"Z", "X"}
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told apart from all others."""
+    """Unique identity of a process.
+
+    Attributes:
+        host: Name of the machine.
+        space: Hash of the boot and the process namespace; empty on a system without /proc.
+        pid: Process id.
+        started: Start time in clock ticks since boot; empty on a system without /proc.
+    """
 
     host: str
     space: str
@@ -26,7 +37,7 @@ class Process:
 
 
 def this_process() -> Process:
-    """The process that asks; a forked child is another one."""
+    """Return the calling process; a forked child is another process."""
     return _process(os.getpid())
 
 
@@ -42,7 +53,7 @@ def _process(pid: int) -> Process:
 
 
 def _space() -> str:
-    """One boot of one machine and one process namespace in it, or nothing where it has none."""
+    """Return a hash of this boot and process namespace, or an empty string without /proc."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         namespace = str((_PROC / "self/ns/pid").readlink())
@@ -52,34 +63,35 @@ def _space() -> str:
 
 
 def _state_and_start(pid: int) -> tuple[str, str] | None:
-    """One letter for the state of a process, and its start in ticks; None if there is none."""
+    """Return the state letter of a process and its start in ticks, or None if /proc has neither."""
     try:
         text = (_PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
-    fields = text.rpartition(")")[2].split()  # the name before it may contain anything
+    fields = text.rpartition(")")[2].split()  # the name may contain ")" too
     return (fields[0], fields[19]) if len(fields) > 19 else None
 
 
 def process_of(holder: str) -> str:
-    """The process part of a holder."""
+    """Return the process part of an owner's name."""
     return holder.partition("|")[0]
 
 
 def is_certainly_gone(holder: str) -> bool:
-    """Whether the holder's process ran on this machine and has ended."""
+    """Return True if the owner's process ran on this machine and has ended."""
     return _is_there(holder) is False
 
 
 def is_certainly_there(holder: str) -> bool:
-    """Whether the holder's process runs on this machine."""
+    """Return True if the owner's process runs on this machine."""
     return _is_there(holder) is True
 
 
 def _is_there(holder: str) -> bool | None:
-    """Whether the holder's process runs on this machine, or None where that cannot be told.
+    """Return whether the owner's process runs on this machine, or None if that is unknown.
 
-    One that /proc does not show may be another user's (``hidepid``), so the kernel is asked, too.
+    With ``hidepid``, /proc does not show the processes of other users. So a process that /proc does
+    not show counts as dead only if the kernel does not know its number either.
     """
     parts = process_of(holder).split(":")
     me = this_process()
@@ -92,7 +104,7 @@ def _is_there(holder: str) -> bool | None:
 
 
 def _number_is_taken(pid: int) -> bool:
-    """Whether any process has the number, as the kernel tells everybody."""
+    """Return True if any process has this number; the kernel reveals that to every user."""
     try:
         os.kill(pid, 0)
     except PermissionError:

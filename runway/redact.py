@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be shown of a secret-bearing text.
+"""Redaction of secrets in texts, URLs and JSON values.
 
-A signed URL's query is a token, a data URI is somebody's picture, and a service may repeat
-either in an error message. Nothing leaves this package (log, error, artifact, result, sidecar)
-before it went through one of these functions.
+The query of a signed URL is an access token, a data URI is a private picture, and a service may
+repeat either in an error message. Every text that leaves this package (log, error, artifact,
+result, sidecar) goes through one of these functions first.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 from .escapes import WRAP, peel
 
 HIDDEN = "<sha256:"
-"""Marks a shortened text, which no longer works as an address."""
+"""Start of the mark that replaces a secret; a URL with this mark no longer works."""
 
 _SHORTENED = re.compile(rf"{HIDDEN}[0-9a-f]{{12}}(?:, [0-9]+ characters)?>\Z")
 
-# In doubt too much is hidden. A secret ends only at whitespace, a quote or an angle bracket, and
-# continues in the next line where that begins without a blank: services wrap what they repeat.
+# When in doubt, redact more. A secret ends only at whitespace, a quote or an angle bracket. It
+# continues in the next line if that line starts without a blank, since services wrap long lines.
 _END = r"\s\"'<>"
 _NEXT_LINE = rf"(?:\r?\n|{WRAP}{{1,2}})(?![a-z][a-z0-9+.-]{{0,20}}://)"
 _REST = rf"[^{_END}]+(?:{_NEXT_LINE}[^{_END}]+)*"
@@ -35,7 +35,7 @@ _DATA_URI = re.compile(
     rf"data:(?:[\w.+-]{{1,60}}\\?/[\w.+-]{{1,60}})?(?:;[^{_END},]{{0,100}})?,{_REST}", re.IGNORECASE
 )
 _BASE64 = re.compile(rf"(base64,){_REST}", re.IGNORECASE)
-# A URL may be repeated without its beginning ("GET /a.png?sig=…"), and so may its query.
+# An error message may contain only the end of a URL ("GET /a.png?sig=…"), or of its query.
 _QUERY = re.compile(rf"\?([^{_END}?=]*={_REST})", re.IGNORECASE)
 _PAIRS = re.compile(
     rf"(?:(?<![^{_END}(\[{{])&|(?<![^{_END}])[^{_END}?=&]{{1,80}}=[^{_END}&]*&)"
@@ -48,7 +48,8 @@ _NAME = (
     r"|(?<![a-z0-9])sig(?![a-z]))[\w-]{0,24}"
 )
 _IN_NAMES = ("sig", "cred", "secret", "passw", "jwt", "hmac", "token", "policy", "key", "hdn", "x-")
-# By its name: sig=…, "sig": "…", <Signature>…, X-Amz-Signature: …, and token: … if it is long.
+# A name reveals a secret: sig=…, "sig": "…", <Signature>…, X-Amz-Signature: …. After "token:" only
+# a long value counts, because that word also occurs in prose.
 _NAMED = re.compile(
     rf"({_NAME}(?:{_QUOTE}?\s{{0,3}}=>?\s{{0,3}}b?{_QUOTE}?|{_QUOTE}\s{{0,3}}[:,]\s{{0,3}}b?{_QUOTE}"
     rf"|>|\s{{0,3}}:\s{{0,3}}(?=[^{_END}]{{16}}))|x-[a-z0-9-]{{1,40}}:\s{{0,3}})({_REST})",
@@ -63,7 +64,7 @@ _USER_INFO = re.compile(r"://[^/]*@")
 _KEY = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{6,}")
 
 MOST_LAYERS = 8
-"""Escapes within escapes that are looked into; what is wrapped deeper is hidden as a whole."""
+"""Number of nested escapes that are decoded; a word with more of them is redacted as a whole."""
 
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _MARKED_DATA_URI = re.compile(rf"data:[^,]*,{HIDDEN}[0-9a-f]{{12}}, [0-9]+ characters>")
@@ -71,7 +72,7 @@ _REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
 def shown_url(url: str) -> str:
-    """The URL without user info, with a hash in place of its query, and its path redacted."""
+    """Return the URL without user info, with a hash as its query, and with its path redacted."""
     return hide_secrets(_without_query(url))
 
 
@@ -86,7 +87,7 @@ def _without_query(url: str) -> str:
 
 
 def shown_source(source: str) -> str:
-    """A source that a request names: a data URI as type, hash and size, a URL as shown_url."""
+    """Redact a source of a request: a data URI to type, hash and size, a URL as by shown_url."""
     if source[:5].lower() != "data:":
         return shown_url(source)
     media_type, _, payload = source.partition(",")
@@ -96,12 +97,12 @@ def shown_source(source: str) -> str:
 def shortened(value: Any, *, urls: bool = True) -> Any:
     """Return a JSON value with the secrets in each of its texts redacted.
 
-    A text that begins with a data URI is taken for it as a whole.
+    A text that begins with a data URI counts as one data URI as a whole.
 
     Args:
         value: The value; a text in it may be a source, a prompt, or anything else.
-        urls: Whether the signatures of URLs are secrets, too. A URL that is to work again is not
-            redacted; data URIs and API keys always are.
+        urls: True if the signatures of URLs are secrets, too. Pass False for URLs that must still
+            work; data URIs and API keys are redacted in any case.
     """
     if isinstance(value, dict):
         return {name: shortened(item, urls=urls) for name, item in value.items()}
@@ -118,18 +119,19 @@ def shortened(value: Any, *, urls: bool = True) -> Any:
 
 
 def is_shortened(text: str) -> bool:
-    """Whether the text ends as one does that was shortened by one of these functions."""
+    """Return True if the text ends with the mark of a redacted secret."""
     return bool(_SHORTENED.search(text))
 
 
 def hide_secrets(text: str, *, bearer: re.Pattern[str] = _BEARER) -> str:
-    """Return the text without tokens of URLs, keys and data URIs, be they escaped or not.
+    """Return the text without the tokens of URLs, API keys and data URIs, escaped or not.
 
-    Where one is found beneath escapes, the text comes back without these.
+    If a secret is found inside escapes, the returned text is the unescaped one.
 
     Args:
         text: The text.
-        bearer: Finds what follows the word "bearer", which in a prompt is rarely a token.
+        bearer: Pattern for the word "bearer" and the token after it. In a prompt, that word is
+            rarely followed by a token.
     """
     shown = layer = _hidden(text, bearer)
     for _ in range(MOST_LAYERS):
@@ -143,13 +145,13 @@ def hide_secrets(text: str, *, bearer: re.Pattern[str] = _BEARER) -> str:
 
 
 def _hidden(text: str, bearer: re.Pattern[str]) -> str:
-    """Return the text without the secrets that stand in it as they are."""
-    text = bearer.sub(r"\1<hidden>", text)  # first, as the others may swallow its beginning
+    """Return the text without the secrets that it contains in unescaped form."""
+    text = bearer.sub(r"\1<hidden>", text)  # first: the others may cut off its start
     text = _URL.sub(lambda found: _without_query(found[0].replace("\\/", "/")), text)
     text = _QUERY.sub(lambda found: f"?{_mark(found[1])}", text)
     text = _PAIRS.sub(lambda found: _mark(found[0]), text)
     lowered = text.lower()
-    if any(word in lowered for word in _IN_NAMES):  # costs a tenth of the search itself
+    if any(word in lowered for word in _IN_NAMES):  # ten times faster than the search
         text = _NAMED.sub(lambda found: f"{found[1]}{_mark(found[2])}", text)
     return _without_payloads(text)
 
@@ -162,21 +164,21 @@ def _without_payloads(text: str) -> str:
 
 
 def scrub(text: str, limit: int = 500) -> str:
-    """Somebody else's words, safe to repeat: no secret, one line, nothing unprintable, bounded."""
+    """Make an untrusted text safe to repeat: no secrets, one line, printable, limited length."""
     text = printable(" ".join(hide_secrets(text[: 20 * limit]).split()))
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def printable(text: str) -> str:
-    """The text without what moves a terminal or hides in it; lines and tabs stay."""
+    """Replace characters that control a terminal or are invisible; newlines and tabs stay."""
     return "".join(sign if sign.isprintable() or sign in "\n\t" else _REPLACED for sign in text)
 
 
 class HideSecrets(logging.Filter):
-    """For loggers of libraries that log what they were given: URLs (httpx, fsspec), inputs."""
+    """Filter for the loggers of libraries that log their inputs, such as URLs (httpx, fsspec)."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass, with its secrets hidden, those of its traceback too."""
+        """Let every record pass, with the secrets in its message and its traceback redacted."""
         record.msg, record.args = hide_secrets(record.getMessage()), None
         if record.exc_info:
             trace = logging.Formatter().formatException(record.exc_info)
@@ -185,7 +187,7 @@ class HideSecrets(logging.Filter):
 
 
 def host_of(url: str) -> str:
-    """The host of a URL in lower case, or an empty text."""
+    """Return the host of a URL in lower case, or an empty string."""
     try:
         return (urlsplit(url).hostname or "").lower()
     except ValueError:
@@ -193,7 +195,7 @@ def host_of(url: str) -> str:
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port of a URL in lower case, or an empty text."""
+    """Return the scheme, host and port of a URL in lower case, or an empty string."""
     try:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -203,7 +205,7 @@ def origin_of(url: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the URL names this machine, where plain http is safe."""
+    """Return True if the URL names this machine, where plain http is safe."""
     host = host_of(url)
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user sets once, in the environment or in a .env file."""
+"""Settings, read from the environment or from a .env file."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -20,20 +20,21 @@ from .redact import host_of, is_loopback
 
 DEFAULT_BASE_URL = "https://api.cometapi.com"
 DEFAULT_RUNWAY_VERSION = "2024-11-06"
-"""The only value that CometAPI's docs show for the header X-Runway-Version."""
+"""Default of the header X-Runway-Version: the only value that CometAPI's docs show."""
 
 API_KEY_PATTERN = r"[!-~]+"
-"""What a header can carry; anything else would look sent and never be."""
+"""Pattern of an API key: the characters that an HTTP header can carry."""
 
 RUNWAY_VERSION_PATTERN = r"^[0-9A-Za-z._-]{1,40}$"
-"""What a header can carry."""
+"""Pattern of a value for the header X-Runway-Version."""
 
 
 def check_base_url(url: str) -> str:
-    """The root of the service, without a trailing slash.
+    """Return the root URL of the service, without a trailing slash.
 
     Raises:
-        ValueError: It is not https (this machine excepted), or it carries a path.
+        ValueError: The URL is not https (loopback may be http), or it has more than scheme, host
+            and port.
     """
     wrong = ValueError(f"write the service's root, as {DEFAULT_BASE_URL}")
     try:
@@ -52,10 +53,12 @@ def check_base_url(url: str) -> str:
 
 
 def check_hosts(hosts: object) -> object:
-    """The names between the commas, in lower case.
+    """Split a comma-separated list of host names, and return them in lower case.
+
+    A value that is not a string is returned as it is.
 
     Raises:
-        ValueError: One is no bare name.
+        ValueError: One of them is not a bare host name.
     """
     if not isinstance(hosts, str):
         return hosts
@@ -67,13 +70,18 @@ def check_hosts(hosts: object) -> object:
 
 
 class _OfThisFolder(DotEnvSettingsSource):
-    """A ``.env``, which may be a stranger's: it cannot have a key of somebody else sent away."""
+    """Source of settings in an untrusted ``.env`` file.
+
+    The folder may come from somebody else. Its ``.env`` may not redirect an API key that comes from
+    another source to a server of its own.
+    """
 
     def __call__(self) -> dict[str, Any]:
-        """What it says.
+        """Return the settings in the file.
 
         Raises:
-            ValidationError: It names a service, and the key comes from elsewhere.
+            ValidationError: The file sets a base URL on another machine, and the API key comes
+                from another source.
         """
         found = super().__call__()
         stronger = self.current_state
@@ -180,7 +188,7 @@ class CometAPISettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The usual order, with a ``.env`` that is not trusted with a key from elsewhere."""
+        """Return the sources in their usual order, with an untrusted ``.env`` file."""
         _ = dotenv_settings
         return init_settings, env_settings, _OfThisFolder(settings_cls), file_secret_settings
 
