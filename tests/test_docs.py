@@ -11,9 +11,10 @@ from prefect_cometapi.runway import CometAPISettings, State
 from prefect_cometapi.runway.batch.manifest import read_rows
 from prefect_cometapi.runway.batch.models import Outcome
 from prefect_cometapi.runway.batch.rows import batch_keys, check_rows
+from prefect_cometapi.sandbox.faults.plan import KINDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BATCHES = (ROOT / "docs" / "batches.md").read_text(encoding="utf-8")
 
 
@@ -55,7 +56,12 @@ def test_every_command_of_a_page_exists(page):
             assert (ROOT / arguments[0]).is_file()
         else:
             assert line.startswith(
-                ("pip install ", "prefect worker start --pool ", "python3 -m venv")
+                (
+                    "pip install ",
+                    ".venv/bin/pip install ",
+                    "prefect worker start --pool ",
+                    "python3 -m venv",
+                )
             )
 
 
@@ -90,3 +96,27 @@ def test_every_promise_has_its_test():
     assert len(named) == len(re.findall(r"^\| [A-Z]", page, re.MULTILINE))
     for file, name in named:
         assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), name
+
+
+def test_every_fault_of_the_sandbox_is_on_its_page():
+    """The table has each kind with its routes and meaning, and no other."""
+    page = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| (.*?) \| (.*) \|$", page, re.MULTILINE)
+    known = [(kind, ", ".join(fault.routes), fault.meaning) for kind, fault in KINDS.items()]
+    assert rows == known
+
+
+def test_the_example_of_the_sandbox_runs_as_written():
+    """Copied, it starts a sandbox; nothing was accepted where nothing was sent."""
+    page = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with pytest.raises(AssertionError):
+        exec(compile(example, "sandbox.md", "exec"), {})
+
+
+def test_every_module_that_the_architecture_names_is_there():
+    """A reader finds each subject in the file that the page names."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:runway|flows|deployments|sandbox|blocks|tests)/[\w/]+\.py)`", page)
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).is_file()] == []
