@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the client share: clips, sandboxes, clients, and scripted replies."""
+"""Shared fixtures of the client tests: clips, sandboxes, clients and scripted replies."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ PIXEL = (
 
 
 class Answers(httpx.MockTransport):
-    """A transport that gives scripted answers, the last one again and again.
+    """A transport with scripted answers, which repeats the last one.
 
     An answer is a dict (a 200 with that JSON), a tuple (status, content or JSON, headers), an
     exception to raise, or a function of the request that makes one of these.
@@ -75,7 +75,7 @@ def api_key() -> str:
 
 @pytest.fixture(scope="session")
 def request_() -> ImageToVideoRequest:
-    """A small request that the sandbox draws quickly, and once for all tests."""
+    """Return a small request, whose video the sandbox renders quickly and once for all tests."""
     return ImageToVideoRequest(prompt_image=PIXEL, prompt_text="slow zoom", duration=5)
 
 
@@ -86,7 +86,7 @@ def answers() -> type[Answers]:
 
 @pytest.fixture
 def sandbox():
-    """Starts sandboxes: ``sandbox("create:429", render_seconds=1)``."""
+    """Return a function that starts sandboxes: ``sandbox("create:429", render_seconds=1)``."""
     with ExitStack() as stack:
 
         def start(*faults: str, **options: Any) -> Sandbox:
@@ -97,7 +97,7 @@ def sandbox():
 
 @pytest.fixture
 async def client_of():
-    """Opens clients of a base URL or of a transport with scripted answers."""
+    """Return a function that opens clients of a base URL or of a scripted transport."""
     async with AsyncExitStack() as stack:
 
         async def open_client(target: str | httpx.AsyncBaseTransport) -> RunwayClient:
@@ -112,7 +112,7 @@ async def client_of():
 
 @pytest.fixture
 def closed_port() -> str:
-    """A URL of this machine at which nothing listens."""
+    """Return a URL of this machine on which nothing is listening."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -128,13 +128,13 @@ def submitted() -> Callable[..., Submission]:
 
 @pytest.fixture
 def file_url(tmp_path) -> str:
-    """The URL of a ledger in a file that is not there yet."""
+    """Return the URL of a ledger in a file that does not exist yet."""
     return f"sqlite:///{tmp_path}/ledger.db"
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def ledger_url(request, file_url) -> Iterator[str]:
-    """The URL of a fresh ledger, once in SQLite and once in PostgreSQL."""
+    """Return the URL of a new ledger, once in SQLite and once in PostgreSQL."""
     if request.param == "sqlite":
         yield file_url
         return
@@ -146,7 +146,7 @@ def ledger_url(request, file_url) -> Iterator[str]:
 
 @pytest.fixture
 async def ledger(ledger_url):
-    """A fresh ledger, once in SQLite and once in PostgreSQL."""
+    """Return a new ledger, once in SQLite and once in PostgreSQL."""
     opened = Ledger(ledger_url)
     yield opened
     await opened.database.close()
@@ -154,7 +154,7 @@ async def ledger(ledger_url):
 
 @pytest.fixture
 async def hasty(ledger_url):
-    """A ledger with one generation that was bought, and leases of half a second."""
+    """Return a ledger with one purchased generation, and leases of half a second."""
     opened = Ledger(ledger_url, lease=0.5)
     await put(opened, State.SUBMITTED, task_id="task-1")
     yield opened
@@ -163,7 +163,7 @@ async def hasty(ledger_url):
 
 @pytest.fixture
 async def file_ledger(file_url):
-    """A fresh ledger in a file."""
+    """Return a new ledger in a file."""
     opened = Ledger(file_url)
     yield opened
     await opened.database.close()
@@ -171,7 +171,7 @@ async def file_ledger(file_url):
 
 @pytest.fixture
 def no_waiting(monkeypatch) -> list[float]:
-    """Lets downloads pause for no time, and notes how long they would have."""
+    """Make the pauses of downloads take no time, and record their lengths."""
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -187,7 +187,7 @@ def no_waiting(monkeypatch) -> list[float]:
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> Path:
-    """A folder of clips of two seconds, 64 by 48 pixels, 24 frames a second, and of bad ones."""
+    """Return a folder of good and bad clips of two seconds, 64 by 48 pixels, 24 frames a second."""
     folder = tmp_path_factory.mktemp("clips")
     write_clips(folder)
     return folder

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the ledger are made of: intents, entries, runs that died, and a service."""
+"""Factories for the ledger tests: intents, entries, dead runs and a service."""
 
 import asyncio
 import subprocess
@@ -21,7 +21,7 @@ SIGNED = "https://cdn.example.com/out.mp4?_jwt=topsecret"
 
 
 def intent(key: str = "sku-17", **changes: Any) -> Intent:
-    """A wish for a small video."""
+    """Make an intent for a small video."""
     wanted: dict[str, Any] = {
         "key": key,
         "base_url": BASE,
@@ -35,7 +35,7 @@ def intent(key: str = "sku-17", **changes: Any) -> Intent:
 
 
 def entry(state: State, **changes: Any) -> Entry:
-    """What the ledger knows of one generation."""
+    """Make a ledger entry of one generation."""
     known: dict[str, Any] = {
         **intent().model_dump(),
         "state": state,
@@ -47,7 +47,7 @@ def entry(state: State, **changes: Any) -> Entry:
 
 
 def finished(task_id: str = "task-1", url: str = SIGNED) -> Finished:
-    """Its end upstream."""
+    """Make a finished generation."""
     generation = Generation(
         task_id=task_id, status=Status.SUCCEEDED, outputs=(AssetURL(url),), progress=1.0
     )
@@ -55,7 +55,7 @@ def finished(task_id: str = "task-1", url: str = SIGNED) -> Finished:
 
 
 def video(name: str = "a", seconds: float = 5.0) -> StoredVideo:
-    """One of its videos in a storage."""
+    """Make one of its videos, stored in a storage."""
     return StoredVideo(
         uri=f"/videos/{name}.mp4",
         sidecar=f"/videos/{name}.json",
@@ -70,14 +70,14 @@ def video(name: str = "a", seconds: float = 5.0) -> StoredVideo:
 
 
 async def put(ledger: Ledger, state: State, key: str = "sku-17", **values: Any) -> Entry:
-    """An entry in a state, however it came there."""
+    """Put an entry into a state, whatever its history."""
     made = await ledger.add(intent(key), state, uuid4().hex, **values)
     assert made
     return made
 
 
 def dead_holder(run: str = "gone") -> str:
-    """How a run is written whose process, on this machine, has ended."""
+    """Return the owner string of a run on this machine whose process has ended."""
     return f"{_dead_process()}|{run}"
 
 
@@ -89,12 +89,12 @@ def _dead_process() -> str:
 
 
 def distant_holder(run: str = "elsewhere") -> str:
-    """How a run is written that works on another machine."""
+    """Return the owner string of a run on another machine."""
     return f"far-away:17:0123456789ab:4711|{run}"
 
 
 class Service:
-    """Sells generations: counts the requests, and answers when it is told to."""
+    """A service that sells generations: it counts the requests, and can delay its answers."""
 
     def __init__(self, *outcomes: str | BaseException) -> None:
         self.outcomes = list(outcomes)
@@ -105,7 +105,7 @@ class Service:
         self.answer.set()
 
     async def post(self, _check: Check) -> str:
-        """Take a request. What is left to answer is an id, unless there is a scripted outcome."""
+        """Accept a request, and return an id unless another outcome is scripted."""
         self.posts += 1
         outcome = self.outcomes.pop(0) if self.outcomes else f"task-{self.posts}"
         if isinstance(outcome, str):
@@ -117,7 +117,7 @@ class Service:
         return outcome
 
     def silent(self) -> "Service":
-        """The same, which answers only when ``answer`` is set."""
+        """Return this service, which now answers only after ``answer`` is set."""
         self.answer.clear()
         return self
 
@@ -132,14 +132,14 @@ async def buy(
     resubmit: bool = False,
     **options: Any,
 ) -> Entry:
-    """What a run gets that wants a generation."""
+    """Buy a generation for a run and return its entry."""
     options["resubmit_as"] = run if resubmit else None
     async with asyncio.timeout(seconds):
         return await buy_once(ledger, wish or intent(), service.post, run=run, **options)
 
 
 class Told(list[str]):
-    """Collects what the user is told, and can be waited for."""
+    """A list of warnings to the user, which a test can wait for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Told(list[str]):
 
 
 async def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """What a condition gives once it holds, be it awaitable or not."""
+    """Wait until a condition holds and return its value; the condition may be async."""
     async with asyncio.timeout(seconds):
         while True:
             found = condition()

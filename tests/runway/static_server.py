@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server that gives the same bytes to everybody, and keeps what it was asked."""
+"""A server that answers every request with the same bytes and records the requests."""
 
 import asyncio
 import ssl
@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 async def answering(
     reply: bytes, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[tuple[int, list[bytes]]]:
-    """Answers each request; gives the port, and the heads of what arrived, decrypted."""
+    """Answer each request; yield the port and the decrypted heads of the requests."""
     arrived: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each error says what happened, to which generation, what is known about the money, what to do."""
+"""Each error names what failed, the generation, what is known about the cost, and what to do."""
 
 import copy
 import inspect
@@ -214,7 +214,7 @@ OUTPUTS = [
 async def test_a_submission_that_goes_wrong_is_explained(
     answers, client_of, answer, error, happened, money, following
 ):
-    """What happened, what it cost, what to do: three lines that need no manual."""
+    """The error of a failed submission says what happened, what it cost and what to do."""
     client = await client_of(answers(answer))
     with pytest.raises(error) as caught:
         await client.create(REQUEST)
@@ -236,7 +236,7 @@ async def test_a_submission_that_goes_wrong_is_explained(
 async def test_a_generation_that_goes_wrong_is_explained(
     answers, client_of, answer, error, happened, money, following
 ):
-    """The same, and with the id, so that it can be attached again."""
+    """The error of a failed generation also names its id, so that it can be attached again."""
     client = await client_of(answers(answer))
     submission = Submission(key="sku-17", task_id="task-1", submitted_at=datetime.now(UTC))
     with pytest.raises(error) as caught:
@@ -251,7 +251,7 @@ async def test_a_generation_that_goes_wrong_is_explained(
 
 @pytest.mark.parametrize(("answer", "error", "happened"), OUTPUTS)
 async def test_an_output_that_goes_wrong_is_explained(answers, tmp_path, answer, error, happened):
-    """The video is paid for, and the message says how to get it all the same."""
+    """The video is paid for, and the error says how to get it."""
 
     async def fetch() -> None:
         await download("https://cdn.example.com/o", tmp_path / "o", transport=answers(answer))
@@ -267,7 +267,7 @@ async def test_an_output_that_goes_wrong_is_explained(answers, tmp_path, answer,
 
 @pytest.mark.parametrize("error_type", ALL)
 def test_an_error_survives_the_way_to_another_process(error_type):
-    """Prefect pickles exceptions; the key and the id must come out again."""
+    """Prefect pickles exceptions, and the key and the id survive that."""
     error = error_type("it broke", code="odd", http_status=503, retry_after=2.5)
     error.about(key="sku-17", task_id="task-1")
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
@@ -278,14 +278,14 @@ def test_an_error_survives_the_way_to_another_process(error_type):
 
 @pytest.mark.parametrize("error_type", ALL)
 def test_an_error_fits_one_line_where_it_is_quoted(error_type):
-    """Its repr names the type and what happened, without the advice."""
+    """The repr of an error names its type and what happened, without the advice."""
     error = error_type("it broke", code="odd", http_status=503).about(key="sku-17")
     assert repr(error) == f"{error_type.__name__}('it broke (odd, HTTP 503)')"
 
 
 @pytest.mark.parametrize("error_type", [leaf for leaf in ALL if not leaf.__subclasses__()])
 def test_every_error_that_is_raised_says_what_it_costs_and_what_to_do(error_type):
-    """No error leaves a user alone with the question about the money."""
+    """Every error says what is known about the cost."""
     told = str(error_type("it broke"))
     assert "\nMoney: " in told
     assert "\nNext: " in told
@@ -296,13 +296,13 @@ def test_every_error_that_is_raised_says_what_it_costs_and_what_to_do(error_type
     "error_type", [errors.AuthenticationError, errors.UnexpectedResponse, ServiceUnavailable]
 )
 def test_trouble_while_waiting_tells_how_to_go_on(error_type):
-    """Once a generation is bought, its id stands in the advice; before, nothing does."""
+    """The advice names the id once a generation is bought, and no id before that."""
     assert "finish" not in str(error_type("no"))
     assert "(then: prefect-cometapi finish t-1)" in str(error_type("no").about(task_id="t-1"))
 
 
 def test_the_error_shows_the_first_bad_rows_and_holds_all_of_them():
-    """Five lines tell what is wrong; the attribute tells all of it."""
+    """The message shows the first five bad rows, and the attribute holds all of them."""
     bad = [BadRow(row=n, unit="line", field="seed", problem="is wrong") for n in range(2, 1009)]
     error = InvalidManifest("rows.csv has bad rows, so nothing was bought", rows=bad)
     assert error.rows == tuple(bad)
@@ -320,7 +320,7 @@ def test_the_error_shows_the_first_bad_rows_and_holds_all_of_them():
 
 
 def test_what_is_known_already_is_not_overwritten():
-    """An error keeps telling about the generation where it happened."""
+    """An error keeps the key and the id that were set first."""
     error = CometAPIError("it broke").about(task_id="first")
     assert error.about(key="sku-17", task_id="second").task_id == "first"
     assert error.about(key="sku-18").key == "sku-17"
@@ -328,7 +328,7 @@ def test_what_is_known_already_is_not_overwritten():
 
 
 def test_nothing_that_is_raised_before_buying_is_a_generation_error():
-    """A handler for one half of the tree never catches the other."""
+    """A handler of errors before a purchase never catches errors after it, and vice versa."""
     bought = (errors.GenerationError, errors.DeliveryError)
     assert not any(
         issubclass(error, bought) for error in ALL if issubclass(error, errors.NotSubmitted)
@@ -338,20 +338,20 @@ def test_nothing_that_is_raised_before_buying_is_a_generation_error():
 
 
 def test_every_error_is_exported_and_drawn_in_the_tree():
-    """The tree in the module's docstring is the one that is raised."""
+    """The tree in the module's docstring matches the error classes."""
     for error_type in ALL:
         assert error_type.__name__ in (errors.__doc__ or "")
         assert getattr(runway, error_type.__name__) is error_type
 
 
 def test_the_failure_code_is_the_services_own():
-    """An open set, to be matched by its beginning."""
+    """The failure code is open-ended and is matched by its prefix."""
     assert GenerationFailed("x", code="SAFETY.OUTPUT.1").failure_code.startswith("SAFETY")
     assert GenerationFailed("x").failure_code == ""
 
 
 def test_the_exported_names_are_these_and_all_there():
-    """What a user imports does not disappear unnoticed."""
+    """No exported name disappears or is added unnoticed."""
     others = """
         AssetURL BatchResult CometAPISettings ContentModeration Entry FetchedVideo Finished
         Generation GenerationRequest GenerationResult ImageToVideoRequest ItemResult Ledger Outcome

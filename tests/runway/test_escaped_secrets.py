@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A secret is hidden in whatever form a service repeats it: escaped, encoded, wrapped, cut out."""
+"""A secret is hidden in every form that a service may repeat: escaped, encoded, wrapped, cut."""
 
 import base64
 import html
@@ -149,7 +149,7 @@ FRAMES = {
 
 
 def undone(text: str) -> str:
-    """The text without its escapes, as the standard library removes them."""
+    """Return the text without its escapes, as the standard library decodes them."""
     for _ in range(4):
         text = unquote(html.unescape(text))
         for sign in "/:?=&._-%;#~@*,+":
@@ -172,7 +172,7 @@ escapes = st.sampled_from(list(ESCAPES))
     frame=st.sampled_from(list(FRAMES)),
 )
 def test_no_escaping_lets_a_signature_through(plain, one, other, frame):
-    """Whichever two escapes it comes in, whatever is around it."""
+    """A signature is hidden under any two escapes and in any context."""
     text = FRAMES[frame].format(ESCAPES[other](ESCAPES[one](PLAIN[plain])))
     assert not survives(scrub(text))
     assert not survives(hide_secrets(text))
@@ -180,7 +180,7 @@ def test_no_escaping_lets_a_signature_through(plain, one, other, frame):
 
 @pytest.mark.parametrize("plain", PLAIN)
 def test_each_form_of_a_signature_is_hidden_in_each_escape(plain):
-    """Every one of the forms, in every pair of the escapes."""
+    """Every form of a signature is hidden in every pair of escapes."""
     through = [
         (one, other)
         for one, escape in ESCAPES.items()
@@ -192,7 +192,7 @@ def test_each_form_of_a_signature_is_hidden_in_each_escape(plain):
 
 @pytest.mark.parametrize("form", OTHER_FORMS)
 def test_a_signature_is_hidden_by_its_name(form):
-    """As headers, JSON, XML and logs repeat it, without any URL."""
+    """A signature is hidden without any URL, in headers, JSON, XML and logs."""
     assert not survives(hide_secrets(OTHER_FORMS[form]))
     assert not survives(scrub(OTHER_FORMS[form]))
 
@@ -201,9 +201,9 @@ def test_a_signature_is_hidden_by_its_name(form):
 @given(at=st.integers(1, len(CANARY) - 1), plain=st.sampled_from(list(PLAIN)))
 @example(at=5, plain="no scheme")
 def test_neither_half_of_a_wrapped_signature_is_shown(wrap, at, plain):
-    """Services wrap long lines; both parts of a token are secret."""
+    """Some services wrap long lines; both parts of a wrapped token are hidden."""
     first, second = CANARY[:at], CANARY[at:]
-    if "user info" in plain:  # it is known by what follows it
+    if "user info" in plain:  # recognised by the text after it
         return
     told = scrub(f"bad {PLAIN[plain].replace(CANARY, f'{first}{wrap}{second}')} there")
     assert second not in told or len(second) < 4
@@ -211,7 +211,7 @@ def test_neither_half_of_a_wrapped_signature_is_shown(wrap, at, plain):
 
 
 def test_the_next_line_is_shown_where_nothing_was_cut():
-    """What follows in another line, indented or after a blank one, is no part of a URL."""
+    """Text on another line, indented or after a blank one, is not part of a URL."""
     told = hide_secrets("at https://h/x?q=1\n\nDuring the handling\nat https://h/y?q=2\n  raise it")
     assert "During the handling" in told
     assert told.endswith("\n  raise it")
@@ -232,26 +232,26 @@ def test_the_next_line_is_shown_where_nothing_was_cut():
     ],
 )
 def test_what_is_no_secret_is_repeated_as_it_is(text):
-    """Escapes stay where they hide nothing, and words where they only resemble a name."""
+    """Escapes that hide nothing stay, and so do words that only resemble a secret's name."""
     assert hide_secrets(text) == text
 
 
 @given(st.text(st.sampled_from(string.printable + WRAP + "é�")) | st.text())
 def test_what_was_hidden_stays_hidden(text):
-    """Hiding twice is hiding once, whatever the text is."""
+    """Redacting any text twice gives the same result as redacting it once."""
     once = hide_secrets(text)
     assert hide_secrets(once) == once
 
 
 @given(st.text(st.sampled_from("%25\\&#;amp3dx6u0aA=?/")))
 def test_no_escape_becomes_a_control_character(text):
-    """A text that is repeated moves no terminal and breaks no line, however it is escaped."""
+    """Redacted text contains no control characters, however the input is escaped."""
     peeled = peel(text)
     assert all(sign in text or sign == WRAP or sign.isprintable() for sign in peeled)
 
 
 def test_what_is_wrapped_too_deep_is_hidden_as_a_whole():
-    """Its words are of no use to anybody, and its depth may be meant to hide them."""
+    """Text with too many layers of escapes is hidden completely, since it may hide a secret."""
     text = f"https://cdn/o?sig={CANARY}"
     for _ in range(12):
         text = percent(text)
@@ -265,7 +265,7 @@ ENDLESS += ["?a=\n", "\n", "YWFh", "6161", "sig: ", "'sig'", "data:", "a/", "://
 @pytest.mark.parametrize("again", ENDLESS)
 @pytest.mark.parametrize("begun", ["", "sig", "https://h/?", "&#", "x-"])
 def test_the_time_grows_with_the_text_alone(begun, again):
-    """Nothing that a service writes makes the search for secrets go back and forth in it."""
+    """The search for secrets takes linear time, whatever a service writes."""
     few, many = (_seconds(begun + again * (size // len(again))) for size in (10**4, 10**5))
     assert many < 40 * few + 0.01
 
@@ -281,7 +281,7 @@ def _seconds(text: str) -> float:
 
 @pytest.mark.parametrize("plain", PLAIN)
 def test_a_record_of_a_log_shows_no_signature(plain, caplog):
-    """Not in its message, its arguments or its traceback."""
+    """A signature appears neither in a log record's message nor in its arguments or traceback."""
     logger = logging.getLogger("of a library")
     hide = HideSecrets()
     logger.addFilter(hide)
@@ -296,7 +296,7 @@ def test_a_record_of_a_log_shows_no_signature(plain, caplog):
 
 @pytest.mark.parametrize("plain", PLAIN)
 def test_what_is_stored_shows_no_signature(plain):
-    """A prompt, or whatever text a request names, is stored without."""
+    """Prompts and other text of a request are stored without signatures."""
     told = f"{shortened({'a': [f'slow zoom {PLAIN[plain]}', PLAIN[plain]]})}"
     assert not survives(told)
     assert not survives(shown_url(PLAIN[plain]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad weather between here and the service costs time, never money, and never a whole video."""
+"""Network faults cost time, but never money and never a complete video."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def place(url: str) -> str:
 async def test_a_purchase_is_never_taken_for_less_than_it_may_be(
     weather, sandbox, request_, client_of, monkeypatch
 ):
-    """It has its id, or it is certain that nothing was bought, or it is told as uncertain."""
+    """A purchase has an id, certainly was not accepted, or is reported as uncertain."""
     monkeypatch.setattr(wire, "TIMEOUT", httpx.Timeout(1.0))
     monkeypatch.setattr(wire, "TOTAL_TIMEOUT", 3.0)
     service = sandbox()
@@ -62,7 +62,7 @@ async def test_a_purchase_is_never_taken_for_less_than_it_may_be(
 async def test_a_poll_goes_on_when_the_weather_clears(
     weather, sandbox, request_, client_of, monkeypatch
 ):
-    """Each failure is one that may be tried again, and the next answer is the right one."""
+    """Each failed poll may be retried, and the next answer is the right one."""
     monkeypatch.setattr(wire, "TIMEOUT", httpx.Timeout(1.0))
     service = sandbox(render_seconds=60)
     async with network(place(service.url)) as between:
@@ -79,7 +79,7 @@ async def test_a_poll_goes_on_when_the_weather_clears(
 
 
 async def test_a_reply_that_comes_twice_is_not_taken_for_the_next_one(client_of):
-    """Connections are kept, so the second copy lies there when another generation is asked for."""
+    """A duplicated reply on a kept connection is not read as the answer to the next request."""
     told = {
         "done": {"id": "done", "status": "SUCCEEDED", "output": ["https://h/o"]},
         "new": {"id": "new", "status": "PENDING"},
@@ -100,7 +100,7 @@ async def test_a_reply_that_comes_twice_is_not_taken_for_the_next_one(client_of)
         client = await client_of(between.url)
         answered = 0
         for task_id in ("done", "new") * 5:
-            with suppress(ServiceUnavailable):  # it is asked again, which is free
+            with suppress(ServiceUnavailable):  # polling again is free
                 state = (await client.get(task_id)).status
                 assert (state is Status.SUCCEEDED) == (task_id == "done")
                 answered += 1
@@ -121,7 +121,7 @@ DOWNLOADS = {
 async def test_a_video_arrives_whole_whatever_the_weather(
     weather, sandbox, request_, client_of, tmp_path, no_waiting, monkeypatch
 ):
-    """It is the file that the service has, to the last byte."""
+    """The downloaded file equals that of the service, to the last byte."""
     service = sandbox()
     async with network(place(service.url)) as between:
         client = await client_of(between.url)
@@ -141,7 +141,7 @@ async def test_a_video_arrives_whole_whatever_the_weather(
 
 
 async def test_a_name_that_is_not_known_is_told_and_nothing_was_bought(client_of, request_):
-    """Names come back, so it may be tried again."""
+    """A failed name lookup is reported as retryable, because it may be temporary."""
     client = await client_of("https://nowhere.invalid")
     with pytest.raises(ServiceUnavailable, match="nothing was charged"):
         await client.create(request_)

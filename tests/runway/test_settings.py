@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings come from the environment or a .env file, and wrong ones are refused at once."""
+"""Settings come from the environment or a .env file, and invalid ones are refused at once."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ HOSTS = st.from_regex(r"[a-z][a-z0-9-]{0,10}(\.[a-z]{2,5}){1,2}(:[1-9][0-9]{0,3}
 
 
 def test_everything_but_the_key_has_a_default():
-    """A key is all that a user has to set."""
+    """The API key is the only setting without a default."""
     settings = CometAPISettings()
     assert settings.key is None
     assert settings.base_url == "https://api.cometapi.com"
@@ -23,7 +23,7 @@ def test_everything_but_the_key_has_a_default():
 
 
 def test_the_environment_is_read_whenever_settings_are_made(monkeypatch):
-    """A run sees the environment it starts in, not the one of the import."""
+    """A run reads the environment at its start, not at the time of the import."""
     monkeypatch.setenv("COMETAPI_DEADLINE", "60")
     assert CometAPISettings().deadline == 60
     monkeypatch.setenv("COMETAPI_DEADLINE", "90")
@@ -31,7 +31,7 @@ def test_the_environment_is_read_whenever_settings_are_made(monkeypatch):
 
 
 def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch, tmp_path):
-    """The usual order of precedence."""
+    """Environment variables take precedence over a .env file, as usual."""
     (tmp_path / ".env").write_text("COMETAPI_KEY=sk-from-file\nCOMETAPI_STORAGE=/a\nOTHER=1\n")
     monkeypatch.setenv("COMETAPI_STORAGE", "/b")
     settings = CometAPISettings()
@@ -45,7 +45,7 @@ ELSEWHERE = "COMETAPI_BASE_URL=https://example.com\n"
 
 @pytest.mark.parametrize("in_file", ["", "COMETAPI_KEY=sk-from-file\n"])
 def test_a_dotenv_file_has_no_key_of_somebody_else_sent_away(monkeypatch, tmp_path, in_file):
-    """A folder that one only looks into cannot take the key from the environment."""
+    """An untrusted .env file may not redirect an API key that comes from the environment."""
     (tmp_path / ".env").write_text(ELSEWHERE + in_file)
     monkeypatch.setenv("COMETAPI_KEY", "sk-from-the-environment")
     with pytest.raises(ValidationError, match="set COMETAPI_BASE_URL beside the key") as caught:
@@ -54,7 +54,7 @@ def test_a_dotenv_file_has_no_key_of_somebody_else_sent_away(monkeypatch, tmp_pa
 
 
 def test_a_service_is_named_where_its_key_is(monkeypatch, tmp_path):
-    """Both in the file, both in the environment, or a sandbox on this machine."""
+    """Key and base URL come from the same source, or the base URL is a sandbox on this machine."""
     (tmp_path / ".env").write_text(ELSEWHERE + "COMETAPI_KEY=sk-from-file\n")
     assert CometAPISettings().base_url == "https://example.com"
     monkeypatch.setenv("COMETAPI_KEY", "sk-from-the-environment")
@@ -82,14 +82,14 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch):
     ],
 )
 def test_a_setting_out_of_bounds_is_refused_by_name(monkeypatch, name, value):
-    """A typing mistake is found before anything is bought."""
+    """An invalid value is refused by the name of its setting, before anything is bought."""
     monkeypatch.setenv(f"COMETAPI_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         CometAPISettings()
 
 
 def test_settings_never_show_the_key(monkeypatch, api_key):
-    """Neither when printed nor when another one is wrong."""
+    """The API key is hidden when settings are printed and when another one is invalid."""
     monkeypatch.setenv("COMETAPI_KEY", api_key)
     assert api_key not in f"{CometAPISettings()!r} {CometAPISettings().model_dump_json()}"
     monkeypatch.setenv("COMETAPI_DEADLINE", api_key)
@@ -100,13 +100,13 @@ def test_settings_never_show_the_key(monkeypatch, api_key):
 
 @given(host=HOSTS, slash=st.sampled_from(["", "/", " "]))
 def test_any_https_root_is_accepted_without_its_slash(host, slash):
-    """A company's own gateway may stand in for CometAPI."""
+    """A company's own gateway may replace CometAPI."""
     assert check_base_url(f"https://{host}{slash}") == f"https://{host}"
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8765", "http://localhost", "http://[::1]:1/"])
 def test_the_sandbox_on_this_machine_needs_no_https(url):
-    """Plain http is allowed where nobody can listen in."""
+    """Plain http is allowed on this machine, where nobody can intercept it."""
     assert check_base_url(url) == url.rstrip("/")
 
 
@@ -129,7 +129,7 @@ def test_the_sandbox_on_this_machine_needs_no_https(url):
     ],
 )
 def test_a_wrong_base_url_is_refused_with_what_to_write(url, hint):
-    """The key is sent there, so the address is checked before it is used."""
+    """The API key is sent to the base URL, so the URL is checked before it is used."""
     with pytest.raises(ValueError, match=hint.replace("?", r"\?")) as caught:
         check_base_url(url)
     assert "password" not in str(caught.value)

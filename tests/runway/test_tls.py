@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates and proxies: what a company's network needs, and nothing is sent unverified."""
+"""Certificates and proxies of company networks work, and nothing is sent unverified."""
 
 import ssl
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ HOST = "api.cometapi.com"
 
 @pytest.fixture(autouse=True)
 def certificates_are_read_anew(monkeypatch):
-    """They are read once per process; each test has its own."""
+    """Clear the cached certificates, so that each test has its own."""
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -38,7 +38,7 @@ def authority():
 
 @asynccontextmanager
 async def service(certificate: trustme.LeafCert, reply: bytes = CREATED):
-    """Answers each request over TLS; gives its address and what arrived, decrypted."""
+    """Answer each request over TLS; yield the address and the decrypted requests."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
     async with answering(reply, context) as (port, arrived):
@@ -68,7 +68,7 @@ def good(authority: trustme.CA) -> trustme.LeafCert:
 async def test_nothing_is_sent_to_who_cannot_prove_who_it_is(
     made, known, reason, authority, monkeypatch, tmp_path, client_of, request_, api_key
 ):
-    """An unknown authority, an expired certificate, another's: told, not sent, never unverified."""
+    """Nothing is sent to a service whose certificate is unknown, expired or for another host."""
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     if known:
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -87,7 +87,7 @@ async def test_nothing_is_sent_to_who_cannot_prove_who_it_is(
 async def test_an_authority_of_ones_own_is_trusted_by_the_usual_variable(
     authority, monkeypatch, tmp_path, client_of, request_
 ):
-    """SSL_CERT_FILE, as for httpx and OpenSSL; the video comes with it, too."""
+    """SSL_CERT_FILE works as in httpx and OpenSSL, for the API and for the video."""
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     async with service(good(authority)) as (address, _):
@@ -105,7 +105,7 @@ async def test_an_authority_of_ones_own_is_trusted_by_the_usual_variable(
 async def test_a_proxy_of_the_environment_is_gone_through(
     proxy, variable, scheme, authority, monkeypatch, tmp_path, client_of, request_, api_key
 ):
-    """For the service and for the video; it sees names, and what it carries stays encrypted."""
+    """A proxy of the environment sees only host names, because its traffic stays encrypted."""
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     video = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)
@@ -127,7 +127,7 @@ async def test_a_proxy_of_the_environment_is_gone_through(
 
 
 async def test_no_proxy_is_heeded(authority, monkeypatch, tmp_path, client_of, request_):
-    """A service in one's own network is asked directly."""
+    """A service in NO_PROXY is reached directly."""
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
@@ -139,7 +139,7 @@ async def test_no_proxy_is_heeded(authority, monkeypatch, tmp_path, client_of, r
 async def test_a_proxy_that_is_down_is_told_and_nothing_was_bought(
     monkeypatch, client_of, request_
 ):
-    """The submission never left, so it may be sent again."""
+    """The submission was not sent, so it may be retried."""
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
     client = await client_of(f"https://{HOST}")
     with pytest.raises(ServiceUnavailable, match="nothing was charged"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids that are given by hand: asked for, recorded under one key, and replaced while unconfirmed."""
+"""Adopted task ids are looked up, recorded under one key, and replaced while unconfirmed."""
 
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ KNOWN, UNKNOWN, AWAY = Check(known=True), Check(known=False, why="?"), Check(kno
 
 
 class Replies:
-    """A client whose replies are these, one a request; the routes are noted."""
+    """A client with scripted replies, one per request; it records the routes."""
 
     def __init__(self, *replies: Status | CometAPIError) -> None:
         self.replies = list(replies)
@@ -60,13 +60,13 @@ MISSING = Status.NOT_VISIBLE
 
 @pytest.mark.parametrize("status", sorted(set(Status) - {MISSING}))
 async def test_any_state_of_a_generation_confirms_its_id(status):
-    """The first answer that knows it ends the asking."""
+    """The first answer that knows the id ends the lookup."""
     assert await checked(status) == (KNOWN, ["get"])
     assert await checked(MISSING, status) == (KNOWN, ["get", "feed"])
 
 
 async def test_an_id_is_unknown_only_after_all_polls():
-    """On both routes in turn; what the feed cannot answer decides nothing."""
+    """Both routes are polled in turn, and a failed answer of the feed decides nothing."""
     routes = ["get", "feed", "get"]
     found, asked = await checked(MISSING, ServiceUnavailable("busy"), MISSING)
     assert (found.known, asked) == (False, routes)
@@ -75,13 +75,13 @@ async def test_an_id_is_unknown_only_after_all_polls():
 
 
 async def test_a_service_that_cannot_be_asked_says_nothing_about_the_id():
-    """Neither known nor unknown, with the reason."""
+    """The result is neither known nor unknown, and gives the reason."""
     assert await checked(ServiceUnavailable("busy")) == (Check(known=None, why="busy"), ["get"])
 
 
 @pytest.mark.parametrize("task_id", [ONE, ONE.upper(), "task_a1b2c3d4e5", "notanid", "task-1"])
 def test_an_unchecked_id_must_have_a_documented_form(task_id):
-    """A known one is good in any form, an unknown one in none."""
+    """A known id is accepted in any form, and an unknown one in none."""
     require_known(task_id, KNOWN)
     with pytest.raises(UnknownTaskId, match="is not recorded"):
         require_known(task_id, UNKNOWN)
@@ -100,7 +100,7 @@ async def given(ledger, task_id: str, check: Check, wish=ID_ONLY, **options: Any
 
 
 async def test_an_unconfirmed_id_is_replaced_and_a_confirmed_one_stays(ledger):
-    """It is warned of, and the same id given again is confirmed in place."""
+    """An unconfirmed id gives a warning, and adopting it again confirms it."""
     warned: list[str] = []
     await put(ledger, S.UNCERTAIN, attempts=1)
     first = await given(ledger, ONE, AWAY, warn=warned.append)
@@ -112,18 +112,18 @@ async def test_an_unconfirmed_id_is_replaced_and_a_confirmed_one_stays(ledger):
     assert (third.claim, third.task_id_checked) == (second.claim, True)
     with pytest.raises(KeyConflict, match="task id was"):
         await given(ledger, ONE, KNOWN)
-    assert await given(ledger, OTHER, UNKNOWN) == third  # it is not asked for any more
+    assert await given(ledger, OTHER, UNKNOWN) == third  # no further lookup is made
 
 
 async def test_an_id_without_its_request_is_replaced_together_with_one(ledger):
-    """An unconfirmed id says nothing about the request, so any may follow."""
+    """An unconfirmed id says nothing about the request, so any id and request may replace it."""
     await attach(ledger, ID_ONLY, ONE, checked=False)
     made = await given(ledger, OTHER, KNOWN, wish=intent())
     assert (made.task_id, made.fingerprint) == (OTHER, intent().fingerprint)
 
 
 async def test_an_id_that_is_unknown_changes_nothing(ledger):
-    """No row appears, and none changes."""
+    """An unknown id adds no row and changes none."""
     with pytest.raises(UnknownTaskId):
         await given(ledger, ONE, UNKNOWN)
     assert await ledger.entries() == []
@@ -135,7 +135,7 @@ async def test_an_id_that_is_unknown_changes_nothing(ledger):
 
 @pytest.mark.parametrize("state", [S.SUBMITTED, S.STORED, S.FAILED, S.RELEASED])
 async def test_an_id_of_another_key_is_refused_in_any_state(ledger, state):
-    """Also under a key that somebody chose for an id alone."""
+    """An id of another key is refused, even under a key that was chosen for an id alone."""
     await put(ledger, state, key="first", task_id=ONE)
     await attach(ledger, ID_ONLY.model_copy(update={"key": "alone"}), OTHER)
     for task_id, key in ((ONE, "first"), (OTHER, "alone")):
@@ -146,7 +146,7 @@ async def test_an_id_of_another_key_is_refused_in_any_state(ledger, state):
 
 @pytest.mark.parametrize(("finished", "left"), [(False, S.ABANDONED), (True, S.FAILED)])
 async def test_an_id_that_was_finished_alone_is_handed_to_its_key(ledger, finished, left):
-    """Its purchase counts once, and collectors leave the other row alone."""
+    """The purchase of an id counts once, and collectors ignore the other row."""
     alone = await attach(ledger, ID_ONLY.model_copy(update={"key": key_of_id(ONE)}), ONE)
     if finished:
         await ledger.change(alone.key, S.FAILED, seen=alone)
@@ -157,7 +157,7 @@ async def test_an_id_that_was_finished_alone_is_handed_to_its_key(ledger, finish
 
 
 async def test_a_confirmed_id_is_neither_replaced_nor_withdrawn_nor_forgotten(ledger):
-    """A poll that knows the id comes first, however the decision was begun."""
+    """A poll that confirms an id wins over a decision that is under way."""
     seen = await attach(ledger, ID_ONLY, ONE, checked=False)
     await ledger.confirm(seen.key, ONE)
     assert await ledger.change(seen.key, S.SUBMITTED, seen=seen, task_id=OTHER) is None
@@ -167,7 +167,7 @@ async def test_a_confirmed_id_is_neither_replaced_nor_withdrawn_nor_forgotten(le
 
 
 async def test_an_unconfirmed_id_is_withdrawn_or_forgotten(ledger):
-    """Forgotten is only what has neither a request nor a submission."""
+    """An id is forgotten only if it has neither a request nor a submission."""
     seen = await attach(ledger, intent(), ONE, checked=False)
     await ledger.forget(seen)
     withdrawn = await ledger.withdraw_id(seen)

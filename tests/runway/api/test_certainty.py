@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An error that says "nothing was bought" is told only where that is certain.
+"""An error says "nothing was bought" only where that is certain.
 
-The rules stand here a second time: ``certain`` for replies, ``BEFORE_THE_FIRST_BYTE`` for broken
-connections. The tables that users read are in docs/never-twice.md (``test_proof_of_refusal.py``).
+The rules are written here a second time: ``certain`` for replies, ``BEFORE_THE_FIRST_BYTE`` for
+broken connections. The tables for users are in docs/never-twice.md (``test_proof_of_refusal.py``).
 """
 
 import asyncio
@@ -51,7 +51,7 @@ def names_a_generation(layer: Any) -> bool:
 
 
 def told(content: bytes) -> tuple[str, str, str, bool]:
-    """The shape, code and words of CometAPI's own error, and whether a generation is named."""
+    """Return shape, code and words of CometAPI's own error, and whether it names a generation."""
     reply: Any = None
     with suppress(ValueError, RecursionError):
         reply = json.loads(content)
@@ -88,7 +88,7 @@ _LOST = """bad_response bad_response_body do_request_failed empty_response inser
 
 
 def certain(status: int, content: bytes) -> bool:
-    """Whether such a reply proves that nothing was bought."""
+    """Return whether such a reply proves that nothing was bought."""
     shape, code, words, named = told(content)
     if not shape or named or code in _LOST.split():
         return False
@@ -112,7 +112,7 @@ SLUG = b'{"code": "task_not_exist", "message": "", "data": null}'
 
 
 def spelled(code: str) -> list[Any]:
-    """A code in every envelope in which it may come."""
+    """Return a code in every envelope in which it may arrive."""
     flat = {"code": code, "message": f"{code} (request id: 7)", "data": None}
     error = {"message": "it says no", "type": "comet_api_error", "param": "", "code": code}
     shouted = {"error": {**error, "code": code.upper()}}
@@ -134,7 +134,7 @@ TELLING += [429, 451, 452, 460, 499, *range(500, 506), 511, 520, 524, 529, 530, 
 
 
 class Scripted(httpx.AsyncBaseTransport):
-    """Answers as it is told; fails, or stops, before, after or amid what it does."""
+    """A connection that follows a script: it answers, fails or stops at a given point."""
 
     def __init__(self, reply: Any = None, moment: str = "", error: Any = None) -> None:
         self.reply, self.moment, self.error, self.sent = reply, moment, error, 0
@@ -179,7 +179,7 @@ async def create(target: Any, times: int = 1, pause: float = 0.0) -> list[str | 
 
 
 async def judge(replies: Any) -> int:
-    """Give each reply to one create call; returns how many ended in a claim of certainty."""
+    """Give each reply to one create call; return how many ended in a claim of certainty."""
     transport, claims = Scripted(), 0
     async with client_of(transport) as client:
         for number, reply in enumerate(replies, 1):
@@ -201,7 +201,7 @@ async def judge(replies: Any) -> int:
 
 
 async def test_no_status_claims_that_nothing_was_bought_unless_it_is_certain():
-    """Every status from 100 to 599, under all sorts of bodies and headers, is on the safe side."""
+    """Every status from 100 to 599, with all sorts of bodies and headers, is on the safe side."""
     bodies = [b"", PAGE, b"ok", b"{}", b'{"id": "a"}', b'{"id": "a', SLUG, RECEIPT]
     bodies += [json.dumps(body).encode() for body in spelled("invalid_request") + spelled("odd")]
     walk = [(s, HEADERS[(s + i) % 8], b) for s in range(100, 600) for i, b in enumerate(bodies)]
@@ -209,7 +209,7 @@ async def test_no_status_claims_that_nothing_was_bought_unless_it_is_certain():
 
 
 async def test_no_documented_body_is_taken_for_more_than_it_says():
-    """Every code in every spelling, every documented reply, under each status that tells."""
+    """No documented reply, in any spelling and under any status, is read as more than it says."""
     walk = [(s, HEADERS[(s + i) % 8], b) for s in TELLING for i, b in enumerate(BODIES)]
     assert await judge(walk) > 500
 
@@ -230,7 +230,7 @@ some_headers = st.dictionaries(st.sampled_from(header_names), st.sampled_from(he
 
 @given(content=contents | cut, headers=some_headers, status=st.integers(100, 999))
 def test_no_random_reply_claims_that_nothing_was_bought(content, headers, status):
-    """Whatever JSON, bytes or headers come back, certainty is claimed only where there is one."""
+    """Random JSON, bytes and headers prove nothing unless the rules say so."""
     asyncio.run(judge((each, headers, content) for each in [status, *TELLING[::4]]))
 
 
@@ -251,11 +251,11 @@ CASES = [(cls, "before") for cls in ALL] + [(c, when) for c in LATE for when in 
 
 @pytest.mark.parametrize(("cls", "moment"), CASES)
 async def test_a_broken_call_is_certain_only_before_the_first_byte(cls, moment):
-    """Of all that can be raised on the way, only a connection that was never made proves it."""
+    """Of all possible exceptions, only a failed connection proves that nothing was bought."""
     transport = Scripted((429, JSON, b'{"error": "busy"}'), moment, cls.__new__(cls))
     [outcome] = await create(transport)
     assert transport.sent == (moment != "before")
-    if cls in FOREIGN:  # passed on: it claims nothing, and the ledger keeps it as unknown
+    if cls in FOREIGN:  # passed on without a claim; the ledger keeps it uncertain
         assert outcome is transport.error
     else:
         early = cls.__name__ in BEFORE_THE_FIRST_BYTE
@@ -264,7 +264,7 @@ async def test_a_broken_call_is_certain_only_before_the_first_byte(cls, moment):
 
 @pytest.mark.parametrize("moment", ["before", "after", "amid"])
 async def test_a_cancelled_call_ends_as_cancelled(moment):
-    """Cancelling is no failure of the service, wherever the call stands."""
+    """A cancellation is not a failure of the service, at any point of the call."""
     transport = Scripted((200, JSON, b'{"id": "a"}'), moment)
     async with client_of(transport) as client:
         call = asyncio.create_task(client.create(REQUEST))
@@ -277,7 +277,7 @@ async def test_a_cancelled_call_ends_as_cancelled(moment):
 
 @asynccontextmanager
 async def service(act: Any):
-    """A TCP server that treats each connection as a test says, and what has reached it."""
+    """Serve each connection as a test says, and record what arrives."""
     seen = SimpleNamespace(connections=0, requests=0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -315,7 +315,7 @@ ANSWERS += [b"HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n"]
 @pytest.mark.parametrize("read", ["nothing", "headers", "everything"])
 @pytest.mark.parametrize("answer", ANSWERS, ids=repr)
 async def test_a_line_that_breaks_leaves_it_open(answer, read, end, monkeypatch):
-    """Whatever the service read and said before it broke, it may have bought; nothing is resent."""
+    """A connection that breaks after the first byte leaves the outcome open; nothing is resent."""
     if end == "endless":
         monkeypatch.setattr(wire, "TOTAL_TIMEOUT", 0.05)
     elif end == "silent":
@@ -340,7 +340,7 @@ async def test_a_line_that_breaks_leaves_it_open(answer, read, end, monkeypatch)
 
 @pytest.mark.parametrize("way", ["refused", "no TLS", "ftp", "proxy refuses", "proxy breaks"])
 async def test_a_connection_that_never_came_about_may_be_tried_again(way, monkeypatch, closed_port):
-    """No request left this machine, or none went further than to its proxy."""
+    """The request did not leave this machine, or got no further than its proxy."""
     heard = []
     said = {"proxy refuses": b"HTTP/1.1 502 No\r\n\r\n", "proxy breaks": b"HTTP/1.1 200 OK\r\n\r\n"}
 
@@ -365,7 +365,7 @@ ENDS += ["and a stray 429", "and a stray receipt"]
 
 @pytest.mark.parametrize("end", ENDS)
 async def test_a_second_call_is_sent_once_and_gets_no_other_calls_answer(end, monkeypatch):
-    """A kept connection that ends, lags or says too much costs no second purchase and no id."""
+    """A kept connection that closes, lags or sends too much costs no second purchase and no id."""
     if end == "late":
         monkeypatch.setattr(wire, "TIMEOUT", httpx.Timeout(0.05, connect=5))
     strays = {"and a stray 429": FIRST + BUSY, "and a stray receipt": BUSY + FIRST}

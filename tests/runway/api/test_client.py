@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire: one POST buys one generation, and whatever is lost on the way is never sent again."""
+"""One POST buys one generation, and a request with a lost answer is never sent again."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ def impatient(monkeypatch):
 
 
 async def test_an_accepted_request_gives_its_id(sandbox, client_of, request_):
-    """What was sent is what CometAPI received, once."""
+    """The request that CometAPI receives, once, is the one that was sent."""
     service = sandbox()
     client = await client_of(service.url)
     task_id = await client.create(request_)
@@ -43,7 +43,7 @@ async def test_an_accepted_request_gives_its_id(sandbox, client_of, request_):
 
 
 async def test_nothing_is_sent_where_the_last_moment_says_no(sandbox, client_of, request_):
-    """It is asked when the connection stands, and what it says no to leaves no trace."""
+    """The last check runs after the connection is made, and its refusal sends nothing."""
     service, asked = sandbox(), []
     client = await client_of(service.url)
 
@@ -61,7 +61,7 @@ async def test_nothing_is_sent_where_the_last_moment_says_no(sandbox, client_of,
 
 
 async def test_a_video_goes_to_its_own_route(answers, client_of):
-    """Each kind of request is posted where the docs say."""
+    """Each kind of request is posted to the documented route."""
     script = answers({"id": "v-1"})
     client = await client_of(script)
     request = VideoToVideoRequest(video_uri="https://example.com/a.mp4", prompt_text="rain")
@@ -75,7 +75,7 @@ async def test_a_video_goes_to_its_own_route(answers, client_of):
 
 
 async def test_every_call_carries_the_key_and_the_version(sandbox, client_of, request_, api_key):
-    """CometAPI's docs ask for the version on some calls and allow it on all."""
+    """The docs of CometAPI require the version on some calls and allow it on all."""
     service = sandbox()
     client = await client_of(service.url)
     task_id = await client.create(request_)
@@ -93,7 +93,7 @@ async def test_every_call_carries_the_key_and_the_version(sandbox, client_of, re
     ["reset-after", "no-id"] + [f"error-after:value={status}" for status in (500, 502, 504, 524)],
 )
 async def test_a_lost_receipt_is_uncertain_and_paid_once(sandbox, client_of, request_, fault):
-    """The job was accepted and its id never came: it is not sent again, and the user is told."""
+    """A job that was accepted without a readable id is not sent again, and the user is informed."""
     service = sandbox(f"create:{fault}")
     client = await client_of(service.url)
     with pytest.raises(SubmissionUncertain) as caught:
@@ -104,7 +104,7 @@ async def test_a_lost_receipt_is_uncertain_and_paid_once(sandbox, client_of, req
 
 
 async def test_a_receipt_that_does_not_come_is_uncertain(sandbox, client_of, request_, monkeypatch):
-    """A service that takes the job and says nothing is given up, not asked a second time."""
+    """A service that accepts the job and does not answer is not asked a second time."""
     service = sandbox("create:silent-after")
     monkeypatch.setattr(wire, "TIMEOUT", httpx.Timeout(2.0))
     client = await client_of(service.url)
@@ -115,7 +115,7 @@ async def test_a_receipt_that_does_not_come_is_uncertain(sandbox, client_of, req
 
 @pytest.mark.parametrize("fault", ["reset-before", "500", "502", "504", "524", "cloudflare"])
 async def test_a_lost_request_is_uncertain_too(sandbox, client_of, request_, fault):
-    """From here it looks the same whether the job was accepted, so nothing is sent again."""
+    """The job may or may not have been accepted, so nothing is sent again."""
     service = sandbox(f"create:{fault}")
     client = await client_of(service.url)
     with pytest.raises(SubmissionUncertain):
@@ -146,7 +146,7 @@ async def test_a_lost_request_is_uncertain_too(sandbox, client_of, request_, fau
     ids=repr,
 )
 async def test_a_garbled_receipt_is_uncertain(answers, client_of, request_, answer):
-    """An empty, cut off or unreadable success may stand for a paid job."""
+    """An empty, truncated or unreadable success may belong to a paid job."""
     script = answers(answer)
     client = await client_of(script)
     with pytest.raises(SubmissionUncertain):
@@ -161,7 +161,7 @@ async def test_a_garbled_receipt_is_uncertain(answers, client_of, request_, answ
 async def test_a_busy_service_may_be_asked_again_when_it_says(
     sandbox, client_of, request_, fault, retry_after
 ):
-    """Nothing was accepted, and Retry-After is passed on."""
+    """The job was not accepted, and Retry-After is passed on."""
     service = sandbox(f"create:{fault}")
     client = await client_of(service.url)
     with pytest.raises(ServiceUnavailable) as caught:
@@ -175,7 +175,7 @@ async def test_a_busy_service_may_be_asked_again_when_it_says(
 
 
 async def test_a_refused_connection_may_be_tried_again(closed_port, client_of, request_):
-    """Nothing left this machine."""
+    """A request over a refused connection never left this machine, so it may be retried."""
     client = await client_of(closed_port)
     with pytest.raises(ServiceUnavailable, match="ConnectError"):
         await client.create(request_)
@@ -193,7 +193,7 @@ async def test_a_refused_connection_may_be_tried_again(closed_port, client_of, r
 async def test_a_refusal_is_told_in_the_services_own_words(
     sandbox, client_of, request_, fault, error, words
 ):
-    """Nothing was bought, and the reason is CometAPI's."""
+    """The error has CometAPI's own reason, and nothing was bought."""
     service = sandbox(f"create:{fault}")
     client = await client_of(service.url)
     with pytest.raises(error, match=words):
@@ -202,7 +202,7 @@ async def test_a_refusal_is_told_in_the_services_own_words(
 
 
 async def test_an_unknown_origin_of_a_request_is_a_refusal(answers, client_of, request_):
-    """A 400 is certain, whatever its slug: nothing was bought."""
+    """A 400 is certain, whatever its slug, so nothing was bought."""
     script = answers((400, {"code": "task_not_exist", "message": "", "data": None}, {}))
     client = await client_of(script)
     with pytest.raises(InvalidRequest):
@@ -213,7 +213,7 @@ async def test_an_unknown_origin_of_a_request_is_a_refusal(answers, client_of, r
 async def test_another_server_is_named_and_no_redirect_is_followed(
     sandbox, client_of, request_, fault, words
 ):
-    """A web page or a redirect proves nothing about a purchase; the key goes nowhere else."""
+    """A web page or a redirect proves nothing about a purchase and never gets the API key."""
     service = sandbox(f"create:{fault}", f"task:{fault}")
     client = await client_of(service.url)
     with pytest.raises(SubmissionUncertain, match=words) as caught:
@@ -228,7 +228,7 @@ async def test_another_server_is_named_and_no_redirect_is_followed(
 async def test_what_hides_the_key_makes_no_web_page_of_a_receipt(
     answers, client_of, request_, api_key
 ):
-    """A success that begins with the key is as garbled as any other, and leaves the money open."""
+    """An invalid success that begins with the key is uncertain, like any other invalid success."""
     client = await client_of(
         answers((200, f"{api_key} ok".encode(), {"content-type": "text/html"}))
     )
@@ -238,7 +238,7 @@ async def test_what_hides_the_key_makes_no_web_page_of_a_receipt(
 
 
 async def test_a_base_url_with_a_path_is_recognised_by_what_it_answers(sandbox, request_):
-    """The service's own 404 for an unknown path leads to the setting, not to the request."""
+    """The service's own 404 for an unknown path points to the base URL, not to the request."""
     service = sandbox()
     async with RunwayClient(SecretStr("sk-x"), base_url=f"{service.url}/v1") as client:
         with pytest.raises(UnexpectedResponse, match="COMETAPI_BASE_URL"):
@@ -248,7 +248,7 @@ async def test_a_base_url_with_a_path_is_recognised_by_what_it_answers(sandbox, 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("route", ["get", "feed"])
 async def test_every_shape_of_reply_tells_the_same(sandbox, client_of, request_, shape, route):
-    """Whichever shape is live, on whichever route, a success comes with its output."""
+    """A success has its output in every shape of reply and on every route."""
     service = sandbox(shapes=(shape,))
     client = await client_of(service.url)
     task_id = await client.create(request_)
@@ -261,7 +261,7 @@ async def test_every_shape_of_reply_tells_the_same(sandbox, client_of, request_,
 
 @pytest.mark.parametrize("fault", ["not-visible", "not-visible-200"])
 async def test_an_unknown_id_is_a_state_and_no_error(sandbox, client_of, request_, fault):
-    """A fresh id may be unknown for a while."""
+    """A new id may be unknown for a while."""
     service = sandbox(f"task:{fault}", f"feed:{fault}")
     client = await client_of(service.url)
     task_id = await client.create(request_)
@@ -271,7 +271,7 @@ async def test_an_unknown_id_is_a_state_and_no_error(sandbox, client_of, request
 
 
 async def test_a_key_that_the_service_takes_is_known_by_its_own_words(sandbox, client_of):
-    """Whichever way it says that it does not know a generation; nothing is bought."""
+    """An API key is valid if the service itself says that it does not know the generation."""
     service = sandbox("task:not-visible-200")
     client = await client_of(service.url)
     await client.check_key()
@@ -305,7 +305,7 @@ OWN = {"type": "comet_api_error", "message": "Invalid token", "code": ""}
 async def test_another_service_never_counts_as_one_that_takes_the_key(
     answers, client_of, answer, error
 ):
-    """Only CometAPI's own error does, not any 404 and not any success."""
+    """Only CometAPI's own error proves that the key is valid, not any 404 and not any success."""
     client = await client_of(answers(answer))
     with pytest.raises(error):
         await client.check_key()
@@ -313,7 +313,7 @@ async def test_another_service_never_counts_as_one_that_takes_the_key(
 
 @pytest.mark.parametrize("body", [{"detail": "Not Found"}, {"message": "no route"}])
 async def test_a_404_of_something_else_does_not_end_a_wait(answers, client_of, body):
-    """A generation that was bought is asked for again, as long as its grace time lasts."""
+    """A purchased generation is polled for its whole grace time."""
     client = await client_of(answers((404, body)))
     assert (await client.get("task-1")).status is Status.NOT_VISIBLE
 
@@ -337,7 +337,7 @@ async def test_a_404_of_something_else_does_not_end_a_wait(answers, client_of, b
 async def test_a_poll_that_fails_says_which_generation_and_that_it_was_bought(
     answers, client_of, answer, error
 ):
-    """Asking is free, but no error of a poll may claim that nothing was bought."""
+    """Polling is free, but the error of a poll never says that nothing was bought."""
     client = await client_of(answers(answer))
     for ask in (client.get, client.feed):
         with pytest.raises(error) as caught:
@@ -351,7 +351,7 @@ async def test_a_poll_that_fails_says_which_generation_and_that_it_was_bought(
 
 
 async def test_an_id_with_odd_characters_stays_one_part_of_the_path(answers, client_of):
-    """Ids are opaque."""
+    """An id is opaque and is escaped in the path."""
     script = answers({"id": "a/../b?c#d", "status": "PENDING"})
     client = await client_of(script)
     await client.get("a/../b?c#d")
@@ -359,7 +359,7 @@ async def test_an_id_with_odd_characters_stays_one_part_of_the_path(answers, cli
 
 
 async def test_a_reply_that_drips_is_given_up(monkeypatch, client_of, request_):
-    """A byte now and then does not hold a call for ever, and leaves its outcome open."""
+    """A reply that arrives too slowly ends the call and leaves its outcome open."""
     monkeypatch.setattr(wire, "TOTAL_TIMEOUT", 0.2)
 
     async def drip(reader, writer):
@@ -377,7 +377,7 @@ async def test_a_reply_that_drips_is_given_up(monkeypatch, client_of, request_):
 
 
 async def test_a_reply_without_an_end_is_not_read_to_its_end(client_of, request_):
-    """A few megabytes are more than any reply needs; memory stays flat."""
+    """A reply is read to a limit of a few megabytes, so that memory stays bounded."""
     sent: list[int] = []
 
     class Endless(httpx.AsyncByteStream):
@@ -394,14 +394,14 @@ async def test_a_reply_without_an_end_is_not_read_to_its_end(client_of, request_
 
 @pytest.mark.parametrize("key", ["", "  ", "sk-ключ", "sk-a b", "sk-a\nb"])
 def test_a_key_that_no_header_can_carry_is_refused_at_once(key):
-    """It would otherwise break the call on its way and leave the outcome open."""
+    """An API key that is not a valid header value would break the call and leave it uncertain."""
     with pytest.raises(AuthenticationError, match="no key"):
         RunwayClient(SecretStr(key))
 
 
 @pytest.mark.parametrize("url", ["https://h:x", "https://h/\0", "https://\udcff/"])
 def test_a_base_url_that_is_not_valid_is_an_error_of_this_package(url, api_key):
-    """It names the setting; nothing was sent."""
+    """The error names the setting, and nothing was sent."""
     with pytest.raises(UnexpectedResponse, match="is not a valid URL") as caught:
         RunwayClient(SecretStr(api_key), base_url=url)
     assert "COMETAPI_BASE_URL" in str(caught.value)
@@ -411,7 +411,7 @@ def test_a_base_url_that_is_not_valid_is_an_error_of_this_package(url, api_key):
     "location", ["http:there", "mailto:a@b.example", "//[", "ftp://h/", "?", ""]
 )
 async def test_a_redirect_of_a_poll_ends_in_an_error_of_this_package(answers, client_of, location):
-    """Wherever it leads, it is not followed, and the generation is named."""
+    """A redirect is not followed, whatever its target, and the error names the generation."""
     client = await client_of(answers((302, b"", {"location": location})))
     for ask in (client.get, client.feed):
         with pytest.raises((UnexpectedResponse, ServiceUnavailable), match="task id task-7"):
@@ -429,7 +429,7 @@ async def test_space_around_a_key_is_no_part_of_it(answers, request_):
 
 
 async def test_no_error_repeats_the_key_or_a_token(answers, client_of, request_, api_key):
-    """Even if the service quotes the request in its refusal."""
+    """Secrets are hidden, even if the service quotes the request in its refusal."""
 
     def quote(request: httpx.Request) -> tuple[int, dict[str, dict[str, str]]]:
         told = f"{request.headers['authorization']} {request_.prompt_image} https://h/x?t=s3cr3t"
@@ -443,7 +443,7 @@ async def test_no_error_repeats_the_key_or_a_token(answers, client_of, request_,
 
 
 async def test_a_key_that_the_service_repeats_is_not_shown(answers, request_):
-    """Whatever the key looks like, a refusal that quotes it does not carry it into a log."""
+    """The API key is hidden in a refusal that quotes it, whatever the key looks like."""
     key = "canary-key-of.another_form"
     own = {"type": "comet_api_error", "message": f"Invalid token {key}", "code": key}
     refusing = answers((401, {"error": own}))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Only what was certainly not accepted may be sent again: money hangs on it."""
+"""Only a request that was certainly not accepted may be sent again."""
 
 import json
 import time
@@ -91,7 +91,7 @@ def known_slug(reply: Reply) -> str:
 
 
 def is_cometapis_own(reply: Reply) -> bool:
-    """Its errors name its own type, or are flat and complete with a word as their code."""
+    """Return whether an error names CometAPI's type, or is flat and has a word as code."""
     body = reply.body or {}
     error = body.get("error")
     if isinstance(error, dict):
@@ -100,7 +100,7 @@ def is_cometapis_own(reply: Reply) -> bool:
 
 
 def exception_classes() -> set[type[Exception]]:
-    """Everything that httpx can raise, its descendants included."""
+    """Return everything that httpx can raise, including subclasses."""
     found: set[Any] = set()
     waiting: list[Any] = [
         httpx.HTTPError,
@@ -132,7 +132,7 @@ NEVER_SENT = {
 
 @pytest.mark.parametrize("cls", sorted(exception_classes(), key=str))
 def test_a_broken_call_may_be_made_again_only_if_it_never_left(cls):
-    """Of all that httpx raises, only what comes before the first byte proves that nothing came."""
+    """Of all exceptions of httpx, only those before the first byte prove that nothing arrived."""
     refusal = refusal_of_exception(instance_of(cls))
     never_sent = cls.__name__ in NEVER_SENT
     assert refusal.meaning is (Meaning.UNREACHABLE if never_sent else Meaning.UNKNOWN_OUTCOME)
@@ -140,14 +140,14 @@ def test_a_broken_call_may_be_made_again_only_if_it_never_left(cls):
 
 
 def test_an_error_without_words_still_says_what_it_was():
-    """Timeouts often have no text."""
+    """An exception without text, as of many timeouts, is named by its type."""
     assert refusal_of_exception(TimeoutError()).message == "TimeoutError: no detail"
     assert refusal_of_exception(TimeoutError()).meaning is Meaning.UNKNOWN_OUTCOME
 
 
 @pytest.mark.parametrize("name", DOCUMENTED["errors"])
 def test_every_documented_error_has_its_meaning(name):
-    """All envelopes of the docs and of the gateway are told apart."""
+    """All error envelopes of the docs and of the gateway are recognised."""
     status, body, meaning = DOCUMENTED["errors"][name]
     reply = Reply(status, {}, body, isinstance(body, dict))
     refusal = refusal_of_reply(reply)
@@ -158,7 +158,7 @@ def test_every_documented_error_has_its_meaning(name):
 
 @given(reply=replies(100, 599))
 def test_only_a_certain_refusal_may_be_sent_again(reply):
-    """Busy means 429, 503, or a balance that could not be read, always in CometAPI's own words."""
+    """A busy service is a 429, a 503 or an unreadable balance, in CometAPI's own words."""
     refusal = refusal_of_purchase(reply)
     if refusal is not None and refusal.meaning in MAY_BE_SENT_AGAIN:
         assert refusal.meaning is Meaning.BUSY
@@ -168,7 +168,7 @@ def test_only_a_certain_refusal_may_be_sent_again(reply):
 
 @given(reply=replies(500, 599))
 def test_a_server_error_leaves_the_outcome_open(reply):
-    """Only an own error with a code known to come first, or an own 503, proves a refusal."""
+    """Only CometAPI's own error with an early code, or its own 503, proves a refusal."""
     refusal = refusal_of_purchase(reply)
     assert refusal is not None
     if refusal.meaning is not Meaning.UNKNOWN_OUTCOME:
@@ -180,7 +180,7 @@ def test_a_server_error_leaves_the_outcome_open(reply):
 
 @given(reply=replies(200, 299))
 def test_a_success_is_json_without_an_error(reply):
-    """What is no error envelope goes on to be read."""
+    """A reply that is not an error envelope is parsed further."""
     if refusal_of_reply(reply) is None:
         assert isinstance(reply.body, dict)
         told = reply.body.get("error")
@@ -190,7 +190,7 @@ def test_a_success_is_json_without_an_error(reply):
 
 @given(status=st.integers(200, 299), kind=st.sampled_from(["text/plain", "", "application/json"]))
 def test_a_success_that_cannot_be_read_leaves_the_outcome_open(status, kind):
-    """An empty, cut off or garbled success may be the receipt of a paid job."""
+    """An empty, truncated or garbled success may be the receipt of a paid job."""
     refusal = refusal_of_reply(Reply(status, {"content-type": kind}, None, is_json=False))
     assert refusal is not None
     assert refusal.meaning is Meaning.UNKNOWN_OUTCOME
@@ -201,7 +201,7 @@ def test_a_success_that_cannot_be_read_leaves_the_outcome_open(status, kind):
     [(200, "text/html; charset=utf-8"), (301, "text/html"), (302, ""), (308, ""), (404, "")],
 )
 def test_a_web_page_or_a_redirect_is_another_address(status, content_type):
-    """It is not CometAPI that answers there."""
+    """Another server than CometAPI answered."""
     refusal = refusal_of_reply(Reply(status, {"content-type": content_type}, is_page=True))
     assert refusal is not None
     assert refusal.meaning is Meaning.MISADDRESSED
@@ -222,14 +222,14 @@ def test_a_web_page_or_a_redirect_is_another_address(status, content_type):
     ],
 )
 def test_a_bare_status_has_its_meaning(status, body, meaning):
-    """Where the body says nothing, the status decides."""
+    """If the body has no meaning, the status decides."""
     refusal = refusal_of_reply(Reply(status, {}, body, isinstance(body, dict)))
     assert refusal is not None
     assert refusal.meaning is meaning
 
 
 def test_a_refusal_is_told_in_the_services_words_without_secrets():
-    """The message can be shown; what identifies the problem stays."""
+    """The message can be shown: secrets are hidden, and the details of the problem stay."""
     body = {"error": {"message": "bad https://h/x?sig=s3cr3t (request id: 7)", "code": "odd"}}
     refusal = refusal_of_reply(Reply(400, {}, body, is_json=True))
     assert refusal is not None
@@ -239,7 +239,7 @@ def test_a_refusal_is_told_in_the_services_words_without_secrets():
 
 
 def test_a_reply_without_words_is_described():
-    """A person has to recognise what answered."""
+    """The message describes the reply, so that a person recognises the sender."""
     assert _message(Reply(502, {}, excerpt="text/plain, 'oops'")) == "text/plain, 'oops'"
     assert _message(Reply(502, {})) == "no detail"
 
@@ -257,26 +257,26 @@ def _message(reply: Reply) -> str:
 @example(value="Sat, 31 Dec 9999 23:59:59 -2359")
 @example(value="1 Jan 2026 00:00:00 +99999999999999")
 def test_retry_after_is_bounded_and_never_fails(value):
-    """No header can stop a pipeline for longer than ten minutes, or break it."""
+    """A Retry-After header delays a run by at most ten minutes and never breaks it."""
     seconds = read_retry_after(value, NOW)
     assert seconds is None or 0.0 <= seconds <= MAX_RETRY_AFTER
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "soon", "", None])
 def test_a_retry_after_that_says_nothing_counts_as_none(value):
-    """Then the usual delays hold."""
+    """Without a usable Retry-After, the default delays apply."""
     assert read_retry_after(value, NOW) is None
 
 
 @given(seconds=st.integers(-4000, 4000))
 def test_retry_after_as_a_date_counts_from_now(seconds):
-    """Both forms that HTTP knows say the same."""
+    """Both forms of Retry-After in HTTP have the same effect."""
     as_date = format_datetime(NOW + timedelta(seconds=seconds), usegmt=True)
     assert read_retry_after(as_date, NOW) == read_retry_after(str(seconds), NOW)
 
 
 def test_retry_after_is_read_from_the_reply():
-    """Seconds as they were named, and a date against the clock of this machine."""
+    """Seconds are used as given, and a date is compared with the clock of this machine."""
     refusal = refusal_of_reply(Reply(429, {"retry-after": "7"}, {}, is_json=True))
     assert refusal is not None
     assert refusal.retry_after == 7.0
@@ -296,5 +296,5 @@ def in_tokyo(monkeypatch):
 
 
 def test_a_date_without_a_zone_is_in_universal_time(in_tokyo):
-    """HTTP dates are, wherever this machine stands."""
+    """HTTP dates are in UTC, whatever the time zone of this machine."""
     assert read_retry_after("Sat, 21 Nov 2026 09:31:00 -0000", NOW) == 60.0

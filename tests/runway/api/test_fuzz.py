@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replies that nobody would think of; a hundred thousand of them are for the night."""
+"""Randomly generated replies; the nightly job runs a hundred thousand of them."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from ...chaos.fuzz.replies import SLOWEST, fuzz
 
 @pytest.mark.slow
 async def test_ten_thousand_hostile_replies_do_no_harm():
-    """Each ends as a value that makes sense or as one typed error without a secret, in time."""
+    """Each reply gives a valid value or one typed error without a secret, in time."""
     found = await fuzz(10_000, seed=20_261_121)
     assert found.wrong == []
     assert found.replies == 10_000

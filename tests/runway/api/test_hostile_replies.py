@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replies that are meant to do harm, or might as well be."""
+"""Malicious replies, or replies that are as harmful."""
 
 import gzip
 import tracemalloc
@@ -15,7 +15,7 @@ from ..factories import put
 
 
 def bomb(layers: int) -> bytes:
-    """Two hundred megabytes of blanks, packed."""
+    """Return two hundred megabytes of blanks, compressed."""
     packed = b" " * 200_000_000
     for _ in range(layers):
         packed = gzip.compress(packed, 1)
@@ -26,7 +26,7 @@ def bomb(layers: int) -> bytes:
 async def test_a_reply_that_unpacks_to_far_more_takes_no_memory(
     answers, client_of, request_, layers, encoding
 ):
-    """It is no answer; a purchase that gets it stays open, as it may have been accepted."""
+    """A decompression bomb is not an answer; its purchase is uncertain, as it may be accepted."""
     client = await client_of(answers((200, bomb(layers), {"content-encoding": encoding})))
     tracemalloc.start()
     with pytest.raises(SubmissionUncertain):
@@ -38,7 +38,7 @@ async def test_a_reply_that_unpacks_to_far_more_takes_no_memory(
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
 async def test_a_packed_reply_is_read_though_none_was_asked_for(answers, client_of, request_, pack):
-    """A gateway may pack what it likes; what was bought is not lost for it."""
+    """A gateway may compress any reply, and the purchase is not lost."""
     packed = pack(b'{"id": "task-1"}')
     script = answers(
         (200, packed, {"content-encoding": "gzip" if pack is gzip.compress else "deflate"})
@@ -51,7 +51,7 @@ async def test_a_packed_reply_is_read_though_none_was_asked_for(answers, client_
     "odd", ["x; touch /tmp/pwned #", "[/x]", "a\x1b[31m", "gen\0x", "a b", "-rf", "x" * 201, "ä"]
 )
 async def test_an_id_that_is_none_is_told_and_not_used(answers, client_of, request_, odd):
-    """It would stand in commands, tables and names; it was perhaps bought, so it is not lost."""
+    """An invalid id is reported and not used; the generation was possibly charged."""
     client = await client_of(answers({"id": odd}))
     with pytest.raises(SubmissionUncertain, match="names the odd id") as raised:
         await client.create(request_)
@@ -60,7 +60,7 @@ async def test_an_id_that_is_none_is_told_and_not_used(answers, client_of, reque
 
 
 async def test_a_label_with_a_key_or_an_escape_in_it_is_cleaned(answers, client_of, api_key):
-    """Every word of a stranger's is, the media type too."""
+    """All untrusted text is redacted, including the media type."""
     label = f"\x1b[2J Bearer {api_key} {'A' * 50_000}"
     script = answers((500, b"oops", {"content-type": label.encode("latin-1")}))
     with pytest.raises(ServiceUnavailable) as raised:
@@ -79,11 +79,11 @@ async def test_a_label_with_a_key_or_an_escape_in_it_is_cleaned(answers, client_
     ids=["many", "long"],
 )
 async def test_outputs_without_end_do_not_fill_the_ledger(answers, client_of, file_ledger, outputs):
-    """What a reply may take of the memory, it may not take of a database for good."""
+    """The outputs of a reply that are stored in the database are limited."""
     made = await put(file_ledger, State.SUBMITTED, task_id="t")
     reply = answers({"id": "t", "status": "SUCCEEDED", "output": outputs})
     generation = await (await client_of(reply)).get("t")
     ended = Finished(generation=generation, polls=1, waited=1.0)
     done = await file_ledger.finished(made.submission(), ended)
     assert sum(len(str(output)) for output in done.outputs) < 100_000
-    assert len(done.outputs) in {0, MOST_OUTPUTS + 1}  # so that too many are seen to be too many
+    assert len(done.outputs) in {0, MOST_OUTPUTS + 1}  # one more shows the excess

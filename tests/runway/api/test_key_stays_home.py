@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key is sent to the configured service, and is told to nobody else, log files included."""
+"""The API key is sent only to the configured service and appears in no log."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ SIGNED = "Signature=canary-of-the-address"
 
 @asynccontextmanager
 async def listener(reply: bytes):
-    """Answers everything with one reply; gives its address and what arrived."""
+    """Answer every request with one reply; yield the address and the requests."""
     async with answering(reply) as (port, arrived):
         yield f"http://127.0.0.1:{port}", arrived
 
@@ -32,7 +32,7 @@ def found(body: bytes, head: str = "200 OK") -> bytes:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_no_redirect_takes_it_along(client_of, request_, api_key, status):
-    """Wherever a service or a proxy sends us, the purchase and the poll stay at home."""
+    """A redirect of a service or proxy is not followed, for purchases and for polls."""
     async with listener(found(b'{"id": "t"}')) as (other, arrived):
         head = f"{status} Elsewhere\r\nlocation: {other}/runwayml/v1/tasks/t"
         async with listener(found(b"", head)) as (service, at_home):
@@ -49,7 +49,7 @@ async def test_no_redirect_takes_it_along(client_of, request_, api_key, status):
 async def test_no_proxy_reads_it_on_the_way_to_this_machine(
     client_of, request_, api_key, monkeypatch, name
 ):
-    """Over plain http a proxy of the environment would see it; what listens here needs none."""
+    """A plain http request to this machine does not go through a proxy of the environment."""
     for each in ("NO_PROXY", "no_proxy", "http_proxy", "all_proxy"):
         monkeypatch.delenv(each, raising=False)
     reply = found(b'{"id": "t", "status": "RUNNING"}')
@@ -63,7 +63,7 @@ async def test_no_proxy_reads_it_on_the_way_to_this_machine(
 
 
 async def test_who_serves_the_video_does_not_get_it(api_key, tmp_path, monkeypatch):
-    """Neither in a header nor as a cookie that somebody set before; a video needs none of it."""
+    """A video is downloaded without the API key and without cookies."""
     monkeypatch.setenv("COMETAPI_KEY", api_key)
     reply = found(BODY, f"200 OK\r\nset-cookie: a={api_key}; Path=/")
     async with listener(reply) as (host, arrived), AssetClients() as clients:
@@ -83,7 +83,7 @@ async def test_who_serves_the_video_does_not_get_it(api_key, tmp_path, monkeypat
 async def test_no_log_tells_it_however_much_is_logged(
     client_of, request_, api_key, tmp_path, caplog
 ):
-    """Everything at DEBUG: httpx, httpcore, asyncio and ourselves, failures with their traces."""
+    """The API key is in no log of httpx, httpcore, asyncio or this package, even at DEBUG."""
     caplog.set_level(logging.DEBUG)
     for name in ("httpx", "httpcore", "asyncio"):
         caplog.set_level(logging.DEBUG, logger=name)
@@ -108,7 +108,7 @@ async def test_no_log_tells_it_however_much_is_logged(
 
 
 async def test_no_log_tells_the_signature_of_a_manifests_address(caplog):
-    """Nor the trace of what went wrong on the way, which is logged by what opens the address."""
+    """Neither a log nor a traceback shows the signature of a manifest's URL."""
     caplog.set_level(logging.DEBUG)
     for name in ("fsspec", "fsspec.http"):
         caplog.set_level(logging.DEBUG, logger=name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long something was missing: an id that is unknown, or a success without its output."""
+"""Separate grace times apply to an unknown id and to a success without its output."""
 
 import pytest
 
@@ -25,14 +25,14 @@ EMPTY = Generation(task_id="t", status=Status.SUCCEEDED)
     ],
 )
 def test_each_lack_has_its_own_time(reply, before, since, expected):
-    """A success is not called empty for the time for which the id was unknown."""
+    """The time for which the id was unknown does not count for a success without output."""
     assert missing_since(reply, before, since, now=9.0) == expected
 
 
 async def test_an_output_that_comes_after_a_long_invisibility_is_waited_for(
     answers, client_of, submitted
 ):
-    """Unknown for nearly the whole grace, then done without output, then with it: it arrives."""
+    """An output that comes after an almost complete grace time of unknown polls still arrives."""
     unknown = (400, {"code": "task_not_exist", "message": "task_not_exist", "data": None})
     empty = {"id": "task-1", "status": "SUCCEEDED"}
     done = {**empty, "output": ["https://example.com/a.mp4"]}

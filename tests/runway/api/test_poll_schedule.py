@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Polls come when they are worth it: learned from earlier generations, and never too often."""
+"""Polls are scheduled by the durations of earlier generations, and are never too frequent."""
 
 import math
 from collections import Counter
@@ -36,7 +36,7 @@ ages = st.floats(0, 1e6)
 chances = st.floats(0, 1)
 anything = st.lists(st.tuples(st.floats(), st.integers()), max_size=40)
 plausible = st.lists(st.tuples(st.floats(0, 1e5), st.integers(1, 100)), max_size=40)
-regular = st.builds(  # as a schedule leaves them, so that most teach something
+regular = st.builds(  # like real poll times, so that most histories teach something
     lambda first, gaps: [(first + INTERVAL * gap, gap + 1) for gap in gaps],
     st.floats(INTERVAL, 300),
     st.lists(st.integers(0, 40), min_size=FEWEST, max_size=40),
@@ -49,7 +49,7 @@ maybe = st.none() | habits
 
 
 def lognormal(mean: float, cv: float, count: int, draw: Random) -> list[float]:
-    """Durations in random order; evenly spread quantiles, so that few are enough."""
+    """Return durations in random order, at evenly spaced quantiles so that few are enough."""
     sigma = math.sqrt(math.log1p(cv**2))
     quantiles = (NormalDist().inv_cdf((n + 0.5) / count) for n in range(count))
     found = [mean * math.exp(sigma * z - sigma**2 / 2) for z in quantiles]
@@ -58,7 +58,7 @@ def lognormal(mean: float, cv: float, count: int, draw: Random) -> list[float]:
 
 
 def watch(duration: float, habit: Habit | None, draw: Random, interval: float = INTERVAL):
-    """The age at which the end is seen, and the polls it took."""
+    """Return the age at which the end is seen, and the number of polls."""
     age, polls = first_delay(0.0, interval, habit, draw.random()), 1
     while age < duration:
         age, polls = age + next_delay(age, interval, habit, draw.random()), polls + 1
@@ -66,7 +66,7 @@ def watch(duration: float, habit: Habit | None, draw: Random, interval: float = 
 
 
 def watch_all(durations: Sequence[float], draw: Random, history=()):
-    """Each generation with what those before it teach: polls and lags, and the new history."""
+    """Poll each generation with what earlier ones teach; return polls, lags and the new history."""
     history, seen = list(history), []
     for duration in durations:
         waited, polls = watch(duration, learn(history, INTERVAL), draw)
@@ -76,20 +76,20 @@ def watch_all(durations: Sequence[float], draw: Random, history=()):
 
 
 def means(seen) -> tuple[float, float]:
-    """Mean polls and mean lag."""
+    """Return the mean number of polls and the mean lag."""
     return fmean(polls for polls, _ in seen), fmean(lag for _, lag in seen)
 
 
 @given(age=ages, interval=intervals)
 def test_without_history_the_interval_is_fixed(age, interval):
-    """A kind that nobody has made yet is polled as if nothing could be learned."""
+    """A kind without history is polled at a fixed interval."""
     assert first_delay(age, interval, None) == max(0.0, interval - age)
     assert next_delay(age, interval, None) == interval
 
 
 @given(waited=st.floats(10, 1000), count=st.integers(0, FEWEST - 1))
 def test_a_few_generations_teach_nothing(waited, count):
-    """One lucky generation does not decide when all others are looked at."""
+    """A few durations are not enough to change the schedule of all later generations."""
     polls = int(waited / INTERVAL)
     assert learn([(waited, polls)] * count, INTERVAL) is None
     assert learn([(waited, polls)] * FEWEST, INTERVAL) is not None
@@ -97,7 +97,7 @@ def test_a_few_generations_teach_nothing(waited, count):
 
 @given(history=anything | plausible | regular, interval=intervals, age=ages, chance=chances)
 def test_no_history_makes_polls_too_frequent_or_endlessly_late(history, interval, age, chance):
-    """Zeros, negatives, nan, infinities and whatever else a record may hold."""
+    """Zeros, negatives, nan, infinities and other invalid records do no harm."""
     habit = learn(history, interval)
     first = first_delay(age, interval, habit, chance)
     assert 0.0 <= first < LONGEST + 2 * interval
@@ -108,7 +108,7 @@ def test_no_history_makes_polls_too_frequent_or_endlessly_late(history, interval
 
 @given(habit=habits, interval=intervals, chance=chances)
 def test_the_first_look_does_not_wait_for_the_typical_duration(habit, interval, chance):
-    """It comes one interval after the submission at the earliest, and in time at the latest."""
+    """The first poll comes one interval after the submission or later, but within its limit."""
     age = first_delay(0.0, interval, habit, chance)
     latest = max(interval * (1 + JITTER), LATEST * habit.typical + interval)
     assert interval <= age <= latest * (1 + 1e-9)
@@ -116,14 +116,14 @@ def test_the_first_look_does_not_wait_for_the_typical_duration(habit, interval, 
 
 @given(habit=maybe, interval=intervals, ages=st.tuples(ages, ages), chance=chances)
 def test_an_older_generation_waits_no_longer_for_its_first_look(habit, interval, ages, chance):
-    """As when it is attached again."""
+    """A generation that is attached again is polled first no later than a new one."""
     young, old = sorted(ages)
     assert first_delay(old, interval, habit, chance) <= first_delay(young, interval, habit, chance)
 
 
 @given(habit=maybe, interval=intervals, ages=st.tuples(ages, ages))
 def test_who_looks_later_looks_later_again(habit, interval, ages):
-    """Jitter aside, a look at a higher age never brings the next one forward."""
+    """Apart from jitter, a poll at a higher age never makes the next one earlier."""
     young, old = sorted(ages)
     for delay in (first_delay, next_delay):
         due = young + delay(young, interval, habit)
@@ -132,7 +132,7 @@ def test_who_looks_later_looks_later_again(habit, interval, ages):
 
 @given(habit=habits, interval=intervals, longer=st.floats(1, 10))
 def test_longer_durations_do_not_bring_the_first_look_forward(habit, interval, longer):
-    """Where all take longer, the first look is as late or later."""
+    """If all generations take longer, the first poll is at the same time or later."""
     slow = Habit(tuple(longer * one for one in habit.durations), longer * habit.typical)
     before, after = (first_delay(0.0, interval, one) for one in (habit, slow))
     assert after >= before * (1 - 1e-9)
@@ -140,7 +140,7 @@ def test_longer_durations_do_not_bring_the_first_look_forward(habit, interval, l
 
 @given(habit=maybe, interval=intervals, age=ages, chance=chances)
 def test_jitter_in_a_schedule_only_ever_adds(habit, interval, age, chance):
-    """To every delay, and at most one interval or a tenth."""
+    """Jitter lengthens every delay, by at most one interval or a tenth."""
     for delay, most in ((first_delay, interval), (next_delay, SPARSEST * interval * JITTER)):
         least = delay(age, interval, habit)
         assert least <= delay(age, interval, habit, chance) <= least + most * (1 + 1e-9) + 1e-6
@@ -148,7 +148,7 @@ def test_jitter_in_a_schedule_only_ever_adds(habit, interval, age, chance):
 
 @given(habit=maybe, duration=st.floats(0, 2000), seed=st.integers(0, 99))
 def test_no_generation_takes_more_polls_than_at_a_fixed_interval(habit, duration, seed):
-    """Whatever was learned, and however wrong it has become."""
+    """A wrong history never causes more polls than a fixed interval."""
     waited, polls = watch(duration, habit, Random(seed))
     assert polls <= max(1, math.ceil(duration / INTERVAL))
     first = first_delay(0.0, INTERVAL, habit, 1.0)
@@ -157,7 +157,7 @@ def test_no_generation_takes_more_polls_than_at_a_fixed_interval(habit, duration
 
 @given(history=regular, power=st.integers(-6, 6))
 def test_the_unit_of_time_does_not_matter(history, power):
-    """A service that is twice as slow, polled half as often, has the same schedule."""
+    """A service that is twice as slow and polled half as often has the same schedule."""
     scale = 2.0**power
     habit = learn(history, INTERVAL)
     scaled = learn([(scale * waited, polls) for waited, polls in history], scale * INTERVAL)
@@ -172,7 +172,7 @@ def test_the_unit_of_time_does_not_matter(history, power):
     ),
 )
 def test_generations_that_nobody_looked_at_do_not_spoil_it(history, late):
-    """A clip found hours later, at the first poll or the ninth, changes nothing."""
+    """A video that is found hours later changes nothing, be it at the first poll or the ninth."""
     mixed = list(history)
     for at, waited, polls in late:
         mixed.insert(at, (waited, polls))
@@ -185,14 +185,14 @@ def test_generations_that_nobody_looked_at_do_not_spoil_it(history, late):
     seen=st.integers(0, FEWEST - 1),
 )
 def test_a_sweep_now_and_then_is_no_habit(waits, polls, seen):
-    """Where nobody ever waits, a generation is not taken for one that takes an hour."""
+    """Generations that only collectors find late do not count as taking an hour."""
     history = [(waited, polls) for waited in waits]
     assert learn([(60.0, 12)] * seen + history, INTERVAL) is None
 
 
 @given(waited=st.floats(20, 300), count=st.integers(1, KEPT - 20))
 def test_most_done_at_the_first_look_is_not_taken_for_a_duration(waited, count):
-    """What was learned is dropped, or the first look would hide for ever how fast it has become."""
+    """Statistics are dropped if most end by the first poll, which hides a faster service."""
     before = [(2 * waited + INTERVAL * (7 * n % 20), 7 * n % 20 + 20) for n in range(20)]
     known = learn(before, INTERVAL)
     assert known is not None
@@ -203,7 +203,7 @@ def test_most_done_at_the_first_look_is_not_taken_for_a_duration(waited, count):
 
 @pytest.mark.parametrize(("mean", "cv"), LEAST)
 def test_what_it_learned_itself_comes_close_to_the_least_possible(mean, cv):
-    """Polls times lag within a quarter of it, and nearly the lag of the fixed interval."""
+    """Polls times lag is within a quarter of the optimum, and the lag is near the interval's."""
     draw = Random(f"{mean} {cv}")
     _, history = watch_all(lognormal(mean, cv, 150, draw), draw)
     seen, _ = watch_all(lognormal(mean, cv, 500, draw), draw, history)
@@ -216,7 +216,7 @@ def test_what_it_learned_itself_comes_close_to_the_least_possible(mean, cv):
 
 
 def test_the_first_look_does_not_drift():
-    """It stays where it is although it hides how early the earliest generations end."""
+    """The time of the first poll is stable although it hides how early generations end."""
     draw, looks = Random(4), []
     _, history = watch_all(lognormal(64, 0.25, 200, draw), draw)
     for _ in range(4):
@@ -228,7 +228,7 @@ def test_the_first_look_does_not_drift():
 @pytest.mark.parametrize(("mean", "cv"), [(64, 0.25), (256, 0.3)])
 @pytest.mark.parametrize("factor", [3.0, 1 / 3], ids=["slower", "faster"])
 def test_a_sudden_change_is_learned_within_twenty_generations(mean, cv, factor):
-    """Until then no lag exceeds the wait for the first look, and no polls are too many."""
+    """Until then no lag exceeds the wait for the first poll, and polls do not become too many."""
     draw = Random(f"{mean} {factor}")
     _, history = watch_all(lognormal(mean, cv, 200, draw), draw)
     changed = [factor * duration for duration in lognormal(mean, cv, 80, draw)]
@@ -245,7 +245,7 @@ def test_a_sudden_change_is_learned_within_twenty_generations(mean, cv, factor):
 
 
 def test_a_batch_is_spread_over_the_interval():
-    """A thousand started at once are not polled at once, neither first nor later."""
+    """A thousand generations that start at once are not polled at once."""
     draw = Random(5)
     _, history = watch_all(lognormal(64, 0.25, 200, draw), draw)
     habit = learn(history, INTERVAL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generation is waited for: politely, through every shape of reply, and never beyond its time."""
+"""Polling waits for a generation through every shape of reply, and never beyond its deadline."""
 
 import asyncio
 import time
@@ -68,7 +68,7 @@ async def submit(service, client, request) -> Submission:
 def test_every_reply_comes_to_an_end_an_error_or_more_waiting(
     reply, elapsed, missing_for, patience
 ):
-    """A success needs an output, a failure its word, and nothing waits beyond the deadline."""
+    """A success needs an output, a failure needs its word, and no wait passes the deadline."""
     result = verdict(reply, elapsed, missing_for, patience)
     if isinstance(result, Generation):
         assert result is reply
@@ -86,7 +86,7 @@ def test_every_reply_comes_to_an_end_an_error_or_more_waiting(
 
 @given(reply=generations, missing_for=seconds, patience=patiences)
 def test_patience_with_what_is_missing_ends_with_the_grace_time(reply, missing_for, patience):
-    """Unknown to the service, or finished without an output: both are waited out, then told."""
+    """An unknown id or a missing output is waited for during the grace time, then reported."""
     result = verdict(reply, 0.0, missing_for, patience)
     over = is_missing(reply) and missing_for >= patience.visibility_grace
     assert isinstance(result, GenerationNotVisible | InvalidOutput) == over
@@ -97,26 +97,26 @@ def test_patience_with_what_is_missing_ends_with_the_grace_time(reply, missing_f
 
 @given(interval=seconds, share=st.floats(0, 1))
 def test_jitter_only_ever_adds(interval, share):
-    """A batch does not march in step, and no interval is undercut."""
+    """Jitter spreads the polls of a batch and never shortens an interval."""
     assert interval <= spread(interval, share) <= interval * (1 + share) + 1e-6
 
 
 def test_jitter_differs_from_call_to_call():
-    """Else it would be none."""
+    """Jitter is different in every call."""
     assert len({spread(5.0) for _ in range(20)}) > 10
     assert max(spread(5.0) for _ in range(200)) <= 5.0 * (1 + JITTER)
 
 
 @given(reply=generations, route=st.sampled_from(Route))
 def test_both_routes_are_asked_in_turn_while_the_id_is_unknown(reply, route):
-    """One of them may know it before the other; the one that does is kept."""
+    """The route that knows the id first is used from then on."""
     following = next_route(reply, route)
     assert (following is not route) == (reply.status is Status.NOT_VISIBLE)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_every_shape_of_reply_leads_to_the_output(sandbox, client_of, request_, shape):
-    """From the submission to the address of the video, whichever shape is live."""
+    """A video's address is found from the submission on, in every shape of reply."""
     service = sandbox(shapes=(shape,), render_seconds=0.05)
     client = await client_of(service.url)
     submission = await submit(service, client, request_)
@@ -129,7 +129,7 @@ async def test_every_shape_of_reply_leads_to_the_output(sandbox, client_of, requ
 
 @pytest.mark.parametrize("polls", [1, 4])
 async def test_an_id_that_is_not_known_yet_is_waited_for(sandbox, client_of, request_, polls):
-    """On both routes in turn, and without a second submission."""
+    """Both routes are polled in turn, without a second submission."""
     service = sandbox(not_visible_polls=polls)
     client = await client_of(service.url)
     submission = await submit(service, client, request_)
@@ -141,7 +141,7 @@ async def test_an_id_that_is_not_known_yet_is_waited_for(sandbox, client_of, req
 
 
 async def test_an_unknown_word_is_waited_out(sandbox, client_of, request_):
-    """A new state upstream breaks nothing."""
+    """A new upstream state is treated as unfinished."""
     service = sandbox("task:unknown-status:times=3")
     client = await client_of(service.url)
     submission = await submit(service, client, request_)
@@ -151,7 +151,7 @@ async def test_an_unknown_word_is_waited_out(sandbox, client_of, request_):
 
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_a_failure_comes_with_its_code(sandbox, client_of, request_, shape):
-    """In every shape that carries one, and with the id in any case."""
+    """Every shape of reply gives the code of a failure, and the id in any case."""
     service = sandbox("create:failed:value=SAFETY.INPUT.TEXT", shapes=(shape,))
     client = await client_of(service.url)
     submission = await submit(service, client, request_)
@@ -164,7 +164,7 @@ async def test_a_failure_comes_with_its_code(sandbox, client_of, request_, shape
 
 @pytest.mark.parametrize("shape", ["bare", "wrapped", "nested"])
 async def test_a_cancellation_upstream_is_told_as_such(sandbox, client_of, request_, shape):
-    """Somebody stopped it; that is no failure."""
+    """A cancelled generation is not reported as failed."""
     service = sandbox("create:cancelled", shapes=(shape,))
     client = await client_of(service.url)
     submission = await submit(service, client, request_)
@@ -176,7 +176,7 @@ async def test_a_cancellation_upstream_is_told_as_such(sandbox, client_of, reque
 async def test_an_id_that_stays_unknown_is_given_up_after_the_grace_time(
     answers, client_of, submitted
 ):
-    """Not before, and still nothing is bought again."""
+    """The wait does not end before the grace time, and nothing is bought again."""
     script = answers(UNKNOWN)
     patience = Patience(interval=0.01, deadline=20, visibility_grace=0.1)
     with pytest.raises(GenerationNotVisible) as caught:
@@ -187,7 +187,7 @@ async def test_an_id_that_stays_unknown_is_given_up_after_the_grace_time(
 
 
 async def test_a_moment_of_not_knowing_is_forgotten(answers, client_of, submitted):
-    """The grace time counts without a break only: replicas lag now and then."""
+    """Only an uninterrupted grace time counts, because replicas lag now and then."""
     script = answers(*[UNKNOWN, RUNNING] * 10, DONE)
     patience = Patience(interval=0.01, deadline=20, visibility_grace=0.05)
     finished = await wait_until_finished(await client_of(script), submitted(), patience)
@@ -195,7 +195,7 @@ async def test_a_moment_of_not_knowing_is_forgotten(answers, client_of, submitte
 
 
 async def test_a_generation_keeps_its_deadline(sandbox, client_of, request_):
-    """Told with the state it was last seen in; it goes on upstream."""
+    """A timeout reports the state as last read; the generation continues upstream."""
     service = sandbox(render_seconds=60)
     client = await client_of(service.url)
     submission = await submit(service, client, request_)
@@ -206,7 +206,7 @@ async def test_a_generation_keeps_its_deadline(sandbox, client_of, request_):
 
 
 async def test_the_deadline_ends_a_poll_that_stays_silent(client_of, submitted):
-    """A connection that is held open cannot hold the run open."""
+    """A connection that stays open without an answer does not block the run."""
     asked = asyncio.Event()
 
     async def silence(reader, writer):
@@ -226,7 +226,7 @@ async def test_the_deadline_ends_a_poll_that_stays_silent(client_of, submitted):
 
 
 async def test_no_two_polls_come_closer_than_the_interval(answers, client_of, submitted):
-    """The service asks for it, and a user can set it."""
+    """The interval is the one that the service asks for and that a user can set."""
     script = answers(*[RUNNING] * 8, DONE)
     patience = Patience(interval=0.1, deadline=20, visibility_grace=1)
     submission = submitted()
@@ -234,11 +234,11 @@ async def test_no_two_polls_come_closer_than_the_interval(answers, client_of, su
     await wait_until_finished(await client_of(script), submission, patience)
     gaps = [after - before for before, after in zip([began, *script.times], script.times)]  # noqa: B905
     assert len(gaps) == 9
-    assert min(gaps) >= 0.09  # taken a moment after the poll was decided on
+    assert min(gaps) >= 0.09  # measured slightly after the decision to poll
 
 
 async def test_a_poll_after_the_deadline_still_keeps_the_interval(answers, client_of, submitted):
-    """The last look is not taken early, and one is taken even if the time is over."""
+    """The last poll respects the interval and is made even after the deadline."""
     script = answers(RUNNING, DONE)
     wait = Wait(started=time.monotonic() - 100, last_poll=time.monotonic())
     began = time.monotonic()
@@ -252,7 +252,7 @@ async def test_a_poll_after_the_deadline_still_keeps_the_interval(answers, clien
 async def test_a_finished_generation_is_fetched_although_its_deadline_is_over(
     sandbox, client_of, request_
 ):
-    """Whoever attaches it late gets what was paid for."""
+    """A generation that is attached after its deadline still gives what was paid for."""
     service = sandbox()
     client = await client_of(service.url)
     submission = await submit(service, client, request_)
@@ -264,7 +264,7 @@ async def test_a_finished_generation_is_fetched_although_its_deadline_is_over(
 
 
 async def test_a_wait_goes_on_where_it_broke(answers, client_of, submitted):
-    """A poll without an answer is an error that names the generation; the next call goes on."""
+    """A failed poll raises an error that names the generation, and the next call continues."""
     script = answers(RUNNING, (429, {}, {"retry-after": "2"}), httpx.ReadError("reset"), DONE)
     client, wait = await client_of(script), Wait()
     for retry_after in (2.0, None):
@@ -279,7 +279,7 @@ async def test_a_wait_goes_on_where_it_broke(answers, client_of, submitted):
 
 
 async def test_no_answer_at_the_deadline_is_a_timeout(answers, client_of, submitted):
-    """The wait is over, so it is not told as something to be tried again."""
+    """A timeout is not reported as an error that may be retried."""
     wait = Wait(started=time.monotonic() - 100)
     patience = Patience(interval=0.01, deadline=1, visibility_grace=1)
     with pytest.raises(GenerationTimeout) as caught:
@@ -297,7 +297,7 @@ async def test_no_answer_at_the_deadline_is_a_timeout(answers, client_of, submit
 async def test_what_more_polls_would_not_mend_ends_the_wait(
     answers, client_of, submitted, answer, error
 ):
-    """With the key and the id, so that it can be attached again."""
+    """The error names the key and the id, so that the generation can be attached again."""
     with pytest.raises(error) as caught:
         await wait_until_finished(await client_of(answers(answer)), submitted(), QUICK)
     assert (caught.value.key, caught.value.task_id) == ("sku-17", "task-1")
@@ -315,7 +315,7 @@ async def test_what_more_polls_would_not_mend_ends_the_wait(
 async def test_a_feed_that_does_not_serve_the_id_does_no_harm(
     answers, client_of, submitted, answer
 ):
-    """The second route is a fallback: only the first one decides."""
+    """The feed is only a fallback, and only the first route decides."""
 
     def reply(request: httpx.Request):
         return answer if request.url.path == FEED else next(of_task)
@@ -326,7 +326,7 @@ async def test_a_feed_that_does_not_serve_the_id_does_no_harm(
 
 
 async def test_a_feed_out_of_order_is_not_asked_again_and_again(answers, client_of, submitted):
-    """After an attempt of it that broke, the first route is asked."""
+    """After a failed poll of the feed, the first route is polled."""
 
     def reply(request: httpx.Request):
         return (500, b"oops") if request.url.path == FEED else next(of_task)
@@ -340,7 +340,7 @@ async def test_a_feed_out_of_order_is_not_asked_again_and_again(answers, client_
 
 
 async def test_each_reply_is_shown_with_the_one_before(answers, client_of, submitted):
-    """So that a watcher can tell what changed."""
+    """An observer gets each reply together with the previous one, so it sees what changed."""
     seen: list[tuple[Status, Status | None]] = []
 
     async def watch(reply: Generation, before: Generation | None) -> None:
@@ -356,7 +356,7 @@ async def test_each_reply_is_shown_with_the_one_before(answers, client_of, submi
 
 
 async def test_an_old_submission_is_asked_for_at_once(answers, client_of):
-    """Attaching does not wait for an interval that is over long ago."""
+    """Attaching to an old submission polls at once."""
     old = Submission(
         key="k", task_id="task-1", submitted_at=datetime.now(UTC) - timedelta(seconds=3600)
     )
@@ -367,7 +367,7 @@ async def test_an_old_submission_is_asked_for_at_once(answers, client_of):
 
 
 async def test_a_cancelled_wait_stops_at_once(answers, client_of, submitted):
-    """Cancelling a run is not taken for a timeout."""
+    """A cancelled run is not reported as a timeout."""
     waiting = asyncio.create_task(
         wait_until_finished(await client_of(answers(RUNNING)), submitted(), QUICK)
     )
@@ -379,7 +379,7 @@ async def test_a_cancelled_wait_stops_at_once(answers, client_of, submitted):
 
 
 def test_a_success_without_output_at_the_deadline_is_not_called_running():
-    """What is finished is paid: the message speaks of the missing output."""
+    """The message says that the output is missing, because a finished generation is paid."""
     reply = Generation(task_id="t", status=Status.SUCCEEDED)
     error = verdict(reply, elapsed=60, missing_for=5, patience=Patience(deadline=30))
     assert isinstance(error, InvalidOutput)

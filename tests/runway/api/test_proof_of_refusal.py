@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of docs/never-twice.md: replies that prove a refusal, and replies that prove nothing.
 
-Each row of the docs has its examples here, and each is sent through the client as it is.
+Each row of the docs has its examples here, and each example is sent through the client unchanged.
 """
 
 import re
@@ -28,7 +28,7 @@ FORBIDDEN = b"<!DOCTYPE html><title>403 Forbidden</title>"
 
 
 def table(heading: str) -> list[list[str]]:
-    """The rows of the table of the docs that begins with this column."""
+    """Return the rows of the table in the docs that begins with this column."""
     text = PAGE.read_text(encoding="utf-8").partition(f"| {heading} |")[2].partition("\n\n")[0]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
 
@@ -135,7 +135,7 @@ UNCERTAIN: dict[str, list[tuple[int, Any, dict[str, str]]]] = {
         (429, {**general(), "data": {"task_id": "3d957031"}}, {}),
         (503, {**general("model_not_found"), "task_id": 7}, {}),
     ],
-    "a broken connection": [],  # tests/runway/api/test_certainty.py has all of them
+    "a broken connection": [],  # all are in tests/runway/api/test_certainty.py
 }
 
 
@@ -147,7 +147,7 @@ async def outcome_of(client_of, answers, request_, reply) -> CometAPIError:
 
 
 def test_the_docs_name_every_rule_and_no_other():
-    """The table of what is certain has the statuses and the codes of the code."""
+    """The table of certain refusals has the same statuses and codes as the code."""
     rows = table("certain")
     assert [row[0] for row in rows] == [rule.name for rule in RULES] == list(CERTAIN)
     for row, rule in zip(rows, RULES, strict=True):
@@ -159,13 +159,13 @@ def test_the_docs_name_every_rule_and_no_other():
 
 
 def test_the_docs_name_every_kind_of_reply_that_proves_nothing():
-    """Each row of the table of what is uncertain has its examples, and there are no others."""
+    """Each row of the table of uncertain replies has its examples, and there are no others."""
     assert [row[0] for row in table("uncertain")] == list(UNCERTAIN)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 async def test_a_reply_that_a_rule_names_frees_the_key(client_of, answers, request_, rule):
-    """An own refusal under a status of its row is certain; it says that nothing was charged."""
+    """CometAPI's own refusal under a status of its row is certain: nothing was charged."""
     for status in sorted(rule.statuses):
         for body in CERTAIN[rule.name]:
             assert proof_of_refusal(status, body) is rule
@@ -176,7 +176,7 @@ async def test_a_reply_that_a_rule_names_frees_the_key(client_of, answers, reque
 
 @pytest.mark.parametrize("kind", UNCERTAIN)
 async def test_a_reply_that_no_rule_names_keeps_the_key(client_of, answers, request_, kind):
-    """It may follow an acceptance, so the money is open and nothing is sent again."""
+    """Such a reply may follow an acceptance, so nothing is sent again."""
     for reply in UNCERTAIN[kind]:
         error = await outcome_of(client_of, answers, request_, reply)
         assert isinstance(error, SubmissionUncertain), reply
@@ -188,7 +188,7 @@ OWN = [body for bodies in CERTAIN.values() for body in bodies]
 
 @given(status=st.integers(100, 999), body=st.sampled_from(OWN))
 def test_no_other_status_makes_an_own_error_certain(status, body):
-    """A rule holds under its statuses only, whatever the words are."""
+    """A rule applies only to its statuses, whatever the text is."""
     named = [rule for rule in RULES if status in rule.statuses and body in CERTAIN[rule.name]]
     rule = proof_of_refusal(status, body)
     assert rule in RULES if named else rule is None or status in rule.statuses
@@ -196,7 +196,7 @@ def test_no_other_status_makes_an_own_error_certain(status, body):
 
 @pytest.mark.parametrize("body", FOREIGN, ids=repr)
 def test_only_a_shape_of_cometapis_is_its_own(body):
-    """Other gateways write errors that look much alike."""
+    """Other gateways send errors that look similar."""
     assert own_error(body) is None
 
 
@@ -213,7 +213,7 @@ def test_only_a_shape_of_cometapis_is_its_own(body):
 async def test_a_wrong_base_url_is_named_as_a_likely_cause(
     client_of, answers, request_, reply, words
 ):
-    """What answered is described, and the setting that leads there is in the message."""
+    """The message describes the reply and names the base URL setting."""
     error = await outcome_of(client_of, answers, request_, reply)
     assert isinstance(error, SubmissionUncertain)
     assert "https://api.cometapi.com does not answer as CometAPI does" in str(error)
@@ -222,13 +222,13 @@ async def test_a_wrong_base_url_is_named_as_a_likely_cause(
 
 
 async def test_a_lost_receipt_is_not_blamed_on_the_base_url(client_of, answers, request_):
-    """A gateway's timeout is no sign of a wrong address."""
+    """A gateway timeout does not indicate a wrong base URL."""
     error = await outcome_of(client_of, answers, request_, (504, b"error code: 504", {}))
     assert "COMETAPI_BASE_URL" not in str(error)
 
 
 async def test_no_redirect_of_a_purchase_is_followed(client_of, answers, request_):
-    """It is sent once, to where the settings say."""
+    """A purchase is sent once, and only to the configured address."""
     script = answers((307, b"", {"location": "https://www.cometapi.com/"}))
     client = await client_of(script)
     with pytest.raises(SubmissionUncertain):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every shape of reply is read, and no reply can make a success out of nothing."""
+"""Every shape of reply is parsed, and no reply leads to an invented success."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def nested(depth: int, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", DOCUMENTED["tasks"])
 def test_every_documented_state_is_understood(name):
-    """Whichever of the documented shapes is live, its state, progress and outputs are read."""
+    """State, progress and outputs are read from each documented shape."""
     sample = DOCUMENTED["tasks"][name]
     generation = read_generation(sample["body"], read_task_id(sample["body"]) or "a")
     assert generation is not None
@@ -88,7 +88,7 @@ def test_every_documented_state_is_understood(name):
 
 @pytest.mark.parametrize("name", DOCUMENTED["tasks"])
 def test_a_reply_about_another_generation_says_nothing_about_this_one(name):
-    """Whatever gives one poll's answer to another: no video is stored under somebody else's key."""
+    """A reply for another generation is ignored, so no video is stored under the wrong key."""
     body = DOCUMENTED["tasks"][name]["body"]
     if read_task_id(body):
         assert read_generation(body, "another") is None
@@ -105,20 +105,20 @@ def test_a_reply_about_another_generation_says_nothing_about_this_one(name):
     ],
 )
 def test_one_of_the_ids_that_are_named_is_enough(body, asked):
-    """A gateway numbers its own rows, too, and some replies name no id at all."""
+    """A gateway has its own row ids, and some replies name no id at all."""
     assert read_generation(body, asked) is not None
 
 
 @pytest.mark.parametrize("word", ["failed", "FAILURE", "CANCELLED", "2"])
 def test_a_failure_of_nobody_is_no_answer(word):
-    """What answers in the service's place may fail; that must not end what is paid for."""
+    """A failure without an id may come from another server and does not end a paid generation."""
     assert read_generation({"status": word, "message": "upstream timeout"}, "a") is None
     assert read_generation({"id": "a", "status": word}, "a") is not None
 
 
 @pytest.mark.parametrize("name", DOCUMENTED["created"])
 def test_the_id_is_found_in_every_documented_reply_to_a_create_call(name):
-    """A generation that was paid for is never lost for the shape of its reply."""
+    """A paid generation is never lost because of the shape of its reply."""
     body, task_id = DOCUMENTED["created"][name]
     assert read_task_id(body) == task_id
 
@@ -127,7 +127,7 @@ def test_the_id_is_found_in_every_documented_reply_to_a_create_call(name):
 @example(body={"status": "1", "progress": 10**400})
 @example(body={"data": {"data": {"data": {"data": {"data": {"status": "SUCCESS"}}}}}})
 def test_no_reply_is_too_strange_to_be_read(body):
-    """Whatever JSON comes, the readers answer and do not fail."""
+    """The parsers accept any JSON without an exception."""
     generation = read_generation(body, "a")
     assert generation is None or generation.task_id == "a"
     assert says_not_visible(body) in {True, False}
@@ -137,7 +137,7 @@ def test_no_reply_is_too_strange_to_be_read(body):
 
 @pytest.mark.parametrize("name", ["url", "data", "error"])
 def test_a_reply_nested_beyond_reason_is_read(name):
-    """Python's limit of recursion is not the service's to reach."""
+    """A deeply nested reply does not exceed Python's recursion limit."""
     generation = read_generation(nested(5000, name), "a")
     assert generation is not None
     assert generation.outputs == ()
@@ -145,7 +145,7 @@ def test_a_reply_nested_beyond_reason_is_read(name):
 
 @given(body=JSON | REPLIES)
 def test_a_success_is_never_invented(body):
-    """Outputs come with a success only, are web addresses, and a success needs its word."""
+    """Outputs are web addresses of a success, and a success needs its word."""
     generation = read_generation(body, "a")
     if generation is None:
         return
@@ -159,7 +159,7 @@ def test_a_success_is_never_invented(body):
 
 @given(body=REPLIES)
 def test_progress_is_a_share_or_unknown(body):
-    """A progress bar never leaves its ends, whatever was sent."""
+    """Progress is between 0 and 1 or unknown, whatever was sent."""
     generation = read_generation(body, "a")
     assert generation is None or generation.progress is None or 0.0 <= generation.progress <= 1.0
 
@@ -186,7 +186,7 @@ def test_progress_is_a_share_or_unknown(body):
     ],
 )
 def test_progress_is_read_as_percent_and_as_a_fraction(sent, read):
-    """Both are documented; anything else counts as unknown."""
+    """Progress in percent and as a fraction is documented; anything else counts as unknown."""
     generation = read_generation({"status": "RUNNING", "progress": sent}, "a")
     assert generation is not None
     assert generation.progress == read
@@ -194,7 +194,7 @@ def test_progress_is_read_as_percent_and_as_a_fraction(sent, read):
 
 @pytest.mark.parametrize("word", SUCCESS_WORDS)
 def test_a_success_word_counts_in_any_case(word):
-    """Clients in the field met all of them."""
+    """A success is recognised in any letter case, since clients have met all of them."""
     body = {"status": word.upper(), "output": ["https://example.com/o.mp4"]}
     generation = read_generation(body, "a")
     assert generation is not None
@@ -204,7 +204,7 @@ def test_a_success_word_counts_in_any_case(word):
 
 @given(word=st.text(min_size=1, max_size=20))
 def test_an_unknown_word_means_keep_waiting(word):
-    """A new state upstream neither fails nor finishes a generation."""
+    """A new upstream state neither fails nor finishes a generation."""
     known = {*SUCCESS_WORDS, "failure", "failed", "fail", "rejected", "cancelled", "canceled", "2"}
     generation = read_generation({"status": word}, "a")
     if generation is not None and word.strip().lower() not in known:
@@ -226,7 +226,7 @@ def test_an_unknown_word_means_keep_waiting(word):
     ],
 )
 def test_layers_that_disagree_are_weighed(body, status):
-    """A failure anywhere is final; a success in any layer counts; a URL settles the digit 2."""
+    """A failure in any layer is final, a success in any layer counts, and a URL decides on 2."""
     generation = read_generation({"id": "a", **body}, "a")
     assert generation is not None
     assert generation.status is status
@@ -234,7 +234,7 @@ def test_layers_that_disagree_are_weighed(body, status):
 
 @pytest.mark.parametrize("body", [None, [], "x", 5, {}, {"status": ""}, {"status": 7}, {"id": "a"}])
 def test_a_reply_without_a_state_says_nothing(body):
-    """It is neither pending nor failed: it is no answer."""
+    """A reply without a state is neither pending nor failed; it is not an answer."""
     assert read_generation(body, "a") is None
 
 
@@ -249,7 +249,7 @@ def test_a_reply_without_a_state_says_nothing(body):
     ],
 )
 def test_outputs_are_found_in_every_form(output, urls):
-    """As a text, a list of texts or a list of objects; each address once."""
+    """Outputs are a string, a list of strings or a list of objects; each address is used once."""
     generation = read_generation({"status": "SUCCEEDED", "output": output}, "a")
     assert generation is not None
     expected = urls if urls is not None else ["https://h/1.mp4", "HTTPS://h/2.mp4"]
@@ -259,14 +259,14 @@ def test_outputs_are_found_in_every_form(output, urls):
 @pytest.mark.parametrize("name", ["output", "outputs", "result_url", "video_url"])
 @pytest.mark.parametrize("status", ["RUNNING", "SUCCEEDED", "FAILED"])
 def test_an_output_counts_when_the_generation_is_done(name, status):
-    """Under each of its names; an address in an unfinished or failed one is not handed out."""
+    """Outputs are read under each of their names, but only from a finished generation."""
     generation = read_generation({"id": "a", "status": status, name: "https://h/o.mp4"}, "a")
     assert generation is not None
     assert bool(generation.outputs) == (status == "SUCCEEDED")
 
 
 def test_runways_own_progress_goes_before_the_gateways():
-    """The gateway only knows steps: 10, 20, 30 and 100 percent."""
+    """The progress of the gateway has only steps: 10, 20, 30 and 100 percent."""
     body = {"data": {"status": "IN_PROGRESS", "progress": "30%", "data": {"progress": 0.8}}}
     generation = read_generation(body, "a")
     assert generation is not None
@@ -274,7 +274,7 @@ def test_runways_own_progress_goes_before_the_gateways():
 
 
 def test_a_picture_is_not_taken_for_the_video():
-    """Old feeds name a poster and a last frame beside the video."""
+    """Old feeds also contain a poster and a last frame, which are not the video."""
     body = {"status": "3", "poster": "https://h/p.jpg", "last_frame": "https://h/l.jpg"}
     generation = read_generation(body, "a")
     assert generation is not None
@@ -293,7 +293,7 @@ def test_a_picture_is_not_taken_for_the_video():
     ],
 )
 def test_the_reason_of_a_failure_is_found_wherever_it_stands(body, reason):
-    """In the service's words, without the tokens that they may hold."""
+    """The reason of a failure is in the service's words, without tokens."""
     generation = read_generation({"id": "a", **body}, "a")
     assert generation is not None
     if reason is None:
@@ -320,7 +320,7 @@ def test_the_reason_of_a_failure_is_found_wherever_it_stands(body, reason):
     ],
 )
 def test_errors_are_told_from_states(body, expected):
-    """An error inside a 200 is an error; a failed generation is a state."""
+    """An error inside a 200 is an error, and a failed generation is a state."""
     assert error_of(body) == expected
 
 
@@ -336,7 +336,7 @@ def test_errors_are_told_from_states(body, expected):
     ],
 )
 def test_an_unknown_id_is_recognised_in_every_form(body, expected):
-    """As a code, in a message, and as a state."""
+    """An unknown id is recognised by a code, a message or a state."""
     assert says_not_visible(body) is expected
 
 
@@ -344,5 +344,5 @@ def test_an_unknown_id_is_recognised_in_every_form(body, expected):
     "body", [{}, {"id": ""}, {"id": True}, {"id": 0}, {"data": " "}, {"task_id": None}, "x", None]
 )
 def test_no_id_is_made_up(body):
-    """A reply without an id is an uncertain submission, not a task."""
+    """A reply without an id makes the submission uncertain."""
     assert read_task_id(body) is None
