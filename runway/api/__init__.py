@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP client of CometAPI: calls, replies, errors, and when to poll."""
+"""HTTP client of CometAPI: calls, reply parsing, error mapping and polling."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Task ids that were bought elsewhere: checked with the service, and recorded under one key each.
+"""Adoption of task ids that were bought elsewhere, after a check with the service.
 
-An id that a person typed is not an answer of the service. It is checked before it is recorded,
-which is one free request. Where the service cannot be asked, the ledger says that nobody has
-confirmed the id, and it can be replaced until somebody does.
+A task id that a person typed is not an answer of the service. It is checked with one free request,
+and then recorded under one idempotency key. If the service cannot be asked, the ledger marks the id
+as unconfirmed, and another id can replace it until the service confirms it.
 """
 
 import asyncio
@@ -21,11 +21,12 @@ from .client import RunwayClient
 
 @dataclass(frozen=True)
 class Check:
-    """Answer of the service about a task id.
+    """Result of checking a task id with the service.
 
     Attributes:
-        known: Whether the service knows the id, or None where it could not be asked.
-        why: Why not, in words.
+        known: True if the service knows the id, False if it does not, None if it could not be
+            asked.
+        why: Reason for any result other than True, in words.
     """
 
     known: bool | None
@@ -35,13 +36,13 @@ class Check:
 async def check_task(
     client: RunwayClient, task_id: str, *, polls: int = 1, interval: float = 0.0
 ) -> Check:
-    """Ask the service for a task id, on the task route and the feed in turn; it costs nothing.
+    """Check a task id with the service, on the task route and the feed route in turn; free.
 
     Args:
-        client: Where to ask.
-        task_id: The id.
-        polls: Requests until the id counts as unknown. A fresh one may be unknown for a moment.
-        interval: Seconds between two of them.
+        client: Client to ask with.
+        task_id: Task id to check.
+        polls: Requests before the id counts as unknown. A new id may be unknown for a moment.
+        interval: Seconds between two requests.
     """
     why = "CometAPI does not know the generation"
     for number in range(polls):
@@ -53,7 +54,7 @@ async def check_task(
         except GenerationNotVisible as error:
             why = error.what
         except CometAPIError as error:
-            if not is_feed:  # the docs promise nothing of the feed
+            if not is_feed:  # the docs guarantee nothing about the feed
                 return Check(known=None, why=error.what)
         else:
             if reply.status is not Status.NOT_VISIBLE:
@@ -62,11 +63,11 @@ async def check_task(
 
 
 def require_known(task_id: str, check: Check) -> None:
-    """Refuse an id that the service does not know, or that only a typing mistake explains; pure.
+    """Reject an id that the service does not know or that looks like a typing mistake; pure.
 
     Raises:
-        UnknownTaskId: The service does not know it, or could not be asked and the id has not the
-            form of those that CometAPI gives.
+        UnknownTaskId: The service does not know the id, or it could not be asked and the id does
+            not have the form of CometAPI's ids.
     """
     if check.known is False:
         what = f"the id {task_id} is not recorded: {check.why}"
@@ -86,17 +87,18 @@ async def adopt(
     *,
     warn: Callable[[str], None] = lambda _text: None,
 ) -> Entry:
-    """Record a task id that was bought elsewhere under a key, and return the entry.
+    """Record a task id that was bought elsewhere under an idempotency key, and return the entry.
 
     Args:
-        ledger: Where it is recorded.
-        intent: The key, and what is known of the request.
-        task_id: The id.
-        ask: Asks the service for the id; not called where the entry has the id already.
-        warn: Called with a warning where the id is recorded unchecked.
+        ledger: Ledger to record the id in.
+        intent: Idempotency key, and the known parts of the request.
+        task_id: Task id to adopt.
+        ask: Checks the id with the service. It is not called if the entry already has this id and
+            the service has confirmed it.
+        warn: Called with a warning if the id is recorded unconfirmed.
 
     Raises:
-        KeyConflict: The key has another id, or the id belongs to another key.
+        KeyConflict: The idempotency key has another task id, or the id belongs to another key.
         UnknownTaskId: The service does not know the id.
         LedgerUnavailable: The ledger cannot be used.
     """
@@ -121,12 +123,12 @@ async def adopt(
             f"the id {task_id} is recorded unchecked: {check.why}. The first poll that knows it "
             "confirms it; until then prefect-cometapi ledger adopt can replace it"
         )
-    if other:  # one purchase counts once, and one collector delivers it
+    if other:  # count the purchase once, and let one collector deliver it
         left = State.ABANDONED if other.state in UNFINISHED else other.state
         await ledger.change(other.key, left, seen=other, charges=0)
     return adopted
 
 
 def _is_only_an_id(entry: Entry) -> bool:
-    """Return True for an entry that is only an id, finished without key and request; pure."""
+    """Return True for an entry that was adopted by its id alone, without key and request; pure."""
     return entry.fingerprint is None and entry.key == key_of_id(entry.task_id or "")

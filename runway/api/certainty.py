@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proof that a paid call was not accepted.
+"""Proof that a create call was not accepted.
 
-A create call costs money, so its key may be freed only by a reply that proves the refusal. The
-proof needs two things: the JSON in which CometAPI itself writes errors, and a status under which
-it refuses before it submits. A proxy, a firewall, a cache or a content network on the way may
-answer with any page or any other JSON after the service took the call.
+A create call costs money. Its idempotency key becomes free again only if a reply proves the
+refusal. The proof needs two things: an error in CometAPI's own JSON format, and a status under
+which CometAPI refuses before it submits. A proxy, a firewall, a cache or a CDN on the way may
+answer with any page or any other JSON after the service accepted the call.
 
-``RULES`` is the whole list. The page docs/never-twice.md shows it as a table, one row a rule.
+``RULES`` is the complete list. The page docs/never-twice.md shows it as a table with one row per
+rule.
 
-CometAPI writes errors in two shapes (its docs, "Error codes and retry strategy", and replies seen
-live): the general one, ``{"error": {"message": …, "type": "comet_api_error", "code": …}}``, and
-the flat one of its task routes, ``{"code": "slug", "message": …, "data": null}``. Codes beyond the
-documented ones are those of the gateway family that it belongs to. That gateway passes on the
-answer of the provider behind it under ``fail_to_fetch_task``, and has codes of its own for a
-submission whose answer it lost.
+CometAPI writes errors in two shapes (its docs, "Error codes and retry strategy", and replies
+observed live). The general one is
+``{"error": {"message": …, "type": "comet_api_error", "code": …}}``. The flat one, of its task
+routes, is ``{"code": "slug", "message": …, "data": null}``. Codes beyond the documented ones are
+those of the gateway family that CometAPI belongs to. That gateway relays the answer of the provider
+behind it under ``fail_to_fetch_task``, and has its own codes for a submission whose answer it lost.
 """
 
 import re
@@ -30,8 +31,8 @@ _NO_ROUTE = "invalid url ("
 _NO_CHANNEL = "no available channel"
 
 REFUSING_STATUSES = frozenset({400, 401, 402, 403, 404, 405, 413, 415, 422, 429})
-"""Under which CometAPI refuses before it submits. 408, 409, 423, 424 and 425 are not among them:
-they are also answers to a request whose first copy was accepted."""
+"""Statuses under which CometAPI refuses before it submits. 408, 409, 423, 424 and 425 are excluded:
+they may also answer a request whose first copy was accepted."""
 
 RELAYED_CODES = frozenset({"fail_to_fetch_task", "bad_response_status_code"})
 RELAYED_STATUSES = frozenset({400, 413, 422, 429})
@@ -60,11 +61,12 @@ FAILED_BEFORE_SENDING_CODES = frozenset(
         "pre_consume_quota_failed",
     }
 )
-"""Codes that CometAPI gives under 500 before it submits: a missing field, an unreadable balance."""
+"""Codes that CometAPI returns with status 500 before it submits: a missing field, an unreadable
+balance."""
 
 
 class Shape(Enum):
-    """A JSON shape in which CometAPI answers with an error."""
+    """JSON shape of an error in a reply of CometAPI."""
 
     GENERAL = auto()
     FLAT = auto()
@@ -73,7 +75,7 @@ class Shape(Enum):
 
 @dataclass(frozen=True)
 class OwnError:
-    """An error in a shape of CometAPI's: its code and its words, both in lower case."""
+    """Error in one of CometAPI's shapes: its code and its message, both in lower case."""
 
     shape: Shape
     code: str
@@ -82,12 +84,12 @@ class OwnError:
 
 @dataclass(frozen=True)
 class Rule:
-    """One kind of reply that proves a refusal.
+    """Kind of reply that proves a refusal.
 
     Attributes:
-        name: The kind in a few words, as the table in the docs has it.
-        statuses: HTTP statuses under which it is a proof.
-        proves: Whether an error of CometAPI's is of this kind.
+        name: Short description, as in the table of the docs.
+        statuses: HTTP statuses under which the reply is a proof.
+        proves: Returns True for an error of CometAPI that is of this kind.
     """
 
     name: str
@@ -135,7 +137,7 @@ RULES = (
 
 
 def own_error(body: Any) -> OwnError | None:
-    """Return the error in a reply's JSON, or None where it is not in a shape of CometAPI's."""
+    """Return the error in a reply's JSON, or None if it has none of CometAPI's error shapes."""
     if not isinstance(body, dict) or error_of(body) is None:
         return None
     fields = cast("dict[str, Any]", body)
@@ -167,7 +169,7 @@ def _flat(fields: Mapping[str, Any]) -> OwnError | None:
 
 
 def _runways(fields: Mapping[str, Any]) -> OwnError | None:
-    """Read Runway's refusal of a body: a sentence, and a list of what is wrong in which field."""
+    """Parse Runway's refusal of a body: a sentence, and a list of problems with their fields."""
     error, issues = fields.get("error"), fields["issues"]
     if not isinstance(error, str) or not isinstance(issues, list) or not issues:
         return None
@@ -181,11 +183,11 @@ def proof_of_refusal(http_status: int, body: Any) -> Rule | None:
     """Return the rule by which a reply to a create call proves that nothing was bought; pure.
 
     Args:
-        http_status: Status of the reply.
-        body: The JSON in it, or None.
+        http_status: HTTP status of the reply.
+        body: JSON of the reply, or None.
 
     Returns:
-        The rule, or None where the call may have been accepted.
+        The rule, or None if the call may have been accepted.
     """
     error = own_error(body)
     if error is None or error.code in AFTER_SENDING_CODES or read_task_id(body) is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire: three calls to CometAPI, each answered by a value or by one typed error."""
+"""Client for CometAPI's Runway routes; each call returns a value or raises one typed error."""
 
 import asyncio
 import json
@@ -41,19 +41,20 @@ from .error_mapping import (
 from .reply_parser import read_generation, read_task_id
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
-"""A reply holds an id or a state; a larger one is not read to its end."""
+"""Maximum bytes of a reply. It holds an id or a state; a larger one is not read to its end."""
 
 TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=30.0)
-"""Seconds without a sign of life. A create call that is not answered by then ends uncertain."""
+"""Timeouts in seconds without network activity. A create call without an answer by then is
+uncertain."""
 
 TOTAL_TIMEOUT = 120.0
-"""Seconds for one call as a whole, so that a reply that drips does not hold it for ever."""
+"""Timeout of one whole call in seconds, so that a slowly dripping reply cannot hold it forever."""
 
 CALLS_AT_ONCE = 32
-"""Calls that cost nothing, each over a connection of its own."""
+"""Maximum number of concurrent free calls, each on its own connection."""
 
 UNKNOWN_TASK_ID = "00000000-0000-4000-8000-000000000000"
-"""An id that no generation has."""
+"""Task id that no generation has."""
 
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
@@ -62,7 +63,7 @@ _FAILURES = (
     httpx.InvalidURL,
     httpx.StreamError,
     TimeoutError,
-    ValueError,  # httpx reads a Location that it does not follow, and may stumble over it
+    ValueError,  # httpx parses a Location even if it does not follow it, and may fail on it
 )
 
 _FOR_NOW = {Meaning.BUSY, Meaning.UNREACHABLE, Meaning.UNKNOWN_OUTCOME}
@@ -78,21 +79,22 @@ _ERRORS: dict[Meaning, type[CometAPIError]] = {
 
 
 SHORTEST_SECRET = 12
-"""Characters; a shorter key (of the sandbox) is no secret, and may be part of any word."""
+"""Minimum length in characters of an API key that is redacted. A shorter one (of the sandbox) is
+not secret, and may be part of any word."""
 
 
 class RunwayClient:
-    """Calls CometAPI's Runway routes; use it as an async context manager.
+    """Client for CometAPI's Runway routes; use it as an async context manager.
 
     Args:
-        key: API key of CometAPI. It is sent to ``base_url`` and to nothing else.
-        base_url: Root of the service.
+        key: API key of CometAPI. The client sends it to ``base_url`` only.
+        base_url: Root URL of the service.
         runway_version: Value of the header X-Runway-Version. CometAPI's docs require it on some
-            calls and allow it on all, so it goes with every call.
-        transport: What httpx sends through; tests and proxies plug in here.
+            calls and allow it on all, so every call sends it.
+        transport: httpx transport to send through, for tests and proxies.
 
     Raises:
-        AuthenticationError: The key is empty or cannot be one.
+        AuthenticationError: The API key is empty or not valid.
         UnexpectedResponse: The base URL is not a valid URL.
     """
 
@@ -115,21 +117,21 @@ class RunwayClient:
                 "Authorization": f"Bearer {text}",
                 "X-Runway-Version": runway_version.strip(),
                 "Accept": "application/json",
-                "Accept-Encoding": "identity",  # what is unpacked may be any size
+                "Accept-Encoding": "identity",  # a compressed reply could expand to any size
                 "User-Agent": "prefect-cometapi",
             },
             "timeout": TIMEOUT,
             "transport": transport,
             "verify": tls_context(),
-            # without TLS a proxy would read the key, and this machine is reached without one
+            # Without TLS a proxy could read the API key, and this machine needs no proxy.
             "trust_env": not base_url.lower().startswith("http:"),
             "follow_redirects": False,
         }
         self._connections = Connections(
             lambda: httpx.AsyncClient(**options, limits=SINGLE), CALLS_AT_ONCE
         )
-        # A paid call has a connection of its own: what an earlier reply left in a kept one would
-        # be read as the answer to it.
+        # A paid call uses a new connection: bytes that an earlier reply left in a kept connection
+        # would be read as its answer.
         try:
             self._http_once = httpx.AsyncClient(
                 **options, limits=httpx.Limits(max_keepalive_connections=0)
@@ -156,25 +158,26 @@ class RunwayClient:
         *,
         before_sending: Callable[[], None] = lambda: None,
     ) -> str:
-        """Buy a generation, with one POST, and return its task id.
+        """Buy a generation with one POST, and return its task id.
 
         Args:
-            request: What is wanted.
-            before_sending: Called as soon as a connection stands (to a proxy, then through it),
-                right before anything is sent over it; the request is not sent if it raises.
+            request: Generation to buy.
+            before_sending: Called once the connection is established (through the proxy, if there
+                is one), right before anything is sent over it. If it raises, the request is not
+                sent.
 
         Raises:
             InvalidRequest: The service refuses the request.
-            AuthenticationError: The key is missing, wrong or not permitted.
+            AuthenticationError: The API key is missing, wrong or not permitted.
             QuotaExceeded: The account has no balance.
-            ServiceUnavailable: It was certainly not accepted and may be sent again.
-            UnexpectedResponse: CometAPI knows no such route, so the base URL is wrong.
-            SubmissionUncertain: It was perhaps accepted; it must not be sent again.
+            ServiceUnavailable: The request was certainly not accepted and may be sent again.
+            UnexpectedResponse: CometAPI has no such route, so the base URL is wrong.
+            SubmissionUncertain: The request may have been accepted and must not be sent again.
         """
         path = f"/runwayml/v1/{request.route}"
         outcome = await self._send("POST", path, request.to_wire(), before_paying=before_sending)
         if isinstance(outcome, Refusal):
-            refused = outcome.meaning is Meaning.NOT_VISIBLE  # as of a source task
+            refused = outcome.meaning is Meaning.NOT_VISIBLE  # an unknown source task, for example
             raise self._error(outcome, otherwise=InvalidRequest if refused else SubmissionUncertain)
         task_id = read_task_id(outcome.body)
         if not task_id or not is_task_id(task_id):
@@ -186,28 +189,30 @@ class RunwayClient:
         return task_id
 
     async def get(self, task_id: str) -> Generation:
-        """The state of a generation (CometAPI docs, Get a Runway task).
+        """Return the state of a generation (CometAPI docs, Get a Runway task).
 
-        An id that the service does not know (yet) is a state too, ``Status.NOT_VISIBLE``.
+        An id that the service does not know (yet) has a state too, ``Status.NOT_VISIBLE``.
 
         Raises:
-            AuthenticationError: The key is missing, wrong or not permitted.
+            AuthenticationError: The API key is missing, wrong or not permitted.
             UnexpectedResponse: The base URL does not lead to CometAPI.
-            GenerationNotVisible: The service refuses to tell the state.
-            ServiceUnavailable: No answer for now; asking again is free.
+            GenerationNotVisible: The service refuses to return the state.
+            ServiceUnavailable: There is no answer at the moment; another request is free.
         """
         outcome = await self._send("GET", f"/runwayml/v1/tasks/{quote(task_id, safe='')}")
         return self._state(task_id, outcome)
 
     async def check_key(self) -> None:
-        """Have the service say in its own words that it does not know a generation; this is free.
+        """Check the API key with a free request for a generation that does not exist.
 
-        It says so only to a key that it accepts.
+        CometAPI reports in its own words that it does not know the id only to an API key that it
+        accepts.
 
         Raises:
-            AuthenticationError: The key is missing, wrong or not permitted.
-            UnexpectedResponse: What answers is not CometAPI.
-            ServiceUnavailable: No answer for now, or one that says nothing about the key.
+            AuthenticationError: The API key is missing, wrong or not permitted.
+            UnexpectedResponse: The answer is not from CometAPI.
+            ServiceUnavailable: There is no answer at the moment, or it says nothing about the API
+                key.
         """
         outcome = await self._send("GET", f"/runwayml/v1/tasks/{UNKNOWN_TASK_ID}")
         if isinstance(outcome, Refusal):
@@ -220,9 +225,10 @@ class RunwayClient:
         raise self._error(foreign, otherwise=UnexpectedResponse)
 
     async def feed(self, task_id: str) -> Generation:
-        """The state of a generation from the compatibility route (CometAPI docs, Get task feed).
+        """Return the state of a generation from the compatibility route.
 
-        It may answer where ``get`` does not, and raises what ``get`` raises.
+        The route is documented by CometAPI as "Get task feed". It may answer when ``get`` does not,
+        and raises the same errors as ``get``.
         """
         outcome = await self._send("POST", "/runway/feed", {"task_id": task_id})
         return self._state(task_id, outcome)
@@ -232,7 +238,7 @@ class RunwayClient:
             if outcome.meaning is Meaning.NOT_VISIBLE:
                 return Generation(task_id=task_id, status=Status.NOT_VISIBLE, word=outcome.code)
             if outcome.meaning in {Meaning.INVALID, Meaning.NO_BALANCE}:
-                raise GenerationNotVisible(  # it is bought, so it is no InvalidRequest
+                raise GenerationNotVisible(  # already bought, so not an InvalidRequest
                     f"CometAPI does not tell the generation's state: {outcome.message}",
                     code=outcome.code,
                     http_status=outcome.http_status,
@@ -254,7 +260,7 @@ class RunwayClient:
         *,
         before_paying: Callable[[], None] | None = None,
     ) -> Reply | Refusal:
-        # a paid call is claimed already, so it waits for no turn
+        # A paid call already has its claim, so it does not wait for a free connection.
         paid, extensions = before_paying is not None, _trace(before_paying)
         client = nullcontext(self._http_once) if paid else self._connections.one()
         try:
@@ -282,7 +288,7 @@ class RunwayClient:
 
 
 def _trace(before_sending: Callable[[], None] | None) -> dict[str, Any] | None:
-    """What httpx is to call as it sends a request."""
+    """Return httpx extensions that call a function right before a request is sent."""
     if before_sending is None:
         return None
 
@@ -310,13 +316,13 @@ _FOREIGN = (
 
 
 async def _read(response: httpx.Response, key: str) -> Reply:
-    if response.is_stream_consumed:  # by a transport that a user plugged in
+    if response.is_stream_consumed:  # by a custom transport
         content = bytearray(response.content)
     else:
         content = _unpacked(await _received(response), response.headers.get("content-encoding", ""))
-    is_page = _is_page(response, bytes(content[:400]))  # before the key is hidden, which adds a "<"
+    is_page = _is_page(response, bytes(content[:400]))  # before redaction, which adds a "<"
     is_secret = len(key) >= SHORTEST_SECRET
-    if is_secret:  # some services repeat it in their refusal
+    if is_secret:  # some services repeat the API key in their errors
         content = content.replace(key.encode(), b"<hidden key>")
     excerpt = _excerpt(response, bytes(content[:400]))
     try:
@@ -343,10 +349,12 @@ async def _received(response: httpx.Response) -> bytearray:
 
 
 def _unpacked(content: bytearray, encoding: str) -> bytearray:
-    """What a body is that came packed though that was not asked for; never more than is read.
+    """Decompress a body that came compressed although the request accepts no encoding.
+
+    The result is at most one byte longer than ``MAX_REPLY_BYTES``.
 
     Raises:
-        httpx.DecodingError: It cannot be told, so it is no answer.
+        httpx.DecodingError: The body cannot be decompressed, so it is not an answer.
     """
     encoding = encoding.strip().lower()
     if encoding in {"", "identity"}:
@@ -361,13 +369,13 @@ def _unpacked(content: bytearray, encoding: str) -> bytearray:
 
 
 def _is_page(response: httpx.Response, content: bytes) -> bool:
-    """Whether a person's browser was meant; any other success may be a garbled receipt."""
+    """Return True for a page meant for a browser; any other success may be a garbled receipt."""
     labelled = "html" in response.headers.get("content-type", "").lower()
     return labelled and content.lstrip().startswith(b"<")
 
 
 def _excerpt(response: httpx.Response, content: bytes) -> str:
-    """What a person needs to recognise a reply that is not the service's JSON."""
+    """Describe a reply that is not the service's JSON, so that a person can recognise it."""
     if location := response.headers.get("location"):
         return f"it redirects to {scrub(location, limit=120)}"
     content_type = response.headers.get("content-type", "no content type").partition(";")[0]

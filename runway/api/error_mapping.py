@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reply or a broken connection means, and whether the call may be made again.
+"""Mapping of replies and transport errors to failures, and to whether a call may be repeated.
 
-Asking for a generation's state is free, so there an unknown outcome only means "later". A create
-call costs money and CometAPI knows no idempotency key, so the question is never "did it fail?" but
-"is it certain that it was not accepted?". Certain are a connection that never came about and a
-refusal that is proved (`certainty.py`). Everything else (a timeout while waiting, a reset, a
-proxy's page under whatever status, a redirect, a success without an id, a reply that names a
-generation beside its refusal) may hide an accepted job: its outcome is unknown, and it is never
-sent again.
+A request for a generation's state is free, so an unknown outcome only means "later". A create call
+costs money and CometAPI has no idempotency keys, so the question is never "did it fail?" but "is it
+certain that it was not accepted?". Two cases are certain: the connection was never established, or
+the reply proves the refusal (`certainty.py`). Everything else may hide an accepted generation: a
+timeout while waiting, a reset, a proxy's page under any status, a redirect, a success without an
+id, a refusal that also names a generation. Its outcome is unknown, and the call is never sent
+again.
 
-The table of statuses is CometAPI's ("Error codes and retry strategy"), corrected where its
-gateway is known to answer otherwise: a missing field as 500 ``invalid_request``, a model without a
+The table of statuses is CometAPI's ("Error codes and retry strategy"), corrected where its gateway
+is known to answer differently: a missing field as 500 ``invalid_request``, a model without a
 channel as 503 ``model_not_found``, an empty balance as 403 ``quota_not_enough``.
 """
 
@@ -29,11 +29,12 @@ from .certainty import own_error, proof_of_refusal
 from .reply_parser import error_of, says_not_visible
 
 MAX_RETRY_AFTER = 600.0
-"""Seconds. A longer Retry-After is cut, since a mistaken one must not stop a pipeline."""
+"""Maximum Retry-After in seconds. A longer one is capped, since a mistake in it must not stop a
+pipeline."""
 
 
 class Meaning(Enum):
-    """What a refusal comes to."""
+    """Kind of failure that a call can end with."""
 
     BUSY = auto()
     UNREACHABLE = auto()
@@ -47,16 +48,16 @@ class Meaning(Enum):
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a call did not bring what it was made for.
+    """Failure of a call.
 
     Attributes:
-        meaning: What it results in.
-        message: The words for it, safe to show.
-        code: The service's own word for it, or an empty text.
-        http_status: Status of the reply, where there was one.
-        retry_after: Seconds to wait before another attempt, where the reply named them.
-        is_own: Whether CometAPI itself said so, in a shape in which it writes errors.
-        is_foreign: Whether something else seems to answer: another server, or a proxy on the way.
+        meaning: Kind of failure.
+        message: Description, safe to show.
+        code: Error code from the service, or an empty text.
+        http_status: HTTP status of the reply, or None if there was no reply.
+        retry_after: Seconds to wait before another attempt, if the reply names them.
+        is_own: True if the error comes from CometAPI itself, in one of its error shapes.
+        is_foreign: True if something else seems to answer: another server, or a proxy on the way.
     """
 
     meaning: Meaning
@@ -70,15 +71,15 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply as far as decisions need it.
+    """Parts of an HTTP reply that decisions need.
 
     Attributes:
-        http_status: Its status.
-        headers: Their names in lower case.
-        body: The JSON in it, or None.
-        is_json: Whether it is a JSON object.
-        excerpt: What a person needs to recognise it.
-        is_page: Whether it is a web page, by its label and by how it begins.
+        http_status: HTTP status.
+        headers: Headers, with their names in lower case.
+        body: Parsed JSON, or None.
+        is_json: True if the body is a JSON object.
+        excerpt: Short description by which a person recognises the reply.
+        is_page: True for a web page, by its content type and its first characters.
     """
 
     http_status: int
@@ -126,17 +127,17 @@ _BY_STATUS = {
 
 
 def refusal_of_exception(error: Exception) -> Refusal:
-    """What a transport failure means; pure."""
+    """Return the failure that a transport error results in; pure."""
     meaning = Meaning.UNREACHABLE if isinstance(error, _NEVER_SENT) else Meaning.UNKNOWN_OUTCOME
     return Refusal(meaning, f"{type(error).__name__}: {scrub(str(error)) or 'no detail'}")
 
 
 def refusal_of_reply(reply: Reply, now: datetime | None = None) -> Refusal | None:
-    """What a reply refuses, or None where it is a JSON success; pure.
+    """Return the failure in a reply, or None if it is a JSON success; pure.
 
     Args:
-        reply: The reply.
-        now: The time against which a Retry-After date counts; the present one by default.
+        reply: Reply to read.
+        now: Time against which a Retry-After date counts; the current time by default.
     """
     status = reply.http_status
     code, message = error_of(reply.body) or ("", "")
@@ -159,13 +160,13 @@ def refusal_of_reply(reply: Reply, now: datetime | None = None) -> Refusal | Non
 
 
 def refusal_of_purchase(reply: Reply, now: datetime | None = None) -> Refusal | None:
-    """Return what a reply to a create call refuses, or None where it is a JSON success; pure.
+    """Return the failure in a reply to a create call, or None if it is a JSON success; pure.
 
-    A refusal that is not proved has an unknown outcome, whatever its status and its words.
+    A refusal without a proof has an unknown outcome, whatever its status and its message.
 
     Args:
-        reply: The reply.
-        now: The time against which a Retry-After date counts; the present one by default.
+        reply: Reply to read.
+        now: Time against which a Retry-After date counts; the current time by default.
     """
     refusal = refusal_of_reply(reply, now)
     if refusal is None or proof_of_refusal(reply.http_status, reply.body):
@@ -195,7 +196,7 @@ def _meaning(reply: Reply, code: str, message: str) -> Meaning:
 
 
 def read_retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds that a Retry-After header asks for, as a number or a date, within bounds; pure."""
+    """Return the seconds of a Retry-After header, a number or a date, within bounds; pure."""
     if not value:
         return None
     try:

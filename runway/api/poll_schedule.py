@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to look at a generation, learned from how long earlier ones of its kind took.
+"""Poll schedule, learned from the durations of earlier generations of the same kind.
 
-The service asks for at least five seconds between two polls of one generation. Within that, one
-rule decides: a look is due once the lag that has likely built up since the last one is worth a
-request. That is the best there is, for it makes the polls as dense as the square root of the
-hazard; docs/polling.md derives it, and has the figures. Without earlier generations the schedule
-is a fixed interval, and with them it never polls more often than that.
+The service asks for at least five seconds between two polls of one generation. Above that minimum,
+one rule decides: a poll is due once the lag that has probably built up since the last one is worth
+a request. This is optimal, because it makes the polls as dense as the square root of the hazard;
+docs/polling.md derives it and has the figures. Without earlier generations the schedule is a fixed
+interval, and with them it never polls more often than that.
 
-Everything is pure: a random number is an argument, and a deadline is the caller's to keep. All
-times are in seconds.
+All functions are pure: a random number is an argument, and the caller enforces deadlines. All times
+are in seconds.
 """
 
 import math
@@ -20,47 +20,50 @@ from statistics import median
 from typing import NamedTuple
 
 KEPT = 200
-"""How many of the newest generations of a kind are looked at."""
+"""Maximum number of the newest generations of a kind that are used."""
 
 FEWEST = 10
-"""Generations that must have been watched to their end before anything is concluded from them."""
+"""Minimum number of generations that were observed to their end before anything is concluded from
+them."""
 
 JITTER = 0.1
-"""Share of a delay that is added at random, never taken away."""
+"""Maximum share of a delay that is added at random. Nothing is ever subtracted."""
 
 WORTH = 0.025
-"""Expected lag that a look is worth, as a share of the interval: an eighth of a second at 5 s."""
+"""Expected lag that is worth a poll, as a share of the interval: 0.125 s at an interval of 5 s."""
 
 SPARSEST = 1.5
-"""Intervals between two looks at most; it bounds the lag after the first look."""
+"""Maximum number of intervals between two polls. It bounds the lag after the first poll."""
 
 LATEST = 0.85
-"""The first look comes before this share of the typical duration, however sure the rest is.
+"""Share of the typical duration before which the first poll is due, however certain the rest is.
 
-Else nothing would be known any more of the time before it, and a slow sweep that looks once an
-hour could not be told from a service that takes an hour.
+Otherwise nothing would be learned about the time before the first poll, and a slow collector that
+polls once an hour could not be told apart from a service that takes an hour.
 """
 
 UNSEEN = 0.95
-"""A generation that may have been out of sight for more than this share tells no duration.
+"""Maximum share of its age for which a generation may go unobserved and still teach a duration.
 
-Above ``LATEST``, so that what this schedule does is never taken for somebody not looking.
+It is above ``LATEST``, so that the gap before this schedule's own first poll never counts as a
+generation that nobody polled.
 """
 
 CHANGED = 2.0
-"""Generations whose typical duration differs by this factor are not of the same time."""
+"""Factor between two typical durations above which the service counts as changed."""
 
 LONGEST = 86_400.0
-"""Seconds. Nothing renders for longer than a day; whoever looked then was late."""
+"""Maximum duration in seconds. No generation renders for longer than a day; a longer one was polled
+late."""
 
 
 @dataclass(frozen=True)
 class Habit:
-    """What earlier generations of a kind teach.
+    """Duration statistics of one kind of generation.
 
     Attributes:
-        durations: How long one may take in seconds, ascending, each as likely as the next.
-        typical: How long half of them took at most, in seconds.
+        durations: Possible durations in seconds, ascending, each equally likely.
+        typical: Median duration in seconds.
     """
 
     durations: tuple[float, ...] = field(repr=False)
@@ -68,7 +71,7 @@ class Habit:
 
 
 class _Ended(NamedTuple):
-    """An earlier generation: its age when its end was seen, and the longest it was out of sight."""
+    """Earlier generation: its age when its end was seen, its longest unobserved time, its polls."""
 
     waited: float
     unseen: float
@@ -79,13 +82,13 @@ class _Ended(NamedTuple):
 
 
 def learn(history: Sequence[tuple[float, int]], interval: float) -> Habit | None:
-    """What to expect of the next generation of a kind, or None if too little is known; pure.
+    """Return the duration statistics of a kind of generation, or None if too little is known; pure.
 
     Args:
-        history: Seconds until the end was seen, and the polls it took, of earlier generations of
-            the same kind; the newest submission first. Not the newest end first: at the end of a
-            batch those are its slowest.
-        interval: Least seconds between two polls of one generation.
+        history: Seconds until the end was seen, and number of polls, of earlier generations of the
+            same kind, newest submission first. The newest end must not come first: at the end of a
+            batch, those are its slowest generations.
+        interval: Minimum seconds between two polls of one generation.
     """
     ended = [
         _Ended(waited, max(0.0, waited - (polls - 1) * interval), polls)
@@ -101,25 +104,26 @@ def learn(history: Sequence[tuple[float, int]], interval: float) -> Habit | None
     telling = [
         one
         for one in ended[: watched[-1] + 1]
-        if one.watched() or one.waited <= typical  # a later first look tells nothing
+        if one.watched() or one.waited <= typical  # a late first poll teaches nothing
     ]
     if 2 * sum(one.polls == 1 for one in telling[:FEWEST]) >= FEWEST:
-        return None  # most are done before the first look, so their duration is anybody's guess
+        return None  # too many end before the first poll, so their durations are unknown
     width = _width(ages, typical)
     likely = (_duration(one, interval, width) for one in telling)
     return Habit(durations=_blurred(likely, len(telling), width), typical=typical)
 
 
 def first_delay(age: float, interval: float, habit: Habit | None, chance: float = 0.0) -> float:
-    """Seconds until the first poll of a generation of this age; pure.
+    """Return the seconds until the first poll of a generation of this age; pure.
 
     Args:
         age: Seconds since the submission.
-        interval: Least seconds between two polls of one generation.
-        habit: What earlier ones teach, if anything.
-        chance: Where in its jitter it falls, from 0 to 1, drawn at random once per generation.
-            Where there is time before the first look, the jitter is a whole interval wide: from
-            then on a batch that was started at once is spread evenly over the interval.
+        interval: Minimum seconds between two polls of one generation.
+        habit: Duration statistics, if there are any.
+        chance: Position within the jitter, from 0 to 1, drawn at random once per generation. If
+            there is time before the first poll, the jitter is up to a whole interval wide. From
+            then on, the polls of a batch that was started at once are spread evenly over the
+            interval.
     """
     soonest = max(0.0, interval - age) * (1.0 + JITTER * chance)
     if habit is None:
@@ -129,13 +133,13 @@ def first_delay(age: float, interval: float, habit: Habit | None, chance: float 
 
 
 def next_delay(age: float, interval: float, habit: Habit | None, chance: float = 0.0) -> float:
-    """Seconds from one poll of a generation to the next; pure.
+    """Return the seconds from one poll of a generation to the next; pure.
 
     Args:
         age: Seconds from the submission to the last poll.
-        interval: Least seconds between two polls of one generation.
-        habit: What earlier ones teach, if anything.
-        chance: Where in its jitter it falls, from 0 to 1, drawn at random each time.
+        interval: Minimum seconds between two polls of one generation.
+        habit: Duration statistics, if there are any.
+        chance: Position within the jitter, from 0 to 1, drawn at random for each poll.
     """
     gap = interval
     if habit is not None:
@@ -145,7 +149,7 @@ def next_delay(age: float, interval: float, habit: Habit | None, chance: float =
 
 
 def _due(habit: Habit, since: float, worth: float) -> float:
-    """The age at which the expected lag since the last look, at this age, is worth a look."""
+    """Return the age at which the lag expected since a poll at age ``since`` is worth a poll."""
     passed = bisect_right(habit.durations, since)
     left = len(habit.durations) - passed
     due, total = math.inf if left else since, 0.0
@@ -158,7 +162,7 @@ def _due(habit: Habit, since: float, worth: float) -> float:
 
 
 def _of_this_time(watched: list[int], ended: list[_Ended]) -> list[int]:
-    """Which of those that were watched are from after the last sudden change of the service."""
+    """Return the observed generations from after the last sudden change of the service."""
     now = median(ended[at].waited for at in watched[:FEWEST])
     for start in range(FEWEST, len(watched), FEWEST):
         older = watched[start : start + FEWEST]
@@ -169,23 +173,23 @@ def _of_this_time(watched: list[int], ended: list[_Ended]) -> list[int]:
 
 
 def _width(ages: list[float], typical: float) -> float:
-    """How far durations scatter, as the standard deviation of their logarithm.
+    """Return the scatter of durations, as the standard deviation of their logarithm.
 
-    From the upper half only, because of the lower one the first look hides a part. Bounded, so
-    that a few that nobody looked at for long do not blur the rest.
+    Only the upper half counts, because the first poll hides a part of the lower half. The result is
+    bounded, so that a few generations that nobody polled for long do not blur the rest.
     """
     upper = ages[int(0.84 * len(ages))]
     return min(max(0.03, math.log(upper / typical)), 0.7)
 
 
 def _duration(one: _Ended, interval: float, width: float) -> float:
-    """How long a generation likely took.
+    """Return the likely duration of a generation.
 
-    Its end lies half a gap before the poll that saw it. If that was the first poll, it may lie
-    anywhere before: were that poll's own time taken for it, a service that becomes faster would
-    look as slow as ever. In the tail of a lognormal distribution it lies about half a standard
-    deviation before. Few such generations then balance where the first look is, and more than
-    those few move it ahead by that share again and again.
+    The end lies half a gap before the poll that saw it. If that was the first poll, the end may lie
+    anywhere before it. If the time of that poll counted as the duration, a service that becomes
+    faster would look as slow as before. In the tail of a lognormal distribution, the end lies about
+    half a standard deviation before. The first poll then settles where few generations end before
+    it. If more of them do, it moves ahead by that share again and again.
     """
     if one.polls == 1:
         return one.waited * math.exp(-0.5 * width)
@@ -193,10 +197,10 @@ def _duration(one: _Ended, interval: float, width: float) -> float:
 
 
 def _blurred(likely: Iterable[float], count: int, width: float) -> tuple[float, ...]:
-    """Each duration with one beside it on either side; the fewer there are, the farther off.
+    """Return each duration with a neighbour on either side; a smaller sample spreads them further.
 
-    Few generations seldom include an early one. The distance is Silverman's rule of thumb for
-    the bandwidth of a kernel, on a logarithmic scale.
+    A small sample seldom includes an early end. The distance is Silverman's rule of thumb for the
+    bandwidth of a kernel, on a logarithmic scale.
     """
     factor = math.exp(width * count**-0.2)
     return tuple(sorted(x for one in likely for x in (one / factor, one, one * factor)))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for a generation: what to do after each reply, and the loop that does it.
+"""Polling of a generation: the decision after each reply, and the loop.
 
-The service asks not to be polled more often than every five seconds per generation, and to add
-jitter so that a batch does not march in step. A fresh id may be unknown for a while ("a few
-seconds" in the docs, minutes in the field), and so may one that was known already: both are
-waited out, on the feed route in turn with the task route, and none is a reason to buy again. A
-success may come before its output does; the same patience holds for it.
+The service asks for at least five seconds between two polls of one generation, and for jitter, so
+that a batch does not poll in step. A new id may be unknown for a while ("a few seconds" in the
+docs, minutes in practice), and so may an id that was known before. In both cases polling continues,
+on the feed route and the task route in turn, and neither is a reason to buy again. A success may
+arrive before its output; the same grace time applies to it.
 """
 
 import asyncio
@@ -31,12 +31,13 @@ from .poll_schedule import JITTER, Habit, first_delay, next_delay
 
 @dataclass(frozen=True)
 class Patience:
-    """How to wait. All in seconds.
+    """Polling limits, all in seconds.
 
     Attributes:
-        interval: Least time between two polls of one generation.
-        deadline: Longest wait, the request in flight included.
-        visibility_grace: Longest time unknown to the service, or finished without an output.
+        interval: Minimum time between two polls of one generation.
+        deadline: Maximum wait, including the request in flight.
+        visibility_grace: Maximum time for which the service may not know the id, or may report a
+            success without an output.
     """
 
     interval: float = 5.0
@@ -45,7 +46,7 @@ class Patience:
 
 
 class Route(StrEnum):
-    """Where to ask for a generation's state."""
+    """API route that returns a generation's state."""
 
     TASK = "task"
     FEED = "feed"
@@ -53,7 +54,7 @@ class Route(StrEnum):
 
 @dataclass
 class Wait:
-    """What is known of one wait; it outlives a broken connection and goes on after it."""
+    """State of one wait. It outlives a broken connection, so that the wait can continue."""
 
     started: float | None = None
     polls: int = 0
@@ -64,20 +65,21 @@ class Wait:
 
 
 def spread(seconds: float, share: float = JITTER) -> float:
-    """The time with some more at random, so that many waits do not stay in step."""
+    """Return the time plus random jitter, so that concurrent waits do not stay in step."""
     return seconds * (1.0 + share * random.random())  # noqa: S311 -- not for secrets
 
 
 def verdict(
     reply: Generation, elapsed: float, missing_for: float, patience: Patience
 ) -> Generation | CometAPIError | None:
-    """What a reply comes to: the finished generation, its error, or None to keep waiting; pure.
+    """Return the finished generation, its error, or None to keep waiting; pure.
 
     Args:
-        reply: The newest reply.
+        reply: Latest reply.
         elapsed: Seconds waited so far.
-        missing_for: Seconds for which the generation, or its output, was missing without a break.
-        patience: How long to wait.
+        missing_for: Seconds for which the generation, or its output, has been missing without a
+            break.
+        patience: Polling limits.
     """
     if reply.status is Status.SUCCEEDED and reply.outputs:
         return reply
@@ -95,7 +97,7 @@ def verdict(
 
 
 def is_missing(reply: Generation) -> bool:
-    """Whether the service does not know the generation, or calls it done without an output."""
+    """Return True if the id is unknown to the service, or a success has no output."""
     done_without_output = reply.status is Status.SUCCEEDED and not reply.outputs
     return done_without_output or reply.status is Status.NOT_VISIBLE
 
@@ -103,9 +105,9 @@ def is_missing(reply: Generation) -> bool:
 def missing_since(
     reply: Generation, before: Generation | None, since: float | None, now: float
 ) -> float | None:
-    """Since when what a reply lacks has been lacking, or None where it lacks nothing; pure.
+    """Return the time since when the id or the output has been missing, or None; pure.
 
-    An id that was unknown and a success without its output are two things, each with its time.
+    An unknown id and a success without an output are two conditions, each with its own start.
     """
     if not is_missing(reply):
         return None
@@ -114,14 +116,14 @@ def missing_since(
 
 
 def next_route(reply: Generation, route: Route) -> Route:
-    """Where to ask next: in turn on both routes while the service does not know the id; pure."""
+    """Return the route of the next poll, alternating while the id is unknown; pure."""
     if reply.status is not Status.NOT_VISIBLE:
         return route
     return Route.FEED if route is Route.TASK else Route.TASK
 
 
 def timeout_error(reply: Generation | None, patience: Patience) -> GenerationTimeout:
-    """The error of a generation that did not finish in time."""
+    """Return the error of a generation that did not finish in time."""
     state = f"it was {reply.status}" if reply else "no reply told its state"
     return GenerationTimeout(
         f"the generation did not finish within {patience.deadline:g} s; when last seen, {state}"
@@ -147,23 +149,23 @@ async def wait_until_finished(
     on_reply: Callable[[Generation, Generation | None], Awaitable[None]] | None = None,
     habit: Callable[[], Habit | None] = lambda: None,
 ) -> Finished:
-    """Poll a generation until it succeeded.
+    """Poll a generation until it succeeds.
 
     Args:
-        client: Where to ask.
-        submission: What to ask for.
-        patience: How often and how long.
-        wait: An earlier wait to go on with, after a call of it raised.
+        client: Client to poll with.
+        submission: Generation to poll.
+        patience: Polling limits.
+        wait: State of an earlier wait to continue, after a call that used it raised an error.
         on_reply: Awaited with each reply and the one before it.
-        habit: Tells what earlier generations of the kind teach, as far as it is known by then.
+        habit: Returns the duration statistics of the same kind of generation, once they are known.
 
     Raises:
-        GenerationFailed: It failed.
-        GenerationCancelled: It was cancelled upstream.
-        GenerationNotVisible: The service did not know it for the grace time.
-        GenerationTimeout: It did not finish within the deadline.
+        GenerationFailed: The generation failed.
+        GenerationCancelled: The generation was cancelled upstream.
+        GenerationNotVisible: The service did not know the id for the whole grace time.
+        GenerationTimeout: The generation did not finish within the deadline.
         InvalidOutput: It succeeded, but no output was named within the grace time.
-        CometAPIError: What the client raised; the wait can go on with the same ``wait``.
+        CometAPIError: The client raised it; the wait can continue with the same ``wait``.
     """
     wait = wait or Wait()
     if wait.started is None:
@@ -190,10 +192,10 @@ async def wait_until_finished(
 async def _sleep_until_first(
     submission: Submission, wait: Wait, patience: Patience, habit: Callable[[], Habit | None]
 ) -> None:
-    """Sleep until the first poll is worth it; the habit may become known on the way."""
+    """Sleep until the first poll is due; the statistics may become known in the meantime."""
     chance = random.random()  # noqa: S311 -- not for secrets
     end = (wait.started or 0.0) + patience.deadline
-    for _ in range(2):  # after one interval more may be known
+    for _ in range(2):  # the statistics may become known during the first sleep
         soonest = first_delay(submission.age(), patience.interval, None, chance)
         delay = first_delay(submission.age(), patience.interval, habit(), chance)
         await asyncio.sleep(max(soonest, min(delay, end - time.monotonic())))
@@ -202,14 +204,14 @@ async def _sleep_until_first(
 async def _keep_interval(
     submission: Submission, wait: Wait, patience: Patience, habit: Habit | None
 ) -> None:
-    """Sleep until the next poll is due, or the deadline comes, but never less than the interval."""
+    """Sleep until the next poll is due or the deadline passes, but at least for the interval."""
     if wait.last_poll is None:
         return
     now = time.monotonic()
     age = max(0.0, submission.age() - (now - wait.last_poll))
     delay = max(
         next_delay(age, patience.interval, habit, random.random()),  # noqa: S311
-        first_delay(age, patience.interval, habit),  # where the habit became known just now
+        first_delay(age, patience.interval, habit),  # if the statistics have just become known
     )
     end = (wait.started or 0.0) + patience.deadline
     due = min(wait.last_poll + delay, max(end, wait.last_poll + patience.interval))
@@ -219,7 +221,7 @@ async def _keep_interval(
 async def _ask_within(
     client: RunwayClient, submission: Submission, wait: Wait, patience: Patience
 ) -> Generation:
-    """One poll that ends with the deadline; past it, one short last look is still taken."""
+    """Poll once, until the deadline at most; after it, one last poll may take one interval."""
     end = (wait.started or 0.0) + patience.deadline
     which = {"key": submission.key, "task_id": submission.task_id}
     ask = client.get if wait.route is Route.TASK else client.feed
@@ -238,7 +240,7 @@ async def _ask_within(
     except CometAPIError as error:
         if wait.route is Route.TASK:
             raise error.about(**which) from None
-        wait.last = Generation(  # the docs promise nothing of the feed, so only a task decides
+        wait.last = Generation(  # the docs guarantee nothing about the feed: the task route decides
             task_id=submission.task_id, status=Status.NOT_VISIBLE, word=error.code
         )
     return wait.last

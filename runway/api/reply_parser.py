@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One reader for every shape in which CometAPI answers.
+"""Parser for every shape of CometAPI's replies.
 
-Its docs of different dates show the same route with different replies: a bare Runway object, the
-gateway's envelope around it (with the inner object null, lagging or ahead), a flat feed entry,
-and older ones with the result's URL in `fail_reason`. All may be met, so the reader goes by
+CometAPI's docs of different dates show different replies for the same route: a bare Runway object,
+the gateway's envelope around it (with the inner object null, behind or ahead), a flat feed entry,
+and older ones with the result's URL in `fail_reason`. Any of them may occur, so the parser goes by
 structure and never by a version:
 
-- the layers of a reply are the object itself and what lies under `data`, from outside in;
-- a failure or cancellation in any layer is final; a success needs a success word, and its URL
-  may come later; anything unknown means "keep waiting";
-- a result is whatever http(s) URL stands where some generation of the API puts results.
+- the layers of a reply are the object itself and the objects under `data`, from the outside in;
+- a failure or cancellation in any layer is final; a success needs a success word, and its URL may
+  come later; anything unknown means "keep waiting";
+- a result is any http(s) URL in a field where some version of the API puts results.
 """
 
 import math
@@ -22,7 +22,8 @@ from ..redact import scrub
 
 MAX_DEPTH = 4
 MOST_OUTPUTS, LONGEST_URL = 16, 16_000
-"""Outputs of one generation, the documented models make one; and characters of an address."""
+"""Maximum number of outputs of one generation (the documented models make one), and maximum length
+of a URL in characters."""
 
 NOT_VISIBLE_CODE = "task_not_exist"
 _WEB = re.compile("https?://", re.IGNORECASE)
@@ -42,7 +43,7 @@ _SUCCESS_CODES = {"", "success", "200", "0", "ok"}
 
 
 def read_generation(body: Any, task_id: str) -> Generation | None:
-    """What a reply to a poll says, or None where it says nothing about this generation."""
+    """Return the state in a reply to a poll, or None if it says nothing about this generation."""
     layers = list(_layers(body))
     words = [word for layer in layers if (word := _word(layer))]
     if not words or error_of(body) or not _is_about(layers, task_id):
@@ -50,7 +51,8 @@ def read_generation(body: Any, task_id: str) -> Generation | None:
     outputs = tuple(AssetURL(url) for url in _outputs(layers))
     status = _combined({_status(word, bool(outputs)) for word in words})
     if status in _GIVEN_UP and not _named(layers):
-        return None  # perhaps the failure of what answered; a wrong one would lose what is paid
+        # A server on the way may have failed instead. A wrong failure would lose a paid video.
+        return None
     return Generation(
         task_id=task_id,
         status=status,
@@ -63,22 +65,23 @@ def read_generation(body: Any, task_id: str) -> Generation | None:
 
 
 def _is_about(layers: list[dict[str, Any]], task_id: str) -> bool:
-    """Whether one of the ids that are named is the one that was asked for, or none is named.
+    """Return True if the reply names the requested id, or no id at all.
 
-    Something on the way may answer one poll with the reply to another, whose video is another's.
+    A server on the way may answer a poll with the reply to a different one, which names the video
+    of another generation.
     """
     named = _named(layers)
     return not named or task_id.lower() in named
 
 
 def _named(layers: list[dict[str, Any]]) -> set[str]:
-    """The ids that are named, in lower case."""
+    """Return the ids that the reply names, in lower case."""
     ids = (_as_id(layer.get(name)) for layer in layers for name in _IDS)
     return {id_.lower() for id_ in ids if id_}
 
 
 def read_task_id(body: Any) -> str | None:
-    """The id in a reply to a create call, or None where it holds none."""
+    """Return the id in a reply to a create call, or None if it holds none."""
     for layer in _layers(body):
         for name in _IDS:
             if id_ := _as_id(layer.get(name)):
@@ -97,7 +100,7 @@ def _as_id(value: Any) -> str:
 
 
 def error_of(body: Any) -> tuple[str, str] | None:
-    """The (code, message) of a reply that is an error, or None where it is none."""
+    """Return the (code, message) of an error reply, or None if the reply is not an error."""
     if not isinstance(body, dict) or _word(body):
         return None
     error = body.get("error")
@@ -112,7 +115,7 @@ def error_of(body: Any) -> tuple[str, str] | None:
 
 
 def says_not_visible(body: Any) -> bool:
-    """Whether the reply says that the service does not know the generation (yet)."""
+    """Return True if the reply says that the service does not know the generation (yet)."""
     error = error_of(body)
     if error:
         code, message = error
@@ -140,14 +143,14 @@ def _word(layer: dict[str, Any]) -> str:
 
 
 def _status(word: str, has_output: bool) -> Status | None:
-    if word == "2":  # failed in one dialect, succeeded in another: the URL tells
+    if word == "2":  # failed in one API version, succeeded in another: the URL decides
         return Status.SUCCEEDED if has_output else Status.FAILED
     return _STATUS_OF_WORD.get(word.lower())
 
 
 def _combined(statuses: set[Status | None]) -> Status:
     by_weight = (
-        Status.CANCELLED,  # the gateway has no word for it and says FAILURE around it
+        Status.CANCELLED,  # first, since the gateway has no word for it and wraps it in FAILURE
         Status.FAILED,
         Status.SUCCEEDED,
         Status.RUNNING,
@@ -165,7 +168,7 @@ def _outputs(layers: list[dict[str, Any]]) -> list[str]:
         for layer in layers:
             if _STATUS_OF_WORD.get(_word(layer).lower()) is Status.SUCCEEDED:
                 urls.extend(_urls(layer.get("fail_reason")))
-    return list(dict.fromkeys(urls))[: MOST_OUTPUTS + 1]  # one more tells that there are too many
+    return list(dict.fromkeys(urls))[: MOST_OUTPUTS + 1]  # one extra shows that there are too many
 
 
 def _urls(value: Any) -> Iterator[str]:
