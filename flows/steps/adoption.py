@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Task ids that a user gives: found in the ledger, or checked with the service and recorded."""
+"""Adoption of task ids that the user provides.
+
+An id is looked up in the ledger. A new id is checked with the service and then recorded.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,16 +22,21 @@ if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
 
 ATTACHED_GRACE = 4
-"""Poll intervals during which the id of an older generation may be unknown."""
+"""Grace time for the id of an older generation, in poll intervals.
+
+The service may not know the id during this time.
+"""
 
 
 async def credentials_of(
     entry: Entry, credentials: CometAPICredentials | None
 ) -> CometAPICredentials:
-    """Return the credentials that are given, or the block that the entry was bought with.
+    """Return the given credentials, or those of the block that the entry was bought with.
+
+    Without either, the credentials come from the settings.
 
     Raises:
-        AuthenticationError: There are none, or the block cannot be loaded.
+        AuthenticationError: There are no credentials, or the block cannot be loaded.
     """
     if credentials or not entry.credentials:
         return credentials or CometAPICredentials.from_settings()
@@ -36,7 +44,10 @@ async def credentials_of(
 
 
 async def check_id(credentials: CometAPICredentials, task_id: str) -> "Check":
-    """Ask the service for an id, for as long as that of an older generation may be unknown."""
+    """Ask the service for a task id, and repeat an answer of "unknown" for the grace time.
+
+    The grace time is that of an older generation.
+    """
     from ...runway.api.adoption import check_task
 
     interval = settings_now().poll_interval
@@ -47,10 +58,10 @@ async def check_id(credentials: CometAPICredentials, task_id: str) -> "Check":
 async def adopt_id(
     ledger: "Ledger", intent: Intent, credentials: CometAPICredentials, task_id: str
 ) -> Entry:
-    """Record an id that a run was given, once the service knows it.
+    """Record a task id that was given to a run, once the service knows it.
 
     Raises:
-        KeyConflict: The key has another id, or the id belongs to another key.
+        KeyConflict: The idempotency key has another id, or the id belongs to another key.
         UnknownTaskId: The service does not know the id.
         LedgerUnavailable: The ledger cannot be used.
     """
@@ -65,10 +76,12 @@ async def adopt_id(
 async def adopt_by_hand(
     ledger: "Ledger", entry: Entry, task_id: str, warn: Callable[[str], None]
 ) -> Entry:
-    """Record an id that a person found for an entry, checked with the credentials of the entry.
+    """Record a task id that a person found for an entry.
+
+    The id is checked with the credentials of the entry.
 
     Raises:
-        KeyConflict: The key has another id, or the id belongs to another key.
+        KeyConflict: The idempotency key has another id, or the id belongs to another key.
         UnknownTaskId: The service does not know the id.
         LedgerUnavailable: The ledger cannot be used.
     """
@@ -96,9 +109,9 @@ async def key_for(
     task_id: str | None,
     take: int,
 ) -> str:
-    """Return the user's own key, or the one of this request in the run that asks.
+    """Return the user's own idempotency key, or the key of this request in the current run.
 
-    An id that an earlier run recorded for the same request keeps the key that it has.
+    A task id that an earlier run recorded for the same request keeps its key.
     """
     if key is None and task_id is not None:
         base_url = credentials.base_url if credentials else settings_now().base_url

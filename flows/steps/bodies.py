@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the four steps of a generation do: submit, poll, fetch, persist.
+"""Implementation of the four steps of a generation: submit, poll, fetch, persist.
 
-Each asks the ledger first, so a step that is repeated (a retry, another process, a run that was
-resumed) finds what was done and does only the rest.
+Each step first reads the ledger. A step that is repeated (by a retry, another process or a resumed
+run) therefore finds the work that is done and does only the rest.
 """
 
 import asyncio
@@ -82,13 +82,17 @@ if TYPE_CHECKING:
 
 @cache
 def _examiner(_process: int) -> ThreadPoolExecutor:
-    """The thread that asks the one decoder, so that no other waits; a forked child has none."""
+    """Return the thread that runs the video decoder.
+
+    There is one decoder, so a thread of its own keeps other threads from waiting for it. The cache
+    is by process id, because a forked child does not inherit the thread.
+    """
     return ThreadPoolExecutor(1, thread_name_prefix="cometapi-video")
 
 
 @contextmanager
 def failures_of(key: str, task_id: str | None = None) -> Iterator[None]:
-    """Errors of a step tell which generation they are about; a bare one of the disk gets a type."""
+    """Add the idempotency key and task id to errors, and turn ``OSError`` into ``StorageError``."""
     try:
         yield
     except CometAPIError as error:
@@ -108,8 +112,12 @@ async def submit(
     task_id: str | None = None,
     take: int = 1,
 ) -> Submission:
-    """Buy a generation with one POST, or attach to what its key or id stands for already."""
-    request = as_request(request)  # a task's parameters are not validated, as a flow's are
+    """Buy a generation with one POST, or return the existing one of an idempotency key or task id.
+
+    A ``task_id`` is adopted, and then nothing is bought.
+    """
+    # Unlike the parameters of a flow, those of a task are not validated by Prefect.
+    request = as_request(request)
     task_id = None if task_id is None else check_task_id(task_id)
     settings = settings_now()
     key = await key_for(request, credentials, key, task_id=task_id, take=take)
@@ -139,7 +147,7 @@ async def _bought(
     intent: Intent,
     settings: CometAPISettings,
 ) -> tuple[Entry, bool]:
-    """The entry of a generation, and whether it was bought just now."""
+    """Return the entry of a generation, and whether this call bought it."""
     from ...runway.ledger.purchase import buy_once
 
     posted: list[str] = []
@@ -164,7 +172,7 @@ async def _bought(
 
 @contextmanager
 def _tallied(request: GenerationRequest, settings: CometAPISettings) -> Iterator[None]:
-    """Count a submission for its run, unless it is certain that nothing was bought."""
+    """Add a submission to the tally of the run, unless it is certain that nothing was bought."""
     tally = shared_tally() or Tally()
     cost = seconds_of(request), estimate(request, settings.prices)
     tally.add(*cost)
@@ -188,10 +196,10 @@ async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) 
 async def poll(
     submission: Submission, credentials: CometAPICredentials | None, *, again: bool = False
 ) -> Finished:
-    """Wait until a generation succeeded, and record its end.
+    """Wait until a generation has succeeded, and record its end.
 
-    One that the ledger records as failed or cancelled is asked for only ``again``; if the service
-    repeats its answer, the record stays.
+    If the ledger records the generation as failed or cancelled, the service is asked only with
+    ``again``. If the service gives the same answer, the ledger entry stays as it is.
     """
     settings = settings_now()
     remembered = memory()
@@ -235,7 +243,11 @@ async def poll(
 
 
 def _patience(submission: Submission, settings: CometAPISettings) -> Patience:
-    """How to wait. An id that was not bought just now has no reason to be unknown for long."""
+    """Return the poll interval, the deadline and the grace time for a wait.
+
+    The service may not know a new task id for a while. An older id, or one that was adopted, gets
+    a shorter grace time.
+    """
     older = submission.fingerprint is None or submission.age() > settings.visibility_grace
     shorter = min(settings.visibility_grace, ATTACHED_GRACE * settings.poll_interval)
     return Patience(
@@ -251,7 +263,7 @@ async def fetch(
     credentials: CometAPICredentials | None,
     storage: str | None,
 ) -> list[FetchedVideo]:
-    """Download each output of a generation to this machine and check that it is a whole video."""
+    """Download each output of a generation to this machine and check that the video is complete."""
     settings = settings_now()
     credentials = credentials or CometAPICredentials.from_settings(settings)
     videos: list[FetchedVideo] = []
@@ -314,7 +326,11 @@ async def _examine(path: Path, sha256: str) -> FetchedVideo:
 
 
 def _examined(path: Path, sha256: str) -> FetchedVideo:
-    """A downloaded file as a whole video with its poster, or the error that it is none."""
+    """Inspect a downloaded file, draw its poster, and return both as a fetched video.
+
+    Raises:
+        InvalidOutput: The file is not a complete video.
+    """
     info = inspect_video(path)
     poster = path.with_suffix(".jpg")
     draw_poster(path, poster)
@@ -334,7 +350,7 @@ async def persist(
     videos: Sequence[FetchedVideo],
     storage: str | None,
 ) -> list[StoredVideo]:
-    """Make fetched videos appear in the storage, and record that they are there."""
+    """Publish fetched videos to the storage, and record this in the ledger."""
     settings = settings_now()
     place = storage or settings.storage
     with failures_of(submission.key, submission.task_id):
@@ -380,8 +396,8 @@ def _persist(
 ) -> StoredVideo:
     """Publish poster, video and sidecar, in this order.
 
-    A video that is in the storage already then has its poster there, and a sidecar that is there
-    says that all of it is.
+    The order gives two guarantees: a video in the storage has its poster there, and a sidecar in
+    the storage means that the other files are there.
     """
     stem = _stem(submission, position)
 
@@ -409,9 +425,9 @@ def _persist(
 def _origin(
     submission: Submission, finished: Finished, entry: Entry | None, ledger: str | None
 ) -> dict[str, Any]:
-    """Return what lies beside each video: what was asked, what came, and how long it took.
+    """Return the content of a sidecar: submission, number of polls and time waited.
 
-    It also holds what the ledger knows, so that the entry can be made again from it.
+    It also contains data of the ledger entry, so that the entry can be restored from it.
     """
     known = {"billed_seconds", "cost", "charges", "credentials", "flow_run_id", "serial"}
     return {

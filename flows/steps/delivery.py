@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way of a generation: submit, poll, fetch, persist.
+"""Delivery of a submitted generation: poll, fetch, persist.
 
-The steps are Prefect tasks, or plain functions where a large batch shows one task run for a whole
-generation; the way is the same.
+The steps are Prefect tasks. In a large batch, where one task run stands for a whole generation,
+they are plain functions. The sequence is the same.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from .tasks import afetch_output, apersist_output, apoll_generation, asubmit_gen
 
 @dataclass(frozen=True)
 class Steps:
-    """How the four steps are made."""
+    """Callables for the four steps."""
 
     submit: Callable[..., Awaitable[Submission]]
     poll: Callable[..., Awaitable[Finished]]
@@ -47,11 +47,11 @@ TASKS = Steps(
     afetch_output,
     apersist_output,
 )
-"""Each step is a task run in Prefect, with retries of its own."""
+"""Steps that each run as a Prefect task, with retries of their own."""
 
 
 def named_after(id_: str) -> Steps:
-    """The same, their task runs named after an item of a batch."""
+    """Return ``TASKS`` with task runs that are named after an item of a batch."""
 
     def named(step: Task[Any, Any], what: str) -> Task[Any, Any]:
         return step.with_options(task_run_name=lambda: f"{what} {id_}")
@@ -65,14 +65,14 @@ def named_after(id_: str) -> Steps:
 
 
 PLAIN = Steps(bodies.submit, bodies.poll, bodies.fetch, bodies.persist)
-"""Each step is part of the task run that it is called in."""
+"""Steps that run as part of the task run that calls them."""
 
 
 async def check_storage(place: str | None) -> None:
-    """See that videos can be kept there, before one is bought.
+    """Check that a storage location can keep videos, before one is bought.
 
     Raises:
-        StorageUnavailable: They cannot.
+        StorageUnavailable: The location cannot be used.
     """
     try:
         storage = await resolve_storage(place or settings_now().storage)
@@ -82,7 +82,10 @@ async def check_storage(place: str | None) -> None:
 
 
 def is_gone(videos: Sequence[StoredVideo]) -> bool:
-    """Whether a video in a folder of this machine is not there any more."""
+    """Return whether a video that was stored in a local folder is missing.
+
+    Videos in other kinds of storage are not checked.
+    """
     paths = [Path(video.uri) for video in videos]
     return any(path.is_absolute() and not path.exists() for path in paths)
 
@@ -95,15 +98,15 @@ async def deliver(
     again: bool = False,
     by: Steps = TASKS,
 ) -> GenerationResult:
-    """Wait for a generation, fetch its output and store it, while no other run does.
+    """Wait for a generation, fetch its output and store it, under the lease of the generation.
 
     Args:
-        submission: Which generation.
-        credentials: Whose key to ask with; from the settings by default.
-        storage: Where the videos are wanted; from the settings by default.
-        again: Whether to deliver also what was delivered there before, and to ask once more for
-            what failed or was cancelled. A file that is gone is delivered again in any case.
-        by: How the steps are made.
+        submission: Generation to deliver.
+        credentials: Credentials with the API key; from the settings by default.
+        storage: Location for the videos; from the settings by default.
+        again: Whether to repeat a delivery to the same location, and to ask the service again about
+            a generation that failed or was cancelled. A missing file is always delivered again.
+        by: Callables for the steps.
     """
     place = full_name(storage or settings_now().storage)
     async with working_alone(submission, place) as entry:
@@ -118,7 +121,8 @@ async def deliver(
         try:
             videos = await by.fetch(submission, finished, credentials, storage)
             stored = await by.persist(submission, finished, videos, storage)
-        except StagedFileMissing:  # lost since then, or the steps run on several machines
+        # A staged file was lost after the fetch, or the steps run on different machines.
+        except StagedFileMissing:
             videos = await by.fetch(submission, finished, credentials, storage)
             stored = await by.persist(submission, finished, videos, storage)
     result = _result(submission, finished, stored)

@@ -2,7 +2,7 @@
 """Cached duration statistics of each kind of generation, refreshed in the background.
 
 The statistics come from the ledger and are shared by all generations of a kind. No step waits for
-the query: its answer arrives before the first poll of a new generation is due.
+the query: the answer arrives while a new generation is still too young to be polled.
 """
 
 import time

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When Prefect tries a step again, and how long it waits before.
+"""Retry conditions and delays for the steps.
 
-Retries are Prefect's own, so each shows in the UI as one. Two things Prefect does not know by
-itself: which errors are worth another attempt (of a paid step, only those that are certain to
-have bought nothing), and that the service may name the time to wait in Retry-After. Prefect asks
-``retry_condition_fn`` first and then takes the delay out of the task's list of delays, both inside
-the task run's context; so the condition leaves the delay in the run's memory, and the list gives
-it back.
+Prefect makes the retries, so each one is visible in its UI. Prefect lacks two pieces of
+information. First, which errors justify another attempt: for a paid step, only those after which it
+is certain that nothing was bought. Second, that the service may request a delay with Retry-After.
+
+Prefect first calls ``retry_condition_fn`` and then reads the delay from the task's list of delays,
+both in the context of the task run. Therefore the condition writes the delay to the ``Memory`` of
+the task run, and the list reads it from there.
 """
 
 from collections.abc import Callable
@@ -25,29 +26,37 @@ from ..runtime.run_context import settings_now
 from ..runtime.task_state import Memory, memory, memory_of
 
 LONGEST_DELAY = 6
-"""In poll intervals, so 30 s at the documented five."""
+"""Longest delay in poll intervals: 30 s at the documented interval of 5 s."""
 
 FAILURES_IN_A_ROW = 5
-"""After these an attempt is the last one. A generation that is bought is waited for longer, as its
-deadline says, while the service is away; but not while something else answers in its place."""
+"""Failed attempts in a row after which there is no further retry.
+
+A bought generation is an exception: while the service is unavailable, retries continue until the
+deadline of the generation. They do not continue if something other than the service replies.
+"""
 
 
 class RetryDelays(list[float]):
-    """Delays before the next attempts in seconds; the one that memory holds comes first."""
+    """Delays between attempts in seconds.
+
+    A delay in the ``Memory`` of the task run takes precedence over the list.
+    """
 
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
-        """The delay before the next attempt."""
+        """Return the delay before the next attempt."""
         return memory().delay or super().__getitem__(index)
 
 
 def delay_before_retry(failures: int, retry_after: float | None, unit: float, cap: float) -> float:
-    """Seconds before the next attempt: what the service asks for, else doubling; pure.
+    """Return the seconds before the next attempt, with exponential backoff.
+
+    The delay is never shorter than ``retry_after``. The function is pure.
 
     Args:
-        failures: Attempts that failed in a row, at least one.
-        retry_after: What the service asked for, if it did.
-        unit: The first delay.
-        cap: The longest delay; a longer one that the service asks for is kept all the same.
+        failures: Failed attempts in a row, at least one.
+        retry_after: Delay that the service requested, if any.
+        unit: First delay.
+        cap: Longest delay of the backoff. A longer ``retry_after`` is still respected.
     """
     return max(retry_after or 0.0, min(cap, unit * 2.0 ** min(failures - 1, 30)))
 
@@ -55,9 +64,15 @@ def delay_before_retry(failures: int, retry_after: float | None, unit: float, ca
 def retry_on(
     *errors: type[CometAPIError], share: float
 ) -> Callable[[Any, TaskRun, State[Any]], bool]:
-    """A retry condition: these errors, with delays that begin at a share of the poll interval."""
+    """Return a retry condition for some errors.
 
-    # The annotation is text, since a function that was made here is pickled with what it names.
+    Args:
+        errors: Error types that justify another attempt.
+        share: First delay as a share of the poll interval.
+    """
+
+    # The annotation is a string because a nested function is pickled together with the objects
+    # that it refers to.
     def worth_another_attempt(_task: Any, task_run: TaskRun, state: "State[Any]") -> bool:
         error, remembered, settings = state.data, memory_of(task_run), settings_now()
         if not isinstance(error, errors) or _is_hopeless(error, remembered):
@@ -81,8 +96,9 @@ def retry_on(
 
 
 def _is_hopeless(error: CometAPIError, remembered: Memory) -> bool:
-    """Whether another attempt would end as this one, or is not this step's to make."""
-    if isinstance(error, SubmissionUncertain):  # the ledger knows whether this run may send again
+    """Return whether another attempt of this step cannot help or is not allowed."""
+    # The ledger decides whether this run may send an uncertain request again.
+    if isinstance(error, SubmissionUncertain):
         return not error.may_resubmit
     if isinstance(error, StagedFileMissing):
         return True

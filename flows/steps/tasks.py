@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four steps of a generation as Prefect tasks: submit, poll, fetch, persist.
+"""Prefect tasks for the four steps of a generation: submit, poll, fetch, persist.
 
-Each is there twice over one core: the plain name for sync code, the name with an ``a`` for async
-code; both are the same task to Prefect. What was done already is told by the ledger, not by
-Prefect's results. What ``fetch`` left on this machine is found by its own record beside the files:
-a result that Prefect keeps would still name them when they are gone.
+Each task exists twice around the same code: the plain name for sync code and the name with the
+prefix ``a`` for async code. Both have the same task name in Prefect.
+
+The ledger, not Prefect's results, records which steps are done. Files that ``fetch`` left on this
+machine are found by a record beside them, because a persisted Prefect result would still name the
+files after they are gone.
 """
 
 from collections.abc import Sequence
@@ -35,7 +37,7 @@ from .retries import RetryDelays, retry_on
 
 
 def _submission_name() -> str:
-    """What the run of a submission is called, also where a dict is given for the request."""
+    """Return the name of a submission's task run; the request may be a dict."""
     with suppress(ValidationError):
         request = as_request(task_run.parameters["request"])
         return f"submit {request.route} {request.model}"
@@ -43,10 +45,11 @@ def _submission_name() -> str:
 
 
 def step_options(name: str, *, retries: int, retry: Any) -> dict[str, Any]:
-    """What all steps have in common, as arguments of Prefect's ``task``.
+    """Return the arguments of Prefect's ``task`` that all steps share.
 
-    Prefect keeps no result of a step, whatever the user's flow or settings say: a retried run would
-    get the kept one and never read the ledger, in which the user may have allowed a submission.
+    Prefect persists no result of a step, whatever the user's flow or settings say. Otherwise a
+    retried run would reuse the persisted result and never read the ledger, in which the user may
+    have allowed another submission.
     """
     return {
         "name": name,
@@ -69,7 +72,7 @@ _FETCH_AGAIN = (
 )
 _PERSIST_AGAIN = (StorageError,)
 WORTH_RETRYING = (*_SUBMIT_AGAIN, *_POLL_AGAIN, *_FETCH_AGAIN, *_PERSIST_AGAIN)
-"""Errors after which one of the steps is tried again."""
+"""Errors after which at least one of the steps is retried."""
 
 SUBMIT = step_options("submit-generation", retries=5, retry=retry_on(*_SUBMIT_AGAIN, share=0.2))
 POLL = step_options("poll-generation", retries=1000, retry=retry_on(*_POLL_AGAIN, share=1))
@@ -87,23 +90,25 @@ async def asubmit_generation(
     task_id: str | None = None,
     take: int = 1,
 ) -> Submission:
-    """Buy a generation with one POST, or attach to what its key stands for already.
+    """Buy a generation with one POST, or return the one that its idempotency key already has.
 
-    Retried only after an answer that makes certain that nothing was bought.
+    The task is retried only if it is certain that nothing was bought, or if the user allows an
+    uncertain request to be sent again.
 
     Args:
-        request: What to make; a dict is read as the request that it describes.
-        credentials: Whose key to use; from the settings by default.
-        key: Idempotency key; of the outermost run and the request by default. Where no run lasts
-            over a retry (a call outside of your flows and tasks, a bare thread) it is required.
-        storage: Where the videos are wanted, should another run have to finish it.
+        request: Request to submit; a dict is validated as a request.
+        credentials: Credentials with the API key; from the settings by default.
+        key: Idempotency key. The default is derived from the outermost run and the request. The
+            key is required where no run keeps its id across retries: outside your flows and tasks,
+            and in a thread without Prefect's context.
+        storage: Location for the videos, in case another run has to finish the generation.
         task_id: Id of a generation that was bought elsewhere; then nothing is bought.
-        take: Which of several videos of the same request in one run this is.
+        take: Number of this video among several for the same request in one run.
 
     Raises:
-        NotSubmitted: It was refused, or it could not be recorded; nothing was bought.
-        SubmissionUncertain: It was perhaps bought, now or in an earlier attempt.
-        ServiceUnavailable: Nothing was bought, and the retries are used up.
+        NotSubmitted: The request was refused or could not be recorded; nothing was bought.
+        SubmissionUncertain: The generation was possibly charged, now or in an earlier attempt.
+        ServiceUnavailable: Nothing was bought, and no retries are left.
     """
     return await bodies.submit(
         request, credentials, key, storage=storage, task_id=task_id, take=take
@@ -114,18 +119,20 @@ async def asubmit_generation(
 async def apoll_generation(
     submission: Submission, credentials: CometAPICredentials | None = None, *, again: bool = False
 ) -> Finished:
-    """Wait until a generation succeeded.
+    """Wait until a generation has succeeded.
 
-    A poll that the service does not answer is retried by Prefect, and the wait goes on where it
-    was; so one task run is the whole wait, with its deadline.
+    Prefect retries a poll that the service does not answer, and the wait continues from there. So
+    one task run covers the whole wait, with one deadline.
 
     Args:
-        submission: Which generation.
-        credentials: Whose key to ask with; from the settings by default.
-        again: Whether to ask also for one that the ledger records as failed or cancelled.
+        submission: Generation to wait for.
+        credentials: Credentials with the API key; from the settings by default.
+        again: Whether to ask the service even if the ledger records the generation as failed or
+            cancelled.
 
     Raises:
-        GenerationError: It failed, was cancelled, is unknown, or did not finish in time.
+        GenerationError: The generation failed, was cancelled, is unknown to the service, or did
+            not finish in time.
     """
     return await bodies.poll(submission, credentials, again=again)
 
@@ -137,19 +144,20 @@ async def afetch_output(
     credentials: CometAPICredentials | None = None,
     storage: str | None = None,
 ) -> list[FetchedVideo]:
-    """Download each output of a generation to this machine and check that it is a whole video.
+    """Download each output of a generation to this machine and check that the video is complete.
 
     Args:
-        submission: Which generation.
-        finished: Its end, as polled.
-        credentials: Whose key to ask with for a fresh address; from the settings by default.
-        storage: Where the videos will be kept, so that they are staged near it.
+        submission: Generation to fetch.
+        finished: Result of the poll step.
+        credentials: Credentials with the API key, to request a new URL of an output; from the
+            settings by default.
+        storage: Location for the videos, so that they are staged near it.
 
     Raises:
-        DownloadInterrupted: The download broke off, and going on did not help.
-        OutputExpired: No valid address can be had any more.
-        InvalidOutput: What came is no whole video.
-        StorageError: This machine has no room for it.
+        DownloadInterrupted: The download was interrupted and could not be continued.
+        OutputExpired: The service no longer provides a valid URL.
+        InvalidOutput: The downloaded file is not a complete video.
+        StorageError: The file could not be saved on this machine.
     """
     return await bodies.fetch(submission, finished, credentials, storage)
 
@@ -161,11 +169,11 @@ async def apersist_output(
     videos: Sequence[FetchedVideo],
     storage: str | None = None,
 ) -> list[StoredVideo]:
-    """Make fetched videos appear in the storage, each with a poster and a JSON of its origin.
+    """Publish fetched videos to the storage, each with a poster and a JSON file of its origin.
 
     Raises:
-        StorageError: The storage did not take them.
-        StagedFileMissing: They must be fetched again.
+        StorageError: The storage did not accept a file.
+        StagedFileMissing: A staged file is gone, and the output must be fetched again.
     """
     return await bodies.persist(submission, finished, videos, storage)
 
@@ -180,7 +188,7 @@ def submit_generation(
     task_id: str | None = None,
     take: int = 1,
 ) -> Submission:
-    """``asubmit_generation`` for sync code."""
+    """Run ``asubmit_generation`` in sync code."""
     return run_sync(
         bodies.submit(request, credentials, key, storage=storage, task_id=task_id, take=take)
     )
@@ -190,7 +198,7 @@ def submit_generation(
 def poll_generation(
     submission: Submission, credentials: CometAPICredentials | None = None, *, again: bool = False
 ) -> Finished:
-    """``apoll_generation`` for sync code."""
+    """Run ``apoll_generation`` in sync code."""
     return run_sync(bodies.poll(submission, credentials, again=again))
 
 
@@ -201,7 +209,7 @@ def fetch_output(
     credentials: CometAPICredentials | None = None,
     storage: str | None = None,
 ) -> list[FetchedVideo]:
-    """``afetch_output`` for sync code."""
+    """Run ``afetch_output`` in sync code."""
     return run_sync(bodies.fetch(submission, finished, credentials, storage))
 
 
@@ -212,5 +220,5 @@ def persist_output(
     videos: Sequence[FetchedVideo],
     storage: str | None = None,
 ) -> list[StoredVideo]:
-    """``apersist_output`` for sync code."""
+    """Run ``apersist_output`` in sync code."""
     return run_sync(bodies.persist(submission, finished, videos, storage))
