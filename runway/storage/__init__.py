@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storages for finished videos, and the staged files that become visible in them."""
+"""Storages for finished videos, and the staged files that are published in them."""

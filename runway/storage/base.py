@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where videos are kept: a folder, or any file system that fsspec knows.
+"""Interface of the storages that keep videos, and the helpers that they share.
 
-Nothing appears under its final name before it is whole. A folder gets a flushed file by renaming;
-an object store gets one upload, which shows only when it is complete; any other file system gets
-an upload under another name and then a rename.
+A storage is a folder, or any file system that fsspec supports. A file never appears under its final
+name before it is complete. A folder receives a flushed file by a rename. An object store receives
+one upload, which becomes visible only when it is complete. Any other file system receives an upload
+under a temporary name, and then a rename.
 """
 
 from collections.abc import Callable
@@ -19,59 +20,59 @@ _PROBE_TEXT = b"prefect-cometapi writes this to see whether it can\n"
 
 
 class Storage(Protocol):
-    """What the steps need of a storage. All calls block; steps make them in a thread."""
+    """Interface of a storage. All methods block, so the steps call them in a thread."""
 
     def staging(self) -> Path:
-        """A folder on this machine for files that are not published yet.
+        """Return a folder on this machine for files that are not published yet.
 
         Raises:
-            StorageError: There is no place for it.
+            StorageError: The folder cannot be created.
         """
         ...
 
     def check(self) -> None:
-        """See that it can be used, as far as that is told without leaving anything in it.
+        """Check that the storage can be used, as far as possible without leaving a file in it.
 
         Raises:
-            StorageError: It cannot.
+            StorageError: The storage cannot be used.
         """
         ...
 
     def uri(self, name: str) -> str:
-        """Where a file of that name is, or would be."""
+        """Return the location that a file of this name has, or would have."""
         ...
 
     def publish(self, staged: Path, name: str) -> str:
-        """Make a staged file appear under a name, whole or not at all, and return its URI.
+        """Publish a staged file under a name, completely or not at all, and return its URI.
 
-        A name belongs to one generation, so a file of that name is replaced. The staged file may
-        be gone afterwards, or be there still: its owner deletes it.
+        A name belongs to one generation, so an existing file of that name is replaced. The staged
+        file may or may not exist afterwards; the caller deletes it.
 
         Raises:
-            StagedFileMissing: There is no staged file.
-            StorageError: The storage did not take it.
+            StagedFileMissing: The staged file does not exist.
+            StorageError: The storage rejected the file.
         """
         ...
 
     def sha256(self, name: str) -> str | None:
-        """Return the SHA-256 in hex of what is published under a name, or None.
+        """Return the SHA-256 of the file published under a name, in hex, or None.
 
-        None means that nothing is there, or that the storage does not give it back.
+        None means that the file does not exist, or that the storage cannot read it back.
         """
         ...
 
     def read(self, name: str) -> bytes:
-        """What is published under a name.
+        """Return the content of the file published under a name.
 
         Raises:
-            StorageError: The storage does not give it back.
+            StorageError: The storage cannot read it back.
         """
         ...
 
     def names(self, folder: str = "") -> list[str] | None:
-        """Return the names of the files in a folder of the storage, or None if it lists nothing.
+        """Return the names of the files in a folder, or None if the storage cannot list files.
 
-        A folder that is not there has no files.
+        A folder that does not exist has no files.
 
         Raises:
             StorageError: The storage does not answer.
@@ -79,19 +80,19 @@ class Storage(Protocol):
         ...
 
     def delete(self, name: str) -> None:
-        """Take back what is published under a name, where the storage can.
+        """Delete the file published under a name, if the storage can delete files.
 
         Raises:
-            StorageError: It is there still.
+            StorageError: The file still exists.
         """
         ...
 
 
 def probe(storage: Storage) -> None:
-    """Publish a small file, read it and delete it, as far as the storage can.
+    """Publish a small file, read it back and delete it, to test the storage.
 
     Raises:
-        StorageError: It cannot be written or read.
+        StorageError: The file cannot be written, read or deleted.
     """
     staged = staged_path(storage.staging(), "probe", ".txt")
     try:
@@ -107,10 +108,15 @@ def probe(storage: Storage) -> None:
 
 
 def publish_written(storage: Storage, name: str, write: Callable[[Path], object]) -> str:
-    """Have a file written on this machine, make it appear in a storage, and return where it is.
+    """Write a staged file with a callback, publish it in a storage, and return its URI.
+
+    Args:
+        storage: Storage that receives the file.
+        name: Name of the file in the storage.
+        write: Writes the content to the path that it receives.
 
     Raises:
-        StorageError: This machine or the storage did not take it.
+        StorageError: The file could not be staged or published.
     """
     staged = staged_path(storage.staging(), "output", ".tmp")
     try:
@@ -124,15 +130,15 @@ def publish_written(storage: Storage, name: str, write: Callable[[Path], object]
 
 
 def check_staged(staged: Path) -> None:
-    """Report a staged file that is gone as what it is, and not as a fault of the storage.
+    """Check that a staged file exists, so that its loss is not reported as an error of the storage.
 
     Raises:
-        StagedFileMissing: It is gone.
+        StagedFileMissing: The staged file is gone.
     """
     if not staged.exists():
         raise StagedFileMissing(f"{staged} is not on this machine any more") from None
 
 
 def reason_of(error: Exception) -> str:
-    """Return what a system or a file system says of an error, without secrets."""
+    """Return the reason that the system or the file system gives for an error, redacted."""
     return scrub(getattr(error, "strerror", None) or str(error) or type(error).__name__)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The storage that a location names."""
+"""Choice of the storage class for a location."""
 
 from .base import Storage
 from .folder import FolderStorage
@@ -8,6 +8,6 @@ from .paths import local_path
 
 
 def open_storage(place: str) -> Storage:
-    """The storage at a path or an fsspec URL."""
+    """Return the storage at a path or an fsspec URL."""
     path = local_path(place)
     return FsspecStorage(place) if path is None else FolderStorage(path)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetched videos between their download and their place in a storage.
+"""Fetched videos between their download and their publication in a storage.
 
-A complete fetch leaves a record beside its files. A step that runs again finds it there, whichever
-process runs it, and takes the files only if they are still what was checked. What is missing or
-changed is fetched again, so a record can never keep a paid video from being delivered.
+A complete fetch leaves a record beside its files. When a step runs again, in this process or in
+another one on the machine, it finds the record. It uses the files only if their hashes still match.
+Missing or changed files are fetched again, so a record never prevents the delivery of a paid video.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from .staging import RECORD, StagedFile, is_abandoned, staged_files, staged_path
 
 
 def sha256_of(path: Path) -> str | None:
-    """Return the SHA-256 of a file in hex, or None where it cannot be read."""
+    """Return the SHA-256 of a file in hex, or None if the file cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -30,7 +30,10 @@ def sha256_of(path: Path) -> str | None:
 
 
 def remember(video: FetchedVideo, stem: str) -> None:
-    """Write the record of a complete fetch beside its files; without it they are fetched again."""
+    """Write the record of a complete fetch beside its files.
+
+    Errors are ignored: without a record, the files are fetched again.
+    """
     folder = Path(video.path).parent
     with suppress(OSError):
         new = staged_path(folder, stem, ".new")
@@ -39,13 +42,13 @@ def remember(video: FetchedVideo, stem: str) -> None:
 
 
 def find_fetched(storage: Storage, stem: str) -> FetchedVideo | None:
-    """Return what an earlier fetch left, if the video is still what was checked.
+    """Return the files of an earlier fetch, if the hash of the video still matches.
 
-    The poster is None where it has to be drawn again. What is lost or changed is of no use any
-    more, and what is left of it is deleted.
+    The poster is None if it has to be drawn again. If the video is lost or changed, the remaining
+    files of the fetch are deleted.
 
     Args:
-        storage: Where the video is wanted, and may be already.
+        storage: Storage that receives the video, and may already have it.
         stem: Name of the video without its suffix.
     """
     folder = storage.staging()
@@ -70,19 +73,20 @@ def find_fetched(storage: Storage, stem: str) -> FetchedVideo | None:
 
 
 def publish_checked(storage: Storage, staged: Path, name: str, sha256: str | None) -> str:
-    """Publish a staged file that is still what was checked, and return its URI.
+    """Publish a staged file whose hash still matches, and return its URI.
 
-    What an earlier attempt published is left as it is, if it is the same file.
+    If the staged file is gone or changed, but an earlier attempt published the expected file, that
+    one stays and its URI is returned.
 
     Args:
-        storage: Where to.
-        staged: The file.
-        name: Its name there.
-        sha256: What it must be, if that is known.
+        storage: Storage that receives the file.
+        staged: Path of the staged file.
+        name: Name of the file in the storage.
+        sha256: Expected SHA-256 in hex, or None if it is not known.
 
     Raises:
-        StagedFileMissing: It is gone or changed, and must be fetched again.
-        StorageError: The storage did not take it.
+        StagedFileMissing: The staged file is gone or changed, and must be fetched again.
+        StorageError: The storage rejected the file.
     """
     found = sha256_of(staged)
     if found is not None and sha256 in {found, None}:
@@ -94,7 +98,7 @@ def publish_checked(storage: Storage, staged: Path, name: str, sha256: str | Non
 
 
 def discard(video: FetchedVideo, stem: str) -> None:
-    """Delete what is left of a fetch whose video is stored."""
+    """Delete the remaining files of a fetch and its record."""
     path = Path(video.path)
     for left in (path, Path(video.poster or path), path.parent / f"{stem}{RECORD}"):
         with suppress(OSError):
@@ -102,11 +106,12 @@ def discard(video: FetchedVideo, stem: str) -> None:
 
 
 def abandoned_files(folder: Path, is_needed: Callable[[str], bool]) -> list[StagedFile]:
-    """Return the files in a staging folder that are certainly nobody's.
+    """Return the files in a staging folder that no run can still need.
 
     Args:
         folder: Staging folder.
-        is_needed: Whether the ledger has the generation of a stem as bought and not stored.
+        is_needed: Returns True if the ledger records the generation of a stem as bought and not
+            stored.
 
     Raises:
         OSError: The folder cannot be read.
@@ -116,12 +121,13 @@ def abandoned_files(folder: Path, is_needed: Callable[[str], bool]) -> list[Stag
 
 
 def remove(folder: Path, files: Collection[StagedFile]) -> int:
-    """Delete staged files from a folder, and return how many were there.
+    """Delete staged files from a folder, and return the number of deleted files.
 
-    The folder is opened without following a link, and a name leads nowhere else.
+    The folder is opened without following a symbolic link, and each name is deleted relative to it.
+    So nothing outside the folder can be deleted.
 
     Raises:
-        OSError: The folder or a file of it does not allow it.
+        OSError: The folder cannot be opened, or a file cannot be deleted.
     """
     removed = 0
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -136,14 +142,17 @@ def remove(folder: Path, files: Collection[StagedFile]) -> int:
 
 
 def _reusable(folder: Path) -> set[str]:
-    """Return the names of files that the records in a folder name."""
+    """Return the names of the files that the records in a folder refer to."""
     records = [_recorded(path) for path in folder.glob(f"*{RECORD}") if not path.is_symlink()]
     paths = [path for video in records if video for path in (video.path, video.poster)]
     return {Path(path).name for path in paths if path}
 
 
 def _recorded(record: Path) -> FetchedVideo | None:
-    """Return the fetch that a record is about, with its files beside the record."""
+    """Return the fetch in a record, or None if the record cannot be read.
+
+    The paths of its files are replaced by paths in the folder of the record.
+    """
     try:
         video = FetchedVideo.model_validate_json(record.read_bytes())
     except (OSError, ValidationError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder as storage: a flushed file appears in it by renaming."""
+"""Storage in a folder, which publishes a flushed file by a rename."""
 
 import hashlib
 import os
@@ -14,20 +14,21 @@ from .staging import staged_path, staging_inside, temporary_staging
 
 
 class FolderStorage:
-    """A folder on this machine, or on a file system mounted here."""
+    """Storage in a folder on this machine, or on a file system that is mounted here."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = whole_path(folder)
 
     def staging(self) -> Path:
-        """Return a folder on the same file system, so that publishing is a rename.
+        """Return a staging folder on the same file system, so that publishing is a rename.
 
-        Where no folder in there is this user's alone, it is one among the temporary files.
+        If the storage folder cannot have a subfolder that only this user can write to, the staging
+        folder is in the system's folder for temporary files.
         """
         return staging_inside(self.folder) or temporary_staging(str(self.folder))
 
     def check(self) -> None:
-        """Write a file into the folder and delete it."""
+        """Write a temporary file into the folder, which deletes itself."""
         staging = self.staging()
         try:
             for folder in {staging, staging if staging.parent == self.folder else self.folder}:
@@ -37,11 +38,14 @@ class FolderStorage:
             raise StorageError(f"{self.folder} takes no files: {reason_of(error)}") from error
 
     def uri(self, name: str) -> str:
-        """The file's absolute path."""
+        """Return the absolute path of the file."""
         return str(self.folder / name)
 
     def publish(self, staged: Path, name: str) -> str:
-        """Flush the file, rename it, and flush the folder."""
+        """Flush the file to disk, rename it, and flush the folder.
+
+        A staged file on another file system is copied first.
+        """
         target = self.folder / name
         check_staged(staged)
         try:
@@ -58,7 +62,7 @@ class FolderStorage:
         return str(target)
 
     def sha256(self, name: str) -> str | None:
-        """Read the file, if it is there."""
+        """Return the SHA-256 of the file in hex, or None if it cannot be read."""
         try:
             with (self.folder / name).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -66,7 +70,7 @@ class FolderStorage:
             return None
 
     def read(self, name: str) -> bytes:
-        """The file's content."""
+        """Return the content of the file."""
         try:
             return (self.folder / name).read_bytes()
         except OSError as error:
@@ -75,7 +79,7 @@ class FolderStorage:
             ) from error
 
     def names(self, folder: str = "") -> list[str] | None:
-        """Return the names of the files in a folder of this one."""
+        """Return the sorted names of the files in a subfolder, or in the folder itself."""
         try:
             with os.scandir(self.folder / folder) as found:
                 return sorted(entry.name for entry in found if entry.is_file())
@@ -95,7 +99,7 @@ class FolderStorage:
 
 
 def _copy_and_rename(staged: Path, target: Path) -> None:
-    """Bring a file to another file system, under a hidden name until it is whole."""
+    """Copy a file to another file system, under a hidden name until the copy is complete."""
     hidden = staged_path(target.parent, ".copy", ".part")
     try:
         with staged.open("rb") as source, hidden.open("xb") as copy:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any file system that fsspec knows as storage: uploads that show only when they are complete."""
+"""Storage on any file system of fsspec, with uploads that become visible once complete."""
 
 import hashlib
 import re
@@ -17,24 +17,24 @@ from .staging import temporary_staging
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 _OBJECT_STORES = _BUCKETS | {"memory"}
 _IN_PARTS: dict[str, dict[str, Any]] = {
-    "s3": {"chunksize": 8 << 20, "max_concurrency": 2},  # else it reads 100 MB at once
+    "s3": {"chunksize": 8 << 20, "max_concurrency": 2},  # the default reads 100 MB at once
     "s3a": {"chunksize": 8 << 20, "max_concurrency": 2},
 }
-"""How an upload streams from the disk, where the file system does not by itself."""
+"""Options that make an upload stream from disk, for file systems that need them."""
 
 
 class FsspecStorage:
-    """A place that fsspec can write to, as s3://bucket/videos or memory://videos.
+    """Storage at a URL that fsspec can write to, such as s3://bucket/videos or memory://videos.
 
-    Errors of a file system are told and not chained: their own text may hold its credentials, and a
-    traceback would repeat it.
+    Errors of the file system are reported without chaining. Their own text may contain credentials,
+    and a traceback would repeat them.
 
     Args:
-        url: The place; what comes after ``://`` is the file system's own path.
-        options: Arguments of the file system, as fsspec takes them.
+        url: URL of the storage; the part after ``://`` is a path of the file system.
+        options: Arguments for the file system, passed to fsspec.
 
     Raises:
-        StorageError: The URL holds a password or a query, or names more than one file system.
+        StorageError: The URL contains a password or a query, or more than one file system.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -49,32 +49,32 @@ class FsspecStorage:
         self.options = options
 
     def staging(self) -> Path:
-        """A folder for temporary files, which belongs to this storage and this user alone."""
+        """Return a temporary folder that belongs to this storage and this user only."""
         return temporary_staging(self.url)
 
     def check(self) -> None:
-        """See that there is a file system for the URL, and its bucket."""
+        """Check that fsspec has a file system for the URL, and that its bucket exists."""
         self.staging()
         try:
             files, path = self._opened()
             if self._protocol in _BUCKETS:
                 files.info(path.partition("/")[0])
-        except PermissionError:  # who may write need not be allowed to list
+        except PermissionError:  # a user who may write may lack the right to list
             return
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
             raise StorageError(f"{shown_url(self.url)} is no storage: {reason_of(error)}") from None
 
     def uri(self, name: str) -> str:
-        """The file's URL."""
+        """Return the URL of the file."""
         return f"{self.url}/{name}"
 
     def publish(self, staged: Path, name: str) -> str:
-        """Upload the file, see that its size is right there, and give it its name."""
+        """Upload the file, check the uploaded size, and rename it if it has a temporary name."""
         at_once = self._protocol in _OBJECT_STORES
         check_staged(staged)
         try:
             files, target = self._opened(name)
-            if not at_once:  # an object store has no folders, and would make a bucket
+            if not at_once:  # on an object store, this would create a bucket
                 files.makedirs(target.rpartition("/")[0], exist_ok=True)
             upload = target if at_once else f"{target}.part"
             files.put_file(str(staged), upload, **_IN_PARTS.get(self._protocol, {}))
@@ -93,7 +93,7 @@ class FsspecStorage:
         return self.uri(name)
 
     def sha256(self, name: str) -> str | None:
-        """Read the file piece by piece, if it is there."""
+        """Return the SHA-256 of the file in hex, or None if it cannot be read."""
         try:
             files, target = self._opened(name)
             with files.open(target, "rb") as file:
@@ -102,16 +102,16 @@ class FsspecStorage:
             return None
 
     def read(self, name: str) -> bytes:
-        """The file's content."""
+        """Return the content of the file."""
         with self._told("does not give back", name):
             files, target = self._opened(name)
             return files.cat_file(target)
 
     def names(self, folder: str = "") -> list[str] | None:
-        """List the files below the URL, as far as the file system can."""
+        """Return the sorted names of the files in a folder below the URL."""
         with self._told("does not list", folder or "its files"):
             files, target = self._opened(folder or None)
-            files.invalidate_cache()  # it would repeat what it saw before
+            files.invalidate_cache()  # a cached listing lacks newer files
             try:
                 found = files.ls(target, detail=True)
             except FileNotFoundError:
@@ -131,7 +131,7 @@ class FsspecStorage:
         return self.url.partition("://")[0]
 
     def _opened(self, name: str | None = None) -> tuple[Any, str]:
-        """The file system, and a path in it."""
+        """Return the file system, and the path of the URL or of a file below it."""
         from fsspec.core import url_to_fs
 
         return url_to_fs(self.url if name is None else self.uri(name), **self.options)

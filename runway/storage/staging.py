@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files on this machine that are not published yet: their folders, their names, their removal.
+"""Staged files, which are on this machine and not published yet: folders, names and removal.
 
-A staged file is published under the name of a paid video, so nobody else may write where it lies.
-Its own name says which process made it. That tells what a killed run left behind from what a
-living one is using.
+A staged file is published under the name of a paid video, so no other user may have write access to
+its folder. Its name contains the process that created it. This separates the files that a killed
+run left behind from those that a live run is using.
 """
 
 import getpass
@@ -24,14 +24,14 @@ from ..processes import is_certainly_gone, is_certainly_there, this_process
 from ..redact import scrub
 
 INCOMING = ".incoming"
-"""Staging folder inside a storage folder; ``.incoming-UID`` where another user has that one."""
+"""Staging folder inside a storage folder; ``.incoming-UID`` if another user owns the first."""
 
 KEEP = 7 * 24 * 3600.0
-"""Seconds for which an unused staged file is kept, where nothing says that nobody needs it. A run
-that uses it counts as a use, and the addresses of outputs expire after a day or two."""
+"""Seconds for which an unused staged file is kept, unless it is known that no run needs it. A run
+that finds the file resets its age. The URLs of outputs expire after a day or two."""
 
 RECORD = ".fetched.json"
-"""End of the name of a record, which says that a fetch is complete and which files it left."""
+"""Suffix of a record, which marks a fetch as complete and lists its files."""
 
 _OWNED = re.compile(
     r"\.?(?P<stem>[a-z0-9-]+)\.(?P<space>[0-9a-f]{12}|0)-(?P<pid>\d+)-(?P<start>\d+)"
@@ -41,12 +41,12 @@ _RECORD = re.compile(rf"(?P<stem>[a-z0-9-]+){re.escape(RECORD)}")
 
 
 def staged_path(folder: Path, stem: str, suffix: str) -> Path:
-    """Return a new path for a staged file, whose name tells which process made it.
+    """Return a new path for a staged file, with the identity of this process in its name.
 
     Args:
         folder: Staging folder.
         stem: Lower-case letters, digits and dashes.
-        suffix: As ``.mp4``.
+        suffix: Suffix of the file, such as ``.mp4``.
     """
     me = this_process()
     owner = f"{me.space or '0'}-{me.pid}-{me.started or '0'}"
@@ -54,22 +54,23 @@ def staged_path(folder: Path, stem: str, suffix: str) -> Path:
 
 
 def temporary_staging(location: str) -> Path:
-    """Return a folder for temporary files that belongs to this location and this user alone.
+    """Return a temporary folder that belongs to this location and this user only.
 
     Raises:
-        StorageError: It cannot be made, or somebody else prepared it.
+        StorageError: The folder cannot be created, or another user can write to it.
     """
     return own_folder(own_folder(_temporary_root()) / _digest(location))
 
 
 def staging_inside(folder: Path) -> Path | None:
-    """Return a staging folder inside a storage folder, or None where none is this user's alone.
+    """Return a private staging folder inside a storage folder, or None if there cannot be one.
 
-    A staging folder of another user, a link, or one that others may write to is left as it is, and
-    a second name is tried. Some mounted file systems show everything as somebody else's.
+    If the staging folder is a link, belongs to another user or is writable by others, it stays
+    unchanged and a second name is tried. Some mounted file systems show every file as owned by
+    another user, so no folder on them is private.
 
     Raises:
-        StorageError: The storage folder does not take a folder.
+        StorageError: A folder cannot be created in the storage folder.
     """
     for name in (INCOMING, f"{INCOMING}-{os.getuid()}"):
         inside = folder / name
@@ -79,7 +80,7 @@ def staging_inside(folder: Path) -> Path | None:
             made = _make_private(inside)
             if is_own(inside):
                 return inside
-            if made:  # the file system gives it to another user, so a second one is no better
+            if made:  # the file system assigns another owner, to a second one too
                 inside.rmdir()
                 return None
         except OSError as error:
@@ -88,10 +89,10 @@ def staging_inside(folder: Path) -> Path | None:
 
 
 def own_folder(folder: Path) -> Path:
-    """Make a folder that nobody else can write to, in a place where everybody can.
+    """Create a folder that only this user can write to, inside one that every user can write to.
 
     Raises:
-        StorageError: It cannot be made, or somebody else prepared it.
+        StorageError: The folder cannot be created, or another user can write to it.
     """
     try:
         _make_private(folder)
@@ -103,10 +104,10 @@ def own_folder(folder: Path) -> Path:
 
 
 def is_own(folder: Path) -> bool:
-    """Return whether a path is a folder, and no link, that this user alone can write to.
+    """Return True if a path is a folder, not a link, that only this user can write to.
 
     Raises:
-        OSError: There is nothing.
+        OSError: The path does not exist.
     """
     found = folder.lstat()
     is_private = found.st_uid == os.getuid() and not found.st_mode & 0o022
@@ -115,14 +116,15 @@ def is_own(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class StagedFile:
-    """A file that a process of this package left in a staging folder.
+    """File that a process of this package left in a staging folder.
 
     Attributes:
-        name: Its name.
+        name: Name of the file.
         stem: Name under which it would be published, without the suffix.
         age: Seconds since it was last written or used.
-        reusable: Whether a complete fetch left it, so that another run may publish it.
-        owner_runs: Whether the process that made it runs, or None where that cannot be known.
+        reusable: True if it belongs to a complete fetch, so that another run may publish it.
+        owner_runs: True if the process that created it is running, False if it has ended, None if
+            that is unknown.
     """
 
     name: str
@@ -133,15 +135,15 @@ class StagedFile:
 
 
 def is_abandoned(file: StagedFile, *, needed: bool) -> bool:
-    """Decide whether a staged file is certainly nobody's; pure.
+    """Decide whether a staged file is certain not to be needed any more; pure.
 
-    What a living process made is kept. Half a file is useless without its process. A complete one
-    may be published by another run: it is kept while its generation is not stored, since its
-    address may have expired, and for some days in any case.
+    A file of a live process is kept. An incomplete file is useless without its process. Another run
+    can publish a complete file. So a complete file is kept while its generation is not stored,
+    since its URL may have expired, and for ``KEEP`` seconds in any case.
 
     Args:
         file: The file.
-        needed: Whether the ledger has its generation as bought and not stored.
+        needed: True if the ledger records its generation as bought and not stored.
     """
     if file.owner_runs:
         return False
@@ -151,11 +153,11 @@ def is_abandoned(file: StagedFile, *, needed: bool) -> bool:
 
 
 def staged_files(folder: Path, reusable: Collection[str] = ()) -> Iterator[StagedFile]:
-    """Yield the files in a folder that this package staged, and no others.
+    """Yield the files in a folder that this package staged, and no other files.
 
     Args:
         folder: Staging folder.
-        reusable: Names that the records of complete fetches name.
+        reusable: Names of the files that the records of complete fetches refer to.
 
     Raises:
         OSError: The folder cannot be read.
@@ -167,7 +169,7 @@ def staged_files(folder: Path, reusable: Collection[str] = ()) -> Iterator[Stage
             if named is None or not entry.is_file(follow_symlinks=False):
                 continue
             is_record = named.re is _RECORD
-            with suppress(FileNotFoundError):  # another run may be done with it just now
+            with suppress(FileNotFoundError):  # another run may delete it at this moment
                 age = max(0.0, now - entry.stat(follow_symlinks=False).st_mtime)
                 yield StagedFile(
                     entry.name,
@@ -179,10 +181,10 @@ def staged_files(folder: Path, reusable: Collection[str] = ()) -> Iterator[Stage
 
 
 def temporary_stagings() -> list[Path]:
-    """Return this user's staging folders among the temporary files, of all locations.
+    """Return the temporary staging folders of this user, of all locations.
 
     Raises:
-        OSError: They cannot be listed.
+        OSError: The folders cannot be listed.
     """
     root = _temporary_root()
     if not root.exists() or not is_own(root):
@@ -202,7 +204,7 @@ def _temporary_root() -> Path:
 
 
 def _make_private(folder: Path) -> bool:
-    """Make a folder for this user alone; gives whether it was not there before."""
+    """Create a folder that only this user can access; return False if the path exists."""
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
