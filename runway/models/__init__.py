@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of a generation: requests, replies, idempotency keys, limits and prices of models."""
+"""Data models of a generation: requests, replies, idempotency keys, model limits and prices."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One generation, from its submission to the stored video, as plain values."""
+"""Data models of one generation, from its submission to the stored video."""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -12,7 +12,7 @@ from ..redact import is_shortened, shown_url
 
 
 class Status(StrEnum):
-    """Where a generation stands upstream, in one vocabulary for all reply shapes."""
+    """Status of a generation upstream, with one vocabulary for all reply shapes."""
 
     NOT_VISIBLE = "not visible"
     PENDING = "pending"
@@ -23,12 +23,12 @@ class Status(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether upstream will not change it any more."""
+        """True for a status that does not change any more."""
         return self in {Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}
 
 
 class AssetURL:
-    """Address of a finished asset. Its query is a token: it prints, stores and pickles without."""
+    """URL of a finished asset. Its query is a secret: it is never printed, stored or pickled."""
 
     __slots__ = ("_url",)
 
@@ -36,7 +36,7 @@ class AssetURL:
         self._url = url
 
     def reveal(self) -> str | None:
-        """The working address, or None where only the shortened form was kept."""
+        """Return the working URL, or None if only the redacted form was kept."""
         return None if is_shortened(self._url) else self._url
 
     def __str__(self) -> str:
@@ -69,13 +69,13 @@ class AssetURL:
 
 
 class Value(BaseModel):
-    """A plain value, which does not change."""
+    """Base of the immutable data models."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class Submission(Value):
-    """A generation that CometAPI accepted, or that was bought elsewhere and is attached."""
+    """Generation that CometAPI accepted, or that was bought elsewhere and adopted."""
 
     key: str = Field(description="Idempotency key of the generation.")
     task_id: str = Field(description="Id that CometAPI gave it.")
@@ -95,22 +95,22 @@ class Submission(Value):
 
     @property
     def short_id(self) -> str:
-        """The beginning of the task id, as names in the UI show it."""
+        """First eight characters of the task id, as used in names in the UI."""
         return self.task_id[:8]
 
     def age(self) -> float:
-        """Seconds since it was accepted; never negative, whatever the clocks say."""
+        """Return the seconds since the submission; never negative, even if clocks disagree."""
         return max(0.0, (datetime.now(UTC) - self.submitted_at).total_seconds())
 
 
 class Generation(Value):
-    """What one reply says of a generation.
+    """State of a generation, as reported by one reply.
 
     Attributes:
-        progress: 0 to 1, or None where the reply names none.
-        outputs: Addresses of the results; they expire.
+        progress: 0 to 1, or None if the reply has no progress.
+        outputs: URLs of the results; they expire.
         failure: The service's reason for a failure, or an empty text.
-        word: The service's own word for the status, as it stood in the reply.
+        word: The service's own word for the status, as in the reply.
     """
 
     task_id: str
@@ -123,7 +123,7 @@ class Generation(Value):
 
 
 class Finished(Value):
-    """A generation that succeeded, and what it took to wait for it."""
+    """Generation that succeeded, with the number of polls and the time it took."""
 
     generation: Generation
     polls: int = Field(description="Requests that asked for its state.")
@@ -131,7 +131,7 @@ class Finished(Value):
 
 
 class VideoFacts(Value):
-    """What a video file is."""
+    """Properties of a video file."""
 
     sha256: str = Field(description="SHA-256 of the file, in hex.")
     size: int = Field(description="Bytes.")
@@ -143,7 +143,7 @@ class VideoFacts(Value):
 
 
 class FetchedVideo(VideoFacts):
-    """A whole and valid video on this machine, not yet in the storage."""
+    """Complete and valid video on this machine, not yet in the storage."""
 
     path: str = Field(description="The staged file.")
     poster: str | None = Field(default=None, description="A staged JPEG of one of its frames.")
@@ -151,7 +151,7 @@ class FetchedVideo(VideoFacts):
 
 
 class StoredVideo(VideoFacts):
-    """A video in the storage."""
+    """Video in the storage."""
 
     uri: str = Field(description="Where the video is.")
     poster: str | None = Field(default=None, description="Where its poster is.")
@@ -159,7 +159,7 @@ class StoredVideo(VideoFacts):
 
 
 class GenerationResult(Value):
-    """What a flow returns: the stored videos of one generation, and what it took."""
+    """Result of a flow: the stored videos of one generation, its polls and its waiting time."""
 
     key: str
     task_id: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys of generations, and the names of the files they end in."""
+"""Idempotency keys of generations, and the names of their output files."""
 
 import base64
 import hashlib
@@ -23,23 +23,23 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
 
 
 def default_key(run_id: object, request: GenerationRequest, take: int = 1) -> str:
-    """The key of a request made by one run: the same however often that run is retried.
+    """Return the idempotency key of a request made by one run; retries of the run get the same key.
 
     Args:
-        run_id: The run.
-        request: What it asks for.
-        take: Which of several videos of the same request in the same run.
+        run_id: Id of the run.
+        request: Request of the generation.
+        take: Number of the video, if the same run makes several of the same request.
     """
     key = f"run-{run_id}-{request.fingerprint()[:16]}"
     return key if take == 1 else f"{key}-take-{take}"
 
 
 def check_key(key: str) -> str:
-    """A user's own key as it is.
+    """Return a user's own idempotency key unchanged.
 
     Raises:
-        ValueError: It is empty, overlong, begins or ends with a blank, contains control
-            characters, or holds a secret.
+        ValueError: The key is empty or too long, begins or ends with a blank, contains control
+            characters, or contains a secret.
     """
     if hide_secrets(key) != key:
         raise ValueError(
@@ -55,10 +55,10 @@ def check_key(key: str) -> str:
 
 
 def check_task_id(task_id: str) -> str:
-    """A task id without the blanks around it.
+    """Return a task id without surrounding blanks.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a valid task id.
     """
     if not is_task_id(task_id.strip()):
         raise ValueError("a task id has 1 to 200 letters, digits and the signs ._:=+~@-")
@@ -66,35 +66,35 @@ def check_task_id(task_id: str) -> str:
 
 
 def is_task_id(text: str) -> bool:
-    """Whether it can be an id; it is shown, is part of commands, and names rows."""
+    """Return True for a text that can be a task id: safe to show, in commands and in row names."""
     return bool(_TASK_ID.fullmatch(text))
 
 
 def has_documented_form(task_id: str) -> bool:
-    """Whether an id reads as CometAPI's do: a UUID, or in newer gateways ``task_`` and letters.
+    """Return True for an id in CometAPI's form: a UUID, or in newer gateways ``task_`` and letters.
 
-    Ids are opaque, so one of another form is used where the service confirms it.
+    Ids are opaque, so an id of another form is used if the service confirms it.
     """
     return bool(_DOCUMENTED_ID.fullmatch(task_id))
 
 
 def key_of_id(task_id: str) -> str:
-    """Return the key of a generation of which only the id is known."""
+    """Return the idempotency key of a generation of which only the task id is known."""
     return f"task-{task_id}"
 
 
 def step_key(step: str, key: str) -> str:
-    """Where Prefect keeps the result of one step of one generation; safe as a file name."""
+    """Return the key under which Prefect stores the result of one step; safe as a file name."""
     return f"cometapi-{step}-{_digest(key, 32)}"
 
 
 def file_stem(key: str, task_id: str, submitted_at: datetime, position: int = 0) -> str:
     """Return the name of an output file without its suffix: UTC time, readable key, hash.
 
-    The hash is of the key and the task id, so two generations never share a name, even if two
-    ledgers bought the same key at the same second. The name is the same for the same generation
-    and holds only lower-case letters, digits and dashes, so that it is safe on every system. Long
-    ids inside the key are cut to their beginning, as the UI shows them.
+    The hash covers the idempotency key and the task id, so two generations never share a name, even
+    if two ledgers bought the same key in the same second. One generation always gets the same name.
+    A name holds only lower-case letters, digits and dashes, so it is safe on every system. Long ids
+    inside the key are cut to their beginning, as in the UI.
     """
     time = submitted_at.astimezone(UTC).strftime("%Y%m%d-%H%M%S")
     suffix = f"-{position + 1}" if position else ""
@@ -103,7 +103,7 @@ def file_stem(key: str, task_id: str, submitted_at: datetime, position: int = 0)
 
 
 def batch_stem(key: str) -> str:
-    """The name of a batch's own files without their suffix; safe on every system."""
+    """Return the name of a batch's own files without their suffix; safe on every system."""
     return f"{_readable(key, 'batch')}-{_mark(key)}"
 
 
@@ -116,7 +116,7 @@ def _readable(key: str, otherwise: str) -> str:
 
 
 def _mark(text: str) -> str:
-    """What tells two keys apart that read alike: fifty bits, as ten letters and digits."""
+    """Return a hash that distinguishes keys with the same readable form: 50 bits, 10 characters."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return base64.b32encode(digest)[:10].decode().lower()
 

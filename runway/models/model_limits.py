@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What CometAPI's docs allow for the models that they document.
+"""Limits from CometAPI's docs for the models that they document.
 
-The same table checks a request in Python and, as JSON schema, in Prefect's server, which so
-refuses a bad run before it exists.
+The same table checks a request in Python and, as JSON schema, in Prefect's server, which rejects an
+invalid run before it is created.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ RATIOS = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What the docs allow for one model."""
+    """Documented limits of one model."""
 
     prompt_length: int
     seed: int
@@ -46,7 +46,7 @@ VIDEO_TO_VIDEO_MODELS = {"gen4_aleph": Limits(prompt_length=1000, seed=4_294_967
 
 
 class LimitsExceeded(ValueError):
-    """A request passes documented limits; ``problems`` has each as "field: what is allowed"."""
+    """Request that exceeds documented limits; ``problems`` has each as "field: allowed values"."""
 
     def __init__(self, problems: list[str], model: str) -> None:
         super().__init__(f"{'; '.join(problems)} (model {model})")
@@ -54,7 +54,7 @@ class LimitsExceeded(ValueError):
 
 
 def exceeded(asked: Mapping[str, Any], limits: Limits) -> list[str]:
-    """Each documented limit that the fields asked for pass, with what is allowed; pure."""
+    """Return each documented limit that the requested fields exceed, and what is allowed; pure."""
     prompt, seed, ratio = asked.get("prompt_text", ""), asked.get("seed"), asked.get("ratio")
     duration, references = asked.get("duration"), asked.get("references", ())
     problems: list[str] = []
@@ -73,7 +73,10 @@ def exceeded(asked: Mapping[str, Any], limits: Limits) -> list[str]:
 
 
 def limits_schema(documented: dict[str, Limits]) -> Any:
-    """JSON schema of the limits, so that Prefect's server refuses a bad run before it exists."""
+    """Return a function that adds the limits of each model to a JSON schema.
+
+    With this schema, Prefect's server rejects an invalid run before it is created.
+    """
 
     def add(schema: dict[str, Any]) -> None:
         schema["allOf"] = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user pays for a generation, as written in the settings."""
+"""Prices of generations, as written in the settings."""
 
 import re
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from pydantic import BeforeValidator, PlainSerializer
 
 @dataclass(frozen=True)
 class Price:
-    """What one generation costs, or one second of its video."""
+    """Price of one generation, or of one second of its video."""
 
     amount: float
     per_second: bool = False
 
     def of(self, seconds: float) -> float:
-        """The price of a generation with so many seconds of video."""
+        """Return the price of a generation with this many seconds of video."""
         return self.amount * seconds if self.per_second else self.amount
 
     def __str__(self) -> str:
@@ -24,10 +24,10 @@ class Price:
 
 
 def parse_price(value: Any) -> Price:
-    """A price as users write it: 0.32 for a generation, "0.05/s" for a second of video.
+    """Parse a price: 0.32 for a generation, or "0.05/s" for a second of video.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The value has neither form.
     """
     if isinstance(value, Price):
         return value

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user may ask for, checked before any money moves.
+"""Requests for generations, validated before any money is spent.
 
 Fields, limits and defaults are those of CometAPI's docs ("Create a Runway image-to-video task",
-"Create a Runway video-to-video task"). They hold strictly for the models documented there; models
-drift, so for any other one only the form is checked and the service has the last word. A field
-that is not set is not sent.
+"Create a Runway video-to-video task"). They apply strictly to the models documented there. Models
+change, so for any other model only the form is checked, and the service decides. A field that is
+not set is not sent.
 """
 
 import hashlib
@@ -40,14 +40,14 @@ class _WireModel(BaseModel):
 
 
 class Reference(_WireModel):
-    """An image that shows the style or the subject wanted."""
+    """Image that shows the desired style or subject."""
 
     type: Literal["image"] = Field(default="image", description="Kind of reference.")
     uri: Source = Field(description="HTTPS URL of the image.")
 
 
 class ContentModeration(_WireModel):
-    """How strictly public figures are recognised."""
+    """Strictness of the recognition of public figures."""
 
     public_figure_threshold: Literal["auto", "low"] = Field(
         default="auto", description="'low' is less strict about recognisable public figures."
@@ -55,29 +55,29 @@ class ContentModeration(_WireModel):
 
 
 class GenerationRequest(_WireModel):
-    """What both routes have in common."""
+    """Base of the requests of both routes."""
 
     route: ClassVar[str]
     documented: ClassVar[dict[str, Limits]]
 
-    if TYPE_CHECKING:  # each route declares it itself, in the order of its form
+    if TYPE_CHECKING:  # each route declares it at its own position in the form
         model: str
 
     def to_wire(self) -> dict[str, Any]:
-        """The JSON body to send: the wire's names, and only what was set."""
+        """Return the JSON body to send: the API's field names, and only the fields that are set."""
         return self.model_dump(mode="python", by_alias=True, exclude_none=True)
 
     def fingerprint(self) -> str:
-        """SHA-256 over route and body, in hex: equal for equal requests."""
+        """Return the SHA-256 of route and body in hex; equal requests have equal fingerprints."""
         content = json.dumps([self.route, self.to_wire()], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def shown(self) -> dict[str, Any]:
-        """The body as it may be shown: signed URLs and data URIs shortened."""
+        """Return the body as it is safe to show, with signed URLs and data URIs redacted."""
         return shortened(self.to_wire())
 
     def billed_seconds(self) -> float | None:
-        """Seconds of video that this will be billed for, or None where its result decides."""
+        """Return the seconds of video to be billed, or None if they depend on the result."""
         limits = self.documented.get(self.model)
         asked = getattr(self, "duration", None) or (limits and limits.default_duration)
         return float(asked) if asked else None
@@ -104,7 +104,7 @@ Ratio = Annotated[str, BeforeValidator(_check_ratio)]
 
 
 class ImageToVideoRequest(GenerationRequest):
-    """A video made from an image (CometAPI docs, Create a Runway image-to-video task)."""
+    """Video made from an image (CometAPI docs, Create a Runway image-to-video task)."""
 
     model_config = ConfigDict(json_schema_extra=limits_schema(IMAGE_TO_VIDEO_MODELS))
     route: ClassVar[str] = "image_to_video"
@@ -140,7 +140,7 @@ class ImageToVideoRequest(GenerationRequest):
 
 
 class VideoToVideoRequest(GenerationRequest):
-    """A video restyled from another (CometAPI docs, Create a Runway video-to-video task)."""
+    """Video restyled from another one (CometAPI docs, Create a Runway video-to-video task)."""
 
     model_config = ConfigDict(json_schema_extra=limits_schema(VIDEO_TO_VIDEO_MODELS))
     route: ClassVar[str] = "video_to_video"
@@ -179,10 +179,10 @@ class VideoToVideoRequest(GenerationRequest):
 
 
 def as_request(given: object) -> GenerationRequest:
-    """A request, given as one or as its fields; those with a source video are video-to-video.
+    """Return a request, given as such or as its fields; a source video means video-to-video.
 
     Raises:
-        pydantic.ValidationError: The fields make no request.
+        pydantic.ValidationError: The fields are not a valid request.
     """
     if isinstance(given, GenerationRequest):
         return given

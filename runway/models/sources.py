@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and videos that a request names: only their form is checked, CometAPI fetches them."""
+"""Images and videos that a request refers to. Only their form is checked; CometAPI fetches them."""
 
 import base64
 import binascii
@@ -14,17 +14,17 @@ from ..redact import is_loopback, is_shortened, shortened, shown_url
 
 MAX_URL_LENGTH = 2048
 MAX_DATA_BYTES = {"image": 5_000_000, "video": 16_000_000}
-"""Bytes of a decoded data URI (Runway's docs, Inputs)."""
+"""Maximum bytes of a decoded data URI (Runway's docs, Inputs)."""
 
 
 _DATA_URI = re.compile(r"data:(\w+)/[\w.+-]+;base64,([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
 
 
 def check_source(value: object, info: ValidationInfo) -> object:
-    """The source as it is; what is no text is left to pydantic.
+    """Return the source unchanged; a value that is not a text is left to pydantic.
 
     Raises:
-        ValueError: CometAPI could not fetch it, or it is a shortened one.
+        ValueError: CometAPI could not fetch the source, or it is only a redacted form.
     """
     if not isinstance(value, str):
         return value
@@ -81,5 +81,5 @@ Source = Annotated[
     BeforeValidator(check_source),
     PlainSerializer(partial(shortened, urls=False), when_used="json", return_type=str),
 ]
-"""A https URL, or a base64 data URI. As JSON a data URI is written shortened, so that a picture
-never ends in the run history."""
+"""HTTPS URL or base64 data URI. In JSON, a data URI is redacted, so that a picture never ends up in
+the run history."""
