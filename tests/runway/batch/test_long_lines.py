@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A manifest is read no further than its rows can be long."""
+"""A manifest is read only as far as its rows can be long."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ ROW = {"id": "a", "promptImage": "https://example.com/cat.jpg"}
 
 
 def test_a_line_that_is_longer_than_any_row_is_not_read_to_its_end(tmp_path, monkeypatch):
-    """A few packed kilobytes may stand for gigabytes of blanks."""
+    """A few compressed kilobytes may expand to gigabytes of blanks."""
     monkeypatch.setattr("prefect_cometapi.runway.batch.manifest.LONGEST_CELL", 1000)
     place = tmp_path / "rows.jsonl.gz"
     place.write_bytes(gzip.compress(json.dumps(ROW).encode() + b"\n" + b" " * 10_000_000))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A manifest is the same batch in every format, and a broken one is told before it is bought."""
+"""A manifest gives the same batch in every format, and an invalid one is refused before buying."""
 
 import base64
 import csv
@@ -55,7 +55,7 @@ video_rows = st.fixed_dictionaries(
 
 
 def written(rows: list[dict[str, Any]], suffix: str) -> bytes:
-    """A manifest as other programs write it."""
+    """Write a manifest as other programs do."""
     out = io.StringIO(newline="")
     if suffix == "parquet":
         names = list(dict.fromkeys(name for row in rows for name in row))
@@ -99,7 +99,7 @@ def refusal(place: str) -> str:
 
 @pytest.fixture
 def memory():
-    """An object store of this process, empty."""
+    """Return an empty object store in this process."""
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
     return "memory://in"
@@ -113,7 +113,7 @@ def memory():
     rows=st.lists(image_rows | video_rows, min_size=1, max_size=5, unique_by=lambda r: str(r["id"]))
 )
 def test_a_row_means_the_same_in_every_format(rows, memory):
-    """Who changes the format of a manifest buys nothing again, and nothing else."""
+    """Changing the format of a manifest neither repeats nor changes a purchase."""
     as_text = [{**row, "id": str(row["id"])} for row in rows]  # a column of Parquet has one type
     found = [
         checked(put(f"{memory}/rows.{suffix}", written(as_text, suffix))) for suffix in FORMATS
@@ -128,7 +128,7 @@ def test_a_row_means_the_same_in_every_format(rows, memory):
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("form", ["path", "home", "file", "local", "memory"])
 def test_a_manifest_is_read_from_wherever_it_is(form, suffix, tmp_path, memory, monkeypatch):
-    """A path, or any file system that fsspec knows."""
+    """A manifest is read from a path or from any file system of fsspec."""
     monkeypatch.setenv("HOME", str(tmp_path))
     name = f"my #1 rows?.{suffix.upper()}"
     content = written([ROW], suffix)
@@ -159,7 +159,7 @@ class Web(fsspec.AbstractFileSystem):
 
 
 def test_a_signed_url_of_a_manifest_works_and_is_not_repeated(monkeypatch):
-    """Its suffix stands before the query; the query stands in no message and no traceback."""
+    """The suffix is read before the query, and no message or traceback contains the query."""
     monkeypatch.setitem(_registry, "https", Web)
     place = "https://example.com/rows.jsonl.gz?sig=s3cr3t"
     assert [item.id for item in checked(place)[0]] == ["a"]
@@ -174,7 +174,7 @@ def test_a_signed_url_of_a_manifest_works_and_is_not_repeated(monkeypatch):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_a_picture_of_five_megabytes_fits_into_a_row(suffix, tmp_path):
-    """What a request may carry, a manifest may carry."""
+    """A manifest row may carry everything that a request may carry."""
     source = f"data:image/png;base64,{base64.b64encode(bytes(5_000_000)).decode()}"
     place = tmp_path / f"rows.{suffix}"
     place.write_bytes(written([{"id": "a", "promptImage": source}], suffix))
@@ -187,7 +187,7 @@ def test_a_picture_of_five_megabytes_fits_into_a_row(suffix, tmp_path):
 
 
 def test_jsonl_may_have_a_mark_blank_lines_and_any_line_ends(tmp_path):
-    """As editors and other systems write it; line numbers stay those of the editor."""
+    """Byte order marks, blank lines and all line endings are accepted; line numbers stay right."""
     one, two = (
         json.dumps(ROW),
         json.dumps({**ROW, "id": "ü", "promptText": "a\u2028b\x85c"}, ensure_ascii=False),
@@ -218,7 +218,7 @@ def test_jsonl_may_have_a_mark_blank_lines_and_any_line_ends(tmp_path):
     ],
 )
 def test_a_broken_line_is_a_bad_row_and_the_others_are_read(tmp_path, line, problem):
-    """One line does not hide the state of the others."""
+    """One broken line does not hide the other rows."""
     place = tmp_path / "rows.jsonl"
     place.write_bytes(json.dumps(ROW).encode() + b"\n" + line + b"\n" + b"{}\n")
     items, bad = checked(str(place))
@@ -232,7 +232,7 @@ def test_a_broken_line_is_a_bad_row_and_the_others_are_read(tmp_path, line, prob
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_no_content_makes_reading_fail_otherwise(content, suffix, memory):
-    """Whatever lies there, the answer is rows or an InvalidManifest."""
+    """Reading any content gives rows or InvalidManifest."""
     place = put(f"{memory}/rows.{suffix}", b"id,promptImage\n" * suffix.startswith("csv") + content)
     try:
         rows = read_rows(place)
@@ -246,7 +246,7 @@ def test_no_content_makes_reading_fail_otherwise(content, suffix, memory):
 
 
 def test_csv_rows_are_named_by_the_line_in_which_they_begin(tmp_path):
-    """A prompt may have several lines; the editor's line number leads to the row all the same."""
+    """The line number leads to the row in an editor, even if prompts have several lines."""
     place = tmp_path / "rows.csv"
     place.write_bytes(
         b"\xef\xbb\xbf id ,promptImage,prompt_text,duration,x_sku\r\n"
@@ -294,7 +294,7 @@ def test_csv_rows_are_named_by_the_line_in_which_they_begin(tmp_path):
     ],
 )
 def test_a_csv_file_that_is_wrong_as_a_whole_is_told_once(tmp_path, content, problem):
-    """A misspelt column would be paid for in each row and be in none."""
+    """An unknown column, which each row would ignore, is reported once."""
     place = tmp_path / "rows.csv"
     place.write_text(content, encoding="utf-8")
     assert problem in refusal(str(place))
@@ -305,7 +305,7 @@ def test_a_csv_file_that_is_wrong_as_a_whole_is_told_once(tmp_path, content, pro
 
 
 def test_parquet_has_rows_types_and_gaps_of_its_own(tmp_path):
-    """Nulls and NaN are gaps, nested columns are nested fields, and old text has no mark."""
+    """Nulls and NaN are missing values, nested columns are nested fields, and old text works."""
     table = pa.table(
         {
             "id": pa.array([1, 2, 3], pa.int32()),
@@ -338,7 +338,7 @@ def test_parquet_has_rows_types_and_gaps_of_its_own(tmp_path):
 
 
 def test_an_unknown_parquet_column_is_told_once(tmp_path):
-    """As in CSV, and before any of its rows is read."""
+    """An unknown column is reported as in CSV, before any row is read."""
     place = str(tmp_path / "rows.parquet")
     parquet.write_table(pa.table({"id": ["a"], "durations": [5]}), place)
     assert "column durations: is no field of a request; did you mean duration?" in refusal(place)
@@ -347,7 +347,7 @@ def test_an_unknown_parquet_column_is_told_once(tmp_path):
 
 
 def test_without_pyarrow_a_parquet_file_names_what_to_install(tmp_path, monkeypatch):
-    """The extra is named as it is typed."""
+    """The error names the extra as it is typed in the command."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     told_so = refusal(str(tmp_path / "rows.parquet"))
@@ -359,7 +359,7 @@ def test_without_pyarrow_a_parquet_file_names_what_to_install(tmp_path, monkeypa
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_manifest_that_is_not_there_is_told(suffix, tmp_path):
-    """With its place, and without a traceback of the file system."""
+    """The error names the location, without a traceback of the file system."""
     assert refusal(str(tmp_path / f"no.{suffix}")).endswith("cannot be read: there is no such file")
 
 
@@ -376,13 +376,13 @@ def test_a_manifest_that_is_not_there_is_told(suffix, tmp_path):
     ],
 )
 def test_a_file_that_is_no_manifest_is_told(tmp_path, name, content, problem):
-    """With the reason, where there is one."""
+    """The error gives the reason, where there is one."""
     (tmp_path / name).write_bytes(content)
     assert f"{tmp_path / name} {problem}" in refusal(str(tmp_path / name))
 
 
 def test_a_folder_or_an_unknown_protocol_is_told(tmp_path):
-    """With the words of the file system."""
+    """The error repeats the message of the file system."""
     (tmp_path / "rows.csv").mkdir()
     assert refusal(str(tmp_path / "rows.csv")).endswith("cannot be read: Is a directory")
     assert "Protocol not known" in refusal("nosuch://me:s3cr3t@host/rows.csv")
@@ -390,7 +390,7 @@ def test_a_folder_or_an_unknown_protocol_is_told(tmp_path):
 
 
 def test_a_row_shows_nothing_of_what_it_holds():
-    """A picture in a row does not end in the traceback of somebody else's mistake."""
+    """A picture in a row does not appear in a traceback."""
     place = Path("rows.jsonl")
     place.write_text(json.dumps({**ROW, "promptImage": "data:image/png;base64,s3cr3t"}))
     assert "s3cr3t" not in repr(read_rows(str(place)))

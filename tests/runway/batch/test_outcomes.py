@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of an item is told as it is, and what it means for the others is decided."""
+"""Each item reports its own outcome, and decides whether the batch continues."""
 
 import pytest
 
@@ -39,7 +39,7 @@ ITEM = BatchItem(
 
 
 def test_an_item_says_what_it_asks_for_from_the_start():
-    """Its key, route, model and words; not the address of its source, which may be signed."""
+    """An item has its key, route, model and prompt, but not its source, which may be signed."""
     asked = waiting(ITEM)
     assert (asked.id, asked.key, asked.outcome) == ("sku-17", "catalogue/sku-17", Outcome.WAITING)
     assert (asked.route, asked.model, asked.prompt) == (
@@ -52,7 +52,7 @@ def test_an_item_says_what_it_asks_for_from_the_start():
 
 
 def test_a_stored_item_has_the_facts_of_its_video():
-    """And what it took to get it."""
+    """The item also has its polls, waiting time and billed seconds."""
     result = GenerationResult(
         key=ITEM.key,
         task_id="task-1",
@@ -80,7 +80,7 @@ def test_a_stored_item_has_the_facts_of_its_video():
     ],
 )
 def test_an_item_without_a_video_says_why(error, outcome):
-    """By the kind of its error and in words; an uncertain one is perhaps billed."""
+    """The item has the kind and message of its error; an uncertain one is possibly charged."""
     item = ended(ITEM, error)
     assert (item.outcome, item.error) == (outcome, type(error).__name__)
     assert item.message
@@ -89,20 +89,20 @@ def test_an_item_without_a_video_says_why(error, outcome):
 
 
 def test_secrets_of_an_unknown_error_are_hidden():
-    """It may quote an address."""
+    """An unknown error may quote an address, so it is redacted."""
     item = ended(ITEM, RuntimeError("GET https://cdn.example.com/a.mp4?_jwt=topsecret failed"))
     assert "topsecret" not in (item.message or "")
 
 
 def test_an_account_that_cannot_buy_stops_the_batch():
-    """The next request would be refused as well, and the one after it."""
+    """Without credit or a valid API key, all further requests would be refused as well."""
     for error in (QuotaExceeded("no balance"), AuthenticationError("wrong key")):
         assert "the account cannot buy any more" in (reason_to_stop(error, 1, None) or "")
 
 
 @pytest.mark.parametrize("error", [InvalidRequest("no"), SubmissionUncertain("?"), ValueError()])
 def test_failures_stop_the_batch_only_beyond_what_the_user_allows(error: CometAPIError):
-    """Without a limit, never."""
+    """Failures stop a batch only beyond the user's limit."""
     assert reason_to_stop(error, 10**6, None) is None
     assert reason_to_stop(error, 3, 3) is None
     assert "4 items failed, and at most 3 may" in (reason_to_stop(error, 4, 3) or "")
@@ -110,7 +110,7 @@ def test_failures_stop_the_batch_only_beyond_what_the_user_allows(error: CometAP
 
 
 def test_each_bad_row_is_one_result_with_all_its_problems():
-    """Also where several have the same id."""
+    """Rows with the same id are reported one by one, each with all its problems."""
     rows = [
         BadRow(row=3, unit="line", id="a", field="duration", problem="5 or 10 seconds, got 7"),
         BadRow(row=3, unit="line", id="a", field="ratio", problem="write width:height"),
@@ -125,7 +125,7 @@ def test_each_bad_row_is_one_result_with_all_its_problems():
 
 
 def test_a_result_counts_its_items():
-    """The sentence is what the run's state says."""
+    """The summary sentence is also the message of the run's state."""
     results = (
         waiting(ITEM).model_copy(update={"outcome": Outcome.STORED}),
         not_bought(ITEM, "too dear"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output manifest is whole at any moment, and says in each format the same."""
+"""The output manifest is complete at any moment and has the same content in each format."""
 
 import gzip
 import json
@@ -64,7 +64,7 @@ any_results = st.lists(
 
 @pytest.fixture
 def memory():
-    """An object store of this process, empty."""
+    """Return an empty object store in this process."""
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
     return "memory://out"
@@ -76,7 +76,7 @@ def memory():
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(results=any_results)
 def test_what_was_written_is_read_again_whatever_it_is(results, memory):
-    """Every text, number, time and gap comes back, and from each format the same."""
+    """Every text, number, time and missing value is read back, the same from each format."""
     for suffix in FORMATS:
         place = write_results(results, f"{memory}/results.{suffix}")
         assert read_results(place) == results
@@ -85,7 +85,7 @@ def test_what_was_written_is_read_again_whatever_it_is(results, memory):
 @given(half=st.text(st.characters(categories=["Cs", "Lu"]), min_size=1, max_size=8))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_half_a_character_costs_no_results(half, memory):
-    """A service may send text that no file can hold; it is written as well as can be."""
+    """Text with invalid Unicode is written as well as possible."""
     results = [ItemResult(id="a", outcome=Outcome.FAILED, message=half)]
     read = [read_results(write_results(results, f"{memory}/r.{suffix}")) for suffix in FORMATS]
     assert read[0][0].id == "a"
@@ -99,7 +99,7 @@ def test_half_a_character_costs_no_results(half, memory):
 def test_results_are_written_to_wherever_they_are_wanted(
     form, suffix, tmp_path, memory, monkeypatch
 ):
-    """A path, or any file system that fsspec knows; a folder that is not there is made."""
+    """Results are written to a path or any file system of fsspec; missing folders are made."""
     monkeypatch.setenv("HOME", str(tmp_path))
     name = f"my #1 results.{suffix}"
     place = {
@@ -119,7 +119,7 @@ def test_results_are_written_to_wherever_they_are_wanted(
 
 
 def test_each_line_of_jsonl_is_a_result_with_all_its_fields(tmp_path):
-    """Other programs read it with a line of code, and find the same columns in each row."""
+    """Other programs can read the file with one line of code, and each row has the same fields."""
     write_results([STORED, FAILED], f"{tmp_path}/results.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().split("\n")[:-1]]
     assert [row["id"] for row in rows] == ["a", "b"]
@@ -128,7 +128,7 @@ def test_each_line_of_jsonl_is_a_result_with_all_its_fields(tmp_path):
 
 
 def test_parquet_has_the_types_of_the_fields_even_without_a_value(tmp_path):
-    """A batch without a single success has the same columns as any other."""
+    """A batch without any success has the same columns as any other."""
     write_results([], f"{tmp_path}/results.parquet")
     types = {field.name: str(field.type) for field in parquet.read_schema("results.parquet")}
     assert set(types) == set(ItemResult.model_fields)
@@ -139,7 +139,7 @@ def test_parquet_has_the_types_of_the_fields_even_without_a_value(tmp_path):
 
 
 def test_a_storage_of_any_kind_takes_results(memory):
-    """Also one that is no path and no URL, as a saved block."""
+    """A saved block, which is neither a path nor a URL, is accepted as well."""
     where = publish_results([STORED], FsspecStorage(memory), "results.jsonl")
     assert read_results(where) == [STORED]
 
@@ -150,7 +150,7 @@ def test_a_storage_of_any_kind_takes_results(memory):
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
 @pytest.mark.parametrize("form", ["path", "local"])
 def test_who_reads_while_it_is_rewritten_sees_one_whole_state(form, suffix, tmp_path):
-    """Each read is a state that was written, and never an older one than the read before."""
+    """Each read gives a complete state, and never an older one than the read before."""
     place = f"{'local://' if form == 'local' else ''}{tmp_path}/results.{suffix}"
     states = 25
     seen: list[list[ItemResult]] = []
@@ -187,7 +187,7 @@ def test_who_reads_while_it_is_rewritten_sees_one_whole_state(form, suffix, tmp_
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(suffix, tmp_path, monkeypatch):
-    """A full disk costs the newest state for a while, and not the older ones."""
+    """A full disk costs the newest state for a while, but not the older ones."""
     place = f"{tmp_path}/results.{suffix}"
     write_results([STORED], place)
 
@@ -203,7 +203,7 @@ def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(suffix, tmp_p
 
 
 def test_a_storage_that_takes_nothing_is_told_and_nothing_is_left(tmp_path, monkeypatch):
-    """The next attempt finds the place as clean as this one."""
+    """A failed write leaves no files, so the next attempt starts clean."""
 
     def refuse(self: FolderStorage, staged: Path, name: str) -> str:
         raise StorageError(f"no room for {name}")
@@ -231,7 +231,7 @@ def test_a_storage_that_takes_nothing_is_told_and_nothing_is_left(tmp_path, monk
     ],
 )
 def test_a_place_that_does_not_do_is_told_before_anything_is_bought(place, problem):
-    """A typo in the place of the results is no reason to lose them afterwards."""
+    """An invalid location for the results is refused before anything is bought."""
     with pytest.raises(StorageUnavailable, match=problem) as caught:
         check_place(place)
     assert "nothing was charged" in str(caught.value)
@@ -240,7 +240,7 @@ def test_a_place_that_does_not_do_is_told_before_anything_is_bought(place, probl
 
 
 def test_without_pyarrow_parquet_is_refused_before_anything_is_bought(tmp_path, monkeypatch):
-    """And what to install is named."""
+    """The error names the package to install."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(StorageUnavailable, match=r'pip install "prefect-cometapi\[parquet\]"'):
@@ -260,7 +260,7 @@ def test_without_pyarrow_parquet_is_refused_before_anything_is_bought(tmp_path, 
     ],
 )
 def test_what_are_no_results_is_a_value_error(tmp_path, name, content, problem):
-    """Whoever reads results of a batch is told what is wrong with them."""
+    """The error says what is wrong with the file."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=problem):
         read_results(f"{tmp_path}/{name}")
@@ -277,7 +277,7 @@ def test_what_are_no_results_is_a_value_error(tmp_path, name, content, problem):
     share=st.floats(0.01, 1),
 )
 def test_writing_takes_no_more_than_its_share_of_the_time(gaps, cost, share):
-    """However slow the storage and however many the items, a batch is not held up."""
+    """Writing does not slow a batch, however slow the storage is and however many items it has."""
     clock, spent, due = 0.0, 0.0, 0.0
     for items, gap in enumerate(gaps, 1):
         clock += gap
@@ -291,14 +291,14 @@ def test_writing_takes_no_more_than_its_share_of_the_time(gaps, cost, share):
 
 @given(ended=st.floats(0, 1e9), took=st.floats(0, 1e4))
 def test_a_growing_output_is_never_far_behind(ended, took):
-    """A quick write may be followed by another one after ten seconds, a slow one later."""
+    """After a quick write the next may follow in ten seconds, and after a slow one later."""
     due = next_write(ended, took)
     assert due >= ended + LEAST_GAP
     assert due <= ended + LEAST_GAP + took / WRITING_SHARE
 
 
 def test_ten_thousand_items_are_not_written_ten_thousand_times():
-    """What is written grows with the time of a batch, not with the square of its items."""
+    """The data written grows with the time of a batch, not with the square of its items."""
     clock, due, writes, rows = 0.0, 0.0, 0, 0
     for items in range(1, 10_001):
         clock += 0.5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All rows of a batch are checked before one is bought, and nothing makes the check itself fail."""
+"""All rows of a batch are checked before one is bought, and the check itself never fails."""
 
 import json
 from typing import Any
@@ -86,7 +86,7 @@ def problems_of(*rows: dict[str, Any]) -> list[str]:
 
 @given(rows=st.lists(any_fields | near_fields, max_size=6), needs_id=st.booleans())
 def test_every_row_becomes_an_item_or_is_told_what_is_wrong(rows, needs_id):
-    """No row is dropped, none is in both lists, and none makes the check fail."""
+    """No row is dropped, is in both lists or breaks the check."""
     given_rows = [Row(number, row, needs_id=needs_id) for number, row in enumerate(rows, 1)]
     items, bad = check_rows(given_rows, batch_keys("spring"))
     assert len(items) + len({row.row for row in bad}) == len(rows)
@@ -96,7 +96,7 @@ def test_every_row_becomes_an_item_or_is_told_what_is_wrong(rows, needs_id):
 
 @given(rows=st.lists(any_fields, max_size=4))
 def test_what_is_told_of_a_row_holds_no_secret_and_can_be_stored(rows):
-    """No picture, token or key in a bad row ends in a log, whatever field it stands in."""
+    """Messages about a bad row contain no picture, token or API key, whatever the field."""
     for row in check_rows(rows_of(rows), batch_keys("spring"))[1]:
         assert SECRET not in f"{row} {row!r} {row.model_dump_json()}"
         assert str(row).isprintable()
@@ -104,7 +104,7 @@ def test_what_is_told_of_a_row_holds_no_secret_and_can_be_stored(rows):
 
 @given(rows=st.lists(near_fields, max_size=6))
 def test_an_items_request_is_what_its_row_asked_for(rows):
-    """Nothing that was set is dropped or changed on the way."""
+    """No given value is dropped or changed."""
     items, _ = check_rows(in_file(*rows), batch_keys("spring"))
     row_of = {str(row.get("id")): row for row in reversed(rows)}
     for item in items:
@@ -115,7 +115,7 @@ def test_an_items_request_is_what_its_row_asked_for(rows):
 @pytest.mark.parametrize("leak", LEAKS)
 @pytest.mark.parametrize("name", [*NAMES, "references.uri"])
 def test_a_secret_in_the_wrong_field_is_not_repeated(name, leak):
-    """Cells slip into the neighbouring column; tokens do not slip into messages."""
+    """Cells may be in the wrong column, but a token does not appear in a message."""
     fields = {"references": [{"uri": leak, leak: 1}]} if "." in name else {name: leak}
     for other in (image(id="a"), video(id="a"), {}):
         for row in problems_of({**other, **fields}, {**other, leak: 1}):
@@ -163,14 +163,14 @@ def test_a_secret_in_the_wrong_field_is_not_repeated(name, leak):
     ],
 )
 def test_a_bad_field_is_named_with_what_is_allowed(fields, problem):
-    """What is wrong is said in words that lead to the cell."""
+    """The message leads to the cell and says what is allowed."""
     items, bad = checked({"id": "a", **fields})
     assert items == []
     assert any(str(row).startswith("line 2 (id a): ") and problem in str(row) for row in bad)
 
 
 def test_every_bad_field_of_a_row_is_told_at_once():
-    """A manifest is corrected in one go, not in as many runs as it has mistakes."""
+    """All mistakes of a manifest are reported in one run."""
     row = image(
         id=" ", seed=-1, duration=7, promptText="x" * 513, ratio="a", modle="x", videoUri="\ud800"
     )
@@ -181,20 +181,20 @@ def test_every_bad_field_of_a_row_is_told_at_once():
 
 @pytest.mark.parametrize("model", [5, "\ud800", ""])
 def test_limits_are_not_guessed_for_a_model_that_cannot_be_read(model):
-    """Who wrote the model wrongly is told that, and not the limits of another one."""
+    """An invalid model is reported instead of the limits of another model."""
     named = [bad.field for bad in checked(image(id="a", model=model, duration=7))[1]]
     assert named == ["model"]
 
 
 def test_names_of_ones_own_are_ignored_and_nothing_else_is():
-    """A manifest carries what its owner needs, and a misspelt option never passes for that."""
+    """A manifest may have columns of its owner, but a misspelt option is an error."""
     items, bad = checked(image(id="a", x_sku="17", _row=float("nan")), image(id="b", xsku=1))
     assert [item.request for item in items] == [ImageToVideoRequest(prompt_image=IMAGE)]
     assert [row.field for row in bad] == ["xsku"]
 
 
 def test_text_is_read_as_what_the_field_needs():
-    """A cell is text; the request has its numbers, booleans and nested fields."""
+    """A text cell is converted to the number, boolean or nested field of the request."""
     one = image(id="1", duration="10", seed="7", watermark="TRUE", ratio="1280:720")
     two = video(
         id="2",
@@ -219,14 +219,14 @@ def test_text_is_read_as_what_the_field_needs():
 
 @pytest.mark.parametrize("route", ["image_to_video", "image-to-video", "Image-to-Video", None])
 def test_the_route_is_told_by_its_name_or_by_the_source(route):
-    """Whoever names the image has named the route."""
+    """A row that names an image needs no route."""
     items, bad = checked(image(id="a", route=route))
     assert (items[0].request.route, bad) == ("image_to_video", [])
 
 
 @pytest.mark.parametrize("depth", [900, 100_000])
 def test_a_field_nested_too_deeply_is_a_bad_one(depth):
-    """No row brings the batch down."""
+    """A deeply nested field is reported and does not break the batch."""
     (bad,) = checked(video(id="a", references="[" * depth + "]" * depth))[1][:1]
     assert bad.field in {"references", "references.0"}
 
@@ -238,7 +238,7 @@ def test_a_field_nested_too_deeply_is_a_bad_one(depth):
     ("given_id", "id_"), [("sku-17", "sku-17"), (17, "17"), ("ä 1/2", "ä 1/2")]
 )
 def test_an_id_is_text_or_a_whole_number(given_id, id_):
-    """It is the end of the key, as it stands."""
+    """An id becomes the end of the key unchanged."""
     (item,), bad = checked(image(id=given_id))
     assert (item.id, item.key, bad) == (id_, f"spring/{id_}", [])
 
@@ -260,14 +260,14 @@ def test_an_id_is_text_or_a_whole_number(given_id, id_):
     ],
 )
 def test_a_bad_id_is_not_repeated_but_explained(given_id, problem):
-    """It stands in names, logs and keys, so it must be fit for that."""
+    """An id appears in names, logs and keys, so an invalid one is refused with a reason."""
     ((bad,),) = (checked(image(id=given_id))[1],)
     assert (bad.row, bad.unit, bad.id, bad.field) == (2, "line", None, "id")
     assert problem in bad.problem
 
 
 def test_of_two_rows_with_one_id_the_later_is_bad_and_names_the_first():
-    """Else it would silently get the first one's video."""
+    """The later row would otherwise silently get the video of the first one."""
     items, bad = checked(image(id=1), video(id="1"), image(id="b"), image(id="1", seed=-1))
     assert [item.id for item in items] == ["1", "b"]
     told = [f"{row.row} {row.field}: {row.problem}" for row in bad]
@@ -277,7 +277,7 @@ def test_of_two_rows_with_one_id_the_later_is_bad_and_names_the_first():
 
 
 def test_the_longest_id_fits_the_longest_key_of_a_batch():
-    """Whether an id is too long does not depend on the batch."""
+    """The allowed length of an id does not depend on the batch."""
     longest = "b" * (MAX_KEY_LENGTH - MAX_ID_LENGTH - 1)
     rows = in_file(image(id="x" * MAX_ID_LENGTH))
     (item,), bad = check_rows(rows, batch_keys(longest))
@@ -289,7 +289,7 @@ def test_the_longest_id_fits_the_longest_key_of_a_batch():
 
 
 def test_a_key_that_is_none_or_another_rows_makes_the_row_bad():
-    """Keys may be made by any function; two rows never share one."""
+    """A function may make the keys, but two rows never share one."""
     rows = in_file(image(id="a"), image(id="b"), image(id="c"))
     items, bad = check_rows(rows, lambda id_, request, take: "" if id_ == "c" else "same")
     assert [item.id for item in items] == ["a"]
@@ -303,7 +303,7 @@ def test_a_key_that_is_none_or_another_rows_makes_the_row_bad():
 
 
 def test_requests_without_ids_have_their_positions_and_keep_their_keys():
-    """The key is made of the request, so a list in another order buys nothing again."""
+    """The key is made from the request, so a reordered list buys nothing again."""
     cat, dog = ImageToVideoRequest(prompt_image=IMAGE), image(promptText="dog")
     items, bad = check_rows(rows_of([cat, dog, image()]), batch_keys("spring"))
     assert bad == []
@@ -317,7 +317,7 @@ def test_requests_without_ids_have_their_positions_and_keep_their_keys():
 
 @given(wanted=st.lists(st.tuples(st.none() | st.integers(10, 99), st.integers(0, 2)), max_size=8))
 def test_takes_count_the_equal_requests_without_an_id(wanted):
-    """An id stands for itself; among equal requests without one the place counts, from 1."""
+    """Equal requests without an id are numbered from 1."""
     asked: list[tuple[str | None, int]] = []
     seen: list[tuple[str | None, str]] = []
 
@@ -351,7 +351,7 @@ def test_a_request_in_a_mapping_is_the_same_as_its_fields():
 
 
 def test_a_data_uri_in_a_model_is_whole_in_its_item():
-    """What is shown is shortened; what is bought is not."""
+    """The request is shortened only where it is shown, not where it is bought."""
     request = ImageToVideoRequest(prompt_image=f"data:image/png;base64,{'abcd' * 100}")
     ((item,), _) = check_rows(rows_of([request]), batch_keys("spring"))
     assert item.request == request
@@ -369,21 +369,21 @@ def test_a_data_uri_in_a_model_is_whole_in_its_item():
     ],
 )
 def test_what_is_no_request_is_a_bad_row(given_row, problem):
-    """A list from anywhere gets an answer for each of its places."""
+    """Each position of a list has a result."""
     items, bad = check_rows(rows_of([given_row]), batch_keys("spring"))
     assert items == []
     assert str(bad[0]).startswith(problem)
 
 
 def test_a_position_that_another_row_has_as_its_id_is_told():
-    """Ids are unique, be they given or counted."""
+    """Given and generated ids are unique together."""
     items, bad = check_rows(rows_of([image(id="2"), image(seed=1)]), batch_keys("spring"))
     assert [item.id for item in items] == ["2"]
     assert str(bad[0]) == "row 2 (id 2): id: row 1 has the same"
 
 
 def test_a_row_of_a_thousand_wrong_names_is_told_in_a_few():
-    """Each is looked up among the right ones, which takes time, and a message has an end."""
+    """The message is limited, because each wrong name is compared with the valid ones."""
     wrong = {f"promptImag{n}": "x" for n in range(1000)}
     items, bad = checked({"id": "a", "promptImage": "https://example.com/a.jpg", **wrong})
     assert items == []

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that does the same in many processes at once, each with a ledger of its own.
+"""A program that does the same in many processes at once, each with its own ledger object.
 
-``concurrent_buyers.py WHAT COUNT URL FILE``: each process waits until all are there, then buys
-(``buy``) or only looks (``look``), appends one line to the file for each request that it sends, and
-prints what it got as a line of JSON.
+``concurrent_buyers.py WHAT COUNT URL FILE``: all processes start at the same moment. Each one buys
+(``buy``) or only reads (``look``), appends one line to the file for each request that it sends, and
+prints its result as a line of JSON.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from prefect_cometapi.runway.ledger.purchase import Check, buy_once
 
 
 async def work(what: str, url: str, file: str) -> dict[str, object]:
-    """What one process does."""
+    """Run the work of one process."""
     ledger = Ledger(url)
 
     async def post(_check: Check) -> str:
@@ -36,7 +36,7 @@ async def work(what: str, url: str, file: str) -> dict[str, object]:
 
 
 def main() -> None:
-    """Fork, let all go at once, and wait for them."""
+    """Fork the processes, start them at the same moment and wait for them."""
     what, count, url, file = sys.argv[1:]
     ready, start = os.pipe(), os.pipe()
     children = []

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process with a ledger open, which does what its standard input says, line by line.
+"""A process with an open ledger, which runs the commands of its standard input, line by line.
 
 ``ledger_user.py URL``. Commands: ``buy KEY...``, ``copy PATH`` (of the ledger's file, within this
-process), ``copying PREFIX SECONDS`` (buys all the time, while another thread copies all the time),
-``fork`` (the parent ends, the child goes on), ``count``, ``close``. Each is answered by one line.
+process), ``copying PREFIX SECONDS`` (buys while another thread copies the file), ``fork`` (the
+parent ends, the child continues), ``count``, ``close``. Each is answered by one line.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from prefect_cometapi.runway.ledger.purchase import Check, buy_once
 
 
 async def buy(ledger: Ledger, key: str) -> None:
-    """Buy a key; the service accepts it."""
+    """Buy a key; the service accepts the request."""
 
     async def post(_check: Check) -> str:
         return f"task-{key}"
@@ -30,7 +30,7 @@ async def buy(ledger: Ledger, key: str) -> None:
 
 
 def buy_while_copying(ledger: Ledger, file: Path, prefix: str, seconds: float) -> int:
-    """Buy one key after another while a thread copies the file; return how many."""
+    """Buy one key after another while a thread copies the file; return their number."""
     over = threading.Event()
 
     def copy() -> None:
@@ -51,7 +51,7 @@ def buy_while_copying(ledger: Ledger, file: Path, prefix: str, seconds: float) -
 
 
 def main() -> None:
-    """Obey."""
+    """Run the commands."""
     url = sys.argv[1]
     ledger, file = Ledger(url), Path(url.partition("://")[2])
     for line in sys.stdin:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever happens in whatever order, nothing is paid twice and nothing that is paid is lost."""
+"""Nothing is paid twice and no paid generation is lost, in any order of events."""
 
 import asyncio
 import tempfile
@@ -41,12 +41,12 @@ OPEN = {S.INTENDED, S.UNCERTAIN, S.LOST}
 
 
 class Killed(BaseException):
-    """The process of an attempt is no more."""
+    """The process of an attempt was killed."""
 
 
 @dataclass(eq=False)
 class Attempt:
-    """A run that wants the generation, and how its ledger treats it."""
+    """A run that wants the generation, with the faults of its ledger."""
 
     ledger: Ledger
     number: int
@@ -98,7 +98,7 @@ class Attempt:
 
 
 class OneKey(RuleBasedStateMachine):
-    """Runs, crashes, other machines and a user, all busy with one key."""
+    """Runs, crashes, other machines and a user, all working on one key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,12 +142,12 @@ class OneKey(RuleBasedStateMachine):
         return {entry.task_id for entry in self.known.values()}
 
     def decided_by_user(self) -> None:
-        """Whatever is not recorded by now and has no run that could tell is the user's loss."""
+        """Count accepted ids as lost by the user's decision if nothing records or reports them."""
         alive = {attempt.accepted for attempt in self.under_way()}
         self.waived |= self.accepted - self.recorded() - alive
 
     def settle(self) -> None:
-        """Let every run go on until it ended, sent its request, or rightly waits."""
+        """Let every run continue until it ends, sends its request or waits with a reason."""
 
         async def settled() -> bool:
             there = await self.ledger.get(KEY)
@@ -231,7 +231,7 @@ class OneKey(RuleBasedStateMachine):
         self.settle()
 
     def owner_of_claim(self, there) -> int | None:
-        """Which run made the claim that stands in the ledger."""
+        """Return the run that made the claim in the ledger."""
         if there is None or there.holder is None or "|run " not in there.holder:
             return None
         return int(there.holder.partition("|run ")[2].partition("#")[0])
@@ -299,12 +299,12 @@ class OneKey(RuleBasedStateMachine):
 
     @invariant()
     def every_request_was_allowed(self) -> None:
-        """One, and one more after each refusal, each release and each accepted second charge."""
+        """Allow one request, plus one per refusal, release and accepted second charge."""
         assert sum(attempt.posted for attempt in self.attempts) <= self.allowed
 
     @invariant()
     def no_accepted_id_is_lost(self) -> None:
-        """It is in the ledger, or a run is about to tell it, or the key is in doubt."""
+        """An accepted id is in the ledger, a run still has it, or the key is uncertain."""
         alive = {attempt.accepted for attempt in self.under_way()}
         lost = self.accepted - self.recorded() - alive - self.waived
         there = self.entry()
@@ -312,7 +312,7 @@ class OneKey(RuleBasedStateMachine):
 
     @invariant()
     def what_is_bought_has_an_id(self) -> None:
-        """And what is in doubt has none."""
+        """A bought entry has an id, and an uncertain one has none."""
         for entry in self.known.values():
             if entry.state in OPEN:
                 assert entry.task_id is None
@@ -329,13 +329,13 @@ QUICK = settings(
 
 
 def test_nothing_is_paid_twice_and_nothing_is_lost_in_any_order(monkeypatch):
-    """Runs that cross, crash and are cancelled, with other machines and a user in between."""
+    """Runs overlap, crash and are cancelled, while other machines and a user act as well."""
     monkeypatch.setattr(purchase, "LOOK_AGAIN", 0.002)
     run_state_machine_as_test(OneKey, settings=QUICK)
 
 
 def test_a_purchase_without_leave_is_noticed(monkeypatch):
-    """If a doubt were taken for a refusal, the test above would fail."""
+    """If an uncertain outcome counted as a refusal, the test above would fail."""
 
     def reckless(entry, *arguments, **named):
         step = next_step(entry, *arguments, **named)

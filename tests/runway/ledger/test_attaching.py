@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generation that was bought elsewhere is attached to a key, where the key allows it."""
+"""A generation that was bought elsewhere is attached to a key, if the key allows it."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ async def attached(ledger, task_id="task-1", wish=ID_ONLY):
 
 @pytest.mark.parametrize("wish", [ID_ONLY, intent()])
 async def test_an_id_is_attached_to_a_new_key(ledger, wish):
-    """With its request, where that is known; nothing was posted from here."""
+    """The entry has the request, if it is known, and nothing is posted."""
     made = await attached(ledger, wish=wish)
     assert (made.state, made.task_id, made.attempts) == (S.SUBMITTED, "task-1", 0)
     assert (made.holder, made.request) == (None, wish.request)
@@ -30,7 +30,7 @@ async def test_an_id_is_attached_to_a_new_key(ledger, wish):
 
 
 async def test_twenty_who_attach_the_same_id_get_the_same_entry(ledger):
-    """There is one."""
+    """Twenty concurrent callers get one entry."""
     made = await asyncio.gather(*[attached(ledger) for _ in range(20)])
     assert {each.claim for each in made} == {made[0].claim}
     assert len(await ledger.entries()) == 1
@@ -38,7 +38,7 @@ async def test_twenty_who_attach_the_same_id_get_the_same_entry(ledger):
 
 @pytest.mark.parametrize("state", [S.SUBMITTED, S.SUCCEEDED, S.STORED, S.FAILED, S.CANCELLED])
 async def test_an_id_that_the_key_has_already_is_found(file_ledger, state):
-    """In whichever state; another id is refused."""
+    """The same id is found in any state, and another id is refused."""
     known = await put(file_ledger, state, task_id="task-1")
     assert await attached(file_ledger) == known
     with pytest.raises(KeyConflict, match="task id was 'task-1', is 'task-2'"):
@@ -47,7 +47,7 @@ async def test_an_id_that_the_key_has_already_is_found(file_ledger, state):
 
 @pytest.mark.parametrize("state", [S.REJECTED, S.RELEASED, S.UNCERTAIN, S.LOST])
 async def test_an_id_is_adopted_where_the_key_has_none(ledger, state):
-    """What was uncertain is certain then, and nothing is sent for it any more."""
+    """An uncertain entry becomes certain, and nothing more is sent for it."""
     await put(ledger, state, attempts=2)
     made = await attached(ledger)
     assert (made.state, made.task_id, made.attempts) == (S.SUBMITTED, "task-1", 2)
@@ -59,13 +59,13 @@ async def test_an_id_is_adopted_where_the_key_has_none(ledger, state):
 
 
 async def test_an_id_is_adopted_in_place_of_one_that_failed_and_was_released(ledger):
-    """The user said that the key is free."""
+    """A release by the user makes the key free."""
     await put(ledger, S.RELEASED, task_id="task-0")
     assert (await attached(ledger)).task_id == "task-1"
 
 
 async def test_an_id_of_another_service_is_attached_to_a_free_key(ledger):
-    """The entry then tells where it was bought, so that it is looked for there."""
+    """The entry names the service at which the generation was bought, and is polled there."""
     await put(ledger, S.REJECTED)
     elsewhere = intent(base_url="https://other.example.com")
     made = await attached(ledger, wish=elsewhere)
@@ -75,7 +75,7 @@ async def test_an_id_of_another_service_is_attached_to_a_free_key(ledger):
 
 @pytest.mark.parametrize("state", [S.UNCERTAIN, S.LOST])
 async def test_an_id_of_another_service_is_no_answer_to_a_doubt(ledger, state):
-    """What was perhaps bought here cannot have been bought there."""
+    """An uncertain submission cannot have been bought at another service."""
     await put(ledger, state)
     with pytest.raises(KeyConflict, match="base URL"):
         await attached(ledger, wish=intent(base_url="https://other.example.com"))
@@ -83,14 +83,14 @@ async def test_an_id_of_another_service_is_no_answer_to_a_doubt(ledger, state):
 
 
 async def test_an_id_is_adopted_for_a_submission_whose_process_is_dead(ledger):
-    """It left no answer, and here is one."""
+    """The id completes the entry of a dead process that left no answer."""
     await put(ledger, S.INTENDED, holder=dead_holder(), attempts=1)
     made = await attached(ledger)
     assert (made.state, made.task_id, made.holder) == (S.SUBMITTED, "task-1", None)
 
 
 async def test_an_id_waits_for_the_submission_that_is_under_way(ledger, monkeypatch):
-    """The key gets the id of that one; this id then needs another key."""
+    """The key gets the id of that submission, so the attached id needs another key."""
     theirs = await put(ledger, S.INTENDED, holder=distant_holder(), attempts=1)
     get, looks = ledger.get, []
 
@@ -108,7 +108,7 @@ async def test_an_id_waits_for_the_submission_that_is_under_way(ledger, monkeypa
 
 
 async def test_a_request_is_not_bought_under_the_key_of_an_attached_id(ledger):
-    """Nobody knows whether it is the same."""
+    """An attached id has no known request, so any request under its key is refused."""
     await attached(ledger)
     service = Service()
     with pytest.raises(KeyConflict, match="request was 'unknown', is 'another'"):
@@ -117,7 +117,7 @@ async def test_a_request_is_not_bought_under_the_key_of_an_attached_id(ledger):
 
 
 async def test_of_two_ids_that_are_attached_at_once_the_key_gets_one(ledger):
-    """The other one is refused, and not lost without a word."""
+    """The other id is refused with an error and is not lost silently."""
     await put(ledger, S.UNCERTAIN)
     names = [f"task-{number}" for number in range(8)]
     made = await asyncio.gather(*[attached(ledger, name) for name in names], return_exceptions=True)
@@ -128,7 +128,7 @@ async def test_of_two_ids_that_are_attached_at_once_the_key_gets_one(ledger):
 
 
 async def test_an_id_and_a_purchase_that_meet_do_not_both_get_the_key(ledger):
-    """Whoever comes first; the other one is told, and an accepted id is kept either way."""
+    """The first one wins, the other is informed, and an accepted id is kept either way."""
     await put(ledger, S.REJECTED)
     service = Service("task-9")
     made = await asyncio.gather(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ledger's disk that is full, read-only, gone or damaged: nothing is bought that it cannot keep.
+"""Nothing is bought while the ledger's disk is full, read-only, missing or damaged.
 
-Full disks are real file systems that have no room left.
+Full disks are real file systems without any space left.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ asyncio.run(work())
 
 @pytest.fixture
 async def on_disk(small_disk):
-    """A disk, and a ledger in use that lies on it."""
+    """Return a small disk and a ledger in use on it."""
     disk = small_disk(1000)
     ledger = Ledger(f"sqlite:///{disk.folder}/ledger.db")
     await put(ledger, S.SUBMITTED, "before", task_id="t")
@@ -53,7 +53,7 @@ async def on_disk(small_disk):
 
 
 async def test_a_new_ledger_on_a_full_disk_stops_before_anything_is_sent(small_disk):
-    """The error says what helps; once there is room, the same ledger works."""
+    """The error says how to help, and the same ledger works once there is space."""
     disk, service = small_disk(1000), Service()
     disk.fill()
     ledger = Ledger(f"sqlite:///{disk.folder}/ledger.db")
@@ -67,7 +67,7 @@ async def test_a_new_ledger_on_a_full_disk_stops_before_anything_is_sent(small_d
 
 
 def refusals_of(ledger: Ledger, monkeypatch) -> asyncio.Event:
-    """Set when a change is refused from now on."""
+    """Return an event that is set once a change is refused."""
     change, refused = ledger.change, asyncio.Event()
 
     async def watched(*arguments, **named):
@@ -84,7 +84,7 @@ def refusals_of(ledger: Ledger, monkeypatch) -> asyncio.Event:
 async def test_an_id_that_finds_the_disk_full_is_recorded_as_soon_as_there_is_room(
     on_disk, monkeypatch
 ):
-    """It was paid for, so it is tried again, and nobody has to be told."""
+    """The generation is paid for, so recording its id is retried."""
     disk, ledger = on_disk
     service, told = Service().silent(), Told()
     buying = asyncio.create_task(buy(ledger, service, warn=told))
@@ -100,7 +100,7 @@ async def test_an_id_that_finds_the_disk_full_is_recorded_as_soon_as_there_is_ro
 
 
 async def test_an_id_that_a_full_disk_keeps_refusing_is_told_and_never_bought_again(on_disk):
-    """The run goes on with it, the words say how to record it, and the key is in doubt."""
+    """The run continues, the warning says how to record the id, and the key is uncertain."""
     disk, ledger = on_disk
     ledger.database.patience = 0.3
     service, told = Service().silent(), Told()
@@ -124,7 +124,7 @@ async def test_an_id_that_a_full_disk_keeps_refusing_is_told_and_never_bought_ag
 
 
 async def test_a_lease_that_a_full_disk_does_not_release_lapses(on_disk):
-    """The work ends as it did, and another process has its turn, though this one still lives."""
+    """The work ends normally, and another process continues although this one is alive."""
     disk, _ = on_disk
     url = f"sqlite:///{disk.folder}/ledger.db"
     ledger: Any = Ledger(url, lease=0.3)
@@ -140,7 +140,7 @@ async def test_a_lease_that_a_full_disk_does_not_release_lapses(on_disk):
 
 
 async def test_a_claim_whose_lease_could_not_be_renewed_is_not_bought_again(on_disk):
-    """On a disk that is full for longer than a lease, whoever wants the same waits for it."""
+    """On a disk that is full for longer than a lease, other runs wait."""
     disk, _ = on_disk
     url = f"sqlite:///{disk.folder}/ledger.db"
     ledger = Ledger(url, lease=0.3)
@@ -168,7 +168,7 @@ async def test_a_claim_whose_lease_could_not_be_renewed_is_not_bought_again(on_d
 
 
 async def test_a_disk_that_may_only_be_read_stops_before_anything_is_sent(on_disk):
-    """As after an error of the disk; once it can be written, the same ledger works."""
+    """A read-only disk, as after a disk error, stops purchases until it can be written again."""
     disk, ledger = on_disk
     service = Service()
     await ledger.database.close()
@@ -181,7 +181,7 @@ async def test_a_disk_that_may_only_be_read_stops_before_anything_is_sent(on_dis
 
 
 def test_a_file_that_could_only_be_read_for_a_while_is_written_again():
-    """A process that lives for weeks does not have to be started anew."""
+    """A process that runs for weeks does not need a restart."""
     reader, writer = multiprocessing.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         file, service = Path(folder) / "ledger.db", Service()
@@ -217,7 +217,7 @@ def test_a_file_that_could_only_be_read_for_a_while_is_written_again():
 
 @pytest.fixture
 async def in_use(tmp_path):
-    """A ledger that is in use, in a folder of its own."""
+    """Return a ledger in use, in its own folder."""
     folder = tmp_path / "books"
     ledger = Ledger(f"sqlite:///{folder}/ledger.db")
     await put(ledger, S.SUBMITTED, "before", task_id="t")
@@ -227,7 +227,7 @@ async def in_use(tmp_path):
 
 @pytest.mark.parametrize("key", ["before", "sku-17"])
 async def test_a_ledger_that_was_deleted_while_in_use_buys_nothing(in_use, key):
-    """What is written into a file that has no name any more, nobody would ever read again."""
+    """Data written to a deleted file could never be read again."""
     folder, ledger = in_use
     service = Service()
     shutil.rmtree(folder)
@@ -241,7 +241,7 @@ async def test_a_ledger_that_was_deleted_while_in_use_buys_nothing(in_use, key):
 
 
 async def test_a_ledger_that_comes_back_is_used_again(in_use, tmp_path):
-    """As it was: a disk that was taken away for a moment, and mounted again."""
+    """The ledger works again when its disk is mounted again."""
     folder, ledger = in_use
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(LedgerUnavailable):
@@ -251,7 +251,7 @@ async def test_a_ledger_that_comes_back_is_used_again(in_use, tmp_path):
 
 
 async def test_a_backup_that_is_put_in_place_while_in_use_is_what_counts(in_use):
-    """All processes read the same file from then on."""
+    """All processes read the same restored file from then on."""
     folder, ledger = in_use
     backup = folder / "backup.db"
     with sqlite3.connect(folder / "ledger.db") as source, sqlite3.connect(backup) as copy:
@@ -265,7 +265,7 @@ async def test_a_backup_that_is_put_in_place_while_in_use_is_what_counts(in_use)
 
 
 async def test_a_ledger_that_is_deleted_before_the_id_comes_leaves_it_with_the_run(in_use):
-    """The warning has the id and the place, and no ledger without it is begun."""
+    """The warning contains the id and the location, and no new ledger is made."""
     folder, ledger = in_use
     ledger.database.patience = 0.3
     service, told = Service().silent(), Told()
@@ -281,7 +281,7 @@ async def test_a_ledger_that_is_deleted_before_the_id_comes_leaves_it_with_the_r
 
 @pytest.mark.parametrize("damage", ["zeros", "noise", "half noise"])
 async def test_a_damaged_page_never_makes_a_key_look_free(tmp_path, damage):
-    """Whichever it is: the key is found, or the error tells what to do, and nothing is bought."""
+    """The key is found, or the error says what to do and nothing is bought."""
     path, dice = tmp_path / "ledger.db", random.Random(damage)
     ledger = Ledger(f"sqlite:///{path}")
     for number in range(40):
@@ -308,7 +308,7 @@ async def test_a_damaged_page_never_makes_a_key_look_free(tmp_path, damage):
 
 
 async def test_an_entry_with_damaged_words_is_told_without_them(file_ledger, tmp_path):
-    """A flipped bit in a text is not noticed by the database; the entry is not guessed at."""
+    """The database does not notice a flipped bit in a text, and the entry is not guessed."""
     await put(file_ledger, S.SUBMITTED, task_id="t")
     service = Service()
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
@@ -336,7 +336,7 @@ async def test_an_entry_with_damaged_words_is_told_without_them(file_ledger, tmp
 async def test_an_entry_that_cannot_even_be_decoded_holds_up_no_other(
     file_ledger, tmp_path, column, value
 ):
-    """It is told by its key; the others are still found, and finished."""
+    """The damaged entry is reported by its key, and the others are found and finished."""
     await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
     await put(file_ledger, S.SUBMITTED, "good", task_id="t2")
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
@@ -351,7 +351,7 @@ async def test_an_entry_that_cannot_even_be_decoded_holds_up_no_other(
 
 
 async def test_a_row_whose_state_is_none_is_told_to_who_looks_for_any(file_ledger, tmp_path):
-    """Whoever finishes what was bought would never see it otherwise."""
+    """The collector would otherwise never see the generation."""
     await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
     await put(file_ledger, S.SUBMITTED, "good", task_id="t2")
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
@@ -364,7 +364,7 @@ async def test_a_row_whose_state_is_none_is_told_to_who_looks_for_any(file_ledge
 
 
 async def test_a_key_that_cannot_be_decoded_is_told_as_it_is(file_ledger, tmp_path):
-    """So that whoever mends it finds it."""
+    """The error shows the raw key, so that a person can find and fix it."""
     await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
         database.execute("UPDATE cometapi_generations SET key = CAST(x'ff6f' AS TEXT)")
@@ -375,7 +375,7 @@ async def test_a_key_that_cannot_be_decoded_is_told_as_it_is(file_ledger, tmp_pa
 async def test_how_long_generations_took_is_told_without_those_whose_times_are_damaged(
     file_ledger, tmp_path
 ):
-    """The others still tell when to ask for the next one."""
+    """The other durations still determine the poll schedule."""
     now = datetime.now(UTC)
     for key in ("odd", "good"):
         await put(file_ledger, S.STORED, key, submitted_at=now, finished_at=now)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch spends no more than the user allows, and counts each submission at what it costs."""
+"""A batch spends no more than the user allows, and each submission counts at its cost."""
 
 import pytest
 from pydantic import ValidationError
@@ -32,20 +32,20 @@ PRICES = {"gen3a_turbo": Price(0.32), "gen4_aleph": Price(0.15, per_second=True)
     ],
 )
 def test_a_price_is_of_a_generation_or_of_a_second(written, meant):
-    """0.32 is for the whole, "0.05/s" for a second of video."""
+    """ "0.32" is a price per generation, "0.05/s" a price per second of video."""
     assert parse_price(written) == meant
     assert parse_price(str(meant)) == parse_price(meant) == meant
 
 
 @pytest.mark.parametrize("written", ["", "free", "-1", "1e9", "0.05/m", True, None, [], "nan"])
 def test_what_is_no_price_is_refused(written):
-    """A misread price would be a wrong limit."""
+    """A misread price would lead to a wrong limit."""
     with pytest.raises(ValueError, match="write"):
         parse_price(written)
 
 
 def test_prices_are_a_setting(monkeypatch):
-    """As JSON in COMETAPI_PRICES; a wrong one is told before anything is bought."""
+    """COMETAPI_PRICES is JSON, and an invalid value is refused before anything is bought."""
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.32, "gen4_aleph": "0.15/s"}')
     assert CometAPISettings().prices == PRICES
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": "cheap"}')
@@ -54,7 +54,7 @@ def test_prices_are_a_setting(monkeypatch):
 
 
 def test_an_estimate_needs_a_price():
-    """Without one there is none, and not zero."""
+    """Without a price there is no estimate, rather than zero."""
     assert estimate(IMAGE, PRICES) == 0.32
     assert estimate(LONG, PRICES) == 0.32
     assert estimate(VIDEO, PRICES) == pytest.approx(0.15 * ASSUMED_SECONDS)
@@ -80,12 +80,12 @@ ROW = {"cost": 0.32, "billed_seconds": 5.0, "charges": 1, "model": "gen3a_turbo"
     ],
 )
 def test_a_submission_counts_at_its_cost_or_at_a_price_of_today(changes, counts):
-    """Each that may be charged counts, and one of unknown cost never counts as nothing."""
+    """Every possibly charged submission counts, and an unknown cost never counts as zero."""
     assert Budget("b/", PRICES, 1.0).cost_of({**ROW, **changes}) == pytest.approx(counts)
 
 
 def test_without_prices_an_unknown_cost_is_nothing():
-    """A limit in money asks for prices before anything is bought."""
+    """A limit in money needs prices before anything is bought."""
     assert Budget("b/", max_seconds=10).cost_of({**ROW, "cost": None}) == (0.0, 5.0)
 
 
@@ -101,7 +101,7 @@ def test_without_prices_an_unknown_cost_is_nothing():
     ],
 )
 def test_what_passes_a_limit_is_refused_with_the_figures(limits, spent, why):
-    """Up to the limit itself, and not a cent more."""
+    """A batch may reach its limit but not exceed it by a cent."""
     budget = Budget("b/", PRICES, **limits)
     assert budget.is_limited == bool(limits)
     objection = budget.objection(spent, *budget.cost_of(ROW))
@@ -109,7 +109,7 @@ def test_what_passes_a_limit_is_refused_with_the_figures(limits, spent, why):
 
 
 def test_ten_times_a_tenth_is_one():
-    """Binary fractions are not the user's concern."""
+    """Amounts are exact decimals."""
     budget = Budget("b/", {}, max_spend=1.0)
     assert budget.objection(Spent(money=sum([0.1] * 9)), 0.1, 0) is None
     assert budget.objection(Spent(money=sum([0.1] * 10)), 0.1, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The limits of a batch hold in the ledger, whichever runs, rows and decisions came before."""
+"""The limits of a batch are kept in the ledger, across runs, rows and user decisions."""
 
 import asyncio
 import tempfile
@@ -31,7 +31,7 @@ FIVE = Budget("b/", max_spend=5.0)
 
 
 def wish(key: str, **changes):
-    """An intent that costs one unit of money and five seconds."""
+    """Make an intent that costs one unit of money and five seconds."""
     return intent(f"b/{key}", **{"cost": 1.0, **changes})
 
 
@@ -40,7 +40,7 @@ async def spent(ledger: Ledger) -> float:
 
 
 async def test_a_submission_that_would_pass_the_limit_is_not_sent(ledger):
-    """The error says so, with the figures, what it cost, and what helps; other keys are free."""
+    """The error has the figures and says how to continue; other keys are not affected."""
     service = Service()
     for number in range(5):
         await buy(ledger, service, wish=wish(f"{number}"), budget=FIVE)
@@ -57,7 +57,7 @@ async def test_a_submission_that_would_pass_the_limit_is_not_sent(ledger):
 
 
 async def test_seconds_of_video_are_limited_as_money_is(ledger):
-    """Also where there are no prices."""
+    """Seconds are limited even without prices."""
     budget, service = Budget("b/", max_seconds=12), Service()
     for number in range(2):
         await buy(ledger, service, wish=wish(f"{number}", cost=None), budget=budget)
@@ -81,7 +81,7 @@ async def test_rows_that_left_the_manifest_still_count(ledger):
 
 
 async def test_each_submission_of_a_key_counts(ledger):
-    """A key that was released may have been charged before: a limit of one buys it once."""
+    """A released key was possibly charged before, so a limit of one buys it once."""
     one, service = Budget("b/", max_spend=1.0), Service(SubmissionUncertain("?"))
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service, wish=wish("1"), budget=one)
@@ -111,7 +111,7 @@ async def test_a_resubmission_after_an_unknown_outcome_needs_room(ledger):
 
 
 async def test_a_certain_refusal_gives_its_money_back(ledger):
-    """To whichever key asks next, and to the same one."""
+    """The refunded amount is available to any key, including the same one."""
     one = Budget("b/", max_spend=1.0)
     service = Service(InvalidRequest("no"), InvalidRequest("no"))
     for _ in range(2):
@@ -125,7 +125,7 @@ async def test_a_certain_refusal_gives_its_money_back(ledger):
 
 
 async def test_another_request_under_a_key_costs_what_both_cost(ledger):
-    """A cheaper one does not make the first one, which may have been charged, any cheaper."""
+    """A cheaper request does not reduce the cost of the first, possibly charged one."""
     budget = Budget("b/", max_spend=10.0, max_seconds=100)
     service = Service(SubmissionUncertain("?"))
     with pytest.raises(SubmissionUncertain):
@@ -140,7 +140,7 @@ async def test_another_request_under_a_key_costs_what_both_cost(ledger):
 
 
 async def test_what_is_attached_needs_no_room(ledger):
-    """It is bought already, by whichever run."""
+    """An attached generation is already bought."""
     service = Service()
     first = await buy(ledger, service, wish=wish("1"), budget=FIVE)
     none_left = Budget("b/", max_spend=0.0)
@@ -148,7 +148,7 @@ async def test_what_is_attached_needs_no_room(ledger):
 
 
 async def test_a_key_that_another_run_buys_at_the_limit_is_attached_to(ledger):
-    """Of two runs that ask for the last one at once, both get it."""
+    """Two runs that want the last one at the same time both get it."""
     one, service = Budget("b/", max_spend=1.0), Service().silent()
     calls = [
         asyncio.create_task(buy(ledger, service, wish=wish("1"), budget=one, run=f"r{n}"))
@@ -160,7 +160,7 @@ async def test_a_key_that_another_run_buys_at_the_limit_is_attached_to(ledger):
 
 
 async def test_room_that_comes_free_at_the_same_moment_is_used(ledger, monkeypatch):
-    """A refusal of another key gives back its share just after this one found none left."""
+    """A refund that comes just after the budget seemed used up is noticed."""
     one, get = Budget("b/", max_spend=1.0), ledger.get
     await put(ledger, S.INTENDED, "b/0", charges=1, cost=1.0)
 
@@ -175,7 +175,7 @@ async def test_room_that_comes_free_at_the_same_moment_is_used(ledger, monkeypat
 
 
 async def test_two_runs_at_once_keep_to_one_limit(ledger, ledger_url):
-    """Each with a connection of its own and keys of its own: five are bought, and never nine."""
+    """Two runs with separate connections and keys buy five in total, and never nine."""
     other, service = Ledger(ledger_url), Service()
     await other.get("b/1")
 
@@ -193,7 +193,7 @@ async def test_two_runs_at_once_keep_to_one_limit(ledger, ledger_url):
 
 
 async def test_a_claim_that_the_database_did_not_confirm_is_found_again(ledger, monkeypatch):
-    """The insert is repeated under the same claim, and counts once."""
+    """The insert is repeated under the same claim and counts once."""
     asked, lost = ledger.database.asked_alone, []
 
     async def loses_the_first_answer(lock, statement):
@@ -211,7 +211,7 @@ async def test_a_claim_that_the_database_did_not_confirm_is_found_again(ledger, 
 
 @pytest.mark.postgres
 async def test_a_claim_that_fails_midway_leaves_no_lock(postgres):
-    """Another one under the same prefix is not kept waiting."""
+    """Another claim under the same prefix does not have to wait."""
     ledger = Ledger(postgres.create_database(), patience=0.1)
     await ledger.get("b/1")
     with pytest.raises(LedgerUnavailable):
@@ -222,7 +222,7 @@ async def test_a_claim_that_fails_midway_leaves_no_lock(postgres):
 
 
 async def test_a_price_of_a_second_is_applied_to_the_length_of_the_video(ledger):
-    """Once it is stored its length is known, and counts in place of the assumed ten seconds."""
+    """Once stored, the real length of a video replaces the assumed ten seconds."""
     from ..factories import video
 
     price = Price(0.2, per_second=True)
@@ -234,7 +234,7 @@ async def test_a_price_of_a_second_is_applied_to_the_length_of_the_video(ledger)
 
 @dataclass
 class Model:
-    """What was really sent, beside what the ledger says of it."""
+    """The requests that were really sent, compared with the ledger."""
 
     ledgers: list[Ledger]
     budget: Budget
@@ -275,7 +275,7 @@ claims = st.tuples(
 @settings(max_examples=40)
 @given(limit=st.floats(0, 6), rounds=st.lists(st.lists(claims | st.sampled_from("abcd"))))
 def test_no_order_of_claims_passes_the_limit(limit, rounds):
-    """By two ledgers at once, with refusals, unknown outcomes, resubmissions and new prices."""
+    """The limit holds for two ledgers with refusals, lost answers, resubmissions and new prices."""
 
     async def play() -> None:
         url = f"sqlite:///{folder}/ledger.db"

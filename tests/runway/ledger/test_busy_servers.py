@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server that takes no more connections, or no changes, is waited for, and nothing is lost."""
+"""A database without free connections or in read-only mode is waited for, and nothing is lost."""
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.postgres
 
 @pytest.fixture
 async def shared(postgres):
-    """A ledger that is in use."""
+    """Return a ledger in use."""
     ledger = Ledger(postgres.create_database())
     await put(ledger, S.SUBMITTED, "before", task_id="t")
     yield ledger
@@ -28,7 +28,7 @@ async def shared(postgres):
 
 @asynccontextmanager
 async def crowd(url: str):
-    """Takes every connection that the server has left; gives them."""
+    """Open all connections that the server has left and return them."""
     taken: list[asyncpg.Connection] = []
     try:
         with suppress(asyncpg.TooManyConnectionsError):
@@ -41,7 +41,7 @@ async def crowd(url: str):
 
 
 async def test_a_claim_waits_for_a_connection(postgres):
-    """Nothing is sent before it is recorded."""
+    """Nothing is sent before the claim is recorded."""
     url, service = postgres.create_database(), Service()
     ledger = Ledger(url)
     async with crowd(url) as taken:
@@ -57,7 +57,7 @@ async def test_a_claim_waits_for_a_connection(postgres):
 
 
 async def test_a_server_that_stays_crowded_ends_the_purchase_before_it_is_sent(postgres):
-    """Within the patience, in the server's words, and with what helps."""
+    """The error comes within the retry timeout, with the server's message and advice."""
     url, service = postgres.create_database(), Service()
     ledger = Ledger(url, patience=0.5)
     async with crowd(url):
@@ -70,7 +70,7 @@ async def test_a_server_that_stays_crowded_ends_the_purchase_before_it_is_sent(p
 
 
 async def test_an_id_waits_for_a_connection_as_well(shared, postgres):
-    """Where the ledger's own was lost meanwhile, and others took its place."""
+    """The ledger's own connection was lost and others took its place, so recording the id waits."""
     service, told = Service().silent(), Told()
     buying = asyncio.create_task(buy(shared, service, warn=told))
     await service.asked.wait()
@@ -90,7 +90,7 @@ async def test_an_id_waits_for_a_connection_as_well(shared, postgres):
 
 
 async def test_a_standby_that_takes_over_is_waited_for(shared, postgres):
-    """What was bought is found on it before, and what is new is bought as soon as it may."""
+    """The standby has the earlier purchases, and new ones wait until it takes over."""
     standby = await asyncio.to_thread(postgres.standby)
     ledger: Any = Ledger(standby.url(shared.database.place.rpartition("/")[2]))
     service = Service()
@@ -110,7 +110,7 @@ async def test_a_standby_that_takes_over_is_waited_for(shared, postgres):
 
 @pytest.fixture
 def let_write(shared, postgres):
-    """Has new connections of the ledger's database take changes, or take none."""
+    """Make new connections to the ledger's database writable or read-only."""
     name = shared.database.place.rpartition("/")[2]
 
     def set_to(yes: bool) -> None:
@@ -123,7 +123,7 @@ def let_write(shared, postgres):
 async def test_a_server_that_takes_no_changes_ends_the_purchase_before_it_is_sent(
     shared, let_write
 ):
-    """With the reason; once it takes them, the same ledger works, on new connections."""
+    """The error names the reason; once the server is writable, the same ledger works again."""
     service = Service()
     let_write(False)
     await shared.database.close()
@@ -139,7 +139,7 @@ async def test_a_server_that_takes_no_changes_ends_the_purchase_before_it_is_sen
 
 
 async def test_an_id_is_recorded_once_the_server_takes_changes_again(shared, let_write):
-    """The connection that the claim was made on was lost to a server that is a standby now."""
+    """The connection of the claim led to a server that has since become a standby."""
     service, told = Service().silent(), Told()
     buying = asyncio.create_task(buy(shared, service, warn=told))
     await service.asked.wait()
@@ -156,7 +156,7 @@ async def test_an_id_is_recorded_once_the_server_takes_changes_again(shared, let
 
 
 async def test_a_new_ledger_waits_for_a_server_that_takes_changes(postgres):
-    """Its table cannot be made before; nothing is sent until it is there."""
+    """Nothing is sent until the table of the ledger can be made."""
     url, service = postgres.create_database(), Service()
     name, ledger = url.rpartition("/")[2], Ledger(url)
     postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clocks that are set, and machines whose clocks differ: who works is not taken for gone.
+"""Clock changes and clock differences do not make a live owner look dead.
 
-Leases are counted on the database's clock. To set it, all leases are moved the other way, which
-is the same to whoever compares the two, and harms nobody else on this machine.
+Leases use the database's clock. To simulate a change of that clock, a test moves all leases the
+other way, which has the same effect on comparisons and changes nothing else on this machine.
 """
 
 import asyncio
@@ -65,14 +65,14 @@ asyncio.run(work())
 
 
 async def set_clock(ledger: Ledger, ahead: float) -> None:
-    """What the database's clock does that jumps by so many seconds."""
+    """Simulate a jump of the database's clock by a number of seconds."""
     moved = update(generations).values(leased_until=generations.c.leased_until - ahead)
     await ledger.database.rows(moved)
 
 
 @asynccontextmanager
 async def other_process(url: str, what: str, ahead: float = 0.0):
-    """Another process on this machine at its work; gives what lets it go on."""
+    """Start a process that works on a generation; return the function that lets it continue."""
     words = [url, str(LEASE), what, str(ahead)]
     process: Any = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", OTHER_PROCESS, *words),
@@ -89,7 +89,7 @@ async def other_process(url: str, what: str, ahead: float = 0.0):
 
 @pytest.fixture
 async def hasty(ledger_url):
-    """A ledger whose leases are short."""
+    """Return a ledger with short leases."""
     ledger = Ledger(ledger_url, lease=LEASE)
     yield ledger
     await ledger.database.close()
@@ -100,7 +100,7 @@ JUMPS = pytest.mark.parametrize("jump", [DAY, -DAY], ids=["ahead", "back"])
 
 @JUMPS
 async def test_a_purchase_under_way_is_not_taken_for_an_uncertain_one(hasty, ledger_url, jump):
-    """A clock that is set is no reason to ask the user, nor to buy again where that is accepted."""
+    """A clock change neither makes a purchase uncertain nor leads to a second one."""
     service, told = Service(), Told()
     async with other_process(ledger_url, "buys") as first:
         await set_clock(hasty, jump)
@@ -115,7 +115,7 @@ async def test_a_purchase_under_way_is_not_taken_for_an_uncertain_one(hasty, led
 
 @JUMPS
 async def test_work_under_way_is_not_taken_over(hasty, ledger_url, jump):
-    """Its process lives and renews its lease on the new time."""
+    """The process is alive and renews its lease at the new time."""
     await put(hasty, S.SUBMITTED, task_id="task-1")
     async with other_process(ledger_url, "works"):
         await set_clock(hasty, jump)
@@ -127,7 +127,7 @@ async def test_work_under_way_is_not_taken_over(hasty, ledger_url, jump):
 
 @JUMPS
 async def test_work_of_another_run_in_the_same_process_is_not_taken_over(hasty, jump):
-    """Here it is known who works, whatever the clock says."""
+    """Within a process the owner is known, whatever the clock says."""
     await put(hasty, S.SUBMITTED, task_id="task-1")
     async with working_on(hasty, "sku-17", "first"):
         await set_clock(hasty, jump)
@@ -135,7 +135,7 @@ async def test_work_of_another_run_in_the_same_process_is_not_taken_over(hasty, 
 
 
 async def test_nobody_waits_a_day_for_a_lease_of_the_dead(ledger_url):
-    """A clock that was set back made it longer than leases are, and nobody renews it."""
+    """A lease that is too long, because the clock was set back, and is not renewed is ignored."""
     ledger = Ledger(ledger_url, lease=0.4)
     await put(ledger, S.SUBMITTED, task_id="task-1", holder=distant_holder())
     await set_clock(ledger, -DAY)
@@ -146,7 +146,7 @@ async def test_nobody_waits_a_day_for_a_lease_of_the_dead(ledger_url):
 
 
 async def test_what_a_living_process_has_left_is_free_all_the_same(hasty, ledger_url):
-    """Its lease was not released, as on a full disk, and is not renewed any more."""
+    """A lease that could not be released, as on a full disk, expires when it is not renewed."""
     await put(hasty, S.SUBMITTED, task_id="task-1")
     async with other_process(ledger_url, "works") as first:
         name = (await hasty.get("sku-17")).holder.replace("|first", "|an earlier run")
@@ -160,7 +160,7 @@ async def test_what_a_living_process_has_left_is_free_all_the_same(hasty, ledger
 
 @pytest.mark.parametrize("ahead", [3600.0, -3600.0])
 async def test_machines_whose_clocks_differ_by_an_hour_share_a_ledger(hasty, ledger_url, ahead):
-    """Whichever clock a purchase was made by, its lease is as long as any, and it is waited for."""
+    """A lease has the same length on every machine, and its purchase is waited for."""
     service, told = Service(), Told()
     async with other_process(ledger_url, "buys", ahead) as first:
         there = await hasty.get("sku-17")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger's database: where it may be, how durable it is, and what is told when it cannot be."""
+"""The ledger's database: valid URLs, durability, and errors when it is not available."""
 
 import asyncio
 import errno
@@ -51,7 +51,7 @@ UNUSABLE = "nothing was charged"
     ],
 )
 def test_a_url_that_can_be_no_ledger_is_refused_with_what_to_write(url, advice):
-    """At once, not when the first video is to be bought."""
+    """An invalid URL is refused at once, not when the first video is bought."""
     with pytest.raises(LedgerUnavailable) as caught:
         Ledger(url)
     assert advice in caught.value.what
@@ -60,7 +60,7 @@ def test_a_url_that_can_be_no_ledger_is_refused_with_what_to_write(url, advice):
 
 @pytest.mark.parametrize("port", ["abc", f"{PASSWORD}@host"])
 def test_a_url_with_an_impossible_port_is_refused_without_its_password(port):
-    """As where an @ in the password was not escaped."""
+    """The port looks invalid if an @ in the password is not escaped."""
     with pytest.raises(LedgerUnavailable) as caught:
         Ledger(f"postgresql://user:p@ss:{port}/db")
     assert PASSWORD not in str(caught.value)
@@ -77,13 +77,13 @@ def test_a_url_with_an_impossible_port_is_refused_without_its_password(port):
     ],
 )
 def test_a_url_works_with_whatever_driver_it_names(url, expected):
-    """The one that Prefect uses, for instance."""
+    """Any driver in the URL is accepted, such as the one that Prefect uses."""
     assert ledger_url(url) == expected
 
 
 @given(url=st.text(max_size=40) | st.from_regex(r"(sqlite|postgresql)://[a-z@:/]{0,20}"))
 def test_any_text_is_a_url_or_is_refused(url):
-    """With an error of this package."""
+    """An invalid URL raises an error of this package."""
     try:
         found = ledger_url(url)
     except LedgerUnavailable:
@@ -93,7 +93,7 @@ def test_any_text_is_a_url_or_is_refused(url):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1", "nowhere.invalid"])
 async def test_a_password_is_never_shown(address):
-    """Neither where the ledger is, nor in the error of one that does not answer."""
+    """The password is hidden in the location and in connection errors."""
     ledger = Ledger(f"postgresql://user:{PASSWORD}@{address}/db", patience=0.2)
     assert ledger.database.place.startswith("postgresql")
     assert f"@{address}/db" in ledger.database.place
@@ -106,19 +106,19 @@ async def test_a_password_is_never_shown(address):
 
 
 def test_a_password_in_the_query_of_a_url_is_not_shown_either():
-    """PostgreSQL takes it there too."""
+    """PostgreSQL also accepts a password in the query of a URL."""
     assert PASSWORD not in Database(f"postgresql://h/d?user=u&password={PASSWORD}").place
 
 
 @pytest.mark.parametrize("rest", ["127.0.0.1:1/d?sslmode=require", "127.0.0.1:99999/d"])
 async def test_a_url_that_the_driver_does_not_take_makes_the_ledger_unavailable(rest):
-    """Every method promises that error and no other."""
+    """Every method raises only that error."""
     with pytest.raises(LedgerUnavailable):
         await Ledger(f"postgresql://u@{rest}", patience=0.2).get("sku-17")
 
 
 async def test_a_ledger_that_is_not_there_is_told_quickly():
-    """A wrong port or name ends the run within its patience, and nothing is sent."""
+    """A wrong port or name ends the run within the retry timeout, and nothing is sent."""
     service = Service()
     ledger = Ledger("postgresql://u@127.0.0.1:1/d", patience=0.5)
     async with asyncio.timeout(5):
@@ -128,7 +128,7 @@ async def test_a_ledger_that_is_not_there_is_told_quickly():
 
 
 async def test_a_file_is_made_with_its_folder_for_its_owner_only(tmp_path):
-    """It tells what was bought."""
+    """The file lists purchases, so only its owner may read it."""
     ledger = Ledger(f"sqlite:///{tmp_path}/new/folder/ledger.db")
     assert await ledger.get("sku-17") is None
     assert (tmp_path / "new/folder/ledger.db").is_file()
@@ -137,7 +137,7 @@ async def test_a_file_is_made_with_its_folder_for_its_owner_only(tmp_path):
 
 
 async def test_a_file_in_a_folder_that_all_may_read_is_for_its_owner_only(tmp_path):
-    """It holds prompts, and tells what was bought."""
+    """The file contains prompts and purchases, so only its owner may read it."""
     tmp_path.chmod(0o755)
     before = os.umask(0)
     try:
@@ -150,7 +150,7 @@ async def test_a_file_in_a_folder_that_all_may_read_is_for_its_owner_only(tmp_pa
 
 
 async def test_a_file_is_flushed_with_every_change(file_ledger):
-    """What was committed survives the loss of power."""
+    """Committed changes survive a power failure."""
     (mode,) = await file_ledger.database.rows(text("PRAGMA journal_mode"))
     (synchronous,) = await file_ledger.database.rows(text("PRAGMA synchronous"))
     assert list(mode.values()) == ["delete"]
@@ -159,7 +159,7 @@ async def test_a_file_is_flushed_with_every_change(file_ledger):
 
 @pytest.mark.postgres
 async def test_postgresql_commits_synchronously_whatever_its_default_is(postgres):
-    """An id that was recorded is on the disk."""
+    """A recorded id is on the disk."""
     url = postgres.create_database()
     name = url.rpartition("/")[2]
     postgres.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
@@ -174,7 +174,7 @@ async def test_postgresql_commits_synchronously_whatever_its_default_is(postgres
     "content", [b"not a database at all" * 100, b"SQLite format 3\0" + b"x" * 4080]
 )
 async def test_a_damaged_file_is_told_and_left_as_it_is(tmp_path, content):
-    """Nothing is bought, and nothing is repaired by forgetting."""
+    """Nothing is bought, and the file is not repaired by dropping data."""
     path, service = tmp_path / "ledger.db", Service()
     path.write_bytes(content)
     ledger = Ledger(f"sqlite:///{path}", patience=1)
@@ -187,13 +187,13 @@ async def test_a_damaged_file_is_told_and_left_as_it_is(tmp_path, content):
 
 @pytest.mark.parametrize("place", ["/proc/nowhere/ledger.db", "/dev/null/ledger.db", "/proc"])
 async def test_a_place_where_no_file_can_be_is_told(place):
-    """With the system's own reason."""
+    """The error has the reason of the operating system."""
     with pytest.raises(LedgerUnavailable, match=r"cannot be used: .+"):
         await Ledger(f"sqlite:///{place}", patience=0.2).get("sku-17")
 
 
 async def test_a_full_disk_stops_before_anything_is_sent(file_ledger):
-    """A claim that cannot be written is none; with space again, it can be."""
+    """A claim that cannot be written does not count, and it works once there is space."""
 
     async def limit(pages: int) -> None:
         await file_ledger.database.rows(text(f"PRAGMA max_page_count = {pages}"))
@@ -216,7 +216,7 @@ async def test_a_full_disk_stops_before_anything_is_sent(file_ledger):
 
 
 async def test_one_ledger_serves_many_loops_and_threads(ledger):
-    """Each sync task has a loop of its own, which ends with it."""
+    """Each sync task has its own event loop, which ends with the task."""
 
     def one(number: int) -> str | None:
         async def work() -> str | None:
@@ -235,7 +235,7 @@ async def test_one_ledger_serves_many_loops_and_threads(ledger):
 
 
 async def test_a_change_is_made_although_its_caller_is_gone(ledger):
-    """Whole or not at all, never half."""
+    """A change is made completely or not at all."""
     await put(ledger, S.UNCERTAIN)
     change = asyncio.create_task(ledger.change("sku-17", S.LOST, note="given up"))
     await asyncio.sleep(0)
@@ -251,7 +251,7 @@ async def test_a_change_is_made_although_its_caller_is_gone(ledger):
 
 
 async def test_a_closed_ledger_opens_again_when_it_is_used(ledger):
-    """With all that it knew; one that never opened can be closed too."""
+    """A reopened ledger has all its entries, and one that never opened can be closed."""
     await ledger.database.close()
     await put(ledger, S.SUBMITTED, task_id="t")
     await ledger.database.close()
@@ -259,7 +259,7 @@ async def test_a_closed_ledger_opens_again_when_it_is_used(ledger):
 
 
 def test_a_process_has_one_ledger_for_a_url(file_url):
-    """Whichever driver the URL names; a wrong one is refused."""
+    """The ledger is the same for every driver in the URL, and an invalid URL is refused."""
     assert ledger_at(file_url) is ledger_at(file_url.replace("sqlite:", "sqlite+aiosqlite:"))
     assert ledger_at(file_url) is not ledger_at(f"{file_url}2")
     with pytest.raises(LedgerUnavailable):
@@ -267,7 +267,7 @@ def test_a_process_has_one_ledger_for_a_url(file_url):
 
 
 def test_a_script_that_ends_without_closing_its_ledger_ends_without_a_word(ledger_url):
-    """There is nothing to clean up, and no warning."""
+    """A script that does not close its ledger ends without a warning."""
     code = (
         "import asyncio, sys; from prefect_cometapi.runway import Ledger\n"
         "print(asyncio.run(Ledger(sys.argv[1]).get('sku-17')))"
@@ -278,7 +278,7 @@ def test_a_script_that_ends_without_closing_its_ledger_ends_without_a_word(ledge
 
 
 def test_a_forked_process_opens_a_ledger_of_its_own(ledger_url):
-    """A connection that is shared with the parent would garble both."""
+    """A connection shared with the parent would break both."""
     ledger = ledger_at(ledger_url)
     asyncio.run(put(ledger, S.SUBMITTED, "parent", task_id="t"))
     reader, writer = multiprocessing.Pipe()
@@ -340,12 +340,12 @@ class ServerError(Exception):
     ids=repr,
 )
 def test_only_what_may_pass_is_waited_for(error, expected):
-    """A lock, a restart, a lost connection; a full disk or a wrong password is told at once."""
+    """A lock, restart or lost connection is retried; a full disk or wrong password is not."""
     assert will_pass(error) is expected
 
 
 async def test_a_connection_that_may_only_read_is_not_kept(file_ledger):
-    """What was made readable only for a while is written again by the same process."""
+    """A file that was read-only for a while is written again by the same process."""
     service = Service()
     await file_ledger.database.rows(text("PRAGMA query_only=ON"))
     with pytest.raises(LedgerUnavailable, match="readonly database; let it be written"):
@@ -356,7 +356,7 @@ async def test_a_connection_that_may_only_read_is_not_kept(file_ledger):
 
 @pytest.mark.parametrize(("what", "mode"), [("ledger.db", 0o400), ("", 0o500)])
 def test_a_ledger_that_may_only_be_read_stops_before_anything_is_sent(what, mode):
-    """Be it the file or its folder; the reason is the system's."""
+    """The error names the system's reason, for a read-only file as for a read-only folder."""
     reader, writer = multiprocessing.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         url, service = f"sqlite:///{folder}/ledger.db", Service()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An entry of the ledger tells what was bought, and no change of it lets money be spent twice."""
+"""An entry describes a purchase, and no change of its state lets money be spent twice."""
 
 from datetime import datetime, timedelta
 
@@ -38,7 +38,7 @@ DRAWN = [
     (S.UNCERTAIN, S.LOST),
     (S.UNCERTAIN, S.RELEASED),
 ]
-"""The arrows in the picture at the top of the module."""
+"""The transitions drawn in the docstring of the module."""
 
 fingerprints = st.sampled_from([None, "a" * 64, "b" * 64])
 bodies = st.none() | st.dictionaries(st.sampled_from("abc"), st.integers(0, 2))
@@ -55,7 +55,7 @@ ids = st.sampled_from([None, "task-1", "task-2"])
 
 
 def reached_from(states: set[State], without: set[State]) -> set[State]:
-    """Every state that changes lead to, if they do not pass through some."""
+    """Return every state that can be reached without passing through the given ones."""
     found, edge = set(states), set(states)
     while edge:
         edge = {next_ for state in edge for next_ in AFTER[state] - without} - found
@@ -65,12 +65,12 @@ def reached_from(states: set[State], without: set[State]) -> set[State]:
 
 @pytest.mark.parametrize(("before", "after"), DRAWN)
 def test_every_change_of_the_picture_may_happen(before, after):
-    """A generation can be bought, fail, be stored and be decided about."""
+    """A generation can be bought, fail, be stored and be decided by the user."""
     assert after in AFTER[before]
 
 
 def test_every_change_that_may_happen_is_one_of_these():
-    """None is added by accident; each line is what may come after a state."""
+    """No transition is added by accident; each line lists the successors of a state."""
     open_ = {S.SUBMITTED, S.RELEASED, S.LOST} | ENDS
     assert {
         S.INTENDED: {S.SUBMITTED, S.REJECTED, S.UNCERTAIN} | ENDS,
@@ -88,36 +88,36 @@ def test_every_change_that_may_happen_is_one_of_these():
 
 
 def test_what_is_bought_is_never_bought_again_unless_the_user_says_so():
-    """From an id there is no way to a new submission that does not pass the user's release."""
+    """After an id, a new submission always requires a release by the user."""
     assert S.INTENDED not in reached_from(BOUGHT, without={S.RELEASED})
     assert S.INTENDED in reached_from(BOUGHT, without=set())
 
 
 def test_what_is_bought_and_goes_on_cannot_be_released():
-    """Only what upstream has ended badly can make room for another submission."""
+    """Only a generation that failed upstream can make room for another submission."""
     going_on = {S.SUBMITTED, S.SUCCEEDED, S.STORED, S.ABANDONED}
     found = reached_from(going_on, without={S.FAILED, S.CANCELLED})
     assert found & {*FREE, S.INTENDED, S.UNCERTAIN, S.LOST} == set()
 
 
 def test_what_may_have_been_bought_is_never_taken_for_rejected():
-    """Once it is uncertain, no later change says that certainly nothing was sent."""
+    """After an uncertain outcome, no later change says that nothing was sent."""
     assert S.REJECTED not in reached_from({S.UNCERTAIN, S.LOST}, without={S.INTENDED})
 
 
 def test_what_was_given_up_is_sent_again_only_after_a_release():
-    """A lost submission does not become a new one by itself."""
+    """A lost submission is not repeated automatically."""
     assert S.INTENDED not in reached_from({S.LOST}, without={S.RELEASED})
 
 
 def test_what_is_stored_stays_stored():
-    """A delivered video is not undone by a late word from upstream."""
+    """A late message from upstream does not undo a delivered video."""
     assert AFTER[S.STORED] == {S.STORED}
 
 
 @given(walk=st.lists(st.sampled_from(State), max_size=40))
 def test_submissions_of_one_key_are_counted_by_their_causes(walk):
-    """However changes arrive, each further claim has a rejection, a doubt or a release before."""
+    """Each further claim follows a rejection, an uncertain outcome or a release."""
     state, causes, claims = S.INTENDED, 0, 0
     for wanted in walk:
         if state not in MAY_FOLLOW[wanted]:
@@ -129,27 +129,27 @@ def test_submissions_of_one_key_are_counted_by_their_causes(walk):
 
 
 def test_what_is_unfinished_is_bought_and_not_delivered():
-    """That is what is collected later."""
+    """The collector finishes these generations later."""
     assert set(UNFINISHED) == BOUGHT - {S.STORED, S.FAILED, S.CANCELLED, S.ABANDONED}
 
 
 @given(wish=wishes, state=st.sampled_from(State), task_id=ids)
 def test_the_same_request_agrees_with_its_own_entry(wish, state, task_id):
-    """A run that is repeated finds its generation, whatever became of it."""
+    """A repeated run finds its generation, whatever its state."""
     known = entry(state, task_id=task_id, **wish.model_dump(exclude={"key"}))
     assert conflict(known, wish, task_id) is None
 
 
 @given(wish=wishes, other=wishes, state=st.sampled_from(sorted(FREE)), task_id=ids)
 def test_a_free_key_agrees_with_every_request(wish, other, state, task_id):
-    """Nothing is bought under it, so it may be used for anything."""
+    """A free key has no purchase, so it may be used for any request."""
     known = entry(state, task_id=task_id, **wish.model_dump(exclude={"key"}))
     assert conflict(known, other, "task-3") is None
 
 
 @given(wish=wishes, other=wishes, state=st.sampled_from(sorted(set(S) - FREE)))
 def test_another_request_under_a_taken_key_is_refused(wish, other, state):
-    """Another service or another body is another video; the clash is told, not hidden."""
+    """Another service or body means another video, so the conflict is an error."""
     known = entry(state, **wish.model_dump(exclude={"key"}))
     clash = conflict(known, other)
     same_body = None in {wish.fingerprint, other.fingerprint} or (
@@ -159,7 +159,7 @@ def test_another_request_under_a_taken_key_is_refused(wish, other, state):
 
 
 def test_a_conflict_names_the_fields_that_differ():
-    """And no others, so that a typo is found at once."""
+    """The error names only the differing fields, so that a typo is easy to find."""
     other = intent(
         fingerprint="b" * 64,
         route="video_to_video",
@@ -175,21 +175,21 @@ def test_a_conflict_names_the_fields_that_differ():
 
 
 def test_a_conflict_that_no_field_shows_is_told_by_the_hashes():
-    """Two pictures may look alike once they are shortened."""
+    """Two shortened pictures may look equal."""
     clash = conflict(entry(S.SUBMITTED), intent(fingerprint="b" * 64))
     assert clash
     assert "request was 'aaaaaaaaaaaa', is 'bbbbbbbbbbbb'" in clash.what
 
 
 def test_an_id_does_not_take_the_place_of_another():
-    """A key stands for one generation."""
+    """A key identifies one generation."""
     clash = conflict(entry(S.SUBMITTED, task_id="task-1"), intent(), "task-2")
     assert clash
     assert clash.what.endswith("task id was 'task-1', is 'task-2'")
 
 
 def test_a_request_is_refused_under_the_key_of_an_attached_id():
-    """Which request that id was bought with is not known, so it is not taken for this one."""
+    """The request of an attached id is unknown, so it is not taken to be this one."""
     known = entry(S.SUBMITTED, task_id="task-1", fingerprint=None, request=None, route=None)
     clash = conflict(known, intent())
     assert clash
@@ -200,7 +200,7 @@ def test_a_request_is_refused_under_the_key_of_an_attached_id():
 
 @pytest.mark.parametrize("state", State)
 def test_an_entry_with_an_id_is_a_submission(state):
-    """With all that is known of it, and its time of submission or else of being recorded."""
+    """The submission has all known fields; its time is that of the submission or of the record."""
     known = entry(state, task_id="task-1")
     assert known.submission().submitted_at == MOMENT
     later = MOMENT + timedelta(seconds=5)
@@ -213,7 +213,7 @@ def test_an_entry_with_an_id_is_a_submission(state):
 
 
 def test_an_entry_without_an_id_is_none():
-    """It was perhaps bought; the error tells its key."""
+    """A submission without an id was possibly charged, and the error names its key."""
     with pytest.raises(SubmissionUncertain, match="knows no id") as caught:
         entry(S.UNCERTAIN).submission()
     assert caught.value.key == "sku-17"
@@ -222,7 +222,7 @@ def test_an_entry_without_an_id_is_none():
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("task_id", [None, "task-1"])
 def test_only_a_success_counts_as_finished(state, task_id):
-    """With its id, its polls and its time; nothing else can be fetched."""
+    """Only a success, with its id, polls and time, can be fetched."""
     known = entry(
         state,
         task_id=task_id,
@@ -242,7 +242,7 @@ def test_only_a_success_counts_as_finished(state, task_id):
 
 
 def test_the_wait_is_counted_from_the_submission_to_the_end():
-    """Zero as long as one of them is not known, and where the clocks disagree."""
+    """The wait is zero if a time is unknown or the clocks disagree."""
     later = MOMENT + timedelta(seconds=12.3456)
     assert entry(S.SUBMITTED, submitted_at=MOMENT).waited == 0.0
     assert entry(S.SUCCEEDED, finished_at=later).waited == 0.0
@@ -262,14 +262,14 @@ def test_the_wait_is_counted_from_the_submission_to_the_end():
     ],
 )
 def test_a_result_tells_how_far_it_got(state, status):
-    """A flow that does not wait returns what is known."""
+    """A flow that does not wait returns the state as last read."""
     result = entry(state, task_id="task-1", polls=2).result()
     assert (result.status, result.videos, result.polls) == (status, (), 2)
     assert (result.key, result.task_id, result.submitted_at) == ("sku-17", "task-1", MOMENT)
 
 
 def test_a_result_has_the_videos_of_the_place_that_is_asked_for():
-    """One generation may lie in several storages."""
+    """One generation may be stored in several storages, and the result has those of one."""
     known = entry(S.STORED, task_id="task-1", videos={"/a": (video("a"),), "/b": (video("b"),)})
     assert known.result("/b").videos == (video("b"),)
     assert known.result("/c").videos == ()
@@ -278,7 +278,7 @@ def test_a_result_has_the_videos_of_the_place_that_is_asked_for():
 
 @pytest.mark.parametrize("state", State)
 def test_an_end_without_a_video_is_an_error_again(state):
-    """With its reason, its code, and which generation it was; nothing else is one."""
+    """The error has the reason, the code and the generation; other states raise none."""
     error = entry(state, task_id="task-1", note="no cats", failure_code="SAFETY").failure()
     expected = {S.FAILED: GenerationFailed, S.CANCELLED: GenerationCancelled}.get(state)
     if expected is None:
@@ -292,14 +292,14 @@ def test_an_end_without_a_video_is_an_error_again(state):
 
 @pytest.mark.parametrize(("state", "text"), [(S.FAILED, "failed"), (S.CANCELLED, "cancelled")])
 def test_an_end_without_a_reason_says_what_happened(state, text):
-    """An error never has an empty message."""
+    """An error always has a message."""
     error = entry(state).failure()
     assert error
     assert text in error.what
 
 
 def test_an_entry_shows_no_token_of_an_output():
-    """The query of a signed URL is a secret, also in JSON."""
+    """The query of a signed URL is hidden, in JSON too."""
     known = entry(S.SUCCEEDED, task_id="task-1", outputs=(AssetURL(SIGNED),))
     for shown in (repr(known), str(known), known.model_dump_json(), str(known.model_dump())):
         assert "topsecret" not in shown
@@ -309,6 +309,6 @@ def test_an_entry_shows_no_token_of_an_output():
 
 
 def test_times_of_an_entry_have_a_zone():
-    """A time without one would be read differently elsewhere."""
+    """A time without a zone would be ambiguous."""
     with pytest.raises(ValueError, match="timezone"):
         entry(S.SUBMITTED, submitted_at=datetime(2026, 11, 21))  # noqa: DTZ001

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run at a time works on a generation, and whoever is gone keeps nobody waiting."""
+"""Only one run works on a generation at a time, and dead owners do not block others."""
 
 import asyncio
 import subprocess
@@ -33,13 +33,13 @@ asyncio.run(work())
 
 @pytest.fixture
 async def bought(ledger):
-    """A ledger with one generation that was bought."""
+    """Return a ledger with one purchased generation."""
     await put(ledger, S.SUBMITTED, task_id="task-1")
     return ledger
 
 
 async def test_runs_work_on_a_generation_one_after_the_other(bought):
-    """Of ten that want it at once, each gets it, and never two."""
+    """Ten concurrent runs each get the generation, but never two at once."""
     at_work, most, done = 0, 0, []
 
     async def work(run: str):
@@ -61,7 +61,7 @@ async def test_runs_work_on_a_generation_one_after_the_other(bought):
 
 
 def test_runs_in_threads_with_loops_of_their_own_exclude_each_other(file_url):
-    """As sync tasks work."""
+    """The lease also excludes threads with their own event loops, as sync tasks use them."""
     ledger, at_work, most = Ledger(file_url), [], []
     asyncio.run(put(ledger, S.SUBMITTED, task_id="task-1"))
 
@@ -95,14 +95,14 @@ async def test_generations_do_not_wait_for_each_other(ledger):
 
 
 async def test_a_key_that_the_ledger_does_not_know_is_nobodys(ledger):
-    """There is nothing to wait for."""
+    """A key that is not in the ledger needs no lease."""
     async with working_on(ledger, "unknown", "run") as entry:
         assert entry is None
     assert await ledger.get("unknown") is None
 
 
 async def test_who_waits_is_told_once_for_whom(bought):
-    """With the run and its place; then it has its turn."""
+    """A waiting run reports the owner's run and machine once, then gets the lease."""
     told, entered = Told(), asyncio.Event()
 
     async def second():
@@ -121,7 +121,7 @@ async def test_who_waits_is_told_once_for_whom(bought):
 
 
 async def test_what_a_killed_process_worked_on_is_taken_over_at_once(ledger_url):
-    """Nobody waits a minute for the lease of a process that was seen to be dead."""
+    """The lease of a process that is known to be dead is taken over at once."""
     ledger = Ledger(ledger_url)
     await put(ledger, S.SUBMITTED, task_id="task-1")
     worker = subprocess.Popen(  # noqa: ASYNC220 -- it is killed, not awaited
@@ -149,7 +149,7 @@ async def test_what_a_killed_process_worked_on_is_taken_over_at_once(ledger_url)
 
 
 async def test_a_lease_of_another_machine_has_to_lapse(hasty):
-    """Whether that process lives cannot be seen from here."""
+    """A process on another machine cannot be checked, so its lease has to expire."""
     left = await hasty.take("sku-17", distant_holder())
     began = time.monotonic()
     async with asyncio.timeout(10), working_on(hasty, "sku-17", "run") as entry:
@@ -160,7 +160,7 @@ async def test_a_lease_of_another_machine_has_to_lapse(hasty):
 
 
 async def test_a_run_may_have_a_generation_several_times_at_once(bought):
-    """The lease ends with the last of its blocks."""
+    """A run may acquire its lease several times; the last release ends it."""
     async with working_on(bought, "sku-17", "run") as outer:
         async with working_on(bought, "sku-17", "run") as inner:
             assert inner
@@ -171,7 +171,7 @@ async def test_a_run_may_have_a_generation_several_times_at_once(bought):
 
 
 async def test_a_step_of_a_run_that_lost_its_lease_waits_for_it_again(hasty):
-    """Another run has it now; what this one holds on paper does not count."""
+    """Another run has the lease now, so the former owner has to wait."""
     async with working_on(hasty, "sku-17", "run"):
         await hasty.change("sku-17", S.SUBMITTED, holder=distant_holder())
         told = Told()
@@ -192,7 +192,7 @@ async def test_a_step_of_a_run_that_lost_its_lease_waits_for_it_again(hasty):
     ids=lambda value: type(value).__name__,
 )
 async def test_who_leaves_with_an_error_leaves_a_note(bought, error, note):
-    """The ledger tells what happened last, and the generation is free for the next."""
+    """The ledger keeps the error as a note, and the lease is released."""
     with pytest.raises(type(error)) as caught:
         async with working_on(bought, "sku-17", "run"):
             raise error
@@ -203,7 +203,7 @@ async def test_who_leaves_with_an_error_leaves_a_note(bought, error, note):
 
 
 async def test_who_leaves_without_an_error_leaves_the_note_as_it_is(bought):
-    """There is nothing to tell."""
+    """The note stays unchanged if there is no error."""
     before = await bought.change("sku-17", S.SUBMITTED, note="adopted")
     async with working_on(bought, "sku-17", "run"):
         pass
@@ -211,7 +211,7 @@ async def test_who_leaves_without_an_error_leaves_the_note_as_it_is(bought):
 
 
 async def test_an_error_is_not_hidden_by_a_ledger_that_is_gone(bought, monkeypatch):
-    """What the work ended with is told; the lease lapses by itself."""
+    """The error of the work is raised, and the lease expires by itself."""
 
     async def gone(*_arguments):
         raise LedgerUnavailable("gone")
@@ -226,7 +226,7 @@ async def test_an_error_is_not_hidden_by_a_ledger_that_is_gone(bought, monkeypat
 
 @pytest.mark.parametrize("state", [S.STORED, S.FAILED, S.CANCELLED])
 async def test_what_has_come_to_its_end_is_not_waited_for(ledger, state):
-    """There is nothing to do any more, whoever still holds it, and his lease is left to him."""
+    """A finished generation needs no lease, and its owner keeps the one that it has."""
     await put(ledger, state, task_id="task-1", holder=distant_holder())
     async with asyncio.timeout(5), working_on(ledger, "sku-17", "run") as entry:
         assert entry
@@ -235,7 +235,7 @@ async def test_what_has_come_to_its_end_is_not_waited_for(ledger, state):
 
 
 async def test_an_end_that_comes_while_somebody_waits_ends_the_waiting(bought):
-    """Though the other run still has it."""
+    """The wait ends although the other run still has the lease."""
     await bought.take("sku-17", distant_holder())
     told, states = Told(), []
 
@@ -252,7 +252,7 @@ async def test_an_end_that_comes_while_somebody_waits_ends_the_waiting(bought):
 
 
 async def test_who_is_cancelled_while_waiting_takes_nothing(bought):
-    """The other run keeps its lease, and no note is left."""
+    """The other run keeps its lease, and no note is written."""
     await bought.take("sku-17", distant_holder())
     told = Told()
 
@@ -270,14 +270,14 @@ async def test_who_is_cancelled_while_waiting_takes_nothing(bought):
 
 
 async def test_a_lease_that_was_lost_is_not_taken_back_on_leaving(hasty):
-    """Whoever has it now keeps it, without a note of somebody else."""
+    """The new owner keeps its lease, without a note by the former owner."""
     async with working_on(hasty, "sku-17", "slow"):
         await hasty.change("sku-17", S.SUBMITTED, holder=distant_holder())
     assert (await hasty.get("sku-17")).holder == distant_holder()
 
 
 async def test_a_take_over_happens_once(ledger):
-    """Of many who see that a process is dead, one has what it worked on."""
+    """Of many runs that see a dead process, only one takes over."""
     await put(ledger, S.SUBMITTED, task_id="task-1", holder=dead_holder())
     runs = [holder_name(f"run {number}") for number in range(10)]
 
@@ -290,7 +290,7 @@ async def test_a_take_over_happens_once(ledger):
 
 
 async def test_what_a_run_holds_is_found_by_its_name(ledger):
-    """Whichever process it is in; a name in the middle of another does not count."""
+    """A run is found by its full name in any process, and not by a part of it."""
     await put(ledger, S.SUBMITTED, "a", task_id="1", holder="h:1:s:2|run-7")
     await put(ledger, S.INTENDED, "b", holder=holder_name("run-7#claim"))
     await put(ledger, S.SUBMITTED, "c", task_id="2", holder=holder_name("other-run-7"))

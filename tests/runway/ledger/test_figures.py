@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Money figures are named and worded once, and another run is advised only where it is of use."""
+"""Amounts of money have one name and wording, and a new run is advised only if it helps."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ def item(outcome: Outcome, **values: object) -> ItemResult:
 
 
 def test_every_figure_has_its_name_and_its_limit():
-    """A dry run has no figure of a run, and no money without prices."""
+    """A dry run has no figures of a run, and no amounts of money without prices."""
     spending = Spending(seconds=2000, spent_seconds=10, max_seconds=1500, run_seconds=5)
     assert figures(spending) == {
         "bought by this run": "5 s of video",
@@ -32,7 +32,7 @@ def test_every_figure_has_its_name_and_its_limit():
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.none() | st.integers(0, 10**6))))
 def test_what_was_refused_is_not_counted(costs):
-    """Whatever is added and taken back leaves what was there before."""
+    """Adding an amount and refunding it restores the previous figures."""
     tally = Tally(7.0, 1.0)
     for cost in costs:
         tally.add(*cost)
@@ -76,13 +76,13 @@ def test_what_was_refused_is_not_counted(costs):
     ],
 )
 def test_another_run_is_advised_only_where_it_does_something(result, use):
-    """What failed for good, is stored, or has no room is the same the next time."""
+    """A repeated run does nothing for items that failed for good, are stored or have no room."""
     assert result.error is None or hasattr(runway, result.error) or result.error == "RuntimeError"
     assert again([item(Outcome.STORED), result]) is use
 
 
 def test_one_that_buys_counts_more_than_one_that_finishes():
-    """The advice is the stronger of the two; nothing at all is no advice."""
+    """The stronger advice wins: a run that buys over one that only finishes."""
     finishes = item(Outcome.FAILED, error="StorageError", task_id="task-1")
     assert again([finishes, item(Outcome.WAITING)]) is Again.BUYS
     assert again([]) is Again.NOTHING

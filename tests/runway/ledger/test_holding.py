@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run keeps what it buys until it has delivered it, and asks the ledger no more than it must."""
+"""A run keeps its lease from purchase to delivery, with as few queries as possible."""
 
 import pytest
 
@@ -15,7 +15,7 @@ RUN = "nightly"
 
 @pytest.fixture
 def statements(ledger, monkeypatch):
-    """The statements that the ledger's database is asked for from now on."""
+    """Record the statements sent to the ledger's database."""
     counted = []
     asked = ledger.database.asked
 
@@ -28,7 +28,7 @@ def statements(ledger, monkeypatch):
 
 
 async def test_nobody_gets_between_the_purchase_and_the_delivery(ledger):
-    """What a run bought is its own from the same change on that records the id."""
+    """The change that records the id also acquires the lease."""
     async with staying_with(ledger, "sku-17", RUN):
         bought = await buy(ledger, Service(), run=RUN)
         assert bought.holder == holder_name(RUN)
@@ -41,13 +41,13 @@ async def test_nobody_gets_between_the_purchase_and_the_delivery(ledger):
 
 
 async def test_a_submission_alone_keeps_nothing(ledger):
-    """Whoever comes next, a collector perhaps, need not wait for a lease to lapse."""
+    """The next run, such as a collector, does not have to wait for a lease to expire."""
     assert (await buy(ledger, Service(), run=RUN)).holder is None
     assert await ledger.take("sku-17", distant_holder())
 
 
 async def test_a_whole_generation_takes_four_statements(ledger, statements):
-    """Claimed, submitted, succeeded, stored: each a change, and not one look beside them."""
+    """The four statements are the changes to claimed, submitted, succeeded and stored."""
     await ledger.history.check_once()  # a process looks once whether the ledger is an older copy
     statements.clear()
     async with staying_with(ledger, "sku-17", RUN):
@@ -66,7 +66,7 @@ async def test_a_whole_generation_takes_four_statements(ledger, statements):
 
 
 async def test_a_failed_run_leaves_its_last_words(ledger):
-    """They stand in the ledger, and the generation is free for the next one."""
+    """The error is recorded in the ledger, and the lease is released."""
 
     async def fails():
         async with staying_with(ledger, "sku-17", RUN):
@@ -80,7 +80,7 @@ async def test_a_failed_run_leaves_its_last_words(ledger):
 
 
 async def test_what_another_run_holds_is_left_to_it(ledger):
-    """Staying with a generation that one does not get takes nothing away."""
+    """Failing to acquire a lease does not disturb its owner."""
     other = distant_holder()
     await put(ledger, S.SUBMITTED, task_id="task-1")
     await ledger.take("sku-17", other)
@@ -90,7 +90,7 @@ async def test_what_another_run_holds_is_left_to_it(ledger):
 
 
 async def test_what_is_known_of_a_generation_is_forgotten_with_it(ledger):
-    """A later run looks again, since anything may have happened meanwhile."""
+    """A later run reads the entry again, because it may have changed."""
     async with staying_with(ledger, "sku-17", RUN):
         await buy(ledger, Service(), run=RUN)
         assert ledger.last_seen("sku-17").state is S.SUBMITTED

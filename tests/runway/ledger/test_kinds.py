@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ledger tells of how long generations of a kind took."""
+"""Duration statistics by kind of generation, as read from the ledger."""
 
 from datetime import timedelta
 from typing import Any
@@ -16,7 +16,7 @@ KIND = Kind(BASE, "image_to_video", "gen4_turbo", 5.0)
 
 
 async def ended(ledger: Any, number: int, state: State = S.STORED, **changes: Any) -> None:
-    """A generation that was submitted so many minutes after the first, and took as many seconds."""
+    """Make a generation, submitted some minutes after the first, with a duration in seconds."""
     submitted = MOMENT + timedelta(minutes=number)
     values = {
         "task_id": f"task-{number}",
@@ -29,7 +29,7 @@ async def ended(ledger: Any, number: int, state: State = S.STORED, **changes: An
 
 
 async def test_the_newest_submissions_come_first(ledger):
-    """At most so many of them."""
+    """The newest submissions come first, up to a limit."""
     for number in (2, 1, 4, 3):
         await ended(ledger, number)
     assert await ledger.durations(KIND, 10) == [(4.0, 4), (3.0, 3), (2.0, 2), (1.0, 1)]
@@ -50,14 +50,14 @@ async def test_the_newest_submissions_come_first(ledger):
     ],
 )
 async def test_other_kinds_teach_nothing(ledger, other):
-    """Nor what did not succeed, or of which nobody knows how long it took."""
+    """Other kinds, failed generations and unknown durations are ignored."""
     await ended(ledger, 1)
     await ended(ledger, 2, **other)
     assert await ledger.durations(KIND, 10) == [(1.0, 1)]
 
 
 async def test_without_seconds_all_lengths_are_one_kind(ledger):
-    """As of videos, whose length only their result tells."""
+    """The length of some videos is known only from their result, so all lengths are one kind."""
     await ended(ledger, 1, billed_seconds=5.0)
     await ended(ledger, 2, billed_seconds=9.5)
     anything = KIND._replace(seconds=None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An answer that comes when others have decided about the key already is not lost either."""
+"""A late answer, for a key about which others have already decided, is not lost."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ S = State
 
 
 class Purchase:
-    """One purchase whose request is under way, and whose answer comes when the test says so."""
+    """One purchase with a request under way, whose answer comes when the test says so."""
 
     def __init__(self, ledger, *outcomes) -> None:
         self.ledger = ledger
@@ -26,7 +26,7 @@ class Purchase:
         )
 
     async def give_up(self):
-        """What another machine does that takes it for dead."""
+        """Mark the purchase as uncertain, as another machine does if it takes this one for dead."""
         await self.service.asked.wait()
         claimed = await self.ledger.get("sku-17")
         return await self.ledger.change("sku-17", S.UNCERTAIN, seen=claimed, holder=None)
@@ -48,7 +48,7 @@ async def ids(ledger) -> dict[str, str | None]:
 
 @pytest.mark.parametrize("decided", [None, S.LOST, S.RELEASED])
 async def test_an_id_is_recorded_although_the_key_was_given_up(ledger, purchase, decided):
-    """Uncertain, lost or released: as long as nothing else was bought, the key gets it."""
+    """The key gets the id unless something else was bought, even after a release."""
     first = purchase("task-1")
     assert await first.give_up()
     if decided:
@@ -63,7 +63,7 @@ async def test_an_id_is_recorded_although_the_key_was_given_up(ledger, purchase,
 
 
 async def test_both_ids_are_recorded_where_the_key_was_released_and_bought_again(ledger, purchase):
-    """The first answer comes last; it gets a key of its own, and the user is told."""
+    """The first answer comes last and gets its own key, and the user is informed."""
     first = purchase("task-1")
     await first.give_up()
     await ledger.change("sku-17", S.RELEASED)
@@ -78,7 +78,7 @@ async def test_both_ids_are_recorded_where_the_key_was_released_and_bought_again
 
 
 async def test_both_ids_are_recorded_where_the_second_answer_comes_last(ledger, purchase):
-    """The other way round: two requests are under way, and the first is answered first."""
+    """The first request is answered first, while the second one is still under way."""
     first = purchase("task-1")
     await first.give_up()
     await ledger.change("sku-17", S.RELEASED)
@@ -92,7 +92,7 @@ async def test_both_ids_are_recorded_where_the_second_answer_comes_last(ledger, 
 
 
 async def test_an_adopted_id_is_not_replaced_by_a_late_one(ledger, purchase):
-    """Both were accepted, so both stay known."""
+    """Both generations were accepted, so both ids are kept."""
     first = purchase("task-1")
     await first.give_up()
     assert (await attach(ledger, intent(), "task-7")).task_id == "task-7"
@@ -104,7 +104,7 @@ async def test_an_adopted_id_is_not_replaced_by_a_late_one(ledger, purchase):
 async def test_a_late_id_that_was_adopted_meanwhile_is_the_same_generation(
     ledger, purchase, delivered
 ):
-    """It is not recorded twice, and nobody is told of a second submission."""
+    """The id is recorded once, and no second submission is reported."""
     first = purchase("task-1")
     await first.give_up()
     adopted = await attach(ledger, intent(), "task-1")
@@ -119,7 +119,7 @@ async def test_a_late_id_that_was_adopted_meanwhile_is_the_same_generation(
 
 
 async def test_a_late_refusal_does_not_free_a_key_that_was_bought_again(ledger, purchase):
-    """It speaks of the first request only."""
+    """The refusal applies only to the first request."""
     first = purchase(InvalidRequest("no"))
     await first.give_up()
     await ledger.change("sku-17", S.RELEASED)
@@ -132,7 +132,7 @@ async def test_a_late_refusal_does_not_free_a_key_that_was_bought_again(ledger, 
 
 @pytest.mark.parametrize("outcome", [InvalidRequest("no"), SubmissionUncertain("?")])
 async def test_a_late_error_leaves_the_doubt_to_the_user(ledger, purchase, outcome):
-    """Who gave the key up told somebody that it is uncertain, and so it stays."""
+    """The user was told that the key is uncertain, so it stays uncertain."""
     first = purchase(outcome)
     await first.give_up()
     with pytest.raises(type(outcome)):
@@ -141,7 +141,7 @@ async def test_a_late_error_leaves_the_doubt_to_the_user(ledger, purchase, outco
 
 
 async def test_an_id_is_recorded_although_the_run_is_cancelled_while_it_is_written(ledger):
-    """The write has begun, so it is made."""
+    """A write that has begun is completed."""
     service, change = Service("task-1"), ledger.change
     writing = asyncio.Event()
 
@@ -163,7 +163,7 @@ async def test_an_id_is_recorded_although_the_run_is_cancelled_while_it_is_writt
 
 
 async def waits_for_a_lock(watcher: asyncpg.Connection) -> bool:
-    """Whether one of our statements does."""
+    """Return whether one of our statements waits for a lock."""
     found = await watcher.fetchval(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'prefect-cometapi' "
         "AND datname = current_database() AND wait_event_type = 'Lock'"
@@ -174,7 +174,7 @@ async def waits_for_a_lock(watcher: asyncpg.Connection) -> bool:
 @pytest.mark.postgres
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
 async def test_an_id_is_recorded_however_strictly_the_server_isolates(postgres, isolation):
-    """Two changes of one row that meet, as a lease's renewal and the answer, are both made."""
+    """A lease renewal and an answer that change one row at the same time both succeed."""
     url, service, told = postgres.create_database(), Service().silent(), Told()
     name = url.rpartition("/")[2]
     postgres.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
@@ -196,7 +196,7 @@ async def test_an_id_is_recorded_however_strictly_the_server_isolates(postgres, 
 
 @pytest.mark.postgres
 async def test_a_claim_that_is_still_on_its_way_when_the_run_is_cancelled_is_withdrawn(postgres):
-    """Nothing was sent under it, so the key is free."""
+    """Nothing was sent under the claim, so the key is free."""
     url, service = postgres.create_database(), Service()
     ledger = Ledger(url)
     await put(ledger, S.REJECTED, "another")

@@ -22,12 +22,12 @@ def finished() -> Finished:
 
 @pytest.mark.parametrize("status", Status)
 def test_only_three_states_are_final(status):
-    """Everything else is waited out."""
+    """All states but three are waited for."""
     assert status.is_final == (status.value in {"succeeded", "failed", "cancelled"})
 
 
 def test_an_asset_url_works_where_it_was_received():
-    """The step that polled can hand the address on in memory."""
+    """Steps in one process can pass the full address on."""
     assert AssetURL(URL).reveal() == URL
 
 
@@ -45,7 +45,7 @@ def test_an_asset_url_works_where_it_was_received():
     ids=["str", "repr", "repr of a result", "json", "dump", "pickle", "pickle of a result"],
 )
 def test_an_asset_url_leaves_the_process_without_its_token(show):
-    """A stored result is no key to somebody's video."""
+    """A stored result does not give access to the video."""
     shown = show(AssetURL(URL))
     assert TOKEN not in shown
     assert "https://cdn.example.com/o.mp4" in shown
@@ -53,14 +53,14 @@ def test_an_asset_url_leaves_the_process_without_its_token(show):
 
 @pytest.mark.parametrize("path", ["<sha256:", "<sha256:0123456789ab>", "a?<sha256:0123456789ab>"])
 def test_an_address_that_looks_as_if_it_were_hidden_is_hidden_all_the_same(path):
-    """What stands in place of a token may stand in a stranger's address, beside the token."""
+    """An untrusted address may contain the placeholder of a token as well as a token."""
     odd = AssetURL(f"https://h/{path}/o.mp4?{TOKEN}")
     assert TOKEN not in str(odd)
     assert odd.reveal() == f"https://h/{path}/o.mp4?{TOKEN}"
 
 
 def test_a_stored_address_is_known_to_be_useless():
-    """Whoever reads it back asks for a fresh one instead of trying it."""
+    """A stored address is recognised as redacted, so a new one is requested."""
     stored = pickle.loads(pickle.dumps(AssetURL(URL)))
     assert stored.reveal() is None
     again = Finished.model_validate_json(finished().model_dump_json())
@@ -69,13 +69,13 @@ def test_a_stored_address_is_known_to_be_useless():
 
 
 def test_an_address_without_a_token_is_stored_as_it_is():
-    """There is nothing to hide."""
+    """An address without a token is stored unchanged."""
     stored = pickle.loads(pickle.dumps(AssetURL("https://cdn.example.com/o.mp4")))
     assert stored.reveal() == "https://cdn.example.com/o.mp4"
 
 
 def test_an_address_equals_its_stored_form():
-    """So that a result compares equal to itself after a restart."""
+    """A result is equal to itself after a restart."""
     stored = AssetURL(str(AssetURL(URL)))
     assert stored == AssetURL(URL)
     assert len({stored, AssetURL(URL), AssetURL(f"{URL}2")}) == 2
@@ -92,7 +92,7 @@ def test_an_asset_url_is_a_text_in_schemas():
 
 @given(seconds=st.floats(-1e6, 1e6))
 def test_an_age_is_never_negative(seconds):
-    """Whatever the clocks of two machines say."""
+    """An age is zero or more, even where the clocks of two machines differ."""
     submitted_at = datetime.now(UTC) - timedelta(seconds=seconds)
     age = Submission(key="k", task_id="t", submitted_at=submitted_at).age()
     assert age >= 0.0
@@ -100,7 +100,7 @@ def test_an_age_is_never_negative(seconds):
 
 
 def test_a_submission_is_named_by_the_beginning_of_its_id():
-    """As the UI has little room."""
+    """A submission is named by the prefix of its id, because the UI has little room."""
     submission = Submission(
         key="k", task_id="3d957031-9a2a-45e2-9dc7", submitted_at=datetime.now(UTC)
     )
@@ -108,12 +108,12 @@ def test_a_submission_is_named_by_the_beginning_of_its_id():
 
 
 def test_a_time_without_a_zone_is_refused():
-    """Machines in two places would understand it differently."""
+    """A time without a zone would be ambiguous between machines."""
     with pytest.raises(ValidationError, match="timezone"):
         Submission(key="k", task_id="t", submitted_at=datetime(2026, 11, 21))  # noqa: DTZ001
 
 
 def test_values_cannot_be_changed():
-    """A step cannot alter what another one still holds."""
+    """A step cannot change a value that another step uses."""
     with pytest.raises(ValidationError):
         finished().polls = 4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request is checked to the last documented limit before any money moves."""
+"""A request is checked against every documented limit before anything is bought."""
 
 import base64
 import json
@@ -86,7 +86,7 @@ def validated(model: Any, body: dict[str, Any]) -> Any:
     ("route", "body"), [(route, body) for route in MODELS for body in DOCUMENTED["requests"][route]]
 )
 def test_every_documented_body_is_accepted_and_sent_as_it_stands(route, body):
-    """What the docs show can be pasted, and goes over the wire unchanged."""
+    """A request copied from the docs is accepted and sent unchanged."""
     request = MODELS[route].model_validate(body)
     assert request.to_wire() == body
     assert request.route == route
@@ -104,7 +104,7 @@ def test_an_image_request_sends_what_was_given_and_nothing_else(model, bodies, d
 
 @given(body=optional_video)
 def test_a_video_request_sends_what_was_given_and_nothing_else(body):
-    """Only the documented model is filled in where none was named."""
+    """Only the documented model is filled in if none is given."""
     request = validated(VideoToVideoRequest, body)
     if request is not None:
         assert request.to_wire() == {"model": "gen4_aleph", **body}
@@ -112,7 +112,7 @@ def test_a_video_request_sends_what_was_given_and_nothing_else(body):
 
 @given(body=optional_image)
 def test_a_request_survives_the_way_through_json(body):
-    """Prefect stores parameters as JSON; what comes back is the same request."""
+    """Prefect stores parameters as JSON, from which the same request is read."""
     request = validated(ImageToVideoRequest, body)
     if request is not None:
         again = ImageToVideoRequest.model_validate_json(request.model_dump_json(by_alias=True))
@@ -123,14 +123,14 @@ def test_a_request_survives_the_way_through_json(body):
 
 @given(one=optional_image, other=optional_image)
 def test_fingerprints_are_equal_for_equal_requests_only(one, other):
-    """The fingerprint stands for the request: a changed field changes it."""
+    """The fingerprint identifies the request, so a changed field changes it."""
     first, second = validated(ImageToVideoRequest, one), validated(ImageToVideoRequest, other)
     if first is not None and second is not None:
         assert (first.fingerprint() == second.fingerprint()) == (first == second)
 
 
 def test_the_fingerprint_is_the_same_in_every_process():
-    """It is a key in a database, so it may not change with the version of this package."""
+    """The fingerprint is stored in a database, so no version of this package may change it."""
     assert ImageToVideoRequest(prompt_image=IMAGE, prompt_text="ä").fingerprint() == (
         "bdfd82f178e6b1e513855383f34caedb2024dfa236a64bbce6bc4475b3bca89c"
     )
@@ -168,7 +168,7 @@ def test_snake_case_and_camel_case_name_the_same_fields():
     ],
 )
 def test_a_bad_image_request_is_told_which_field_and_what_is_allowed(field, value, allowed):
-    """No request leaves this machine that the docs forbid."""
+    """A request that the docs forbid is not sent."""
     message = problem_of(ImageToVideoRequest, image(**{field: value}))
     assert field in message
     assert allowed in message
@@ -188,7 +188,7 @@ def test_a_bad_image_request_is_told_which_field_and_what_is_allowed(field, valu
     ],
 )
 def test_a_bad_video_request_is_told_which_field_and_what_is_allowed(field, value, allowed):
-    """The limits of video_to_video are its own."""
+    """video_to_video has its own limits."""
     message = problem_of(VideoToVideoRequest, video(**{field: value}))
     assert field in message
     assert allowed in message
@@ -199,12 +199,12 @@ def test_a_bad_video_request_is_told_which_field_and_what_is_allowed(field, valu
     [(ImageToVideoRequest, "promptImage"), (VideoToVideoRequest, "videoUri")],
 )
 def test_a_missing_source_is_named(model, missing):
-    """The one field without which there is nothing to do."""
+    """The error names the only required field."""
     assert f"{missing}\n  Field required" in problem_of(model, {"promptText": "rain"})
 
 
 def test_limits_are_those_of_the_documented_models_only():
-    """Models drift: for another one the form is checked, and the service has the last word."""
+    """For other models the form is checked and the service decides, because models change."""
     ImageToVideoRequest.model_validate(
         image(model=NEW_MODEL, promptText="x" * 900, duration=7, seed=2**32, ratio="640:480")
     )
@@ -214,7 +214,7 @@ def test_limits_are_those_of_the_documented_models_only():
 
 @given(body=optional_image)
 def test_the_form_refuses_what_the_model_refuses_for_an_image(body):
-    """The UI checks against the JSON schema, so a bad run is refused before it exists."""
+    """The UI validates with the JSON schema, so an invalid run is refused before it is created."""
     schema = ImageToVideoRequest.model_json_schema(by_alias=True)
     fits = jsonschema.Draft202012Validator(schema).is_valid(body)
     assert fits == (validated(ImageToVideoRequest, body) is not None)
@@ -230,20 +230,20 @@ def test_the_form_refuses_what_the_model_refuses_for_a_video(body):
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8765", "localhost", "[::1]:80"])
 def test_plain_http_is_allowed_on_this_machine(host):
-    """So that a sandbox can be given pictures of its own."""
+    """A sandbox on this machine can serve pictures."""
     source = f"http://{host}/cat.jpg"
     assert ImageToVideoRequest(prompt_image=source).prompt_image == source
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1.example.com", "127.999.1.1", "localhost@example.com"])
 def test_a_name_that_only_looks_local_is_not_this_machine(host):
-    """A plain http source elsewhere is refused, whatever it is called."""
+    """A plain http source on another machine is refused, whatever its name."""
     message = problem_of(ImageToVideoRequest, {"promptImage": f"http://{host}/cat.jpg"})
     assert "must be a https:// URL" in message
 
 
 def test_a_data_uri_is_sent_whole_and_shown_short():
-    """A picture goes to CometAPI, and never into the run history."""
+    """A picture is sent to CometAPI and never appears in the run history."""
     source = data_uri(3000)
     request = ImageToVideoRequest(prompt_image=source)
     assert request.to_wire()["promptImage"] == source
@@ -254,13 +254,13 @@ def test_a_data_uri_is_sent_whole_and_shown_short():
 
 
 def test_a_shortened_data_uri_is_not_taken_for_a_picture():
-    """A run started again from its history says that the original is needed."""
+    """A run that is repeated from its history asks for the original picture."""
     stored = ImageToVideoRequest(prompt_image=data_uri(30)).model_dump_json(by_alias=True)
     assert "pass the original" in problem_of(ImageToVideoRequest, json.loads(stored))
 
 
 def test_signed_sources_are_shown_without_their_token():
-    """Wherever a request is shown, in references too, the query of a URL is hidden."""
+    """The query of a URL is hidden wherever a request is shown, including its references."""
     token = "Signature=s3cr3t"
     request = VideoToVideoRequest(
         video_uri=f"{VIDEO}?{token}",
@@ -276,7 +276,7 @@ def test_signed_sources_are_shown_without_their_token():
 
 
 def test_a_signed_address_within_a_prompt_is_shown_without_its_token():
-    """Where it stands in the ledger and beside the video; every other word is shown as it is."""
+    """The token is hidden in the ledger and beside the video; all other words stay."""
     words = "as a standard bearer in (https://h/ref.jpg{}), 2+2=4? yes=no, data:red,blue"
     request = ImageToVideoRequest(prompt_image=IMAGE, prompt_text=words.format("?Signature=s3cr3t"))
     assert request.to_wire()["promptText"] == words.format("?Signature=s3cr3t")
@@ -289,21 +289,21 @@ def test_a_signed_address_within_a_prompt_is_shown_without_its_token():
 
 
 def test_a_validation_error_does_not_repeat_what_was_given():
-    """A signed URL or a picture in a refused request does not end in a log."""
+    """A signed URL or picture in a refused request does not appear in a log."""
     secret = "s3cr3t-token"
     body = image(promptImage=f"http://example.com/a.jpg?sig={secret}", duration=7, x=secret)
     assert secret not in problem_of(ImageToVideoRequest, body)
 
 
 def test_requests_cannot_be_changed_after_they_were_checked():
-    """What was checked is what is sent."""
+    """The request that is sent is the one that was checked."""
     request = ImageToVideoRequest(prompt_image=IMAGE)
     with pytest.raises(ValidationError):
         request.duration = 7
 
 
 def test_the_seconds_that_are_billed_are_told_where_they_are_known():
-    """As asked for, else the model's own; a video's own length is known only afterwards."""
+    """The seconds are those requested or the model's default; a video's length is known later."""
     asked = [
         ImageToVideoRequest(prompt_image=IMAGE),
         ImageToVideoRequest(prompt_image=IMAGE, duration=10),

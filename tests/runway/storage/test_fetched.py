@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fetched video is used again only if it is still what was checked."""
+"""A fetched video is reused only if it is still the file that was checked."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ from prefect_cometapi.runway.storage.staging import RECORD
 from .test_staging import left_by
 
 DEAD = "host:17:0123456789ab:5"
-"""A process of another machine, so that only the age of its files counts."""
+"""A process of another machine, for which only the age of its files counts."""
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def storage(tmp_path) -> FolderStorage:
 
 @pytest.fixture
 def video(storage) -> FetchedVideo:
-    """A complete fetch, with its record."""
+    """Return a complete fetch with its record."""
     path = left_by(DEAD, storage.staging())
     poster = path.with_suffix(".jpg")
     poster.write_bytes(b"poster")
@@ -57,7 +57,7 @@ def names(storage: FolderStorage) -> set[str]:
 
 
 def test_what_was_fetched_is_found_again(storage, video):
-    """With its poster, and as used just now."""
+    """The video is found with its poster and is marked as used just now."""
     for path in storage.staging().iterdir():
         os.utime(path, (0, 0))
     assert find_fetched(storage, "stem") == video
@@ -66,7 +66,7 @@ def test_what_was_fetched_is_found_again(storage, video):
 
 
 def test_a_record_names_files_beside_it_only(storage, video, tmp_path):
-    """Also where the folder was mounted elsewhere when it was written."""
+    """A record names files in its own folder, even if that was mounted elsewhere before."""
     elsewhere = {"path": f"/nowhere/{Path(video.path).name}", "poster": None}
     record = storage.staging() / f"stem{RECORD}"
     record.write_text(video.model_copy(update=elsewhere).model_dump_json())
@@ -78,14 +78,14 @@ def test_a_record_names_files_beside_it_only(storage, video, tmp_path):
 
 
 def test_a_lost_or_changed_poster_is_drawn_again(storage, video):
-    """The video itself need not be fetched for it."""
+    """Only the poster is drawn again; the video is not fetched again."""
     Path(video.poster or "").write_bytes(b"other")
     assert find_fetched(storage, "stem") == video.model_copy(update={"poster": None})
 
 
 @pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
 def test_a_lost_or_changed_video_is_fetched_again(storage, video, change):
-    """And what was left of it is gone."""
+    """The remaining files of an incomplete fetch are deleted."""
     change(Path(video.path))
     assert find_fetched(storage, "stem") is None
     assert names(storage) == set()
@@ -93,7 +93,7 @@ def test_a_lost_or_changed_video_is_fetched_again(storage, video, change):
 
 @pytest.mark.parametrize("poster", [True, False])
 def test_a_video_in_the_storage_is_there_with_its_poster(storage, video, poster):
-    """If it is the same file; without a poster it is fetched again, to draw one."""
+    """A stored video counts if its hash and its poster are right; otherwise it is fetched again."""
     publish_checked(storage, Path(video.path), "stem.mp4", video.sha256)
     if poster:
         publish_checked(storage, Path(video.poster or ""), "stem.jpg", video.poster_sha256)
@@ -103,7 +103,7 @@ def test_a_video_in_the_storage_is_there_with_its_poster(storage, video, poster)
 
 
 def test_what_is_published_is_what_was_checked(storage, video):
-    """Another file is never published, and never taken for the one that was."""
+    """A file that differs from the checked one is neither published nor accepted as published."""
     path = Path(video.path)
     with pytest.raises(StagedFileMissing, match="is not what was fetched any more"):
         publish_checked(storage, path, "a.mp4", "0" * 64)
@@ -117,12 +117,12 @@ def test_what_is_published_is_what_was_checked(storage, video):
 
 
 def test_a_file_of_unknown_content_is_published_as_it_is(storage, video):
-    """A poster that came without a hash."""
+    """A poster without a hash is published without a check."""
     assert publish_checked(storage, Path(video.path), "a.mp4", None) == storage.uri("a.mp4")
 
 
 def test_nothing_is_left_of_a_fetch_that_is_stored(storage, video):
-    """Neither files nor record; also where they are gone already."""
+    """Files and record of a stored fetch are deleted, and missing ones are no error."""
     for _ in range(2):
         discard(video, "stem")
         discard(video.model_copy(update={"poster": None}), "stem")
@@ -130,13 +130,13 @@ def test_nothing_is_left_of_a_fetch_that_is_stored(storage, video):
 
 
 def test_a_record_that_cannot_be_written_is_no_error(video):
-    """The video is fetched again, should it come to that."""
+    """A record that cannot be written costs at most another fetch of the video."""
     elsewhere = video.model_copy(update={"path": "/nowhere/at/all.mp4"})
     remember(elsewhere, "stem")
 
 
 def test_a_complete_fetch_is_kept_while_it_is_needed(storage, video):
-    """Its address may have expired, so these files may be all that there is of a paid video."""
+    """The address may have expired, so the fetched files may be the only copy of a paid video."""
     for path in storage.staging().iterdir():
         os.utime(path, (0, 0))
     half = left_by(DEAD, storage.staging(), "other", days=8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An address says where something is, and nothing else."""
+"""A storage location names a folder and has no other effect."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ REPLY = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(REFERENCES) + REF
 
 
 async def test_an_address_runs_nobodys_templates():
-    """Of those that fsspec chains, one reads a program from the address behind it."""
+    """Chained fsspec URLs that run a program from the address behind them are refused."""
     async with answering(REPLY) as (port, arrived):
         chained = f"reference://a.csv::http://127.0.0.1:{port}/evil.jsonl"
         with pytest.raises(InvalidManifest, match="names more than one file system"):
@@ -30,7 +30,7 @@ async def test_an_address_runs_nobodys_templates():
 
 @pytest.mark.parametrize("place", ["s3://videos/a?sig=canary", "memory://v?sig=canary#x"])
 def test_a_storage_whose_address_holds_a_token_is_refused(place):
-    """It would stand in the ledger, beside each video and in the UI."""
+    """The location is written to the ledger, beside each video and to the UI."""
     with pytest.raises(StorageError, match="may hold no password and no query") as raised:
         open_storage(place)
     assert "canary" not in str(raised.value)

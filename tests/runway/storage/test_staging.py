@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are not published yet lie where nobody else can reach them."""
+"""Unpublished files are in folders that no other user can reach."""
 
 import getpass
 import os
@@ -33,13 +33,13 @@ DAYS = st.floats(0, 1000 * 24 * 3600.0)
 
 @pytest.fixture
 def shared_place(tmp_path, monkeypatch):
-    """A folder for temporary files that everybody can write to."""
+    """Make a temporary folder that everybody can write to."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     return tmp_path / f"prefect-cometapi-{getpass.getuser()}"
 
 
 def test_staged_files_lie_where_nobody_else_can_write(shared_place):
-    """Neither at the first time nor at the second."""
+    """The staging folder is private at its first use and at later ones."""
     for _ in range(2):
         folder = FsspecStorage("memory://videos").staging()
         assert folder.parent == shared_place
@@ -48,7 +48,7 @@ def test_staged_files_lie_where_nobody_else_can_write(shared_place):
 
 @pytest.mark.parametrize("trap", ["everybody's", "a link", "a file", "another's"])
 def test_a_place_that_somebody_else_prepared_is_not_used(shared_place, trap, monkeypatch, tmp_path):
-    """Who could write there could read clips, exchange them, or lead our files elsewhere."""
+    """Another user's folder is refused, because that user could read, replace or redirect files."""
     if trap == "a link":
         (tmp_path / "elsewhere").mkdir()
         shared_place.symlink_to(tmp_path / "elsewhere")
@@ -65,7 +65,7 @@ def test_a_place_that_somebody_else_prepared_is_not_used(shared_place, trap, mon
 
 
 def test_a_temporary_folder_that_cannot_be_made_is_told(tmp_path, monkeypatch):
-    """With its name."""
+    """The error names the folder."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "gone"))
     with pytest.raises(StorageError, match="cannot be made"):
         FsspecStorage("memory://videos").staging()
@@ -73,7 +73,7 @@ def test_a_temporary_folder_that_cannot_be_made_is_told(tmp_path, monkeypatch):
 
 @pytest.fixture
 def videos(shared_place, tmp_path) -> Path:
-    """A storage folder."""
+    """Return a storage folder."""
     (tmp_path / "videos").mkdir()
     return tmp_path / "videos"
 
@@ -85,7 +85,7 @@ OWN = f"{INCOMING}-{os.getuid()}"
 def test_a_staging_folder_that_somebody_else_prepared_is_avoided(
     videos, trap, monkeypatch, tmp_path
 ):
-    """A storage folder may be shared; what is staged in it is read and written by nobody else."""
+    """A staging folder is not used if another user made it in a shared storage folder."""
     prepared = videos / INCOMING
     if trap == "a link":
         (tmp_path / "elsewhere").mkdir()
@@ -108,7 +108,7 @@ def test_a_staging_folder_that_somebody_else_prepared_is_avoided(
 
 
 def test_a_storage_folder_of_a_group_has_a_staging_folder_of_its_user(videos):
-    """Workers of one user share it, and no other member of the group can write there."""
+    """Workers of one user share the staging folder, and group members cannot write to it."""
     videos.chmod(0o2775)
     old = os.umask(0o002)
     try:
@@ -120,7 +120,7 @@ def test_a_storage_folder_of_a_group_has_a_staging_folder_of_its_user(videos):
 
 
 def test_a_storage_folder_may_be_a_link(videos, tmp_path):
-    """It is the user's own choice where the videos lie."""
+    """A storage folder may be a symbolic link."""
     (tmp_path / "linked").symlink_to(videos)
     assert FolderStorage(tmp_path / "linked").staging() == tmp_path / "linked" / INCOMING
 
@@ -129,7 +129,7 @@ def test_a_storage_folder_may_be_a_link(videos, tmp_path):
 def test_where_no_folder_is_ones_own_files_are_staged_elsewhere(
     videos, traps, monkeypatch, shared_place
 ):
-    """A mounted file system may give each file to another user; videos are stored all the same."""
+    """Files are staged elsewhere if a mounted file system gives each file to another user."""
     if traps == 2:
         for name in (INCOMING, OWN):
             (videos / name).symlink_to(videos)
@@ -151,7 +151,7 @@ def test_where_no_folder_is_ones_own_files_are_staged_elsewhere(
 
 @given(age=DAYS, reusable=st.booleans(), needed=st.booleans(), runs=st.sampled_from([True, None]))
 def test_nothing_that_may_be_used_is_abandoned(age, reusable, needed, runs):
-    """A living process keeps its files, and an unknown one has days, as has a complete fetch."""
+    """Files of a live process, new files of an unknown one and complete fetches are kept."""
     file = StagedFile("n", "s", age, reusable=reusable, owner_runs=runs)
     if runs or age < KEEP or (reusable and needed):
         assert not is_abandoned(file, needed=needed)
@@ -161,7 +161,7 @@ def test_nothing_that_may_be_used_is_abandoned(age, reusable, needed, runs):
 
 @given(age=DAYS, needed=st.booleans())
 def test_half_a_file_of_a_process_that_ended_is_abandoned(age, needed):
-    """Nobody goes on with it, so it need not grow old."""
+    """A partial file of an ended process is abandoned at once, whatever its age."""
     half = StagedFile("n", "s", age, reusable=False, owner_runs=False)
     assert is_abandoned(half, needed=needed)
     whole = StagedFile("n", "s", age, reusable=True, owner_runs=False)
@@ -175,7 +175,7 @@ def folder(tmp_path) -> Path:
 
 
 def left_by(holder: str, folder: Path, stem: str = "stem", *, days: float = 0) -> Path:
-    """A file that a process left there."""
+    """Make a file that a process left in the folder."""
     _, pid, space, start = holder.partition("|")[0].split(":")
     path = folder / f"{stem}.{space or 0}-{pid}-{start or 0}.0123abcd.mp4"
     path.write_bytes(b"half")
@@ -189,7 +189,7 @@ def sweep(folder: Path) -> int:
 
 
 def test_half_a_file_of_a_killed_process_is_removed(folder):
-    """And nothing of a living process, nor a young one of a process that cannot be looked up."""
+    """Files of live processes and new files of unknown processes are kept."""
     left_by(dead_holder(), folder)
     living = staged_path(folder, "stem", ".mp4")
     living.write_bytes(b"")
@@ -202,7 +202,7 @@ def test_half_a_file_of_a_killed_process_is_removed(folder):
 
 
 def test_what_is_not_a_staged_file_is_never_touched(folder, tmp_path):
-    """Names of other programs, folders and links stay, and no link is followed."""
+    """Other programs' files, folders and links stay, and no link is followed."""
     victim = tmp_path / "victim.mp4"
     victim.write_bytes(b"mine")
     name = left_by(dead_holder(), folder, days=100).name
@@ -220,7 +220,7 @@ def test_what_is_not_a_staged_file_is_never_touched(folder, tmp_path):
 
 
 def test_a_folder_that_became_a_link_is_not_swept(folder, tmp_path):
-    """What is removed lies in the folder that was looked at."""
+    """Only files in the folder that was checked are removed."""
     left_by(dead_holder(), folder)
     files = abandoned_files(folder, lambda _stem: False)
     folder.rename(tmp_path / "moved")
@@ -231,7 +231,7 @@ def test_a_folder_that_became_a_link_is_not_swept(folder, tmp_path):
 
 
 def test_files_that_another_run_removes_meanwhile_are_no_error(folder, monkeypatch):
-    """Several runs may sweep one folder at once."""
+    """Several runs may clean up one folder at the same time."""
     left_by(dead_holder(), folder).unlink()
     gone = StagedFile("gone.mp4", "gone", 0.0)
     assert remove(folder, [gone]) == 0
@@ -255,7 +255,7 @@ def test_files_that_another_run_removes_meanwhile_are_no_error(folder, monkeypat
 
 
 def test_every_temporary_staging_folder_is_found(shared_place):
-    """Also those of storages that no run uses any more; what somebody else made is left out."""
+    """Staging folders of unused storages are found too, and those of other users are ignored."""
     assert temporary_stagings() == []
     folders = {FsspecStorage(f"memory://{name}").staging() for name in "ab"}
     (shared_place / "everybodys").mkdir()

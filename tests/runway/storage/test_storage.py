@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing appears under its final name before it is whole, whatever the storage is."""
+"""A file appears under its final name only when it is complete, in every kind of storage."""
 
 import hashlib
 import shutil
@@ -26,11 +26,11 @@ OLD, NEW = b"old" * 1000, b"new" * 2000
 
 
 class NoCredentials(Exception):
-    """As botocore's, which is no OSError."""
+    """An error like botocore's, which is not an OSError."""
 
 
 class Watched(LocalFileSystem):
-    """A file system that is no object store, and notes what it is asked to do."""
+    """A file system, not an object store, that records its calls."""
 
     protocol = "watched"
     cachable = False
@@ -63,7 +63,7 @@ def fresh_file_systems(monkeypatch):
 
 @pytest.fixture
 def staged(tmp_path):
-    """Makes a staged file."""
+    """Return a function that makes a staged file."""
 
     def make(content: bytes = NEW) -> Path:
         file = tmp_path / "staged.mp4"
@@ -75,7 +75,7 @@ def staged(tmp_path):
 
 @pytest.fixture(params=["folder", "file", "memory", "local", "watched"])
 def place(request, tmp_path):
-    """A storage of each kind."""
+    """Return a storage of each kind."""
     folder = tmp_path / "videos"
     return open_storage(
         {
@@ -94,20 +94,20 @@ def content_of(uri: str) -> bytes:
 
 
 def test_a_published_file_is_whole(place, staged):
-    """It is where its URI says, which is known beforehand."""
+    """A published file is complete and is at its URI, which is known in advance."""
     uri = place.publish(staged(), "a.mp4")
     assert uri == place.uri("a.mp4")
     assert content_of(uri) == NEW
 
 
 def test_a_name_is_replaced_by_what_is_published_under_it(place, staged):
-    """A name belongs to one generation, so a step that runs again replaces its own file."""
+    """A repeated step replaces its own file, because a name belongs to one generation."""
     place.publish(staged(OLD), "a.mp4")
     assert content_of(place.publish(staged(NEW), "a.mp4")) == NEW
 
 
 def test_what_is_published_can_be_recognized(place, staged):
-    """By its hash, so that a step that broke off finds what it published, and nothing else."""
+    """An interrupted step finds its published file by its hash, and no other file."""
     assert place.sha256("a.mp4") is None
     place.publish(staged(OLD), "a.mp4")
     assert place.sha256("a.mp4") == hashlib.sha256(OLD).hexdigest()
@@ -116,7 +116,7 @@ def test_what_is_published_can_be_recognized(place, staged):
 
 @pytest.mark.parametrize("published", [False, True])
 def test_a_staged_file_that_is_gone_is_told_as_such(place, staged, tmp_path, published):
-    """It has to be fetched again; no storage is to blame, whatever it has under the name."""
+    """The error says that the file must be fetched again and does not blame the storage."""
     if published:
         place.publish(staged(), "a.mp4")
     with pytest.raises(StagedFileMissing, match=r"gone\.mp4 is not on this machine any more"):
@@ -124,7 +124,7 @@ def test_a_staged_file_that_is_gone_is_told_as_such(place, staged, tmp_path, pub
 
 
 def test_a_file_that_vanishes_during_its_upload_is_told_as_such(tmp_path, staged, monkeypatch):
-    """Each file system has an error of its own for it."""
+    """The error is the same for every file system."""
     file = staged()
 
     def vanish(*_args: Any, **_kwargs: Any) -> None:
@@ -137,7 +137,7 @@ def test_a_file_that_vanishes_during_its_upload_is_told_as_such(tmp_path, staged
 
 
 def test_nothing_else_is_left_in_the_storage(place, staged, tmp_path):
-    """No half or temporary file stays beside the video."""
+    """No partial or temporary file remains beside the video."""
     place.publish(staged(), "a.mp4")
     if isinstance(place, FolderStorage) or not place.url.startswith("memory"):
         names = sorted(path.name for path in (tmp_path / "videos").rglob("*") if path.is_file())
@@ -147,7 +147,7 @@ def test_nothing_else_is_left_in_the_storage(place, staged, tmp_path):
 
 
 def test_a_staging_folder_is_there_and_is_its_own(place, tmp_path):
-    """It exists as soon as it is asked for, and two storages do not share it."""
+    """A staging folder exists as soon as it is requested, and two storages do not share it."""
     assert place.staging().is_dir()
     assert place.staging() == place.staging()
     assert place.staging() != open_storage("memory://elsewhere").staging()
@@ -156,7 +156,7 @@ def test_a_staging_folder_is_there_and_is_its_own(place, tmp_path):
 def test_in_a_folder_the_old_file_stands_until_the_new_one_is_on_the_disk(
     tmp_path, staged, monkeypatch
 ):
-    """Whoever looks sees the old or the new one, whole; after a power cut too."""
+    """Readers see the complete old or new file, even after a power failure."""
     place = FolderStorage(tmp_path / "videos")
     place.publish(staged(OLD), "a.mp4")
     seen: list[tuple[str, bytes]] = []
@@ -172,7 +172,7 @@ def test_in_a_folder_the_old_file_stands_until_the_new_one_is_on_the_disk(
 
 
 def test_a_staged_file_on_another_disk_is_copied_before_it_is_renamed(tmp_path):
-    """A rename does not reach across disks, and a copy under the final name would be seen half."""
+    """A rename cannot cross disks, and a copy to the final name would be visible too early."""
 
     class Elsewhere(type(Path())):
         def stat(self, **_: Any) -> Any:
@@ -189,7 +189,7 @@ def test_a_staged_file_on_another_disk_is_copied_before_it_is_renamed(tmp_path):
 
 
 def test_a_copy_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
-    """Neither under the final name nor under the hidden one."""
+    """No file remains under the final or the hidden name."""
     monkeypatch.setattr("os.fsync", _full)
     (tmp_path / "staged.mp4").write_bytes(NEW)
     (tmp_path / "videos").mkdir()
@@ -203,7 +203,7 @@ def _full(*_args: object) -> None:
 
 
 def test_a_folder_that_takes_nothing_is_named(tmp_path, staged):
-    """With the reason of the operating system."""
+    """The error contains the reason of the operating system."""
     (tmp_path / "videos" / "a.mp4").mkdir(parents=True)
     file = staged()
     with pytest.raises(StorageError, match=r"videos did not take a\.mp4: .*directory"):
@@ -212,14 +212,14 @@ def test_a_folder_that_takes_nothing_is_named(tmp_path, staged):
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    """It is told by the first thing that a step asks of it, before anything is bought."""
+    """The error is raised by the first use in a step, before anything is bought."""
     (tmp_path / "videos").write_text("a file")
     with pytest.raises(StorageError, match=r"videos/\.incoming cannot be made: .*directory"):
         FolderStorage(tmp_path / "videos").staging()
 
 
 def test_a_place_without_uploads_at_once_gets_a_rename(tmp_path, staged):
-    """Half an upload is seen under another name only."""
+    """An incomplete upload has a temporary name, which a rename replaces."""
     place = open_storage(f"watched://{tmp_path}/videos")
     place.publish(staged(), "a.mp4")
     target = str(tmp_path / "videos" / "a.mp4")
@@ -227,7 +227,7 @@ def test_a_place_without_uploads_at_once_gets_a_rename(tmp_path, staged):
 
 
 def test_an_object_store_gets_one_upload(staged, monkeypatch):
-    """There an object shows only when it is complete, and a rename would be a second copy."""
+    """An object is visible only when it is complete, and a rename would be a second copy."""
     moved: list[str] = []
     monkeypatch.setattr(MemoryFileSystem, "mv", lambda *args, **kwargs: moved.append("mv"))
     open_storage("memory://videos").publish(staged(), "a.mp4")
@@ -236,7 +236,7 @@ def test_an_object_store_gets_one_upload(staged, monkeypatch):
 
 
 def test_an_upload_that_lost_bytes_is_taken_back(tmp_path, staged, monkeypatch):
-    """What arrived is held against what was sent."""
+    """The uploaded size is compared with the sent size, and a short upload is deleted."""
     monkeypatch.setattr(Watched, "lost", 1)
     file = staged()
     with pytest.raises(StorageError, match=r"a\.mp4 has 5999 bytes there, and 6000 here"):
@@ -257,7 +257,7 @@ def test_an_upload_that_lost_bytes_is_taken_back(tmp_path, staged, monkeypatch):
 def test_whatever_a_file_system_raises_names_the_place(
     tmp_path, staged, monkeypatch, trouble, reason
 ):
-    """Each has errors of its own; none of them leaves a run without the next step."""
+    """Every exception of a file system becomes an error with the location and the next step."""
     monkeypatch.setattr(Watched, "trouble", trouble)
     place = open_storage(f"watched://{tmp_path}/videos")
     with pytest.raises(StorageError) as caught:
@@ -268,7 +268,7 @@ def test_whatever_a_file_system_raises_names_the_place(
 
 
 def test_no_trace_tells_what_a_file_system_says_of_its_credentials(tmp_path, monkeypatch):
-    """Some repeat the address that they asked, with a token in it, in each of their errors."""
+    """Tracebacks show no tokens, although some file systems repeat their address in errors."""
 
     def asked(*_arguments: object, **_options: object) -> None:
         raise RuntimeError("403 for url: http://h/webhdfs/v1/a?delegation=canary&op=OPEN")
@@ -283,7 +283,7 @@ def test_no_trace_tells_what_a_file_system_says_of_its_credentials(tmp_path, mon
 
 
 def test_a_protocol_that_is_not_installed_is_told_with_its_name(staged):
-    """Before anything is lost: the staged file stays."""
+    """The error names the protocol, and the staged file is kept."""
     file = staged()
     with pytest.raises(
         StorageError, match=r"nosuch://bucket did not take a\.mp4: Protocol not known"
@@ -293,7 +293,7 @@ def test_a_protocol_that_is_not_installed_is_told_with_its_name(staged):
 
 
 def test_a_password_in_the_storages_url_is_not_repeated(staged):
-    """Only where it is."""
+    """The error shows the location without its password."""
     with pytest.raises(StorageError) as caught:
         open_storage("nosuch://me:s3cr3t@host/videos").publish(staged(), "a.mp4")
     assert "nosuch://host/videos" in str(caught.value)
@@ -301,13 +301,13 @@ def test_a_password_in_the_storages_url_is_not_repeated(staged):
 
 
 def test_options_reach_the_file_system(staged, tmp_path):
-    """As fsspec takes them."""
+    """Storage options are passed to fsspec."""
     place = FsspecStorage(f"local://{tmp_path}/new/videos", auto_mkdir=True)
     assert content_of(place.publish(staged(), "a.mp4")) == NEW
 
 
 def test_a_path_is_a_folder_whatever_way_it_is_written(tmp_path, monkeypatch):
-    """Relative to where the run started, with a home, or as a file URL."""
+    """A path may be relative, start with a home folder or be a file URL."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert open_storage("./videos").uri("a") == str(tmp_path / "videos" / "a")
@@ -318,13 +318,13 @@ def test_a_path_is_a_folder_whatever_way_it_is_written(tmp_path, monkeypatch):
 
 
 def test_a_file_url_is_a_folder_whatever_its_name(tmp_path):
-    """A folder's name may hold what means something in other URLs."""
+    """A folder's name may contain characters that have a meaning in other URLs."""
     storage = open_storage(f"file://{tmp_path}/a%20b#c?d")
     assert storage.uri("x.mp4") == f"{tmp_path}/a b#c?d/x.mp4"
 
 
 def test_a_storage_is_checked_without_leaving_anything(tmp_path):
-    """The check is made before money moves, and nobody finds its traces."""
+    """The check runs before anything is bought and leaves no files."""
     FolderStorage(tmp_path / "videos").check()
     FsspecStorage("memory://checked").check()
     assert [path.name for path in (tmp_path / "videos").iterdir()] == [INCOMING]
@@ -332,7 +332,7 @@ def test_a_storage_is_checked_without_leaving_anything(tmp_path):
 
 
 def test_a_folder_that_takes_no_files_fails_its_check(tmp_path, monkeypatch):
-    """A folder that is there may still be read-only or full."""
+    """An existing folder may be read-only or full."""
 
     def full(**_options):
         raise OSError(28, "No space left on device")
@@ -343,14 +343,14 @@ def test_a_folder_that_takes_no_files_fails_its_check(tmp_path, monkeypatch):
 
 
 def test_a_url_without_a_file_system_fails_its_check():
-    """A typo in the protocol is told, with the place."""
+    """A wrong protocol is reported with the location."""
     with pytest.raises(StorageError, match=r"nosuch://videos is no storage: .*nosuch"):
         FsspecStorage("nosuch://videos").check()
 
 
 @pytest.mark.parametrize("place", ["", "memory://videos", "watched://"])
 def test_a_good_place_is_probed_without_a_trace(tmp_path, place):
-    """What a doctor writes is read back and deleted."""
+    """A probe writes a file, reads it back and deletes it."""
     storage = open_storage(f"{place}{tmp_path}/videos")
     probe(storage)
     with pytest.raises(StorageError, match="does not give back"):
@@ -358,7 +358,7 @@ def test_a_good_place_is_probed_without_a_trace(tmp_path, place):
 
 
 def test_what_is_not_given_back_is_no_storage(tmp_path, monkeypatch):
-    """A place that takes files and loses or changes them is found out."""
+    """A location that loses or changes files is detected."""
     storage = FolderStorage(tmp_path)
     monkeypatch.setattr(FolderStorage, "read", lambda *_args: b"something else")
     with pytest.raises(StorageError, match="what is read there is not what was written"):
@@ -367,7 +367,7 @@ def test_what_is_not_given_back_is_no_storage(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", ["", "memory://"])
 def test_a_file_that_stays_is_told(tmp_path, place):
-    """With its name and the reason."""
+    """The error names the file that cannot be deleted, with the reason."""
     storage = open_storage(f"{place}{tmp_path}")
     if not place:
         (tmp_path / "o.mp4").mkdir()
@@ -376,7 +376,7 @@ def test_a_file_that_stays_is_told(tmp_path, place):
 
 
 def test_a_probe_that_cannot_be_staged_is_told(tmp_path, monkeypatch):
-    """The disk of temporary files may be full, too."""
+    """The disk of temporary files may be full as well."""
     storage = FolderStorage(tmp_path)
     monkeypatch.setattr(FolderStorage, "staging", lambda _self: tmp_path / "gone")
     with pytest.raises(StorageError, match="gone takes no files"):
@@ -384,7 +384,7 @@ def test_a_probe_that_cannot_be_staged_is_told(tmp_path, monkeypatch):
 
 
 def test_who_may_write_need_not_be_allowed_to_look(monkeypatch):
-    """A key of an object store that may only put files passes the check beforehand."""
+    """Credentials of an object store that may only write pass the check."""
 
     class WriteOnly:
         def info(self, _bucket: str) -> None:
@@ -398,7 +398,7 @@ def test_who_may_write_need_not_be_allowed_to_look(monkeypatch):
     "place", ["ftp://bob:hunter2@files.example/videos", "simplecache::sftp://b:hunter2@h/v"]
 )
 def test_a_place_that_holds_a_password_is_refused(place):
-    """It would stand in the ledger, beside each video and in the UI; the way out is named."""
+    """The location appears in the ledger and the UI; the error says how to avoid the password."""
     with pytest.raises(StorageError, match="remote-file-system block") as raised:
         open_storage(place)
     assert "hunter2" not in str(raised.value)
