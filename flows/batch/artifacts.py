@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user sees of a batch in the Prefect UI: how far it is, and what it came to."""
+"""Artifacts of a batch in the Prefect UI: progress, results and posters."""
 
 import asyncio
 import base64
@@ -15,13 +15,14 @@ from ..ui.formatting import plain
 from .progress import Standing
 
 ROWS_SHOWN = 500
-"""Of the table of results; the output manifest has them all."""
+"""Maximum rows in the table of results; the output manifest contains all of them."""
 
 POSTERS_SHOWN = 24
+"""Maximum posters on the contact sheet."""
 
 
 class BatchArtifacts:
-    """A progress bar and a table of counts, made once and renewed in place."""
+    """Progress bar and table of counts, created once and then updated in place."""
 
     def __init__(self) -> None:
         self._progress: UUID | None = None
@@ -29,7 +30,7 @@ class BatchArtifacts:
 
     @harmless
     async def show(self, standing: Standing) -> None:
-        """Show where the batch stands now."""
+        """Create or update the artifacts with the current progress."""
         from prefect.artifacts import (
             acreate_progress_artifact,
             acreate_table_artifact,
@@ -57,7 +58,12 @@ class BatchArtifacts:
 
 @harmless
 async def show_batch(result: BatchResult, place: str) -> None:
-    """List what each item came to, and show their posters, from their storage, on one sheet."""
+    """Create a table of the results and a contact sheet of the posters.
+
+    Args:
+        result: Result of the batch.
+        place: Storage location of the posters.
+    """
     from prefect.artifacts import acreate_image_artifact, acreate_table_artifact
 
     shown = sorted(result.results, key=lambda item: item.outcome is Outcome.STORED)[:ROWS_SHOWN]
@@ -81,7 +87,7 @@ async def show_batch(result: BatchResult, place: str) -> None:
 
 
 def facts_of(standing: Standing) -> dict[str, str]:
-    """Where a batch stands, as a table shows it."""
+    """Return the rows of the progress table: labels and values."""
     facts = {str(outcome): str(count) for outcome, count in standing.counts.items() if count}
     facts["running for"] = span(standing.seconds)
     if standing.left is not None and standing.done < standing.total:
@@ -90,7 +96,7 @@ def facts_of(standing: Standing) -> dict[str, str]:
 
 
 def span(seconds: float) -> str:
-    """Seconds as people read them."""
+    """Return a duration in seconds as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -111,7 +117,7 @@ def _row(item: ItemResult) -> dict[str, str]:
 
 
 async def _posters(results: tuple[ItemResult, ...], place: str) -> list[bytes]:
-    """The first posters, from wherever the storage keeps them."""
+    """Read the first posters from the storage, without those that cannot be read."""
     storage = await resolve_storage(place)
     kept = [item.poster for item in results if item.poster][:POSTERS_SHOWN]
     names = [poster.replace("\\", "/").rpartition("/")[2] for poster in kept]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a batch does at once: generations upstream, downloads, and submissions per second.
+"""Concurrency limits of a batch: generations in flight, downloads, and submissions per second.
 
-The service limits how many generations an account has in flight, so a slot is taken before the
-submission and given back when the generation has ended upstream, not when its video is stored.
-Where the user has set up Prefect's global concurrency limit of the name below, the slots of all
-processes are taken from it too.
+The service limits how many generations an account has in flight. A slot is therefore acquired
+before the submission. It is released when the generation has ended at the service, not when its
+video is stored. If the user has created Prefect's global concurrency limit ``cometapi-in-flight``,
+the slots of all processes also count against that limit.
 """
 
 import asyncio
@@ -15,34 +15,49 @@ from contextlib import asynccontextmanager
 from ..runtime.log import logger
 
 IN_FLIGHT_LIMIT = "cometapi-in-flight"
-"""Name of Prefect's global concurrency limit for generations that are upstream."""
+"""Name of Prefect's global concurrency limit for generations in flight."""
 
 SUBMISSIONS = 8
-"""Submissions at a time. They take turns before each is claimed in the ledger: a claim that waits
-for its turn would be in doubt for nothing if the process dies."""
+"""Maximum number of concurrent submissions.
+
+A submission waits for its slot before it writes its claim to the ledger. If it waited with a claim
+and the process died, the generation would be uncertain although nothing was sent.
+"""
 
 SLOT_LEASE = 60.0
-"""Seconds after which Prefect frees the slots of a process that was killed; the least it takes.
-They are renewed while the process lives."""
+"""Seconds after which Prefect releases the slots of a process that was killed.
+
+This is the minimum that Prefect accepts. The lease is renewed while the process is alive.
+"""
 
 _BACKLOG = 4
-"""Finished generations that may wait for one download: their addresses expire, so it is few."""
+"""Finished generations that may wait per download slot; few, because their URLs expire."""
 
 
 def next_turn(last: float | None, now: float, per_second: float) -> float:
-    """When the next request may be sent, so that there are at most so many a second; pure."""
+    """Return the time at which the next request may be sent; pure.
+
+    Args:
+        last: Time of the last request, or None before the first one.
+        now: Current time in seconds, on the same clock.
+        per_second: Maximum requests per second.
+    """
     return now if last is None else max(now, last + 1.0 / per_second)
 
 
 class Pace:
-    """At most so many requests per second, evenly, first come first served."""
+    """Rate limiter that spaces requests evenly, in the order of arrival.
+
+    Args:
+        per_second: Maximum requests per second, or None for no limit.
+    """
 
     def __init__(self, per_second: float | None) -> None:
         self._per_second = per_second
         self._last: float | None = None
 
     async def turn(self) -> None:
-        """Wait for the next turn."""
+        """Wait until the next request may be sent."""
         if self._per_second:
             now = time.monotonic()
             self._last = next_turn(self._last, now, self._per_second)
@@ -50,25 +65,28 @@ class Pace:
 
 
 class Slot:
-    """One generation's place upstream; it can be given back once, by any task."""
+    """Slot for one generation in flight.
+
+    Any task may release it. Only the first release has an effect.
+    """
 
     def __init__(self, *give_back: Callable[[], object]) -> None:
         self._give_back = give_back
 
     def free(self) -> None:
-        """Give the place back."""
+        """Release the slot."""
         give_back, self._give_back = self._give_back, ()
         for action in give_back:
             action()
 
 
 class Lanes:
-    """What a batch does at once.
+    """Concurrency limits and rate limiter of a batch.
 
     Args:
-        in_flight: Most generations upstream.
-        downloads: Most downloads.
-        per_second: Most submissions per second, or None.
+        in_flight: Maximum number of generations in flight.
+        downloads: Maximum number of concurrent downloads.
+        per_second: Maximum submissions per second, or None for no limit.
         limit: Name of Prefect's global concurrency limit, if there is one.
     """
 
@@ -84,7 +102,7 @@ class Lanes:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:
-        """A place upstream, which is given back at the end if it was not before."""
+        """Acquire a slot, and release it at the end of the block unless it is released before."""
         await self._in_flight.acquire()
         slot = Slot(self._in_flight.release)
         try:
@@ -96,9 +114,10 @@ class Lanes:
 
 
 async def _held(limit: str) -> Callable[[], object]:
-    """Hold one of Prefect's slots, in a task of its own, until the result is called.
+    """Acquire one of Prefect's slots, and return a function that releases it.
 
-    Prefect's context manager must be left by the task that entered it.
+    A separate task has the slot, because Prefect's context manager must be left by the task that
+    entered it. If Prefect grants no slot, the failure is logged and the batch continues.
     """
     entered, over = asyncio.Event(), asyncio.Event()
 
@@ -126,11 +145,11 @@ async def _held(limit: str) -> Callable[[], object]:
 
 
 _holding: set[asyncio.Task[None]] = set()
-"""The event loop itself keeps only weak references to tasks."""
+"""Strong references to the tasks with a slot; the event loop keeps only weak ones."""
 
 
 async def limit_across_processes() -> str | None:
-    """The name of the global concurrency limit, where the user has set it up."""
+    """Return the name of the global concurrency limit, or None if it is missing or inactive."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow that makes many videos: from a list or a manifest to stored videos and a gallery."""
+"""Batch flow: from a list or a manifest to stored videos and a gallery."""
 
 import asyncio
 from dataclasses import dataclass
@@ -108,8 +108,8 @@ async def agenerate_batch(
 
     Raises:
         InvalidManifest: No row is valid, or one is not and `strict` is set; nothing was bought.
-        BatchFailed: No video was made, or more items failed than may.
-        CometAPIError: Nothing was bought, as the error says.
+        BatchFailed: No video was made, or more items failed than allowed.
+        CometAPIError: The batch could not start; nothing was bought.
     """
     limits = _Limits(max_in_flight, max_spend, max_seconds, 0 if fail_fast else max_failures)
     return await _generate_batch(requests, credentials, storage, key, output, limits, strict)
@@ -134,8 +134,8 @@ def generate_batch(
 
     Raises:
         InvalidManifest: No row is valid, or one is not and `strict` is set; nothing was bought.
-        BatchFailed: No video was made, or more items failed than may.
-        CometAPIError: Nothing was bought, as the error says.
+        BatchFailed: No video was made, or more items failed than allowed.
+        CometAPIError: The batch could not start; nothing was bought.
     """
     limits = _Limits(max_in_flight, max_spend, max_seconds, 0 if fail_fast else max_failures)
     return run_sync(_generate_batch(requests, credentials, storage, key, output, limits, strict))
@@ -210,7 +210,11 @@ async def _lanes(settings: CometAPISettings, limits: _Limits) -> Lanes:
 
 
 def _as_state(result: BatchResult, stopped: str | None) -> BatchResult:
-    """The result with a state that says how many succeeded, or the error of a batch that failed."""
+    """Return the result as a Prefect state with the number of stored videos.
+
+    Raises:
+        BatchFailed: The batch was stopped, or no video was made.
+    """
     sentence = result.sentence()
     if stopped or not result.succeeded:
         raise BatchFailed(f"{sentence}; {stopped}" if stopped else sentence, result)

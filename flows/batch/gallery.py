@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch to look at: one page of HTML that needs nothing from elsewhere.
+"""Gallery of a batch: one HTML page with its script and style included.
 
-The page holds what strangers wrote: prompts, ids, error messages. Jinja escapes all of it, and a
-Content-Security-Policy names the one script and the one style that may act, by their hashes.
+The page contains untrusted text: prompts, ids and error messages. Jinja escapes all of it. A
+Content-Security-Policy allows only the one script and the one style of the page, by their hashes.
 """
 
 import base64
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 NAME = "gallery.html"
-"""What the file is called, beside the output manifest."""
+"""Name of the template of the page."""
 
 _HERE = Path(__file__).parent
 _SHOWN_FIRST = (
@@ -64,18 +64,17 @@ def gallery(
     spending: Spending | None = None,
     written_at: datetime | None = None,
 ) -> str:
-    """The page as text; what is written of it must be UTF-8.
+    """Return the HTML page, which must be written as UTF-8.
 
     Args:
-        results: What became of each item, in the order to show.
-        title: What the page is called.
-        base: The folder that the page will lie in, as path or URL; what lies there or below is
-            addressed relatively.
-        posters: A picture of an item as a data URI, by the item's id. It is embedded, so that it
-            shows wherever the video is.
-        spending: What was bought and what is estimated, where that is known; else the seconds that
-            the items were billed for are added up.
-        written_at: When the page is written; it is left out where nobody says.
+        results: Results of the items, in the order to show.
+        title: Title of the page.
+        base: Folder of the page, as path or URL. Files in it or below it get relative URLs.
+        posters: Images as data URIs, by item id. An embedded image is visible wherever the video
+            is stored.
+        spending: Estimated and spent amounts. Without them, the page shows the sum of the billed
+            seconds of the items.
+        written_at: Time to show as the time of writing; by default none is shown.
     """
     posters = posters or {}
     cards = [_card(result, base, posters.get(result.id)) for result in results]
@@ -96,18 +95,18 @@ def gallery(
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """What the page shows of one item.
+    """Content of the page for one item.
 
     Attributes:
-        video: Address of the video, where a browser can play it.
-        poster: Address of a picture.
-        place: Where the video is, where a browser can not play it.
+        video: URL of the video, if a browser can open it.
+        poster: URL of an image.
+        place: Location of the video, if a browser cannot open it.
         facts: Lines of short facts.
-        what: Kind of the error.
-        message: What happened, in words.
-        advice: What is known about the money and what to do, each with its word.
-        marks: What one copies to look it up elsewhere, each with its word.
-        details: Lines of what else there is to know.
+        what: Type of the error.
+        message: Error message.
+        advice: Texts about the money and the next step, by label.
+        marks: Values to copy, such as the idempotency key and the task id, by label.
+        details: Lines with further details.
     """
 
     id: str
@@ -126,7 +125,7 @@ class _Card:
 
     @property
     def is_troubled(self) -> bool:
-        """Whether there is something to say of what went wrong."""
+        """True if the card shows an error or advice."""
         return bool(self.what or self.message or self.advice)
 
 
@@ -175,7 +174,10 @@ def _facts(result: ItemResult) -> list[str]:
 
 
 def _advised(result: ItemResult) -> tuple[str, dict[str, str]]:
-    """What happened, and apart from it what an error's own text or kind says of what follows."""
+    """Return the error message of an item, and its advice by label.
+
+    The advice comes from the text of the error, or else from the type of the error.
+    """
     said = _clean(hide_secrets(result.message or ""))
     lines = re.split(r"^(Generation|Money|Next): ", said, flags=re.MULTILINE)
     own = {word: text.strip() for word, text in zip(lines[1::2], lines[2::2], strict=True)}
@@ -202,7 +204,7 @@ def _usual_advice(result: ItemResult) -> dict[str, str]:
 
 
 def _totals(results: Sequence[ItemResult], spending: Spending | None) -> list[str]:
-    """The sentence under the title, in its parts."""
+    """Return the parts of the line under the title."""
     stored = [result for result in results if result.outcome is Outcome.STORED]
     seconds = math.fsum(_known(*(result.duration for result in stored)))
     billed = _known(*(result.billed_seconds for result in results))
@@ -218,7 +220,7 @@ def _totals(results: Sequence[ItemResult], spending: Spending | None) -> list[st
 
 
 def _shares(results: Sequence[ItemResult]) -> list[tuple[Outcome, int, int]]:
-    """Each outcome that there is, how often, and how many were counted before it."""
+    """Return each outcome with its count and the total count of the outcomes before it."""
     counted = Counter(result.outcome for result in results)
     shares: list[tuple[Outcome, int, int]] = []
     before = 0
@@ -230,7 +232,10 @@ def _shares(results: Sequence[ItemResult]) -> list[tuple[Outcome, int, int]]:
 
 
 def _frame(results: Sequence[ItemResult]) -> str:
-    """All posters have one shape, that of most videos, so that the rows are even."""
+    """Return CSS that gives all posters the aspect ratio of most videos.
+
+    With one ratio, all rows of the page have the same height.
+    """
     sizes = [(result.width or 0, result.height or 0) for result in results]
     ratios = Counter(Fraction(width, height) for width, height in sizes if width * height > 0)
     usual = ratios.most_common(1)[0][0] if ratios else _USUAL
@@ -247,7 +252,8 @@ def _policy(style: str, script: str, cards: Sequence[_Card]) -> str:
             "default-src 'none'",
             f"style-src {_hash(style)}",
             f"script-src {_hash(script)}",
-            " ".join(["img-src", *origins(["data:", *pictures])]),  # data: for the page's own icon
+            # The icon of the page is a data: URI.
+            " ".join(["img-src", *origins(["data:", *pictures])]),
             " ".join(["media-src", *(origins(videos) or ["'none'"])]),
             "base-uri 'none'",
             "form-action 'none'",
@@ -280,7 +286,7 @@ def _template() -> "Template":
 
 
 def _clean(text: str) -> str:
-    """The text without characters that no HTML file may hold."""
+    """Return the text with the characters replaced that are not allowed in HTML."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", re.sub(r"\r\n?", "\n", text))
 
 
@@ -305,7 +311,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _span(seconds: float) -> str:
-    """A stretch of time as people say it."""
+    """Return a duration in hours, minutes and seconds."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch is asked for: its rows, their keys, what they cost, and what is stored already."""
+"""Plan of a batch: its rows, their idempotency keys, their cost, and results already stored."""
 
 import asyncio
 import hashlib
@@ -36,13 +36,16 @@ if TYPE_CHECKING:
 
 _TEMPORARY = {re.escape(place) for place in (gettempdir(), os.path.realpath(gettempdir()))}
 _PASSING = re.compile(rf"({'|'.join(_TEMPORARY)})/(tmp\w+prefect|runner_storage)/")
-"""Where Prefect's process worker runs what has no working directory, and where its runner puts what
-it pulled; tests/flows/batch/test_plan.py holds both."""
+"""Pattern of the temporary folders that Prefect creates for one run.
+
+The process worker runs a deployment without a working directory in one of them. The runner keeps
+pulled code in the other. tests/flows/batch/test_plan.py checks both against Prefect.
+"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for, checked."""
+    """Validated content of a batch."""
 
     key: str
     items: list[BatchItem]
@@ -50,11 +53,17 @@ class Plan:
 
 
 def planned(requests: str | list[Any], key: str | None) -> Plan:
-    """What is asked for, every row of it checked.
+    """Read the requests of a batch, and validate every row.
+
+    Args:
+        requests: Location of a manifest, or a list of requests.
+        key: Prefix of the items' idempotency keys. By default it is derived from the location of
+            the manifest, or from the run if there is none.
 
     Raises:
         InvalidManifest: The manifest cannot be read.
-        InvalidRequest: There is no key, and where the manifest lies makes none that lasts.
+        InvalidRequest: No key is given, and the manifest is in a folder that exists for one run
+            only, so the next run would derive a different key.
     """
     key = key or _batch_key(requests)
     rows: Sequence[Row] = read_rows(requests) if isinstance(requests, str) else rows_of(requests)
@@ -71,30 +80,35 @@ def _batch_key(requests: str | list[Any]) -> str:
             f"{requests} lies in a folder that Prefect makes for this run alone, so the next run "
             "would buy all of it again: give the batch a key, or the deployment a working_dir"
         )
-    if address.lower().startswith(("http://", "https://")):  # a fresh signature is no other file
+    # The query may be a signature, and a new signature does not mean a different file.
+    if address.lower().startswith(("http://", "https://")):
         parts = urlsplit(address)
         host = parts.netloc.rpartition("@")[2].lower()
         address = f"{parts.scheme}://{host}{parts.path}"
     stem = PurePosixPath(address).name.partition(".")[0][:60]
-    stem = stem if hide_secrets(stem) == stem else "batch"  # no key may read like a secret
+    stem = stem if hide_secrets(stem) == stem else "batch"  # A key must not look like a secret.
     return f"{stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 
 
 def _real_name(place: str) -> str:
-    """Return a place as it is written, a path of this machine with its links followed.
+    """Return the name of a location; in a local path, symbolic links are resolved.
 
-    One manifest is one batch, through whichever link or spelling it is reached. So a link that
-    leads to another file tomorrow leads to another batch, which the docs say.
+    A manifest is the same batch under every link or spelling of its path. Consequently, a link that
+    later points to another file stands for another batch. The docs mention this.
     """
     name = full_name(place)
     return os.path.realpath(name) if os.path.isabs(name) else name  # noqa: PTH117 -- it is text
 
 
 def check_rows_of(plan: Plan, *, strict: bool) -> None:
-    """Say what is wrong with the rows, and stop where none is left or the user is strict.
+    """Log the problems of invalid rows, and refuse a batch that must not start.
+
+    Args:
+        plan: Plan of the batch.
+        strict: Whether a single invalid row is enough to refuse the batch.
 
     Raises:
-        InvalidManifest: Nothing is to be bought.
+        InvalidManifest: No row is valid, or one is not and ``strict`` is set.
     """
     for row in plan.bad[:20]:
         log.logger().warning("%s", row)
@@ -106,20 +120,20 @@ def check_rows_of(plan: Plan, *, strict: bool) -> None:
 
 
 def check_output(requests: str | list[Any], output: str | None) -> None:
-    """The results of a batch are not written over its manifest.
+    """Check that the results would not overwrite the manifest.
 
     Raises:
-        StorageUnavailable: They would be.
+        StorageUnavailable: The output is the same file as the manifest.
     """
     if output and isinstance(requests, str) and _real_name(output) == _real_name(requests):
         raise StorageUnavailable(f"the results would replace the manifest {shown_url(requests)}")
 
 
 def check_prices(plan: Plan, budget: Budget) -> None:
-    """A limit in money needs the price of each model.
+    """Check that a limit in money has the price of each model.
 
     Raises:
-        InvalidRequest: One is missing.
+        InvalidRequest: A price is missing.
     """
     missing = {item.request.model for item in plan.items} - set(budget.prices)
     if budget.max_spend is not None and missing:
@@ -130,7 +144,7 @@ def check_prices(plan: Plan, budget: Budget) -> None:
 
 
 def spending_of(plan: Plan, budget: Budget, spent: Spent | None = None) -> Spending:
-    """What a batch comes to, and what was bought of it."""
+    """Return the estimated cost of a batch, and the part that is already spent."""
     costs = [estimate(item.request, budget.prices) for item in plan.items]
     priced, spent = budget.prices and all(cost is not None for cost in costs), spent or Spent()
     return Spending(
@@ -145,10 +159,10 @@ def spending_of(plan: Plan, budget: Budget, spent: Spent | None = None) -> Spend
 
 @dataclass(frozen=True)
 class Found:
-    """What the ledger knows of the items of a batch.
+    """Items of a batch as recorded in the ledger.
 
     Attributes:
-        bought: Keys under which something is, or may have been, bought.
+        bought: Idempotency keys with a generation that was bought or possibly charged.
         results: The result of each item, stored or waiting.
     """
 
@@ -157,7 +171,7 @@ class Found:
 
 
 async def looked_up(items: Sequence[BatchItem], ledger: "Ledger", storage: str | None) -> Found:
-    """Ask the ledger about all items at once.
+    """Read the ledger entries of all items in one call.
 
     Raises:
         LedgerUnavailable: The ledger cannot be used.
@@ -186,7 +200,7 @@ def _stored_already(
 
 
 async def foreseen(requests: str | list[Any], key: str | None, storage: str | None) -> BatchResult:
-    """What a batch would come to, as its rows and the ledger tell. It buys nothing.
+    """Return the result and cost to expect of a batch, from its rows and the ledger. Buys nothing.
 
     Raises:
         InvalidManifest: The manifest cannot be read.

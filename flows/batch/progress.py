@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a batch stands: one result per item, counted, with the time that is left."""
+"""Progress of a batch: one result per item, counts, and an estimate of the time left."""
 
 import time
 from collections import Counter
@@ -14,7 +14,14 @@ from ...runway.ledger.figures import Spending, Tally
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a batch stands at a moment."""
+    """Snapshot of the progress of a batch.
+
+    Attributes:
+        counts: Number of items by outcome.
+        seconds: Seconds since the batch started.
+        left: Estimated seconds until all items are done, or None if unknown.
+        spending: Estimated and spent amounts.
+    """
 
     counts: dict[Outcome, int]
     seconds: float
@@ -23,41 +30,44 @@ class Standing:
 
     @property
     def total(self) -> int:
-        """All items."""
+        """Number of all items."""
         return sum(self.counts.values())
 
     @property
     def done(self) -> int:
-        """Items about which this run does nothing more."""
+        """Number of items that this run has finished with."""
         return sum(count for outcome, count in self.counts.items() if outcome.is_final)
 
     def sentence(self) -> str:
-        """The counts in words, as ``480 stored, 15 failed, 5 uncertain``."""
+        """Return the counts as text, such as ``480 stored, 15 failed, 5 uncertain``."""
         return counted(self.counts)
 
 
 def seconds_left(done: int, total: int, elapsed: float) -> float | None:
-    """Seconds until all are done if it goes on as so far, or None where nothing is done; pure."""
+    """Return the estimated seconds until all items are done, or None if none is done yet; pure.
+
+    The estimate assumes the same average speed as so far.
+    """
     return elapsed / done * (total - done) if done else None
 
 
 batch_listener: ContextVar[Callable[[Standing], None] | None] = ContextVar(
     "batch_listener", default=None
 )
-"""Called after each change; the command line draws its progress from it."""
+"""Callback for each change; the command line draws its progress display from it."""
 
 
 @dataclass
 class Board:
-    """The results of a batch while it runs, in the order asked for.
+    """Results of a batch while it runs, in the order of its items.
 
     Args:
-        budget: What it may spend.
-        wanted: What is estimated for all items, and the limits.
+        budget: Limits of the spending.
+        wanted: Estimate for all items, and the limits.
 
     Attributes:
-        tally: What this run has bought.
-        spent: What was spent under its keys, as last read from the ledger.
+        tally: Tally of what this run has bought.
+        spent: Amounts spent under the keys of the batch, as last read from the ledger.
     """
 
     budget: Budget
@@ -71,14 +81,17 @@ class Board:
     changes: int = 0
 
     def begin(self, results: Iterable[ItemResult]) -> None:
-        """Put up every item; those that are done already do not count for the time left."""
+        """Set the initial result of every item.
+
+        Items that are already done are left out of the estimate of the time left.
+        """
         for result in results:
             self._results[result.id] = result
             self._counts[result.outcome] += 1
         self._done_before = self.standing().done
 
     def put(self, result: ItemResult) -> None:
-        """Note what became of an item."""
+        """Replace the result of an item, and call the listener."""
         self._counts[self._results[result.id].outcome] -= 1
         self._results[result.id] = result
         self._counts[result.outcome] += 1
@@ -87,11 +100,11 @@ class Board:
             listener(self.standing())
 
     def results(self) -> tuple[ItemResult, ...]:
-        """Each item, in the order asked for."""
+        """Return the results in the order of the items."""
         return tuple(self._results.values())
 
     def standing(self) -> Standing:
-        """Where it stands now."""
+        """Return a snapshot of the current progress."""
         counts = {outcome: self._counts[outcome] for outcome in Outcome}
         elapsed = time.monotonic() - self._started
         total = len(self._results) - self._done_before
@@ -104,7 +117,7 @@ class Board:
         )
 
     def spending(self) -> Spending:
-        """Return what was bought so far, by this run and by all, beside what is estimated."""
+        """Return the estimate and the amounts spent so far, by this run and by all runs."""
         is_priced = self.wanted.estimate is not None
         return self.wanted.model_copy(
             update={

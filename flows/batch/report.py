@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch leaves while it runs and when it ends: the output manifest, the gallery, artifacts.
+"""Report of a batch: the output manifest, the gallery and the artifacts.
 
-While it runs they are renewed in place and seldom, so that readers see a whole file, older or
-newer, and neither the storage nor Prefect's database is flooded.
+The report is written while the batch runs and once more at its end. Each update replaces a file as
+a whole, so a reader always sees a complete file. Updates are infrequent, to limit the load on the
+storage and on Prefect's database.
 """
 
 import asyncio
@@ -26,22 +27,22 @@ from .gallery import gallery
 from .progress import Board
 
 SHOW_EVERY = 5.0
-"""Seconds between two looks at whether there is something new to show."""
+"""Seconds between two checks for new results to show."""
 
 
 class Report:
-    """Renews what a batch shows while the block runs, and writes all of it at its end.
+    """Context manager that updates the report while the block runs, and completes it at the end.
 
     Args:
-        key: The key of the batch.
-        board: Where the results stand.
-        count_spent: Reads anew what was spent, for the board.
-        place: The storage of the output manifest and the gallery.
-        name: Name of the output manifest in it.
+        key: Key of the batch.
+        board: Results of the batch.
+        count_spent: Function that reads the spent amounts from the ledger into the board.
+        place: Storage for the output manifest and the gallery.
+        name: Name of the output manifest in the storage.
 
     Attributes:
-        output: Where the output manifest is, once it is written.
-        gallery: Where the gallery is, once it is written.
+        output: Location of the output manifest, once it is written.
+        gallery: Location of the gallery, once it is written.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class Report:
     ) -> None:
         self._over.set()
         if self._showing:
-            await self._showing  # cut off, it could leave a second artifact, or write last
-        await self._show()  # reads what was spent, which the gallery shows too
+            # A cancelled task could leave a second artifact, or overwrite the final output.
+            await self._showing
+        await self._show()  # This also reads the spent amounts, which the gallery shows.
         await self._write()
 
     async def _keep_showing(self) -> None:
@@ -101,7 +103,7 @@ class Report:
         results, spending = self._board.results(), self._board.spending()
         try:
             await asyncio.to_thread(self._publish, results, spending)
-        except StorageError as error:  # the videos are stored, and the ledger knows of them
+        except StorageError as error:  # The videos are stored and recorded in the ledger.
             log.logger().warning("The output manifest could not be written: %s", error.what)
 
     def _publish(self, results: tuple[ItemResult, ...], spending: Spending) -> None:
@@ -116,15 +118,17 @@ class Report:
 
 
 def _stem(name: str) -> str:
-    """The name of an output without what tells that it is one."""
+    """Return the name of an output manifest without ``.results`` and its file extensions."""
     return PurePosixPath(name.removesuffix(".gz")).stem.removesuffix(".results")
 
 
 async def report_place(key: str, output: str | None, storage: str) -> tuple[Storage, str]:
-    """The storage and name of the output manifest: the user's own, or beside the videos.
+    """Return the storage and the name of the output manifest.
+
+    By default, the output manifest is stored beside the videos.
 
     Raises:
-        StorageUnavailable: It cannot be written where the user wants it.
+        StorageUnavailable: The output cannot be written to the user's location.
     """
     if not output:
         return await resolve_storage(storage), f"{batch_stem(key)}.results.jsonl"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of a batch: every item gets its turn, and none that fails stops the others.
+"""Run of a batch: makes every item, and continues after failures.
 
-The ledger is asked first about all keys at once, so a batch that is run again buys only what is
-missing. Items are started in order, as slots upstream become free.
+The run first reads the ledger entries of all items. A batch that is run again therefore buys only
+what is missing. Items start in order, as slots become free.
 """
 
 import asyncio
@@ -37,28 +37,31 @@ if TYPE_CHECKING:
     task_run_name="{item}",
 )
 async def agenerate_item(item: str, make: Callable[[], Awaitable[None]]) -> None:
-    """Make one item of a large batch: all four steps in one task run.
+    """Make one item of a large batch, with all four steps in one task run.
 
-    It gets the item's id alone and gives nothing back, since Prefect copies the one and keeps the
-    other to the end of the flow, for each of thousands.
+    The task takes only the id of the item and returns nothing. Prefect copies the parameters and
+    keeps the result until the end of the flow, for each of thousands of items.
     """
-    _ = item  # it names the task run
+    _ = item  # The parameter is used in the name of the task run.
     await make()
 
 
 @dataclass
 class BatchRun:
-    """What one run of a batch works with.
+    """State and resources of one run of a batch.
 
     Attributes:
-        credentials: Whose key to use.
-        storage: Where the videos are kept.
-        ledger: Where it is recorded what was bought.
-        board: Where the results stand.
-        budget: What may be spent.
-        lanes: How much is done at once.
-        max_failures: How many items may fail before no more are bought, or None for any number.
-        one_task_run: Whether an item is one task run, or four.
+        credentials: Credentials with the API key.
+        storage: Location for the videos.
+        ledger: Ledger that records what is bought.
+        board: Results of the items.
+        budget: Limits of the spending.
+        lanes: Concurrency limits.
+        max_failures: Number of items that may fail before no more are bought, or None for no limit.
+        one_task_run: Whether an item is one task run instead of four.
+        stopped: Reason why no more items are bought, or None.
+        failures: Number of items that failed in this run.
+        bought: Idempotency keys with a generation that was bought or possibly charged.
     """
 
     credentials: CometAPICredentials
@@ -74,7 +77,7 @@ class BatchRun:
     bought: set[str] = field(default_factory=set[str])
 
     async def run(self, items: Sequence[BatchItem], invalid: Sequence[ItemResult] = ()) -> None:
-        """Make every item that is not stored yet; what became of each stands on the board."""
+        """Make every item that is not stored yet, and put the results on the board."""
         found = await looked_up(items, self.ledger, self.storage)
         self.bought = found.bought
         await self.count_spent()
@@ -119,25 +122,26 @@ class BatchRun:
                 self.board.put(outcomes.stored(item, result))
 
     async def _check_budget(self, item: BatchItem) -> None:
-        """Leave an item for which there is no room, before a task run begins and fails for it.
+        """Refuse an item that exceeds the budget before a task run starts and fails for it.
 
-        It decides nothing: the claim in the ledger makes sure of the limit.
+        This is not the decisive check: the claim in the ledger enforces the limit.
 
         Raises:
-            BudgetExceeded: There is no room.
+            BudgetExceeded: The item does not fit into the budget.
         """
         if item.key in self.bought or not self.budget.is_limited:
             return
         seconds = item.request.billed_seconds()
         cost = estimate(item.request, self.budget.prices)
         row = {"cost": cost, "billed_seconds": seconds, "charges": 1, "model": item.request.model}
-        with suppress(LedgerUnavailable):  # the submission waits for the ledger, and retries
+        # If the ledger is unavailable, the submission step retries until it is available.
+        with suppress(LedgerUnavailable):
             spent = await self.ledger.spent(self.budget.prefix, self.budget.prices)
             if why := self.budget.objection(spent, *self.budget.cost_of(row)):
                 raise BudgetExceeded(why)
 
     async def count_spent(self) -> None:
-        """Read from the ledger what was spent under the keys of the batch."""
+        """Read the amounts spent under the keys of the batch from the ledger."""
         spent = await record(lambda ledger: ledger.spent(self.budget.prefix, self.budget.prices))
         self.board.spent = spent or self.board.spent
 
@@ -169,7 +173,10 @@ class BatchRun:
         return made[0]
 
     def _gated(self, item: BatchItem, slot: Slot) -> Steps:
-        """The steps; the slot upstream is free after the wait, and downloads take turns."""
+        """Return the steps of an item with the limits of the batch.
+
+        The slot is released when the poll step ends. The fetch step waits for a download slot.
+        """
         by = PLAIN if self.one_task_run else named_after(item.id)
 
         async def poll(*arguments: Any) -> Finished:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a browser can open of the places that a storage names, seen from one page.
+"""Conversion of storage locations to URLs that a browser can open from a page.
 
-An address that comes out of here is relative, or begins with ``file:///``, ``http://`` or
-``https://``. No other scheme does, whatever somebody wrote where a place was expected.
+Each resulting URL is relative, or it begins with ``file:///``, ``http://`` or ``https://``. The
+module returns no other scheme, because a location may be untrusted.
 """
 
 import ntpath
@@ -23,12 +23,12 @@ _AS_IT_IS = "%/?#[]@!$&()*+,;=:"
 
 
 def address(place: str, base: str) -> str | None:
-    """How a page in one folder leads to a place, or None where no browser can follow.
+    """Return the URL of a location for a page in a folder, or None if a browser cannot open it.
 
     Args:
-        place: A path or URL, as a storage gives it.
-        base: The folder that the page lies in, as path or URL. What lies there or below gets a
-            relative address, so that the folder may be moved, copied or served.
+        place: Path or URL from a storage.
+        base: Folder of the page, as path or URL. A file in the folder or below it gets a relative
+            URL, so that the folder can be moved, copied or served.
     """
     path, folder = _local(place), _local(base)
     if path is None:
@@ -40,12 +40,12 @@ def address(place: str, base: str) -> str | None:
 
 
 def without_login(place: str) -> str:
-    """The place without the user name and password that a URL can hold."""
+    """Return a location without the user name and password that a URL can contain."""
     return _LOGIN.sub(r"\1", place, count=1)
 
 
 def origins(addresses: Iterable[str]) -> list[str]:
-    """The sources of a Content-Security-Policy that let these addresses load, and no others."""
+    """Return the Content-Security-Policy sources that allow exactly these URLs to load."""
     return sorted({source for each in addresses for source in _sources(each)})
 
 
@@ -78,7 +78,7 @@ def _remote(url: str, base: str) -> str | None:
 
 
 def _file_url(path: PurePath) -> str:
-    # A drive keeps its colon; elsewhere a colon is an ordinary character of a name.
+    # The colon of a drive stays. Elsewhere a colon is part of a name and is quoted.
     return "/".join(["file://", *filter(None, [path.drive]), _joined(path.parts[1:])])
 
 
@@ -87,6 +87,7 @@ def _joined(names: Iterable[str]) -> str:
 
 
 def _quoted(text: str, safe: str) -> str:
-    # File names that are no UTF-8 reach Python as surrogates, and their bytes are meant.
+    # Python represents file names that are not valid UTF-8 with surrogates. They are quoted as
+    # the original bytes.
     text = _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
     return quote(text, safe=safe, errors="surrogateescape")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefect's storage blocks as places to keep videos."""
+"""Prefect storage blocks as locations for videos."""
 
 import asyncio
 import hashlib
@@ -21,26 +21,29 @@ from .block_loading import is_block_name, load_block
 
 
 class BlockStorage:
-    """A storage block that takes files one by one, as ``prefect_aws.S3Bucket`` does."""
+    """Storage in a Prefect block that accepts single files, such as ``prefect_aws.S3Bucket``."""
 
     def __init__(self, block: Any, name: str) -> None:
         self.block = block
         self.name = name
 
     def staging(self) -> Path:
-        """A folder for temporary files, which belongs to this block alone."""
+        """Return a folder for temporary files that only this block uses."""
         return temporary_staging(f"block://{self.name}")
 
     def check(self) -> None:
-        """A block that was loaded is all that can be told without writing to it."""
+        """Check that the staging folder can be used.
+
+        The block itself is not tested: beyond loading it, a test would have to write to it.
+        """
         self.staging()
 
     def uri(self, name: str) -> str:
-        """The block and the path in it."""
+        """Return the name of the block, followed by the path in it."""
         return f"{self.name}/{name}"
 
     def publish(self, staged: Path, name: str) -> str:
-        """Upload the file; from the disk where the block can, else as one piece."""
+        """Upload a staged file: from the disk if the block supports it, else from memory."""
         check_staged(staged)
         with self._told("did not take", name, staged):
             if hasattr(self.block, "upload_from_path"):
@@ -51,19 +54,22 @@ class BlockStorage:
         return self.uri(name)
 
     def sha256(self, name: str) -> str | None:
-        """Read the file, if it is there and the block can."""
+        """Return the SHA-256 of a file, or None if the block cannot read the file."""
         try:
             return hashlib.sha256(_finished(self.block.read_path(name))).hexdigest()
         except Exception:  # noqa: BLE001 -- each block has errors of its own
             return None
 
     def read(self, name: str) -> bytes:
-        """The file's content."""
+        """Return the content of a file."""
         with self._told("does not give back", name):
             return _finished(self.block.read_path(name))
 
     def names(self, folder: str = "") -> list[str] | None:
-        """List the files of a folder in the block, where it has a way to: ``S3Bucket`` does."""
+        """Return the file names in a folder, or None if the block cannot list files.
+
+        ``S3Bucket`` can.
+        """
         if not hasattr(self.block, "list_objects"):
             return None
         with self._told("does not list", folder or "its files"):
@@ -72,7 +78,7 @@ class BlockStorage:
         return sorted({path.name for path in names if not folder or path.parent.name == folder})
 
     def delete(self, name: str) -> None:
-        """Nothing: a block has no way to delete a file."""
+        """Do nothing, because a block has no method to delete a file."""
 
     @contextmanager
     def _told(self, what: str, name: str, staged: Path | None = None) -> Iterator[None]:
@@ -81,13 +87,16 @@ class BlockStorage:
         except Exception as error:  # noqa: BLE001 -- each block has errors of its own
             if staged:
                 check_staged(staged)
-            # not chained: its own text may hold what the block does
+            # The error is not chained, because its text may contain secrets of the block.
             told = f"the block {self.name} {what} {name}: {scrub(str(error))}"
             raise StorageError(told) from None
 
 
 def _finished(call: Any) -> Any:
-    """What a block's method gave; a storage is called in a thread, where no event loop runs."""
+    """Return the result of a block's method, which may be async.
+
+    A storage is called in a thread without a running event loop, so ``asyncio.run`` can be used.
+    """
 
     async def awaited() -> Any:
         return await call
@@ -96,18 +105,21 @@ def _finished(call: Any) -> Any:
 
 
 def full_name(place: str) -> str:
-    """A place told apart from any other: a URL or block as it is, a path of this machine whole."""
+    """Return a unique name of a location.
+
+    A local path becomes absolute. A URL or the name of a block stays as it is.
+    """
     path = None if is_block_name(place) else local_path(place)
     return place if path is None else str(whole_path(path))
 
 
 async def resolve_storage(place: str) -> Storage:
-    """The storage at a path, an fsspec URL or a Prefect block (``type-slug/name``).
+    """Return the storage at a path, an fsspec URL or a Prefect block (``type-slug/name``).
 
-    A relative path that looks like a block is written with a leading ``./``.
+    A relative path that looks like the name of a block must be written with a leading ``./``.
 
     Raises:
-        StorageError: There is no such block, or it stores nothing.
+        StorageError: The block cannot be loaded, or it does not store files.
     """
     if not is_block_name(place):
         return open_storage(place)
@@ -116,7 +128,11 @@ async def resolve_storage(place: str) -> Storage:
 
 
 def block_storage(block: Any, name: str) -> Storage:
-    """The storage that a loaded block stands for."""
+    """Return a storage that uses a loaded block.
+
+    Raises:
+        StorageError: The block does not store files.
+    """
     if block.get_block_type_slug() == "local-file-system":
         return FolderStorage(Path(block.basepath or "."))
     if block.get_block_type_slug() == "remote-file-system":

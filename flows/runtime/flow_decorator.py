@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flows whose record in Prefect holds no pictures and no catalogues.
+"""Flow decorator that keeps large parameters out of Prefect's database.
 
-Prefect stores the parameters of a run as they were given, so a data URI in a plain dict would be
-kept whole in its database (and refused above 512 kB), and so would be a list of many requests.
-Here they are stored shortened; the run itself gets the original.
+Prefect stores the parameters of a run as they were given, and its server refuses more than 512 kB.
+A data URI in a plain dict, or a list of many requests, would be stored in full. The flows in this
+package store a shortened copy. The run itself gets the original parameters.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from ...runway.redact import HideSecrets, shortened
 from .hooks import leave_to_collect
 
-# Prefect logs parameters that do not validate, whole.
+# Prefect logs invalid parameters in full, and they may contain secrets.
 logging.getLogger("prefect.flows").addFilter(HideSecrets())
 
 P = ParamSpec("P")
@@ -28,11 +28,11 @@ R = TypeVar("R")
 
 
 LONGEST = 400_000
-"""Characters of stored parameters; Prefect's server refuses more than 512 kB."""
+"""Maximum characters of stored parameters; Prefect's server refuses more than 512 kB."""
 
 
 def _beginning(value: Any) -> Any:
-    """Of a list the items that there is room for, and how many there were."""
+    """Return the items of a list that fit, followed by a note of how many were left out."""
     if not isinstance(value, list):
         return value
     items: list[Any] = value
@@ -44,34 +44,37 @@ def _beginning(value: Any) -> Any:
 
 
 class RecordedFlow(Flow[P, R]):
-    """A Prefect flow that stores data URIs among its parameters shortened."""
+    """Prefect flow that shortens data URIs and long lists in its stored parameters."""
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """The parameters as they are stored."""
+        """Return the parameters in the form in which Prefect stores them."""
         stored = shortened(super().serialize_parameters(parameters), urls=False)
         if len(json.dumps(stored)) <= LONGEST:
             return stored
         return {name: _beginning(value) for name, value in stored.items()}
 
     def with_options(self, *args: Any, **kwargs: Any) -> Flow[P, R]:
-        """A copy with other options, which stores data URIs shortened too."""
+        """Return a copy with other options that also shortens its stored parameters."""
         copy = super().with_options(*args, **kwargs)
-        copy.__class__ = RecordedFlow  # Prefect makes the copy a plain Flow
+        copy.__class__ = RecordedFlow  # Prefect creates the copy as a plain Flow.
         return copy
 
 
 RESULTS: "Serializer[Any]" = CompressedSerializer(
     serializer=JSONSerializer(), compressionlib="zlib"
 )
-"""Prefect's default, LZMA, takes 98 MB of memory for however little."""
+"""Serializer of flow results: JSON, compressed with zlib.
+
+Prefect's default compression, LZMA, needs 98 MB of memory however small the result is.
+"""
 
 
 def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
-    """Make a function a flow whose result is kept, as compressed JSON.
+    """Return a decorator that makes a function a flow with a persisted result.
 
-    A kept result means that a retried parent flow does not run a finished subflow again. Plain
-    JSON will not do: Prefect 3.8 takes a flow's result that reads ``{"data": …}``, as every model's
-    does, for a record of an older format and gives back a dict.
+    With a persisted result, a retried parent flow does not run a finished subflow again. The result
+    is stored as compressed JSON. Plain JSON does not work: Prefect 3.8 takes a flow result of the
+    form ``{"data": …}``, which every model has, for a record of an older format and returns a dict.
     """
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
@@ -89,9 +92,9 @@ def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
 
 
 def with_arguments(function: Callable[..., Any]) -> str:
-    """A function's docstring with the descriptions of its annotated parameters.
+    """Return a function's docstring with the descriptions of its annotated parameters.
 
-    Prefect shows them in the UI's form, but takes them from the docstring alone.
+    Prefect shows these descriptions in the form of the UI, but reads them only from the docstring.
     """
     hints = get_type_hints(function, include_extras=True)
     lines = [

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ledger is told when a run is cancelled or crashes.
+"""Hooks that release leases when a run is cancelled or crashes.
 
-Prefect calls these in the flow's own process, or, once a worker killed that, in a fresh one that
-remembers nothing; by position or by keyword. They only tell and let go: nothing depends on them,
-since a lease lapses by itself. CometAPI has no way to cancel, so what was bought goes on upstream.
+Prefect calls a hook in the process of the flow. If a worker has killed that process, Prefect calls
+it in a new process without any state. The arguments come by position or by keyword.
+
+The hooks only log and release leases. Nothing depends on them, because a lease expires by itself.
+CometAPI cannot cancel a generation, so a bought one continues at the service.
 """
 
 from typing import Any
@@ -18,9 +20,10 @@ from .sync import run_sync
 
 
 def leave_to_collect(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Let go of what a run worked on when it ended, so that ``collect`` can take it at once."""
+    """Release the leases of a run that has ended, so that ``collect`` can continue at once."""
     log = flow_run_logger(flow_run, flow)
-    cancelled = state.is_cancelled() or state.is_cancelling()  # then a worker has killed it
+    # The process of a cancelled run is certainly over, because a worker has killed it.
+    cancelled = state.is_cancelled() or state.is_cancelling()
     try:
         left = run_sync(_let_go(str(flow_run.id), state.name or "ended", cancelled))
     except LedgerUnavailable as error:
@@ -35,7 +38,14 @@ def leave_to_collect(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any])
 
 
 async def _let_go(run: str, how: str, certainly_over: bool) -> list[str]:
-    """End the leases of a run; gives the ids of what it bought and did not deliver."""
+    """Release the leases of a run, and return the task ids that it bought but did not deliver.
+
+    Args:
+        run: Id of the flow run.
+        how: Name of the final state, for the note in the ledger.
+        certainly_over: Whether the process of the run is certainly gone. If not, leases whose owner
+            still seems active are kept.
+    """
     from ...runway.ledger.entry import UNFINISHED
     from ...runway.ledger.entry import State as Standing
     from ...runway.ledger.purchase import give_up
@@ -43,7 +53,7 @@ async def _let_go(run: str, how: str, certainly_over: bool) -> list[str]:
     ledger = await open_ledger()
     for entry in await ledger.held_by_run(run):
         if not certainly_over and await ledger.is_living(entry):
-            continue  # a crash may be a false alarm
+            continue  # Prefect may report a crash although the process is alive.
         if entry.state is Standing.INTENDED:
             await give_up(ledger, entry)
         elif entry.holder:

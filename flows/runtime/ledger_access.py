@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger as flows use it: which one, what is written into it, and when it may be missing.
+"""Access of flows to the ledger.
 
-Before money moves, no ledger means no submission. After that it must not cost a clip that is paid
-for: a delivery whose ledger is out of reach goes on without, and says so.
+Before money is spent the ledger is required: without it nothing is submitted. Afterwards it must
+not cause the loss of a paid generation: if the ledger is unavailable, the delivery logs a warning
+and continues without it.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,12 +32,16 @@ T = TypeVar("T")
 
 
 async def open_ledger() -> "Ledger":
-    """The ledger that the settings name; it connects when it is first used.
+    """Return the ledger that the settings name.
+
+    The ledger connects to its database when it is first used.
 
     Raises:
-        LedgerUnavailable: There is no such block, or the URL names no database.
+        LedgerUnavailable: The block cannot be loaded or is not a ledger block, or the URL is not a
+            valid database URL.
     """
-    from ...runway.ledger.store import ledger_at  # SQLAlchemy loads with the first use
+    # The import is here because it loads SQLAlchemy, which not every process needs.
+    from ...runway.ledger.store import ledger_at
 
     if opened := shared_ledger():
         return opened
@@ -55,7 +60,7 @@ def _default_url() -> str:
 
 
 def this_run() -> str:
-    """Who works, as the ledger names it: the flow run, or a script outside of any."""
+    """Return the name of the current run for the ledger: the flow run id, or ``a script``."""
     return str(flow_run.id or "a script")
 
 
@@ -65,7 +70,7 @@ def intent_for(
     storage: str | None,
     request: GenerationRequest | None = None,
 ) -> Intent:
-    """What is about to be bought, or attached where there is no request."""
+    """Return the ledger's description of a purchase, or of an adoption if there is no request."""
     asked: dict[str, Any] = {}
     if request:
         asked = {
@@ -90,11 +95,19 @@ def intent_for(
 async def working_alone(
     submission: Submission, place: str | None = None
 ) -> AsyncIterator[Entry | None]:
-    """Have a generation to oneself while working on it; waits while another run has it.
+    """Hold the lease of a generation within the block; wait while another run has the lease.
 
-    It does not wait for what is stored already, or, where a place is named, stored there.
-    Yields its entry, or None where the ledger does not know it or is out of reach. Where the key
-    stands for another purchase by now, that is the entry under the name of its own.
+    The function does not wait if the generation has ended. With a location, it does not wait if
+    the generation is stored there or has failed.
+
+    Args:
+        submission: The generation.
+        place: Storage location of the videos.
+
+    Yields:
+        The entry of the generation, or None if the ledger does not know the generation or is
+        unavailable. If the idempotency key now belongs to another purchase, the entry has a key
+        of its own.
     """
     from ...runway.ledger.purchase import working_on
 
@@ -120,10 +133,14 @@ async def working_alone(
 
 
 async def record(change: Callable[["Ledger"], Awaitable[T]]) -> T | None:
-    """Make a change to the ledger, or a look at it, that a delivery does not have to wait for.
+    """Read or change the ledger without failing if it is unavailable.
 
     Args:
-        change: Makes it; gives None where the ledger does not allow it.
+        change: Function that reads or changes the ledger. It returns None if the ledger does not
+            allow the change.
+
+    Returns:
+        The result of the function, or None if the ledger is unavailable.
     """
     try:
         return await change(await open_ledger())
@@ -133,11 +150,15 @@ async def record(change: Callable[["Ledger"], Awaitable[T]]) -> T | None:
 
 
 def record_soon(change: Callable[["Ledger"], Awaitable[object]]) -> None:
-    """Make a change to the ledger that nothing waits for: if it is lost, a poll is repeated."""
+    """Change the ledger in the background.
+
+    Nothing waits for the change. If it is lost, the only cost is a repeated poll.
+    """
     from ...runway.ledger.loop_thread import in_background
 
     recording = in_background(record(change))
-    recording.add_done_callback(lambda done: done.result())  # raised there, an error is logged
+    # An exception that a callback raises is logged.
+    recording.add_done_callback(lambda done: done.result())
 
 
 def restoring(
@@ -145,13 +166,13 @@ def restoring(
     held: Entry | None,
     change: Callable[["Ledger", Submission], Awaitable[Entry | None]],
 ) -> Callable[["Ledger"], Awaitable[None]]:
-    """Return a change to a purchase that is made once more if the ledger had lost the purchase.
+    """Return a change that restores the entry of a purchase first, if the ledger has lost it.
 
     Args:
         submission: The purchase.
-        held: Its entry as the run has it in hand, which is then written again.
-        change: Makes the change to the purchase under the key that it has in the ledger; gives
-            None where the ledger does not allow it.
+        held: Entry as last read by the run. A lost entry is restored from it.
+        change: Function that makes the change, called with the ledger and with the purchase under
+            its key in the ledger. It returns None if the ledger does not allow the change.
     """
 
     def under(key: str) -> Submission:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of a ledger with what storages know of it, before money is spent."""
+"""Comparison of a ledger with the marks in storages, before money is spent.
+
+A mark in a storage records the progress of a ledger. It reveals a ledger that is an older copy.
+"""
 
 import asyncio
 import time
@@ -14,20 +17,20 @@ if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
 
 CHECK_AGAIN = 60.0
-"""Seconds for which one comparison with a storage is enough for a process."""
+"""Seconds before a process compares the ledger with the same storage again."""
 
 MARK_AGAIN = 5.0
-"""Seconds between two marks of one ledger in one storage, so that a batch writes few of them."""
+"""Minimum seconds between two marks of a ledger in one storage, to limit writes by a batch."""
 
 
 async def check_ledger(ledger: "Ledger", storage: str) -> None:
-    """See that the ledger knows every purchase that the storage knows of.
+    """Check that the ledger knows every purchase that the storage knows of.
 
-    A storage that does not answer is not compared. A second ledger that stored videos there lately
-    is worth a warning: each would buy what the other one has.
+    A storage that does not answer is skipped. If another ledger recently stored videos there, a
+    warning is logged, because each ledger would buy the generations that the other already has.
 
     Raises:
-        LedgerOutdated: The ledger is an older copy.
+        LedgerOutdated: The ledger is an older copy of itself.
         LedgerUnavailable: The ledger cannot be used.
     """
     place = full_name(storage)
@@ -51,7 +54,7 @@ async def check_ledger(ledger: "Ledger", storage: str) -> None:
 
 
 def other_ledgers(place: str, others: list[LedgerMark]) -> str:
-    """Return a sentence about other ledgers that store videos in the same place; pure."""
+    """Return a warning about other ledgers that store videos in the same location; pure."""
     named = ", ".join(
         f"{mark.location} on {mark.host} (last on {mark.written_at:%Y-%m-%d at %H:%M} UTC)"
         for mark in others[:3]
@@ -64,9 +67,11 @@ def other_ledgers(place: str, others: list[LedgerMark]) -> str:
 
 
 async def leave_mark(ledger: "Ledger", storage: str, *, now: bool = True) -> None:
-    """Write into a storage how far the ledger has come; seldom, unless it is to be ``now``.
+    """Write a mark with the progress of the ledger into a storage.
 
-    A mark that cannot be written only protects less, so it stops nothing.
+    Unless ``now`` is set, a mark is skipped if the last one was written less than
+    ``MARK_AGAIN`` seconds ago. A mark that cannot be written reduces the protection, but it is not
+    an error.
     """
     place, moment = full_name(storage), time.monotonic()
     last = ledger.history.places_marked.get(place)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log lines of a run, and how much of a batch is told."""
+"""Loggers of a run, and control of how much a batch logs."""
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,18 +15,21 @@ from prefect.logging import get_run_logger
 P = ParamSpec("P")
 
 in_batch: ContextVar[bool] = ContextVar("in_batch", default=False)
-"""Whether the generation is one of many: a batch shows them as a whole."""
+"""True for a generation in a batch; the batch has artifacts for all of its items together."""
 
 is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
-"""Whether only what went wrong is logged, and only the end of a generation told by an event:
-thousands of lines and events help nobody, and Prefect's server has to keep them all."""
+"""True if only problems are logged, and only the end of a generation is an event.
+
+In a large batch, thousands of log lines and events are not useful, and Prefect's server has to
+store all of them.
+"""
 
 
 class _Hush(logging.Filter):
-    """Keeps the usual course of a large batch out of the log."""
+    """Logging filter that drops routine messages of a large batch."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is for the log."""
+        """Return whether the record is logged."""
         return record.levelno >= logging.WARNING or not is_quiet.get()
 
 
@@ -34,7 +37,7 @@ logging.getLogger("prefect.task_runs").addFilter(_Hush())
 
 
 def logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
-    """The run's logger, or a plain one outside of a run."""
+    """Return the logger of the run, or a plain one outside of a run."""
     try:
         return get_run_logger()
     except MissingContextError:
@@ -43,7 +46,11 @@ def logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
 
 @contextmanager
 def as_batch(*, quiet: bool) -> Iterator[None]:
-    """Show the generations within the block as parts of a batch; quiet says little of each."""
+    """Treat the generations within the block as items of a batch.
+
+    Args:
+        quiet: Whether to log only problems.
+    """
     shown = in_batch.set(True)
     hushed = is_quiet.set(quiet or is_quiet.get())
     try:
@@ -54,13 +61,17 @@ def as_batch(*, quiet: bool) -> Iterator[None]:
 
 
 def tell(message: str, *args: object) -> None:
-    """Log the usual course of a generation."""
-    if not is_quiet.get():  # its logger would let it fall, but making one takes a while
+    """Log a routine message about a generation, unless the batch is quiet."""
+    # The filter would drop the message, but creating the logger takes time.
+    if not is_quiet.get():
         logger().info(message, *args)
 
 
 def harmless(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
-    """Have something shown within a run only, and its failure logged in place of raised."""
+    """Decorate a display function so that its errors are logged and not raised.
+
+    Outside of a flow run or task run the function does nothing.
+    """
 
     @wraps(show)
     async def shown_or_logged(*args: P.args, **kwargs: P.kwargs) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several workers need together, and who says so where they have it apart."""
+"""Warning about several workers that do not share a ledger."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def apart(ledger: "Ledger", storage: str) -> list[str]:
-    """What lies on this machine alone, with what would share it."""
+    """Return what is local to this machine, each with the setting that would share it."""
     found: list[str] = []
     if not ledger.database.is_shared:
         found.append("the ledger (COMETAPI_LEDGER_URL=postgresql://…)")
@@ -25,10 +25,10 @@ def apart(ledger: "Ledger", storage: str) -> list[str]:
 
 @log.harmless
 async def warn_where_apart(ledger: "Ledger", storage: str) -> None:
-    """Warn in a run of a pool with several workers whose ledger is this machine's own.
+    """Log a warning if the run's work pool has several workers and the ledger is a local one.
 
-    Only the ledger is worth a warning in each run: without one for all, two workers pay for one
-    video twice. A folder may well be one that all of them mount.
+    Only the ledger justifies a warning in each run: without a shared ledger, two workers may pay
+    twice for one generation. A storage folder may be one that all workers mount.
     """
     context = FlowRunContext.get()
     pool = context.flow_run.work_pool_name if context and context.flow_run else None

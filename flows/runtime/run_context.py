@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the steps of one run share: the settings, the ledger, and a client.
+"""Resources that the steps of one run share: settings, ledger, clients, budget and tally.
 
-A step that runs by itself, as a task of a user's own flow, reads and opens its own. A flow reads
-and opens them once for all its steps, so that thousands of generations share a few connections.
+A flow reads the settings and opens the ledger once for all of its steps. A batch also shares its
+clients, so that thousands of generations use a few connections. A step that runs alone, as a task
+in a user's own flow, reads and opens its own.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shared:
-    """What one run has read and opened."""
+    """Resources that one run has read and opened."""
 
     settings: CometAPISettings
     ledger: "Ledger"
@@ -39,7 +40,7 @@ _shared: ContextVar[Shared | None] = ContextVar("shared", default=None)
 
 @contextmanager
 def sharing(shared: Shared) -> Iterator[None]:
-    """Have every step within the block use these."""
+    """Make every step within the block use these resources."""
     token = _shared.set(shared)
     try:
         yield
@@ -48,32 +49,32 @@ def sharing(shared: Shared) -> Iterator[None]:
 
 
 def settings_now() -> CometAPISettings:
-    """The settings as the run read them when it started, or as they are now."""
+    """Return the settings that the run read at its start, or the current ones outside of a run."""
     shared = _shared.get()
     return shared.settings if shared else CometAPISettings()
 
 
 def shared_ledger() -> "Ledger | None":
-    """The ledger that the run has opened, if it has."""
+    """Return the ledger that the run has opened, or None."""
     shared = _shared.get()
     return shared.ledger if shared else None
 
 
 def shared_budget() -> Budget | None:
-    """Return what the batch of this run may spend, if that has a limit."""
+    """Return the budget of the batch, or None if it has no limit."""
     shared = _shared.get()
     return shared.budget if shared else None
 
 
 def shared_tally() -> Tally | None:
-    """Return what the run has bought so far, if somebody wants to know."""
+    """Return the tally of what the run has bought so far, or None if it is not counted."""
     shared = _shared.get()
     return shared.tally if shared else None
 
 
 @asynccontextmanager
 async def client_for(credentials: CometAPICredentials) -> AsyncIterator[RunwayClient]:
-    """The client that is shared for these credentials, or one of the step's own."""
+    """Yield the shared client for these credentials, or a new one for this step."""
     shared = _shared.get()
     if shared and shared.client and shared.client[0] == credentials:
         yield shared.client[1]
@@ -84,7 +85,7 @@ async def client_for(credentials: CometAPICredentials) -> AsyncIterator[RunwayCl
 
 @asynccontextmanager
 async def clients_for_assets() -> AsyncIterator[AssetClients]:
-    """The clients that are shared for downloads, or those of the step alone."""
+    """Yield the shared clients for downloads, or new ones for this step."""
     shared = _shared.get()
     if shared and shared.assets:
         yield shared.assets

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Removal of staged files that killed runs left behind.
 
-A fetch sweeps before it stages files of its own, and looks at this user's temporary staging
-folders, too, whichever storage they belong to. The ledger is asked only where complete and old
-files are found. A sweep that fails costs nothing: the next one finds the same files.
+A fetch runs the sweep before it stages files of its own. The sweep also covers the temporary
+staging folders of this user for any other storage. The ledger is read only if complete, old files
+are found. A failed sweep does no harm, because the next one finds the same files.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ from . import log
 from .ledger_access import open_ledger
 
 SWEEP_EVERY = 600.0
-"""Seconds between two sweeps of one folder by one process."""
+"""Minimum seconds between two sweeps of one folder by one process."""
 
 _swept: dict[Path, float] = {}
 
 
 async def sweep_staged_files(storage: Storage) -> None:
-    """Remove staged files that are certainly nobody's; never raises.
+    """Remove staged files that certainly belong to no active run; never raise.
 
     Args:
-        storage: Where a fetch is about to stage files.
+        storage: Storage for which a fetch is about to stage files.
     """
     try:
         for folder in await asyncio.to_thread(_folders_to_sweep, storage):
@@ -39,10 +39,11 @@ async def sweep_staged_files(storage: Storage) -> None:
 
 
 def _folders_to_sweep(storage: Storage) -> list[Path]:
-    """Return the folders that were not swept for a while, and note them as swept."""
+    """Return the folders that are due for a sweep, and record them as swept."""
     folders = {storage.staging(), *temporary_stagings()}
     if isinstance(storage, FolderStorage) and storage.staging().parent != storage.folder:
-        folders.add(storage.folder)  # copies from another file system begin there
+        # A file that is copied from another file system is first written to this folder.
+        folders.add(storage.folder)
     now = time.monotonic()
     due = [folder for folder in folders if now - _swept.get(folder, -SWEEP_EVERY) >= SWEEP_EVERY]
     _swept.update(dict.fromkeys(due, now))
@@ -64,10 +65,10 @@ async def _sweep(folder: Path) -> None:
 
 
 async def _stems_not_stored() -> set[str]:
-    """Return the file names, without suffix, of what is bought and not stored.
+    """Return the file names, without suffix, of generations that are bought but not stored.
 
     Raises:
-        LedgerUnavailable: That cannot be known, or not of every generation.
+        LedgerUnavailable: The ledger, or one of its entries, cannot be read.
     """
     ledger = await open_ledger()
     unfinished = [entry.submission() for entry in await ledger.entries(states=UNFINISHED)]

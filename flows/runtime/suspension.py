@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that leave their process while their generation renders, and that go on when it is stored.
+"""Suspension of runs while their generation renders.
 
-It is Prefect's own suspension: the run holds no worker and no memory. ``collect`` finishes the
-generation and resumes the run, which begins anew, finds its generation in the ledger, and hands its
-result on.
+This is Prefect's own suspension: a suspended run uses no worker and no memory. ``collect`` finishes
+the generation and resumes the run. The run then starts again from the beginning, finds its
+generation in the ledger, and returns the result.
 """
 
 from typing import TYPE_CHECKING
@@ -33,16 +33,17 @@ if TYPE_CHECKING:
 
 _DAY = 24 * 3600
 _WAIT = "cometapi-wait-"
-"""What the keys of our suspensions begin with."""
+"""Prefix of the pause keys that this package uses."""
 _MANY = 200
-"""Flow runs in one answer of Prefect's server."""
+"""Number of flow runs to request from Prefect's server at a time."""
 
 
 async def leave_until_ended(ledger: "Ledger", submission: Submission) -> None:
-    """End this process here, and have the run begin anew once its generation has ended.
+    """Suspend the run until its generation has ended.
 
-    It returns where the generation has ended already, and where the run cannot be suspended: a
-    subflow, or a run that no worker could start again.
+    A suspended run leaves its process and later starts again from the beginning. The function
+    returns without a suspension if the generation has already ended, or if the run cannot be
+    suspended: a subflow, or a run that no worker could start again.
 
     Raises:
         Pause: Prefect's signal that the run is suspended.
@@ -71,9 +72,14 @@ def _why_not() -> str | None:
 
 @log.harmless
 async def resume_waiting(ledger: "Ledger", run: str | None = None) -> None:
-    """Resume a run, or every run, that we suspended and whose generations have ended.
+    """Resume the runs that this package suspended and whose generations have all ended.
 
-    One of whose generations a row is damaged waits on: nobody knows what became of that.
+    A run with a corrupted ledger row stays suspended, because the outcome of that generation is
+    not known.
+
+    Args:
+        ledger: Ledger with the generations.
+        run: Id of the only run to consider; all runs if None.
     """
     for waiting in await _suspended(run):
         damaged: list[LedgerDamaged] = []
@@ -100,7 +106,7 @@ async def _suspended(run: str | None) -> "list[FlowRun]":
 
 
 def _is_ours(run: "FlowRun") -> bool:
-    """Whether it was this package that suspended it, and not somebody in the UI."""
+    """Return whether this package suspended the run, and not a user in the UI."""
     key = run.state.state_details.pause_key if run.state else None
     return bool(key and key.startswith(_WAIT))
 
@@ -108,5 +114,5 @@ def _is_ours(run: "FlowRun") -> bool:
 async def _resume(run: UUID) -> None:
     try:
         await aresume_flow_run(run)
-    except RuntimeError as error:  # another collector was quicker
+    except RuntimeError as error:  # Another collector may have resumed the run already.
         log.logger().debug("Run %s was not resumed: %s", run, error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One async core for sync callers, and the identity of the run that they are in."""
+"""Execution of async code for sync callers, and the identity of the current run."""
 
 import asyncio
 from collections.abc import Coroutine, Iterator
@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, also where an event loop is running already (a notebook)."""
+    """Run a coroutine and return its result.
+
+    This also works while an event loop is running in the current thread, as in a notebook.
+    """
     if not loop_is_running():
         return asyncio.run(coroutine)
     from anyio.from_thread import start_blocking_portal
@@ -26,13 +29,13 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     async def core() -> T:
         return await coroutine
 
-    # The portal's thread ends, and the coroutine is cancelled, when this one is interrupted.
+    # If this thread is interrupted, the portal cancels the coroutine and ends its own thread.
     with start_blocking_portal() as portal:
         return portal.call(core)
 
 
 def loop_is_running() -> bool:
-    """Whether this is async code."""
+    """Return whether an event loop is running in the current thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -41,10 +44,15 @@ def loop_is_running() -> bool:
 
 
 def check_starts(most: int) -> None:
-    """See that this flow run was not started too often, as a run is that kills its worker.
+    """Check that this flow run was not started too often.
+
+    A run that kills its worker would otherwise be started again and again.
+
+    Args:
+        most: Maximum number of starts.
 
     Raises:
-        RunGivenUp: It was.
+        RunGivenUp: The run was started more often than that.
     """
     starts = flow_run.run_count
     if starts > most:
@@ -54,16 +62,16 @@ def check_starts(most: int) -> None:
 def resolve_key(
     key: str | None, request: GenerationRequest, take: int = 1, task_id: str | None = None
 ) -> str:
-    """Return the user's own key, or the one of this request in the run that asks for it.
+    """Return the user's own idempotency key, or the key of this request in the current run.
 
     Args:
         key: The user's own key.
-        request: What to make.
-        take: Which of several videos of the same request in one run.
-        task_id: Id of a generation that is attached, so that nothing is bought.
+        request: Request to submit.
+        take: Number of this video among several for the same request in one run.
+        task_id: Id of a generation to adopt, so that nothing is bought.
 
     Raises:
-        InvalidRequest: There is no key, and no run that lasts over a retry to make one of.
+        InvalidRequest: No key is given, and no run keeps its id across retries to derive one from.
         ValueError: The key is not valid.
     """
     if key is not None:
@@ -82,11 +90,11 @@ def resolve_key(
 
 
 def lasting_run_id() -> str | None:
-    """Return the id of the outermost run that asks, which stays however often that is retried.
+    """Return the id of the outermost run, which stays the same across its retries.
 
-    That is the outermost flow run, or the user's task run around it: within them a subflow and a
-    task get new ids at each retry. A step of this package that is called by itself, and a thread
-    that did not get Prefect's context, have no such run.
+    That is the outermost flow run, or a user's task run around it. Subflows and tasks within them
+    get new ids at each retry. There is no such run, and the result is None, for a step of this
+    package that is called alone, and in a thread without Prefect's context.
     """
     around = [context.task_run for context in _task_contexts() if not _is_step(context)]
     if around and around[-1].flow_run_id is None:
@@ -97,7 +105,7 @@ def lasting_run_id() -> str | None:
 def _task_contexts() -> Iterator[TaskRunContext]:
     """Yield the contexts of the task runs around this call, the innermost first.
 
-    Prefect keeps only the innermost. Each one holds the token that restores the one around it.
+    Prefect keeps only the innermost. Each context has the token that restores the outer one.
     """
     context = TaskRunContext.get()
     while context is not None:
@@ -112,7 +120,7 @@ def _is_step(context: TaskRunContext) -> bool:
 
 
 def _outermost(task_run: TaskRun) -> str:
-    """Return the id of a task run, or of its parent where that is in another process."""
+    """Return the id of a task run, or of its parent if the parent is in another process."""
     parents = task_run.task_inputs.get("__parents__") or ()
     ids = (parent.id for parent in parents if isinstance(parent, TaskRunResult))
     return str(next(ids, task_run.id))

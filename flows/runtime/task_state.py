@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State that a task run keeps from attempt to attempt."""
+"""State that a task run keeps between its attempts."""
 
 import weakref
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from ...runway.api.polling import Wait
 
 @dataclass
 class Memory:
-    """What one task run remembers from attempt to attempt."""
+    """State of one task run."""
 
     wait: Wait = field(default_factory=Wait)
     failures: int = 0
@@ -25,13 +25,13 @@ _memories: dict[int, Memory] = {}
 
 
 def memory() -> Memory:
-    """The memory of the present task run; outside of one, a new one."""
+    """Return the state of the current task run, or a new state outside of a task run."""
     context = TaskRunContext.get()
     return memory_of(context.task_run) if context else Memory()
 
 
 def memory_of(task_run: TaskRun) -> Memory:
-    """Return the memory of a task run."""
+    """Return the state of a task run."""
     if id(task_run) not in _memories:
         _memories[id(task_run)] = Memory()
         weakref.finalize(task_run, _memories.pop, id(task_run), None)

@@ -427,7 +427,7 @@ def _origin(
 ) -> dict[str, Any]:
     """Return the content of a sidecar: submission, number of polls and time waited.
 
-    It also contains data of the ledger entry, so that the entry can be restored from it.
+    It also contains the id of the ledger and data of the entry, so that the entry can be restored.
     """
     known = {"billed_seconds", "cost", "charges", "credentials", "flow_run_id", "serial"}
     return {
