@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether anything was paid twice, lost or spoilt: a pure function of what was found."""
+"""Check for anything that was paid twice, lost or spoilt: a pure function of a snapshot."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Wrong(StrEnum):
-    """What must not be."""
+    """Kinds of violations."""
 
     DUPLICATE = "duplicate"
     LOST = "lost"
@@ -20,7 +20,7 @@ class Wrong(StrEnum):
 
 @dataclass(frozen=True)
 class Violation:
-    """Something that must not be, and what it is about."""
+    """Violation of a promise, and the key or file that it concerns."""
 
     wrong: Wrong
     what: str
@@ -31,13 +31,13 @@ class Violation:
 
 @dataclass(frozen=True)
 class Job:
-    """What the service accepted, and would have charged for.
+    """Job that the service accepted and would have charged for.
 
     Attributes:
         task_id: Its id.
-        key: Of the generation that it was bought for.
-        end: What becomes of it: ``stored``, ``failed`` or ``cancelled``.
-        sha256: Of its clip, as the service has it; empty where there is none.
+        key: Key of the generation that it was bought for.
+        end: Its final state: ``stored``, ``failed`` or ``cancelled``.
+        sha256: Hash of its clip at the service; empty if there is none.
     """
 
     task_id: str
@@ -48,14 +48,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Row:
-    """What the ledger says of a key.
+    """Ledger row of a key.
 
     Attributes:
         key: The key.
-        state: Its state.
-        task_id: The id that it knows, if any.
-        videos: The file of each video, and the SHA-256 that is recorded of it.
-        beside: The other files: posters and descriptions.
+        state: State of the row.
+        task_id: Task id of the row, if any.
+        videos: File and recorded SHA-256 of each video.
+        beside: Other files: posters and descriptions.
     """
 
     key: str
@@ -67,13 +67,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Ending:
-    """What one call of a flow came to.
+    """Result of one call of a flow.
 
     Attributes:
-        key: Of the generation.
-        error: The name of the error's type; empty where there was a result.
+        key: Key of the generation.
+        error: Name of the error's type; empty if the call succeeded.
         typed: Whether the error is one of the package's own.
-        text: Its first line.
+        text: First line of the error's message.
     """
 
     key: str
@@ -84,14 +84,14 @@ class Ending:
 
 @dataclass(frozen=True)
 class Found:
-    """All that is looked at.
+    """Snapshot that the checker examines.
 
     Attributes:
-        keys: The generations that were wanted.
-        jobs: What the service accepted.
-        rows: The whole ledger.
-        files: Every visible file of the storage, with its SHA-256; empty for one that is broken.
-        endings: Every call of a flow, in order.
+        keys: Generations that were requested.
+        jobs: Jobs that the service accepted.
+        rows: All rows of the ledger.
+        files: SHA-256 of every visible file of the storage; empty for a broken one.
+        endings: Results of all calls of a flow, in order.
         listed: Keys that the user was shown as uncertain.
     """
 
@@ -104,19 +104,19 @@ class Found:
 
 
 TOLD_AS = {"stored": {"stored"}, "failed": {"failed"}, "cancelled": {"cancelled", "failed"}}
-"""What the ledger may say of an end. Two of the reply shapes have no word for a cancellation, and
-call it a failure."""
+"""States that the ledger may have for each end. Two of the reply shapes have no word for a
+cancellation and report it as a failure."""
 
 ERROR_OF = {"failed": "GenerationFailed", "cancelled": "GenerationCancelled"}
-"""How a flow ends whose generation upstream gave up."""
+"""Error type of a flow, by the end of its generation upstream."""
 
 
 def violations(found: Found, *, decided: bool = False) -> list[Violation]:
-    """All that must not be.
+    """Return all violations.
 
     Args:
-        found: What was found when nothing was under way any more.
-        decided: Whether the user has decided about what was uncertain, and nothing may be any more.
+        found: Snapshot taken when nothing was under way any more.
+        decided: Whether the user has settled every uncertain generation, so that none may be left.
     """
     checks = [_duplicates(found), _lost(found), _counted(found), _files(found), _untyped(found)]
     if decided:
@@ -164,7 +164,7 @@ def _delivered(job: Job, row: Row, files: Mapping[str, str]) -> Iterator[Violati
 
 
 def _counted(found: Found) -> Iterator[Violation]:
-    """Each id in the ledger is a job of its key, and the sums agree."""
+    """Check that each id in the ledger is a job of its key, and that the sums agree."""
     jobs: defaultdict[str, set[str]] = defaultdict(set)
     for job in found.jobs:
         jobs[job.key].add(job.task_id)
@@ -209,5 +209,5 @@ def _unsettled(found: Found) -> Iterator[Violation]:
 
 
 def count(wrong: Wrong, of: Iterable[Violation]) -> int:
-    """How many are of a kind."""
+    """Return the number of violations of a kind."""
     return sum(violation.wrong is wrong for violation in of)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is looked at after a storm: the service's book, the ledger, the storage, Prefect."""
+"""Snapshot of the state after a storm: the accepted jobs, the ledger, the storage, Prefect."""
 
 import asyncio
 import hashlib
@@ -29,7 +29,7 @@ _PAGE = 200
 
 
 def shown(job: AcceptedJob) -> str:
-    """The key that a job was bought for, which its source is named after."""
+    """Return the key that a job was bought for, which is in the name of its source."""
     address = job.body.get("promptImage") or job.body["videoUri"]
     return unquote(PurePosixPath(urlsplit(address).path).stem)
 
@@ -42,7 +42,7 @@ async def found_in(
     endings: Sequence[Ending],
     listed: frozenset[str],
 ) -> Found:
-    """All that the checker needs, read without the code that is tested wherever that can be."""
+    """Collect the checker's input, without the tested code wherever that is possible."""
     return Found(
         keys=keys,
         jobs=[_job(sandbox, job) for job in sandbox.accepted],
@@ -78,7 +78,7 @@ def _row(entry: Entry) -> Row:
 
 
 def _files(storage: Path) -> dict[str, str]:
-    """Every visible file with its SHA-256, which is empty where it is certainly not whole."""
+    """Return every visible file with its SHA-256, which is empty for a file that is broken."""
     visible = [
         path
         for path in storage.rglob("*")
@@ -105,7 +105,7 @@ def _is_json(content: bytes) -> bool:
 
 
 async def retries(http: httpx.AsyncClient, tag: str, seconds: float = 60) -> Counter[str]:
-    """Retries by step of the runs with a tag. Prefect records them a little later."""
+    """Count the retries by step of the runs with a tag; Prefect records them with a delay."""
     end = time.monotonic() + seconds
     while True:
         runs = await _task_runs(http, tag)
@@ -135,7 +135,7 @@ async def _task_runs(http: httpx.AsyncClient, tag: str) -> list[dict[str, Any]]:
 
 
 def clip() -> bytes:
-    """A small video to be restyled: a second, 64 by 48 pixels."""
+    """Return a small video to restyle: one second, 64 by 48 pixels."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=24)

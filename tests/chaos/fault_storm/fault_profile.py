@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that can go wrong, at once and on every route."""
+"""Profile of all faults at once, on every route."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from prefect_cometapi.sandbox import Fault, FaultKind, FaultRoute
 from prefect_cometapi.sandbox.faults.plan import KINDS
 
 SHARE = 0.3
-"""Of each route's requests, how many are struck."""
+"""Share of each route's requests that meet a fault."""
 
 VARIANTS: dict[FaultKind, tuple[str | None, ...]] = {
     "429": (None, "0.2", "date:1"),
@@ -18,22 +18,22 @@ VARIANTS: dict[FaultKind, tuple[str | None, ...]] = {
     "failed": (None, "SAFETY.INPUT.TEXT"),
     "slow": ("0.4", "6"),
 }
-"""Kinds that come in more than one way: an early end, and one that only the client's patience has
+"""Variants of the kinds that have several: a delay below and one above the client's read timeout
 (`playing.PATIENCE`); a Retry-After that is absent, a number or a date."""
 
 ROUTES: tuple[FaultRoute, ...] = get_args(FaultRoute)
 
 
 def kinds_of(route: FaultRoute) -> list[FaultKind]:
-    """Every kind of fault that a route knows."""
+    """Return every kind of fault that a route has."""
     return [kind for kind, about in KINDS.items() if route in about.routes]
 
 
 def weather(share: float = SHARE, without: Collection[FaultKind] = ()) -> tuple[Fault, ...]:
-    """Faults that strike a share of each route's requests, every kind equally often but some.
+    """Return faults that strike a share of each route's requests, nearly all kinds equally often.
 
-    A plan asks its faults in turn and takes the first that strikes, so a later one, which is asked
-    less often, gets a higher rate.
+    A plan tries its faults in turn and takes the first that strikes. A later one is tried less
+    often, so it gets a higher rate.
     """
     return tuple(fault for route in ROUTES for fault in _on(route, without, share))
 
@@ -53,13 +53,13 @@ def _on(route: FaultRoute, without: Collection[FaultKind], share: float) -> list
 
 
 def _variants(kind: FaultKind, route: FaultRoute) -> tuple[str | None, ...]:
-    if kind == "slow" and route == "asset":  # a download may take as long as it likes
+    if kind == "slow" and route == "asset":  # A download may take any time.
         return ("0.4",)
     return VARIANTS.get(kind, (None,))
 
 
 def unseen(struck: Counter[tuple[str, str]]) -> list[str]:
-    """The kinds that never struck, as ``route:kind``."""
+    """Return the kinds of faults that never struck, as ``route:kind``."""
     return [
         f"{route}:{kind}" for route in ROUTES for kind in kinds_of(route) if not struck[route, kind]
     ]

@@ -15,7 +15,7 @@ PACKAGES = ("prefect", "httpx", "sqlalchemy")
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """The figures, one column for each storm."""
+    """Return the figures, one column for each storm."""
     figures = [(name.strip("*"), *cells) for name, *cells in _figures(outcomes)]
     rows = [("", *(f"seed {outcome.seed}" for outcome in outcomes)), *figures]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
@@ -98,7 +98,7 @@ def _struck(outcomes: Sequence[Outcome]) -> Counter[tuple[str, str]]:
 
 
 def markdown(command: str, generations: int, outcomes: Sequence[Outcome]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     seeds = [f"seed {outcome.seed}" for outcome in outcomes]
     found = [f"- {violation}" for outcome in outcomes for violation in outcome.found]
     parts = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many generations at once against a service that misbehaves, and what a user does about it."""
+"""Storm: many generations at once against a faulty service, and the user's recovery from it."""
 
 import asyncio
 import time
@@ -30,10 +30,10 @@ from .collect_state import clip, found_in, retries, shown
 from .fault_profile import weather
 
 AT_ONCE = 16
-"""Generations that are worked on at a time."""
+"""Generations in progress at a time."""
 
 PATIENCE = 3.0
-"""Seconds without an answer after which the client gives a call up; in production it is minutes."""
+"""Read timeout of the client, in seconds; in production it is minutes."""
 
 SETTINGS = {
     "COMETAPI_KEY": "sk-storm-7d20c4f19ab3",
@@ -46,11 +46,11 @@ PROMPTS = ("slow zoom", "a warm dawn", "to the left", "rain sets in")
 
 @dataclass(frozen=True)
 class Order:
-    """One generation that is wanted.
+    """One requested generation.
 
     Attributes:
         key: Its idempotency key, which is also the name of its source.
-        buy: The flow.
+        buy: Flow that buys it.
         request: Its request.
     """
 
@@ -61,18 +61,18 @@ class Order:
 
 @dataclass
 class Storm:
-    """One storm, from the first submission to the last look.
+    """One storm, from the first submission to the final snapshot.
 
     Attributes:
-        orders: What is wanted.
-        sandbox: The service.
-        folder: For the videos and the ledger.
-        patience: Sets for how many seconds the client waits for an answer.
-        tell: Told in words how it goes.
-        endings: What each call of a flow came to.
-        rounds: The same, counted, round by round.
-        collected: What the last ``collect`` told.
-        started: When it began.
+        orders: Requested generations.
+        sandbox: Service.
+        folder: Folder for the videos and the ledger.
+        patience: Sets the read timeout of the client, in seconds.
+        tell: Called with progress messages.
+        endings: Result of each call of a flow.
+        rounds: Counts of these results, round by round.
+        collected: Result of the last ``collect``.
+        started: Start time.
     """
 
     orders: Sequence[Order]
@@ -86,13 +86,13 @@ class Storm:
     started: float = field(default_factory=time.monotonic)
 
     async def go(self) -> None:
-        """Buy everything in the storm, and recover in it once."""
+        """Buy everything during the storm, and recover once while it lasts."""
         await self._round("in the storm", self.orders)
         recovery = self._round("again, in the storm", self.unfinished())
         await asyncio.gather(recovery, acollect())
 
     async def recover(self) -> None:
-        """Once the storm is over, run what is unfinished again, and collect."""
+        """Run unfinished generations again after the storm, and collect."""
         app = self.sandbox._app
         app.plan = FaultPlan((), app.plan.seed)
         self.patience(60)
@@ -101,10 +101,10 @@ class Storm:
         self.collected = await acollect()
 
     async def decide(self) -> tuple[int, int]:
-        """Settle what is uncertain as a user does who looks into CometAPI's console.
+        """Settle uncertain generations as a user does who looks into CometAPI's console.
 
         Returns:
-            How many ids were found and adopted, and how many submissions were released.
+            The number of adopted ids, and the number of released submissions.
         """
         await self._quiet()
         adopted, released = await settled(await open_ledger(), self.sandbox)
@@ -116,22 +116,22 @@ class Storm:
         return len(adopted), len(released)
 
     def unfinished(self) -> list[Order]:
-        """What has not come to a result yet."""
+        """Return the orders that have no result yet."""
         last = {ending.key: ending for ending in self.endings}
         return [order for order in self.orders if last[order.key].error]
 
     def struck(self) -> list[RecordedRequest]:
-        """The requests that a fault befell."""
+        """Return the requests that met a fault."""
         return [request for request in self.sandbox.requests if request.fault]
 
     async def _quiet(self) -> None:
-        """Wait until the service has dealt with all that it was sent; then its book is complete."""
+        """Wait until the service has processed every request, so that its records are complete."""
         state = self.sandbox._server.server_state
         while state.connections or state.tasks:  # noqa: ASYNC110 -- uvicorn tells nobody
             await asyncio.sleep(0.02)
 
     async def found(self) -> Found:
-        """What there is now, for the checker."""
+        """Return the current snapshot for the checker."""
         ledger = await open_ledger()
         generations = self.collected.generations if self.collected else ()
         listed = (item.key for item in generations if item.state is State.UNCERTAIN)
@@ -166,7 +166,7 @@ class Storm:
 
 
 async def settled(ledger: Ledger, sandbox: Sandbox) -> tuple[list[str], list[str]]:
-    """Decide what is uncertain as a user does who looks into CometAPI's console.
+    """Settle uncertain generations as a user does who looks into CometAPI's console.
 
     Returns:
         The keys whose ids were found and adopted, and those that were released.
@@ -196,21 +196,21 @@ async def _ending(order: Order) -> Ending:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a storm came to.
+    """Outcome of a storm.
 
     Attributes:
-        seed: Of the faults.
-        seconds: How long it took.
+        seed: Seed of the faults.
+        seconds: Duration of the storm.
         requests: Requests per route.
         struck: Faults by route and kind.
         retries: Retries by step, as Prefect recorded them.
-        rounds: What the calls of the flows came to, round by round.
+        rounds: Counts of the flow results, round by round.
         uncertain: How many submissions were uncertain after the storm.
         adopted: How many of them were accepted, and were given their ids.
-        released: How many of them were not, and were submitted once more.
+        released: How many of them were not accepted, and were submitted once more.
         accepted: Jobs that would have been charged for.
         states: States in the ledger in the end.
-        found: All that must not be.
+        found: All violations.
     """
 
     seed: int
@@ -230,7 +230,7 @@ class Outcome:
 async def play(
     generations: int, seed: int, folder: Path, api: str, tell: Callable[[str], None]
 ) -> Outcome:
-    """Play one storm in an empty folder, with a Prefect server that runs."""
+    """Run one storm in an empty folder, with a Prefect server that is already running."""
     tag = f"storm-{folder.name}-{seed}"
     with sources(folder) as (image, video), tags(tag):
         orders = list(wanted(generations, seed, image, video))
@@ -264,7 +264,7 @@ async def play(
 
 @contextmanager
 def _service(seed: int, folder: Path) -> Iterator[tuple[Sandbox, Callable[[float], None]]]:
-    """A service that misbehaves, the settings that lead to it, and what sets the patience."""
+    """Start a faulty service with the settings for it; yield it and the setter of the timeout."""
     with ExitStack() as stack:
         sandbox = stack.enter_context(
             Sandbox(
@@ -297,7 +297,7 @@ def _service(seed: int, folder: Path) -> Iterator[tuple[Sandbox, Callable[[float
 
 @contextmanager
 def sources(folder: Path) -> Iterator[tuple[str, str]]:
-    """Servers with one picture, and one short video, under every address; gives theirs."""
+    """Serve one picture and one short video under every address; yield both base addresses."""
     source = folder / "source.mp4"
     source.write_bytes(clip())
     with (
@@ -308,11 +308,11 @@ def sources(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def wanted(generations: int, seed: int, image: str, video: str) -> Iterable[Order]:
-    """The orders, images and videos in turn.
+    """Return the orders, images and videos in turn.
 
-    Each names a source of its own, by which the service's jobs are told apart. What is drawn from
-    an image is large and depends on the prompt, of which there are few; what is drawn from the
-    video is small, and differs from any other.
+    Each order has a source of its own, which tells the service's jobs apart. A clip that is drawn
+    from an image is large and depends on the prompt, of which there are few. A clip that is drawn
+    from the video is small, and differs from any other.
     """
     for number in range(generations):
         key = f"storm-{seed}-{number:04}"

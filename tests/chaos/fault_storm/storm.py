@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buy hundreds of videos from a service that misbehaves, and see that none is paid twice or lost.
+"""Buy hundreds of videos from a faulty service, and check that none is paid twice or lost.
 
-``python tests/chaos/fault_storm/storm.py --generations 300 --seed 1 2`` starts what it needs: a
-Prefect server and a stand-in for CometAPI. It ends with 1 if anything is not as promised.
+``python tests/chaos/fault_storm/storm.py --generations 300 --seed 1 2`` starts a Prefect server and
+a stand-in for CometAPI. The exit status is 1 if a promise is broken.
 """
 
 import argparse
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--generations", type=int, default=300, metavar="N", help="in each storm")
@@ -37,10 +37,10 @@ def arguments(words: list[str]) -> argparse.Namespace:
 
 @asynccontextmanager
 async def prefect(folder: Path) -> AsyncIterator[str]:
-    """A Prefect server of its own, with its files in a folder; gives the address of its API.
+    """Start a Prefect server with its files in a folder; yield the address of its API.
 
-    It keeps what it knows in PostgreSQL where that is installed: its SQLite answers 503 when two
-    write at once, and its client waits seconds then.
+    It uses PostgreSQL if that is installed: with SQLite it answers 503 when two clients write at
+    once, and a client then waits for seconds.
     """
     from prefect.settings import (
         PREFECT_API_URL,
@@ -70,7 +70,7 @@ async def prefect(folder: Path) -> AsyncIterator[str]:
 
 
 async def run(asked: argparse.Namespace) -> int:
-    """Play the storms and tell what they came to; gives the exit status."""
+    """Run the storms and report the outcome; return the exit status."""
     from tests.chaos.fault_storm.report import markdown, summary
     from tests.chaos.fault_storm.run_storm import Outcome, play
 

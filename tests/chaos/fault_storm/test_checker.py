@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checker of the storm finds what it is there to find."""
+"""Tests that the checker of the storm finds each kind of violation."""
 
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ def test_a_storm_that_ended_as_promised_is_clean():
 
 
 def test_a_cancellation_may_be_told_as_a_failure():
-    """Where the service has no word for a cancellation, its failure is believed."""
+    """If the service has no word for a cancellation, its report of a failure is accepted."""
     cancelled = Job("id-b", "b", "cancelled")
     told = replace(AS_PROMISED, jobs=[AS_PROMISED.jobs[0], cancelled, AS_PROMISED.jobs[2]])
     assert violations(told) == []
@@ -56,14 +56,14 @@ def test_a_cancellation_may_be_told_as_a_failure():
 
 
 def test_a_generation_that_was_paid_twice_is_found():
-    """Two accepted jobs of one key are a duplicate, whatever the ledger says."""
+    """Two accepted jobs of one key are a duplicate, whatever the ledger contains."""
     twice = replace(AS_PROMISED, jobs=[*AS_PROMISED.jobs, Job("id-x", "a", sha256="sha-a")])
     assert Wrong.DUPLICATE in wrong(twice)
     assert count(Wrong.DUPLICATE, violations(twice)) == 1
 
 
 def test_an_entry_that_nobody_asked_for_is_found():
-    """A second purchase does not hide under another key."""
+    """A second purchase is found even if it is recorded under another key."""
     rows = [*AS_PROMISED.rows, Row("a+id-x", "submitted", "id-x")]
     jobs = [*AS_PROMISED.jobs, Job("id-x", "a+id-x")]
     assert Wrong.DUPLICATE in wrong(replace(AS_PROMISED, rows=rows, jobs=jobs))
@@ -107,7 +107,7 @@ def test_an_entry_that_nobody_asked_for_is_found():
     ],
 )
 def test_a_paid_generation_that_is_lost_is_found(lost):
-    """Each way in which a paid generation slips away is seen."""
+    """Each way to lose a paid generation is found."""
     assert wrong(lost) == {Wrong.LOST}
 
 
@@ -120,7 +120,7 @@ def test_a_paid_generation_that_is_lost_is_found(lost):
     ids=["on the disk", "in the ledger"],
 )
 def test_a_wrong_file_is_found(spoilt):
-    """The stored file is the clip of its own job, and the ledger knows its hash."""
+    """A stored file that differs from its job's clip or from the ledger's hash is found."""
     assert wrong(spoilt) == {Wrong.WRONG_FILE}
 
 
@@ -128,24 +128,24 @@ def test_a_wrong_file_is_found(spoilt):
     "more", [{"a.mp4.part": "sha-3"}, {"x.mp4": "sha-3"}, {"a.json": ""}, {"a.jpg": ""}]
 )
 def test_what_is_visible_and_not_whole_is_found(more):
-    """No temporary, half or unknown file is in the storage."""
+    """A temporary, incomplete or unknown file in the storage is found."""
     assert wrong(replace(AS_PROMISED, files=FILES | more)) == {Wrong.HALF_FILE}
 
 
 def test_an_error_of_no_known_type_is_found():
-    """A run that ended with anything but the package's own errors is seen, even if it recovered."""
+    """A run that ended with an error of another package is found, even if it recovered."""
     endings = [Ending("a", "KeyError", typed=False, text="id"), *AS_PROMISED.endings]
     assert wrong(replace(AS_PROMISED, endings=endings)) == {Wrong.UNTYPED}
 
 
 @pytest.mark.parametrize("state", ["uncertain", "rejected", "submitted", "intended", "released"])
 def test_what_is_unsettled_in_the_end_is_found(state):
-    """Once the user has decided, each generation is stored, failed or cancelled."""
+    """A generation that is not stored, failed or cancelled after the user's decisions is found."""
     found = replace(ALL_STORED, keys=["a", "z"], rows=[STORED, Row("z", state)])
     assert wrong(found) == set()
     assert wrong(found, decided=True) == {Wrong.UNSETTLED}
 
 
 def test_a_generation_that_was_never_recorded_is_unsettled():
-    """A key that the ledger has never seen does not pass for a settled one."""
+    """A key that is missing from the ledger counts as unsettled."""
     assert wrong(replace(ALL_STORED, keys=["a", "z"]), decided=True) == {Wrong.UNSETTLED}

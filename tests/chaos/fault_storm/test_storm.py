@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many generations against a service that misbehaves on three of ten requests."""
+"""Many generations against a service that meets three of ten requests with a fault."""
 
 import pytest
 
@@ -8,17 +8,17 @@ from .run_storm import play
 from .storm import arguments, prefect
 
 GENERATIONS = 44
-"""Four in each of the eleven shapes of replies."""
+"""Four generations in each of the eleven reply shapes."""
 
 SEED = 48
-"""Of a storm whose first submissions are accepted, and then reset, left unanswered, answered with
-an error or without an id; and of which others fail or are cancelled upstream."""
+"""Seed of a storm whose first submissions are accepted, and then reset, left unanswered, answered
+with an error or answered without an id. Other submissions fail or are cancelled upstream."""
 
 
 @pytest.mark.server
 @pytest.mark.storm
 async def test_a_storm_of_faults_costs_nothing_twice_and_loses_nothing(tmp_path):
-    """No generation is paid twice, and each that was paid is stored, failed upstream or decided."""
+    """No generation is paid twice, and each paid one is stored, failed upstream or decided."""
     async with prefect(tmp_path) as api:
         folder = tmp_path / "storm"
         folder.mkdir()
@@ -33,6 +33,6 @@ async def test_a_storm_of_faults_costs_nothing_twice_and_loses_nothing(tmp_path)
 
 
 def test_the_storm_is_played_as_asked_for():
-    """The command plays 300 generations, once for each seed that is named."""
+    """The command runs 300 generations, once for each seed on the command line."""
     asked = arguments(["--seed", "1", "2"])
     assert (asked.generations, asked.seed, asked.report) == (300, [1, 2], None)

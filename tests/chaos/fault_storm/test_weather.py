@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A storm is as bad as it says."""
+"""Tests of the fault profile: every kind strikes, at the rate that it states."""
 
 from collections import Counter
 from typing import get_args
@@ -15,7 +15,7 @@ REQUESTS = 4000
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_kind_of_fault_strikes_and_equally_often(route):
-    """Three of ten requests are struck, and no kind hides behind those that are asked first."""
+    """Three of ten requests meet a fault, and each kind strikes about equally often."""
     plan = FaultPlan(weather(), seed=1)
     struck = Counter(fault.kind for n in range(REQUESTS) if (fault := plan.decide(route, n)))
     assert set(struck) == set(kinds_of(route))
@@ -25,12 +25,12 @@ def test_every_kind_of_fault_strikes_and_equally_often(route):
 
 
 def test_no_kind_of_fault_is_left_out():
-    """A kind that the service learns one day takes part in the storm."""
+    """A kind of fault that the service learns later becomes part of the storm."""
     assert {kind for route in ROUTES for kind in kinds_of(route)} == set(get_args(FaultKind))
 
 
 def test_what_never_struck_is_told():
-    """A report that says how many kinds struck knows of those that did not."""
+    """The report names the kinds of faults that never struck."""
     struck = Counter({(route, kind): 1 for route in ROUTES for kind in kinds_of(route)})
     assert unseen(struck) == []
     del struck["feed", "html"]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox, held to its own OpenAPI by schemathesis.
+"""Check the sandbox against its own OpenAPI with schemathesis.
 
     python -m tests.chaos.fuzz.openapi --seconds 240 [--seed 7]
 
-Requests that the OpenAPI allows and requests that it forbids are sent to a sandbox over real
-sockets, one by one at first, then as chains from a purchase to its output. Whatever comes back has
-to be what the OpenAPI says: status, type, headers and body.
+The script sends requests that the OpenAPI allows, and requests that it forbids, to a sandbox over
+real sockets: single requests first, then chains from a purchase to its output. Each response must
+match the OpenAPI in status, type, headers and body.
 """
 
 import argparse
@@ -30,19 +30,19 @@ SANDBOXES: dict[str, dict[str, Any]] = {
     SINGLY: {"faults": ["create:cancelled:rate=1"]},
     CHAINED: {"faults": ["create:failed:rate=0.2"], "shapes": ["bare", "wrapped", "flat"]},
 }
-"""No request is so odd that a clip is drawn for it; and most chains lead to one, in the shapes in
-which its address is looked for."""
+"""Limits that let no single request draw a clip, and let most chains lead to one, in the reply
+shapes whose output address is linked."""
 
 
 @dataclass
 class Findings:
-    """What came of it.
+    """Result of a run of schemathesis.
 
     Attributes:
         ok: Whether nothing was wrong.
-        said: What schemathesis printed.
-        report: The same as JSON.
-        answers: How often the sandbox gave which status on which route.
+        said: Output of schemathesis.
+        report: Report in JSON.
+        answers: Counts of each status on each route.
     """
 
     ok: bool
@@ -52,16 +52,16 @@ class Findings:
 
 
 def hold(phases: str, *, seed: int, examples: int = 100, seconds: int = 0) -> Findings:
-    """Let schemathesis talk to a sandbox.
+    """Run schemathesis against a sandbox.
 
     Args:
-        phases: Which of its phases to run: `SINGLY` or `CHAINED`.
-        seed: Decides what it thinks of.
-        examples: Requests, or chains, per operation that it thinks of freely.
-        seconds: Go on for so long; 0 ends after those.
+        phases: Phases to run: `SINGLY` or `CHAINED`.
+        seed: Seed of the generated requests.
+        examples: Number of generated requests, or chains, per operation.
+        seconds: Duration of the run; 0 ends after the examples.
 
     Raises:
-        RuntimeError: It ended before its time; the message has what it said.
+        RuntimeError: schemathesis ended early; the message has its output.
     """
     with Sandbox(**SANDBOXES[phases]) as sandbox, tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "report.json")
@@ -85,7 +85,7 @@ def hold(phases: str, *, seed: int, examples: int = 100, seconds: int = 0) -> Fi
 
 
 def main() -> None:
-    """Hold it to its word, tell, and end with 1 where something is wrong."""
+    """Run the check, print the findings, and exit with 1 if anything is wrong."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=240)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10_000)

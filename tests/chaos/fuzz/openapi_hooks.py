@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What schemathesis has to be told of the sandbox: a file of its own process, not of the tests'."""
+"""Hooks that describe the sandbox to schemathesis, in a module that only its process imports."""
 
 import json
 from itertools import cycle
@@ -15,7 +15,7 @@ GOOD = {
 }
 NEEDED = {path: body.keys() for path, body in GOOD.items()} | {"/runway/feed": {"task_id"}}
 OUTPUTS = {"Task": "#/output/0", "Wrapped": "#/data/data/output/0", "Flat": "#/result_url"}
-"""Where a few of the shapes have the address of an output."""
+"""Places of an output's address in some of the reply shapes."""
 
 
 RANGES = cycle(
@@ -25,12 +25,12 @@ RANGES = cycle(
         f"bytes={'9' * 5000}-",
     ]
 )
-"""What may be asked of an output, in turns: left to chance, most would be noise."""
+"""Ranges requested of an output, in turn; random ones would nearly all be nonsense."""
 
 
 @schemathesis.hook
 def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
-    """Link tasks to their outputs, which OpenAPI has no words for: it cannot take a URL apart."""
+    """Link tasks to their outputs; OpenAPI itself cannot express that a URL is taken apart."""
     for path, method in (("/runwayml/v1/tasks/{task_id}", "get"), ("/runway/feed", "post")):
         links = raw_schema["paths"][path][method]["responses"]["200"].setdefault("links", {})
         for target in ("output", "output_headers"):
@@ -48,7 +48,7 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """Let purchases in chains be alike, so that each clip is drawn once, and ask for all ranges."""
+    """Make purchases in chains equal, so that each clip is drawn once, and vary the ranges."""
     if _is_purchase_in_a_chain(case):
         case.body = GOOD[case.operation.path]
     elif case.operation.path.startswith("/assets/") and (asked := next(RANGES)):
@@ -57,7 +57,7 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
 
 @schemathesis.hook
 def after_call(context: Any, case: Any, response: Any) -> None:
-    """Wait until all tasks are over, so that what follows can find their outputs."""
+    """Wait until all tasks are over, so that the following requests find their outputs."""
     if _is_purchase_in_a_chain(case):
         census = httpx.URL(response.request.url).copy_with(path="/_sandbox")
         while {"PENDING", "RUNNING"} & httpx.get(census).json()["jobs"].keys():
@@ -66,7 +66,7 @@ def after_call(context: Any, case: Any, response: Any) -> None:
 
 @schemathesis.check
 def refusals_have_their_reason(ctx: Any, response: Any, case: Any) -> None:
-    """500 is for a missing field, 503 for an unknown model, a good 400 for an unknown task."""
+    """Check that 500 means a missing field, 503 an unknown model, a good 400 an unknown task."""
     status, path = response.status_code, case.operation.path
     said = json.loads(response.content) if status in {400, 500, 503} else {}
     if status == 500:

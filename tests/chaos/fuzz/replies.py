@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hostile replies for the wire: documented ones, bent and broken in ways that a seed tells.
+"""Fuzz the client with documented replies that a seed bends and breaks.
 
     python -m tests.chaos.fuzz.replies --replies 100000 [--seed 1]
 
-Each reply answers a purchase, a poll or a question to the feed, through the client as it is. What
-comes back must be a value that makes sense or one typed error, whose words hold no secret and have
-an end; a success that names no id must never count as "nothing was bought". An error goes on to
-what decides whether Prefect tries the step again: a purchase only where it was certainly none, and
-after a delay that has an end, whatever Retry-After says.
+Each reply answers a purchase, a poll or a request to the feed, through the real client. The result
+must be a valid value or one typed error. The text of an error holds no secret and has a limited
+length. A success that names no id must never count as "nothing was bought". For each error, the
+script also checks the decision to retry the step in Prefect: a purchase is retried only if
+certainly nothing was bought, and after a bounded delay, whatever Retry-After says.
 """
 
 import argparse
@@ -51,12 +51,12 @@ TOKEN = "canarysignature"
 REQUEST = ImageToVideoRequest(prompt_image="https://example.com/cat.jpg")
 LONGEST_MESSAGE = 4_000
 LONGEST_WAIT = 86_400.0
-"""Seconds before another attempt; who asks for more than a day asks for ever."""
+"""Longest acceptable delay before another attempt, in seconds; a day or more counts as endless."""
 
 SETTINGS = CometAPISettings(on_uncertain="stop", poll_interval=5)
 NO_LEDGER: Any = None
 SLOWEST = 5.0
-"""Seconds for one call; nothing that is read takes so long."""
+"""Timeout of one call, in seconds; no reply takes that long to read."""
 
 _STATUSES = [200, 200, 200, 200, 201, 204, 206, 302, 400, 401, 402, 403, 404, 409, 418, 422, 429]
 _STATUSES += [500, 502, 503, 504, 520, 524, 599]
@@ -90,7 +90,7 @@ BODIES = _bodies()
 
 
 class Bender:
-    """Makes one reply after the other from a seed."""
+    """Source of replies that a seed determines."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -99,7 +99,7 @@ class Bender:
         self.garbled = False
 
     def reply(self) -> httpx.Response:
-        """The next one."""
+        """Return the next reply."""
         chance = self.random
         body = json.loads(json.dumps(chance.choice(BODIES)))
         self.asked = read_task_id(body) or "any"
@@ -123,13 +123,13 @@ class Bender:
         return httpx.Response(chance.choice(_STATUSES), headers=headers, stream=stream)
 
     def bent(self, body: Any, times: int) -> Any:
-        """A JSON value with some of it changed."""
+        """Return a JSON value with random changes."""
         for _ in range(times):
             body = self.random.choice(_BENDS)(self, body)
         return body
 
     def value(self) -> Any:
-        """Something that does not belong there."""
+        """Return a value of a kind that does not belong there."""
         chance = self.random
         return chance.choice(
             [
@@ -152,7 +152,7 @@ class Bender:
         )
 
     def place(self, body: Any) -> tuple[Any, Any] | None:
-        """A container somewhere in the value, and one of its keys."""
+        """Return a container somewhere in the value, and one of its keys."""
         while isinstance(body, (dict, list)) and body:
             keys = list(body) if isinstance(body, dict) else list(range(len(body)))
             key = self.random.choice(keys)
@@ -163,10 +163,11 @@ class Bender:
         return None
 
     def broken(self, content: bytes) -> bytes:
-        """Bytes that may be no JSON any more."""
+        """Return bytes that may no longer be JSON."""
         chance = self.random
         at = chance.randrange(len(content) + 1)
-        if chance.random() < 0.2:  # a mark by which a secret is known may be gone with that byte
+        # This byte may be part of the mark by which a secret is recognized.
+        if chance.random() < 0.2:
             self.garbled = True
             return content[:at] + bytes([chance.randrange(256)]) + content[at + 1 :]
         return chance.choice(
@@ -184,7 +185,7 @@ class Bender:
         )
 
     def packed(self, content: bytes) -> tuple[bytes, str]:
-        """A body with an encoding, which may be a bomb or a lie."""
+        """Return a body with a content encoding, which may be false or a decompression bomb."""
         chance = self.random
         if chance.random() < 0.02:
             return gzip.compress(b" " * 64_000_000, 9), "gzip"
@@ -244,7 +245,7 @@ _BENDS: list[Callable[[Bender, Any], Any]] = [
 
 @dataclass
 class Findings:
-    """What came of it."""
+    """Findings of a run."""
 
     replies: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -255,7 +256,7 @@ class Findings:
 
 
 async def fuzz(replies: int, seed: int) -> Findings:
-    """Answer as many times, and judge what is made of it."""
+    """Send N replies and check the results."""
     found, bender = Findings(), Bender(seed)
     reply = httpx.Response(200)
     transport = httpx.MockTransport(lambda _request: reply)
@@ -290,7 +291,7 @@ def _kind(outcome: Any) -> str:
 
 
 def _problem(name: str, outcome: Any, reply: httpx.Response, said: bytes, *, garbled: bool) -> str:
-    """What is wrong with an outcome, or an empty text; pure."""
+    """Return the problem of an outcome, or an empty text; pure."""
     if isinstance(outcome, CometAPIError):
         told = f"{outcome}{outcome!r}{outcome.__cause__!r}{outcome.__context__!r}"
         if (KEY in told or TOKEN in told) and not garbled:
@@ -313,7 +314,7 @@ def _problem(name: str, outcome: Any, reply: httpx.Response, said: bytes, *, gar
 
 
 def _wrong_decision(name: str, outcome: Any, found: Findings) -> str:
-    """What is wrong with whether, and when, Prefect would try a step again after this outcome."""
+    """Return the problem of the decision to retry after this outcome, or of its delay."""
     if not isinstance(outcome, CometAPIError):
         return ""
     task_run = TaskRun(task_key="step", dynamic_key="0")
@@ -330,7 +331,7 @@ def _wrong_decision(name: str, outcome: Any, found: Findings) -> str:
 
 
 def _says_no(said: bytes) -> bool:
-    """Whether a body could be a refusal at all: an error in JSON, or a page for people."""
+    """Return whether a body can be a refusal: an error in JSON, or an HTML page."""
     try:
         body = json.loads(said)
     except (ValueError, RecursionError):
@@ -339,7 +340,7 @@ def _says_no(said: bytes) -> bool:
 
 
 def main() -> None:
-    """Fuzz, tell, and end with 1 where something is wrong."""
+    """Run the fuzzer, print the findings, and exit with 1 if anything is wrong."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--replies", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kill a batch again and again, start it again, and see that each row is bought once.
+"""Kill a batch several times, restart it, and check that each row is bought once.
 
 ``python tests/chaos/kill_matrix/batches.py --rows 500 --kills 3 --report docs/benchmarks.md``
-starts what it needs: a Prefect server and a stand-in for CometAPI. It ends with 1 if anything is
-not as promised.
+starts a Prefect server and a stand-in for CometAPI. The exit status is 1 if a promise is broken.
 """
 
 import argparse
@@ -28,13 +27,13 @@ PATIENCE = 1800.0
 
 @dataclass
 class Played:
-    """What came of it.
+    """Result of a run.
 
     Attributes:
-        accepted_at_kills: Jobs that the service had accepted when each kill came.
-        adopted: Uncertain rows whose job the service had, and which were given its id.
-        resubmitted: Uncertain rows that the service had never seen.
-        problems: What is not as promised.
+        accepted_at_kills: Number of jobs that the service had accepted at each kill.
+        adopted: Uncertain rows whose job the service had, and whose id was adopted.
+        resubmitted: Uncertain rows that the service had never received.
+        problems: Violations of the promises.
     """
 
     rows: int
@@ -56,7 +55,7 @@ class Played:
 
 
 class Shell:
-    """Runs our command in a folder, with a Prefect server, a service and a ledger."""
+    """Shell that runs the package's command in a folder, with a server, a service and a ledger."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
@@ -82,7 +81,7 @@ class Shell:
 
 
 async def play(rows: int, kills: int, seed: int, folder: Path, api: str) -> Played:
-    """Run a batch, killed so many times, to its end, and check what it came to."""
+    """Run a batch with N kills to its end, and check the result."""
     from prefect_cometapi.sandbox import Sandbox
     from tests.chaos.kill_matrix.fork_client import pictures
 
@@ -117,7 +116,7 @@ def _environment(folder: Path, api: str, service: str) -> dict[str, str]:
 
 
 async def _killed(shell: Shell, sandbox: Any, accepted: int, later: float, played: Played) -> None:
-    """Start the batch, and send SIGKILL a moment after so many jobs were accepted."""
+    """Start the batch, and send SIGKILL a moment after N jobs were accepted."""
     process = await shell.start("batch", "wanted.jsonl", "--json")
     async with asyncio.timeout(PATIENCE):
         while len(sandbox.accepted) < accepted and process.returncode is None:  # noqa: ASYNC110
@@ -130,7 +129,7 @@ async def _killed(shell: Shell, sandbox: Any, accepted: int, later: float, playe
 
 
 async def _finished(shell: Shell, sandbox: Any, played: Played) -> None:
-    """Run the batch to its end; decide about uncertain rows as a user would, and run it again."""
+    """Run the batch to its end; settle uncertain rows as a user would, and run it again."""
     await shell.run("batch", "wanted.jsonl", "--output", "results.jsonl")
     jobs = {job.body["promptImage"]: job.task_id for job in sandbox.accepted}
     wanted = _rows_of(shell.folder / "wanted.jsonl")
@@ -151,7 +150,7 @@ async def _finished(shell: Shell, sandbox: Any, played: Played) -> None:
 
 
 def check(folder: Path, images: list[str], accepted: Sequence[Any], played: Played) -> None:
-    """See that each image was bought once, and that its file is in place."""
+    """Check that each image was bought once, and that its file is in place."""
     bought = Counter(job.body["promptImage"] for job in accepted)
     results = _rows_of(folder / "results.jsonl")
     played.accepted = len(accepted)
@@ -177,7 +176,7 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 async def main(asked: argparse.Namespace) -> int:
-    """Play it with a Prefect server of its own; gives the exit status."""
+    """Run the batch with a Prefect server of its own; return the exit status."""
     from tests.chaos.kill_matrix.fork_client import prefect_server
     from tests.postgres import Postgres, binaries
 

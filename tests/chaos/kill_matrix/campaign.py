@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All cases of a matrix, two at a time, each pair on a service and a ledger of its own."""
+"""All cases of a matrix, two at a time, each on a service and a ledger of its own."""
 
 import asyncio
 from collections import deque
@@ -18,7 +18,7 @@ from .plan import REMOTE, Case, Database, Kind
 from .run_case import Tally, play
 
 AT_ONCE = 2
-"""Cases that are played at the same time; this suits two cores."""
+"""Cases at a time; two suit two cores."""
 
 PICTURE = ROOT / "deployments" / "commands" / "comet.jpg"
 
@@ -33,15 +33,15 @@ async def lanes(
     at_once: int = AT_ONCE,
     remote: bool = False,
 ) -> AsyncIterator[list[dict[Database, Lane]]]:
-    """Places to play in: for each of those at once, one for each database.
+    """Yield environments for cases: for each database, as many as run at the same time.
 
     Args:
-        folder: An empty folder for all files.
-        api: Address of a Prefect server's API; one is started where none is given.
-        postgres: A server for ledgers in PostgreSQL.
-        mutant: A fault that is put into the product on purpose.
-        at_once: How many.
-        remote: Whether there are cases that keep their videos in an object store.
+        folder: Empty folder for all files.
+        api: Address of a Prefect server's API; without one, a server is started.
+        postgres: Server for ledgers in PostgreSQL.
+        mutant: Fault that is put into the product on purpose.
+        at_once: Number of environments per database.
+        remote: Whether some cases keep their videos in an object store.
     """
     async with AsyncExitStack() as stack:
         if api is None:
@@ -73,7 +73,7 @@ async def lanes(
 
 
 async def _warm_up(lane: Lane) -> None:
-    """A first run draws the clip, and has everything loaded that later ones need."""
+    """Run a flow once, which draws the clip and imports everything that later runs need."""
     kinds: tuple[Kind, ...] = ("a folder", *(REMOTE if lane.objects else ()))
     for number, kind in enumerate(kinds):
         name = f"warm-up-{number}"
@@ -88,7 +88,7 @@ async def play_all(
     cases: Sequence[Case],
     tell: Callable[[Tally], None] = lambda _tally: None,
 ) -> list[Tally]:
-    """Play cases in every place, one after the other; gives what each came to, in their order."""
+    """Run the cases in every environment, one after the other; return the tallies in order."""
     waiting = deque(cases)
     tallies: list[Tally] = []
 
@@ -106,7 +106,7 @@ async def play_all(
 
 
 async def audit(places: Sequence[dict[Database, Lane]]) -> list[str]:
-    """Hold whole ledgers against whole services: what does not agree, in words."""
+    """Compare whole ledgers with whole services; return the differences in words."""
     problems: list[str] = []
     for lane in (lane for place in places for lane in place.values()):
         entries = await lane.ledger.entries()

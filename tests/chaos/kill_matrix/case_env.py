@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service, a ledger and a storage of its own, in which one case at a time is played."""
+"""Environment of one case at a time: a service, a ledger and a storage of its own."""
 
 import asyncio
 import hashlib
@@ -36,19 +36,19 @@ FILES = {".mp4", ".jpg", ".json"}
 
 @dataclass
 class Lane:
-    """Where cases are played.
+    """Environment in which cases run.
 
     Attributes:
-        sandbox: The service, which counts what it accepted.
-        ledger_url: Of the ledger, as the processes open it.
-        folder: For videos, logs and outcomes.
+        sandbox: Service, which counts the jobs that it accepted.
+        ledger_url: URL of the ledger, as the processes open it.
+        folder: Folder for videos, logs and outcomes.
         pictures: Address of a server that has a picture under every name.
         nursery: Starts the processes.
         api: Address of the Prefect server's API.
-        mutant: A fault that is put into the product on purpose.
-        objects: An S3 server, for cases that keep their videos there.
-        kinds: In which kind of storage a case keeps its videos, where it is not a folder.
-        ledger: The ledger, as the runner looks into it.
+        mutant: Fault that is put into the product on purpose.
+        objects: S3 server, for cases that keep their videos there.
+        kinds: Kind of storage in which a case keeps its videos, if it is not a folder.
+        ledger: Ledger, as the runner reads it.
     """
 
     sandbox: Sandbox
@@ -66,10 +66,10 @@ class Lane:
         self.folder.mkdir(parents=True)
         self.ledger = Ledger(self.ledger_url)
 
-    # What processes do
+    # Processes
 
     def spec(self, name: str, do: str, *, sync: bool = False, **values: Any) -> dict[str, Any]:
-        """What a process of a case is told."""
+        """Return the specification of a process of a case."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         return {
@@ -90,19 +90,19 @@ class Lane:
         }
 
     async def play(self, name: str, do: str, **values: Any) -> Ended:
-        """Have a process do something, and wait until it and its connections are gone."""
+        """Run a process to its end, and wait until its connections are closed."""
         ended = await self.nursery.run(self.spec(name, do, **values))
         await self.quiet()
         return ended
 
     async def prepare(self, name: str) -> None:
-        """Save the block of a case that keeps its videos by one."""
+        """Save the storage block of a case that uses one."""
         if self.objects and self.kinds.get(name) == "a storage block":
             saved = await self.play(name, "save block", s3=self.objects.url)
             assert not saved.error, f"no block was saved: {saved}"
 
     async def struck(self, case: Case, key: str | None) -> Ended:
-        """The victim of a case, from its start to its end."""
+        """Run the victim of a case from its start to its end."""
         marker = self.folder / case.name / "struck"
         self.kinds[case.name] = case.kind
         await self.prepare(case.name)
@@ -121,7 +121,7 @@ class Lane:
         victim = self.play(case.name, do, sync=case.sync, key=key, strike=strike)
         if case.boundary is not Boundary.POLLING:
             return await victim
-        self._render_seconds(3600.0)  # the first reply must not be the last
+        self._render_seconds(3600.0)  # The first reply must not be the last.
         releasing = asyncio.create_task(self._release_after(marker))
         try:
             return await victim
@@ -141,29 +141,29 @@ class Lane:
         book._config = book._config.model_copy(update={"render_seconds": seconds})
 
     async def quiet(self) -> None:
-        """Wait until the service has dealt with all that it was sent; then its book is complete."""
+        """Wait until the service has processed every request, so that its records are complete."""
         state = self.sandbox._server.server_state
         async with asyncio.timeout(PATIENCE):
             while state.connections or state.tasks:  # noqa: ASYNC110 -- another thread
                 await asyncio.sleep(0.005)
 
     def picture(self, name: str) -> str:
-        """The address by which the request of a case is told from all others."""
+        """Return the address that tells the request of a case from all others."""
         return f"{self.pictures}/{name}.jpg"
 
     def accepted(self, name: str) -> list[AcceptedJob]:
-        """What would have been paid for in a case."""
+        """Return the jobs of a case that would have been paid for."""
         asked = self.picture(name)
         return [job for job in self.sandbox.accepted if job.body["promptImage"] == asked]
 
     def posts(self) -> int:
-        """How often a submission arrived, of whichever case."""
+        """Return the number of submissions that arrived, for any case."""
         return sum(1 for request in self.sandbox.requests if request.route == "create")
 
     # The ledger
 
     async def entries(self, name: str) -> list[Entry]:
-        """What the ledger knows of a case."""
+        """Return the ledger entries of a case."""
         asked = self.picture(name)
         return [
             entry
@@ -174,12 +174,12 @@ class Lane:
     # Prefect
 
     async def flow_run(self, name: str) -> str:
-        """The id of the first flow run of a case."""
+        """Return the id of the first flow run of a case."""
         query = {"flow_runs": {"tags": {"all_": [name]}}, "sort": "START_TIME_ASC"}
         return (await self._prefect("/flow_runs/filter", query))[0]["id"]
 
     async def set_crashed(self, flow_run: str) -> None:
-        """Tell Prefect what a worker sees when a process is killed."""
+        """Report a crash to Prefect, as a worker does when a process is killed."""
         state = {"type": "CRASHED", "name": "Crashed", "message": "exit status -9"}
         await self._prefect(f"/flow_runs/{flow_run}/set_state", {"state": state, "force": True})
 
@@ -190,7 +190,7 @@ class Lane:
     # The storage
 
     def location(self, name: str) -> Location:
-        """Where the video of a case is wanted."""
+        """Return the location for the videos of a case."""
         copies = self.folder / name / "copies"
         match self.kinds.get(name, "a folder"), self.objects:
             case "an s3:// URL", ObjectStore() as objects:
@@ -200,7 +200,7 @@ class Lane:
         return Folder(self.folder / name / "videos")
 
     async def delivered(self, task_id: str) -> bytes:
-        """A clip, downloaded afresh."""
+        """Return a freshly downloaded clip."""
         async with RunwayClient(SecretStr(KEY), base_url=self.sandbox.url) as client:
             generation = await client.get(task_id)
         async with httpx.AsyncClient() as http:
@@ -208,7 +208,7 @@ class Lane:
             return (await http.get(address)).raise_for_status().content
 
     def broken(self, name: str, clip: bytes | None) -> Iterable[str]:
-        """What is visible in the storage and is no whole file, in words."""
+        """Describe each visible file in the storage that is not whole."""
         location = self.location(name)
         for file in location.names():
             if Path(file).suffix not in FILES:
@@ -235,5 +235,5 @@ def _trouble_with(path: Path, clip: bytes | None) -> str:
 
 
 def sha256(content: bytes) -> str:
-    """SHA-256 in hex."""
+    """Return the SHA-256 in hex."""
     return hashlib.sha256(content).hexdigest()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strikes a process at a boundary: product functions are wrapped, so that it happens exactly there.
+"""Wrappers around product functions that strike a process exactly at a boundary.
 
-Nothing in the product knows of it. A kill is a real SIGKILL that the process sends to itself.
+The product does not know of them. A kill is a real SIGKILL that the process sends to itself.
 """
 
 import asyncio
@@ -28,23 +28,23 @@ from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 from .plan import Boundary, How
 
 FLOW_TIMEOUT = 611.0
-"""Seconds; by this number the flow's own timeout is told from others. It expires by a strike."""
+"""Timeout in seconds that tells the flow's own timeout from others; a strike lets it expire."""
 
 Test = Callable[..., bool]
 
 
 class Interrupted(Exception):
-    """An error that the product has never heard of."""
+    """Error of a type that the product does not know."""
 
 
 class Strike:
-    """Happens once, wherever it is called first.
+    """Strike that happens once, at its first call.
 
     Args:
-        how: What happens.
-        marker: A file that is written before.
-        storage: Where the videos are wanted.
-        suffix: Of the file whose rename or upload is meant.
+        how: Kind of strike.
+        marker: File that is written before the strike.
+        storage: Location of the videos.
+        suffix: Suffix of the file whose rename or upload is meant.
     """
 
     def __init__(self, how: How, marker: Path, storage: str, suffix: str) -> None:
@@ -78,7 +78,7 @@ class Strike:
         AsyncCancelScope.__enter__ = remembering  # pyright: ignore[reportAttributeAccessIssue]
 
     def _expire(self) -> None:
-        """Cancel the flow at its next await, as its timeout would; also from another thread."""
+        """Cancel the flow at its next await, as its timeout does; works from any thread."""
         assert self._scope, "the flow has no timeout"
         expire = self._scope._anyio_scope.cancel
         try:
@@ -96,7 +96,7 @@ def _always(*_args: Any, **_values: Any) -> bool:
 
 
 def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
-    """Put a function around a method; it gets the original before the method's own arguments."""
+    """Wrap a method in a function that gets the original as its first argument."""
     original = getattr(owner, name)
 
     def decorate(function: Callable[..., Any]) -> None:
@@ -110,7 +110,7 @@ def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
 
 
 def before(strike: Strike, owner: Any, name: str, when: Test = _always) -> None:
-    """Strike before a method runs, if its arguments are those."""
+    """Strike before a method runs, if its arguments match."""
 
     @around(owner, name)
     def _(original: Callable[..., Any], *args: Any, **values: Any) -> Any:
@@ -120,7 +120,7 @@ def before(strike: Strike, owner: Any, name: str, when: Test = _always) -> None:
 
 
 def after(strike: Strike, owner: Any, name: str, when: Test = _always) -> None:
-    """Strike after a coroutine method returned, if its arguments were those."""
+    """Strike after a coroutine method returned, if its arguments matched."""
 
     @around(owner, name)
     async def _(original: Callable[..., Awaitable[Any]], *args: Any, **values: Any) -> Any:
@@ -139,7 +139,7 @@ def _commits_the_id(_ledger: Ledger, _key: str, state: State, **values: Any) -> 
 
 
 def _on_the_wire(strike: Strike, moment: str) -> None:
-    """Strike when httpcore gets there with the paid POST."""
+    """Strike when httpcore reaches this event of the paid POST."""
 
     async def trace(event: str, _info: Any) -> None:
         if event == moment:
@@ -167,7 +167,7 @@ def _on_a_chunk(strike: Strike) -> None:
         original: Callable[..., Awaitable[None]], arriving: ArrivingFile, chunk: bytes
     ) -> None:
         await original(arriving, chunk)
-        if arriving.received < (arriving.total or 0):  # else it is the whole file
+        if arriving.received < (arriving.total or 0):  # Otherwise the file is complete.
             strike()
 
 
@@ -198,7 +198,7 @@ def _on_an_upload(strike: Strike, boundary: Boundary) -> None:
 
 
 def _when_it_appears(boundary: Boundary) -> Callable[[Strike], None]:
-    """Strike at a rename in a folder, and at an upload anywhere else."""
+    """Strike at a rename in a folder, and at an upload in any other storage."""
 
     def install(strike: Strike) -> None:
         _on_a_rename(strike, boundary)
@@ -234,4 +234,4 @@ INSTALL: dict[Boundary, Callable[[Strike], None]] = {
     Boundary.STORED: lambda strike: after(strike, Ledger, "stored"),
     Boundary.RETURNING: _on_success,
 }
-"""What has a strike happen at each boundary, once the process gets there."""
+"""Installer of the strike at each boundary."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the runner has processes forked, and the servers that all of them use."""
+"""Client of the fork server, and the servers that all processes share."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from ...waiting import GRACE
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 240.0
-"""Seconds after which a process counts as hung. Nothing here takes a tenth of it."""
+"""Seconds after which a process counts as hung; none needs a tenth of it."""
 
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -35,12 +35,12 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that has ended: its exit status, and what it left to be known.
+    """Exit status, result and log of a process that has ended.
 
     Attributes:
         status: Negative for the signal that killed it.
-        outcome: The result of its flow, or ``error`` and ``text``; None where it left nothing.
-        log: What it printed.
+        outcome: Result of its flow, or ``error`` and ``text``; None if it left nothing.
+        log: Its output.
     """
 
     status: int
@@ -49,17 +49,17 @@ class Ended:
 
     @property
     def succeeded(self) -> bool:
-        """Whether it ended by itself, and without an error."""
+        """Whether the process ended by itself and without an error."""
         return self.outcome is not None and not self.error
 
     @property
     def error(self) -> str:
-        """The type of the error that its flow ended with, or an empty text."""
+        """Type of the error that its flow ended with, or an empty text."""
         return (self.outcome or {}).get("error", "")
 
     @property
     def text(self) -> str:
-        """The message of that error."""
+        """Message of that error."""
         return (self.outcome or {}).get("text", "")
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Ended:
 
 
 class Nursery:
-    """The process that forks the others, seen from the runner."""
+    """Fork server as the runner sees it."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -79,7 +79,7 @@ class Nursery:
         self._reader = asyncio.create_task(self._read())
 
     async def run(self, spec: dict[str, Any]) -> Ended:
-        """Have a process do what a spec says, and wait for its end."""
+        """Run a process for a specification, and wait for its end."""
         job = next(self._numbers)
         folder = Path(spec["folder"])
         files = {"outcome": folder / f"outcome-{job}.json", "log": folder / f"log-{job}"}
@@ -96,7 +96,7 @@ class Nursery:
         return Ended(status, outcome, files["log"])
 
     async def ready(self) -> None:
-        """Wait until it has imported what it needs."""
+        """Wait until the fork server has imported everything."""
         await asyncio.wait_for(self._waiting[0], PATIENCE)
 
     def _tell(self, line: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ class Nursery:
 
 @asynccontextmanager
 async def nursery(environment: dict[str, str]) -> AsyncIterator[Nursery]:
-    """A nursery whose processes have this environment."""
+    """Start a fork server whose processes have this environment."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("COMETAPI_")}
     path = os.pathsep.join(filter(None, [str(ROOT), own.get("PYTHONPATH")]))
     process = await asyncio.create_subprocess_exec(
@@ -130,16 +130,17 @@ async def nursery(environment: dict[str, str]) -> AsyncIterator[Nursery]:
         yield here
     finally:
         if process.stdin:
-            process.stdin.close()  # it kills its forks and ends
+            # The fork server kills its forks and ends once its input is closed.
+            process.stdin.close()
         await ended(process)
 
 
 @asynccontextmanager
 async def prefect_server(home: Path, database: str | None = None) -> AsyncIterator[str]:
-    """A Prefect server of its own on a free port; gives the address of its API.
+    """Start a Prefect server on a free port; yield the address of its API.
 
-    Its SQLite answers 503 when two write at once, which costs its client seconds; so where there
-    is a PostgreSQL, it gets a database there.
+    If there is a PostgreSQL, the server gets a database there: with SQLite it answers 503 when two
+    clients write at once, and a client then waits for seconds.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -166,7 +167,7 @@ async def prefect_server(home: Path, database: str | None = None) -> AsyncIterat
 
 
 async def ended(process: asyncio.subprocess.Process, seconds: float = GRACE) -> None:
-    """Wait for the end of a process, and kill one that does not end by itself."""
+    """Wait for the end of a process, and kill it if it does not end by itself."""
     try:
         await asyncio.wait_for(process.wait(), seconds)
     except TimeoutError:
@@ -182,9 +183,9 @@ async def _answers(http: httpx.AsyncClient, url: str) -> bool:
 
 @contextmanager
 def pictures(picture: Path) -> Iterator[str]:
-    """One picture under every address of a server, which it gives.
+    """Serve one picture under every path; yield the address.
 
-    Requests that differ in the address only are different to all, but one clip is drawn for them.
+    Requests that differ only in the address are different requests, but they share one drawn clip.
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Picture, picture.read_bytes()))
     Thread(target=server.serve_forever, daemon=True).start()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process that has imported everything and forks the others: each is there in milliseconds.
+"""Server that has imported everything and forks processes, each within milliseconds.
 
 ``python -m tests.chaos.kill_matrix.fork_server`` reads one JSON object per line and forks a process
-for each; when one ends, it writes a line with its exit status. It has no threads itself, as a fork
-keeps one only.
+for each. When a process ends, the server writes a line with its exit status. The server has no
+threads, because a fork keeps only one.
 """
 
 import gc
@@ -26,7 +26,7 @@ Spec = dict[str, Any]
 
 
 class Forks:
-    """The forks that are alive, and the pipe by which the kernel tells of an end."""
+    """Living forks, and the pipe by which the kernel reports the end of one."""
 
     def __init__(self) -> None:
         self.children: dict[int, Spec] = {}
@@ -37,7 +37,7 @@ class Forks:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def fork(self, spec: Spec) -> None:
-        """Start a process for a spec."""
+        """Start a process for a specification."""
         threads = list(Path("/proc/self/task").iterdir())
         assert len(threads) == 1, f"threads before a fork: {threading.enumerate()}"
         pid = os.fork()
@@ -46,13 +46,13 @@ class Forks:
         self.children[pid] = spec
 
     def kill(self, job: int) -> None:
-        """End the process of a job, should it still be there."""
+        """Kill the process of a job if it is still alive."""
         for pid, spec in self.children.items():
             if spec["job"] == job:
                 os.kill(pid, signal.SIGKILL)
 
     def reap(self) -> None:
-        """Tell of each process that has ended."""
+        """Report each process that has ended."""
         with suppress(BlockingIOError):
             os.read(self.ended, 4096)
         for pid in list(self.children):
@@ -67,7 +67,7 @@ class Forks:
 
 
 def live(spec: Spec) -> NoReturn:
-    """The life of a fork: do its work, leave the outcome in a file, and vanish."""
+    """Run the work of a fork, write its outcome to a file, and exit."""
     code = 70
     try:
         signal.set_wakeup_fd(-1)
@@ -86,7 +86,7 @@ def live(spec: Spec) -> NoReturn:
 
 
 def preload(outcome: Path) -> None:
-    """Import what a first run needed, so that no later one has to."""
+    """Import everything that a first run needed, so that no later run has to."""
     for name in json.loads(outcome.read_text(encoding="utf-8")).get("modules", []):
         if name not in sys.modules and not name.startswith("__"):
             with suppress(Exception), warnings.catch_warnings():
@@ -97,7 +97,7 @@ def preload(outcome: Path) -> None:
 
 
 def serve() -> None:
-    """Fork for each line that comes, until no more can come."""
+    """Fork for each line of the input until the input ends."""
     from prefect_cometapi.runway.http_clients import tls_context
 
     tls_context()

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kill flow runs at every step, recover them in every way, and see that nothing is paid twice.
+"""Kill flow runs at every step, recover them in every way, and check that none is paid twice.
 
-``python tests/chaos/kill_matrix/matrix.py --sqlite 100 --postgresql 50`` starts what it needs: a
-Prefect server, stand-ins for CometAPI, and PostgreSQL. It ends with 1 if anything is not as
-promised.
+``python tests/chaos/kill_matrix/matrix.py --sqlite 100 --postgresql 50`` starts a Prefect server,
+stand-ins for CometAPI, and PostgreSQL. The exit status is 1 if a promise is broken.
 """
 
 import argparse
@@ -17,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--sqlite", type=int, default=16, metavar="N", help="kills with the ledger in SQLite")
@@ -32,7 +31,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
 
 
 async def run(asked: argparse.Namespace) -> int:
-    """Play the matrix and tell what it came to; gives the exit status."""
+    """Run the matrix and report the result; return the exit status."""
     from tests.chaos.kill_matrix.campaign import audit, lanes, play_all
     from tests.chaos.kill_matrix.plan import Case, Database, plan, remote_plan
     from tests.chaos.kill_matrix.report import Run, markdown, summary

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults that are put into the product on purpose, to see that the checks notice them."""
+"""Faults that are put into the product on purpose, to prove that the checks notice them."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from .crash_points import around
 
 
 def unclaimed() -> None:
-    """Nothing is written before the POST, nor looked at, so a killed run leaves no trace."""
+    """Write and read no claim before the POST, so that a killed run leaves no trace."""
 
     @around(Ledger, "add")
     async def _(
@@ -30,7 +30,7 @@ def unclaimed() -> None:
 
     @around(ClaimHistory, "check_claim")
     def _(_original: Any, _history: ClaimHistory, _claimed: Entry, _newest_before: int) -> None:
-        """See nothing: the claim has no number."""
+        """Check nothing, as the claim has no number."""
 
     @around(Ledger, "is_surely_held")
     def _(_original: Any, _ledger: Ledger, _key: str, _holder: str) -> bool:
@@ -38,7 +38,7 @@ def unclaimed() -> None:
 
 
 def unbooked() -> None:
-    """The id of what was bought is kept in memory only."""
+    """Keep the id of a purchase in memory only."""
 
     @around(Ledger, "change")
     async def _(
@@ -52,7 +52,7 @@ def unbooked() -> None:
 
 
 def half_files() -> None:
-    """A file grows where finished ones are."""
+    """Write files in place, so that an unfinished one is visible."""
 
     @around(FolderStorage, "staging")
     def _(original: Any, storage: FolderStorage) -> Path:
@@ -60,7 +60,7 @@ def half_files() -> None:
 
 
 def uncollected() -> None:
-    """A collector sees nothing to do."""
+    """Make a collector find nothing to do."""
     setattr(collector, "UNFINISHED", ())  # noqa: B010 -- the module only imports it
 
 

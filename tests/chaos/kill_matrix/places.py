@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storages of the matrix: a folder, an address of an object store, and a storage block."""
+"""Storages of the matrix: a folder, a URL of an object store, and a storage block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ BUCKET = "videos"
 
 
 class Location(Protocol):
-    """Where the videos of one case are wanted."""
+    """Location of the videos of one case."""
 
     @property
     def wanted(self) -> str:
-        """Return it as a flow gets it, and as the ledger has it."""
+        """Return the location as a flow gets it, and as the ledger records it."""
         ...
 
     def names(self) -> list[str]:
@@ -30,7 +30,7 @@ class Location(Protocol):
         ...
 
     def local(self, name: str) -> Path:
-        """Return a visible file as one on this machine."""
+        """Return a visible file as a file on this machine."""
         ...
 
     def uri(self, name: str) -> str:
@@ -63,7 +63,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Objects:
-    """Objects below a prefix of a bucket, for which there may be a block."""
+    """Objects below a prefix of a bucket, possibly with a block for it."""
 
     store: "ObjectStore"
     wanted: str
@@ -86,7 +86,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A real S3 server with one bucket."""
+    """Real S3 server with one bucket."""
 
     url: str
 
@@ -102,11 +102,11 @@ class ObjectStore:
         )
 
     def at_url(self, case: str, copies: Path) -> Objects:
-        """Return where a case keeps its videos by URL."""
+        """Return the location of a case that uses a URL."""
         return Objects(self, f"s3://{BUCKET}/{case}", f"{case}/", copies)
 
     def by_block(self, case: str, copies: Path) -> Objects:
-        """Return where a case keeps its videos by a block of its own."""
+        """Return the location of a case that uses a block of its own."""
         return Objects(self, f"s3-bucket/{case}", f"{case}/", copies)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is killed where, and how it is recovered: every case follows from a seed."""
+"""Plan of the matrix: a seed determines each case, its strike and its recovery."""
 
 import random
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ REMOTE: tuple[Kind, ...] = ("an s3:// URL", "a storage block")
 
 
 class Boundary(StrEnum):
-    """A moment in the life of a generation, in their order; the words are those of the report."""
+    """Boundary in the life of a generation, in order; the report uses the same words."""
 
     BEFORE_CLAIM = "before the claim"
     CLAIMED = "claim committed"
@@ -34,7 +34,7 @@ class Boundary(StrEnum):
 
 
 class How(StrEnum):
-    """What happens at the boundary."""
+    """Kind of strike at the boundary."""
 
     KILL = "SIGKILL"
     ERROR = "an error"
@@ -42,7 +42,7 @@ class How(StrEnum):
 
 
 class Way(StrEnum):
-    """How it goes on after that."""
+    """Way of recovery after the strike."""
 
     FLOW_RETRY = "retry in the same process"
     RUN_RETRY = "retry of the crashed flow run"
@@ -57,13 +57,13 @@ WITH_A_RUN = {Way.FLOW_RETRY, Way.RUN_RETRY, Way.SAME_KEY, Way.COLLECTOR_AND_RUN
 INTERRUPTIONS = [(boundary, how) for how in (How.ERROR, How.TIMEOUT) for boundary in Boundary]
 
 OPEN = {Boundary.CLAIMED, Boundary.POST_BEGUN, Boundary.POST_SENT, Boundary.UNREAD}
-"""Here nobody can know whether it was bought."""
+"""Boundaries at which nobody can know whether the generation was bought."""
 
 DELIVERY = list(Boundary)[list(Boundary).index(Boundary.POLLING) :]
-"""What comes after the purchase, which a collector does as well."""
+"""Boundaries after the purchase, which a collector also passes."""
 
 BOUGHT = {Boundary.CLAIMED: {0}, Boundary.POST_BEGUN: {0}, Boundary.POST_SENT: {0, 1}}
-"""How many jobs the service may have accepted at these boundaries; at all others it is one."""
+"""Numbers of jobs that the service may have accepted at these boundaries; one at all others."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ class Case:
     """One victim and its recovery.
 
     Attributes:
-        number: Tells it apart in its database.
-        database: Where the ledger lies.
-        boundary: Where it is struck.
-        how: With what.
-        way: How it goes on.
-        sync: Whether it is the flow for sync code.
-        file: At a rename, or at an upload: the suffix of the file that it happens to.
-        kind: Which kind of storage keeps the videos.
-        hook: Whether a worker tells the flow's own hook of the crash, before it goes on.
+        number: Number of the case, unique in its database.
+        database: Database of the ledger.
+        boundary: Boundary of the strike.
+        how: Kind of strike.
+        way: Way of recovery.
+        sync: Whether the flow is the one for sync code.
+        file: Suffix of the file whose rename or upload is struck.
+        kind: Kind of storage that keeps the videos.
+        hook: Whether a worker reports the crash to the flow's own hook before the recovery.
         collector: Whether the victim is a collector, for a run that did not wait.
     """
 
@@ -96,7 +96,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """A word for folders, tags and keys."""
+        """Name of the case for folders, tags and keys."""
         return f"{self.database.lower()}-{self.number:03}"
 
     def __str__(self) -> str:
@@ -107,20 +107,20 @@ class Case:
         return f"{self.name}: {self.how} at <{self.boundary}> of {victim}{kept}, then {self.way}"
 
     def may_end(self) -> set[str]:
-        """How recovery alone may leave it: stored, uncertain, or not bought at all."""
+        """Return the states that recovery alone may leave: stored, uncertain or nothing."""
         if self.boundary is Boundary.BEFORE_CLAIM:
             return {"stored"} if self.way in WITH_A_RUN else {"nothing"}
-        expired = self.how is How.TIMEOUT  # it strikes at the next await, if there is one
+        expired = self.how is How.TIMEOUT  # A timeout strikes at the next await, if there is one.
         if self.boundary in OPEN:
             answered = expired and self.boundary in {Boundary.POST_SENT, Boundary.UNREAD}
             return {"uncertain", "stored"} if answered else {"uncertain"}
-        if self.boundary is Boundary.ID_READ and not expired:  # a commit is not cancelled
+        if self.boundary is Boundary.ID_READ and not expired:  # A commit is not cancelled.
             return {"uncertain"}
         return {"stored"}
 
 
 def plan(database: Database, kills: int, interruptions: int, seed: int) -> list[Case]:
-    """Cases in an order that is mixed, and the same for the same seed; pure.
+    """Return cases in a shuffled order that the seed determines; pure.
 
     Sixteen kills meet every boundary once, and eighty meet every way at every boundary.
     """
@@ -155,11 +155,11 @@ REMOTE_STRIKES: tuple[tuple[Boundary, str], ...] = (
     (Boundary.BEFORE_STORED, ".mp4"),
     (Boundary.STORED, ".mp4"),
 )
-"""Where fetch and persist differ with the storage; in place of a rename there is an upload."""
+"""Boundaries at which fetch and persist depend on the storage; an upload replaces the rename."""
 
 
 def remote_plan(kills: int, seed: int) -> list[Case]:
-    """Return kills of runs that keep their videos elsewhere than in a folder; pure.
+    """Return kills of runs that keep their videos in a remote storage; pure.
 
     Twelve meet every such boundary with each kind of storage, and sixty in every way.
     """

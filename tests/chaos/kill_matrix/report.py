@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The matrix as a Markdown page, the same for the same tallies."""
+"""The matrix as a Markdown page, which the tallies alone determine."""
 
 import importlib.metadata
 import platform
@@ -18,12 +18,12 @@ class Run:
     """One run of the matrix.
 
     Attributes:
-        command: With which it is repeated.
-        seed: Of its plan.
-        seconds: How long it took.
-        postgresql: The version of PostgreSQL, or an empty text.
-        tallies: What each case came to.
-        problems: All that was not as promised.
+        command: Command that repeats it.
+        seed: Seed of its plan.
+        seconds: Duration of the run.
+        postgresql: Version of PostgreSQL, or an empty text.
+        tallies: Result of each case.
+        problems: Violations of the promises.
     """
 
     command: str
@@ -35,7 +35,7 @@ class Run:
 
 
 def versions(postgresql: str) -> str:
-    """What it ran on, in one line."""
+    """Return the versions that it ran on, in one line."""
     found = [f"Python {platform.python_version()}"]
     found += [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
     found.append(f"SQLite {sqlite3.sqlite_version}")
@@ -44,7 +44,7 @@ def versions(postgresql: str) -> str:
 
 
 def summary(run: Run) -> str:
-    """The totals in one sentence."""
+    """Return the totals in one sentence."""
     of = run.tallies
     kills = sum(tally.case.how is How.KILL for tally in of)
     return (
@@ -58,7 +58,7 @@ def summary(run: Run) -> str:
 
 
 def markdown(run: Run) -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [INTRODUCTION.format(command=run.command, total=_total(run))]
     for database in ("SQLite", "PostgreSQL"):
         here = [tally for tally in run.tallies if tally.case.database == database]
@@ -80,7 +80,7 @@ def _total(run: Run) -> str:
 
 
 def _victims(run: Run) -> str:
-    """Which kinds of processes were struck."""
+    """Return the kinds of processes that were struck."""
     of = run.tallies
     collectors = _sum(of, lambda tally: tally.case.collector)
     sync = _sum(of, lambda tally: tally.case.sync)

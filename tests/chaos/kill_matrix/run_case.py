@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One case from its strike to its stored video, and everything that is checked on the way."""
+"""Run of one case, from its strike to its stored video, with all checks on the way."""
 
 import asyncio
 import json
@@ -20,17 +20,17 @@ from .plan import BOUGHT, Case, How, Way
 
 @dataclass
 class Tally:
-    """What a case came to.
+    """Result of a case.
 
     Attributes:
-        case: Which.
-        accepted: Jobs that the service had accepted when recovery was over.
-        standing: How recovery left it: stored, uncertain, or something that is a problem.
+        case: The case.
+        accepted: Jobs that the service had accepted at the end of the recovery.
+        standing: State after the recovery: stored, uncertain, or a problem.
         adopted: Whether its id was found at the service, and adopted.
         duplicates: Jobs that were paid for beyond the first.
         lost: Jobs that were paid for and not stored in the end.
-        problems: What is not as promised, in words.
-        seconds: How long it took.
+        problems: Violations of the promises, in words.
+        seconds: Duration of the case.
     """
 
     case: Case
@@ -44,7 +44,7 @@ class Tally:
 
 
 async def play(lane: Lane, case: Case) -> Tally:
-    """Strike, recover, check; what is uncertain is decided as a user would, and checked again."""
+    """Strike, recover and check; settle what is uncertain as a user would, and check again."""
     started = time.monotonic()
     playing = _Playing(lane, case)
     try:
@@ -73,7 +73,7 @@ class _Playing:
             self.complain(problem)
 
     async def through(self) -> None:
-        """The case, from its beginning to its end."""
+        """Run the case from its beginning to its end."""
         recovered = await self.recovered(await self.victim())
         await self.look(recovered)
         match self.tally.standing:
@@ -88,7 +88,7 @@ class _Playing:
                 pass
         await self.end()
 
-    # Struck, and recovered
+    # Strike and recovery
 
     async def victim(self) -> Ended:
         struck = await self.lane.struck(self.case, self.key)
@@ -99,7 +99,7 @@ class _Playing:
         return struck
 
     async def recovered(self, struck: Ended) -> list[Ended]:
-        """Go on after the strike; gives the ends of the processes that did, a run's first."""
+        """Recover after the strike; return the ends of the processes that did, a run's first."""
         case, lane = self.case, self.lane
         flow_run = await lane.flow_run(self.name) if case.hook or case.way is Way.RUN_RETRY else ""
         if flow_run:
@@ -128,10 +128,10 @@ class _Playing:
     async def collect(self) -> Ended:
         return await self.lane.play(self.name, "collect", sync=self.case.sync)
 
-    # Looked at
+    # Check
 
     async def look(self, recovered: list[Ended]) -> None:
-        """What recovery alone came to."""
+        """Check the result of the recovery alone."""
         entries = await self.lane.entries(self.name)
         accepted = self.lane.accepted(self.name)
         self.tally.accepted = len(accepted)
@@ -152,9 +152,9 @@ class _Playing:
             self.is_result(result, entries[0])
 
     def tells_what_to_do(self, process: Ended, entry: Entry) -> None:
-        """An uncertain generation stops a run, and is named by a collector, with the commands."""
+        """Check that a run stops at it, or a collector lists it, with the commands."""
         text = process.text
-        if process.outcome and not process.error:  # a collector, which does not fail
+        if process.outcome and not process.error:  # A collector does not fail.
             listed = [each for each in process.outcome["generations"] if each["key"] == entry.key]
             self.expect(
                 [each["state"] for each in listed] == ["uncertain"],
@@ -167,10 +167,10 @@ class _Playing:
         for command in (f"ledger adopt {key} TASK_ID", f"ledger resubmit {key}"):
             self.expect(f"prefect-cometapi {command}" in text, f"{command!r} is not told: {text}")
 
-    # Decided
+    # Decision
 
     async def decide(self, recovered: list[Ended]) -> None:
-        """Look at the service and adopt what is there, or allow one more submission."""
+        """Look at the service and adopt its job, or allow one more submission."""
         (entry,) = await self.lane.entries(self.name)
         listed = await self.lane.ledger.entries(states=[State.UNCERTAIN])
         self.expect(entry.key in {each.key for each in listed}, "it is not listed as uncertain")
@@ -188,10 +188,10 @@ class _Playing:
             after = await self.run(entry.key)
         self.expect(after.succeeded, f"after the decision: {after}")
 
-    # Stored
+    # End
 
     async def end(self) -> None:
-        """In the end there is one paid job, and its whole video is in the storage."""
+        """Check that there is one paid job and that its whole video is in the storage."""
         accepted = {job.task_id for job in self.lane.accepted(self.name)}
         entries = await self.lane.entries(self.name)
         stored = {entry.task_id for entry in entries if entry.state is State.STORED}
@@ -205,7 +205,7 @@ class _Playing:
                 await self.is_whole(entry)
 
     async def is_whole(self, entry: Entry) -> None:
-        """The files are those of the ledger, and the clip is what the service delivers."""
+        """Check that the files match the ledger, and that the service delivers the same clip."""
         clip = await self.lane.delivered(entry.task_id or "")
         await asyncio.to_thread(self.nothing_is_half, "in the end", clip)
         living = await self.lane.ledger.is_living(entry)
@@ -229,7 +229,7 @@ class _Playing:
         self.expect(same, "the JSON beside the video is about another one")
 
     def is_result(self, result: dict[str, Any], entry: Entry) -> None:
-        """What the run returned is what the ledger knows."""
+        """Check that the run returned the facts of the ledger."""
         videos = entry.model_dump(mode="json")["videos"].get(self.lane.location(self.name).wanted)
         told = (result["key"], result["task_id"], result["status"], result["videos"])
         known = (entry.key, entry.task_id, "succeeded", videos)
@@ -241,5 +241,5 @@ class _Playing:
 
 
 def problems_of(tallies: Iterable[Tally]) -> list[str]:
-    """All that is not as promised, each with its case."""
+    """Return all violations, each with its case."""
     return [f"{tally.case}: {problem}" for tally in tallies for problem in tally.problems]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A batch that is killed and started again buys each row once, and stores each.
 
-The whole of it is ``python tests/chaos/kill_matrix/batches.py --rows 500 --kills 3``.
+The full version is ``python tests/chaos/kill_matrix/batches.py --rows 500 --kills 3``.
 """
 
 import json
@@ -16,7 +16,7 @@ from .batches import Played, check, play
 @pytest.mark.server
 @pytest.mark.slow
 async def test_a_killed_batch_goes_on_where_it_was(prefect_server, tmp_path):
-    """Killed twice amid its purchases: as many jobs as rows, and as many whole files."""
+    """A batch that is killed twice amid its purchases buys and stores each row once."""
     played = await play(rows=24, kills=2, seed=3, folder=tmp_path, api=prefect_server)
     assert played.problems == []
     assert len(played.accepted_at_kills) == 2

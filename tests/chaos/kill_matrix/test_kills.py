@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sample of the kill matrix: real processes, killed at every step, and recovered in every way.
 
-The whole of it is ``python tests/chaos/kill_matrix/matrix.py --sqlite 100 --postgresql 50``.
+The full version is ``python tests/chaos/kill_matrix/matrix.py --sqlite 100 --postgresql 50``.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ MUTANTS = {
 
 @dataclass(frozen=True)
 class Played:
-    """What the sample came to, and each mutant."""
+    """Results of the sample and of each mutant."""
 
     tallies: list[Tally]
     audited: list[str]
@@ -54,7 +54,7 @@ class Played:
 
 @pytest.fixture(scope="module")
 def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
-    """The sample, played once; without PostgreSQL its cases there are left out."""
+    """Run the sample once; without PostgreSQL, its cases there are left out."""
     if sys.platform != "linux":
         pytest.skip("the processes are forked in the way of Linux")
     postgres = request.getfixturevalue("postgres") if binaries() else None
@@ -62,7 +62,7 @@ def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 async def play_sample(folder: Path, postgres: Postgres | None) -> Played:
-    """Play the cases in two places, and the mutants in a third."""
+    """Run the cases in two environments, and the mutants in a third."""
     async with lanes(folder, postgres=postgres, at_once=3, remote=True) as (*places, apart):
         cases = SQLITE + REMOTE_CASES + (POSTGRESQL if postgres else [])
         tallies = await play_all(places, cases)
@@ -72,7 +72,7 @@ async def play_sample(folder: Path, postgres: Postgres | None) -> Played:
         for lane.mutant, case in MUTANTS.items():
             mutants[str(lane.mutant)] = await play(lane, case)
             for entry in await lane.ledger.entries(states=[State.SUBMITTED, State.UNCERTAIN]):
-                await lane.ledger.change(entry.key, State.FAILED)  # the next one starts afresh
+                await lane.ledger.change(entry.key, State.FAILED)  # The next case starts afresh.
         return Played(tallies, audited, mutants)
 
 
@@ -80,7 +80,7 @@ async def play_sample(folder: Path, postgres: Postgres | None) -> Played:
 @pytest.mark.server
 @pytest.mark.slow
 def test_a_killed_run_pays_once_and_what_is_paid_for_is_stored(played):
-    """Killed at any step and recovered in any way: no second payment, no lost and no half clip."""
+    """A run that is killed at any step and recovered in any way pays once and stores its clip."""
     assert problems_of(played.tallies) == []
     assert played.audited == []
     assert sum(tally.duplicates + tally.lost for tally in played.tallies) == 0
@@ -100,7 +100,7 @@ def test_a_killed_run_pays_once_and_what_is_paid_for_is_stored(played):
     ],
 )
 def test_a_product_that_breaks_its_promise_does_not_pass(played, mutant, found):
-    """The checks see a second payment, a forgotten id, a half file and a clip left behind."""
+    """The checks find a second payment, a forgotten id, a half file and an uncollected clip."""
     tally = played.mutants[mutant]
     assert found in "\n".join(tally.problems)
     assert tally.duplicates == (mutant == "unclaimed")
@@ -108,7 +108,7 @@ def test_a_product_that_breaks_its_promise_does_not_pass(played, mutant, found):
 
 
 def test_the_sample_meets_every_boundary_and_every_way():
-    """Each step of a run is killed in the sample, and each recovery is tried, on both databases."""
+    """The sample kills a run at each step and tries each recovery, on both databases."""
     kills = [case for case in SQLITE if case.how is How.KILL]
     assert {case.boundary for case in kills} == set(Boundary)
     assert {case.way for case in SQLITE} == set(Way)
@@ -119,7 +119,7 @@ def test_the_sample_meets_every_boundary_and_every_way():
 
 
 def test_eighty_kills_meet_every_way_at_every_boundary():
-    """The whole matrix has no hole, and a hundred kills are a hundred kills."""
+    """A matrix of eighty kills covers every way at every boundary, and N kills are N cases."""
     cases = plan("SQLite", 100, len(INTERRUPTIONS), 1)
     killed = [(case.boundary, case.way) for case in cases if case.how is How.KILL]
     assert len(killed) == 100
@@ -129,7 +129,7 @@ def test_eighty_kills_meet_every_way_at_every_boundary():
 
 
 def test_runs_are_killed_in_each_step_that_differs_with_the_storage():
-    """Fetch and persist are killed with an S3 URL and with a storage block, each at each point."""
+    """Fetch and persist are killed at each point with an S3 URL and with a storage block."""
     struck = {(case.kind, case.boundary, case.file) for case in REMOTE_CASES}
     assert struck == {(kind, *strike) for kind in REMOTE for strike in REMOTE_STRIKES}
     ways = {(case.kind, case.boundary, case.file, case.way) for case in remote_plan(60, 1)}
@@ -137,13 +137,13 @@ def test_runs_are_killed_in_each_step_that_differs_with_the_storage():
 
 
 def test_a_seed_is_a_plan():
-    """A run of the matrix can be repeated, case by case; another seed is another plan."""
+    """The same seed gives the same plan, case by case, and another seed gives another plan."""
     assert plan("SQLite", 40, 10, 5) == plan("SQLite", 40, 10, 5)
     assert plan("SQLite", 40, 10, 5) != plan("SQLite", 40, 10, 6)
 
 
 def test_the_report_tells_every_case_once():
-    """The table adds up, and a problem stands on the page."""
+    """The report counts every case once, and shows each problem."""
     tallies = [Tally(case, accepted=1, standing="stored", lost=0) for case in SQLITE]
     run = Run("python …", SEED, 12.3, "", tallies, ["sqlite-001: half a file"])
     page = markdown(run)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process of the matrix does: run a flow, retry one, or collect; struck, or in peace."""
+"""Process of the matrix: it runs a flow, retries one, or collects, with or without a strike."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ Outcome = dict[str, Any]
 
 
 def perform(spec: Spec) -> Outcome:
-    """Do what a spec says, in this process, which has no other work; gives what came of it."""
+    """Run a specification in this process, which has no other work; return the outcome."""
     for name in [name for name in os.environ if name.startswith("COMETAPI_")]:
         del os.environ[name]
     os.environ |= spec["env"]
@@ -67,7 +67,7 @@ def _entrypoint(spec: Spec) -> str:
 
 
 def _tell_hook(spec: Spec) -> Outcome:
-    """What a worker does when a process died: call the flow's hooks in a process of its own."""
+    """Call the flow's hooks in a process of their own, as a worker does when a process died."""
     flow = load_flow_from_entrypoint(_entrypoint(spec), use_placeholder_flow=False)
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(UUID(spec["flow_run"]))
@@ -101,7 +101,7 @@ async def _told_by_prefect(flow_run_id: UUID) -> Any:
 
 
 def _warm_up(spec: Spec) -> Outcome:
-    """Run each flow once, and tell which modules that took."""
+    """Run each flow once, and return the modules that it imported."""
     found = [_run(spec | {"sync": sync}).model_dump(mode="json") for sync in (False, True)]
     _collect(spec | {"sync": False})
     return {"videos": found[0]["videos"], "modules": sorted(sys.modules)}

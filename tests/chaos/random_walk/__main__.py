@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buy, kill, pause, copy, fork, move and restore for as long as asked, and see what it costs.
+"""Buy, kill, pause, copy, fork, move and restore for a given time, and check the purchases.
 
-``python -m tests.chaos.random_walk --minutes 60 --database sqlite`` starts what it needs: a double
-of the service, PostgreSQL if that is asked for, buyers, collectors, and a person who decides. The
-seed chooses the disturbances and their order. The exit status is 1 if anything was paid twice
-without leave, was lost, or is not as promised.
+``python -m tests.chaos.random_walk --minutes 60 --database sqlite`` starts a double of the service,
+PostgreSQL if selected, buyers, collectors, and a person who decides. The seed chooses the
+disturbances and their order. The exit status is 1 if anything was paid twice without leave, if
+anything was lost, or if another promise is broken.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of the random walk: buyers, collectors, and the person who decides.
+"""Processes of the random walk: buyers, collectors, and the person who decides.
 
 Each is a fork of the runner, which has imported everything; it does one thing and ends.
 """
@@ -43,13 +43,13 @@ from .journal import Journal
 
 KEY = "sk-chaos-91f0b7e35ac2"
 LEASE = 2.0
-"""Seconds of a lease; in production it is a minute."""
+"""Duration of a lease in seconds; in production it is a minute."""
 
 PATIENCE = 10.0
 """Seconds for which an actor waits for the database."""
 
 TIMEOUT = 1.5
-"""Seconds after which an actor gives a call up; in production it is a minute."""
+"""Read timeout of an actor in seconds; in production it is a minute."""
 
 AT_ONCE = 4
 """Keys that a buyer works on at a time."""
@@ -58,23 +58,23 @@ TRIES = 4
 """Attempts of a buyer on one key, as Prefect's retries make them."""
 
 DECIDABLE = {State.UNCERTAIN, State.LOST, State.FAILED, State.CANCELLED, State.SUBMITTED}
-"""States about which the person may decide."""
+"""States of the generations that the person may settle."""
 
 MOMENTS = ("posting", "polling", "persisting")
-"""Moments at which a row is deleted: between the claim and the answer, between the answer and the
-end, and between the download and the file's publication."""
+"""Moments at which a row is deleted: between the claim and the reply, between the reply and the
+end, and between the download and the publication of the file."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an actor works.
+    """Folders and addresses of an actor.
 
     Attributes:
-        folder: Of the whole run.
-        ledger_url: Of the ledger.
-        service: Root of the service.
+        folder: Folder of the whole run.
+        ledger_url: URL of the ledger.
+        service: Root URL of the service.
         storage: Folder for the videos.
-        seed: Of this actor.
+        seed: Seed of this actor.
     """
 
     folder: Path
@@ -85,17 +85,17 @@ class Place:
 
     @property
     def events(self) -> Journal:
-        """The file in which actors report."""
+        """File in which actors report events."""
         return Journal(self.folder / "events.jsonl")
 
     @property
     def accepted(self) -> Journal:
-        """The file in which the service wrote what it accepted."""
+        """File in which the service writes the purchases that it accepted."""
         return Journal(self.folder / "accepted.jsonl")
 
     @property
     def ledger_file(self) -> Path:
-        """The file of a SQLite ledger."""
+        """File of a SQLite ledger."""
         return Path(self.ledger_url.removeprefix("sqlite:///"))
 
     def environment(self) -> dict[str, str]:
@@ -165,7 +165,7 @@ async def _shared(ledger: Ledger) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def reported(events: Journal, key: str) -> AsyncIterator[None]:
-    """Report how the work on a key ended; an error of the package is an ordinary end."""
+    """Report the end of the work on a key; an error of the package is an ordinary end."""
     try:
         yield
         events.write("ended", key=key, error="")
@@ -178,16 +178,16 @@ async def reported(events: Journal, key: str) -> AsyncIterator[None]:
 
 @dataclass
 class Buyer:
-    """A process that buys keys one batch after the other.
+    """Process that buys keys, one batch after the other.
 
     SIGUSR1 makes it copy the ledger's files while they are in use, as a backup in Python does.
     SIGUSR2 makes it fork after the batch: the parent ends and the child continues, as a daemon.
     SIGTERM makes it end after the batch.
 
     Args:
-        keys: What it buys, in this order.
+        keys: Keys to buy, in this order.
         leaves: Share of the keys that it only submits.
-        moment: Where the row of each key is deleted under it, if anywhere.
+        moment: Moment at which the row of each key is deleted, if any.
     """
 
     keys: list[str]
@@ -197,7 +197,7 @@ class Buyer:
     _must_end: bool = field(default=False, init=False)
 
     def __call__(self, place: Place) -> None:
-        """Buy them all."""
+        """Buy all keys."""
         signal.signal(signal.SIGUSR1, lambda *_: _copy_own_ledger(place))
         signal.signal(signal.SIGUSR2, self._fork_soon)
         signal.signal(signal.SIGTERM, self._end_soon)
@@ -232,7 +232,7 @@ class Buyer:
 
 
 async def bought(ledger: Ledger, key: str, *, wait: bool = True, by: Any = PLAIN) -> None:
-    """Buy a key, or attach to what was bought under it, and deliver it; retry what passes."""
+    """Buy a key, or continue the purchase under it, and deliver it; retry transient errors."""
     for left in reversed(range(TRIES)):
         try:
             async with staying_with(ledger, key, this_run()):
@@ -280,7 +280,7 @@ async def _delete_row(place: Place, key: str) -> None:
 
 
 class _striking:  # noqa: N801 -- it reads as a function
-    """Have something done at a moment of a delivery, once; yields the steps that do it."""
+    """Run a callback at a moment of a delivery, once; yield the steps that do it."""
 
     def __init__(self, moment: str, strike: Callable[[], Awaitable[None]]) -> None:
         self._moment = moment
@@ -317,7 +317,7 @@ class _striking:  # noqa: N801 -- it reads as a function
 
 
 def collect(place: Place) -> None:
-    """Finish what is bought and what nobody works on, as the flow ``collect`` does."""
+    """Finish purchases that nobody works on, as the flow ``collect`` does."""
     setattr(collector, "deliver", partial(deliver, by=PLAIN))  # noqa: B010 -- it only imports it
     ledger = Ledger(place.ledger_url, lease=LEASE, patience=PATIENCE)
 
@@ -356,7 +356,7 @@ def has_option(name: str, option: str) -> bool:
 
 @dataclass(frozen=True)
 class Person:
-    """The user, who looks into the service's console and decides about what is uncertain.
+    """User who looks into the service's console and settles uncertain generations.
 
     Args:
         final: Whether everything is to be settled now: what was accepted is adopted, what was not
@@ -366,7 +366,7 @@ class Person:
     final: bool = False
 
     def __call__(self, place: Place) -> None:
-        """Decide about each generation that waits for a decision."""
+        """Settle each generation that waits for a decision."""
         chance = random.Random(place.seed)
         for entry, candidates in sorted(_undecided(place), key=lambda pair: pair[0].key):
             decision = self._decision(entry, candidates, chance)
@@ -384,7 +384,8 @@ class Person:
         open_outcome = entry.state in {State.UNCERTAIN, State.LOST}
         if self.final:
             return "" if not open_outcome else "adopt" if candidates else "resubmit"
-        if entry.state is State.SUBMITTED:  # nobody would ask for a second purchase's own key again
+        # Nobody would ask for a second purchase's own key again.
+        if entry.state is State.SUBMITTED:
             return "abandon" if point < 0.03 and "+" not in entry.key else ""
         if not open_outcome:
             return "resubmit" if point < 0.3 else ""
@@ -394,7 +395,7 @@ class Person:
 
 
 def _undecided(place: Place) -> list[tuple[Entry, list[str]]]:
-    """Return what a person may decide about, each with purchases since its claim in no row."""
+    """Return the entries to settle, each with its unrecorded purchases since the claim."""
     bought: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     ledger = Ledger(place.ledger_url, patience=PATIENCE)
 
@@ -416,7 +417,7 @@ def _undecided(place: Place) -> list[tuple[Entry, list[str]]]:
 
 
 def _resubmit(place: Place, key: str, *, now: bool) -> None:
-    """Allow one more submission; the leave is written down before it is given."""
+    """Allow one more submission; the leave is written down before it takes effect."""
     forced = ["--now"] if now and has_option("resubmit", "now") else []
     for options in ([], forced) if forced else ([],):
         place.events.write("leave", key=key, now=bool(options))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Violations of the promises in what a random walk left: a pure function of what was found.
+"""Check of the promises in the state that a random walk left: a pure function.
 
-It compares three things that do not know of each other: what the service accepted, what the ledger
-says, and what is in the storage. A person may allow one more submission of a key (a leave), so a
-key may have been bought once, and once more for each leave that was given before.
+It compares three independent sources: the purchases that the service accepted, the rows of the
+ledger, and the files in the storage. A person may allow one more submission of a key (a leave). So
+a key may have been bought once, and once more for each leave that was given before.
 """
 
 from collections import Counter, defaultdict
@@ -15,10 +15,10 @@ from ..fault_storm.checker import Job, Row, Violation, Wrong
 
 @dataclass(frozen=True)
 class Purchase(Job):
-    """A job that the service accepted.
+    """Job that the service accepted.
 
     Attributes:
-        at: When it was accepted, in seconds.
+        at: Time of acceptance, in seconds.
     """
 
     at: float = 0.0
@@ -26,11 +26,11 @@ class Purchase(Job):
 
 @dataclass(frozen=True)
 class Leave:
-    """A permission to submit a key once more.
+    """Permission to submit a key once more.
 
     Attributes:
         key: The key.
-        at: When it was given, in seconds.
+        at: Time of the permission, in seconds.
     """
 
     key: str
@@ -39,16 +39,16 @@ class Leave:
 
 @dataclass(frozen=True)
 class Left:
-    """What a random walk left once everything was settled.
+    """State after a random walk, once everything was settled.
 
     Attributes:
-        keys: Every key that was wanted.
-        purchases: What the service accepted.
-        leaves: What a person allowed.
-        rows: The whole ledger.
-        files: Every visible file of the storage, with its SHA-256; empty for one that is broken.
-        untyped: Errors that are none of the package's own.
-        integrity: What the database says of itself; ``ok`` where it is sound.
+        keys: Every key that was requested.
+        purchases: Purchases that the service accepted.
+        leaves: Permissions that a person gave.
+        rows: All rows of the ledger.
+        files: SHA-256 of every visible file of the storage; empty for a broken one.
+        untyped: Errors of other packages.
+        integrity: Result of the database's own check; ``ok`` if it is sound.
         incomplete: Copies and backups that lack a purchase, in words.
     """
 
@@ -63,7 +63,7 @@ class Left:
 
 
 def violations(left: Left) -> list[Violation]:
-    """Return all that must not be."""
+    """Return all violations."""
     checks = (_duplicates, _lost, _invented, _undelivered, _half_files, _unsettled, _reported)
     return [violation for check in checks for violation in check(left)]
 
@@ -88,7 +88,7 @@ def _by_key(left: Left) -> dict[str, list[Purchase]]:
 
 
 def _duplicates(left: Left) -> Iterator[Violation]:
-    """Find the purchases of a key for which no leave had been given by then."""
+    """Find the purchases of a key for which no leave had been given before."""
     times = _times(left.leaves)
     for key, bought in _by_key(left).items():
         for before, purchase in enumerate(bought):
@@ -99,7 +99,7 @@ def _duplicates(left: Left) -> Iterator[Violation]:
 
 
 def _lost(left: Left) -> Iterator[Violation]:
-    """Find purchases that the ledger does not know under their key.
+    """Find purchases that the ledger does not record under their key.
 
     A second one may be under its key and id. One whose key a person had submitted again afterwards
     was given up by that person.
@@ -121,7 +121,7 @@ def _lost(left: Left) -> Iterator[Violation]:
 
 
 def _invented(left: Left) -> Iterator[Violation]:
-    """Find ids in the ledger that the service never gave."""
+    """Find ids in the ledger that the service never issued."""
     accepted = {purchase.task_id for purchase in left.purchases}
     for row in left.rows:
         if row.task_id and row.task_id not in accepted:
@@ -129,7 +129,7 @@ def _invented(left: Left) -> Iterator[Violation]:
 
 
 def _undelivered(left: Left) -> Iterator[Violation]:
-    """Find purchases that the ledger knows and that are not stored as they were served."""
+    """Find recorded purchases that are not stored as they were served."""
     purchases = {purchase.task_id: purchase for purchase in left.purchases}
     for row in left.rows:
         purchase = purchases.get(row.task_id or "")
@@ -147,7 +147,7 @@ def _undelivered(left: Left) -> Iterator[Violation]:
 
 
 def _half_files(left: Left) -> Iterator[Violation]:
-    """Find visible files that are not whole, and videos that nobody served."""
+    """Find visible files that are not whole, and videos that the service never served."""
     served = {purchase.sha256 for purchase in left.purchases}
     for name, sha256 in left.files.items():
         if not sha256:
@@ -164,7 +164,7 @@ def _unsettled(left: Left) -> Iterator[Violation]:
 
 
 def _reported(left: Left) -> Iterator[Violation]:
-    """Return what was found during the walk, and what the database says of itself."""
+    """Return the violations found during the walk, and those that the database itself reports."""
     yield from (Violation(Wrong.UNTYPED, error) for error in left.untyped)
     yield from (Violation(Wrong.LOST, copy) for copy in left.incomplete)
     if left.integrity != "ok":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The disturbances of the random walk, each chosen by the seed and each with a rate."""
+"""Disturbances of the random walk, which the seed chooses by their weights."""
 
 import ctypes
 import os
@@ -26,14 +26,14 @@ BOTH = ("sqlite", "postgresql")
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Something that is done to the processes, the ledger or the storage.
+    """Disturbance of the processes, the ledger or the storage.
 
     Attributes:
-        name: By which it is switched off.
-        weight: How often it happens, against the others.
-        act: Does it; returns whether it could be done just then.
-        databases: Where it can happen.
-        needs: The command of the package that it needs, if any.
+        name: Name by which it is switched off.
+        weight: Its frequency, relative to the others.
+        act: Performs it; returns whether it was possible at that moment.
+        databases: Databases with which it is possible.
+        needs: Command of the package that it needs, if any.
     """
 
     name: str
@@ -119,7 +119,7 @@ def _back_up(place: Place, file: Path) -> None:
 
 
 def _compare(place: Place, known: dict[str, str], file: Path) -> None:
-    """Report the purchases that a copy lacks, but for those whose rows were deleted meanwhile."""
+    """Report the purchases that a copy lacks, except those whose rows were deleted meanwhile."""
     try:
         missing = known.keys() - _recorded(file).keys()
     except sqlite3.Error as error:
@@ -133,7 +133,7 @@ def _compare(place: Place, known: dict[str, str], file: Path) -> None:
 
 
 def _recorded(file: Path) -> dict[str, str]:
-    """Return the keys in a ledger's file by their ids, read without the package."""
+    """Return the keys in a ledger's file by their task ids, read without the package."""
     if not file.exists():
         return {}
     connection = sqlite3.connect(file, timeout=30)
@@ -163,7 +163,7 @@ def move(walk: Walk, chance: random.Random) -> bool:
 
 
 def _alone(walk: Walk) -> bool:
-    """Kill every process, once no row is to be repaired; return whether that came about."""
+    """Kill every process once no row is to be repaired; return whether that was possible."""
     if not walk.wait(20, lambda actor: actor.shielded):
         return False
     walk.kill_all()
@@ -171,7 +171,7 @@ def _alone(walk: Walk) -> bool:
 
 
 def restore(walk: Walk, chance: random.Random) -> bool:
-    """Put an older backup in the ledger's place: it must buy nothing before it is rebuilt."""
+    """Replace the ledger with an older backup, which must buy nothing before it is rebuilt."""
     made = [file for file in walk.backups if file.exists()]
     if not made or not walk.wait(20, lambda actor: actor.shielded):
         return False
@@ -201,20 +201,20 @@ def restore(walk: Walk, chance: random.Random) -> bool:
         if row.state == "stored" and row.task_id not in ids:
             walk.incomplete.append(f"{row.key} is not in the ledger that was rebuilt")
         elif row.key not in there or there[row.key].state in {"rejected", "released"}:
-            walk.events.write("leave", key=row.key)  # it failed, which only the ledger knew
+            walk.events.write("leave", key=row.key)  # only the old ledger knew the failure
     return True
 
 
 def _rebuild(place: Place) -> None:
     status, output = actors.command("ledger", "rebuild")
-    if status:  # claims that were refused or failed are in no video
+    if status:  # No video contains claims that were refused or failed.
         status, output = actors.command("ledger", "rebuild", "--accept-missing")
     if status:
         place.events.write("incomplete", text=f"the ledger cannot be rebuilt: {output[:200]}")
 
 
 def vanish(walk: Walk, chance: random.Random) -> bool:
-    """Delete the row of a purchase while a run has it in its hand; that run is left in peace."""
+    """Delete the row of a purchase while a run works on it; that run is not disturbed otherwise."""
     key = walk.fresh_key(private=True)
     buyer = Buyer([key], moment=chance.choice(MOMENTS))
     walk.start("careful buyer", buyer, shielded=True, private=[key])
@@ -236,7 +236,7 @@ def crash(walk: Walk, chance: random.Random) -> bool:
 
 
 def kill_server(walk: Walk, chance: random.Random) -> bool:
-    """SIGKILL the first process of PostgreSQL, and start it again."""
+    """SIGKILL the main process of PostgreSQL, and start it again."""
     assert walk.postgres
     walk.postgres.kill()
     walk.postgres.start()
@@ -244,13 +244,13 @@ def kill_server(walk: Walk, chance: random.Random) -> bool:
 
 
 def unwritable(walk: Walk, chance: random.Random) -> bool:
-    """Put a file in the place of the folder with the videos for a while."""
+    """Replace the folder of the videos with a file for a while."""
     storage, other = walk.place.storage, walk.place.storage.with_name("not-a-folder")
     if other.exists():
         return False
     try:
         other.touch()
-    except OSError:  # the disk is full just now
+    except OSError:  # The disk is full at this moment.
         return False
     if not _exchanged(storage, other):
         other.unlink()
@@ -265,13 +265,13 @@ def unwritable(walk: Walk, chance: random.Random) -> bool:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Exchange two names at once, where this system can; return whether it did."""
+    """Exchange two names atomically if this system can; return whether it did."""
     names = os.fsencode(one), os.fsencode(other)
     return ctypes.CDLL(None).renameat2(-100, names[0], -100, names[1], 2) == 0
 
 
 def full(walk: Walk, chance: random.Random) -> bool:
-    """Leave no room on the disk with the videos for a while."""
+    """Fill the disk with the videos for a while."""
     disk = walk.disk
     if disk is None or not disk.resize(disk.used()):
         return False
@@ -280,7 +280,7 @@ def full(walk: Walk, chance: random.Random) -> bool:
 
 
 def clear_staging(walk: Walk, chance: random.Random) -> bool:
-    """Delete every file that is downloaded and not published yet."""
+    """Delete every downloaded file that is not published yet."""
     staged = list((walk.place.storage / ".incoming").glob("*"))
     for file in staged:
         file.unlink(missing_ok=True)
@@ -288,7 +288,7 @@ def clear_staging(walk: Walk, chance: random.Random) -> bool:
 
 
 def lose_video(walk: Walk, chance: random.Random) -> bool:
-    """Delete a stored video, which the next run with its key must fetch again without paying."""
+    """Delete a stored video; the next run with its key must fetch it again without paying."""
     stored = sorted(walk.place.storage.glob("*.mp4"))
     if not stored:
         return False
@@ -303,7 +303,7 @@ def collect(walk: Walk, chance: random.Random) -> bool:
 
 
 def person(walk: Walk, chance: random.Random) -> bool:
-    """Have a person look at what is uncertain, and decide."""
+    """Have a person settle uncertain generations."""
     walk.start("person", Person())
     return True
 
@@ -331,7 +331,7 @@ DISTURBANCES = (
 
 
 def possible(database: str, without: set[str]) -> list[Disturbance]:
-    """Return the disturbances that can happen, and are not switched off."""
+    """Return the disturbances that are possible and not switched off."""
     return [
         one
         for one in DISTURBANCES

@@ -14,7 +14,7 @@ class Journal:
     """One file of JSON lines.
 
     Each line is one write to a file that is opened for appending, so lines of several processes
-    never mix, and a killed process leaves a line whole or not at all.
+    path: The file; the first line creates it.
 
     Args:
         path: The file; it is made with the first line.
@@ -40,7 +40,7 @@ class Journal:
         return [json.loads(line) for line in self.path.read_bytes().splitlines()]
 
     def news(self) -> list[Line]:
-        """Return the lines that were not returned before."""
+        """Return the lines that no earlier call returned."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:

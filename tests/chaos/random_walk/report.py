@@ -35,7 +35,7 @@ NAMES = {
     "lose-video": "stored videos deleted",
 }
 REPORTED_AS = {"copy": "copied", "fork": "forked", "vanish": "row deleted while "}
-"""Disturbances that are counted by what an actor reports."""
+"""Disturbances that are counted by the events of the actors."""
 
 FAULTS = {
     "none": "answered well",
@@ -60,20 +60,20 @@ DECISIONS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one walk resulted in.
+    """Outcome of one walk.
 
     Attributes:
-        seed: Of the walk.
-        seconds: For which it was disturbed.
-        all_seconds: The same with the end, in which everything is settled.
-        database: Of the ledger.
-        happened: Disturbances by name.
-        expected: The names of those that were switched on.
-        faults: Of submissions, by kind.
-        events: What the actors reported.
-        left: What was checked.
+        seed: Seed of the walk.
+        seconds: Duration of the disturbances.
+        all_seconds: Duration including the end, in which everything is settled.
+        database: Database of the ledger.
+        happened: Counts of the disturbances, by name.
+        expected: Names of the disturbances that were switched on.
+        faults: Counts of the submissions' faults, by kind.
+        events: Events that the actors reported.
+        left: State that was checked.
         incoming: Files that killed processes left behind, invisible in the storage.
-        violations: What must not be.
+        violations: All violations.
     """
 
     seed: int
@@ -140,7 +140,7 @@ def summary(outcome: Outcome) -> str:
 
 
 def _violations(outcome: Outcome) -> list[str]:
-    """Return each violation once, with how often it was found."""
+    """Return each violation once, with the number of times that it was found."""
     found = Counter(map(str, outcome.violations))
     return [text if number == 1 else f"{text} ({number} times)" for text, number in found.items()]
 

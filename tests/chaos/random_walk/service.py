@@ -68,11 +68,11 @@ class Job:
 
 
 class Reset(Exception):
-    """End the connection without a reply."""
+    """Exception that ends the connection without a reply."""
 
 
 def video_of(video: bytes, task_id: str) -> bytes:
-    """Return the clip of one purchase: the same pictures, and a box that names the purchase."""
+    """Return the clip of one purchase: the same pictures, with a box that names the purchase."""
     name = task_id.encode()
     return video + (8 + len(name)).to_bytes(4) + b"free" + name
 
@@ -88,14 +88,14 @@ def pick(weights: dict[str, int], chance: random.Random, otherwise: str = "") ->
 
 
 class Service:
-    """The double.
+    """Double of CometAPI.
 
     Args:
-        journal: Where accepted purchases are written.
-        clip: The MP4 that every purchase results in.
-        seed: Chooses the faults.
-        timeout: Seconds after which clients give a call up.
-        faults: The kinds of fault of a submission that may happen.
+        journal: File for the accepted purchases.
+        clip: MP4 that every purchase results in.
+        seed: Seed of the faults.
+        timeout: Read timeout of the clients, in seconds.
+        faults: Kinds of faults that a submission may meet.
     """
 
     def __init__(
@@ -245,14 +245,14 @@ class Service:
         writer.transport.abort()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; return whether the connection stays."""
+        """Answer one request; return whether the connection stays open."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *headers = head.split("\r\n")
         method, target, _ = first.split(" ")
         sizes = [line.partition(":")[2] for line in headers if line.lower().startswith("content-l")]
         body = await reader.readexactly(int(sizes[0])) if sizes else b""
         status, content_type, content = await self.answer(method, target, body)
-        length = -status if status < 0 else len(content)  # one that is cut promises more
+        length = -status if status < 0 else len(content)  # A reply that is cut off promises more.
         writer.write(
             f"HTTP/1.1 {max(200, status)} OK\r\nContent-Type: {content_type}\r\n"
             f"Content-Length: {length}\r\n\r\n".encode()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checker of the random walk finds what it is there for."""
+"""Tests that the checker of the random walk finds each kind of violation."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def with_row(row: Row) -> Left:
 
 
 def test_a_walk_that_ended_as_promised_is_clean():
-    """Stored and failed purchases and one that was bought again with leave are no violations."""
+    """Stored and failed purchases, and one that was bought again with leave, are no violations."""
     assert violations(SOUND) == []
     assert doubles(SOUND) == 1
 
@@ -52,12 +52,12 @@ def test_a_walk_that_ended_as_promised_is_clean():
     ids=["no leave", "leave for another key", "leave afterwards", "second", "third"],
 )
 def test_a_purchase_that_nobody_allowed_is_found(twice):
-    """A key is accepted once, and once more for each leave that was given before."""
+    """A purchase beyond the first needs a leave that was given before."""
     assert Wrong.DUPLICATE in wrong(twice)
 
 
 def test_a_late_leave_is_no_excuse_for_an_early_purchase():
-    """Of three purchases with two leaves, one that came too early is found alone."""
+    """Of three purchases with two leaves, only the one before its leave is found."""
     more = [*SOUND.purchases, Purchase("id-c3", "c", sha256="sha-c3", at=6.0)]
     found = violations(replace(SOUND, purchases=more, leaves=[Leave("c", 4.0), Leave("c", 7.0)]))
     assert [str(one) for one in found if one.wrong is Wrong.DUPLICATE] == [
@@ -95,7 +95,7 @@ def test_a_late_leave_is_no_excuse_for_an_early_purchase():
     ],
 )
 def test_a_purchase_that_is_lost_is_found(lost):
-    """Each way in which a purchase slips away is seen."""
+    """Each way to lose a purchase is found."""
     assert Wrong.LOST in wrong(lost)
 
 
@@ -108,12 +108,12 @@ def test_a_purchase_that_is_lost_is_found(lost):
     ids=["on the disk", "in the ledger"],
 )
 def test_the_video_of_another_purchase_is_found(spoilt):
-    """A stored file is the video of its own purchase."""
+    """A stored file that is the video of another purchase is found."""
     assert Wrong.WRONG_FILE in wrong(spoilt)
 
 
 def test_a_second_purchase_may_have_a_name_of_its_own():
-    """Both are in the ledger, so neither is lost; that it was bought twice is told as such."""
+    """A second purchase that the ledger records is a duplicate, and neither of the two is lost."""
     twice = [*SOUND.purchases, Purchase("id-a2", "a", sha256="sha-a", at=9.0)]
     second = replace(SOUND.rows[0], key="a+id-a2", task_id="id-a2")
     found = wrong(replace(SOUND, purchases=twice, rows=[*SOUND.rows, second]))
@@ -122,17 +122,17 @@ def test_a_second_purchase_may_have_a_name_of_its_own():
 
 @pytest.mark.parametrize("more", [{"a.jpg": ""}, {"x.mp4": "sha-of-half"}, {"a.json": ""}])
 def test_a_half_file_is_found(more):
-    """Nothing is visible in the storage that is cut off or that nobody served."""
+    """A file in the storage that is cut off or that the service never served is found."""
     assert wrong(replace(SOUND, files={**SOUND.files, **more})) == {Wrong.HALF_FILE}
 
 
 @pytest.mark.parametrize("state", ["uncertain", "submitted", "lost", "intended"])
 def test_what_is_unsettled_in_the_end_is_found(state):
-    """Each key is stored or failed once everything is decided."""
+    """A key that is neither stored nor failed after all decisions is found."""
     rows = [*SOUND.rows, Row("d", state)]
     assert wrong(replace(SOUND, keys=[*SOUND.keys, "d"], rows=rows)) == {Wrong.UNSETTLED}
 
 
 def test_an_error_of_no_known_type_is_found():
-    """An actor that ended with anything but the package's own errors is seen."""
+    """An actor that ended with an error of another package is found."""
     assert wrong(replace(SOUND, untyped=["KeyError: id"])) == {Wrong.UNTYPED}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small random walk; the whole of it is ``python -m tests.chaos.random_walk --minutes 60``."""
+"""Small random walk; the full version is ``python -m tests.chaos.random_walk --minutes 60``."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def test_whatever_happens_nothing_is_paid_twice_without_leave_or_lost(tmp_path, 
 
 
 def test_a_seed_is_a_plan_of_disturbances():
-    """The same seed disturbs in the same order, one of each first; another seed in another one."""
+    """The same seed gives the same order, one of each first; another seed gives another order."""
 
     def planned(seed: int) -> list[tuple[float, str, float]]:
         found = islice(steps(seed, list(DISTURBANCES), 0.5), 100)
@@ -50,7 +50,7 @@ def test_a_seed_is_a_plan_of_disturbances():
 
 
 def test_a_disturbance_that_never_happened_is_named():
-    """A walk that was not disturbed does not pass for one that was."""
+    """A disturbance that never happened is a violation and is named."""
     expected = ["kill", "fork", "vanish"]
     assert missing(expected, Counter({"kill": 3})) == ["fork", "vanish"]
     assert (
@@ -59,7 +59,7 @@ def test_a_disturbance_that_never_happened_is_named():
 
 
 def test_the_report_shows_what_happened():
-    """The page has the figures and the disturbances that never happened."""
+    """The report shows the figures and the disturbances that never happened."""
     outcome = Outcome(
         seed=7,
         seconds=60,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runner of the random walk: the service, the actors, and what is disturbed about them.
+"""Runner of the random walk: the service, the actors, and their disturbances.
 
 It has one thread, and every actor is a fork of it. It never opens the ledger itself, since a
 process that had it open and forked would be one of the disturbances.
@@ -41,23 +41,23 @@ BUYERS = 4
 """Buyers at a time."""
 
 ROUNDS = 15
-"""Rounds in which everything must be settled in the end."""
+"""Rounds of the end in which everything must be settled."""
 
 TICK = 0.02
 KILOBYTES = 1 << 20
-"""Room for the videos."""
+"""Size of the disk for the videos."""
 
 _SUBREAPER = 36
 
 
 @dataclass
 class Actor:
-    """A process that was forked, or the child in which it continues.
+    """Process that was forked, or the child in which it continues.
 
     Attributes:
-        what: What it does.
+        what: Kind of work.
         group: Its process group, which a daemon keeps.
-        shielded: Whether it is neither killed nor stopped, since only it can repair a row.
+        shielded: Whether it is neither killed nor stopped, as only it can repair a row.
         private: Keys that nobody else buys before it has ended.
     """
 
@@ -67,12 +67,12 @@ class Actor:
     private: Sequence[str] = ()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send the process group a signal."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.group, number)
 
     def has_ended(self) -> bool:
-        """Return whether no process of it is left."""
+        """Return whether no process of the group is left."""
         try:
             os.killpg(self.group, 0)
         except ProcessLookupError:
@@ -85,15 +85,15 @@ class Walk:
     """One random walk.
 
     Attributes:
-        folder: For everything that it writes.
-        seed: Chooses everything that is chosen.
-        postgres: Where the ledger is, unless it is in SQLite.
-        faults: The faults of the service that may happen.
-        happened: Disturbances by name.
+        folder: Folder for everything that it writes.
+        seed: Seed of all random choices.
+        postgres: PostgreSQL server of the ledger; without it, the ledger is in SQLite.
+        faults: Faults of the service that may happen.
+        happened: Counts of the disturbances, by name.
         incomplete: Copies and backups that lack a purchase, in words.
         backups: Copies of the ledger that the package made, the oldest first.
-        is_unreadable: Whether the ledger was found so damaged that it cannot be read.
-        disk: The small disk with the videos, where this machine lets one be mounted.
+        is_unreadable: Whether the ledger was damaged beyond reading.
+        disk: Small disk for the videos, if this machine can mount one.
     """
 
     folder: Path
@@ -164,7 +164,7 @@ class Walk:
                 self.disk.remove()
 
     def ask_service(self, what: str) -> dict[str, Any]:
-        """Return what the service says of itself; ``calm`` also ends its faults."""
+        """Return the state that the service reports; ``calm`` also ends its faults."""
         with urllib.request.urlopen(f"{self.place.service}/-/{what}") as answer:
             return json.load(answer)
 
@@ -179,7 +179,7 @@ class Walk:
         return actor
 
     def buyer(self) -> None:
-        """Start a buyer of new keys, keys that others buy just now, and old ones."""
+        """Start a buyer of new keys, of keys that others buy at that moment, and of old ones."""
         chance = random.Random(f"{self.seed} keys {self._numbers['buyer']}")
         recent = chance.sample(self.keys[-24:], min(6, len(self.keys)))
         old = chance.choices(self.keys, k=2) if self.keys else []
@@ -188,7 +188,7 @@ class Walk:
         self.start("buyer", Buyer(keys))
 
     def fresh_key(self, *, private: bool = False) -> str:
-        """Return a key that nobody bought yet; a private one is not handed to other buyers."""
+        """Return a key that nobody bought yet; a private one is not given to other buyers."""
         self._numbers["key"] += 1
         key = f"walk-{self.seed}-{self._numbers['key']:05}"
         if not private:
@@ -200,7 +200,7 @@ class Walk:
         return [one for one in self.actors if one.what in kinds and not one.shielded]
 
     def tend(self) -> None:
-        """Take leave of actors that ended, and undo what has lasted long enough."""
+        """Remove actors that ended, and undo disturbances that lasted long enough."""
         self._reap()
         now = time.monotonic()
         due = [undo for at, undo in self._undo if at <= now]
@@ -225,11 +225,11 @@ class Walk:
             self.keys += [key for key in actor.private if key not in self.keys]
 
     def later(self, seconds: float, undo: Callable[[], object]) -> None:
-        """Undo something after a while."""
+        """Undo a disturbance after a while."""
         self._undo.append((time.monotonic() + seconds, undo))
 
     def wait(self, seconds: float, waited: Callable[[Actor], bool] = lambda _: True) -> bool:
-        """Wait until no such actor is left; return whether that came about in time."""
+        """Wait until no such actor is left; return whether that happened in time."""
         end = time.monotonic() + seconds
         while any(waited(actor) for actor in self.actors):
             if time.monotonic() > end:
@@ -239,7 +239,7 @@ class Walk:
         return True
 
     def kill_all(self) -> None:
-        """SIGKILL every actor, and wait until they are gone."""
+        """SIGKILL every actor, and wait until all are gone."""
         for actor in self.actors:
             actor.signal(signal.SIGKILL)
         assert self.wait(30), "a killed process does not end"
@@ -247,12 +247,12 @@ class Walk:
     # The end
 
     def wait_for_service(self) -> None:
-        """Wait until the service accepts nothing more of what clients gave up."""
+        """Wait until the service accepts no more requests that clients gave up."""
         while self.ask_service("state")["pending"]:
             time.sleep(10 * TICK)
 
     def end_actors(self) -> None:
-        """Undo every disturbance, and let what is under way end."""
+        """Undo every disturbance, and let work in progress end."""
         now, self._undo = self._undo, []
         for _, undo in now:
             undo()
@@ -266,10 +266,10 @@ class Walk:
             self.kill_all()
 
     def settle(self, *, every: bool = False) -> bool:
-        """Decide everything and finish everything; return whether that is done.
+        """Settle and finish everything; return whether that is done.
 
         Args:
-            every: Whether to buy also the keys once more that are settled already.
+            every: Whether to run settled keys once more as well.
         """
         left = list(self.keys) if every else self._unsettled()
         for _ in range(ROUNDS):
@@ -286,7 +286,7 @@ class Walk:
         return not left and not self.is_unreadable
 
     def _unsettled(self) -> list[str]:
-        """Return the keys that are neither failed nor stored, or whose file is gone."""
+        """Return the keys that are neither failed nor stored, or whose file is missing."""
         settled = {
             row.key
             for row in self.rows()
@@ -310,7 +310,7 @@ class Walk:
         ]
 
     def left(self) -> Left:
-        """Return all that the checker needs."""
+        """Return the checker's input."""
         events = self.events.lines()
         refused = Counter(line["key"] for line in events if line["what"] == "leave refused")
         leaves: list[Leave] = []

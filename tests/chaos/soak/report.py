@@ -10,13 +10,13 @@ from .watching import SLACK
 
 
 def summary(outcome: Outcome) -> str:
-    """The figures."""
+    """Return the figures."""
     what = table(["", "figure"], _figures(outcome))
     return f"{what}\n\n{table(['what is held', 'early', 'late', 'at most', ''], _held(outcome))}"
 
 
 def markdown(command: str, outcome: Outcome) -> str:
-    """The whole page."""
+    """Return the whole page."""
     minutes = f"{outcome.seconds / 60:.0f}"
     versions = machine("prefect", "httpx", "sqlalchemy", "av")
     return _PAGE.format(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that buys generations for as long as it lives: some hours of a busy day, in minutes.
+"""Long-lived process that buys generations: hours of a busy day, in minutes.
 
-``python -m tests.chaos.soak.resident NAME PICTURE VIDEO PACE`` runs flows in one event loop, one
-after PACE seconds, at most eight at a time: single videos, batches, and ``collect``. How each ended
-is a line of JSON on its output. SIGTERM lets it finish what it has begun.
+``python -m tests.chaos.soak.resident NAME PICTURE VIDEO PACE`` runs flows in one event loop and
+starts one every PACE seconds, at most eight at a time: single videos, batches, and ``collect``. It
+writes the result of each as a line of JSON. On SIGTERM it finishes the flows that it has started.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from .wanted import image_request, rows, video_request
 
 AT_ONCE = 8
 ROWS = 5
-"""Of each batch."""
+"""Rows of each batch."""
 
 PROMISED = ("prefect_cometapi.", "prefect.", "httpx")
-"""Where errors may come from: this package, and Prefect whose server cannot be reached."""
+"""Modules whose errors are expected: this package, and Prefect whose server cannot be reached."""
 
 
 def orders(name: str, picture: str, video: str) -> Iterator[tuple[str, Coroutine[Any, Any, Any]]]:
-    """One flow after the other, each with the key of what it buys."""
+    """Yield one flow after the other, each with the key of its purchase."""
     buy_image: Any = aimage_to_video  # they take dicts, too
     buy_video: Any = avideo_to_video
     for number in count():
@@ -45,7 +45,7 @@ def orders(name: str, picture: str, video: str) -> Iterator[tuple[str, Coroutine
 
 
 async def ended(key: str, flow: Coroutine[Any, Any, Any]) -> dict[str, Any]:
-    """How a flow ended."""
+    """Return the result of a flow."""
     try:
         await flow
     except CometAPIError as error:
@@ -57,7 +57,7 @@ async def ended(key: str, flow: Coroutine[Any, Any, Any]) -> dict[str, Any]:
 
 
 async def live(name: str, picture: str, video: str, pace: float) -> None:
-    """Buy until told to stop, and finish what was begun."""
+    """Buy until SIGTERM, and finish the flows in progress."""
     stopped, slots = asyncio.Event(), asyncio.Semaphore(AT_ONCE)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hours of a busy day in minutes: processes that live and die, a database that restarts, faults."""
+"""Soak: hours of a busy day in minutes, with killed processes, database restarts, and faults."""
 
 import asyncio
 import json
@@ -40,18 +40,18 @@ from .watching import Now, Trend, Watch, child_of
 
 KEY = "sk-soak-4f6e2b90c1d7"
 SHARE = 0.1
-"""Of each route's requests, how many are struck."""
+"""Share of each route's requests that meet a fault."""
 
 RESIDENT = (sys.executable, "-m", "tests.chaos.soak.resident")
 PATIENCE = 300.0
-"""Seconds until all that was begun must have ended."""
+"""Seconds within which all flows in progress must end."""
 
 OPEN = {State.INTENDED, State.UNCERTAIN, *UNFINISHED}
 ROUNDS = 5
-"""Times that the user looks and collects; a killed process is waited for by its lease."""
+"""Rounds of the user's decisions and collections; the leases of killed processes must expire."""
 
 MOST_RUNS = 2
-"""Of workers at a time."""
+"""Flow runs of the workers at a time."""
 
 SETTINGS = {
     "COMETAPI_KEY": KEY,
@@ -64,7 +64,7 @@ SETTINGS = {
 
 @contextmanager
 def service() -> Iterator[Sandbox]:
-    """A service that misbehaves, but fails no generation: each purchase must end as a file."""
+    """Start a faulty service that fails no generation, since each purchase must end as a file."""
     faults = weather(SHARE, without={"failed", "cancelled"})
     shapes = get_args(ReplyShape)
     with Sandbox(shapes=shapes, faults=faults, render_seconds=1, not_visible_polls=1) as sandbox:
@@ -73,13 +73,13 @@ def service() -> Iterator[Sandbox]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How often what happens, in seconds.
+    """Intervals of the soak, in seconds.
 
     Attributes:
-        look: Between two looks at what is held.
+        look: Between two measurements.
         pace: Between two flows of a resident process.
         kill: Between two kills of the second resident process.
-        restart: Between two restarts of PostgreSQL, by turns a crash.
+        restart: Between two restarts of PostgreSQL; every second one is a crash.
     """
 
     look: float = 5.0
@@ -90,13 +90,13 @@ class Plan:
 
 @dataclass
 class Soak:
-    """What runs, and what was seen of it.
+    """Running processes of a soak, and the measurements of them.
 
     Attributes:
-        folder: Of everything that is written.
-        environment: Of each process.
-        watch: What was seen of the resident process, of workers and of the database.
-        happened: How often what happened.
+        folder: Folder for everything that is written.
+        environment: Environment of each process.
+        watch: Measurements of the resident process, of workers and of the database.
+        happened: Counts of the disturbances, by name.
     """
 
     folder: Path
@@ -114,7 +114,7 @@ class Soak:
     _victim: subprocess.Popen[bytes] | None = None
 
     def start_resident(self, name: str, pace: float) -> subprocess.Popen[bytes]:
-        """A process that buys until it is told to stop; how its flows ended is in a file."""
+        """Start a process that buys until SIGTERM; it writes its flows' results to a file."""
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         home = {"PREFECT_HOME": str(self.folder / f"home-{name}"), "PYTHONPATH": path}
         with (self.folder / f"{name}.jsonl").open("ab") as out, self._log(name) as log:
@@ -129,7 +129,7 @@ class Soak:
         return process
 
     def replace_victim(self, pace: float) -> None:
-        """SIGKILL for the second resident process once it buys, and another one in its place."""
+        """SIGKILL the second resident process once it buys, and start another one in its place."""
         if self._victim and not self._buys(f"victim-{self._number}-"):
             return
         if self._victim:
@@ -142,7 +142,7 @@ class Soak:
         return any(shown(job).startswith(name) for job in self.sandbox.accepted)
 
     def stop(self, *processes: subprocess.Popen[bytes]) -> None:
-        """Let resident processes finish what they have begun."""
+        """Stop resident processes after the flows that they have started."""
         running = [*processes, *filter(None, [self._victim])]
         for process in running:
             process.send_signal(signal.SIGTERM)
@@ -150,13 +150,13 @@ class Soak:
             process.wait(PATIENCE)
 
     def restart_postgres(self) -> None:
-        """As for an upgrade, and by turns as if its machine crashed."""
+        """Restart PostgreSQL, in turns as for an upgrade and as if its machine crashed."""
         crash = self.happened["PostgreSQL restarted"] % 2
         self.postgres.restart("immediate" if crash else "fast")
         self.happened["PostgreSQL restarted"] += 1
 
     def look(self, resident: subprocess.Popen[bytes]) -> None:
-        """See what everybody holds now."""
+        """Measure the resources of all watched processes."""
         self.watched["resident"] = psutil.Process(resident.pid)
         if decoder := child_of(self.watched["resident"], "decoder.py"):
             self.watched["its decoder"] = decoder
@@ -185,7 +185,7 @@ class Soak:
             )
 
     def endings(self) -> list[Ending]:
-        """How the flows of the resident processes ended."""
+        """Return the results of the resident processes' flows."""
         lines = [
             json.loads(line)
             for file in sorted(self.folder.glob("*.jsonl"))
@@ -194,11 +194,11 @@ class Soak:
         return [Ending(**line) for line in lines]
 
     def entries(self) -> list[Entry]:
-        """The whole ledger."""
+        """Return all rows of the ledger."""
         return run_sync(ledger_at(self.environment["COMETAPI_LEDGER_URL"]).entries())
 
     async def finish(self) -> Sequence[Violation]:
-        """In fair weather, decide what is uncertain, collect, and see that all is as promised."""
+        """Settle uncertain generations without faults, collect, and check all promises."""
         self.sandbox._app.plan = FaultPlan(())
         ledger = ledger_at(self.environment["COMETAPI_LEDGER_URL"])
         entries: list[Entry] = []
@@ -236,19 +236,19 @@ class Soak:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a soak came to.
+    """Outcome of a soak.
 
     Attributes:
-        seconds: How long it took, without what it ended with.
-        flows: How the flows of the resident processes ended, counted.
-        states: States in the ledger in the end.
+        seconds: Duration of the soak without its end.
+        flows: Counts of the resident processes' flow results.
+        states: Counts of the ledger's states at the end.
         accepted: Jobs that would have been charged for.
         requests: Requests per route.
-        struck: Requests that a fault befell.
-        happened: How often what else happened.
-        trends: What was held, by who and what.
-        growing: What grew, in words.
-        found: All that must not be.
+        struck: Requests that met a fault.
+        happened: Counts of the other disturbances.
+        trends: Trend of each resource, by process and measure.
+        growing: Resources that grew, in words.
+        found: All violations.
     """
 
     seconds: float
@@ -273,9 +273,9 @@ def play(
     tell: Callable[[str], None],
     crew: "Callable[[Soak, Now], Callable[[], None]] | None" = None,
 ) -> Outcome:
-    """Let it all run until it is enough, told by what is known and the seconds; stop it, and look.
+    """Run everything until ``enough`` of the soak and the seconds is true; then stop and check.
 
-    A crew starts workers, and gives what waits until their runs have ended.
+    A crew starts workers, and returns a function that waits until their runs have ended.
     """
     with ExitStack() as stack:
         picture, video = stack.enter_context(sources(folder))
@@ -318,7 +318,7 @@ def _standing(soak: Soak, began: float) -> str:
 
 
 def crew_of(machines: Cluster, pool: str) -> "Callable[[Soak, Now], Callable[[], None]]":
-    """Two workers of a cluster with batches for them; one is killed now and then."""
+    """Start two workers of a cluster with batches for them; kill one now and then."""
 
     def start(soak: Soak, now: Now) -> Callable[[], None]:
         numbers = count()
@@ -361,7 +361,7 @@ def crew_of(machines: Cluster, pool: str) -> "Callable[[Soak, Now], Callable[[],
 
 
 def _under_way(machines: Cluster, deployment: UUID) -> list[str]:
-    """The runs of a deployment that have not ended, and how they stand."""
+    """Return the runs of a deployment that have not ended, and their states."""
     wanted = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
     with machines.client() as client:
         runs = client.read_flow_runs(deployment_filter=wanted, limit=200)

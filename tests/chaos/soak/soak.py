@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let it run for long, in bad weather, and see that nothing grows, is paid twice or is lost.
+"""Run for long under faults, and check that nothing grows, is paid twice or is lost.
 
-``python tests/chaos/soak/soak.py --minutes 20`` starts what it needs: PostgreSQL, Redis, two API
-servers of Prefect, workers, two processes that buy without end, and a stand-in for CometAPI. It
-ends with 1 if anything is not as promised.
+``python tests/chaos/soak/soak.py --minutes 20`` starts PostgreSQL, Redis, two API servers of
+Prefect, workers, two processes that buy without end, and a stand-in for CometAPI. The exit status
+is 1 if a promise is broken.
 """
 
 import argparse
@@ -18,7 +18,7 @@ POOL = "soak"
 
 
 def main(minutes: float, report: Path | None) -> int:
-    """Play it and tell what it came to; gives the exit status."""
+    """Run the soak and report the outcome; return the exit status."""
     from tests.chaos.soak.report import markdown, summary
     from tests.chaos.soak.run_soak import SETTINGS, Plan, crew_of, play, service
     from tests.cluster import cluster

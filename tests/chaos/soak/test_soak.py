@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A minute of the soak: processes that are killed, a database that restarts, faults on the wire."""
+"""One minute of the soak, with killed processes, restarts of a database, and faults on the wire."""
 
 import asyncio
 import os
@@ -11,11 +11,11 @@ from .report import markdown, summary
 from .run_soak import SETTINGS, Plan, Soak, play, service
 
 PATIENCE = 180
-"""Seconds; a tenth of it is enough where nothing else runs."""
+"""Time limit in seconds; a tenth of it is enough on an idle machine."""
 
 
 def enough(soak: Soak, seconds: float) -> bool:
-    """Whether all that the test looks at has happened."""
+    """Return whether everything that the test checks has happened."""
     assert seconds < PATIENCE, soak.happened
     struck = ("resident processes killed", "PostgreSQL restarted")
     return len(soak.sandbox.accepted) > 20 and all(soak.happened[what] >= 2 for what in struck)
@@ -23,7 +23,7 @@ def enough(soak: Soak, seconds: float) -> bool:
 
 @pytest.fixture
 async def environment(postgres, tmp_path):
-    """Of a process on this machine, where Prefect and the ledger are in one PostgreSQL."""
+    """Return the environment of processes whose Prefect and ledger are in one PostgreSQL."""
     prefect, ledger = postgres.create_database(), postgres.create_database()
     kept = {
         name: value

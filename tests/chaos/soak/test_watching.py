@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What grows is told, and what comes and goes is not."""
+"""Tests that growth is reported, and that fluctuation is not."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def holder():
-    """A process that holds fifty files, thirty megabytes and a second thread."""
+    """Start a process that holds fifty files, thirty megabytes and a second thread."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -34,7 +34,7 @@ def holder():
 
 
 def test_what_a_process_holds_is_seen(holder):
-    """Its memory, its descriptors and its threads, and of one that is gone nothing."""
+    """The memory, descriptors and threads of a process are measured; a dead one is left out."""
     watch = Watch()
     watch.look({"it": psutil.Process(holder.pid)})
     (memory,), (files,), (threads,) = watch.series.values()
@@ -49,7 +49,7 @@ def test_what_a_process_holds_is_seen(holder):
 
 
 def test_a_child_is_found_by_what_it_runs(holder):
-    """Among all that a process started."""
+    """A child process is found by its program, among all children."""
     found = child_of(psutil.Process(os.getpid()), "bytearray(30_000_000)")
     assert found
     assert found.pid == holder.pid
@@ -58,7 +58,7 @@ def test_a_child_is_found_by_what_it_runs(holder):
 
 @given(start=st.floats(50, 500), each=st.floats(0.5, 5), noise=st.floats(0, 3))
 def test_a_leak_is_told(start, each, noise):
-    """Half a megabyte more at each of two hundred looks, behind some noise."""
+    """A leak of half a megabyte per measurement is found in two hundred noisy measurements."""
     watch = Watch()
     for number in range(200):
         watch.note("it", "memory, MB", start + number * each + noise * (number % 3))
@@ -68,7 +68,7 @@ def test_a_leak_is_told(start, each, noise):
 
 @given(start=st.floats(50, 500), swing=st.floats(0, 100))
 def test_what_comes_and_goes_does_not_grow(start, swing):
-    """However much at a time; what was taken while it warmed up does not count either."""
+    """Neither fluctuation, however large, nor growth during the warm-up counts as a leak."""
     watch = Watch()
     for number in range(200):
         warming = start * min(1.0, number / 40)
@@ -77,13 +77,13 @@ def test_what_comes_and_goes_does_not_grow(start, swing):
 
 
 def test_a_trend_needs_some_values():
-    """Seven show none."""
+    """A trend needs at least eight values."""
     with pytest.raises(ValueError, match="7 values"):
         trend([1.0] * 7)
 
 
 def test_what_is_due_is_done_at_its_intervals():
-    """What was missed while something else took long is not made up for."""
+    """Due actions run at their intervals, and missed ones are not made up for."""
     time = [0.0]
     done: list[float] = []
     now = Now(clock=lambda: time[0])

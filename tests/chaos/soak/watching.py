@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes hold while time goes by, and whether that grows."""
+"""Measurement of the resources of processes over time, and of their growth."""
 
 import time
 from collections import defaultdict
@@ -11,10 +11,10 @@ from statistics import median
 import psutil
 
 GROWTH = 1.03
-"""How much more than early on a process may hold late; beside it, what a measure may have more."""
+"""Highest ratio of a late value to an early one that does not count as growth."""
 
 SLACK = {"memory, MB": 8.0, "descriptors": 3.0, "threads": 8.0, "connections": 3.0}
-"""By measure: what comes and goes with the load of the moment.
+"""Allowance per measure for changes with the current load; a smaller difference is no growth.
 
 Prefect has a thread for the heartbeat of each run and one for the renewal of each slot it holds.
 """
@@ -22,12 +22,12 @@ Prefect has a thread for the heartbeat of each run and one for the renewal of ea
 
 @dataclass(frozen=True)
 class Trend:
-    """How a measure went.
+    """Trend of one measure.
 
     Attributes:
-        early: The median of the second quarter of the time; the first is for warming up.
-        late: The median of the last quarter.
-        most: The highest value.
+        early: Median of the second quarter of the time; the first quarter is for warming up.
+        late: Median of the last quarter.
+        most: Highest value.
     """
 
     early: float
@@ -35,12 +35,12 @@ class Trend:
     most: float
 
     def is_flat(self, slack: float) -> bool:
-        """Whether it did not grow."""
+        """Return whether the measure did not grow."""
         return self.late <= max(self.early * GROWTH, self.early + slack)
 
 
 def trend(values: Sequence[float]) -> Trend:
-    """What a series of values, taken at even intervals, comes to; pure.
+    """Return the trend of values that were taken at even intervals; pure.
 
     Raises:
         ValueError: There are fewer than eight.
@@ -57,10 +57,10 @@ def trend(values: Sequence[float]) -> Trend:
 
 @dataclass
 class Watch:
-    """The series of all that is watched.
+    """Series of all measurements.
 
     Attributes:
-        series: Values by who and what.
+        series: Values by process and measure.
     """
 
     series: defaultdict[tuple[str, str], list[float]] = field(
@@ -68,7 +68,7 @@ class Watch:
     )
 
     def look(self, processes: Mapping[str, psutil.Process]) -> None:
-        """Take the values of some processes; of one that is gone, none."""
+        """Measure some processes; skip those that are gone."""
         for who, process in processes.items():
             with suppress(psutil.NoSuchProcess):
                 values = _values(process)
@@ -76,15 +76,15 @@ class Watch:
                     self.series[who, what].append(value)
 
     def note(self, who: str, what: str, value: float) -> None:
-        """Take a value that somebody else found."""
+        """Record a value that was measured elsewhere."""
         self.series[who, what].append(value)
 
     def trends(self) -> dict[tuple[str, str], Trend]:
-        """How each measure went."""
+        """Return the trend of each measure."""
         return {name: trend(values) for name, values in self.series.items()}
 
     def growing(self) -> list[str]:
-        """What grew, in words."""
+        """Describe the resources that grew."""
         return [
             f"{what} of {who} grew from {found.early:g} to {found.late:g}"
             for (who, what), found in self.trends().items()
@@ -102,7 +102,7 @@ def _values(process: psutil.Process) -> dict[str, float]:
 
 
 def child_of(process: psutil.Process, program: str) -> psutil.Process | None:
-    """The child of a process that runs a program."""
+    """Return the child of a process that runs a program."""
     with suppress(psutil.NoSuchProcess):
         for child in process.children(recursive=True):
             if any(program in word for word in child.cmdline()):
@@ -112,21 +112,21 @@ def child_of(process: psutil.Process, program: str) -> psutil.Process | None:
 
 @dataclass
 class Now:
-    """Actions that are due at intervals.
+    """Scheduler of actions at intervals.
 
     Attributes:
-        clock: Seconds.
+        clock: Returns the time in seconds.
     """
 
     clock: Callable[[], float] = time.monotonic
     _due: list[tuple[float, float, Callable[[], None]]] = field(default_factory=list)
 
     def every(self, seconds: float, action: Callable[[], None]) -> None:
-        """Have an action carried out at this interval, for the first time after one."""
+        """Schedule an action at an interval, for the first time after one interval."""
         self._due.append((self.clock() + seconds, seconds, action))
 
     def run_due(self) -> None:
-        """Carry out what is due; what was missed meanwhile is left out."""
+        """Run the actions that are due; skip those that were missed meanwhile."""
         for place, (at, seconds, action) in enumerate(self._due):
             if self.clock() >= at:
                 action()
