@@ -93,7 +93,7 @@ async def aimage_to_video(
     """Make a video from an image: submit, poll, fetch, persist.
 
     Raises:
-        CometAPIError: A subclass of it; the message states what is known about the charge.
+        CometAPIError: One of its subclasses; the message states what is known about the charge.
     """
     return await _generate(
         request, credentials, storage, key, wait=wait, task_id=task_id, take=take
@@ -114,7 +114,7 @@ async def avideo_to_video(
     """Restyle a video: submit, poll, fetch, persist.
 
     Raises:
-        CometAPIError: A subclass of it; the message states what is known about the charge.
+        CometAPIError: One of its subclasses; the message states what is known about the charge.
     """
     return await _generate(
         request, credentials, storage, key, wait=wait, task_id=task_id, take=take
@@ -243,7 +243,7 @@ def image_to_video(
     """Make a video from an image: submit, poll, fetch, persist.
 
     Raises:
-        CometAPIError: A subclass of it; the message states what is known about the charge.
+        CometAPIError: One of its subclasses; the message states what is known about the charge.
     """
     return run_sync(
         _generate(request, credentials, storage, key, wait=wait, task_id=task_id, take=take)
@@ -264,7 +264,7 @@ def video_to_video(
     """Restyle a video: submit, poll, fetch, persist.
 
     Raises:
-        CometAPIError: A subclass of it; the message states what is known about the charge.
+        CometAPIError: One of its subclasses; the message states what is known about the charge.
     """
     return run_sync(
         _generate(request, credentials, storage, key, wait=wait, task_id=task_id, take=take)

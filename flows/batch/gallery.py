@@ -42,7 +42,7 @@ _SHOWN_FIRST = (
     Outcome.RUNNING,
     Outcome.WAITING,
 )
-_GROUP = 60  # cards; full rows of 1 to 6
+_GROUP = 60  # cards, which fill complete rows of 1 to 6
 _ENDLESS = 1e12  # seconds
 _WIDEST, _TALLEST, _USUAL = Fraction(21, 9), Fraction(9, 16), Fraction(16, 9)
 _PICTURE = re.compile(r"data:image/(?:jpeg|png|webp|gif|avif);base64,[A-Za-z0-9+/]+={0,2}")
@@ -234,7 +234,7 @@ def _shares(results: Sequence[ItemResult]) -> list[tuple[Outcome, int, int]]:
 def _frame(results: Sequence[ItemResult]) -> str:
     """Return CSS that gives all posters the aspect ratio of most videos.
 
-    With one ratio, all rows of the page have the same height.
+    Posters of one shape keep the rows of the page even.
     """
     sizes = [(result.width or 0, result.height or 0) for result in results]
     ratios = Counter(Fraction(width, height) for width, height in sizes if width * height > 0)

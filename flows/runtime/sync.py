@@ -72,7 +72,7 @@ def resolve_key(
 
     Raises:
         InvalidRequest: No key is given, and no run keeps its id across retries to derive one from.
-        ValueError: The key is not valid.
+        ValueError: The key is not valid, or a key and a ``take`` are given together.
     """
     if key is not None:
         if take != 1:

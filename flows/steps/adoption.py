@@ -44,9 +44,9 @@ async def credentials_of(
 
 
 async def check_id(credentials: CometAPICredentials, task_id: str) -> "Check":
-    """Ask the service for a task id, and repeat an answer of "unknown" for the grace time.
+    """Check with the service that it knows a task id.
 
-    The grace time is that of an older generation.
+    An unknown id is checked again until the grace time of an older generation is over.
     """
     from ...runway.api.adoption import check_task
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Delivery of a submitted generation: poll, fetch, persist.
 
-The steps are Prefect tasks. In a large batch, where one task run stands for a whole generation,
-they are plain functions. The sequence is the same.
+The steps are Prefect tasks. In a large batch, where one task run covers a whole generation, they
+are plain functions. The sequence is the same.
 """
 
 import asyncio
