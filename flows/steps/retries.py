@@ -29,7 +29,7 @@ LONGEST_DELAY = 6
 """Longest delay in poll intervals: 30 s at the documented interval of 5 s."""
 
 FAILURES_IN_A_ROW = 5
-"""Failed attempts in a row after which there is no further retry.
+"""Failed attempts in a row after which the next attempt is the last one.
 
 A bought generation is an exception: while the service is unavailable, retries continue until the
 deadline of the generation. They do not continue if something other than the service replies.
