@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches: manifests, their rows, outcomes and results."""
+"""Batches of generations: manifests, their rows, outcomes and results."""

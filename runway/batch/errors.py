@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of a whole batch."""
+"""Errors that concern a whole batch."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class InvalidManifest(NotSubmitted):
-    """A manifest cannot be read, or rows of it cannot be used.
+    """Manifest that cannot be read, or that has unusable rows.
 
     Attributes:
-        rows: Every problem of every bad row; empty where the manifest as a whole is bad.
+        rows: Every problem of every bad row; empty if the manifest as a whole is bad.
     """
 
     advice = "correct the manifest and run it again."
@@ -34,10 +34,10 @@ class InvalidManifest(NotSubmitted):
 
 
 class BatchFailed(CometAPIError):
-    """No video of a batch was made, or more of its items failed than may.
+    """Batch that made no video, or that had more failed items than allowed.
 
     Attributes:
-        result: What became of each item.
+        result: Result of each item.
     """
 
     money = "what each item comes to stands in the output manifest."

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests: files with one row for each generation of a batch, wherever they are.
+"""Manifests: files with one row for each generation of a batch.
 
-JSONL has a JSON object in each line; CSV has a header, commas, and an empty cell where a field is
-not set; Parquet has columns. ``rowcheck`` tells what the fields are called. A file is read as it
-is: what a row asks for is checked afterwards, all rows at once.
+JSONL has a JSON object in each line. CSV has a header, commas, and an empty cell for a field that
+is not set. Parquet has columns. ``row_validation`` defines the names of the fields. This module
+only reads a file; the requests in its rows are validated afterwards, all rows at once.
 """
 
 import csv
@@ -20,21 +20,22 @@ from .strict_json import strict_json
 from .table_files import Kind, Unreadable, kind_of, opened, parquet_module
 
 LONGEST_CELL = 30_000_000
-"""Characters; more than the base64 of the largest data URI that a request may carry."""
+"""Maximum characters of a cell; more than the base64 of the largest data URI that a request may
+carry."""
 
 _SHOWN_COLUMNS = 5
-_ROWS_AT_ONCE = 256  # a row may carry megabytes
+_ROWS_AT_ONCE = 256  # a row may hold megabytes
 
 
 def read_rows(place: str) -> list[Row]:
-    """The rows of a manifest at a path or any fsspec URL; blank lines are none.
+    """Return the rows of a manifest at a path or any fsspec URL; blank lines are skipped.
 
     Args:
-        place: Where it is. Its suffix tells the format: .jsonl, .ndjson or .csv, each also with
-            .gz behind it, or .parquet, which needs the extra ``parquet``.
+        place: Location of the manifest. Its suffix determines the format: .jsonl, .ndjson or .csv,
+            each optionally followed by .gz, or .parquet, which needs the extra ``parquet``.
 
     Raises:
-        InvalidManifest: It cannot be read, or has no rows, or columns that no request has.
+        InvalidManifest: It cannot be read, has no rows, or has columns that no request has.
     """
     try:
         rows = list(_READERS[kind_of(place)](place))
@@ -47,7 +48,7 @@ def read_rows(place: str) -> list[Row]:
 
 def _json_rows(place: str) -> Iterator[Row]:
     with opened(place, text=True) as lines:
-        # A line is read no further than a row can be long.
+        # The size limit keeps a line that is too long from being read as a whole.
         for number, line in enumerate(iter(partial(lines.readline, LONGEST_CELL + 1), ""), 1):
             if len(line) > LONGEST_CELL:
                 raise Unreadable(
@@ -68,7 +69,7 @@ def _json_row(number: int, line: str) -> Row:
 
 
 def _csv_rows(place: str) -> Iterator[Row]:
-    # The limit is the process's own, so it is only ever raised.
+    # The limit is global to the process, so it is only ever raised.
     csv.field_size_limit(max(LONGEST_CELL, csv.field_size_limit()))
     with opened(place, text=True) as lines:
         records = _csv_records(place, lines)
@@ -86,7 +87,7 @@ def _csv_rows(place: str) -> Iterator[Row]:
 
 
 def _csv_records(place: str, lines: Any) -> Iterator[tuple[int, list[str]]]:
-    """Each record that is not blank, and the number of the line in which it begins."""
+    """Yield each record that is not blank, with the number of the line in which it begins."""
     reader = csv.reader(lines, strict=True)
     begins = 1
     try:
@@ -94,7 +95,7 @@ def _csv_records(place: str, lines: Any) -> Iterator[tuple[int, list[str]]]:
             if any(cell.strip() for cell in cells):
                 yield begins, cells
             begins = reader.line_num + 1
-    except csv.Error as error:  # where the next record begins is anybody's guess
+    except csv.Error as error:  # the start of the next record is unknown
         where = f"the record that begins in line {begins}"
         raise Unreadable(f"{shown_url(place)} is no valid CSV in {where}: {error}") from None
 
@@ -114,9 +115,9 @@ def _parquet_rows(place: str) -> Iterator[Row]:
 
 
 def _parquet_cell(cell: Any) -> Any:
-    if isinstance(cell, float) and math.isnan(cell):  # some writers mean null by it
+    if isinstance(cell, float) and math.isnan(cell):  # some writers use NaN for null
         return None
-    # Old writers do not mark text as such; what is none becomes surrogates, and so a bad row.
+    # Old writers store text as bytes. Invalid UTF-8 becomes surrogates, which make a bad row.
     return cell.decode("utf-8", "surrogateescape") if isinstance(cell, bytes) else cell
 
 

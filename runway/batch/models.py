@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch as plain values: what is wanted, and what became of each item."""
+"""Data models of a batch: its items, and the result of each."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -14,7 +14,7 @@ from ..redact import shortened
 
 
 class Outcome(StrEnum):
-    """What became of one item of a batch."""
+    """Outcome of one item of a batch."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -26,12 +26,12 @@ class Outcome(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether this run does nothing more about it."""
+        """True if this run does nothing more about the item."""
         return self not in {Outcome.WAITING, Outcome.RUNNING}
 
 
 class BatchItem(Value):
-    """One request of a batch."""
+    """Request of one generation in a batch."""
 
     id: str = Field(description="What the user calls it; unique in the batch.")
     key: str = Field(description="Idempotency key of its generation.")
@@ -39,7 +39,7 @@ class BatchItem(Value):
 
 
 class ItemResult(Value):
-    """What became of one item: a row of the output manifest."""
+    """Result of one item: a row of the output manifest."""
 
     id: str = Field(description="What the user calls it.")
     outcome: Outcome = Field(description="Where it stands.")
@@ -69,12 +69,12 @@ class ItemResult(Value):
     message: str | None = Field(default=None, description="What happened, in words.")
 
     def problem(self) -> str:
-        """Kind of the error and what happened, or an empty text."""
+        """Return the kind of the error and its message, or an empty text."""
         return ": ".join(filter(None, [self.error, self.message]))
 
 
 class BatchResult(Value):
-    """What a batch came to."""
+    """Result of a batch."""
 
     key: str = Field(description="What the keys of its items begin with.")
     results: tuple[ItemResult, ...] = Field(description="Each item, in the order asked for.")
@@ -84,11 +84,11 @@ class BatchResult(Value):
     seconds: float = Field(default=0.0, description="Wall time of this run, in seconds.")
 
     def count(self, *outcomes: Outcome) -> int:
-        """How many items came to one of these."""
+        """Return the number of items with one of these outcomes."""
         return sum(1 for result in self.results if result.outcome in outcomes)
 
     def sentence(self) -> str:
-        """The counts in words, as ``480 stored, 15 failed, 5 uncertain``."""
+        """Return the counts in words, as ``480 stored, 15 failed, 5 uncertain``."""
         return counted({outcome: self.count(outcome) for outcome in Outcome})
 
     @computed_field(description="Items whose video is stored.")
@@ -106,16 +106,16 @@ class BatchResult(Value):
     @computed_field(description="Items that were perhaps bought; they wait for a decision.")
     @property
     def uncertain(self) -> int:
-        """Items that were perhaps bought; they wait for a decision."""
+        """Items that were possibly charged; they wait for a decision."""
         return self.count(Outcome.UNCERTAIN)
 
     @computed_field(description="Items that were left, as a limit was reached.")
     @property
     def not_bought(self) -> int:
-        """Items that were left, as a limit was reached."""
+        """Items that were not bought because a limit was reached."""
         return self.count(Outcome.NOT_BOUGHT)
 
 
 def counted(counts: Mapping[Outcome, int]) -> str:
-    """Counts in words, as ``480 stored, 15 failed, 5 uncertain``."""
+    """Return counts in words, as ``480 stored, 15 failed, 5 uncertain``."""
     return ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n) or "no items"

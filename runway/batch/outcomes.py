@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of an item of a batch, told from its result or its error; pure."""
+"""Results of batch items, derived from the result or the error of each; pure functions."""
 
 from collections.abc import Iterable
 from enum import StrEnum
@@ -25,7 +25,7 @@ from .rows import BadRow
 
 
 def waiting(item: BatchItem) -> ItemResult:
-    """An item as it is asked for."""
+    """Return the result of an item that was not started yet."""
     request = item.request
     return ItemResult(
         id=item.id,
@@ -38,12 +38,12 @@ def waiting(item: BatchItem) -> ItemResult:
 
 
 def running(item: BatchItem) -> ItemResult:
-    """An item that is being bought, waited for or delivered."""
+    """Return the result of an item that is being bought, polled or delivered."""
     return waiting(item).model_copy(update={"outcome": Outcome.RUNNING})
 
 
 def stored(item: BatchItem, result: GenerationResult) -> ItemResult:
-    """An item whose video is stored."""
+    """Return the result of an item whose video is stored."""
     first = result.videos[0]
     facts = {"uri", "poster", "sha256", "size", "width", "height", "duration"}
     return waiting(item).model_copy(
@@ -60,7 +60,7 @@ def stored(item: BatchItem, result: GenerationResult) -> ItemResult:
 
 
 def ended(item: BatchItem, error: Exception) -> ItemResult:
-    """An item that did not get its video, and why."""
+    """Return the result of an item without a video, with the reason."""
     uncertain = isinstance(error, SubmissionUncertain)
     known = isinstance(error, CometAPIError)
     return waiting(item).model_copy(
@@ -75,12 +75,12 @@ def ended(item: BatchItem, error: Exception) -> ItemResult:
 
 
 def not_bought(item: BatchItem, why: str) -> ItemResult:
-    """An item that was left, and why."""
+    """Return the result of an item that was not bought, with the reason."""
     return waiting(item).model_copy(update={"outcome": Outcome.NOT_BOUGHT, "message": why})
 
 
 def invalid(rows: Iterable[BadRow]) -> list[ItemResult]:
-    """Rows that cannot be used, each with all that is wrong with it."""
+    """Return one result for each unusable row, with all of its problems."""
     problems: dict[int, list[BadRow]] = {}
     for row in rows:
         problems.setdefault(row.row, []).append(row)
@@ -96,13 +96,13 @@ def invalid(rows: Iterable[BadRow]) -> list[ItemResult]:
 
 
 PASSES_LIMIT = "it would pass the limit"
-"""Beginning of what is said of an item that was left since there is no room under a limit."""
+"""Beginning of the message of an item that was not bought because a limit has no room for it."""
 
 _BEFORE_BUYING = {
     kind.__name__
     for kind in (
         AuthenticationError,
-        InvalidRequest,  # refused, so the key is free
+        InvalidRequest,  # refused, so the idempotency key is free
         LedgerUnavailable,
         QuotaExceeded,
         ServiceUnavailable,
@@ -116,7 +116,7 @@ _AFTER_BUYING = {
 
 
 class Again(StrEnum):
-    """Use of running a batch once more, as it was run."""
+    """Effect of running a batch again with the same arguments."""
 
     BUYS = "buys what is missing"
     FINISHES = "finishes what is bought, and buys nothing"
@@ -124,10 +124,10 @@ class Again(StrEnum):
 
 
 def again(results: Iterable[ItemResult]) -> Again:
-    """Return what another run with the same limits would do; pure.
+    """Return the effect of another run with the same limits; pure.
 
-    What failed for good, is not valid, belongs to another request, is uncertain, or has no room
-    under a limit is the same in the next run.
+    The next run changes nothing for an item that failed for good, is not valid, belongs to another
+    request, is uncertain, or has no room under a limit.
     """
     uses = {_use_of(result) for result in results}
     return next((use for use in (Again.BUYS, Again.FINISHES) if use in uses), Again.NOTHING)
@@ -147,12 +147,12 @@ def _use_of(result: ItemResult) -> Again:
 
 
 def reason_to_stop(error: Exception, failures: int, max_failures: int | None) -> str | None:
-    """Why no further item should be bought after this one failed, or None.
+    """Return the reason not to buy further items after this one failed, or None.
 
     Args:
-        error: What the item ended with.
-        failures: Items that failed so far, this one included.
-        max_failures: How many the user puts up with, or None for any number.
+        error: Error of the item.
+        failures: Number of failed items so far, including this one.
+        max_failures: Maximum number of failures that the user allows, or None for no maximum.
     """
     if isinstance(error, AuthenticationError | QuotaExceeded):
         return f"the account cannot buy any more: {error.what}"

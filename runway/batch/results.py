@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output manifest of a batch: what became of each item, as JSONL or Parquet.
+"""Output manifest of a batch: the result of each item, as JSONL or Parquet.
 
-It is written anew each time and published like a video, whole or not at all, so whoever reads it
-while the batch runs sees an older state or a newer one, never half of one.
+Each write replaces the whole file and publishes it like a video, completely or not at all. A reader
+sees an older or a newer state while the batch runs, never a partial one.
 """
 
 import gzip
@@ -25,34 +25,35 @@ from .strict_json import strict_json
 from .table_files import Kind, Unreadable, is_gzipped, kind_of, opened, parquet_module
 
 LEAST_GAP = 10.0
-"""Seconds between two writes of a growing output."""
+"""Minimum seconds between two writes of a growing output."""
 
 WRITING_SHARE = 0.02
-"""Most that writing takes of a batch's time."""
+"""Maximum share of a batch's time that writing takes."""
 
 
 def next_write(
     ended: float, took: float, *, least: float = LEAST_GAP, share: float = WRITING_SHARE
 ) -> float:
-    """When a growing output may be written again; pure.
+    """Return the time from which a growing output may be written again; pure.
 
-    Each write costs as much as there are items, so writing after each of them would cost their
-    square. With this gap it takes no more than a share of the time, however many they are.
+    The cost of a write grows with the number of items, so writing after each item would have a
+    quadratic cost. With this gap, writing takes at most a fixed share of the time, for any number
+    of items.
 
     Args:
-        ended: When the last write ended, in seconds of any clock.
-        took: Seconds that it took.
-        least: Least seconds between the end of a write and the next one.
-        share: Most that writing takes of the time, above 0 and up to 1.
+        ended: End of the last write, in seconds of any clock.
+        took: Seconds that the last write took.
+        least: Minimum seconds between the end of a write and the next one.
+        share: Maximum share of the time that writing takes, above 0 and up to 1.
     """
     return ended + max(least, took * (1 / share - 1))
 
 
 def check_place(place: str) -> None:
-    """See that results can be written there, before anything is bought.
+    """Check that results can be written to a location, before anything is bought.
 
     Raises:
-        StorageUnavailable: They cannot.
+        StorageUnavailable: They cannot be written.
     """
     try:
         storage, name = split_place(place)
@@ -63,10 +64,11 @@ def check_place(place: str) -> None:
 
 
 def check_name(name: str) -> None:
-    """See that results can be written to a file of that name.
+    """Check that results can be written to a file of this name.
 
     Raises:
-        StorageError: Its suffix names no format, or what writes the format is not installed.
+        StorageError: Its suffix is not a known format, or the library that writes the format is not
+            installed.
     """
     try:
         if kind_of(name) is Kind.CSV:
@@ -78,15 +80,15 @@ def check_name(name: str) -> None:
 
 
 def write_results(results: Sequence[ItemResult], place: str) -> str:
-    """Write results to a path or any fsspec URL, whole or not at all, and return where they are.
+    """Write results to a path or any fsspec URL, completely or not at all, and return the location.
 
     Args:
-        results: All of them; a file that is there is replaced.
-        place: A file in a folder. Its suffix tells the format: .jsonl, .ndjson (each also with
-            .gz behind it), or .parquet, which needs the extra ``parquet``.
+        results: All results; an existing file is replaced.
+        place: A file in a folder. Its suffix determines the format: .jsonl or .ndjson (each
+            optionally followed by .gz), or .parquet, which needs the extra ``parquet``.
 
     Raises:
-        StorageError: The place did not take them.
+        StorageError: The results could not be written to the location.
     """
     storage, name = split_place(place)
     return publish_results(results, storage, name)
@@ -96,7 +98,7 @@ def publish_results(results: Sequence[ItemResult], storage: Storage, name: str) 
     """Write results to a file of a storage, as ``write_results`` does.
 
     Raises:
-        StorageError: The storage did not take them.
+        StorageError: The results could not be written to the storage.
     """
     check_name(name)
 
@@ -110,10 +112,10 @@ def publish_results(results: Sequence[ItemResult], storage: Storage, name: str) 
 
 
 def read_results(place: str) -> list[ItemResult]:
-    """The results that were written to a place.
+    """Return the results that were written to a location.
 
     Raises:
-        ValueError: They cannot be read, or are no results.
+        ValueError: The file cannot be read, or does not hold results.
     """
     kind = kind_of(place)
     if kind is Kind.PARQUET:
@@ -129,10 +131,10 @@ def read_results(place: str) -> list[ItemResult]:
 
 
 def split_place(place: str) -> tuple[Storage, str]:
-    """The storage and the name that a place stands for.
+    """Split a location into its storage and its file name.
 
     Raises:
-        StorageError: It is no file in a folder.
+        StorageError: It is not a file in a folder.
     """
     path = local_path(place)
     if path is not None:
@@ -168,7 +170,7 @@ def _write_parquet(path: Path, results: Iterable[ItemResult]) -> None:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """The type of a field, be it optional or not."""
+    """Return the type of a field, without None if it is optional."""
     return (*(one for one in get_args(annotation) if one is not NoneType), annotation)[0]
 
 
@@ -180,7 +182,10 @@ def _row_of(result: ItemResult) -> dict[str, Any]:
 
 
 def _written(text: str) -> str:
-    """The text as a file can hold it: half a character, as a service may send, is replaced."""
+    """Return the text with lone surrogates replaced, since a file cannot hold them.
+
+    A service may send half of a surrogate pair.
+    """
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

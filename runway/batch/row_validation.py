@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row by itself: from its fields to a request, or to all that is wrong with it.
+"""Validation of a single row: its request, or all of its problems.
 
-A row names the request's fields as the wire does (``promptImage``) or as Python does
-(``prompt_image``), beside them its ``id`` and, if it likes, its ``route``. Text is converted where
-a number, a boolean or JSON is wanted, and a field without a value is not set. Names that begin
-with ``x_`` or ``_`` are the user's own and are ignored; any other unknown name makes the row a bad
-one, since a misspelt option would be paid for and not be there.
+A row names the request's fields as the API does (``promptImage``) or as Python does
+(``prompt_image``). It also has an ``id`` and, optionally, a ``route``. Text is converted where a
+number, a boolean or JSON is expected, and a field without a value is not set. Names that begin with
+``x_`` or ``_`` are the user's own and are ignored. Any other unknown name makes the row invalid: a
+misspelt option would be paid for and have no effect.
 
 No message repeats a value that may be a secret.
 """
@@ -25,16 +25,16 @@ from ..redact import hide_secrets, scrub
 from .strict_json import strict_json
 
 MAX_ID_LENGTH = 200
-"""Characters. The rest of a key is for the batch."""
+"""Maximum characters of an id. The rest of an idempotency key is for the batch."""
 
 MOST_PROBLEMS = 20
-"""Wrong names that are told of one row."""
+"""Maximum number of wrong names that are reported for one row."""
 
 MAX_NUMBER = 2**63 - 1
-"""Of a field or an id; Python refuses to write far larger ones."""
+"""Maximum number in a field or an id; Python refuses to convert far larger ones to text."""
 
 Problem = tuple[str | None, str]
-"""Which field, where it is one, and what is wrong."""
+"""Name of the field, or None if it is not about one field, and the problem."""
 
 Request = ImageToVideoRequest | VideoToVideoRequest
 
@@ -61,12 +61,12 @@ _STAND_INS = {
 
 @dataclass(frozen=True, slots=True)
 class CheckedFields:
-    """What the fields of one row come to.
+    """Result of checking the fields of one row.
 
     Attributes:
-        id: Its id, or None where it has none or a bad one.
-        request: Its request, or None where there are problems.
-        problems: All that is wrong; a missing id is not.
+        id: Id of the row, or None if it is missing or invalid.
+        request: Request of the row, or None if there are problems.
+        problems: All problems; a missing id is not one of them.
     """
 
     id: str | None
@@ -75,7 +75,7 @@ class CheckedFields:
 
 
 def check_fields(fields: Mapping[Any, Any]) -> CheckedFields:
-    """What the fields of a row come to, whatever they are; pure."""
+    """Check the fields of a row, whatever their types; pure."""
     problems = check_names(fields)
     given = _given(fields)
     values: dict[str, Any] = {}
@@ -95,7 +95,7 @@ def check_fields(fields: Mapping[Any, Any]) -> CheckedFields:
 
 
 def check_names(names: Iterable[object]) -> list[Problem]:
-    """What is wrong with the names of fields or columns; pure."""
+    """Return the problems with the names of fields or columns; pure."""
     problems: list[Problem] = []
     seen: set[str] = set()
     for name in names:
@@ -113,20 +113,20 @@ def check_names(names: Iterable[object]) -> list[Problem]:
 
 
 def is_own(name: object) -> bool:
-    """Whether a field is the user's own, and so ignored; pure."""
+    """Return True if a field is the user's own and therefore ignored; pure."""
     return isinstance(name, str) and name.startswith(("x_", "_"))
 
 
 def shown_name(name: object) -> str:
-    """A field's name, safe to show, whatever a user took for one; pure."""
+    """Return a field's name, safe to show, whatever its type; pure."""
     return repr(scrub(name, 60))[1:-1] or "''" if isinstance(name, str) else type(name).__name__
 
 
 def check_id(value: object) -> str:
-    """An id as text; pure.
+    """Return an id as text; pure.
 
     Raises:
-        ValueError: It is no text and no whole number, or not fit for being shown.
+        ValueError: It is neither a text nor a whole number, or it is not safe to show.
     """
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER:
         return str(value)
@@ -159,7 +159,7 @@ def _nearest(name: str) -> str | None:
 
 
 def _given(fields: Mapping[Any, Any]) -> dict[str, Any]:
-    """The values that are set, by the wire's names; the first of two spellings."""
+    """Return the values that are set, by the API's names; the first of two spellings wins."""
     given: dict[str, Any] = {}
     for name, value in fields.items():
         known = _SPELLINGS.get(name) if isinstance(name, str) else None
@@ -181,7 +181,7 @@ def _prepared(name: str, value: Any) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """A nested field without the members that are not set, as Parquet has them in every row."""
+    """Return a nested field without unset members, which Parquet adds to every row."""
     if isinstance(value, list):
         return [_without_nulls(item) if isinstance(item, dict) else item for item in value]
     if isinstance(value, dict):
@@ -227,12 +227,12 @@ def _route_of(named: Any, given: Mapping[str, Any]) -> str:
 def _read_request(
     route: str, values: Mapping[str, Any], named: set[str]
 ) -> tuple[Request | None, list[Problem]]:
-    """The request of a route, and what is wrong with the fields that are not named yet."""
+    """Return the request of a route, and the problems of fields that were not reported yet."""
     body = {name: value for name, value in values.items() if name in _FIELDS[route]}
     foreign = values.keys() - body.keys() - {"id", "route"}
     problems: list[Problem] = [(name, f"is no field of {route}") for name in sorted(foreign)]
     if "model" in named:
-        body["model"] = "unknown"  # so that the limits of the default one are not asked for
+        body["model"] = "unknown"  # so that the limits of the default model do not apply
     request, of_request = _validated(route, body)
     problems += [problem for problem in of_request if problem[0] not in named]
     return request, problems
@@ -245,7 +245,7 @@ def _validated(route: str, body: Mapping[str, Any]) -> tuple[Request | None, lis
         details = error.errors(include_url=False, include_input=False)
     problems = [problem for detail in details for problem in _told(detail)]
     bad = {str(detail["loc"][0]) for detail in details if detail["loc"]}
-    if bad and "model" not in bad:  # limits are held against the good fields, and told as well
+    if bad and "model" not in bad:  # also report the limits that the valid fields exceed
         good = {name: value for name, value in body.items() if name not in bad}
         problems += _validated(route, {**_STAND_INS[route], **good})[1]
     return None, problems

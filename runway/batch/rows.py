@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a batch, all of them checked before anything is bought."""
+"""Rows of a batch, all of them validated before anything is bought."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -15,22 +15,22 @@ from .models import BatchItem
 from .row_validation import MAX_ID_LENGTH, CheckedFields, Problem, check_fields, shown_name
 
 KeyOf = Callable[[str | None, GenerationRequest, int], str]
-"""Gives an item's key, from its id or None, its request, and its place among the equal requests
-that have no id, counted from 1."""
+"""Function that returns an item's idempotency key. Its arguments are the item's id or None, its
+request, and its position, from 1, among the equal requests that have no id."""
 
 Unit = Literal["line", "row"]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row as it was given.
+    """Row of a batch before its validation.
 
     Attributes:
-        number: Where it stands, from 1.
-        fields: What it holds, by the names that it gives them.
-        problem: Why it is no row at all, or an empty text.
-        unit: What ``number`` counts.
-        needs_id: Whether it must have an id; else its number is its id.
+        number: Position of the row, from 1.
+        fields: Values by the names that the row uses.
+        problem: Reason why the row cannot be read at all, or an empty text.
+        unit: Unit of ``number``.
+        needs_id: True if the row must have an id; otherwise its number is its id.
     """
 
     number: int
@@ -41,7 +41,7 @@ class Row:
 
 
 class BadRow(Value):
-    """One thing that is wrong with a row, which may have several."""
+    """One problem of a row, which may have several."""
 
     row: int = Field(description="Where the row stands, from 1.")
     unit: Unit = Field(default="row", description="What `row` counts.")
@@ -51,7 +51,7 @@ class BadRow(Value):
 
     @property
     def what(self) -> str:
-        """What is wrong, with the field's name."""
+        """Problem, with the name of the field."""
         return f"{self.field}: {self.problem}" if self.field else self.problem
 
     def __str__(self) -> str:
@@ -60,15 +60,17 @@ class BadRow(Value):
 
 
 def batch_prefix(batch_key: str) -> str:
-    """Return what all keys of a batch, and of no other batch beside it, begin with."""
+    """Return the prefix of all idempotency keys of a batch; no sibling batch shares it."""
     return f"{batch_key}/"
 
 
 def batch_keys(batch_key: str) -> KeyOf:
-    """Keys that begin with a batch's own: behind it the id, or a hash of the request.
+    """Return a function that makes idempotency keys with the batch's own key as prefix.
+
+    The prefix is followed by the id, or by a hash of the request.
 
     Raises:
-        ValueError: It is no key, or so long that an id has no room.
+        ValueError: The batch key is not a valid key, or leaves no room for an id.
     """
     room = MAX_KEY_LENGTH - MAX_ID_LENGTH - 1
     if len(check_key(batch_key)) > room:
@@ -82,22 +84,22 @@ def batch_keys(batch_key: str) -> KeyOf:
 
 
 def rows_of(requests: Iterable[object]) -> list[Row]:
-    """The rows that requests given in Python are; pure.
+    """Return the rows of requests given in Python; pure.
 
-    Each is a request, a mapping of its fields, or a mapping with a ``request``. One without an
-    ``id`` has its position, from 1, as id.
+    Each one is a request, a mapping of its fields, or a mapping with a ``request``. Without an
+    ``id``, the position, from 1, is the id.
     """
     return [_row_of(number, given) for number, given in enumerate(requests, 1)]
 
 
 def check_rows(rows: Iterable[Row], key_of: KeyOf) -> tuple[list[BatchItem], list[BadRow]]:
-    """The items that the good rows ask for, and all that is wrong with the others; pure.
+    """Return the items of the valid rows, and all problems of the others; pure.
 
-    A row is in one of the two lists. Whatever it holds, it does not make this raise.
+    Each row is in exactly one of the two lists. No content of a row makes this function raise.
 
     Args:
-        rows: All rows of the batch, in their order.
-        key_of: Gives each item its key, as ``batch_keys`` does.
+        rows: All rows of the batch, in order.
+        key_of: Returns the idempotency key of an item, as ``batch_keys`` does.
     """
     items: list[BatchItem] = []
     bad: list[BadRow] = []
@@ -114,7 +116,7 @@ def check_rows(rows: Iterable[Row], key_of: KeyOf) -> tuple[list[BatchItem], lis
 
 
 class _Seen:
-    """What the rows before took: ids, keys, and places among equal requests."""
+    """Ids, keys and positions among equal requests that earlier rows have taken."""
 
     def __init__(self, key_of: KeyOf) -> None:
         self.key_of = key_of
@@ -123,14 +125,15 @@ class _Seen:
         self.takes: Counter[str] = Counter()
 
     def check(self, row: Row) -> tuple[str | None, BatchItem | None, list[Problem]]:
-        """The id of a row, its item, and what is wrong with it in the company of the others."""
+        """Return the id of a row, its item, and its problems, in the context of earlier rows."""
         if row.problem:
             return None, None, [(None, row.problem)]
         found = check_fields(row.fields)
         id_, problems = self._identify(row, found)
         if not found.request:
             return id_, None, problems
-        # A row that is refused for its id counts as well: the others keep their keys without it.
+        # A row that is rejected for its id counts too, so that the other rows have the same keys
+        # with and without it.
         take = 1 if found.id else self._take(found.request)
         if problems or not id_:
             return id_, None, problems

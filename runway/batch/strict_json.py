@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON as it is meant, in which nothing that a user wrote is silently dropped."""
+"""Strict JSON parser, which silently drops nothing that a user wrote."""
 
 import json
 from typing import Any
 
 
 def strict_json(text: str) -> Any:
-    """The value that a JSON text stands for; pure.
+    """Return the value of a JSON text; pure.
 
     Raises:
-        ValueError: It is no JSON, names a field of an object twice, or is nested too deeply. The
-            message repeats nothing of it.
+        ValueError: It is not valid JSON, names a field of an object twice, or is nested too deeply.
+            The message repeats no part of the text.
     """
     try:
         return _DECODER.decode(text.strip())
@@ -21,17 +21,17 @@ def strict_json(text: str) -> Any:
         raise ValueError("no valid JSON: it is nested too deeply") from None
     except _Refused:
         raise
-    except ValueError:  # more digits than Python converts
+    except ValueError:  # a number with more digits than Python converts
         raise ValueError("no valid JSON: a number in it is too long") from None
 
 
 class _Refused(ValueError):
-    """What Python's decoder would let pass."""
+    """Input that Python's decoder would accept."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    if len(found) < len(pairs):  # Python keeps the last one, and the user may have meant the first
+    if len(found) < len(pairs):  # Python keeps the last value; the user may mean the first
         raise _Refused("no valid JSON: an object names a field twice")
     return found
 

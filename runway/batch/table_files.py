@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of rows: which format a place has, and how it is opened, be it a path or an fsspec URL."""
+"""Table files: the format of a file, and how to open it at a path or an fsspec URL."""
 
 import logging
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ from urllib.parse import urlsplit
 from ..redact import HideSecrets, scrub, shown_url
 from ..storage.paths import is_chained, local_path, whole_path
 
-for _logger in ("fsspec", "fsspec.http"):  # at DEBUG they log each URL whole
+for _logger in ("fsspec", "fsspec.http"):  # at DEBUG they log complete URLs
     logging.getLogger(_logger).addFilter(HideSecrets())
 
 
 class Unreadable(ValueError):
-    """A file of rows cannot be read or written; the message holds no secret."""
+    """Table file that cannot be read or written; the message holds no secret."""
 
 
 class Kind(StrEnum):
-    """Formats of files of rows."""
+    """Format of a table file."""
 
     JSONL = "JSONL"
     CSV = "CSV"
@@ -39,10 +39,10 @@ NO_PYARROW = 'Parquet needs pyarrow: pip install "prefect-cometapi[parquet]"'
 
 
 def kind_of(place: str) -> Kind:
-    """The format of the file at a place, by its suffix; pure.
+    """Return the format of the file at a location, by its suffix; pure.
 
     Raises:
-        Unreadable: The suffix names none.
+        Unreadable: The suffix is not a known format.
     """
     name = _name(place).removesuffix(_GZIP)
     kind = _KINDS.get(PurePosixPath(name).suffix)
@@ -53,12 +53,12 @@ def kind_of(place: str) -> Kind:
 
 
 def is_gzipped(place: str) -> bool:
-    """Whether the file at a place is compressed, by its suffix; pure."""
+    """Return True if the file at a location is compressed, by its suffix; pure."""
     return _name(place).endswith(_GZIP)
 
 
 def parquet_module() -> Any:
-    """``pyarrow.parquet``.
+    """Return ``pyarrow.parquet``.
 
     Raises:
         Unreadable: pyarrow is not installed.
@@ -72,12 +72,12 @@ def parquet_module() -> Any:
 
 @contextmanager
 def opened(place: str, *, text: bool) -> Iterator[Any]:
-    """The file at a place for reading, as text (UTF-8, line ends as they stand) or as bytes.
+    """Open the file at a location for reading, as text (UTF-8, line ends unchanged) or as bytes.
 
-    Bytes that are no UTF-8 become surrogates, so that one bad cell is one bad row.
+    Invalid UTF-8 becomes surrogates, so that one bad cell makes only one bad row.
 
     Raises:
-        Unreadable: Opening it, or reading it in the body, went wrong.
+        Unreadable: The file could not be opened, or could not be read in the body.
     """
     how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""} if text else {}
     try:
