@@ -40,7 +40,7 @@ async def open_ledger() -> "Ledger":
         LedgerUnavailable: The block cannot be loaded or is not a ledger block, or the URL is not a
             valid database URL.
     """
-    # The import is here because it loads SQLAlchemy, which not every process needs.
+    # The import is here so that SQLAlchemy is loaded only when a ledger is first used.
     from ...runway.ledger.store import ledger_at
 
     if opened := shared_ledger():
