@@ -190,7 +190,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _is_unicode(value: Any) -> bool:
-    """Whether all text in a value can be sent; bytes cannot, though pydantic takes them."""
+    """Return True if all text in a value can be sent; bytes cannot, but pydantic accepts them."""
     left = [value]
     while left:
         item = left.pop()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downloads and the checks of a video, in a process that can reach nothing else."""
+"""Download and inspection of videos; a separate process without other access decodes them."""

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process gives up for good before it reads what a stranger wrote.
+"""Privileges that a process drops for good before it reads untrusted data.
 
-Whoever takes it over by a hole in a decoder has what the process still may, so it may nothing that
-it does not need: only go on computing, and reading and writing what is open already. Everything is
-done by the process itself and needs no right of its own. What a system does not know is passed
-over, as a video is better read with less confinement than not at all.
+An attacker who takes the process over through a bug in a decoder has the remaining privileges of
+the process. So it keeps only the ones that it needs: to compute, and to read and write what is
+already open. The process drops the others itself, which needs no special permission. A mechanism
+that the system does not know is skipped: reading a video with less confinement is better than not
+reading it at all.
 
-It imports nothing of the package: decoder.py runs it by its path.
+This module imports nothing of the package, because decoder.py runs it by its path.
 """
 
 import contextlib
@@ -19,9 +20,9 @@ import sys
 from typing import NamedTuple
 
 # From the kernel's headers linux/landlock.h, prctl.h, seccomp.h, filter.h, audit.h, capability.h.
-_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # calls with the same numbers on every machine
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # these numbers are the same on every machine
 _ASK_VERSION = 1
-_LANDLOCK = {  # version: what it can deny of files, of networks, and of other processes
+_LANDLOCK = {  # version: what it can deny for files, networks and other processes
     1: (0x1FFF, 0, 0),  # Linux 5.13: execute, write, read, list, remove, make
     2: (0x3FFF, 0, 0),  # 5.19: and link or move elsewhere
     3: (0x7FFF, 0, 0),  # 6.2: and truncate
@@ -31,9 +32,9 @@ _LANDLOCK = {  # version: what it can deny of files, of networks, and of other p
 }
 _SET_NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38, 22, 2
 
-# Instructions of a seccomp filter, which is a program for the kernel's BPF machine.
+# Instructions of a seccomp filter, a program for the kernel's BPF virtual machine.
 _LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in the data that a filter loads from
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in the filter's input
 _ALLOW, _FAIL_WITH = 0x7FFF0000, 0x00050000
 
 
@@ -41,7 +42,7 @@ class _Machine(NamedTuple):
     architecture: int
     architecture_32_bit: int
     column: int
-    """Column of its numbers in the table of calls."""
+    """Column of the machine's numbers in the table of system calls."""
 
 
 _MACHINES = {
@@ -49,7 +50,7 @@ _MACHINES = {
     "aarch64": _Machine(0xC00000B7, 0x40000028, 1),
 }
 _ALLOWED = {  # numbers on x86-64 and on ARM64
-    # Read from and write to what is open already.
+    # Read from and write to files that are already open.
     "read": (0, 63),
     "write": (1, 64),
     "readv": (19, 65),
@@ -83,14 +84,14 @@ _ALLOWED = {  # numbers on x86-64 and on ARM64
     "sigaltstack": (131, 132),
     "restart_syscall": (219, 128),
     "setitimer": (38, 103),
-    # Read the time and wait.
+    # Read the clock and wait.
     "clock_gettime": (228, 113),
     "clock_getres": (229, 114),
     "clock_nanosleep": (230, 115),
     "gettimeofday": (96, 169),
     "nanosleep": (35, 101),
     "ppoll": (271, 73),
-    # Ask about itself and the machine.
+    # Query the process itself and the machine.
     "getpid": (39, 172),
     "gettid": (186, 178),
     "getuid": (102, 174),
@@ -102,39 +103,41 @@ _ALLOWED = {  # numbers on x86-64 and on ARM64
     "sysinfo": (99, 179),
     "uname": (63, 160),
 }
-"""Calls that concern nothing but the process itself; every other one fails.
+"""System calls that concern only the process itself. Every other one fails.
 
-A list of what is denied would miss the call that nobody thought of, and those of later kernels.
+A list of denied calls would miss the ones that its author did not think of, and those of later
+kernels.
 """
 
 _CLONE, _CLONE_THREAD = (56, 220), 0x10000
 _ALLOWED_WITH_FIRST_ARGUMENT = {
     "prlimit64": ((302, 261), 0),  # 0 is the process itself
     "sched_getaffinity": ((204, 123), 0),
-    "prctl": ((157, 167), 15),  # PR_SET_NAME, which names a thread
+    "prctl": ((157, 167), 15),  # PR_SET_NAME, which sets a thread's name
 }
 _TGKILL = (234, 131)
 _SINCE_LINUX_5_1 = 424
-"""First number of the calls that all machines number alike; a C library can do without them."""
+"""First number of the system calls that have the same number on all machines. A C library works
+without them."""
 
 _CAPABILITIES_OF_64_BITS = 0x20080522
 
 
 def confine(memory: int) -> None:
-    """Give up everything below.
+    """Limit memory and drop all privileges listed in this module.
 
     Args:
-        memory: Bytes of address space that are kept.
+        memory: Bytes of address space that remain.
     """
     limit(memory)
     renounce()
 
 
 def limit(memory: int) -> None:
-    """Give up most memory, and writing to files; not on Windows.
+    """Limit memory, and forbid writing to files and core dumps; no effect on Windows.
 
     Args:
-        memory: Bytes of address space that are kept.
+        memory: Bytes of address space that remain.
     """
     try:
         import resource
@@ -144,7 +147,7 @@ def limit(memory: int) -> None:
     def at_most(what: int, limit: int) -> None:
         _, hard = resource.getrlimit(what)
         lower = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        with contextlib.suppress(OSError, ValueError):  # a system that does not know this limit
+        with contextlib.suppress(OSError, ValueError):  # the system may not support this limit
             resource.setrlimit(what, (lower, lower))
 
     at_most(resource.RLIMIT_AS, memory)
@@ -153,9 +156,9 @@ def limit(memory: int) -> None:
 
 
 def renounce() -> None:
-    """Give up files, networks, other processes, and what root may; on Linux only.
+    """Drop access to files, networks and other processes, and root's capabilities; Linux only.
 
-    It binds the thread that calls it, and those that this one starts.
+    This applies to the calling thread and to the threads that it starts.
     """
     if sys.platform != "linux":
         return
@@ -163,11 +166,11 @@ def renounce() -> None:
     libc.prctl(_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
     _allow_nothing(libc)
     libc.capset(struct.pack("=Ii", _CAPABILITIES_OF_64_BITS, 0), bytes(24))
-    _apply_seccomp(libc)  # the last, since it denies the calls of the others
+    _apply_seccomp(libc)  # last, since it denies the system calls of the other steps
 
 
 def reached() -> list[str]:
-    """Try what this thread can reach: files, the network, other processes."""
+    """Return what this thread can still reach: files, the network, other processes."""
     found: list[str] = []
     with contextlib.suppress(OSError):
         os.close(os.open(sys.executable, os.O_RDONLY))
@@ -175,14 +178,14 @@ def reached() -> list[str]:
     with contextlib.suppress(OSError):
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
         found.append("network")
-    with contextlib.suppress(OSError, AttributeError):  # Windows has no such call
+    with contextlib.suppress(OSError, AttributeError):  # not available on Windows
         os.getpriority(os.PRIO_PROCESS, os.getppid())
         found.append("processes")
     return found
 
 
 def _allow_nothing(libc: ctypes.CDLL) -> None:
-    """Landlock denies what no rule allows, and here is no rule."""
+    """Apply a Landlock ruleset without rules, which denies everything that it handles."""
     version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _ASK_VERSION)
     if version < 1:
         return
@@ -193,13 +196,13 @@ def _allow_nothing(libc: ctypes.CDLL) -> None:
 
 
 def _apply_seccomp(libc: ctypes.CDLL) -> None:
-    """Deny every call but those of the table, on a machine whose numbers are known.
+    """Deny every system call outside the table, on a machine whose call numbers are known.
 
-    Landlock leaves UDP, Unix sockets, forks, limits and priorities of other processes, shared
-    memory, keyrings, and the attributes of files. A call that is denied fails with EACCES.
+    Landlock does not cover UDP, Unix sockets, forks, limits and priorities of other processes,
+    shared memory, keyrings, and file attributes. A denied call fails with EACCES.
     """
     machine = _MACHINES.get(os.uname().machine)
-    if not machine or sys.maxsize < 1 << 32:  # a 32-bit Python makes other calls
+    if not machine or sys.maxsize < 1 << 32:  # a 32-bit Python uses other call numbers
         return
     program = _filter(machine, os.getpid())
     steps = ctypes.create_string_buffer(program)
@@ -207,11 +210,12 @@ def _apply_seccomp(libc: ctypes.CDLL) -> None:
 
 
 _Step = tuple[int, int, int, int]
-"""Instruction, its value, and how many steps are skipped if its condition holds and if not."""
+"""Instruction, its value, and the number of steps to skip if its condition is true and if it is
+false."""
 
 
 def _filter(machine: _Machine, pid: int) -> bytes:
-    """Assemble the filter of a machine for a process."""
+    """Assemble the seccomp filter for a process on a machine."""
     allow: _Step = (_RETURN, _ALLOW, 0, 0)
     deny: _Step = (_RETURN, _FAIL_WITH | errno.EACCES, 0, 0)
     unknown: _Step = (_RETURN, _FAIL_WITH | errno.ENOSYS, 0, 0)
@@ -227,20 +231,20 @@ def _filter(machine: _Machine, pid: int) -> bytes:
     steps = [
         (_LOAD, _ARCHITECTURE, 0, 0),
         *when(_IF_EQUAL, machine.architecture_32_bit, deny),
-        # No program of this kernel has a third architecture, but an emulator's calls do.
+        # This kernel runs no program of a third architecture, but an emulator's calls report one.
         (_IF_EQUAL, machine.architecture, 1, 0),
         allow,
         (_LOAD, _NUMBER, 0, 0),
     ]
     for numbers in _ALLOWED.values():
         steps += when(_IF_EQUAL, numbers[column], allow)
-    # A thread may be started, but no process, which could outlive this one and keep its files.
+    # Threads are allowed. A new process is not: it could outlive this one and keep its files.
     steps += with_argument(_CLONE[column], _IF_ANY_BIT, _CLONE_THREAD)
     steps += with_argument(_TGKILL[column], _IF_EQUAL, pid)  # abort() signals itself
     for numbers, value in _ALLOWED_WITH_FIRST_ARGUMENT.values():
         steps += with_argument(numbers[column], _IF_EQUAL, value)
-    # As a kernel answers that does not have them: the C library then calls clone for clone3. The
-    # numbers of x32 programs are above these as well.
+    # ENOSYS is the answer of a kernel without these calls. The C library then falls back, for
+    # example from clone3 to clone. The numbers of x32 programs are also in this range.
     steps += when(_IF_AT_LEAST, _SINCE_LINUX_5_1, unknown)
     steps.append(deny)
     return b"".join(struct.pack("=HBBI", what, *skips, value) for what, value, *skips in steps)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many posters as one picture.
+"""Contact sheet: many posters in one picture.
 
-They are decoded once more for it, so decoder.py runs this by its path, in its own process: who took
-that over could have made a picture that breaks whoever opens it. It imports nothing of the package.
+The posters are decoded again for it, so decoder.py runs this file by its path, in its own process.
+An attacker who had taken over that process could have made a poster that attacks any program that
+opens it. This module imports nothing of the package.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,15 @@ COLUMNS = 6
 TILE_WIDTH = 192
 TILE_HEIGHT = 108
 GAP = 4
-"""Pixels, all of them; COLUMNS are the most tiles in a row."""
+"""Pixels between tiles. TILE_WIDTH and TILE_HEIGHT are in pixels too; COLUMNS is the maximum number
+of tiles in a row."""
 
 
 def side_by_side(posters: Sequence[bytes]) -> Any:
-    """A video frame in yuvj420p with the posters side by side, each fitted into a tile.
+    """Return a video frame in yuvj420p with the posters side by side, each fitted into a tile.
 
     Args:
-        posters: JPEGs; at least one. One that cannot be read leaves its tile dark.
+        posters: JPEGs; at least one. The tile of an unreadable one stays dark.
     """
     import av
 

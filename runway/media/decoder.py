@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens videos and pictures that came from elsewhere, in a process of its own.
+"""Decoder of untrusted videos and pictures, which runs in its own process.
 
-A decoder is a large piece of C that reads what a stranger wrote. So it runs here, without the key,
-and within bounds of memory and time: a file that breaks it breaks only this process. Each video
-comes as an open file from the process that asks, so this one needs no other, and gives up reaching
-anything else before it reads the first: a file that takes it over finds nothing, and nobody to
-tell. It imports nothing of the package, so that it starts quickly and stays small, and speaks JSON,
-a line for a line.
+A decoder is a large piece of C code that reads untrusted data. So it runs here, without the API
+key, and with limits on memory and time. A file that breaks it breaks only this process. The parent
+process passes each video as an open file, so this process opens no files, and drops all other
+access before it reads the first one. A file that takes it over can reach no files, networks or
+other processes. This module imports nothing of the package, so that it starts quickly and stays
+small. It speaks JSON, with one line of answer for each line of question.
 
-A header is not enough: an MP4 with its index in front still tells its full duration after 95 % of
-it was cut away. So the lengths that the file states are followed to its end (truncation.py), the
-index is held against the length of the file, and the file is demuxed to its last packet, which
-costs milliseconds. Packets of zeros come from a download that left a gap. Only the two containers
-that Runway delivers are opened, and nothing beside the file, so a playlist in disguise reaches no
-network.
+Checking the header is not enough: an MP4 with its index in front still reports its full duration
+after 95 % of it was cut off. So three checks look for a missing end: the lengths that the file
+states are followed to its end (truncation.py), the index is compared with the length of the file,
+and the file is demuxed to its last packet, which takes milliseconds. Packets of zeros come from a
+download that left a gap. Only the two containers that Runway delivers are opened, and only the file
+itself, so a disguised playlist cannot reach a network.
 """
 
 import base64
@@ -33,38 +33,38 @@ from runpy import run_path
 from typing import Any, BinaryIO, TextIO
 
 MEMORY = 2 << 30
-"""Bytes of address space."""
+"""Maximum address space in bytes."""
 
 CPU_SECONDS = 60.0
-"""Processor time for one file, in seconds."""
+"""Maximum processor time for one file, in seconds."""
 
 _AT_ONCE = 256 << 10
-"""Bytes that are read at once."""
+"""Maximum bytes of one read."""
 
 _FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}
-"""Boxes that an MP4 or MOV begins with; old MOV files have no ftyp."""
+"""Boxes that an MP4 or MOV can begin with; old MOV files have no ftyp."""
 
 
 _ZEROS = {"h264": 64, "hevc": 64, "mpeg4": 64, "vp8": 256, "vp9": 256}
-"""Zero bytes in a row that no packet of a codec holds.
+"""Number of consecutive zero bytes that no packet of a codec contains.
 
-H.264 and HEVC escape the third in a row. The other encoders wrote 5 at most for pictures that stand
-still, in sizes up to 4K. AV1 may be padded with zeros.
+H.264 and HEVC escape the third consecutive zero. The other encoders wrote at most 5 for still
+pictures, in sizes up to 4K. AV1 may be padded with zeros.
 """
 
 _NEVER_ZERO = {*_ZEROS, "av1", "libdav1d", "aac", "opus", "libopus"}
-"""Codecs of which no packet is all zeros, as silence in PCM is."""
+"""Codecs that never write a packet of zeros only, unlike silence in PCM."""
 
 
 class Refused(Exception):
-    """The file is no whole video."""
+    """File that is not a complete video."""
 
 
 def inspect_video(video: BinaryIO) -> dict[str, Any]:
     """Demux a video to its end and describe it: width and height in pixels, duration in seconds.
 
     Raises:
-        Refused: It is no MP4, MOV or WebM, has no video, or is not whole.
+        Refused: It is not an MP4, MOV or WebM, has no video, or is not complete.
     """
     from av.error import FFmpegError
 
@@ -100,7 +100,7 @@ def inspect_video(video: BinaryIO) -> dict[str, Any]:
 
 @dataclass
 class _Seen:
-    """Packets of a file, in seconds: where the last of each stream ends, and the film's frames."""
+    """Packets of a file, in seconds: the end of each stream, and the start of each film frame."""
 
     ends: dict[int, float]
     starts: list[float] = field(default_factory=list)
@@ -110,7 +110,7 @@ def _demux(container: Any, film: Any) -> _Seen:
     """Read every packet.
 
     Raises:
-        Refused: One is incomplete, or filled with zeros.
+        Refused: A packet is incomplete or filled with zeros.
     """
     seen = _Seen({film.index: 0.0})
     for packet in container.demux():
@@ -127,7 +127,7 @@ def _demux(container: Any, film: Any) -> _Seen:
 
 
 def _is_hollow(packet: Any) -> bool:
-    """Return whether a packet holds zeros where its codec writes none."""
+    """Return True if a packet holds zeros where its codec writes none."""
     context = packet.stream.codec_context
     if not packet.size or context is None or context.name not in _NEVER_ZERO:
         return False
@@ -142,7 +142,7 @@ def _require_bytes(size: int, end: int) -> None:
 
 
 def _require_seconds(seen: _Seen, stated: float) -> None:
-    """Refuse a film that ends more than a frame before its stated end; two allow for rounding."""
+    """Reject a film that ends more than two frames early; the second one allows for rounding."""
     starts = sorted(seen.starts)
     frame = max((later - earlier for earlier, later in pairwise(starts)), default=stated)
     arrived = max(seen.ends.values())
@@ -151,18 +151,21 @@ def _require_seconds(seen: _Seen, stated: float) -> None:
 
 
 def _stated_seconds(container: Any, kind: str) -> float:
-    """Return the duration that a WebM states; FFmpeg computes that of a fragmented MP4."""
+    """Return the duration that a WebM states, or 0.
+
+    That of a fragmented MP4 is not used, because FFmpeg computes it.
+    """
     return container.duration / 1_000_000 if kind == "matroska" and container.duration else 0.0
 
 
 def _end_of_samples(container: Any) -> int:
-    """Return where the last sample of an MP4 ends, by its tables."""
+    """Return the position at which the last sample of an MP4 ends, according to its tables."""
     indexes = (stream.index_entries for stream in container.streams)
     return max((entry.pos + entry.size for index in indexes for entry in index), default=0)
 
 
 def draw_poster(video: BinaryIO, width: int) -> bytes:
-    """A frame from the middle of a video as a JPEG of the given width in pixels.
+    """Return a frame from the middle of a video as a JPEG of the given width in pixels.
 
     Raises:
         Refused: No frame can be decoded.
@@ -173,7 +176,7 @@ def draw_poster(video: BinaryIO, width: int) -> bytes:
         with _open(video) as container:
             stream = _film(container)
             if stream.codec_context:
-                stream.codec_context.thread_count = 1  # for one frame, more are but a loss
+                stream.codec_context.thread_count = 1  # more threads are slower for a single frame
             if container.duration:
                 container.seek(container.duration // 2)
             frame = next(container.decode(stream))
@@ -184,17 +187,17 @@ def draw_poster(video: BinaryIO, width: int) -> bytes:
 
 
 def draw_contact_sheet(posters: BinaryIO, sizes: Sequence[int]) -> bytes:
-    """A JPEG with posters side by side that lie one after the other in a file.
+    """Return a JPEG with posters side by side.
 
     Args:
-        posters: The file.
-        sizes: Bytes of each.
+        posters: File that holds the posters one after the other.
+        sizes: Size of each poster in bytes.
     """
     return as_jpeg(_beside("contact_sheet.py")["side_by_side"]([posters.read(n) for n in sizes]))
 
 
 def as_jpeg(picture: Any) -> bytes:
-    """A video frame in yuvj420p as a JPEG."""
+    """Encode a video frame in yuvj420p as a JPEG."""
     import av
 
     encoder: Any = av.CodecContext.create("mjpeg", "w")
@@ -216,7 +219,7 @@ def _open(video: BinaryIO) -> Any:
 
 
 def _film(container: Any) -> Any:
-    """Return the video stream that is not a cover picture.
+    """Return the first video stream that is not a cover picture.
 
     Raises:
         Refused: There is none.
@@ -244,9 +247,9 @@ def _reason(error: Exception) -> str:
 
 
 def asked() -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
-    """The questions: each a file, open for reading, and what is wanted of it.
+    """Yield the questions, each as an open file and the request for it.
 
-    Where a process can pass no open file, which is on Windows, it is opened here.
+    If a process cannot pass open files, as on Windows, the file is opened here.
     """
     if not hasattr(socket, "recv_fds"):
         for line in sys.stdin:
@@ -268,9 +271,9 @@ def serve(
     answers: TextIO,
     cpu_seconds: float = CPU_SECONDS,
 ) -> None:
-    """Answer each in a line until there are no more; one that takes too long ends the process.
+    """Answer each question with one line; a question that takes too long ends the process.
 
-    The first line is ``ready`` and what this process reaches besides.
+    The first line is ``ready``, followed by everything that this process can still reach.
     """
     print("ready", *_beside("confinement.py")["reached"](), file=answers, flush=True)
     for file, wanted in questions:
@@ -295,18 +298,18 @@ def _answer(file: BinaryIO, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alarm_after(cpu_seconds: float) -> None:
-    with contextlib.suppress(AttributeError):  # Windows has no such timer
+    with contextlib.suppress(AttributeError):  # not available on Windows
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
 
 
 @cache
 def _beside(name: str) -> dict[str, Any]:
-    """What stands in a file of this folder, which cannot be imported from here."""
+    """Run a file of this folder and return its globals; it cannot be imported from here."""
     return run_path(str(Path(__file__).with_name(name)))
 
 
 def load() -> None:
-    """Import what is needed, some of which `av` would only when it needs it."""
+    """Import everything early, including modules that `av` would import only on demand."""
     import av.subtitles.codeccontext
     import av.subtitles.stream  # noqa: F401
 
@@ -315,7 +318,7 @@ def load() -> None:
 
 
 def main() -> None:
-    """What the process does."""
+    """Run the decoder process."""
     load()
     _beside("confinement.py")["confine"](MEMORY)
     serve(asked(), sys.stdout)

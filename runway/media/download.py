@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an output's address to a whole file on this machine.
+"""Download of an output from its URL to a complete file on this machine.
 
-The address is a stranger's, it expires, and connections break: so the API key is never sent
-there, redirects are followed by hand, a broken download goes on where it stopped (only when the
-server confirms that the file is still the same), and the length and the SHA-256 are taken on the
-way. Output addresses live for a day or two (Runway's docs, Outputs), those of CometAPI "for a
-limited time"; an expired one is an error of its own, since a fresh one can be had.
+The URL is untrusted, it expires, and connections break. So the API key is never sent there,
+redirects are followed manually, and a broken download resumes at its last byte, but only if the
+server confirms that the file has not changed. The length and the SHA-256 are computed on the way.
+Output URLs are valid for a day or two (Runway's docs, Outputs), those of CometAPI "for a limited
+time". An expired URL has its own error, since a fresh one can be requested.
 """
 
 import asyncio
@@ -29,41 +29,42 @@ from .ssrf_guard import check_literal, keep_outside
 
 MAX_REDIRECTS = 5
 RESUMPTIONS = 4
-"""Times that a download goes on after a break without a single new byte, before it is given up."""
+"""Maximum number of consecutive breaks without a single new byte, before the download fails."""
 
 RENEWALS = 2
-"""Fresh addresses that are tried without a single new byte, before the output counts as lost."""
+"""Maximum number of fresh URLs without a single new byte, before the output counts as lost."""
 
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 LEAST_RATE, GRACE = 10_000, 120.0
-"""Bytes per second that must arrive on average, and seconds before that is looked at."""
+"""Minimum average rate in bytes per second, and seconds before the rate is checked."""
 
 HTTPCORE_LOGGERS = ("connection", "http11", "http2", "proxy", "socks")
 _EXPIRED = {401, 403, 404, 410}
 _IS_TEXT = re.compile(r"^text/|html|xml|json|javascript")
-"""Media types of what is certainly no video; storages label videos in many ways."""
+"""Media types that are certainly not a video; storage services label videos in many ways."""
 
 MAX_SECONDS = 3600.0
-"""For one download as a whole, so that a file that drips does not hold its run for ever."""
+"""Maximum seconds for one whole download, so that a slowly dripping file cannot hold its run
+forever."""
 
 
-# httpx logs each URL whole at INFO, httpcore each header of a reply at DEBUG; a signed URL must not
-# stand in anybody's log.
+# httpx logs complete URLs at INFO, and httpcore logs the headers of a reply at DEBUG. A signed URL
+# must not appear in any log.
 for _logger in ("httpx", *(f"httpcore.{part}" for part in HTTPCORE_LOGGERS)):
     logging.getLogger(_logger).addFilter(HideSecrets())
 
 
 class AssetClients:
-    """Two clients that know no key, keep no cookie and follow no redirect.
+    """Two HTTP clients that have no API key, keep no cookies and follow no redirects.
 
     Use it as an async context manager. Many downloads may share it.
 
     Args:
-        transport: What httpx sends through; tests plug in here.
+        transport: httpx transport to send through, for tests.
 
     Attributes:
         outside: Connects to public addresses only.
-        trusted: Connects to whatever the host of a trusted address resolves to.
+        trusted: Connects to any address that the host of a trusted URL resolves to.
     """
 
     def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
@@ -97,21 +98,22 @@ async def download(
     renew: Callable[[], Awaitable[str]] | None = None,
     trusted: Collection[str] = (),
 ) -> str:
-    """Stream an asset to a new file, flushed to the disk, and return its SHA-256 in hex.
+    """Stream an asset to a new file, flushed to disk, and return its SHA-256 in hex.
 
     Args:
-        clients: What to ask with.
-        url: Where the asset is: https and on the internet, or a host that is trusted.
-        destination: The file to write; it exists only in part after an error.
-        renew: Gives a fresh address when this one expires, even in the middle.
-        trusted: What may be asked over plain http, and wherever it is: hosts in lower case, as the
-            user names them, and origins (``origin_of``), as that of the configured service.
+        clients: HTTP clients to use.
+        url: URL of the asset: https and on the internet, or a trusted host.
+        destination: File to write; after an error it may be incomplete.
+        renew: Returns a fresh URL when this one expires, even in the middle of the download.
+        trusted: Hosts and origins that may be requested over plain http and at any address: hosts
+            in lower case, as the user names them, and origins (``origin_of``), such as that of the
+            configured service.
 
     Raises:
-        OutputExpired: The address is no longer valid (401, 403, 404, 410).
-        DownloadInterrupted: The connection broke, and going on did not help.
-        InvalidOutput: It is empty, a text in place of a video, longer than announced or allowed,
-            or its address does not lead to the internet.
+        OutputExpired: The URL is no longer valid (401, 403, 404, 410).
+        DownloadInterrupted: The connection broke, and resuming did not help.
+        InvalidOutput: The asset is empty, a text instead of a video, longer than announced or
+            allowed, or its URL does not lead to the internet.
         StorageError: The file cannot be written.
     """
     try:
@@ -151,7 +153,7 @@ async def _receive_all(
             continue
         except (httpx.HTTPError, httpx.StreamError) as error:
             problem = f"{type(error).__name__}: {scrub(str(error))}"
-        except (httpx.InvalidURL, ValueError) as error:  # httpx reads each Location by itself
+        except (httpx.InvalidURL, ValueError) as error:  # httpx parses every Location header
             what = f"the output's server answers nonsense: {scrub(str(error), limit=120)}"
             raise InvalidOutput(what) from None
         else:
@@ -166,16 +168,16 @@ async def _receive_all(
 
 
 class _Pace:
-    """How fast a file arrives, over all connections that it takes."""
+    """Average rate of a download, over all of its connections."""
 
     def __init__(self) -> None:
         self._begun, self._bytes = monotonic(), 0
 
     def check(self, arrived: int = 0) -> None:
-        """Count what arrived.
+        """Count the bytes that arrived, and check the average rate.
 
         Raises:
-            DownloadInterrupted: It is too little for the time that it took.
+            DownloadInterrupted: The rate is too low.
         """
         self._bytes += arrived
         if monotonic() - self._begun > GRACE + self._bytes / LEAST_RATE:
@@ -214,10 +216,10 @@ def _redirected(url: str, location: str) -> str:
 
 
 def _is_trusted(url: str, trusted: Collection[str]) -> bool:
-    """Whether the address may lead anywhere.
+    """Return True if the URL may lead to any address.
 
     Raises:
-        InvalidOutput: It is none that is asked at all.
+        InvalidOutput: The URL must not be requested at all.
     """
     try:
         scheme, host, _ = httpx.URL(url).scheme, host_of(url), urlsplit(url).port
@@ -228,12 +230,12 @@ def _is_trusted(url: str, trusted: Collection[str]) -> bool:
         return True
     if not host or scheme != "https":
         raise InvalidOutput(f"the output's address is not https: {shown_url(url)}")
-    check_literal(host)  # here too, since behind a proxy nothing is resolved on this machine
+    check_literal(host)  # also here, since a proxy resolves names instead of this machine
     return False
 
 
 async def _prepare_for(response: httpx.Response, arriving: ArrivingFile) -> None:
-    """Prepare for the body of a good reply, or raise what a bad one means."""
+    """Prepare for the body of a good reply, or raise the error of a bad one."""
     status = response.status_code
     if status in _EXPIRED:
         raise OutputExpired("the output's address is no longer valid", http_status=status)
@@ -257,7 +259,7 @@ async def _prepare_for(response: httpx.Response, arriving: ArrivingFile) -> None
 
 
 def _continues(response: httpx.Response, arriving: ArrivingFile) -> bool:
-    """Whether a partial reply begins exactly where the file ends."""
+    """Return True if a partial reply begins exactly at the end of the file."""
     match = re.match(r"bytes (\d{1,18})-", response.headers.get("content-range", ""))
     if match and int(match[1]) == arriving.received:
         return True

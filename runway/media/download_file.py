@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file that grows while its bytes arrive.
+"""File that is written while its bytes arrive.
 
-A thread writes and hashes what has arrived while the event loop receives what comes next, so a
-slow disk holds up neither other downloads nor polls, and memory holds three blocks at most; the
-more files arrive at a time, the smaller they are.
+A thread writes and hashes received bytes while the event loop receives more. So a slow disk delays
+neither other downloads nor polls. Memory holds at most three blocks of a file; the more files
+arrive at the same time, the smaller the blocks are.
 """
 
 import asyncio
@@ -18,23 +18,24 @@ from ..errors import InvalidOutput
 
 MAX_BYTES = 4 * 1024**3
 BLOCK = 2 * 1024**2
-"""Bytes that are handed over at a time. With smaller ones the thread and the loop wait for one
-another more often; a quarter of it is a third slower."""
+"""Maximum bytes that are passed to the thread at a time. With smaller blocks the thread and the
+loop wait for each other more often; a quarter of this size is a third slower."""
 
 IN_MEMORY, SMALLEST_BLOCK = 64 * 1024**2, 32 * 1024
-"""Bytes of all files together that wait to be handed over; what each may have all the same."""
+"""Maximum bytes of all files together that wait for the thread, and the minimum that each file may
+have in any case."""
 
 
 class ArrivingFile:
-    """What has arrived so far; it is to be closed before its file is.
+    """Writer of a file that is being downloaded; close it before its file.
 
     Args:
-        file: Where it goes; it is empty, and closed by the caller.
+        file: File to write to. It is empty, and the caller closes it.
 
     Attributes:
-        received: Bytes that have arrived.
-        total: Bytes that were announced, if they were.
-        etag: What tells the server which file it was, if it told us.
+        received: Bytes received so far.
+        total: Announced number of bytes, or None.
+        etag: ETag by which the server identifies the file, or an empty text.
     """
 
     _arriving: ClassVar["WeakSet[ArrivingFile]"] = WeakSet()
@@ -51,13 +52,13 @@ class ArrivingFile:
         self._writing: asyncio.Task[None] | None = None
 
     async def aclose(self) -> None:
-        """Wait for the thread that writes, under which the file must not be closed."""
+        """Wait for the writing thread, because the file must not be closed while it writes."""
         self._arriving.discard(self)
         with suppress(OSError):
             await self._written()
 
     async def start_again(self) -> None:
-        """Forget what arrived: the server sends the file from its beginning."""
+        """Discard what was received, because the server sends the file from its beginning."""
         await self._written()
         self._file.seek(0)
         self._file.truncate()
@@ -65,7 +66,7 @@ class ArrivingFile:
         self._hash, self._gathered, self._size = hashlib.sha256(), [], 0
 
     def expect(self, more: int | None) -> None:
-        """Take note of how many bytes are announced to come, if it is known.
+        """Record the announced number of further bytes, or None if it is unknown.
 
         Raises:
             InvalidOutput: The file would be longer than allowed.
@@ -74,11 +75,11 @@ class ArrivingFile:
         self._check(self.total or 0, MAX_BYTES)
 
     async def append(self, chunk: bytes) -> None:
-        """Take a chunk, which must not make the file longer than announced or allowed.
+        """Add a chunk, which must not make the file longer than announced or allowed.
 
         Raises:
-            InvalidOutput: It does.
-            OSError: What arrived before could not be written.
+            InvalidOutput: The file would be longer than announced or allowed.
+            OSError: An earlier chunk could not be written.
         """
         self.received += len(chunk)
         self._check(self.received, MAX_BYTES if self.total is None else self.total)
@@ -88,10 +89,10 @@ class ArrivingFile:
             await self._hand_over(self._write)
 
     async def finish(self) -> str:
-        """Have all of it on the disk, and return its SHA-256 in hex.
+        """Write everything to disk, and return the SHA-256 in hex.
 
         Raises:
-            OSError: It could not be written.
+            OSError: The file could not be written.
         """
         await self._hand_over(self._write_last)
         await self._written()
@@ -104,7 +105,7 @@ class ArrivingFile:
 
     async def _written(self) -> None:
         if self._writing:
-            await asyncio.wait([self._writing])  # goes on if this is cancelled
+            await asyncio.wait([self._writing])  # the write continues if this is cancelled
             writing, self._writing = self._writing, None
             writing.result()
 

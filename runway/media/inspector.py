@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a file is a whole video, and a picture of it, as another process finds (decoder.py)."""
+"""Inspection and posters of videos, done in a separate decoder process (decoder.py)."""
 
 import atexit
 import base64
@@ -24,17 +24,17 @@ from ..errors import InvalidOutput, StorageError
 from ..redact import scrub
 
 POSTER_WIDTH = 640
-"""Pixels."""
+"""Width of a poster in pixels."""
 
 PATIENCE = 600.0
-"""Seconds for one answer of the decoder; it may have four gigabytes to read from a slow disk."""
+"""Timeout for one answer of the decoder in seconds. It may have to read 4 GB from a slow disk."""
 
 ENDING = 5.0
-"""Seconds that a decoder has to end by itself once nothing is asked or heard of it any more."""
+"""Seconds in which a decoder has to exit by itself after its pipes are closed."""
 
 _DECODER = Path(__file__).with_name("decoder.py")
 _NEEDED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT")
-"""What Python needs of the environment; the key is not among it."""
+"""Environment variables that Python needs. The API key is not among them."""
 
 
 _Count = Annotated[int, Field(gt=0, lt=1 << 31)]
@@ -44,7 +44,7 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video is: width and height in pixels, duration in seconds."""
+    """Properties of a video: width and height in pixels, duration in seconds."""
 
     width: _Count
     height: _Count
@@ -55,15 +55,16 @@ class VideoInfo:
 
 _INFO = TypeAdapter(VideoInfo)
 _LONGEST = 8 << 20
-"""Characters of an answer; a poster takes some 100,000."""
+"""Maximum characters of an answer; a poster takes about 100,000."""
 
 
 def inspect_video(path: Path) -> VideoInfo:
     """Demux a video to its end and describe it.
 
     Raises:
-        InvalidOutput: It is no MP4, MOV or WebM, has no video, is not whole, or broke the decoder.
-        StorageError: It cannot be read here.
+        InvalidOutput: It is not an MP4, MOV or WebM, has no video, is not complete, or broke the
+            decoder.
+        StorageError: It cannot be read on this machine.
     """
     with _sound_answers():
         return _INFO.validate_python(_decoder(os.getpid()).ask(path)["info"])
@@ -74,7 +75,7 @@ def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
 
     Raises:
         InvalidOutput: No frame can be decoded.
-        StorageError: The video cannot be read here.
+        StorageError: The video cannot be read on this machine.
         OSError: The poster cannot be written.
     """
     with _sound_answers():
@@ -83,15 +84,15 @@ def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
 
 
 def draw_contact_sheet(posters: Sequence[bytes]) -> bytes:
-    """A JPEG with posters side by side, each fitted into a tile.
+    """Return a JPEG with posters side by side, each fitted into a tile.
 
     Args:
-        posters: JPEGs; at least one. One that cannot be read leaves its tile dark.
+        posters: JPEGs; at least one. The tile of an unreadable one stays dark.
 
     Raises:
         InvalidOutput: One of them broke the decoder.
         StorageError: The decoder does not start.
-        OSError: There is no room to hand them over.
+        OSError: There is no space for the temporary file with the posters.
     """
     with TemporaryDirectory(prefix="cometapi-") as folder, _sound_answers():
         joined = Path(folder) / "posters"
@@ -115,7 +116,7 @@ def _decoded(picture: str) -> bytes:
 
 @contextmanager
 def _sound_answers() -> Iterator[None]:
-    """A decoder that a file has taken over may say anything."""
+    """Turn malformed answers into an error; a decoder that a file took over may answer anything."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -124,10 +125,10 @@ def _sound_answers() -> Iterator[None]:
 
 
 class Decoder:
-    """The process that opens videos, for all threads of this one; it starts when it is needed.
+    """Process that decodes videos, shared by all threads and started on demand.
 
     Args:
-        program: What it runs.
+        program: Python file that the process runs.
     """
 
     def __init__(self, program: Path = _DECODER) -> None:
@@ -138,7 +139,7 @@ class Decoder:
         self._turn = threading.Lock()
 
     def reaches(self) -> list[str]:
-        """What it could not give up before its first file.
+        """Return what the process could not give up access to before its first file.
 
         Raises:
             StorageError: The process does not start.
@@ -148,10 +149,10 @@ class Decoder:
             return self._reaches
 
     def ask(self, path: Path, **wanted: Any) -> dict[str, Any]:
-        """What it tells about a video, or draws of it or of several posters.
+        """Return the description of a video, its poster, or a contact sheet of several posters.
 
         Raises:
-            InvalidOutput: The file is none, or the process did not survive it.
+            InvalidOutput: The file is not a valid video, or the process did not survive it.
             StorageError: The file cannot be read, or the process does not start.
         """
         question = json.dumps({"file": str(path), **wanted}) + "\n"
@@ -171,7 +172,7 @@ class Decoder:
         return answer
 
     def close(self) -> None:
-        """End the process; it starts again when it is needed."""
+        """End the process; it starts again on demand."""
         with self._turn:
             if self._process:
                 _kill(self._process)
@@ -180,15 +181,15 @@ class Decoder:
     def _told(self, question: str, file: BinaryIO) -> str:
         process = self._process = self._process or self._start()
         assert process.stdout  # noqa: S101 -- it is a pipe
-        late = threading.Timer(PATIENCE, _kill, [process])  # its own limit is of a processor's time
+        late = threading.Timer(PATIENCE, _kill, [process])  # its own limit is CPU time
         late.start()
         try:
-            if self._questions:  # everywhere but on Windows
+            if self._questions:  # None on Windows only
                 socket.send_fds(self._questions, [question.encode()], [file.fileno()])
             else:
                 print(question, end="", file=process.stdin, flush=True)
             return process.stdout.readline(_LONGEST)
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             return ""
         finally:
             late.cancel()
@@ -203,7 +204,7 @@ class Decoder:
                 stderr=subprocess.DEVNULL,
                 env={name: os.environ[name] for name in _NEEDED if name in os.environ},
                 text=True,
-                start_new_session=True,  # Ctrl-C is for this process to deal with
+                start_new_session=True,  # so that only this process receives Ctrl-C
             )
         self._questions = ours
         assert process.stdout  # noqa: S101 -- it is a pipe
@@ -214,7 +215,7 @@ class Decoder:
         return process
 
     def _end(self) -> str:
-        """Have it end, and say how it did."""
+        """End the process, and return how it ended."""
         process, self._process = self._process, None
         assert process  # noqa: S101 -- it was started
         if self._questions:
@@ -232,15 +233,15 @@ class Decoder:
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """End a process and whatever it started, where it may start something."""
-    with suppress(ProcessLookupError, AttributeError):  # Windows has no groups of processes
+    """Kill a process and all processes of its group."""
+    with suppress(ProcessLookupError, AttributeError):  # Windows has no process groups
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
 
 
 @cache
 def _decoder(_process: int) -> Decoder:
-    """The decoder of this process; a forked child must not share its parent's."""
+    """Return the decoder of this process; a forked child must not share its parent's."""
     decoder = Decoder()
     atexit.register(decoder.close)
     return decoder

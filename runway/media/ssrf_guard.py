@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network as a stranger's address may use it: public addresses, and nothing behind them.
+"""Protection against SSRF: untrusted URLs reach public addresses only.
 
-An output's address comes from a service that had it from another one. Whoever writes it must not
-be able to make a worker ask its own network: a database, a neighbour, a cloud's metadata service.
-So each name is resolved here, an address that is not public is not connected to, and the connection
-goes to the very address that was looked at; a name that resolves differently a moment later gains
-nothing. Behind a proxy the proxy resolves, and decides.
+The URL of an output comes from a service that received it from another one. Its author must not be
+able to make a worker send requests into its own network: to a database, a neighbouring machine, a
+cloud's metadata service. So each name is resolved here, and an address that is not public is
+rejected. The connection goes to the very address that was checked, so a name that resolves
+differently a moment later gains nothing. Behind a proxy, the proxy resolves names and decides.
 """
 
 import asyncio
@@ -21,29 +21,29 @@ import httpx
 from ..errors import InvalidOutput
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
-"""The addresses of a host, in the order in which they should be tried."""
+"""Function that returns the addresses of a host, in the order in which to try them."""
 
 _NOT_OUTSIDE = tuple(
     ip_network(network)
     for network in (
-        "168.63.129.16/32",  # Azure's metadata and DNS, though the address is a public one
-        "192.0.0.0/24",  # protocols' own, and Oracle's metadata
-        "192.88.99.0/24",  # relays of 6to4
-        "::/96",  # IPv4 in the oldest form
-        "::ffff:0:0/96",  # IPv4, mapped
+        "168.63.129.16/32",  # Azure's metadata and DNS, although the address is public
+        "192.0.0.0/24",  # IETF protocol assignments, and Oracle's metadata
+        "192.88.99.0/24",  # 6to4 relays
+        "::/96",  # IPv4-compatible IPv6, deprecated
+        "::ffff:0:0/96",  # IPv4-mapped IPv6
         "64:ff9b::/96",  # IPv4 behind NAT64
-        "64:ff9b:1::/48",  # IPv4 behind a NAT64 of one's own
+        "64:ff9b:1::/48",  # IPv4 behind a local NAT64
         "2001::/32",  # IPv4 in Teredo
         "2002::/16",  # IPv4 in 6to4
-        "fec0::/10",  # site-local, as it was
+        "fec0::/10",  # site-local, deprecated
     )
 )
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one that anybody on the internet could ask; pure.
+    """Return True for an IP address that is public on the internet; pure.
 
-    Forms that carry another address inside are refused, since they may lead anywhere.
+    Forms that embed another address are rejected, since they may lead anywhere.
     """
     try:
         ip = ip_address(address)
@@ -56,10 +56,10 @@ def is_public(address: str) -> bool:
 
 
 def check_literal(host: str) -> None:
-    """Refuse a host that is written as an address which is not public.
+    """Reject a host that is written as an IP address which is not public.
 
     Raises:
-        InvalidOutput: It is.
+        InvalidOutput: The host is such an address.
     """
     try:
         ip_address(host)
@@ -77,10 +77,10 @@ def _inside(host: str, address: str) -> InvalidOutput:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The addresses that this machine finds for a host.
+    """Return the addresses to which this machine resolves a host.
 
     Raises:
-        OSError: It finds none.
+        OSError: The host has no address.
     """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -88,18 +88,18 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 class Outside(httpcore.AsyncNetworkBackend):
-    """Connects to public addresses only.
+    """Network backend that connects to public addresses only.
 
     Args:
-        resolve: Finds the addresses of a host.
-        network: What connects to them.
+        resolve: Returns the addresses of a host.
+        network: Backend that makes the connections.
     """
 
     def __init__(
         self, resolve: Resolve = resolve, network: httpcore.AsyncNetworkBackend | None = None
     ) -> None:
         self._resolve = resolve
-        plain: Any = httpcore.AnyIOBackend  # another class where anyio is not installed
+        plain: Any = httpcore.AnyIOBackend  # a different class if anyio is not installed
         self._network: httpcore.AsyncNetworkBackend = network or plain()
 
     async def connect_tcp(
@@ -113,9 +113,9 @@ class Outside(httpcore.AsyncNetworkBackend):
         """Connect to the first public address of a host that answers.
 
         Raises:
-            InvalidOutput: It has none.
-            httpcore.ConnectError: It is not known, or none of its addresses answers.
-            httpcore.ConnectTimeout: Nor in time.
+            InvalidOutput: The host has no public address.
+            httpcore.ConnectError: The host is unknown, or none of its addresses answers.
+            httpcore.ConnectTimeout: The host was not resolved, or no address answered, in time.
         """
         async with _in_time(host, timeout):
             addresses = await self._public_addresses(host, port)
@@ -151,10 +151,10 @@ async def _in_time(host: str, seconds: float | None) -> AsyncIterator[None]:
 
 
 def keep_outside(http: httpx.AsyncClient) -> None:
-    """Have a client connect to public addresses only, save through a proxy of the environment.
+    """Make a client connect to public addresses only, except through a proxy of the environment.
 
-    httpx has no argument for the network under its own transport, and a transport of ours would
-    leave the proxies of the environment out; so the network is exchanged where httpcore keeps it.
+    httpx has no argument for the network backend of its own transport, and a custom transport would
+    ignore the proxies of the environment. So the backend is replaced inside httpcore.
     """
     transport = http._transport  # noqa: SLF001 -- held by tests/runway/media/test_ssrf_guard.py
     if isinstance(transport, httpx.AsyncHTTPTransport):

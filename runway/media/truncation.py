@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""End of an MP4 or WebM as its own structure states it, which shows that a tail is missing.
+"""Detection of a missing tail, from the structure of an MP4 or WebM.
 
-FFmpeg plays what is there and reports a missing tail of a WebM as its regular end. So the lengths
-that the file states are followed from one element to the next; their contents are skipped. The
-bytes are untrusted: each step moves forward, and the decoder's limit of processor time ends a walk
-through a file that was made to last.
+FFmpeg plays what is there, and reports a missing tail of a WebM as its regular end. So this module
+follows the lengths that the file states from one element to the next, and skips their contents. The
+bytes are untrusted: each step moves forward, and the decoder's limit on processor time ends the
+walk through a file that was made to take very long.
 
-It imports nothing of the package: decoder.py runs it by its path.
+This module imports nothing of the package, because decoder.py runs it by its path.
 """
 
 import os
@@ -14,30 +14,30 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 _BOXES = set(b"ftyp styp moov moof mdat sidx ssix mfra free skip wide uuid meta udta".split())
-"""Boxes of an MP4, all of which must be whole. Another one may be something that was appended."""
+"""Boxes of an MP4 that must all be complete. Any other box may be appended data."""
 
 _NESTED = {b"moov": b"trak", b"trak": b"mdia", b"mdia": b"minf", b"minf": b"stbl"}
-"""Boxes with the tables of a track, and which of the boxes in them is read in turn."""
+"""Boxes with the tables of a track, each with the inner box that is read next."""
 
 _SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
 
 
 class End(NamedTuple):
-    """Where a file ends at the earliest."""
+    """Earliest position at which a file can end."""
 
     byte: int
     open: bool
-    """True if the file could go on: it is cut between two elements and its lengths do not show."""
+    """True if the file could continue: a cut between two elements does not show in its lengths."""
 
     seconds: float = 0.0
     """Duration that a fragmented MP4 states; 0 if it states none."""
 
 
 def find_end(video: BinaryIO, container: str) -> End:
-    """Follow the lengths that a file states, and return where it must end.
+    """Follow the lengths that a file states, and return its required end.
 
     Args:
-        video: The file; the position from which it is read next changes.
+        video: The file; its read position changes.
         container: ``mp4`` or ``matroska``.
 
     Raises:
@@ -50,7 +50,7 @@ def find_end(video: BinaryIO, container: str) -> End:
 class _Box(NamedTuple):
     kind: bytes
     start: int
-    """Position of its content."""
+    """Position of the content of the box."""
 
     end: int
 
@@ -74,7 +74,7 @@ def _end_of_mp4(video: BinaryIO, size: int) -> End:
 
 
 def _boxes(video: BinaryIO, at: int, end: int) -> Iterator[_Box]:
-    """Find the boxes from one position to another; the last may end after that."""
+    """Yield the boxes between two positions; the last box may end after the second one."""
     while at < end:
         head = _read(video, at, 16)
         length, start = int.from_bytes(head[:4]), at + 8
@@ -83,7 +83,7 @@ def _boxes(video: BinaryIO, at: int, end: int) -> Iterator[_Box]:
         elif length == 0:  # it lasts to the end of the file
             length = end - at
         if length < start - at and len(head) >= start - at:
-            return  # not a box: something that was appended to the film
+            return  # not a box, but data that was appended to the film
         yield _Box(head[4:8], start, at + max(length, start - at))
         at += max(length, start - at)
 
@@ -94,7 +94,7 @@ def _require_name(box: _Box) -> None:
 
 
 def _require_tables(video: BinaryIO, box: _Box) -> None:
-    """Refuse tables that end in zeros; a player would miss the last tracks without a word."""
+    """Reject tables that end in zeros; a player would silently miss the last tracks."""
     for part in _boxes(video, box.start, box.end):
         _require_name(part)
         if part.kind == _NESTED.get(box.kind):
@@ -102,7 +102,7 @@ def _require_tables(video: BinaryIO, box: _Box) -> None:
 
 
 def _indexed(video: BinaryIO, sidx: _Box) -> int:
-    """Return how many bytes after it an index of fragments describes."""
+    """Return the number of bytes that an index of fragments describes after itself."""
     content = _read(video, sidx.start, sidx.end - sidx.start)
     wide = content[:1] != b"\0"
     offset = content[20:28] if wide else content[16:20]
@@ -112,7 +112,7 @@ def _indexed(video: BinaryIO, sidx: _Box) -> int:
 
 
 def _fragments_last(video: BinaryIO, moov: _Box) -> float:
-    """Return the seconds that all fragments together last, or 0 if they are not stated."""
+    """Return the total duration of all fragments in seconds, or 0 if it is not stated."""
     scale = ticks = 0
     for box in _boxes(video, moov.start, moov.end):
         if box.kind == b"mvhd":
@@ -126,7 +126,7 @@ def _fragments_last(video: BinaryIO, moov: _Box) -> float:
 
 
 def _end_of_webm(video: BinaryIO, size: int) -> End:
-    """Enter the segment and its clusters, and step over everything else."""
+    """Follow the segment and its clusters, and skip over everything else."""
     at = end = 0
     last = None  # where the segment ends
     while at < (size if last is None else min(last, size)):
@@ -144,7 +144,7 @@ def _end_of_webm(video: BinaryIO, size: int) -> End:
 
 
 def _element(head: bytes, at: int) -> tuple[bytes, int | None, int]:
-    """Read the head of an element: its name, its length if it is known, and where it begins."""
+    """Parse the head of an element: its name, its length or None, and the start of its content."""
     width = _width(head[0])
     if width > 4:
         raise ValueError(f"no element begins at byte {at:,}")
@@ -160,7 +160,7 @@ def _element(head: bytes, at: int) -> tuple[bytes, int | None, int]:
 
 
 def _width(first: int) -> int:
-    """Return the bytes that an EBML number takes, of which the first is given; 9 for zero."""
+    """Return the number of bytes of an EBML number, given its first byte; 9 for zero."""
     return 9 - first.bit_length()
 
 
