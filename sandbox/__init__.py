@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in for CometAPI's Runway routes that renders real clips and misbehaves on demand.
+"""Stand-in for CometAPI's Runway routes that renders real clips and misbehaves on demand.
 
 ```python
 from prefect_cometapi.sandbox import Sandbox
 
 with Sandbox(faults=["create:reset-after"]) as sandbox:
-    ...  # point a client at sandbox.url, with any key
+    ...  # point a client at sandbox.url, with any API key
     assert len(sandbox.accepted) == 1
 ```
 
-It needs neither a key nor a network. It shares no code with `prefect_cometapi.runway`, so that the
-client and the service it is tested with cannot be wrong together. FastAPI, uvicorn and FFmpeg are
-loaded when the first name is used, not when this package is imported.
+It needs neither an API key nor a network. It shares no code with `prefect_cometapi.runway`, so one
+mistake cannot be in both the client and the service that the client is tested against. FastAPI,
+uvicorn and FFmpeg load when the first name is used, not when this package is imported.
 """
 
 from importlib import import_module

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a sandbox is to behave."""
+"""Configuration of a sandbox."""
 
 from typing import Annotated, Any
 
@@ -14,15 +14,15 @@ def _faults(given: Any) -> Any:
 
 
 class SandboxConfig(BaseModel):
-    """How a sandbox is to behave.
+    """Configuration of a sandbox.
 
     Attributes:
-        shapes: The shapes that replies about jobs come in. Each job has one; they take turns.
-        faults: What goes wrong, as `Fault` objects or as short strings (`Fault.parse`).
-        seed: Decides where faults with a rate strike.
-        render_seconds: Seconds that a job takes at least. A real clip is drawn meanwhile.
-        not_visible_polls: How many polls of a new job answer ``task_not_exist``.
-        asset_ttl: Seconds that an output's URL is valid; asking for the task again gives a new one.
+        shapes: Shapes of the replies about jobs. Each job has one; new jobs use them in rotation.
+        faults: Faults to inject, as `Fault` objects or as short strings (`Fault.parse`).
+        seed: Seed that decides which requests are hit by the faults with a rate.
+        render_seconds: Minimum seconds that a job takes. A real clip is rendered meanwhile.
+        not_visible_polls: Number of polls of a new job that answer ``task_not_exist``.
+        asset_ttl: Seconds that an output's URL is valid. Each poll of the task returns a new URL.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The book of accepted jobs: what would have been paid for, and how far each is."""
+"""Accepted jobs of a sandbox, for which the real service would charge, and their progress."""
 
 import time
 import uuid
@@ -18,21 +18,21 @@ from .faults.plan import Fault
 from .messages.replies import ReplyShape, Snapshot, Stage
 
 RENDERERS = 2
-"""Clips drawn at the same time. Each uses two threads of its own."""
+"""Number of clips rendered at the same time. Each uses two threads of its own."""
 
 WARM_UP = 0.1
-"""The share of a job's time in which it is PENDING."""
+"""Share of a job's time during which it is PENDING."""
 
 
 @dataclass(frozen=True)
 class AcceptedJob:
-    """A job that the real service would have charged for.
+    """Job that the real service would have charged for.
 
     Attributes:
-        task_id: The id it was given.
+        task_id: Id that the sandbox gave the job.
         route: ``image_to_video`` or ``video_to_video``.
-        body: The request's body as it came.
-        accepted_at: Seconds on the clock of `time.monotonic`.
+        body: Body of the request as received.
+        accepted_at: Time of acceptance, in seconds of `time.monotonic`.
     """
 
     task_id: str
@@ -43,7 +43,7 @@ class AcceptedJob:
 
 @dataclass
 class Job:
-    """An accepted job on its way."""
+    """Accepted job and its progress."""
 
     accepted: AcceptedJob
     shape: ReplyShape
@@ -57,15 +57,15 @@ class Job:
 
 
 def stage_and_progress(elapsed: float, least: float, *, ready: bool) -> tuple[Stage, float]:
-    """How far a job is that fails at nothing.
+    """Return the stage and the progress of a job that does not fail.
 
     Args:
-        elapsed: Seconds since it was accepted.
-        least: Seconds it takes at least.
-        ready: Whether its clip has been drawn.
+        elapsed: Seconds since the job was accepted.
+        least: Minimum seconds that the job takes.
+        ready: True once its clip is rendered.
 
     Returns:
-        PENDING, RUNNING or SUCCEEDED, and a progress that never goes back.
+        PENDING, RUNNING or SUCCEEDED, and a progress that never decreases.
     """
     if ready and elapsed >= least:
         return Stage.SUCCEEDED, 1.0
@@ -74,10 +74,10 @@ def stage_and_progress(elapsed: float, least: float, *, ready: bool) -> tuple[St
 
 
 class JobBook:
-    """All jobs of one sandbox. Safe to read from any thread.
+    """All jobs of one sandbox. Any thread may read them.
 
     Args:
-        config: How long jobs take and in which shapes they are described.
+        config: Configuration with the duration of jobs and the shapes of their replies.
     """
 
     def __init__(self, config: SandboxConfig) -> None:
@@ -88,19 +88,19 @@ class JobBook:
 
     @property
     def accepted(self) -> list[AcceptedJob]:
-        """Every job that would have been paid for, in order."""
+        """Jobs that the real service would have charged for, in order of acceptance."""
         with self._lock:
             return [job.accepted for job in self._jobs.values()]
 
     def accept(
         self, recipe: Recipe, body: dict[str, Any], fate: Fault | None = None
     ) -> AcceptedJob:
-        """Take a job on and begin to draw it.
+        """Accept a job and start to render its clip.
 
         Args:
-            recipe: What to draw.
-            body: The request as it came, for the record.
-            fate: A fault by which the job fails or is cancelled.
+            recipe: Recipe of the clip.
+            body: Body of the request as received, for the record.
+            fate: Fault that makes the job fail or be cancelled. Nothing is rendered then.
         """
         accepted = AcceptedJob(str(uuid.uuid4()), recipe.route, body, time.monotonic())
         doomed = fate is not None
@@ -111,7 +111,7 @@ class JobBook:
         return accepted
 
     def poll(self, task_id: str) -> Job | None:
-        """The job, unless there is none or it is too new to be seen."""
+        """Count a poll and return the job, or None if it is unknown or not visible yet."""
         with self._lock:
             job = self._jobs.get(task_id)
             if job is None:
@@ -120,11 +120,11 @@ class JobBook:
             return job if job.polls > self._config.not_visible_polls else None
 
     def tell(self, job: Job, urls: Callable[[], tuple[str, ...]]) -> Snapshot:
-        """What there is to say about `job` now; remembers that it has been said.
+        """Return the current snapshot of `job`, and remember that it was reported.
 
         Args:
-            job: A job of this book.
-            urls: Makes fresh URLs of its outputs.
+            job: Job of this book.
+            urls: Function that makes fresh URLs of the outputs.
         """
         snapshot = self._look(job)
         if snapshot.stage is Stage.SUCCEEDED:
@@ -136,7 +136,7 @@ class JobBook:
         return snapshot
 
     def finished_clip(self, task_id: str) -> bytes | None:
-        """The MP4 of a job that has succeeded."""
+        """Return the MP4 of a job that has succeeded, else None."""
         with self._lock:
             job = self._jobs.get(task_id)
         if job is None or self._look(job).stage is not Stage.SUCCEEDED:
@@ -144,16 +144,16 @@ class JobBook:
         return job.clip.result()
 
     def stages(self) -> dict[str, int]:
-        """How many jobs stand where."""
+        """Return the number of jobs in each stage."""
         with self._lock:
             jobs = list(self._jobs.values())
         return dict(Counter(self._look(job).stage.value for job in jobs))
 
     def settle(self, timeout: float | None = None) -> None:
-        """Wait until every clip has been drawn or has turned out to be impossible to draw.
+        """Wait until every clip is rendered or has failed to render.
 
         Raises:
-            TimeoutError: That took longer than `timeout` seconds.
+            TimeoutError: A clip took longer than `timeout` seconds.
         """
         with self._lock:
             clips = [job.clip for job in self._jobs.values()]
@@ -166,7 +166,7 @@ class JobBook:
             self._jobs.clear()
 
     def close(self) -> None:
-        """Draw nothing more."""
+        """Cancel the clips that are not being rendered yet."""
         self._renderers.shutdown(wait=False, cancel_futures=True)
 
     def _look(self, job: Job) -> Snapshot:
@@ -193,7 +193,7 @@ class JobBook:
 
 
 def _ending(job: Job) -> tuple[Stage, str, str]:
-    """How a job ends whose time has come: stage, reason in words, Runway's code."""
+    """Return the final stage of a job, the failure in words, and Runway's failure code."""
     if job.fate is not None and job.fate.kind == "cancelled":
         return Stage.CANCELLED, "The task was cancelled.", ""
     if job.fate is not None:

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was asked of a sandbox, request by request."""
+"""Log of the requests that a sandbox received."""
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from threading import Lock
 
 LONGEST = 100_000
-"""Requests that are kept, so that a sandbox can be left running for weeks."""
+"""Maximum number of requests to keep, so that a sandbox can run for weeks."""
 
 
 @dataclass
 class RecordedRequest:
-    """One request that reached a sandbox.
+    """Request that reached a sandbox.
 
     Attributes:
         method: ``GET``, ``POST``, ...
-        path: Path without the query, which may hold a token.
+        path: Path without the query, which may contain a token.
         route: ``create``, ``task``, ``feed``, ``asset``, or ``other``.
-        headers: Names in lower case; ``authorization`` is kept as it came.
-        at: Seconds on the clock of `time.monotonic`.
-        fault: The kind of fault that befell it, if any.
-        status: HTTP status of the answer; ``None`` where none was sent (yet).
+        headers: Headers with lower-case names; ``authorization`` is kept as received.
+        at: Time of arrival, in seconds of `time.monotonic`.
+        fault: Kind of the fault that was applied to it, if any.
+        status: HTTP status of the answer; ``None`` if no answer was sent, or not yet.
     """
 
     method: str
@@ -33,7 +33,7 @@ class RecordedRequest:
 
 
 class RequestLog:
-    """All requests of one sandbox, numbered per route. Safe to read from any thread."""
+    """Log of one sandbox's requests, numbered per route. Any thread may read it."""
 
     def __init__(self) -> None:
         self._requests: deque[RecordedRequest] = deque(maxlen=LONGEST)
@@ -41,10 +41,10 @@ class RequestLog:
         self._lock = Lock()
 
     def add(self, request: RecordedRequest) -> int:
-        """Note a request.
+        """Record a request.
 
         Returns:
-            Its number on its route, from 0.
+            Number of the request on its route, from 0.
         """
         with self._lock:
             self._requests.append(request)
@@ -53,13 +53,13 @@ class RequestLog:
 
     @property
     def requests(self) -> list[RecordedRequest]:
-        """The requests, in order; of very many, the latest."""
+        """Recorded requests in order; only the latest of very many are kept."""
         with self._lock:
             return list(self._requests)
 
     @property
     def per_route(self) -> dict[str, int]:
-        """How many requests each route has seen."""
+        """Number of requests on each route."""
         with self._lock:
             return dict(self._per_route)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a sandbox on a real socket: beside a test, or as a process of its own."""
+"""Server that runs a sandbox on a real socket, beside a test or as a process of its own."""
 
 import asyncio
 import socket
@@ -19,11 +19,11 @@ from .messages.replies import ReplyShape
 from .request_log import RecordedRequest
 
 START_TIMEOUT = 10.0
-"""Seconds after which a server that does not listen is given up."""
+"""Seconds to wait until the server listens."""
 
 
 class Sandbox:
-    """A stand-in for CometAPI on loopback, for the length of a ``with`` block.
+    """Stand-in for CometAPI on loopback, for the duration of a ``with`` block.
 
     ```python
     with Sandbox(faults=["create:reset-after"]) as sandbox:
@@ -32,12 +32,12 @@ class Sandbox:
     ```
 
     Args:
-        port: Port to listen on; 0 takes a free one.
-        shapes: The shapes that replies about jobs come in. Jobs take them in turns.
-        faults: What goes wrong, as `Fault` objects or short strings such as ``create:429``.
-        seed: Decides where faults with a rate strike.
-        render_seconds: Seconds that a job takes at least.
-        not_visible_polls: How many polls of a new job answer ``task_not_exist``.
+        port: Port to listen on; 0 picks a free one.
+        shapes: Shapes of the replies about jobs. New jobs use them in rotation.
+        faults: Faults to inject, as `Fault` objects or short strings such as ``create:429``.
+        seed: Seed that decides which requests are hit by the faults with a rate.
+        render_seconds: Minimum seconds that a job takes.
+        not_visible_polls: Number of polls of a new job that answer ``task_not_exist``.
         asset_ttl: Seconds that an output's URL is valid.
         host: Address to listen on.
     """
@@ -90,10 +90,10 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """Where it listens, as ``http://127.0.0.1:PORT``.
+        """Base URL of the sandbox, as ``http://127.0.0.1:PORT``.
 
         Raises:
-            RuntimeError: It has not been entered.
+            RuntimeError: The ``with`` block has not been entered.
         """
         if self._url is None:
             raise RuntimeError("A sandbox has a URL inside its `with` block only.")
@@ -101,23 +101,23 @@ class Sandbox:
 
     @property
     def accepted(self) -> list[AcceptedJob]:
-        """Every job that the real service would have charged for."""
+        """Jobs that the real service would have charged for."""
         return self._app.book.accepted
 
     @property
     def requests(self) -> list[RecordedRequest]:
-        """Every request that has arrived."""
+        """Requests that have arrived; only the latest of very many are kept."""
         return self._app.log.requests
 
     def add_fault(self, fault: Fault | str) -> None:
-        """Let one more thing go wrong, counted from the next request of its route on."""
+        """Add a fault; it counts from the next request of its route."""
         self._app.add_fault(*as_faults([fault]))
 
     def settle(self, timeout: float | None = None) -> None:
-        """Wait until every accepted job's clip has been drawn.
+        """Wait until the clip of every accepted job is rendered.
 
         Raises:
-            TimeoutError: One took longer than `timeout` seconds.
+            TimeoutError: A clip took longer than `timeout` seconds.
         """
         self._app.book.settle(timeout)
 
@@ -127,7 +127,7 @@ class Sandbox:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, quiet, that says when it listens and does not wait for anyone when it stops."""
+    """uvicorn server without logs that signals when it listens and stops without waiting."""
 
     def __init__(self, app: SandboxApp) -> None:
         super().__init__(
@@ -145,11 +145,11 @@ class _Server(uvicorn.Server):
         self.listening = Event()
 
     def stop(self) -> None:
-        """Stop now; may be called from any thread once it listens."""
+        """Stop at once. Any thread may call this once the server listens."""
         self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def main_loop(self) -> None:
-        """Run until told to stop, by a signal (seen by uvicorn's own loop) or by `stop`."""
+        """Run until `stop` or a signal, which uvicorn's own loop handles, ends the server."""
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self.listening.set()
         endings = [create_task(super().main_loop()), create_task(self._stopping.wait())]
@@ -158,7 +158,7 @@ class _Server(uvicorn.Server):
             ending.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Hang up on everyone; uvicorn would let them finish, and sleep meanwhile."""
+        """Abort every connection; uvicorn would let them finish, and sleep meanwhile."""
         for server in self.servers:
             server.close()
         for listener in sockets or []:
@@ -173,8 +173,8 @@ class _Server(uvicorn.Server):
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns off Nagle's algorithm only on sockets that say they are TCP; with it on, every
-    # answer on a connection that is kept alive would wait 40 ms for an acknowledgement.
+    # asyncio turns off Nagle's algorithm only on sockets that are declared as TCP. With it on,
+    # every answer on a keep-alive connection would wait 40 ms for an acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

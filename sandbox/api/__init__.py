@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox as a web application: routes, authorization and its OpenAPI."""
+"""Web application of the sandbox: routes, authorization and OpenAPI document."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The routes, as CometAPI's docs describe them."""
+"""Routes of the sandbox, as CometAPI's docs describe them."""
 
 from dataclasses import replace
 
@@ -23,14 +23,14 @@ from .docs_page import docs_page
 
 
 class SandboxApp(Misbehaving):
-    """A sandbox as an ASGI application, with what it keeps.
+    """Sandbox as an ASGI application, with its jobs and its requests.
 
     Args:
-        config: How it is to behave.
+        config: Configuration of the sandbox.
 
     Attributes:
-        book: The accepted jobs.
-        log: The requests.
+        book: Accepted jobs.
+        log: Received requests.
     """
 
     def __init__(self, config: SandboxConfig) -> None:
@@ -40,7 +40,7 @@ class SandboxApp(Misbehaving):
         super().__init__(routes, self.log, FaultPlan(config.faults, config.seed))
 
     def add_fault(self, fault: Fault) -> None:
-        """Let one more thing go wrong, counted from the next request on."""
+        """Add a fault; it counts from the next request of its route."""
         self.plan = self.plan.adding(fault, self.log.per_route.get(fault.route, 0))
 
     def clear(self) -> None:
@@ -51,7 +51,7 @@ class SandboxApp(Misbehaving):
 
 
 def create_app(config: SandboxConfig | None = None) -> SandboxApp:
-    """Make a sandbox as an ASGI application, to be run by a server of one's own."""
+    """Create a sandbox as an ASGI application, to run in your own server."""
     return SandboxApp(config or SandboxConfig())
 
 
@@ -100,7 +100,7 @@ def _polls(book: JobBook, signer: Signer) -> APIRouter:
     router = APIRouter(dependencies=[Depends(require_key)])
 
     def look_up(request: Request, task_id: str) -> tuple[ReplyShape, Snapshot]:
-        """The shape in which to speak about a job, and what there is to say."""
+        """Return the reply shape and the current snapshot of a job."""
         job = book.poll(task_id)
         if job is None:
             raise task_not_exist()
@@ -118,7 +118,7 @@ def _polls(book: JobBook, signer: Signer) -> APIRouter:
 
     @router.post("/runway/feed", **openapi.FEED)
     async def feed(request: Request, body: openapi.FeedBody) -> Response:
-        """Get a task by the compatibility routes."""
+        """Get a task through the compatibility route."""
         return JSONResponse(feed_reply(*look_up(request, body.task_id)))
 
     return router
@@ -147,7 +147,7 @@ def _outputs(book: JobBook, signer: Signer) -> APIRouter:
     async def output_headers(
         request: Request, task_id: str, index: str, _jwt: str = ""
     ) -> Response:
-        """Ask for an output's size and ETag."""
+        """Get the size and the ETag of an output."""
         return serve(request, task_id, index, _jwt)
 
     return router
@@ -162,7 +162,7 @@ def _pages(app: FastAPI, book: JobBook, log: RequestLog) -> APIRouter:
 
     @router.get("/_sandbox", tags=["Sandbox"])
     async def census() -> openapi.Census:
-        """Count what has been accepted and asked."""
+        """Count the accepted jobs and the received requests."""
         return openapi.Census(
             accepted=len(book.accepted), requests=log.per_route, jobs=book.stages()
         )
@@ -171,6 +171,6 @@ def _pages(app: FastAPI, book: JobBook, log: RequestLog) -> APIRouter:
 
 
 def _fault_of(request: Request) -> str | None:
-    """The kind of fault that the routes have to carry out in this request."""
+    """Return the kind of fault that the route has to apply to this request, if any."""
     fault: Fault | None = request.scope.get(FAULT)
     return fault.kind if fault else None

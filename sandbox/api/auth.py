@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may pass: the key, the version header, and what is said to those who may not."""
+"""Authorization of requests: the API key, the version header, and the errors they cause."""
 
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from ..faults.responses import as_response
 from ..messages.errors import Refusal, invalid_request, model_not_found, no_such_route, unauthorized
 
 WRONG_KEY = "wrong-key"
-"""The one key that is refused."""
+"""The only API key that is rejected."""
 
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="bearerAuth", description=f"Any key but `{WRONG_KEY}`."
@@ -24,10 +24,10 @@ _bearer = HTTPBearer(
 def require_key(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> None:
-    """Let any key pass but the wrong one.
+    """Accept any API key except `WRONG_KEY`.
 
     Raises:
-        Refusal: There is no key, or it is the wrong one.
+        Refusal: The API key is missing or is `WRONG_KEY`.
     """
     if credentials is None or credentials.credentials.strip() in {"", WRONG_KEY}:
         raise unauthorized()
@@ -40,7 +40,7 @@ RunwayVersion = Annotated[
 
 
 def refuse_as_cometapi(app: FastAPI) -> None:
-    """Answer everything that goes wrong in CometAPI's envelopes instead of FastAPI's."""
+    """Return errors in CometAPI's envelopes instead of FastAPI's."""
 
     @app.exception_handler(Refusal)
     async def _refused(_: Request, refused: Refusal) -> Response:
@@ -52,19 +52,20 @@ def refuse_as_cometapi(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _not_served(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 400:  # a body that not even JSON's parser gets through
+        if error.status_code == 400:  # the body is not text that can be parsed as JSON
             return as_response(invalid_request(str(error.detail)))
         body = no_such_route(request.method, request.url.path)
         return JSONResponse(body, error.status_code, headers=error.headers)
 
 
 def refusal_of(problems: list[dict[str, Any]]) -> Refusal:
-    """The refusal that CometAPI answers to a request with these problems.
+    """Return the error with which CometAPI answers a request with these problems.
 
-    The gateway looks for a channel that serves the model before it looks at anything else.
+    The gateway looks for a channel that serves the model before it validates anything else, so a
+    problem with the model is reported first.
 
     Args:
-        problems: What pydantic found.
+        problems: Validation errors from pydantic.
     """
     for problem in problems:
         if problem["loc"] == ("body", "model") and isinstance(problem["input"], str):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OpenAPI as one page that needs nothing from elsewhere: no script, no font, no CDN."""
+"""OpenAPI document as one self-contained HTML page, without scripts, fonts or a CDN."""
 
 import json
 from collections.abc import Iterator
@@ -34,10 +34,10 @@ a { color: var(--accent); }
 
 
 def docs_page(openapi: Schema) -> str:
-    """The page.
+    """Return the documentation as an HTML page.
 
     Args:
-        openapi: The OpenAPI document as JSON.
+        openapi: OpenAPI document as JSON.
     """
     info = openapi["info"]
     return "".join(
@@ -149,7 +149,7 @@ def _objects(openapi: Schema) -> Iterator[str]:
 
 
 def _kind(schema: Schema) -> str:
-    """What sort of value a schema describes, in a word or a link."""
+    """Return the type that a schema describes, as a word or a link."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f"<a href='#{name}'>{name}</a>"
@@ -162,7 +162,7 @@ def _kind(schema: Schema) -> str:
 
 
 def _limits(schema: Schema) -> str:
-    """A field's description, limits and default."""
+    """Return the description, the limits and the default of a field."""
     parts = [_prose(schema["description"])] if "description" in schema else []
     for word in ("enum", "const", "minimum", "maximum", "minLength", "maxLength", "maxItems"):
         if word in schema:
@@ -186,7 +186,7 @@ def _table(heading: str, columns: list[str], rows: list[list[str]]) -> str:
 
 
 def _prose(text: str) -> str:
-    """Text in which backquotes mark code."""
+    """Escape a text, and mark the parts between backquotes as code."""
     pieces = escape(text).split("`")
     return "".join(
         f"<code>{piece}</code>" if place % 2 else piece for place, piece in enumerate(pieces)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the OpenAPI says about the routes beyond what their types say."""
+"""OpenAPI metadata of the routes that their types do not express."""
 
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ ABOUT: dict[str, Any] = {
 
 
 def _header(description: str, **rules: Any) -> dict[str, Any]:
-    """A header that is always there."""
+    """Describe a header that is always present."""
     return {"description": description, "required": True, "schema": {"type": "string", **rules}}
 
 
@@ -171,7 +171,7 @@ VideoToVideoExample = Annotated[
 
 
 class FeedBody(BaseModel):
-    """POST /runway/feed."""
+    """Body of POST /runway/feed."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -179,13 +179,13 @@ class FeedBody(BaseModel):
 
 
 class Created(BaseModel):
-    """A job was accepted."""
+    """Reply to an accepted job."""
 
     id: str = Field(examples=["3d957031-9a2a-45e2-9dc7-bc8513059c50"])
 
 
 class Census(BaseModel):
-    """What a sandbox has seen so far."""
+    """Jobs and requests that a sandbox has seen so far."""
 
     accepted: int
     requests: dict[str, int]
@@ -193,7 +193,7 @@ class Census(BaseModel):
 
 
 def keep_honest(app: FastAPI) -> None:
-    """Take out of the OpenAPI the 422s that FastAPI announces and that are never sent here."""
+    """Remove from the OpenAPI the 422s that FastAPI adds and the sandbox never sends."""
     describe = app.openapi
 
     def honest() -> dict[str, Any]:

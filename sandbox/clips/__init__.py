@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips that the sandbox renders, keeps and serves."""
+"""Clips that the sandbox renders, caches and serves."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renders each clip once, however many jobs ask for it."""
+"""Cache of clips, so that each is rendered once for all jobs that need it."""
 
 from collections import OrderedDict
 from concurrent.futures import Future
@@ -11,14 +11,14 @@ from .render import Recipe, render
 from .sources import source_bytes
 
 CAPACITY = 128 * 2**20
-"""Bytes of finished clips that are kept for jobs to come."""
+"""Bytes of finished clips to keep for later jobs."""
 
 
 class ClipStore:
-    """Finished clips by content of the request; the longest unused are forgotten first.
+    """Finished clips by content of the request; the least recently used are dropped first.
 
     Args:
-        capacity: Bytes to keep.
+        capacity: Bytes of finished clips to keep.
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
@@ -27,10 +27,10 @@ class ClipStore:
         self._lock = Lock()
 
     def clip(self, recipe: Recipe) -> bytes:
-        """The MP4 of `recipe`, rendered now, or earlier, or by another thread at this moment.
+        """Return the MP4 of `recipe`, rendered now, earlier, or by another thread at this moment.
 
         Raises:
-            InvalidSourceError: The source is no picture or video.
+            InvalidSourceError: The source is not a picture or a video.
         """
         source = source_bytes(recipe.uri)
         key = _key(recipe, source)
@@ -68,11 +68,14 @@ class ClipStore:
 
 
 def _key(recipe: Recipe, source: bytes | None) -> tuple[Recipe, str]:
-    """A source that could be read is known by its bytes; its address plays no part in the clip."""
+    """Return the cache key of a clip.
+
+    A source that could be read is identified by its bytes, as its address does not affect the clip.
+    """
     if source is None:
         return recipe, "drawn"
     return replace(recipe, uri=""), sha256(source).hexdigest()
 
 
 CLIPS = ClipStore()
-"""One store for the process, as tests start many sandboxes that are asked for the same clips."""
+"""Cache of the whole process, because tests start many sandboxes that render the same clips."""

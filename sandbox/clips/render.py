@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the clips: H.264 in an MP4 that can be played from its first byte on.
+"""Renderer of the clips: H.264 in an MP4 that players can start before all of it has arrived.
 
-Everything is done by FFmpeg's filters through PyAV, so it needs neither NumPy nor Pillow, and on
-two slow cores five seconds at 1280x720 take well under a second. What a clip looks like follows
-from its recipe alone: the same recipe gives the same picture.
+FFmpeg's filters do all the work through PyAV, so neither NumPy nor Pillow is needed. On two slow
+cores, five seconds at 1280x720 take well under a second. The picture of a clip depends on its
+recipe alone: the same recipe gives the same picture.
 
-- An image is panned and zoomed over. It is drawn at twice the size first, so that the camera moves
-  by half pixels and does not shiver.
-- A video keeps its size and length (up to ten seconds) and gets other colours: hue, gamma and a
-  tint, the last of which also shows on black-and-white material.
-- Without a source a gradient is drawn whose colours follow from the source's address.
+- For an image, the camera pans and zooms. The image is drawn at twice the size first, so that the
+  camera moves by half pixels and does not jitter.
+- A video keeps its size and its length (up to ten seconds) and gets other colours: hue, gamma and a
+  tint. The tint also shows on black-and-white material.
+- Without a source, a gradient is drawn with colours that depend on the address of the source.
 """
 
 import hashlib
@@ -39,22 +39,22 @@ ENCODER = {"preset": "ultrafast", "crf": "25", "threads": "2"}
 
 IMAGES = {"format_whitelist": "png_pipe,jpeg_pipe,webp_pipe"}
 VIDEOS = {"format_whitelist": "mov,matroska,webm,avi,mpegts,ogg"}
-"""What is read as what. Playlists are neither, as they make FFmpeg open other files."""
+"""Formats that are read as an image or a video. Playlists make FFmpeg open other files."""
 
 Filter = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that a clip's picture depends on.
+    """Complete description of a clip's picture.
 
     Attributes:
         route: ``image_to_video`` or ``video_to_video``.
-        uri: The source's address; a stand-in takes its colours from it.
-        prompt: The words asked for; they move the camera a little differently.
-        seed: The number that makes one clip of a source differ from the next.
-        width: Pixels. A video that could be read keeps its own.
-        height: Pixels. A video that could be read keeps its own.
+        uri: Address of the source; a stand-in derives its colours from it.
+        prompt: Prompt of the request; it varies the camera movement or the colours.
+        seed: Number that makes one clip of a source differ from the next.
+        width: Pixels. A video that could be read keeps its own width.
+        height: Pixels. A video that could be read keeps its own height.
         seconds: Length of a clip made from an image.
     """
 
@@ -67,15 +67,15 @@ class Recipe:
     seconds: int
 
     def dice(self) -> random.Random:
-        """Chance that falls the same way for the same seed and prompt."""
+        """Return a random generator that depends on the seed and the prompt alone."""
         return random.Random(f"{self.seed}:{self.prompt}")  # noqa: S311 - drawing, no secrets
 
 
 def render(recipe: Recipe, source: bytes | None) -> bytes:
-    """The finished MP4.
+    """Return the finished MP4.
 
     Raises:
-        InvalidSourceError: `source` is neither a picture nor a video that FFmpeg can read.
+        InvalidSourceError: FFmpeg cannot read `source` as a picture or a video.
     """
     if recipe.route == "image_to_video":
         return _encode(_camera(recipe, source), recipe.width, recipe.height)
@@ -90,7 +90,7 @@ def _camera(recipe: Recipe, source: bytes | None) -> Iterator[VideoFrame]:
 
 
 def camera_filters(recipe: Recipe, frames: int) -> list[Filter]:
-    """The way over a picture: eased in and out, from one framing to another."""
+    """Return filters that move the camera over a picture, eased, from one framing to another."""
     dice = recipe.dice()
     angle = dice.uniform(0, 2 * math.pi)
     near, far = dice.uniform(1.30, 1.45), dice.uniform(1.05, 1.12)
@@ -130,7 +130,7 @@ def _render_video(recipe: Recipe, source: bytes | None) -> bytes:
 
 
 def grading_filters(recipe: Recipe) -> list[Filter]:
-    """Other colours for a video, far enough from the old ones to be seen."""
+    """Return filters that change the colours of a video enough to be seen."""
     dice = recipe.dice()
     hue, saturation = dice.uniform(40, 320), dice.uniform(1.1, 1.6)
     gamma, tint = dice.choice([0.75, 0.85, 1.2, 1.35]), dice.uniform(0, 2 * math.pi)
@@ -153,9 +153,9 @@ def _drawn_clip(recipe: Recipe) -> Iterator[VideoFrame]:
 
 
 def _gradient(recipe: Recipe) -> Iterator[VideoFrame]:
-    """A picture of the source's address: its hash picks the colours and the pattern.
+    """Draw a moving gradient; the hash of the source's address picks its colours and pattern.
 
-    It is drawn at a quarter of the size, as it is soft anyhow and the filter is slow.
+    It is drawn at a quarter of the size, because it is soft anyway and the filter is slow.
     """
     digest = hashlib.sha256(recipe.uri.encode()).digest()
     width, height = recipe.width // 4, recipe.height // 4
@@ -178,7 +178,7 @@ _PATTERNS = (("spiral", (0.5, 0.5)), ("radial", (0.35, 0.6)), ("linear", (0.0, 0
 
 
 def _palette(digest: bytes) -> list[str]:
-    """Four colours that go together: neighbours on the colour wheel, from dark to light."""
+    """Return four matching colours: neighbours on the colour wheel, some dark and some light."""
     hue = digest[0] / 256
     step = 0.06 + digest[1] / 256 * 0.1
     return [
@@ -196,7 +196,7 @@ def _first_frame(source: bytes) -> VideoFrame:
 
 
 def _from_zero(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-    """The same frames with time beginning at zero; many files begin later."""
+    """Yield the frames with times that start at zero; many files start later."""
     first: int | None = None
     for frame in frames:
         if frame.pts is None:
@@ -207,7 +207,7 @@ def _from_zero(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
 
 
 def _through(frames: Iterator[VideoFrame], filters: list[Filter]) -> Iterator[VideoFrame]:
-    """Push `frames` through a chain of filters and yield what comes out."""
+    """Push `frames` through a chain of filters and yield its output."""
     first = next(frames)
     graph = _new_graph()
     source = graph.add_buffer(
@@ -227,7 +227,7 @@ def _through(frames: Iterator[VideoFrame], filters: list[Filter]) -> Iterator[Vi
 
 
 def _source(filters: list[Filter]) -> Iterator[VideoFrame]:
-    """What a chain of filters draws that needs no input."""
+    """Yield the frames that a chain of filters without an input draws."""
     graph = _new_graph()
     _link(graph, [graph.add(name, arguments) for name, arguments in filters])
     return _pulled(graph)
@@ -255,7 +255,10 @@ def _pulled(graph: Graph) -> Iterator[VideoFrame]:
 
 
 def _encode(frames: Iterator[VideoFrame], width: int, height: int) -> bytes:
-    """H.264 with the index at the front, which FFmpeg can only put there in a real file."""
+    """Encode frames as H.264 in an MP4 with its index at the front.
+
+    FFmpeg can move the index to the front only in a real file.
+    """
     with tempfile.TemporaryDirectory(prefix="cometapi-sandbox-") as folder:
         file = Path(folder) / "clip.mp4"
         with av.open(str(file), "w", format="mp4", options={"movflags": "+faststart"}) as clip:
@@ -270,5 +273,5 @@ def _encode(frames: Iterator[VideoFrame], width: int, height: int) -> bytes:
 
 
 def _even(pixels: int) -> int:
-    """H.264 in yuv420p has no odd sizes."""
+    """Round a size down to an even number, because H.264 in yuv420p has no odd sizes."""
     return max(2, pixels - pixels % 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves a finished clip as a CDN would: signed URLs that expire, ranges, a strong ETag."""
+"""Finished clips served as by a CDN: signed URLs that expire, ranges and strong ETags."""
 
 import base64
 import hashlib
@@ -14,11 +14,11 @@ from typing import Any, Literal
 from starlette.responses import Response
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-"""No position in a file has more digits, and Python refuses to read thousands of them."""
+"""Range of bytes. No position in a file has more digits, and Python rejects thousands of them."""
 
 
 class Signer:
-    """Makes and checks the tokens in the URLs of outputs. Its secret lives as long as it does.
+    """Signer of the URLs of outputs. Its secret lives as long as the object.
 
     Args:
         ttl: Seconds that a token is valid.
@@ -29,13 +29,13 @@ class Signer:
         self._secret = secrets.token_bytes(32)
 
     def sign(self, name: str) -> str:
-        """A new token for the output `name`; no two are the same."""
+        """Return a new token for the output `name`; no two are the same."""
         claims = {"key": name, "exp": time.time() + self._ttl, "jti": secrets.token_hex(4)}
         signed = f"{_encoded({'alg': 'HS256', 'typ': 'JWT'})}.{_encoded(claims)}"
         return f"{signed}.{self._signature(signed)}"
 
     def accepts(self, name: str, token: str) -> bool:
-        """Whether `token` was made here for `name` and has not expired."""
+        """Return True if this signer made `token` for `name` and it has not expired."""
         signed, _, signature = token.rpartition(".")
         if not hmac.compare_digest(self._signature(signed).encode(), signature.encode()):
             return False
@@ -56,12 +56,12 @@ def _decoded(text: str) -> dict[str, Any]:
 
 
 def clip_response(clip: bytes, headers: Mapping[str, str], *, ranges: bool = True) -> Response:
-    """The clip, or the part of it that the request's headers ask for.
+    """Return the clip, or the part of it that the request's headers ask for.
 
     Args:
-        clip: The MP4.
-        headers: The request's headers.
-        ranges: ``False`` for a server that knows no ranges and sends the whole file instead.
+        clip: MP4 to serve.
+        headers: Headers of the request.
+        ranges: ``False`` for a server that ignores ranges and sends the whole file.
     """
     etag = f'"{hashlib.sha256(clip).hexdigest()[:32]}"'
     common = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, max-age=0"}
@@ -79,15 +79,15 @@ def clip_response(clip: bytes, headers: Mapping[str, str], *, ranges: bool = Tru
 
 
 def byte_range(asked: str, size: int) -> tuple[int, int] | Literal["none", "unsatisfiable"]:
-    """The first and the last byte that a Range header asks for.
+    """Return the positions of the first and the last byte that a Range header asks for.
 
     Args:
-        asked: The header.
-        size: Bytes there are.
+        asked: Value of the Range header.
+        size: Size of the file in bytes.
 
     Returns:
         The two positions; ``none`` for a header to be ignored (another unit, several ranges);
-        ``unsatisfiable`` for one that begins behind the end.
+        ``unsatisfiable`` for one that begins after the end of the file.
     """
     match = _RANGE.fullmatch(asked.strip())
     if match is None or match.groups() == ("", ""):

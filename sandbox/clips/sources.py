@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the bytes of a source come from: a data URI, loopback, or the web if it answers at once.
+"""Bytes of a source, from a data URI, from loopback, or from the web if it answers quickly.
 
-The sandbox has to run every documented example on a machine without a network, so a source that
-cannot be had is no error: the caller gets ``None`` and draws a stand-in. A data URI on the other
-hand is the user's own bytes, and broken ones are refused as the real service refuses them.
+The sandbox has to run every documented example on a machine without a network. A source that
+cannot be fetched is therefore not an error: the caller gets ``None`` and draws a stand-in. A data
+URI holds the user's own bytes, so the sandbox rejects a broken one as the real service does.
 """
 
 import base64
@@ -17,21 +17,21 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import httpx
 
 PATIENCE = 1.5
-"""Seconds that a source may take to answer before a stand-in is drawn instead."""
+"""Seconds to wait for a source before a stand-in is drawn instead."""
 
 LARGEST = 64 * 2**20
-"""Bytes of the largest source that is read."""
+"""Maximum size of a source in bytes."""
 
 
 class InvalidSourceError(ValueError):
-    """The source is there and is no picture or video."""
+    """Error for a source that is there but is not a picture or a video."""
 
 
 def source_bytes(uri: str) -> bytes | None:
-    """The bytes behind `uri`, or ``None`` where it cannot be fetched from here.
+    """Return the bytes of a source, or ``None`` if it cannot be fetched from this machine.
 
     Raises:
-        InvalidSourceError: A data URI holds no bytes that can be read.
+        InvalidSourceError: The bytes of a data URI cannot be read.
     """
     if uri.startswith("data:"):
         return decode_data_uri(uri)
@@ -41,10 +41,10 @@ def source_bytes(uri: str) -> bytes | None:
 
 
 def decode_data_uri(uri: str) -> bytes:
-    """The bytes that a ``data:`` URI carries.
+    """Return the bytes that a ``data:`` URI carries.
 
     Raises:
-        InvalidSourceError: There is no comma, or what follows it is no base64.
+        InvalidSourceError: There is no comma, or the data is declared as base64 and is not valid.
     """
     head, comma, body = uri.partition(",")
     if not comma:
@@ -58,7 +58,7 @@ def decode_data_uri(uri: str) -> bytes:
 
 
 def is_loopback(uri: str) -> bool:
-    """Whether `uri` names this very machine."""
+    """Return True if `uri` points to this machine."""
     try:
         host = urlsplit(uri).hostname or ""
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -68,7 +68,7 @@ def is_loopback(uri: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _fetch_from_the_web(uri: str) -> bytes | None:
-    """Fetch once per process; a host that did not answer is not asked again for its next file."""
+    """Fetch a URL once per process; a host that did not deliver is not asked for other files."""
     host = uri.split("/")[2]
     if host in _silent_hosts:
         return None
@@ -82,7 +82,7 @@ _silent_hosts: set[str] = set()
 
 
 def _fetch(uri: str, *, trust_env: bool) -> bytes | None:
-    """GET `uri` without following redirects; anything but a 200 with a body counts as nothing."""
+    """GET `uri` without redirects; return None for anything but a 200 with a body."""
     received = bytearray()
     try:
         with (
@@ -102,15 +102,15 @@ def _fetch(uri: str, *, trust_env: bool) -> bytes | None:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Made once, as reading the certificates takes longer than most requests on loopback."""
+    """Return one TLS context; reading the certificates takes longer than most loopback requests."""
     return ssl.create_default_context()
 
 
 def _within(seconds: float, fetch: Callable[[], bytes | None]) -> bytes | None:
-    """What `fetch` returns if it does so in time.
+    """Return the result of `fetch`, or None if it takes longer than `seconds`.
 
-    httpx cannot bound a name look-up, which hangs for many seconds on a machine whose resolver is
-    out of reach; a daemon thread can be left behind.
+    httpx has no timeout for a name lookup, which hangs for many seconds on a machine that cannot
+    reach its resolver. The fetch runs in a daemon thread, which can be left behind.
     """
     answers: list[bytes | None] = []
     thread = threading.Thread(target=lambda: answers.append(fetch()), daemon=True)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of the sandbox: which happen when, and how each is sent."""
+"""Faults of the sandbox: their plan, and the code that applies them to requests."""

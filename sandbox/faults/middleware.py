@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stands around the routes, keeps the record of what was asked, and lets the faults happen."""
+"""ASGI middleware that records the requests and applies the faults."""
 
 import re
 import time
@@ -14,7 +14,7 @@ from .plan import Fault, FaultPlan, FaultRoute
 from .responses import error_page, instead
 
 FAULT = "prefect_cometapi.sandbox.fault"
-"""Where in the ASGI scope the routes find a fault that is theirs to carry out."""
+"""Name in the ASGI scope under which a route finds the fault that it has to apply itself."""
 
 _ROUTES = (
     ("POST", re.compile(r"/runwayml/v1/(image|video)_to_video"), "create"),
@@ -26,7 +26,7 @@ _ROUTES = (
 
 
 def route_of(method: str, path: str) -> str:
-    """Which of the four routes of a plan a request belongs to, or ``other``."""
+    """Return the route of a plan to which a request belongs, or ``other``."""
     for its_method, pattern, route in _ROUTES:
         if its_method == method and pattern.fullmatch(path):
             return route
@@ -34,12 +34,12 @@ def route_of(method: str, path: str) -> str:
 
 
 class Misbehaving:
-    """The routes, and around them everything that can go wrong.
+    """Middleware around the routes that applies the faults of a plan.
 
     Args:
-        app: The routes.
-        log: Where requests are noted.
-        plan: What goes wrong. May be exchanged at any time.
+        app: Application with the routes.
+        log: Log that records the requests.
+        plan: Plan of the faults. It may be replaced at any time.
     """
 
     def __init__(self, app: ASGIApp, log: RequestLog, plan: FaultPlan) -> None:
@@ -48,7 +48,7 @@ class Misbehaving:
         self.plan = plan
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, well or badly."""
+        """Serve one request, and apply its fault if it has one."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -86,7 +86,7 @@ class Misbehaving:
     async def _after_the_answer(
         self, fault: Fault, record: RecordedRequest, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Let the routes do their work and spoil only the answer, if it is a good one."""
+        """Let the routes do their work, and spoil only the answer, unless it is an error."""
         noted = _noting(record, send)
         answer = await sockets.answer_of(self._app, scope, receive)
         if answer[0]["status"] >= 400:
@@ -121,7 +121,7 @@ def _record(scope: Scope) -> RecordedRequest:
 
 
 def _noting(record: RecordedRequest, send: Send) -> Send:
-    """Send, and note the status that is sent."""
+    """Return a `send` that also records the status."""
 
     async def noted(message: Message) -> None:
         if message["type"] == "http.response.start":

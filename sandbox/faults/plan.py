@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, and the plan that says which request it happens to.
+"""Kinds of faults, and the plan that assigns faults to requests.
 
-The decision is a pure function of the plan and of the number of the request on its route, so a
-run with the same plan misbehaves at the same places, whatever else happens around it. The doing is
-elsewhere (`wire.py`, `misbehaviour.py`, `app.py`).
+The decision is a pure function of the plan and of the number of the request on its route. A run
+with the same plan therefore misbehaves at the same points, whatever else happens around it. Other
+modules apply the faults: `middleware.py`, `responses.py` and `sockets.py` here, and `api/app.py`.
 """
 
 import random
@@ -59,11 +59,11 @@ _ASSET: tuple[FaultRoute, ...] = ("asset",)
 
 @dataclass(frozen=True)
 class KindOfFault:
-    """What a kind of fault is.
+    """Description of a kind of fault.
 
     Attributes:
-        routes: Where it can happen.
-        meaning: What happens, and what `Fault.value` says about it.
+        routes: Routes on which it can happen.
+        meaning: Effect of the fault, and the meaning of `Fault.value`.
     """
 
     routes: tuple[FaultRoute, ...]
@@ -114,23 +114,23 @@ KINDS: dict[FaultKind, KindOfFault] = {
     "ignore-range": KindOfFault(_ASSET, "200 with the whole file, whatever Range asked for."),
     "slow": KindOfFault(_EVERYWHERE, "The answer comes in pieces, over `value` seconds (5)."),
 }
-"""Every kind of fault."""
+"""Descriptions of all kinds of faults."""
 
 _NUMBERS = {"silent-after": float, "slow": float, "error-after": int}
 _FORM = "ROUTE:KIND or ROUTE:KIND:times=N,after=N,rate=P,value=TEXT"
 
 
 class Fault(BaseModel):
-    """One thing that goes wrong.
+    """Fault to inject, and the requests that it hits.
 
     Attributes:
         route: ``create`` (both POSTs), ``task`` (GET a task), ``feed`` (POST /runway/feed) or
             ``asset`` (download a clip).
-        kind: What happens; each kind has its routes.
-        times: To how many requests of the route it happens.
-        after: How many requests of the route are left alone first.
-        rate: Instead of `times`: the chance, from 0 to 1, of each request to be hit.
-        value: What some kinds may be told; see `KINDS`.
+        kind: Kind of fault; each kind is limited to some routes.
+        times: Number of requests of the route that it hits.
+        after: Number of requests of the route that it leaves alone first.
+        rate: Instead of `times`: chance, from 0 to 1, that it hits a request.
+        value: Option that some kinds accept; see `KINDS`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -163,19 +163,20 @@ class Fault(BaseModel):
             raise ValueError(f"{self.kind} takes no value")
 
     def seconds_of_retry_after(self) -> float | None:
-        """Seconds that Retry-After asks for; ``None`` where the header is to be absent."""
+        """Return the seconds for Retry-After, or ``None`` if the header has to be absent."""
         return None if self.value is None else float(self.value.removeprefix("date:"))
 
     def number(self, default: float) -> float:
-        """The `value` of a kind that takes a number."""
+        """Return `value` as a number, or `default` if it is not set."""
         return default if self.value is None else float(self.value)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a fault from one word of a command line, such as ``create:429:times=2,value=3``.
+        """Parse a fault from one word of a command line, such as ``create:429:times=2,value=3``.
 
         Raises:
-            ValueError: It cannot be read; the message quotes it and says what was expected.
+            ValueError: The text is not a valid fault. The message quotes it and says what was
+                expected.
         """
         route, _, rest = text.partition(":")
         kind, _, options = rest.partition(":")
@@ -199,20 +200,20 @@ def _reasons(error: ValidationError) -> str:
 
 
 def as_faults(faults: Iterable[Fault | str]) -> tuple[Fault, ...]:
-    """Faults given as objects or as short strings, all as objects."""
+    """Convert faults, given as objects or as short strings, to objects."""
     return tuple(fault if isinstance(fault, Fault) else Fault.parse(fault) for fault in faults)
 
 
 class FaultPlan:
-    """Which request gets which fault.
+    """Assignment of faults to requests.
 
-    Faults with a count take their requests first, each the earliest that are left after its
-    `after`; so ``create:429:times=2`` and ``create:reset-after`` make two 429s and then a reset.
-    Among the requests that are left, each fault with a rate has its chance, in the order given.
+    Faults with a count take their requests first: each gets the earliest free ones that follow its
+    `after`. For example, ``create:429:times=2`` and ``create:reset-after`` give two 429s and then a
+    reset. On the remaining requests, each fault with a rate has its chance, in the order given.
 
     Args:
-        faults: What goes wrong.
-        seed: Makes the chances fall the same way again.
+        faults: Faults to assign.
+        seed: Seed that makes the chances repeatable.
     """
 
     def __init__(self, faults: Iterable[Fault], seed: int = 0) -> None:
@@ -232,7 +233,7 @@ class FaultPlan:
             number += 1
 
     def decide(self, route: FaultRoute, number: int) -> Fault | None:
-        """The fault of the request with this number (from 0) on its route, if any."""
+        """Return the fault of the request with this number (from 0) on its route, if any."""
         if fault := self._taken.get((route, number)):
             return fault
         for place, fault in enumerate(self.faults):
@@ -246,7 +247,7 @@ class FaultPlan:
         return None
 
     def adding(self, fault: Fault, already_seen: int) -> "FaultPlan":
-        """The plan with one more fault, counted from the next request of its route on."""
+        """Return a plan with one more fault, which counts from the next request of its route."""
         later = Fault.model_validate(
             fault.model_dump(exclude_unset=True) | {"after": fault.after + already_seen}
         )
@@ -254,5 +255,5 @@ class FaultPlan:
 
 
 def _chance(seed: int, route: FaultRoute, number: int, place: int) -> float:
-    """A number in [0, 1) that depends on its arguments alone."""
+    """Return a number in [0, 1) that depends on the arguments alone."""
     return random.Random(f"{seed}:{route}:{number}:{place}").random()  # noqa: S311 - no secrets

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answers that faults put in the place of the right one."""
+"""Answers that faults send in place of the correct one."""
 
 import time
 from collections.abc import Callable
@@ -32,29 +32,29 @@ _DENIED = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 def instead(fault: Fault) -> Response | None:
-    """The answer that `fault` gives instead of the right one; ``None`` if it is of another sort."""
+    """Return the answer that replaces the correct one, or ``None`` for other kinds of faults."""
     make = _ANSWERS.get(fault.kind)
     return make(fault) if make else None
 
 
 def as_response(answer: Refusal) -> Response:
-    """A refusal as it goes over the wire."""
+    """Convert a refusal to an HTTP response."""
     return JSONResponse(answer.body, answer.status, headers=answer.headers)
 
 
 def error_page(status: int) -> Response:
-    """What stands in front of the gateway says about it: a line of text."""
+    """Return the error of a proxy in front of the gateway: a line of text."""
     return PlainTextResponse(f"error code: {status}", status)
 
 
 def expired() -> Response:
-    """What a CDN says about a signed URL whose time is over, or that was never signed."""
+    """Return the error of a CDN for a URL that has expired or was never signed."""
     page = _DENIED.format(code="AccessDenied", message="Access denied")
     return Response(page, 403, media_type="application/xml")
 
 
 def gone() -> Response:
-    """What a CDN says about a file that it does not have."""
+    """Return the error of a CDN for a file that it does not have."""
     page = _DENIED.format(code="NoSuchKey", message="The specified key does not exist.")
     return Response(page, 404, media_type="application/xml")
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cannot be said in HTTP: connections that are reset, fall silent, or end half way.
+"""Faults below HTTP: connections that are reset, fall silent, or end half way.
 
-An ASGI application has no word for these, so they reach for the socket: uvicorn's ``send`` is a
-method of an object that holds the transport. Under a server that keeps it elsewhere, the
-application raises `ConnectionResetError` instead, which in-process clients see as such.
+ASGI cannot express these, so the functions use the socket: uvicorn's ``send`` is a method of an
+object that holds the transport. Under a server that keeps the transport elsewhere, the application
+raises `ConnectionResetError` instead, and an in-process client receives that error.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _PIECES = 20
 
 
 async def reset(receive: Receive, send: Send) -> None:
-    """Reset the connection, with a real RST, as a proxy that dies does."""
+    """Reset the connection with a real RST, as a dying proxy does."""
     transport = _transport(send)
     raw = transport.get_extra_info("socket")
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_WHEN_CLOSED)
@@ -28,7 +28,7 @@ async def reset(receive: Receive, send: Send) -> None:
 
 
 async def fall_silent(receive: Receive, send: Send, seconds: float) -> None:
-    """Say nothing for a while, then hang up; sooner if the client does."""
+    """Send nothing for some seconds, then close; return earlier if the client closes."""
     try:
         await asyncio.wait_for(_gone(receive), seconds)
     except TimeoutError:
@@ -37,13 +37,13 @@ async def fall_silent(receive: Receive, send: Send, seconds: float) -> None:
 
 
 async def drain(receive: Receive) -> None:
-    """Read a request to its end, so that the client has surely sent all of it."""
+    """Read a request to its end, so that the client has certainly sent all of it."""
     while (message := await receive())["type"] == "http.request" and message.get("more_body"):
         pass
 
 
 async def answer_of(app: ASGIApp, scope: Scope, receive: Receive) -> list[Message]:
-    """What `app` answers, kept back from the client."""
+    """Run `app` and return its answer without sending it to the client."""
     kept: list[Message] = []
 
     async def keep(message: MutableMapping[str, Any]) -> None:
@@ -54,13 +54,13 @@ async def answer_of(app: ASGIApp, scope: Scope, receive: Receive) -> list[Messag
 
 
 async def replay(messages: list[Message], send: Send) -> None:
-    """Send an answer that was kept back."""
+    """Send an answer that was held back."""
     for message in messages:
         await send(message)
 
 
 async def cut_in_half(messages: list[Message], receive: Receive, send: Send) -> None:
-    """Announce the whole body, send its first half and hang up."""
+    """Announce the whole body, send its first half and close the connection."""
     start, body = messages[0], _body(messages)
     await send(start)
     half = body[: len(body) // 2]
@@ -70,7 +70,7 @@ async def cut_in_half(messages: list[Message], receive: Receive, send: Send) -> 
 
 
 async def trickle(messages: list[Message], send: Send, seconds: float) -> None:
-    """Send an answer piece by piece, spread over some seconds."""
+    """Send an answer piece by piece over `seconds`."""
     start, body = messages[0], _body(messages)
     await send(start)
     size = max(1, -(-len(body) // _PIECES))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CometAPI's refusals, in the envelopes that its docs show and that have been seen.
+"""CometAPI's errors, in the envelopes that its docs show or that were observed.
 
-Two of them look wrong and are not: a required field that is missing was answered live with status
-500 and the code ``invalid_request``, and a model without a channel is a 503 that no retry mends.
+Two of them look wrong but are correct. The live service answered a request without a required field
+with status 500 and the code ``invalid_request``. A model without a channel gets a 503 that no retry
+fixes.
 """
 
 import secrets
@@ -18,7 +19,7 @@ class _Exactly(BaseModel):
 
 
 class ErrorDetail(_Exactly):
-    """What went wrong."""
+    """Details of an error."""
 
     message: str
     type: str
@@ -42,12 +43,12 @@ class FlatError(_Exactly):
 
 @dataclass
 class Refusal(Exception):
-    """An answer other than success.
+    """Answer other than success, which can be raised.
 
     Attributes:
         status: HTTP status.
-        body: JSON.
-        headers: Headers beyond the usual.
+        body: Body as JSON.
+        headers: Additional headers.
     """
 
     status: int
@@ -56,9 +57,10 @@ class Refusal(Exception):
 
 
 def refusal(status: int, code: str, message: str, **headers: str) -> Refusal:
-    """A refusal in CometAPI's general envelope, with an id to quote to support.
+    """Return an error in CometAPI's general envelope, with an id to quote to support.
 
-    It may quote half of a surrogate pair, which can come in as JSON and not go out as UTF-8.
+    The message may quote half of a surrogate pair, which JSON can carry but UTF-8 cannot. Such
+    characters are replaced.
     """
     sendable = message.encode(errors="replace").decode()
     detail = {
@@ -71,33 +73,33 @@ def refusal(status: int, code: str, message: str, **headers: str) -> Refusal:
 
 
 def unauthorized() -> Refusal:
-    """No key, or a wrong one."""
+    """Return the error for a missing or wrong API key."""
     return refusal(401, "", "Invalid token", **{"WWW-Authenticate": "Bearer"})
 
 
 def invalid_request(message: str, status: int = 400) -> Refusal:
-    """A request that the docs do not allow."""
+    """Return the error for a request that the docs do not allow."""
     return refusal(status, "invalid_request", message)
 
 
 def model_not_found(model: str) -> Refusal:
-    """A model that no channel serves."""
+    """Return the error for a model that no channel serves."""
     return refusal(503, "model_not_found", f"No available channel for model {model} (distributor)")
 
 
 def quota_not_enough() -> Refusal:
-    """An account without balance."""
+    """Return the error for an account without balance."""
     return refusal(403, "quota_not_enough", "user quota is not enough")
 
 
 def task_not_exist() -> Refusal:
-    """A task that cannot be seen: not yet, not with this key, or not at all."""
+    """Return the error for a task that is not visible yet, not with this API key, or not at all."""
     slug = "task_not_exist"
     return Refusal(400, {"code": slug, "message": slug, "data": None})
 
 
 def no_such_route(method: str, path: str) -> dict[str, Any]:
-    """The body for a path or a method that is not served."""
+    """Return the body for a path or a method that is not served."""
     detail = {
         "message": f"Invalid URL ({method} {path})",
         "type": "invalid_request_error",

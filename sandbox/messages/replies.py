@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shapes in which CometAPI is documented, or has been seen, to describe a job.
+"""Shapes in which CometAPI describes a job, as documented or observed.
 
-CometAPI's pages disagree with each other: one generation shows Runway's own object, another wraps
-it in the gateway's envelope, and the compatibility routes have two shapes more. Each function here
-says one of them; a sandbox can use any, so that a client proves that it reads them all.
+CometAPI's pages disagree with each other: some show Runway's own object, others wrap it in the
+gateway's envelope, and the compatibility routes have two more shapes. Each function here builds one
+of them. A sandbox can use any of them, so that a client can prove that it reads them all.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 
 class Stage(StrEnum):
-    """Where a job stands, in Runway's own words."""
+    """Stage of a job, in Runway's own words."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -41,28 +41,28 @@ class Stage(StrEnum):
 
     @property
     def over(self) -> bool:
-        """Whether nothing will change any more."""
+        """``True`` once the job cannot change any more."""
         return self in {Stage.SUCCEEDED, Stage.FAILED, Stage.CANCELLED}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What there is to say about a job at one moment.
+    """State of a job at one point in time.
 
     Attributes:
-        task_id: The job's id.
-        action: The gateway's label, such as ``IMAGE_TO_VIDEO``.
-        prompt: The words of the request.
-        stage: Where the job stands.
-        progress: From 0 to 1.
-        accepted: Unix seconds.
-        started: Unix seconds; 0 before.
-        finished: Unix seconds; 0 before.
-        urls: The outputs, once it has succeeded.
-        failure: The reason in words, once it has failed.
-        failure_code: The reason as Runway's code.
-        times_told: How often it has been told before that the job is over.
-        before: What was told last, for a gateway that lags behind.
+        task_id: Id of the job.
+        action: Label of the gateway, such as ``IMAGE_TO_VIDEO``.
+        prompt: Prompt of the request.
+        stage: Stage of the job.
+        progress: Progress from 0 to 1.
+        accepted: Time of acceptance in Unix seconds.
+        started: Time of the start in Unix seconds; 0 before.
+        finished: Time of the end in Unix seconds; 0 before.
+        urls: URLs of the outputs, once the job has succeeded.
+        failure: Reason in words, once the job has failed.
+        failure_code: Reason as Runway's code.
+        times_told: Number of earlier replies that reported the end of the job.
+        before: Snapshot of the previous reply, for a gateway that lags behind.
     """
 
     task_id: str
@@ -81,12 +81,12 @@ class Snapshot:
 
     @property
     def url(self) -> str:
-        """The first output, or nothing."""
+        """URL of the first output, or an empty string."""
         return self.urls[0] if self.urls else ""
 
     @property
     def percent(self) -> str:
-        """Progress as the gateway writes it."""
+        """Progress in the gateway's notation."""
         return f"{round(100 * self.progress)}%"
 
 
@@ -108,17 +108,17 @@ NUMBERS = {
 
 
 def task_reply(shape: ReplyShape, job: Snapshot) -> Json:
-    """What GET /runwayml/v1/tasks/{id} says about `job`."""
+    """Return the reply of GET /runwayml/v1/tasks/{id} about `job`."""
     return _SHAPES[shape](job)
 
 
 def feed_reply(shape: ReplyShape, job: Snapshot) -> Json:
-    """What POST /runway/feed says; it has no shape without an envelope but the flat one."""
+    """Return the reply of POST /runway/feed; any other shape without an envelope becomes flat."""
     return _SHAPES[shape if shape in _ENVELOPES else "flat"](job)
 
 
 def bare(job: Snapshot) -> Json:
-    """Runway's own object."""
+    """Return Runway's own object."""
     reply: Json = {"id": job.task_id, "status": job.stage.value, "createdAt": _iso(job.accepted)}
     if job.stage is Stage.RUNNING:
         reply["progress"] = round(job.progress, 3)
@@ -130,17 +130,17 @@ def bare(job: Snapshot) -> Json:
 
 
 def wrapped(job: Snapshot) -> Json:
-    """Runway's object inside the gateway's envelope."""
+    """Return Runway's object inside the gateway's envelope."""
     return _envelope(job, bare(job))
 
 
 def wrapped_inner_null(job: Snapshot) -> Json:
-    """The envelope, with nothing in it until the job is over."""
+    """Return the gateway's envelope, which has a null inside until the job is over."""
     return _envelope(job, bare(job) if job.stage.over else None)
 
 
 def wrapped_lagging(job: Snapshot) -> Json:
-    """The envelope still says what was true one poll ago."""
+    """Return an envelope with the state of one poll ago around Runway's current object."""
     earlier = job.before or replace(
         job, stage=Stage.PENDING, progress=0, started=0, finished=0, failure=""
     )
@@ -148,12 +148,12 @@ def wrapped_lagging(job: Snapshot) -> Json:
 
 
 def nested(job: Snapshot) -> Json:
-    """A gateway behind a gateway: an envelope inside the envelope."""
+    """Return an envelope inside the envelope, as from a gateway behind a gateway."""
     return _envelope(job, wrapped(job)["data"])
 
 
 def legacy(job: Snapshot) -> Json:
-    """An old gateway: on success the URL stands where otherwise the reason for a failure does."""
+    """Return the reply of an old gateway, with the URL in `fail_reason` on success."""
     reply = _envelope(job, bare(replace(job, urls=())))
     if job.stage is Stage.SUCCEEDED:
         reply["data"]["fail_reason"] = job.url
@@ -161,12 +161,12 @@ def legacy(job: Snapshot) -> Json:
 
 
 def flat(job: Snapshot) -> Json:
-    """The compatibility routes' feed."""
+    """Return the feed of the compatibility routes, without an envelope."""
     return _gateway_task(job) | {"result_url": job.url, "metadata": {}}
 
 
 def integer_code(job: Snapshot) -> Json:
-    """The oldest feed: an integer for a code, and numbers in strings for states."""
+    """Return the oldest feed, with an integer as code and numbers in strings as states."""
     number = NUMBERS.get(job.stage, "9")
     return {
         "code": 200,
@@ -186,17 +186,17 @@ def integer_code(job: Snapshot) -> Json:
 
 
 def output_string(job: Snapshot) -> Json:
-    """Runway's object with one string for an output, and a null for progress."""
+    """Return Runway's object with one string as output and a null as progress."""
     return bare(job) | {"progress": None} | ({"output": job.url} if job.urls else {})
 
 
 def output_objects(job: Snapshot) -> Json:
-    """Runway's object with objects for outputs."""
+    """Return Runway's object with objects as outputs."""
     return bare(job) | ({"output": [{"url": url} for url in job.urls]} if job.urls else {})
 
 
 def late_output(job: Snapshot) -> Json:
-    """Runway's object that says SUCCEEDED one poll before it has an output."""
+    """Return Runway's object, which says SUCCEEDED one poll before it has an output."""
     return bare(job if job.times_told else replace(job, urls=()))
 
 

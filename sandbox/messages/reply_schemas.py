@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objects that replies about a job are made of, as the OpenAPI describes them.
+"""Schemas of the replies about a job, for the OpenAPI document.
 
-They describe what `replies.py` writes and nothing more, so that a reply with a field too many, or a
-word that is not documented, does not pass for a documented one. They are no models with defaults,
-as a field that is absent is not the same as one that is null.
+They describe exactly what `replies.py` writes. A reply with an extra field or an undocumented word
+therefore does not pass as a documented one. They are typed dictionaries and not models with
+defaults, because an absent field is not the same as a null.
 """
 
 from datetime import datetime
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, with_config
-from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+from typing_extensions import TypedDict  # pydantic requires this one below Python 3.12
 
 _exactly = with_config(ConfigDict(extra="forbid"))
 
@@ -23,7 +23,7 @@ Number = Annotated[
 
 @_exactly
 class OutputObject(TypedDict):
-    """An output in one of the older shapes."""
+    """Output in one of the older shapes."""
 
     url: str
 
@@ -56,7 +56,7 @@ class _GatewayTask(TypedDict):
 
 @_exactly
 class WrappedTask(_GatewayTask):
-    """The gateway's task object, with Runway's or another gateway's inside."""
+    """The gateway's task object, with Runway's or another gateway's object inside."""
 
     data: "RunwayTask | WrappedTask | None"
 
@@ -72,7 +72,7 @@ class Envelope(TypedDict):
 
 @_exactly
 class FlatTask(_GatewayTask):
-    """The gateway's task object as the compatibility routes give it, without an envelope."""
+    """The gateway's task object as the compatibility routes return it, without an envelope."""
 
     result_url: Annotated[str, Field(description="Empty before it has succeeded.")]
     metadata: dict[str, Any]
@@ -95,7 +95,7 @@ class NumberedTask(TypedDict):
 
 @_exactly
 class NumberedEnvelope(TypedDict):
-    """The oldest feed."""
+    """The envelope of the oldest feed."""
 
     code: Literal[200]
     msg: str

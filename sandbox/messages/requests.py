@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The requests that create a job, and what CometAPI's docs allow in them.
+"""Requests that create a job, with the limits that CometAPI's docs state.
 
-Only the documented model of each route is known here, and its limits are taken at their word:
-CometAPI's page for image-to-video says 512 characters and seeds below a thousand million, where
-Runway itself allows more. Types are strict and nothing unknown passes, since the point of a
-stand-in is to find a client's mistakes.
+Only the documented model of each route is accepted, and its limits are taken literally. CometAPI's
+page for image-to-video says 512 characters and seeds below 1,000,000,000, although Runway itself
+allows more. Types are strict and unknown fields are rejected, because the purpose of a stand-in is
+to find the mistakes of a client.
 """
 
 import math
@@ -26,10 +26,10 @@ Ratio = Literal[
 ]
 
 LARGEST = 1584 * 672
-"""Pixels of the largest clip that is drawn; 9999:9999 would take minutes and gigabytes."""
+"""Pixels of the largest clip that is rendered; 9999:9999 would take minutes and gigabytes."""
 
 _WEB = r"https://[^/\x00-\x20\x7f-\xa0]|http://(127\.0\.0\.1|localhost|\[::1\])([:/]|$)"
-"""Without ``\\s``, which is not the same in JSON Schema's regular expressions and in pydantic's."""
+"""Pattern of a URL. It avoids ``\\s``, which differs between JSON Schema and pydantic."""
 
 ImageUri = Annotated[
     str,
@@ -50,7 +50,7 @@ VideoUri = Annotated[
 
 
 def _whole(given: Any) -> Any:
-    """JSON knows one sort of number, so that 5.0 is the integer 5."""
+    """Convert 5.0 to 5, because JSON has only one type of number."""
     return int(given) if isinstance(given, float) and given.is_integer() else given
 
 
@@ -59,7 +59,7 @@ class _Body(BaseModel):
 
 
 class ImageToVideoBody(_Body):
-    """POST /runwayml/v1/image_to_video."""
+    """Body of POST /runwayml/v1/image_to_video."""
 
     promptImage: ImageUri  # noqa: N815 - the wire's name
     model: Literal["gen3a_turbo"]
@@ -76,7 +76,7 @@ class ImageToVideoBody(_Body):
     )
 
     def recipe(self) -> Recipe:
-        """What the clip depends on."""
+        """Return the recipe of the clip."""
         width, height = _size(self.ratio)
         return Recipe(
             route="image_to_video",
@@ -90,20 +90,20 @@ class ImageToVideoBody(_Body):
 
 
 class Reference(_Body):
-    """A picture that a video is restyled after."""
+    """Picture that sets the style of the video."""
 
     type: Literal["image"]
     uri: ImageUri
 
 
 class ContentModeration(_Body):
-    """How strictly public figures are recognised."""
+    """Strictness with which public figures are recognised."""
 
     publicFigureThreshold: Literal["auto", "low"] = "auto"  # noqa: N815 - the wire's name
 
 
 class VideoToVideoBody(_Body):
-    """POST /runwayml/v1/video_to_video."""
+    """Body of POST /runwayml/v1/video_to_video."""
 
     videoUri: VideoUri  # noqa: N815 - the wire's name
     model: Literal["gen4_aleph"]
@@ -130,7 +130,7 @@ class VideoToVideoBody(_Body):
     contentModeration: ContentModeration = ContentModeration()  # noqa: N815 - the wire's name
 
     def recipe(self) -> Recipe:
-        """What the clip depends on."""
+        """Return the recipe of the clip."""
         width, height = _size(self.ratio)
         return Recipe(
             route="video_to_video",
@@ -144,7 +144,7 @@ class VideoToVideoBody(_Body):
 
 
 def _size(ratio: str) -> tuple[int, int]:
-    """Even pixels of that ratio, in proportion where it is larger than anything of Runway's."""
+    """Return an even width and height, scaled down if larger than Runway's largest clip."""
     width, height = map(int, ratio.split(":"))
     scale = min(1.0, math.sqrt(LARGEST / (width * height)))
     return int(width * scale) // 2 * 2, int(height * scale) // 2 * 2
