@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user configures in Prefect: the key to CometAPI, and the ledger of what was bought."""
+"""Prefect blocks for the CometAPI API key and the ledger of generations."""
 
 from .credentials import CometAPICredentials
 from .ledger import GenerationLedger
 
 __all__ = ["CometAPICredentials", "GenerationLedger"]
 
-# A saved block and its code example name the class by its public place.
+# Saved blocks and their code examples name the class by its module, so that has to be the public
+# one.
 for _public in (CometAPICredentials, GenerationLedger):
     _public.__module__ = __name__

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The block that holds the key to CometAPI and how to reach it."""
+"""Prefect block with the CometAPI API key and the connection options."""
 
 import re
 from typing import ClassVar, Self
@@ -22,12 +22,12 @@ from .shown import DOCUMENTATION, LOGO
 
 
 class CometAPICredentials(CredentialsBlock):
-    """Key and API version for making Runway videos through CometAPI.
+    """API key and API version for making Runway videos through CometAPI.
 
     Attributes:
         key: API key of CometAPI.
         runway_version: Value of the header X-Runway-Version.
-        base_url: Root of the service, without a path.
+        base_url: Root URL of the service, without a path.
 
     Example:
         Load a saved block and make a video with it:
@@ -48,7 +48,8 @@ class CometAPICredentials(CredentialsBlock):
     _logo_url: ClassVar[HttpUrl | None] = LOGO
     _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION
 
-    # A misspelt field would otherwise be kept silently and its default used.
+    # Prefect's blocks allow extra fields, so a misspelt field would be kept silently while the
+    # default of the real one applies.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     key: SecretStr = Field(
@@ -81,10 +82,10 @@ class CometAPICredentials(CredentialsBlock):
 
     @classmethod
     def from_settings(cls, settings: CometAPISettings | None = None) -> Self:
-        """Credentials from ``COMETAPI_KEY`` and its siblings.
+        """Create credentials from ``COMETAPI_KEY`` and the other settings.
 
         Raises:
-            AuthenticationError: There is no key.
+            AuthenticationError: No API key is set.
         """
         settings = settings or CometAPISettings()
         if settings.key is None or not settings.key.get_secret_value().strip():
@@ -97,15 +98,15 @@ class CometAPICredentials(CredentialsBlock):
 
     @property
     def saved_as(self) -> str | None:
-        """The block's name as ``cometapi-credentials/name``, or None where it is not saved."""
+        """Name of the saved block as ``cometapi-credentials/name``, or None if it is not saved."""
         name = self._block_document_name
         return f"{self.get_block_type_slug()}/{name}" if name else None
 
     def get_client(self, transport: httpx.AsyncBaseTransport | None = None) -> RunwayClient:
-        """A client for CometAPI's Runway routes, to be used as an async context manager.
+        """Return a client for CometAPI's Runway routes, to use as an async context manager.
 
         Args:
-            transport: What httpx sends through, where the default is not wanted.
+            transport: Transport for httpx in place of the default one.
         """
         return RunwayClient(
             self.key,

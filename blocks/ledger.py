@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The block that tells where the ledger of generations is."""
+"""Prefect block with the location of the generation ledger."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class GenerationLedger(Block):
-    """The database that records every generation that was or may have been bought.
+    """Database that records every generation that was bought or possibly charged.
 
     Attributes:
         url: SQLAlchemy URL of the database.
 
     Example:
-        Load a saved block and list what was bought:
+        Load a saved block and list the latest generations:
 
         ```python
         import asyncio
@@ -58,10 +58,10 @@ class GenerationLedger(Block):
         return url
 
     def get_ledger(self) -> "Ledger":
-        """The ledger, one for the whole process.
+        """Return the ledger; the process shares one object per URL.
 
         Raises:
-            LedgerUnavailable: The URL names no database that can be a ledger.
+            LedgerUnavailable: The URL is not a valid database URL for a ledger.
         """
         from ..runway.ledger.store import ledger_at
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prefect's UI shows beside each of the blocks."""
+"""Metadata that Prefect's UI shows beside each block."""
 
 from pydantic import HttpUrl
 
