@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runway videos through CometAPI as Prefect flows, tasks and blocks.
 
-Every public name can be imported from here. Its module loads when the name is first used, so the
-import itself is light.
+Every public name can be imported from here. A module loads when one of its names is first used,
+which keeps the import of the package itself light.
 """
 
 from importlib import import_module
