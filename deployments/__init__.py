@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How it runs unattended and from a terminal: prefect.yaml and the command line."""
+"""Command line and prefect.yaml, for runs from a terminal and for unattended runs."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prefect does by itself about our runs, as automations.
+"""Prefect automations for the flow runs of this package.
 
-They hold for runs with the tag ``cometapi``, which each deployment in prefect.yaml has. Each is
-known by its name, so that it is made once and changed in place.
+Most of them apply to runs with the tag ``cometapi``, which each deployment in prefect.yaml has; the
+others react to events about generations. Each automation is identified by its name, so that it is
+created once and updated in place.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,10 @@ from prefect.events.schemas.automations import Posture
 TAG = "cometapi"
 
 SILENT_AFTER = timedelta(minutes=9)
-"""Three of Prefect's heartbeats, which come every three minutes by default."""
+"""Time of three of Prefect's heartbeats, which come every three minutes by default."""
 
 UNBEGUN_AFTER = timedelta(minutes=15)
-"""A container may have to be pulled, and a machine to be started, before a run begins."""
+"""Time for a run to begin: a container may have to be pulled and a machine to be started."""
 
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
 _WAITS = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry")
@@ -61,7 +62,10 @@ def _run(deployment_id: UUID, **templates: str) -> ActionTypes:
 
 
 def silent_runs_crash(silent_after: timedelta = SILENT_AFTER) -> Automation:
-    """A run whose process is gone, with nobody there to say so, counts as crashed."""
+    """Return an automation that marks a run as crashed once its heartbeats stop.
+
+    Its process is gone, and nothing else reports the crash.
+    """
     alive = {"prefect.flow-run.heartbeat"}
     return Automation(
         name="cometapi: a silent run has crashed",
@@ -77,10 +81,11 @@ def silent_runs_crash(silent_after: timedelta = SILENT_AFTER) -> Automation:
 
 
 def unbegun_runs_crash(unbegun_after: timedelta = UNBEGUN_AFTER) -> Automation:
-    """A run that a worker took and did not live to begin counts as crashed.
+    """Return an automation that marks a pending run as crashed if it does not begin.
 
-    Nobody else takes it, since it is not scheduled any more, and it holds a place under the
-    deployment's limit. It sends no heartbeat yet, so its silence tells nothing.
+    The worker took the run and died before the run began. No other worker takes it, because it is
+    no longer scheduled, and it keeps a slot of the deployment's concurrency limit. It does not send
+    heartbeats yet, so their absence proves nothing.
     """
     begun = {f"prefect.flow-run.{state}" for state in ("Running", *_WAITS, *_ENDS)}
     return Automation(
@@ -97,7 +102,10 @@ def unbegun_runs_crash(unbegun_after: timedelta = UNBEGUN_AFTER) -> Automation:
 
 
 def crashed_runs_start_again() -> Automation:
-    """A crashed run is scheduled again; it finds what it bought, and gives up after some starts."""
+    """Return an automation that schedules a crashed run again.
+
+    The run finds what it bought before, and gives up after a limited number of starts.
+    """
     return Automation(
         name="cometapi: a crashed run starts again",
         description="A crashed run is scheduled again; nothing is paid for twice.",
@@ -107,7 +115,7 @@ def crashed_runs_start_again() -> Automation:
 
 
 def failures_are_told(block_id: UUID) -> Automation:
-    """Somebody hears of a run that failed, through a notification block."""
+    """Return an automation that reports a failed run through a notification block."""
     return Automation(
         name="cometapi: a failure is told",
         description="Sends a notification when a run failed.",
@@ -123,7 +131,7 @@ def failures_are_told(block_id: UUID) -> Automation:
 
 
 def uncertain_ones_are_told(block_id: UUID) -> Automation:
-    """Somebody hears of a generation that was perhaps paid for, and of how to decide about it."""
+    """Return an automation that reports a possibly charged generation and the next command."""
     return Automation(
         name="cometapi: an uncertain one is told",
         description="Sends a notification when a submission ended without an answer.",
@@ -144,7 +152,7 @@ def uncertain_ones_are_told(block_id: UUID) -> Automation:
 
 
 def each_clip_runs(deployment_id: UUID, name: str) -> Automation:
-    """A deployment runs for each stored clip, with where it is as its parameter ``uri``."""
+    """Return an automation that runs a deployment with the ``uri`` of each stored clip."""
     return Automation(
         name=f"cometapi: a stored clip runs {name}",
         description=f"Runs {name} with the clip's address as its parameter uri.",
@@ -158,7 +166,7 @@ def each_clip_runs(deployment_id: UUID, name: str) -> Automation:
 
 
 def differ(wanted: Automation, there: Automation) -> bool:
-    """Whether an automation does something else than is wanted; its id and labels do not count."""
+    """Return True if an automation differs from the wanted one in more than its id and labels."""
     kept = ("name", "description", "trigger", "actions")
     return any(_plain(wanted, name) != _plain(there, name) for name in kept)
 
@@ -168,7 +176,7 @@ def _plain(automation: Automation, name: str) -> Any:
 
 
 def _sorted(value: Any) -> Any:
-    """The same without the order of what has none, and without ids that the server gives."""
+    """Sort the lists in a value, as their order has no meaning, and drop the server's ids."""
     if isinstance(value, dict):
         items: dict[str, Any] = value
         return {name: _sorted(one) for name, one in items.items() if name != "id"}

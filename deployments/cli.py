@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``prefect-cometapi``."""
+"""Command line ``prefect-cometapi``."""
 
 import re
 import sys
@@ -43,7 +43,7 @@ _START_PREFECT = "prefect server start, or unset PREFECT_API_URL"
 app = App(
     name="prefect-cometapi",
     help="Runway videos through CometAPI, as Prefect flows. Settings are read from COMETAPI_*.",
-    suppress_keyboard_interrupt=False,  # an interrupted user is told what goes on upstream
+    suppress_keyboard_interrupt=False,  # `progress_of` reports what continues upstream
 )
 app.command(batch)
 app.command(ledger_app)
@@ -80,7 +80,7 @@ AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the r
 
 @app.command
 def demo(storage: Storage = None) -> None:
-    """Make two clips with a stand-in for CometAPI on this machine: no key, no network, no cost."""
+    """Make two clips with a stand-in for CometAPI on this machine: no API key, network or cost."""
     from .commands.demo import run_demo
 
     run_demo(storage)
@@ -150,13 +150,13 @@ def finish(
     key: Key = None,
     json: AsJson = False,
 ) -> None:
-    """Poll, fetch and store a generation that was bought already. It buys nothing."""
+    """Poll, fetch and store a generation that was already bought. It buys nothing."""
     _run("finish_generation", task_id, "finish", storage=storage, key=key, as_json=json)
 
 
 @app.command
 def collect(*, storage: Storage = None, json: AsJson = False) -> None:
-    """Finish every generation that was bought and that nobody works on. It buys nothing."""
+    """Finish every bought generation that no other run works on. It buys nothing."""
     quieten_prefect()
     from ..flows import collect as collect_flow
 
@@ -251,14 +251,14 @@ def _run(
 
 
 def main() -> None:
-    """Run the command line; exit with 1 and a message after an expected failure."""
+    """Run the command line; after an expected failure, print a message and exit with 1."""
     try:
         with terminable():
             app()
     except (CometAPIError, ValidationError) as error:
         show_error(error)
         sys.exit(1)
-    except httpx.HTTPStatusError as error:  # CometAPI's replies have errors of their own
+    except httpx.HTTPStatusError as error:  # from Prefect; CometAPI's replies raise other errors
         stop_at_prefect(str(error), "see that PREFECT_API_URL and PREFECT_API_KEY belong together")
     except httpx.TransportError as error:
         stop_at_prefect(f"its server does not answer: {error}", _START_PREFECT)

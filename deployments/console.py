@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a generation looks like in a terminal: progress while one waits, a table at the end."""
+"""Terminal output of the commands: progress, tables of results, and errors."""
 
 import signal
 import sys
@@ -25,7 +25,7 @@ from ..runway.settings import CometAPISettings
 if TYPE_CHECKING:
     from ..flows import CollectResult
 
-# A key may read as the name of an emoji, and is to be typed as it is.
+# An idempotency key may contain the name of an emoji, and the user has to be able to copy it.
 console = Console(highlight=False, emoji=False)
 errors = Console(stderr=True, highlight=False, emoji=False)
 
@@ -45,13 +45,16 @@ _NOT_VALID = {
 
 
 def escape(text: str) -> str:
-    """The text as it is, without what rich or a terminal would obey."""
+    """Escape what rich would interpret in a text, and replace what would control a terminal."""
     return markup.escape(printable(text))
 
 
 @contextmanager
 def bar(title: str, where: Console) -> Iterator[Callable[..., None]]:
-    """A line that moves while the block runs, by what is yielded; an error takes it away."""
+    """Show a moving line while the block runs, and yield the function that updates it.
+
+    An error in the block hides the line.
+    """
     columns = (
         SpinnerColumn(finished_text="[green]✓[/]"),
         TextColumn("[bold]{task.fields[title]}"),
@@ -64,13 +67,13 @@ def bar(title: str, where: Console) -> Iterator[Callable[..., None]]:
         try:
             yield partial(progress.update, line)
         except Exception:
-            progress.update(line, visible=False)  # the error is told in its place
+            progress.update(line, visible=False)  # the error message replaces the line
             raise
 
 
 @contextmanager
 def progress_of(title: str, where: Console = console, done: str = "stored") -> Iterator[None]:
-    """A line that moves while the flows inside wait, and that stays when they are done."""
+    """Show a moving line while the flows in the block wait; it stays when they are done."""
     from ..flows.ui.artifacts import progress_listener
 
     task_id = ""
@@ -100,10 +103,10 @@ def progress_of(title: str, where: Console = console, done: str = "stored") -> I
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, which end a command like Ctrl-C.
+    """Interruption by SIGTERM or SIGHUP, which end a command like Ctrl-C.
 
     Attributes:
-        status: Exit status, as a shell reports it.
+        status: Exit status as a shell reports it.
     """
 
     def __init__(self, number: int) -> None:
@@ -113,18 +116,18 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP interrupt what is inside; must be entered in the main thread.
+    """Let SIGTERM and SIGHUP interrupt the block, which the main thread has to enter.
 
-    By default they end a process at once: the Prefect server that it started would run for ever,
-    and no message would name the generation that continues upstream. A shell starts a command in
-    the background with SIGINT ignored, so SIGTERM is the only way to stop it there.
+    By default, these signals end a process at once: the Prefect server that it started would run
+    forever, and no message would name the generation that continues upstream. A shell starts a
+    background command with SIGINT ignored, so SIGTERM is the only way to stop it there.
     """
 
     def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
         raise Terminated(number)
 
     handled = [signal.SIGTERM]
-    # Windows has no SIGHUP, and nohup asks for it to be ignored.
+    # Windows has no SIGHUP, and nohup sets it to be ignored, which has to stay so.
     if (hangup := getattr(signal, "SIGHUP", None)) and signal.getsignal(hangup) != signal.SIG_IGN:
         handled.append(hangup)
     before = [(number, signal.signal(number, interrupt)) for number in handled]
@@ -136,18 +139,18 @@ def terminable() -> Iterator[None]:
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Stopwatch that starts when it is created."""
 
     def __init__(self) -> None:
         self._started = monotonic()
 
     def seconds(self) -> float:
-        """Seconds so far."""
+        """Return the seconds since the start."""
         return monotonic() - self._started
 
 
 def show_results(results: list[tuple[GenerationResult, float]]) -> None:
-    """A table of stored videos, each with the seconds that its flow took."""
+    """Print a table of the stored videos, each with the seconds that its flow took."""
     from ..flows.ui.formatting import shown_size
 
     for result, _seconds in results:
@@ -174,7 +177,7 @@ def show_results(results: list[tuple[GenerationResult, float]]) -> None:
 
 
 def show_collected(result: "CollectResult") -> None:
-    """What a collector found, and what became of each generation."""
+    """Print the generations that the collector found, each with its state."""
     if not result.generations:
         console.print("Nothing to collect: all that was bought is stored, or somebody works on it.")
         return
@@ -189,16 +192,16 @@ def show_collected(result: "CollectResult") -> None:
 
 
 def shown_place(uri: str) -> str:
-    """The path from here where the file is below here, else the URI as it is."""
+    """Return a path relative to the working directory if the file is below it, else the URI."""
     path = Path(uri)
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else uri
 
 
 def show_error(error: Exception) -> None:
-    """An expected failure, in words and without a stack trace.
+    """Print an expected failure without a stack trace.
 
-    Lines are not wrapped, so that a command or an address in them can be copied.
+    Lines are not wrapped, so that the user can copy a command or an address from them.
     """
     if isinstance(error, ValidationError):
         request = "[red]The request is not valid[/]; nothing was sent."
@@ -221,7 +224,7 @@ def show_error(error: Exception) -> None:
 
 
 def stop_at_prefect(told: str, next_step: str) -> NoReturn:
-    """End the command because of what Prefect said, without a stack trace."""
+    """Print an error of Prefect without a stack trace, and exit with 1."""
     first, *_more = told.splitlines()
     errors.print(f"[red]Prefect[/]: {escape(first)}", soft_wrap=True)
     errors.print(f"  [dim]Next:[/] {escape(next_step)}", soft_wrap=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files on this machine as sources that a request can carry."""
+"""Data URIs, so that a request can carry a file of this machine."""
 
 import base64
 import mimetypes
@@ -9,10 +9,10 @@ from ..runway.errors import InvalidRequest
 
 
 def as_source(place: str) -> str:
-    """A URL as it is, a file on this machine as a data URI.
+    """Return a URL unchanged, and a file on this machine as a data URI.
 
     Raises:
-        InvalidRequest: It is neither.
+        InvalidRequest: The text is neither a URL nor a file that can be read.
     """
     if "://" in place or place[:5].lower() == "data:":
         return place

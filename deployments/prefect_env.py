@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefect for a terminal: its own output kept out, its server started.
+"""Environment of Prefect for a terminal: console output off, server started.
 
-Prefect reads its settings while it is imported, so this is called before, and it only sets what
-the user did not. Log records still go to the run history.
+Prefect reads its settings while it is imported, so commands change the environment before the
+import. `quieten_prefect` sets only variables that the user has not set. Log records still go to the
+run history.
 """
 
 import os
@@ -18,21 +19,21 @@ _QUIET = {
 
 
 def quieten_prefect() -> None:
-    """Silence Prefect's console output and its telemetry."""
+    """Turn off Prefect's console output and its telemetry."""
     warnings.filterwarnings("ignore", module="prefect.*")
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 
 
 def use_embedded_server() -> None:
-    """Let Prefect start its own server for this process, whatever the profile says."""
+    """Make Prefect start its own server for this process, whatever the user's profile says."""
     for name in ("PREFECT_API_URL", "PREFECT_API_KEY"):
         os.environ.pop(name, None)
-    os.environ["PREFECT_PROFILE"] = "ephemeral"  # one of Prefect's own, there on every machine
+    os.environ["PREFECT_PROFILE"] = "ephemeral"  # Prefect ships this profile
 
 
 def start_prefect() -> None:
-    """Have Prefect's server answer before the first flow; an embedded one is started by this."""
+    """Wait for an answer of Prefect's server before the first flow; this starts an embedded one."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:

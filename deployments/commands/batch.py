@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prefect-cometapi batch``: many videos from a manifest, or what they are going to cost."""
+"""Command ``prefect-cometapi batch``: videos from a manifest, or a preview of their cost."""
 
 import asyncio
 import shlex
@@ -63,7 +63,7 @@ def batch(
     ] = False,
     json: Annotated[bool, Parameter(negative="", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Make a video of each row of a manifest. Run again, it buys only what is missing."""
+    """Make a video from each row of a manifest. A second run buys only what is missing."""
     quieten_prefect()
     from ...flows import generate_batch
     from ...flows.batch.plan import foreseen
@@ -96,7 +96,7 @@ def batch(
 
 
 def _show_foreseen(result: "BatchResult") -> None:
-    """What a manifest comes to, without buying any of it."""
+    """Print the number of videos and the cost of a manifest, without buying anything."""
     from ...runway.batch.models import Outcome
     from ...runway.ledger.figures import figures
 
@@ -150,7 +150,7 @@ def _list(items: "list[ItemResult]") -> None:
 
 @contextmanager
 def _progress(where: Console) -> Iterator[None]:
-    """A bar over all items, with their counts, while the batch runs."""
+    """Show a bar over all items, with their counts, while the batch runs."""
     from ...flows.batch.artifacts import span
     from ...flows.batch.progress import batch_listener
 

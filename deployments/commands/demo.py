@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: two clips end to end, on this machine alone."""
+"""Command ``prefect-cometapi demo``: two clips from request to file, on this machine alone."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ RENDER_SECONDS = 4.0
 
 
 def run_demo(storage: str | None) -> None:
-    """Animate the picture, restyle the clip, and show what came of it."""
+    """Animate the picture, restyle the clip, and print the results."""
     quieten_prefect()
     use_embedded_server()
     from ...sandbox import Sandbox

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prefect-cometapi deploy`` and ``serve``: the flows as deployments, from the package alone."""
+"""Commands ``deploy`` and ``serve``: the flows as deployments, from the package alone."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ Pool = Annotated[str, Parameter(help="Work pool whose workers run them.")]
 
 
 def deploy(*, pool: Pool = "videos") -> None:
-    """Deploy the flows to a work pool. Again, it keeps the parameters and schedules you gave."""
+    """Deploy the flows to a work pool. A second run keeps your parameters and schedules."""
     quieten_prefect()
     text = (files("prefect_cometapi.deployments") / "prefect.yaml").read_text(encoding="utf-8")
     wanted = yaml.safe_load(in_pool(text, pool))
@@ -32,7 +32,7 @@ def deploy(*, pool: Pool = "videos") -> None:
 
 
 async def _missing(wanted: list[dict[str, Any]], pool: str) -> list[dict[str, Any]]:
-    """Those that the server does not know yet; the others learn what this version changed."""
+    """Return the deployments that the server does not have yet, and update the others."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
@@ -61,7 +61,10 @@ def _flow_of(wanted: dict[str, Any]) -> Any:
 
 
 def _changes(wanted: dict[str, Any], flow: Any, tags: list[str], pool: str) -> Any:
-    """What a version of the package may change; the rest belongs to the user."""
+    """Return the update of an existing deployment.
+
+    It holds only what a version of the package may change; the rest belongs to the user.
+    """
     from prefect.client.schemas.actions import DeploymentUpdate
     from prefect.utilities.callables import parameter_schema
 
@@ -85,7 +88,7 @@ def _deploy_file(wanted: dict[str, Any]) -> None:
 
 
 def in_pool(text: str, pool: str) -> str:
-    """The deployments of a prefect.yaml, in another work pool; pure."""
+    """Return the text of a prefect.yaml with another work pool; pure."""
     return re.sub(r"(work_pool:\n\s+name: )\S+", lambda found: found[1] + pool, text)
 
 
@@ -93,7 +96,7 @@ def serve(
     *,
     limit: Annotated[int, Parameter(help="Flow runs at a time.")] = 10,
 ) -> None:
-    """Run the flows from this process, whenever the UI or a schedule asks; no worker is needed."""
+    """Run the flows in this process when the UI or a schedule starts them, without a worker."""
     quieten_prefect()
     from prefect import serve as prefect_serve
 
@@ -103,7 +106,7 @@ def serve(
 
 
 def served() -> list[Any]:
-    """The deployments that this process serves; only collect, which buys nothing, is scheduled."""
+    """Return the deployments to serve; only collect, which buys nothing, has a schedule."""
     from prefect.types.entrypoint import EntrypointType
 
     from ...flows import collect, generate_batch, image_to_video, video_to_video

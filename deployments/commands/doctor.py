@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prefect-cometapi doctor``: is everything there that a paid run needs, and how to mend it."""
+"""Command ``prefect-cometapi doctor``: checks before a paid run, with advice on each problem."""
 
 import asyncio
 import sys
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
 SKEW = 30.0
-"""Seconds by which this clock may differ from the service's: signed URLs and leases need it."""
+"""Seconds that this clock may differ from the service's; signed URLs and leases depend on it."""
 
 
 class Health(StrEnum):
-    """How a thing is."""
+    """Result of a check."""
 
     GOOD = "good"
     NOTED = "noted"
@@ -35,7 +35,7 @@ class Health(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing, and how to mend it."""
+    """Finding of one check, and advice on how to fix it."""
 
     what: str
     health: Health
@@ -44,17 +44,17 @@ class Finding:
 
 
 def good(what: str, told: str) -> Finding:
-    """It is as it should be."""
+    """Return the finding of a check that passed."""
     return Finding(what, Health.GOOD, told)
 
 
 def noted(what: str, told: str, mend: str) -> Finding:
-    """It works, with a limit that the user should know."""
+    """Return a finding that works, with a limit that the user should know."""
     return Finding(what, Health.NOTED, told, mend)
 
 
 def bad(what: str, told: str, mend: str) -> Finding:
-    """It does not work."""
+    """Return the finding of a check that failed."""
     return Finding(what, Health.BAD, told, mend)
 
 
@@ -65,7 +65,7 @@ def doctor(
     ] = None,
     pool: Annotated[str, Parameter(help="Work pool of our deployments.")] = "videos",
 ) -> None:
-    """Check key, service, clock, storage, decoder, ledger, Prefect and workers. It buys nothing."""
+    """Check API key, service, clock, storage, decoder, ledger, Prefect and workers. Buys nothing."""
     quieten_prefect()
     findings = asyncio.run(examined(CometAPISettings(), storage, pool))
     colours = {Health.GOOD: "[green]✓[/]", Health.NOTED: "[yellow]![/]", Health.BAD: "[red]✗[/]"}
@@ -77,7 +77,7 @@ def doctor(
 
 
 async def examined(settings: CometAPISettings, storage: str | None, pool: str) -> list[Finding]:
-    """Every finding, in the order in which one would mend them."""
+    """Run all checks, and return the findings in the order in which to fix them."""
     place = storage or settings.storage
     findings = [await _key(settings), await _clock(settings.base_url)]
     findings += [await _storage(place), await _decoder(), await _ledger(place)]
@@ -116,7 +116,7 @@ async def _clock(base_url: str) -> Finding:
 
 
 def clock_finding(ahead: float) -> Finding:
-    """What a difference to the service's clock means; pure."""
+    """Return the finding for a clock that is `ahead` seconds ahead of the service's; pure."""
     if abs(ahead) > SKEW:
         which = "ahead of" if ahead > 0 else "behind"
         told = f"{abs(ahead):.0f} s {which} CometAPI's"
@@ -228,7 +228,7 @@ async def _workers(client: "PrefectClient", pool: str, place: str) -> Finding:
 
 
 async def _shared(workers: int, place: str) -> Finding:
-    """Whether what several workers need together is where all of them find it."""
+    """Check that all workers can reach the ledger and the storage that they share."""
     from ...flows.runtime.ledger_access import open_ledger
     from ...flows.runtime.multi_worker_check import apart
 

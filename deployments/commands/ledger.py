@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prefect-cometapi ledger``: what was bought, and what to do about the uncertain ones."""
+"""Commands ``prefect-cometapi ledger``: list generations, and decide about uncertain ones."""
 
 import asyncio
 import json as json_text
@@ -39,10 +39,10 @@ Key = Annotated[str, Parameter(help="Idempotency key of the generation.")]
 
 
 def since_time(text: str, now: datetime | None = None) -> datetime:
-    """A time as people write it: 90m, 12h, 3d, 2w ago, or an ISO date or time (UTC); pure.
+    """Parse a time: 90m, 12h, 3d or 2w ago, or an ISO date or time (UTC); pure.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The text has neither form.
     """
     if found := re.fullmatch(r"(\d{1,5})\s*([mhdw])", text.strip()):
         ago = timedelta(**{_UNITS[found[2]]: int(found[1])})
@@ -60,7 +60,7 @@ def _check_since(_type: Any, text: str | None) -> None:
 
 
 def valid_task_id(_type: Any, task_id: str | None) -> None:
-    """Refuse what cannot be an id, for cyclopts."""
+    """Reject a text that cannot be a task id, as a validator for cyclopts."""
     if task_id is not None:
         check_task_id(task_id)
 
@@ -80,7 +80,7 @@ def list_entries(
     json: Annotated[bool, Parameter(negative="", help="Print JSON.")] = False,
     csv: Annotated[bool, Parameter(negative="", help="Print CSV.")] = False,
 ) -> None:
-    """List generations, the newest first. Damaged rows are told apart, and the status is 1."""
+    """List generations, the newest first. Damaged rows are reported, and the exit status is 1."""
     damaged: list[LedgerDamaged] = []
 
     async def look() -> list[Entry]:
@@ -112,7 +112,7 @@ def list_entries(
 def show(
     key: Key, *, json: Annotated[bool, Parameter(negative="", help="Print JSON.")] = False
 ) -> None:
-    """Show all that is known of one generation."""
+    """Show everything that is known about one generation."""
     entry = _run(_known(key))
     if json:
         print(json_text.dumps(as_json(entry), indent=2))
@@ -131,9 +131,9 @@ def adopt(
         str, Parameter(help="Id that CometAPI's console shows.", validator=valid_task_id)
     ],
 ) -> None:
-    """Give an uncertain submission the id that was found for it.
+    """Record the id that was found for an uncertain submission.
 
-    The id is checked with CometAPI first, which is free. Where that cannot be asked, the id is
+    The id is checked with CometAPI first, which is free. If CometAPI cannot be reached, the id is
     recorded as not confirmed, and another one can replace it.
     """
 
@@ -149,7 +149,7 @@ def adopt(
 
 @app.command
 def lost(key: Key) -> None:
-    """Give an uncertain submission up: nothing is sent under its key any more."""
+    """Write off an uncertain submission: nothing more is sent under its key."""
     _decide(key, State.LOST, "declared lost by hand")
     minutes = f"{ARRIVAL_WINDOW.total_seconds() / 60:g} minutes after it was sent"
     again = f"prefect-cometapi ledger resubmit {shlex.quote(key)}"
@@ -171,8 +171,9 @@ def resubmit(
 ) -> None:
     """Allow one more submission of an uncertain, lost, failed or cancelled generation.
 
-    A submission without an answer may still be accepted minutes later, and then both are charged;
-    so this is refused for 15 minutes after it was sent. What failed or was cancelled need not wait.
+    A submission without an answer may still be accepted minutes later, and then both are charged.
+    The command is therefore refused for 15 minutes after the submission was sent. A failed or
+    cancelled generation need not wait.
     """
     entry = _run(_known(key))
     moment = datetime.now(UTC)
@@ -207,20 +208,20 @@ def _refuse_for_now(entry: Entry, moment: datetime, until: datetime) -> NoReturn
 
 @app.command
 def abandon(key: Key) -> None:
-    """Have collect leave a generation alone. What was bought stays bought."""
+    """Make collect leave a generation alone. What was bought stays bought."""
     _decide(key, State.ABANDONED, "abandoned by hand")
     _done(f"{key} is left alone.", "a run with its key takes it up again")
 
 
 def _decide(key: str, state: State, note: str, seen: Entry | None = None) -> None:
-    """Record a decision about an entry, as it is or as it was seen; exit where it may not be."""
+    """Record a decision about an entry as last read; exit with 1 if it is not allowed."""
 
     async def decide() -> Entry | None:
         ledger = await _ledger()
         entry = seen or await _known(key)
         decided = entry
         if state is not State.ABANDONED and entry.task_id and not entry.task_id_checked:
-            decided = await ledger.withdraw_id(entry) or entry  # nobody confirmed that it is one
+            decided = await ledger.withdraw_id(entry) or entry  # CometAPI has not confirmed the id
         changed = await ledger.change(entry.key, state, seen=decided, note=note)
         return None if changed else (await ledger.get(key) or entry)
 
@@ -259,7 +260,7 @@ def _done(what: str, following: str) -> None:
 
 
 def _advise(entries: Sequence[Entry]) -> None:
-    """What to type next, if something waits for it."""
+    """Print the next commands for entries that need one."""
     undecided = [entry for entry in entries if entry.state is State.UNCERTAIN]
     waiting = [entry for entry in entries if entry.state in {State.SUBMITTED, State.SUCCEEDED}]
     if undecided:

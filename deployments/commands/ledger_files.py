@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prefect-cometapi ledger backup`` and ``rebuild``: copies of a ledger, and what it forgot."""
+"""Commands ``ledger backup`` and ``rebuild``: copies of a ledger, and recovery of its entries."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from ..console import console, errors, escape
 from ..prefect_env import quieten_prefect
 
 PATIENCE = 30.0
-"""Seconds for which a process that is writing the ledger is waited for."""
+"""Seconds to wait for a process that is writing the ledger."""
 
 if TYPE_CHECKING:
     from ...runway.ledger.rebuild import Rebuilt
@@ -30,7 +30,7 @@ def backup(
         Path, Parameter(help="File to write, or a folder for one that is named after the time.")
     ],
 ) -> None:
-    """Copy a SQLite ledger, also while it is in use. The copy is checked and holds no secret."""
+    """Copy a SQLite ledger, even while it is in use. The copy is checked and holds no secret."""
     quieten_prefect()
     try:
         copy = asyncio.run(_backed_up(path))
@@ -54,16 +54,16 @@ async def _backed_up(path: Path) -> Path:
             "this ledger lies in PostgreSQL, which has a tool of its own: pg_dump --table "
             "'cometapi_*' DATABASE"
         )
-    await ledger.history.mark()  # an older ledger is brought up to date first
+    await ledger.history.mark()  # this brings an older ledger up to date first
     return await asyncio.to_thread(copy_ledger, file, path)
 
 
 def copy_ledger(file: Path, path: Path) -> Path:
-    """Copy a SQLite ledger as it is at one moment, and return where the copy is.
+    """Copy a SQLite ledger as it is at one moment, and return the path of the copy.
 
     Raises:
-        OSError: There is a file of that name already, or the disk does not take it.
-        sqlite3.Error: The ledger cannot be read, or the copy is not sound.
+        OSError: A file of that name already exists, or it cannot be written.
+        sqlite3.Error: The ledger cannot be read, or the copy fails SQLite's integrity check.
     """
     if path.is_dir():
         path /= f"{file.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}{file.suffix}"
@@ -97,7 +97,7 @@ def rebuild(
         Parameter(negative="", help="Buy again though some purchases are in no stored video."),
     ] = False,
 ) -> None:
-    """Read stored videos back into a ledger that has forgotten them. It buys nothing."""
+    """Restore lost entries of a ledger from stored videos. It buys nothing."""
     quieten_prefect()
     missing = asyncio.run(_rebuilt(storage or (CometAPISettings().storage,), accept_missing))
     if missing and not accept_missing:

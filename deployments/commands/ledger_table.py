@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entries of the ledger as a table, as CSV, as JSON, and one entry as lines of facts."""
+"""Formats of ledger entries: a table, CSV, JSON, and facts in words about one entry."""
 
 import csv
 import io
@@ -54,7 +54,7 @@ _CSV_COLUMNS = (
 
 
 def as_csv(entries: Sequence[Entry]) -> str:
-    """The entries as CSV, one row each."""
+    """Return the entries as CSV, one row each."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
@@ -71,10 +71,10 @@ def _cell(value: Any) -> Any:
 
 
 def may_be_formula(text: str) -> bool:
-    """Return True for a cell that a spreadsheet may compute in place of showing it; pure.
+    """Return True for a cell that a spreadsheet may evaluate instead of showing it; pure.
 
-    Spreadsheets skip blanks and control characters before they look at the first sign, and some
-    take its full-width and other compatible forms as the sign itself.
+    Spreadsheets skip blanks and control characters before the first sign, and some treat its
+    full-width and other compatibility forms as the sign itself.
     """
     for sign in text:
         if not sign.isprintable():
@@ -89,7 +89,7 @@ def _videos(entry: Entry) -> list[StoredVideo]:
 
 
 def as_json(entry: Entry) -> dict[str, Any]:
-    """Return all that is known of an entry, as JSON has it."""
+    """Return everything that is known about an entry, as JSON data."""
     videos = _videos(entry)
     return {
         **entry.model_dump(mode="json", exclude={"claim", "leased_until", "lease_left"}),
@@ -100,7 +100,7 @@ def as_json(entry: Entry) -> dict[str, Any]:
 
 
 def facts_of(entry: Entry) -> dict[str, str]:
-    """Return what is known of an entry in words, by name; what is empty is left out."""
+    """Return the known facts about an entry in words, by name; empty ones are left out."""
     request = json_text.dumps(entry.request, ensure_ascii=False) if entry.request else ""
     facts = {
         "key": entry.key,
@@ -128,7 +128,7 @@ def facts_of(entry: Entry) -> dict[str, str]:
 
 
 def _bought(entry: Entry) -> str:
-    """Return what was, or may have been, charged for an entry, or an empty text."""
+    """Return the amount charged or possibly charged for an entry, or an empty text."""
     if not entry.charges:
         return ""
     seconds = ASSUMED_SECONDS if entry.billed_seconds is None else entry.billed_seconds

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prefect-cometapi setup``: what Prefect has to know of us, made once and changed in place."""
+"""Command ``prefect-cometapi setup``: objects in Prefect, created once and updated in place."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -43,7 +43,7 @@ def setup(
         bool, Parameter(negative="", help="Say what would be made or changed, and do nothing.")
     ] = False,
 ) -> None:
-    """Make blocks, a work pool, a limit and automations in Prefect. Run it as often as you like."""
+    """Create blocks, a work pool, a limit and automations in Prefect. You can run it again."""
     quieten_prefect()
     from prefect.exceptions import ObjectNotFound
 
@@ -57,7 +57,7 @@ def setup(
 
 @dataclass(frozen=True)
 class Plan:
-    """What is wanted."""
+    """Objects to set up in Prefect."""
 
     block: str = "default"
     pool: str = "videos"
@@ -68,18 +68,18 @@ class Plan:
 
 @dataclass
 class Setup:
-    """Makes what is wanted, or only says what it would.
+    """Creation and update of the planned objects, or a dry run that only reports them.
 
     Attributes:
-        dry_run: Whether nothing is to be changed.
-        done: What became of each thing.
+        dry_run: True to change nothing.
+        done: Outcome for each object.
     """
 
     dry_run: bool = False
     done: dict[str, str] = field(default_factory=dict[str, str])
 
     async def run(self, plan: Plan) -> None:
-        """Make everything, one after the other."""
+        """Set up all objects, one after the other."""
         from prefect.client.orchestration import get_client
 
         from ...runway.settings import CometAPISettings
@@ -98,7 +98,7 @@ class Setup:
         from ...flows.runtime.block_loading import is_block_name
 
         for kind in (CometAPICredentials, GenerationLedger):
-            register = kind.aregister_type_and_schema  # changes nothing where it is known
+            register = kind.aregister_type_and_schema  # changes nothing if the type is registered
             await self._do(f"block type {kind.get_block_type_slug()}", REGISTERED, register)
         if settings.key:
             await self._block(CometAPICredentials.from_settings(settings), name)
@@ -186,10 +186,11 @@ def _fields(block: "Block") -> list[tuple[str, Any]]:
 
 
 async def _automations(client: "PrefectClient", plan: Plan) -> "list[Automation]":
-    """Those that are wanted.
+    """Return the automations of a plan.
 
     Raises:
-        ValueError: There is no such block or deployment.
+        ObjectNotFound: The block or the deployment does not exist.
+        ValueError: The name of the deployment does not have the form flow/name.
     """
     from .. import automations
 
