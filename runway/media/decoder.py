@@ -3,10 +3,10 @@
 
 A decoder is a large piece of C code that reads untrusted data. So it runs here, without the API
 key, and with limits on memory and time. A file that breaks it breaks only this process. The parent
-process passes each video as an open file, so this process opens no files, and drops all other
-access before it reads the first one. A file that takes it over can reach no files, networks or
-other processes. This module imports nothing of the package, so that it starts quickly and stays
-small. It speaks JSON, with one line of answer for each line of question.
+process passes each video as an open file, except on Windows. So this process needs no other access,
+and drops it before it reads the first file: on Linux, a file that takes it over can reach no files,
+networks or other processes (confinement.py). This module imports nothing of the package, so that it
+starts quickly and stays small. It speaks JSON, with one line of answer for each line of question.
 
 Checking the header is not enough: an MP4 with its index in front still reports its full duration
 after 95 % of it was cut off. So three checks look for a missing end: the lengths that the file

@@ -102,7 +102,9 @@ def draw_contact_sheet(posters: Sequence[bytes]) -> bytes:
 
 
 def what_the_decoder_reaches() -> list[str]:
-    """What a file that takes the decoder over would find: ``files``, ``network``, or nothing.
+    """Return what a file that takes over the decoder can reach, as ``files`` or ``network``.
+
+    The result is empty if it can reach nothing.
 
     Raises:
         StorageError: The decoder does not start.
@@ -184,7 +186,7 @@ class Decoder:
         late = threading.Timer(PATIENCE, _kill, [process])  # its own limit is CPU time
         late.start()
         try:
-            if self._questions:  # None on Windows only
+            if self._questions:  # everywhere except on Windows
                 socket.send_fds(self._questions, [question.encode()], [file.fileno()])
             else:
                 print(question, end="", file=process.stdin, flush=True)
