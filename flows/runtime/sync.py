@@ -116,7 +116,8 @@ def _task_contexts() -> Iterator[TaskRunContext]:
 
 
 def _is_step(context: TaskRunContext) -> bool:
-    return str(getattr(context.task.fn, "__module__", "")).startswith(f"{__package__}.")
+    flows = __name__.partition(".runtime.")[0]
+    return str(getattr(context.task.fn, "__module__", "")).startswith(f"{flows}.")
 
 
 def _outermost(task_run: TaskRun) -> str:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a generation is going to cost, and whether one more may be bought.
+"""Cost estimates and spending limits.
 
-CometAPI bills some models per generation and others per second of video, and its prices drift; so
-the prices are the user's own (``COMETAPI_PRICES``), in whatever currency they are written. What
-may have been bought counts as spent: a submission whose outcome is unknown, a generation that
-failed upstream, and one that was bought by another run of the same batch.
+CometAPI bills some models per generation and others per second of video, and its prices change. So
+the user sets the prices (``COMETAPI_PRICES``), in any currency. Everything that is possibly charged
+counts as spent: submissions with an unknown outcome, generations that failed upstream, and
+generations that other runs of the same batch bought.
 """
 
 from collections.abc import Mapping
@@ -18,22 +18,22 @@ from ..models.prices import Price
 from ..models.requests import GenerationRequest
 
 ASSUMED_SECONDS = 10.0
-"""Of video, where neither the request nor the docs tell how many will be billed."""
+"""Seconds of video assumed as billed where neither the request nor the docs give the number."""
 
 
 def seconds_of(request: GenerationRequest) -> float:
-    """Seconds of video that a request is going to be billed for, as far as can be told."""
+    """Return the seconds of video that a request is billed for, or an assumption."""
     return request.billed_seconds() or ASSUMED_SECONDS
 
 
 def estimate(request: GenerationRequest, prices: Mapping[str, Price]) -> float | None:
-    """What a request is going to cost, or None where its model has no price; pure."""
+    """Return the estimated cost of a request, or None if its model has no price; pure."""
     price = prices.get(request.model)
     return price.of(seconds_of(request)) if price else None
 
 
 class Spent(Value):
-    """Purchases, certain or possible, under the keys of a batch, by whichever run."""
+    """Total of the certain and possible charges of a batch, across all of its runs."""
 
     money: float = Field(
         default=0.0, description="Estimated money, in the currency of COMETAPI_PRICES."
@@ -44,16 +44,16 @@ class Spent(Value):
 
 @dataclass(frozen=True)
 class Budget:
-    """Most that may be spent under the keys of a batch, by all of its runs together.
+    """Spending limits for the idempotency keys of a batch, across all of its runs.
 
-    The ledger keeps to it: a submission is claimed only where it stays within the limits together
-    with all that its rows say.
+    The ledger enforces them: it accepts a claim only if the sum of all rows of the batch, including
+    the claim, stays within the limits.
 
     Args:
-        prefix: What the keys of the batch begin with.
+        prefix: Common prefix of the batch's idempotency keys.
         prices: Prices by model.
-        max_spend: Most money, or None.
-        max_seconds: Most seconds of video, or None.
+        max_spend: Maximum amount of money, or None for no limit.
+        max_seconds: Maximum seconds of video, or None for no limit.
     """
 
     prefix: str
@@ -63,13 +63,13 @@ class Budget:
 
     @property
     def is_limited(self) -> bool:
-        """Whether there is a limit."""
+        """True if there is a limit."""
         return self.max_spend is not None or self.max_seconds is not None
 
     def cost_of(self, row: Mapping[str, Any]) -> tuple[float, float]:
-        """Return the money and the seconds of video that a row of the ledger counts; pure.
+        """Return the money and the seconds of video that a ledger row counts for; pure.
 
-        A row whose cost is unknown counts as ``Ledger.spent`` counts it.
+        A row with an unknown cost counts as in ``Ledger.spent``.
         """
         seconds = row["billed_seconds"]
         seconds = ASSUMED_SECONDS if seconds is None else seconds
@@ -81,7 +81,7 @@ class Budget:
         return row["charges"] * money, row["charges"] * seconds
 
     def objection(self, spent: Spent, money: float, seconds: float) -> str | None:
-        """Return why one more submission would pass a limit, or None where it would not; pure."""
+        """Return why one more submission would exceed a limit, or None if it would not; pure."""
         limits = (
             (spent.money, money, self.max_spend, "{:,.2f} of {:,.2f} spent, {:,.2f} more"),
             (spent.seconds, seconds, self.max_seconds, "{:,g} of {:,g} s of video, {:,g} more"),
@@ -94,4 +94,4 @@ class Budget:
 
 
 TOLERANCE = 1e-6
-"""Of a limit, since ten times 0.1 is a little more than 1.0."""
+"""Amount by which a limit may be exceeded, since sums of floats are not exact."""

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ledger this is and how far its claims have come, so that an older copy is noticed."""
+"""Identity of a ledger and the serial of its newest claim, which reveal an older copy.
+
+Each claim gets the next serial. A ledger whose newest serial is lower than one that was seen before
+has lost claims, so it would buy their idempotency keys again.
+"""
 
 from collections.abc import Sequence
 
@@ -14,17 +18,17 @@ from .schema import generations, last_serial, versions
 
 
 class ClaimHistory:
-    """The claims of a ledger as numbers, which only grow.
+    """Record of the highest claim serial that this process has seen in a ledger.
 
-    Every method that asks the database may raise ``LedgerUnavailable``.
+    Every method that queries the database may raise ``LedgerUnavailable``.
 
     Args:
-        database: Where the ledger lies.
+        database: Database of the ledger.
 
     Attributes:
-        newest: The highest serial that this process knows of; a later claim has a higher one.
-        places_checked: Storages whose marks were compared, and when on the monotonic clock.
-        places_marked: Storages in which a mark was written, and when on the monotonic clock.
+        newest: Highest serial that this process knows; a later claim has a higher one.
+        places_checked: Storages whose marks were compared, with the monotonic time of the check.
+        places_marked: Storages in which a mark was written, with the monotonic time of the write.
     """
 
     def __init__(self, database: Database) -> None:
@@ -37,10 +41,10 @@ class ClaimHistory:
         self._identity = ""
 
     async def mark(self) -> LedgerMark:
-        """Return which ledger this is, and the serial of its newest claim.
+        """Return the identity of the ledger and the serial of its newest claim.
 
         Raises:
-            LedgerDamaged: One of them cannot be read.
+            LedgerDamaged: The identity or the serial is corrupted.
         """
         query = select(versions.c.identity, last_serial.label("serial"))
         (row,) = await self.database.rows(query)
@@ -56,20 +60,20 @@ class ClaimHistory:
         return mark
 
     async def identity(self) -> str:
-        """Return which ledger this is, as it was when it was last asked."""
+        """Return the identity of the ledger, as last read."""
         return self._identity or (await self.mark()).identity
 
     async def check_current(self, marks: Sequence[LedgerMark] = ()) -> LedgerMark:
-        """Return the ledger's mark, if the ledger has forgotten nothing that is known of it.
+        """Return the mark of the ledger after checking that it has lost no known claim.
 
         Args:
-            marks: What storages know of ledgers.
+            marks: Marks of ledgers that were found in storages.
 
         Raises:
-            LedgerOutdated: It has fewer claims than a storage, this process, or the mark beside
-                its file knows of, or another ledger's mark lies beside its file.
+            LedgerOutdated: A storage, this process or the mark beside the ledger's file knows of a
+                newer claim, or the mark beside the file belongs to another ledger.
         """
-        # what is known is read first: others may claim keys while the ledger answers
+        # Known serials are read before the ledger, since others may claim keys in between.
         newest, beside = self.newest, self.mark_beside()
         now = await self.mark()
         if beside and beside.identity != now.identity:
@@ -86,30 +90,30 @@ class ClaimHistory:
         return now
 
     async def check_once(self) -> None:
-        """Compare the ledger with the mark beside its file, the first time in this process.
+        """Compare the ledger with the mark beside its file, once per process.
 
         Raises:
-            LedgerOutdated: As ``check_current`` does.
+            LedgerOutdated: Same as for ``check_current``.
         """
         if not self._compared:
             await self.check_current()
 
     def saw_claim(self, mark: LedgerMark) -> None:
-        """Note how far the ledger has come, also beside its file."""
+        """Remember the newest serial, and write it to the mark beside the ledger's file."""
         if mark.serial > self.newest or not self._compared:
             self.newest = max(self.newest, mark.serial)
             if self._mark_file:
                 self._mark_file.write(mark)
 
     def check_claim(self, claimed: Entry, newest_before: int) -> None:
-        """See that a new claim comes after those that were known when it was made.
+        """Check that a new claim has a higher serial than those known before it.
 
         Args:
-            claimed: The new claim.
-            newest_before: ``newest`` as it was before.
+            claimed: Entry with the new claim.
+            newest_before: Value of ``newest`` before the claim was written.
 
         Raises:
-            LedgerOutdated: An older copy of the ledger was put in place meanwhile.
+            LedgerOutdated: The ledger was replaced by an older copy in the meantime.
         """
         serial = claimed.serial or 0
         if serial <= newest_before:
@@ -117,23 +121,23 @@ class ClaimHistory:
         self.saw_claim(LedgerMark.of(self._identity, serial, self.database.place))
 
     async def claims_since(self, serial: int) -> set[int]:
-        """Return the serials of the claims that it knows after one."""
+        """Return the serials in the ledger that are higher than the given one."""
         rows = await self.database.rows(
             select(generations.c.serial).where(generations.c.serial > serial)
         )
         return {row["serial"] for row in rows}
 
     def mark_beside(self) -> LedgerMark | None:
-        """Return the mark beside its file, or None."""
+        """Return the mark beside the ledger's file, or None."""
         return self._mark_file.read() if self._mark_file else None
 
     async def skip_to(self, serial: int) -> None:
-        """Have later claims get serials above one, though the ledger may not know that claim."""
+        """Give later claims serials above the given one, even if the ledger lacks that claim."""
         floor = case((versions.c.serial_floor > serial, versions.c.serial_floor), else_=serial)
         await self.database.rows(update(versions).values(serial_floor=floor))
 
     async def accept_missing(self, serial: int) -> None:
-        """Go on without the claims up to a serial that the ledger does not know."""
+        """Continue without the missing claims up to a serial, as the user decided."""
         await self.skip_to(serial)
         if self._mark_file:
             self._mark_file.write(await self.mark())

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A moment on two clocks, for time in which a process may stand still without noticing."""
+"""Time on two clocks, to notice that a process was suspended.
+
+A process, its machine or its virtual machine may be suspended without any signal. A lease that is
+measured on only one clock could then expire unnoticed.
+"""
 
 import time
 from typing import NamedTuple, Self
@@ -8,10 +12,14 @@ _RUNNING_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 class Moment(NamedTuple):
-    """Seconds on two clocks.
+    """Point in time on the monotonic clock and on the wall clock.
 
-    One is never set and on Linux counts a machine's sleep; the other, which people see, is
-    mended after a pause that the machine itself did not notice.
+    The monotonic clock is never set; on Linux it includes the time in which the machine sleeps. The
+    wall clock can be set; that happens after a pause that the machine itself did not notice.
+
+    Attributes:
+        running: Seconds on the monotonic clock.
+        shown: Seconds on the wall clock, since 1970.
     """
 
     running: float
@@ -19,15 +27,15 @@ class Moment(NamedTuple):
 
     @classmethod
     def now(cls) -> Self:
-        """This moment."""
+        """Return the current time."""
         running = time.clock_gettime(_RUNNING_CLOCK) if _RUNNING_CLOCK else time.monotonic()
         return cls(running, time.time())
 
     def later(self, seconds: float) -> Self:
-        """So many seconds after it."""
+        """Return the time that is the given number of seconds later, on both clocks."""
         return self._replace(running=self.running + seconds, shown=self.shown + seconds)
 
     def has_passed(self) -> bool:
-        """Whether either clock says so."""
+        """Return True if the time has passed on at least one of the clocks."""
         now = Moment.now()
         return now.running >= self.running or now.shown >= self.shown

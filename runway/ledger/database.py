@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The database that the ledger lies in: SQLite on one machine, PostgreSQL for several.
+"""Database of the ledger: SQLite for one machine, PostgreSQL for several.
 
-SQLite keeps a rollback journal, so that between two changes the ledger is one file, which may be
-copied or moved like any other (a lock beside it keeps a process that copies it from losing its
-locks); each change is flushed to the disk, and so is its folder. A
-write-ahead log would be faster, but it is a second file: who copies the first alone loses what was
-bought, and a process that closes its own copy of the file drops the locks that guard the log.
-PostgreSQL commits synchronously, whatever the server's default is, and the tables lie in one
-schema, whatever the search path of the role is. Every statement is a transaction of its own; some
-run under a lock.
+SQLite uses a rollback journal, so that between two changes the ledger is one file, which can be
+copied or moved like any other file. A lock file beside it protects a process that copies the ledger
+from losing its locks. Each change is flushed to disk, and so is the folder. A write-ahead log would
+be faster, but it is a second file: a copy of the first file alone lacks purchases, and a process
+that closes its own descriptor of the file drops the locks that guard the log.
+
+PostgreSQL commits synchronously, whatever the server's default is. The tables are in one schema,
+whatever the search path of the role is.
+
+Every statement is a transaction of its own; some statements run under a lock.
 """
 
 import asyncio
@@ -47,21 +49,22 @@ from .loop_thread import elsewhere
 from .schema import migrate
 
 PATIENCE = 30.0
-"""Seconds for which a database that is locked or restarting is waited for."""
+"""Maximum seconds to wait for a database that is locked or restarting."""
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
-# PostgreSQL: connection, shutdown or start, too many, rolled back for another's sake
+# SQLSTATE prefixes of PostgreSQL: connection failure, shutdown or start, too many connections, and
+# rollback because of another transaction.
 _PASSES = ("08", "57P", "53300", "40")
 
 _READ_ONLY = "25006"
 
 _FAILURES = (
     SQLAlchemyError,
-    asyncpg.PostgresError,  # of a connection that is refused; SQLAlchemy 2.0 leaves it as it is
+    asyncpg.PostgresError,  # refused connection; SQLAlchemy 2.0 does not wrap this error
     OSError,
     TimeoutError,
-    TypeError,  # drivers raise these for what they cannot take in a URL
+    TypeError,  # raised by drivers for invalid parameters in a URL
     ValueError,
     OverflowError,
 )
@@ -71,10 +74,10 @@ T = TypeVar("T")
 
 
 def ledger_url(url: str) -> str:
-    """The URL with its driver, checked.
+    """Check the URL of a ledger, and return it with its driver.
 
     Raises:
-        LedgerUnavailable: It names no database that can be a ledger.
+        LedgerUnavailable: The URL is not valid for a ledger.
     """
     try:
         parsed = make_url(re.sub("^postgres:", "postgresql:", url.strip()))
@@ -100,11 +103,11 @@ def ledger_url(url: str) -> str:
 
 
 class Database:
-    """A database, for any event loop of this process; it connects when it is first used.
+    """Database that any event loop of this process can use; it connects on first use.
 
     Args:
         url: SQLAlchemy URL of a SQLite file (absolute path) or a PostgreSQL database.
-        patience: Seconds for which a database that is locked or out of reach is waited for.
+        patience: Maximum seconds to wait for a database that is locked or unreachable.
     """
 
     def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
@@ -119,10 +122,10 @@ class Database:
         _databases.add(self)
 
     def forget_connection(self) -> None:
-        """Leave the connection of the parent alone, in a child that was forked; never close it.
+        """Drop the connection of the parent process, in a forked child, without closing it.
 
-        The child has the parent's locks and sockets only in appearance, and to close its copy would
-        end or undo what the parent is doing.
+        The child does not own the locks and sockets that it inherits. Closing its copies would
+        abort or roll back the work of the parent.
         """
         _inherited.append(self._open)
         self._open = None
@@ -132,21 +135,21 @@ class Database:
 
     @property
     def place(self) -> str:
-        """Where it is, without a password."""
+        """URL of the database, without password and query."""
         return self._url.set(query={}).render_as_string(hide_password=True)
 
     @property
     def file(self) -> Path | None:
-        """The file that it is, or None for a server."""
+        """Path of the SQLite file, or None for a server."""
         return None if self.is_shared else self._file
 
     @property
     def is_shared(self) -> bool:
-        """Whether other machines can use it."""
+        """True if other machines can use the database."""
         return self._url.get_backend_name() == "postgresql"
 
     async def close(self) -> None:
-        """Close its connections; it opens again when it is used."""
+        """Close the connections; the next use opens them again."""
         await elsewhere(self._close())
 
     async def _close(self) -> None:
@@ -159,19 +162,21 @@ class Database:
             self._lock.close()
 
     async def rows(self, statement: Any) -> list[Any]:
-        """The rows that a statement gives.
+        """Return the rows of a statement.
 
         Raises:
-            LedgerUnavailable: The database did not take it, or not within the patience.
+            LedgerUnavailable: The statement failed, or did not succeed within ``patience``.
         """
         _, rows = await self.asked(statement)
         return rows
 
     async def asked(self, statement: Any) -> tuple[Moment, list[Any]]:
-        """When the database was asked, which may be long after it was wanted, and the rows.
+        """Return the time at which the query started, and its rows.
+
+        The query may start long after the call, for example while the database is unreachable.
 
         Raises:
-            LedgerUnavailable: The database did not take it, or not within the patience.
+            LedgerUnavailable: The statement failed, or did not succeed within ``patience``.
         """
 
         async def ask() -> tuple[Moment, list[Any]]:
@@ -182,23 +187,24 @@ class Database:
     async def asked_alone(self, lock: str, statement: Any) -> tuple[Moment, list[Any]]:
         """Run a statement that writes, while no process runs another one under the same lock.
 
-        What it reads cannot change before it has written. SQLite has one writer at a time anyway.
+        So the rows that the statement reads cannot change before it writes. SQLite has only one
+        writer at a time and needs no lock.
 
         Args:
-            lock: Any text.
-            statement: What to run; a transaction of its own.
+            lock: Name of the lock; any text.
+            statement: Statement to run in a transaction of its own.
 
         Returns:
-            The time at which it began, which is after the lock was acquired, and its rows.
+            The time at which the statement started, after the lock was acquired, and its rows.
 
         Raises:
-            LedgerUnavailable: The database did not take it, or not within the patience.
+            LedgerUnavailable: The statement failed, or did not succeed within ``patience``.
         """
 
         async def ask() -> tuple[Moment, list[Any]]:
             if not self.is_shared:
                 return Moment.now(), await self.execute(statement)
-            async with self._locking:  # else all connections of this process wait for the lock
+            async with self._locking:  # else every pooled connection could wait for the lock
                 return await self._patiently(lambda: self._run_locked(lock, statement))
 
         return await elsewhere(ask())
@@ -214,12 +220,12 @@ class Database:
                 rows = _fetched(await connection.execute(statement))
                 await connection.exec_driver_sql("COMMIT")
             except BaseException:
-                await connection.invalidate()  # the server rolls back what a lost connection began
+                await connection.invalidate()  # the server then rolls the transaction back
                 raise
         return began, rows
 
     async def execute(self, statement: Any) -> list[Any]:
-        """``rows`` for work that is in the background thread already."""
+        """Return the rows of a statement, for callers that run in the background thread."""
 
         async def run() -> list[Any]:
             opened = await self._opened()
@@ -227,17 +233,17 @@ class Database:
                 async with opened.connect() as connection:
                     return _fetched(await connection.execute(statement))
             try:
-                with self._lock.held():  # this thread is there to be blocked
+                with self._lock.held():  # blocking is fine in the background thread
                     return _fetched(opened.execute(statement))
             except OperationalError as error:
-                if "readonly" in str(error.orig):  # it was so when it was opened, and may not stay
+                if "readonly" in str(error.orig):  # a new connection may be able to write again
                     await self._close()
                 raise
 
         return await self._patiently(run)
 
     async def _patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Do it, again and again while the database is locked or out of reach for a moment."""
+        """Run an operation, with retries while the database is locked or unreachable."""
         end = time.monotonic() + self.patience
         pause = _FIRST_PAUSE
         while True:
@@ -260,11 +266,11 @@ class Database:
             return self._open
 
     def _was_replaced(self) -> bool:
-        """Whether another file is in the place of the one that is open.
+        """Return True if the path of the open file now belongs to another file.
 
         Raises:
-            LedgerUnavailable: None is. The open one could still be written, and nobody would ever
-                read it again; an empty one in its place would know of no purchase.
+            LedgerUnavailable: There is no file at the path. The open file could still be written,
+                but nobody would ever read it again. A new, empty file would lack all purchases.
         """
         now = _identity(self._file)
         if now is None:
@@ -281,7 +287,7 @@ class Database:
             "search_path": _schema_of(self._url),
         }
         arguments = {"timeout": 10, "command_timeout": 30, "server_settings": settings}
-        url = self._url.difference_update_query(["options"])  # asyncpg takes none
+        url = self._url.difference_update_query(["options"])  # asyncpg rejects this parameter
         engine = create_async_engine(
             url, connect_args=arguments, pool_pre_ping=True, pool_size=4, **_OPTIONS
         )
@@ -295,9 +301,9 @@ class Database:
         return engine
 
     def _sqlite(self) -> Connection:
-        """The one connection: SQLite has one writer, and one thread asks."""
+        """Open the only connection: SQLite has one writer, and one thread runs all statements."""
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileExistsError):  # SQLite would let everybody read it, and its journal
+        with suppress(FileExistsError):  # SQLite would make it and its journal readable by all
             os.close(os.open(self._file, os.O_CREAT | os.O_EXCL, 0o600))
         engine = create_engine(
             self._url,
@@ -320,7 +326,7 @@ class Database:
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _inherited: list[object] = []
-"""Connections of the parent process, which are kept so that nothing ever closes them here."""
+"""Connections of the parent process, referenced here so that this process never closes them."""
 
 
 def _forget_connections() -> None:
@@ -336,9 +342,10 @@ _SEARCH_PATH = re.compile(r"-c\s*search_path=(\w+)")
 
 
 def _schema_of(url: URL) -> str:
-    """Return the schema of the tables: as the URL says (``options=-csearch_path=NAME``), or public.
+    """Return the schema of the tables, from ``options=-csearch_path=NAME`` in the URL, or public.
 
-    Two roles whose own search paths differ would else have a ledger each in one database.
+    Otherwise two roles with different search paths would each use a ledger of their own in the same
+    database.
     """
     options = url.query.get("options", "")
     named = _SEARCH_PATH.search(options if isinstance(options, str) else " ".join(options))
@@ -357,7 +364,7 @@ def _fetched(result: CursorResult[Any]) -> list[Any]:
 
 
 def _text_or_as_it_is(text: bytes) -> str | bytes:
-    """A text; what is none, in a damaged row, is for that row's reader to refuse."""
+    """Decode a text; return a corrupted one unchanged, which the row's reader then rejects."""
     try:
         return text.decode()
     except ValueError:
@@ -365,7 +372,7 @@ def _text_or_as_it_is(text: bytes) -> str | bytes:
 
 
 def _json_or_as_it_is(text: Any) -> Any:
-    """A value of JSON; what is none, in a damaged row, is for that row's reader to refuse."""
+    """Parse JSON; return a corrupted text unchanged, which the row's reader then rejects."""
     try:
         return json.loads(text)
     except (TypeError, ValueError):
@@ -373,7 +380,7 @@ def _json_or_as_it_is(text: Any) -> Any:
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
-    """What tells a file apart from another one under the same name, or None where there is none."""
+    """Return the device and inode of a file, or None if there is no file."""
     try:
         found = file.stat()
     except OSError:
@@ -382,10 +389,10 @@ def _identity(file: Path) -> tuple[int, int] | None:
 
 
 def _leave_useless_connections(context: ExceptionContext) -> None:
-    """Count connections as lost that would refuse everything from now on, so that others are made.
+    """Mark connections as lost that would reject all further statements, so that they are replaced.
 
-    A standby refuses changes: another server takes its place, or it will take them again. And a
-    connection that broke at a bad moment believes for ever that an operation is under way.
+    A standby server rejects changes. Another server takes its place, or it accepts changes again
+    later. A connection that broke at a bad moment reports forever that an operation is in progress.
     """
     error = context.original_exception
     cause = _cause(error)
@@ -396,21 +403,23 @@ def _leave_useless_connections(context: ExceptionContext) -> None:
 
 def _prepare(connection: Any, _record: Any) -> None:
     connection.text_factory = _text_or_as_it_is
-    connection.execute("PRAGMA journal_mode=DELETE")  # a ledger with a write-ahead log is converted
-    connection.execute("PRAGMA synchronous=EXTRA")  # the folder too, or a journal may come back
+    connection.execute("PRAGMA journal_mode=DELETE")  # converts a ledger with a write-ahead log
+    connection.execute(
+        "PRAGMA synchronous=EXTRA"
+    )  # flushes the folder too, else a deleted journal can return
 
 
 def will_pass(error: Exception) -> bool:
-    """Whether the database is only locked, restarting or out of reach for now; pure."""
+    """Return True if the database is only locked, restarting or unreachable for now; pure."""
     if isinstance(error, DBAPIError):
         if error.connection_invalidated:
             return True
         locked = any(word in str(error.orig) for word in ("database is locked", "is busy"))
         away = isinstance(error.orig, OSError) or isinstance(_cause(error.orig), OSError)
         return _passes_by_itself(error.orig) or locked or away
-    if _passes_by_itself(error):  # a refused connection is told in the driver's own words
+    if _passes_by_itself(error):  # a refused connection raises the driver's own error
         return True
-    unreachable = type(error) in {OSError, socket.gaierror}  # several addresses: no errno at all
+    unreachable = type(error) in {OSError, socket.gaierror}  # with several addresses, errno is None
     return isinstance(error, ConnectionError | TimeoutError | PoolTimeout) or (
         unreachable and isinstance(error, OSError) and error.errno in _PASSING
     )
@@ -425,7 +434,7 @@ def _cause(error: BaseException | None) -> BaseException | None:
 
 
 _RESTORE = "; put a backup in its place, and do not delete it: it tells what was bought"
-"""What helps where a file is damaged."""
+"""Advice for a corrupted ledger file."""
 
 _HELP = {
     "is full|No space left": "; make room on its disk",
@@ -439,7 +448,7 @@ _HELP = {
 
 
 def _help(error: Exception) -> str:
-    """What helps against what a database complains of, where that is known; pure."""
+    """Return advice for an error of the database, or an empty string; pure."""
     text = str(_said(error))
     return next((words for sign, words in _HELP.items() if re.search(sign, text)), "")
 

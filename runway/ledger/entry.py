@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ledger knows of one generation, and which change may follow which.
+"""Ledger entry of a generation, its states, and the allowed changes between them.
 
 ::
 
     intended ──► submitted ──► succeeded ──► stored
        │  │          ├──► failed, cancelled        (upstream's decision)
-       │  │          │       └──► succeeded        (it corrected itself: `finish` asks again)
-       │  │          └──► abandoned                (the user's: collect leaves it alone)
+       │  │          │       └──► succeeded        (upstream corrected itself; `finish` polls again)
+       │  │          └──► abandoned                (the user's decision; collect skips it)
        │  └──► rejected                            (certainly not bought: the key is free)
-       └──► uncertain                              (perhaps bought: only the user decides)
-               ├──► submitted                      (its id was found, and adopted; until the
-               │                                    service has confirmed it, it can be replaced
-               │                                    or withdrawn)
-               ├──► lost                           (given up: nothing is sent under this key)
+       └──► uncertain                              (possibly charged: only the user decides)
+               ├──► submitted                      (its task id was found and adopted; until the
+               │                                    service has confirmed the id, it can be
+               │                                    replaced or withdrawn)
+               ├──► lost                           (written off: nothing is sent under this key)
                └──► released                       (one more submission is allowed)
 
-``intended`` is written before the paid POST and ``submitted`` right after its answer, so a process
-may die at any moment: what it left tells whether money can have moved. Every change names the
-states that it may follow, and the database makes it in one statement, so of two that meet only
-one happens.
+``intended`` is the claim, which is written before the paid POST. ``submitted`` is written right
+after its answer. So a process may die at any time: the state that it leaves says if a charge is
+possible. Every change lists the states that it may follow, and the database makes the change in one
+statement. So if two changes conflict, only one of them happens.
 """
 
 from datetime import UTC, datetime
@@ -48,7 +48,7 @@ from ..models.generation import (
 
 
 class State(StrEnum):
-    """Where a generation stands in the ledger."""
+    """State of a generation in the ledger."""
 
     INTENDED = "intended"
     SUBMITTED = "submitted"
@@ -64,12 +64,12 @@ class State(StrEnum):
 
 
 UNFINISHED = (State.SUBMITTED, State.SUCCEEDED)
-"""Bought and not delivered yet: what ``collect`` takes up."""
+"""States of generations that are bought and not delivered yet; ``collect`` finishes them."""
 
 _BOUGHT = {State.SUBMITTED, State.ABANDONED}
-_OPEN = {State.INTENDED, State.UNCERTAIN, State.LOST}  # an id may still arrive
+_OPEN = {State.INTENDED, State.UNCERTAIN, State.LOST}  # a task id may still arrive
 _FREE = {State.REJECTED, State.RELEASED}
-_GIVEN_UP = {State.FAILED, State.CANCELLED}  # the service may still correct itself
+_GIVEN_UP = {State.FAILED, State.CANCELLED}  # upstream may still correct itself
 
 MAY_FOLLOW: dict[State, frozenset[State]] = {
     State.INTENDED: frozenset({*_FREE, State.UNCERTAIN}),
@@ -86,11 +86,11 @@ MAY_FOLLOW: dict[State, frozenset[State]] = {
     ),
     State.ABANDONED: frozenset({*UNFINISHED, State.ABANDONED}),
 }
-"""For each state, those that it may follow. A state that may follow itself is a repeated write."""
+"""Allowed predecessors of each state. A state that may follow itself is a repeated write."""
 
 
 class Intent(Value):
-    """What is about to be bought or attached, as the ledger records it first."""
+    """Generation that is about to be bought or attached, as first recorded in the ledger."""
 
     key: str = Field(description="Idempotency key of the generation.")
     base_url: str = Field(description="Root of the service that it is bought from.")
@@ -112,13 +112,13 @@ class Intent(Value):
     flow_run_id: str | None = Field(default=None, description="Prefect flow run that asked.")
 
     def wanted(self, *, only_known: bool = False) -> dict[str, Any]:
-        """The columns that tell what is wanted, also of an entry, which has more."""
+        """Return the columns of the intent; for an entry, leave out its other columns."""
         fields = set(Intent.model_fields)
         return self.model_dump(mode="json", include=fields, exclude_none=only_known)
 
 
 class Entry(Intent):
-    """One generation in the ledger."""
+    """Ledger entry of one generation."""
 
     @field_validator("resubmitted_by", mode="before")
     @classmethod
@@ -171,21 +171,21 @@ class Entry(Intent):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is stored somewhere, or never will be."""
+        """True if the generation is stored, or failed or was cancelled upstream."""
         return self.state in {State.STORED, State.FAILED, State.CANCELLED}
 
     @property
     def waited(self) -> float:
-        """Seconds from submission to its detected end, or 0.0."""
+        """Seconds from the submission to the detected end, or 0.0 before the end."""
         if not (self.submitted_at and self.finished_at):
             return 0.0
         return max(0.0, (self.finished_at - self.submitted_at).total_seconds())
 
     def submission(self) -> Submission:
-        """The entry as the steps hand it on.
+        """Return the submission of the entry, which the steps pass on.
 
         Raises:
-            SubmissionUncertain: No id is known.
+            SubmissionUncertain: The task id is not known.
         """
         if self.task_id is None:
             raise SubmissionUncertain("the ledger knows no id for this key").about(key=self.key)
@@ -203,11 +203,11 @@ class Entry(Intent):
 
     @classmethod
     def of_submission(cls, submission: Submission, storage: str | None) -> Self | None:
-        """Return the entry of a purchase that only its run knows, or None if it names no service.
+        """Return an entry for a purchase that only its run knows, or None without a base URL.
 
         Args:
-            submission: What the run has in hand.
-            storage: Where its videos are wanted.
+            submission: Submission that the run holds.
+            storage: Location for its videos.
         """
         if submission.base_url is None:
             return None
@@ -223,10 +223,13 @@ class Entry(Intent):
         )
 
     def finished(self) -> Finished | None:
-        """Its end upstream, where it succeeded; the addresses have lost their tokens."""
+        """Return the completed generation, or None unless it succeeded.
+
+        The output URLs have lost their tokens.
+        """
         if self.task_id is None or self.state not in {State.SUCCEEDED, State.STORED}:
             return None
-        if not self.outputs:  # it was made again from stored videos; the service knows the rest
+        if not self.outputs:  # rebuilt from stored videos: only the service knows the URLs
             return None
         generation = Generation(
             task_id=self.task_id, status=Status.SUCCEEDED, outputs=self.outputs, progress=1.0
@@ -234,7 +237,7 @@ class Entry(Intent):
         return Finished(generation=generation, polls=self.polls, waited=self.waited)
 
     def result(self, place: str | None = None) -> GenerationResult:
-        """What a flow returns for it: with its videos at a place, or as far as it got."""
+        """Return the result for a flow, with the videos at a location, if there are any."""
         submission = self.submission()
         return GenerationResult(
             key=self.key,
@@ -247,7 +250,7 @@ class Entry(Intent):
         )
 
     def failure(self) -> CometAPIError | None:
-        """The error that it ended with upstream, or None."""
+        """Return the error with which the generation ended upstream, or None."""
         error: CometAPIError | None = None
         if self.state is State.FAILED:
             error = GenerationFailed(self.note or "the generation failed", code=self.failure_code)
@@ -256,7 +259,7 @@ class Entry(Intent):
         return error.about(key=self.key, task_id=self.task_id) if error else None
 
     def is_free(self) -> bool:
-        """Whether nothing is bought under the key, so that any request may be."""
+        """Return True if nothing is bought under the key, so that any request may use it."""
         return self.state in _FREE
 
 
@@ -269,10 +272,13 @@ _STATUS = {
 
 
 class Kind(NamedTuple):
-    """Generations that take about the same time.
+    """Group of generations that take about the same time.
 
     Attributes:
-        seconds: Seconds of video, where the request tells them.
+        base_url: Root of the service.
+        route: image_to_video or video_to_video.
+        model: Runway model.
+        seconds: Seconds of video, or None if the request does not say.
     """
 
     base_url: str
@@ -282,14 +288,16 @@ class Kind(NamedTuple):
 
 
 def conflict(entry: Entry, intent: Intent, task_id: str | None = None) -> KeyConflict | None:
-    """The error of a key that belongs to something else, naming what differs, or None; pure.
+    """Return the error if the key belongs to another purchase, or None; pure.
+
+    The error lists the differences.
 
     Args:
-        entry: What the key stands for.
-        intent: What is asked for under it. One without a request (only an id is known) agrees
-            with any request.
-        task_id: The id that is to be attached, if one is. It may replace an id that the service
-            has not confirmed.
+        entry: Present entry of the key.
+        intent: Intent under the same key. An intent without a request (only a task id is known)
+            matches any request.
+        task_id: Task id to attach, or None. It may replace an id that the service has not
+            confirmed.
     """
     if entry.is_free():
         return None
@@ -310,14 +318,15 @@ def conflict(entry: Entry, intent: Intent, task_id: str | None = None) -> KeyCon
 
 
 def is_another_purchase(there: Entry, entry: Entry) -> bool:
-    """Return whether a key's entry in the ledger says nothing of a purchase in a run's hand; pure.
+    """Return True if the ledger has another purchase under a key than the run; pure.
 
-    An open claim is not one yet: its outcome is recorded when it is known. Nor is an id that the
-    service has not confirmed, which a person may have replaced.
+    A claim of the run without an outcome is not a purchase yet: its outcome is recorded as soon as
+    it is known. A task id that the service has not confirmed is not one either, since a person may
+    have replaced it.
 
     Args:
-        there: What the ledger has under the key.
-        entry: What the run has in hand under it.
+        there: Entry of the key in the ledger.
+        entry: Entry of the key as the run knows it.
     """
     if there.claim == entry.claim:
         return False
@@ -327,13 +336,14 @@ def is_another_purchase(there: Entry, entry: Entry) -> bool:
 
 
 def is_outdated(there: Entry, entry: Entry) -> bool:
-    """Return whether a key's entry in the ledger may give way to a purchase; pure.
+    """Return True if a purchase may replace the key's entry in the ledger; pure.
 
-    It is free, or an open outcome that the purchase followed: the ledger is an older copy.
+    It may if the key is free. It may also if the entry is uncertain and older than the purchase,
+    because the ledger is then an older copy.
 
     Args:
-        there: What the ledger has under the key.
-        entry: The purchase.
+        there: Entry of the key in the ledger.
+        entry: Entry of the purchase.
     """
     older = (there.serial or 0) < (entry.serial or 0)
     return there.is_free() or (there.state is State.UNCERTAIN and older)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of the ledger's table as entries, and entries as rows."""
+"""Conversion between rows of the ledger's table and entries."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,17 +16,17 @@ def read_entries(
     place: str,
     tell: Callable[[LedgerDamaged], None] | None = None,
 ) -> list[Entry]:
-    """Return the entries in some rows.
+    """Return the entries in rows of the ledger's table.
 
-    A row that cannot be read might be a purchase, so nothing goes on without it.
+    A corrupted row may be a purchase, so by default it is an error and not skipped.
 
     Args:
-        rows: As the database gives them.
-        place: Which ledger they are from, for errors.
-        tell: Is told of each damaged row, in place of an error.
+        rows: Rows from the database.
+        place: Location of the ledger, for error messages.
+        tell: Called with the error of each corrupted row, which is then skipped.
 
     Raises:
-        LedgerDamaged: A row cannot be read.
+        LedgerDamaged: A row is corrupted, and ``tell`` is not given.
     """
     found: list[Entry] = []
     for row in rows:
@@ -49,7 +49,7 @@ def _entry(row: Mapping[str, Any], place: str) -> Entry:
 
 
 def columns_of(entry: Entry) -> dict[str, Any]:
-    """Return the columns of a whole entry, but for its lease."""
+    """Return all columns of an entry except its lease."""
     known = entry.model_dump(exclude={"lease_left", "leased_until", "holder"})
     known["state"] = str(entry.state)
     known["outputs"] = [str(output) for output in entry.outputs]
@@ -59,7 +59,7 @@ def columns_of(entry: Entry) -> dict[str, Any]:
 
 
 def as_columns(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as columns take them: text that every database can hold."""
+    """Return column values with texts that every database can store: valid UTF-8 without NUL."""
     return {
         name: value.encode("utf-8", "replace").decode().replace("\0", "")
         if isinstance(value, str)

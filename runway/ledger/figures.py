@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Money figures of a batch: each has one name, and is worded here for every place that shows it."""
+"""Money figures of a batch, with the names and the wording that all outputs share."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ FOR_ALL = "estimated for all"
 
 @dataclass
 class Tally:
-    """Submissions of one run that were charged, or may have been."""
+    """Sum of the certain and possible charges of one run."""
 
     seconds: float = 0.0
     money: float = 0.0
@@ -25,12 +25,12 @@ class Tally:
         self.money += money or 0.0
 
     def take_back(self, seconds: float, money: float | None) -> None:
-        """Give back a submission that was certainly refused."""
+        """Subtract a submission that the service certainly refused."""
         self.add(-seconds, None if money is None else -money)
 
 
 class Spending(Value):
-    """Estimates for a batch. Money is in the currency of the prices; None without prices."""
+    """Spending of a batch. Money is in the currency of the prices, and None without prices."""
 
     seconds: float = Field(description="Seconds of video estimated for all valid items.")
     estimate: float | None = Field(default=None, description="Money estimated for all valid items.")
@@ -55,16 +55,16 @@ class Spending(Value):
         return None if left is None else round(max(0.0, left), 6)
 
     def in_words(self) -> str:
-        """Return every figure with its name, and what is left where there is a limit."""
+        """Return every figure with its name, and the remainder where there is a limit."""
         return "; ".join(f"{name}: {amount}" for name, amount in figures(self).items())
 
 
 def figures(spending: Spending, *, of_run: bool = True) -> dict[str, str]:
-    """Return the figures of a batch in words, by their names; pure.
+    """Return the figures of a batch as texts by name; pure.
 
     Args:
-        spending: The figures.
-        of_run: Whether there is a run, which there is not before one begins.
+        spending: Figures of the batch.
+        of_run: True to include the figures of the current run; False if no run has started.
     """
     run = {BY_RUN: in_words(spending.run_seconds, spending.run_spent)} if of_run else {}
     limits = (spending.max_seconds, spending.max_spend)
@@ -81,9 +81,9 @@ def in_words(
     max_seconds: float | None = None,
     max_money: float | None = None,
 ) -> str:
-    """Return an amount in words, as ``10 s of video, 0.64 of 0.70 (0.06 left) as estimated``; pure.
+    """Return an amount such as ``10 s of video, 0.64 of 0.70 (0.06 left) as estimated``; pure.
 
-    Money is left out where there are no prices.
+    Money is left out if there are no prices.
     """
     video = f"{_against(seconds, max_seconds, 'g', ' s of video')}"
     return video if money is None else f"{video}, {_against(money, max_money, '.2f')} as estimated"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lock beside a SQLite ledger that does not depend on the ledger's own file.
+"""Lock file beside a SQLite ledger, independent of the ledger's own file.
 
-SQLite locks its file in the POSIX way, and POSIX drops all locks that a process has on a file as
-soon as the process closes any descriptor of it. So a process that copies the ledger (a backup, say)
-while its own thread is writing lets others write at the same time, which destroys the file. A lock
-of ``flock`` on a second file belongs to the descriptor, and nobody copies that file.
+SQLite uses POSIX locks. A process loses all of its POSIX locks on a file as soon as it closes any
+descriptor of that file. So if a process copies the ledger (for a backup, say) while its own thread
+is writing, other processes can write at the same time and destroy the file. A ``flock`` lock on a
+second file belongs to its descriptor, and nobody copies that file.
 """
 
 import errno
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# Windows has none, and its locks are not dropped in this way
+# Windows has no fcntl, and does not need it: closing a descriptor drops no other locks there.
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
 _FIRST_PAUSE = 0.0005
@@ -26,14 +26,14 @@ _IMPOSSIBLE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 class FileLock:
-    """A lock that one block at a time holds, among all processes of a machine.
+    """Lock that one block at a time can hold, across all processes of a machine.
 
-    Where the file system has no such locks, or lets no file be written, the block runs without:
-    SQLite's own locks are there all the same.
+    If the file system has no such locks, or the lock file cannot be created, the block runs without
+    the lock. SQLite's own locks still apply.
 
     Args:
-        ledger: The file that it guards; the lock is ``NAME.lock`` beside it.
-        patience: Seconds for which another process is waited for.
+        ledger: File that the lock guards; the lock file is ``NAME.lock`` beside it.
+        patience: Maximum seconds to wait for another process.
     """
 
     def __init__(self, ledger: Path, patience: float) -> None:
@@ -43,10 +43,10 @@ class FileLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the lock within the block; it blocks the thread meanwhile.
+        """Hold the lock while the block runs; waiting for it blocks the thread.
 
         Raises:
-            TimeoutError: Another process has it for longer than the patience.
+            TimeoutError: Another process held the lock for longer than ``patience``.
         """
         has_it = self._acquire()
         try:
@@ -56,7 +56,7 @@ class FileLock:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Close the lock's file; it is opened again with the next block."""
+        """Close the lock file; the next block opens it again."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             with suppress(OSError):

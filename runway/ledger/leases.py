@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this process holds in a ledger, how that is kept, and until when it is sure.
+"""Leases that this process holds in a ledger: renewal and local expiry.
 
-Whoever works on a generation holds a lease on it, which is renewed while the work goes on.
+A lease is the time-limited right to work on a generation. Its owner renews it while the work
+continues.
 """
 
 import asyncio
@@ -26,10 +27,10 @@ from .owners import Worker
 from .schema import database_time, generations
 
 LEASE = 60.0
-"""Seconds after which a holder that renews no more counts as gone; it renews four times in it."""
+"""Seconds after which an owner that stops renewing counts as gone; renewals run every quarter."""
 
 MANY = 500
-"""Values in one statement; databases limit them."""
+"""Maximum number of values in one statement; databases limit it."""
 
 NOW = database_time()
 LEASE_LEFT = (generations.c.leased_until - NOW).label("lease_left")
@@ -37,31 +38,43 @@ LEASE_LEFT = (generations.c.leased_until - NOW).label("lease_left")
 
 @dataclass
 class _Hold:
-    """What is known of a key here: the blocks that hold it, until when, and its entry as seen."""
+    """State of a key in this process.
+
+    Attributes:
+        blocks: Workers that run a block with a lease on the key, by owner.
+        lapses: Time at which each owner's lease expires, as known here.
+        entry: Entry of the key as last read.
+    """
 
     blocks: defaultdict[str, list[Worker]] = field(default_factory=lambda: defaultdict(list))
     lapses: dict[str, Moment] = field(default_factory=dict[str, Moment])
     entry: Entry | None = None
 
     def has_in_hand_besides(self, entry: Entry) -> bool:
-        """Return whether a block works on another purchase than the one that has the key now."""
+        """Return True if a block works on another purchase than the given entry of the key."""
         if self.entry is None or not is_another_purchase(entry, self.entry):
             return False
         in_hand, theirs = self.entry.holder or "", entry.holder or ""
         return bool(self.blocks.get(in_hand)) and not self.blocks.get(theirs)
 
     def see_lease(self, holder: str | None, left: float | None, asked: Moment) -> None:
-        """Note how long a holder's lease lasted at a moment, if the holder is one of these."""
+        """Record when an owner's lease expires, if the owner runs a block here.
+
+        Args:
+            holder: Owner of the lease.
+            left: Seconds that were left of the lease at that time.
+            asked: Time at which the query started.
+        """
         if holder and left is not None and self.blocks.get(holder):
             self.lapses[holder] = asked.later(left)
 
 
 class Leases:
-    """The leases that this process holds in one database.
+    """Leases that this process holds in one database.
 
     Args:
-        database: Where they are written.
-        lease: Seconds after which a holder that does not renew counts as gone.
+        database: Database of the leases.
+        lease: Seconds after which an owner that does not renew counts as gone.
     """
 
     def __init__(self, database: Database, lease: float) -> None:
@@ -73,14 +86,14 @@ class Leases:
         _all_leases.add(self)
 
     def forget_all(self) -> None:
-        """Forget the leases of the parent, in a child that was forked: it has none of them."""
+        """Forget the leases of the parent process, in a forked child, which owns none of them."""
         self._counting = threading.Lock()
         self._held = defaultdict(_Hold)
         self._renewing = False
 
     @contextmanager
     def holding(self, key: str, holder: str) -> Iterator[None]:
-        """Renew a holder's lease of a key while the block runs."""
+        """Renew an owner's lease on a key while the block runs."""
         with owners.at_work(key, holder) as worker:
             with self._counting:
                 self._held[key].blocks[holder].append(worker)
@@ -95,21 +108,21 @@ class Leases:
     def _leave(self, key: str, holder: str, worker: Worker) -> None:
         with self._counting:
             hold = self._held.get(key)
-            if hold is None:  # this is a child that was forked within the block
+            if hold is None:  # a child that was forked inside the block
                 return
             hold.blocks[holder] = [one for one in hold.blocks[holder] if one is not worker]
             if not any(hold.blocks.values()):
                 del self._held[key]
 
     def times_held_here(self, key: str, holder: str | None) -> int:
-        """How many blocks of this process hold a key under this name just now."""
+        """Return the number of running blocks of this process that hold a key for this owner."""
         with self._counting:
             hold = self._held.get(key)
             there = hold.blocks.get(holder or "", ()) if hold else ()
             return sum(1 for worker in there if worker.is_running)
 
     def holders_here(self) -> list[str]:
-        """Under which names this process holds something just now."""
+        """Return the owners for which this process is running a block, sorted."""
         with self._counting:
             return sorted(
                 {
@@ -121,28 +134,30 @@ class Leases:
             )
 
     def last_seen(self, key: str) -> Entry | None:
-        """The entry of a key that this process holds, as it was when it was last read or changed.
+        """Return the entry of a key that this process holds, as last read or changed, or None.
 
-        While a lease is held nobody else works on it, so the steps of one run need not look again.
+        While the lease is held, no other run changes the entry. So the steps of one run need not
+        read it again.
         """
         hold = self._held.get(key)
         return hold.entry if hold else None
 
     def is_surely_held(self, key: str, holder: str) -> bool:
-        """Whether nobody can have taken this holder for gone, as far as clocks here can tell.
+        """Return True if the owner's lease has certainly not expired, by the clocks here.
 
-        A process that stood still, with a machine that slept say, cannot know that any more.
+        After a suspension of the process or of its machine, other runs may have seen the lease
+        expire. Then this returns False.
         """
         hold = self._held.get(key)
         lapses = hold.lapses.get(holder) if hold else None
         return lapses is not None and not lapses.has_passed()
 
     def _leased_to(self, holder: str | None) -> dict[str, Any]:
-        """The columns of a lease that begins now, or of none."""
+        """Return the columns of a lease that starts now, or of no lease if there is no owner."""
         return {"holder": holder, "leased_until": NOW + self.lease if holder else None}
 
     def _see(self, entry: Entry, asked: Moment) -> None:
-        """Remember an entry that a question of that moment was answered with."""
+        """Remember an entry that a query returned; the query started at ``asked``."""
         if hold := self._held.get(entry.key):
             if not hold.has_in_hand_besides(entry):
                 hold.entry = entry
@@ -151,11 +166,11 @@ class Leases:
     async def _renew_until_nothing_is_held(self) -> None:
         try:
             while self._something_is_held():
-                with suppress(LedgerUnavailable):  # if it lasts the leases lapse, which is safe
+                with suppress(LedgerUnavailable):  # if this lasts, the leases expire, which is safe
                     await asyncio.sleep(self.lease / 4)
                     await self._renew()
         except BaseException:
-            self._renewing = False  # the next block begins anew
+            self._renewing = False  # so that the next block starts the renewal again
             raise
 
     def _something_is_held(self) -> bool:
@@ -166,7 +181,7 @@ class Leases:
                     for workers in hold.blocks.values()
                     for worker in workers
                 ):
-                    del self._held[key]  # its loop was closed with the block inside
+                    del self._held[key]  # its event loop was closed inside the block
             self._renewing = bool(self._held)
             return self._renewing
 
@@ -176,7 +191,7 @@ class Leases:
         renewed: set[str] = set()
         for start in range(0, len(held), MANY):
             some = generations.c.holder.in_(held[start : start + MANY])
-            # a row that somebody has locked keeps no other from being renewed
+            # Locked rows are skipped, so that one of them does not block all other renewals.
             free = select(generations.c.key).where(some).with_for_update(skip_locked=True)
             ours = and_(some, generations.c.key.in_(free))
             renewal = update(generations).where(ours).values(leased_until=NOW + self.lease)
@@ -189,16 +204,17 @@ class Leases:
         await self._restore_lost([entry for entry in before if entry.key not in renewed])
 
     def _entries_held(self, holders_here: Sequence[str]) -> list[Entry]:
-        """Return the entries, as last read, on which one of these holders has a lease."""
+        """Return the entries, as last read, on which one of these owners has a lease."""
         with self._counting:
             entries = [hold.entry for hold in self._held.values()]
         names = set(holders_here)
         return [entry for entry in entries if entry and entry.holder in names]
 
     async def _restore_lost(self, missing: Sequence[Entry]) -> None:
-        """Write again what a run works on and the ledger does not know any more.
+        """Restore entries that a run works on and the ledger has lost.
 
-        Another run may have bought the key meanwhile; then the purchase is written beside it.
+        Another run may have bought the key in the meantime. Then the entry is written under another
+        key.
         """
         for start in range(0, len(missing), MANY):
             some = missing[start : start + MANY]
@@ -214,7 +230,7 @@ class Leases:
                     await self.restore(entry)
 
     async def restore(self, entry: Entry) -> Entry | None:
-        """Write an entry again that the ledger has lost; None where it was not lost."""
+        """Write a lost entry to the ledger again; return None if the entry is not lost."""
         raise NotImplementedError
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread with an event loop of its own, for work that must outlive the caller's loop.
+"""Background thread with its own event loop, for work that must outlive the caller's loop.
 
-Sync tasks each have a loop that lives for one step, and a lease has to be renewed also while the
-caller's loop is busy.
+Each sync task has an event loop that lives for one step only. A lease must also be renewed while
+the caller's loop is busy.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ def _background() -> asyncio.AbstractEventLoop:
 
 
 def in_background(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """Start work in the thread."""
+    """Start a coroutine in the background thread."""
     return asyncio.run_coroutine_threadsafe(work, _background())
 
 
 async def elsewhere(work: Coroutine[Any, Any, T]) -> T:
-    """Await work in the thread.
+    """Run a coroutine in the background thread and await its result.
 
-    It goes on when the caller is cancelled: a change is made whole or not at all. Nobody is told
-    of its error then.
+    The coroutine continues when the caller is cancelled, so that a change is made completely or not
+    at all. Its error is then ignored.
     """
     working = asyncio.wrap_future(in_background(work))
     working.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Marks: how far a ledger had come, written where the ledger itself is not.
+"""Marks of the progress of a ledger, which are stored outside the ledger.
 
-A ledger is a file or a database that people copy, move and restore. One that was put back from an
-older copy has forgotten purchases, and would buy their keys again. So each storage keeps a small
-JSON file for each ledger that stored videos there, and a SQLite ledger has one beside it: the
-ledger's identity, and the serial of the newest claim that was seen. A ledger whose own serial is
-lower has lost claims. A second identity in one storage means that two ledgers are in use, each of
-which does not know what the other one bought.
+A ledger is a file or a database that people copy, move and restore. A ledger that was restored from
+an older copy lacks purchases, and would buy their idempotency keys again. So each storage keeps a
+small JSON file for each ledger that stored videos there, and a SQLite ledger has one beside its
+file. The mark contains the identity of the ledger and the serial of the newest claim that was seen.
+A ledger whose own serial is lower has lost claims. A second identity in one storage means that two
+ledgers are in use, and neither knows the purchases of the other.
 """
 
 import json
@@ -25,17 +25,17 @@ from ..models.generation import Value
 from ..storage.base import Storage, publish_written
 
 FOLDER = ".cometapi-ledgers"
-"""Folder in a storage that holds a mark for each ledger."""
+"""Folder in a storage with a mark for each ledger."""
 
 STALE = timedelta(days=7)
-"""Age after which another ledger's mark counts as history: that ledger is not in use any more."""
+"""Age after which the ledger of another mark counts as no longer in use."""
 
 _MOST = 32
-"""Marks of other ledgers that are read from one storage."""
+"""Maximum number of marks that are read from one storage."""
 
 
 class LedgerMark(Value):
-    """Progress of a ledger at a time."""
+    """Progress of a ledger at a point in time."""
 
     identity: str = Field(max_length=64, pattern="^[0-9a-f]+$", description="Which ledger.")
     serial: int = Field(ge=0, description="Serial of its newest claim.")
@@ -45,7 +45,7 @@ class LedgerMark(Value):
 
     @classmethod
     def of(cls, identity: str, serial: int, location: str) -> "LedgerMark":
-        """Return the mark of a ledger as this machine sees it now."""
+        """Return the mark of a ledger with this machine and the current time."""
         return cls(
             identity=identity,
             serial=serial,
@@ -56,14 +56,14 @@ class LedgerMark(Value):
 
 
 def highest_serial(marks: Iterable[LedgerMark], identity: str) -> int:
-    """Return the highest serial that any mark knows of a ledger, or 0; pure."""
+    """Return the highest serial of a ledger among the marks, or 0; pure."""
     return max((mark.serial for mark in marks if mark.identity == identity), default=0)
 
 
 def ledgers_in_use(
     marks: Iterable[LedgerMark], identity: str, now: datetime | None = None
 ) -> list[LedgerMark]:
-    """Return the marks of other ledgers that were written lately, the newest first; pure."""
+    """Return the marks of other ledgers that are newer than ``STALE``, newest first; pure."""
     since = (now or datetime.now(UTC)) - STALE
     others = [mark for mark in marks if mark.identity != identity and mark.written_at >= since]
     return sorted(others, key=lambda mark: mark.written_at, reverse=True)
@@ -72,8 +72,8 @@ def ledgers_in_use(
 def read_marks(storage: Storage, identity: str) -> list[LedgerMark]:
     """Return the marks in a storage.
 
-    A storage that cannot list its files shows the mark of this ledger only. One that does not
-    answer shows none: whether it can be used is checked elsewhere.
+    A storage that cannot list its files returns the mark of this ledger only. A storage that does
+    not answer returns none; another check reports that it cannot be used.
     """
     own = f"{identity}.json"
     try:
@@ -90,10 +90,10 @@ def read_marks(storage: Storage, identity: str) -> list[LedgerMark]:
 
 
 def write_mark(storage: Storage, mark: LedgerMark) -> None:
-    """Write a ledger's mark into a storage, in place of its earlier one.
+    """Write the mark of a ledger into a storage, replacing its earlier mark.
 
     Raises:
-        StorageError: The storage did not take it.
+        StorageError: The storage rejected the mark.
     """
     publish_written(
         storage,
@@ -103,22 +103,22 @@ def write_mark(storage: Storage, mark: LedgerMark) -> None:
 
 
 class MarkFile:
-    """The mark beside a SQLite ledger, in ``NAME.mark``.
+    """Mark beside a SQLite ledger, in the file ``NAME.mark``.
 
-    It is not flushed: one that is older than the ledger only protects less.
+    The file is not flushed to disk: a mark that is older than the ledger only protects less.
     """
 
     def __init__(self, ledger: Path) -> None:
         self.path = ledger.with_name(f"{ledger.name}.mark")
 
     def read(self) -> LedgerMark | None:
-        """Return the mark, or None where there is none that can be read."""
+        """Return the mark, or None if it is missing or unreadable."""
         with suppress(OSError, ValidationError, ValueError):
             return LedgerMark.model_validate(json.loads(self.path.read_text(encoding="utf-8")))
         return None
 
     def write(self, mark: LedgerMark) -> None:
-        """Write the mark, where the folder lets it be written."""
+        """Write the mark; errors of the file system are ignored."""
         part = self.path.with_name(f"{self.path.name}.{uuid4().hex[:8]}.part")
         with suppress(OSError):
             try:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who works on a generation, and whether that process is certainly gone.
+"""Owners of leases: their names, and the workers of this process that run their blocks.
 
-A holder names its process: host, boot and process namespace, number, and start time. Within one
-boot and namespace it can be looked up whether the process is still there, so after a crash nobody
-waits for a lease to lapse, and a clock that is set takes nothing from the living. Anywhere else
-(another machine, another container, a system without /proc) only the lease tells.
+The name of an owner contains its process: host, boot and process namespace, process id, and start
+time. Within the same boot and namespace, the operating system says if that process is still alive.
+So after a crash nobody waits for a lease to expire, and a changed clock does not take a lease from
+a live process. In all other cases (another machine, another container, a system without /proc) only
+the lease counts.
 """
 
 import asyncio
@@ -20,12 +21,12 @@ from ..processes import this_process
 
 
 def holder_name(run: str) -> str:
-    """How a run in this process is written in the ledger."""
+    """Return the name of a run in this process as an owner in the ledger."""
     return f"{this_process()}|{run}"
 
 
 def shown_holder(holder: str) -> str:
-    """A holder for people: its host and process, and its run."""
+    """Return an owner in readable form: its run, host and process id."""
     process, _, run = holder.partition("|")
     host, _, rest = process.partition(":")
     return f"{run.partition('#')[0]} on {host}, process {rest.partition(':')[0]}"
@@ -33,9 +34,10 @@ def shown_holder(holder: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """Worker that runs a block of this process: an event loop, or a thread where there is none.
+    """Worker that runs a block of this process: an event loop, or a thread if there is no loop.
 
-    A loop that was dropped with the block inside never leaves the block, so it is asked.
+    An event loop that was dropped inside a block never leaves the block. So the state of the loop
+    is checked, not only the end of the block.
     """
 
     loop: asyncio.AbstractEventLoop | None
@@ -52,25 +54,25 @@ class Worker:
 
     @property
     def is_running(self) -> bool:
-        """Return True while the block can go on; a loop that is busy runs, too."""
+        """True while the block can continue; a busy event loop counts as running."""
         return self.loop.is_running() if self.loop else self.thread.is_alive()
 
     @property
     def is_stopped(self) -> bool:
-        """Return True where its loop stands still, and somebody may run it again."""
+        """True if the event loop is stopped, but not closed, so that it may run again."""
         return bool(self.loop and not self.loop.is_running() and not self.loop.is_closed())
 
 
 _at_work: defaultdict[tuple[str, str], list[Worker]] = defaultdict(list)
-"""Keys and holders of this process, and where each block runs: one for all ledgers, since one
-database may be opened under two names, and its holders are alive all the same."""
+"""Workers of this process by key and owner. All ledgers share them, since one database may be
+opened under two names, and its owners are alive in both."""
 
 _counting = threading.Lock()
 
 
 def _forget_all() -> None:
-    """Forget what the parent worked on, in a child that was forked."""
-    global _counting  # noqa: PLW0603 -- another thread of the parent may have had it
+    """Forget the work of the parent process, in a forked child."""
+    global _counting  # noqa: PLW0603 -- another thread of the parent may hold the lock
     _counting = threading.Lock()
     _at_work.clear()
 
@@ -81,7 +83,7 @@ with suppress(AttributeError):  # Windows does not fork
 
 @contextmanager
 def at_work(key: str, holder: str) -> Iterator[Worker]:
-    """Count a holder of this process as working on a key while the block runs."""
+    """Register an owner of this process as working on a key while the block runs."""
     worker = Worker.here()
     with _counting:
         _at_work[key, holder].append(worker)
@@ -95,7 +97,7 @@ def at_work(key: str, holder: str) -> Iterator[Worker]:
 
 
 def workers_of(key: str, holder: str) -> list[Worker]:
-    """Return where a holder of this process works on a key, or may go on to."""
+    """Return the workers that run an owner's blocks for a key, or may continue them."""
     with _counting:
         there = _at_work.get((key, holder), ())
         return [worker for worker in there if worker.is_running or worker.is_stopped]

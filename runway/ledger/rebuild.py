@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading stored videos back into a ledger that has forgotten them.
+"""Rebuilding of a ledger from the sidecars of stored videos.
 
-The JSON beside each stored video (its sidecar) holds what the ledger knew of the purchase. So a
-ledger that was put back from an older copy, or begun anew, learns again what was bought and
-delivered. A purchase that is not delivered yet has no sidecar; the service's own list of tasks is
-the only place that knows it.
+The JSON file beside each stored video (its sidecar) contains the ledger's data of the purchase. So
+a ledger that was restored from an older copy, or is new, can be filled again with all delivered
+purchases. A purchase that is not delivered yet has no sidecar; it is recorded only in the service's
+own list of tasks.
 """
 
 import asyncio
@@ -30,20 +30,20 @@ from .store import Ledger
 SUFFIX = ".json"
 
 READERS = 8
-"""Sidecars that are read at a time; an object store answers each after a while."""
+"""Number of sidecars that are read at a time, since an object store answers each with a delay."""
 
 
 @dataclass
 class Rebuilt:
-    """Outcome of a rebuilding.
+    """Outcome of a rebuild.
 
     Attributes:
-        restored: Keys that the ledger had forgotten and knows again.
-        known: How many purchases it knew already.
-        renamed: Keys that stand for another purchase now, and under which names theirs are.
-        unreadable: Names of sidecars that cannot be read.
-        videos: How many stored videos have a sidecar.
-        serials: By ledger, the serials of the claims that the sidecars tell of.
+        restored: Keys of the purchases that the ledger lacked and has again.
+        known: Number of purchases that the ledger already had.
+        renamed: For each key that now belongs to another purchase, the new key of its own one.
+        unreadable: Names of sidecars, or keys of purchases, that cannot be read.
+        videos: Number of stored videos with a readable sidecar.
+        serials: Serials of the claims in the sidecars, by ledger.
     """
 
     restored: list[str]
@@ -55,7 +55,7 @@ class Rebuilt:
 
 
 def read_sidecars(storage: Storage) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the sidecars in a storage, and the names of files that look like one and are none.
+    """Return the sidecars in a storage, and the names of JSON files that cannot be read.
 
     Raises:
         StorageError: The storage cannot be listed.
@@ -76,7 +76,7 @@ def read_sidecars(storage: Storage) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _read(storage: Storage, name: str) -> Any:
-    """Return the JSON in a file, or None where it cannot be read."""
+    """Return the JSON content of a file, or None if it cannot be read."""
     try:
         return json.loads(storage.read(name))
     except (StorageError, ValueError):
@@ -86,13 +86,13 @@ def _read(storage: Storage, name: str) -> Any:
 def entries_of(
     sidecars: Iterable[dict[str, Any]], *, location: str, base_url: str, identity: str
 ) -> tuple[list[Entry], list[str]]:
-    """Return the entries that sidecars tell of, and the keys of those that cannot be read; pure.
+    """Return the entries in sidecars, and the keys of those that cannot be read; pure.
 
     Args:
-        sidecars: What lies beside the videos.
-        location: The storage that they are in, as the ledger names it.
-        base_url: The service that was used where a sidecar does not say.
-        identity: The ledger; the serials of another one mean nothing in it.
+        sidecars: Contents of the sidecars.
+        location: Location of the storage, as the ledger records it.
+        base_url: Root of the service, for sidecars that do not record it.
+        identity: Identity of the ledger; serials of another ledger are dropped.
     """
     by_purchase: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for sidecar in sidecars:
@@ -142,28 +142,28 @@ def _entry_of(
 def missing_claims(
     last_known: int, highest: int, *, in_ledger: set[int], in_sidecars: set[int]
 ) -> int:
-    """Return how many claims nobody knows after a rebuilding, at most; pure.
+    """Return the maximum number of claims that are still missing after a rebuild; pure.
 
-    A key that was claimed more than once keeps the serial of its last claim only, so some of the
-    missing ones may be earlier attempts of keys that are known.
+    A key that was claimed more than once keeps only the serial of its last claim. So some of the
+    missing claims may be earlier attempts of known keys.
 
     Args:
-        last_known: The newest claim that the ledger knew before.
-        highest: The newest claim that there was.
-        in_ledger: Serials that the ledger knows now.
-        in_sidecars: Serials that stored videos tell of.
+        last_known: Serial of the newest claim in the ledger before the rebuild.
+        highest: Highest serial that was ever seen.
+        in_ledger: Serials in the ledger now.
+        in_sidecars: Serials in the sidecars of stored videos.
     """
     return len(set(range(last_known + 1, highest + 1)) - in_ledger - in_sidecars)
 
 
 async def rebuild(ledger: Ledger, storage: Storage, *, location: str, base_url: str) -> Rebuilt:
-    """Write the purchases whose videos are in a storage into a ledger that does not know them.
+    """Add the purchases whose videos are in a storage to a ledger that lacks them.
 
     Args:
-        ledger: The ledger.
-        storage: Where the videos are.
-        location: The storage as the ledger names it.
-        base_url: The service that was used where a sidecar does not say.
+        ledger: Ledger to fill.
+        storage: Storage with the videos.
+        location: Location of the storage, as the ledger records it.
+        base_url: Root of the service, for sidecars that do not record it.
 
     Raises:
         StorageError: The storage cannot be listed.
@@ -191,10 +191,13 @@ async def rebuild(ledger: Ledger, storage: Storage, *, location: str, base_url: 
 
 
 async def _written_beside(ledger: Ledger, entry: Entry, location: str) -> str:
-    """Write a purchase whose key the ledger has: into that entry if it is the same purchase.
+    """Record a purchase whose key is already in the ledger.
+
+    If the existing entry is the same purchase, it is completed. Otherwise the purchase gets a new
+    entry under another key.
 
     Returns:
-        The key that it has now.
+        The key under which the purchase is recorded.
     """
     task_id = entry.task_id or ""
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger's table, and how an older one becomes the present one."""
+"""Tables of the ledger, and the migrations from older versions."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from ..errors import LedgerUnavailable
 
 VERSION = 3
-"""Of the table. Each higher one needs an entry in MIGRATIONS."""
+"""Version of the tables. Each higher version needs an entry in MIGRATIONS."""
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     2: (
@@ -58,35 +58,35 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         WHEN state = 'rejected' THEN 0 WHEN attempts > 1 THEN attempts ELSE 1 END""",
     ),
 }
-"""Statements that lead to a version from the one before it, the same on every database but for the
-name of the binary collation."""
+"""Statements that migrate to a version from the one before it. They are the same on every database,
+except for the name of the binary collation."""
 
 _LOCK = 0x636F6D6574  # "comet"
 _BEGIN = {
     "sqlite": ("BEGIN IMMEDIATE",),
     "postgresql": ("BEGIN", f"SELECT pg_advisory_xact_lock({_LOCK})"),
 }
-"""Begins a transaction in which all others that migrate the ledger wait."""
+"""Statements that begin a transaction and make all other migrations of the ledger wait."""
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A time with its zone, on databases without zones too."""
+    """Time with its zone, also on databases without time zones."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Write it in UTC."""
+        """Convert the time to UTC before it is written."""
         _ = dialect
         return value.astimezone(UTC) if value else None
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Read it as UTC."""
+        """Add UTC to a time that was read without a zone."""
         _ = dialect
         return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
 
     def result_processor(self, dialect: Dialect, coltype: Any) -> Any:
-        """What reads it; what is none, in a damaged row, becomes a text that is none either."""
+        """Return a function that reads a time, and turns a corrupted one into an invalid text."""
         read = super().result_processor(dialect, coltype)
 
         def read_or_unreadable(value: Any) -> Any:
@@ -99,7 +99,7 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 class database_time(FunctionElement[float]):  # noqa: N801 -- reads as SQL's own functions do
-    """Seconds since 1970 on the database's clock, the one clock that all holders share."""
+    """Seconds since 1970 on the database's clock, the only clock that all owners share."""
 
     type = Double()
     inherit_cache = True
@@ -116,14 +116,14 @@ def _sqlite_time(*_args: Any, **_kwargs: Any) -> str:
 
 
 class binary_key(FunctionElement[str]):  # noqa: N801 -- reads as SQL's own functions do
-    """A key that is compared byte by byte, so that a range of keys is exact on every database."""
+    """Key with byte-by-byte comparison, so that a range of keys is exact on every database."""
 
     type = Text()
     inherit_cache = True
 
 
 BINARY = {"sqlite": "BINARY", "postgresql": '"C"'}
-"""Name of the collation that compares texts byte by byte."""
+"""Name of the collation that compares texts byte by byte, by database."""
 
 
 @compiles(binary_key)
@@ -184,20 +184,22 @@ versions = Table(
     Column("identity", Text),
     Column("serial_floor", BigInteger, nullable=False, server_default="0"),
 )
-"""One row: the table's version, which ledger this is, and the least serial that the next claim gets
-above, where the user accepted that the claims below it are unknown."""
+"""Table with one row: the version of the tables, the identity of the ledger, and the serial floor.
+The next claim gets a serial above the floor. The floor rises when the user accepts that claims are
+missing, and when an entry is deleted."""
 
 _highest = select(func.coalesce(func.max(generations.c.serial), 0)).scalar_subquery()
 _floor = select(func.coalesce(func.max(versions.c.serial_floor), 0)).scalar_subquery()
 last_serial = case((_highest > _floor, _highest), else_=_floor)
-"""SQL for the serial of the newest claim, or the floor; it only grows unless rows are lost."""
+"""SQL expression for the serial of the newest claim, or the serial floor if that is higher. It only
+grows, unless rows are lost."""
 
 
 def migrate(connection: Connection) -> None:
-    """Make the table, or bring an older one up to date, while nobody else does.
+    """Create the tables or migrate older ones, while all other processes that migrate wait.
 
     Raises:
-        LedgerUnavailable: A newer version of this package wrote it.
+        LedgerUnavailable: A newer version of this package wrote the ledger.
     """
     if _version(connection) == VERSION:
         return
@@ -221,7 +223,7 @@ def migrate(connection: Connection) -> None:
             unnamed = versions.c.identity.is_(None)
             connection.execute(versions.update().where(unnamed).values(identity=uuid4().hex))
     except BaseException:
-        with suppress(SQLAlchemyError):  # a lost connection took along what it began
+        with suppress(SQLAlchemyError):  # a lost connection has rolled back already
             connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")

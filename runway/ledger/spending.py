@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SQL for what was spent under the keys of a batch.
+"""SQL for the spending under the idempotency keys of a batch.
 
-The rows of the ledger are the only record: each submission that was, or may have been, charged
-counts once (``charges``), at the money that was estimated for it when it was claimed (``cost``).
-A row without a cost was made without a price or by an earlier version. It counts at the price that
-its model has now, and where the model has none, or is unknown, at the highest of the prices, since
-a limit must not be passed because something is unknown.
+The rows of the ledger are the only record. Each submission that was charged, or may have been
+charged, counts once (``charges``), at the cost that was estimated when it was claimed (``cost``). A
+row without a cost was written without a price or by an earlier version. It counts at the present
+price of its model. If the model is unknown or has no price, the row counts at the highest of all
+prices, so that missing data cannot exceed a limit.
 """
 
 from collections.abc import Mapping
@@ -22,9 +22,10 @@ _SURROGATES = range(0xD800, 0xE000)
 
 
 def after_prefix(prefix: str) -> str | None:
-    """Return the least text above all that begin with a prefix, or None where there is none; pure.
+    """Return the least text above all texts with a prefix, or None if there is none; pure.
 
-    Bytes of UTF-8 sort as their code points do, so this is exact where a database compares bytes.
+    UTF-8 bytes sort in the order of their code points, so the result is exact in a database that
+    compares bytes.
     """
     kept = prefix.rstrip(chr(_HIGHEST_CODE_POINT))
     if not kept:
@@ -36,12 +37,12 @@ def after_prefix(prefix: str) -> str | None:
 def total_spent(
     prefix: str, prices: Mapping[str, Price], *, without: str | None = None
 ) -> Select[tuple[float, float, int]]:
-    """Select the money, the seconds of video and the charges of all keys under a prefix.
+    """Return a query for the money, the seconds of video and the charges of all keys with a prefix.
 
     Args:
-        prefix: What the keys begin with.
-        prices: Prices by model, for submissions whose cost was not recorded.
-        without: A key that is left out.
+        prefix: Prefix of the keys.
+        prices: Prices by model, for submissions without a recorded cost.
+        without: Key to leave out, or None.
     """
     table = generations.alias()
     query = select(
@@ -53,10 +54,11 @@ def total_spent(
 
 
 def is_within(budget: Budget, key: str, row: Mapping[str, Any]) -> ColumnElement[bool]:
-    """Return the condition that a budget is kept when the row of a key gets these values.
+    """Return the condition that the budget is kept when the row of a key gets these values.
 
-    In the statement that writes the row it makes the limit hold, provided that no other statement
-    under the same prefix runs at the same time; ``Database.asked_alone`` sees to that.
+    As part of the statement that writes the row, the condition enforces the limit, provided that no
+    other statement for the same prefix runs at the same time. ``Database.asked_alone`` ensures
+    that.
     """
     money, seconds = budget.cost_of(row)
     spent = total_spent(budget.prefix, budget.prices, without=key).subquery()
@@ -69,7 +71,7 @@ def is_within(budget: Budget, key: str, row: Mapping[str, Any]) -> ColumnElement
 
 
 def under(table: FromClause, prefix: str) -> ColumnElement[bool]:
-    """Return the condition that a key begins with a prefix; no character of it is a wildcard."""
+    """Return the condition that a key begins with a prefix, in which no character is a wildcard."""
     key = binary_key(table.c.key)
     end = after_prefix(prefix)
     return and_(key >= prefix, key < end) if end is not None else key >= prefix
@@ -93,7 +95,7 @@ def _cost(price: Price, seconds: ColumnElement[float]) -> ColumnElement[float]:
 
 
 def _highest(prices: Mapping[str, Price], seconds: ColumnElement[float]) -> ColumnElement[float]:
-    """Return the highest cost; SQLite and PostgreSQL have no function of one name for it."""
+    """Return the highest cost; SQLite and PostgreSQL share no function for this maximum."""
     amounts = [price.amount for price in prices.values() if not price.per_second]
     rates = [price.amount for price in prices.values() if price.per_second]
     flat, timed = literal(max(amounts, default=0.0)), literal(max(rates, default=0.0)) * seconds

@@ -32,7 +32,7 @@ PRICES = {"gen3a_turbo": Price(0.32), "gen4_aleph": Price(0.15, per_second=True)
     ],
 )
 def test_a_price_is_of_a_generation_or_of_a_second(written, meant):
-    """ "0.32" is a price per generation, "0.05/s" a price per second of video."""
+    """A price is per generation, like "0.32", or per second of video, like "0.05/s"."""
     assert parse_price(written) == meant
     assert parse_price(str(meant)) == parse_price(meant) == meant
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ledger in SQLite is one file, which may be copied, moved and forked around like any other."""
+"""A ledger in SQLite is one file, which may be copied, moved and forked like any other."""
 
 import asyncio
 import errno
@@ -40,7 +40,7 @@ class User:
         )
 
     def does(self, command: str) -> str:
-        """Give a command, and wait for its answer."""
+        """Send a command and wait for its answer."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(f"{command}\n")
@@ -50,7 +50,7 @@ class User:
         return answer
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         self.process.kill()
         self.process.wait(10)
 
@@ -62,7 +62,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def user(file: Path) -> Iterator[Callable[[], User]]:
-    """Starts processes that have the ledger open."""
+    """Return a function that starts processes with the ledger open."""
     with ExitStack() as stack:
 
         def start() -> User:
@@ -74,7 +74,7 @@ def user(file: Path) -> Iterator[Callable[[], User]]:
 
 
 def keys_in(file: Path) -> set[str]:
-    """The keys in a file, read by SQLite itself."""
+    """Read the keys in a file with SQLite itself."""
     with closing(sqlite3.connect(file)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         return {key for (key,) in connection.execute("SELECT key FROM cometapi_generations")}
@@ -85,7 +85,7 @@ def named(prefix: str, count: int = 5) -> list[str]:
 
 
 def test_a_copy_by_a_process_that_has_it_open_loses_nothing(user, file, tmp_path):
-    """POSIX drops a process's locks with the file that it copied; the ledger does not need them."""
+    """POSIX drops a process's locks when it copies the file; the ledger does not need them."""
     first, second = user(), user()
     first.does(f"buy {' '.join(named('a'))}")
     first.does(f"copy {tmp_path / 'backup.db'}")
@@ -97,7 +97,7 @@ def test_a_copy_by_a_process_that_has_it_open_loses_nothing(user, file, tmp_path
 
 
 def test_processes_that_copy_it_while_they_write_do_not_destroy_it(user, file):
-    """SQLite's own locks are gone with each copy; the lock beside the file is not."""
+    """Each copy drops SQLite's own locks, but not the lock beside the file."""
     users = [user() for _ in range(4)]
     with ThreadPoolExecutor(len(users)) as threads:
         work = zip(users, "abcd", strict=True)
@@ -106,7 +106,7 @@ def test_processes_that_copy_it_while_they_write_do_not_destroy_it(user, file):
 
 
 def test_a_process_that_holds_the_lock_for_long_is_waited_for_and_named(tmp_path):
-    """As one that was stopped while it wrote."""
+    """A process that was stopped while it wrote is waited for, and the error names it."""
     first, second = (FileLock(tmp_path / "ledger.db", 0.1) for _ in range(2))
     with (
         first.held(),
@@ -122,7 +122,7 @@ def test_a_process_that_holds_the_lock_for_long_is_waited_for_and_named(tmp_path
 
 @pytest.mark.parametrize("trouble", ["missing folder", "no locks", "no fcntl"])
 def test_where_there_are_no_such_locks_the_ledger_works_without(tmp_path, monkeypatch, trouble):
-    """SQLite's own are there all the same."""
+    """SQLite's own locks are still used where the extra lock is not supported."""
     folder = tmp_path / "missing" if trouble == "missing folder" else tmp_path
     if trouble == "no fcntl":
         monkeypatch.setattr(file_lock, "fcntl", None)
@@ -137,7 +137,7 @@ def test_where_there_are_no_such_locks_the_ledger_works_without(tmp_path, monkey
 
 
 def test_another_error_of_the_lock_is_not_hidden(tmp_path, monkeypatch):
-    """A disk that fails says so."""
+    """An error of a failing disk is raised."""
 
     def fail(_descriptor: int, _operation: int) -> None:
         raise OSError(errno.EIO, "input/output error")
@@ -148,7 +148,7 @@ def test_another_error_of_the_lock_is_not_hidden(tmp_path, monkeypatch):
 
 
 def test_a_daemon_that_forks_with_it_open_loses_nothing(user, file):
-    """What the parent closes at its end is not what the child buys with."""
+    """The end of the parent does not close the connection of the child."""
     daemon = user()
     daemon.does(f"buy {' '.join(named('a'))}")
     child = int(daemon.does("fork"))
@@ -163,7 +163,7 @@ def test_a_daemon_that_forks_with_it_open_loses_nothing(user, file):
 
 
 def test_a_copy_of_the_file_in_use_has_what_was_bought_before(user, file, tmp_path):
-    """Every purchase whose answer was there when the copy began."""
+    """A copy has every purchase that was answered before the copy began."""
     buyer, bought = user(), set()
     for key in named("a", 6):
         buyer.does(f"buy {key}")
@@ -173,7 +173,7 @@ def test_a_copy_of_the_file_in_use_has_what_was_bought_before(user, file, tmp_pa
 
 
 def test_after_a_kill_the_one_file_may_be_moved(user, file, tmp_path):
-    """Nothing that was bought lies anywhere else."""
+    """All purchases are in the one file, so it may be moved after a kill."""
     buyer = user()
     buyer.does(f"buy {' '.join(named('a'))}")
     buyer.kill()
@@ -183,7 +183,7 @@ def test_after_a_kill_the_one_file_may_be_moved(user, file, tmp_path):
 
 
 def test_a_ledger_with_a_write_ahead_log_is_converted(user, file):
-    """With what stands in its log only."""
+    """Entries that are only in the write-ahead log are kept."""
     user().does(f"buy {' '.join(named('a'))}")
     with closing(sqlite3.connect(file, isolation_level=None)) as old:
         old.execute("PRAGMA journal_mode=WAL")
@@ -201,7 +201,7 @@ def test_a_ledger_with_a_write_ahead_log_is_converted(user, file):
 
 
 async def test_a_forked_child_has_neither_leases_nor_the_connection_of_its_parent(file):
-    """It would keep the leases of a parent that is gone, and end what the parent is doing."""
+    """Otherwise the child would keep the leases of a dead parent, and end the parent's work."""
     ledger = Ledger(f"sqlite:///{file}")
     await put(ledger, State.SUBMITTED, "sku-17", task_id="task-1")
     parent = holder_name("run")
@@ -217,7 +217,7 @@ async def test_a_forked_child_has_neither_leases_nor_the_connection_of_its_paren
 
 
 async def test_what_a_child_forgets_is_opened_again_when_it_is_used(file):
-    """Connection, leases and blocks of the parent, each for itself."""
+    """Connection, leases and blocks of the parent are replaced when the child uses them."""
     ledger = Ledger(f"sqlite:///{file}")
     await put(ledger, State.SUBMITTED, "sku-17", task_id="task-1")
     with ledger.holding("sku-17", holder_name("run")):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A row that the ledger has lost does not mean that nothing was bought: its run knows better."""
+"""A run whose ledger row is lost writes it again, so that nothing is bought twice."""
 
 import asyncio
 from contextlib import suppress
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 async def lose(ledger: Ledger, key: str = "sku-17") -> None:
-    """Delete a row, as a standby that took over too early has never had it."""
+    """Delete a row, as if a standby that took over too early never had it."""
     await ledger.database.rows(delete(generations).where(generations.c.key == key))
 
 
 async def as_an_older_copy_has_it(ledger: Ledger, before: State) -> dict[str, Any]:
-    """Return the columns of a key before its next purchase, which is allowed now."""
+    """Return the columns of a key before its next purchase, which is now allowed."""
     there = await put(ledger, before, attempts=1)
     if before is S.UNCERTAIN:
         await ledger.change("sku-17", S.RELEASED)
@@ -40,7 +40,7 @@ async def as_an_older_copy_has_it(ledger: Ledger, before: State) -> dict[str, An
 
 
 class Buying:
-    """A purchase whose request is under way, and has no answer yet."""
+    """A purchase with an unanswered request."""
 
     def __init__(self, ledger: Ledger, outcome: str | BaseException = "task-1") -> None:
         self.service = Service(outcome).silent()
@@ -56,7 +56,7 @@ class Buying:
 async def test_a_claim_that_vanished_during_the_request_is_written_again_with_its_id(
     ledger,
 ):
-    """The key stays bought, and nobody is told of a second submission."""
+    """The key stays bought, and no second submission is reported."""
     buying = Buying(ledger)
     await buying.service.asked.wait()
     await lose(ledger)
@@ -71,7 +71,7 @@ async def test_a_claim_that_vanished_during_the_request_is_written_again_with_it
 
 @pytest.mark.parametrize("before", [S.REJECTED, S.RELEASED, S.UNCERTAIN])
 async def test_a_claim_that_an_older_copy_forgot_gets_its_id_under_the_key(ledger, before):
-    """The copy has the key as it was before this purchase."""
+    """The older copy has the key as it was before this purchase."""
     old = await as_an_older_copy_has_it(ledger, before)
     buying = Buying(ledger)
     await buying.service.asked.wait()
@@ -85,14 +85,14 @@ async def test_a_claim_that_an_older_copy_forgot_gets_its_id_under_the_key(ledge
 
 
 async def unanswered(buying: Buying) -> None:
-    """Let the request of a purchase end without an answer."""
+    """End the request of a purchase without an answer."""
     buying.service.answer.set()
     with pytest.raises(SubmissionUncertain):
         await buying.task
 
 
 async def test_an_open_outcome_whose_claim_vanished_is_recorded(ledger):
-    """The key is not bought again by itself."""
+    """The key is recorded as uncertain and is not bought again automatically."""
     buying = Buying(ledger, SubmissionUncertain("no answer"))
     await buying.service.asked.wait()
     await lose(ledger)
@@ -107,7 +107,7 @@ async def test_an_open_outcome_whose_claim_vanished_is_recorded(ledger):
 
 @pytest.mark.parametrize("before", [S.REJECTED, S.RELEASED, S.UNCERTAIN])
 async def test_an_open_outcome_that_an_older_copy_forgot_is_recorded_under_its_key(ledger, before):
-    """A key that looks free in it is not."""
+    """The key looks free in the older copy, but it becomes uncertain."""
     old = await as_an_older_copy_has_it(ledger, before)
     buying = Buying(ledger, SubmissionUncertain("no answer"))
     await buying.service.asked.wait()
@@ -120,7 +120,7 @@ async def test_an_open_outcome_that_an_older_copy_forgot_is_recorded_under_its_k
 
 
 async def test_an_open_outcome_keeps_a_name_of_its_own_where_the_key_is_taken(ledger):
-    """Two submissions may have been charged, and both are told."""
+    """Two submissions were possibly charged, and both are reported."""
     buying = Buying(ledger, SubmissionUncertain("no answer"))
     await buying.service.asked.wait()
     await lose(ledger)
@@ -135,7 +135,7 @@ async def test_an_open_outcome_keeps_a_name_of_its_own_where_the_key_is_taken(le
 
 
 async def test_an_id_gets_a_name_of_its_own_only_where_the_key_is_taken(ledger):
-    """A second submission was allowed meanwhile, and nobody knows what became of it."""
+    """A second submission was allowed meanwhile, and its outcome is unknown."""
     buying = Buying(ledger)
     await buying.service.asked.wait()
     await lose(ledger)
@@ -149,7 +149,7 @@ async def test_an_id_gets_a_name_of_its_own_only_where_the_key_is_taken(ledger):
 
 @pytest.mark.parametrize("state", [S.SUBMITTED, S.SUCCEEDED])
 async def test_a_row_that_vanishes_while_a_run_works_on_it_is_written_again(hasty, state, caplog):
-    """With the next renewal of its lease, as it was last read."""
+    """The next renewal of the lease writes the row as last read."""
     if state is S.SUCCEEDED:
         there = await hasty.get("sku-17")
         await hasty.finished(there.submission(), finished())
@@ -169,7 +169,7 @@ async def test_a_row_that_vanishes_while_a_run_works_on_it_is_written_again(hast
 
 @pytest.mark.parametrize("fails", [True, False])
 async def test_a_run_that_ends_before_the_next_renewal_leaves_what_it_bought(ledger, fails):
-    """Whether it fails or not, the key is not free afterwards."""
+    """The key is not free afterwards, whether the run fails or succeeds."""
     made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
     with suppress(StorageError):
         async with working_on(ledger, "sku-17", "run"):
@@ -184,7 +184,7 @@ async def test_a_run_that_ends_before_the_next_renewal_leaves_what_it_bought(led
 
 
 async def test_a_purchase_whose_key_was_bought_again_meanwhile_is_recorded_beside_it(hasty, caplog):
-    """The run that has it in hand writes it with the next renewal; neither is lost."""
+    """The next lease renewal writes the purchase beside the other one, so that neither is lost."""
     async with working_on(hasty, "sku-17", "run") as entry:
         assert entry
         await lose(hasty)
@@ -201,7 +201,7 @@ async def test_a_purchase_whose_key_was_bought_again_meanwhile_is_recorded_besid
 
 
 async def test_an_id_that_the_service_has_not_confirmed_gives_way(ledger):
-    """A person may have mistyped it and replaced it since, so it is no second purchase."""
+    """An unconfirmed id may be a typo that was replaced, so it is not a second purchase."""
     unconfirmed = await put(ledger, S.SUBMITTED, task_id="task-1", task_id_checked=False)
     await lose(ledger)
     await put(ledger, S.SUBMITTED, task_id="task-2")
@@ -210,7 +210,7 @@ async def test_an_id_that_the_service_has_not_confirmed_gives_way(ledger):
 
 
 async def test_a_purchase_that_is_recorded_already_is_not_recorded_again(ledger):
-    """Whichever key it has there."""
+    """A purchase that is recorded under any key is not recorded again."""
     made = await put(ledger, S.SUBMITTED, task_id="task-1")
     await lose(ledger)
     await put(ledger, S.SUBMITTED, task_id="task-2")
@@ -223,7 +223,7 @@ async def test_a_purchase_that_is_recorded_already_is_not_recorded_again(ledger)
 async def test_a_claim_that_vanishes_while_its_answer_is_awaited_cannot_be_bought_by_others(
     ledger_url,
 ):
-    """It is written again as it is, before the answer comes."""
+    """The claim is written again before the answer comes."""
     ledger = Ledger(ledger_url, lease=0.5)
     buying = Buying(ledger)
     await buying.service.asked.wait()
@@ -241,7 +241,7 @@ async def test_a_claim_that_vanishes_while_its_answer_is_awaited_cannot_be_bough
 
 
 async def test_what_was_deleted_and_is_not_worked_on_stays_deleted(hasty):
-    """Only a run that has it in hand writes it again."""
+    """Only a run that works on a generation writes its row again."""
     async with working_on(hasty, "sku-17", "run"):
         pass
     await put(hasty, S.SUBMITTED, "sku-18", task_id="task-2")
@@ -258,7 +258,7 @@ async def test_what_was_deleted_and_is_not_worked_on_stays_deleted(hasty):
 
 
 async def test_a_restored_entry_is_the_same_entry(ledger):
-    """With all that was known of it."""
+    """A restored entry has all its fields."""
     made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
     done = await ledger.finished(made.submission(), finished())
     whole: Any = await ledger.stored(done, "task-1", "/videos", [video()])
@@ -268,7 +268,7 @@ async def test_a_restored_entry_is_the_same_entry(ledger):
 
 
 async def test_a_late_failure_of_an_older_purchase_leaves_the_newer_claim_alone(ledger):
-    """A poller that was paused tells of an id that the key does not stand for any more."""
+    """A poller that was paused reports an id that the key no longer has."""
     old = await put(ledger, S.SUBMITTED, task_id="task-0")
     await ledger.change("sku-17", S.FAILED, note="no cats")
     await ledger.change("sku-17", S.RELEASED)
@@ -286,7 +286,7 @@ async def test_a_late_failure_of_an_older_purchase_leaves_the_newer_claim_alone(
 async def test_a_key_that_changes_while_an_outcome_is_recorded_keeps_the_other_one(
     ledger, monkeypatch, outcome
 ):
-    """The outcome has a name of its own then, and is not lost."""
+    """The outcome is recorded under its own name and is not lost."""
     await put(ledger, S.REJECTED, attempts=1)
     buying = Buying(ledger, outcome)
     await buying.service.asked.wait()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many processes with one key at once send one request, and all of them get its id."""
+"""Many concurrent processes with one key send one request, and all get its id."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ CROWD = Path(__file__).with_name("concurrent_buyers.py")
 
 
 def crowd(what: str, count: int, url: str, file: Path) -> list[dict[str, str | None]]:
-    """What each of many processes got."""
+    """Run many processes and return their results."""
     done = subprocess.run(
         [sys.executable, str(CROWD), what, str(count), url, str(file)],
         capture_output=True,
@@ -23,7 +23,7 @@ def crowd(what: str, count: int, url: str, file: Path) -> list[dict[str, str | N
 
 
 def test_twenty_processes_with_one_key_send_one_request(ledger_url, tmp_path):
-    """On a ledger that none of them has seen before."""
+    """The ledger is new to all processes."""
     posts = tmp_path / "posts"
     got = crowd("buy", 20, ledger_url, posts)
     (task_id,) = posts.read_text().split()
@@ -33,5 +33,5 @@ def test_twenty_processes_with_one_key_send_one_request(ledger_url, tmp_path):
 
 
 def test_eight_processes_open_a_fresh_ledger_at_once(ledger_url, tmp_path):
-    """One makes it, and the others find it."""
+    """One process creates the ledger, and the others use it."""
     assert crowd("look", 8, ledger_url, tmp_path / "posts") == [{"task_id": None}] * 8

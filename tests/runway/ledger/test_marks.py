@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ledger that was put back from an older copy is noticed before it buys anything again."""
+"""A ledger that was restored from an older copy is noticed before it buys anything again."""
 
 import asyncio
 import shutil
@@ -48,7 +48,7 @@ async def bought(ledger: Ledger, *keys: str) -> Service:
 
 @pytest.fixture
 async def older_copy(file_url, tmp_path) -> Path:
-    """The ledger's file, which an older copy has taken the place of: it knows a, not b and c."""
+    """Replace the ledger's file by an older copy, which has key a but not b and c."""
     file, copy = tmp_path / "ledger.db", tmp_path / "backup.db"
     ledger = Ledger(file_url)
     await bought(ledger, "a")
@@ -60,7 +60,7 @@ async def older_copy(file_url, tmp_path) -> Path:
 
 
 async def test_an_older_copy_buys_nothing(older_copy, file_url):
-    """What it has forgotten would be paid for again."""
+    """Purchases that the older copy does not have would be paid for again."""
     ledger, service = Ledger(file_url), Service()
     for key in ("b", "d"):
         with pytest.raises(LedgerOutdated, match="knows claims up to number 1, and there were 3"):
@@ -71,14 +71,14 @@ async def test_an_older_copy_buys_nothing(older_copy, file_url):
 
 
 async def test_an_older_copy_still_gives_what_it_knows(older_copy, file_url):
-    """An id is attached and a delivery recorded: neither costs anything."""
+    """Attaching an id and recording a delivery cost nothing, so they work."""
     ledger = Ledger(file_url)
     assert (await attach(ledger, intent("a"), "task-a")).task_id == "task-a"
     await ledger.database.close()
 
 
 async def test_a_ledger_buys_again_once_the_user_says_so(older_copy, file_url):
-    """Later claims come after those that were forgotten."""
+    """Later claims are numbered after the forgotten ones."""
     ledger: Any = Ledger(file_url)
     await ledger.history.accept_missing(3)
     await bought(ledger, "d")
@@ -89,7 +89,7 @@ async def test_a_ledger_buys_again_once_the_user_says_so(older_copy, file_url):
 
 
 async def test_a_copy_that_is_put_in_place_under_a_running_process_is_noticed(file_url, tmp_path):
-    """The claim is taken back, and nothing is sent."""
+    """The claim is withdrawn, and nothing is sent."""
     file, copy = tmp_path / "ledger.db", tmp_path / "backup.db"
     ledger: Any = Ledger(file_url)
     await bought(ledger, "a")
@@ -106,7 +106,7 @@ async def test_a_copy_that_is_put_in_place_under_a_running_process_is_noticed(fi
 
 
 async def test_another_ledger_in_its_place_buys_nothing(older_copy, file_url, tmp_path):
-    """As one that was deleted and begun anew."""
+    """A ledger that was deleted and created again is noticed as well."""
     older_copy.unlink()
     ledger, service = Ledger(file_url), Service()
     with pytest.raises(LedgerOutdated, match="is not the one that was there before"):
@@ -118,7 +118,7 @@ async def test_another_ledger_in_its_place_buys_nothing(older_copy, file_url, tm
 
 
 async def test_a_mark_of_a_storage_counts_too(ledger):
-    """Also where there is nothing beside the ledger."""
+    """A mark in a storage works even if there is none beside the ledger."""
     await bought(ledger, "a")
     now = await ledger.history.mark()
     assert (await ledger.history.check_current([now])).serial == 1
@@ -129,7 +129,7 @@ async def test_a_mark_of_a_storage_counts_too(ledger):
 
 
 async def test_later_claims_come_after_those_that_are_missing(ledger):
-    """On any database, once the user has accepted that they are unknown."""
+    """This works on any database, once the user has accepted the unknown claims."""
     await bought(ledger, "a")
     await ledger.history.accept_missing(7)
     assert (await ledger.history.mark()).serial == 7
@@ -138,7 +138,7 @@ async def test_later_claims_come_after_those_that_are_missing(ledger):
 
 
 async def test_claims_at_the_same_time_raise_no_alarm(ledger):
-    """Two may get the same number, and answers come in any order."""
+    """Two claims may get the same number, and answers may come in any order."""
     other = Ledger(str(ledger.database._url.render_as_string(hide_password=False)))
     service = Service()
     buying = [
@@ -153,7 +153,7 @@ async def test_claims_at_the_same_time_raise_no_alarm(ledger):
 
 
 async def test_a_claim_made_again_has_a_new_number(ledger):
-    """A ledger goes forward also where a key is bought a second time."""
+    """A second purchase of a key also increases the serial number."""
     await bought(ledger, "a", "b")
     await ledger.change("a", State.FAILED)
     await ledger.change("a", State.RELEASED)
@@ -164,14 +164,14 @@ async def test_a_claim_made_again_has_a_new_number(ledger):
 
 @given(st.lists(marks))
 def test_the_highest_serial_is_that_of_the_ledger_itself(found):
-    """Marks of other ledgers say nothing about it."""
+    """Marks of other ledgers are ignored."""
     own = [mark.serial for mark in found if mark.identity == ONE]
     assert highest_serial(found, ONE) == max(own, default=0)
 
 
 @given(st.lists(marks))
 def test_ledgers_in_use_are_others_and_lately_seen(found):
-    """The newest comes first; one that nobody uses any more is no warning."""
+    """The newest ledger comes first, and unused ones cause no warning."""
     others = ledgers_in_use(found, ONE, NOW)
     assert all(mark.identity != ONE and NOW - mark.written_at <= STALE for mark in others)
     assert others == sorted(others, key=lambda mark: mark.written_at, reverse=True)
@@ -181,7 +181,7 @@ def test_ledgers_in_use_are_others_and_lately_seen(found):
 
 @pytest.mark.parametrize("place", ["folder", "memory://marks"])
 def test_marks_are_kept_in_a_storage(place, tmp_path):
-    """Each ledger has one, which is replaced."""
+    """A storage has one mark per ledger, which is replaced."""
     storage = FolderStorage(tmp_path / "videos") if place == "folder" else open_storage(place)
     assert read_marks(storage, ONE) == []
     for serial in (1, 7):
@@ -193,7 +193,7 @@ def test_marks_are_kept_in_a_storage(place, tmp_path):
 
 
 def test_a_storage_that_cannot_be_listed_shows_no_mark(tmp_path):
-    """Whether it can be used is checked elsewhere."""
+    """Other checks report whether the storage can be used."""
     (tmp_path / "file").write_text("no folder")
     storage = FolderStorage(tmp_path / "file")
     with pytest.raises(StorageError, match="cannot be listed"):
@@ -202,7 +202,7 @@ def test_a_storage_that_cannot_be_listed_shows_no_mark(tmp_path):
 
 
 def test_a_mark_that_cannot_be_read_is_no_mark(tmp_path):
-    """Whatever somebody wrote there."""
+    """A mark with any other content is ignored."""
     storage = FolderStorage(tmp_path)
     write_mark(storage, LedgerMark.of(ONE, 1, "here"))
     for name, text in ((OTHER, "nonsense"), ("../x", ""), ("c" * 32, '{"identity": "../.."}')):
@@ -214,7 +214,7 @@ def test_a_mark_that_cannot_be_read_is_no_mark(tmp_path):
 
 
 def test_a_mark_beside_a_ledger_that_cannot_be_written_stops_nothing(tmp_path):
-    """It only protects less."""
+    """Without the mark, only the protection is weaker."""
     beside = MarkFile(tmp_path / "missing" / "ledger.db")
     beside.write(LedgerMark.of(ONE, 1, "here"))
     assert beside.read() is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done next with a key is decided from its entry alone, and never in favour of paying."""
+"""The next step of a key depends only on its entry, and is never a purchase when in doubt."""
 
 import pytest
 from hypothesis import given
@@ -20,12 +20,12 @@ ids = st.sampled_from([None, "task-1", "task-2"])
 
 
 def kept(state: State, id_of_entry: str | None):
-    """An entry as the ledger may hold it: what is bought has an id, what is open has none."""
+    """Make an entry as a ledger may have it: a bought one has an id, an open one has none."""
     return entry(state, task_id=(id_of_entry or "task-1") if state in BOUGHT else None)
 
 
 def run_of(resubmit: object) -> str | None:
-    """The run that may send it again, where the user lets it."""
+    """Return the run that may send the request again, if the user allows it."""
     return "r" if resubmit else None
 
 
@@ -45,7 +45,7 @@ def run_of(resubmit: object) -> str | None:
     ],
 )  # fmt: skip
 def test_the_same_request_again(state, living, resubmit, expected):
-    """Attached where it was bought, bought where nothing was, and otherwise left to the user."""
+    """A bought request is attached, a free key is bought, and all else is left to the user."""
     step = next_step(kept(state, None), intent(), living=living, resubmit_as=run_of(resubmit))
     assert step is expected or type(step) is expected
 
@@ -60,20 +60,20 @@ def test_the_same_request_again(state, living, resubmit, expected):
     ],
 )
 def test_an_id_that_is_attached(state, known, living, expected):
-    """Adopted where the key has none, found where it is the same, refused where it is another."""
+    """An id is adopted if the key has none, found if it is the same, and refused otherwise."""
     step = next_step(kept(state, known), intent(), living=living, task_id="task-1")
     assert step is expected or type(step) is expected
 
 
 @pytest.mark.parametrize(("living", "expected"), [(True, Step.WAIT), (False, Step.GIVE_UP)])
 def test_an_id_is_not_attached_to_a_key_that_is_just_being_submitted(living, expected):
-    """First it is seen what becomes of that submission."""
+    """The outcome of the current submission is awaited first."""
     assert next_step(entry(S.INTENDED), intent(), living=living, task_id="task-1") is expected
 
 
 @given(resubmit=truth, living=truth)
 def test_a_key_that_nobody_used_is_bought_or_attached(resubmit, living):
-    """There is nothing to decide."""
+    """An unused key needs no decision."""
     assert next_step(None, intent(), living=living, resubmit_as=run_of(resubmit)) is Step.BUY
     adopted = next_step(
         None, intent(), living=living, resubmit_as=run_of(resubmit), task_id="task-1"
@@ -85,7 +85,7 @@ def test_a_key_that_nobody_used_is_bought_or_attached(resubmit, living):
 def test_another_request_is_told_before_anything_else_is_done(
     state, living, resubmit, task_id, known
 ):
-    """Nobody waits for, attaches to or pays for what he did not ask for."""
+    """No run waits for, attaches to or pays for a request other than its own."""
     there = kept(state, known)
     step = next_step(there, OTHER, living=living, resubmit_as=run_of(resubmit), task_id=task_id)
     if state in FREE:
@@ -100,7 +100,7 @@ def test_another_request_is_told_before_anything_else_is_done(
 def test_nothing_is_bought_over_an_id_or_against_a_doubt(
     state, living, resubmit, task_id, known, same, odd
 ):
-    """A purchase needs a free key, or the user's word after an unknown outcome."""
+    """A purchase needs a free key, or the user's permission after an unknown outcome."""
     there = entry(state, task_id=known) if odd else kept(state, known)
     wish = intent() if same else OTHER
     step = next_step(there, wish, living=living, resubmit_as=run_of(resubmit), task_id=task_id)
@@ -120,7 +120,7 @@ def test_nothing_is_bought_over_an_id_or_against_a_doubt(
 
 @given(state=states, living=truth, resubmit=truth, task_id=ids, known=ids)
 def test_the_decision_is_the_same_each_time(state, living, resubmit, task_id, known):
-    """It depends on nothing but what it is given."""
+    """The decision depends only on its arguments."""
     there = kept(state, known)
 
     def decided():
@@ -134,7 +134,7 @@ def test_the_decision_is_the_same_each_time(state, living, resubmit, task_id, kn
 
 @pytest.mark.parametrize("state", [S.UNCERTAIN, S.LOST])
 def test_a_doubt_is_told_with_what_happened(state):
-    """In the words of the attempt that left it."""
+    """The error has the message of the attempt that left the outcome uncertain."""
     told = next_step(entry(state, note="the line went dead"), intent(), living=False)
     assert isinstance(told, SubmissionUncertain)
     assert "the line went dead" in told.what
@@ -143,7 +143,7 @@ def test_a_doubt_is_told_with_what_happened(state):
 
 @given(before=st.lists(st.sampled_from("abc")), run=st.sampled_from("abc"), living=truth)
 def test_a_run_sends_it_again_once_after_an_unknown_outcome(before, run, living):
-    """Other runs have a leave of their own; the ledger knows which have used theirs."""
+    """The ledger records which runs have used their permission."""
     there = entry(S.UNCERTAIN, resubmitted_by=tuple(before), note="no answer")
     step = next_step(there, intent(), living=living, resubmit_as=run)
     if run in before:

@@ -33,7 +33,7 @@ on_postgres = pytest.mark.postgres
 
 @pytest.fixture
 async def shared(postgres):
-    """A ledger in PostgreSQL with one entry."""
+    """Return a ledger in PostgreSQL with one entry."""
     ledger = Ledger(postgres.create_database())
     await put(ledger, S.SUBMITTED, "before", task_id="t")
     yield ledger
@@ -43,7 +43,7 @@ async def shared(postgres):
 @on_postgres
 @MODES
 async def test_a_restart_between_two_changes_is_not_noticed(shared, postgres, mode):
-    """Every kind of change is made on a connection that still works."""
+    """Every kind of change still works after its connection was lost."""
     service = Service()
     bought = await buy_once(shared, intent(), service.post, run="r")
     await asyncio.to_thread(postgres.restart, mode)
@@ -60,7 +60,7 @@ async def test_a_restart_between_two_changes_is_not_noticed(shared, postgres, mo
 @on_postgres
 @MODES
 async def test_a_restart_in_the_midst_of_purchases_buys_nothing_twice(shared, postgres, mode):
-    """Each key gets one id, though connections break at any moment."""
+    """Each key gets one id, even if connections break at any moment."""
     service, told = Service(), Told()
     going = True
 
@@ -94,7 +94,7 @@ async def test_a_restart_in_the_midst_of_purchases_buys_nothing_twice(shared, po
 @on_postgres
 @MODES
 async def test_an_id_that_arrives_while_the_server_is_away_is_recorded(shared, postgres, mode):
-    """As soon as it is back; nobody gives the purchase up meanwhile."""
+    """The id is recorded when the server is back, and the purchase is not given up before."""
     service = Service().silent()
     buying = asyncio.create_task(buy_once(shared, intent(), service.post, run="r"))
     await service.asked.wait()
@@ -110,7 +110,7 @@ async def test_an_id_that_arrives_while_the_server_is_away_is_recorded(shared, p
 
 @on_postgres
 async def test_a_server_with_two_addresses_is_waited_for_as_well(postgres, monkeypatch):
-    """On most machines `localhost` has one for IPv6 and one for IPv4."""
+    """On most machines `localhost` has an IPv6 and an IPv4 address."""
     resolve = socket.getaddrinfo
 
     def both(host, *arguments, **named):
@@ -130,7 +130,7 @@ async def test_a_server_with_two_addresses_is_waited_for_as_well(postgres, monke
 
 @on_postgres
 async def test_a_claim_waits_for_a_server_that_comes_back(shared, postgres):
-    """Nothing is sent before it is recorded."""
+    """Nothing is sent before the claim is recorded."""
     await asyncio.to_thread(postgres.stop)
     service = Service()
     buying = asyncio.create_task(buy_once(shared, intent(), service.post, run="r"))
@@ -145,7 +145,7 @@ async def test_a_claim_waits_for_a_server_that_comes_back(shared, postgres):
 
 @on_postgres
 async def test_a_server_that_stays_away_ends_the_purchase_before_it_is_sent(shared, postgres):
-    """Within the patience, with the reason and without a charge."""
+    """The error comes within the retry timeout, with the reason and without a charge."""
     hasty: Any = Ledger(postgres.create_database(), patience=0.5)
     await put(hasty, S.SUBMITTED, "before", task_id="t")
     service = Service()
@@ -164,7 +164,7 @@ async def test_a_server_that_stays_away_ends_the_purchase_before_it_is_sent(shar
 
 @on_postgres
 async def test_a_server_that_goes_after_the_charge_leaves_the_id_with_the_run(shared, postgres):
-    """It goes on with it, says so, and the key is in doubt and not bought again."""
+    """The run continues and reports it, and the key is uncertain and not bought again."""
     hasty: Any = Ledger(postgres.create_database(), patience=0.5)
     service, told = Service().silent(), Told()
     buying = asyncio.create_task(buy_once(hasty, intent(), service.post, run="r", warn=told))
@@ -188,7 +188,7 @@ async def test_a_server_that_goes_after_the_charge_leaves_the_id_with_the_run(sh
 
 @on_postgres
 async def test_work_goes_on_through_a_restart_and_keeps_its_lease(shared, postgres):
-    """The renewals begin again with the server."""
+    """The lease renewals continue when the server is back."""
     hasty: Any = Ledger(postgres.create_database(), lease=2)
     await put(hasty, S.SUBMITTED, task_id="task-1")
     async with working_on(hasty, "sku-17", "run") as entry:
@@ -206,7 +206,7 @@ async def test_work_goes_on_through_a_restart_and_keeps_its_lease(shared, postgr
 
 @on_postgres
 async def test_more_processes_than_the_server_takes_wait_for_each_other(shared, postgres):
-    """Too many connections are no reason to end a run."""
+    """Too many connections do not end a run."""
     name = shared.database.place.rpartition("/")[2]
     postgres.execute("DROP ROLE IF EXISTS crowd")
     postgres.execute("CREATE ROLE crowd LOGIN CONNECTION LIMIT 2")
@@ -237,7 +237,7 @@ def locked(path) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 async def test_a_file_that_another_process_locks_for_ten_seconds_is_waited_for(file_url, tmp_path):
-    """A backup, for instance; the change is made as soon as it may."""
+    """The change is made as soon as a lock, such as that of a backup, is released."""
     ledger, service = Ledger(file_url), Service()
     await put(ledger, S.SUBMITTED, "before", task_id="t")
     locker = locked(tmp_path / "ledger.db")
@@ -254,7 +254,7 @@ async def test_a_file_that_another_process_locks_for_ten_seconds_is_waited_for(f
 
 
 async def test_a_file_that_stays_locked_ends_the_purchase_before_it_is_sent(file_url, tmp_path):
-    """Within the patience, and with the reason."""
+    """The error comes within the retry timeout, with the reason."""
     ledger, service = Ledger(file_url, patience=0.5), Service()
     await put(ledger, S.SUBMITTED, "before", task_id="t")
     locker = locked(tmp_path / "ledger.db")
@@ -268,7 +268,7 @@ async def test_a_file_that_stays_locked_ends_the_purchase_before_it_is_sent(file
 
 
 async def test_a_fresh_file_that_is_locked_while_it_is_opened_is_waited_for(file_url, tmp_path):
-    """Another process may be making the table just now."""
+    """Another process may be creating the table at that moment."""
     locker = locked(tmp_path / "ledger.db")
     ledger = Ledger(file_url)
     looking = asyncio.create_task(ledger.get("sku-17"))
@@ -282,7 +282,7 @@ async def test_a_fresh_file_that_is_locked_while_it_is_opened_is_waited_for(file
 
 @on_postgres
 async def test_a_connection_that_is_stuck_in_an_operation_is_replaced(shared):
-    """One that broke at a bad moment refuses everything, and others are made in its place."""
+    """A connection that broke during an operation is unusable, so a new one is opened."""
 
     async def leave_one_at_work() -> "asyncio.Future[Any]":
         async with (await shared.database._opened()).connect() as connection:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whoever works on a generation is named, and a process that has ended is known to have ended."""
+"""The owner of a lease is named, and an ended process is recognised as ended."""
 
 import os
 import socket
@@ -29,7 +29,7 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ther
 
 @pytest.fixture
 def sleeper():
-    """A process that lives until the test ends, named by itself."""
+    """Start a process that runs until the test ends; it names itself."""
     code = (
         "import sys; from prefect_cometapi.runway.ledger.owners import holder_name\n"
         "print(holder_name('sleeper'), flush=True); sys.stdin.read()"
@@ -44,13 +44,13 @@ def sleeper():
 
 
 def of(**changes) -> str:
-    """This process as a holder, but for some changes."""
+    """Return this process as an owner, with some changes."""
     return f"{replace(this_process(), **changes)}|run"
 
 
 @on_linux
 def test_a_process_that_was_killed_is_gone(sleeper):
-    """Nobody waits for a lease of the dead; as long as it lives, nothing is taken from it."""
+    """A lease of a dead process is not waited for, and one of a live process is not taken over."""
     process, holder = sleeper
     assert not is_certainly_gone(holder)
     assert is_certainly_there(holder)
@@ -63,7 +63,7 @@ def test_a_process_that_was_killed_is_gone(sleeper):
 
 @on_linux
 def test_a_process_that_nobody_buried_is_gone(sleeper):
-    """A zombie works on nothing, though its number is still taken."""
+    """A zombie does no work, though its process id is still in use."""
     process, holder = sleeper
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -72,19 +72,19 @@ def test_a_process_that_nobody_buried_is_gone(sleeper):
 
 
 def test_this_process_is_not_gone():
-    """Under whichever run."""
+    """This process counts as alive under any run."""
     assert not is_certainly_gone(holder_name("a run"))
 
 
 @on_linux
 def test_a_number_that_was_given_to_another_process_is_no_proof_of_life():
-    """The start time tells them apart."""
+    """The start time tells two processes with the same id apart."""
     assert is_certainly_gone(of(started="1"))
     assert not is_certainly_gone(of())
 
 
 def test_a_process_of_another_machine_or_container_is_not_judged():
-    """Its number means nothing here."""
+    """A process id has no meaning on another machine."""
     assert not is_certainly_gone(distant_holder())
     assert not is_certainly_there(distant_holder())
     assert not is_certainly_gone(of(space="0123456789ab", pid=2**22 + 1))
@@ -93,13 +93,13 @@ def test_a_process_of_another_machine_or_container_is_not_judged():
 
 @on_linux
 def test_a_number_that_no_process_has_is_gone():
-    """Only where the number would have to be here."""
+    """A missing process is dead only if its id belongs to this machine."""
     assert is_certainly_gone(of(pid=2**22 + 1))
 
 
 @given(text=st.text(max_size=60))
 def test_text_that_is_no_holder_is_not_judged(text):
-    """Whatever stands in the ledger, it is not taken for a dead process."""
+    """Invalid text in the ledger does not count as a dead process."""
     assert not is_certainly_gone(text)
     assert isinstance(shown_holder(text), str)
 
@@ -118,18 +118,18 @@ def test_text_that_is_no_holder_is_not_judged(text):
     ],
 )
 def test_a_damaged_holder_is_not_judged(shape):
-    """Half a name proves nothing."""
+    """An incomplete name proves nothing."""
     me = this_process()
     assert not is_certainly_gone(f"{shape.format(pid=me.pid, space=me.space)}|run")
 
 
 def test_a_number_in_odd_digits_is_not_judged():
-    """It is not read as a number, and breaks nothing."""
+    """Non-ASCII digits are not read as a number and raise no error."""
     assert not is_certainly_gone(f"host:²:{this_process().space}:1|run")
 
 
 def test_a_holder_is_shown_to_people_with_its_run_and_its_place():
-    """Host and process, not the technical rest."""
+    """The shown name has host and process id, without technical details."""
     me = this_process()
     expected = f"flow run 'a|b' on {me.host}, process {os.getpid()}"
     assert shown_holder(holder_name("flow run 'a|b'")) == expected
@@ -138,14 +138,14 @@ def test_a_holder_is_shown_to_people_with_its_run_and_its_place():
 
 
 def test_the_process_of_a_holder_is_the_same_for_all_its_runs():
-    """A run may be called anything."""
+    """A run may have any name."""
     for run in ("", "a", "a|b", "a:b#c"):
         assert process_of(holder_name(run)) == str(this_process())
 
 
 @on_linux
 def test_a_forked_child_is_another_process():
-    """What it holds is not taken for its parent's."""
+    """A lease of the child is not taken for one of its parent."""
     reader, writer = os.pipe()
     mine = holder_name("run")
     child = os.fork()
@@ -161,7 +161,7 @@ def test_a_forked_child_is_another_process():
 
 
 def test_a_host_name_cannot_break_the_form_of_a_holder(monkeypatch):
-    """A colon or a bar in it would shift the parts."""
+    """A colon or a bar in a host name would shift the parts of the name."""
     monkeypatch.setattr(socket, "gethostname", lambda: "a:b|c" + "d" * 200)
     monkeypatch.setattr(processes, "_process", processes._process.__wrapped__)
     me = this_process()
@@ -171,7 +171,7 @@ def test_a_host_name_cannot_break_the_form_of_a_holder(monkeypatch):
 
 
 def test_a_system_without_proc_judges_nobody(monkeypatch, tmp_path):
-    """There only the lease tells, so nobody is taken for dead by mistake."""
+    """Without /proc only the lease decides, so that no live process counts as dead."""
     before = of(pid=2**22 + 1)
     monkeypatch.setattr(processes, "_PROC", tmp_path)
     monkeypatch.setattr(processes, "_process", processes._process.__wrapped__)
@@ -183,7 +183,7 @@ def test_a_system_without_proc_judges_nobody(monkeypatch, tmp_path):
 
 @on_linux
 def test_a_name_with_brackets_and_spaces_hides_no_process(tmp_path, monkeypatch):
-    """A program may call itself anything; its state and start are read all the same."""
+    """State and start time are read correctly, whatever name a program has."""
     fields = " ".join(str(number) for number in range(4, 30))
     for number, name in enumerate(["cat", "a) Z 1", "((("], start=1):
         folder = tmp_path / str(number)
@@ -197,7 +197,7 @@ def test_a_name_with_brackets_and_spaces_hides_no_process(tmp_path, monkeypatch)
 
 
 def test_two_processes_differ_in_any_part():
-    """The parts of a name are all of what tells processes apart."""
+    """Each part of a name distinguishes processes."""
     me = Process("h", "s", 1, "2")
     others = [replace(me, **change) for change in ({"host": "x"}, {"pid": 3}, {"started": "9"})]
     assert len({str(each) for each in [me, *others]}) == 4
@@ -205,7 +205,7 @@ def test_two_processes_differ_in_any_part():
 
 @on_linux
 def test_a_process_that_is_not_shown_to_us_is_not_gone(sleeper, tmp_path, monkeypatch):
-    """Of another user's, where /proc is mounted with hidepid: only that it has ended is told."""
+    """With hidepid, /proc shows another user's process only after it has ended."""
     process, holder = sleeper
     hiding = tmp_path / "proc"
     (hiding / "sys/kernel/random").mkdir(parents=True)
@@ -222,7 +222,7 @@ def test_a_process_that_is_not_shown_to_us_is_not_gone(sleeper, tmp_path, monkey
 
 @on_linux
 def test_a_process_that_we_may_not_signal_is_there(monkeypatch):
-    """Somebody else's."""
+    """A process of another user counts as alive."""
 
     def refused(_pid: int, _signal: int) -> None:
         raise PermissionError

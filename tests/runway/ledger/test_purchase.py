@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generation is bought at most once, and what becomes of the purchase stands in the ledger."""
+"""A generation is bought at most once, and the outcome is recorded in the ledger."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -32,11 +32,11 @@ OTHER = intent(fingerprint="b" * 64, request={"promptText": "slow zoom", "durati
 
 
 class Broken(BaseException):
-    """Neither an error nor a cancellation."""
+    """An exception that is neither an error nor a cancellation."""
 
 
 def out_of_order(ledger, method: str, times: int = 1000, *, after: bool = False):
-    """Let a method of a ledger fail, before or after it did its work."""
+    """Make a method of a ledger fail, before or after its work."""
     right = getattr(ledger, method)
     left = [times]
 
@@ -53,7 +53,7 @@ def out_of_order(ledger, method: str, times: int = 1000, *, after: bool = False)
 
 
 async def test_what_is_bought_is_recorded_with_its_request_and_its_id(ledger):
-    """Before the request is sent it is claimed, and right after the answer the id is there."""
+    """A claim is written before the request is sent, and the id right after the answer."""
     service = Service().silent()
     began = datetime.now(UTC)
     purchase = asyncio.create_task(buy(ledger, service, run="nightly"))
@@ -73,7 +73,7 @@ async def test_what_is_bought_is_recorded_with_its_request_and_its_id(ledger):
 
 
 async def test_twenty_callers_at_once_buy_one(ledger):
-    """One request is sent, and all get its id."""
+    """One request is sent, and all callers get its id."""
     service = Service().silent()
     told = [Told() for _ in range(20)]
     calls = [
@@ -91,7 +91,7 @@ async def test_twenty_callers_at_once_buy_one(ledger):
 
 
 async def test_a_ledger_that_is_opened_twice_buys_once(ledger, ledger_url):
-    """One process may name one database in two ways; none of them takes the other for dead."""
+    """A process may use two URLs for one database, and neither ledger takes the other for dead."""
     service, told = Service().silent(), Told()
     first = asyncio.create_task(buy(ledger, service, run="one"))
     await until(lambda: service.posts == 1)
@@ -105,7 +105,7 @@ async def test_a_ledger_that_is_opened_twice_buys_once(ledger, ledger_url):
 
 
 async def test_keys_do_not_wait_for_each_other(ledger):
-    """Twenty generations are bought side by side."""
+    """Twenty generations are bought concurrently."""
     service = Service().silent()
     calls = [asyncio.create_task(buy(ledger, service, wish=intent(f"k{n}"))) for n in range(20)]
     await until(lambda: service.posts == 20)
@@ -117,7 +117,7 @@ async def test_keys_do_not_wait_for_each_other(ledger):
 @pytest.mark.parametrize("state", [S.SUBMITTED, S.SUCCEEDED, S.STORED, S.FAILED, S.CANCELLED])
 @pytest.mark.parametrize("resubmit", [False, True])
 async def test_what_was_bought_is_attached_to(file_ledger, state, resubmit):
-    """However it went on since, and even if a second charge would be accepted."""
+    """A bought generation is attached in any later state, even if a second charge is allowed."""
     known = await put(file_ledger, state, task_id="task-0")
     service = Service()
     assert await buy(file_ledger, service, resubmit=resubmit) == known
@@ -129,7 +129,7 @@ async def test_what_was_bought_is_attached_to(file_ledger, state, resubmit):
     [InvalidRequest, QuotaExceeded, AuthenticationError, ServiceUnavailable, UnexpectedResponse],
 )
 async def test_a_refusal_leaves_the_key_free(ledger, kind):
-    """Nothing was bought, so the next attempt may buy, be it the same request or another."""
+    """Nothing was bought, so the next attempt may buy the same or another request."""
     service = Service(kind("no"), kind("no"), "task-3")
     with pytest.raises(kind):
         await buy(ledger, service)
@@ -151,7 +151,7 @@ async def test_a_refusal_leaves_the_key_free(ledger, kind):
     ids=lambda outcome: type(outcome).__name__,
 )
 async def test_an_unknown_outcome_is_never_sent_again(ledger, outcome):
-    """Whatever broke off the request, it was perhaps accepted."""
+    """A request that ended early was possibly accepted, whatever the cause."""
     service = Service(outcome)
     caught: list[BaseException] = []
 
@@ -174,7 +174,7 @@ async def test_an_unknown_outcome_is_never_sent_again(ledger, outcome):
 
 
 async def test_a_cancelled_request_is_uncertain(ledger):
-    """It had been sent, and the answer is not awaited any more."""
+    """The request was sent, but its answer is no longer awaited."""
     service = Service().silent()
     purchase = asyncio.create_task(buy(ledger, service))
     await service.asked.wait()
@@ -188,7 +188,7 @@ async def test_a_cancelled_request_is_uncertain(ledger):
 
 
 async def test_a_cancellation_that_is_repeated_at_every_step_loses_nothing(ledger):
-    """As in a cancel scope that cancels whatever is awaited next."""
+    """A cancel scope, for example, cancels every later await."""
     service = Service().silent()
     purchase = asyncio.create_task(buy(ledger, service))
     await service.asked.wait()
@@ -204,7 +204,7 @@ async def test_a_cancellation_that_is_repeated_at_every_step_loses_nothing(ledge
 
 
 async def test_another_request_under_the_key_is_refused_with_what_differs(ledger):
-    """And nothing is sent."""
+    """The error shows the differences, and nothing is sent."""
     service = Service()
     await buy(ledger, service)
     with pytest.raises(KeyConflict, match="duration was 5, is 10") as caught:
@@ -215,7 +215,7 @@ async def test_another_request_under_the_key_is_refused_with_what_differs(ledger
 
 @pytest.mark.parametrize("claimed_by", [dead_holder, distant_holder])
 async def test_the_claim_of_a_dead_process_is_uncertain_at_once(ledger_url, claimed_by):
-    """It was killed between its claim and its id; a lease elsewhere has to lapse first."""
+    """The process died between claim and id; on another machine the lease must expire first."""
     ledger: Any = Ledger(ledger_url, lease=0.3)
     await put(ledger, S.INTENDED, holder=claimed_by(), attempts=1)
     service = Service()
@@ -228,7 +228,7 @@ async def test_the_claim_of_a_dead_process_is_uncertain_at_once(ledger_url, clai
 
 
 async def test_an_id_that_stands_for_another_request_is_no_receipt(ledger):
-    """What was bought, if anything, is not known; the other generation's video is not taken."""
+    """The outcome is uncertain, and the other generation's video is not used."""
     service = Service("task-1", "task-1")
     first = await buy(ledger, service)
     other = intent("sku-18", fingerprint="b" * 64)
@@ -253,14 +253,14 @@ async def test_an_id_that_stands_for_another_request_is_no_receipt(ledger):
     ids=["the same request", "adopted by its id", "of another service"],
 )
 async def test_an_id_that_may_stand_for_both_is_a_receipt(ledger, there):
-    """A service may answer two equal requests with one generation; ids are unique to a service."""
+    """A service may answer two equal requests with one id, which is unique within that service."""
     await attach(ledger, intent("sku-16", **there), "task-1")
     bought = await buy(ledger, Service("task-1"))
     assert (bought.state, bought.task_id) == (S.SUBMITTED, "task-1")
 
 
 async def test_a_claim_elsewhere_is_waited_for_until_its_answer_comes(ledger, monkeypatch):
-    """The other run's id is taken, whoever it is; how long it takes is said once."""
+    """The id of the other run is used, and the expected wait is reported once."""
     monkeypatch.setattr(purchase, "LOOK_AGAIN", 0.01)
     theirs = await put(ledger, S.INTENDED, holder=distant_holder("nightly"), attempts=1)
     told, service = Told(), Service()
@@ -281,7 +281,7 @@ async def test_a_claim_elsewhere_is_waited_for_until_its_answer_comes(ledger, mo
 
 
 async def test_who_is_cancelled_while_waiting_disturbs_nothing(ledger):
-    """The claim that was waited for stays as it is."""
+    """The other run's claim stays unchanged."""
     theirs = await put(ledger, S.INTENDED, holder=distant_holder(), attempts=1)
     told, service = Told(), Service()
     waiting = asyncio.create_task(buy(ledger, service, warn=told))
@@ -295,7 +295,7 @@ async def test_who_is_cancelled_while_waiting_disturbs_nothing(ledger):
 
 
 async def test_who_is_cancelled_before_sending_leaves_the_key_free(ledger, monkeypatch):
-    """The claim was made, but certainly nothing was sent under it."""
+    """Nothing was sent under the claim, so it is withdrawn."""
     add, made = ledger.add, asyncio.Event()
 
     async def slow(*arguments, **named):
@@ -318,7 +318,7 @@ async def test_who_is_cancelled_before_sending_leaves_the_key_free(ledger, monke
 
 @pytest.mark.parametrize("after", [False, True])
 async def test_without_a_claim_nothing_is_sent(ledger, after):
-    """Be it that the ledger did not take it, or only that its answer did not arrive."""
+    """Nothing is sent if the claim failed or its confirmation was lost."""
     repair = out_of_order(ledger, "add", after=after)
     service = Service()
     with pytest.raises(LedgerUnavailable, match="nothing was charged"):
@@ -330,7 +330,7 @@ async def test_without_a_claim_nothing_is_sent(ledger, after):
 
 
 async def test_an_entry_that_is_deleted_while_it_is_looked_at_is_made_anew(ledger, monkeypatch):
-    """Somebody cleans up in the database; the purchase begins again."""
+    """The purchase starts again if someone deletes the row in the database."""
     await put(ledger, S.SUBMITTED, task_id="task-0")
     await put(ledger, S.SUBMITTED, "newer", task_id="task-9")
     get = ledger.get
@@ -346,7 +346,7 @@ async def test_an_entry_that_is_deleted_while_it_is_looked_at_is_made_anew(ledge
 
 
 async def test_a_claim_that_could_not_even_be_withdrawn_is_withdrawn_later(ledger):
-    """This process knows that it sent nothing, so the key is free as soon as the ledger is back."""
+    """This process knows that it sent nothing, so it frees the key when the ledger is back."""
     repairs = [out_of_order(ledger, "add", after=True), out_of_order(ledger, "change")]
     service = Service()
     with pytest.raises(LedgerUnavailable):
@@ -359,7 +359,7 @@ async def test_a_claim_that_could_not_even_be_withdrawn_is_withdrawn_later(ledge
 
 
 async def test_an_id_that_cannot_be_recorded_is_used_all_the_same(ledger):
-    """The run goes on with what it bought, says so, and nobody buys it again."""
+    """The run continues and reports it, and nothing is bought again."""
     service, told = Service().silent(), Told()
     ledger.database.patience = 0.3
     purchase = asyncio.create_task(buy(ledger, service, warn=told))
@@ -379,7 +379,7 @@ async def test_an_id_that_cannot_be_recorded_is_used_all_the_same(ledger):
 
 @pytest.mark.parametrize("outcome", [InvalidRequest("no"), SubmissionUncertain("?")])
 async def test_an_outcome_that_cannot_be_recorded_is_on_the_safe_side(ledger, outcome):
-    """The error stays what it is, the user is told, and the key is not free."""
+    """The original error is raised, the user is warned, and the key is not free."""
     service, told = Service(outcome).silent(), Told()
     purchase = asyncio.create_task(buy(ledger, service, warn=told))
     await service.asked.wait()

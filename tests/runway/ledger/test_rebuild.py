@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stored videos bring back what a ledger has forgotten."""
+"""Entries that a ledger has lost are restored from stored videos."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ LEDGER = "a" * 32
 
 
 def sidecar(key: str = "sku-17", name: str = "a", **changes: Any) -> dict[str, Any]:
-    """The JSON that lies beside a stored video."""
+    """Make the JSON file beside a stored video."""
     return {
         "key": key,
         "task_id": f"task-{key}",
@@ -46,7 +46,7 @@ def sidecar(key: str = "sku-17", name: str = "a", **changes: Any) -> dict[str, A
 
 
 def folder(path: Path, *sidecars: dict[str, Any]) -> FolderStorage:
-    """A storage with these."""
+    """Make a storage with these files."""
     for number, content in enumerate(sidecars):
         (path / f"{number}.json").write_text(json.dumps(content))
     return FolderStorage(path)
@@ -57,7 +57,7 @@ async def rebuilt(ledger, storage):
 
 
 async def test_a_stored_video_brings_its_purchase_back(ledger, tmp_path):
-    """With what it cost and where it is, and its key is not bought again."""
+    """The entry has its cost and its videos, and its key is not bought again."""
     found = await rebuilt(ledger, folder(tmp_path, sidecar(ledger="another")))
     assert (found.restored, found.known, found.videos) == (["sku-17"], 0, 1)
     there = await ledger.get("sku-17")
@@ -71,21 +71,21 @@ async def test_a_stored_video_brings_its_purchase_back(ledger, tmp_path):
 
 
 async def test_a_sidecar_without_a_number_is_read_too(ledger, tmp_path):
-    """As early versions wrote it."""
+    """Early versions wrote sidecars without a number."""
     early = {name: value for name, value in sidecar().items() if name not in {"serial", "ledger"}}
     found = await rebuilt(ledger, folder(tmp_path, early))
     assert (found.restored, found.serials) == (["sku-17"], {})
 
 
 async def test_several_videos_of_one_purchase_come_back_together(ledger, tmp_path):
-    """In the order of their names."""
+    """The videos are in the order of their names."""
     storage = folder(tmp_path, sidecar(name="b"), sidecar(name="a"))
     assert (await rebuilt(ledger, storage)).restored == ["sku-17"]
     assert (await ledger.get("sku-17")).videos["/videos"] == (video("a"), video("b"))
 
 
 async def test_rebuilding_again_changes_nothing(ledger, tmp_path):
-    """What is known stays as it is."""
+    """Known entries stay unchanged."""
     storage = folder(tmp_path, sidecar(), sidecar("sku-18"))
     await rebuilt(ledger, storage)
     before = await ledger.entries()
@@ -96,7 +96,7 @@ async def test_rebuilding_again_changes_nothing(ledger, tmp_path):
 
 @pytest.mark.parametrize("state", [S.UNCERTAIN, S.REJECTED, S.RELEASED, S.LOST])
 async def test_a_key_without_an_id_gets_the_id_of_its_video(ledger, tmp_path, state):
-    """The older copy did not know yet what became of it."""
+    """The older copy had the claim, but not its outcome."""
     await put(ledger, state)
     assert (await rebuilt(ledger, folder(tmp_path, sidecar()))).restored == ["sku-17"]
     there = await ledger.get("sku-17")
@@ -104,7 +104,7 @@ async def test_a_key_without_an_id_gets_the_id_of_its_video(ledger, tmp_path, st
 
 
 async def test_a_key_that_stands_for_another_purchase_by_now_keeps_it(ledger, tmp_path):
-    """The older one is recorded beside it."""
+    """The older purchase is recorded beside the newer one."""
     await put(ledger, S.SUBMITTED, task_id="task-new")
     found = await rebuilt(ledger, folder(tmp_path, sidecar()))
     assert found.renamed == {"sku-17": "sku-17+task-sku-17"}
@@ -113,7 +113,7 @@ async def test_a_key_that_stands_for_another_purchase_by_now_keeps_it(ledger, tm
 
 
 async def test_what_is_no_sidecar_is_left_alone_and_what_is_broken_is_named(ledger, tmp_path):
-    """One bad file does not hide the others."""
+    """One broken file does not hide the others."""
     storage = folder(tmp_path, sidecar(), {"results": []}, sidecar("sku-18", submitted_at="?"))
     (tmp_path / "cut.json").write_text('{"key": ')
     (tmp_path / "list.json").write_text("[1]")
@@ -123,7 +123,7 @@ async def test_what_is_no_sidecar_is_left_alone_and_what_is_broken_is_named(ledg
 
 
 async def test_a_storage_that_cannot_be_listed_says_so(ledger):
-    """And what helps."""
+    """The error says how to fix it."""
 
     class Silent:
         def names(self, folder: str = "") -> None:
@@ -135,7 +135,7 @@ async def test_a_storage_that_cannot_be_listed_says_so(ledger):
 
 
 def test_an_early_sidecar_is_read_with_what_it_has():
-    """One without the ledger's part counts as one purchase of the length of its video."""
+    """A sidecar without ledger data counts as one purchase of the length of its video."""
     names = ("claim", "base_url", "billed_seconds", "cost", "charges", "serial", "ledger")
     early = {name: value for name, value in sidecar().items() if name not in names}
     (entry,), bad = entries_of([early], location="/v", base_url=BASE, identity=LEDGER)
@@ -144,7 +144,7 @@ def test_an_early_sidecar_is_read_with_what_it_has():
 
 
 def test_a_serial_counts_only_in_its_own_ledger():
-    """Another ledger's numbers mean nothing in this one."""
+    """Serial numbers of another ledger are ignored."""
     both = [sidecar(), sidecar("sku-18", ledger="b" * 32)]
     entries, _ = entries_of(both, location="/v", base_url=BASE, identity=LEDGER)
     assert {entry.key: entry.serial for entry in entries} == {"sku-17": 4, "sku-18": None}
@@ -152,7 +152,7 @@ def test_a_serial_counts_only_in_its_own_ledger():
 
 @given(st.integers(0, 30), st.integers(0, 30), st.sets(st.integers(1, 40)), st.data())
 def test_claims_that_nobody_knows_are_counted(last, highest, known, data):
-    """Those between the newest that the ledger knew and the newest that there was."""
+    """The missing claims are those between the ledger's newest and the newest one known."""
     in_ledger = data.draw(st.sets(st.sampled_from(sorted(known)))) if known else set()
     missing = missing_claims(last, highest, in_ledger=in_ledger, in_sidecars=known - in_ledger)
     assert missing == sum(1 for one in range(last + 1, highest + 1) if one not in known)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lease is renewed while the work goes on, whatever else goes on or goes wrong."""
+"""A lease is renewed during the work, even if other leases end or renewals fail."""
 
 import asyncio
 import itertools
@@ -22,7 +22,7 @@ S = State
 
 
 async def test_work_that_takes_longer_than_the_lease_keeps_it(hasty):
-    """It is renewed meanwhile, even if the loop of the run is busy."""
+    """The lease is renewed even if the event loop of the run is busy."""
     async with working_on(hasty, "sku-17", "run"):
         for _ in range(3):
             time.sleep(0.4)  # noqa: ASYNC251 -- the loop is kept busy on purpose
@@ -33,7 +33,7 @@ async def test_work_that_takes_longer_than_the_lease_keeps_it(hasty):
 
 
 def breaks_once(ledger, monkeypatch, error: Exception) -> asyncio.Event:
-    """Have the next statement of a ledger's renewals fail; the event is set when it did."""
+    """Make the next renewal statement of a ledger fail; the event is set after that."""
     execute, broken = ledger.database.execute, asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -48,7 +48,7 @@ def breaks_once(ledger, monkeypatch, error: Exception) -> asyncio.Event:
 
 
 async def test_a_lease_is_renewed_again_after_the_ledger_was_out_of_reach(hasty, monkeypatch):
-    """One renewal that fails does not end the others."""
+    """A failed renewal does not stop the later ones."""
     async with working_on(hasty, "sku-17", "run"):
         await breaks_once(hasty, monkeypatch, LedgerUnavailable("out of reach")).wait()
         before = (await hasty.get("sku-17")).lease_left
@@ -60,7 +60,7 @@ async def test_a_lease_is_renewed_again_after_the_ledger_was_out_of_reach(hasty,
 
 
 async def test_renewals_that_broke_down_begin_anew_with_the_next_block(hasty, monkeypatch):
-    """Whatever it was that broke them."""
+    """Any failure of the renewals is repaired when the next block acquires a lease."""
     async with working_on(hasty, "sku-17", "run"):
         broken = breaks_once(hasty, monkeypatch, RuntimeError("nobody has thought of this"))
         async with asyncio.timeout(10):
@@ -75,7 +75,7 @@ async def test_renewals_that_broke_down_begin_anew_with_the_next_block(hasty, mo
 
 
 async def test_who_goes_during_a_renewal_does_not_end_it(hasty, monkeypatch):
-    """Its answer tells of a lease that nobody here holds any more; those of others go on."""
+    """The lease that was just released is ignored, and the others are renewed."""
     await put(hasty, State.SUBMITTED, "sku-18", task_id="task-2")
     execute, asked, gone = hasty.database.execute, asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
@@ -102,7 +102,7 @@ async def test_who_goes_during_a_renewal_does_not_end_it(hasty, monkeypatch):
 
 
 def test_who_comes_during_a_renewal_does_not_end_it(file_ledger):
-    """The leases of all others would lapse while they work."""
+    """Otherwise the leases of all others would expire during their work."""
     usual, come, over = sys.getswitchinterval(), threading.Event(), threading.Event()
 
     def come_and_go():
@@ -153,7 +153,7 @@ async def test_a_row_that_somebody_has_locked_keeps_no_other_from_being_renewed(
 
 
 def drop_a_loop_at_work(ledger, *, close: bool) -> tuple[asyncio.AbstractEventLoop, Any]:
-    """Have a run work on a generation in a loop that is stopped and forgotten meanwhile."""
+    """Let a run work on a generation in an event loop that is stopped and dropped."""
     loop, working = asyncio.new_event_loop(), asyncio.Event()
 
     async def work():
@@ -171,7 +171,7 @@ def drop_a_loop_at_work(ledger, *, close: bool) -> tuple[asyncio.AbstractEventLo
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("close", [True, False], ids=["closed", "stopped"])
 async def test_a_loop_that_was_dropped_at_work_holds_nothing_for_ever(hasty, close):
-    """Its lease is renewed no more, so the next run takes over; also one of the same name."""
+    """The lease expires, so the next run takes over, even one with the same name."""
     dropped = await asyncio.to_thread(drop_a_loop_at_work, hasty, close=close)
     assert hasty.holders_here() == []
     for run in ("dropped", "next"):

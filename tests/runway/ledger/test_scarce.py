@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine that has run out of something buys nothing that it cannot account for."""
+"""Nothing is bought while the machine lacks a resource that is needed to record it."""
 
 import json
 import subprocess
@@ -51,7 +51,7 @@ asyncio.run(main(sys.argv[1]))
 
 
 def test_without_a_free_descriptor_nothing_is_bought_and_it_is_told(sandbox, tmp_path):
-    """The submission was certainly not sent; once there is one again, it goes through."""
+    """The request was not sent, and it works when descriptors are free again."""
     service = sandbox()
     done = subprocess.run(
         [sys.executable, "-c", OUT_OF_FILES, service.url],
@@ -72,7 +72,7 @@ def test_without_a_free_descriptor_nothing_is_bought_and_it_is_told(sandbox, tmp
 
 @pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])
 async def test_a_clock_that_jumps_changes_no_wait(jump, sandbox, request_, client_of, monkeypatch):
-    """Waiting is counted on a clock that nobody sets; the wall's may go back or ahead a day."""
+    """Waits use a monotonic clock, so the wall clock may jump by a day."""
     import time
 
     from prefect_cometapi.runway import Submission

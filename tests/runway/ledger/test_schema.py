@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger's table is made once, brought up to date with care, and never by an older package."""
+"""The ledger's table is created once, migrated safely, and never used by an older package."""
 
 import asyncio
 from typing import Any
@@ -21,7 +21,7 @@ FILL = "UPDATE cometapi_generations SET colour = 'blue'"
 
 @pytest.fixture
 async def old(ledger_url):
-    """The URL of a ledger of this version, with one entry."""
+    """Return the URL of a ledger of this version with one entry."""
     ledger = Ledger(ledger_url)
     await put(ledger, S.STORED, "old", task_id="task-0")
     await ledger.database.close()
@@ -38,18 +38,18 @@ def next_version(monkeypatch, *statements: str) -> None:
 
 
 async def test_a_fresh_ledger_is_empty_and_of_the_present_version(ledger):
-    """It is made when it is first used."""
+    """The table is created at the first use."""
     assert await ledger.entries() == []
     assert await rows(ledger, "SELECT version FROM cometapi_ledger_version") == [(schema.VERSION,)]
 
 
 def test_every_version_has_the_way_that_leads_to_it():
-    """None is left out, and there is none from the future."""
+    """There is one migration for every version, and none for a later one."""
     assert sorted(schema.MIGRATIONS) == list(range(2, schema.VERSION + 1))
 
 
 async def test_a_ledger_that_many_open_at_once_is_made_once(ledger_url):
-    """All find it ready."""
+    """All processes find the ledger ready."""
     ledgers = [Ledger(ledger_url) for _ in range(8)]
     assert await asyncio.gather(*[ledger.get("sku-17") for ledger in ledgers]) == [None] * 8
     assert await rows(ledgers[0], "SELECT count(*) FROM cometapi_ledger_version") == [(1,)]
@@ -58,7 +58,7 @@ async def test_a_ledger_that_many_open_at_once_is_made_once(ledger_url):
 
 
 async def test_an_older_ledger_is_brought_up_to_date_once(old, monkeypatch):
-    """Though eight open it at once, and with all that it knew."""
+    """Eight processes open the ledger concurrently, and no entry is lost."""
     next_version(monkeypatch, ADD, FILL)
     ledgers = [Ledger(old) for _ in range(8)]
     found = await asyncio.gather(*[ledger.get("old") for ledger in ledgers])
@@ -71,7 +71,7 @@ async def test_an_older_ledger_is_brought_up_to_date_once(old, monkeypatch):
 
 
 async def test_a_ledger_several_versions_old_takes_each_step(old, monkeypatch):
-    """In their order."""
+    """The migrations run in their order."""
     next_version(monkeypatch, ADD)
     next_version(monkeypatch, FILL)
     next_version(monkeypatch, "UPDATE cometapi_generations SET colour = colour || 'ish'")
@@ -81,7 +81,7 @@ async def test_a_ledger_several_versions_old_takes_each_step(old, monkeypatch):
 
 
 async def test_an_update_that_breaks_off_leaves_the_ledger_as_it_was(old, monkeypatch):
-    """The next attempt starts from there."""
+    """The next attempt starts from the unchanged ledger."""
     with monkeypatch.context() as patched:
         next_version(patched, ADD, "UPDATE nonsense SET a = 1")
         with pytest.raises(LedgerUnavailable, match="nonsense"):
@@ -96,7 +96,7 @@ async def test_an_update_that_breaks_off_leaves_the_ledger_as_it_was(old, monkey
 
 
 async def test_a_newer_ledger_is_refused_and_left_as_it_is(old):
-    """With the words that help, and nothing is bought past it."""
+    """The error says what to do, and nothing is bought."""
     ledger, service = Ledger(old), Service()
     await rows(ledger, "UPDATE cometapi_ledger_version SET version = 99")
     before = await rows(ledger, "SELECT * FROM cometapi_generations")
@@ -125,7 +125,7 @@ async def test_a_newer_ledger_is_refused_and_left_as_it_is(old):
 
 @pytest.mark.postgres
 async def test_who_may_make_no_table_is_told_so(postgres):
-    """In PostgreSQL's own words, and without waiting."""
+    """The error has PostgreSQL's own message and comes at once."""
     url = postgres.create_database()
     postgres.execute("DROP ROLE IF EXISTS guest")
     postgres.execute("CREATE ROLE guest LOGIN")
@@ -138,7 +138,7 @@ async def test_who_may_make_no_table_is_told_so(postgres):
 @pytest.mark.postgres
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_a_server_that_restarts_while_the_table_is_made_is_waited_for(postgres, mode):
-    """The opening begins again."""
+    """Opening the ledger is tried again."""
     url = postgres.create_database()
     blocker = await asyncpg.connect(url)
     await blocker.execute(f"SELECT pg_advisory_lock({schema._LOCK})")
@@ -168,11 +168,11 @@ FIRST_VERSION = (
     "ALTER TABLE cometapi_ledger_version DROP COLUMN serial_floor",
     "UPDATE cometapi_ledger_version SET version = 1",
 )
-"""Statements that make a present ledger one of the first version."""
+"""Statements that turn a current ledger into one of the first version."""
 
 
 async def test_a_ledger_of_the_first_version_is_brought_up_to_date(ledger_url):
-    """It keeps its entries, and counts what they may have cost."""
+    """The entries are kept, and their possible costs are counted."""
     first = Ledger(ledger_url)
     await put(first, S.STORED, "old", task_id="task-0", attempts=2)
     await put(first, S.REJECTED, "refused", attempts=1)
@@ -195,7 +195,7 @@ async def test_a_ledger_of_the_first_version_is_brought_up_to_date(ledger_url):
 
 @pytest.mark.postgres
 async def test_two_roles_with_search_paths_of_their_own_share_one_ledger(postgres):
-    """Else each would buy what the other one has."""
+    """Otherwise each role would buy what the other one has."""
     url = postgres.create_database()
     name = url.rpartition("/")[2]
     for role in ("alice", "bob"):
@@ -215,7 +215,7 @@ async def test_two_roles_with_search_paths_of_their_own_share_one_ledger(postgre
 
 @pytest.mark.postgres
 async def test_the_url_may_name_a_schema_of_its_own(postgres):
-    """As libpq writes it; then the tables lie there."""
+    """The URL names the schema as in libpq, and the tables are created there."""
     url = postgres.create_database()
     postgres.execute("CREATE SCHEMA videos", url.rpartition("/")[2])
     ledger = Ledger(f"{url}?options=-csearch_path%3Dvideos")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second submission after a doubt, a failure or a release is the user's decision, once."""
+"""Only the user can allow a second submission, for one time."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ S = State
 
 
 async def test_a_second_charge_that_the_user_accepts_is_sent_once(ledger):
-    """After an unknown outcome, with ``resubmit``, and the attempts are counted."""
+    """After an unknown outcome, ``resubmit`` sends one more request and counts the attempts."""
     service = Service(SubmissionUncertain("?"))
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service)
@@ -38,7 +38,7 @@ async def test_a_second_charge_is_accepted_by_many_and_sent_once(ledger):
 
 
 async def test_a_second_charge_that_was_refused_leaves_the_doubt_about_the_first(ledger):
-    """The key is not free then: the user accepted one more charge, and not any number."""
+    """The key is not free, because the user accepted one more charge and not any number."""
     service = Service(SubmissionUncertain("?"), InvalidRequest("no"))
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service)
@@ -49,7 +49,7 @@ async def test_a_second_charge_that_was_refused_leaves_the_doubt_about_the_first
 
 
 async def test_a_second_charge_that_was_not_sent_leaves_the_doubt_about_the_first(ledger):
-    """The run is cancelled when it had the key and had not sent anything."""
+    """The run is cancelled after it got the key and before it sent anything."""
     service, change, claimed = Service(SubmissionUncertain("?")), ledger.change, asyncio.Event()
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service)
@@ -74,7 +74,7 @@ async def test_a_second_charge_that_was_not_sent_leaves_the_doubt_about_the_firs
 
 
 async def test_what_was_lost_is_not_sent_again_even_so(ledger):
-    """Given up is given up; only a release frees the key."""
+    """A lost submission is repeated only after a release."""
     await put(ledger, S.LOST)
     service = Service()
     with pytest.raises(SubmissionUncertain):
@@ -84,7 +84,7 @@ async def test_what_was_lost_is_not_sent_again_even_so(ledger):
 
 
 async def test_a_second_purchase_starts_with_a_clean_record(ledger):
-    """Nothing of the failed generation before it is told of the new one."""
+    """The new generation does not inherit the error of the failed one."""
     old = await put(ledger, S.SUBMITTED, task_id="task-0", submitted_at=datetime.now(UTC))
     error = entry(S.FAILED, failure_code="SAFETY.INPUT.TEXT", note="no cats").failure()
     await ledger.failed(old.submission(), error)

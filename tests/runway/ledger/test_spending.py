@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was spent under the keys of a batch is what the rows of the ledger say, and nothing else."""
+"""The spending of a batch is computed from the rows of the ledger alone."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ PRICES = {"gen4_turbo": Price(0.5), "gen4_aleph": Price(0.2, per_second=True)}
 
 
 async def bought(ledger, key, charges=1, **wanted):
-    """Put a row with so many charges into the ledger."""
+    """Add a row with a number of charges to the ledger."""
     assert await ledger.add(intent(key, **wanted), S.SUBMITTED, key, charges=charges)
 
 
@@ -30,7 +30,7 @@ async def bought(ledger, key, charges=1, **wanted):
     ],
 )
 async def test_only_keys_that_begin_with_the_prefix_count(ledger, others):
-    """Neither a key that sorts beside them nor one that differs in case is taken for one."""
+    """Keys with a similar prefix, or one in another case, are not counted."""
     for key in ["batch/a", "batch/", "batch/\U0010ffff", "batch/ä/b", *others]:
         await bought(ledger, key)
     assert await ledger.spent("batch/", PRICES) == Spent(money=2.0, seconds=20.0, charges=4)
@@ -38,7 +38,7 @@ async def test_only_keys_that_begin_with_the_prefix_count(ledger, others):
 
 @pytest.mark.parametrize("prefix", ["100%/", "a_c/", "a\\_c/", "'/", "[a]*/", "ünï/", "日本/"])
 async def test_no_character_of_a_prefix_is_a_wildcard(ledger, prefix):
-    """Each counts as itself alone."""
+    """Each character of a prefix matches only itself."""
     for key in ["100 percent/x", "abc/x", "a\\bc/x", "a/x", "uni/x", "日木/x", "1000/x"]:
         await bought(ledger, key)
     await bought(ledger, f"{prefix}x")
@@ -46,7 +46,7 @@ async def test_no_character_of_a_prefix_is_a_wildcard(ledger, prefix):
 
 
 async def test_every_charge_counts_at_what_it_was_estimated_to_cost(ledger):
-    """A key that was submitted three times counts three times, one that was refused not at all."""
+    """A key that was submitted three times counts three times, and a refused one not at all."""
     await bought(ledger, "b/thrice", charges=3, cost=0.4, billed_seconds=5.0)
     await bought(ledger, "b/refused", charges=0, cost=0.4)
     spent = await ledger.spent("b/", PRICES)
@@ -64,19 +64,19 @@ async def test_every_charge_counts_at_what_it_was_estimated_to_cost(ledger):
     ],
 )
 async def test_a_row_without_a_cost_counts_at_the_price_of_its_model(ledger, wanted, money):
-    """Or at the highest price where its model has none, so that a limit holds all the same."""
+    """A model without a price counts at the highest price, so that the limit still holds."""
     await bought(ledger, "b/1", **wanted)
     assert (await ledger.spent("b/", PRICES)).money == pytest.approx(money)
     assert (await ledger.spent("b/", {})).money == 0.0
 
 
 async def test_nothing_is_spent_in_an_empty_ledger(ledger):
-    """Zero, and not nothing."""
+    """The spending of an empty ledger is zero, not None."""
     assert await ledger.spent("b/", PRICES) == Spent()
 
 
 def test_the_keys_of_a_batch_begin_with_its_prefix(request_):
-    """With or without an id."""
+    """Generated keys and keys with an id have the prefix."""
     key_of = batch_keys("sku")
     for key in (key_of("17", request_, 1), key_of(None, request_, 2)):
         assert key.startswith(batch_prefix("sku"))
@@ -87,7 +87,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 
 @given(prefix=texts, text=texts, rest=texts)
 def test_the_range_of_a_prefix_holds_what_begins_with_it(prefix, text, rest):
-    """And nothing else, byte by byte."""
+    """The range compares byte by byte and holds no other keys."""
     end = after_prefix(prefix)
     for key in (text, prefix + rest):
         encoded = key.encode()
@@ -96,7 +96,7 @@ def test_the_range_of_a_prefix_holds_what_begins_with_it(prefix, text, rest):
 
 
 def test_the_range_of_a_prefix_ends_at_no_surrogate():
-    """No database holds one."""
+    """No database can store a surrogate."""
     assert after_prefix("a\ud7ff".encode("utf-8", "surrogatepass").decode()) == "a\ue000"
     assert after_prefix("a\U0010ffff") == "b"
     assert after_prefix("\U0010ffff") is None

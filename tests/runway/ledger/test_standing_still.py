@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine that slept, or a process that was stopped, does not send what it no longer may."""
+"""A process that was suspended or stopped does not send a request that it may no longer send."""
 
 import asyncio
 import json
@@ -78,13 +78,13 @@ asyncio.run(main())
 
 
 class Stopped:
-    """A process that stopped itself when its request was about to go over an open connection."""
+    """A process that stopped itself just before it sent its request over an open connection."""
 
     def __init__(self, process: Any) -> None:
         self._process = process
 
     async def goes_on(self) -> list[dict[str, str]]:
-        """What it says once it is let go on, to its end."""
+        """Continue the process and return its output."""
         self._process.send_signal(signal.SIGCONT)
         async with asyncio.timeout(60):
             told, _ = await self._process.communicate()
@@ -110,14 +110,14 @@ async def stopped(service: str, ledger: str):
 
 @pytest.fixture
 async def books(ledger_url):
-    """A ledger whose leases are short."""
+    """Return a ledger with short leases."""
     ledger = Ledger(ledger_url, lease=LEASE)
     yield ledger
     await ledger.database.close()
 
 
 async def lapsed(ledger: Ledger) -> Any:
-    """The claim, once its lease is over."""
+    """Wait until the lease of the claim expires, and return the entry."""
 
     async def is_over() -> Any:
         entry = await ledger.get("sku-17")
@@ -127,7 +127,7 @@ async def lapsed(ledger: Ledger) -> Any:
 
 
 async def buys(ledger_url: str, service: str, request_: Any) -> str | None:
-    """What another run buys, whose lease is as long as usual."""
+    """Buy the generation in another run, with a lease of normal length, and return its id."""
     ledger = Ledger(ledger_url)
     async with RunwayClient(SecretStr("sandbox"), base_url=service) as client:
         entry = await buy_once(
@@ -144,7 +144,7 @@ async def buys(ledger_url: str, service: str, request_: Any) -> str | None:
 async def test_a_key_that_was_released_meanwhile_is_not_bought_again(
     sandbox, books, ledger_url, request_
 ):
-    """The user looked, saw that nothing was sent, and let it be bought: the sleeper takes that."""
+    """The user has released the key and another run bought it, so the stopped process attaches."""
     service = sandbox()
     async with stopped(service.url, ledger_url) as sleeper:
         await give_up(books, await lapsed(books))
@@ -163,7 +163,7 @@ async def test_a_key_that_was_released_meanwhile_is_not_bought_again(
 
 @pytest.mark.slow
 async def test_a_sleeper_whose_key_nobody_wanted_buys_it_once(sandbox, books, ledger_url):
-    """It takes its key anew, or goes on where its lease could still be renewed."""
+    """The stopped process claims its key again, or continues if its lease is still valid."""
     service = sandbox()
     async with stopped(service.url, ledger_url) as sleeper:
         await lapsed(books)
@@ -179,7 +179,7 @@ async def test_a_sleeper_whose_key_nobody_wanted_buys_it_once(sandbox, books, le
 async def test_a_sleeper_whose_key_is_in_doubt_leaves_the_doubt_to_the_user(
     sandbox, books, ledger_url
 ):
-    """Somebody was told that it may be bought, so nothing is bought behind their back."""
+    """The user was told that the key is uncertain, so nothing is bought without asking."""
     service = sandbox()
     async with stopped(service.url, ledger_url) as sleeper:
         await give_up(books, await lapsed(books))
@@ -190,13 +190,13 @@ async def test_a_sleeper_whose_key_is_in_doubt_leaves_the_doubt_to_the_user(
 
 
 async def test_a_claim_that_is_renewed_is_not_given_up_by_who_saw_it_lapse(ledger):
-    """Between the look and the decision its holder may have come back."""
+    """The owner may renew its lease between the check and the decision."""
     await put(ledger, S.INTENDED, holder=distant_holder(), attempts=1)
     lapsed_ = await ledger.get("sku-17")
     assert lapsed_
 
     async def is_renewed() -> bool:
-        """SQLite's clock has milliseconds, and two changes may be made in one."""
+        """Renew the lease until its end changes, because SQLite's clock has only milliseconds."""
         renewed = await ledger.take("sku-17", distant_holder())
         return renewed.leased_until != lapsed_.leased_until
 
@@ -210,7 +210,7 @@ async def test_a_claim_that_is_renewed_is_not_given_up_by_who_saw_it_lapse(ledge
 async def test_a_cancelled_claim_is_withdrawn_also_where_it_is_renewed_just_then(
     ledger, monkeypatch
 ):
-    """Otherwise who comes next would take it for a submission that left no answer."""
+    """Otherwise the claim would look like a submission without an answer."""
     add, get, claimed = ledger.add, ledger.get, asyncio.Event()
 
     async def added_without_an_answer(*args, **values):
@@ -237,7 +237,7 @@ async def test_a_cancelled_claim_is_withdrawn_also_where_it_is_renewed_just_then
 
 @pytest.mark.parametrize("clock", ["clock_gettime", "time"])
 async def test_either_clock_tells_that_time_was_lost(ledger, monkeypatch, clock):
-    """One that counts a machine's sleep, and the one that is mended after a pause."""
+    """The clock that includes suspend detects a pause, and so does the one set after it."""
     service = Service()
     true = getattr(time, clock)
 
@@ -255,7 +255,7 @@ async def test_either_clock_tells_that_time_was_lost(ledger, monkeypatch, clock)
 
 
 async def test_a_claim_that_waited_for_its_turn_counts_from_when_it_was_made(ledger, monkeypatch):
-    """With a thousand runs in one process and a slow disk, that may be longer than a lease."""
+    """With a thousand runs and a slow disk, a claim may wait for longer than a lease."""
     service, wanted = Service(), threading.Event()
     true, asked = time.clock_gettime, ledger.database.asked
 
@@ -279,7 +279,7 @@ async def test_a_claim_that_waited_for_its_turn_counts_from_when_it_was_made(led
 
 
 async def test_a_long_wait_for_a_connection_is_no_pause(ledger_url):
-    """Its lease is renewed all the while, so what takes longer than one is sent all the same."""
+    """The lease is renewed during the wait, so the request is sent even after a long wait."""
     books, service = Ledger(ledger_url, lease=1.0), Service()
     others = Ledger(ledger_url)  # the renewals alone tell the holder that they were made
 
@@ -310,7 +310,7 @@ async def test_a_long_wait_for_a_connection_is_no_pause(ledger_url):
 
 
 async def test_who_holds_nothing_is_sure_of_nothing(ledger):
-    """Neither a key that was never taken, nor one that another run has."""
+    """A lease is valid only if this run has acquired it."""
     assert not ledger.is_surely_held("sku-17", holder_name("r"))
     with ledger.holding("sku-17", holder_name("r")):
         assert not ledger.is_surely_held("sku-17", holder_name("r"))
@@ -320,7 +320,7 @@ async def test_who_holds_nothing_is_sure_of_nothing(ledger):
 
 @given(seconds=st.floats(0.001, 1e6))
 def test_a_moment_passes_when_its_seconds_have(seconds):
-    """Not before, and for certain after."""
+    """A point in time is past only after its seconds are over."""
     now = Moment.now()
     assert not now.later(seconds + 60).has_passed()
     assert now.later(-seconds).has_passed()

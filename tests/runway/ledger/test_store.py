@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger keeps every generation, and each change of one is made whole, once, or not at all."""
+"""The ledger keeps every generation, and each change is atomic and made at most once."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ S = State
 
 
 async def test_a_key_has_one_entry(ledger):
-    """The second of two that claim it gets nothing, and the first gets its own again."""
+    """A second claim of the key gets nothing, and the first claim gets its entry again."""
     first = await ledger.add(intent(), S.INTENDED, "claim-1", attempts=1, holder="h")
     assert await ledger.add(intent(model="other"), S.INTENDED, "claim-2") is None
     again = await ledger.add(intent(), S.INTENDED, "claim-1", attempts=1, holder="h")
@@ -36,7 +36,7 @@ async def test_a_key_has_one_entry(ledger):
 
 
 async def test_of_twenty_claims_at_once_one_is_made(ledger):
-    """The database decides."""
+    """The database decides which claim wins."""
     made = await asyncio.gather(
         *[ledger.add(intent(), S.INTENDED, f"claim-{number}") for number in range(20)]
     )
@@ -44,7 +44,7 @@ async def test_of_twenty_claims_at_once_one_is_made(ledger):
 
 
 async def test_a_key_is_told_apart_from_every_other(ledger):
-    """By each letter, its case and its spaces."""
+    """Letters, case and spaces distinguish keys."""
     keys = ["a", "A", " a", "a ", "ä", "a\u0308", "%", "_", "a'b", 'a"b', "鍵", "😀"]
     for key in keys:
         assert await ledger.add(intent(key), S.SUBMITTED, "c", task_id=f"id of {key}")
@@ -54,7 +54,7 @@ async def test_a_key_is_told_apart_from_every_other(ledger):
 
 
 async def test_what_was_written_is_read(ledger):
-    """Every field of what is wanted, numbers and nested JSON included."""
+    """Every field of an intent is read back, including numbers and nested JSON."""
     wish = intent(
         "k",
         request={"a": [1, 2.5, None, True, {"ü": "\0 \ud800 😀"}], "promptText": ""},
@@ -72,7 +72,7 @@ async def test_what_was_written_is_read(ledger):
 
 @pytest.mark.parametrize("before", State)
 async def test_a_change_is_made_only_where_it_may_follow(ledger, before):
-    """The database itself sees to it, for each pair of states."""
+    """The database enforces the allowed transitions for each pair of states."""
     for after in State:
         key = f"{before} to {after}"
         was = await put(ledger, before, key, task_id="t")
@@ -88,7 +88,7 @@ async def test_a_change_is_made_only_where_it_may_follow(ledger, before):
 
 
 async def test_of_two_changes_at_once_one_is_made(ledger):
-    """Both saw the same entry; the second is told that it has changed since."""
+    """Both changes were based on the same entry, and the second one fails."""
     for number in range(10):
         key = f"k{number}"
         seen = await put(ledger, S.UNCERTAIN, key)
@@ -101,7 +101,7 @@ async def test_of_two_changes_at_once_one_is_made(ledger):
 
 
 async def test_a_change_needs_what_it_was_decided_on(ledger):
-    """State and claim of the entry that was seen, or the claim that owns it."""
+    """A change needs the state and claim that were read, or the claim that owns the entry."""
     seen = await put(ledger, S.UNCERTAIN)
     again = await ledger.change("sku-17", S.INTENDED, seen=seen, claim="new")
     assert await ledger.change("sku-17", S.SUBMITTED, seen=seen, task_id="t") is None
@@ -112,7 +112,7 @@ async def test_a_change_needs_what_it_was_decided_on(ledger):
 
 
 async def test_a_change_with_an_id_keeps_another_id(ledger):
-    """It is made where the entry has that id, or none under the claim that got it."""
+    """An id is written if the entry has that id, or has none under the claim that got it."""
     claim = (await put(ledger, S.UNCERTAIN, "a")).claim
     await put(ledger, S.UNCERTAIN, "d")
     await put(ledger, S.SUBMITTED, "b", task_id="task-1")
@@ -124,7 +124,7 @@ async def test_a_change_with_an_id_keeps_another_id(ledger):
 
 
 async def test_a_claim_whose_answer_was_lost_is_known_again(ledger):
-    """The same change once more gives the entry, though it cannot be made any more."""
+    """Repeating the same claim returns its entry."""
     seen = await put(ledger, S.UNCERTAIN)
     first = await ledger.change("sku-17", S.INTENDED, seen=seen, claim="mine", attempts=2)
     again = await ledger.change("sku-17", S.INTENDED, seen=seen, claim="mine", attempts=2)
@@ -133,7 +133,7 @@ async def test_a_claim_whose_answer_was_lost_is_known_again(ledger):
 
 
 async def test_a_lease_begins_and_ends_with_its_holder(ledger):
-    """Its seconds are counted by the database's clock."""
+    """The length of a lease is measured by the database's clock."""
     made = await put(ledger, S.INTENDED, holder="h")
     assert made.lease_left
     assert 55 < made.lease_left <= 60
@@ -150,7 +150,7 @@ async def test_a_lease_begins_and_ends_with_its_holder(ledger):
 
 
 async def test_who_works_is_living_and_who_is_dead_is_not(ledger):
-    """A process elsewhere lives as long as its lease, one here as long as it can be seen."""
+    """A process elsewhere is alive as long as its lease, a local one as long as it exists."""
     for holder, living in [(distant_holder(), True), (dead_holder(), False), (None, False)]:
         there = await put(ledger, S.INTENDED, str(holder), holder=holder)
         assert await ledger.is_living(there) is living
@@ -159,7 +159,7 @@ async def test_who_works_is_living_and_who_is_dead_is_not(ledger):
 
 
 async def test_entries_come_newest_first_and_filtered(ledger):
-    """By state, time and run, and not more than asked for."""
+    """Entries are filtered by state, time and run, up to a limit."""
     for number in range(6):
         state = S.SUBMITTED if number % 2 else S.STORED
         wish = intent(f"k{number}", flow_run_id="run-1" if number < 3 else "run-2")
@@ -182,7 +182,7 @@ async def test_entries_come_newest_first_and_filtered(ledger):
 
 
 async def test_an_id_is_found_at_the_service_that_gave_it(ledger):
-    """The first of several entries, and none of another service."""
+    """The first of several entries is found, and none of another service."""
     await put(ledger, S.SUBMITTED, "a", task_id="task-1")
     await put(ledger, S.STORED, "b", task_id="task-1")
     assert (await ledger.find("task-1", BASE)).key == "a"
@@ -191,7 +191,7 @@ async def test_an_id_is_found_at_the_service_that_gave_it(ledger):
 
 
 async def test_times_come_back_in_utc(ledger):
-    """To the microsecond, whatever zone they were written in."""
+    """Times are exact to the microsecond, whatever zone they were written in."""
     moment = datetime(2026, 7, 1, 23, 30, 5, 123456, timezone(timedelta(hours=-7)))
     made = await put(ledger, S.SUBMITTED, task_id="t", submitted_at=moment, stored_at=None)
     assert made.submitted_at
@@ -203,7 +203,7 @@ async def test_times_come_back_in_utc(ledger):
 
 
 async def test_text_that_no_database_takes_is_kept_as_well_as_possible(ledger):
-    """A NUL or half a character in somebody's message is no reason to lose a generation."""
+    """NUL characters and surrogates in a message do not break the entry."""
     odd = "a\0b\ud800c"
     await put(ledger, S.INTENDED, holder="h", attempts=1)
     changed = await ledger.change("sku-17", S.UNCERTAIN, note=odd, failure_code=odd, holder=None)
@@ -215,14 +215,14 @@ async def test_text_that_no_database_takes_is_kept_as_well_as_possible(ledger):
 
 
 async def test_a_run_with_an_odd_name_can_hold_a_generation(ledger):
-    """Its name is kept as well as possible, as any other text."""
+    """A run name with invalid characters is stored as well as possible."""
     assert await put(ledger, S.INTENDED, holder="h:1:s:2|a\0b\ud800c")
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(note=st.text(st.characters()), body=st.dictionaries(st.text(), st.text(), max_size=3))
 async def test_any_text_can_be_recorded(file_ledger, note, body):
-    """And read again, as an error or as a request."""
+    """Any text can be stored and read as an error or as a request."""
     key = uuid4().hex
     assert await file_ledger.add(intent(key, request=body), S.INTENDED, "c")
     assert await file_ledger.change(key, S.UNCERTAIN, note=note)
@@ -231,7 +231,7 @@ async def test_any_text_can_be_recorded(file_ledger, note, body):
 
 
 async def test_a_success_is_recorded_with_its_polls_and_without_its_token(ledger):
-    """And again when the step is repeated."""
+    """A repeated step records the success again."""
     made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
     for _ in range(2):
         done = await ledger.finished(made.submission(), finished())
@@ -253,7 +253,7 @@ async def test_a_success_is_recorded_with_its_polls_and_without_its_token(ledger
     ],
 )
 async def test_a_bad_end_is_recorded_with_its_reason(ledger, error, state):
-    """And is the same error when it is asked for again."""
+    """A recorded failure raises the same error again."""
     made = (await put(ledger, S.SUBMITTED, task_id="task-1")).submission()
     ended = await ledger.failed(made, error)
     assert ended.state is state
@@ -265,7 +265,7 @@ async def test_a_bad_end_is_recorded_with_its_reason(ledger, error, state):
 
 
 async def test_a_video_that_is_stored_in_a_second_place_is_kept_in_the_first(ledger):
-    """Both are told, and storing it again replaces only the same place."""
+    """Both locations are kept, and storing again replaces only the same one."""
     made = await put(ledger, S.SUCCEEDED, task_id="task-1")
     one = await ledger.stored(made, "task-1", "/one", [video("a")])
     two = await ledger.stored(one, "task-1", "/two", [video("b"), video("c")])
@@ -278,7 +278,7 @@ async def test_a_video_that_is_stored_in_a_second_place_is_kept_in_the_first(led
 
 
 async def test_the_seconds_that_are_billed_are_measured_where_they_are_not_known(ledger):
-    """Those that the request told are kept."""
+    """Seconds that the request gave are not replaced."""
     known = await put(ledger, S.SUCCEEDED, "a", task_id="1")
     unknown = await ledger.add(intent("b", billed_seconds=None), S.SUCCEEDED, "c", task_id="2")
     videos = [video("a", 4.0004), video("b", 6.0)]
@@ -291,7 +291,7 @@ async def test_the_seconds_that_are_billed_are_measured_where_they_are_not_known
     [("state", "sold"), ("outputs", None), ("videos", {"/a": [{"uri": "canary"}]})],
 )
 async def test_a_row_that_cannot_be_read_is_named_and_stops_what_needs_it(ledger, column, value):
-    """Whoever damaged it: what it stands for may be bought, and its other columns are not told."""
+    """The error names a key that is possibly bought, and shows no other columns."""
     await put(ledger, S.SUBMITTED, "odd", task_id="canary")
     await put(ledger, S.SUBMITTED, "good", task_id="t")
     damage = update(generations).where(generations.c.key == "odd").values({column: value})

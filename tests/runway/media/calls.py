@@ -98,6 +98,6 @@ CALLS = {
     "setsid": (112, 157),
     "setpgid": (109, 154),
 }
-"""Those that are allowed with one first argument are among them."""
+"""Calls from the table above that are allowed with one particular first argument."""
 
 COLUMNS = {"x86_64": 0, "aarch64": 1}

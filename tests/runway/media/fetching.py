@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of downloads are made of: an output, its address, and a download of its own."""
+"""Helpers of the download tests: an output, its address, and a download with its own client."""
 
 import hashlib
 from pathlib import Path
@@ -15,13 +15,13 @@ BODY = bytes(range(256)) * 40
 
 
 def digest(content: bytes) -> str:
-    """SHA-256 in hex."""
+    """Return a SHA-256 hash in hex."""
     return hashlib.sha256(content).hexdigest()
 
 
 async def download(
     url: str, target: Path, *, transport: httpx.AsyncBaseTransport | None = None, **options: Any
 ) -> str:
-    """A download with a client of its own."""
+    """Download a file with a new client."""
     async with AssetClients(transport) as clients:
         return await download_with(clients, url, target, **options)

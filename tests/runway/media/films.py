@@ -55,7 +55,7 @@ def _write_sound(target: str) -> None:
 
 
 def _write_clip_with_longer_sound(target: str) -> None:
-    """A WebM tells only the length of the whole file, here that of its sound: three seconds."""
+    """Write a WebM whose only stated length is that of its sound: three seconds."""
     graph = Graph()
     chain = [
         graph.add("sine", "duration=3:sample_rate=48000"),
@@ -80,7 +80,7 @@ def _write_clip_with_longer_sound(target: str) -> None:
 
 
 def _write_subtitled(target: str) -> None:
-    """What PyAV does with subtitles it imports when it meets some."""
+    """Write a clip with subtitles, for which PyAV imports an extra module."""
     with av.open(target, "w", format="mp4") as output:
         video: Any = output.add_stream("libx264", rate=24)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
@@ -98,7 +98,7 @@ def _write_subtitled(target: str) -> None:
 
 
 class _Pipe(io.RawIOBase):
-    """Cannot be rewound, so the length of what is written to it never reaches its header."""
+    """An output that cannot be rewound, so that the header of a file never gets its length."""
 
     def __init__(self) -> None:
         self.content = bytearray()
@@ -112,7 +112,7 @@ class _Pipe(io.RawIOBase):
 
 
 def _without_size(clip: bytes) -> bytes:
-    """The clip with its frames' size taken out of the header and of the codec's parameters."""
+    """Return the clip without the frame size in the header and in the codec's parameters."""
     broken = bytearray(clip)
     entry = clip.index(b"avc1", clip.index(b"stsd")) + 28
     broken[entry : entry + 4] = bytes(4)
@@ -182,7 +182,7 @@ FILMS: dict[str, dict[str, Any]] = {
     "live with sound.webm": {"codec": "libvpx-vp9", "sound": _OPUS, "pipe": True},
     "uneven live.webm": {"codec": "libvpx", "uneven": True, "pipe": True},
 }
-"""Good films, and how each is made; what is no argument of _film is an option of its container."""
+"""Good films and their arguments; arguments unknown to _film are options of the container."""
 
 
 def film(name: str) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A decoder whose program is an attacker's: it tries everything and prints what came of it.
+"""An attacker's program in place of the decoder: it tries everything and prints the results.
 
 test_confinement.py runs it by its path, with one argument, a JSON object: ``runway`` (folder of the
 decoder), ``here`` (folder with victims), ``secret`` (address of a secret in the parent), ``port``,
@@ -35,7 +35,7 @@ MINE = ctypes.create_string_buffer(len(SECRET))
 
 
 class Part(ctypes.Structure):
-    """A piece of memory, as process_vm_readv takes it."""
+    """A piece of memory, as process_vm_readv expects it."""
 
     _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
@@ -50,7 +50,7 @@ def call(name: str, *arguments: Any) -> int:
 
 
 def opened(name: str, *arguments: Any) -> None:
-    """Make a call that gives a descriptor, and close that."""
+    """Make a call that returns a descriptor, and close that."""
     os.close(call(name, *arguments))
 
 
@@ -90,7 +90,7 @@ def in_a_thread() -> None:
 
 
 def limit_the_victim() -> None:
-    """With less processor time than it used already, this kills it."""
+    """Set the victim's limit of processor time, which kills a victim that has used more already."""
     resource.prlimit(VICTIM, resource.RLIMIT_CPU, resource.prlimit(VICTIM, resource.RLIMIT_CPU))
 
 
@@ -114,7 +114,7 @@ def attach_shared_memory() -> None:
 
 
 def make_and_remove(name: str, control: str, *arguments: Any) -> None:
-    """Make an object of System V and remove it again."""
+    """Make a System V object and remove it."""
     made = call(name, *arguments)
     removing = (made, 0, 0) if control == "semctl" else (made, 0)
     call(control, *removing, None)
@@ -154,7 +154,7 @@ def open_a_queue() -> None:
 
 
 def have_it_signalled() -> None:
-    """Name it as the one that is signalled when input arrives, which needs no call to kill."""
+    """Register the victim for signals about input, which needs no call of kill."""
     with open(0, "rb", closefd=False) as standard_input:
         call("fcntl", standard_input.fileno(), 8, VICTIM)  # F_SETOWN
 
@@ -227,7 +227,7 @@ ATTEMPTS = {
 
 
 def _bpf_map() -> Any:
-    """An array of one number."""
+    """Return the attributes of an array with one number."""
     numbers = [2, 4, 4, 1]
     return ctypes.create_string_buffer(b"".join(n.to_bytes(4, sys.byteorder) for n in numbers), 72)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The filter of a confined decoder, for every machine that it knows, run by an interpreter.
+"""The seccomp filter of a confined decoder, interpreted for every machine that it supports.
 
-What the kernel does with it on this machine is seen in test_confinement.py.
+test_confinement.py tests it in the kernel of this machine.
 """
 
 import errno
@@ -19,7 +19,7 @@ from .calls import CALLS, COLUMNS, NONE
 ALLOW, FAIL = 0x7FFF0000, 0x00050000
 PID = 4711
 X32 = 0x40000000
-"""Bit in the number of a call that an x86-64 program with 32-bit addresses makes."""
+"""Bit in the number of each system call of an x86-64 program with 32-bit addresses."""
 CLONE_THREAD = 0x10000
 
 machines = pytest.mark.parametrize("machine", sorted(_MACHINES))
@@ -27,7 +27,7 @@ words = st.integers(0, 2**32 - 1)
 
 
 def verdict(machine: str, number: int, argument: int = 0, architecture: int | None = None) -> int:
-    """Run the filter on a call as the kernel would, and return what it returns."""
+    """Run the filter on a call as the kernel would, and return the result."""
     known = _MACHINES[machine]
     program = list(struct.iter_unpack("=HBBI", _filter(known, PID)))
     asked = struct.pack("=IIQ6Q", number, architecture or known.architecture, 0, argument, *[0] * 5)
@@ -49,14 +49,14 @@ def verdict(machine: str, number: int, argument: int = 0, architecture: int | No
 
 
 def is_denied(outcome: int) -> bool:
-    """It fails with an error, and one that a C library or Python can deal with."""
+    """Return whether the call fails with an error that a C library or Python can handle."""
     return outcome in {FAIL | errno.EACCES, FAIL | errno.ENOSYS}
 
 
 @machines
 @pytest.mark.parametrize("name", sorted(CALLS))
 def test_no_call_reaches_another_process_a_file_or_what_is_shared(machine, name):
-    """Under the numbers of each machine; argued with what concerns another process."""
+    """Each call is denied by its number on every machine, with arguments for another process."""
     number = CALLS[name][COLUMNS[machine]]
     if number == NONE:
         pytest.skip("this machine lacks the call")
@@ -66,7 +66,7 @@ def test_no_call_reaches_another_process_a_file_or_what_is_shared(machine, name)
 @machines
 @given(number=words, argument=words)
 def test_a_call_that_nobody_thought_of_is_denied(machine, number, argument):
-    """Those of later kernels among them, whose numbers mean nothing today."""
+    """Unknown calls are denied, including those of later kernels."""
     allowed = {
         numbers[COLUMNS[machine]]
         for numbers in [
@@ -82,14 +82,14 @@ def test_a_call_that_nobody_thought_of_is_denied(machine, number, argument):
 @machines
 @given(number=st.integers(0, 600), argument=words)
 def test_a_32_bit_program_may_make_no_call(machine, number, argument):
-    """The same number means another call there, so one that is allowed would be any."""
+    """The same number means another call there, so allowing it would allow any call."""
     small = _MACHINES[machine].architecture_32_bit
     assert is_denied(verdict(machine, number, argument, small))
 
 
 @given(number=st.integers(0, 600), argument=words)
 def test_the_calls_of_x32_are_denied(number, argument):
-    """They reach the same places as those of x86-64, under other numbers."""
+    """The calls of x32 have the same effects as those of x86-64, under other numbers."""
     assert is_denied(verdict("x86_64", number | X32, argument))
 
 
@@ -105,7 +105,7 @@ def test_the_calls_of_x32_are_denied(number, argument):
     ],
 )
 def test_what_a_process_needs_of_itself_is_allowed(machine, name, argument):
-    """Its limits, its processors, its threads and their names, and to abort."""
+    """A process may use its own limits, processors and threads, name its threads and abort."""
     number = CALLS[name][COLUMNS[machine]]
     assert verdict(machine, number, argument) == ALLOW
     # the kernel looks at the lower half of a number of a process, and so does the filter
@@ -115,6 +115,6 @@ def test_what_a_process_needs_of_itself_is_allowed(machine, name, argument):
 @machines
 @given(flags=words)
 def test_no_process_is_started(machine, flags):
-    """A child could outlive the decoder and keep what it was handed."""
+    """A child process could outlive the decoder and keep its files."""
     outcome = verdict(machine, CALLS["clone"][COLUMNS[machine]], flags)
     assert (outcome == ALLOW) == bool(flags & CLONE_THREAD)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hole in the decoder leads nowhere: what could use it finds nothing, and nobody to tell.
+"""An exploited decoder can reach no files, network or processes.
 
-Everything is tried for real. Where a whole process is not needed, a thread is confined: what Linux
-denies, it denies to the thread that asked for it.
+All attempts are real. Where no separate process is needed, a thread is confined, because Linux
+applies the restrictions to the thread that requests them.
 """
 
 import ctypes
@@ -53,7 +53,7 @@ REFUSED_BY_SOME_SYSTEMS = {
     "load a BPF map",
     "enter a namespace of its own",
 }
-"""Attempts that fail in a process that is not confined, too, on a hardened system."""
+"""Attempts that may fail even in an unconfined process, on a hardened system."""
 
 ROOT_AGAIN = """
 import resource, sys
@@ -79,7 +79,7 @@ decoder.main()
 
 @pytest.fixture
 def victim():
-    """A process of the same user."""
+    """Start a process of the same user."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process.pid
         assert process.poll() is None  # it survived every attempt
@@ -88,7 +88,7 @@ def victim():
 
 @pytest.fixture
 def shared_memory():
-    """The id of memory that processes of the same user can attach."""
+    """Return the id of memory that processes of the same user can attach."""
     libc = ctypes.CDLL(None)
     libc.shmat.restype = ctypes.c_void_p
     made = libc.shmget(0, 64, 0o600)
@@ -101,7 +101,7 @@ def shared_memory():
 
 @pytest.fixture
 def taken_over(tmp_path, victim, shared_memory):
-    """What a decoder can do whose program is somebody else's: ``taken_over(confined=True)``."""
+    """Return a function that runs an attacker's decoder: ``taken_over(confined=True)``."""
     secret = ctypes.create_string_buffer(SECRET, len(SECRET))
     for name in ("victim", "second victim"):
         (tmp_path / name).write_text("precious")
@@ -138,7 +138,7 @@ def taken_over(tmp_path, victim, shared_memory):
 
 
 def in_a_confined_thread(attempt: Callable[[], T]) -> T | OSError:
-    """What comes of it there."""
+    """Run an attempt in a confined thread and return its result or error."""
     results: list[T | OSError] = []
 
     def confined() -> None:
@@ -165,7 +165,7 @@ def open_a_socket() -> str:
 
 @knows_machine
 def test_a_file_that_takes_the_decoder_over_reaches_nothing(taken_over, tmp_path):
-    """No file, no network, no other process, nothing shared, nor the key in memory."""
+    """A taken-over decoder reaches no file, network, process, shared object or key in memory."""
     results = taken_over(confined=True)
     assert {name: result for name, result in results.items() if result == "done"} == {}
     left = {path.name: path.read_text() for path in tmp_path.glob("*victim")}
@@ -175,13 +175,13 @@ def test_a_file_that_takes_the_decoder_over_reaches_nothing(taken_over, tmp_path
 
 @knows_machine
 def test_a_denied_call_fails_as_if_it_were_missing_or_forbidden(taken_over):
-    """It fails by the filter and not by chance, so that no luck of an attacker changes it."""
+    """The filter itself denies the call, so no other attempt of an attacker succeeds."""
     assert set(taken_over(confined=True).values()) <= {"EACCES", "ENOSYS"}
 
 
 @knows_machine
 def test_what_is_given_up_can_be_told(monkeypatch):
-    """It is tried; what a system does not know stays, and stays no secret."""
+    """The remaining access is found by trying, and is reported on systems without confinement."""
     assert in_a_confined_thread(confinement.reached) == []
     assert confinement.reached() == ["files", "network", "processes"]
     monkeypatch.setattr(confinement, "_MACHINES", {})
@@ -191,14 +191,14 @@ def test_what_is_given_up_can_be_told(monkeypatch):
 
 
 def test_what_is_tried_would_be_done_by_a_process_that_is_not_confined(taken_over):
-    """So that the test above cannot pass because an attempt is none."""
+    """The attempts succeed without confinement, so the test above cannot pass vacuously."""
     results = taken_over(confined=False)
     failed = {name: result for name, result in results.items() if result != "done"}
     assert failed.keys() <= REFUSED_BY_SOME_SYSTEMS, failed
 
 
 def test_what_was_given_up_cannot_be_taken_back():
-    """A limit that was lowered cannot be raised."""
+    """A lowered limit cannot be raised."""
     done = subprocess.run(
         [sys.executable, "-P", "-c", ROOT_AGAIN, str(Path(confinement.__file__).parent)],
         capture_output=True,
@@ -209,7 +209,7 @@ def test_what_was_given_up_cannot_be_taken_back():
 
 
 def test_only_who_asks_for_it_is_confined():
-    """The process that asks the decoder goes on as before."""
+    """The process that uses the decoder is not confined."""
     assert isinstance(in_a_confined_thread(read_a_file), PermissionError)
     assert read_a_file()
     assert open_a_socket()
@@ -217,7 +217,7 @@ def test_only_who_asks_for_it_is_confined():
 
 @pytest.mark.parametrize("version", [one for one in confinement._LANDLOCK if one <= LANDLOCK])
 def test_an_older_kernel_denies_what_it_knows(version, monkeypatch):
-    """It is not asked for what it does not know, which it would refuse altogether."""
+    """Features that an older kernel does not know are not requested, as it would refuse all."""
     known = {one: denies for one, denies in confinement._LANDLOCK.items() if one <= version}
     monkeypatch.setattr(confinement, "_LANDLOCK", known)
     assert isinstance(in_a_confined_thread(read_a_file), PermissionError)
@@ -225,7 +225,7 @@ def test_an_older_kernel_denies_what_it_knows(version, monkeypatch):
 
 @knows_machine
 def test_a_kernel_without_landlock_still_opens_no_socket(monkeypatch):
-    """Nor any file; what it was handed it reads all the same."""
+    """No file can be opened either, but an open file can still be read."""
     monkeypatch.setattr(confinement, "_CREATE_RULESET", 999_999)  # a call that no kernel has
     assert isinstance(in_a_confined_thread(read_a_file), PermissionError)
     assert isinstance(in_a_confined_thread(open_a_socket), PermissionError)
@@ -233,7 +233,7 @@ def test_a_kernel_without_landlock_still_opens_no_socket(monkeypatch):
 
 @pytest.mark.parametrize("unknown", ["machine", "small", "emulated"])
 def test_on_an_unknown_machine_files_are_denied_all_the_same(unknown, monkeypatch):
-    """No call is denied by a number that may mean another one there."""
+    """No call is denied by its number, which may mean another call on that machine."""
     if unknown == "machine":
         monkeypatch.setattr(confinement, "_MACHINES", {})
     elif unknown == "small":
@@ -246,13 +246,13 @@ def test_on_an_unknown_machine_files_are_denied_all_the_same(unknown, monkeypatc
 
 
 def test_elsewhere_nothing_is_renounced(monkeypatch):
-    """The numbers are those of Linux, and mean other things to other systems."""
+    """The numbers of the calls are those of Linux and mean other calls on other systems."""
     monkeypatch.setattr(sys, "platform", "darwin")
     assert in_a_confined_thread(read_a_file) == read_a_file()
 
 
 def test_limits_never_rise_above_those_of_the_machine(monkeypatch):
-    """Where an administrator allows less, less it stays."""
+    """A lower limit set by an administrator stays."""
     set_to: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(resource, "getrlimit", lambda _what: (1000, 1000))
     monkeypatch.setattr(resource, "setrlimit", set_to.__setitem__)

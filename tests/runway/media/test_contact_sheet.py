@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many posters as one picture."""
+"""Contact sheet of many posters."""
 
 from io import BytesIO
 
@@ -23,7 +23,7 @@ NAMES: dict[tuple[bool, ...], str] = {
 
 
 def poster(colour: str, size: tuple[int, int] = (320, 180)) -> bytes:
-    """A JPEG of one colour."""
+    """Make a JPEG of one colour."""
     file = BytesIO()
     Image.new("RGB", size, colour).save(file, "JPEG")
     return file.getvalue()
@@ -35,7 +35,7 @@ def drawn(posters: list[bytes]) -> Image.Image:
 
 
 def colour_at(sheet: Image.Image, number: int) -> str:
-    """Of the middle of a tile."""
+    """Return the colour in the middle of a tile."""
     column, row = number % COLUMNS, number // COLUMNS
     x = GAP + column * (TILE_WIDTH + GAP) + TILE_WIDTH // 2
     y = GAP + row * (TILE_HEIGHT + GAP) + TILE_HEIGHT // 2
@@ -46,7 +46,7 @@ def colour_at(sheet: Image.Image, number: int) -> str:
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7, 24])
 def test_posters_lie_side_by_side_in_order(count):
-    """Six in a row."""
+    """A row has six posters."""
     colours = [["red", "lime", "blue"][number % 3] for number in range(count)]
     sheet = drawn([poster(colour) for colour in colours])
     assert [colour_at(sheet, number) for number in range(count)] == colours
@@ -59,7 +59,7 @@ def test_posters_lie_side_by_side_in_order(count):
 
 @pytest.mark.parametrize("size", [(720, 1280), (1584, 672), (16, 16), (2, 500), (500, 2)])
 def test_a_poster_of_any_shape_fits_into_its_tile(size):
-    """Whole, and in the middle."""
+    """Each poster is complete and centred in its tile."""
     sheet = drawn([poster("blue"), poster("red", size), poster("lime")])
     assert colour_at(sheet, 0) == "blue"
     assert colour_at(sheet, 2) == "lime"
@@ -68,13 +68,13 @@ def test_a_poster_of_any_shape_fits_into_its_tile(size):
 
 
 def test_a_poster_that_cannot_be_read_leaves_its_tile_dark():
-    """The others show."""
+    """The other posters are still shown."""
     sheet = drawn([poster("red"), b"no picture", b"", poster("blue")])
     assert [colour_at(sheet, number) for number in range(4)] == ["red", "dark", "dark", "blue"]
 
 
 def test_it_is_drawn_by_the_process_that_has_no_key():
-    """Who took that over could have made a poster that breaks whoever opens it."""
+    """A process with the API key does not open posters, which an attacker may have made."""
     posters = [poster("red"), b"no picture", poster("blue", (720, 1280))]
     sheet = Image.open(BytesIO(draw_contact_sheet(posters))).convert("RGB")
     assert sheet.tobytes() == drawn(posters).tobytes()

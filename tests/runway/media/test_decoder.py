@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file from elsewhere breaks at most the process that opens it."""
+"""An untrusted file can break only the process that opens it."""
 
 import base64
 import errno
@@ -26,7 +26,7 @@ from prefect_cometapi.runway.media.inspector import Decoder
 
 @pytest.fixture
 def asked():
-    """A decoder of its own."""
+    """Start a decoder."""
     one = Decoder()
     yield one
     one.close()
@@ -38,7 +38,7 @@ def process_of(one: Decoder) -> int:
 
 
 def told(video: Path, **wanted: Any) -> dict[str, object]:
-    """What the process would answer, asked in this one."""
+    """Return the answer of the decoder's code, run in this process."""
     answers = StringIO()
     with video.open("rb", buffering=0) as file:
         decoder.serve([(file, wanted)], answers)
@@ -49,7 +49,7 @@ def told(video: Path, **wanted: Any) -> dict[str, object]:
 
 @pytest.fixture
 def standard_input(monkeypatch):
-    """The end of a socket whose other end is this process's standard input."""
+    """Replace standard input by a socket and return its other end."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         monkeypatch.setattr(sys, "stdin", theirs)
@@ -74,7 +74,7 @@ CLIPS = [
 @pytest.mark.parametrize("name", CLIPS)
 @pytest.mark.parametrize("wanted", [{}, {"poster_width": 320}], ids=["info", "poster"])
 def test_the_process_tells_what_the_functions_find(clips, asked, name, wanted):
-    """Confined as it is, it reads what this process can read, and refuses what this one would."""
+    """The confined process accepts and refuses the same files as the functions in this process."""
     answer = told(clips / name, **wanted)
     if refused := answer.get("refused"):
         with pytest.raises(InvalidOutput, match=str(refused)):
@@ -84,7 +84,7 @@ def test_the_process_tells_what_the_functions_find(clips, asked, name, wanted):
 
 
 def test_the_process_draws_what_the_function_draws(clips, asked, tmp_path):
-    """Posters side by side, out of one file."""
+    """The decoder draws several posters from one file."""
     drawn = [told(clips / "clip.mp4", poster_width=width)["poster"] for width in (64, 320)]
     posters = [base64.b64decode(str(poster)) for poster in drawn]
     (tmp_path / "posters").write_bytes(b"".join(posters))
@@ -96,7 +96,7 @@ def test_the_process_draws_what_the_function_draws(clips, asked, tmp_path):
 
 @pytest.mark.parametrize("kept", [0, 3, 20, 400, 3000])
 def test_what_is_no_whole_video_is_answered(clips, tmp_path, kept):
-    """However little of it is there, as a refusal and not as the end of the process."""
+    """A truncated video is refused, however short it is, and the decoder continues."""
     for name in ("clip.mp4", "clip.webm"):
         (tmp_path / name).write_bytes((clips / name).read_bytes()[:kept])
         assert "refused" in told(tmp_path / name)
@@ -106,7 +106,7 @@ def test_what_is_no_whole_video_is_answered(clips, tmp_path, kept):
 def test_a_file_that_kills_the_decoder_is_refused_and_the_next_one_is_read(
     clips, tmp_path, asked, wanted
 ):
-    """As a bug in the decoder would: this process goes on, and says which signal it was."""
+    """A decoder that crashes ends no other process, and the error names the signal."""
     asked.ask(clips / "clip.mp4")
     pipe = tmp_path / "endless.mp4"
     os.mkfifo(pipe)
@@ -124,7 +124,7 @@ def test_a_file_that_kills_the_decoder_is_refused_and_the_next_one_is_read(
 
 
 def test_a_decoder_that_died_between_two_files_is_told(clips, asked):
-    """The question cannot even be asked; the attempt is repeated by the fetch, which is free."""
+    """The error is retried by the fetch, which is free."""
     asked.ask(clips / "clip.mp4")
     os.kill(process_of(asked), signal.SIGKILL)
     os.waitid(os.P_PID, process_of(asked), os.WEXITED | os.WNOWAIT)
@@ -134,7 +134,7 @@ def test_a_decoder_that_died_between_two_files_is_told(clips, asked):
 
 
 def test_a_file_that_takes_too_long_ends_the_process(tmp_path):
-    """Bounded in processor time, so a busy machine breaks no file."""
+    """The limit counts processor time, so a busy machine refuses no good file."""
     program = tmp_path / "endless.py"
     program.write_text(
         f"import sys\nsys.path.insert(0, {str(Path(decoder.__file__).parent)!r})\n"
@@ -150,7 +150,7 @@ def test_a_file_that_takes_too_long_ends_the_process(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_who_opens_a_strangers_file_has_no_key_and_is_confined(clips, asked, monkeypatch):
-    """It knows no secret of the environment, its memory is bounded, and no thread of it is free."""
+    """The decoder has no secrets in its environment, limited memory and only confined threads."""
     monkeypatch.setenv("COMETAPI_KEY", "sk-canary")
     for _ in range(3):
         asked.ask(clips / "clip.mp4")
@@ -175,7 +175,7 @@ def test_who_opens_a_strangers_file_has_no_key_and_is_confined(clips, asked, mon
 
 @pytest.mark.skipif(sys.platform != "linux", reason="confines there only")
 def test_what_a_decoder_reaches_is_tried_before_its_first_file(clips, asked):
-    """So that an operator can be told, and not by who read what a stranger wrote."""
+    """The remaining access is measured before the first untrusted file, and can be shown."""
     reached = asked.reaches()
     pid = process_of(asked)
     asked.ask(clips / "clip.mp4")
@@ -184,7 +184,7 @@ def test_what_a_decoder_reaches_is_tried_before_its_first_file(clips, asked):
 
 
 def test_what_a_decoder_says_that_it_reaches_is_told(tmp_path):
-    """Where nothing confines it, nobody is told otherwise."""
+    """A system without confinement is reported as such."""
     program = tmp_path / "free.py"
     program.write_text("import sys; print('ready files network', flush=True); sys.stdin.read()")
     free = Decoder(program)
@@ -193,7 +193,7 @@ def test_what_a_decoder_says_that_it_reaches_is_told(tmp_path):
 
 
 def test_a_decoder_that_does_not_start_is_the_machines_fault(tmp_path, clips):
-    """The video is not blamed, and what to do next is said."""
+    """The error does not blame the video and says what to do next."""
     program = tmp_path / "broken.py"
     program.write_text("raise SystemExit(3)")
     with pytest.raises(StorageError, match="cannot read videos: the decoder ended with 3"):
@@ -201,14 +201,14 @@ def test_a_decoder_that_does_not_start_is_the_machines_fault(tmp_path, clips):
 
 
 def test_a_download_that_is_gone_is_the_machines_fault(tmp_path, asked):
-    """It is fetched again, and not said to be damaged."""
+    """The file is fetched again and is not called damaged."""
     with pytest.raises(StorageError, match="cannot be read: No such file"):
         asked.ask(tmp_path / "gone.mp4")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_disk_that_fails_while_it_is_read_is_the_machines_fault(asked):
-    """The video may be whole, so it is not called damaged."""
+    """The video may be complete, so it is not called damaged."""
     unreadable = Path("/proc/self/mem")  # nothing is mapped where it begins
     with pytest.raises(StorageError, match="cannot be read: Input/output error"):
         asked.ask(unreadable)
@@ -216,7 +216,7 @@ def test_a_disk_that_fails_while_it_is_read_is_the_machines_fault(asked):
 
 
 def test_a_video_that_needs_too_much_memory_is_refused(clips, monkeypatch):
-    """The bound is told."""
+    """The error names the memory limit."""
 
     def greedy(_video: object) -> None:
         raise MemoryError
@@ -227,7 +227,7 @@ def test_a_video_that_needs_too_much_memory_is_refused(clips, monkeypatch):
 
 
 def test_a_decoder_that_has_ended_leaves_nothing_open(clips, asked):
-    """However often it is replaced, its process does not run out of descriptors."""
+    """Replacing the decoder many times leaks no descriptors."""
     before = len(list(Path("/dev/fd").iterdir()))
     asked.ask(clips / "clip.mp4")
     asked.close()
@@ -235,7 +235,7 @@ def test_a_decoder_that_has_ended_leaves_nothing_open(clips, asked):
 
 
 def test_each_process_has_a_decoder_of_its_own(clips):
-    """A forked child must not talk into the conversation of its parent."""
+    """A forked child does not use the decoder of its parent."""
     script = (
         "import os, sys\nfrom pathlib import Path\n"
         "from prefect_cometapi.runway.media import inspector as media\n"
@@ -265,7 +265,7 @@ def test_each_process_has_a_decoder_of_its_own(clips):
 
 
 def test_the_process_ends_with_its_parent(clips):
-    """However the parent ends: nothing is left behind on the machine."""
+    """The decoder ends however its parent ends."""
     script = (
         "import os, signal, sys\nfrom pathlib import Path\n"
         "from prefect_cometapi.runway.media import inspector as media\n"
@@ -288,7 +288,7 @@ def test_the_process_ends_with_its_parent(clips):
 
 
 def test_the_program_confines_itself_and_answers(clips, standard_input, monkeypatch, capsys):
-    """Each question comes with its video; when there are no more, it is over."""
+    """The program reads one video per question and ends when the questions end."""
     set_to: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(resource, "setrlimit", set_to.__setitem__)
     with (clips / "clip.mp4").open("rb") as file:
@@ -316,7 +316,7 @@ decoder.main()
 
 
 def test_on_windows_a_video_is_opened_by_its_path(clips, tmp_path, monkeypatch):
-    """No open file can be passed there; one that cannot be opened is told all the same."""
+    """Windows cannot pass open files, and a file that cannot be opened is reported."""
     program = tmp_path / "windows.py"
     program.write_text(WINDOWS.format(folder=str(Path(decoder.__file__).parent)))
     monkeypatch.delattr(socket, "send_fds")
@@ -329,7 +329,7 @@ def test_on_windows_a_video_is_opened_by_its_path(clips, tmp_path, monkeypatch):
 
 
 def test_without_what_windows_lacks_it_still_reads(clips, monkeypatch, capsys):
-    """It knows no limits, renounces nothing, and has no timer for a processor."""
+    """Without limits, confinement and processor timers, the decoder still reads videos."""
     question = json.dumps({"file": str(clips / "clip.mp4")})
     monkeypatch.setattr(sys, "stdin", StringIO(question))
     monkeypatch.setattr(sys, "platform", "win32")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A decoder that a file has taken over may say and do anything; it holds nobody up."""
+"""A taken-over decoder may answer or do anything, but it blocks nobody."""
 
 import json
 
@@ -22,7 +22,7 @@ from prefect_cometapi.runway.media.inspector import Decoder
     ids=["nonsense", "nothing", "list", "wrong", "endless"],
 )
 def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, answer):
-    """Whatever it answers is a description of the right form, or an invalid output."""
+    """Every answer becomes a valid description or an invalid output."""
     program = tmp_path / "taken_over.py"
     program.write_text(
         f"print('ready', flush=True)\nfor _ in open(0): print({answer!r}, flush=True)"
@@ -46,7 +46,7 @@ def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, an
     ids=["refusal", "error"],
 )
 def test_the_words_of_a_decoder_that_was_taken_over_are_a_strangers(tmp_path, answer):
-    """They are told in one line, within bounds, and move no terminal."""
+    """The text of a taken-over decoder is limited to one line without control characters."""
     program = tmp_path / "taken_over.py"
     program.write_text(
         f"print('ready', flush=True)\nfor _ in open(0): print({json.dumps(answer)!r}, flush=True)"
@@ -78,7 +78,7 @@ INFO = {"width": 64, "height": 48, "duration": 2.0, "frames": 48, "codec": "h264
     ids=str,
 )
 def test_no_video_is_described_as_what_it_cannot_be(tmp_path, monkeypatch, forged):
-    """What is told of it is counted, billed by, and kept in databases that take no NaN."""
+    """Invalid numbers, such as NaN, are refused, because they are billed by and stored."""
     program = tmp_path / "taken_over.py"
     answer = json.dumps({"info": INFO | forged})
     program.write_text(
@@ -92,7 +92,7 @@ def test_no_video_is_described_as_what_it_cannot_be(tmp_path, monkeypatch, forge
 
 
 def test_a_decoder_that_sleeps_is_ended(tmp_path, monkeypatch):
-    """A limit for time on a processor does not end what waits; the next file is read."""
+    """A limit of processor time does not end a sleeping process, so a timeout ends it."""
     program = tmp_path / "sleeping.py"
     program.write_text("import time\nprint('ready', flush=True)\ninput()\ntime.sleep(600)\n")
     monkeypatch.setattr(inspector, "PATIENCE", 0.2)
@@ -102,7 +102,7 @@ def test_a_decoder_that_sleeps_is_ended(tmp_path, monkeypatch):
 
 
 def test_what_a_decoder_left_behind_does_not_hold_up_the_next_file(tmp_path, monkeypatch, clips):
-    """Where a process may be started, one could outlive the decoder and keep its answer open."""
+    """A child that outlives the decoder could keep its pipe open."""
     program = tmp_path / "forking.py"
     program.write_text(
         "import os, time\nprint('ready', flush=True)\ninput()\nos.fork() or time.sleep(600)\n"
@@ -115,7 +115,7 @@ def test_what_a_decoder_left_behind_does_not_hold_up_the_next_file(tmp_path, mon
 
 
 def test_a_decoder_that_says_no_more_is_ended(tmp_path, monkeypatch):
-    """It closes what it should answer through, and stays."""
+    """A decoder that closes its output but does not exit is killed."""
     program = tmp_path / "silent.py"
     program.write_text(
         "import os, time\nprint('ready', flush=True)\ninput()\nos.close(1)\ntime.sleep(600)\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an address to a whole file: over broken connections, expired tokens and redirects."""
+"""Downloads survive broken connections, expired tokens and redirects."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ from .fetching import BODY, URL, digest, download
 
 
 class Broken(httpx.AsyncByteStream):
-    """A body that breaks off."""
+    """A body that ends in a broken connection."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -35,7 +35,7 @@ class Broken(httpx.AsyncByteStream):
 
 
 class CDN(httpx.MockTransport):
-    """Serves a body in portions, each of which ends in a broken connection."""
+    """A server that sends a body in portions, each of which ends in a broken connection."""
 
     def __init__(self, *portions: int, etag: str = '"1"', body: bytes = BODY) -> None:
         super().__init__(self.answer)
@@ -63,7 +63,7 @@ def target(tmp_path):
 
 @pytest.fixture
 def finished_job(sandbox, client_of, request_):
-    """Makes a finished job in a sandbox: (service, its client, its address, renew)."""
+    """Return a function that makes a finished job in a sandbox: (service, client, address, renew)."""
 
     async def make(*faults: str, **options):
         service = sandbox(*faults, **options)
@@ -86,7 +86,7 @@ def asset_requests(service):
 
 
 async def test_an_output_arrives_whole_with_its_hash(finished_job, target):
-    """The hash is of what lies on the disk, and it is a video."""
+    """The hash is that of the file on the disk, which is a video."""
     service, url, _ = await finished_job()
     sha256 = await download(url, target, trusted={"127.0.0.1"})
     assert digest(target.read_bytes()) == sha256
@@ -98,7 +98,7 @@ async def test_an_output_arrives_whole_with_its_hash(finished_job, target):
     "fault", ["truncated:times=2", "500", "503", "429", "reset-before", "slow:value=0.2"]
 )
 async def test_a_download_survives_a_bad_connection(finished_job, target, no_waiting, fault):
-    """Broken off, refused for a moment, or slow: the whole file arrives all the same."""
+    """The complete file arrives despite broken connections, temporary refusals and slowness."""
     _, url, _ = await finished_job(f"asset:{fault}")
     sha256 = await download(url, target, trusted={"127.0.0.1"})
     assert digest(target.read_bytes()) == sha256
@@ -106,7 +106,7 @@ async def test_a_download_survives_a_bad_connection(finished_job, target, no_wai
 
 
 async def test_a_broken_download_goes_on_where_it_stopped(finished_job, target, no_waiting):
-    """Only the rest is asked for, and only if the file is still the same."""
+    """Only the rest is requested, and only if the file is unchanged."""
     service, url, _ = await finished_job("asset:truncated")
     await download(url, target, trusted={"127.0.0.1"})
     first, second = asset_requests(service)
@@ -117,7 +117,7 @@ async def test_a_broken_download_goes_on_where_it_stopped(finished_job, target, 
 
 
 async def test_a_server_without_ranges_sends_it_again(finished_job, target, no_waiting):
-    """What had arrived is thrown away, not put in front."""
+    """The first part is discarded and not prepended."""
     service, url, _ = await finished_job("asset:truncated", "asset:ignore-range")
     sha256 = await download(url, target, trusted={"127.0.0.1"})
     assert asset_requests(service)[1].status == 200
@@ -127,7 +127,7 @@ async def test_a_server_without_ranges_sends_it_again(finished_job, target, no_w
 
 @pytest.mark.parametrize("fault", ["expired", "gone"])
 async def test_an_expired_address_is_renewed_in_the_middle(finished_job, target, no_waiting, fault):
-    """A fresh address goes on where the old one ended."""
+    """The new address continues where the old one expired."""
     service, url, renew = await finished_job("asset:truncated", f"asset:{fault}")
     sha256 = await download(url, target, renew=renew, trusted={"127.0.0.1"})
     assert [request.status for request in asset_requests(service)] == [
@@ -142,7 +142,7 @@ async def test_an_expired_address_is_renewed_in_the_middle(finished_job, target,
 async def test_an_address_whose_time_is_over_is_renewed_at_the_start(
     finished_job, target, no_waiting
 ):
-    """Even one that expired while the run was down."""
+    """An address that expired while the run was down is renewed first."""
     service, url, _ = await finished_job(asset_ttl=0.0)
     with pytest.raises(OutputExpired):
         await download(url, target, trusted={"127.0.0.1"})
@@ -161,14 +161,14 @@ async def test_an_address_whose_time_is_over_is_renewed_at_the_start(
     ("fault", "reason"), [("html-asset", "a text came in place"), ("empty", "empty")]
 )
 async def test_what_is_no_output_is_refused(finished_job, target, fault, reason):
-    """A page or nothing at all is not taken for a video."""
+    """A page or an empty body is not accepted as a video."""
     _, url, _ = await finished_job(f"asset:{fault}")
     with pytest.raises(InvalidOutput, match=reason):
         await download(url, target, trusted={"127.0.0.1"})
 
 
 async def test_a_file_that_was_cut_before_it_was_sent_is_found_out(finished_job, target):
-    """Its length is right and its hash is its own; only the video itself tells."""
+    """Length and hash of a truncated file can be right, so the video itself is checked."""
     _, url, _ = await finished_job("asset:truncated-silent")
     await download(url, target, trusted={"127.0.0.1"})
     with pytest.raises(InvalidOutput):
@@ -176,7 +176,7 @@ async def test_a_file_that_was_cut_before_it_was_sent_is_found_out(finished_job,
 
 
 async def test_the_api_key_never_goes_to_the_assets_host(finished_job, target, api_key):
-    """It is sent to CometAPI, and to nothing else."""
+    """The API key is sent only to CometAPI."""
     service, url, renew = await finished_job("asset:expired")
     await download(url, target, renew=renew, trusted={"127.0.0.1"})
     for request in asset_requests(service):
@@ -185,7 +185,7 @@ async def test_the_api_key_never_goes_to_the_assets_host(finished_job, target, a
 
 
 async def test_a_log_line_shows_a_signed_url_without_its_token(finished_job, target, caplog):
-    """At INFO, httpx logs every URL whole; no output's token is to stand in anybody's log."""
+    """At INFO, httpx logs every URL, so the tokens of outputs are hidden in its logs."""
     caplog.set_level(logging.INFO, logger="httpx")
     _, url, _ = await finished_job()
     await download(url, target, trusted={"127.0.0.1"})
@@ -198,21 +198,21 @@ async def test_a_log_line_shows_a_signed_url_without_its_token(finished_job, tar
 
 
 async def test_every_break_goes_on_from_the_last_byte(target, no_waiting):
-    """However often, as long as something arrives."""
+    """Any number of breaks is survived as long as data arrives."""
     cdn = CDN(*[1024] * 8)
     assert await download(URL, target, transport=cdn) == digest(BODY)
     assert cdn.ranges == [None, *(f"bytes={1024 * n}-" for n in range(1, 9))]
 
 
 async def test_without_a_strong_etag_a_broken_download_starts_again(target, no_waiting):
-    """Two halves of different files never become one."""
+    """Parts of two different files are never joined."""
     cdn = CDN(2048, etag='W/"1"')
     assert await download(URL, target, transport=cdn) == digest(BODY)
     assert cdn.ranges == [None, None]
 
 
 async def test_a_download_that_makes_no_progress_is_given_up(answers, target, no_waiting):
-    """After a few attempts, with growing pauses of at most five seconds."""
+    """A few attempts are made, with growing pauses of at most five seconds."""
     script = answers(httpx.ConnectError("refused https://h/x?t=s3cr3t"))
     with pytest.raises(
         DownloadInterrupted, match=r"cdn\.example\.com broke off: ConnectError"
@@ -225,7 +225,7 @@ async def test_a_download_that_makes_no_progress_is_given_up(answers, target, no
 
 
 async def test_a_busy_server_does_not_cost_what_arrived(target, no_waiting):
-    """A 503 between two parts is waited out, and the download goes on."""
+    """A 503 between two parts is waited for, and the download continues."""
     cdn = CDN(4096)
     calls: list[int] = []
 
@@ -238,7 +238,7 @@ async def test_a_busy_server_does_not_cost_what_arrived(target, no_waiting):
 
 
 async def test_a_part_beyond_the_end_starts_again(answers, target, no_waiting):
-    """A 416 means that the file is not the one it was."""
+    """A 416 means that the file has changed."""
     short = {"etag": '"1"', "content-length": "4000"}
     script = answers((200, BODY[:2000], short), (416, b""), (200, BODY[:1000]))
     assert await download(URL, target, transport=script) == digest(BODY[:1000])
@@ -249,14 +249,14 @@ async def test_a_part_beyond_the_end_starts_again(answers, target, no_waiting):
 
 @pytest.mark.parametrize("content_range", ["bytes 5-9/10", "", "rows 1-2"])
 async def test_another_part_than_was_asked_for_is_refused(answers, target, content_range):
-    """It would leave a hole in the file."""
+    """A different part would leave a gap in the file."""
     script = answers((206, BODY, {"content-range": content_range}))
     with pytest.raises(DownloadInterrupted, match="another part"):
         await download(URL, target, transport=script)
 
 
 async def test_an_output_without_an_announced_length_is_taken_to_its_end(target):
-    """Some servers do not say how much will come."""
+    """Some servers do not send a length."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, stream=httpx.ByteStream(BODY))
@@ -267,14 +267,14 @@ async def test_an_output_without_an_announced_length_is_taken_to_its_end(target)
 async def test_a_file_that_ends_early_without_an_error_is_asked_for_again(
     answers, target, no_waiting
 ):
-    """The announced length counts, not the end of the stream."""
+    """The announced length decides, not the end of the stream."""
     short = {"content-length": str(len(BODY))}
     script = answers((200, BODY[:3000], short), (200, BODY))
     assert await download(URL, target, transport=script) == digest(BODY)
 
 
 async def test_redirects_are_followed_by_hand(answers, target):
-    """Relative and absolute ones, each hop checked."""
+    """Relative and absolute redirects are followed, and each hop is checked."""
     script = answers(
         (302, b"", {"location": "/moved/o.mp4?t=1"}),
         (307, b"", {"location": "https://other.example.com/o.mp4"}),
@@ -288,7 +288,7 @@ async def test_redirects_are_followed_by_hand(answers, target):
 
 
 async def test_redirects_in_a_circle_end(answers, target):
-    """After a few hops."""
+    """Redirects end after a few hops."""
     script = answers((302, b"", {"location": URL}))
     with pytest.raises(InvalidOutput, match="redirects more than 5 times"):
         await download(URL, target, transport=script)
@@ -311,7 +311,7 @@ async def test_redirects_in_a_circle_end(answers, target):
     ],
 )
 async def test_only_https_and_the_configured_service_are_asked(answers, target, address):
-    """An address is a stranger's: it reaches neither this machine nor its network in clear."""
+    """An untrusted address reaches neither this machine nor its network without encryption."""
     with pytest.raises(InvalidOutput, match=r"is not https|is no valid address") as caught:
         await download(address, target, transport=answers((200, BODY)))
     assert "s3cr3t" not in str(caught.value)
@@ -328,7 +328,7 @@ async def test_only_https_and_the_configured_service_are_asked(answers, target, 
     ],
 )
 async def test_a_redirect_leads_to_https_only(answers, target, location):
-    """A good address is no way to a bad one."""
+    """A valid address cannot redirect to an invalid one."""
     script = answers((302, b"", {"location": location}), (200, BODY))
     with pytest.raises(InvalidOutput, match=r"is not https|no valid address"):
         await download(URL, target, transport=script)
@@ -336,14 +336,14 @@ async def test_a_redirect_leads_to_https_only(answers, target, location):
 
 
 async def test_an_address_in_capitals_is_https_too(answers, target):
-    """Schemes have no case."""
+    """URL schemes are not case-sensitive."""
     assert await download(
         URL.replace("https", "HTTPS"), target, transport=answers((200, BODY))
     ) == digest(BODY)
 
 
 async def test_the_configured_service_may_serve_plain_http(answers, target):
-    """As the sandbox on this machine does; another host may not."""
+    """The sandbox on this machine may use plain http, and other hosts may not."""
     script = answers((200, BODY))
     await download("http://127.0.0.1:1/o", target, trusted={"127.0.0.1"}, transport=script)
     with pytest.raises(InvalidOutput):
@@ -352,7 +352,7 @@ async def test_the_configured_service_may_serve_plain_http(answers, target):
 
 @pytest.mark.parametrize("status", [204, 302, 400, 418])
 async def test_an_answer_that_is_no_file_is_told_with_its_status(answers, target, status):
-    """It is not tried again here; the step as a whole may be."""
+    """The download is not retried here, but the whole step may be."""
     script = answers((status, b""))
     with pytest.raises(DownloadInterrupted, match=f"HTTP {status}"):
         await download(URL, target, transport=script)
@@ -360,7 +360,7 @@ async def test_an_answer_that_is_no_file_is_told_with_its_status(answers, target
 
 
 async def test_a_disk_that_does_not_take_the_file_is_told_as_such(tmp_path):
-    """What this machine cannot keep is a storage error, with the place and the way to go on."""
+    """The storage error names the location and says how to continue."""
     target = tmp_path / "gone" / "o.mp4"
     with pytest.raises(StorageError, match=r"gone did not take the download: No such file") as told:
         await download(URL, target, transport=CDN())
@@ -369,7 +369,7 @@ async def test_a_disk_that_does_not_take_the_file_is_told_as_such(tmp_path):
 
 
 async def test_a_file_of_one_byte_per_connection_is_given_up(target, no_waiting, monkeypatch):
-    """Each connection brings something, and the whole would take for ever."""
+    """Each connection makes progress, but the whole download would never end."""
     clock = iter(range(10_000_000))
     monkeypatch.setattr(module, "monotonic", lambda: float(next(clock)))
     with pytest.raises(DownloadInterrupted, match=r"less than 10,000 bytes/s"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file is written while it arrives: block by block, never too long, and a full disk is told."""
+"""A file is written block by block while it arrives, up to a maximum length."""
 
 import errno
 from contextlib import AsyncExitStack, aclosing
@@ -34,7 +34,7 @@ async def test_no_output_is_longer_than_announced_or_allowed(target, monkeypatch
 
 
 class Chunks(httpx.AsyncByteStream):
-    """A body that comes in pieces."""
+    """A body that arrives in pieces."""
 
     async def __aiter__(self):
         for start in range(0, len(BODY), 100):
@@ -42,7 +42,7 @@ class Chunks(httpx.AsyncByteStream):
 
 
 async def test_a_file_is_written_while_it_arrives(target, monkeypatch):
-    """Block by block, in order, and the hash is that of the whole."""
+    """Blocks are written in order, and the hash is that of the whole file."""
     monkeypatch.setattr(download_file, "BLOCK", 1000)
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
     assert await download(URL, target, transport=transport) == digest(BODY)
@@ -50,7 +50,7 @@ async def test_a_file_is_written_while_it_arrives(target, monkeypatch):
 
 
 async def test_a_disk_that_is_full_on_the_way_is_told(target, monkeypatch):
-    """Before the rest of the file has arrived."""
+    """The error comes before the rest of the file arrives."""
     monkeypatch.setattr(download_file, "BLOCK", 1000)
     monkeypatch.setattr(download_file.ArrivingFile, "_write", full)
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
@@ -63,7 +63,7 @@ def full(*_args: object) -> None:
 
 
 async def test_a_thousand_slow_files_share_the_memory_of_a_few(tmp_path, monkeypatch):
-    """Each gets less before it is written, so that all of them together stay below a bound."""
+    """Each file buffers less, so that all of them stay below a memory limit."""
     monkeypatch.setattr(download_file, "IN_MEMORY", 8_000_000)
     monkeypatch.setattr(download_file, "SMALLEST_BLOCK", 1000)
     async with AsyncExitStack() as stack:
@@ -80,7 +80,7 @@ async def test_a_thousand_slow_files_share_the_memory_of_a_few(tmp_path, monkeyp
 
 
 async def test_a_file_alone_has_its_whole_block(tmp_path):
-    """Files that have ended share nothing any more."""
+    """Finished files no longer count for the shared memory limit."""
     assert len(ArrivingFile._arriving) == 0
     with (tmp_path / "o").open("wb") as file:
         async with aclosing(ArrivingFile(file)) as only:

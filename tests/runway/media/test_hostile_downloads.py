@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who serves the video decides neither how long it takes nor what it is taken for."""
+"""Untrusted servers cannot delay a run for ever or pass off other content as a video."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ def target(tmp_path):
 
 
 async def test_a_file_that_drips_does_not_hold_its_run_for_ever(target, monkeypatch):
-    """Each byte comes in time, and the whole never would."""
+    """Each byte arrives in time, but the whole file never would."""
 
     class Dripping(httpx.AsyncByteStream):
         async def __aiter__(self):
@@ -36,7 +36,7 @@ async def test_a_file_that_drips_does_not_hold_its_run_for_ever(target, monkeypa
 
 @pytest.mark.parametrize("media_type", ["text/plain", "Application/JSON; charset=utf-8", "a/b+xml"])
 async def test_a_text_is_no_video(answers, target, media_type):
-    """Whatever an error page calls itself, it is not stored; the kind is told."""
+    """An error page is not stored, whatever its media type, and the error names that type."""
     script = answers((200, BODY, {"content-type": media_type}))
     with pytest.raises(InvalidOutput, match="a text came in place of the output"):
         await download(URL, target, transport=script)
@@ -46,7 +46,7 @@ async def test_a_text_is_no_video(answers, target, media_type):
 async def test_a_label_that_could_be_a_videos_is_not_believed_or_refused(
     answers, target, media_type
 ):
-    """Storages label files as they like; what it is, its packets tell."""
+    """Storages use any label, so the content of the file decides."""
     script = answers((200, BODY, {"content-type": media_type}))
     assert await download(URL, target, transport=script) == digest(BODY)
 
@@ -66,7 +66,7 @@ NONSENSE += ["https://-a.example/", "https://[::1%25eth0]/", "https://a..b/", "h
 
 @pytest.mark.parametrize("location", NONSENSE)
 async def test_a_redirect_to_nonsense_is_told(answers, target, location):
-    """Whatever httpx stumbles over is one of our errors."""
+    """Every exception of httpx becomes an error of this package."""
     script = answers((302, b"", {"location": location.encode("utf-8", "surrogateescape")}))
     with pytest.raises((InvalidOutput, DownloadInterrupted)):
         await download(URL, target, transport=script)
@@ -77,7 +77,7 @@ async def test_a_redirect_to_nonsense_is_told(answers, target, location):
     st.lists(st.sampled_from([*"https:/?#[]@!$&'()*+,;=.%-_~x0:é\\ ", "//", "xn--"]), max_size=12)
 )
 def test_no_redirect_ends_in_an_error_of_httpxs(tmp_path, no_waiting, parts):
-    """A run that meets one knows that the video is paid for, and how to go on."""
+    """The error says that the video is paid for and how to continue."""
     location = "".join(parts).encode()
     transport = httpx.MockTransport(
         lambda asked: (
@@ -94,7 +94,7 @@ def test_no_redirect_ends_in_an_error_of_httpxs(tmp_path, no_waiting, parts):
     "headers", [{"content-length": "1" * 5000}, {"content-range": f"bytes {'1' * 5000}-2/3"}]
 )
 async def test_a_number_without_end_is_told(answers, target, headers):
-    """Python refuses to read it, which is no reason to end without a typed error."""
+    """Python refuses to parse the number, and the result is still a typed error."""
     status = 206 if "content-range" in headers else 200
     transport = httpx.MockTransport(
         lambda _request: httpx.Response(status, headers=headers, stream=httpx.ByteStream(BODY))

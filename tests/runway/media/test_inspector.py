@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A video counts as delivered only if it is there to its last packet."""
+"""A video counts as delivered only if it is complete to its last packet."""
 
 import av
 import pytest
@@ -22,7 +22,7 @@ from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
     ],
 )
 def test_a_whole_video_is_described(clips, name, codec):
-    """Size in pixels, seconds, frames and codec, as they really are in the file."""
+    """Size in pixels, seconds, frames and codec match the content of the file."""
     info = inspect_video(clips / name)
     assert (info.width, info.height, info.frames, info.codec) == (64, 48, 48, codec)
     assert info.duration == pytest.approx(2.0, abs=0.05)
@@ -32,7 +32,7 @@ def test_a_whole_video_is_described(clips, name, codec):
 @given(kept=st.floats(0.0, 1.0, exclude_max=True))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_a_video_that_was_cut_off_is_refused(clips, tmp_path, name, kept):
-    """Wherever it was cut, although its header still promises the full length."""
+    """A truncated file is refused, although its header still states the full length."""
     whole = (clips / name).read_bytes()
     cut = tmp_path / name
     cut.write_bytes(whole[: int(len(whole) * kept)])
@@ -41,7 +41,7 @@ def test_a_video_that_was_cut_off_is_refused(clips, tmp_path, name, kept):
 
 
 def test_a_cut_video_is_told_how_much_is_there(clips, tmp_path):
-    """The message shows that the download, not the generation, is at fault."""
+    """The message shows that the download, not the generation, failed."""
     whole = (clips / "clip.mp4").read_bytes()
     (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InvalidOutput, match=r"cut off: [\d,]+ of at least [\d,]+ bytes are there"):
@@ -61,7 +61,7 @@ def test_a_cut_video_is_told_how_much_is_there(clips, tmp_path):
     ids=["empty", "web page", "picture", "playlist", "bare MP4 head", "bare WebM head"],
 )
 def test_what_is_no_video_is_refused(tmp_path, content, reason):
-    """Nothing else than MP4 and WebM is even opened, so a playlist reaches no network."""
+    """Only MP4 and WebM are opened, so a playlist cannot reach the network."""
     (tmp_path / "output").write_bytes(content)
     with pytest.raises(InvalidOutput) as caught:
         inspect_video(tmp_path / "output")
@@ -77,7 +77,7 @@ def test_what_is_no_video_is_refused(tmp_path, content, reason):
     ],
 )
 def test_a_container_without_a_usable_video_is_refused(clips, name, reason):
-    """A well-formed file is not enough."""
+    """A well-formed file without a usable video is refused."""
     with pytest.raises(InvalidOutput, match=reason):
         inspect_video(clips / name)
 
@@ -85,7 +85,7 @@ def test_a_container_without_a_usable_video_is_refused(clips, name, reason):
 @given(position=st.integers(40, 3000), value=st.integers(0, 255))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
 def test_a_damaged_header_never_breaks_the_inspection(clips, tmp_path, position, value):
-    """A file is a video or an invalid output; there is no third thing."""
+    """Every damaged file gives a video or InvalidOutput."""
     damaged = bytearray((clips / "clip.mp4").read_bytes())
     damaged[position] = value
     (tmp_path / "damaged.mp4").write_bytes(damaged)
@@ -99,7 +99,7 @@ def test_a_damaged_header_never_breaks_the_inspection(clips, tmp_path, position,
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.webm", "live.webm"])
 def test_a_poster_is_a_jpeg_in_the_proportions_of_the_video(clips, tmp_path, name):
-    """Of the width asked for, taken from a frame that decodes."""
+    """The poster has the requested width and comes from a frame that can be decoded."""
     draw_poster(clips / name, tmp_path / "poster.jpg", width=320)
     assert (tmp_path / "poster.jpg").read_bytes().startswith(b"\xff\xd8\xff")
     with av.open(str(tmp_path / "poster.jpg")) as picture:
@@ -109,7 +109,7 @@ def test_a_poster_is_a_jpeg_in_the_proportions_of_the_video(clips, tmp_path, nam
 
 @pytest.mark.parametrize("name", ["no-size.mp4", "unknown-codec.mp4"])
 def test_a_video_without_a_decodable_frame_has_no_poster(clips, tmp_path, name):
-    """The file is refused; no empty picture is left behind."""
+    """The file is refused, and no empty picture remains."""
     with pytest.raises(InvalidOutput, match="no frame of the output can be decoded"):
         draw_poster(clips / name, tmp_path / "poster.jpg")
     assert not (tmp_path / "poster.jpg").exists()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An address that a stranger wrote leads to the internet, and nowhere else."""
+"""An untrusted address can lead only to the public internet."""
 
 import asyncio
 import socket
@@ -64,19 +64,19 @@ PUBLIC = ["1.1.1.1", "8.8.8.8", "104.16.0.1", "2606:4700::1111", "2a00:1450:4001
     "address", [one for ones in INSIDE.values() for one in ones], ids=lambda one: one or "empty"
 )
 def test_what_is_not_the_internet_is_not_asked(address):
-    """Each kind of address that leads inside, in each of its forms."""
+    """Every kind of internal address is refused, in each of its forms."""
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_the_internet_is_asked(address):
-    """Where CDNs are."""
+    """Public addresses, as CDNs have them, are allowed."""
     assert is_public(address)
 
 
 @given(st.integers(0, 2**32 - 1).map(IPv4Address))
 def test_no_disguise_of_an_address_is_public(address):
-    """Whatever an IPv4 address is, its forms in IPv6 are refused."""
+    """Every IPv6 form of an IPv4 address is refused."""
     number = int(address)
     for disguise in (
         number,  # ::a.b.c.d
@@ -90,7 +90,7 @@ def test_no_disguise_of_an_address_is_public(address):
 
 @given(st.integers(0, 2**32 - 1).map(IPv4Address) | st.integers(0, 2**128 - 1).map(IPv6Address))
 def test_nothing_private_is_public(address):
-    """What Python knows to be special is never connected to."""
+    """Addresses that Python knows to be special are refused."""
     special = (
         address.is_private
         or address.is_loopback
@@ -102,7 +102,7 @@ def test_nothing_private_is_public(address):
 
 
 class Network(httpcore.AsyncNetworkBackend):
-    """Notes where it is asked to connect; some addresses do not answer."""
+    """A network backend that records connections; some addresses do not answer."""
 
     def __init__(self, *dead: str) -> None:
         self.asked: list[str] = []
@@ -116,7 +116,7 @@ class Network(httpcore.AsyncNetworkBackend):
 
 
 def names(*addresses: str):
-    """Every host has these addresses."""
+    """Make every host name resolve to these addresses."""
 
     async def resolved(_host: str, _port: int) -> list[str]:
         return list(addresses)
@@ -125,7 +125,7 @@ def names(*addresses: str):
 
 
 async def test_a_name_that_leads_inside_is_refused_and_not_connected_to():
-    """With the address that it has, and the setting that would allow it."""
+    """The error names the address and the setting that would allow it."""
     network = Network()
     with pytest.raises(InvalidOutput, match=r"at 169\.254.*COMETAPI_ASSET_HOSTS"):
         await Outside(names("169.254.169.254", "10.0.0.1"), network).connect_tcp("evil.com", 443)
@@ -133,14 +133,14 @@ async def test_a_name_that_leads_inside_is_refused_and_not_connected_to():
 
 
 async def test_the_connection_goes_to_the_address_that_was_looked_at():
-    """Never to the name, which may mean something else a moment later."""
+    """The connection uses the checked address, because the name may change its meaning."""
     network = Network()
     await Outside(names("127.0.0.1", "1.1.1.1"), network).connect_tcp("rebinding.com", 443)
     assert network.asked == ["1.1.1.1"]
 
 
 async def test_the_next_address_is_tried_where_one_does_not_answer():
-    """As any client does; if none answers it is a break in the connection."""
+    """If none of the addresses answers, the connection is broken."""
     network = Network("1.1.1.1", "8.8.8.8")
     await Outside(names("1.1.1.1", "9.9.9.9"), network).connect_tcp("cdn.com", 443)
     assert network.asked == ["1.1.1.1", "9.9.9.9"]
@@ -149,13 +149,13 @@ async def test_the_next_address_is_tried_where_one_does_not_answer():
 
 
 async def test_a_name_without_an_address_is_a_break():
-    """As one that is not known is; both may be there again in a moment."""
+    """A name that does not resolve may do so again in a moment."""
     with pytest.raises(httpcore.ConnectError, match=r"cdn\.com has no address"):
         await Outside(names(), Network()).connect_tcp("cdn.com", 443)
 
 
 async def test_a_name_that_takes_too_long_is_a_break():
-    """A resolver that does not answer holds nothing up for ever."""
+    """A resolver that does not answer blocks no run."""
 
     async def never(_host: str, _port: int) -> list[str]:
         await asyncio.Event().wait()
@@ -166,13 +166,13 @@ async def test_a_name_that_takes_too_long_is_a_break():
 
 
 async def test_a_public_address_is_taken_as_it_is(tmp_path, answers):
-    """Some storages have no name."""
+    """A public IP address in a URL is allowed, because some storages have no name."""
     script = answers((200, BODY))
     assert await download("https://1.1.1.1/o", tmp_path / "o", transport=script) == digest(BODY)
 
 
 async def test_a_name_that_nobody_knows_breaks_the_download(tmp_path):
-    """It may be tried again, for names come back; the error has the name and no query."""
+    """The error may be retried; it has the name but no query."""
     with pytest.raises(DownloadInterrupted, match=r"nowhere\.invalid is not known") as raised:
         await download("https://nowhere.invalid/o.mp4?_jwt=s3cr3t", tmp_path / "o.mp4")
     assert "s3cr3t" not in str(raised.value)
@@ -187,7 +187,7 @@ async def test_a_name_that_nobody_knows_breaks_the_download(tmp_path):
     ],
 )
 async def test_no_way_to_write_this_machine_is_asked(host, tmp_path):
-    """A real resolver and a real socket: nothing arrives at the port."""
+    """A real resolver and socket are used, and nothing arrives at the port."""
     family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET
     with socket.socket(family) as listener:
         listener.bind(("::1" if host == "[::1]" else "127.0.0.1", 0))
@@ -201,7 +201,7 @@ async def test_no_way_to_write_this_machine_is_asked(host, tmp_path):
 
 
 async def test_every_hop_of_a_redirect_is_looked_at(tmp_path, answers):
-    """An honest first address does not vouch for the second."""
+    """A redirect from a valid address is checked as well."""
     script = answers((302, b"", {"location": "https://169.254.169.254/latest/meta-data"}))
     with pytest.raises(InvalidOutput, match="not on the internet but at 169"):
         await download("https://cdn.example.com/o", tmp_path / "o.mp4", transport=script)
@@ -209,7 +209,7 @@ async def test_every_hop_of_a_redirect_is_looked_at(tmp_path, answers):
 
 
 async def test_a_host_that_the_user_names_is_asked(sandbox, tmp_path):
-    """An object store in one's own network, say; it may speak plain http."""
+    """A trusted host, such as an object store in a private network, may use plain http."""
     address = f"http://localhost:{urlsplit(sandbox().url).port}/openapi.json"
     with pytest.raises(InvalidOutput, match="is not https"):
         await download(address, tmp_path / "o.mp4")
@@ -220,7 +220,7 @@ async def test_a_host_that_the_user_names_is_asked(sandbox, tmp_path):
 
 
 async def test_a_clients_own_connections_are_watched():
-    """For this httpx has no argument, so what it is built on is held here."""
+    """The guard relies on internals of httpx, which this test checks."""
     async with AssetClients() as clients:
         transport: Any = clients.outside._transport
         assert isinstance(transport._pool._network_backend, Outside)
@@ -231,7 +231,7 @@ async def test_a_clients_own_connections_are_watched():
 
 
 async def test_a_proxy_of_the_environment_is_used_all_the_same(monkeypatch):
-    """It may well be on this machine or in a private network; what lies behind it, it decides."""
+    """The proxy may be on this machine or a private network, and it decides what it connects to."""
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
     async with AssetClients() as clients:
         with pytest.raises(httpx.ConnectError):
@@ -243,14 +243,14 @@ async def test_a_proxy_of_the_environment_is_used_all_the_same(monkeypatch):
     [("", set()), ("cdn.internal", {"cdn.internal"}), (" A.b , 10.0.0.1,", {"a.b", "10.0.0.1"})],
 )
 def test_hosts_are_written_with_commas(monkeypatch, written, read):
-    """In any case, and with blanks."""
+    """Hosts are separated by commas, in any case and with blanks."""
     monkeypatch.setenv("COMETAPI_ASSET_HOSTS", written)
     assert CometAPISettings().asset_hosts == read
 
 
 @pytest.mark.parametrize("written", ["https://a.b", "a.b:9000", "a.b/c", "*", "a b"])
 def test_what_is_no_name_is_refused(monkeypatch, written):
-    """A name that would never match is told at once."""
+    """A name that could never match is refused at once."""
     monkeypatch.setenv("COMETAPI_ASSET_HOSTS", written)
     with pytest.raises(ValidationError, match="write bare names, as"):
         CometAPISettings()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A film that lost its end, or a part of it, is refused, and a whole one never."""
+"""A truncated or incomplete film is refused, and a complete one never is."""
 
 import io
 import re
@@ -34,7 +34,7 @@ def inspected(content: bytes) -> dict[str, object]:
 
 
 def boxes(content: bytes) -> list[tuple[int, bytes]]:
-    """Find where the boxes of an MP4 begin and what they are called."""
+    """Return the names and positions of the boxes of an MP4."""
     found, at = [], 0
     while at < len(content):
         found.append((at, content[at + 4 : at + 8]))
@@ -44,7 +44,7 @@ def boxes(content: bytes) -> list[tuple[int, bytes]]:
 
 @cache
 def elements(content: bytes) -> list[int]:
-    """Find where packets end. FFmpeg reports where one of a WebM begins, before its head."""
+    """Return the ends of packets; FFmpeg reports where one of a WebM begins, before its header."""
     head = 0 if content[4:8] == b"ftyp" else 4
     opened: Any = av.open(io.BytesIO(content))
     with opened as container:
@@ -53,13 +53,13 @@ def elements(content: bytes) -> list[int]:
 
 @pytest.mark.parametrize("name", FILMS)
 def test_a_whole_film_is_never_refused(name):
-    """Of any encoder and container, with sound or without, however it is laid out."""
+    """Films of any encoder, container, sound and layout are accepted."""
     assert inspected(whole(name))["frames"] == FILMS[name].get("frames", 48)
 
 
 @given(name=st.sampled_from(CUT), place=places)
 def test_a_film_that_was_cut_in_its_last_two_percent_is_refused(name, place):
-    """Also where the cut took but a byte, and of an index that no player needs."""
+    """A film is refused if a single byte or an optional index is missing."""
     content = whole(name)
     with pytest.raises(Refused):
         inspected(content[: -1 - place % max(1, len(content) // 50)])
@@ -67,7 +67,7 @@ def test_a_film_that_was_cut_in_its_last_two_percent_is_refused(name, place):
 
 @given(name=st.sampled_from([*CUT, *FRAGMENTED, *LIVE]), place=places)
 def test_a_film_that_was_cut_anywhere_is_refused(name, place):
-    """But between two fragments, or two blocks of a live WebM, where it could have ended."""
+    """A cut is accepted only between fragments or live WebM blocks, where a film could end."""
     content = whole(name)
     kept = place % len(content)
     ends = [at for at, _ in boxes(content)] if name in FRAGMENTED else []
@@ -79,7 +79,7 @@ def test_a_film_that_was_cut_anywhere_is_refused(name, place):
 
 @given(name=st.sampled_from([*FRAGMENTED, *LIVE]), place=places)
 def test_a_fragmented_film_that_was_cut_near_its_end_is_refused(name, place):
-    """All that can pass is a cut between two fragments or blocks, which shows in no length."""
+    """A cut between two fragments or blocks is accepted, because no length shows it."""
     content = whole(name)
     kept = len(content) - 1 - place % (len(content) // 50)
     ends = [at for at, _ in boxes(content)] if name in FRAGMENTED else elements(content)
@@ -90,7 +90,7 @@ def test_a_fragmented_film_that_was_cut_near_its_end_is_refused(name, place):
 
 
 def test_a_film_with_an_index_of_its_fragments_is_refused_if_one_is_missing():
-    """A cut between two fragments shows there."""
+    """The index shows a cut between two fragments."""
     content = whole("fragments with an index.mp4")
     found = boxes(content)
     last = max(at for at, kind in found if kind == b"mdat")
@@ -101,7 +101,7 @@ def test_a_film_with_an_index_of_its_fragments_is_refused_if_one_is_missing():
 
 
 def with_stated_duration(content: bytes, seconds: float, version: int) -> bytes:
-    """Add the box that tells how long all fragments last (mehd); 1000 is the time scale."""
+    """Add the box with the duration of all fragments (mehd); the time scale is 1000."""
     ticks = struct.pack(">Q" if version else ">I", round(seconds * 1000))
     stated = struct.pack(">I4sI", 12 + len(ticks), b"mehd", version << 24) + ticks
     moov, mvex = content.index(b"moov") - 4, content.index(b"mvex") - 4
@@ -113,7 +113,7 @@ def with_stated_duration(content: bytes, seconds: float, version: int) -> bytes:
 
 @pytest.mark.parametrize("version", [0, 1])
 def test_a_film_that_states_how_long_its_fragments_last_is_refused_if_one_is_missing(version):
-    """A cut between two fragments shows in what is there, to about a frame."""
+    """The stated duration shows a cut between two fragments, to about one frame."""
     content = with_stated_duration(whole("fragments of one base.mp4"), 2.0, version)
     assert inspected(content)["frames"] == 48
     fragments = [at for at, kind in boxes(content) if kind == b"moof"]
@@ -123,7 +123,7 @@ def test_a_film_that_states_how_long_its_fragments_last_is_refused_if_one_is_mis
 
 @pytest.mark.parametrize("name", ["small clusters.webm", "uneven.webm", "longer sound.webm"])
 def test_a_live_film_that_states_its_duration_is_refused_if_a_cluster_is_missing(name):
-    """Its segment has no length, so a cut between two clusters shows in what is there."""
+    """The stated duration shows a cut between two clusters, although the segment has no length."""
     content = bytearray(whole(name))
     segment = content.index(b"\x18\x53\x80\x67")
     content[segment + 4 : segment + 12] = b"\x01" + b"\xff" * 7  # unknown
@@ -135,7 +135,7 @@ def test_a_live_film_that_states_its_duration_is_refused_if_a_cluster_is_missing
 
 @given(name=st.sampled_from(FILLED), place=places)
 def test_a_film_whose_last_kilobytes_are_zeros_is_refused(name, place):
-    """A download that set the length first and never wrote the end."""
+    """A download may set the length first and never write the end."""
     content = whole(name)
     trailing = len(content) - max(elements(content))  # an index, which carries no media
     zeros = trailing + 1024 + place % (len(content) - trailing - 2048)
@@ -145,7 +145,7 @@ def test_a_film_whose_last_kilobytes_are_zeros_is_refused(name, place):
 
 @given(name=st.sampled_from(GAPS), place=places)
 def test_a_film_with_a_gap_is_refused(name, place):
-    """A download in parts of which one never came."""
+    """A download in parts may lack one of them."""
     content = whole(name)
     first = min(elements(content))
     at = first + place % (max(elements(content)) - first - 1024)
@@ -157,17 +157,17 @@ def test_a_film_with_a_gap_is_refused(name, place):
     "appended", [b"\n", b"\0" * 600, b"\0\0\0\x03junk" * 9, b"</body></html>\n"], ids=str
 )
 def test_what_was_appended_takes_nothing_away(appended):
-    """Its tables say that all of the film is there."""
+    """The tables of the film show that it is complete."""
     assert inspected(whole("index first.mp4") + appended)["frames"] == 48
 
 
 def test_what_follows_a_webm_takes_nothing_away():
-    """Its segment ends where it says."""
+    """The segment states its own end."""
     assert inspected(whole("vp8.webm") + b"\0" * 600)["frames"] == 48
 
 
 def test_a_film_that_ends_with_the_file_is_whole():
-    """A box may last to the end of the file, and state its length in 64 bits."""
+    """A box may extend to the end of the file, and state its length in 64 bits."""
     content = whole("index first.mp4")
     free = next(at for at, kind in boxes(content) if kind == b"free")
     assert inspected(content[: free + 8] + bytes(4) + content[free + 12 :])["frames"] == 48
@@ -183,7 +183,7 @@ def test_a_film_that_ends_with_the_file_is_whole():
 
 
 def test_a_film_without_the_box_of_its_type_is_read():
-    """Old MOV files begin with another one."""
+    """Old MOV files begin with another box."""
     content = whole("film.mov")
     _, (second, _), *_ = boxes(content)
     renamed = content[:4] + b"free" + content[8:]
@@ -194,7 +194,7 @@ def test_a_film_without_the_box_of_its_type_is_read():
 
 @given(name=st.sampled_from(DAMAGED), place=places, value=st.integers(0, 255))
 def test_a_damaged_structure_never_breaks_the_inspection(name, place, value):
-    """A file is a film or refused; there is no third thing."""
+    """Every damaged file gives a film or is refused."""
     damaged = bytearray(whole(name))
     damaged[place % len(damaged)] = value
     try:
@@ -204,7 +204,7 @@ def test_a_damaged_structure_never_breaks_the_inspection(name, place, value):
 
 
 def test_a_film_that_was_cut_in_the_name_of_a_fragment_is_refused():
-    """Fewer bytes are left than any box has."""
+    """The remaining bytes are too few for a box."""
     content = whole("fragments without an end.mp4")
     *_, last = [at for at, kind in boxes(content) if kind == b"moof"]
     for kept in range(last + 1, last + 8):
@@ -213,7 +213,7 @@ def test_a_film_that_was_cut_in_the_name_of_a_fragment_is_refused():
 
 
 def test_a_film_without_a_fragment_is_refused():
-    """Its head alone is well-formed."""
+    """A valid header alone is not a film."""
     content = whole("fragments.mp4")
     first = next(at for at, kind in boxes(content) if kind == b"moof")
     with pytest.raises(Refused, match="no frame of it is there"):
@@ -222,20 +222,20 @@ def test_a_film_without_a_fragment_is_refused():
 
 @pytest.mark.parametrize("head", [b"\x1aE\xdf\xa3\xff", b"\x1aE\xdf\xa3\0", b"\x1aE\xdf\xa3\x80\0"])
 def test_what_is_no_element_is_refused(head):
-    """A length that is unknown where it must be known, or none at all."""
+    """A length that is missing, or unknown where it must be known, is an error."""
     with pytest.raises(Refused, match="element"):
         inspected(head + bytes(20))
 
 
 def test_a_cover_picture_is_not_the_film():
-    """It may be listed first."""
+    """A cover picture may be listed before the film."""
     cover, film = (SimpleNamespace(disposition=one) for one in (Disposition.attached_pic, 0))
     container = SimpleNamespace(streams=SimpleNamespace(video=[cover, film]))
     assert decoder._film(container) is film
 
 
 def test_a_live_film_that_was_cut_in_the_head_of_an_element_is_refused():
-    """Its name is there, its length is not."""
+    """The name of the last element is present, but its length is missing."""
     content = whole("live.webm")
     cluster = content.index(b"\x1f\x43\xb6\x75")
     for kept in range(cluster + 1, cluster + 5):

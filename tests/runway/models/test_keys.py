@@ -81,7 +81,7 @@ def test_a_key_is_no_place_for_a_secret(key):
 @given(key=KEYS, position=st.integers(0, 30))
 @example(key=f"{'x' * 59}-y", position=0)
 def test_a_file_name_is_safe_on_every_system(key, position):
-    """A file name is short, of lower-case letters, digits and dashes, and not reserved in Windows."""
+    """A file name is short, of lower-case letters, digits and dashes, and valid on Windows."""
     stem = file_stem(key, ID, MOMENT, position)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", stem)
     assert len(stem) <= 120
