@@ -102,9 +102,9 @@ def draw_contact_sheet(posters: Sequence[bytes]) -> bytes:
 
 
 def what_the_decoder_reaches() -> list[str]:
-    """Return what a file that takes over the decoder can reach, as ``files`` or ``network``.
+    """Return what a file that takes over the decoder can still reach.
 
-    The result is empty if it can reach nothing.
+    The list holds ``files``, ``network`` and ``processes``, and is empty if it can reach nothing.
 
     Raises:
         StorageError: The decoder does not start.
