@@ -39,7 +39,10 @@ ENCODER = {"preset": "ultrafast", "crf": "25", "threads": "2"}
 
 IMAGES = {"format_whitelist": "png_pipe,jpeg_pipe,webp_pipe"}
 VIDEOS = {"format_whitelist": "mov,matroska,webm,avi,mpegts,ogg"}
-"""Formats that are read as an image or a video. Playlists make FFmpeg open other files."""
+"""Formats that are read as an image or as a video.
+
+Playlists are in neither list, because they make FFmpeg open other files.
+"""
 
 Filter = tuple[str, str]
 
