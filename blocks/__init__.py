@@ -6,7 +6,6 @@ from .ledger import GenerationLedger
 
 __all__ = ["CometAPICredentials", "GenerationLedger"]
 
-# Saved blocks and their code examples name the class by its module, so that has to be the public
-# one.
+# Saved blocks and their code examples name the module of the class. It has to be the public one.
 for _public in (CometAPICredentials, GenerationLedger):
     _public.__module__ = __name__
