@@ -20,10 +20,16 @@ from prefect.events.schemas.automations import Posture
 TAG = "cometapi"
 
 SILENT_AFTER = timedelta(minutes=9)
-"""Time of three of Prefect's heartbeats, which come every three minutes by default."""
+"""Time without a heartbeat after which a run counts as crashed.
+
+It is the time of three heartbeats, which Prefect sends every three minutes by default.
+"""
 
 UNBEGUN_AFTER = timedelta(minutes=15)
-"""Time for a run to begin: a container may have to be pulled and a machine to be started."""
+"""Time after which a pending run that has not begun counts as crashed.
+
+A container may have to be pulled, and a machine to be started, before a run begins.
+"""
 
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
 _WAITS = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry")

@@ -127,7 +127,7 @@ def terminable() -> Iterator[None]:
         raise Terminated(number)
 
     handled = [signal.SIGTERM]
-    # Windows has no SIGHUP, and nohup sets it to be ignored, which has to stay so.
+    # Windows has no SIGHUP. Under nohup it is ignored, and a handler would undo that.
     if (hangup := getattr(signal, "SIGHUP", None)) and signal.getsignal(hangup) != signal.SIG_IGN:
         handled.append(hangup)
     before = [(number, signal.signal(number, interrupt)) for number in handled]

@@ -49,7 +49,7 @@ def good(what: str, told: str) -> Finding:
 
 
 def noted(what: str, told: str, mend: str) -> Finding:
-    """Return a finding that works, with a limit that the user should know."""
+    """Return the finding of a check that passed with a limit that the user should know."""
     return Finding(what, Health.NOTED, told, mend)
 
 
@@ -65,7 +65,7 @@ def doctor(
     ] = None,
     pool: Annotated[str, Parameter(help="Work pool of our deployments.")] = "videos",
 ) -> None:
-    """Check API key, service, clock, storage, decoder, ledger, Prefect and workers. Buys nothing."""
+    """Check API key, service, clock, storage, decoder, ledger, Prefect, workers. Buys nothing."""
     quieten_prefect()
     findings = asyncio.run(examined(CometAPISettings(), storage, pool))
     colours = {Health.GOOD: "[green]✓[/]", Health.NOTED: "[yellow]![/]", Health.BAD: "[red]✗[/]"}
@@ -228,7 +228,7 @@ async def _workers(client: "PrefectClient", pool: str, place: str) -> Finding:
 
 
 async def _shared(workers: int, place: str) -> Finding:
-    """Check that all workers can reach the ledger and the storage that they share."""
+    """Check that several workers share one ledger and one storage."""
     from ...flows.runtime.ledger_access import open_ledger
     from ...flows.runtime.multi_worker_check import apart
 

@@ -149,7 +149,7 @@ def adopt(
 
 @app.command
 def lost(key: Key) -> None:
-    """Write off an uncertain submission: nothing more is sent under its key."""
+    """Write off an uncertain submission: nothing more is sent under its idempotency key."""
     _decide(key, State.LOST, "declared lost by hand")
     minutes = f"{ARRIVAL_WINDOW.total_seconds() / 60:g} minutes after it was sent"
     again = f"prefect-cometapi ledger resubmit {shlex.quote(key)}"
