@@ -404,9 +404,8 @@ def _leave_useless_connections(context: ExceptionContext) -> None:
 def _prepare(connection: Any, _record: Any) -> None:
     connection.text_factory = _text_or_as_it_is
     connection.execute("PRAGMA journal_mode=DELETE")  # converts a ledger with a write-ahead log
-    connection.execute(
-        "PRAGMA synchronous=EXTRA"
-    )  # flushes the folder too, else a deleted journal can return
+    # EXTRA also flushes the folder, else a deleted journal may come back after a power failure.
+    connection.execute("PRAGMA synchronous=EXTRA")
 
 
 def will_pass(error: Exception) -> bool:

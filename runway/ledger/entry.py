@@ -90,7 +90,7 @@ MAY_FOLLOW: dict[State, frozenset[State]] = {
 
 
 class Intent(Value):
-    """Generation that is about to be bought or attached, as first recorded in the ledger."""
+    """Generation that is about to be bought or adopted, as first recorded in the ledger."""
 
     key: str = Field(description="Idempotency key of the generation.")
     base_url: str = Field(description="Root of the service that it is bought from.")
@@ -296,7 +296,7 @@ def conflict(entry: Entry, intent: Intent, task_id: str | None = None) -> KeyCon
         entry: Present entry of the key.
         intent: Intent under the same key. An intent without a request (only a task id is known)
             matches any request.
-        task_id: Task id to attach, or None. It may replace an id that the service has not
+        task_id: Task id to adopt, or None. It may replace an id that the service has not
             confirmed.
     """
     if entry.is_free():

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buying a generation at most once: the claim before the POST, the id right after it.
+"""Purchase of a generation, at most once: claim before the POST, task id right after it.
 
-What may be done with a key is a pure function of its entry in the ledger; the rest is the order in
-which the ledger and the service are called. CometAPI knows no idempotency key, so exactly once
-cannot be had from here: it is at most once, and whatever the outcome is, the ledger tells it.
+``next_step`` decides what to do with an idempotency key. It is a pure function of the key's ledger
+entry. The rest of this module calls the ledger and the service in the right order. CometAPI has no
+idempotency keys of its own, so a client cannot guarantee exactly one purchase. It guarantees at
+most one, and the ledger records every outcome.
 """
 
 import asyncio
@@ -30,11 +31,11 @@ from .schema import last_serial
 from .store import Ledger
 
 LOOK_AGAIN = 0.25
-"""Seconds between two looks at an entry that somebody else works on."""
+"""Seconds between two reads of an entry that another owner works on."""
 
 
 class Step(Enum):
-    """What to do next with a key."""
+    """Next step for an idempotency key."""
 
     BUY = auto()
     ATTACH = auto()
@@ -51,15 +52,15 @@ def next_step(
     resubmit_as: str | None = None,
     task_id: str | None = None,
 ) -> Step | CometAPIError:
-    """What to do with a key, or the error that it comes to; pure.
+    """Return the next step for a key, or the error that it results in; pure.
 
     Args:
-        entry: What the ledger knows of the key.
-        intent: What is asked for.
-        living: Whether the attempt that claimed it may still be under way.
-        resubmit_as: Id of the run, where the user lets each run send the request once more after an
-            unknown outcome; None where not.
-        task_id: The id of a generation that was bought elsewhere, if one is to be attached.
+        entry: Entry of the key in the ledger, or None.
+        intent: Requested generation.
+        living: True if the attempt that claimed the key may still be running.
+        resubmit_as: Id of the run, if the user allows each run to send the request once more after
+            an unknown outcome; otherwise None.
+        task_id: Task id of a generation that was bought elsewhere and is to be adopted, or None.
     """
     if entry is None:
         return Step.ADOPT if task_id else Step.BUY
@@ -88,7 +89,7 @@ def _still_open(entry: Entry, why_not_again: str = "") -> CometAPIError:
 
 
 Check = Callable[[], None]
-"""Raises if the request must not be sent any more."""
+"""Callback that raises an error if the request must no longer be sent."""
 
 _NO_ANSWER = "it sent the request, or was about to, and left no answer"
 
@@ -103,28 +104,28 @@ async def buy_once(
     budget: Budget | None = None,
     warn: Callable[[str], None] = lambda _text: None,
 ) -> Entry:
-    """The generation of a key: the one that was bought before, or bought now with one ``post``.
+    """Return the generation of a key: an earlier purchase, or one that is bought now with ``post``.
 
     Args:
-        ledger: Where it is recorded.
-        intent: What is wanted.
-        post: Sends the request and returns the task id. It is handed a check to make at the last
-            moment before it sends.
-        run: Which run asks, for those who wait for it.
-        resubmit_as: Id of the run over all its retries, where the user lets each run send the
-            request once more after an unknown outcome. The ledger records that it did.
-        budget: Limits of what the batch of the key may spend, if there are any.
-        warn: Told in words what the user should know, where nothing has to stop for it.
+        ledger: Ledger of the purchase.
+        intent: Requested generation.
+        post: Sends the request and returns the task id. It receives a check, which it must call
+            immediately before it sends.
+        run: Name of the run, which waiting runs see.
+        resubmit_as: Id of the run, the same for all its retries, if the user allows each run to
+            send the request once more after an unknown outcome. The ledger records that it did.
+        budget: Spending limits of the key's batch, or None.
+        warn: Called with warnings that do not stop the purchase.
 
     Raises:
         KeyConflict: The key belongs to another request.
-        BudgetExceeded: Nothing was sent, since it would pass a limit of the budget.
-        SubmissionUncertain: It was perhaps bought, now or in an earlier attempt.
-        LedgerUnavailable: Nothing was sent, since it could not be recorded.
-        LedgerOutdated: The ledger is an older copy, so it may have forgotten that it was bought.
-        ServiceUnavailable: This process, or its ledger, stood still for so long that others may
-            have taken it for dead, so nothing was sent.
-        CometAPIError: What ``post`` raised; nothing was bought.
+        BudgetExceeded: The purchase would exceed a limit of the budget; nothing was sent.
+        SubmissionUncertain: The generation was possibly charged, now or in an earlier attempt.
+        LedgerUnavailable: The claim could not be recorded; nothing was sent.
+        LedgerOutdated: The ledger is an older copy, which may lack this purchase.
+        ServiceUnavailable: This process or its ledger was suspended for so long that other runs may
+            consider it dead; nothing was sent.
+        CometAPIError: An error of ``post``; nothing was bought.
     """
 
     def still_ours() -> None:
@@ -153,7 +154,7 @@ async def buy_once(
                 claimed_at=datetime.now(UTC),
             )
         except LedgerUnavailable:
-            _unsent.add(claim)  # it may have been claimed all the same
+            _unsent.add(claim)  # the claim may have been written all the same
             raise
         except asyncio.CancelledError:
             _unsent.add(claim)
@@ -176,18 +177,20 @@ async def buy_once(
         try:
             return await asyncio.shield(recording)
         except asyncio.CancelledError:
-            await asyncio.wait([recording])  # the id comes first, also before a cancellation
+            await asyncio.wait([recording])  # the id must be recorded first
             raise
 
 
 async def attach(ledger: Ledger, intent: Intent, task_id: str, *, checked: bool = True) -> Entry:
-    """The entry of a generation that was bought elsewhere; a new one where the key is free.
+    """Record a generation that was bought elsewhere, and return its entry.
+
+    A key without an entry gets a new one.
 
     Args:
-        ledger: Where it is recorded.
-        intent: Its key, and what is known of its request.
-        task_id: Its id. An id that the service has not confirmed is replaced by another one.
-        checked: Whether the service has confirmed the id.
+        ledger: Ledger that records the generation.
+        intent: Key of the generation, and the known parts of its request.
+        task_id: Task id of the generation. It replaces an id that the service has not confirmed.
+        checked: True if the service has confirmed the id.
 
     Raises:
         KeyConflict: The key belongs to another generation.
@@ -217,7 +220,10 @@ async def _claimed(
     task_id: str | None = None,
     **values: Any,
 ) -> Entry:
-    """The entry of a key under this claim and in this state, or as it was attached to."""
+    """Return the entry of a key with this claim and state, or an existing purchase of the key.
+
+    This waits while another owner submits the key.
+    """
     values["task_id"] = task_id
     buys = int(state is State.INTENDED)
     told = False
@@ -253,11 +259,11 @@ async def _claimed(
 async def _claim_again(
     ledger: Ledger, entry: Entry, state: State, changes: dict[str, Any], budget: Budget | None
 ) -> Entry | None:
-    """Return an entry under its new claim, or None where it has changed since it was read."""
+    """Return an entry with its new claim, or None if it has changed since it was read."""
     try:
         return await ledger.change(state=state, seen=entry, budget=budget, **changes)
     except BudgetExceeded as error:
-        if entry.state is State.UNCERTAIN:  # its first submission stays open
+        if entry.state is State.UNCERTAIN:  # the first submission stays uncertain
             raise _still_open(entry, f"sent again, {error.what}") from error
         raise
 
@@ -265,7 +271,7 @@ async def _claim_again(
 def _new_claim(
     entry: Entry, intent: Intent, claim: str, run: str | None, *, buys: bool
 ) -> dict[str, Any]:
-    """Return the columns of an entry that is claimed anew, to be bought or to get an id."""
+    """Return the changed columns of an entry with a new claim, for a purchase or a task id."""
     open_outcome = buys and entry.state is State.UNCERTAIN
     return {
         **intent.wanted(only_known=not buys),
@@ -285,10 +291,11 @@ def _new_claim(
 
 
 def _costs(entry: Entry, intent: Intent) -> dict[str, Any]:
-    """Return what one submission under an entry costs, so that all charges of it are covered.
+    """Return the cost of one submission under an entry, such that the sum covers all charges.
 
-    Another request may be bought under a key whose earlier submissions may have been charged. All
-    of them count alike, so each counts as the most expensive one: never less than was spent.
+    A key whose earlier submissions may have been charged can be used for another request. All of
+    its submissions count at the same cost. So each counts as the most expensive one, and the sum is
+    never less than the money that was spent.
     """
     earlier = entry if entry.charges else intent
     pairs = {name: (getattr(earlier, name), getattr(intent, name)) for name in _PER_SUBMISSION}
@@ -299,11 +306,11 @@ _PER_SUBMISSION = ("cost", "billed_seconds")
 
 
 _unsent: set[str] = set()
-"""Claims of this process under which nothing was sent, whatever the ledger could be told."""
+"""Claims of this process for which nothing was sent, even if the ledger could not record that."""
 
 
 async def _taken_up_again(ledger: Ledger, entry: Entry) -> Entry:
-    """The entry, no longer abandoned now that somebody wants it."""
+    """Return the entry; if it was abandoned, reactivate it, since a run requests it again."""
     if entry.state is not State.ABANDONED:
         return entry
     return await ledger.change(entry.key, State.SUBMITTED, seen=entry, note="") or entry
@@ -316,14 +323,15 @@ async def _withdraw(ledger: Ledger, key: str, claim: str) -> None:
 
 
 async def give_up(ledger: Ledger, entry: Entry, *, ours: bool = False) -> None:
-    """End a submission that nobody makes any more.
+    """Resolve a claim whose owner no longer submits it.
 
-    It was perhaps bought, unless nothing was sent under this claim and there was no doubt before.
+    The entry becomes uncertain, that is possibly charged. If nothing was sent for this claim and no
+    earlier submission was uncertain, it becomes rejected, and the key is free.
 
     Args:
-        ledger: Where it is recorded.
-        entry: It, as it was seen to be left; it stays where its lease was renewed since.
-        ours: Whether it is the caller's own, whose lease may be renewed all the while.
+        ledger: Ledger of the claim.
+        entry: Entry as last read. If its lease was renewed since, it stays unchanged.
+        ours: True if the claim is the caller's own, whose lease may be renewed at the same time.
     """
     unsent = entry.claim in _unsent
     free = unsent and not entry.note
@@ -335,9 +343,9 @@ async def give_up(ledger: Ledger, entry: Entry, *, ours: bool = False) -> None:
 
 
 def _refund(claimed: Entry) -> dict[str, Any]:
-    """Return the columns of an entry whose latest submission was certainly not charged.
+    """Return the changed columns of an entry whose latest submission was certainly not charged.
 
-    If that was a resubmission, its run may send it again as if it had not.
+    If that was a resubmission, it does not count: its run may resubmit the request again.
     """
     runs = claimed.resubmitted_by[:-1] if claimed.note else claimed.resubmitted_by
     return {"charges": claimed.charges - 1, "resubmitted_by": list(runs)}
@@ -350,7 +358,7 @@ async def _accepted(
     keeper: str | None,
     warn: Callable[[str], None],
 ) -> Entry:
-    """The entry with its id, committed before anything else is done."""
+    """Record the task id of a claimed entry before anything else, and return the entry."""
     now = datetime.now(UTC)
     news: dict[str, Any] = {"task_id": task_id, "submitted_at": now, "holder": keeper, "note": ""}
     bought = claimed.model_copy(update={"state": State.SUBMITTED, "changed_at": now, **news})
@@ -383,7 +391,7 @@ def _no_receipt(task_id: str, given: Entry) -> SubmissionUncertain:
 
 
 async def _insisting(change: Callable[[], Awaitable[Entry]], patience: float) -> Entry:
-    """Make a change that money depends on: also a full disk may have room again in a moment."""
+    """Retry a change that money depends on, since even a full disk may soon have room again."""
     end = monotonic() + patience
     while True:
         try:
@@ -397,9 +405,10 @@ async def _insisting(change: Callable[[], Awaitable[Entry]], patience: float) ->
 async def _note_outcome(
     ledger: Ledger, claimed: Entry, error: BaseException, warn: Callable[[str], None]
 ) -> None:
-    """Record what a failed POST comes to. If that fails the claim stays, which is the safe side.
+    """Record the outcome of a failed POST.
 
-    A certain refusal frees the key, unless it followed a submission whose outcome is unknown.
+    A certain refusal frees the key, unless an earlier submission has an unknown outcome. If the
+    ledger is unavailable, the claim stays. That is safe, since nothing is sent again.
     """
     refused = isinstance(error, CometAPIError) and not isinstance(error, SubmissionUncertain)
     state = State.REJECTED if refused and not claimed.note else State.UNCERTAIN
@@ -420,11 +429,11 @@ async def _note_outcome(
 
 @asynccontextmanager
 async def staying_with(ledger: Ledger, key: str, run: str) -> AsyncIterator[str]:
-    """Keep a generation that this run buys or takes up within the block; let go of it afterwards.
+    """Renew the lease of a generation while the block runs, and release it afterwards.
 
-    Yields the name under which the run holds it. A run that is gone holds nothing: its lease
-    lapses, or its process is seen to be dead. If the ledger has lost the row by the end, the run
-    writes it again, since nobody else knows of the purchase.
+    Yields the owner's name of the run. After a crash, the lease does not last: it expires, or other
+    runs see that the process is dead. If the ledger has lost the row by the end of the block, the
+    run writes it again, since no other record of the purchase exists.
     """
     holder = holder_name(run)
     with ledger.holding(key, holder):
@@ -452,17 +461,19 @@ async def working_on(
     tell: Callable[[str], None] = lambda _text: None,
     enough: Callable[[Entry], bool] = lambda entry: entry.has_ended,
 ) -> AsyncIterator[Entry | None]:
-    """Have a generation to oneself; waits while another run works on it, or until that is enough.
+    """Acquire the exclusive lease of a generation while the block runs.
 
-    Yields its entry, or None where the ledger does not know the key. Several blocks of one run may
-    have it at once.
+    This waits while another run works on the generation. It stops waiting, without the lease, when
+    the entry satisfies ``enough``. Yields the entry, or None if the ledger does not have the key.
+    Several blocks of one run may share the lease.
 
     Args:
-        ledger: Where it is recorded.
-        key: Its key.
-        run: Which run asks, for those who wait for it.
-        tell: Told in words whom it waits for.
-        enough: Whether an entry that another run works on is all that is wanted.
+        ledger: Ledger of the generation.
+        key: Idempotency key of the generation.
+        run: Name of the run, which waiting runs see.
+        tell: Called with a message about the owner that this waits for.
+        enough: Returns True if an entry needs no more work by this run, even if another run has the
+            lease.
 
     Raises:
         LedgerUnavailable: The ledger cannot be used.
@@ -482,7 +493,7 @@ async def _taken(
     while True:
         if ledger.times_held_here(key, holder) > 1:
             entry = ledger.last_seen(key)
-            if entry and entry.holder == holder:  # this is a step of a flow that has it
+            if entry and entry.holder == holder:  # this is a step of a flow that has the lease
                 return entry
         entry = await ledger.take(key, holder)
         if entry:

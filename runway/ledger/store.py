@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger: one SQL table that knows every generation that was or may have been bought.
+"""Ledger of paid generations: one SQL table with every generation that was or may have been bought.
 
-It is the truth; Prefect's results are only a fast path beside it. Each change is one statement
-that names the states it may follow, so two processes that change one generation at once do not
-overwrite each other, and a change that was made twice because its answer was lost is the same
-change. Who works on which generation is told by leases (leases.py).
+The ledger is the source of truth; Prefect's results are only a fast path beside it. Each change is
+one statement that names the states that it may follow. So two processes that change a generation at
+the same time do not overwrite each other, and a change that is repeated because its answer was lost
+has no further effect. Leases record which run works on a generation (leases.py).
 """
 
 import asyncio
@@ -49,39 +49,39 @@ _ENTRIES = select(generations, LEASE_LEFT)
 
 
 class Ledger(Leases):
-    """The generations in one database, for any event loop of this process.
+    """Ledger in one database, which any event loop of this process can use.
 
     Every method may raise ``LedgerUnavailable``.
 
     Args:
         url: SQLAlchemy URL of a SQLite file (absolute path) or a PostgreSQL database.
-        lease: Seconds after which a holder that does not renew counts as gone.
-        patience: Seconds for which a database that is locked or out of reach is waited for.
+        lease: Seconds after which an owner that does not renew counts as gone.
+        patience: Maximum seconds to wait for a database that is locked or unreachable.
     """
 
     def __init__(self, url: str, *, lease: float = LEASE, patience: float = PATIENCE) -> None:
         super().__init__(Database(url, patience=patience), lease)
         self.history = ClaimHistory(self.database)
 
-    # Looking
+    # Queries
 
     async def get(self, key: str) -> Entry | None:
-        """The entry of a key."""
+        """Return the entry of a key, or None."""
         return await self._one(_ENTRIES.where(_table.key == key))
 
     async def find(self, task_id: str, base_url: str, besides: str = "") -> Entry | None:
-        """Return the first entry of an id that the service at a base URL gave.
+        """Return the oldest entry with a task id of the service at a base URL, or None.
 
         Args:
-            task_id: The id.
+            task_id: Task id.
             base_url: Root of the service.
-            besides: A key whose own entry does not count.
+            besides: Key whose entry is left out.
         """
         same = and_(_table.task_id == task_id, _table.base_url == base_url, _table.key != besides)
         return await self._first(_ENTRIES.where(same).order_by(_table.created_at))
 
     async def of_another_request(self, task_id: str, claimed: Entry) -> Entry | None:
-        """An entry to which the service gave an id for a request that was not the claimed one."""
+        """Return an entry that has this task id for another request than the claimed one."""
         return await self._first(_ENTRIES.where(_given_for_another(generations, task_id, claimed)))
 
     async def entries(
@@ -93,15 +93,15 @@ class Ledger(Leases):
         limit: int | None = None,
         tell: Callable[[LedgerDamaged], None] | None = None,
     ) -> list[Entry]:
-        """Entries, the newest first, filtered by whatever is given.
+        """Return the entries that match all given filters, newest first.
 
         Args:
-            states: Only those in one of these.
-            since: Only those that are newer.
-            flow_run_id: Only those of this flow run.
-            limit: At most so many.
-            tell: Is told of each row that is damaged, also where its state is none, in place of
-                an error.
+            states: States of the entries; empty for all states.
+            since: Earliest creation time.
+            flow_run_id: Flow run of the entries.
+            limit: Maximum number of entries.
+            tell: Called with the error of each corrupted row, which is then skipped. Rows with an
+                invalid state are included in this.
         """
         query = _ENTRIES.order_by(_table.created_at.desc()).limit(limit)
         if states:
@@ -115,7 +115,7 @@ class Ledger(Leases):
         return await self._rows(query, tell)
 
     async def of_keys(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """The entries of those keys that have one."""
+        """Return the entries of the given keys, by key; keys without an entry are left out."""
         found: dict[str, Entry] = {}
         for start in range(0, len(keys), MANY):
             some = _ENTRIES.where(_table.key.in_(keys[start : start + MANY]))
@@ -123,7 +123,7 @@ class Ledger(Leases):
         return found
 
     async def known_ids(self, task_ids: Sequence[str]) -> set[tuple[str, str]]:
-        """Return those of some ids that it knows, each with the base URL of its service."""
+        """Return the given task ids that the ledger has, each with the base URL of its service."""
         found: set[tuple[str, str]] = set()
         for start in range(0, len(task_ids), MANY):
             some = _table.task_id.in_(task_ids[start : start + MANY])
@@ -132,9 +132,10 @@ class Ledger(Leases):
         return found
 
     async def durations(self, kind: Kind, limit: int) -> list[tuple[float, int]]:
-        """Seconds until the end was seen, and polls, of generations of a kind that succeeded.
+        """Return the duration and the number of polls of succeeded generations of a kind.
 
-        The newest submission comes first.
+        A duration is the time from the submission to the detected end, in seconds. The newest
+        submission comes first.
         """
         query = (
             select(_table.submitted_at, _table.finished_at, _table.polls)
@@ -160,21 +161,21 @@ class Ledger(Leases):
         ]
 
     async def spent(self, prefix: str, prices: Mapping[str, Price]) -> Spent:
-        """Return what was, or may have been, bought under all keys that begin with a prefix.
+        """Return the certain and possible charges under all keys with a prefix.
 
         Args:
-            prefix: What the keys begin with; ``batch_prefix`` gives that of a batch.
-            prices: Prices by model, for submissions whose cost was not recorded.
+            prefix: Prefix of the keys; ``batch_prefix`` returns the one of a batch.
+            prices: Prices by model, for submissions without a recorded cost.
         """
         (row,) = await self.database.rows(total_spent(prefix, prices))
         return Spent.model_validate(dict(row))
 
     async def held_by_run(self, run: str) -> list[Entry]:
-        """Entries on which a run holds a lease, in whichever process."""
+        """Return the entries on which a run holds a lease, in any process."""
         names = _table.holder.contains(f"|{run}", autoescape=True)
         return await self._rows(_ENTRIES.where(names))
 
-    # Buying
+    # Purchases
 
     async def add(
         self,
@@ -185,10 +186,10 @@ class Ledger(Leases):
         budget: Budget | None = None,
         **values: Any,
     ) -> Entry | None:
-        """A new entry, or None where the key has one already that is not of this claim.
+        """Insert a new entry, or return None if the key has an entry of another claim.
 
         Raises:
-            BudgetExceeded: It would pass the limits of the budget.
+            BudgetExceeded: The entry would exceed the limits of the budget.
         """
         now = datetime.now(UTC)
         row = {
@@ -213,13 +214,13 @@ class Ledger(Leases):
         added = await self._one(statement, budget)
         if added:
             return added
-        there = await self.get(intent.key)  # its own, where the answer to the insert was lost
+        there = await self.get(intent.key)  # ours, if only the answer was lost
         if there is None and budget:
             await self._check_budget(budget, intent.key, row)
         return there if there and there.claim == claim and there.state is state else None
 
     def _insert(self, row: dict[str, Any], where: ColumnElement[bool] | None = None) -> Any:
-        """Return the statement that adds a row where that holds, unless its key has one."""
+        """Return the statement that inserts a row if the condition holds and its key is new."""
         dialect = postgresql if self.database.is_shared else sqlite
         statement, row = dialect.insert(generations), as_columns(row)
         if where is None:
@@ -229,18 +230,19 @@ class Ledger(Leases):
     async def restore(
         self, entry: Entry, warn: Callable[[str], None] = _logger.warning
     ) -> Entry | None:
-        """Write an entry again that a run has in hand and the ledger has lost.
+        """Write an entry again that a run works on and the ledger has lost.
 
-        A standby that took over too early, an older copy that was put in place, or a person may
-        have lost it. The key may stand for another purchase by now: then the entry replaces a row
-        that is older or free, or is written under a key of its own, so that no purchase is lost.
+        Entries are lost when a standby server takes over too early, when an older copy replaces the
+        ledger, or when a person deletes a row. The key may belong to another purchase by now. Then
+        the entry replaces a row that is outdated or free, or it is written under a new key, so that
+        no purchase is lost.
 
         Args:
-            entry: As the run last read it.
-            warn: Told in words what was lost.
+            entry: Entry as the run last read it.
+            warn: Called with a warning that describes the loss.
 
         Returns:
-            The entry as it is recorded now, under whichever key; None where it was not lost.
+            The entry as recorded now, possibly under a new key, or None if it was not lost.
         """
         if restored := (await self.insert([entry]) or [None])[0]:
             warn(
@@ -267,7 +269,7 @@ class Ledger(Leases):
         return beside[0] if beside else await self.get(name)
 
     async def insert(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Write whole entries where the ledger does not have their keys; return those."""
+        """Write complete entries whose keys the ledger lacks, and return the written ones."""
         written: list[Entry] = []
         for start in range(0, len(entries), MANY):
             rows = [as_columns(self._row(entry)) for entry in entries[start : start + MANY]]
@@ -280,7 +282,7 @@ class Ledger(Leases):
         return written
 
     async def _replace(self, there: Entry, entry: Entry) -> Entry | None:
-        """Return an entry in place of an outdated row of its key, or None if that has changed."""
+        """Replace an outdated row with an entry of its key; return None if the row has changed."""
         row = self._row(entry) | {
             "attempts": max(entry.attempts, there.attempts + 1),
             "charges": max(entry.charges, there.charges + 1),
@@ -303,22 +305,23 @@ class Ledger(Leases):
         budget: Budget | None = None,
         **values: Any,
     ) -> Entry | None:
-        """The entry in a new state, or None where its present state does not allow it.
+        """Change the state of an entry, or return None if the present state does not allow it.
 
         Args:
-            key: Which entry.
-            state: The new state.
-            seen: The entry that the decision is based on; it must not have changed since.
-            of: The entry as claimed, whose claim must still own the submission; a ``task_id`` among
-                the values must not be one that the service gave for another request.
-            bought: The task id that the entry must have, or gets where it has none.
-            bought_by: The claim that got this id: an entry without an id that was claimed anew
-                since belongs to another purchase.
-            budget: Limits that the entry must keep to with all columns that cost money.
-            values: Columns that change with it; ``holder`` gets a lease, None ends it.
+            key: Key of the entry.
+            state: New state.
+            seen: Entry on which the decision is based; the row must not have changed since.
+            of: Entry as claimed. Its claim must still be the one in the ledger, and a ``task_id``
+                among the values must not belong to another request.
+            bought: Task id that the entry must have, or receives if it has none.
+            bought_by: Claim that received this task id. An entry without an id and with another
+                claim belongs to another purchase.
+            budget: Limits for the changed entry; ``values`` must contain all columns that determine
+                its cost.
+            values: Other columns to change. A value for ``holder`` starts a lease; None ends it.
 
         Raises:
-            BudgetExceeded: It would pass the limits of the budget.
+            BudgetExceeded: The entry would exceed the limits of the budget.
         """
         allowed = [str(before) for before in MAY_FOLLOW[state]]
         where = [_table.key == key, _table.state.in_(allowed)]
@@ -339,40 +342,43 @@ class Ledger(Leases):
         changed = await self._update(where, changes, budget)
         if changed:
             return changed
-        there = await self.get(key)  # as it should be, where the answer to the update was lost
+        there = await self.get(key)  # changed already, if only the answer was lost
         if budget and seen and there and (there.claim, there.state) == (seen.claim, seen.state):
             await self._check_budget(budget, key, changes)
         is_so = there and there.state is state and there.claim == values.get("claim")
         return there if is_so else None
 
-    # Ids that were given by hand
+    # Task ids entered by hand
 
     async def confirm(self, key: str, task_id: str) -> Entry | None:
-        """Record that the service knows the id of an entry."""
+        """Record that the service has confirmed the task id of an entry."""
         same = [_table.key == key, _table.task_id == task_id]
         return await self._update(same, {"task_id_checked": True})
 
     async def withdraw_id(self, entry: Entry) -> Entry | None:
-        """Make an entry uncertain again, without its id, where nobody has confirmed that since."""
+        """Make an entry uncertain again and remove its task id, unless it was confirmed since."""
         changes = {"state": str(State.UNCERTAIN), "task_id": None, "task_id_checked": True}
         changes |= {"changed_at": datetime.now(UTC), "holder": None, "leased_until": None}
         changes["note"] = f"the id {entry.task_id} was not confirmed, and withdrawn by hand"
         return await self._update(_unconfirmed(entry), changes)
 
     async def forget(self, entry: Entry) -> None:
-        """Delete an entry that is nothing but an id that the service never knew.
+        """Delete an entry that contains only a task id that the service never confirmed.
 
-        Its number is not given again, or the ledger would look like an older copy of itself.
+        Its serial is not used again. Otherwise the ledger would look like an older copy of itself.
         """
         await self.history.skip_to(entry.serial or 0)
         only_an_id = [_table.attempts == 0, _table.fingerprint.is_(None)]
         gone = delete(generations).where(*_unconfirmed(entry), *only_an_id)
         await self.database.rows(gone.returning(_table.key))
 
-    # Working on it
+    # Leases and progress
 
     async def take(self, key: str, holder: str) -> Entry | None:
-        """The entry, leased to a holder; None where another one that is not gone works on it."""
+        """Acquire the lease of an entry for an owner; return None if another active owner has it.
+
+        The result is also None if the key has no entry.
+        """
         free = or_(_table.holder.is_(None), _table.holder == holder)
         taken = await self._update([_table.key == key, free], self._leased_to(holder))
         if taken:
@@ -384,10 +390,10 @@ class Ledger(Leases):
         return await self._update(left, self._leased_to(holder))
 
     async def let_go(self, key: str, holder: str, note: str | None = None) -> Entry | None:
-        """End a lease, so that whoever comes next need not wait for it to lapse.
+        """Release a lease, so that the next owner need not wait until it expires.
 
         Returns:
-            The entry, or None where the holder has no lease on it.
+            The entry, or None if the owner has no lease on it.
         """
         changes: dict[str, Any] = {"holder": None, "leased_until": None}
         if note is not None:
@@ -395,13 +401,13 @@ class Ledger(Leases):
         return await self._update([_table.key == key, _table.holder == holder], changes)
 
     async def finished(self, submission: Submission, finished: Finished) -> Entry | None:
-        """Record that it succeeded upstream."""
+        """Record that a generation succeeded upstream."""
         return await self.change(
             submission.key,
             State.SUCCEEDED,
             bought=submission.task_id,
             bought_by=submission.claim,
-            submitted_at=submission.submitted_at,  # again, where it could not be recorded then
+            submitted_at=submission.submitted_at,  # not recorded yet if the ledger was unavailable
             finished_at=submission.submitted_at + timedelta(seconds=finished.waited),
             polls=finished.polls,
             outputs=[str(output) for output in finished.generation.outputs],
@@ -410,7 +416,7 @@ class Ledger(Leases):
         )
 
     async def failed(self, submission: Submission, error: GenerationError) -> Entry | None:
-        """Record that upstream gave it up, or that somebody cancelled it there."""
+        """Record that a generation failed or was cancelled upstream."""
         return await self.change(
             submission.key,
             State.CANCELLED if isinstance(error, GenerationCancelled) else State.FAILED,
@@ -430,14 +436,17 @@ class Ledger(Leases):
         *,
         price: Price | None = None,
     ) -> Entry | None:
-        """Record that its videos are in a storage, beside others that have them; the work ends.
+        """Record that the videos of a generation are in a storage, and release its lease.
+
+        The videos in other storages stay recorded.
 
         Args:
-            entry: As last read.
-            task_id: Its id.
-            place: The storage.
-            videos: What is stored there.
-            price: Price of its model; one of a second is applied to the length that is known now.
+            entry: Entry as last read.
+            task_id: Task id of the generation.
+            place: Location of the storage.
+            videos: Videos in this storage.
+            price: Price of its model. A price per second is applied to the length of the videos if
+                the billed seconds were unknown before.
         """
         delivered = {**entry.videos, place: tuple(videos)}
         billed = entry.billed_seconds or sum(video.duration for video in videos)
@@ -462,13 +471,14 @@ class Ledger(Leases):
             **costs,
         )
 
-    # Who is at work
+    # Activity of owners
 
     async def is_living(self, entry: Entry) -> bool:
-        """Whether somebody works on it.
+        """Return True if the owner of an entry is still active.
 
-        A lease that lapsed while its process lives, or is far longer than any, tells that a clock
-        was set or the machine slept; half a lease later it is renewed, or nobody works there.
+        A lease may have expired although its process is alive, or may end much later than any lease
+        can. Then a clock was set or the machine was suspended. In these cases, this waits for half
+        the duration of a lease: an active owner has renewed the lease by then.
         """
         if entry.holder is None or entry.lease_left is None:
             return False
@@ -500,10 +510,10 @@ class Ledger(Leases):
         return read_entries(rows, self.database.place, tell)
 
     async def _check_budget(self, budget: Budget, key: str, row: Mapping[str, Any]) -> None:
-        """See that a row of these values would keep to a budget, as it is now.
+        """Check that a row with these values would keep the budget, given the present spending.
 
         Raises:
-            BudgetExceeded: It would not.
+            BudgetExceeded: The row would exceed a limit.
         """
         left_out = total_spent(budget.prefix, budget.prices, without=key)
         (found,) = await self.database.rows(left_out)
@@ -511,7 +521,10 @@ class Ledger(Leases):
             raise BudgetExceeded(why).about(key=key)
 
     async def _one(self, statement: Any, budget: Budget | None = None) -> Entry | None:
-        """The entry that a statement about one key gives, which may have to keep to a budget."""
+        """Return the entry that a statement for one key returns, or None.
+
+        With a budget, the statement runs under the lock of the batch.
+        """
         if budget:
             asked, rows = await self.database.asked_alone(budget.prefix, statement)
         else:
@@ -533,25 +546,29 @@ class Ledger(Leases):
 
 
 def _given_for_another(table: FromClause, task_id: str, claimed: Entry) -> ColumnElement[bool]:
-    """Unequal to none is unknown, so an id that was adopted without its request may be ours."""
+    """Return the condition that a row has the task id for a different request.
+
+    In SQL, NULL never compares unequal. So a row without a fingerprint, such as that of an adopted
+    id, does not match: its id may be ours.
+    """
     same = and_(table.c.task_id == task_id, table.c.base_url == claimed.base_url)
     other = and_(table.c.key != claimed.key, table.c.fingerprint != claimed.fingerprint)
     return and_(same, other)
 
 
 def _unconfirmed(entry: Entry) -> list[ColumnElement[bool]]:
-    """Conditions under which an entry still has the id that the service has not confirmed."""
+    """Return the conditions that an entry still has its unconfirmed task id."""
     bought = _table.state.in_([str(State.SUBMITTED), str(State.ABANDONED)])
     same = [_table.key == entry.key, _table.claim == entry.claim, bought]
     return [*same, _table.task_id == entry.task_id, _table.task_id_checked.is_(False)]
 
 
 def _unchanged_since(seen: Entry) -> list[ColumnElement[bool]]:
-    """Return the conditions that an entry is still as it was when a decision was made."""
+    """Return the conditions that an entry has not changed since it was read."""
     where = [_table.state == str(seen.state), _table.claim == seen.claim]
-    if not seen.task_id_checked:  # an id that was confirmed since is not replaced
+    if not seen.task_id_checked:  # an id that was confirmed since must not be replaced
         where.append(_table.task_id_checked.is_(False))
-    if seen.state is State.INTENDED:  # a lease that was renewed since is held
+    if seen.state is State.INTENDED:  # a lease that was renewed since has an active owner
         where.append(_lease_of(seen))
     return where
 
@@ -573,10 +590,10 @@ _ledgers: dict[tuple[int, str], Ledger] = {}
 
 
 def ledger_at(url: str) -> Ledger:
-    """The ledger at a URL; one for the whole process.
+    """Return the ledger at a URL, which all callers in the process share.
 
     Raises:
-        LedgerUnavailable: The URL names no database that can be a ledger.
+        LedgerUnavailable: The URL is not valid for a ledger.
     """
     checked = ledger_url(url)
     return _ledgers.setdefault((os.getpid(), checked), Ledger(checked))
