@@ -105,7 +105,7 @@ def memory():
     return "memory://in"
 
 
-# The same batch, whatever it is written in
+# One batch in every format
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -354,7 +354,7 @@ def test_without_pyarrow_a_parquet_file_names_what_to_install(tmp_path, monkeypa
     assert told_so == 'Parquet needs pyarrow: pip install "prefect-cometapi[parquet]"'
 
 
-# What cannot be read at all
+# Unreadable files
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -70,7 +70,7 @@ def memory():
     return "memory://out"
 
 
-# What is written
+# Content
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -144,7 +144,7 @@ def test_a_storage_of_any_kind_takes_results(memory):
     assert read_results(where) == [STORED]
 
 
-# Whole or not at all
+# Atomic writes
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
@@ -214,7 +214,7 @@ def test_a_storage_that_takes_nothing_is_told_and_nothing_is_left(tmp_path, monk
     assert list((tmp_path / INCOMING).iterdir()) == []
 
 
-# Places that do not do
+# Invalid locations
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_what_are_no_results_is_a_value_error(tmp_path, name, content, problem):
         read_results(f"{tmp_path}/other.jsonl")
 
 
-# When it is written
+# Time of the writes
 
 
 @given(

@@ -81,7 +81,7 @@ def problems_of(*rows: dict[str, Any]) -> list[str]:
     return [str(row) for row in checked(*rows)[1]]
 
 
-# Whatever a row is
+# Any row
 
 
 @given(rows=st.lists(any_fields | near_fields, max_size=6), needs_id=st.booleans())

@@ -23,7 +23,7 @@ async def work(what: str, url: str, file: str) -> dict[str, object]:
     async def post(_check: Check) -> str:
         with open(file, "a", encoding="ascii") as log:  # noqa: PTH123, ASYNC230
             log.write(f"task-{os.getpid()}\n")
-        await asyncio.sleep(0.3)  # the others have time to send one too, if they may
+        await asyncio.sleep(0.3)  # gives the others time to send a request, if they may
         return f"task-{os.getpid()}"
 
     wish = Intent(key="sku-17", base_url="https://api.example.com", fingerprint="a" * 64)
@@ -47,7 +47,7 @@ def main() -> None:
             continue
         os.close(start[1])
         os.write(ready[1], b".")
-        os.read(start[0], 1)  # ends for all when the parent closes its end
+        os.read(start[0], 1)  # returns when the parent closes its end
         try:
             line = json.dumps(asyncio.run(work(what, url, file)))
         except Exception as error:  # noqa: BLE001 -- it is what is reported

@@ -66,7 +66,7 @@ def main() -> None:
             answer = f"{buy_while_copying(ledger, file, arguments[0], float(arguments[1]))}"
         elif command == "fork":
             if os.fork():
-                sys.exit()  # with all that Python does at an end
+                sys.exit()  # runs Python's normal cleanup
             answer = f"{os.getpid()}"
         elif command == "count":
             answer = f"{len(asyncio.run(ledger.entries()))}"

@@ -124,7 +124,7 @@ class OneKey(RuleBasedStateMachine):
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.ledger.database.close()
 
-    # What is known
+    # Known entries
 
     def look(self) -> None:
         self.known = {entry.key: entry for entry in self.runner.run(self.ledger.entries())}
@@ -225,7 +225,7 @@ class OneKey(RuleBasedStateMachine):
         self.runner.run(over())
         spoke = outcome == "answer" and trouble is None
         if accepted and not spoke and not (there and there.state in OPEN):
-            self.waived.add(f"task-{attempt.number}")  # nobody is left who could tell of it
+            self.waived.add(f"task-{attempt.number}")  # no run is left that could report it
         if accepted and not spoke and attempt.number != self.owner_of_claim(there):
             self.waived.add(f"task-{attempt.number}")
         self.settle()
@@ -258,7 +258,7 @@ class OneKey(RuleBasedStateMachine):
             assert self.runner.run(change)
             self.settle()
 
-    # Upstream and the user
+    # Service and user
 
     @rule(state=st.sampled_from([S.LOST, S.RELEASED, S.ABANDONED]))
     def the_user_decides(self, state: State) -> None:
@@ -295,7 +295,7 @@ class OneKey(RuleBasedStateMachine):
             assert self.runner.run(self.ledger.change(KEY, state, bought=there.task_id))
             self.look()
 
-    # What holds at any time
+    # Invariants
 
     @invariant()
     def every_request_was_allowed(self) -> None:

@@ -118,7 +118,7 @@ async def test_an_id_that_a_full_disk_keeps_refusing_is_told_and_never_bought_ag
     disk.make_room()
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service, wish=intent("sku 17"))
-    assert await ledger.finished(bought.submission(), finished())  # what the run does at its end
+    assert await ledger.finished(bought.submission(), finished())  # as the run does at its end
     assert (await buy(ledger, service, wish=intent("sku 17"))).task_id == "task-1"
     assert service.posts == 1
 
@@ -201,7 +201,7 @@ def test_a_file_that_could_only_be_read_for_a_while_is_written_again():
 
         def child() -> None:
             file.chmod(0o400)
-            if os.access(file, os.W_OK):  # root may write anywhere, unless a container forbids it
+            if os.access(file, os.W_OK):  # root can write anywhere, except in some containers
                 for path in (Path(folder), *Path(folder).glob("ledger.db*")):
                     os.chown(path, NOBODY, -1)
                 os.setegid(NOBODY)
@@ -237,7 +237,7 @@ async def test_a_ledger_that_was_deleted_while_in_use_buys_nothing(in_use, key):
         assert str(folder) in caught.value.what
         assert "nothing was charged" in str(caught.value)
     assert service.posts == 0
-    assert not folder.exists()  # no empty one in its place, which would have forgotten everything
+    assert not folder.exists()  # a new, empty ledger would buy again
 
 
 async def test_a_ledger_that_comes_back_is_used_again(in_use, tmp_path):

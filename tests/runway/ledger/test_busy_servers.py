@@ -145,7 +145,7 @@ async def test_an_id_is_recorded_once_the_server_takes_changes_again(shared, let
     await service.asked.wait()
     let_write(False)
     await shared.database.close()
-    await shared.database.rows(text("SELECT 1"))  # a connection that takes no changes is kept
+    await shared.database.rows(text("SELECT 1"))  # the read-only connection stays open
     service.answer.set()
     done, _ = await asyncio.wait([buying], timeout=0.5)
     assert not done

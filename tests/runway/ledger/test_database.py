@@ -368,7 +368,7 @@ def test_a_ledger_that_may_only_be_read_stops_before_anything_is_sent(what, mode
         Path(folder, what).chmod(mode)
 
         def child() -> None:
-            if os.geteuid() == 0:  # who may write anywhere
+            if os.geteuid() == 0:  # root can write anywhere
                 os.setegid(NOBODY)
                 os.seteuid(NOBODY)
             try:

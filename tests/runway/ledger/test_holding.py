@@ -48,7 +48,7 @@ async def test_a_submission_alone_keeps_nothing(ledger):
 
 async def test_a_whole_generation_takes_four_statements(ledger, statements):
     """The four statements are the changes to claimed, submitted, succeeded and stored."""
-    await ledger.history.check_once()  # a process looks once whether the ledger is an older copy
+    await ledger.history.check_once()  # a process checks once for an older copy
     statements.clear()
     async with staying_with(ledger, "sku-17", RUN):
         submission = (await buy(ledger, Service(), run=RUN)).submission()

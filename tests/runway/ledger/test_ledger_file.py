@@ -189,7 +189,7 @@ def test_a_ledger_with_a_write_ahead_log_is_converted(user, file):
         old.execute("PRAGMA journal_mode=WAL")
         old.execute("UPDATE cometapi_generations SET note = 'in the log'")
         copies = [shutil.copyfile(path, f"{path}.copy") for path in file.parent.glob("ledger.db*")]
-    for copy in copies:  # as a crash would have left them
+    for copy in copies:  # as after a crash
         Path(copy).replace(copy.removesuffix(".copy"))
     assert file.with_name("ledger.db-wal").exists()
     assert user().does("count") == "5"

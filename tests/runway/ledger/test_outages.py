@@ -288,7 +288,7 @@ async def test_a_connection_that_is_stuck_in_an_operation_is_replaced(shared):
         async with (await shared.database._opened()).connect() as connection:
             driver = (await connection.get_raw_connection()).driver_connection
             busy = asyncio.ensure_future(driver.fetch("SELECT pg_sleep(20)"))
-            await asyncio.sleep(0)  # it has sent its query
+            await asyncio.sleep(0)  # lets it send its query
             return busy
 
     busy = await elsewhere(leave_one_at_work())

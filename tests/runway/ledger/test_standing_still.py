@@ -271,7 +271,7 @@ async def test_a_claim_that_waited_for_its_turn_counts_from_when_it_was_made(led
         check()
         return await service.post(check)
 
-    await ledger.get("sku-17")  # it is open
+    await ledger.get("sku-17")  # opens the ledger
     monkeypatch.setattr(ledger.database, "asked", ask_soon)
     busy = in_background(an_hour_passes())
     assert (await buy_once(ledger, intent(), post, run="r")).task_id == "task-1"
@@ -281,7 +281,7 @@ async def test_a_claim_that_waited_for_its_turn_counts_from_when_it_was_made(led
 async def test_a_long_wait_for_a_connection_is_no_pause(ledger_url):
     """The lease is renewed during the wait, so the request is sent even after a long wait."""
     books, service = Ledger(ledger_url, lease=1.0), Service()
-    others = Ledger(ledger_url)  # the renewals alone tell the holder that they were made
+    others = Ledger(ledger_url)  # so that the owner learns of renewals only by renewing
 
     async def lease_ends() -> float:
         there = await others.get("sku-17")
@@ -296,7 +296,7 @@ async def test_a_long_wait_for_a_connection_is_no_pause(ledger_url):
             return await lease_ends() > first + books.lease
 
         def may_be_sent():
-            with suppress(ServiceUnavailable):  # where this machine was slow for a lease
+            with suppress(ServiceUnavailable):  # if this machine was slower than the lease
                 check()
                 return True
 

@@ -7,7 +7,7 @@ From the kernel's headers asm/unistd_64.h and asm-generic/unistd.h. ARM64 lacks 
 NONE = -1
 
 CALLS = {
-    # Limits, priorities, processors and life of other processes.
+    # Limits, priorities, processors and signals of other processes.
     "prlimit64": (302, 261),
     "getpriority": (140, 141),
     "setpriority": (141, 140),
@@ -30,7 +30,7 @@ CALLS = {
     "process_madvise": (440, 440),
     "process_mrelease": (448, 448),
     "prctl": (157, 167),
-    # Memory of other processes, and what is shared with them.
+    # Memory of other processes, and shared objects.
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "ptrace": (101, 117),
@@ -50,11 +50,11 @@ CALLS = {
     "msgctl": (71, 187),
     "mq_open": (240, 180),
     "mq_unlink": (241, 181),
-    # Secrets that the kernel keeps.
+    # Keyrings of the kernel.
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
-    # Doors to much of the kernel.
+    # Calls that give access to large parts of the kernel.
     "bpf": (321, 280),
     "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425),
@@ -98,6 +98,6 @@ CALLS = {
     "setsid": (112, 157),
     "setpgid": (109, 154),
 }
-"""Calls from the table above that are allowed with one particular first argument."""
+"""Numbers by call, including calls that are allowed with one particular first argument."""
 
 COLUMNS = {"x86_64": 0, "aarch64": 1}

@@ -80,7 +80,7 @@ def _write_clip_with_longer_sound(target: str) -> None:
 
 
 def _write_subtitled(target: str) -> None:
-    """Write a clip with subtitles, for which PyAV imports an extra module."""
+    """Write a clip with subtitles; PyAV imports its code for them only when it reads some."""
     with av.open(target, "w", format="mp4") as output:
         video: Any = output.add_stream("libx264", rate=24)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"

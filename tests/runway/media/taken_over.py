@@ -100,8 +100,8 @@ def schedule_the_victim() -> None:
 
 def set_attributes_of_the_victim() -> None:
     attributes = ctypes.create_string_buffer(48)
-    attributes[0:4] = (48).to_bytes(4, sys.byteorder)  # its size, before the default policy
-    attributes[16:20] = (19).to_bytes(4, sys.byteorder)  # the nice value, which none may lower
+    attributes[0:4] = (48).to_bytes(4, sys.byteorder)  # size; the default policy follows
+    attributes[16:20] = (19).to_bytes(4, sys.byteorder)  # nice value, which may only be raised
     call("sched_setattr", VICTIM, attributes, 0)
 
 
@@ -135,7 +135,7 @@ def ask_for_the_key_and_remove_it() -> None:
 
 
 def trace_the_victim() -> None:
-    call("ptrace", 0x4206, VICTIM, None, None)  # PTRACE_SEIZE, which does not stop it
+    call("ptrace", 0x4206, VICTIM, None, None)  # PTRACE_SEIZE, which does not stop the victim
 
 
 def open_a_ring() -> None:

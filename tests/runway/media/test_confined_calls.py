@@ -108,7 +108,7 @@ def test_what_a_process_needs_of_itself_is_allowed(machine, name, argument):
     """A process may use its own limits, processors and threads, name its threads and abort."""
     number = CALLS[name][COLUMNS[machine]]
     assert verdict(machine, number, argument) == ALLOW
-    # the kernel looks at the lower half of a number of a process, and so does the filter
+    # The kernel and the filter read only the lower half of a process id.
     assert verdict(machine, number, argument | 1 << 40) == ALLOW
 
 

@@ -48,7 +48,7 @@ REFUSED_BY_SOME_SYSTEMS = {
     "ask for a key",
     "make a POSIX message queue",  # a kernel may lack it
     "open an io_uring",
-    "count the victim's performance",  # for administrators on most systems
+    "count the victim's performance",  # needs an administrator on most systems
     "handle its own page faults",
     "load a BPF map",
     "enter a namespace of its own",
@@ -82,7 +82,7 @@ def victim():
     """Start a process of the same user."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process.pid
-        assert process.poll() is None  # it survived every attempt
+        assert process.poll() is None  # survived every attempt
         process.communicate(b"\n")
 
 
@@ -170,7 +170,7 @@ def test_a_file_that_takes_the_decoder_over_reaches_nothing(taken_over, tmp_path
     assert {name: result for name, result in results.items() if result == "done"} == {}
     left = {path.name: path.read_text() for path in tmp_path.glob("*victim")}
     assert left == {"victim": "precious", "second victim": "precious"}
-    assert len(list(tmp_path.iterdir())) == 3  # with the socket
+    assert len(list(tmp_path.iterdir())) == 3  # two victims and the socket
 
 
 @knows_machine
@@ -226,7 +226,7 @@ def test_an_older_kernel_denies_what_it_knows(version, monkeypatch):
 @knows_machine
 def test_a_kernel_without_landlock_still_opens_no_socket(monkeypatch):
     """No file can be opened either, but an open file can still be read."""
-    monkeypatch.setattr(confinement, "_CREATE_RULESET", 999_999)  # a call that no kernel has
+    monkeypatch.setattr(confinement, "_CREATE_RULESET", 999_999)  # exists in no kernel
     assert isinstance(in_a_confined_thread(read_a_file), PermissionError)
     assert isinstance(in_a_confined_thread(open_a_socket), PermissionError)
 

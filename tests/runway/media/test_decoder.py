@@ -54,7 +54,7 @@ def standard_input(monkeypatch):
     with ours, theirs:
         monkeypatch.setattr(sys, "stdin", theirs)
         yield ours
-        theirs.detach()  # who reads from it has closed it
+        theirs.detach()  # its reader has closed it
 
 
 CLIPS = [
@@ -275,12 +275,12 @@ def test_the_process_ends_with_its_parent(clips):
     )
     ran = subprocess.run(
         [sys.executable, "-c", script, str(clips / "clip.mp4")],
-        stdout=subprocess.PIPE,  # which the decoder has not, so this ends when the parent does
+        stdout=subprocess.PIPE,  # the decoder has no copy, so it ends with the parent
         text=True,
         check=False,
     )
     assert ran.returncode == -signal.SIGKILL
-    with suppress(ProcessLookupError):  # it is gone already
+    with suppress(ProcessLookupError):  # already ended
         child = os.pidfd_open(int(ran.stdout))
         ended, _, _ = select.select([child], [], [], 30)
         os.close(child)
@@ -294,7 +294,7 @@ def test_the_program_confines_itself_and_answers(clips, standard_input, monkeypa
     with (clips / "clip.mp4").open("rb") as file:
         socket.send_fds(standard_input, [b"{}"], [file.fileno()])
     standard_input.shutdown(socket.SHUT_WR)
-    program = threading.Thread(target=decoder.main)  # only it is confined
+    program = threading.Thread(target=decoder.main)  # confines only this thread
     program.start()
     program.join()
     ready, answer = capsys.readouterr().out.splitlines()

@@ -63,7 +63,7 @@ def target(tmp_path):
 
 @pytest.fixture
 def finished_job(sandbox, client_of, request_):
-    """Return a function that makes a finished job in a sandbox: (service, client, address, renew)."""
+    """Return a function that makes a finished sandbox job: (service, client, address, renew)."""
 
     async def make(*faults: str, **options):
         service = sandbox(*faults, **options)

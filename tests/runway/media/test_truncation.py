@@ -126,7 +126,7 @@ def test_a_live_film_that_states_its_duration_is_refused_if_a_cluster_is_missing
     """The stated duration shows a cut between two clusters, although the segment has no length."""
     content = bytearray(whole(name))
     segment = content.index(b"\x18\x53\x80\x67")
-    content[segment + 4 : segment + 12] = b"\x01" + b"\xff" * 7  # unknown
+    content[segment + 4 : segment + 12] = b"\x01" + b"\xff" * 7  # unknown length
     assert inspected(bytes(content))["frames"] == 48
     clusters = [found.start() for found in re.finditer(b"\x1f\x43\xb6\x75", content)]
     with pytest.raises(Refused, match=r"cut off: [0-9.]+ s of [0-9.]+ s are there"):
@@ -137,7 +137,7 @@ def test_a_live_film_that_states_its_duration_is_refused_if_a_cluster_is_missing
 def test_a_film_whose_last_kilobytes_are_zeros_is_refused(name, place):
     """A download may set the length first and never write the end."""
     content = whole(name)
-    trailing = len(content) - max(elements(content))  # an index, which carries no media
+    trailing = len(content) - max(elements(content))  # an index without media data
     zeros = trailing + 1024 + place % (len(content) - trailing - 2048)
     with pytest.raises(Refused):
         inspected(content[:-zeros] + bytes(zeros))

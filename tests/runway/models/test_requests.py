@@ -283,7 +283,7 @@ def test_a_signed_address_within_a_prompt_is_shown_without_its_token():
     assert "s3cr3t" not in json.dumps(request.shown())
     plain = ImageToVideoRequest(prompt_image=IMAGE, prompt_text=words.format(""))
     assert plain.shown()["promptText"] == words.format("")
-    escaped = r"as in https:\/\/user:s3cr3t@h\/ref.jpg"  # copied out of somebody's JSON
+    escaped = r"as in https:\/\/user:s3cr3t@h\/ref.jpg"  # copied from a JSON document
     request = ImageToVideoRequest(prompt_image=IMAGE, prompt_text=escaped)
     assert "s3cr3t" not in json.dumps(request.shown())
 
