@@ -72,7 +72,7 @@ _counting = threading.Lock()
 
 def _forget_all() -> None:
     """Forget the work of the parent process, in a forked child."""
-    global _counting  # noqa: PLW0603 -- another thread of the parent may hold the lock
+    global _counting  # noqa: PLW0603 -- another thread of the parent may have had it
     _counting = threading.Lock()
     _at_work.clear()
 
