@@ -107,7 +107,7 @@ def test_every_fault_of_the_sandbox_is_on_its_page():
 
 
 def test_the_example_of_the_sandbox_runs_as_written():
-    """Copied, it starts a sandbox; nothing was accepted where nothing was sent."""
+    """The copied example starts a sandbox; its assertion fails because no request was sent."""
     page = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     with pytest.raises(AssertionError):

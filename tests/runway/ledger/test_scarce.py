@@ -32,7 +32,7 @@ async def main(service):
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     async with RunwayClient(SecretStr("sk-out-of-files"), base_url=service) as client:
         async with AssetClients() as clients:
-            await told(client.get("any"))  # some libraries import modules late
+            await told(client.get("any"))  # libraries import some of their parts late
             held = []
             with suppress(OSError):
                 while True:
