@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How tests of flows look at what Prefect recorded."""
+"""Fixtures for tests of flows: records of the Prefect server, the ledger, and workers."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ IMAGE = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow zoom"
 
 
 class History:
-    """What the server knows of runs, asked for over its API."""
+    """Records of runs on the server, read over its API."""
 
     def __init__(self, api: str) -> None:
         self._http = httpx.Client(base_url=api, timeout=30)
@@ -39,7 +39,7 @@ class History:
         return self._http.post(f"/{what}/filter", json=query).raise_for_status().json()
 
     def task_runs(self, flow_run_id: Any) -> dict[str, dict[str, Any]]:
-        """Task runs of a flow run by the first word of their names, once all are final."""
+        """Return the final task runs of a flow run, by the first word of their names."""
 
         def all_final() -> dict[str, dict[str, Any]] | None:
             runs = self.filter("task_runs", flow_runs={"id": {"any_": [str(flow_run_id)]}})
@@ -50,7 +50,7 @@ class History:
         return waiting.until(all_final, "the end of all task runs")
 
     def states(self, task_run_id: str) -> list[str]:
-        """The names of all states that a task run went through, in order."""
+        """Return the names of all states of a task run, in order."""
         answer = self._http.get("/task_run_states/", params={"task_run_id": task_run_id})
         states = sorted(answer.raise_for_status().json(), key=lambda state: state["timestamp"])
         return [state["name"] for state in states]
@@ -60,7 +60,7 @@ class History:
         return {artifact["key"]: artifact for artifact in found if artifact["key"]}
 
     def events(self, flow_run_id: Any, until: str) -> list[dict[str, Any]]:
-        """Our events of a flow run, once the one named last has arrived."""
+        """Return this package's events of a flow run, once the one named last has arrived."""
         related = {"resources_in_roles": [[f"prefect.flow-run.{flow_run_id}", "flow-run"]]}
 
         def arrived() -> list[dict[str, Any]] | None:
@@ -78,7 +78,7 @@ class History:
         return waiting.until(arrived, until)
 
     def logs(self, flow_run_id: Any, until: str, seconds: float = 30) -> list[str]:
-        """Log messages of a flow run, once one that contains a text has arrived."""
+        """Return the log messages of a flow run, once one that contains a text has arrived."""
 
         def arrived() -> list[str] | None:
             found = self.filter("logs", logs={"flow_run_id": {"any_": [str(flow_run_id)]}})
@@ -95,18 +95,18 @@ def history(prefect_server: str) -> History:
 
 @pytest.fixture
 def image() -> dict[str, Any]:
-    """An image-to-video request, as a dict."""
+    """Return an image-to-video request as a dict."""
     return dict(IMAGE)
 
 
 @pytest.fixture
 def wait_until() -> Callable[..., Any]:
-    """Waits for what another process or thread brings."""
+    """Return a function that waits for a change by another process or thread."""
     return waiting.until
 
 
 class Book:
-    """The test's ledger, for sync and async tests, and purchases that nobody waits for."""
+    """Ledger of the test, for sync and async tests, with purchases that nobody waits for."""
 
     @property
     def ledger(self) -> Ledger:
@@ -121,12 +121,12 @@ class Book:
         return run_sync(self.ledger.entries())
 
     def buy(self, key: str, **options: Any) -> Submission:
-        """One generation, bought without a flow run and left alone."""
+        """Buy a generation without a flow run, and release it."""
         request = ImageToVideoRequest.model_validate(IMAGE)
         return run_sync(asubmit_generation.fn(request, key=key, **options))
 
     def decide(self, key: str, state: State) -> None:
-        """What the user decides on the command line."""
+        """Decide as the user does on the command line."""
         assert run_sync(self.ledger.change(key, state, seen=self[key], note="by hand"))
 
 
@@ -137,7 +137,7 @@ def book(sandbox: Sandbox) -> Book:
 
 @pytest.fixture
 def finish_rendering(sandbox: Sandbox) -> Iterator[Callable[[], None]]:
-    """No generation finishes before the test calls this."""
+    """Let no generation finish before the test calls this."""
     jobs = sandbox._app.book
     quick = jobs._config
     jobs._config = quick.model_copy(update={"render_seconds": 600.0})
@@ -151,7 +151,7 @@ def finish_rendering(sandbox: Sandbox) -> Iterator[Callable[[], None]]:
 
 @pytest.fixture
 def start(prefect_server: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts Python as a process of its own with the test's settings; it is gone afterwards."""
+    """Start Python processes with the test's settings; kill them after the test."""
     with ExitStack() as stack:
 
         def start_python(*arguments: str, **env: str) -> subprocess.Popen[str]:
@@ -172,7 +172,7 @@ def start(prefect_server: str, tmp_path: Path) -> Iterator[Callable[..., subproc
 
 @dataclass
 class Worker:
-    """A worker of a pool of its own, and the deployment that it runs."""
+    """Worker with a pool of its own, and the deployment that it runs."""
 
     process: subprocess.Popen[bytes]
     client: SyncPrefectClient
@@ -192,13 +192,13 @@ class Worker:
         return self.client.read_flow_run(run).state_name
 
     def cancel(self, run: UUID) -> None:
-        """What the button in the UI does."""
+        """Cancel a run as the button in the UI does."""
         self.client.set_flow_run_state(run, Cancelling())
 
 
 @pytest.fixture(scope="module")
 def start_worker(prefect_server, tmp_path_factory) -> Iterator[Callable[[str], Worker]]:
-    """Starts workers, each with a pool and a deployment; they are gone afterwards."""
+    """Start workers, each with a pool and a deployment; remove them after the test."""
     home = str(tmp_path_factory.mktemp("worker"))
     script = Path(sys.executable).parent / "prefect"
     env = {"PREFECT_API_URL": prefect_server, "PREFECT_HOME": home}
@@ -229,7 +229,7 @@ def start_worker(prefect_server, tmp_path_factory) -> Iterator[Callable[[str], W
 
 @pytest.fixture(params=["four task runs each", "one task run each"])
 def history_mode(request, monkeypatch):
-    """A small batch shows every step, a large one every item."""
+    """Run the test with a small batch, which shows all steps, and a large one with items only."""
     if request.param == "one task run each":
         monkeypatch.setenv("COMETAPI_FULL_HISTORY_UP_TO", "0")
     return request.param

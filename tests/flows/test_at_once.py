@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several at work at once: collectors, flows and followers do nothing twice."""
+"""Collectors, flows and followers at the same time do nothing twice."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ print(collect().model_dump_json())
 
 
 def downloads(sandbox) -> dict[str, int]:
-    """How often each clip was asked for."""
+    """Count the downloads of each clip."""
     return Counter(request.path for request in sandbox.requests if request.route == "asset")
 
 
@@ -52,7 +52,7 @@ def stored(place: Path) -> list[Path]:
 
 
 def check_that_each_was_stored_once(sandbox, book, place: Path) -> None:
-    """One download, one video file and one end in the ledger for each generation."""
+    """Check that each generation has one download, one video file and one end in the ledger."""
     assert downloads(sandbox) == {f"/assets/{job.task_id}/0.mp4": 1 for job in sandbox.accepted}
     assert len(stored(place)) == len(sandbox.accepted) == len(KEYS)
     assert {entry.key: entry.state for entry in book.all()} == dict.fromkeys(KEYS, State.STORED)
@@ -63,7 +63,7 @@ def check_that_each_was_stored_once(sandbox, book, place: Path) -> None:
 def test_collectors_in_two_processes_do_nothing_twice(
     prefect_server, sandbox, book, start, tmp_path
 ):
-    """Each clip is downloaded and stored once, by one of them."""
+    """Two collectors in two processes download and store each clip once."""
     for key in KEYS:
         book.buy(key)
     sandbox.add_fault("asset:slow:value=0.3,times=4")
@@ -78,7 +78,7 @@ def test_collectors_in_two_processes_do_nothing_twice(
 
 
 async def test_collectors_in_one_process_do_nothing_twice(prefect_server, sandbox, book, tmp_path):
-    """Two that are awaited together share the work, or wait for each other."""
+    """Two collectors in one process share the work or wait for each other."""
     for key in KEYS:
         book.buy(key)
     sandbox.add_fault("asset:slow:value=0.3,times=4")
@@ -105,7 +105,7 @@ async def test_a_collector_leaves_alone_what_a_run_works_on(
 async def test_a_second_run_with_the_key_follows_the_first(
     prefect_server, sandbox, image, finish_rendering, caplog
 ):
-    """It waits, says for whom, and gets the same result without a request of its own."""
+    """A second run with a key waits, names the first run, and returns the same result."""
     first = asyncio.create_task(aimage_to_video(image, key="shared"))
     await until(lambda: polls(sandbox) > 0)
     second = asyncio.create_task(aimage_to_video(image, key="shared"))
@@ -121,7 +121,7 @@ async def test_a_second_run_with_the_key_follows_the_first(
 async def test_a_follower_of_a_failure_fails_alike(
     prefect_server, sandbox, image, finish_rendering, caplog
 ):
-    """When upstream gives the generation up, both runs tell so, and nobody buys another."""
+    """A follower of a failed generation fails in the same way, and buys nothing."""
     sandbox.add_fault("create:failed:value=SAFETY.INPUT.TEXT")
     first = asyncio.create_task(aimage_to_video(image, key="doomed"))
     await until(lambda: polls(sandbox) > 0)
@@ -137,7 +137,7 @@ async def test_a_follower_of_a_failure_fails_alike(
 async def test_a_follower_takes_over_from_a_run_that_is_stopped(
     prefect_server, sandbox, image, book, finish_rendering, caplog
 ):
-    """When the first run is cancelled while it waits, the second one goes on at once."""
+    """A follower continues at once if the first run is cancelled during its wait."""
     first = asyncio.create_task(aimage_to_video(image, key="handed-on"))
     await until(lambda: polls(sandbox) > 0)
     second = asyncio.create_task(aimage_to_video(image, key="handed-on"))
@@ -153,7 +153,7 @@ async def test_a_follower_takes_over_from_a_run_that_is_stopped(
 async def test_finishing_by_id_waits_for_the_run_that_works_on_it(
     prefect_server, sandbox, image, book, finish_rendering, caplog
 ):
-    """`finish-generation` of an id under way joins its entry, and buys nothing."""
+    """`finish-generation` of an id in progress joins its entry, and buys nothing."""
     run = asyncio.create_task(aimage_to_video(image, key="by-key"))
     await until(lambda: polls(sandbox) > 0)
     (job,) = sandbox.accepted
@@ -170,7 +170,7 @@ async def test_finishing_by_id_waits_for_the_run_that_works_on_it(
 async def test_not_waiting_does_not_wait_for_the_run_that_waits(
     prefect_server, sandbox, image, finish_rendering
 ):
-    """`wait=False` beside a waiting run with the same key gives the id at once."""
+    """`wait=False` returns the id at once, even if another run with the key waits."""
     run = asyncio.create_task(aimage_to_video(image, key="looked-at"))
     await until(lambda: polls(sandbox) > 0)
     glance = await aimage_to_video(image, key="looked-at", wait=False)
@@ -183,7 +183,7 @@ async def test_not_waiting_does_not_wait_for_the_run_that_waits(
 def test_a_storage_wanted_later_downloads_once_more_and_buys_nothing(
     prefect_server, sandbox, image, book, tmp_path
 ):
-    """One key in two storages, the second after the first: two downloads, one purchase."""
+    """A second storage for a key costs a second download, and no second purchase."""
     places = [str(tmp_path / name) for name in "ab"]
     for place in places:
         image_to_video(image, key="both", storage=place)
@@ -194,7 +194,7 @@ def test_a_storage_wanted_later_downloads_once_more_and_buys_nothing(
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Has a step's function, called by its name, wait until all are let through."""
+    """Make a step's function wait until all calls are let through."""
 
     def shut(name: str) -> tuple[list[int], threading.Event]:
         function = getattr(bodies, name)
@@ -219,7 +219,7 @@ def gate(monkeypatch):
 
 
 async def two_at_once(image, places, arrived, opened, caplog) -> None:
-    """Two runs with one key; the second starts when the first is in the midst of its work."""
+    """Start two runs with one key, the second in the middle of the first one's work."""
     first = asyncio.create_task(aimage_to_video(image, key="wanted", storage=places[0]))
     await until(lambda: len(arrived) == 1)
     second = asyncio.create_task(aimage_to_video(image, key="wanted", storage=places[1]))
@@ -231,7 +231,7 @@ async def two_at_once(image, places, arrived, opened, caplog) -> None:
 async def test_two_new_storages_at_once_are_both_remembered(
     prefect_server, sandbox, image, book, tmp_path, gate, caplog
 ):
-    """A stored clip that two runs want elsewhere at the same moment is recorded at both places."""
+    """A clip that two runs copy to new storages at once is recorded at both locations."""
     places = [str(tmp_path / name) for name in "abc"]
     await aimage_to_video(image, key="wanted", storage=places[0])
     arrived, opened = gate("_persist")
@@ -242,7 +242,7 @@ async def test_two_new_storages_at_once_are_both_remembered(
 async def test_two_runs_that_want_one_new_storage_share_the_download(
     prefect_server, sandbox, image, tmp_path, gate, caplog
 ):
-    """A stored clip that two runs want at the same other place is fetched for it once."""
+    """Two runs that copy a clip to the same new storage share one download."""
     await aimage_to_video(image, key="wanted", storage=str(tmp_path / "a"))
     arrived, opened = gate("download")
     await two_at_once(image, [str(tmp_path / "b")] * 2, arrived, opened, caplog)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Submit now, collect later: whatever was bought and is worked on by nobody gets finished."""
+"""Submit now, collect later: the collector finishes every purchase that nobody works on."""
 
 import asyncio
 import inspect
@@ -31,12 +31,12 @@ OTHER_KEY = "sk-canary-of-another-account"
 
 
 def asked(sandbox, route: str) -> int:
-    """How many requests of a route arrived."""
+    """Count the requests of a route."""
     return len([request for request in sandbox.requests if request.route == route])
 
 
 def test_a_run_that_does_not_wait_ends_with_the_submission(prefect_server, sandbox, image, book):
-    """`wait=False` gives the id and no video, asks for nothing more, and holds nothing."""
+    """`wait=False` returns the id without a video, sends nothing more, and keeps no lease."""
     result = make(image, key="later", wait=False)
     assert (result.status, result.videos) == (Status.PENDING, ())
     assert [job.task_id for job in sandbox.accepted] == [result.task_id]
@@ -45,14 +45,14 @@ def test_a_run_that_does_not_wait_ends_with_the_submission(prefect_server, sandb
 
 
 def test_not_waiting_twice_buys_once(prefect_server, sandbox, image):
-    """The same key without waiting, again: the same generation, and no second POST."""
+    """Two runs of a key with `wait=False` are the same generation, with one POST."""
     first, second = (make(image, key="later", wait=False) for _ in range(2))
     assert first == second
     assert asked(sandbox, "create") == 1
 
 
 def test_what_is_stored_is_given_also_without_waiting(prefect_server, sandbox, image):
-    """`wait=False` with the key of a stored clip gives its videos at once."""
+    """`wait=False` with the key of a stored clip returns its videos at once."""
     first = make(image, key="stored")
     before = len(sandbox.requests)
     assert make(image, key="stored", wait=False) == first
@@ -78,7 +78,7 @@ def test_each_is_kept_where_it_was_wanted(prefect_server, sandbox, book, tmp_pat
 
 
 def test_a_collector_may_keep_all_in_one_place(prefect_server, sandbox, image, book, tmp_path):
-    """A storage of its own overrules where each was wanted."""
+    """A collector's own storage overrides that of each run."""
     for key in "ab":
         book.buy(key, storage=str(tmp_path / key))
     result = collect(storage=str(tmp_path / "all"))
@@ -87,7 +87,7 @@ def test_a_collector_may_keep_all_in_one_place(prefect_server, sandbox, image, b
 
 
 def test_the_history_shows_what_a_collector_did(prefect_server, sandbox, history, book):
-    """Poll, fetch and persist are task runs of it, and a table lists what it found."""
+    """Poll, fetch and persist are task runs of a collector, and a table lists its results."""
     bought = book.buy("shown")
     state: RunState[CollectResult] = collect(return_state=True)
     run = state.state_details.flow_run_id
@@ -101,13 +101,13 @@ def test_the_history_shows_what_a_collector_did(prefect_server, sandbox, history
 
 
 def test_nothing_to_collect_is_no_trouble(prefect_server, sandbox):
-    """With an empty ledger a collector ends well and asks the service for nothing."""
+    """A collector with an empty ledger succeeds, and sends no request to the service."""
     assert collect() == CollectResult(stored=0, failed=0, unfinished=0, uncertain=0, generations=())
     assert sandbox.requests == []
 
 
 def test_what_is_stored_is_not_collected_again(prefect_server, sandbox, book):
-    """A second collector has nothing to do."""
+    """A second collector after the first one finds no work and sends no request."""
     book.buy("once")
     collect()
     before = len(sandbox.requests)
@@ -116,7 +116,7 @@ def test_what_is_stored_is_not_collected_again(prefect_server, sandbox, book):
 
 
 def test_a_failure_does_not_stop_the_others(prefect_server, sandbox, image, book):
-    """What upstream gave up is told, the rest is stored, and its key asks for nothing any more."""
+    """A collector reports a failed generation, stores the rest, and does not poll it again."""
     sandbox.add_fault("create:failed:value=SAFETY.INPUT.TEXT")
     book.buy("doomed")
     book.buy("fine")
@@ -134,7 +134,7 @@ def test_a_failure_does_not_stop_the_others(prefect_server, sandbox, image, book
 
 
 def test_an_uncertain_submission_is_listed_and_left_alone(prefect_server, sandbox, book):
-    """Only the user decides about it: a collector shows the commands and touches nothing."""
+    """A collector shows the commands for an uncertain submission, and does not change it."""
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
         book.buy("a or b")
@@ -150,7 +150,7 @@ def test_an_uncertain_submission_is_listed_and_left_alone(prefect_server, sandbo
 
 
 def test_what_is_abandoned_is_left_alone_until_its_key_is_run(prefect_server, sandbox, image, book):
-    """A collector passes it over; a run with its key finishes it and buys nothing."""
+    """A collector skips an abandoned generation, and a run with its key finishes it."""
     bought = book.buy("dropped")
     book.decide("dropped", State.ABANDONED)
     before = len(sandbox.requests)
@@ -164,7 +164,7 @@ def test_what_is_abandoned_is_left_alone_until_its_key_is_run(prefect_server, sa
 
 
 def test_another_service_is_not_asked(prefect_server, sandbox, book, monkeypatch):
-    """An id is sent only to the base URL that gave it; the collector says whose it is."""
+    """An id is sent only to the base URL that issued it, and the collector names that URL."""
     book.buy("theirs")
     before = len(sandbox.requests)
     monkeypatch.setenv("COMETAPI_BASE_URL", "http://127.0.0.1:9")
@@ -179,7 +179,7 @@ def test_another_service_is_not_asked(prefect_server, sandbox, book, monkeypatch
 
 @pytest.fixture
 def account(prefect_server, sandbox):
-    """A saved credentials block of another account; its name is the test's to delete."""
+    """Save a credentials block of another account that the test may delete."""
     block = CometAPICredentials(key=SecretStr(OTHER_KEY), base_url=sandbox.url)
     block.save("second-account", overwrite=True)
     return CometAPICredentials.load("second-account")
@@ -193,7 +193,7 @@ def keys_used(sandbox, route: str) -> set[str]:
 def test_each_is_asked_for_with_the_account_that_bought_it(
     prefect_server, sandbox, image, book, account
 ):
-    """The name of the block is in the ledger, so a collector needs no credentials of its own."""
+    """A collector uses the recorded credentials block of each generation."""
     make(image, key="second", credentials=account, wait=False)
     assert book["second"].credentials == "cometapi-credentials/second-account"
     assert collect().stored == 1
@@ -201,7 +201,7 @@ def test_each_is_asked_for_with_the_account_that_bought_it(
 
 
 def test_given_credentials_overrule_the_recorded_ones(prefect_server, sandbox, book, account):
-    """Who gives a collector credentials, because a block is gone or was rotated, is obeyed."""
+    """Explicit credentials of a collector override the recorded blocks."""
     book.buy("second", credentials=account)
     assert collect(credentials=CometAPICredentials.from_settings()).stored == 1
     assert OTHER_KEY not in keys_used(sandbox, "task")
@@ -210,7 +210,7 @@ def test_given_credentials_overrule_the_recorded_ones(prefect_server, sandbox, b
 def test_a_missing_block_is_told_and_the_others_are_finished(
     prefect_server, sandbox, book, account
 ):
-    """A deleted block costs no clip: it is named, and the rest is finished."""
+    """A collector names a deleted block, and finishes the other generations."""
     book.buy("second", credentials=account)
     book.buy("first")
     CometAPICredentials.delete("second-account")
@@ -225,7 +225,7 @@ def test_a_missing_block_is_told_and_the_others_are_finished(
 def test_a_collector_holds_nothing_when_it_ends(
     prefect_server, sandbox, book, account, monkeypatch, trouble
 ):
-    """What it could not begin is free at once for whoever comes next, in any process."""
+    """A collector releases every lease when it ends."""
     book.buy("waiting", credentials=account if trouble == "no block" else None)
     CometAPICredentials.delete("second-account")
     monkeypatch.setenv("COMETAPI_BASE_URL", "http://127.0.0.1:9")
@@ -234,8 +234,8 @@ def test_a_collector_holds_nothing_when_it_ends(
 
 
 def test_a_delivery_that_fails_is_left_to_the_next_collector(prefect_server, sandbox, book):
-    """An output that cannot be had now is told with its kind; a later collector gets it."""
-    sandbox.add_fault("asset:gone:times=18")  # all attempts of one collector
+    """A collector reports an output that it cannot download, and a later one stores it."""
+    sandbox.add_fault("asset:gone:times=18")  # These faults strike all attempts of one collector.
     book.buy("gone-for-now")
     result = collect()
     (told,) = result.generations
@@ -247,7 +247,7 @@ def test_a_delivery_that_fails_is_left_to_the_next_collector(prefect_server, san
 
 
 async def test_the_async_twin_collects_too(prefect_server, sandbox, book):
-    """An async flow awaits `acollect`, with the same outcome."""
+    """An async flow awaits `acollect`, with the same result."""
     for key in "ab":
         book.buy(key)
     result = await acollect()
@@ -256,7 +256,7 @@ async def test_the_async_twin_collects_too(prefect_server, sandbox, book):
 
 
 def test_a_collected_clip_is_the_result_of_a_later_run(prefect_server, sandbox, image, book):
-    """After the collector, the same key and the task id both lead to the stored clip."""
+    """After a collection, both the key and the task id lead to the stored clip."""
     bought = book.buy("sku-17")
     (item,) = collect().generations
     before = len(sandbox.requests)
@@ -270,7 +270,7 @@ def test_a_collected_clip_is_the_result_of_a_later_run(prefect_server, sandbox, 
 def test_a_run_takes_an_abandoned_generation_up_for_good(
     prefect_server, sandbox, image, book, finish_rendering, waits
 ):
-    """After a run with its key, a collector finishes it, however that run ended."""
+    """After a run with its key, an abandoned generation is collected, however that run ended."""
     book.buy("dropped")
     book.decide("dropped", State.ABANDONED)
     brief = make.with_options(timeout_seconds=1.5)
@@ -283,7 +283,7 @@ def test_a_run_takes_an_abandoned_generation_up_for_good(
 def test_a_run_that_times_out_is_collected(
     prefect_server, sandbox, image, book, finish_rendering, run
 ):
-    """A flow's own timeout ends its wait; what it bought is free, and a collector finishes it."""
+    """A flow that times out releases its purchase, and a collector finishes it."""
     brief = run.with_options(timeout_seconds=1.5)
     state = brief(image, key="brief", return_state=True)
     state = asyncio.run(state) if inspect.isawaitable(state) else state
@@ -296,7 +296,7 @@ def test_a_run_that_times_out_is_collected(
 
 
 def test_a_missing_storage_is_told_and_the_others_are_finished(prefect_server, sandbox, book):
-    """A storage block that was deleted is named; given another storage, the clip arrives."""
+    """A collector names a deleted storage block, and finishes its clip in another storage."""
     book.buy("homeless", storage="s3-bucket/deleted")
     book.buy("fine")
     result = collect()
@@ -311,7 +311,7 @@ def test_a_missing_storage_is_told_and_the_others_are_finished(prefect_server, s
 def test_a_damaged_row_fails_the_run_once_the_others_are_finished(
     prefect_server, sandbox, book, caplog, column
 ):
-    """It may be a purchase, so it is not passed over; the others are not held up by it."""
+    """A damaged row fails the collector, after the other generations are finished."""
     book.buy("damaged")
     book.buy("fine")
     right = [] if column == "outputs" else State.SUBMITTED

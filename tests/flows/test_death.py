@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that are killed, stopped or doubled in the middle of a paid generation."""
+"""Processes that are killed, stopped or duplicated in the middle of a paid generation."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ COLLECT = "from prefect_cometapi.flows import collect; print(collect())"
 
 @pytest.fixture(autouse=True)
 def patience(sandbox, monkeypatch) -> None:
-    """Time enough for a busy machine; polls often enough to be waited for."""
+    """Use long timeouts for a busy machine, and a short poll interval."""
     monkeypatch.setenv("COMETAPI_DEADLINE", "600")
     monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.2")
 
@@ -52,7 +52,7 @@ def count(sandbox, route: str) -> int:
 
 @pytest.fixture
 def polling(sandbox, finish_rendering, start, wait_until) -> Callable[..., subprocess.Popen[str]]:
-    """Starts a process that has bought a generation and polls for it."""
+    """Return a function that starts a process with a generation that it polls."""
 
     def begin(*arguments: str, **env: str) -> subprocess.Popen[str]:
         process = start(*arguments, **env)
@@ -69,7 +69,7 @@ def polling(sandbox, finish_rendering, start, wait_until) -> Callable[..., subpr
 
 
 def check_that_collect_finishes_it(sandbox, book, key: str, finish_rendering) -> None:
-    """The clip that was paid for arrives, and it was paid for once."""
+    """Check that the paid clip arrives, and that it was paid for once."""
     finish_rendering()
     result = collect()
     assert (result.stored, result.unfinished, result.uncertain) == (1, 0, 0)
@@ -82,7 +82,7 @@ def check_that_collect_finishes_it(sandbox, book, key: str, finish_rendering) ->
 def test_what_a_killed_process_waited_for_is_finished_at_once(
     sandbox, image, book, polling, finish_rendering
 ):
-    """After SIGKILL nobody waits for a lease to lapse: on this machine the dead are seen."""
+    """After SIGKILL, the next run on this machine continues before the lease expires."""
     process = polling("-c", SYNC.format(image, "killed"))
     assert run_sync(book.ledger.is_living(book["killed"]))
     process.kill()
@@ -110,7 +110,7 @@ def test_what_a_killed_process_waited_for_is_finished_at_once(
 def test_a_process_that_is_told_to_stop_hands_its_work_over(
     sandbox, image, book, polling, finish_rendering, capfd, script, number
 ):
-    """SIGTERM or SIGINT ends the polling; the ledger says so, and a collector finishes it."""
+    """SIGTERM or SIGINT ends the polling and releases the work, and a collector finishes it."""
     process = polling("-c", script.format(image, "stopped"))
     process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
@@ -127,7 +127,7 @@ def test_a_process_that_is_told_to_stop_hands_its_work_over(
 def test_a_process_that_is_told_to_stop_inside_the_post_leaves_it_uncertain(
     sandbox, image, book, start, wait_until
 ):
-    """SIGTERM between the request and its answer: perhaps bought, and not sent again."""
+    """SIGTERM during the POST leaves a possibly charged submission, which is not sent again."""
     sandbox.add_fault("create:silent-after:value=600")
     process = start("-c", SYNC.format(image, "unanswered"))
     wait_until(lambda: sandbox.accepted or None, seconds=120)
@@ -144,7 +144,7 @@ def test_a_process_that_is_told_to_stop_inside_the_post_leaves_it_uncertain(
 def test_a_collector_that_is_stopped_leaves_its_work_to_the_next(
     sandbox, book, polling, finish_rendering
 ):
-    """SIGTERM ends a collector soon; what it waited for is finished by another one at once."""
+    """A collector that gets SIGTERM ends soon, and the next one finishes its work at once."""
     for key in "ab":
         book.buy(key)
     process = polling("-c", COLLECT)
@@ -158,7 +158,7 @@ def test_a_collector_that_is_stopped_leaves_its_work_to_the_next(
 
 @pytest.mark.slow
 def test_a_false_alarm_takes_no_work_away(sandbox, image, book, polling, finish_rendering, caplog):
-    """A run that is called crashed while its process lives keeps its lease, and ends well."""
+    """A run that is wrongly marked as crashed keeps its lease, and ends well."""
     process = polling("-c", SYNC.format(image, "alive"))
     entry = book["alive"]
     leave_to_collect(image_to_video, run_of(entry.flow_run_id), Crashed())
@@ -171,7 +171,7 @@ def test_a_false_alarm_takes_no_work_away(sandbox, image, book, polling, finish_
 
 
 def run_of(flow_run_id: str | None) -> FlowRun:
-    """A flow run, as hooks are given one."""
+    """Return a flow run as hooks get it."""
     return FlowRun(id=UUID(flow_run_id) if flow_run_id else uuid4(), flow_id=uuid4())
 
 
@@ -180,7 +180,7 @@ def run_of(flow_run_id: str | None) -> FlowRun:
 
 @pytest.fixture
 def held(book, sandbox, prefect_server):
-    """The flow run that holds a bought generation in a process that is gone."""
+    """Return the flow run of a dead process that held a bought generation."""
     run = run_of(None)
     book.buy("held")
     gone = holder_name(str(run.id)).replace(f":{os.getpid()}:", ":999999999:")
@@ -190,7 +190,7 @@ def held(book, sandbox, prefect_server):
 
 @pytest.mark.parametrize("state", [Crashed(), Cancelling(), Cancelled()], ids=lambda s: s.name)
 def test_the_hook_lets_go_called_by_position_and_by_keyword(book, held, state):
-    """Prefect calls it either way; what the run held is free, and the note names the reason."""
+    """The hook releases the run's leases, by position or keyword, and notes the reason."""
     leave_to_collect(image_to_video, held, state)
     assert (book["held"].holder, book["held"].state) == (None, State.SUBMITTED)
     assert book["held"].note == f"its run ended: {state.name}"
@@ -199,7 +199,7 @@ def test_the_hook_lets_go_called_by_position_and_by_keyword(book, held, state):
 
 
 def test_the_hook_tells_what_is_paid_for(book, sandbox, history, caplog):
-    """The log names each generation that the run bought and did not deliver, and the commands."""
+    """The log names each bought and undelivered generation of the run, with the commands."""
     state: RunState = image_to_video(
         {"promptImage": "https://example.com/a.jpg"}, key="told", wait=False, return_state=True
     )
@@ -213,7 +213,7 @@ def test_the_hook_tells_what_is_paid_for(book, sandbox, history, caplog):
 
 
 def test_the_hook_marks_an_unanswered_submission(book, held, sandbox, image):
-    """A process that died inside its POST leaves an uncertain key, and no waiting for a lease."""
+    """A process that died during its POST leaves an uncertain key without waiting for a lease."""
     from prefect_cometapi.runway.ledger.entry import Intent
 
     gone = holder_name(str(held.id)).replace(f":{os.getpid()}:", ":999999999:")
@@ -221,19 +221,19 @@ def test_the_hook_marks_an_unanswered_submission(book, held, sandbox, image):
     assert run_sync(book.ledger.add(intent, State.INTENDED, "c1", holder=f"{gone}#c1"))
     leave_to_collect(image_to_video, held, Crashed())
     assert (book["asked"].state, book["asked"].holder) == (State.UNCERTAIN, None)
-    assert count(sandbox, "create") == 1  # the one of the fixture
+    assert count(sandbox, "create") == 1  # This is the fixture's purchase.
 
 
 @pytest.mark.parametrize("url", ["sqlite:////proc/nowhere/ledger.db", "generation-ledger/missing"])
 def test_the_hook_only_logs_when_the_ledger_is_away(held, monkeypatch, caplog, url):
-    """A ledger out of reach breaks no run's end: the leases lapse, and the log says so."""
+    """An unreachable ledger does not break a run's end, and the log says that the leases expire."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", url)
     leave_to_collect(image_to_video, held, Crashed())
     assert "the leases of this run lapse by themselves" in caplog.text
 
 
 def test_a_holder_in_another_place_lapses(book, held, sandbox):
-    """What worked on another machine or in another container is over when its lease is."""
+    """An owner on another machine or in another container is over when its lease expires."""
     distant = "far-away:17:0123456789ab:4711|its-run"
     hasty = Ledger(os.environ["COMETAPI_LEDGER_URL"], lease=0.0)
     book.decide("held", State.ABANDONED)
@@ -254,7 +254,7 @@ def test_a_holder_in_another_place_lapses(book, held, sandbox):
 def test_two_live_executions_of_one_run_buy_once(
     sandbox, image, book, history, start, finish_rendering, wait_until
 ):
-    """Prefect may run one flow run twice at once; both end with the one clip that was bought."""
+    """Two executions of one flow run at the same time end with one purchase."""
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(image_to_video, parameters={"request": image})
     arguments = ("-m", "prefect.flow_engine", "prefect_cometapi.flows.image_to_video")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of the documentation do what they say, on a real server."""
+"""The examples of the documentation work on a real server."""
 
 import importlib.util
 import sqlite3
@@ -33,7 +33,7 @@ def table(database: Path, statement: str) -> list[tuple]:
 
 @pytest.fixture
 def shop(tmp_path) -> Path:
-    """Three products."""
+    """Create a table of three products."""
     database = tmp_path / "shop.db"
     table(database, "CREATE TABLE products (sku TEXT, photo TEXT, name TEXT)")
     for sku in ("cup", "jug", "pot"):
@@ -43,7 +43,7 @@ def shop(tmp_path) -> Path:
 
 
 def test_a_product_table_gets_its_clips(prefect_server, sandbox, shop, book):
-    """Ingest, generate, load: a failed one is missing, and comes once somebody allowed it again."""
+    """A failed product is missing from the table, and is filled once the user allows it again."""
     catalogue = example("catalogue")
     sandbox.add_fault(Fault.parse("create:failed:times=1"))
     assert catalogue.nightly_clips(str(shop)) == 2
@@ -60,7 +60,7 @@ def test_a_product_table_gets_its_clips(prefect_server, sandbox, shop, book):
 
 
 def test_a_table_that_was_lost_is_filled_without_a_purchase(prefect_server, sandbox, shop):
-    """The keys find what was bought."""
+    """A lost table is filled again from the keys, without a purchase."""
     catalogue = example("catalogue")
     assert catalogue.nightly_clips(str(shop)) == 3
     table(shop, "DROP TABLE clips")
@@ -69,7 +69,7 @@ def test_a_table_that_was_lost_is_filled_without_a_purchase(prefect_server, sand
 
 
 async def test_an_async_flow_makes_two_cuts_at_once(prefect_server, sandbox):
-    """Both are there for what comes next, and again is free."""
+    """An async flow makes two videos at once, and a second run costs nothing."""
     campaign = example("campaign")
     first = await campaign.campaign("https://example.com/cat.jpg", "cat")
     assert first == await campaign.campaign("https://example.com/cat.jpg", "cat")
@@ -79,7 +79,7 @@ async def test_an_async_flow_makes_two_cuts_at_once(prefect_server, sandbox):
 
 @pytest.mark.slow
 def test_the_steps_run_on_dask(prefect_server, sandbox):
-    """Each step is a task on one of Dask's workers; one purchase for each key, across runs."""
+    """Each step runs as a task on a Dask worker, with one purchase for each key across runs."""
     on_dask = example("on_dask")
     photos = {name: f"https://example.com/{name}.jpg" for name in ("cat", "dog", "fox")}
     uris = on_dask.on_dask(photos)

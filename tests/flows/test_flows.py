@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One clip end to end, in every way in which users call it."""
+"""One clip end to end, in each way to call the flows."""
 
 import asyncio
 import hashlib
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.server
 
 
 def test_an_image_becomes_a_stored_and_playable_video(prefect_server, sandbox, tmp_path):
-    """The file has the asked ratio and duration, is H.264, and the result describes it truly."""
+    """The file has the requested ratio and duration, is H.264, and matches its result."""
     request = ImageToVideoRequest(
         prompt_image="https://example.com/cat.jpg", ratio="960:960", duration=5
     )
@@ -64,7 +64,7 @@ def test_an_image_becomes_a_stored_and_playable_video(prefect_server, sandbox, t
 
 
 def test_a_video_is_restyled(prefect_server, sandbox, image):
-    """Video to video takes a clip that image to video made."""
+    """Video to video restyles a clip that image to video made."""
     first = image_to_video(image)
     from prefect_cometapi.deployments.data_uris import as_source
 
@@ -78,7 +78,7 @@ def test_a_video_is_restyled(prefect_server, sandbox, image):
 
 
 def test_the_sidecar_tells_the_origin_of_the_video(prefect_server, sandbox):
-    """Request, id, hash and timings lie beside the file, without the tokens of signed URLs."""
+    """The sidecar has request, id, hash and timings, and no tokens of signed URLs."""
     request = ImageToVideoRequest(
         prompt_image="https://example.com/cat.jpg?Signature=canary-token", seed=7
     )
@@ -98,7 +98,7 @@ def test_the_sidecar_tells_the_origin_of_the_video(prefect_server, sandbox):
 
 
 def test_nothing_but_whole_files_is_left_in_the_storage(prefect_server, sandbox, image, tmp_path):
-    """Video, poster and sidecar appear, and no temporary file stays."""
+    """The storage has the video, poster and sidecar, and no temporary file."""
     image_to_video(image)
     files = [path for path in (tmp_path / "videos").rglob("*") if path.is_file()]
     files = [path for path in files if path.parent.name != FOLDER]
@@ -106,7 +106,7 @@ def test_nothing_but_whole_files_is_left_in_the_storage(prefect_server, sandbox,
 
 
 def test_every_reply_shape_leads_to_a_stored_video(prefect_server, monkeypatch, tmp_path, image):
-    """Whatever dialect of its documents the service speaks, the clip arrives."""
+    """The clip is stored for every documented reply shape."""
     from typing import get_args
 
     from prefect_cometapi.sandbox import ReplyShape, Sandbox
@@ -138,7 +138,7 @@ def test_it_works_in_a_sync_flow(prefect_server, sandbox, image):
 
 
 async def test_it_works_in_an_async_flow(prefect_server, sandbox, image):
-    """An async flow awaits the async twin, also several at once."""
+    """An async flow awaits the async twin, also several times at once."""
 
     @flow
     async def pipeline() -> tuple[GenerationResult, GenerationResult]:
@@ -151,13 +151,13 @@ async def test_it_works_in_an_async_flow(prefect_server, sandbox, image):
 
 
 async def test_it_works_where_an_event_loop_runs_already(prefect_server, sandbox, image):
-    """A notebook cell, which runs inside a loop, may call the sync flow."""
+    """A notebook cell, which runs inside an event loop, can call the sync flow."""
     result = image_to_video(image)
     assert Path(result.videos[0].uri).exists()
 
 
 def test_the_tasks_compose_in_a_sync_flow(prefect_server, sandbox, history):
-    """A user's own sync flow is built from the four tasks, and the history shows them by name."""
+    """A sync flow of the four tasks works, and the history shows them by name."""
 
     @flow
     def pipeline() -> str:
@@ -184,7 +184,7 @@ async def _result(state: State[str]) -> str:
 
 
 def test_tasks_that_are_submitted_to_a_runner_belong_to_the_run(prefect_server, sandbox):
-    """In the task runner's threads, too, the key is made of the flow run and the request."""
+    """A task in a task runner's thread gets its key from the flow run and the request."""
     request = ImageToVideoRequest(prompt_image="https://example.com/fox.jpg")
 
     @flow
@@ -197,7 +197,7 @@ def test_tasks_that_are_submitted_to_a_runner_belong_to_the_run(prefect_server, 
 
 
 def test_a_task_needs_no_flow(prefect_server, sandbox):
-    """Called on its own it needs a key, and each key is a generation of its own."""
+    """A task outside of a flow needs a key, and each key is a generation of its own."""
     request = ImageToVideoRequest(prompt_image="https://example.com/fox.jpg")
     keys = [submit_generation(request, key=key).key for key in ("sku-17", "sku-18", "sku-17")]
     assert keys == ["sku-17", "sku-18", "sku-17"]
@@ -205,7 +205,7 @@ def test_a_task_needs_no_flow(prefect_server, sandbox):
 
 
 async def test_the_functions_of_the_tasks_need_no_prefect(sandbox):
-    """`.fn` runs a step without any server, for a script that brings its own orchestration."""
+    """`.fn` runs a step without a server, for a script with its own orchestration."""
     request = ImageToVideoRequest(prompt_image="https://example.com/fox.jpg")
     submission = await asubmit_generation.fn(request, key="sku-17")
     finished = await apoll_generation.fn(submission)
@@ -226,7 +226,7 @@ def test_sync_and_async_flows_share_one_history():
 
 
 def test_a_generation_that_was_bought_elsewhere_is_finished(prefect_server, sandbox, image):
-    """A task id suffices: it is polled, fetched and stored, and nothing is bought."""
+    """A task id is polled, fetched and stored, and nothing is bought."""
     task_id = image_to_video(image).task_id
     result = finish_generation(task_id)
     assert result.task_id == task_id
@@ -235,7 +235,7 @@ def test_a_generation_that_was_bought_elsewhere_is_finished(prefect_server, sand
 
 
 def test_a_bad_request_is_refused_before_anything_is_sent(prefect_server, sandbox, image):
-    """The message names the field and the allowed values, and no request goes out."""
+    """A bad request is refused with the field and the allowed values before it is sent."""
     from prefect.exceptions import ParameterTypeError
 
     with pytest.raises(ParameterTypeError, match="duration: 5 or 10 seconds, got 7"):
@@ -244,14 +244,14 @@ def test_a_bad_request_is_refused_before_anything_is_sent(prefect_server, sandbo
 
 
 def test_a_model_that_is_not_documented_is_passed_on(prefect_server, sandbox, image):
-    """Models drift: the service has the last word, and its own words are shown."""
+    """An undocumented model is sent to the service, and its own reply is shown."""
     with pytest.raises(InvalidRequest, match="No available channel for model gen9"):
         image_to_video(image | {"model": "gen9"})
     assert sandbox.accepted == []
 
 
 def test_the_time_in_the_file_name_is_that_of_the_submission(prefect_server, sandbox, image):
-    """A catalogue of files sorts by the time at which each was bought."""
+    """The time in a file name is the time of the submission, so that files sort by purchase."""
     result = image_to_video(image, key="sku-17")
     stamp = Path(result.videos[0].uri).name[:15]
     named = datetime.strptime(stamp, "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
@@ -261,7 +261,7 @@ def test_the_time_in_the_file_name_is_that_of_the_submission(prefect_server, san
 
 @pytest.mark.parametrize("field", ["promptImage", "videoUri"])
 def test_a_task_takes_the_fields_of_a_request(prefect_server, sandbox, field):
-    """A dict will do, as it does for a flow; the name of the run tells what it is."""
+    """A task accepts a request as a dict, and its run is named after the content."""
 
     @flow
     def own():
@@ -272,7 +272,7 @@ def test_a_task_takes_the_fields_of_a_request(prefect_server, sandbox, field):
 
 
 def test_fields_that_make_no_request_cost_nothing(prefect_server, sandbox):
-    """The field is named, and nothing was sent."""
+    """Invalid fields are named in the error, and nothing is sent."""
 
     @flow
     def own():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job block: configured once, triggered in sync and async flows, never paid for twice."""
+"""Job block: configured once, triggered in sync and async flows, never paid for twice."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.server
 
 
 class TestTheBlock(OfflineBlockSuite):
-    """What Prefect asks of the blocks of an integration."""
+    """Prefect's requirements for the blocks of an integration."""
 
     @pytest.fixture
     def block(self):
@@ -26,7 +26,7 @@ class TestTheBlock(OfflineBlockSuite):
 
 
 def test_a_sync_flow_triggers_waits_and_fetches(prefect_server, sandbox, image, history):
-    """Prefect's own three calls; each step is a task run in the history."""
+    """A sync flow triggers, waits and fetches, and each step is a task run in the history."""
 
     @flow
     def teaser():
@@ -46,7 +46,7 @@ def test_a_sync_flow_triggers_waits_and_fetches(prefect_server, sandbox, image, 
 
 
 async def test_an_async_flow_awaits_the_same_calls(prefect_server, sandbox, image):
-    """With the plain names, as Prefect's own blocks do, or with an a before them."""
+    """An async flow awaits the same calls, with plain names or with the prefix a."""
 
     @flow
     async def teaser() -> tuple[str, str]:
@@ -63,7 +63,7 @@ async def test_an_async_flow_awaits_the_same_calls(prefect_server, sandbox, imag
 
 
 def test_a_key_of_its_own_pays_once_across_runs(prefect_server, sandbox, image):
-    """Two runs with the block's key give one video; another key gives another."""
+    """A block's key gives one video across runs, and another key gives another one."""
 
     @flow
     def teaser(key: str | None = None):
@@ -74,7 +74,7 @@ def test_a_key_of_its_own_pays_once_across_runs(prefect_server, sandbox, image):
 
 
 def test_a_saved_job_is_what_was_saved(prefect_server, sandbox, image):
-    """Request, credentials, storage and key come back from the server, and it runs."""
+    """A saved job has the request, credentials, storage and key when it is loaded, and runs."""
     credentials = CometAPICredentials.from_settings()
     credentials.save("of-job", overwrite=True)
     kept: Any = CometAPICredentials.load("of-job")
@@ -85,13 +85,13 @@ def test_a_saved_job_is_what_was_saved(prefect_server, sandbox, image):
 
 
 def test_a_request_that_cannot_be_made_is_refused_by_the_block(image):
-    """Before it is saved, with the name of the field."""
+    """An invalid request is refused with the name of the field before the block is saved."""
     with pytest.raises(ValidationError, match="duration"):
         RunwayJob.model_validate({"request": dict(image, duration=7)})
 
 
 def test_a_failure_upstream_is_told_to_who_waits(prefect_server, sandbox, image):
-    """With its reason, as everywhere."""
+    """A failure upstream reaches the waiting flow with its reason."""
     sandbox.add_fault(Fault.parse("create:failed"))
     run = RunwayJob(request=image, key="sku-17").trigger()
     with pytest.raises(GenerationFailed):
@@ -99,7 +99,7 @@ def test_a_failure_upstream_is_told_to_who_waits(prefect_server, sandbox, image)
 
 
 def test_nothing_is_bought_where_nothing_can_be_stored(prefect_server, sandbox, image):
-    """The storage is looked at before the money is spent."""
+    """An unusable storage is reported before anything is bought."""
     with pytest.raises(StorageUnavailable):
         RunwayJob(request=image, storage="/proc/videos").trigger()
     assert sandbox.accepted == []

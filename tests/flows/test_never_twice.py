@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One submission for one key, whatever happens to the attempt that makes it."""
+"""One key is submitted once, whatever happens to the attempt."""
 
 import asyncio
 import hashlib
@@ -39,7 +39,7 @@ def creates(sandbox) -> int:
 
 
 def test_a_timeout_during_the_submission_is_not_submitted_again(prefect_server, sandbox, image):
-    """A flow with a timeout and retries, cut off while the service is silent, buys once."""
+    """A flow that times out during the submission and is retried buys once."""
     sandbox.add_fault("create:silent-after:value=30")
     impatient = image_to_video.with_options(timeout_seconds=1.5, retries=1)
     with pytest.raises(SubmissionUncertain, match="an earlier attempt is open"):
@@ -50,7 +50,7 @@ def test_a_timeout_during_the_submission_is_not_submitted_again(prefect_server, 
 def test_a_process_killed_during_the_submission_costs_nobody_twice(
     prefect_server, sandbox, image, wait_until
 ):
-    """SIGKILL after the service took the job, before its answer: the next run stops and says so."""
+    """After a SIGKILL between acceptance and reply, the next run stops and says so."""
     sandbox.add_fault("create:silent-after:value=60")
     script = (
         "from prefect_cometapi.flows import image_to_video\n"
@@ -80,7 +80,7 @@ def test_a_process_killed_during_the_submission_costs_nobody_twice(
 def test_a_submission_that_cannot_be_recorded_is_not_made(
     prefect_server, sandbox, image, monkeypatch, tmp_path, url, words
 ):
-    """With a ledger that takes nothing, nothing is sent and nothing is charged."""
+    """If the ledger cannot be written, nothing is sent and nothing is charged."""
     (tmp_path / "file").write_text("where a folder should be")
     monkeypatch.setenv("COMETAPI_LEDGER_URL", url.format(folder=tmp_path))
     with pytest.raises(LedgerUnavailable, match=words) as told:
@@ -92,7 +92,7 @@ def test_a_submission_that_cannot_be_recorded_is_not_made(
 def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
     prefect_server, sandbox, image, monkeypatch, caplog, book
 ):
-    """The run goes on with what it bought, says so, and its clip is in the ledger in the end."""
+    """A run whose id cannot be recorded continues with a warning, and records the clip later."""
     change = Ledger.change
 
     async def full_at_first(self: Ledger, key: str, state: State, **values: object):
@@ -110,7 +110,7 @@ def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
 
 
 def test_a_damaged_ledger_is_not_taken_for_an_empty_one(prefect_server, sandbox, image, tmp_path):
-    """A ledger that cannot be read is never a reason to buy again."""
+    """An unreadable ledger never causes a second purchase."""
     image_to_video(image, key="damaged")
     url = os.environ["COMETAPI_LEDGER_URL"]
     asyncio.run(ledger_at(url).database.close())
@@ -131,7 +131,7 @@ def test_a_refreshed_cache_attaches_to_what_was_bought(prefect_server, sandbox, 
 
 
 def test_a_rolled_back_transaction_does_not_forget_a_submission(prefect_server, sandbox):
-    """A user's own transaction around the steps may fail; what was bought stays bought."""
+    """A purchase is kept if the user's own transaction around the steps is rolled back."""
     request = ImageToVideoRequest(prompt_image="https://example.com/elk.jpg")
     ids: list[str] = []
 
@@ -148,7 +148,7 @@ def test_a_rolled_back_transaction_does_not_forget_a_submission(prefect_server, 
 
 
 async def test_identical_requests_at_once_are_one_generation(prefect_server, sandbox):
-    """Ten calls of one run that ask for the same at the same moment share one submission."""
+    """Ten identical calls of one run at the same time share one submission."""
     request = ImageToVideoRequest(prompt_image="https://example.com/elk.jpg")
 
     @flow
@@ -161,7 +161,7 @@ async def test_identical_requests_at_once_are_one_generation(prefect_server, san
 
 
 def test_after_a_certain_refusal_the_same_key_may_be_submitted(prefect_server, sandbox, image):
-    """Retries that were used up leave the key free: nothing was bought under it."""
+    """A key whose submissions were all refused with certainty may be submitted again."""
     sandbox.add_fault("create:503:times=6")
     with pytest.raises(ServiceUnavailable):
         image_to_video(image, key="free-again")
@@ -170,7 +170,7 @@ def test_after_a_certain_refusal_the_same_key_may_be_submitted(prefect_server, s
 
 
 def test_a_proxys_own_503_leaves_the_outcome_open(prefect_server, sandbox, image):
-    """Only the service's own words make certain that it did not take the job."""
+    """Only a reply of the service itself, not a proxy's 503, proves that no job was accepted."""
     sandbox.add_fault("create:error-after:value=503")
     with pytest.raises(SubmissionUncertain):
         image_to_video(image)
@@ -178,7 +178,7 @@ def test_a_proxys_own_503_leaves_the_outcome_open(prefect_server, sandbox, image
 
 
 def test_a_used_key_with_another_storage_delivers_there(prefect_server, sandbox, image, tmp_path):
-    """The same generation may be wanted in two places; it is bought once."""
+    """A key with another storage is delivered there, too, and bought once."""
     places = [tmp_path / "a", tmp_path / "b"]
     uris = [
         image_to_video(image, key="two-places", storage=str(place)).videos[0].uri
@@ -190,7 +190,7 @@ def test_a_used_key_with_another_storage_delivers_there(prefect_server, sandbox,
 
 
 def test_finishing_again_delivers_again(prefect_server, sandbox, image):
-    """The advice of every delivery error works also when the clip was stored and then lost."""
+    """A stored clip that was lost is delivered again, as the advice of delivery errors says."""
     task_id = image_to_video(image).task_id
     for _ in range(2):
         uri = finish_generation(task_id).videos[0].uri
@@ -202,7 +202,7 @@ def test_finishing_again_delivers_again(prefect_server, sandbox, image):
 async def test_two_runs_that_fetch_one_generation_do_not_mix_their_files(
     prefect_server, sandbox, image
 ):
-    """Run at once under one key, with slow downloads, each result is the whole file."""
+    """Two simultaneous runs of one key with slow downloads both return the whole file."""
     sandbox.add_fault("asset:slow:value=0.4,times=2")
     results = await asyncio.gather(
         *(aimage_to_video(image, key="overlapping") for _ in range(2)), return_exceptions=True
@@ -217,7 +217,7 @@ async def test_two_runs_that_fetch_one_generation_do_not_mix_their_files(
 
 
 def test_a_staged_file_that_changed_is_fetched_again(prefect_server, sandbox, image, monkeypatch):
-    """What is published is what was checked, byte for byte."""
+    """The published file is the checked one, byte for byte."""
     from prefect_cometapi.flows.steps import bodies
 
     examined = bodies._examined
@@ -237,7 +237,7 @@ def test_a_staged_file_that_changed_is_fetched_again(prefect_server, sandbox, im
 
 @pytest.mark.parametrize("place", ["nosuch://videos", "s3-bucket/missing"])
 def test_a_place_that_does_not_exist_costs_nothing(prefect_server, sandbox, image, place):
-    """An unknown file system or block is told before the POST."""
+    """An unknown file system or block is reported before the POST."""
     with pytest.raises(StorageUnavailable, match="nothing was charged"):
         image_to_video(image, storage=place)
     assert sandbox.requests == []
@@ -247,7 +247,7 @@ def test_a_place_that_does_not_exist_costs_nothing(prefect_server, sandbox, imag
 def test_a_file_that_this_machine_does_not_keep_is_told_with_the_generation(
     prefect_server, sandbox, image, monkeypatch, name
 ):
-    """A full disk at any moment of the delivery says what is paid for and how to go on."""
+    """A full disk during the delivery is reported with the paid generation and the next step."""
     from prefect_cometapi.flows.steps import bodies
 
     def full(*_args: object) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Databases that restart and disks that are full: nothing is bought twice, nothing is lost."""
+"""Restarting databases and full disks cause no second purchase and no loss."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.server
 def test_a_database_that_restarts_while_a_clip_renders_costs_nothing(
     prefect_server, sandbox, image, postgres, monkeypatch, mode
 ):
-    """PostgreSQL is stopped or crashes while a run polls; the run ends stored, and recorded."""
+    """A run that polls while PostgreSQL stops or crashes ends stored and recorded."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
     from prefect_cometapi.flows.steps import bodies
 
@@ -44,7 +44,7 @@ def test_a_database_that_restarts_while_a_clip_renders_costs_nothing(
 def test_a_ledger_that_goes_away_after_the_purchase_costs_no_clip(
     prefect_server, sandbox, image, postgres, monkeypatch, caplog, book
 ):
-    """The clip is delivered without it, a warning says so, and later the ledger catches up."""
+    """A clip is delivered without the ledger, with a warning, and is recorded later."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
     from prefect_cometapi.flows.steps import bodies
 
@@ -88,7 +88,7 @@ def test_a_full_disk_under_the_ledger_stops_before_money_moves(
 def test_a_disk_under_the_ledger_that_fills_after_the_purchase_costs_no_clip(
     prefect_server, sandbox, image, small_disk, monkeypatch, caplog, book
 ):
-    """Neither the end upstream nor the storing can be recorded; with room again, `collect` does."""
+    """A full disk under the ledger after the purchase leaves a clip that `collect` stores later."""
     disk = small_disk(1000)
     monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{disk.folder}/ledger.db")
     from prefect_cometapi.flows.steps import bodies
@@ -114,8 +114,8 @@ def test_a_disk_under_the_ledger_that_fills_after_the_purchase_costs_no_clip(
 def test_a_full_disk_under_the_storage_loses_no_clip(
     prefect_server, sandbox, image, small_disk, tmp_path, book
 ):
-    """The error says what is paid for and how to go on, and the same key delivers elsewhere."""
-    disk = small_disk(100).folder  # a clip of the sandbox has more
+    """A full disk is reported with the next step, and the same key delivers to another storage."""
+    disk = small_disk(100).folder  # A clip of the sandbox is larger.
     with pytest.raises(StorageError, match="No space left on device") as told:
         image_to_video(image, key="full", storage=str(disk / "videos"))
     assert f"prefect-cometapi finish {sandbox.accepted[0].task_id}" in str(told.value)
@@ -127,7 +127,7 @@ def test_a_full_disk_under_the_storage_loses_no_clip(
 
 
 def test_the_ledger_holds_no_secret(prefect_server, sandbox, tmp_path, book):
-    """Neither the key nor the tokens of signed addresses nor pictures are in its files."""
+    """The ledger's files have no API key, no tokens of signed addresses and no pictures."""
     signed: Any = {"promptImage": "https://example.com/cat.jpg?Signature=canary-token"}
     picture: Any = {"promptImage": "data:image/png;base64,Y2FuYXJ5LXBpY3R1cmU="}
     image_to_video(signed, key="a")
@@ -144,7 +144,7 @@ def test_the_ledger_holds_no_secret(prefect_server, sandbox, tmp_path, book):
 def test_a_saved_block_says_where_the_ledger_is(
     prefect_server, sandbox, image, tmp_path, monkeypatch
 ):
-    """Workers need only the block's name; a block of another kind is refused before money moves."""
+    """A worker finds the ledger by the name of its block, and refuses a block of another kind."""
     GenerationLedger.model_validate({"url": f"sqlite:///{tmp_path}/block.db"}).save(
         "ledger-of-a-test", overwrite=True
     )

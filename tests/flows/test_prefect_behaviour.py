@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this package relies on in Prefect, pinned one by one: an upgrade that changes it is seen."""
+"""Behaviour of Prefect that this package relies on, pinned so that an upgrade shows a change."""
 
 import asyncio
 import inspect
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.server
 
 
 class Diary(list[tuple[str, int | None]]):
-    """What was called in which order, and with which task run in the context."""
+    """Record of the calls in order, each with the task run of its context."""
 
     def note(self, what: str) -> None:
         context = TaskRunContext.get()
@@ -35,7 +35,7 @@ class Diary(list[tuple[str, int | None]]):
 
 
 class Delays(list[float]):
-    """A task's list of delays that notes when it is asked."""
+    """Delays of a task that record each access."""
 
     def __init__(self, diary: Diary) -> None:
         super().__init__([0.01])
@@ -47,7 +47,7 @@ class Delays(list[float]):
 
 
 def troubled(diary: Diary, *, isasync: bool) -> Callable[[], Any]:
-    """A flow over a task that fails twice and then works."""
+    """Return a flow over a task that fails twice and then works."""
 
     def condition(_task: Any, task_run: Any, _state: State[Any]) -> bool:
         diary.note("condition")
@@ -86,7 +86,7 @@ def troubled(diary: Diary, *, isasync: bool) -> Callable[[], Any]:
 
 @pytest.mark.parametrize("isasync", [False, True], ids=["sync", "async"])
 def test_the_condition_is_asked_before_the_delay_is_taken(prefect_server, isasync):
-    """So that the condition can leave the delay that the service asked for."""
+    """Prefect calls the retry condition before it reads the delay, so the condition can set it."""
     diary = Diary()
     troubled(diary, isasync=isasync)()
     failed = ["attempt", "condition", "given", "delay"]
@@ -95,7 +95,7 @@ def test_the_condition_is_asked_before_the_delay_is_taken(prefect_server, isasyn
 
 @pytest.mark.parametrize("isasync", [False, True], ids=["sync", "async"])
 def test_one_task_run_is_one_object_from_attempt_to_attempt(prefect_server, isasync):
-    """Attempts, condition and delays all see it in their context, so it can carry a memory."""
+    """Attempts, condition and delays see the same task run object, so it can carry state."""
     diary = Diary()
     troubled(diary, isasync=isasync)()
     assert len({run for _what, run in diary}) == 1
@@ -103,7 +103,7 @@ def test_one_task_run_is_one_object_from_attempt_to_attempt(prefect_server, isas
 
 
 def test_two_task_runs_are_two_objects(prefect_server):
-    """A memory of one call is not that of another call of the same task."""
+    """Two calls of one task have two task run objects, so they share no state."""
     seen: list[Any] = []
 
     @task
@@ -123,7 +123,7 @@ def test_two_task_runs_are_two_objects(prefect_server):
 
 
 def test_a_retried_flow_keeps_its_id_and_its_subflows_do_not(prefect_server):
-    """Keys are made of the outermost run's id, which is the only one that stays."""
+    """The id of the outermost run, from which keys are made, is the only one that a retry keeps."""
     outer: list[UUID] = []
     inner: list[UUID] = []
     roots: list[UUID] = []
@@ -149,7 +149,7 @@ def test_a_retried_flow_keeps_its_id_and_its_subflows_do_not(prefect_server):
 
 @pytest.mark.parametrize("submitted", [False, True], ids=["called", "submitted"])
 def test_a_task_knows_the_outermost_run(prefect_server, submitted):
-    """Also below a subflow, and in a task runner's thread."""
+    """A task knows the outermost run, even below a subflow and in a task runner's thread."""
     seen: list[UUID] = []
 
     @task
@@ -169,7 +169,7 @@ def test_a_task_knows_the_outermost_run(prefect_server, submitted):
 
 
 def test_outside_of_a_flow_there_is_no_run(prefect_server):
-    """A task on its own has no outermost run, so its own id has to do."""
+    """A task outside of a flow has no outermost run."""
 
     @task
     def step() -> Any:
@@ -182,7 +182,7 @@ def test_outside_of_a_flow_there_is_no_run(prefect_server):
 
 
 def test_the_engine_calls_hooks_by_position(prefect_server):
-    """In the flow's own process a hook gets flow, flow run and state, in this order."""
+    """In the flow's own process, a hook gets flow, flow run and state by position."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def hook(*args: Any, **kwargs: Any) -> None:
@@ -200,7 +200,7 @@ def test_the_engine_calls_hooks_by_position(prefect_server):
 
 
 async def test_a_runner_calls_hooks_by_keyword(prefect_server):
-    """In a fresh process the same three come by these names, and ours has them."""
+    """In a fresh process, a hook gets flow, flow run and state by these names."""
     calls: list[dict[str, Any]] = []
 
     def note(**kwargs: Any) -> None:
@@ -228,7 +228,7 @@ async def test_a_runner_calls_hooks_by_keyword(prefect_server):
 
 
 def test_a_damaged_record_is_no_record(prefect_server):
-    """Prefect runs a step again when its record cannot be read: it is no proof of a purchase."""
+    """Prefect runs a step again if its record is unreadable, so a record proves no purchase."""
     key = f"cometapi-pin-{uuid4()}"
     calls: list[int] = []
 
@@ -257,7 +257,7 @@ class Model(BaseModel):
     ids=["compressed", "plain"],
 )
 def test_a_subflows_result_comes_back_as_a_model(prefect_server, serializer, kind):
-    """For a retried parent, compressed JSON keeps a model whole; plain JSON gives back a dict."""
+    """Compressed JSON restores a subflow's result as a model, and plain JSON as a dict."""
     made: list[Model] = []
     got: list[Any] = []
 
@@ -291,7 +291,7 @@ async def heard() -> str:
 
 @task
 def hears() -> str:
-    """Where the progress of a wait is told: in a task, in an event loop of its own."""
+    """Return the context variable's value in a task and in an event loop of its own."""
     return run_sync(heard())
 
 
@@ -318,10 +318,10 @@ def something_told():
 
 
 def test_context_variables_reach_sync_flows_and_their_loops(prefect_server, something_told):
-    """What the caller set is seen in a sync flow, its tasks, and the loops that these run."""
+    """A context variable of the caller is visible in a sync flow, its tasks and their loops."""
     assert calls_both() == ["something"] * 3
 
 
 def test_context_variables_reach_async_flows(prefect_server, something_told):
-    """What the caller set is seen in an async flow and its tasks."""
+    """A context variable of the caller is visible in an async flow and its tasks."""
     assert asyncio.run(awaits_both()) == ["something"] * 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos go to S3, by URL and by block: whole, streamed from the disk, and checked beforehand."""
+"""Videos go to S3, by URL and by block: whole, streamed from the disk, and checked before."""
 
 import hashlib
 import json
@@ -28,14 +28,14 @@ pytestmark = pytest.mark.server
 
 @pytest.fixture(scope="module")
 def s3():
-    """A real S3 server process; gives its address."""
+    """Start a real S3 server process and return its address."""
     with s3_server() as url:
         yield url
 
 
 @pytest.fixture
 def bucket(s3, monkeypatch):
-    """A fresh bucket, which the usual variables of the environment lead to."""
+    """Create a bucket that the usual environment variables lead to."""
     for name, value in environment(s3).items():
         monkeypatch.setenv(name, value)
     s3_of_boto: Any = boto3.resource("s3")
@@ -54,7 +54,7 @@ def keys(bucket) -> list[str]:
 
 
 def test_a_url_takes_video_poster_and_sidecar(prefect_server, sandbox, image, bucket):
-    """Each is there under its name, and the video's bytes are those whose hash is told."""
+    """A URL gets video, poster and sidecar under their names, and the bytes match the hash."""
     (video,) = image_to_video(image, storage=f"s3://{bucket.name}/clips").videos
     assert video.uri.startswith(f"s3://{bucket.name}/clips/")
     names = [
@@ -67,7 +67,7 @@ def test_a_url_takes_video_poster_and_sidecar(prefect_server, sandbox, image, bu
 
 
 def test_a_saved_bucket_of_prefect_aws_takes_them_too(prefect_server, sandbox, image, bucket, s3):
-    """The block's own credentials and folder count; the URI names the block."""
+    """A saved S3Bucket uses its own credentials and folder, and the URI names the block."""
     S3Bucket(
         bucket_name=bucket.name,
         bucket_folder="blocks",
@@ -87,7 +87,7 @@ def test_a_saved_bucket_of_prefect_aws_takes_them_too(prefect_server, sandbox, i
 def test_a_batch_leaves_its_manifest_gallery_and_posters_there(
     prefect_server, sandbox, image, bucket, history
 ):
-    """And the sheet of posters in the UI is made of what lies in the bucket."""
+    """A batch writes its manifest, gallery and posters to a bucket and shows the posters."""
     place = f"s3://{bucket.name}/batch"
     state = generate_batch(
         [dict(image, id="one"), dict(image, id="two")], storage=place, key="s3", return_state=True
@@ -104,7 +104,7 @@ def test_a_batch_leaves_its_manifest_gallery_and_posters_there(
 def test_a_bucket_that_is_not_there_costs_nothing_and_is_not_made(
     prefect_server, sandbox, image, bucket
 ):
-    """A mistyped name is told before the POST."""
+    """A missing bucket is reported before the POST, and is not created."""
     with pytest.raises(StorageUnavailable, match="s3://no-such-bucket"):
         image_to_video(image, storage="s3://no-such-bucket/clips")
     assert sandbox.accepted == []
@@ -113,7 +113,7 @@ def test_a_bucket_that_is_not_there_costs_nothing_and_is_not_made(
 
 
 def test_a_probe_leaves_nothing_behind(bucket):
-    """Written, read and deleted; what cannot be is told without a secret."""
+    """A probe writes, reads and deletes, leaves nothing, and reports a failure without secrets."""
     probe(FsspecStorage(f"s3://{bucket.name}/clips"))
     assert keys(bucket) == []
     with pytest.raises(StorageError) as told:
@@ -145,7 +145,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_video_is_streamed_from_the_disk(bucket, tmp_path):
-    """160 MB are uploaded in parts, and are never in memory as a whole."""
+    """A video of 160 MB is uploaded in parts, and is never in memory as a whole."""
     done = subprocess.run(
         [sys.executable, "-c", LARGE, f"s3://{bucket.name}/large", str(tmp_path)],
         capture_output=True,

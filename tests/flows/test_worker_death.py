@@ -23,12 +23,12 @@ def worker(start_worker) -> Worker:
 
 @pytest.fixture
 def bought(sandbox, book, image, finish_rendering, monkeypatch, wait_until):
-    """Has a worker run the flow until it has bought a generation and polls for it."""
+    """Return a function that runs the flow in a worker until it polls for its purchase."""
     monkeypatch.setenv("COMETAPI_DEADLINE", "600")
     monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.2")
 
     def begin(worker: Worker) -> tuple[UUID, Entry, int]:
-        """The run, its entry in the ledger, and the number of the process that holds it."""
+        """Return the run, its ledger entry, and the id of the process that owns it."""
         run = worker.run(request=image, key="deployed")
         polled = [r for r in sandbox.requests if r.route == "task"]
         wait_until(
@@ -51,7 +51,7 @@ def check_that_collect_finishes_it(sandbox, book, finish_rendering) -> None:
 
 
 def advice(history, run: UUID, entry: Entry) -> None:
-    """The hook's words are among the run's logs, for whoever looks at it in the UI."""
+    """Check that the hook's message is in the run's logs, which the UI shows."""
     words = f"Generation {entry.task_id} is paid for and goes on upstream"
     (line, *_) = [line for line in history.logs(run, until=words) if words in line]
     assert "`prefect-cometapi collect` finishes it" in line
@@ -60,7 +60,7 @@ def advice(history, run: UUID, entry: Entry) -> None:
 def test_a_cancelled_run_hands_its_work_over(
     worker, bought, sandbox, book, history, finish_rendering, wait_until
 ):
-    """Cancelled in the UI, it ends as Cancelled; what it bought is free, and its log says so."""
+    """A run cancelled in the UI ends as Cancelled, releases its purchase, and logs the advice."""
     run, entry, _pid = bought(worker)
     worker.cancel(run)
     wait_until(lambda: worker.state(run) == "Cancelled" or None, seconds=120)
@@ -74,7 +74,7 @@ def test_a_cancelled_run_hands_its_work_over(
 def test_a_killed_run_under_a_living_worker_hands_its_work_over(
     worker, bought, sandbox, book, history, finish_rendering, wait_until
 ):
-    """SIGKILL of the flow's process: the worker's fresh process frees what it left."""
+    """After SIGKILL of the flow's process, the worker's new process releases its leases."""
     run, entry, pid = bought(worker)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: worker.state(run) == "Crashed" or None, seconds=120)
@@ -87,7 +87,7 @@ def test_a_killed_run_under_a_living_worker_hands_its_work_over(
 def test_when_run_and_worker_are_killed_nobody_waits(
     start_worker, bought, sandbox, book, finish_rendering
 ):
-    """With nobody left to run a hook, the next collector sees that the process is dead."""
+    """If both run and worker are killed, the next collector sees that the process is dead."""
     doomed = start_worker("doomed")
     run, entry, pid = bought(doomed)
     doomed.process.kill()

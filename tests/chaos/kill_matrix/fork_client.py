@@ -49,7 +49,7 @@ class Ended:
 
     @property
     def succeeded(self) -> bool:
-        """Whether the process ended by itself and without an error."""
+        """True if the process ended by itself and without an error."""
         return self.outcome is not None and not self.error
 
     @property

@@ -207,7 +207,7 @@ def restore(walk: Walk, chance: random.Random) -> bool:
 
 def _rebuild(place: Place) -> None:
     status, output = actors.command("ledger", "rebuild")
-    if status:  # No video contains claims that were refused or failed.
+    if status:  # Refused and failed claims have no video.
         status, output = actors.command("ledger", "rebuild", "--accept-missing")
     if status:
         place.events.write("incomplete", text=f"the ledger cannot be rebuilt: {output[:200]}")

@@ -7,13 +7,13 @@ from typing import Any
 
 
 def rows(count: int) -> list[dict[str, Any]]:
-    """Requests that differ."""
+    """Return N different requests."""
     image = "https://example.com/cat.jpg"
     return [{"id": f"sku-{n}", "promptImage": image, "promptText": f"{n}"} for n in range(count)]
 
 
 def manifest(tmp_path: Path, requests: list[dict[str, Any]], name: str = "wanted.jsonl") -> str:
-    """A manifest of these rows."""
+    """Write a manifest of these rows and return its path."""
     path = tmp_path / name
     path.write_text("".join(f"{json.dumps(row)}\n" for row in requests), encoding="utf-8")
     return str(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch spends no more than it may, whatever is refused, repeated or left open."""
+"""A batch never exceeds its budget, whatever is refused, repeated or uncertain."""
 
 import asyncio
 from collections import Counter
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.server
 
 
 def test_no_more_than_the_budget_is_bought(prefect_server, sandbox, tmp_path, monkeypatch):
-    """Refused before the POST that would pass it; a second run does not get a fresh budget."""
+    """No POST is sent that would pass the limit, and a second run does not get a fresh budget."""
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.32}')
     path = manifest(tmp_path, rows(4))
     for bought in (2, 0):
@@ -41,7 +41,7 @@ def test_no_more_than_the_budget_is_bought(prefect_server, sandbox, tmp_path, mo
 
 
 def test_a_refused_item_leaves_its_money_to_the_next(prefect_server, sandbox, tmp_path):
-    """What was certainly not bought is not spent."""
+    """A submission that was certainly refused costs nothing, so the next item is bought."""
     sandbox.add_fault(Fault.parse("create:invalid-request:times=1"))
     result = generate_batch(manifest(tmp_path, rows(3)), max_seconds=10, max_in_flight=1)
     assert Counter(item.outcome for item in result.results) == {
@@ -51,7 +51,7 @@ def test_a_refused_item_leaves_its_money_to_the_next(prefect_server, sandbox, tm
 
 
 def test_what_an_earlier_run_perhaps_bought_stays_spent(prefect_server, sandbox, tmp_path):
-    """A row that was changed since is refused now, which makes nothing undone."""
+    """A possibly charged item stays spent, even if its changed row is refused now."""
     sandbox.add_fault(Fault.parse("create:reset-after"))
     with pytest.raises(BatchFailed, match="1 uncertain"):
         generate_batch(manifest(tmp_path, rows(1)), max_seconds=5)
@@ -62,7 +62,7 @@ def test_what_an_earlier_run_perhaps_bought_stays_spent(prefect_server, sandbox,
 
 
 def test_a_limit_in_money_needs_prices(prefect_server, sandbox, tmp_path):
-    """It is told before anything is bought, with how to set them."""
+    """A limit in money without prices is refused before any request, with the setting for them."""
     with pytest.raises(InvalidRequest, match="COMETAPI_PRICES"):
         generate_batch(manifest(tmp_path, rows(1)), max_spend=1)
     assert not sandbox.requests
@@ -70,7 +70,7 @@ def test_a_limit_in_money_needs_prices(prefect_server, sandbox, tmp_path):
 
 @pytest.fixture
 def resubmits(monkeypatch):
-    """The user accepts a second charge, at a price."""
+    """Allow a second charge, at a known price."""
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.32}')
     monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
 
@@ -78,7 +78,7 @@ def resubmits(monkeypatch):
 def test_what_is_sent_again_within_a_run_is_paid_from_the_budget(
     prefect_server, sandbox, tmp_path, history_mode, resubmits
 ):
-    """Both may be charged; so both are counted, and nothing is left for the next item."""
+    """A resubmission is paid from the budget, as both submissions may be charged."""
     sandbox.add_fault("create:reset-after:times=1")
     result = generate_batch(manifest(tmp_path, rows(2)), max_spend=0.7, max_in_flight=1)
     assert [item.outcome for item in result.results] == [Outcome.STORED, Outcome.NOT_BOUGHT]
@@ -89,7 +89,7 @@ def test_what_is_sent_again_within_a_run_is_paid_from_the_budget(
 def test_what_the_budget_does_not_allow_is_not_sent_again(
     prefect_server, sandbox, tmp_path, history_mode, resubmits
 ):
-    """It stays uncertain, and is told as that."""
+    """An item without budget for a resubmission stays uncertain and is not sent again."""
     sandbox.add_fault("create:reset-after:times=1")
     with pytest.raises(BatchFailed) as caught:
         generate_batch(manifest(tmp_path, rows(1)), max_spend=0.5)
@@ -101,7 +101,7 @@ def test_what_the_budget_does_not_allow_is_not_sent_again(
 
 
 def test_rows_that_left_the_manifest_count_against_the_limit(prefect_server, sandbox, tmp_path):
-    """A manifest that is filled anew each day does not get a fresh budget under the same key."""
+    """A manifest with new rows each day does not get a fresh budget under the same key."""
     bought, others = rows(3)[:2], [dict(row, id=f"new-{row['id']}") for row in rows(2)]
     assert generate_batch(manifest(tmp_path, bought), max_seconds=10, key="daily").succeeded == 2
     with pytest.raises(BatchFailed, match="2 not bought"):
@@ -125,13 +125,13 @@ def test_each_resubmission_counts_against_the_limit(prefect_server, sandbox, tmp
 
 
 async def test_two_batches_at_once_keep_to_one_limit(prefect_server, sandbox, history_mode):
-    """Under one key, with different rows: five are bought, and the others are no failures."""
+    """Two batches under one key share one limit, and the rows beyond it are not failures."""
     groups = [[dict(row, id=f"{name}-{row['id']}") for row in rows(5)] for name in "ab"]
     both: list[Any] = await asyncio.gather(
         *(agenerate_batch(group, max_seconds=25, key="both", max_failures=0) for group in groups),
         return_exceptions=True,
     )
-    # One of them fails where the other one has bought all five.
+    # One of them fails if the other one has bought all five.
     results: list[Any] = [each.result if isinstance(each, BatchFailed) else each for each in both]
     assert creates(sandbox) == len(sandbox.accepted) == 5
     assert sum(result.succeeded for result in results) == 5

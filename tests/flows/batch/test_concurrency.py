@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch does no more at once than it may, in the order asked for."""
+"""A batch keeps its concurrency and rate limits, and buys in the order of its rows."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ from prefect_cometapi.flows.batch.concurrency import (
 
 @given(calls=st.lists(st.floats(0, 10), min_size=2, max_size=50), per_second=st.floats(0.01, 1000))
 def test_turns_are_never_closer_than_the_rate_allows(calls, per_second):
-    """Whenever they are asked for, and in the order asked for."""
+    """Turns are never closer than the rate allows, and are given in the order of the requests."""
     turns: list[float] = []
     for now in sorted(calls):
         turns.append(next_turn(turns[-1] if turns else None, now, per_second))
@@ -31,7 +31,7 @@ def test_turns_are_never_closer_than_the_rate_allows(calls, per_second):
 
 
 async def test_a_pace_is_kept_by_all_who_wait():
-    """Twenty that come at once take turns."""
+    """Twenty simultaneous callers wait for their turns."""
     pace, began = Pace(200), time.monotonic()
 
     async def turn() -> float:
@@ -44,13 +44,13 @@ async def test_a_pace_is_kept_by_all_who_wait():
 
 
 async def test_without_a_rate_nobody_waits():
-    """It is not limited unless the user says so."""
+    """Without a rate, no caller waits."""
     async with asyncio.timeout(5):
         await asyncio.gather(*[Pace(None).turn() for _ in range(1000)])
 
 
 async def test_slots_are_given_in_order_and_never_too_many():
-    """First come, first served."""
+    """Slots are given in order of arrival, and never more than the limit."""
     lanes = Lanes(in_flight=3, downloads=1, per_second=None)
     order: list[int] = []
     now = most = 0
@@ -70,7 +70,7 @@ async def test_slots_are_given_in_order_and_never_too_many():
 
 
 async def test_a_slot_that_is_freed_early_is_freed_once():
-    """The download goes on, and the next item may begin."""
+    """A slot that is freed early is freed once, so the next item begins during the download."""
     lanes = Lanes(in_flight=1, downloads=1, per_second=None)
     async with lanes.slot() as first:
         first.free()
@@ -84,7 +84,7 @@ async def test_a_slot_that_is_freed_early_is_freed_once():
 
 
 async def test_a_failed_item_gives_its_slot_back():
-    """Else a few failures would stop the batch."""
+    """A failed item releases its slot."""
     lanes = Lanes(in_flight=1, downloads=1, per_second=None)
     for _ in range(3):
         with pytest.raises(RuntimeError):
@@ -94,13 +94,13 @@ async def test_a_failed_item_gives_its_slot_back():
 
 @pytest.mark.server
 async def test_without_a_global_limit_nothing_is_asked_of_prefect(prefect_server):
-    """It is the user's to set one up."""
+    """Without a global limit, a batch does not ask Prefect for slots."""
     assert await limit_across_processes() is None
 
 
 @pytest.fixture
 async def three_slots(prefect_server):
-    """A global limit of three; no other test may meet it."""
+    """Create a global limit of three that no other test uses."""
     async with get_client() as client:
         await client.create_global_concurrency_limit(
             GlobalConcurrencyLimitCreate(name=IN_FLIGHT_LIMIT, limit=3, active=True)
@@ -111,7 +111,7 @@ async def three_slots(prefect_server):
 
 @pytest.mark.server
 async def test_a_global_limit_holds_across_processes(three_slots):
-    """Two batches, each with ten lanes, share the three slots of the account."""
+    """Two batches, each with ten slots of its own, share the three slots of the global limit."""
     name = await limit_across_processes()
     assert name == IN_FLIGHT_LIMIT
     now = most = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many videos in one run: each is paid for once, and none that fails stops the others."""
+"""A batch pays once for each video, and a failed item does not stop the others."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ def test_a_manifest_becomes_videos(prefect_server, sandbox, tmp_path, history_mo
 
 
 def test_a_second_run_of_a_manifest_buys_only_what_is_missing(prefect_server, sandbox, tmp_path):
-    """A row that is added later is the only one that is bought then."""
+    """A second run buys only the rows that were added to the manifest."""
     generate_batch(manifest(tmp_path, rows(2)))
     before = len(sandbox.requests)
     again = generate_batch(manifest(tmp_path, rows(2)))
@@ -54,7 +54,7 @@ def test_a_second_run_of_a_manifest_buys_only_what_is_missing(prefect_server, sa
 
 
 def test_a_video_that_was_deleted_is_delivered_again(prefect_server, sandbox, tmp_path):
-    """It is fetched once more, and not bought once more."""
+    """A deleted video is downloaded again and not bought again."""
     first = generate_batch(manifest(tmp_path, rows(2)))
     Path(first.results[0].uri or "").unlink()
     again = generate_batch(manifest(tmp_path, rows(2)))
@@ -64,7 +64,7 @@ def test_a_video_that_was_deleted_is_delivered_again(prefect_server, sandbox, tm
 
 
 def test_a_list_may_mix_both_kinds(prefect_server, sandbox):
-    """As models or as dicts; without ids their position names them."""
+    """A list may mix both kinds, as models or dicts, and its position names an item without id."""
     result = generate_batch(
         [
             ImageToVideoRequest(prompt_image="https://example.com/cat.jpg"),
@@ -82,13 +82,13 @@ def test_a_list_may_mix_both_kinds(prefect_server, sandbox):
 
 
 def test_equal_requests_of_a_list_are_each_bought(prefect_server, sandbox, image):
-    """Who writes one twice wants two, and a list without ids says so by its length."""
+    """Two equal requests in a list without ids are two purchases."""
     result = generate_batch([image, image])
     assert result.succeeded == len(sandbox.accepted) == 2
 
 
 def test_one_failure_does_not_stop_the_others(prefect_server, sandbox, tmp_path, history_mode):
-    """The run completes, its state says how many are missing, and the output says why."""
+    """A run with a failed item completes, and its state and output report the missing one."""
     sandbox.add_fault(Fault.parse("create:invalid-request:after=1,times=1"))
     state = generate_batch(manifest(tmp_path, rows(4)), max_in_flight=1, return_state=True)
     result = state.result()
@@ -101,7 +101,7 @@ def test_one_failure_does_not_stop_the_others(prefect_server, sandbox, tmp_path,
 
 
 def test_a_batch_of_which_nothing_is_stored_fails(prefect_server, sandbox, tmp_path):
-    """A green run without a video would be a lie; the error has the results."""
+    """A batch that stored nothing fails, and the error has the results."""
     sandbox.add_fault(Fault.parse("create:invalid-request:times=99"))
     with pytest.raises(BatchFailed, match="2 failed") as caught:
         generate_batch(manifest(tmp_path, rows(2)))
@@ -111,7 +111,7 @@ def test_a_batch_of_which_nothing_is_stored_fails(prefect_server, sandbox, tmp_p
 
 
 def test_an_uncertain_item_is_never_sent_again(prefect_server, sandbox, tmp_path, history_mode):
-    """Neither by a retry nor by the next run of the batch; it is counted apart."""
+    """An uncertain item is not sent again, neither by a retry nor by the next run of the batch."""
     sandbox.add_fault(Fault.parse("create:reset-after:after=1,times=1"))
     path = manifest(tmp_path, rows(3))
     for _ in range(2):
@@ -124,7 +124,7 @@ def test_an_uncertain_item_is_never_sent_again(prefect_server, sandbox, tmp_path
 def test_a_busy_service_is_a_retry_in_the_history(
     prefect_server, sandbox, tmp_path, history, history_mode
 ):
-    """Also where an item is one task run: it is retried by Prefect, and bought once."""
+    """Prefect retries a busy service visibly, also if an item is one task run, and it buys once."""
     sandbox.add_fault(Fault.parse("create:429:times=1"))
     state = generate_batch(manifest(tmp_path, rows(1)), return_state=True)
     assert state.result().succeeded == len(sandbox.accepted) == 1
@@ -135,7 +135,7 @@ def test_a_busy_service_is_a_retry_in_the_history(
 
 
 def test_the_history_names_the_items(prefect_server, sandbox, tmp_path, history):
-    """Each step of a small batch says which item it is for."""
+    """The name of each step of a small batch says which item it is for."""
     odd = [dict(rows(1)[0], id="a {b} %s")]
     state = generate_batch(manifest(tmp_path, odd), return_state=True)
     names = {run["name"] for run in history.task_runs(state.state_details.flow_run_id).values()}
@@ -143,7 +143,7 @@ def test_the_history_names_the_items(prefect_server, sandbox, tmp_path, history)
 
 
 def test_bad_rows_are_all_told_before_anything_is_bought(prefect_server, sandbox, tmp_path):
-    """With strict nothing is bought; the error names every bad row and field."""
+    """With strict, nothing is bought, and the error names every bad row and field."""
     bad = [*rows(2), {"id": "long", "promptImage": "https://example.com/a.jpg", "duration": 7}]
     bad.append({"id": "sku-0", "promptImage": "http://example.com/a.jpg"})
     with pytest.raises(InvalidManifest) as caught:
@@ -153,7 +153,7 @@ def test_bad_rows_are_all_told_before_anything_is_bought(prefect_server, sandbox
 
 
 def test_good_rows_run_beside_bad_ones(prefect_server, sandbox, tmp_path):
-    """Without strict; the bad ones stand in the results with what is wrong."""
+    """Without strict, good rows run, and the results explain the bad ones."""
     bad = {"id": "long", "promptImage": "https://example.com/a.jpg", "duration": 7}
     result = generate_batch(manifest(tmp_path, [*rows(1), bad]))
     assert [item.outcome for item in result.results] == [Outcome.STORED, Outcome.INVALID]
@@ -163,7 +163,7 @@ def test_good_rows_run_beside_bad_ones(prefect_server, sandbox, tmp_path):
 
 @pytest.mark.parametrize("wrong", ["missing.jsonl", "wanted.txt"])
 def test_a_manifest_that_cannot_be_read_is_told(prefect_server, sandbox, tmp_path, wrong):
-    """Not as a stack trace of a file system."""
+    """An unreadable manifest is reported without a stack trace of the file system."""
     with pytest.raises(InvalidManifest):
         generate_batch(str(tmp_path / wrong))
     assert not sandbox.requests
@@ -172,7 +172,7 @@ def test_a_manifest_that_cannot_be_read_is_told(prefect_server, sandbox, tmp_pat
 def test_another_request_under_the_id_of_a_bought_one_is_a_conflict(
     prefect_server, sandbox, tmp_path
 ):
-    """A changed row is not bought again unasked, and the message shows what differs."""
+    """A changed row is not bought again under a used id, and the message shows the difference."""
     generate_batch(manifest(tmp_path, rows(2)))
     changed = rows(2)
     changed[1]["promptText"] = "another"
@@ -187,7 +187,7 @@ def test_another_request_under_the_id_of_a_bought_one_is_a_conflict(
     ("options", "bought"), [({"fail_fast": True}, 1), ({"max_failures": 1}, 2)]
 )
 def test_too_many_failures_stop_the_buying(prefect_server, sandbox, tmp_path, options, bought):
-    """What is in flight is finished, the rest is left, and the run fails with the results."""
+    """After too many failures, items in flight are finished, and the run fails with the results."""
     sandbox.add_fault(Fault.parse("create:invalid-request:times=99"))
     with pytest.raises(BatchFailed, match="items failed, and at most") as caught:
         generate_batch(manifest(tmp_path, rows(5)), max_in_flight=1, **options)
@@ -197,7 +197,7 @@ def test_too_many_failures_stop_the_buying(prefect_server, sandbox, tmp_path, op
 
 
 def test_an_account_that_refuses_all_is_not_asked_for_each(prefect_server, sandbox, tmp_path):
-    """An empty balance refuses the next ten thousand too."""
+    """An empty balance stops a batch instead of being asked about each item."""
     sandbox.add_fault(Fault.parse("create:quota:times=99"))
     with pytest.raises(BatchFailed, match="the account cannot buy any more") as caught:
         generate_batch(manifest(tmp_path, rows(6)), max_in_flight=1)
@@ -207,7 +207,7 @@ def test_an_account_that_refuses_all_is_not_asked_for_each(prefect_server, sandb
 
 
 def test_at_most_so_many_are_upstream(prefect_server, sandbox, tmp_path, history_mode):
-    """A generation counts from its submission until its end is seen."""
+    """The in-flight limit counts each generation from its submission until its end is seen."""
     generate_batch(manifest(tmp_path, rows(6)), max_in_flight=2)
     moments: list[tuple[float, int]] = []
     for job in sandbox.accepted:
@@ -220,7 +220,7 @@ def test_at_most_so_many_are_upstream(prefect_server, sandbox, tmp_path, history
 
 
 def test_videos_that_cannot_be_stored_are_not_bought(prefect_server, sandbox, tmp_path):
-    """Nor are those whose results cannot be written where the user wants them."""
+    """Nothing is bought if the videos or the results cannot be written to their location."""
     path = manifest(tmp_path, rows(1))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageUnavailable):
@@ -233,7 +233,7 @@ def test_videos_that_cannot_be_stored_are_not_bought(prefect_server, sandbox, tm
 
 
 def test_the_output_goes_where_it_is_wanted(prefect_server, sandbox, tmp_path):
-    """As Parquet where its name says so, with the gallery beside it."""
+    """The results are Parquet if their name says so, and the gallery is beside them."""
     place = tmp_path / "out" / "results.parquet"
     result = generate_batch(manifest(tmp_path, rows(1)), output=str(place))
     assert result.output == str(place)
@@ -242,7 +242,7 @@ def test_the_output_goes_where_it_is_wanted(prefect_server, sandbox, tmp_path):
 
 
 def test_the_run_shows_where_the_batch_stands(prefect_server, sandbox, tmp_path, history):
-    """A bar, a table of counts, the results and a sheet of posters; nothing for single items."""
+    """A batch shows progress, counts, results and posters, and nothing for single items."""
     state = generate_batch(manifest(tmp_path, rows(3)), return_state=True)
     shown = history.artifacts(state.state_details.flow_run_id)
     assert set(shown) == {
@@ -258,7 +258,7 @@ def test_the_run_shows_where_the_batch_stands(prefect_server, sandbox, tmp_path,
 
 
 def test_at_most_three_events_of_ours_per_item(prefect_server, sandbox, tmp_path, history):
-    """Submitted, stored, and the asset; a large batch would flood the server otherwise."""
+    """Each item emits three events at most: submitted, stored, and the asset."""
     state = generate_batch(manifest(tmp_path, rows(3)), return_state=True)
     found = history.events(
         state.state_details.flow_run_id, "prefect.asset.materialization.succeeded"
@@ -274,7 +274,7 @@ def test_at_most_three_events_of_ours_per_item(prefect_server, sandbox, tmp_path
 def test_a_large_batch_tells_only_ends_and_what_went_wrong(
     prefect_server, sandbox, tmp_path, history, monkeypatch
 ):
-    """Of what is stored one event and no line in the log; of what failed, why."""
+    """A large batch emits one event per stored item and no log line, and logs each failure."""
     monkeypatch.setenv("COMETAPI_FULL_HISTORY_UP_TO", "0")
     sandbox.add_fault(Fault.parse("create:invalid-request:after=1,times=1"))
     state = generate_batch(manifest(tmp_path, rows(3)), max_in_flight=1, return_state=True)
@@ -287,7 +287,7 @@ def test_a_large_batch_tells_only_ends_and_what_went_wrong(
 
 
 def test_a_batch_is_part_of_a_larger_flow(prefect_server, sandbox, tmp_path):
-    """An async flow gets the result, and what comes after is shown as ever."""
+    """An async flow gets the result of a batch, and its later tasks are shown as usual."""
     path = manifest(tmp_path, rows(2))
 
     @flow
@@ -299,7 +299,7 @@ def test_a_batch_is_part_of_a_larger_flow(prefect_server, sandbox, tmp_path):
 
 
 def test_a_list_is_bought_once_however_often_its_run_is_retried(prefect_server, sandbox):
-    """The keys of its items come from the run."""
+    """The keys of a list's items come from the run, so a retry buys nothing twice."""
     seen = []
 
     @flow(retries=1)
@@ -315,7 +315,7 @@ def test_a_list_is_bought_once_however_often_its_run_is_retried(prefect_server, 
 
 
 def test_a_list_may_be_longer_than_prefect_stores(prefect_server, sandbox, history):
-    """The run has it whole; its record has the beginning, and says how much is missing."""
+    """A run gets a long list whole, and its record has the beginning and the number left out."""
     many = [dict(row, _note="x" * 20_000) for row in rows(25)]
     state = generate_batch(many, max_seconds=5, max_in_flight=1, return_state=True)
     assert (state.result().succeeded, state.result().not_bought) == (1, 24)

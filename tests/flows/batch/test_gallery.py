@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gallery as text: it shows everything, and whatever it shows stays text."""
+"""The gallery as text: it shows all results, and escapes all of them."""
 
 import base64
 import hashlib
@@ -55,7 +55,7 @@ hostile = st.one_of(
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: elements with their attributes, and text."""
+    """Parsed page as a browser sees it: elements with their attributes, and text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -101,12 +101,12 @@ def an_item(outcome: Outcome = Outcome.FAILED, **fields) -> ItemResult:
     return ItemResult(**{"id": "sku-2", "outcome": outcome, "key": "november/sku-2", **fields})
 
 
-# Nothing that strangers wrote can act.
+# Untrusted text stays text.
 
 
 @given(hostile)
 def test_no_text_becomes_an_element_or_an_attribute(text):
-    """A page with hostile texts has the very elements and attributes of one with plain texts."""
+    """A page with hostile texts has the same elements and attributes as one with plain texts."""
     names = ["id", "prompt", "model", "key", "task_id", "sha256", "route", "error", "message"]
 
     def page(text: str, folder: str, poster: str | None) -> Page:
@@ -123,7 +123,7 @@ def test_no_text_becomes_an_element_or_an_attribute(text):
 
 @given(uri=hostile, poster=hostile, embedded=hostile, base=hostile, bare=st.booleans())
 def test_no_address_leads_elsewhere_or_acts(uri, poster, embedded, base, bare):
-    """Links and pictures are files, web addresses or embedded pictures, whatever was asked for."""
+    """Links and pictures lead only to files, web addresses or embedded pictures."""
     places = [place[1:] if bare else place for place in (uri, poster, embedded, base)]
     item = STORED.model_copy(update={"uri": places[0], "poster": places[1]})
     read = page_of(item, posters={"sku-1": places[2]}, base=places[3])
@@ -146,13 +146,13 @@ def test_no_address_leads_elsewhere_or_acts(uri, poster, embedded, base, bare):
     ],
 )
 def test_only_pictures_are_embedded(embedded):
-    """What is no embedded JPEG, PNG, WebP, GIF or AVIF is left out."""
+    """Only a JPEG, PNG, WebP, GIF or AVIF is embedded as a picture."""
     item = STORED.model_copy(update={"uri": "s3://bucket/a.mp4", "poster": None})
     assert page_of(item, posters={"sku-1": embedded}).all("img", "src") == []
 
 
 def test_only_the_page_s_own_script_and_style_may_act():
-    """The policy forbids everything but one script and one style, known by their hashes."""
+    """The policy allows one script and one style, identified by their hashes."""
     read = page_of(STORED, title="<script>alert(1)</script>")
     ((policy),) = [
         found["content"] for tag, found in read.elements if "http-equiv" in found and tag == "meta"
@@ -169,7 +169,7 @@ def test_only_the_page_s_own_script_and_style_may_act():
 
 
 def test_a_page_without_videos_may_load_none():
-    """The policy lets in what this batch needs, and no more."""
+    """The policy of a page allows only the sources that its batch needs."""
     assert "media-src &#39;none&#39;" in gallery([an_item()], title="", base="/out")
     cdn = STORED.model_copy(update={"uri": "https://cdn.example/v/a.mp4"})
     assert "media-src https://cdn.example;" in gallery([cdn], title="", base="/out")
@@ -186,7 +186,7 @@ def test_a_page_loads_nothing_by_itself():
 
 
 def test_a_page_tells_no_secret():
-    """Keys, tokens and passwords in messages and addresses are not shown."""
+    """Keys, tokens and passwords in messages and addresses are redacted."""
     item = an_item(
         message="403 for https://cdn.example/a.mp4?token=t0ken with sk-abcdefghijkl",
         uri="sftp://me:s3cret@host/a.mp4",
@@ -198,18 +198,18 @@ def test_a_page_tells_no_secret():
 
 @given(hostile)
 def test_a_page_can_always_be_written(text):
-    """Broken characters become a mark for them, so that the file is UTF-8."""
+    """Invalid characters are replaced, so that the file is always UTF-8."""
     html = gallery([an_item(message=text, prompt=text)], title=text, base="/out")
     assert "\0" not in html
     html.encode("utf-8")
 
 
-# Everything is shown.
+# All results are shown.
 
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_every_outcome_is_shown_counted_and_filtered_by(outcome):
-    """Each item says where it stands, and each outcome has a button with its count."""
+    """Each item shows its outcome, and each outcome has a filter button with its count."""
     read = page_of(*[an_item(outcome, id=f"sku-{at}") for at in range(3)], STORED)
     assert read.all("article", "data-outcome") == [outcome] * 3 + ["stored"]
     stored = 4 if outcome is Outcome.STORED else 1
@@ -219,7 +219,7 @@ def test_every_outcome_is_shown_counted_and_filtered_by(outcome):
 
 
 def test_a_stored_video_is_shown_with_all_that_is_known():
-    """Poster, id, prompt, model, size, length, the wait, and what one looks it up by."""
+    """A stored video has its poster, id, prompt, model, size, length, waiting time and ids."""
     read = page_of(STORED)
     assert read.all("a", "href") == ["videos/sku-1.mp4"]
     assert read.all("img", "src") == ["videos/sku-1.jpg"]
@@ -235,7 +235,7 @@ def test_a_stored_video_is_shown_with_all_that_is_known():
 
 
 def test_the_header_sums_the_batch_up():
-    """How many are stored, seconds of video, what is billed, bytes, and when it was written."""
+    """The header sums up stored videos, seconds, billed seconds, bytes and the time of writing."""
     written = datetime(2026, 11, 21, 15, 30, tzinfo=timezone(timedelta(hours=1)))
     clips = [STORED.model_copy(update={"id": f"sku-{at}"}) for at in range(1500)]
     read = page_of(*clips, an_item(duration=99.0, billed_seconds=7.5), written_at=written)
@@ -255,7 +255,7 @@ def test_the_header_sums_the_batch_up():
     ],
 )
 def test_a_failed_item_says_what_to_do(kind):
-    """The kind of the error, its words, what is known about the money, and the next step."""
+    """A failed item shows its kind of error, its message, the charge and the next step."""
     item = an_item(error=kind.__name__, message="It went wrong.", task_id="3d957031")
     error = kind("").about(key=item.key, task_id=item.task_id)
     read = page_of(item)
@@ -274,12 +274,12 @@ def test_a_failed_item_says_what_to_do(kind):
     ],
 )
 def test_an_item_without_a_known_error_still_says_what_to_do(item, step):
-    """The outcome alone is enough for a next step."""
+    """An item without a known error still has a next step for its outcome."""
     assert step in page_of(item).text
 
 
 def test_an_error_s_own_advice_is_not_repeated():
-    """A message that already names money and next step has them shown once, as they are."""
+    """A message that already names the charge and the next step has them shown once."""
     error = runway.SubmissionUncertain("no answer").about(key="november/sku-2")
     item = an_item(Outcome.UNCERTAIN, error="SubmissionUncertain", message=str(error))
     text = page_of(item).text
@@ -288,14 +288,14 @@ def test_an_error_s_own_advice_is_not_repeated():
 
 
 def test_a_remark_on_a_stored_video_is_shown_beside_it():
-    """A stored video stays playable when there is something to say about it."""
+    """A stored video with a remark stays playable."""
     read = page_of(STORED.model_copy(update={"message": "The poster could not be drawn."}))
     assert read.all("a", "href") == ["videos/sku-1.mp4"]
     assert "The poster could not be drawn." in read.text
 
 
 def test_a_video_in_an_object_store_shows_its_picture_and_its_address():
-    """What a browser cannot play is no link; its address is there to be copied."""
+    """A video in an object store has its picture and an address to copy instead of a link."""
     item = STORED.model_copy(update={"uri": "s3://bucket/a.mp4", "poster": "s3://bucket/a.jpg"})
     read = page_of(item, posters={"sku-1": PICTURE})
     assert read.all("a", "href") == []
@@ -306,7 +306,7 @@ def test_a_video_in_an_object_store_shows_its_picture_and_its_address():
 
 
 def test_a_gallery_in_the_object_store_itself_plays_what_lies_beside_it():
-    """Copied or served together, page and videos find each other."""
+    """A gallery beside its videos in an object store plays them, copied or served."""
     item = STORED.model_copy(update={"uri": "s3://bucket/v/a.mp4", "poster": None})
     assert page_of(item, base="s3://bucket/v").all("a", "href") == ["a.mp4"]
 
@@ -322,7 +322,7 @@ def test_a_gallery_in_the_object_store_itself_plays_what_lies_beside_it():
     ],
 )
 def test_the_posters_share_the_shape_of_most_videos(sizes, frame):
-    """Rows are even, portrait batches stand upright, and no odd size tears the page apart."""
+    """Posters have the shape of most videos, and one odd size does not break the layout."""
     items = [
         STORED.model_copy(update={"width": width, "height": height}) for width, height in sizes
     ]
@@ -344,7 +344,7 @@ def test_the_posters_share_the_shape_of_most_videos(sizes, frame):
     )
 )
 def test_no_number_keeps_a_page_from_being_written(item):
-    """What is unknown, endless or absurd is left out or shown as it is."""
+    """Unknown, infinite or absurd numbers never prevent a page from being written."""
     assert page_of(item, item).all("article", "role") == ["listitem"] * 2
 
 
@@ -353,20 +353,20 @@ def test_no_number_keeps_a_page_from_being_written(item):
     [(0.4, "0 s"), (59.6, "1 min"), (72.4, "1 min 12 s"), (3600, "1 h"), (7390, "2 h 3 min")],
 )
 def test_waits_read_well(seconds, shown):
-    """A wait is told in the units that people use."""
+    """Waiting times are shown in common units."""
     text = page_of(STORED.model_copy(update={"waited": seconds})).text
     assert f"took {shown} · 14 polls" in text
 
 
 def test_an_empty_batch_says_so():
-    """A page without items is a page with a sentence."""
+    """An empty batch gives a page with one sentence."""
     read = page_of()
     assert "There is nothing in this batch." in read.text
     assert "0 of 0 videos stored" in read.text
 
 
 def test_ten_thousand_items_stay_a_small_file():
-    """Each item costs about a kilobyte."""
+    """A card takes about a kilobyte, so ten thousand items stay a small file."""
     one, many = (
         len(gallery([STORED] * count, title="", base="/out").encode()) for count in (1, 1001)
     )

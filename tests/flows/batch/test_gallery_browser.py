@@ -72,7 +72,7 @@ def browser(chromium) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> list[ItemResult]:
-    """Six stored videos with their posters, in a folder of their own."""
+    """Create six stored videos with their posters, in a folder of their own."""
     folder = tmp_path_factory.mktemp("batch") / "videos"
     folder.mkdir()
     return [made(folder, name) for name in NAMES]
@@ -99,7 +99,7 @@ def made(folder: Path, name: str) -> ItemResult:
 
 @pytest.fixture(scope="module")
 def written(clips) -> Path:
-    """The page of the six and of one item for every other outcome, beside their folder."""
+    """Write a page of the six videos and one item per other outcome, beside their folder."""
     others = [
         ItemResult(id=f"no-{at}", outcome=outcome, key=f"k{at}", message="It went so.")
         for at, outcome in enumerate(set(Outcome) - {Outcome.STORED})
@@ -115,7 +115,7 @@ def write(folder: Path, results: list[ItemResult], **options) -> Path:
 
 
 class Opened:
-    """A page in the browser, and everything that it asked for or complained about."""
+    """Page in the browser, with its requests and its errors."""
 
     def __init__(self, browser: Browser, place: Path, **options) -> None:
         self.context: BrowserContext = browser.new_context(**options)
@@ -147,7 +147,7 @@ def opened(browser, written) -> Iterator[Opened]:
 
 
 def test_a_page_opens_from_a_file_and_asks_for_nothing_else(opened, written):
-    """The posters beside it are shown; no video is loaded, nothing comes from elsewhere."""
+    """A page from a file shows its posters, loads no video, and sends no request elsewhere."""
     opened.page.wait_for_function(
         "() => [...document.images].every((image) => image.naturalWidth === 160)"
     )
@@ -159,7 +159,7 @@ def test_a_page_opens_from_a_file_and_asks_for_nothing_else(opened, written):
 
 
 def test_a_click_plays_the_video_in_its_place(opened):
-    """Time goes on in a player with controls, and one that plays already stops for it."""
+    """A click starts a player with controls in place, and stops the one that was playing."""
     opened.page.evaluate(LISTEN)
     opened.page.get_by_role("link", name="Play lake-dawn").click()
     assert opened.page.evaluate("window.advanced") > 0
@@ -174,7 +174,7 @@ def test_a_click_plays_the_video_in_its_place(opened):
 
 
 def test_outcomes_filter(opened):
-    """Each button shows the items of its outcome, tells how many, and All brings them back."""
+    """Each button filters by its outcome and shows a count, and All shows every item again."""
     total = len(NAMES) + len(Outcome) - 1
     for outcome in Outcome:
         count = len(NAMES) if outcome is Outcome.STORED else 1
@@ -189,7 +189,7 @@ def test_outcomes_filter(opened):
 
 
 def test_a_search_finds_ids_and_prompts(opened):
-    """Every word must be in the id or the prompt; case does not matter, and so says the count."""
+    """A search finds items with every word in the id or prompt in any case, and counts them."""
     search = opened.page.get_by_role("searchbox", name="Search ids and prompts")
     search.fill("LAKE dusk")
     expect(opened.cards).to_have_count(1)
@@ -204,7 +204,7 @@ def test_a_search_finds_ids_and_prompts(opened):
 
 
 def test_the_keyboard_is_enough(opened):
-    """Tab, Space and Enter filter, play and stop; the focus returns to where it was."""
+    """Tab, Space and Enter filter, play and stop, and the focus returns to its element."""
     page = opened.page
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
@@ -227,7 +227,7 @@ def test_the_keyboard_is_enough(opened):
 
 
 def test_what_one_looks_up_is_copied(opened):
-    """A button beside key, id and hash puts it on the clipboard, and says so."""
+    """A button beside key, id and hash copies the value to the clipboard, and confirms it."""
     opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened.page.get_by_label("Details of lake-snow").click()
     button = opened.page.get_by_role("button", name="Copy key of lake-snow")
@@ -239,7 +239,7 @@ def test_what_one_looks_up_is_copied(opened):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_can_be_read_by_day_and_by_night(browser, written, scheme):
-    """Light and dark follow the system, and every text stands out from its ground in both."""
+    """Light and dark follow the system, and every text has enough contrast in both."""
     opened = Opened(browser, written, color_scheme=scheme)
     opened.page.locator("summary").first.click()
     found = opened.page.evaluate(
@@ -257,7 +257,7 @@ def test_texts_can_be_read_by_day_and_by_night(browser, written, scheme):
 
 
 def test_without_scripts_all_cards_are_shown(browser, written):
-    """The counts stand there, a poster leads to its video, and no dead button is offered."""
+    """Without scripts, the counts are shown, posters link to videos, and no button is offered."""
     opened = Opened(browser, written, java_script_enabled=False)
     expect(opened.cards).to_have_count(len(NAMES) + len(Outcome) - 1)
     expect(opened.page.get_by_role("searchbox")).to_have_count(0)
@@ -298,7 +298,7 @@ def test_hostile_texts_stay_texts(browser, clips, tmp_path):
 
 
 def test_the_policy_holds_where_the_escaping_would_not(browser, written, tmp_path):
-    """Even markup that got into the page runs nothing and loads nothing."""
+    """Markup that got into the page despite the escaping runs nothing and loads nothing."""
     broken = shutil.copytree(written.parent, tmp_path / "batch") / NAME
     html = broken.read_text(encoding="utf-8")
     attacks = "".join(ATTACKS) + "<img src=https://elsewhere.example/x.png>"
@@ -311,7 +311,7 @@ def test_the_policy_holds_where_the_escaping_would_not(browser, written, tmp_pat
 
 
 def test_a_folder_that_was_moved_still_plays(browser, written, tmp_path):
-    """The page leads to what lies beside it, wherever that is now."""
+    """A page that was moved with its folder still plays its videos."""
     moved = shutil.copytree(written.parent, tmp_path / "moved to") / NAME
     opened = Opened(browser, moved)
     opened.page.evaluate(LISTEN)
@@ -322,7 +322,7 @@ def test_a_folder_that_was_moved_still_plays(browser, written, tmp_path):
 
 
 def test_a_video_that_is_gone_says_so(browser, clips, tmp_path):
-    """The poster comes back with a note and a link to the file itself."""
+    """A missing video leaves its poster, a note and a link to the file."""
     gone = clips[0].model_copy(update={"uri": str(tmp_path / "gone.mp4")})
     opened = Opened(browser, write(tmp_path, [gone]))
     opened.page.get_by_role("link", name="Play lake-dawn").click()
@@ -354,7 +354,7 @@ def test_two_thousand_items_load_only_what_is_near(browser, clips, tmp_path):
 
 
 def test_a_printed_page_holds_all_cards_in_black_on_white(browser, written):
-    """On paper there are no controls, and night is day."""
+    """A printed page has no controls, and is black on white even in dark mode."""
     opened = Opened(browser, written, color_scheme="dark")
     opened.page.emulate_media(media="print")
     expect(opened.page.get_by_role("searchbox")).to_be_hidden()

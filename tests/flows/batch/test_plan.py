@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key of a batch stands for its manifest."""
+"""The key of a batch is derived from its manifest."""
 
 import inspect
 import tempfile
@@ -24,13 +24,13 @@ from prefect_cometapi.runway.batch.rows import batch_keys
     ],
 )
 def test_a_fresh_signature_is_no_other_manifest(signed):
-    """Else each presigned URL would buy the whole catalogue again, and be part of its keys."""
+    """A new signature in a manifest's URL does not change the key or become part of it."""
     assert _batch_key(signed) == _batch_key("https://bucket.example.com/catalogue.jsonl")
     assert _batch_key(signed).startswith("catalogue-")
 
 
 def test_another_manifest_has_another_key():
-    """Another host, another path, another file of the same name."""
+    """Another host, another path or another file of the same name gives another key."""
     places = ["https://a/b.csv", "https://c/b.csv", "https://a/x/b.csv", "s3://a/b.csv", "/a/b.csv"]
     assert len({_batch_key(place) for place in places}) == len(places)
 
@@ -46,7 +46,7 @@ def test_another_manifest_has_another_key():
     ],
 )
 def test_a_manifest_is_the_same_from_whichever_folder(tmp_path, monkeypatch, written):
-    """Else who starts the batch from another folder buys the whole catalogue again."""
+    """The key of a manifest does not depend on the working folder."""
     key = _batch_key("catalogue.csv")
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
@@ -55,7 +55,7 @@ def test_a_manifest_is_the_same_from_whichever_folder(tmp_path, monkeypatch, wri
 
 @pytest.mark.parametrize("link", ["file", "folder", "both"])
 def test_a_manifest_is_the_same_through_a_link(tmp_path, monkeypatch, link):
-    """A link to the manifest, or to its folder, is no other manifest; another file is."""
+    """A link to a manifest or its folder gives the same key, and another file another key."""
     real = tmp_path / "real"
     real.mkdir()
     (real / "catalogue.csv").write_text("id\n")
@@ -71,7 +71,7 @@ def test_a_manifest_is_the_same_through_a_link(tmp_path, monkeypatch, link):
 
 
 def test_results_do_not_replace_a_manifest_that_is_reached_through_a_link(tmp_path):
-    """The link and the file are one, so writing to either would lose the manifest."""
+    """Results do not overwrite a manifest through a link to it."""
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "link.jsonl").symlink_to("rows.jsonl")
     with pytest.raises(StorageUnavailable, match="would replace the manifest"):
@@ -80,14 +80,14 @@ def test_results_do_not_replace_a_manifest_that_is_reached_through_a_link(tmp_pa
 
 @pytest.mark.parametrize("name", ["sk-november-2026.csv", "a?b=c.csv"])
 def test_any_name_of_a_manifest_leads_to_a_key(tmp_path, name):
-    """Also one that reads like a secret, which no key may hold."""
+    """Any file name gives a valid key, even one that looks like a secret."""
     key = _batch_key(str(tmp_path / name))
     assert batch_keys(key)
     assert key != _batch_key(str(tmp_path / "other" / name))
 
 
 def test_a_manifest_in_a_folder_of_one_run_needs_a_key(tmp_path, monkeypatch):
-    """Each night's copy has another path, so each night would buy the whole catalogue again."""
+    """A manifest in the folder of one run needs an explicit key, as its path changes each night."""
     with tempfile.TemporaryDirectory(suffix="prefect") as folder:
         monkeypatch.chdir(folder)
         rows = Path("catalogue.jsonl")
@@ -103,6 +103,6 @@ def test_a_manifest_in_a_folder_of_one_run_needs_a_key(tmp_path, monkeypatch):
 
 
 def test_prefect_makes_such_folders():
-    """They are known by their names alone, which are not in Prefect's documentation."""
+    """Prefect still creates folders with these names, which its documentation does not mention."""
     assert 'TemporaryDirectory(suffix="prefect")' in inspect.getsource(ProcessWorker.run)
     assert '"runner_storage"' in inspect.getsource(Runner)

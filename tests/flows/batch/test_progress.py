@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user sees where a batch stands, and about how long it will take."""
+"""Progress of a batch: its counts, and an estimate of the remaining time."""
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,7 @@ from prefect_cometapi.runway.models.prices import Price
 
 
 def item(name: str, outcome: Outcome = Outcome.WAITING) -> ItemResult:
-    """A result without anything else."""
+    """Return a result with an outcome only."""
     return ItemResult(id=name, outcome=outcome)
 
 
@@ -26,7 +26,7 @@ def board_of(*results: ItemResult) -> Board:
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(list(Outcome)))))
 def test_the_counts_are_those_of_the_results(changes):
-    """Whatever happens in whatever order, and the order of the items stays."""
+    """The counts match the results in any order of events, and the items keep their order."""
     board = board_of(*[item(f"{number}") for number in range(5)])
     for number, outcome in changes:
         board.put(item(f"{number}", outcome))
@@ -41,7 +41,7 @@ def test_the_counts_are_those_of_the_results(changes):
 
 @given(done=st.integers(0, 10**6), left=st.integers(0, 10**6), elapsed=st.floats(0, 1e7))
 def test_the_time_left_is_what_the_rest_takes_at_the_same_rate(done, left, elapsed):
-    """Nothing is foretold before the first is done."""
+    """The remaining time assumes the rate so far, and is unknown before the first item is done."""
     found = seconds_left(done, done + left, elapsed)
     if not done:
         assert found is None
@@ -50,14 +50,14 @@ def test_the_time_left_is_what_the_rest_takes_at_the_same_rate(done, left, elaps
 
 
 def test_what_was_stored_before_does_not_make_the_rest_look_quick():
-    """A batch that goes on counts only what it does itself."""
+    """Items that were stored before do not count for the rate."""
     board = board_of(*[item(f"{n}", Outcome.STORED) for n in range(99)], item("new"))
     assert board.standing().left is None
     assert (board.standing().done, board.standing().total) == (99, 100)
 
 
 def test_each_change_is_told_to_who_listens():
-    """The terminal draws its bar from it."""
+    """Each change calls the listener, from which the terminal draws its bar."""
     heard: list[Standing] = []
     token = batch_listener.set(heard.append)
     try:
@@ -71,7 +71,7 @@ def test_each_change_is_told_to_who_listens():
 
 
 def test_what_was_spent_stands_beside_its_limit():
-    """Money only where there are prices."""
+    """The spending is shown beside its limit, in money only if there are prices."""
     counts = {Outcome.STORED: 2, Outcome.WAITING: 3}
     spending = Spending(
         seconds=25,
@@ -99,7 +99,7 @@ def test_what_was_spent_stands_beside_its_limit():
 
 
 def test_spending_is_shown_only_with_prices():
-    """Zero would be a lie."""
+    """Without prices, no money is shown."""
     unpriced = Board(Budget("b/"), Spending(seconds=5)).spending()
     assert (unpriced.spent, unpriced.run_spent) == (None, None)
     priced = Board(Budget("b/", {"gen3a_turbo": Price(0.3)}), Spending(seconds=5, estimate=0.3))
@@ -110,5 +110,5 @@ def test_spending_is_shown_only_with_prices():
     ("seconds", "said"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (61, "1 min 1 s"), (7325, "2 h 2 min")]
 )
 def test_a_time_is_said_as_people_say_it(seconds, said):
-    """Seconds matter in a minute, and not in an hour."""
+    """A duration shows seconds below an hour only."""
     assert span(seconds) == said

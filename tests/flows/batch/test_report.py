@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in the output manifest at the end is what became of the batch."""
+"""The final output manifest has the outcome of the whole batch."""
 
 import asyncio
 import errno
@@ -20,11 +20,11 @@ from prefect_cometapi.runway.storage.folder import FolderStorage
 
 
 async def nothing_new() -> None:
-    """Read nothing, since nothing is spent."""
+    """Return no spending."""
 
 
 async def test_a_slow_write_does_not_replace_the_last_one(tmp_path, monkeypatch):
-    """The first write is still under way when the batch ends; the output tells the end."""
+    """A slow first write that ends late does not replace the final output."""
     under_way, may_go_on = threading.Event(), threading.Event()
     writes: list[Outcome] = []
 
@@ -50,7 +50,7 @@ async def test_a_slow_write_does_not_replace_the_last_one(tmp_path, monkeypatch)
 async def test_a_disk_that_is_full_under_the_gallery_does_not_break_the_batch(
     tmp_path, monkeypatch, caplog
 ):
-    """The videos are stored; that a page about them is missing is told, and no more."""
+    """A gallery that cannot be written for lack of space is only logged; the videos are stored."""
 
     def full(*_args: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -74,7 +74,7 @@ async def test_a_disk_that_is_full_under_the_gallery_does_not_break_the_batch(
     ],
 )
 async def test_each_output_has_a_gallery_of_its_own(tmp_path, output, page):
-    """The page of yesterday's batch stays, though the names of both begin alike."""
+    """Each output has a gallery of its own, even if the names begin alike."""
     board = Board(Budget("b/"))
     board.begin([ItemResult(id="one", outcome=Outcome.STORED)])
     async with Report("batch", board, nothing_new, FolderStorage(tmp_path), output) as report:
@@ -84,7 +84,7 @@ async def test_each_output_has_a_gallery_of_its_own(tmp_path, output, page):
 
 @pytest.mark.parametrize("output", ["rows.jsonl", "./out/../rows.jsonl", "file://{}/rows.jsonl"])
 def test_results_do_not_replace_what_was_asked_for(tmp_path, output):
-    """The manifest would be gone, and with it what the next run is to buy."""
+    """Results are never written over the manifest, which the next run needs."""
     (tmp_path / "rows.jsonl").write_text("{}")
     with pytest.raises(StorageUnavailable, match="would replace the manifest"):
         check_output("rows.jsonl", output.format(tmp_path))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a browser is led to, and what it is never led to."""
+"""Links of a gallery: their possible targets, and the forbidden ones."""
 
 import re
 from urllib.parse import unquote, urljoin, urlsplit
@@ -51,7 +51,7 @@ anything = st.one_of(
     ],
 )
 def test_what_a_browser_can_open_is_addressed(place, base, wanted):
-    """Relative beside the page, so that a folder moves as one; absolute elsewhere."""
+    """A file below the page has a relative link, so that the folder can move with it."""
     assert address(place, base) == wanted
 
 
@@ -74,13 +74,13 @@ def test_what_a_browser_can_open_is_addressed(place, base, wanted):
     ],
 )
 def test_what_no_browser_can_open_has_no_address(place):
-    """An object store, a path that leads nowhere and a script are shown as text."""
+    """An object store, a missing path and a script are shown as text without a link."""
     assert address(place, "s3://bucket/out") is None
 
 
 @given(anything, anything)
 def test_an_address_leads_to_a_file_the_web_or_below_the_page(place, base):
-    """Whatever stands where a place was expected, no other scheme and no other folder comes out."""
+    """A link leads to no other scheme and no other folder, whatever its location contains."""
     found = address(place, base)
     if found is None:
         return
@@ -103,19 +103,19 @@ def test_an_address_leads_to_a_file_the_web_or_below_the_page(place, base):
     st.sampled_from(["/out", "/out/a b", "s3://bucket/out"]),
 )
 def test_every_name_beside_the_page_is_found_again(names, base):
-    """A relative address is the name again, whatever characters it is made of."""
+    """A relative link decodes to the same file name, whatever its characters."""
     assert unquote(address("/".join([base, *names]), base) or "") == "/".join(names)
 
 
 def test_a_url_shows_no_login():
-    """A password in a storage's URL reaches neither a link nor a text."""
+    """A password in a storage's URL is in neither a link nor a text."""
     assert without_login("sftp://me:s3cret@host/a@b.mp4") == "sftp://host/a@b.mp4"
     assert without_login("/videos/me@home.mp4") == "/videos/me@home.mp4"
     assert address("https://me:s3cret@cdn.example/a.mp4", "/out") == "https://cdn.example/a.mp4"
 
 
 def test_only_what_is_needed_may_load():
-    """Each host, and this folder, is named once, and nothing else."""
+    """The policy names each needed host, and this folder, once and nothing else."""
     addresses = ["a.mp4", "b.mp4", "https://cdn.example:8443/c.mp4?d", "data:image/png;base64,AA"]
     assert origins(addresses) == ["'self'", "data:", "file:", "https://cdn.example:8443"]
     assert origins(["file:///a.mp4"]) == ["file:"]

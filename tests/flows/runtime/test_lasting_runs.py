@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run pays once for a request, however often it is retried; where none lasts a key is due."""
+"""A run pays once for a request, however often it is retried; without a run, a key is required."""
 
 import contextvars
 import threading
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.server
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
-    """Call it in a thread, and return what it returns or the error that it raises."""
+    """Call a function in a thread, and return its result or its error."""
     results: list[Any] = []
 
     def run() -> None:
@@ -48,14 +48,14 @@ def with_copied_context(image: Any) -> Any:
 
 
 def with_prefects_context(image: Any) -> Any:
-    """Call the step in a thread with what Prefect carries over to other processes."""
+    """Call the step in a thread with the context that Prefect passes to other processes."""
     call = with_context(submit_generation.fn)
     return in_thread(lambda: call(image))
 
 
 @flow
 def theirs(image: dict[str, Any]) -> str:
-    """A flow of the user's own."""
+    """Run the user's own flow."""
     return submit_generation(image).task_id
 
 
@@ -74,7 +74,7 @@ STEPS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_task_that_is_retried_outside_of_a_flow_pays_once(prefect_server, sandbox, image, step):
-    """The user's task run is the outermost run, whatever is called in it."""
+    """A retried task outside of a flow pays once, as its task run is the outermost run."""
     attempts: list[int] = []
 
     @task(retries=2)
@@ -91,7 +91,7 @@ def test_a_task_that_is_retried_outside_of_a_flow_pays_once(prefect_server, sand
 
 @pytest.mark.parametrize("step", [asubmit_generation, aimage_to_video])
 async def test_an_async_task_that_is_retried_pays_once(prefect_server, sandbox, image, step):
-    """As a sync one does."""
+    """A retried async task outside of a flow pays once."""
     attempts: list[int] = []
 
     @task(retries=1)
@@ -106,7 +106,7 @@ async def test_an_async_task_that_is_retried_pays_once(prefect_server, sandbox, 
 
 
 def test_two_runs_of_a_task_are_two_runs(prefect_server, sandbox, image):
-    """Each call of the user's task pays, as each run of a flow does."""
+    """Two calls of a task outside of a flow are two purchases, as two runs of a flow are."""
 
     @task
     def make() -> str:
@@ -118,7 +118,7 @@ def test_two_runs_of_a_task_are_two_runs(prefect_server, sandbox, image):
 
 @pytest.mark.parametrize("step", [submit_generation, submit_generation.fn])
 def test_a_call_in_no_run_needs_a_key(prefect_server, sandbox, image, step):
-    """Nothing tells its repetition from a new wish; the error names the parameter."""
+    """A call outside of a run is refused with the name of the key's parameter."""
     with pytest.raises(InvalidRequest, match="the parameter key= is missing") as caught:
         step(image)
     assert "nothing was charged" in str(caught.value)
@@ -128,7 +128,7 @@ def test_a_call_in_no_run_needs_a_key(prefect_server, sandbox, image, step):
 
 
 def test_a_thread_without_context_needs_a_key(prefect_server, sandbox, image):
-    """Within a flow, too: the thread does not know in which run it is."""
+    """A thread without context needs a key even within a flow, as it does not know its run."""
 
     @flow(retries=1)
     def pipeline(key: str | None) -> list[Any]:
@@ -141,7 +141,7 @@ def test_a_thread_without_context_needs_a_key(prefect_server, sandbox, image):
 
 
 def test_a_job_in_no_run_needs_a_key(prefect_server, sandbox, image):
-    """The block's own, or one for this time."""
+    """A job outside of a run needs a key, on the block or for one call."""
     with pytest.raises(InvalidRequest, match="key="):
         RunwayJob(request=image).trigger()
     assert sandbox.accepted == []
@@ -149,7 +149,7 @@ def test_a_job_in_no_run_needs_a_key(prefect_server, sandbox, image):
 
 
 def test_an_id_is_attached_in_no_run(prefect_server, sandbox, image):
-    """Nothing is bought, so there is nothing to pay twice for."""
+    """An id is adopted outside of a run without a key, as nothing is bought."""
     bought = submit_generation(image, key="sku-17")
     attached = submit_generation(image, task_id=bought.task_id)
     assert attached.task_id == bought.task_id
@@ -157,7 +157,7 @@ def test_an_id_is_attached_in_no_run(prefect_server, sandbox, image):
 
 
 def test_the_flows_need_no_key_in_a_script(prefect_server, sandbox, image):
-    """Each call is a flow run of its own."""
+    """The flows need no key in a script, as each call is a flow run of its own."""
     assert image_to_video(image).key != image_to_video(image).key
     assert generate_batch(rows(1)).succeeded == 1
     assert len(sandbox.accepted) == 3

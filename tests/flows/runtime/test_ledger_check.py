@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Older copies of a ledger, and two ledgers for one storage, are noticed where money is spent."""
+"""An older copy of a ledger and a second ledger for one storage are detected before a purchase."""
 
 import asyncio
 import shutil
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.server
 
 @pytest.fixture
 def older_copy(prefect_server, sandbox, image, book, tmp_path, monkeypatch) -> None:
-    """A ledger that knows the key a, where b was bought and stored, too; on a new machine."""
+    """Create a ledger on a new machine that has key a and lacks the stored purchase b."""
     image_to_video(image, key="a")
     copy = shutil.copyfile(tmp_path / "ledger.db", tmp_path / "backup.db")
     image_to_video(image, key="b")
@@ -37,7 +37,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_an_older_copy_buys_nothing_until_the_stored_videos_are_read_back(
     older_copy, sandbox, image, book, caplog
 ):
-    """The storage knows what the copy forgot; afterwards the key gives its video for nothing."""
+    """An older copy buys nothing until the stored videos are read back, and then reuses them."""
     for buy in (
         lambda: image_to_video(image, key="b"),
         lambda: image_to_video(image, key="c"),
@@ -60,7 +60,7 @@ def test_an_older_copy_buys_nothing_until_the_stored_videos_are_read_back(
 def test_a_video_that_was_read_back_and_is_deleted_is_delivered_again(
     older_copy, sandbox, image, book
 ):
-    """Its entry has no address of it, so the service is asked for one."""
+    """A deleted video that was read back is fetched again with an address from the service."""
     assert cli("ledger", "rebuild").returncode == 0
     (video,) = book["b"].videos.values()
     Path(video[0].uri).unlink()
@@ -72,7 +72,7 @@ def test_a_video_that_was_read_back_and_is_deleted_is_delivered_again(
 def test_purchases_that_no_stored_video_tells_of_are_the_users_decision(
     older_copy, sandbox, image, book, tmp_path
 ):
-    """Until then nothing is bought; the command says what can be done."""
+    """Missing purchases without a stored video block new ones until the user decides."""
     for sidecar in (tmp_path / "videos").glob("*-b-*.json"):
         sidecar.unlink()
     refused = cli("ledger", "rebuild")
@@ -88,7 +88,7 @@ def test_purchases_that_no_stored_video_tells_of_are_the_users_decision(
 def test_two_ledgers_for_one_storage_are_reported_and_hide_no_file(
     prefect_server, sandbox, image, book, tmp_path, monkeypatch, caplog
 ):
-    """Each buys what the other one has; both videos are there."""
+    """Two ledgers for one storage are reported, and the videos of both are there."""
     image_to_video(image, key="sku-17")
     assert "another ledger" not in caplog.text
     monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{tmp_path}/second.db")
@@ -103,7 +103,7 @@ def test_two_ledgers_for_one_storage_are_reported_and_hide_no_file(
 
 
 def test_a_step_of_an_own_flow_compares_too(older_copy, sandbox, image, book):
-    """It is the step that spends."""
+    """A step of a user's own flow compares ledger and storage, too."""
     with pytest.raises(LedgerOutdated):
         submit_generation(image, key="c")
     assert len(sandbox.accepted) == 2
@@ -112,7 +112,7 @@ def test_a_step_of_an_own_flow_compares_too(older_copy, sandbox, image, book):
 def test_a_batch_compares_once_and_leaves_a_mark_at_its_end(
     prefect_server, sandbox, image, book, tmp_path
 ):
-    """The mark is that of its last claim."""
+    """A batch compares once, and ends with the mark of its last claim."""
     generate_batch([image, {**image, "promptText": "pan"}], key="batch")
     ledger = ledger_at(f"sqlite:///{tmp_path}/ledger.db")
     mark = run_sync(ledger.history.mark())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers that have a ledger each are told, before the second one pays for the same video."""
+"""Workers with separate ledgers are warned before the second one pays for the same video."""
 
 from uuid import uuid4
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.server
 
 
 async def run_in_a_pool(image, workers: int) -> None:
-    """A run as a worker makes it, of a pool in which so many workers are online."""
+    """Run the check as in a worker, in a pool with N workers online."""
     pool = f"pool-{uuid4()}"
     async with get_client() as client:
         await client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
@@ -32,7 +32,7 @@ async def run_in_a_pool(image, workers: int) -> None:
 async def test_two_workers_with_a_ledger_each_are_told(
     prefect_server, sandbox, image, caplog, workers
 ):
-    """In the log of the run, with what to share; one worker alone hears nothing."""
+    """Two workers with separate ledgers log a warning with the settings to share; one does not."""
     await run_in_a_pool(image, workers)
     assert ("share the ledger (COMETAPI_LEDGER_URL=postgresql://" in caplog.text) == (workers > 1)
     assert len(sandbox.accepted) == 1
@@ -41,7 +41,7 @@ async def test_two_workers_with_a_ledger_each_are_told(
 async def test_with_a_ledger_for_all_there_is_nothing_to_tell(
     prefect_server, sandbox, image, caplog, postgres, monkeypatch
 ):
-    """Two workers, one PostgreSQL."""
+    """Two workers with one PostgreSQL ledger log no warning."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
     await run_in_a_pool(image, 2)
     assert "workers run the pool" not in caplog.text

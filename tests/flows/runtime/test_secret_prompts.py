@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A prompt is sent as it is, and stored and shown without what is secret in it."""
+"""Prompts are sent as they are, and are stored and shown without their secrets."""
 
 import base64
 import logging
@@ -34,7 +34,7 @@ IMAGE = "https://example.com/cat.jpg"
 
 
 def texts(folder: Path) -> Iterator[str]:
-    """What stands in the files, results unpacked; pictures and videos are left out."""
+    """Return the text of the files, with unpacked results and without pictures and videos."""
     for path in folder.rglob("*"):
         if path.is_file() and path.suffix not in {".mp4", ".jpg"}:
             content = path.read_bytes()
@@ -48,7 +48,7 @@ def texts(folder: Path) -> Iterator[str]:
 
 
 def rows_of(database: str) -> str:
-    """Every cell of the server's database but the parameters of flow runs."""
+    """Return every cell of the server's database except the parameters of flow runs."""
     found: list[str] = []
     with closing(sqlite3.connect(database)) as connection:
         for (name,) in connection.execute("select name from sqlite_master where type = 'table'"):
@@ -63,7 +63,7 @@ def rows_of(database: str) -> str:
 def test_no_secret_of_a_prompt_is_stored_or_shown(
     prefect_server, sandbox, history, tmp_path, caplog, capfd
 ):
-    """Neither of a flow nor of a batch, in a file, row, artifact, result, event or log."""
+    """No file, row, artifact, result, event or log of a flow or a batch has a prompt's secret."""
     caplog.set_level(logging.DEBUG)
     inputs = tmp_path / "inputs"
     inputs.mkdir()
@@ -79,7 +79,7 @@ def test_no_secret_of_a_prompt_is_stored_or_shown(
     assert [job.body["promptText"] for job in sandbox.accepted] == [PROMPT, PROMPT, ESCAPED, PROMPT]
     assert all("slow zoom, like " in (each.results[0].prompt or "") for each in results)
     database = str(get_current_settings().server.database.connection_url).partition("///")[2]
-    next(inputs.iterdir()).unlink()  # the user's own file
+    next(inputs.iterdir()).unlink()  # This is the user's own file.
     printed = capfd.readouterr()
     places = [tmp_path, Path(str(PREFECT_LOCAL_STORAGE_PATH.value()))]
     stored = [text for place in places for text in texts(place)]
@@ -95,7 +95,7 @@ def test_no_secret_of_a_prompt_is_stored_or_shown(
 
 
 def test_a_result_never_holds_a_secret_prompt():
-    """Wherever a row of results comes from, an older manifest among them."""
+    """A result never has a secret prompt, even if its row comes from an older manifest."""
     row = ItemResult.model_validate({"id": "a", "outcome": Outcome.STORED, "prompt": PROMPT})
     assert row.prompt
     assert row.prompt.startswith("slow zoom, like https://cdn.example.com/a.png?<sha256:")

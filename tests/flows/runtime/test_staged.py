@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A staged file that is lost or changed is fetched again, whatever the storage is."""
+"""A staged file that is lost or changed is fetched again, for every kind of storage."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 
 
 class Bucket(Block):
-    """An object store that takes files from the disk, and refuses what a test names."""
+    """Object store that takes files from the disk, and refuses those that a test names."""
 
     _block_type_slug = "test-refusing-bucket"
     refused: ClassVar[list[str]] = []
@@ -55,7 +55,7 @@ class Bucket(Block):
 
 @pytest.fixture(params=["folder", "memory", "block"])
 def location(request, tmp_path, monkeypatch) -> str:
-    """A storage of each kind, with a folder of its own for temporary files."""
+    """Return a storage of each kind, with a folder of its own for temporary files."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "bucket").mkdir()
@@ -72,7 +72,7 @@ def location(request, tmp_path, monkeypatch) -> str:
 
 @pytest.fixture
 def refuse(monkeypatch) -> Callable[..., None]:
-    """Has the storage, of whatever kind, refuse the next files of these suffixes."""
+    """Make the storage refuse the next files with these suffixes."""
 
     def refuse(*suffixes: str) -> None:
         left = list(suffixes)
@@ -101,13 +101,13 @@ def content(location: str, uri: str | None, tmp_path: Path) -> bytes:
 
 
 def staged(location: str) -> list[Path]:
-    """The staged files, without folders."""
+    """Return the staged files, without folders."""
     folder = run_sync(resolve_storage(location)).staging()
     return sorted(path for path in folder.iterdir() if path.is_file())
 
 
 def check_whole(location: str, video: Any, tmp_path: Path) -> None:
-    """Video, poster and sidecar are there, and the video is what was checked."""
+    """Check that video, poster and sidecar are there, and that the video is the checked one."""
     assert hashlib.sha256(content(location, video.uri, tmp_path)).hexdigest() == video.sha256
     assert content(location, video.poster, tmp_path).startswith(b"\xff\xd8")
     assert json.loads(content(location, video.sidecar, tmp_path))["video"]["uri"] == video.uri
@@ -119,7 +119,7 @@ def check_whole(location: str, video: Any, tmp_path: Path) -> None:
 def test_one_passing_error_of_a_block_strands_no_video(
     prefect_server, sandbox, image, tmp_path, location, suffix
 ):
-    """Whichever of the three files is refused once, the run itself stores all of them."""
+    """A run stores all three files even if any one of them is refused once."""
     Bucket.refused = [suffix]
     (video,) = image_to_video(image, storage=location).videos
     check_whole(location, video, tmp_path)
@@ -134,7 +134,7 @@ def test_one_passing_error_of_a_block_strands_no_video(
 def test_a_storage_that_is_away_for_long_strands_no_video(
     prefect_server, sandbox, image, tmp_path, location, refuse, suffix, cleared
 ):
-    """The collector ends what was broken off between two files, with staged files or without."""
+    """A collector finishes a delivery that stopped between two files, even without staged files."""
     refuse(*[suffix] * 4)
     with pytest.raises(StorageError):
         image_to_video(image, storage=location, key="away")
@@ -153,7 +153,7 @@ def test_a_storage_that_is_away_for_long_strands_no_video(
 def test_a_retried_flow_of_ones_own_fetches_what_was_lost(
     prefect_server, sandbox, image, tmp_path, location, lost
 ):
-    """Also where each step is called by itself: a retry finds no stale fetch in its way."""
+    """A retry of a user's own flow of single steps fetches lost files instead of a stale result."""
     attempts: list[Any] = []
 
     @flow(retries=1)
@@ -183,7 +183,7 @@ def test_a_retried_flow_of_ones_own_fetches_what_was_lost(
 def test_a_changed_file_is_not_published(
     prefect_server, sandbox, image, tmp_path, location, refuse, changed
 ):
-    """Video and poster are those that were checked, or they are fetched again."""
+    """Video and poster are published as they were checked, or are fetched again."""
     refuse(*[changed] * 4)
     with pytest.raises(StorageError):
         image_to_video(image, storage=location, key="changed")
@@ -199,7 +199,7 @@ def test_a_changed_file_is_not_published(
 def test_what_a_broken_run_fetched_is_not_fetched_again(
     prefect_server, sandbox, image, tmp_path, location, refuse
 ):
-    """Its staged files are whole, so another run with the key publishes them."""
+    """Another run with the key publishes the intact staged files of a broken run."""
     refuse(*[".jpg"] * 4)
     with pytest.raises(StorageError):
         image_to_video(image, storage=location, key="kept")
@@ -212,7 +212,7 @@ def test_what_a_broken_run_fetched_is_not_fetched_again(
 def test_what_is_in_the_storage_needs_no_address_that_still_works(
     prefect_server, sandbox, image, tmp_path, location, refuse
 ):
-    """A video that was published before its poster is not lost when its address expires."""
+    """A published video without its poster is completed even after its address has expired."""
     refuse(*[".json"] * 4)
     with pytest.raises(StorageError):
         image_to_video(image, storage=location, key="expired")
@@ -228,7 +228,7 @@ def test_what_is_in_the_storage_needs_no_address_that_still_works(
 def test_a_batch_ends_what_a_passing_error_broke_off(
     prefect_server, sandbox, image, tmp_path, location, refuse, history_mode
 ):
-    """In both sizes of batch."""
+    """A small and a large batch finish a delivery that a transient error stopped."""
     refuse(".jpg", ".json")
     result = generate_batch([dict(image, id="one")], storage=location, key="batch")
     assert [str(item.outcome) for item in result.results] == ["stored"]
@@ -239,7 +239,7 @@ def test_a_batch_ends_what_a_passing_error_broke_off(
 def test_finish_delivers_what_was_lost_there(
     prefect_server, sandbox, image, tmp_path, location, refuse
 ):
-    """The advice of every delivery error holds with lost staged files, too."""
+    """The advice of every delivery error also works if the staged files are lost."""
     refuse(*[".jpg"] * 4)
     with pytest.raises(StorageError) as raised:
         image_to_video(image, storage=location, key="lost")
@@ -250,7 +250,7 @@ def test_finish_delivers_what_was_lost_there(
 
 
 def test_a_block_reports_a_lost_file_as_such(tmp_path):
-    """So the caller knows that it has to fetch again, and that no storage is to blame."""
+    """A missing staged file is reported as such, and not as an error of the storage."""
     storage = block_storage(Bucket(folder=str(tmp_path)), "test-refusing-bucket/mine")
     with pytest.raises(StagedFileMissing, match=r"gone\.mp4 is not on this machine any more"):
         storage.publish(tmp_path / "gone.mp4", "a.mp4")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What killed runs left in staging folders goes, and nothing that a run may still use."""
+"""Files that killed runs left in staging folders are removed, unless a run may still use them."""
 
 import os
 import tempfile
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.server
 
 @pytest.fixture(autouse=True)
 def own_temporary_files(tmp_path, monkeypatch):
-    """Temporary files of the test alone, which were never swept."""
+    """Use temporary files of the test alone, which no sweep has touched."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(staging_sweep, "_swept", {})
@@ -33,7 +33,7 @@ def own_temporary_files(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("location", ["./videos", "memory://swept"])
 def test_a_run_removes_what_a_killed_one_left(prefect_server, sandbox, image, location):
-    """In the staging folder that it uses, and in those of other storages."""
+    """A run removes the leftovers of a killed run in its staging folder and in other storages'."""
     staging = run_sync(resolve_storage(location)).staging()
     elsewhere = FsspecStorage("memory://elsewhere").staging()
     left = [left_by(dead_holder(), folder) for folder in (staging, elsewhere)]
@@ -48,7 +48,7 @@ def test_a_run_removes_what_a_killed_one_left(prefect_server, sandbox, image, lo
 def test_what_is_not_stored_yet_stays_however_old_it_is(
     prefect_server, sandbox, image, monkeypatch, tmp_path
 ):
-    """A paid video whose address expired may be whole in a staging folder only."""
+    """An unstored video stays staged at any age, as its address may have expired."""
 
     def refuse(*_args: object) -> str:
         raise StorageError("the storage is away")
@@ -75,7 +75,7 @@ def test_what_is_not_stored_yet_stays_however_old_it_is(
 
 
 def test_a_sweep_that_fails_costs_no_video(prefect_server, sandbox, image, monkeypatch):
-    """Whatever the reason."""
+    """A failing sweep costs no video, whatever the reason."""
     left = left_by(dead_holder(), FolderStorage(Path("videos")).staging())
 
     def refuse(*_args: object) -> int:
@@ -87,7 +87,7 @@ def test_a_sweep_that_fails_costs_no_video(prefect_server, sandbox, image, monke
 
 
 def test_a_folder_is_swept_once_in_a_while(prefect_server, sandbox, image):
-    """Not by each of thousands of fetches."""
+    """A folder is swept at an interval, and not at each fetch."""
     image_to_video(image, key="one")
     left = left_by(dead_holder(), FolderStorage(Path("videos")).staging())
     image_to_video(image, key="two")

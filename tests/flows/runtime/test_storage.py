@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos go where users keep their data: folders, fsspec URLs and Prefect blocks."""
+"""Storages for videos: folders, fsspec URLs and Prefect blocks."""
 
 import traceback
 from pathlib import Path
@@ -17,7 +17,7 @@ from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 
 
 class Bucket(Block):
-    """An object store that takes files from the disk, as S3Bucket does."""
+    """Object store that takes files from the disk, as S3Bucket does."""
 
     _block_type_slug = "test-bucket"
     folder: str
@@ -29,7 +29,7 @@ class Bucket(Block):
 
 
 class Shelf(Block):
-    """A file system that takes whole files only."""
+    """File system that takes whole files only."""
 
     _block_type_slug = "test-shelf"
     folder: str
@@ -39,7 +39,7 @@ class Shelf(Block):
 
 
 class AsyncShelf(Shelf):
-    """The same, with an async method."""
+    """File system that takes whole files only, with an async method."""
 
     _block_type_slug = "test-async-shelf"
 
@@ -48,7 +48,7 @@ class AsyncShelf(Shelf):
 
 
 class Nowhere(Block):
-    """A block that stores nothing."""
+    """Block that stores nothing."""
 
     _block_type_slug = "test-nowhere"
 
@@ -56,7 +56,7 @@ class Nowhere(Block):
 @pytest.mark.server
 @pytest.mark.parametrize("kind", ["folder", "file", "memory", "local-block", "remote-block"])
 def test_a_video_lands_in_each_kind_of_storage(prefect_server, sandbox, image, tmp_path, kind):
-    """Whatever the storage, video, poster and sidecar are there whole, and the URI says where."""
+    """Each kind of storage has the whole video, poster and sidecar, and the URI leads to them."""
     LocalFileSystem(basepath=str(tmp_path / "block")).save("test-local", overwrite=True)
     RemoteFileSystem(basepath="memory://remote").save("test-remote", overwrite=True)
     place = {
@@ -82,7 +82,7 @@ def _size(uri: str) -> int:
 
 @pytest.mark.parametrize("kind", [Bucket, Shelf, AsyncShelf])
 def test_a_block_that_takes_files_is_a_storage(tmp_path, kind):
-    """A block with either of Prefect's two upload methods will do."""
+    """A block with either of Prefect's two upload methods is a storage."""
     storage = block_storage(kind(folder=str(tmp_path)), "some-block/mine")
     storage.check()
     staged = storage.staging() / "a.mp4"
@@ -92,7 +92,7 @@ def test_a_block_that_takes_files_is_a_storage(tmp_path, kind):
 
 
 def test_a_block_that_refuses_a_file_is_a_storage_error(tmp_path):
-    """The error names the block, the file and the reason."""
+    """A file that a block refuses is a storage error with the block, the file and the reason."""
     storage = block_storage(Shelf(folder=str(tmp_path / "missing")), "test-shelf/mine")
     staged = storage.staging() / "a.mp4"
     staged.write_bytes(b"video")
@@ -101,7 +101,7 @@ def test_a_block_that_refuses_a_file_is_a_storage_error(tmp_path):
 
 
 def test_no_trace_tells_what_a_block_says_of_its_credentials(tmp_path):
-    """Its own error may repeat them; ours names the block and the file."""
+    """The error of a block may repeat its credentials, so the trace names only block and file."""
 
     class Leaky(Shelf):
         _block_type_slug = "test-leaky"
@@ -118,7 +118,7 @@ def test_no_trace_tells_what_a_block_says_of_its_credentials(tmp_path):
 
 @pytest.mark.server
 async def test_no_trace_tells_what_stands_in_a_block_that_is_not_valid_any_more(prefect_server):
-    """After an upgrade of what it belongs to, say: the error would repeat it, decrypted."""
+    """A saved block that no longer validates is reported without its decrypted fields."""
 
     class Vault(Block):
         _block_type_slug = "test-vault"
@@ -138,14 +138,14 @@ async def test_no_trace_tells_what_stands_in_a_block_that_is_not_valid_any_more(
 
 
 def test_a_block_that_stores_nothing_is_refused():
-    """A credentials block in place of a storage block is told so."""
+    """A block that cannot store files, such as credentials, is refused."""
     with pytest.raises(StorageError, match="test-nowhere/x is no storage"):
         block_storage(Nowhere(), "test-nowhere/x")
 
 
 @pytest.mark.server
 async def test_a_missing_block_is_told_with_the_way_to_write_a_folder(prefect_server):
-    """What looks like a block and is none may be a folder: the error says how to write one."""
+    """The error for a missing block explains the notation of a folder with such a name."""
     with pytest.raises(StorageError, match=r"block s3-bucket/nope .* written \./s3-bucket/nope"):
         await resolve_storage("s3-bucket/nope")
 
@@ -155,13 +155,13 @@ async def test_a_missing_block_is_told_with_the_way_to_write_a_folder(prefect_se
     [("./videos/today", FolderStorage), ("videos", FolderStorage), ("s3://b/v", FsspecStorage)],
 )
 async def test_paths_and_urls_need_no_block(place, kind):
-    """A path or URL is taken as it is, without asking Prefect."""
+    """A path or URL is used without a request to Prefect."""
     assert isinstance(await resolve_storage(place), kind)
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/v", "memory://v", "s3-bucket/prod"])
 def test_a_place_elsewhere_has_one_name_in_every_folder(monkeypatch, tmp_path, place):
-    """Workers with folders of their own find each other's finished deliveries."""
+    """A remote location has the same canonical name in every working folder."""
     monkeypatch.chdir(tmp_path)
     assert full_name(place) == place
     assert full_name("./videos") == str(tmp_path / "videos")

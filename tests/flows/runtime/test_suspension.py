@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that waits without a process: suspended, resumed by the collector, never paid for twice."""
+"""A run that waits without a process is suspended, resumed by the collector, and paid for once."""
 
 import logging
 
@@ -26,7 +26,7 @@ def worker(start_worker):
 
 @pytest.fixture
 def suspend(worker, sandbox, book, image, finish_rendering, wait_until):
-    """Has a run buy its generation and leave its process."""
+    """Make a run buy its generation and leave its process."""
 
     def begin():
         run = worker.run(request=image, key="deployed", wait="suspend")
@@ -39,7 +39,7 @@ def suspend(worker, sandbox, book, image, finish_rendering, wait_until):
 def test_it_goes_on_when_the_collector_has_stored_its_video(
     worker, sandbox, book, suspend, finish_rendering, wait_until
 ):
-    """Nobody holds a process or a lease meanwhile; one purchase, and the result is handed on."""
+    """A suspended run holds no process and no lease, buys once, and returns the result."""
     suspended = suspend()
     assert book["deployed"].holder is None
     assert book["deployed"].state is State.SUBMITTED
@@ -56,7 +56,7 @@ def test_it_goes_on_when_the_collector_has_stored_its_video(
 def test_it_fails_when_its_generation_failed(
     worker, sandbox, suspend, finish_rendering, wait_until
 ):
-    """The reason reaches the run that wanted the video."""
+    """A suspended run whose generation failed fails with the reason."""
     sandbox.add_fault(Fault.parse("create:failed"))
     suspended = suspend()
     finish_rendering()
@@ -68,7 +68,7 @@ def test_it_fails_when_its_generation_failed(
 def test_one_that_was_suspended_too_late_is_resumed_by_the_next_collector(
     worker, sandbox, book, suspend, finish_rendering, wait_until
 ):
-    """The video was stored between the purchase and the suspension; the run does not sleep on."""
+    """A run that suspends after its video was stored is resumed by the next collector."""
     run = suspend()
     finish_rendering()
     finish_generation(book["deployed"].task_id)
@@ -78,7 +78,7 @@ def test_one_that_was_suspended_too_late_is_resumed_by_the_next_collector(
 
 
 def test_somebody_elses_suspension_is_left_alone(worker, sandbox, prefect_server, wait_until):
-    """A run that a person suspended is resumed by that person."""
+    """A run that a person suspended is not resumed by the collector."""
 
     @flow
     def theirs() -> None:
@@ -91,7 +91,7 @@ def test_somebody_elses_suspension_is_left_alone(worker, sandbox, prefect_server
 
 
 def test_one_whose_row_is_damaged_sleeps_on_and_the_others_are_resumed(prefect_server, book):
-    """What became of its generation is not known; that of the others is."""
+    """A run with a damaged ledger row stays suspended, and the others are resumed."""
 
     @flow
     def ours() -> None:
@@ -118,7 +118,7 @@ def test_one_whose_row_is_damaged_sleeps_on_and_the_others_are_resumed(prefect_s
 
 
 def test_without_a_deployment_it_waits_in_place(prefect_server, sandbox, image, caplog):
-    """A run that nobody could start again waits, and says why."""
+    """Without a deployment, a run waits in its process and logs the reason."""
     with caplog.at_level(logging.WARNING):
         result = image_to_video(image, wait="suspend")
     assert result.videos
@@ -126,7 +126,7 @@ def test_without_a_deployment_it_waits_in_place(prefect_server, sandbox, image, 
 
 
 def test_a_subflow_waits_in_place(prefect_server, sandbox, image, caplog):
-    """Prefect suspends whole runs only."""
+    """A subflow waits in its process, as Prefect suspends whole runs only."""
 
     @flow
     def nightly():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids that were bought elsewhere, second takes, and a second submission that the user allows."""
+"""Adopted task ids, second takes, and a second submission that the user allowed."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def posts(sandbox) -> int:
 
 @pytest.fixture
 def elsewhere(sandbox, image):
-    """The id of a generation that was bought without this package's ledger."""
+    """Return the id of a generation that was bought without this package's ledger."""
 
     async def buy() -> str:
         async with CometAPICredentials.from_settings().get_client() as client:
@@ -55,7 +55,7 @@ def elsewhere(sandbox, image):
 def test_an_id_that_was_bought_elsewhere_is_attached(
     prefect_server, sandbox, image, book, elsewhere
 ):
-    """`task_id=` finishes what a console or a lost run bought, under a key of choice."""
+    """`task_id=` finishes a generation of the console or of a lost run, under a key of choice."""
     result = image_to_video(image, key="sku-17", task_id=elsewhere)
     assert result.task_id == elsewhere
     assert Path(result.videos[0].uri).exists()
@@ -64,7 +64,7 @@ def test_an_id_that_was_bought_elsewhere_is_attached(
 
 
 def test_an_attached_id_is_that_runs_generation(prefect_server, sandbox, image, elsewhere):
-    """Without a key, a retried run stays with the id that it was given, also without naming it."""
+    """Without a key, a retried run keeps the id that it was given, even if called without it."""
     request = ImageToVideoRequest.model_validate(image)
     ids: list[str] = []
 
@@ -80,7 +80,7 @@ def test_an_attached_id_is_that_runs_generation(prefect_server, sandbox, image, 
 
 
 def test_an_id_need_not_be_waited_for(prefect_server, sandbox, image, book, elsewhere):
-    """`task_id=` with `wait=False` only checks and records it, for the collector."""
+    """`task_id=` with `wait=False` only checks and records the id, for the collector."""
     result = image_to_video(image, key="noted", task_id=f" {elsewhere} ", wait=False)
     assert result.task_id == elsewhere
     assert [request.route for request in sandbox.requests] == ["create", "task"]
@@ -88,7 +88,7 @@ def test_an_id_need_not_be_waited_for(prefect_server, sandbox, image, book, else
 
 
 def test_an_id_settles_an_uncertain_key(prefect_server, sandbox, image, book):
-    """The id that the console shows ends the doubt: the clip comes, and nothing is sent again."""
+    """The id from the console settles an uncertain key, and nothing is submitted again."""
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
         image_to_video(image, key="in-doubt")
@@ -101,7 +101,7 @@ def test_an_id_settles_an_uncertain_key(prefect_server, sandbox, image, book):
 
 
 def test_a_key_has_one_id(prefect_server, sandbox, image, elsewhere):
-    """Another id under a used key is refused with both named, and nothing is sent."""
+    """Another id under a used key is refused with both ids named, and nothing is sent."""
     bought = image_to_video(image, key="sku-17").task_id
     before = len(sandbox.requests)
     with pytest.raises(KeyConflict, match=f"task id was '{bought}', is '{elsewhere}'"):
@@ -113,7 +113,7 @@ def test_a_key_has_one_id(prefect_server, sandbox, image, elsewhere):
 def test_an_id_that_is_unknown_is_reported_and_uses_up_nothing(
     prefect_server, sandbox, image, book, wait
 ):
-    """A mistyped id ends in an error that says so: nothing is sent, and the key stays free."""
+    """A mistyped id is reported as unknown, nothing is sent, and the key stays free."""
     with pytest.raises(UnknownTaskId, match="does not know the generation") as refused:
         image_to_video(image, key="typo", task_id="no-such-id", wait=wait)
     assert "nothing is recorded as bought" in str(refused.value)
@@ -123,7 +123,7 @@ def test_an_id_that_is_unknown_is_reported_and_uses_up_nothing(
 
 @pytest.mark.parametrize("key", [None, "sku-17"])
 def test_finishing_an_unknown_id_claims_no_purchase(prefect_server, sandbox, book, key):
-    """A few polls say that nobody knows it; no row stays, and the grace of a new id is not used."""
+    """A few polls report an unknown id, no row stays, and a new id's grace period is not used."""
     with pytest.raises(UnknownTaskId, match="no-such-id is not recorded"):
         finish_generation("no-such-id", key=key)
     assert len(sandbox.requests) == ATTACHED_GRACE
@@ -131,7 +131,7 @@ def test_finishing_an_unknown_id_claims_no_purchase(prefect_server, sandbox, boo
 
 
 def test_an_id_that_the_service_knows_late_is_finished(prefect_server, sandbox, book, elsewhere):
-    """An id may be unknown for a moment, so one answer is not the last word."""
+    """An id that the service does not know at first is polled again and finished."""
     sandbox.add_fault("task:not-visible")
     sandbox.add_fault("feed:not-visible")
     assert Path(finish_generation(elsewhere).videos[0].uri).exists()
@@ -140,7 +140,7 @@ def test_an_id_that_the_service_knows_late_is_finished(prefect_server, sandbox, 
 def test_an_id_is_confirmed_by_the_first_poll_that_knows_it(
     prefect_server, sandbox, image, book, elsewhere
 ):
-    """Recorded while the service was away, it is no longer to be replaced afterwards."""
+    """An id that was recorded during an outage is confirmed by the first poll that knows it."""
     sandbox.add_fault("task:503")
     image_to_video(image, key="sku-17", task_id=elsewhere, wait=False)
     assert (book["sku-17"].task_id, book["sku-17"].task_id_checked) == (elsewhere, False)
@@ -151,7 +151,7 @@ def test_an_id_is_confirmed_by_the_first_poll_that_knows_it(
 def test_an_id_that_was_recorded_unchecked_and_is_unknown_leaves_no_row(
     prefect_server, sandbox, book
 ):
-    """The service was away for a moment, and then knows nothing of the id."""
+    """An id that was recorded during an outage and is unknown leaves no row."""
     sandbox.add_fault("task:503")
     with pytest.raises(GenerationNotVisible):
         finish_generation("d1931c01-6ac5-40cd-b005-9f07b078bbcd")
@@ -161,7 +161,7 @@ def test_an_id_that_was_recorded_unchecked_and_is_unknown_leaves_no_row(
 def test_an_unconfirmed_id_is_replaced_by_the_right_one(
     prefect_server, sandbox, image, book, elsewhere
 ):
-    """What nobody confirmed does not stand in the way of what the service knows."""
+    """An unconfirmed id is replaced by one that the service knows."""
     sandbox.add_fault("task:503")
     mistyped = "d1931c01-6ac5-40cd-b005-9f07b078bbcd"
     image_to_video(image, key="sku-17", task_id=mistyped, wait=False)
@@ -172,7 +172,7 @@ def test_an_unconfirmed_id_is_replaced_by_the_right_one(
 
 
 def test_an_id_of_another_key_is_refused(prefect_server, sandbox, image, book):
-    """One purchase belongs to one key, whatever is asked for under the other one."""
+    """An id of one key is refused under another key."""
     bought = image_to_video(image, key="first").task_id
     before = book.all()
     for request in (image, image | {"promptText": "another"}):
@@ -187,7 +187,7 @@ def test_an_id_of_another_key_is_refused(prefect_server, sandbox, image, book):
 
 
 def test_an_id_stays_with_its_key_in_another_run(prefect_server, sandbox, image, book, elsewhere):
-    """Without a key of one's own, a second run with the id has the same generation."""
+    """Without a key, a second run with the same id gets the same generation."""
     first = image_to_video(image, task_id=elsewhere)
     second = image_to_video(image, task_id=elsewhere)
     assert (second.key, second.videos) == (first.key, first.videos)
@@ -195,7 +195,7 @@ def test_an_id_stays_with_its_key_in_another_run(prefect_server, sandbox, image,
 
 
 def test_an_id_that_was_finished_alone_may_get_its_key(prefect_server, sandbox, image, book):
-    """It counts once then, and both the key and the id lead to a video."""
+    """An id that was finished alone may get a key later, and both then lead to one video."""
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
         image_to_video(image, key="in-doubt")
@@ -210,7 +210,7 @@ def test_an_id_that_was_finished_alone_may_get_its_key(prefect_server, sandbox, 
 
 @pytest.fixture
 def told_once(monkeypatch):
-    """The next polls are answered with a status that is not the generation's own."""
+    """Make the next polls return a status that is not the generation's own."""
 
     def tell(status: Status, times: int = 1) -> list[str]:
         asked: list[str] = []
@@ -232,7 +232,7 @@ def told_once(monkeypatch):
 def test_a_failure_that_passed_is_asked_for_again(
     prefect_server, sandbox, image, book, told_once, status
 ):
-    """`finish-generation` takes no recorded failure for granted: what succeeded is delivered."""
+    """`finish-generation` polls a recorded failure again, and delivers what succeeded."""
     told_once(status)
     with pytest.raises((GenerationFailed, GenerationCancelled)):
         image_to_video(image, key="sku-17")
@@ -248,7 +248,7 @@ def test_a_failure_that_passed_is_asked_for_again(
 def test_a_failure_that_is_repeated_stays_as_it_was_recorded(
     prefect_server, sandbox, image, book, told_once
 ):
-    """The service is asked once more, and the ledger says the same as before."""
+    """A repeated failure is polled once more, and its ledger row stays the same."""
     asked = told_once(Status.FAILED, times=2)
     with pytest.raises(GenerationFailed):
         image_to_video(image, key="sku-17")
@@ -260,14 +260,14 @@ def test_a_failure_that_is_repeated_stays_as_it_was_recorded(
 
 
 def test_an_empty_id_is_refused_before_anything_is_sent(prefect_server, sandbox, image):
-    """An empty field of the form is no id, and no reason to buy either."""
+    """An empty id from the form is refused before any request."""
     with pytest.raises(ParameterTypeError, match="task_id"):
         image_to_video(image, task_id="")
     assert sandbox.requests == []
 
 
 def test_a_blank_id_is_no_id(prefect_server, sandbox, image, book):
-    """A space in that field of the form is refused, and does not use up the key."""
+    """A blank id is refused and does not use up the key."""
     with pytest.raises((ParameterTypeError, ValueError), match="id"):
         image_to_video(image, key="blank", task_id="  ", wait=False)
     assert book.all() == []
@@ -275,13 +275,13 @@ def test_a_blank_id_is_no_id(prefect_server, sandbox, image, book):
 
 
 def test_a_blank_id_buys_nothing(prefect_server, sandbox, image):
-    """Whatever becomes of it, a space in that field is not turned into a purchase."""
+    """A blank id never becomes a purchase."""
     image_to_video(image, key="blank", task_id="  ", wait=False, return_state=True)
     assert posts(sandbox) == 0
 
 
 def test_one_id_may_be_reached_by_key_and_by_id(prefect_server, sandbox, image, book, elsewhere):
-    """`finish-generation` and `task_id=` under the same key are the same generation."""
+    """`finish-generation` and `task_id=` under the same key lead to the same generation."""
     finished = finish_generation(elsewhere, key="sku-17")
     assert image_to_video(image, key="sku-17", task_id=elsewhere).videos == finished.videos
     assert [entry.key for entry in book.all()] == ["sku-17"]
@@ -292,7 +292,7 @@ def test_one_id_may_be_reached_by_key_and_by_id(prefect_server, sandbox, image, 
 
 
 def test_a_second_take_is_a_second_video(prefect_server, sandbox, image):
-    """In one run, the same request again is the same clip, and `take=2` is another one."""
+    """In one run, the same request is the same clip, and `take=2` is another one."""
 
     @flow
     def pipeline() -> list[str]:
@@ -307,7 +307,7 @@ def test_a_second_take_is_a_second_video(prefect_server, sandbox, image):
 
 
 async def test_takes_are_kept_when_the_run_is_retried(prefect_server, sandbox, image):
-    """A retried flow has the takes that it bought before, each in its place."""
+    """A retried flow gets each of its earlier takes in its place."""
     request = ImageToVideoRequest.model_validate(image)
     tries: list[list[str]] = []
 
@@ -324,7 +324,7 @@ async def test_takes_are_kept_when_the_run_is_retried(prefect_server, sandbox, i
 
 
 def test_a_key_and_a_take_exclude_each_other(prefect_server, sandbox, image):
-    """A key of your own names one video, so a take beside it is refused before anything is sent."""
+    """A key names one video, so a take beside it is refused before any request."""
     with pytest.raises(ValueError, match="a key of your own or a take, not both"):
         image_to_video(image, key="sku-17", take=2)
     request = ImageToVideoRequest.model_validate(image)
@@ -335,7 +335,7 @@ def test_a_key_and_a_take_exclude_each_other(prefect_server, sandbox, image):
 
 @pytest.mark.parametrize("take", [0, -1, "two"])
 def test_a_take_that_is_none_is_refused(prefect_server, sandbox, image, take):
-    """Takes are counted from one."""
+    """A take below one is refused."""
     with pytest.raises(ParameterTypeError, match="take"):
         image_to_video(image, take=take)
     assert sandbox.requests == []
@@ -361,7 +361,7 @@ def test_a_user_may_allow_a_second_submission(
 def test_a_submission_of_an_earlier_run_may_be_repeated_too(
     prefect_server, sandbox, image, book, monkeypatch
 ):
-    """`resubmit` also opens a key that an earlier run left uncertain."""
+    """`resubmit` also allows a second submission of a key that an earlier run left uncertain."""
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
         image_to_video(image, key="risked")
@@ -374,7 +374,7 @@ def test_a_submission_of_an_earlier_run_may_be_repeated_too(
 def test_without_leave_nothing_is_sent_twice(
     prefect_server, sandbox, image, book, monkeypatch, setting
 ):
-    """By default, and with `stop`, an uncertain submission stays the only one."""
+    """By default, and with `stop`, an uncertain submission is never repeated."""
     if setting:
         monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", setting)
     sandbox.add_fault("create:reset-after")
@@ -386,7 +386,7 @@ def test_without_leave_nothing_is_sent_twice(
 
 
 def test_the_command_lines_leave_holds_for_one_submission(prefect_server, sandbox, image, book):
-    """What was released by hand is bought once more, and no further."""
+    """A submission that was allowed on the command line is sent once more, and no further."""
     sandbox.add_fault("create:reset-after:times=2")
     with pytest.raises(SubmissionUncertain):
         image_to_video(image, key="released")
@@ -398,7 +398,7 @@ def test_the_command_lines_leave_holds_for_one_submission(prefect_server, sandbo
 
 
 def test_leave_for_a_second_charge_is_none_for_a_third(prefect_server, sandbox, image, monkeypatch):
-    """`resubmit` risks one more charge, as its description says, and not one for each retry."""
+    """`resubmit` allows one more charge, and not one for each retry."""
     monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
     sandbox.add_fault("create:reset-after:times=10")
     with pytest.raises(SubmissionUncertain):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Earlier generations of a kind teach when to look at the next one."""
+"""Durations of earlier generations of a kind determine the time of the first poll."""
 
 import asyncio
 from collections.abc import Callable
@@ -23,7 +23,7 @@ TOOK = 3.0
 
 
 async def seen_before(base_url: str, count: int = 20, took: float = TOOK) -> Entry:
-    """So many generations of this kind, each watched to its end; the newest of them."""
+    """Record N finished generations of this kind and return the newest entry."""
     ledger = await open_ledger()
     request = ImageToVideoRequest.model_validate(IMAGE)
     newest = None
@@ -50,7 +50,7 @@ async def seen_before(base_url: str, count: int = 20, took: float = TOOK) -> Ent
 
 
 async def known(look: Callable[[], Habit | None]) -> Habit:
-    """What is known as soon as the ledger has answered."""
+    """Return the duration statistics as soon as the ledger has answered."""
     async with asyncio.timeout(30):
         while (found := look()) is None:  # noqa: ASYNC110 -- another thread brings it
             await asyncio.sleep(0.01)
@@ -63,7 +63,7 @@ def nothing_known(monkeypatch):
 
 
 async def test_the_ledger_is_asked_without_waiting_for_it(sandbox):
-    """At first nothing is known; soon after, what the ledger tells."""
+    """Duration statistics are unknown at first, and available after the ledger has answered."""
     entry = await seen_before(sandbox.url)
     look = habit_of(entry.submission(), entry, sandbox.url)
     habit = await known(look)
@@ -72,7 +72,7 @@ async def test_the_ledger_is_asked_without_waiting_for_it(sandbox):
 
 @pytest.mark.parametrize("count", [0, 3])
 async def test_too_few_teach_nothing(sandbox, count):
-    """A fixed interval is what remains."""
+    """Too few earlier generations give a fixed interval."""
     entry = await seen_before(sandbox.url, count) if count else None
     submission = Submission(
         key="k",
@@ -83,19 +83,19 @@ async def test_too_few_teach_nothing(sandbox, count):
     )
     look = habit_of(submission, entry, sandbox.url)
     ledger = await open_ledger()
-    await ledger.entries()  # the question before this one has been answered
+    await ledger.entries()  # The earlier query has been answered by then.
     assert look() is None
 
 
 async def test_an_id_without_a_request_has_no_kind(sandbox):
-    """What was bought elsewhere may be anything."""
+    """An adopted id without a request has no kind, so no statistics apply to it."""
     await seen_before(sandbox.url)
     submission = Submission(key="k", task_id="t", submitted_at=datetime.now(UTC))
     assert habit_of(submission, None, sandbox.url)() is None
 
 
 async def test_many_of_a_kind_ask_once(sandbox, monkeypatch):
-    """A batch of a thousand is one question in half a minute."""
+    """A batch of a thousand items queries the ledger once in half a minute."""
     entry = await seen_before(sandbox.url)
     asked = []
     monkeypatch.setattr(durations, "record_soon", asked.append)
@@ -106,7 +106,7 @@ async def test_many_of_a_kind_ask_once(sandbox, monkeypatch):
 
 @pytest.mark.server
 def test_what_is_known_saves_polls(prefect_server, sandbox, monkeypatch):
-    """A generation that takes as long as those before it is not looked at while it is young."""
+    """A generation of a known kind is polled less while it is young."""
     with Sandbox(render_seconds=TOOK) as slow:
         monkeypatch.setenv("COMETAPI_BASE_URL", slow.url)
         monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.2")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ledger that loses a row during a run has it again when the run ends."""
+"""A ledger row that is lost during a run is restored when the run ends."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.server
 
 
 async def lose_all(book: Any) -> None:
-    """Delete every row, as a database does that was replaced by an older copy."""
+    """Delete every row, as a database that is replaced by an older copy does."""
     await book.ledger.database.rows(delete(generations))
 
 
@@ -36,7 +36,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def bought_once(image: Any, sandbox: Any) -> bool:
-    """Run the flow again with the key: it finds what was bought."""
+    """Run the flow again with the key, and check that it finds the purchase."""
     again = await aimage_to_video(image, key="sku-17")
     return bool(again.videos) and len(sandbox.accepted) == 1
 
@@ -44,7 +44,7 @@ async def bought_once(image: Any, sandbox: Any) -> bool:
 async def test_a_row_that_is_lost_while_the_video_renders_is_stored_in_the_end(
     prefect_server, sandbox, image, book, finish_rendering, caplog
 ):
-    """The run says so, and the key is not bought again."""
+    """A run whose row is lost during the wait logs it and stores the video; its key stays used."""
     run = asyncio.create_task(aimage_to_video(image, key="sku-17"))
     await until(lambda: any(request.route == "task" for request in sandbox.requests))
     await lose_all(book)
@@ -62,7 +62,7 @@ async def test_a_row_that_is_lost_while_the_video_renders_is_stored_in_the_end(
 async def test_a_row_that_is_lost_before_a_failure_tells_of_the_failure(
     prefect_server, sandbox, image, book, finish_rendering
 ):
-    """It is no free key."""
+    """A lost row of a failed generation is restored as failed, so its key is not free."""
     sandbox.add_fault("create:failed:value=SAFETY.INPUT.TEXT")
     run = asyncio.create_task(aimage_to_video(image, key="sku-17"))
     await until(lambda: any(request.route == "task" for request in sandbox.requests))
@@ -76,7 +76,7 @@ async def test_a_row_that_is_lost_before_a_failure_tells_of_the_failure(
 async def test_a_row_that_is_lost_between_two_steps_of_an_own_flow_is_written_again(
     prefect_server, sandbox, image, book
 ):
-    """What the next step is handed is enough."""
+    """A row that is lost between two steps of a user's flow is restored by the next step."""
 
     @flow
     async def own() -> str:
@@ -100,7 +100,7 @@ async def test_a_row_that_is_lost_between_two_steps_of_an_own_flow_is_written_ag
 async def test_a_key_that_was_bought_again_keeps_both_purchases(
     prefect_server, sandbox, image, book
 ):
-    """The run that bought first stores its own video, and the ledger names it beside the other."""
+    """A key that was bought twice keeps both purchases, and the first run stores its own video."""
     first: list[StoredVideo] = []
 
     @flow
@@ -126,7 +126,7 @@ async def test_a_key_that_was_bought_again_keeps_both_purchases(
 async def test_a_run_that_is_cancelled_after_its_row_was_lost_leaves_its_purchase(
     prefect_server, sandbox, image, book, finish_rendering
 ):
-    """The next run with the key buys nothing."""
+    """A run that is cancelled after its row was lost leaves its purchase to the next run."""
     run = asyncio.create_task(aimage_to_video(image, key="sku-17"))
     await until(lambda: any(request.route == "task" for request in sandbox.requests))
     await lose_all(book)

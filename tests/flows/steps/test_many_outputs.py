@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reply decides how many files a worker fetches, within reason."""
+"""A reply may list several outputs, up to a limit."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from ...runway.factories import MOMENT
 
 
 async def test_outputs_without_end_are_not_fetched(sandbox):
-    """Each may have gigabytes; nothing is asked for, and the number is told."""
+    """A reply with too many outputs is refused with their number, and none is downloaded."""
     urls = tuple(AssetURL(f"{sandbox.url}/assets/{n}.mp4") for n in range(MOST_OUTPUTS + 1))
     generation = Generation(task_id="t", status=Status.SUCCEEDED, outputs=urls)
     finished = Finished(generation=generation, polls=1, waited=0.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One more submission after an unknown outcome or a failure: once where the user allowed it."""
+"""A resubmission after an unknown outcome or a failure is sent once, if the user allowed it."""
 
 from typing import Any
 
@@ -31,14 +31,14 @@ pytestmark = pytest.mark.server
 
 @pytest.fixture
 def resubmits(monkeypatch) -> None:
-    """The user lets each run send it once more."""
+    """Allow each run one more submission."""
     monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
 
 
 def test_a_flow_run_sends_it_once_more_however_often_it_is_retried(
     prefect_server, sandbox, image, book, resubmits
 ):
-    """Retries of the flow and of its steps together, and a retry by hand after them."""
+    """A flow run resubmits once, however often it, its steps or its operator retry."""
     sandbox.add_fault("create:reset-after:times=50")
     state = image_to_video.with_options(retries=3)(image, key="sku-17", return_state=True)
     assert state.is_failed()
@@ -52,7 +52,7 @@ def test_a_flow_run_sends_it_once_more_however_often_it_is_retried(
 
 
 def test_each_flow_run_may_send_it_once_more(prefect_server, sandbox, image, book, resubmits):
-    """The leave is for a run: another run has its own."""
+    """Each flow run may resubmit once."""
     sandbox.add_fault("create:reset-after:times=50")
     for _ in range(2):
         with pytest.raises(SubmissionUncertain):
@@ -62,7 +62,7 @@ def test_each_flow_run_may_send_it_once_more(prefect_server, sandbox, image, boo
 
 
 def test_a_users_task_with_retries_sends_it_once_more(prefect_server, sandbox, image, resubmits):
-    """The run is the flow's, and not that of each attempt of a task within it."""
+    """Attempts of a task within a flow share the flow run's one resubmission."""
     sandbox.add_fault("create:reset-after:times=50")
 
     @task(retries=2)
@@ -81,7 +81,7 @@ def test_a_users_task_with_retries_sends_it_once_more(prefect_server, sandbox, i
 def test_a_batch_sends_each_item_once_more(
     prefect_server, sandbox, tmp_path, history_mode, resubmits
 ):
-    """Whatever the batch's own retries are."""
+    """A batch resubmits each item once, however often the batch is retried."""
     sandbox.add_fault("create:reset-after:times=50")
     with pytest.raises(BatchFailed):
         generate_batch.with_options(retries=2)(manifest(tmp_path, rows(2)))
@@ -91,7 +91,7 @@ def test_a_batch_sends_each_item_once_more(
 def test_a_refused_resubmission_leaves_the_run_its_leave(
     prefect_server, sandbox, image, book, resubmits
 ):
-    """It was certainly not charged, so the retry after it sends the one that is allowed."""
+    """A refused resubmission was not charged, so the next retry may send one."""
     sandbox.add_fault("create:reset-after:times=1")
     sandbox.add_fault("create:429:times=1,value=0")
     image_to_video(image, key="sku-17")
@@ -102,7 +102,7 @@ def test_a_refused_resubmission_leaves_the_run_its_leave(
 def test_without_a_run_that_lasts_nothing_is_sent_again(
     prefect_server, sandbox, image, book, resubmits
 ):
-    """Nobody could tell how often it was sent again already."""
+    """Without a flow or task run, nothing is resubmitted, as nothing counts the submissions."""
     sandbox.add_fault("create:reset-after:times=1")
     for _ in range(2):
         with pytest.raises(SubmissionUncertain):
@@ -125,7 +125,7 @@ def retried(made: Any, run: Any, **parameters: Any) -> Any:
 def test_a_retry_after_the_users_decision_submits_again(
     prefect_server, sandbox, image, book, fault, error
 ):
-    """As the message of the error advises: `ledger resubmit`, then the same run again."""
+    """`ledger resubmit` and a retry of the same run submit again, as the error advises."""
     sandbox.add_fault(f"{fault}:times=1")
     failed = image_to_video(image, return_state=True)
     assert error in str(failed.message)
@@ -141,7 +141,7 @@ def test_a_retry_after_the_users_decision_submits_again(
 def test_a_flow_that_keeps_its_results_submits_again_too(
     prefect_server, sandbox, image, book, setting
 ):
-    """No result of a paid step is kept, whatever the user's flow or settings say."""
+    """No result of a paid step is kept, so a flow that persists results can submit again."""
     sandbox.add_fault("create:failed:times=1")
 
     @flow(persist_result=True if setting == "flow" else None)

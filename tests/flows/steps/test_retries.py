@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is tried again, what is not, and that a user sees it as Prefect retries."""
+"""Retried and permanent errors, and the Prefect retries that a user sees."""
 
 import asyncio
 import hashlib
@@ -53,7 +53,7 @@ def test_a_submission_that_was_not_taken_is_a_visible_retry(
 
 @server
 def test_retry_after_is_honoured(prefect_server, sandbox, history, image):
-    """Prefect waits as long as the service asks for, and the UI shows until when."""
+    """Prefect waits as long as Retry-After asks for, and the UI shows the end of the wait."""
     sandbox.add_fault("create:429:value=2")
     state = image_to_video(image, return_state=True)
     refused, taken = [request.at for request in sandbox.requests if request.route == "create"]
@@ -69,7 +69,7 @@ def test_retry_after_is_honoured(prefect_server, sandbox, history, image):
 def test_a_refused_connection_is_a_visible_retry(
     prefect_server, sandbox, history, image, monkeypatch
 ):
-    """While nothing listens, Prefect retries; the retries end with a clear error."""
+    """Prefect retries a refused connection, and then fails with a clear error."""
     monkeypatch.setenv("COMETAPI_BASE_URL", "http://127.0.0.1:9")
     state = image_to_video(image, return_state=True)
     submit = history.task_runs(state.state_details.flow_run_id)["submit"]
@@ -86,7 +86,7 @@ def test_a_refused_connection_is_a_visible_retry(
 def test_a_poll_without_an_answer_is_a_visible_retry(
     prefect_server, sandbox, history, image, fault
 ):
-    """The wait goes on after a broken poll: no second submission, and one progress artifact."""
+    """Prefect retries a failed poll, with one submission and one progress artifact."""
     sandbox.add_fault(fault)
     state = image_to_video(image, return_state=True)
     flow_run_id = state.state_details.flow_run_id
@@ -104,7 +104,7 @@ def test_a_poll_without_an_answer_is_a_visible_retry(
 def test_a_submission_without_an_answer_is_never_sent_again(
     prefect_server, sandbox, history, image, fault
 ):
-    """With the reply lost after acceptance, exactly one job was accepted, and the run says so."""
+    """After a lost reply to an accepted submission, one job exists, and the run reports it."""
     sandbox.add_fault(fault)
     state = image_to_video(image, return_state=True)
     assert len(sandbox.accepted) == 1
@@ -118,7 +118,7 @@ def test_a_submission_without_an_answer_is_never_sent_again(
 
 @server
 def test_a_retried_flow_does_not_send_an_uncertain_submission_again(prefect_server, sandbox, image):
-    """Retries of the flow stop at the same error; the service sees one POST and takes one job."""
+    """Retries of a flow stop at an uncertain submission, with one POST and one job."""
     sandbox.add_fault("create:reset-after")
 
     @flow(retries=2)
@@ -133,8 +133,8 @@ def test_a_retried_flow_does_not_send_an_uncertain_submission_again(prefect_serv
 
 @server
 def test_a_retried_flow_run_does_not_repeat_finished_steps(prefect_server, sandbox, image):
-    """When the flow is retried, what is bought and awaited is taken from the record."""
-    sandbox.add_fault("asset:gone:times=18")  # all attempts of the first run
+    """A retried flow takes the purchase and the wait from the record."""
+    sandbox.add_fault("asset:gone:times=18")  # These faults strike all attempts of the first run.
     tries: list[int] = []
 
     @flow(retries=1)
@@ -151,7 +151,7 @@ def test_a_retried_flow_run_does_not_repeat_finished_steps(prefect_server, sandb
 def test_a_storage_that_cannot_be_used_is_told_before_anything_is_bought(
     prefect_server, sandbox, image, tmp_path
 ):
-    """A folder that cannot be made, or a block that is not there, costs nothing."""
+    """A folder that cannot be created or a missing block is reported before anything is bought."""
     (tmp_path / "blocked").write_text("a file where the folder should be")
     for place in (str(tmp_path / "blocked"), "s3-bucket/missing"):
         with pytest.raises(StorageUnavailable, match=Path(place).name) as told:
@@ -162,7 +162,7 @@ def test_a_storage_that_cannot_be_used_is_told_before_anything_is_bought(
 
 @server
 def test_an_attached_id_that_is_unknown_is_told_soon(prefect_server, sandbox, monkeypatch):
-    """A mistyped id is not waited for as long as one that was bought just now."""
+    """A wait for an unknown adopted id ends sooner than one for a new generation."""
     monkeypatch.setenv("COMETAPI_VISIBILITY_GRACE", "3600")
     with pytest.raises(GenerationNotVisible, match="does not know the generation"):
         finish_generation("no-such-id")
@@ -170,7 +170,7 @@ def test_an_attached_id_that_is_unknown_is_told_soon(prefect_server, sandbox, mo
 
 @server
 def test_a_finished_subflow_is_not_run_again(prefect_server, sandbox, image):
-    """A parent that fails after the video was stored does not touch the service when retried."""
+    """A retried parent that failed after a finished subflow sends no request to the service."""
     tries: list[int] = []
 
     @flow(retries=1)
@@ -187,7 +187,7 @@ def test_a_finished_subflow_is_not_run_again(prefect_server, sandbox, image):
 
 @server
 def test_each_scheduled_run_makes_its_own_video(prefect_server, sandbox, image):
-    """The same request in two runs is two generations; a run is not a cache of another."""
+    """The same request in two runs is two generations."""
     first, second = image_to_video(image), image_to_video(image)
     assert first.key != second.key
     assert len(sandbox.accepted) == 2
@@ -195,7 +195,7 @@ def test_each_scheduled_run_makes_its_own_video(prefect_server, sandbox, image):
 
 @server
 def test_a_key_of_your_own_holds_across_runs(prefect_server, sandbox, image):
-    """The same key gives the stored result of the earlier run, without a request."""
+    """A key of a stored result returns it in later runs without a request."""
     first = image_to_video(image, key="holds/across")
     before = len(sandbox.requests)
     second = image_to_video(image, key="holds/across")
@@ -205,7 +205,7 @@ def test_a_key_of_your_own_holds_across_runs(prefect_server, sandbox, image):
 
 @server
 def test_a_key_belongs_to_one_request(prefect_server, sandbox, image):
-    """Another request under a used key is refused, and the differing field is named."""
+    """Another request under a used key is refused with the field that differs."""
     image_to_video(image, key="belongs")
     with pytest.raises(KeyConflict, match="promptText was 'slow zoom', is 'fast zoom'"):
         image_to_video(image | {"promptText": "fast zoom"}, key="belongs")
@@ -215,7 +215,7 @@ def test_a_key_belongs_to_one_request(prefect_server, sandbox, image):
 @server
 @pytest.mark.parametrize("key", ["", "  ", "a\nb", "x" * 513])
 def test_a_key_that_is_none_is_refused_before_anything_is_sent(prefect_server, sandbox, image, key):
-    """An empty, overlong or unprintable key never reaches the service."""
+    """An empty, overlong or unprintable key is refused before any request."""
     with pytest.raises(ParameterTypeError, match="key"):
         image_to_video(image, key=key)
     assert sandbox.requests == []
@@ -223,7 +223,7 @@ def test_a_key_that_is_none_is_refused_before_anything_is_sent(prefect_server, s
 
 @server
 def test_a_key_belongs_to_one_task_id(prefect_server, sandbox, image):
-    """Finishing another generation under a used key is refused, and its own key is named."""
+    """Another task id under a used key is refused with the key's own id."""
     ids = [image_to_video(image, key="first").task_id, image_to_video(image).task_id]
     assert finish_generation(ids[0], key="first").task_id == ids[0]
     with pytest.raises(KeyConflict, match=f"{ids[1]} belongs to the key 'run-"):
@@ -234,7 +234,7 @@ def test_a_key_belongs_to_one_task_id(prefect_server, sandbox, image):
 def test_a_video_that_vanished_before_it_was_stored_is_fetched_again(
     prefect_server, sandbox, image, tmp_path, monkeypatch
 ):
-    """A retry on another machine, which has not the staged file, downloads it once more."""
+    """A retry on another machine downloads a lost staged file again."""
     publish = FolderStorage.publish
 
     def full(*_args: object) -> str:
@@ -274,7 +274,7 @@ def test_a_video_that_vanished_before_it_was_stored_is_fetched_again(
 def test_each_failure_says_what_happened_and_what_to_do(
     prefect_server, sandbox, image, monkeypatch, tmp_path, faults, error, words
 ):
-    """The typed error reaches the caller with key, money and next step; nothing is stored."""
+    """Each failure is a typed error with key, charge and next step, and stores nothing."""
     monkeypatch.setenv("COMETAPI_DEADLINE", "1")
     monkeypatch.setenv("COMETAPI_VISIBILITY_GRACE", "0.3")
     for fault in faults:
@@ -293,7 +293,7 @@ def test_each_failure_says_what_happened_and_what_to_do(
 @server
 @pytest.mark.parametrize("fault", ["asset:truncated", "asset:expired", "asset:gone", "asset:503"])
 def test_a_troubled_download_arrives_whole(prefect_server, sandbox, image, fault):
-    """A cut connection or an expired address is overcome without buying again."""
+    """A download recovers from a cut connection or an expired address without a purchase."""
     sandbox.add_fault(fault)
     result = image_to_video(image)
     assert Path(result.videos[0].uri).stat().st_size == result.videos[0].size
@@ -301,7 +301,7 @@ def test_a_troubled_download_arrives_whole(prefect_server, sandbox, image, fault
 
 
 def test_without_a_key_nothing_is_tried(own_settings, prefect_server, image):
-    """A missing key is told at once, with where to get one."""
+    """A missing API key is reported at once, with the place to get one."""
     with pytest.raises(AuthenticationError, match=r"https://www\.cometapi\.com/console/token"):
         image_to_video(image)
 
@@ -312,7 +312,7 @@ def test_without_a_key_nothing_is_tried(own_settings, prefect_server, image):
     unit=st.floats(0.001, 10),
 )
 def test_delays_grow_to_a_cap_and_never_undercut_the_service(failures, retry_after, unit):
-    """Each delay is at least what the service asks for, and bounded otherwise."""
+    """Each delay is at least Retry-After, and bounded otherwise."""
     delay = delay_before_retry(failures, retry_after, unit, cap=30)
     assert delay >= (retry_after or 0)
     assert delay <= max(30, retry_after or 0)
@@ -322,7 +322,7 @@ def test_delays_grow_to_a_cap_and_never_undercut_the_service(failures, retry_aft
 
 
 def test_all_errors_of_the_tree_survive_another_process():
-    """Prefect stores exceptions; key, id and advice come back with them."""
+    """Every error of the package keeps its key, id and advice when Prefect pickles it."""
     import pickle
 
     for kind in [SubmissionUncertain, GenerationTimeout, ServiceUnavailable]:

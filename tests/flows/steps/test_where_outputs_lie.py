@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reply decides from where a worker fetches, within reason."""
+"""Addresses of outputs that a worker is allowed to download from."""
 
 import pytest
 
@@ -12,13 +12,13 @@ from ...runway.static_server import answering
 
 
 def ended_with(url: str) -> Finished:
-    """A generation that succeeded, with its one output at an address."""
+    """Return a succeeded generation with one output at an address."""
     generation = Generation(task_id="t", status=Status.SUCCEEDED, outputs=(AssetURL(url),))
     return Finished(generation=generation, polls=1, waited=0.0)
 
 
 async def test_what_else_listens_beside_the_service_is_not_asked(sandbox):
-    """A gateway on this machine, say: its neighbours are a database, or Prefect's own server."""
+    """Other ports beside a local gateway, such as databases, are never contacted."""
     submission = Submission(key="k", task_id="t", submitted_at=MOMENT)
     async with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n") as (port, arrived):
         finished = ended_with(f"http://127.0.0.1:{port}/api/admin/settings")

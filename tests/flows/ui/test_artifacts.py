@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user sees in the Prefect UI, and what nobody may see anywhere."""
+"""Artifacts, events and logs of a run in the Prefect UI, without secrets."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.server
 
 
 def test_the_run_page_shows_progress_poster_link_and_facts(prefect_server, sandbox, history, image):
-    """Four artifacts tell the story of a clip: how far, what it shows, where and what it is."""
+    """Four artifacts show the progress, the poster, the link and the facts of a clip."""
     state = image_to_video(image, return_state=True)
     shown = history.artifacts(state.state_details.flow_run_id)
     assert set(shown) == {
@@ -37,7 +37,7 @@ def test_the_run_page_shows_progress_poster_link_and_facts(prefect_server, sandb
 
 
 def test_an_event_tells_each_change(prefect_server, sandbox, history, image):
-    """Automations can react to a submission, a success and a stored file, each once."""
+    """A submission, a success and a stored file each emit one event for automations."""
     state = image_to_video(image, return_state=True)
     flow_run_id = state.state_details.flow_run_id
     events = history.events(flow_run_id, until="prefect.asset.materialization.succeeded")
@@ -57,7 +57,7 @@ def test_an_event_tells_each_change(prefect_server, sandbox, history, image):
 
 
 def test_the_log_tells_changes_and_not_polls(prefect_server, sandbox, history, image):
-    """A wait of many polls leaves one line for each state, not one for each poll."""
+    """A wait of many polls logs one line for each state, not one for each poll."""
     for _ in range(6):
         sandbox.add_fault("task:unknown-status")
     state = image_to_video(image, return_state=True)
@@ -69,10 +69,10 @@ def test_the_log_tells_changes_and_not_polls(prefect_server, sandbox, history, i
 
 
 def test_no_secret_is_left_anywhere(prefect_server, sandbox, tmp_path, caplog, capfd):
-    """Key, signed URLs and data URIs are in no database row, result, log, artifact or file."""
+    """API key, signed URLs and data URIs are in no row, result, log, artifact or file."""
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, get_current_settings
 
-    broken, canary = "Y2FuYXJ5LXBpY3R1cmU", "Y2FuYXJ5LXBpY3R1cmUK"  # a picture's base64
+    broken, canary = "Y2FuYXJ5LXBpY3R1cmU", "Y2FuYXJ5LXBpY3R1cmUK"  # The base64 of a picture.
     key = "sk-canary0f7b1d3c5e9a"
     caplog.set_level(logging.DEBUG)
     with temporary_settings({PREFECT_LOGGING_LEVEL: "DEBUG"}):
@@ -102,12 +102,12 @@ def test_no_secret_is_left_anywhere(prefect_server, sandbox, tmp_path, caplog, c
     assert broken not in everything
     for token in tokens:
         assert token not in everything
-    # Prefect stores a run's parameters as they were given; elsewhere the signature is hidden.
+    # Prefect stores a run's parameters as they were given; elsewhere the signature is redacted.
     assert "canary-signature" not in caplog.text + printed.out + printed.err
 
 
 def test_what_cannot_be_shown_costs_no_video(prefect_server, sandbox, image, monkeypatch):
-    """With artifacts failing, the clip is still bought once and stored."""
+    """A clip is bought once and stored even if artifacts fail."""
 
     async def broken(*_args: object, **_kwargs: object) -> None:
         raise ConnectionError("the server is away")
@@ -119,7 +119,7 @@ def test_what_cannot_be_shown_costs_no_video(prefect_server, sandbox, image, mon
 
 
 def test_a_listener_hears_each_reply(prefect_server, sandbox, image):
-    """The command line draws its progress from the replies of the flows it runs."""
+    """A listener gets each reply, from which the command line draws its progress."""
     heard: list[Status] = []
     token = artifacts.progress_listener.set(lambda _submission, reply: heard.append(reply.status))
     try:
@@ -162,12 +162,12 @@ async def test_outside_of_a_run_nothing_is_shown(own_settings):
     ("size", "text"), [(500, "0.5 kB"), (1_500_000, "1.5 MB"), (31_200_000_000, "31.2 GB")]
 )
 def test_sizes_read_well(size, text):
-    """Sizes are told in the units that people use."""
+    """Sizes are shown in common units."""
     assert formatting.shown_size(size) == text
 
 
 def test_parameters_are_stored_without_pictures(prefect_server, sandbox, history):
-    """A data URI among the parameters is stored as its type, hash and size, also from a dict."""
+    """A data URI in the parameters, even in a dict, is stored as its type, hash and size."""
     from prefect_cometapi.deployments.commands.demo import PICTURE
     from prefect_cometapi.deployments.data_uris import as_source
 

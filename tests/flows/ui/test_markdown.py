@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefect's UI takes tables and descriptions for Markdown; nobody's words act in it."""
+"""Text in Markdown tables and descriptions of the Prefect UI stays inert."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ LINK = "[your key has expired, renew it](https://evil.example/login)"
 
 
 def active(text: str) -> set[str]:
-    """What a browser would do about it, apart from showing it."""
+    """Return the active elements of the rendered text."""
     blocks = MarkdownIt("commonmark").parse(text)
     return {token.type for block in blocks for token in block.children or [block]} & ACTIVE
 
@@ -33,13 +33,13 @@ def active(text: str) -> set[str]:
 @example("[a]\n\n[a]: https://evil.example")
 @example("<https://evil.example>")
 def test_no_text_is_more_than_text(text):
-    """However it is written."""
+    """Untrusted text is never active Markdown, however it is written."""
     assert active(plain(text)) == set()
 
 
 @pytest.mark.parametrize("text", ["sku-17/november", "InvalidRequest: no cats (HTTP 400)", "50 %"])
 def test_usual_words_are_left_as_they_are(text):
-    """They are read elsewhere, too."""
+    """Ordinary words stay unchanged, as they are also read outside the UI."""
     assert plain(text) == text
 
 
@@ -47,7 +47,7 @@ def test_usual_words_are_left_as_they_are(text):
 async def test_no_table_shows_a_strangers_picture_or_link(
     prefect_server, sandbox, history, monkeypatch
 ):
-    """The words of a refusal are the service's, and the ids of a manifest somebody else's."""
+    """Refusals of the service and ids of a manifest show no picture or link in a table."""
     told = json.dumps({"error": {"code": "x", "message": f"bad {PICTURE} {HTML} {LINK}"}}).encode()
     head = f"HTTP/1.1 500 No\r\ncontent-type: application/json\r\ncontent-length: {len(told)}"
     row = {"id": PICTURE, "promptImage": "https://example.com/cat.jpg"}

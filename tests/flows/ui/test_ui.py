@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[3] / "docs" / "screenshots.py"
 
 @pytest.mark.browser
 def test_the_ui_shows_what_the_pages_show(chromium, tmp_path):
-    """Retries, posters, tables, a form that refuses a wrong value, automations and a block."""
+    """The UI shows retries, posters, tables, a validated form, automations and a block."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, check=False
     )
