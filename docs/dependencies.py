@@ -48,7 +48,7 @@ def locked(text: str) -> dict[str, str]:
 
 
 def licence(name: str) -> str:
-    """What a package states, or that it is for other systems than this one."""
+    """Return what a package states, or that it is for other systems than this one."""
     try:
         stated = importlib.metadata.metadata(name)
     except importlib.metadata.PackageNotFoundError:
@@ -65,7 +65,7 @@ def licence(name: str) -> str:
 
 
 def needs() -> dict[str, set[str]]:
-    """What needs what on this system, from this package down, with the extras that it asks for."""
+    """Return which package needs which on this system, from this one down, with its extras."""
     found: dict[str, set[str]] = {}
     left = [(PROJECT["name"], "", [*PROJECT["dependencies"], *BUILD])]
     seen: set[tuple[str, str]] = set()
@@ -87,13 +87,13 @@ def _holds(need: Requirement, extra: str) -> bool:
 
 
 def page(lock: dict[str, str]) -> str:
-    """The page as it should be."""
+    """Return the page as it should be."""
     rows = [f"| {name} | {version} | {licence(name)} |\n" for name, version in sorted(lock.items())]
     return HEAD + "".join(rows)
 
 
 def sbom(lock: dict[str, str]) -> str:
-    """The same as CycloneDX, without anything that differs from one time to the next."""
+    """Return the same as CycloneDX, without anything that differs from run to run."""
     bom, licences = Bom(), LicenseFactory()
     bom.metadata.timestamp = None  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -15,7 +15,7 @@ TARGET = Path(__file__).parent.parent / "deployments" / "commands" / "comet.jpg"
 
 
 def blend(low: tuple[int, int, int], high: tuple[int, int, int], share: float) -> tuple[int, ...]:
-    """A colour between two."""
+    """Return a colour between two."""
     return tuple(round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
 
 
@@ -36,7 +36,7 @@ def sky() -> Image.Image:
 
 
 def comet() -> Image.Image:
-    """A bright head with a curved tail that fades, to be added to the sky."""
+    """Draw a bright head with a curved tail that fades, to be added to the sky."""
     glow = Image.new("RGB", (WIDTH, HEIGHT))
     draw = ImageDraw.Draw(glow)
     head = (1120, 190)
@@ -87,7 +87,7 @@ def mountains(picture: Image.Image) -> None:
 
 
 def lake(picture: Image.Image) -> None:
-    """The scene once more, upside down, darker and rippled."""
+    """Draw the scene once more, upside down, darker and rippled."""
     above = picture.crop((0, 2 * HORIZON - HEIGHT, WIDTH, HORIZON))
     mirrored = above.transpose(Image.Transpose.FLIP_TOP_BOTTOM).filter(ImageFilter.GaussianBlur(2))
     mirrored = Image.blend(mirrored, Image.new("RGB", mirrored.size, (12, 18, 46)), 0.35)

@@ -125,13 +125,13 @@ NOT_STORED = (
 
 
 def blend(low: Colour, high: Colour, share: float) -> Colour:
-    """A colour between two."""
+    """Return a colour between two."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
     return red, green, blue
 
 
 def draw(scene: Scene) -> bytes:
-    """The picture of a scene as JPEG."""
+    """Return the picture of a scene as JPEG."""
     picture = Image.new("RGB", (WIDTH, HEIGHT))
     pen = ImageDraw.Draw(picture)
     zenith, middle, low = scene.sky
@@ -179,7 +179,7 @@ def ridges(picture: Image.Image, scene: Scene, dice: random.Random) -> None:
 
 
 def mirror(picture: Image.Image, scene: Scene) -> None:
-    """The scene once more in the water, a little darker and rippled."""
+    """Draw the scene once more in the water, a little darker and rippled."""
     above = picture.crop((0, 2 * HORIZON - HEIGHT, WIDTH, HORIZON))
     water = above.transpose(Image.Transpose.FLIP_TOP_BOTTOM).filter(ImageFilter.GaussianBlur(2))
     water = Image.blend(water, Image.new("RGB", water.size, scene.sky[0]), 0.3)

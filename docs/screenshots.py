@@ -33,7 +33,7 @@ WIDTH, HEIGHT = 1360, 860
 
 @contextmanager
 def prefect_server(home: str) -> Iterator[str]:
-    """A Prefect server of its own on a free port; gives its address."""
+    """Start a Prefect server of its own on a free port; yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -131,14 +131,14 @@ def make_batch(videos: str) -> str:
 
 
 def make_deployments() -> None:
-    """What a team has after the commands of docs/production.md."""
+    """Set up what a team has after the commands of docs/production.md."""
     script = Path(sys.executable).parent / "prefect-cometapi"
     for command in ("setup", "deploy"):
         subprocess.run([script, command], check=True, stdout=subprocess.DEVNULL)
 
 
 def data_uri(picture: bytes) -> str:
-    """A JPEG as CometAPI takes it."""
+    """Return a JPEG as CometAPI takes it."""
     return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
 
 
@@ -153,7 +153,7 @@ def take(
 
 
 def take_all(page: Page, server: str, run_id: str, folder: Path) -> None:
-    """The run with its retries, the poster of its clip, and what a collector found."""
+    """Show the run with its retries, the poster of its clip, and the collector's table."""
     page.goto(f"{server}/runs/flow-run/{run_id}")
     take(page, folder / "run.png", "Completed", "Retry 1/5 will start", "Stored ")
     found = httpx.post(f"{server}/api/artifacts/filter", json={}).json()
@@ -168,7 +168,7 @@ def take_all(page: Page, server: str, run_id: str, folder: Path) -> None:
 
 
 def take_batch(page: Page, server: str, run_id: str, folder: Path) -> None:
-    """The batch's run, the table of what became of each item, and the posters."""
+    """Show the batch's run, the table with the outcome of each item, and the posters."""
     page.goto(f"{server}/runs/flow-run/{run_id}")
     take(page, folder / "batch.png", "PartlyStored")
     found = httpx.post(f"{server}/api/artifacts/filter", json={}).json()
@@ -181,7 +181,7 @@ def take_batch(page: Page, server: str, run_id: str, folder: Path) -> None:
 
 
 def take_production(page: Page, server: str, folder: Path) -> None:
-    """The form of a deployment, which refuses a value; a block; the automations."""
+    """Show the form of a deployment, which refuses a value; a block; the automations."""
     api = f"{server}/api"
     daily = httpx.get(f"{api}/deployments/name/image-to-video/daily").json()["id"]
     page.set_viewport_size({"width": WIDTH, "height": 1300})

@@ -21,7 +21,7 @@ MISSING = "SELECT sku, photo, name FROM products WHERE sku NOT IN (SELECT sku FR
 
 @task
 def products_without_a_clip(database: str) -> list[dict[str, Any]]:
-    """Requests, with the SKU as the part of the key that stays."""
+    """Return requests, with the SKU as the part of the key that stays."""
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute(CLIPS)
         rows = connection.execute(MISSING).fetchall()

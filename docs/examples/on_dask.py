@@ -19,7 +19,7 @@ from prefect_cometapi.runway import StoredVideo
 
 @flow(task_runner=DaskTaskRunner(cluster_kwargs={"n_workers": 2, "threads_per_worker": 4}))
 def on_dask(photos: dict[str, str]) -> dict[str, str]:
-    """A chain of four tasks for each photo; Dask decides where each of them runs."""
+    """Run a chain of four tasks for each photo; Dask decides where each of them runs."""
     stored = {}
     for name, photo in photos.items():
         submission = submit_generation.submit({"promptImage": photo}, key=name)
