@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands as a shell runs them, and as they run inside a test."""
+"""Fixtures that run commands in a shell or inside a test."""
 
 import base64
 import os
@@ -22,7 +22,7 @@ PIXEL = base64.b64decode(
 
 @dataclass
 class Shell:
-    """Runs our script in the test's folder, with a Prefect home of its own."""
+    """Shell that runs the script in the test's folder, with a Prefect home of its own."""
 
     script: Path
     env: dict[str, str]
@@ -42,28 +42,28 @@ class Shell:
 
 @pytest.fixture
 def script() -> Path:
-    """The console script that is installed beside this interpreter."""
+    """Return the console script that is installed beside this interpreter."""
     return Path(sys.executable).parent / "prefect-cometapi"
 
 
 @pytest.fixture
 def picture(tmp_path: Path) -> str:
-    """The name of an image file in the working directory."""
+    """Create an image file in the working directory and return its name."""
     (tmp_path / "cat.png").write_bytes(PIXEL)
     return "cat.png"
 
 
 @pytest.fixture
 def shell(script: Path, prefect_server: str, sandbox: Sandbox, tmp_path: Path) -> Shell:
-    """A shell whose commands use the tests' Prefect server and the sandbox."""
+    """Return a shell whose commands use the tests' Prefect server and the sandbox."""
     env = {"PREFECT_API_URL": prefect_server, "PREFECT_HOME": str(tmp_path / "prefect")}
     return Shell(script, env, sandbox)
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the console script's function in this process; gives its exit code."""
-    # The commands set variables for good, since their process is their own.
+    """Run the console script's function in this process; return its exit code."""
+    # The commands set variables permanently, since each has a process of its own.
     monkeypatch.setattr(os, "environ", os.environ.copy())
 
     def run_here(*words: str) -> int:
@@ -79,7 +79,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 @pytest.fixture
 async def clean_server(prefect_server: str, sandbox: Sandbox) -> AsyncIterator[str]:
-    """A Prefect server that knows nothing of us, before and after."""
+    """Yield a Prefect server without objects of this package, and remove them afterwards."""
     await _forget()
     yield prefect_server
     await _forget()

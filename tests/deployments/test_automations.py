@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prefect does by itself about our runs, done by a real server."""
+"""Automations of Prefect for runs of this package, on a real server."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ async def client(prefect_server):
 
 @pytest.fixture
 async def armed(client):
-    """Makes an automation; it is gone afterwards."""
+    """Create automations; delete them after the test."""
     made: list[Any] = []
 
     async def arm(automation):
@@ -49,7 +49,7 @@ async def armed(client):
 
 
 async def until(look, seconds: float = 90) -> Any:
-    """What the server does in its own time."""
+    """Wait for a change that the server makes in its own time."""
     async with asyncio.timeout(seconds):
         while not (found := await look()):  # noqa: ASYNC110 -- the server tells nobody
             await asyncio.sleep(0.5)
@@ -57,7 +57,7 @@ async def until(look, seconds: float = 90) -> Any:
 
 
 async def running(client, *tags: str, begun: bool = True) -> Any:
-    """The id of a flow run of a deployment that was taken somewhere, and is running there."""
+    """Return the id of a deployment's flow run in the state Pending or Running."""
     flow_id = await client.create_flow(ordinary)
     deployment = await client.create_deployment(flow_id, name=f"ordinary-{uuid4()}", tags=tags)
     run = await client.create_flow_run_from_deployment(deployment)
@@ -71,7 +71,7 @@ async def state_of(client, run: Any) -> StateType:
 
 
 async def emit(client, event: str, resource: dict[str, str], *tags: str, **payload: Any) -> None:
-    """An event as a run of ours emits it."""
+    """Emit an event as a run of this package does."""
     related = [
         {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
         for tag in tags
@@ -91,7 +91,7 @@ async def emit(client, event: str, resource: dict[str, str], *tags: str, **paylo
 
 
 async def test_a_silent_run_of_ours_counts_as_crashed(client, armed):
-    """Once its heartbeats stop; a run of somebody else's is left alone."""
+    """A run of this package without heartbeats is marked as crashed, and other runs are not."""
     await armed(automations.silent_runs_crash(timedelta(seconds=10)))
     ours, other = await running(client, "cometapi"), await running(client)
     for run, tags in ((ours, ["cometapi"]), (other, [])):
@@ -106,7 +106,7 @@ async def test_a_silent_run_of_ours_counts_as_crashed(client, armed):
 
 
 async def test_a_run_of_ours_that_never_began_counts_as_crashed(client, armed):
-    """As when its worker died in that moment; one that began, or is somebody else's, stays."""
+    """A run of this package that never began is marked as crashed, and other runs are not."""
     await armed(automations.unbegun_runs_crash(timedelta(seconds=10)))
     other, begun = await running(client, begun=False), await running(client, "cometapi")
     unbegun = await running(client, "cometapi", begun=False)
@@ -120,7 +120,7 @@ async def test_a_run_of_ours_that_never_began_counts_as_crashed(client, armed):
 
 
 async def test_a_crashed_run_of_ours_is_scheduled_again(client, armed):
-    """By the server itself, within seconds; a run of somebody else's stays crashed."""
+    """The server reschedules a crashed run of this package within seconds, and no other run."""
     await armed(automations.crashed_runs_start_again())
     ours, other = await running(client, "cometapi"), await running(client)
     for run in (other, ours):
@@ -134,7 +134,7 @@ async def test_a_crashed_run_of_ours_is_scheduled_again(client, armed):
 
 
 async def test_a_stored_clip_runs_a_deployment_with_its_address(client, armed):
-    """The next step of a pipeline needs no code of ours, and gets the clip."""
+    """A stored clip runs a deployment with its address as a parameter."""
     flow_id = await client.create_flow(ordinary)
     deployment = await client.create_deployment(flow_id, name=f"load-{uuid4()}")
     await armed(automations.each_clip_runs(deployment, "load"))
@@ -142,7 +142,7 @@ async def test_a_stored_clip_runs_a_deployment_with_its_address(client, armed):
     uri = "s3://videos/one.mp4"
 
     async def started() -> list[Any]:
-        # A server that has not taken note of the automation yet lets the event pass.
+        # The server ignores events until it has registered the automation.
         await emit(client, "cometapi.generation.stored", resource, uri=uri)
         runs = await client.read_flow_runs()
         return [run for run in runs if run.deployment_id == deployment]
@@ -153,7 +153,7 @@ async def test_a_stored_clip_runs_a_deployment_with_its_address(client, armed):
 
 @pytest.fixture
 def letterbox():
-    """A web hook of the test's own; gives its address and what was posted there."""
+    """Start a web hook; yield its address and the posted bodies."""
     posted: list[dict[str, str]] = []
 
     class Hook(BaseHTTPRequestHandler):
@@ -163,7 +163,7 @@ def letterbox():
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- its name there
-            """Nothing is to be printed."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
         Thread(target=server.serve_forever).start()
@@ -173,7 +173,7 @@ def letterbox():
 
 @pytest.fixture
 async def hook(letterbox):
-    """A notification block that posts there; gives its id and what was posted."""
+    """Save a notification block that posts to the web hook; yield its id and the bodies."""
     address, posted = letterbox
     content = {"subject": "{{subject}}", "body": "{{body}}"}
     block = CustomWebhookNotificationBlock(
@@ -185,7 +185,7 @@ async def hook(letterbox):
 
 
 async def test_somebody_hears_of_a_failure(client, armed, hook):
-    """The notification has the run's name, its reason and where it is."""
+    """The notification of a failure has the run's name, its reason and its address."""
     block, posted = hook
     await armed(automations.failures_are_told(block))
     ours, other = await running(client, "cometapi"), await running(client)
@@ -198,12 +198,12 @@ async def test_somebody_hears_of_a_failure(client, armed, hook):
     (letter,) = await until(told)
     name = (await client.read_flow_run(ours)).name
     assert letter["subject"] == f"{name} failed"
-    # A server that knows no address of its UI, as this one, tells the id.
+    # This server does not know the address of its UI, so it sends the id.
     assert letter["body"] == f"GenerationFailed: moderated\nRun {ours}"
 
 
 async def test_somebody_hears_of_an_uncertain_one(client, armed, hook):
-    """It was perhaps paid for, so the notification names its key and the command that decides."""
+    """The notification of an uncertain submission has its key and the command that decides."""
     block, posted = hook
     await armed(automations.uncertain_ones_are_told(block))
     resource = {"prefect.resource.id": "cometapi.generation.unknown"}
@@ -220,7 +220,7 @@ async def test_somebody_hears_of_an_uncertain_one(client, armed, hook):
 
 
 def test_a_run_that_was_started_too_often_gives_up(prefect_server, sandbox, monkeypatch):
-    """A run that kills its worker each time does not go on for ever, and buys nothing more."""
+    """A run that kills its worker each time is not restarted forever, and buys nothing more."""
     monkeypatch.setenv("COMETAPI_MAX_STARTS", "1")
     sandbox.add_fault("create:unauthorized:times=1")
     again = image_to_video.with_options(retries=2, retry_delay_seconds=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console script as it is typed: what it prints, what it buys, and how it fails."""
+"""The console script: its output, its purchases, and its errors."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ from prefect_cometapi.sandbox import Sandbox
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
-    """What an expected failure tells on stderr, when it fails the way all of them do."""
+    """Return the error message of an expected failure, after checks that all failures share."""
     assert done.returncode == 1
     assert "Traceback" not in done.stderr + done.stdout
     assert os.environ["COMETAPI_KEY"] not in done.stderr + done.stdout
@@ -29,7 +29,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.server
 def test_a_local_image_becomes_a_video_and_a_table(shell, picture):
-    """One command turns an image file into a stored video, and says where it is."""
+    """One command turns an image file into a stored video, and prints its location."""
     done = shell("image-to-video", picture, "slow zoom", "--duration", "5", "--ratio", "1280:720")
     assert done.returncode == 0, done.stderr
     header, row = done.stdout.strip().splitlines()[-2:]
@@ -49,7 +49,7 @@ def test_a_local_image_becomes_a_video_and_a_table(shell, picture):
 
 @pytest.mark.server
 def test_json_output_can_be_piped_into_another_program(shell, picture):
-    """With --json, stdout is one JSON document and nothing else; progress goes to stderr."""
+    """With --json, stdout is one JSON document and nothing else, and progress goes to stderr."""
     done = shell("image-to-video", picture, "--json", "--seed", "7")
     result = json.loads(done.stdout)
     assert result["status"] == "succeeded"
@@ -61,7 +61,7 @@ def test_json_output_can_be_piped_into_another_program(shell, picture):
 
 @pytest.mark.server
 def test_a_local_video_is_restyled_and_a_bought_one_finished(shell, picture):
-    """What one command made, the next restyles; and `finish` fetches it again, buying nothing."""
+    """The next command restyles a stored video, and `finish` fetches it without a purchase."""
     first = json.loads(shell("image-to-video", picture, "--json").stdout)
     file = first["videos"][0]["uri"]
     second = shell(
@@ -83,7 +83,7 @@ def test_a_local_video_is_restyled_and_a_bought_one_finished(shell, picture):
 
 @pytest.mark.server
 def test_a_wrong_key_is_told_without_showing_it(shell, picture):
-    """A key that CometAPI refuses costs nothing, and the message says where to get a right one."""
+    """A refused API key costs nothing, and the message says where to get a valid one."""
     told = refused(shell("image-to-video", picture, COMETAPI_KEY="wrong-key"))
     assert told.startswith("AuthenticationError: ")
     assert "wrong-key" not in told
@@ -94,7 +94,7 @@ def test_a_wrong_key_is_told_without_showing_it(shell, picture):
 
 @pytest.mark.server
 def test_a_lost_answer_is_told_with_the_money_and_the_next_command(shell, picture):
-    """When nobody knows whether it was bought, the user learns how to find out."""
+    """After a lost reply, the message says that it may be charged and how to find out."""
     shell.sandbox.add_fault("create:reset-after")
     told = refused(shell("image-to-video", picture, "--key", "sku-17"))
     assert told.startswith("SubmissionUncertain: ")
@@ -107,7 +107,7 @@ def test_a_lost_answer_is_told_with_the_money_and_the_next_command(shell, pictur
 
 @pytest.mark.server
 def test_an_interrupted_command_says_how_to_go_on(shell, picture, script):
-    """Ctrl-C while it renders names the generation, with the command that finishes it."""
+    """Ctrl-C during the wait prints the generation and the command that finishes it."""
     with Sandbox(render_seconds=600) as slow:
         terminal = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "200"}
         process = subprocess.Popen(
@@ -136,7 +136,7 @@ def test_an_interrupted_command_says_how_to_go_on(shell, picture, script):
 
 @pytest.mark.server
 def test_an_address_without_a_prefect_server_is_told(shell, picture):
-    """A Prefect server that is not there is named, with what to do, and nothing is bought."""
+    """An unreachable Prefect server is named with the fix, and nothing is bought."""
     told = refused(
         shell("image-to-video", picture, PREFECT_API_URL=f"http://127.0.0.1:{closed_port()}/api")
     )
@@ -146,7 +146,7 @@ def test_an_address_without_a_prefect_server_is_told(shell, picture):
 
 
 def test_help_lists_the_commands(script):
-    """The help is the list of what one can do."""
+    """The help lists all commands."""
     shown = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
     commands = re.findall(r"^│ ([a-z][a-z-]+) ", shown, re.MULTILINE)
     assert commands == [
@@ -167,7 +167,7 @@ def test_help_lists_the_commands(script):
 
 @dataclass
 class Running:
-    """A sandbox in a process of its own, its address, and what it printed."""
+    """Sandbox in a process of its own, its address, and its output."""
 
     process: subprocess.Popen[str]
     url: str
@@ -176,7 +176,7 @@ class Running:
 
 @pytest.fixture
 def running(script) -> Iterator[Running]:
-    """`prefect-cometapi sandbox --port 0` as a process."""
+    """Run `prefect-cometapi sandbox --port 0` as a process."""
     process = subprocess.Popen(
         [script, "sandbox", "--port", "0", "--fault", "create:429:value=1"],
         stdout=subprocess.PIPE,
@@ -194,7 +194,7 @@ def running(script) -> Iterator[Running]:
 
 
 def test_the_sandbox_answers_at_the_address_that_it_prints(running):
-    """The sandbox command serves its documentation and misbehaves as it was told to."""
+    """The sandbox command serves its documentation and its configured faults."""
     assert httpx.get(f"{running.url}/docs").status_code == 200
     body = {"promptImage": "https://example.com/a.jpg", "model": "gen3a_turbo"}
     headers = {"Authorization": "Bearer sandbox", "X-Runway-Version": "2024-11-06"}
@@ -206,7 +206,7 @@ def test_the_sandbox_answers_at_the_address_that_it_prints(running):
 
 
 def test_the_sandbox_ends_quietly_with_ctrl_c(running):
-    """Ctrl-C ends the sandbox at once, without an error, and it told how to use it before."""
+    """Ctrl-C ends the sandbox at once without an error, after it printed its usage."""
     assert f"export COMETAPI_BASE_URL={running.url} COMETAPI_KEY=sandbox" in running.told
     assert "prefect-cometapi image-to-video" in running.told
     running.process.send_signal(signal.SIGINT)
@@ -215,7 +215,7 @@ def test_the_sandbox_ends_quietly_with_ctrl_c(running):
 
 
 def closed_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port without a listener."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return unused.getsockname()[1]

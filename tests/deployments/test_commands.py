@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each command's cases, and the parts that the commands are made of."""
+"""Cases of each command, and the functions that the commands share."""
 
 import json
 import re
@@ -28,14 +28,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked wit
     "name", ["batch", "collect", "demo", "finish", "image-to-video", "sandbox", "video-to-video"]
 )
 def test_every_option_is_explained(name):
-    """No option in a command's help stands there without a word on it."""
+    """Every option of every command has a help text."""
     arguments = cli.app[name].assemble_argument_collection()
     assert [argument.name for argument in arguments if not argument.parameter.help] == []
 
 
 @pytest.mark.server
 def test_both_kinds_of_generation_and_finish_print_a_table(shell, picture, capsys, command):
-    """Each command ends with a row per video."""
+    """Each command ends with a table of one row per video."""
     assert command("image-to-video", picture, "--storage", "first") == 0
     (file,) = Path("first").glob("*.mp4")
     assert f"first/{file.name}" in capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_both_kinds_of_generation_and_finish_print_a_table(shell, picture, capsy
 
 @pytest.mark.server
 def test_a_model_that_comet_does_not_know_is_its_word_not_ours(shell, picture, capsys, command):
-    """An unknown model is passed on, and CometAPI's refusal is repeated in its own words."""
+    """An unknown model is sent to CometAPI, and its refusal is printed word for word."""
     assert command("image-to-video", picture, "--model", "gen9_dream") == 1
     told = capsys.readouterr().err
     assert told.startswith("InvalidRequest: ")
@@ -61,7 +61,7 @@ def test_a_model_that_comet_does_not_know_is_its_word_not_ours(shell, picture, c
 
 @pytest.mark.server
 def test_without_a_key_nothing_is_sent(shell, picture, monkeypatch, capsys, command):
-    """Who set no key learns which variable to set."""
+    """A command without an API key names the variable to set."""
     monkeypatch.delenv("COMETAPI_KEY")
     assert command("image-to-video", picture) == 1
     told = capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_without_a_key_nothing_is_sent(shell, picture, monkeypatch, capsys, comm
 def test_a_bad_setting_is_told_by_the_name_of_its_variable(
     shell, picture, monkeypatch, capsys, command
 ):
-    """A mistake in the environment is called by the name that the user wrote there."""
+    """An invalid setting is reported by the name of its environment variable."""
     monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "-1")
     assert command("image-to-video", picture) == 1
     assert capsys.readouterr().err == (
@@ -85,7 +85,7 @@ def test_a_bad_setting_is_told_by_the_name_of_its_variable(
 
 
 def test_a_duration_that_the_model_does_not_make_is_refused(sandbox, picture, capsys, command):
-    """A wrong value is told with the allowed ones, before anything is sent or Prefect starts."""
+    """A wrong duration is refused with the allowed ones before Prefect starts."""
     assert command("image-to-video", picture, "--duration", "7") == 1
     assert capsys.readouterr().err == (
         "The request is not valid; nothing was sent.\n"
@@ -107,7 +107,7 @@ def test_a_duration_that_the_model_does_not_make_is_refused(sandbox, picture, ca
     ],
 )
 def test_a_mistyped_command_is_explained(words, reason, capsys, command):
-    """What cannot be a command is refused in a sentence, without a stack trace."""
+    """A mistyped command is refused in a sentence, without a stack trace."""
     assert command(*words) in {1, 2}
     told = re.sub(r"[│\s]+", " ", capsys.readouterr().err)
     assert reason in told
@@ -126,13 +126,13 @@ def test_a_mistyped_command_is_explained(words, reason, capsys, command):
     ],
 )
 def test_a_sandbox_that_cannot_be_is_explained(words, reason, capsys, command):
-    """A fault or a number that makes no sense is told with what was expected."""
+    """An invalid fault or number is refused with the expected form."""
     assert command("sandbox", "--port", "0", *words) == 1
     assert reason in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_named(capsys, command):
-    """Two sandboxes on one port: the second says which port, and how to get a free one."""
+    """A second sandbox on a port names the port, and how to get a free one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert command("sandbox", "--port", str(port)) == 1
@@ -142,7 +142,7 @@ def test_a_port_that_is_taken_is_named(capsys, command):
 
 
 def test_the_sandbox_command_runs_until_it_is_interrupted(monkeypatch, capsys, command):
-    """The command serves for as long as it waits, and an interrupt is its normal end."""
+    """The sandbox command runs until an interrupt, which is its normal end."""
     answered = []
 
     class Interrupted:
@@ -157,7 +157,7 @@ def test_the_sandbox_command_runs_until_it_is_interrupted(monkeypatch, capsys, c
 
 
 def test_the_demo_command_passes_its_storage_on(monkeypatch, command):
-    """`demo --storage` keeps the clips where the user says."""
+    """`demo --storage` keeps the clips in the given storage."""
     asked = []
     monkeypatch.setattr("prefect_cometapi.deployments.commands.demo.run_demo", asked.append)
     assert command("demo", "--storage", "here") == 0
@@ -166,7 +166,7 @@ def test_the_demo_command_passes_its_storage_on(monkeypatch, command):
 
 
 def test_an_interrupt_before_anything_was_bought_is_quiet(monkeypatch, capsys, command):
-    """Ctrl-C while the program still starts ends it with the code that shells expect."""
+    """Ctrl-C before anything was bought ends the program with the usual exit code of shells."""
 
     def interrupted() -> None:
         raise KeyboardInterrupt
@@ -186,7 +186,7 @@ def test_an_interrupt_before_anything_was_bought_is_quiet(monkeypatch, capsys, c
 def test_a_prefect_that_cannot_be_reached_is_told_in_its_own_words(
     words, monkeypatch, command, capsys
 ):
-    """Neither a server that is away nor one that does not start shows a stack trace."""
+    """An unreachable server or one that does not start is reported without a stack trace."""
 
     def away() -> None:
         raise RuntimeError(words)
@@ -199,7 +199,7 @@ def test_a_prefect_that_cannot_be_reached_is_told_in_its_own_words(
 
 
 def test_an_unexpected_error_keeps_its_stack_trace(monkeypatch, command):
-    """A bug is not dressed up as a mistake of the user."""
+    """An unexpected error keeps its stack trace."""
 
     def broken() -> None:
         raise RuntimeError("a bug")
@@ -209,11 +209,11 @@ def test_an_unexpected_error_keeps_its_stack_trace(monkeypatch, command):
         command()
 
 
-# What the commands are made of.
+# Functions that the commands share.
 
 
 def test_an_interrupt_while_nothing_is_known_still_warns(capsys):
-    """Ctrl-C between the submission and its first poll does not pretend that nothing happened."""
+    """Ctrl-C between the submission and its first poll still warns of a possible purchase."""
     with pytest.raises(KeyboardInterrupt), console.progress_of("image_to_video"):
         raise KeyboardInterrupt
     assert capsys.readouterr().err == "Interrupted. A submitted generation goes on upstream.\n"
@@ -224,7 +224,7 @@ def test_an_interrupt_while_nothing_is_known_still_warns(capsys):
     ["https://example.com/a.jpg", "s3://bucket/a.jpg", "data:image/png;base64,AA==", "DATA:x,y"],
 )
 def test_an_address_is_sent_as_it_is(place):
-    """A URL or a data URI is not looked for among the files."""
+    """A URL or a data URI is sent unchanged, and is not read as a file name."""
     assert as_source(place) == place
 
 
@@ -238,13 +238,13 @@ def test_an_address_is_sent_as_it_is(place):
     ],
 )
 def test_a_file_is_sent_with_its_media_type(name, media_type):
-    """A file travels inside the request, typed by its name."""
+    """A file is sent inside the request, with the media type of its name."""
     Path(name).write_bytes(b"\x00\x01")
     assert as_source(name) == f"data:{media_type};base64,AAE="
 
 
 def test_a_path_below_the_home_folder_is_found(monkeypatch, tmp_path):
-    """A tilde that the shell left alone is the home folder."""
+    """A tilde that the shell did not expand is the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     Path(tmp_path / "a.png").write_bytes(b"x")
     assert as_source("~/a.png") == "data:image/png;base64,eA=="
@@ -262,21 +262,21 @@ def test_a_path_below_the_home_folder_is_found(monkeypatch, tmp_path):
     ],
 )
 def test_what_is_neither_address_nor_file_is_told(place, reason):
-    """A typing error in a path is told as one, and not as a bad URL."""
+    """A mistyped path is reported as a missing file, and not as a bad URL."""
     with pytest.raises(InvalidRequest, match="neither a https:// URL nor a file") as caught:
         as_source(place)
     assert reason in str(caught.value)
 
 
 def test_a_place_is_shown_from_here_where_it_is_below_here(tmp_path):
-    """A path can be copied into the next command, wherever the file is."""
+    """A path below the working directory is shown relative, and any other location unchanged."""
     assert shown_place(str(tmp_path / "videos" / "a.mp4")) == "videos/a.mp4"
     assert shown_place("/elsewhere/a.mp4") == "/elsewhere/a.mp4"
     assert shown_place("s3://bucket/a.mp4") == "s3://bucket/a.mp4"
 
 
 def test_a_failure_is_shown_line_by_line_and_never_wrapped(capsys):
-    """Addresses and commands in a message can be copied, however narrow the terminal."""
+    """Lines of an error message are never wrapped, so addresses and commands can be copied."""
     error = GenerationFailed("it failed [bold]" + "x" * 300, code="INTERNAL.BAD_OUTPUT")
     console.show_error(error.about(key="k" * 100, task_id="t" * 36))
     first, second, money, advice = capsys.readouterr().err.splitlines()
@@ -310,7 +310,7 @@ def test_a_failure_is_shown_line_by_line_and_never_wrapped(capsys):
     ],
 )
 def test_a_validation_error_is_told_field_by_field(make, told, capsys):
-    """What is wrong, by the name that the user knows, and nothing of pydantic's own."""
+    """A validation error names each field as the user knows it, without pydantic's own text."""
     with pytest.raises(ValidationError) as caught:
         make()
     console.show_error(caught.value)

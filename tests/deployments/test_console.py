@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nobody's words move the terminal, link from it, or stand in a command as others than they are."""
+"""Untrusted text neither moves the terminal's cursor, nor links, nor changes a command."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ CLEARS = "\x1b[2J\x9b2J\a"
 
 
 def test_what_reads_as_markup_is_shown_as_it_is(monkeypatch):
-    """A manifest's ids among it: an id ends no message half way, and is no link to elsewhere."""
+    """Text that looks like markup, such as a manifest's ids, is printed unchanged."""
     shown = StringIO()
     monkeypatch.setattr(console, "errors", Console(file=shown, emoji=False))
     rows = [BadRow(row=n, id=id_, problem="is bad") for n, id_ in enumerate(IDS[:5], 1)]
@@ -33,7 +33,7 @@ def test_what_reads_as_markup_is_shown_as_it_is(monkeypatch):
 
 @pytest.mark.parametrize("id_", IDS)
 def test_text_that_is_escaped_is_shown_as_it_is(id_):
-    """Whatever stands beside it."""
+    """Escaped text is printed unchanged, whatever is beside it."""
     shown = StringIO()
     terminal = Console(file=shown, force_terminal=True, color_system=None, emoji=False, width=200)
     terminal.print(f"[dim]{console.escape(id_)}:[/] {console.escape(id_)}")
@@ -41,7 +41,7 @@ def test_text_that_is_escaped_is_shown_as_it_is(id_):
 
 
 def record(key: str, **values: Any) -> None:
-    """An entry that somebody else wrote into the ledger that the settings name."""
+    """Write an untrusted entry to the ledger of the settings."""
     ledger = ledger_at(os.environ["COMETAPI_LEDGER_URL"])
     intent = Intent(key=key, base_url="https://api.cometapi.com", model=f"m{CLEARS}")
     assert asyncio.run(ledger.add(intent, State.UNCERTAIN, "claim", **values))
@@ -49,7 +49,7 @@ def record(key: str, **values: Any) -> None:
 
 @pytest.mark.parametrize("how", [["list"], ["list", "--csv"], ["show", f"k{CLEARS}"]])
 def test_what_stands_in_the_ledger_does_not_move_the_terminal(command, capsys, how):
-    """Whoever can write to it cannot clear a screen, nor write over what was said."""
+    """Control characters in a ledger neither clear the screen nor overwrite other output."""
     record(f"k{CLEARS}", note=f"note{CLEARS}", failure_code=CLEARS)
     assert command("ledger", *how) == 0
     told = capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_what_stands_in_the_ledger_does_not_move_the_terminal(command, capsys, h
 
 
 def test_a_key_stands_in_a_command_as_it_is(command, capsys):
-    """Without pictures in place of the words between two colons."""
+    """A key in a command is printed unchanged, without emoji for words between colons."""
     record("order:100:video")
     assert command("ledger", "list") == 0
     assert "prefect-cometapi ledger adopt order:100:video TASK_ID" in capsys.readouterr().out

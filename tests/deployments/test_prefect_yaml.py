@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The deployments that come with the package, deployed, refused and run by Prefect itself."""
+"""Deployments of the package, as Prefect itself deploys, validates and runs them."""
 
 import json
 import os
@@ -30,7 +30,7 @@ BUYING = [*SINGLE, "generate-batch"]
 
 
 class Api:
-    """The Prefect server's API, as the UI uses it."""
+    """Client of the Prefect server's API, as the UI uses it."""
 
     def __init__(self, url: str) -> None:
         self.http = httpx.Client(base_url=url, timeout=60)
@@ -52,7 +52,7 @@ class Api:
 
 @pytest.fixture(scope="module")
 def deployed(prefect_server, tmp_path_factory) -> Api:
-    """All deployments, made with the commands that stand in prefect.yaml's own comments."""
+    """Create all deployments with the commands in the comments of prefect.yaml."""
     folder = tmp_path_factory.mktemp("deploy")
     (folder / "prefect.yaml").write_text(PREFECT_YAML, encoding="utf-8")
     env = {"PREFECT_API_URL": prefect_server, "PREFECT_HOME": str(folder / "prefect")}
@@ -63,12 +63,12 @@ def deployed(prefect_server, tmp_path_factory) -> Api:
 
 
 def commented_commands(text: str) -> list[str]:
-    """The commands in the comment that prefect.yaml begins with."""
+    """Return the commands in the comment at the top of prefect.yaml."""
     return re.findall(r"^#   (prefect .+)$", text, re.MULTILINE)
 
 
 def run_command(line: str, *more: str, cwd: Path, env: dict[str, str]) -> str:
-    """Run a command as it is written, in an environment; gives what it printed."""
+    """Run a command as it is written, in an environment; return its output."""
     script, *words = shlex.split(line)
     done = subprocess.run(
         [Path(sys.executable).parent / script, *words, *more],
@@ -85,7 +85,7 @@ def run_command(line: str, *more: str, cwd: Path, env: dict[str, str]) -> str:
 
 @pytest.mark.parametrize("flow", NAMES)
 def test_all_flows_are_deployed_from_the_package_alone(deployed, flow):
-    """A deployment names its flow by module, so that a worker needs the package and no code."""
+    """A deployment names its flow by module, so a worker needs only the package."""
     deployment = deployed.deployment(flow)
     module, name = deployment["entrypoint"].rsplit(".", 1)
     assert module == "prefect_cometapi.flows"
@@ -96,7 +96,7 @@ def test_all_flows_are_deployed_from_the_package_alone(deployed, flow):
 
 @pytest.mark.parametrize("flow", BUYING)
 def test_nothing_is_bought_before_the_user_says_so(deployed, flow):
-    """A new deployment has a schedule to look at, and it is not active."""
+    """A new deployment that buys has a schedule that is not active."""
     (schedule,) = deployed.deployment(flow)["schedules"]
     assert schedule["active"] is False
     assert schedule["schedule"]["timezone"] == "UTC"
@@ -105,7 +105,7 @@ def test_nothing_is_bought_before_the_user_says_so(deployed, flow):
 
 @pytest.mark.parametrize("flow", NAMES)
 def test_a_deployment_tells_what_it_is(deployed, flow):
-    """Description and tags of the file are those in the UI."""
+    """Description and tags in the file are those in the UI."""
     deployment = deployed.deployment(flow)
     bids = "Activate the schedule once its parameters are yours." in deployment["description"]
     assert bids == (flow in BUYING)
@@ -114,7 +114,7 @@ def test_a_deployment_tells_what_it_is(deployed, flow):
 
 @pytest.mark.parametrize("flow", NAMES)
 def test_a_deployment_has_a_limit_of_runs_at_a_time(deployed, flow):
-    """However often it is started, its other runs wait; a sweep that finds another one leaves."""
+    """Further runs of a deployment wait at its limit, and those of the collector are cancelled."""
     deployment = deployed.deployment(flow)
     assert deployment["global_concurrency_limit"]["limit"] == (10 if flow in SINGLE else 1)
     strategy = deployment["concurrency_options"]["collision_strategy"]
@@ -131,7 +131,7 @@ def test_what_was_bought_is_swept_up_by_itself(deployed):
 
 @pytest.mark.parametrize("flow", SINGLE)
 def test_every_field_of_the_form_has_a_title_and_a_description(deployed, flow):
-    """The form in the UI explains each parameter, and each field of the request."""
+    """Each parameter and each field of the request has a title and a description in the form."""
     schema = deployed.deployment(flow)["parameter_openapi_schema"]
     assert list(schema["properties"]) == [
         "request",
@@ -164,7 +164,7 @@ def test_every_field_of_the_form_has_a_title_and_a_description(deployed, flow):
     ],
 )
 def test_a_run_that_would_fail_is_refused_before_it_exists(deployed, flow, change, reason):
-    """The server itself refuses what a documented model does not take, and says what it takes."""
+    """The server refuses values that a documented model does not allow, with the allowed ones."""
     before = len(deployed.runs(flow))
     request = deployed.deployment(flow)["parameters"]["request"] | change
     answer = deployed.run(flow, {"request": request})
@@ -174,7 +174,7 @@ def test_a_run_that_would_fail_is_refused_before_it_exists(deployed, flow, chang
 
 
 def test_another_model_is_not_held_to_these_limits(deployed):
-    """What is not documented is CometAPI's to refuse, so the form lets it pass."""
+    """The form accepts any value for an undocumented model, which CometAPI may refuse."""
     request = {"promptImage": "https://example.com/a.jpg", "model": "gen9", "duration": 7}
     answer = deployed.run("image-to-video", {"request": request})
     assert answer.status_code == 201, answer.text
@@ -184,7 +184,7 @@ def test_another_model_is_not_held_to_these_limits(deployed):
 def test_a_worker_runs_the_deployment_as_it_comes(
     deployed, sandbox, tmp_path, prefect_server, monkeypatch
 ):
-    """With no more than a key, a worker makes the video and keeps it where it was started."""
+    """A worker with only an API key makes the video and stores it in its working directory."""
     monkeypatch.delenv("COMETAPI_STORAGE")
     created = deployed.run("image-to-video")
     assert created.status_code == 201, created.text

@@ -22,17 +22,17 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 ROWS = 12
 PATIENCE = 240
-"""Seconds until the processes have done what is awaited."""
+"""Seconds to wait for the processes."""
 
 EVERY = timedelta(seconds=20)
-"""The same manifest again, as a catalogue that is looked through each night."""
+"""Interval of the same manifest, as in a catalogue that is processed each night."""
 
 POOL = "machines"
 
 
 @pytest.fixture
 def service():
-    """A sandbox whose jobs take long enough to be interrupted."""
+    """Start a sandbox whose jobs take long enough to be interrupted."""
     with Sandbox(render_seconds=4) as sandbox:
         yield sandbox
 
@@ -52,7 +52,7 @@ def machines(redis_server, postgres, service, tmp_path):
 
 
 def point_to_catalogue(machines: Cluster, client: SyncPrefectClient):
-    """The deployment's manifest, with signed addresses; what a user puts into the form."""
+    """Set the deployment's manifest, with signed addresses, as a user does in the form."""
     manifest = machines.folder.parent / "catalogue.jsonl"
     rows = [
         {"id": f"row-{n}", "promptImage": "https://example.com/cat.jpg?Signature=canary-signature"}
@@ -66,7 +66,7 @@ def point_to_catalogue(machines: Cluster, client: SyncPrefectClient):
 
 
 def decide(machines: Cluster, service: Sandbox, entries: list[Entry]) -> None:
-    """What the user does about a submission that the kill struck: look in the console, then say."""
+    """Settle a submission that the kill interrupted, as a user does with the console's list."""
     known = {entry.task_id for entry in entries}
     found = [job.task_id for job in service.accepted if job.task_id not in known]
     for entry in entries:
@@ -76,7 +76,7 @@ def decide(machines: Cluster, service: Sandbox, entries: list[Entry]) -> None:
 
 
 def test_a_machine_that_dies_in_a_scheduled_batch_costs_nothing(machines, service, postgres):
-    """Its run crashes and starts again elsewhere, buys what is missing; no secret is written."""
+    """A dead machine's run restarts elsewhere, buys only what is missing, and leaks no secret."""
     assert "made" in machines.run("setup", "--pool", POOL)
     machines.run("deploy", "--pool", POOL)
     machines.notice_silence_soon()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands in the background, which a shell starts with SIGINT ignored, end by SIGTERM."""
+"""Background commands, which a shell starts with SIGINT ignored, end by SIGTERM."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from prefect_cometapi.sandbox import Sandbox
 from ..waiting import kill, until
 
 PATIENCE = 300
-"""Seconds until a command has started its Prefect server, and until it has ended."""
+"""Seconds for a command to start its Prefect server, and for it to end."""
 
 
 def in_session(leader: int) -> list[psutil.Process]:
@@ -30,7 +30,7 @@ def in_session(leader: int) -> list[psutil.Process]:
 
 @pytest.fixture
 def background(script, tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a command as `prefect-cometapi … &` in a script does, with no Prefect server."""
+    """Start a command as `prefect-cometapi … &` in a script does, with no Prefect server."""
     started: list[subprocess.Popen[str]] = []
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     own |= {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
@@ -58,7 +58,7 @@ def background(script, tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]
 
 
 def ended(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> list[psutil.Process]:
-    """Send a signal to a process and wait for its end; return what it leaves running."""
+    """Send a signal to a process and wait for its end; return the processes that it leaves."""
     process.send_signal(number)
     process.wait(PATIENCE)
     return in_session(process.pid)
@@ -68,7 +68,7 @@ def ended(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> list[
 @pytest.mark.server
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
 def test_a_command_that_is_terminated_ends_like_an_interrupted_one(background, tmp_path, number):
-    """It says how to finish what was bought, and leaves no Prefect server of its own behind."""
+    """SIGTERM or SIGHUP makes a command print how to finish, and stops its Prefect server."""
     with Sandbox(render_seconds=600) as slow:
         words = ["image-to-video", "https://example.com/cat.jpg", "slow zoom"]
         settings = {"COMETAPI_BASE_URL": slow.url, "COMETAPI_KEY": "sandbox"}
@@ -94,14 +94,14 @@ def test_a_command_that_is_terminated_ends_like_an_interrupted_one(background, t
 @pytest.mark.slow
 @pytest.mark.server
 def test_flows_that_are_served_in_the_background_can_be_stopped(background, tmp_path):
-    """Even while it starts, SIGTERM ends `serve` and the Prefect server that it started."""
+    """SIGTERM ends `serve` and the Prefect server that it started, even during the start."""
     process = background("serve")
     until((tmp_path / "prefect" / "prefect.db").exists, "its Prefect server", PATIENCE)
     assert ended(process) == []
 
 
 def test_a_sandbox_in_the_background_can_be_stopped(background, tmp_path):
-    """SIGTERM ends it, with nothing left to be stopped and no error."""
+    """SIGTERM ends a sandbox without an error, and no process of it is left."""
     process = background("sandbox", "--port", "0")
     until(lambda: "stops it" in (tmp_path / "shown").read_text(), "the sandbox", PATIENCE)
     assert ended(process) == []

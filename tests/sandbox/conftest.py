@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sandbox to talk to, and the few things that every conversation with it needs."""
+"""Fixtures of the sandbox's tests: a sandbox, a client, pictures and clips."""
 
 import base64
 import io
@@ -27,12 +27,12 @@ class Conversation:
         self.client = client
 
     def create(self, **changes: Any) -> httpx.Response:
-        """POST an image-to-video request whose source nobody serves."""
+        """POST an image-to-video request with an unreachable source."""
         body = {"promptImage": "http://127.0.0.1:9/cat.jpg", "model": "gen3a_turbo"} | changes
         return self.client.post("/runwayml/v1/image_to_video", json=body)
 
     def restyle(self, **changes: Any) -> httpx.Response:
-        """POST a video-to-video request whose source nobody serves."""
+        """POST a video-to-video request with an unreachable source."""
         body = {
             "videoUri": "http://127.0.0.1:9/cat.mp4",
             "model": "gen4_aleph",
@@ -49,22 +49,22 @@ class Conversation:
         return self.client.post("/runway/feed", json={"task_id": task_id})
 
     def finished(self, **changes: Any) -> str:
-        """The id of a job that has been drawn."""
+        """Create a job, wait until it is drawn, and return its id."""
         return self.drawn(self.create(**changes))
 
     def drawn(self, created: httpx.Response) -> str:
-        """Wait for a job; its id."""
+        """Wait for a job and return its id."""
         self.sandbox.settle(20)
         return created.json()["id"]
 
     def output(self, task_id: str) -> str:
-        """A fresh URL of a finished job's clip."""
+        """Return a fresh URL of a finished job's clip."""
         return self.task(task_id).json()["output"][0]
 
 
 @pytest.fixture
 def talk() -> Iterator[Callable[..., Conversation]]:
-    """Start a sandbox and talk to it."""
+    """Yield a function that starts a sandbox and returns it with a client."""
     with ExitStack() as stack:
 
         def start(**options: Any) -> Conversation:
@@ -77,13 +77,13 @@ def talk() -> Iterator[Callable[..., Conversation]]:
 
 @pytest.fixture(scope="session")
 def photo() -> bytes:
-    """A JPEG, 640x400, with detail all over it."""
+    """Return a JPEG of 640x400 with detail everywhere."""
     return _jpeg(saturation=1)
 
 
 @pytest.fixture(scope="session")
 def grey_photo() -> bytes:
-    """The same in black and white."""
+    """Return a black and white JPEG of 640x400."""
     return _jpeg(saturation=0)
 
 
@@ -104,12 +104,12 @@ def _jpeg(saturation: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def photo_uri(photo: bytes) -> str:
-    """The JPEG as a data URI."""
+    """Return the JPEG as a data URI."""
     return "data:image/jpeg;base64," + base64.b64encode(photo).decode()
 
 
 class Clip:
-    """What a decoder says about an MP4."""
+    """Facts that a decoder reports about an MP4."""
 
     def __init__(self, content: bytes) -> None:
         with av.open(io.BytesIO(content), "r") as container:
@@ -126,7 +126,7 @@ class Clip:
             ]
 
     def difference(self, other: "Clip", frame: int = 0) -> float:
-        """How far apart two frames are, from 0 to 255 per colour."""
+        """Return the difference of two frames, from 0 to 255 per colour."""
         one, two = self.thumbnails[frame], other.thumbnails[frame]
         return sum(abs(a - b) for a, b in zip(one, two, strict=True)) / len(one)
 

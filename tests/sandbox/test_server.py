@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sandbox starts at once, stops at once and is light until then."""
+"""A sandbox starts and stops at once, and imports nothing heavy until then."""
 
 import socket
 import subprocess
@@ -23,20 +23,20 @@ def test_a_sandbox_listens_when_it_is_entered(talk):
 
 
 def test_a_sandbox_outside_its_block_has_no_url():
-    """Asking too early is explained."""
+    """The URL of a sandbox outside of its block is an error with an explanation."""
     with pytest.raises(RuntimeError, match="inside its `with` block"):
         _ = Sandbox().url
 
 
 def test_a_taken_port_is_reported(talk):
-    """Two sandboxes cannot share a port, and the second says so."""
+    """A second sandbox on a port reports that the port is taken."""
     port = httpx.URL(talk().sandbox.url).port
     with pytest.raises(OSError, match="in use"), Sandbox(port=port or 0):
         pass
 
 
 def test_a_sandbox_stops_at_once_with_connections_open():
-    """Idle, silent and slow connections do not hold it up, and clients notice its end."""
+    """Idle, silent and slow connections do not delay the stop, and clients notice it."""
     with Sandbox(faults=["task:silent-after", "asset:slow:value=60"]) as sandbox:
         idle = httpx.Client(base_url=sandbox.url, headers={"Authorization": "Bearer any-key"})
         body = {"promptImage": "http://127.0.0.1:9/cat.jpg", "model": "gen3a_turbo"}
@@ -63,7 +63,7 @@ def test_a_sandbox_stops_at_once_with_connections_open():
 
 
 def _ask(sandbox, path):
-    """A connection on which a request has been sent, and nothing been read."""
+    """Return a connection with a sent request and an unread response."""
     address = httpx.URL(sandbox.url)
     connection = socket.create_connection((address.host, address.port or 0), timeout=5)
     connection.sendall(
@@ -74,7 +74,7 @@ def _ask(sandbox, path):
 
 @needs_ipv6
 def test_a_sandbox_listens_on_ipv6_too():
-    """An IPv6 address gives a URL that clients understand."""
+    """A sandbox with an IPv6 address has a valid URL."""
     with Sandbox(host="::1") as sandbox:
         assert httpx.get(f"{sandbox.url}/_sandbox").status_code == 200
 
@@ -83,13 +83,13 @@ def test_a_sandbox_listens_on_ipv6_too():
     "wrong", [{"shapes": ()}, {"shapes": ("round",)}, {"faults": ("x",)}, {"render_seconds": -1}]
 )
 def test_a_wrong_configuration_is_refused(wrong):
-    """What a sandbox cannot do is said before it starts."""
+    """An invalid configuration is refused before the start."""
     with pytest.raises(ValidationError):
         SandboxConfig(**wrong)
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    """FFmpeg, FastAPI and uvicorn wait until a sandbox is really wanted."""
+    """FFmpeg, FastAPI and uvicorn are imported when a sandbox is created, not before."""
     script = (
         "import sys, prefect_cometapi.sandbox as sandbox\n"
         "assert not {'av', 'fastapi', 'uvicorn', 'pydantic'} & set(sys.modules)\n"
@@ -101,7 +101,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_every_exported_name_is_there():
-    """`__all__` promises nothing that cannot be had, and nothing else can be had."""
+    """`__all__` matches the available names exactly."""
     for name in prefect_cometapi.sandbox.__all__:
         assert getattr(prefect_cometapi.sandbox, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prefect-cometapi batch`` as it is typed: what it buys, what it prints, and how it ends."""
+"""Command ``prefect-cometapi batch``: its purchases, its output, and its exit status."""
 
 import json
 import re
@@ -22,14 +22,14 @@ sku-2,https://example.com/dog.jpg,"pan, left",10,B
 
 @pytest.fixture
 def catalogue(tmp_path: Path) -> Path:
-    """Two rows in the working directory."""
+    """Write a manifest of two rows to the working directory."""
     path = tmp_path / "catalogue.csv"
     path.write_text(CATALOGUE, encoding="utf-8")
     return path
 
 
 def test_a_dry_run_says_what_it_comes_to_and_buys_nothing(shell, catalogue):
-    """Videos, seconds, money, and what is stored already."""
+    """A dry run prints videos, seconds, money and stored items, and buys nothing."""
     prices = {"COMETAPI_PRICES": '{"gen3a_turbo": "0.05/s"}'}
     before = shell("batch", catalogue.name, "--dry-run", **prices)
     assert before.returncode == 0, before.stderr
@@ -46,7 +46,7 @@ def test_a_dry_run_says_what_it_comes_to_and_buys_nothing(shell, catalogue):
 
 
 def test_a_dry_run_names_every_bad_row(shell, catalogue):
-    """With its line and field; and it ends with 1, so that a script can stop."""
+    """A dry run names every bad row with its line and field, and exits with 1."""
     bad = CATALOGUE.replace(",5,A", ",7,A").replace("https://example.com/dog", "dog")
     catalogue.write_text(bad, encoding="utf-8")
     done = shell("batch", catalogue.name, "--dry-run")
@@ -60,7 +60,7 @@ def test_a_dry_run_names_every_bad_row(shell, catalogue):
 
 
 def test_a_catalogue_becomes_videos_results_and_a_gallery(shell, catalogue):
-    """The command says where they are; typed again, it buys nothing."""
+    """The command prints the location of its files, and a second run buys nothing."""
     for _ in range(2):
         done = shell("batch", catalogue.name, "--max-in-flight", "2")
         assert done.returncode == 0, done.stderr
@@ -78,7 +78,7 @@ def test_a_catalogue_becomes_videos_results_and_a_gallery(shell, catalogue):
 
 
 def test_what_is_missing_is_listed_with_the_command_that_goes_on(shell, catalogue):
-    """It ends with 1, without a stack trace, and the same command buys the rest."""
+    """An incomplete batch exits with 1, lists its items, and the same command buys the rest."""
     shell.sandbox.add_fault(Fault.parse("create:invalid-request"))
     done = shell("batch", catalogue.name, "--max-in-flight", "1")
     assert done.returncode == 1
@@ -91,7 +91,7 @@ def test_what_is_missing_is_listed_with_the_command_that_goes_on(shell, catalogu
 
 
 def test_the_money_figures_are_the_same_wherever_they_are_shown(shell, catalogue, tmp_path):
-    """Terminal, JSON, gallery and dry run name each figure alike, in the first run and the next."""
+    """Terminal, JSON, gallery and dry run use the same names and values in every run."""
     prices = {"COMETAPI_PRICES": '{"gen3a_turbo": "0.05/s"}'}
     for of_run in ("15 s of video, 0.75", "0 s of video, 0.00"):
         done = shell("batch", catalogue.name, **prices).stdout
@@ -108,7 +108,7 @@ def test_the_money_figures_are_the_same_wherever_they_are_shown(shell, catalogue
 
 
 def test_a_batch_that_fails_says_so_in_words(shell, catalogue):
-    """The error, and then each item."""
+    """A failed batch prints its error and then each item."""
     shell.sandbox.add_fault(Fault.parse("create:quota:times=9"))
     done = shell("batch", catalogue.name, "--max-in-flight", "1")
     assert done.returncode == 1
@@ -118,7 +118,7 @@ def test_a_batch_that_fails_says_so_in_words(shell, catalogue):
 
 
 def test_an_uncertain_item_leads_to_the_ledger(shell, catalogue):
-    """Only the user can decide about it."""
+    """An uncertain item is printed with the ledger commands that decide about it."""
     shell.sandbox.add_fault(Fault.parse("create:reset-after"))
     done = shell("batch", catalogue.name, "--max-in-flight", "1")
     assert done.returncode == 1
@@ -126,7 +126,7 @@ def test_an_uncertain_item_leads_to_the_ledger(shell, catalogue):
 
 
 def test_json_is_one_document(shell, catalogue):
-    """Progress goes to stderr."""
+    """With --json, stdout is one JSON document, and progress goes to stderr."""
     done = shell("batch", catalogue.name, "--json")
     result = json.loads(done.stdout)
     assert (result["succeeded"], result["failed"]) == (2, 0)
@@ -142,7 +142,7 @@ def test_json_is_one_document(shell, catalogue):
     ],
 )
 def test_what_cannot_be_done_is_told_before_anything_is_bought(shell, catalogue, words, told):
-    """In words, without a stack trace."""
+    """An impossible batch is refused before anything is bought, without a stack trace."""
     done = shell("batch", *words)
     assert done.returncode == 1
     assert told in done.stderr
@@ -151,7 +151,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_bought(shell, catalogue,
 
 
 def test_the_end_of_a_batch_is_told_whatever_it_is(shell, command, catalogue, capsys, monkeypatch):
-    """Refused, left for want of money, repeated, and whole."""
+    """The end of a batch is printed: refused, out of budget, repeated, or complete."""
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.5}')
     shell.sandbox.add_fault(Fault.parse("create:invalid-request"))
     words = ("batch", catalogue.name, "--max-in-flight", "1")
@@ -163,7 +163,7 @@ def test_the_end_of_a_batch_is_told_whatever_it_is(shell, command, catalogue, ca
     told = capsys.readouterr().out
     assert "bought by this run: 5 s of video, 0.50 as estimated\n" in told
     assert "so far: 5 s of video, 0.50 of 0.60 (0.10 left) as estimated\n" in told
-    assert "Again" not in told  # the limit is the same the next time
+    assert "Again" not in told  # The limit is the same the next time.
     assert command(*words) == 0
     assert "2 stored" in capsys.readouterr().out
     assert command(*words, "--json") == 0
@@ -173,7 +173,7 @@ def test_the_end_of_a_batch_is_told_whatever_it_is(shell, command, catalogue, ca
 
 
 def test_only_the_first_of_many_that_failed_are_listed(shell, command, tmp_path, capsys):
-    """The results have them all."""
+    """Only the first failures are listed, and the results have all of them."""
     rows = "".join(f"sku-{n},https://example.com/a.jpg,7\n" for n in range(15))
     (tmp_path / "bad.csv").write_text(f"id,promptImage,duration\n{rows}", encoding="utf-8")
     assert command("batch", "bad.csv", "--dry-run") == 1
@@ -181,7 +181,7 @@ def test_only_the_first_of_many_that_failed_are_listed(shell, command, tmp_path,
 
 
 def test_an_interrupted_batch_says_how_to_go_on(shell, command, catalogue, capsys, monkeypatch):
-    """With the command as it was typed."""
+    """An interrupted batch prints the command that continues it, as it was typed."""
 
     def interrupted(*_args, **_options):
         raise KeyboardInterrupt

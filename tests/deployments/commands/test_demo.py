@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo works on a machine that has nothing: no key, no network, no Prefect server."""
+"""The demo works on a fresh machine: without an API key, a network, or a Prefect server."""
 
 import json
 import os
@@ -24,13 +24,13 @@ NOISE = ["error", "warning", "traceback", "telemetry", "____", "check out the da
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An empty folder to run the demo in."""
+    """Return an empty folder to run the demo in."""
     return tmp_path_factory.mktemp("demo")
 
 
 @pytest.fixture(scope="module")
 def shown(folder, tmp_path_factory):
-    """What the demo printed there, with a Prefect profile that leads nowhere."""
+    """Run the demo in the folder with an unusable Prefect profile, and return its output."""
     own = ("COMETAPI_", "PREFECT_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     env |= {
@@ -53,7 +53,7 @@ def shown(folder, tmp_path_factory):
 
 
 def test_two_clips_lie_in_the_folder_afterwards(shown, folder):
-    """The demo leaves two whole videos, each with its poster and the JSON of its origin."""
+    """The demo leaves two whole videos, each with its poster and its sidecar."""
     videos = folder / "videos"
     stems = sorted(path.stem for path in videos.glob("*.mp4"))
     assert len(stems) == 2
@@ -75,7 +75,7 @@ def test_two_clips_lie_in_the_folder_afterwards(shown, folder):
 
 
 def test_the_second_clip_is_the_first_one_restyled(shown, folder):
-    """The demo shows both routes, the second fed with what the first one made."""
+    """The demo shows both routes, and the second clip is the first one restyled."""
     first, second = (json.loads(path.read_text()) for path in sorted(folder.glob("videos/*.json")))
     assert [first["route"], second["route"]] == ["image_to_video", "video_to_video"]
     assert first["video"]["sha256"] != second["video"]["sha256"]
@@ -83,7 +83,7 @@ def test_the_second_clip_is_the_first_one_restyled(shown, folder):
 
 
 def test_it_ends_with_what_came_of_it_and_what_to_do_next(shown, folder):
-    """The last lines are a table of the two files and the commands to go on with."""
+    """The last lines are a table of the two files and the commands to continue with."""
     table, _, after = shown.stdout.rpartition("\nNext\n")
     header, first, second = table.strip().splitlines()[-3:]
     assert header.split() == ["file", "length", "size", "took", "polls"]
@@ -99,7 +99,7 @@ def test_it_ends_with_what_came_of_it_and_what_to_do_next(shown, folder):
 
 
 def test_it_prints_nothing_of_its_machinery(shown):
-    """No log lines, banners or warnings of Prefect's stand between the user and the result."""
+    """The output has no log lines, banners or warnings of Prefect."""
     assert shown.stderr == ""
     assert [word for word in NOISE if word in shown.stdout.lower()] == []
     assert len(shown.stdout.splitlines()) <= 15

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flows become deployments from the installed package alone."""
+"""The installed package alone deploys its flows as deployments."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.server
 
 
 def test_only_the_pool_differs():
-    """Everything else is as the file says, comments too."""
+    """Only the pool differs from prefect.yaml, and its comments are kept."""
     text = in_pool(PREFECT_YAML, "gpu-less")
     deployments = yaml.safe_load(text)["deployments"]
     assert {one["work_pool"]["name"] for one in deployments} == {"gpu-less"}
@@ -27,7 +27,7 @@ def test_only_the_pool_differs():
 
 
 def test_one_command_deploys_all_flows(clean_server, shell):
-    """No file and no repository is needed; the next command is named."""
+    """One command deploys all flows without a file or a repository, and prints the next command."""
     assert shell("setup", "--pool", "of-deploy").returncode == 0
     done = shell("deploy", "--pool", "of-deploy")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -42,7 +42,7 @@ def test_one_command_deploys_all_flows(clean_server, shell):
 
 
 def test_a_file_beside_the_command_is_not_run(clean_server, shell, tmp_path):
-    """A folder may hold a module that is called like one of Prefect's, or be somebody else's."""
+    """A module in the working directory with the name of one of Prefect's is never imported."""
     for name in ("prefect", "yaml", "httpx"):
         (tmp_path / f"{name}.py").write_text("open('ran', 'w')")
     assert shell("setup", "--pool", "of-deploy").returncode == 0
@@ -52,7 +52,7 @@ def test_a_file_beside_the_command_is_not_run(clean_server, shell, tmp_path):
 
 
 async def test_what_the_user_changed_survives_the_next_deployment(clean_server, shell):
-    """After an upgrade the parameters, schedules and tags of the UI are still there."""
+    """Parameters, schedules and tags from the UI are kept when a new version is deployed."""
     assert shell("setup", "--pool", "of-deploy").returncode == 0
     assert shell("deploy", "--pool", "of-deploy").returncode == 0
     parameters = {"request": {"promptImage": "https://example.com/ours.jpg"}}
@@ -72,7 +72,7 @@ async def test_what_the_user_changed_survives_the_next_deployment(clean_server, 
 
 
 def test_what_is_served_buys_nothing_by_itself(prefect_server):
-    """Only the collector has a schedule."""
+    """Of the served deployments, only the collector has a schedule."""
     deployments = served()
     names = {one.flow_name: len(one.schedules or []) for one in deployments}
     assert names == {"image-to-video": 0, "video-to-video": 0, "generate-batch": 0, "collect": 1}
@@ -82,7 +82,7 @@ def test_what_is_served_buys_nothing_by_itself(prefect_server):
 def test_a_pool_that_is_not_there_is_named_before_anything_is_deployed(
     clean_server, command, capsys
 ):
-    """With the command that makes it."""
+    """A missing pool is reported before anything is deployed, with the command that creates it."""
     assert command("deploy", "--pool", "nowhere") == 1
     told = capsys.readouterr().err
     assert "Prefect: there is no work pool nowhere" in told
@@ -93,7 +93,7 @@ def test_a_pool_that_is_not_there_is_named_before_anything_is_deployed(
 def test_a_server_that_is_down_is_told_without_a_stack_trace(
     prefect_server, command, capsys, words
 ):
-    """And what starts one."""
+    """An unreachable server is reported without a stack trace, with the command that starts one."""
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         assert command(words) == 1
     told = capsys.readouterr().err

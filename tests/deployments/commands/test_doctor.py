@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A doctor that finds what a paid run would stumble over, and says how to mend it."""
+"""The command `doctor` finds problems of a paid run in advance, and names their fixes."""
 
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +24,7 @@ POOL = "of-doctor"
 
 @pytest.fixture
 def told(clean_server, command, capsys):
-    """Runs the command; gives its exit status and what it printed, on one line."""
+    """Run the command; return its exit status and its output on one line."""
 
     def run(*words: str) -> tuple[int, str]:
         status = command("doctor", *words)
@@ -34,7 +34,7 @@ def told(clean_server, command, capsys):
 
 
 async def workers(*names: str) -> None:
-    """A pool for which these workers say that they live."""
+    """Create a pool with heartbeats of these workers."""
     async with get_client() as client:
         await client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
         for name in names:
@@ -42,7 +42,7 @@ async def workers(*names: str) -> None:
 
 
 def test_a_good_machine_gets_a_good_report(shell, tmp_path):
-    """Key, clock, storage, ledger and server are looked at; nothing is bought or left behind."""
+    """Key, clock, storage, ledger and server are checked, and nothing is bought or left behind."""
     done = shell("doctor")
     for good in ("CometAPI", "clock", "storage", "ledger", "Prefect"):
         assert f"✓ {good}" in done.stdout
@@ -63,7 +63,7 @@ def test_a_good_machine_gets_a_good_report(shell, tmp_path):
     ],
 )
 def test_what_is_wrong_is_told_with_what_mends_it(told, monkeypatch, setting, value, found, mend):
-    """Each finding has its remedy, and the exit status is 1."""
+    """Each problem is printed with its fix, and the exit status is 1."""
     monkeypatch.setenv(f"COMETAPI_{setting}", value)
     status, report = told()
     assert status == 1
@@ -72,7 +72,7 @@ def test_what_is_wrong_is_told_with_what_mends_it(told, monkeypatch, setting, va
 
 
 def test_a_server_that_is_down_is_told(told):
-    """Without a stack trace, and with the setting that leads there."""
+    """An unreachable server is reported without a stack trace, with the setting of its address."""
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         status, report = told()
     assert status == 1
@@ -81,7 +81,7 @@ def test_a_server_that_is_down_is_told(told):
 
 
 def test_without_a_server_it_says_what_is_missing(told):
-    """Runs work without one, schedules do not."""
+    """Without a server, the command says that runs work and schedules do not."""
     with temporary_settings({PREFECT_API_URL: None}):
         status, report = told()
     assert status == 0
@@ -97,7 +97,7 @@ def test_without_a_server_it_says_what_is_missing(told):
     ],
 )
 def test_what_the_service_says_is_told(told, sandbox, fault, found):
-    """A refused key, a wrong address, a busy service; the key itself is not shown."""
+    """A refused key, a wrong address and a busy service are reported without the API key."""
     sandbox.add_fault(f"{fault}:times=20")
     status, report = told()
     assert status == ("✗" in found)
@@ -106,7 +106,7 @@ def test_what_the_service_says_is_told(told, sandbox, fault, found):
 
 
 def test_another_service_is_not_taken_for_cometapi(told, monkeypatch):
-    """A 404 in anybody's JSON says nothing about the key."""
+    """A 404 in another service's JSON does not count as an answer about the API key."""
 
     class Elsewhere(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -129,7 +129,7 @@ def test_another_service_is_not_taken_for_cometapi(told, monkeypatch):
 
 
 def test_a_clock_that_is_off_is_found(told, monkeypatch):
-    """It is compared with the date in the service's replies."""
+    """The local clock is compared with the date in the service's replies."""
     monkeypatch.setattr(doctor, "time", lambda: time.time() + 100)
     status, report = told()
     assert status == 1
@@ -137,7 +137,7 @@ def test_a_clock_that_is_off_is_found(told, monkeypatch):
 
 
 def test_a_pool_that_is_not_there_is_told(told):
-    """It names the command that makes it."""
+    """A missing pool is reported with the command that creates it."""
     _, report = told("--pool", "nowhere")
     assert "there is no work pool nowhere prefect-cometapi setup --pool nowhere makes it" in report
 
@@ -152,7 +152,7 @@ def test_a_pool_that_is_not_there_is_told(told):
     ids=["confined", "free", "broken"],
 )
 def test_what_a_strangers_video_could_reach_is_told(told, monkeypatch, reached, found):
-    """Where the system confines nothing, nobody finds out when it is too late."""
+    """The report says what an untrusted video in the decoder could reach."""
 
     def reaches():
         if isinstance(reached, Exception):
@@ -166,7 +166,7 @@ def test_what_a_strangers_video_could_reach_is_told(told, monkeypatch, reached, 
 
 
 async def test_a_pool_without_workers_is_told(clean_server, sandbox):
-    """Its scheduled runs would stay late; the command that starts a worker is named."""
+    """A pool without workers is reported with the command that starts one."""
     await workers()
     found = await doctor.examined(CometAPISettings(), None, POOL)
     assert found[-1].health is Health.BAD
@@ -174,14 +174,14 @@ async def test_a_pool_without_workers_is_told(clean_server, sandbox):
 
 
 async def test_one_worker_needs_nothing_shared(clean_server, sandbox):
-    """A ledger and a folder of its own are enough."""
+    """A single worker may use a ledger and a folder of its own."""
     await workers("first")
     found = await doctor.examined(CometAPISettings(), None, POOL)
     assert (found[-1].health, found[-1].told) == (Health.GOOD, f"one works on the pool {POOL}")
 
 
 async def test_several_workers_with_places_of_their_own_are_told(clean_server, sandbox):
-    """Both are named, with the setting that shares them."""
+    """Several workers with separate ledgers and folders are reported with the settings to share."""
     await workers("first", "second")
     found = await doctor.examined(CometAPISettings(), None, POOL)
     assert found[-1].health is Health.NOTED
@@ -193,7 +193,7 @@ async def test_several_workers_with_places_of_their_own_are_told(clean_server, s
 async def test_several_workers_with_shared_places_are_well(
     clean_server, sandbox, postgres, monkeypatch
 ):
-    """One PostgreSQL and one object store."""
+    """Several workers with one PostgreSQL and one object store pass the check."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
     await workers("first", "second")
     found = await doctor.examined(CometAPISettings(), "memory://videos", POOL)
@@ -202,7 +202,7 @@ async def test_several_workers_with_shared_places_are_well(
 
 @given(st.floats(-1e6, 1e6))
 def test_a_clock_that_is_off_is_told(ahead):
-    """Beyond half a minute signed addresses and leases go wrong."""
+    """A clock that is off by more than half a minute is reported."""
     found = clock_finding(ahead)
     assert (found.health is Health.BAD) == (abs(ahead) > SKEW)
     if found.health is Health.BAD:

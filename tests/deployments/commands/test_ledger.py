@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prefect-cometapi ledger`` and ``collect``: what was bought is listed, decided and finished."""
+"""Commands ``ledger`` and ``collect``: purchases are listed, decided and finished."""
 
 import asyncio
 import csv
@@ -29,7 +29,7 @@ NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
 def entry(key: str, state: State = State.UNCERTAIN, **values: Any) -> Entry:
-    """An entry in the ledger that the settings name."""
+    """Write an entry to the ledger of the settings."""
     request = {"promptImage": "https://example.com/[red]cat[/].jpg"}
     intent = Intent(
         key=key,
@@ -55,20 +55,20 @@ def known(key: str) -> Entry:
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
-    """A terminal in which no cell is folded."""
+    """Use a terminal that is wide enough for all cells."""
     monkeypatch.setattr(console.console, "width", 200)
     monkeypatch.setattr(console.errors, "width", 200)
 
 
 def test_every_option_of_the_ledger_is_explained():
-    """No option in a command's help stands there without a word on it."""
+    """Every option of the ledger commands has a help text."""
     for name in ("list", "show", "adopt", "lost", "resubmit", "abandon"):
         arguments = cli.app["ledger"][name].assemble_argument_collection()
         assert [item.name for item in arguments if not item.parameter.help] == [], name
 
 
 def test_the_list_tells_what_waits_for_whom(command, capsys):
-    """Uncertain ones come with the three commands that decide, bought ones with collect."""
+    """The list shows the three commands for uncertain entries, and collect for bought ones."""
     entry("sku 1", note="no answer")
     entry("sku-2", State.SUBMITTED, task_id="3d957031-9a2a")
     assert command("ledger", "list") == 0
@@ -84,13 +84,13 @@ def test_the_list_tells_what_waits_for_whom(command, capsys):
 
 
 def test_an_empty_list_says_so(command, capsys):
-    """Nothing bought is told in words, not as an empty table."""
+    """An empty ledger is reported in words, not as an empty table."""
     assert command("ledger", "list") == 0
     assert capsys.readouterr().out == "The ledger has no such generations.\n"
 
 
 def test_the_list_is_filtered(command, capsys):
-    """By state, by age and by flow run; JSON tells all that is known."""
+    """The list is filtered by state, age and flow run, and its JSON has all fields."""
     entry("a", flow_run_id="run-1")
     entry("b", State.STORED, flow_run_id="run-2")
     entry("c", State.FAILED)
@@ -109,7 +109,7 @@ def test_the_list_is_filtered(command, capsys):
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]], ids=["table", "json", "csv"])
 def test_a_damaged_row_is_told_beside_the_others(command, capsys, form):
-    """It may be a purchase: the list is not whole, and says so."""
+    """A damaged row is reported beside the others, as it may be a purchase."""
     entry("sku-1")
     entry("sku-2")
     damage = update(generations).where(generations.c.key == "sku-2").values(polls="many")
@@ -122,7 +122,7 @@ def test_a_damaged_row_is_told_beside_the_others(command, capsys, form):
 
 
 def test_csv_has_one_row_each(command, capsys):
-    """The list goes into a spreadsheet or a table as it is."""
+    """The CSV has one row for each entry."""
     entry("with,comma", note="line\nbreak")
     assert command("ledger", "list", "--csv") == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
@@ -133,7 +133,7 @@ def test_csv_has_one_row_each(command, capsys):
 
 
 def test_one_generation_is_shown_whole(command, capsys):
-    """Every fact has a line, the request as it was sent, and nothing is read as markup."""
+    """Every fact of an entry has a line, with the request as sent, and no text acts as markup."""
     holder = "host:7:space:1|run-9"
     entry("sku-17", State.SUBMITTED, task_id="id-1", holder=holder, charges=2, cost=0.32)
     assert command("ledger", "show", "sku-17") == 0
@@ -153,7 +153,7 @@ def test_one_generation_is_shown_whole(command, capsys):
 
 
 def test_an_unknown_key_is_told(command, capsys):
-    """A misspelt key ends with 1 and with the command that lists the keys."""
+    """An unknown key exits with 1, and prints the command that lists the keys."""
     for words in (["show"], ["lost"], ["resubmit"], ["abandon"]):
         assert command("ledger", *words, "nothing") == 1
     assert command("ledger", "adopt", "nothing", "id") == 1
@@ -173,7 +173,7 @@ def test_an_unknown_key_is_told(command, capsys):
     ],
 )
 def test_a_decision_is_recorded(command, capsys, before, decision, after):
-    """It is confirmed with the next step, and stands in the ledger with a word on who did it."""
+    """A decision is stored in the ledger with its origin, and confirmed with the next step."""
     sent = datetime.now(UTC) - timedelta(hours=1)
     task_id = "id-1" if before is State.SUBMITTED else None
     entry("sku-17", before, task_id=task_id, claimed_at=sent)
@@ -185,7 +185,7 @@ def test_a_decision_is_recorded(command, capsys, before, decision, after):
 
 @pytest.mark.parametrize("decision", ["lost", "resubmit", "abandon"])
 def test_what_is_stored_is_not_decided_about(command, capsys, decision):
-    """A slip of the finger never has a stored video bought again."""
+    """A stored video is never released for another purchase."""
     entry("sku-17", State.STORED, task_id="id-1")
     assert command("ledger", decision, "sku-17") == 1
     assert "sku-17 is stored, which cannot become" in capsys.readouterr().err
@@ -193,7 +193,7 @@ def test_what_is_stored_is_not_decided_about(command, capsys, decision):
 
 
 def test_a_ledger_that_is_none_is_told(command, capsys, monkeypatch):
-    """A wrong setting is an error in words, without a stack trace."""
+    """A setting that is not a valid ledger URL is an error without a stack trace."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", "mysql://localhost/ledger")
     assert command("ledger", "list") == 1
     assert capsys.readouterr().err.startswith("LedgerUnavailable: ")
@@ -201,7 +201,7 @@ def test_a_ledger_that_is_none_is_told(command, capsys, monkeypatch):
 
 @pytest.mark.server
 def test_what_was_not_waited_for_is_collected(shell, picture, command, capsys):
-    """`--no-wait` ends after the submission, `collect` stores the video, and nothing is left."""
+    """`--no-wait` ends after the submission, and `collect` stores the video."""
     assert command("image-to-video", picture, "--key", "sku-17", "--no-wait") == 0
     told = capsys.readouterr().out
     assert "is pending, key sku-17" in told
@@ -219,7 +219,7 @@ def test_what_was_not_waited_for_is_collected(shell, picture, command, capsys):
 
 @pytest.mark.server
 def test_a_found_id_is_attached_by_hand(shell, picture, command, capsys):
-    """From an uncertain submission to its video: list, adopt, run again."""
+    """An uncertain submission becomes a video by list, adopt, and another run."""
     shell.sandbox.add_fault("create:reset-after")
     assert command("image-to-video", picture, "--key", "sku-17") == 1
     (job,) = shell.sandbox.accepted
@@ -241,13 +241,13 @@ def test_a_found_id_is_attached_by_hand(shell, picture, command, capsys):
     ],
 )
 def test_a_time_is_read_as_people_write_it(text, time):
-    """A span back from now, or a date."""
+    """A time is a span back from now, or a date."""
     assert since_time(text, NOW) == time
 
 
 @given(st.text(max_size=20))
 def test_any_other_time_is_refused_in_words(text):
-    """Whatever is typed is a time or a clear refusal."""
+    """Any other text is either read as a time or clearly refused."""
     told = ""
     try:
         time = since_time(text, NOW)
@@ -259,7 +259,7 @@ def test_any_other_time_is_refused_in_words(text):
 
 
 SIGNS = [*"=+-@\t\n\r", *"\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b\u2212"]
-"""ASCII signs, their full-width and small forms, and the minus sign."""
+"""ASCII signs that begin a formula, their full-width and small forms, and the minus sign."""
 
 
 BLANKS = ["", " ", "\n", "\r\n", "\t ", "\u00a0", "\u3000", "\u200b", "\x00"]
@@ -267,20 +267,20 @@ BLANKS = ["", " ", "\n", "\r\n", "\t ", "\u00a0", "\u3000", "\u200b", "\x00"]
 
 @pytest.mark.parametrize("begins", SIGNS)
 def test_no_cell_is_a_formula(begins):
-    """A spreadsheet would compute what a key or a service's word begins with."""
+    """No CSV cell starts with a sign that a spreadsheet reads as a formula."""
     cells = [cell_of(f'{before}{begins}HYPERLINK("http://e")') for before in BLANKS]
     assert [cell for cell in cells if not cell.startswith("'")] == []
 
 
 @given(st.text())
 def test_only_a_cell_that_may_be_a_formula_gets_a_quote(text):
-    """What begins with a letter or digit stays as it is."""
+    """A cell that begins with a letter or digit gets no quote."""
     assert cell_of(f"a{text}")[:1] == "a"
     assert cell_of(f" 1{text}")[:2] == " 1"
 
 
 def cell_of(key: str) -> str:
-    """The first cell of the CSV row of an entry with this key."""
+    """Return the first cell of the CSV row of an entry with this key."""
     moment = datetime.now(UTC)
     known = {"claim": "c", "created_at": moment, "changed_at": moment, "base_url": "https://h"}
     text = as_csv([Entry.model_validate({**known, "key": key, "state": State.FAILED})])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ledger resubmit`` and ``adopt``: neither pays twice nor records what was mistyped."""
+"""Commands ``ledger resubmit`` and ``adopt``: neither pays twice nor records a mistyped id."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -23,7 +23,7 @@ def ago(**span: float) -> datetime:
 
 @pytest.fixture
 def found(sandbox) -> str:
-    """The id of a generation that was bought elsewhere."""
+    """Return the id of a generation that was bought elsewhere."""
 
     async def buy() -> str:
         async with CometAPICredentials.from_settings().get_client() as client:
@@ -38,7 +38,7 @@ def found(sandbox) -> str:
 @pytest.mark.parametrize("state", [State.UNCERTAIN, State.LOST])
 @pytest.mark.parametrize("sent", [{"minutes": 1}, {"minutes": 14}, {"days": -2}])
 def test_a_submission_that_may_still_arrive_is_not_sent_again(command, capsys, state, sent):
-    """Within 15 minutes it is refused, with the time of the attempt and the commands to type."""
+    """Within 15 minutes, it is refused with the time of the attempt and the commands to type."""
     entry("sku 17", state, claimed_at=ago(**sent))
     assert command("ledger", "resubmit", "sku 17") == 1
     told = capsys.readouterr().err
@@ -52,7 +52,7 @@ def test_a_submission_that_may_still_arrive_is_not_sent_again(command, capsys, s
 
 @pytest.mark.parametrize("state", [State.UNCERTAIN, State.LOST])
 def test_the_user_may_insist_and_is_told_the_risk(command, capsys, state):
-    """`--now` releases the key at once, and says that both may be charged."""
+    """`--now` releases the key at once, and warns that both submissions may be charged."""
     entry("sku-17", state, claimed_at=ago(minutes=1))
     assert command("ledger", "resubmit", "sku-17", "--now") == 0
     told = capsys.readouterr()
@@ -62,7 +62,7 @@ def test_the_user_may_insist_and_is_told_the_risk(command, capsys, state):
 
 
 def test_an_old_submission_is_released_and_its_time_is_told(command, capsys):
-    """After the wait nothing has to be insisted on."""
+    """After 15 minutes, a submission is released without `--now`, and its time is printed."""
     sent = ago(hours=3)
     entry("sku-17", claimed_at=sent)
     assert command("ledger", "resubmit", "sku-17") == 0
@@ -74,14 +74,14 @@ def test_an_old_submission_is_released_and_its_time_is_told(command, capsys):
 
 @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
 def test_what_ended_upstream_is_released_at_once(command, state):
-    """A failure is an answer, so nothing can arrive any more."""
+    """A key whose generation failed is released at once, as nothing more can arrive."""
     entry("sku-17", state, task_id="id-1", claimed_at=ago(seconds=1))
     assert command("ledger", "resubmit", "sku-17") == 0
     assert known("sku-17").state is State.RELEASED
 
 
 def test_the_list_says_from_when_on_it_may_be_sent_again(command, capsys):
-    """The advice for an uncertain one stays typable, and names the time."""
+    """The advice for an uncertain entry has typable commands and the time of the release."""
     entry("sku-17", claimed_at=ago(minutes=1))
     assert command("ledger", "list") == 0
     told = capsys.readouterr().out
@@ -95,7 +95,7 @@ def test_the_list_says_from_when_on_it_may_be_sent_again(command, capsys):
 
 
 def test_an_id_that_the_service_knows_is_recorded_and_confirmed(command, capsys, sandbox, found):
-    """One free request checks it; another id is refused afterwards."""
+    """One free request confirms an id, and another id is refused afterwards."""
     entry("sku-17", base_url=sandbox.url)
     assert command("ledger", "adopt", "sku-17", f" {found} ") == 0
     assert "prefect-cometapi collect" in capsys.readouterr().out
@@ -109,7 +109,7 @@ def test_an_id_that_the_service_knows_is_recorded_and_confirmed(command, capsys,
 
 @pytest.mark.parametrize("task_id", ["notanid", "d1931c01-6ac5-40cd-b005-9f07b078bbcd"])
 def test_an_id_that_the_service_does_not_know_is_not_recorded(command, capsys, sandbox, task_id):
-    """A mistyped id costs nothing, and the key still waits for the right one."""
+    """An id that the service does not know is not recorded, and the key stays uncertain."""
     entry("sku-17", base_url=sandbox.url)
     before = known("sku-17")
     assert command("ledger", "adopt", "sku-17", task_id) == 1
@@ -142,7 +142,7 @@ AWAY = [no_key, wrong_key, nobody_there, another_service]
 def test_without_the_service_an_id_is_recorded_unchecked_and_can_be_replaced(
     command, capsys, sandbox, found, monkeypatch, away
 ):
-    """It says so; the right id takes its place later, and that one stays."""
+    """During an outage, an id is recorded as unchecked, and the right one can replace it later."""
     entry("sku-17", base_url=sandbox.url)
     mistyped = str(uuid4())
     with monkeypatch.context() as without:
@@ -162,7 +162,7 @@ def test_without_the_service_an_id_is_recorded_unchecked_and_can_be_replaced(
 def test_without_the_service_only_an_id_of_a_documented_form_is_recorded(
     command, capsys, sandbox, monkeypatch, away
 ):
-    """Nobody vouches for a word that does not even read as an id."""
+    """During an outage, an id that does not have a documented form is refused."""
     entry("sku-17", base_url=sandbox.url)
     away(monkeypatch, sandbox)
     assert command("ledger", "adopt", "sku-17", "notanid") == 1
@@ -171,7 +171,7 @@ def test_without_the_service_only_an_id_of_a_documented_form_is_recorded(
 
 
 def test_an_unchecked_id_is_confirmed_by_adopting_it_again(command, sandbox, found, monkeypatch):
-    """Once the service answers, the same id needs no other way to be confirmed."""
+    """A second adoption of the same id confirms it once the service answers."""
     entry("sku-17", base_url=sandbox.url)
     with monkeypatch.context() as without:
         no_key(without, sandbox)
@@ -183,7 +183,7 @@ def test_an_unchecked_id_is_confirmed_by_adopting_it_again(command, sandbox, fou
 
 @pytest.mark.parametrize(("words", "after"), [(["lost"], "lost"), (["resubmit"], "released")])
 def test_an_unchecked_id_can_be_withdrawn(command, sandbox, monkeypatch, words, after):
-    """A mistyped id is no answer, so what may be decided without one may be decided with it."""
+    """A key with an unchecked id allows the same decisions as one without an id."""
     entry("sku-17", base_url=sandbox.url, claimed_at=ago(hours=1), attempts=1)
     with monkeypatch.context() as without:
         no_key(without, sandbox)
@@ -193,7 +193,7 @@ def test_an_unchecked_id_can_be_withdrawn(command, sandbox, monkeypatch, words, 
 
 
 def test_an_unchecked_id_does_not_shorten_the_wait(command, sandbox, monkeypatch):
-    """The submission behind it may arrive all the same."""
+    """An unchecked id does not shorten the wait, as the original submission may still arrive."""
     entry("sku-17", base_url=sandbox.url, claimed_at=ago(minutes=1))
     with monkeypatch.context() as without:
         no_key(without, sandbox)
@@ -204,7 +204,7 @@ def test_an_unchecked_id_does_not_shorten_the_wait(command, sandbox, monkeypatch
 
 
 def test_an_id_of_another_key_is_refused(command, capsys, sandbox, found):
-    """One purchase is never claimed by two keys, whatever was asked for under them."""
+    """An id of one key is refused under another key."""
     entry("first", State.STORED, base_url=sandbox.url, task_id=found)
     entry("second", base_url=sandbox.url)
     assert command("ledger", "adopt", "second", found) == 1

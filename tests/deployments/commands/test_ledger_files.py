@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ledger backup` copies a ledger in use, and only whole."""
+"""Command `ledger backup`: it copies a ledger in use, and only as a whole."""
 
 import asyncio
 import sqlite3
@@ -27,7 +27,7 @@ def keys_in(file) -> list[str]:
 
 
 def test_a_copy_has_what_was_bought_and_is_its_owners_alone(tmp_path, capsys):
-    """Also while a process has the ledger open, and goes on with it."""
+    """A copy has every purchase and is readable by its owner only, even of a ledger in use."""
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     asyncio.run(bought(ledger, "a"))
     backup(tmp_path / "copy.db")
@@ -39,7 +39,7 @@ def test_a_copy_has_what_was_bought_and_is_its_owners_alone(tmp_path, capsys):
 
 
 def test_a_copy_in_a_folder_is_named_after_the_time(tmp_path):
-    """So that a schedule keeps several."""
+    """A copy in a folder is named after the time, so that a schedule keeps several."""
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     asyncio.run(bought(ledger, "a"))
     (tmp_path / "backups").mkdir()
@@ -50,7 +50,7 @@ def test_a_copy_in_a_folder_is_named_after_the_time(tmp_path):
 
 
 def test_no_file_is_overwritten_and_none_is_left_half(tmp_path):
-    """A copy may be the only one that is whole."""
+    """An existing file is not overwritten, and no incomplete copy is left."""
     asyncio.run(bought(Ledger(f"sqlite:///{tmp_path}/ledger.db"), "a"))
     (tmp_path / "there.db").write_text("precious")
     with pytest.raises(LedgerUnavailable, match="File exists"):
@@ -64,7 +64,7 @@ def test_no_file_is_overwritten_and_none_is_left_half(tmp_path):
 
 @pytest.mark.postgres
 def test_a_ledger_in_postgresql_is_left_to_its_own_tool(postgres, monkeypatch, tmp_path):
-    """Which is named."""
+    """The command names PostgreSQL's own backup tool for a ledger there."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
     with pytest.raises(LedgerUnavailable, match="pg_dump --table"):
         backup(tmp_path / "copy.db")

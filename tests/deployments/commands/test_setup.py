@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prefect has to know of us is made once, changed in place, and never lost."""
+"""Prefect objects of this package are created once, changed in place, and never lost."""
 
 import pytest
 from prefect.automations import Automation
@@ -25,14 +25,14 @@ PLAN = Plan(block="of-setup", pool="of-setup", limit=7)
 
 
 async def run(plan: Plan, *, dry_run: bool = False) -> dict[str, str]:
-    """Set up, and tell what became of each thing."""
+    """Run the setup, and return the result for each object."""
     setup = Setup(dry_run=dry_run)
     await setup.run(plan)
     return setup.done
 
 
 async def test_it_is_made_once_and_then_left_alone(clean_server):
-    """A second setup finds everything there and changes nothing."""
+    """A second setup finds all objects and changes nothing."""
     first = await run(PLAN)
     assert set(first.values()) == {MADE, REGISTERED}
     second = await run(PLAN)
@@ -49,7 +49,7 @@ async def test_it_is_made_once_and_then_left_alone(clean_server):
 
 
 async def test_what_differs_is_changed_in_place(clean_server, monkeypatch):
-    """A new key, another limit, an automation that somebody edited: one of each, as wanted."""
+    """A new key, another limit and an edited automation are changed in place."""
     await run(PLAN)
     edited = await Automation.aread(name="cometapi: a crashed run starts again")
     edited.description = "edited by hand"
@@ -67,7 +67,7 @@ async def test_what_differs_is_changed_in_place(clean_server, monkeypatch):
 
 
 async def test_a_dry_run_changes_nothing(clean_server, capsys):
-    """It says what would be made, and nothing is there afterwards."""
+    """A dry run prints the planned objects and creates none."""
     done = await run(PLAN, dry_run=True)
     assert MADE in done.values()
     assert "would be made" in capsys.readouterr().out
@@ -77,7 +77,7 @@ async def test_a_dry_run_changes_nothing(clean_server, capsys):
 
 
 async def test_without_a_key_the_rest_is_made(clean_server, monkeypatch):
-    """Workers may have the key in their environment; nothing is saved that is empty."""
+    """Without an API key, the other objects are created, and no empty block is saved."""
     monkeypatch.delenv("COMETAPI_KEY")
     done = await run(PLAN)
     assert done["block cometapi-credentials/of-setup"] == LEFT_OUT
@@ -85,7 +85,7 @@ async def test_without_a_key_the_rest_is_made(clean_server, monkeypatch):
 
 
 def test_a_block_or_deployment_that_is_not_there_is_named(shell):
-    """The command says which, and makes no stack trace."""
+    """A missing block or deployment is named without a stack trace."""
     done = shell("setup", "--dry-run", "--then", "load/nightly")
     assert done.returncode == 1
     assert "there is no load/nightly" in done.stderr
@@ -93,6 +93,6 @@ def test_a_block_or_deployment_that_is_not_there_is_named(shell):
 
 
 async def test_no_secret_is_shown(clean_server, capsys):
-    """The key is in its block and nowhere on the terminal."""
+    """The API key is in its block and never in the output."""
     await run(PLAN)
     assert KEY not in capsys.readouterr().out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation page and the OpenAPI say what the routes do."""
+"""The documentation page and the OpenAPI match the routes."""
 
 from html.parser import HTMLParser
 
@@ -9,7 +9,7 @@ from prefect_cometapi.sandbox.faults.plan import KINDS
 
 
 class Links(HTMLParser):
-    """Collects what a page refers to, and its scripts."""
+    """Collector of a page's links and scripts."""
 
     def __init__(self, page):
         super().__init__()
@@ -25,7 +25,7 @@ class Links(HTMLParser):
 
 @pytest.fixture
 def openapi(talk):
-    """The OpenAPI, as served."""
+    """Return the OpenAPI as it is served."""
     return talk().client.get("/openapi.json").json()
 
 
@@ -38,14 +38,14 @@ def test_the_page_needs_nothing_from_elsewhere(talk):
 
 
 def test_the_page_shows_every_route_and_every_fault(talk, openapi):
-    """What the OpenAPI has, and what can go wrong, is on the page."""
+    """The page shows all routes of the OpenAPI and all faults."""
     page = talk().client.get("/docs").text
     assert all(path in page for path in openapi["paths"])
     assert all(f"<code>{kind}</code>" in page for kind in KINDS)
 
 
 def test_the_openapi_promises_no_answer_that_is_never_given(openapi):
-    """FastAPI's own 422 is not announced, as it is not sent."""
+    """FastAPI's own 422 is not announced, as the sandbox never sends it."""
     for operations in openapi["paths"].values():
         for operation in operations.values():
             assert "422" not in operation["responses"]
@@ -53,7 +53,7 @@ def test_the_openapi_promises_no_answer_that_is_never_given(openapi):
 
 
 def test_the_openapi_links_a_purchase_to_its_task(talk, openapi):
-    """Whoever follows its links finds what was bought, on both routes."""
+    """The links in the OpenAPI lead from a purchase to its task on both routes."""
     conversation = talk(shapes=["wrapped"])
     routes = {
         operation["operationId"]: (method, path)
@@ -74,7 +74,7 @@ def test_the_openapi_links_a_purchase_to_its_task(talk, openapi):
 
 
 def test_the_examples_in_the_openapi_work(talk, openapi):
-    """Whoever copies an example gets a job."""
+    """Each example in the OpenAPI is accepted as a job."""
     conversation = talk(render_seconds=60)
     tried = 0
     for path, operations in openapi["paths"].items():

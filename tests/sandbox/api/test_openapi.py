@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OpenAPI and the sandbox say the same; for longer: `python -m tests.chaos.fuzz.openapi`."""
+"""The sandbox matches its OpenAPI; for longer runs: `python -m tests.chaos.fuzz.openapi`."""
 
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ SHAPES = get_args(ReplyShape)
 
 
 class Routes:
-    """What a sandbox's own OpenAPI says of its routes, to hold single answers to it."""
+    """Routes of a sandbox, each reply validated against its OpenAPI."""
 
     def __init__(self, url: str) -> None:
         import schemathesis  # takes a second, which only these tests are worth
@@ -23,12 +23,12 @@ class Routes:
         self.announced = schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
 
     def task(self, task_id: str) -> Any:
-        """Poll a task, and hold the reply to what is announced."""
+        """Poll a task, and validate the reply."""
         poll = self.announced["/runwayml/v1/tasks/{task_id}"]["GET"]
         return poll.Case(path_parameters={"task_id": task_id}).call_and_validate(headers=KEY)
 
     def feed(self, task_id: str) -> Any:
-        """Ask the feed for a task, likewise."""
+        """Request the feed of a task, and validate the reply."""
         question = {"body": {"task_id": task_id}, "media_type": "application/json"}
         case = self.announced["/runway/feed"]["POST"].Case(**question)
         return case.call_and_validate(headers=KEY)
@@ -36,7 +36,7 @@ class Routes:
 
 @pytest.mark.slow
 def test_each_request_is_answered_as_the_openapi_says():
-    """Allowed or forbidden, by any method: status, type, headers and body are those announced."""
+    """Each response to a valid or invalid request matches the OpenAPI in every part."""
     found = hold(SINGLY, seed=1, examples=30)
     assert found.ok, found.said
     assert found.report["operations"]["tested"] == found.report["operations"]["total"] == 7
@@ -46,7 +46,7 @@ def test_each_request_is_answered_as_the_openapi_says():
 
 @pytest.mark.slow
 def test_each_chain_from_a_purchase_to_its_output_is_as_the_openapi_says():
-    """Ids and addresses lead where its links say, and a clip comes whole or in part."""
+    """The announced links lead from a purchase to its clip, whole or in part."""
     found = hold(CHAINED, seed=1, examples=40)
     assert found.ok, found.said
     assert found.answers.keys() >= {f"GET asset {status}" for status in (200, 206, 416)}
@@ -65,7 +65,7 @@ def test_each_chain_from_a_purchase_to_its_output_is_as_the_openapi_says():
     ],
 )
 def test_every_shape_is_announced_at_every_stage(talk, stage, options):
-    """A task and its feed are described as the OpenAPI describes them, whatever shape and stage."""
+    """A task and its feed match the OpenAPI in every shape at every stage."""
     conversation = talk(shapes=SHAPES, **options)
     ids = [conversation.create().json()["id"] for _ in SHAPES]
     while conversation.client.get("/_sandbox").json()["jobs"].keys() - {stage, "SUCCEEDED"}:
@@ -78,7 +78,7 @@ def test_every_shape_is_announced_at_every_stage(talk, stage, options):
 
 @pytest.mark.parametrize("fault", ["unknown-status", "error-in-200", "not-visible-200", "502"])
 def test_an_answer_that_is_not_announced_is_noticed(talk, fault):
-    """What a fault puts in the place of an answer does not pass for it."""
+    """A response that a fault replaced does not pass as an announced one."""
     conversation = talk(faults=[f"task:{fault}"])
     task_id = conversation.finished()
     routes = Routes(conversation.sandbox.url)
@@ -89,7 +89,7 @@ def test_an_answer_that_is_not_announced_is_noticed(talk, fault):
 
 @pytest.mark.parametrize("key", [None, "Bearer wrong-key"])
 def test_what_the_openapi_says_needs_a_key_needs_it(talk, key):
-    """Without a key, or with the wrong one, each such route answers its announced 401."""
+    """Without a valid key, each route that announces a 401 answers with it."""
     announced = Routes(talk().sandbox.url).announced
     headers = {} if key is None else {"Authorization": key}
     routes = [path[method] for path in announced.values() for method in path]

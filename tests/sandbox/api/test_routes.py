@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is accepted, what is refused, and in which words."""
+"""Accepted and refused requests, and the words of each refusal."""
 
 import pytest
 
@@ -75,7 +75,7 @@ def test_what_the_docs_allow_for_videos_is_accepted(talk, changes):
     ],
 )
 def test_what_the_docs_do_not_allow_is_refused(talk, changes):
-    """A 400 names the field, and nothing is accepted."""
+    """An image-to-video request outside the documented limits gets a 400 that names the field."""
     conversation = talk()
     refused = conversation.create(**changes)
     error = refused.json()["error"]
@@ -101,7 +101,7 @@ def test_what_the_docs_do_not_allow_is_refused(talk, changes):
     ],
 )
 def test_what_the_docs_do_not_allow_for_videos_is_refused(talk, changes):
-    """A 400 names the field, and nothing is accepted."""
+    """A video-to-video request outside the documented limits gets a 400 that names the field."""
     conversation = talk()
     refused = conversation.restyle(**changes)
     assert refused.status_code == 400
@@ -119,7 +119,7 @@ def test_what_the_docs_do_not_allow_for_videos_is_refused(talk, changes):
     ],
 )
 def test_a_missing_field_is_a_500_that_no_retry_mends(talk, path, body, field):
-    """The status says server error and the code says whose mistake it is, as seen live."""
+    """A missing field is a 500 whose code blames the request, as the real service answers."""
     refused = talk().client.post(path, json=body)
     assert refused.status_code == 500
     assert refused.json()["error"]["code"] == "invalid_request"
@@ -128,21 +128,21 @@ def test_a_missing_field_is_a_500_that_no_retry_mends(talk, path, body, field):
 
 JSON = {"Content-Type": "application/json"}
 NOT_READ = [b'{"model": "\xff"}', b'{"seed": ' + b"9" * 5000 + b"}", b"[" * 100_000]
-"""No UTF-8, a number that is too long for Python, and too deep for it."""
+"""Invalid UTF-8, a number that is too long for Python, and nesting that is too deep for it."""
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"cat", *NOT_READ], ids=lambda body: repr(body[:9])
 )
 def test_a_body_that_is_no_object_is_refused(talk, body):
-    """Broken JSON is a 400 like any other."""
+    """A body that is not a JSON object is a 400."""
     refused = talk().client.post("/runwayml/v1/image_to_video", content=body, headers=JSON)
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "invalid_request"
 
 
 def test_half_a_surrogate_pair_is_refused_like_any_other_model(talk):
-    """What can be written in JSON and not in UTF-8 is no accident of the server's."""
+    """A model name with half a surrogate pair, which UTF-8 cannot express, is an unknown model."""
     body = b'{"model": "gen\\ud83c"}'
     refused = talk().client.post("/runwayml/v1/image_to_video", content=body, headers=JSON)
     assert refused.status_code == 503
@@ -151,7 +151,7 @@ def test_half_a_surrogate_pair_is_refused_like_any_other_model(talk):
 
 @pytest.mark.parametrize("model", ["gen9", "gen4_aleph"])
 def test_a_model_that_nobody_serves_is_a_503_that_no_retry_mends(talk, model):
-    """The gateway finds no channel, and says so before it looks at anything else."""
+    """An unknown model is refused as a missing channel before any other check."""
     refused = talk().create(model=model, duration=7)
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "model_not_found"
@@ -160,7 +160,7 @@ def test_a_model_that_nobody_serves_is_a_503_that_no_retry_mends(talk, model):
 
 @pytest.mark.parametrize("version", [None, "latest"])
 def test_creating_needs_the_version_header(talk, version):
-    """The header that every create page asks for is asked for here."""
+    """A purchase without the documented version header is refused."""
     conversation = talk()
     del conversation.client.headers["X-Runway-Version"]
     if version:
@@ -185,7 +185,7 @@ def test_a_key_is_needed_and_may_be_any_but_the_wrong_one(talk, key):
 
 
 def test_an_unknown_task_does_not_exist(talk):
-    """Neither the task nor the feed knows an id that was never given."""
+    """Neither the task nor the feed knows an unknown id."""
     conversation = talk()
     for answer in (conversation.task("x"), conversation.feed("x")):
         assert answer.status_code == 400
@@ -202,14 +202,14 @@ def test_an_unknown_task_does_not_exist(talk):
     ],
 )
 def test_a_wrong_path_is_named(talk, method, path, status):
-    """What is not served is answered in the gateway's words."""
+    """An unknown path is answered as the gateway does."""
     refused = talk().client.request(method, path)
     assert refused.status_code == status
     assert refused.json()["error"]["message"] == f"Invalid URL ({method} {path})"
 
 
 def test_every_request_is_on_record(talk):
-    """Method, path, route, headers, time and status of each request can be looked up."""
+    """Method, path, route, headers, time and status of each request are recorded."""
     conversation = talk()
     conversation.task("x")
     conversation.client.get("/nowhere")
@@ -221,7 +221,7 @@ def test_every_request_is_on_record(talk):
 
 
 def test_the_census_counts(talk):
-    """Whoever runs it as a process can ask how much would have been paid for."""
+    """A client of a sandbox process can read the number of jobs that would have been paid for."""
     conversation = talk(faults=["create:failed", "create:429"])
     conversation.finished()
     conversation.create()
@@ -234,7 +234,7 @@ def test_the_census_counts(talk):
 
 
 def test_clearing_forgets_everything(talk):
-    """After `clear` a sandbox is as new and faults that were planned are off."""
+    """After `clear`, a sandbox has no jobs, no requests and no planned faults."""
     conversation = talk(faults=["create:429:times=5"])
     conversation.create()
     conversation.sandbox.clear()

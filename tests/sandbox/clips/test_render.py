@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes out is a real video, and the one that was asked for."""
+"""Rendered clips are real videos that match the request."""
 
 import base64
 
@@ -29,7 +29,7 @@ def recipe(**changes):
 def test_a_clip_has_the_ratio_and_the_duration_that_were_asked_for(
     talk, clip, photo_uri, ratio, duration
 ):
-    """A clip is H.264 in yuv420p, exactly as large and as long as the request said."""
+    """A clip is H.264 in yuv420p with exactly the requested size and duration."""
     conversation = talk()
     task_id = conversation.finished(promptImage=photo_uri, ratio=ratio, duration=duration)
     video = clip(httpx.get(conversation.output(task_id)).content)
@@ -39,13 +39,13 @@ def test_a_clip_has_the_ratio_and_the_duration_that_were_asked_for(
 
 
 def test_a_clip_plays_before_it_is_complete():
-    """The index of a clip stands in front of its frames."""
+    """The index of a clip comes before its frames, so that it plays during the download."""
     content = render(recipe(), None)
     assert 0 < content.index(b"moov") < content.index(b"mdat")
 
 
 def test_a_clip_moves(clip, photo):
-    """The camera travels over the image."""
+    """The camera moves over the image."""
     video = clip(render(recipe(), photo))
     assert video.difference(clip(render(recipe(), photo))) == 0
     first, last = video.thumbnails[0], video.thumbnails[-1]
@@ -54,18 +54,18 @@ def test_a_clip_moves(clip, photo):
 
 @pytest.mark.parametrize("route", ["image_to_video", "video_to_video"])
 def test_another_seed_gives_another_clip(route):
-    """Two seeds give two clips, one seed gives the same clip twice."""
+    """Two seeds give two clips, and one seed gives the same clip twice."""
     one, again, other = (render(recipe(route=route, seed=seed), None) for seed in (1, 1, 2))
     assert one == again != other
 
 
 def test_another_prompt_gives_another_clip():
-    """What was asked for in words makes a difference too."""
+    """Another prompt gives another clip."""
     assert render(recipe(prompt="zoom in"), None) != render(recipe(prompt="zoom out"), None)
 
 
 def test_a_video_keeps_its_size_and_length_and_changes_its_colours(talk, clip):
-    """Video-to-video visibly restyles the very clip that it was given."""
+    """Video-to-video visibly restyles its source and keeps its size and length."""
     conversation = talk()
     source = conversation.output(conversation.finished(ratio="1104:832"))
     task_id = conversation.drawn(conversation.restyle(videoUri=source, ratio="1280:720"))
@@ -77,7 +77,7 @@ def test_a_video_keeps_its_size_and_length_and_changes_its_colours(talk, clip):
 
 
 def test_a_video_without_colours_is_restyled_visibly_too(clip, grey_photo):
-    """A tint shows where there is no hue to turn."""
+    """A video without colours is visibly tinted."""
     grey = render(recipe(), grey_photo)
     restyled = render(recipe(route="video_to_video", seed=5), grey)
     assert clip(restyled).difference(clip(grey)) > 10
@@ -92,7 +92,7 @@ def test_a_long_video_is_cut_after_ten_seconds(clip):
 
 @pytest.mark.parametrize("ratio", ["9999:9999", "9999:100", "100:9999", "1584:672", "640:480"])
 def test_a_drawn_video_is_never_larger_than_runways(ratio):
-    """A ratio that is allowed and huge is kept in proportion, and does not hold the sandbox up."""
+    """An allowed but huge ratio is scaled down in proportion."""
     recipe = VideoToVideoBody(
         videoUri="https://a.invalid/a.mp4", model="gen4_aleph", promptText="x", ratio=ratio
     ).recipe()
@@ -104,7 +104,7 @@ def test_a_drawn_video_is_never_larger_than_runways(ratio):
 
 
 def test_a_source_out_of_reach_becomes_a_drawing_of_its_address(clip):
-    """Without a network every address still gives its own clip."""
+    """An unreachable image becomes a drawing that depends on its address."""
     one = clip(render(recipe(uri="https://example.com/one.jpg"), None))
     two = clip(render(recipe(uri="https://example.com/two.jpg"), None))
     assert one.difference(two) > 5
@@ -112,7 +112,7 @@ def test_a_source_out_of_reach_becomes_a_drawing_of_its_address(clip):
 
 
 def test_a_video_out_of_reach_becomes_a_drawn_video(talk, clip):
-    """Video-to-video runs without a network too, in the ratio that was asked for."""
+    """An unreachable video becomes a drawn video in the requested ratio."""
     conversation = talk()
     task_id = conversation.drawn(conversation.restyle(ratio="848:480"))
     video = clip(httpx.get(conversation.output(task_id)).content)
@@ -130,7 +130,7 @@ def test_a_video_out_of_reach_becomes_a_drawn_video(talk, clip):
     ],
 )
 def test_a_source_that_is_no_picture_fails_the_job(talk, route, media, content):
-    """Garbage is accepted, as by Runway, and then fails with ASSET.INVALID."""
+    """A source that is not an image is accepted, as by Runway, and fails with ASSET.INVALID."""
     conversation = talk()
     uri = f"data:{media};base64,{base64.b64encode(content).decode()}"
     created = (
@@ -144,13 +144,13 @@ def test_a_source_that_is_no_picture_fails_the_job(talk, route, media, content):
 
 
 def test_an_image_is_no_video(photo):
-    """A picture where a video belongs is refused."""
+    """An image in place of a video is refused."""
     with pytest.raises(InvalidSourceError, match="could not be decoded"):
         render(recipe(route="video_to_video"), photo)
 
 
 def test_a_clip_is_drawn_once_for_all_who_ask():
-    """The same request is not rendered twice, and a full store forgets what is oldest."""
+    """Equal requests share one rendering, and a full cache drops the oldest."""
     store = ClipStore(capacity=1)
     asked = recipe(uri="data:image/png;base64,")
     with pytest.raises(InvalidSourceError):

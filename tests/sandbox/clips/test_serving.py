@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs are served as a CDN serves them."""
+"""Outputs are served as by a CDN."""
 
 import httpx
 import pytest
@@ -11,13 +11,13 @@ from prefect_cometapi.sandbox.clips.serving import byte_range
 
 @pytest.fixture
 def output(talk):
-    """The URL of a finished clip."""
+    """Return the URL of a finished clip."""
     conversation = talk()
     return conversation.output(conversation.finished())
 
 
 def test_a_clip_comes_whole(output):
-    """A plain GET brings the video, with its length and a strong ETag, and needs no key."""
+    """A plain GET returns the video with its length and a strong ETag, without a key."""
     answer = httpx.get(output)
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "video/mp4"
@@ -27,7 +27,7 @@ def test_a_clip_comes_whole(output):
 
 
 def test_head_says_what_get_would_bring(output):
-    """HEAD has the same headers and no body."""
+    """HEAD has the headers of a GET and no body."""
     head, get = httpx.head(output), httpx.get(output)
     assert head.content == b""
     for name in ("Content-Length", "ETag", "Content-Type"):
@@ -44,7 +44,7 @@ def test_head_says_what_get_would_bring(output):
     ],
 )
 def test_a_part_can_be_asked_for(output, asked, part):
-    """Range is answered with 206, the part and its place in the whole."""
+    """A Range request is answered with 206, the part and its position."""
     whole = httpx.get(output).content
     answer = httpx.get(output, headers={"Range": asked})
     assert answer.status_code == 206
@@ -54,7 +54,7 @@ def test_a_part_can_be_asked_for(output, asked, part):
 
 
 def test_a_download_can_be_resumed_only_of_the_same_file(output):
-    """If-Range gives the rest if the ETag fits, and everything if it does not."""
+    """If-Range returns the rest if the ETag matches, and everything if it does not."""
     etag = httpx.get(output).headers["ETag"]
     rest, whole = (
         httpx.get(output, headers={"Range": "bytes=9-", "If-Range": condition})
@@ -65,7 +65,7 @@ def test_a_download_can_be_resumed_only_of_the_same_file(output):
 
 
 def test_a_part_behind_the_end_cannot_be_had(output):
-    """416 says how long the file is."""
+    """A range beyond the end is answered with 416 and the length of the file."""
     size = len(httpx.get(output).content)
     answer = httpx.get(output, headers={"Range": f"bytes={size}-"})
     assert answer.status_code == 416
@@ -81,13 +81,13 @@ def test_a_part_behind_the_end_cannot_be_had(output):
     ids=lambda asked: asked[:15],
 )
 def test_a_range_that_cannot_be_read_is_ignored(output, asked):
-    """A header that makes no sense brings the whole file."""
+    """An invalid Range header returns the whole file."""
     assert httpx.get(output, headers={"Range": asked}).status_code == 200
 
 
 @given(st.binary(min_size=1, max_size=50), st.integers(0, 60), st.integers(0, 60))
 def test_parts_are_what_slices_are(content, first, last):
-    """Every readable range is the slice of the same positions, or there is nothing there."""
+    """Every valid range is the slice of the same positions, or empty."""
     part = byte_range(f"bytes={first}-{last}", len(content))
     if first > last:
         assert part == "none"
@@ -98,7 +98,7 @@ def test_parts_are_what_slices_are(content, first, last):
 
 
 def test_a_signed_url_expires_and_a_fresh_one_works(talk):
-    """Each reply about the task signs the output anew, for `asset_ttl` seconds."""
+    """Each reply of a task signs the output for `asset_ttl` seconds."""
     lasting, fleeting = talk(), talk(asset_ttl=0)
     task_id = lasting.finished()
     one, other = lasting.output(task_id), lasting.output(task_id)
@@ -109,14 +109,14 @@ def test_a_signed_url_expires_and_a_fresh_one_works(talk):
 
 @pytest.mark.parametrize("spoil", [lambda url: url[:-4], lambda url: url.partition("?")[0]])
 def test_an_unsigned_url_is_denied(output, spoil):
-    """Without its token, or with a spoilt one, an output is not given away."""
+    """Without its token, or with an invalid one, an output is denied."""
     answer = httpx.get(spoil(output))
     assert answer.status_code == 403
     assert "AccessDenied" in answer.text
 
 
 def test_a_token_opens_one_output_only(talk):
-    """A token of one job does not open another's output."""
+    """A token of one job is refused for another job's output."""
     conversation = talk()
     one, other = (conversation.output(conversation.finished()) for _ in range(2))
     mixed = one.partition("?")[0] + "?" + other.partition("?")[2]
@@ -124,7 +124,7 @@ def test_a_token_opens_one_output_only(talk):
 
 
 def test_an_output_that_was_forgotten_is_gone(talk):
-    """A URL may outlive its file."""
+    """A valid URL of an output that was dropped from the cache is a 404."""
     conversation = talk()
     url = conversation.output(conversation.finished())
     conversation.sandbox.clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where sources come from, and what is done when they do not come."""
+"""Sources of a job, and their failures."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from prefect_cometapi.sandbox.clips.sources import InvalidSourceError, source_by
 
 
 class Web:
-    """A web server on loopback that answers what a test tells it to."""
+    """Web server on loopback that answers as a test configures it."""
 
     def __init__(self):
         pages = self.pages = {}
@@ -35,7 +35,7 @@ class Web:
 
 @pytest.fixture
 def web():
-    """A web server on loopback."""
+    """Start a web server on loopback."""
     web = Web()
     thread = threading.Thread(target=web.server.serve_forever, args=(0.01,))
     thread.start()
@@ -46,7 +46,7 @@ def web():
 
 
 def test_a_source_on_loopback_is_fetched(web):
-    """A file that this machine serves is used as it is."""
+    """A file on this machine's own web server is used unchanged."""
     web.pages["/cat.jpg"] = (200, {}, b"meow")
     assert source_bytes(f"{web.url}/cat.jpg") == b"meow"
 
@@ -55,20 +55,20 @@ def test_a_source_on_loopback_is_fetched(web):
     "page", [(404, {}, b"no"), (302, {"Location": "/cat.jpg"}, b""), (200, {}, b"")]
 )
 def test_a_source_that_is_not_there_is_nothing(web, page):
-    """Errors, redirects and empty files count as no source; redirects are not followed."""
+    """Errors, redirects and empty files count as no source, and redirects are not followed."""
     web.pages |= {"/cat.jpg": (200, {}, b"meow"), "/page": page}
     assert source_bytes(f"{web.url}/page") is None
 
 
 def test_a_source_without_end_is_given_up(web, monkeypatch):
-    """No more is read than a source may hold."""
+    """A source that exceeds the size limit counts as no source."""
     monkeypatch.setattr(sources, "LARGEST", 3)
     web.pages["/cat.jpg"] = (200, {}, b"meow")
     assert source_bytes(f"{web.url}/cat.jpg") is None
 
 
 def test_a_machine_without_a_network_waits_little_and_only_once_per_host(monkeypatch):
-    """A host that does not answer costs its patience once, not once per file."""
+    """The timeout of an unreachable host is spent once per host, and not once per file."""
     asked = []
     never = threading.Event()
     monkeypatch.setattr(sources, "PATIENCE", 0.05)
@@ -93,18 +93,18 @@ def test_a_source_on_the_web_is_fetched_once(monkeypatch):
     "uri", ["https://[", "https://a b/", "http://127.0.0.1:0/", "https://\x00/"]
 )
 def test_an_address_that_cannot_be_is_nothing(uri):
-    """A malformed address is a source out of reach, not an accident."""
+    """A malformed address counts as an unreachable source."""
     assert source_bytes(uri) is None
 
 
 def test_a_data_uri_carries_its_bytes():
-    """Base64 and percent-encoding are both read."""
+    """A data URI may be in Base64 or percent-encoded."""
     assert source_bytes("data:image/png;base64,bWVvdw==") == b"meow"
     assert source_bytes("data:image/png,m%65ow") == b"meow"
 
 
 @pytest.mark.parametrize("uri", ["data:image/png;base64", "data:image/png;base64,§§§"])
 def test_a_broken_data_uri_is_refused(uri):
-    """Bytes that cannot be read are the user's mistake."""
+    """An invalid data URI is refused as an error of the request."""
     with pytest.raises(InvalidSourceError):
         source_bytes(uri)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kind of fault, as a client meets it, and what it means for the number of paid jobs."""
+"""Each kind of fault as a client sees it, and its effect on the number of paid jobs."""
 
 import io
 import socket
@@ -42,7 +42,7 @@ ANSWERS = {
     [(route, kind) for kind in KINDS if kind in ANSWERS for route in KINDS[kind].routes],
 )
 def test_a_fault_answers_instead_of_the_service_and_is_then_over(talk, route, kind):
-    """The answer is the fault's, no job is accepted by it, and the next request is fine."""
+    """A fault replaces one response and accepts no job, and the next request succeeds."""
     conversation = talk()
     task_id = conversation.finished()
     url = conversation.output(task_id)
@@ -63,7 +63,7 @@ def test_a_fault_answers_instead_of_the_service_and_is_then_over(talk, route, ki
 
 
 def test_429_says_when_to_come_back(talk):
-    """Retry-After is absent, a number of seconds or a date, as the fault was told."""
+    """Retry-After is absent, a number of seconds or a date, as configured."""
     faults = ["create:429", "create:429:value=7", "create:429:value=date:60"]
     conversation = talk(faults=faults)
     absent, seconds, date = (conversation.create().headers.get("Retry-After") for _ in range(3))
@@ -73,13 +73,13 @@ def test_429_says_when_to_come_back(talk):
 
 
 def test_a_redirect_leads_to_a_web_page(talk):
-    """The place to go to stands in the answer."""
+    """A redirect names a web page in its Location header."""
     answer = talk(faults=["create:redirect"]).create()
     assert answer.headers["Location"] == "https://www.cometapi.com/"
 
 
 def test_reset_before_accepts_nothing(talk):
-    """The connection breaks and there is no job."""
+    """`reset-before` breaks the connection, and no job exists."""
     conversation = talk(faults=["create:reset-before"])
     with pytest.raises(httpx.ReadError):
         conversation.create()
@@ -88,7 +88,7 @@ def test_reset_before_accepts_nothing(talk):
 
 
 def test_reset_after_accepts_the_job(talk):
-    """The connection breaks and the job is there, to be paid for."""
+    """`reset-after` breaks the connection, and the job exists and is charged."""
     conversation = talk(faults=["create:reset-after"])
     with pytest.raises(httpx.ReadError):
         conversation.create()
@@ -97,7 +97,7 @@ def test_reset_after_accepts_the_job(talk):
 
 
 def test_a_reset_is_a_real_one(talk):
-    """The client's system sees RST and not an orderly end."""
+    """A reset reaches the client's system as an RST and not as an orderly end."""
     conversation = talk(faults=["task:reset-before"])
     address = httpx.URL(conversation.sandbox.url)
     with socket.create_connection((address.host, address.port or 0), timeout=5) as connection:
@@ -107,7 +107,7 @@ def test_a_reset_is_a_real_one(talk):
 
 
 def test_silent_after_accepts_the_job_and_says_nothing(talk):
-    """The job is accepted, and after the silence the connection ends."""
+    """`silent-after` accepts the job, and closes the connection after a silence."""
     conversation = talk(faults=["create:silent-after:value=0.2"])
     with pytest.raises(httpx.RemoteProtocolError, match="disconnected without sending"):
         conversation.create()
@@ -115,7 +115,7 @@ def test_silent_after_accepts_the_job_and_says_nothing(talk):
 
 
 def test_silent_after_outlasts_an_impatient_client(talk):
-    """A client with a read timeout runs into it."""
+    """`silent-after` lets the read timeout of a client expire."""
     conversation = talk(faults=["create:silent-after"])
     conversation.client.timeout = 0.2
     with pytest.raises(httpx.ReadTimeout):
@@ -124,14 +124,14 @@ def test_silent_after_outlasts_an_impatient_client(talk):
 
 
 def test_error_after_accepts_the_job_and_answers_an_error(talk):
-    """A gateway that gives up waiting may leave a job behind."""
+    """`error-after` accepts the job and answers with a gateway's error."""
     conversation = talk(faults=["create:error-after", "create:error-after:value=524"])
     assert [conversation.create().status_code for _ in range(2)] == [504, 524]
     assert len(conversation.sandbox.accepted) == 2
 
 
 def test_no_id_accepts_the_job_and_keeps_its_name(talk):
-    """An empty object is all that the client gets for its money."""
+    """`no-id` accepts the job and answers with an empty object."""
     conversation = talk(faults=["create:no-id"])
     answer = conversation.create()
     assert (answer.status_code, answer.json()) == (200, {})
@@ -139,7 +139,7 @@ def test_no_id_accepts_the_job_and_keeps_its_name(talk):
 
 
 def test_a_request_that_is_refused_anyhow_gets_its_refusal(talk):
-    """Faults after acceptance do not hide that nothing was accepted."""
+    """A fault after acceptance does not hide a refusal."""
     conversation = talk(faults=["create:reset-after"])
     assert conversation.create(duration=7).status_code == 400
     assert conversation.sandbox.accepted == []
@@ -154,7 +154,7 @@ def test_a_request_that_is_refused_anyhow_gets_its_refusal(talk):
     ],
 )
 def test_failed_fails_with_a_code_and_a_reason(talk, fault, code, words):
-    """The job is accepted and ends FAILED."""
+    """`failed` accepts the job and ends it as FAILED, with a code and a reason."""
     conversation = talk(faults=[fault])
     task = conversation.task(conversation.finished()).json()
     assert (task["status"], task["failureCode"]) == ("FAILED", code)
@@ -163,7 +163,7 @@ def test_failed_fails_with_a_code_and_a_reason(talk, fault, code, words):
 
 
 def test_cancelled_ends_cancelled(talk):
-    """The job is accepted and ends CANCELLED."""
+    """`cancelled` accepts the job and ends it as CANCELLED."""
     conversation = talk(faults=["create:cancelled"])
     assert conversation.task(conversation.finished()).json()["status"] == "CANCELLED"
     assert len(conversation.sandbox.accepted) == 1
@@ -171,7 +171,7 @@ def test_cancelled_ends_cancelled(talk):
 
 @pytest.mark.parametrize("shape", ["bare", "wrapped", "integer_code"])
 def test_an_unknown_status_is_no_end(talk, shape):
-    """A word that nobody has heard of stands in the reply once, without an output."""
+    """One reply has an unknown status and no output."""
     conversation = talk(shapes=[shape], faults=["task:unknown-status"])
     task_id = conversation.finished()
     reply = conversation.task(task_id)
@@ -181,7 +181,7 @@ def test_an_unknown_status_is_no_end(talk, shape):
 
 
 def test_a_truncated_clip_breaks_off_half_way(talk):
-    """All is announced and half of it comes."""
+    """A truncated clip is announced with its whole length, and only half of it is sent."""
     conversation = talk(faults=["asset:truncated"])
     url = conversation.output(conversation.finished())
     pieces = []
@@ -195,7 +195,7 @@ def test_a_truncated_clip_breaks_off_half_way(talk):
 
 
 def test_a_silently_truncated_clip_still_opens(talk):
-    """Half of the file comes as if it were all, and a glance at its head notices nothing."""
+    """A silently truncated clip is half of the file, but its header looks intact."""
     conversation = talk(faults=["asset:truncated-silent"])
     url = conversation.output(conversation.finished())
     half, whole = (conversation.client.get(url) for _ in range(2))
@@ -206,7 +206,7 @@ def test_a_silently_truncated_clip_still_opens(talk):
 
 
 def test_a_server_without_ranges_sends_everything(talk):
-    """A request for a part is answered with the whole."""
+    """A Range request is answered with the whole file."""
     conversation = talk(faults=["asset:ignore-range"])
     url = conversation.output(conversation.finished())
     whole, part = (conversation.client.get(url, headers={"Range": "bytes=9-"}) for _ in range(2))
@@ -215,7 +215,7 @@ def test_a_server_without_ranges_sends_everything(talk):
 
 
 def test_a_slow_download_comes_in_pieces(talk):
-    """Everything arrives, spread over the time that the fault was told."""
+    """A slow download brings the whole file, spread over the configured time."""
     conversation = talk(faults=["asset:slow:value=0.4"])
     url = conversation.output(conversation.finished())
     started = time.monotonic()
@@ -225,7 +225,7 @@ def test_a_slow_download_comes_in_pieces(talk):
 
 
 def test_a_fault_with_a_rate_strikes_the_same_requests_again(talk):
-    """Two sandboxes with one seed misbehave alike, and one with another seed does not."""
+    """Two sandboxes with one seed have the same faults, and another seed has others."""
     runs = [
         [talk_to.task("x").status_code for _ in range(40)]
         for talk_to in (talk(faults=["task:503:rate=0.5"], seed=seed) for seed in (1, 1, 2))
@@ -235,7 +235,7 @@ def test_a_fault_with_a_rate_strikes_the_same_requests_again(talk):
 
 
 def test_a_fault_counts_the_requests_of_its_own_route(talk):
-    """Polls do not use up what is meant for creates, nor do earlier requests count."""
+    """Requests of other routes, and earlier ones, do not count for a fault."""
     conversation = talk()
     task_id = conversation.finished()
     conversation.sandbox.add_fault(Fault(route="task", kind="500", after=1))
@@ -244,7 +244,7 @@ def test_a_fault_counts_the_requests_of_its_own_route(talk):
 
 
 async def test_an_application_without_a_socket_raises_what_a_socket_would():
-    """In-process clients see a reset as the error that it would cause."""
+    """In-process clients get a reset as the error that a socket would raise."""
     app = create_app()
     app.add_fault(Fault.parse("task:reset-before"))
     transport = httpx.ASGITransport(app)

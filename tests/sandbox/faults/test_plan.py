@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plan of faults says the same every time it is asked."""
+"""A plan of faults is deterministic."""
 
 from typing import get_args
 
@@ -29,21 +29,21 @@ PLANS = st.builds(FaultPlan, st.lists(faults(), max_size=6), seed=st.integers())
 
 @given(PLANS, ROUTES, st.integers(0, 40))
 def test_the_same_plan_decides_the_same(plan, route, number):
-    """A run with the same faults and seed misbehaves at the same places."""
+    """The same faults and seed strike at the same requests."""
     again = FaultPlan(plan.faults, plan.seed)
     assert plan.decide(route, number) == again.decide(route, number)
 
 
 @given(PLANS, ROUTES, st.integers(0, 40))
 def test_a_fault_strikes_its_own_route_and_not_too_early(plan, route, number):
-    """A fault never strikes another route, nor a request that was to be left alone."""
+    """A fault never strikes another route, nor a request before its start."""
     fault = plan.decide(route, number)
     assert fault is None or (fault.route == route and number >= fault.after)
 
 
 @given(st.lists(faults(), max_size=6).map(FaultPlan), ROUTES)
 def test_a_counted_fault_strikes_as_often_as_it_says(plan, route):
-    """Faults with a count add up, and none swallows another."""
+    """Counts of several faults add up, and no fault replaces another."""
     counted = [fault for fault in plan.faults if fault.rate is None and fault.route == route]
     struck = [plan.decide(route, number) for number in range(200)]
     hits = sum(1 for fault in struck if fault is not None and fault.rate is None)
@@ -52,14 +52,14 @@ def test_a_counted_fault_strikes_as_often_as_it_says(plan, route):
 
 @given(st.integers(), st.floats(0.2, 0.8))
 def test_a_rate_is_about_the_share_of_requests_that_are_struck(seed, rate):
-    """Over many requests a rate comes true."""
+    """Over many requests, the share of faults approaches the rate."""
     plan = FaultPlan([Fault(route="task", kind="503", rate=rate)], seed)
     struck = sum(plan.decide("task", number) is not None for number in range(1000))
     assert struck / 1000 == pytest.approx(rate, abs=0.12)
 
 
 def test_faults_of_one_route_take_turns():
-    """Two 429s and a reset mean just that."""
+    """Two 429s and a reset on one route are three faults."""
     plan = FaultPlan([Fault.parse("create:429:times=2"), Fault.parse("create:reset-after")])
     struck = [plan.decide("create", number) for number in range(4)]
     kinds = [fault.kind if fault else None for fault in struck]
@@ -68,7 +68,7 @@ def test_faults_of_one_route_take_turns():
 
 @given(PLANS, faults(), st.integers(0, 20))
 def test_a_fault_added_later_counts_from_then_on(plan, fault, seen):
-    """A fault that is added at run time never strikes what is already over."""
+    """A fault that is added at run time counts from the next request."""
     longer = plan.adding(fault, seen)
     assert longer.faults[-1].after == fault.after + seen
     assert all(
@@ -94,7 +94,7 @@ def test_a_fault_added_later_counts_from_then_on(plan, fault, seen):
     ],
 )
 def test_a_fault_fits_on_a_command_line(text, fault):
-    """A short string says all that a fault can say."""
+    """A fault can be written as a short string with all its options."""
     assert Fault.parse(text) == fault
 
 
@@ -118,7 +118,7 @@ def test_a_fault_fits_on_a_command_line(text, fault):
     ],
 )
 def test_a_bad_fault_is_explained(text, reason):
-    """The message quotes the fault, says what is wrong with it and how one is written."""
+    """An invalid fault is refused with its text, the reason and the correct form."""
     with pytest.raises(ValueError) as caught:
         Fault.parse(text)
     assert repr(text) in str(caught.value)
@@ -127,11 +127,11 @@ def test_a_bad_fault_is_explained(text, reason):
 
 
 def test_a_fault_that_makes_no_sense_cannot_be_made():
-    """Objects are checked as strictly as strings."""
+    """Fault objects are validated as strictly as strings."""
     with pytest.raises(ValidationError, match="no-id happens on create, not on task"):
         Fault(route="task", kind="no-id")
 
 
 def test_every_kind_of_fault_is_described():
-    """The list of kinds and their descriptions do not drift apart."""
+    """Every kind of fault has a description, and no other description exists."""
     assert tuple(KINDS) == get_args(FaultKind)

@@ -50,7 +50,7 @@ def snapshot(stage, **changes):
 
 @pytest.mark.parametrize("shape", get_args(ReplyShape))
 def test_every_shape_leads_to_the_video(talk, shape):
-    """A finished job names its output where that shape has it, and the video is there."""
+    """A finished job names its output where its shape has it, and the video can be downloaded."""
     conversation = talk(shapes=[shape])
     task_id = conversation.finished()
     conversation.task(task_id)
@@ -69,7 +69,7 @@ def test_the_feed_leads_to_the_video_too(talk, shape):
 
 
 def test_jobs_take_the_shapes_in_turns(talk):
-    """Three jobs and two shapes make the first shape come twice."""
+    """Jobs get the configured shapes in turn."""
     conversation = talk(shapes=("bare", "integer_code"))
     ids = [conversation.finished() for _ in range(3)]
     assert ["data" in conversation.task(task_id).json() for task_id in ids] == [False, True, False]
@@ -77,14 +77,14 @@ def test_jobs_take_the_shapes_in_turns(talk):
 
 @pytest.mark.parametrize("shape", get_args(ReplyShape))
 def test_a_job_on_its_way_names_no_output(shape):
-    """No shape has a URL in it before the job has succeeded."""
+    """A job in progress has no URL in any shape."""
     for stage in (Stage.PENDING, Stage.RUNNING, Stage.UNKNOWN):
         assert "http" not in str(task_reply(shape, snapshot(stage)))
 
 
 @pytest.mark.parametrize("shape", get_args(ReplyShape))
 def test_a_failed_job_says_why(shape):
-    """The reason stands in every shape, in the task's reply and in the feed."""
+    """The reason of a failure is in every shape, in the task's reply and in the feed."""
     failed = snapshot(Stage.FAILED, failure="Broken.", failure_code="INTERNAL")
     assert "Broken." in str(task_reply(shape, failed))
     told = snapshot(Stage.FAILED, failure="Broken.", before=failed)
@@ -92,7 +92,7 @@ def test_a_failed_job_says_why(shape):
 
 
 def test_progress_is_written_in_three_ways():
-    """A percentage in a string, a share, or nothing."""
+    """Progress is a percentage in a string, a share, or absent."""
     running = snapshot(Stage.RUNNING)
     assert task_reply("wrapped", running)["data"]["progress"] == "30%"
     assert task_reply("bare", running)["progress"] == 0.3
@@ -100,7 +100,7 @@ def test_progress_is_written_in_three_ways():
 
 
 def test_the_states_have_three_vocabularies():
-    """Runway's words, the gateway's words, and numbers in strings."""
+    """States are Runway's words, the gateway's words, or numbers in strings."""
     running = snapshot(Stage.RUNNING)
     assert task_reply("bare", running)["status"] == "RUNNING"
     assert task_reply("wrapped", running)["data"]["status"] == "IN_PROGRESS"
@@ -109,12 +109,12 @@ def test_the_states_have_three_vocabularies():
 
 
 def test_the_inner_object_may_come_last():
-    """One shape says nothing inside until the job is over."""
+    """In one shape, the inner object is empty until the job is over."""
     assert task_reply("wrapped_inner_null", snapshot(Stage.RUNNING))["data"]["data"] is None
 
 
 def test_the_envelope_may_lag_behind(talk):
-    """The outer status is the one of a poll ago."""
+    """The outer status may be that of the previous poll."""
     conversation = talk(shapes=["wrapped_lagging"])
     task_id = conversation.finished()
     replies = [conversation.task(task_id).json()["data"] for _ in range(2)]
@@ -123,7 +123,7 @@ def test_the_envelope_may_lag_behind(talk):
 
 
 def test_the_output_may_come_late(talk):
-    """The first SUCCEEDED has no output yet."""
+    """The first SUCCEEDED may have no output yet."""
     conversation = talk(shapes=["late_output"])
     task_id = conversation.finished()
     replies = [conversation.task(task_id).json() for _ in range(2)]
@@ -132,21 +132,21 @@ def test_the_output_may_come_late(talk):
 
 
 def test_times_are_written_as_the_docs_write_them():
-    """ISO 8601 in UTC for Runway, whole seconds for the gateway, 0 for what is to come."""
+    """Runway's times are ISO 8601 in UTC; the gateway's are whole seconds, 0 if in the future."""
     reply = task_reply("wrapped", snapshot(Stage.PENDING))["data"]
     assert reply["data"]["createdAt"] == "2026-05-01T12:47:47.351Z"
     assert (reply["submit_time"], reply["start_time"], reply["finish_time"]) == (1777639667, 0, 0)
 
 
 def test_a_job_takes_its_time(talk):
-    """A job is not done before `render_seconds`, however fast the clip was drawn."""
+    """A job takes at least `render_seconds`, even if its clip is drawn sooner."""
     conversation = talk(render_seconds=30)
     assert conversation.task(conversation.finished()).json()["status"] == "PENDING"
     assert conversation.client.get("/_sandbox").json()["jobs"] == {"PENDING": 1}
 
 
 def test_a_new_job_is_invisible_for_as_many_polls_as_asked(talk):
-    """The first polls of a job answer that there is none."""
+    """The first polls of a job answer that it does not exist."""
     conversation = talk(not_visible_polls=2)
     task_id = conversation.finished()
     polls = [
