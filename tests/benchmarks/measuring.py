@@ -57,7 +57,7 @@ class Course:
     clip: Path
 
     def least(self) -> float:
-        """Seconds that the jobs take if no time is lost and each free place is filled at once."""
+        """Return the seconds that the jobs take if each free slot is filled at once."""
         places = [0.0] * min(self.in_flight, self.items)
         for takes in islice(rendering_times(self.rendering, self.variation, self.seed), self.items):
             heapq.heapreplace(places, places[0] + takes)
@@ -162,8 +162,8 @@ async def prefect(kept: Kept) -> AsyncIterator[Server]:
 def _stand_back() -> None:
     """Lower the priority of the child processes, so that they run only on an idle processor.
 
-    Prefect's server takes 40 ms of a processor for a task run, whoever makes it. In production it
-    is on a machine of its own; here it would take its share from the contestants.
+    Prefect's server takes 40 ms of a processor for a task run, whatever its client. In
+    production it has a machine of its own; here it would compete with the contestants.
     """
     for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
         os.setpriority(os.PRIO_PROCESS, int(child), 19)

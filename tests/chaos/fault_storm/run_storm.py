@@ -205,9 +205,9 @@ class Outcome:
         struck: Faults by route and kind.
         retries: Retries by step, as Prefect recorded them.
         rounds: Counts of the flow results, round by round.
-        uncertain: How many submissions were uncertain after the storm.
-        adopted: How many of them were accepted, and were given their ids.
-        released: How many of them were not accepted, and were submitted once more.
+        uncertain: Number of submissions that were uncertain after the storm.
+        adopted: Number of these that were accepted, and whose ids were adopted.
+        released: Number of these that were not accepted, and were submitted once more.
         accepted: Jobs that would have been charged for.
         states: States in the ledger in the end.
         found: All violations.

@@ -76,10 +76,10 @@ class Plan:
     """Intervals of the soak, in seconds.
 
     Attributes:
-        look: Between two measurements.
-        pace: Between two flows of a resident process.
-        kill: Between two kills of the second resident process.
-        restart: Between two restarts of PostgreSQL; every second one is a crash.
+        look: Time between two measurements.
+        pace: Time between two flows of a resident process.
+        kill: Time between two kills of the second resident process.
+        restart: Time between two restarts of PostgreSQL; every second one is a crash.
     """
 
     look: float = 5.0
