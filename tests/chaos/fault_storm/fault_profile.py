@@ -19,7 +19,7 @@ VARIANTS: dict[FaultKind, tuple[str | None, ...]] = {
     "slow": ("0.4", "6"),
 }
 """Variants of the kinds that have several: a delay below and one above the client's read timeout
-(`playing.PATIENCE`); a Retry-After that is absent, a number or a date."""
+(`run_storm.PATIENCE`); a Retry-After that is absent, a number or a date."""
 
 ROUTES: tuple[FaultRoute, ...] = get_args(FaultRoute)
 
