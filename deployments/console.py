@@ -30,7 +30,7 @@ console = Console(highlight=False, emoji=False)
 errors = Console(stderr=True, highlight=False, emoji=False)
 
 _VERBS = {
-    Status.NOT_VISIBLE: "submitted, not visible yet",
+    Status.NOT_FOUND: "submitted, not visible yet",
     Status.PENDING: "waiting for its turn",
     Status.RUNNING: "rendering",
     Status.SUCCEEDED: "fetching and checking",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from ..blocks.credentials import CometAPICredentials
-from ..runway.errors import CometAPIError, LedgerDamaged
+from ..runway.errors import CometAPIError, LedgerCorrupted
 from ..runway.ledger.entry import UNFINISHED, Entry, State
 from ..runway.ledger.owners import holder_name
 from ..runway.models.generation import Value
@@ -89,9 +89,9 @@ def collect(credentials: Credentials = None, storage: Place = None) -> CollectRe
 
 async def _collect(credentials: CometAPICredentials | None, storage: str | None) -> CollectResult:
     ledger = await open_ledger()
-    damaged: dict[str, LedgerDamaged] = {}
+    damaged: dict[str, LedgerCorrupted] = {}
 
-    def told(error: LedgerDamaged) -> None:
+    def told(error: LedgerCorrupted) -> None:
         damaged[error.what] = error
 
     async def entries(*states: State) -> list[Entry]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from ..blocks.credentials import CometAPICredentials
-from ..runway.errors import GenerationNotVisible, LedgerUnavailable
+from ..runway.errors import GenerationNotFound, LedgerUnavailable
 from ..runway.models.generation import GenerationResult, Status, Submission
 from ..runway.models.keys import MAX_KEY_LENGTH, check_key, check_task_id, key_of_id
 from ..runway.models.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
@@ -140,7 +140,7 @@ async def afinish_generation(
     submission = await _attached(check_task_id(task_id), credentials, storage, key)
     try:
         return await deliver(submission, credentials, storage, again=True)
-    except GenerationNotVisible:
+    except GenerationNotFound:
         await record(lambda ledger: _forget(ledger, submission.key))
         raise
 

@@ -9,9 +9,9 @@
     │   ├── InvalidManifest        a manifest, or some of its rows, cannot be used
     │   ├── QuotaExceeded          the account has no balance
     │   ├── BudgetExceeded         one more submission would exceed the spending limit of a batch
-    │   ├── KeyConflict            the idempotency key belongs to another request
+    │   ├── IdempotencyKeyConflict            the idempotency key belongs to another request
     │   ├── LedgerUnavailable      the ledger cannot be read or written
-    │   │   └── LedgerDamaged      a row of the ledger is corrupted
+    │   │   └── LedgerCorrupted      a row of the ledger is corrupted
     │   ├── LedgerOutdated         the ledger is an older copy and lacks purchases
     │   └── StorageUnavailable     the requested storage cannot take a video
     ├── AuthenticationError        no API key, a wrong one, or one without permission
@@ -19,7 +19,7 @@
     ├── ServiceUnavailable         busy or unreachable for now; can be retried
     ├── SubmissionUncertain        sent, but without an answer: possibly charged
     ├── GenerationError            bought, but without success
-    │   ├── GenerationNotVisible   the service does not know the generation
+    │   ├── GenerationNotFound   the service does not know the generation
     │   │   └── UnknownTaskId      a task id entered by hand, which is not recorded
     │   ├── GenerationFailed       the service reports a failure and its reason
     │   ├── GenerationCancelled    it was cancelled upstream
@@ -31,7 +31,7 @@
     │   └── StorageError           the storage rejected the video
     │       └── StagedFileMissing  the downloaded file is gone from this machine
     ├── BatchFailed                no item of a batch succeeded, or too many failed
-    └── RunGivenUp                 a flow run was started too often
+    └── TooManyRunAttempts                 a flow run was started too often
 
 Every message names the problem, the generation, what is known about the money, and the next step.
 """
@@ -141,7 +141,7 @@ class BudgetExceeded(NotSubmitted):
     advice = "raise max_spend or max_seconds and run the batch again; it buys what is missing."
 
 
-class KeyConflict(NotSubmitted):
+class IdempotencyKeyConflict(NotSubmitted):
     """Error for an idempotency key that belongs to another request."""
 
     advice = "use another key for another request, or the same request for the same key."
@@ -153,7 +153,7 @@ class LedgerUnavailable(NotSubmitted):
     advice = "see that the database at COMETAPI_LEDGER_URL answers, then run it again."
 
 
-class LedgerDamaged(LedgerUnavailable):
+class LedgerCorrupted(LedgerUnavailable):
     """Error for a corrupted ledger row; its generation cannot continue."""
 
     money = "nothing was charged for this call; what the row stands for may be bought."
@@ -228,7 +228,7 @@ class GenerationError(CometAPIError):
     money = "the generation was accepted, so it may have been charged."
 
 
-class GenerationNotVisible(GenerationError):
+class GenerationNotFound(GenerationError):
     """Error for a generation that the service does not know."""
 
     advice = (
@@ -237,7 +237,7 @@ class GenerationNotVisible(GenerationError):
     )
 
 
-class UnknownTaskId(GenerationNotVisible):
+class UnknownTaskId(GenerationNotFound):
     """Error for a task id entered by hand that the service does not know; it is not recorded."""
 
     money = "nothing was charged for this call, and nothing is recorded as bought."
@@ -304,7 +304,7 @@ class StagedFileMissing(StorageError):
     """Error for a downloaded file that is gone from this machine and must be fetched again."""
 
 
-class RunGivenUp(CometAPIError):
+class TooManyRunAttempts(CometAPIError):
     """Error for a flow run that was started too often, by retries and after crashes."""
 
     money = "what it bought is in the ledger, and is not paid for again."

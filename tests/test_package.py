@@ -27,13 +27,13 @@ EXPORTS = {
     "runway": """
         AssetURL AuthenticationError BatchFailed BatchResult BudgetExceeded CometAPIError
         CometAPISettings ContentModeration DeliveryError DownloadInterrupted Entry FetchedVideo
-        Finished Generation GenerationCancelled GenerationError GenerationFailed
-        GenerationNotVisible GenerationRequest GenerationResult GenerationTimeout
-        ImageToVideoRequest InvalidManifest InvalidOutput InvalidRequest ItemResult KeyConflict
-        Ledger LedgerDamaged LedgerOutdated LedgerUnavailable NotSubmitted Outcome OutputExpired
-        QuotaExceeded Reference RunGivenUp RunwayClient ServiceUnavailable StagedFileMissing State
-        Status StorageError StorageUnavailable StoredVideo Submission SubmissionUncertain
-        UnexpectedResponse UnknownTaskId VideoToVideoRequest
+        Finished Generation GenerationCancelled GenerationError GenerationFailed GenerationNotFound
+        GenerationRequest GenerationResult GenerationTimeout IdempotencyKeyConflict
+        ImageToVideoRequest InvalidManifest InvalidOutput InvalidRequest ItemResult Ledger
+        LedgerCorrupted LedgerOutdated LedgerUnavailable NotSubmitted Outcome OutputExpired
+        QuotaExceeded Reference RunwayClient ServiceUnavailable StagedFileMissing State Status
+        StorageError StorageUnavailable StoredVideo Submission SubmissionUncertain
+        TooManyRunAttempts UnexpectedResponse UnknownTaskId VideoToVideoRequest
     """,
     "blocks": "CometAPICredentials GenerationLedger",
     "flows": """

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from cyclopts import App, Parameter
 from rich.table import Table
 
-from ...runway.errors import LedgerDamaged
+from ...runway.errors import LedgerCorrupted
 from ...runway.ledger.entry import Entry, State
 from ...runway.ledger.resubmission import (
     ARRIVAL_WINDOW,
@@ -81,7 +81,7 @@ def list_entries(
     csv: Annotated[bool, Parameter(negative="", help="Print CSV.")] = False,
 ) -> None:
     """List generations, the newest first. Damaged rows are reported, and the exit status is 1."""
-    damaged: list[LedgerDamaged] = []
+    damaged: list[LedgerCorrupted] = []
 
     async def look() -> list[Entry]:
         return await (await _ledger()).entries(

@@ -20,7 +20,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.flow_runs import aresume_flow_run, asuspend_flow_run
 
-from ...runway.errors import LedgerDamaged
+from ...runway.errors import LedgerCorrupted
 from ...runway.models.generation import Submission
 from ...runway.models.keys import step_key
 from . import log
@@ -82,7 +82,7 @@ async def resume_waiting(ledger: "Ledger", run: str | None = None) -> None:
         run: Id of the only run to consider; all runs if None.
     """
     for waiting in await _suspended(run):
-        damaged: list[LedgerDamaged] = []
+        damaged: list[LedgerCorrupted] = []
         entries = await ledger.entries(flow_run_id=str(waiting.id), tell=damaged.append)
         if entries and not damaged and all(entry.has_ended for entry in entries):
             await _resume(waiting.id)

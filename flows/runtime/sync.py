@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import TaskRun, TaskRunResult
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
-from ...runway.errors import InvalidRequest, RunGivenUp
+from ...runway.errors import InvalidRequest, TooManyRunAttempts
 from ...runway.models.keys import check_key, default_key
 from ...runway.models.requests import GenerationRequest
 
@@ -52,11 +52,13 @@ def check_starts(most: int) -> None:
         most: Maximum number of starts.
 
     Raises:
-        RunGivenUp: The run was started more often than that.
+        TooManyRunAttempts: The run was started more often than that.
     """
     starts = flow_run.run_count
     if starts > most:
-        raise RunGivenUp(f"this flow run was started {starts} times, and may be {most} times")
+        raise TooManyRunAttempts(
+            f"this flow run was started {starts} times, and may be {most} times"
+        )
 
 
 def resolve_key(

@@ -61,7 +61,7 @@ async def adopt_id(
     """Record a task id that was given to a run, once the service knows it.
 
     Raises:
-        KeyConflict: The idempotency key has another id, or the id belongs to another key.
+        IdempotencyKeyConflict: The key has another id, or the id belongs to another key.
         UnknownTaskId: The service does not know the id.
         LedgerUnavailable: The ledger cannot be used.
     """
@@ -81,7 +81,7 @@ async def adopt_by_hand(
     The id is checked with the credentials of the entry.
 
     Raises:
-        KeyConflict: The idempotency key has another id, or the id belongs to another key.
+        IdempotencyKeyConflict: The key has another id, or the id belongs to another key.
         UnknownTaskId: The service does not know the id.
         LedgerUnavailable: The ledger cannot be used.
     """

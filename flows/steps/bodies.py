@@ -208,7 +208,7 @@ async def poll(
     async def on_reply(reply: Generation, before: Generation | None) -> None:
         nonlocal unconfirmed
         remembered.failures = 0
-        if unconfirmed and reply.status is not Status.NOT_VISIBLE:
+        if unconfirmed and reply.status is not Status.NOT_FOUND:
             unconfirmed = False
             key = entry.key if entry else submission.key
             await record(lambda ledger: ledger.confirm(key, submission.task_id))

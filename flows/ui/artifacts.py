@@ -30,7 +30,7 @@ progress_listener: ContextVar[Callable[[Submission, Generation], None] | None] =
 )
 """Callback for each poll reply; the command line draws its progress bar from it."""
 
-_STAGE = {Status.NOT_VISIBLE: 0.0, Status.PENDING: 0.0, Status.SUCCEEDED: 1.0}
+_STAGE = {Status.NOT_FOUND: 0.0, Status.PENDING: 0.0, Status.SUCCEEDED: 1.0}
 
 
 async def show_reply(submission: Submission, reply: Generation, before: Generation | None) -> None:

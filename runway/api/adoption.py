@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ..errors import CometAPIError, GenerationNotVisible, KeyConflict, UnknownTaskId
+from ..errors import CometAPIError, GenerationNotFound, IdempotencyKeyConflict, UnknownTaskId
 from ..ledger.entry import UNFINISHED, Entry, Intent, State, conflict
 from ..ledger.purchase import attach
 from ..ledger.store import Ledger
@@ -51,13 +51,13 @@ async def check_task(
         is_feed = number % 2 == 1
         try:
             reply = await (client.feed if is_feed else client.get)(task_id)
-        except GenerationNotVisible as error:
+        except GenerationNotFound as error:
             why = error.what
         except CometAPIError as error:
             if not is_feed:  # the docs guarantee nothing about the feed
                 return Check(known=None, why=error.what)
         else:
-            if reply.status is not Status.NOT_VISIBLE:
+            if reply.status is not Status.NOT_FOUND:
                 return Check(known=True)
     return Check(known=False, why=why)
 
@@ -98,13 +98,13 @@ async def adopt(
         warn: Called with a warning if the id is recorded unconfirmed.
 
     Raises:
-        KeyConflict: The idempotency key has another task id, or the id belongs to another key.
+        IdempotencyKeyConflict: The key has another task id, or the id belongs to another key.
         UnknownTaskId: The service does not know the id.
         LedgerUnavailable: The ledger cannot be used.
     """
     other = await ledger.find(task_id, intent.base_url, besides=intent.key)
     if other and not _is_only_an_id(other):
-        raise KeyConflict(
+        raise IdempotencyKeyConflict(
             f"the id {task_id} belongs to the key {other.key!r}, so it is not recorded for another"
         ).about(key=intent.key, task_id=task_id)
     entry = await ledger.get(intent.key)

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from ..errors import (
     AuthenticationError,
     CometAPIError,
-    GenerationNotVisible,
+    GenerationNotFound,
     InvalidRequest,
     QuotaExceeded,
     ServiceUnavailable,
@@ -177,7 +177,7 @@ class RunwayClient:
         path = f"/runwayml/v1/{request.route}"
         outcome = await self._send("POST", path, request.to_wire(), before_paying=before_sending)
         if isinstance(outcome, Refusal):
-            refused = outcome.meaning is Meaning.NOT_VISIBLE  # an unknown source task, for example
+            refused = outcome.meaning is Meaning.NOT_FOUND  # an unknown source task, for example
             raise self._error(outcome, otherwise=InvalidRequest if refused else SubmissionUncertain)
         task_id = read_task_id(outcome.body)
         if not task_id or not is_task_id(task_id):
@@ -191,12 +191,12 @@ class RunwayClient:
     async def get(self, task_id: str) -> Generation:
         """Return the state of a generation (CometAPI docs, Get a Runway task).
 
-        An id that the service does not know (yet) has a state too, ``Status.NOT_VISIBLE``.
+        An id that the service does not know (yet) has a state too, ``Status.NOT_FOUND``.
 
         Raises:
             AuthenticationError: The API key is missing, wrong or not permitted.
             UnexpectedResponse: The base URL does not lead to CometAPI.
-            GenerationNotVisible: The service refuses to return the state.
+            GenerationNotFound: The service refuses to return the state.
             ServiceUnavailable: There is no answer at the moment; another request is free.
         """
         outcome = await self._send("GET", f"/runwayml/v1/tasks/{quote(task_id, safe='')}")
@@ -216,7 +216,7 @@ class RunwayClient:
         """
         outcome = await self._send("GET", f"/runwayml/v1/tasks/{UNKNOWN_TASK_ID}")
         if isinstance(outcome, Refusal):
-            if outcome.is_own and outcome.meaning is Meaning.NOT_VISIBLE:
+            if outcome.is_own and outcome.meaning is Meaning.NOT_FOUND:
                 return
             if not outcome.is_foreign or outcome.meaning in _FOR_NOW:
                 raise self._error(outcome, otherwise=ServiceUnavailable)
@@ -235,10 +235,10 @@ class RunwayClient:
 
     def _state(self, task_id: str, outcome: Reply | Refusal) -> Generation:
         if isinstance(outcome, Refusal):
-            if outcome.meaning is Meaning.NOT_VISIBLE:
-                return Generation(task_id=task_id, status=Status.NOT_VISIBLE, word=outcome.code)
+            if outcome.meaning is Meaning.NOT_FOUND:
+                return Generation(task_id=task_id, status=Status.NOT_FOUND, word=outcome.code)
             if outcome.meaning in {Meaning.INVALID, Meaning.NO_BALANCE}:
-                raise GenerationNotVisible(  # already bought, so not an InvalidRequest
+                raise GenerationNotFound(  # already bought, so not an InvalidRequest
                     f"CometAPI does not tell the generation's state: {outcome.message}",
                     code=outcome.code,
                     http_status=outcome.http_status,

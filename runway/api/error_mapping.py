@@ -42,7 +42,7 @@ class Meaning(Enum):
     UNAUTHENTICATED = auto()
     NO_BALANCE = auto()
     MISADDRESSED = auto()
-    NOT_VISIBLE = auto()
+    NOT_FOUND = auto()
     UNKNOWN_OUTCOME = auto()
 
 
@@ -144,7 +144,7 @@ def refusal_of_reply(reply: Reply, now: datetime | None = None) -> Refusal | Non
     if 200 <= status < 300 and reply.is_json and not (code or message):
         if says_not_visible(reply.body):
             sentence = "the service does not know the generation"
-            return Refusal(Meaning.NOT_VISIBLE, sentence, is_own=True)
+            return Refusal(Meaning.NOT_FOUND, sentence, is_own=True)
         return None
     meaning = _meaning(reply, code.lower(), message.lower())
     is_own = own_error(reply.body) is not None
@@ -177,7 +177,7 @@ def refusal_of_purchase(reply: Reply, now: datetime | None = None) -> Refusal | 
 def _meaning(reply: Reply, code: str, message: str) -> Meaning:
     status = reply.http_status
     if says_not_visible(reply.body):
-        return Meaning.NOT_VISIBLE
+        return Meaning.NOT_FOUND
     if code in _BALANCE_CODES:
         return Meaning.NO_BALANCE
     if code in _INVALID_CODES or _NO_CHANNEL in message:
@@ -187,7 +187,7 @@ def _meaning(reply: Reply, code: str, message: str) -> Meaning:
     if code in _BEFORE_SUBMISSION_CODES:
         return Meaning.BUSY
     if status == 404 and reply.is_json and "invalid url" not in message:
-        return Meaning.NOT_VISIBLE
+        return Meaning.NOT_FOUND
     if 300 <= status < 400 or status in {404, 405} or (200 <= status < 400 and reply.is_page):
         return Meaning.MISADDRESSED
     if status in _BY_STATUS:

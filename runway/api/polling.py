@@ -19,7 +19,7 @@ from ..errors import (
     CometAPIError,
     GenerationCancelled,
     GenerationFailed,
-    GenerationNotVisible,
+    GenerationNotFound,
     GenerationTimeout,
     InvalidOutput,
     ServiceUnavailable,
@@ -99,7 +99,7 @@ def verdict(
 def is_missing(reply: Generation) -> bool:
     """Return True if the id is unknown to the service, or a success has no output."""
     done_without_output = reply.status is Status.SUCCEEDED and not reply.outputs
-    return done_without_output or reply.status is Status.NOT_VISIBLE
+    return done_without_output or reply.status is Status.NOT_FOUND
 
 
 def missing_since(
@@ -117,7 +117,7 @@ def missing_since(
 
 def next_route(reply: Generation, route: Route) -> Route:
     """Return the route of the next poll, alternating while the id is unknown; pure."""
-    if reply.status is not Status.NOT_VISIBLE:
+    if reply.status is not Status.NOT_FOUND:
         return route
     return Route.FEED if route is Route.TASK else Route.TASK
 
@@ -135,7 +135,7 @@ def _missing_error(reply: Generation, missing_for: float) -> CometAPIError:
         return InvalidOutput(
             f"CometAPI calls the generation finished but names no output for {missing_for:.0f} s"
         )
-    return GenerationNotVisible(
+    return GenerationNotFound(
         f"CometAPI does not know the generation, for {missing_for:.0f} s now", code=reply.word
     )
 
@@ -162,7 +162,7 @@ async def wait_until_finished(
     Raises:
         GenerationFailed: The generation failed.
         GenerationCancelled: The generation was cancelled upstream.
-        GenerationNotVisible: The service did not know the id for the whole grace time.
+        GenerationNotFound: The service did not know the id for the whole grace time.
         GenerationTimeout: The generation did not finish within the deadline.
         InvalidOutput: It succeeded, but no output was named within the grace time.
         CometAPIError: The client raised it; the wait can continue with the same ``wait``.
@@ -241,6 +241,6 @@ async def _ask_within(
         if wait.route is Route.TASK:
             raise error.about(**which) from None
         wait.last = Generation(  # the docs guarantee nothing about the feed: the task route decides
-            task_id=submission.task_id, status=Status.NOT_VISIBLE, word=error.code
+            task_id=submission.task_id, status=Status.NOT_FOUND, word=error.code
         )
     return wait.last

@@ -34,7 +34,7 @@ _WORDS = {
     Status.SUCCEEDED: "success succeed succeeded completed finished ready done 3",
     Status.FAILED: "failure failed fail rejected",
     Status.CANCELLED: "cancelled canceled",
-    Status.NOT_VISIBLE: f"{NOT_VISIBLE_CODE} task_origin_not_exist",
+    Status.NOT_FOUND: f"{NOT_VISIBLE_CODE} task_origin_not_exist",
 }
 _STATUS_OF_WORD = {word: status for status, words in _WORDS.items() for word in words.split()}
 _GIVEN_UP = {Status.FAILED, Status.CANCELLED}
@@ -121,7 +121,7 @@ def says_not_visible(body: Any) -> bool:
         code, message = error
         return code == NOT_VISIBLE_CODE or ("not_exist" in message and "task" in message)
     words = [_word(layer) for layer in _layers(body)]
-    return any(_STATUS_OF_WORD.get(word.lower()) is Status.NOT_VISIBLE for word in words)
+    return any(_STATUS_OF_WORD.get(word.lower()) is Status.NOT_FOUND for word in words)
 
 
 def _layers(body: Any) -> Iterator[dict[str, Any]]:
@@ -154,7 +154,7 @@ def _combined(statuses: set[Status | None]) -> Status:
         Status.FAILED,
         Status.SUCCEEDED,
         Status.RUNNING,
-        Status.NOT_VISIBLE,
+        Status.NOT_FOUND,
     )
     return next((status for status in by_weight if status in statuses), Status.PENDING)
 

@@ -8,7 +8,7 @@ from ..errors import (
     AuthenticationError,
     CometAPIError,
     DeliveryError,
-    GenerationNotVisible,
+    GenerationNotFound,
     InvalidRequest,
     LedgerUnavailable,
     QuotaExceeded,
@@ -111,7 +111,7 @@ _BEFORE_BUYING = {
     )
 }
 _AFTER_BUYING = {
-    kind.__name__ for kind in (*DeliveryError.__subclasses__(), GenerationNotVisible)
+    kind.__name__ for kind in (*DeliveryError.__subclasses__(), GenerationNotFound)
 } | {"GenerationTimeout", "StagedFileMissing"}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 from sqlalchemy import case, select, update
 
-from ..errors import LedgerDamaged, LedgerOutdated
+from ..errors import LedgerCorrupted, LedgerOutdated
 from .database import Database
 from .entry import Entry
 from .marks import LedgerMark, MarkFile, highest_serial
@@ -44,7 +44,7 @@ class ClaimHistory:
         """Return the identity of the ledger and the serial of its newest claim.
 
         Raises:
-            LedgerDamaged: The identity or the serial is corrupted.
+            LedgerCorrupted: The identity or the serial is corrupted.
         """
         query = select(versions.c.identity, last_serial.label("serial"))
         (row,) = await self.database.rows(query)
@@ -52,7 +52,7 @@ class ClaimHistory:
             mark = LedgerMark.of(row["identity"], row["serial"], self.database.place)
         except ValidationError as error:
             wrong = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
-            raise LedgerDamaged(
+            raise LedgerCorrupted(
                 f"in the ledger at {self.database.place} the newest claim's number or the ledger's "
                 f"identity is damaged: {wrong}"
             ) from None

@@ -32,7 +32,7 @@ from ..errors import (
     CometAPIError,
     GenerationCancelled,
     GenerationFailed,
-    KeyConflict,
+    IdempotencyKeyConflict,
     SubmissionUncertain,
 )
 from ..models.generation import (
@@ -287,7 +287,9 @@ class Kind(NamedTuple):
     seconds: float | None
 
 
-def conflict(entry: Entry, intent: Intent, task_id: str | None = None) -> KeyConflict | None:
+def conflict(
+    entry: Entry, intent: Intent, task_id: str | None = None
+) -> IdempotencyKeyConflict | None:
     """Return the error if the key belongs to another purchase, or None; pure.
 
     The error lists the differences.
@@ -314,7 +316,7 @@ def conflict(entry: Entry, intent: Intent, task_id: str | None = None) -> KeyCon
     elif intent.fingerprint and not (entry.fingerprint or replaced or task_id == entry.task_id):
         pairs.append(("request", "unknown", "another"))
     told = ", ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new)
-    return KeyConflict(f"the key belongs to another request: {told}") if told else None
+    return IdempotencyKeyConflict(f"the key belongs to another request: {told}") if told else None
 
 
 def is_another_purchase(there: Entry, entry: Entry) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import LedgerDamaged
+from ..errors import LedgerCorrupted
 from ..redact import scrub
 from .entry import Entry
 
@@ -14,7 +14,7 @@ from .entry import Entry
 def read_entries(
     rows: Sequence[Mapping[str, Any]],
     place: str,
-    tell: Callable[[LedgerDamaged], None] | None = None,
+    tell: Callable[[LedgerCorrupted], None] | None = None,
 ) -> list[Entry]:
     """Return the entries in rows of the ledger's table.
 
@@ -26,13 +26,13 @@ def read_entries(
         tell: Called with the error of each corrupted row, which is then skipped.
 
     Raises:
-        LedgerDamaged: A row is corrupted, and ``tell`` is not given.
+        LedgerCorrupted: A row is corrupted, and ``tell`` is not given.
     """
     found: list[Entry] = []
     for row in rows:
         try:
             found.append(_entry(row, place))
-        except LedgerDamaged as error:
+        except LedgerCorrupted as error:
             if tell is None:
                 raise
             tell(error)
@@ -45,7 +45,7 @@ def _entry(row: Mapping[str, Any], place: str) -> Entry:
     except ValidationError as error:
         wrong = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
         where = f"in the ledger at {place} the row of key {scrub(str(row['key']))!r}"
-        raise LedgerDamaged(f"{where} is damaged: {wrong}") from None
+        raise LedgerCorrupted(f"{where} is damaged: {wrong}") from None
 
 
 def columns_of(entry: Entry) -> dict[str, Any]:

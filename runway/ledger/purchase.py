@@ -118,7 +118,7 @@ async def buy_once(
         warn: Called with warnings that do not stop the purchase.
 
     Raises:
-        KeyConflict: The key belongs to another request.
+        IdempotencyKeyConflict: The key belongs to another request.
         BudgetExceeded: The purchase would exceed a limit of the budget; nothing was sent.
         SubmissionUncertain: The generation was possibly charged, now or in an earlier attempt.
         LedgerUnavailable: The claim could not be recorded; nothing was sent.
@@ -193,7 +193,7 @@ async def attach(ledger: Ledger, intent: Intent, task_id: str, *, checked: bool 
         checked: True if the service has confirmed the id.
 
     Raises:
-        KeyConflict: The key belongs to another generation.
+        IdempotencyKeyConflict: The key belongs to another generation.
         LedgerUnavailable: The ledger cannot be used.
     """
     now = datetime.now(UTC)

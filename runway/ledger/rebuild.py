@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from ..errors import KeyConflict, StorageError
+from ..errors import IdempotencyKeyConflict, StorageError
 from ..models.generation import StoredVideo
 from ..storage.base import Storage
 from .entry import Entry, State
@@ -202,7 +202,7 @@ async def _written_beside(ledger: Ledger, entry: Entry, location: str) -> str:
     task_id = entry.task_id or ""
     try:
         there = await attach(ledger, entry, task_id)
-    except KeyConflict:
+    except IdempotencyKeyConflict:
         other = entry.model_copy(update={"key": f"{entry.key}+{task_id}"})
         await ledger.insert([other])
         return other.key

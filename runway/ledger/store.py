@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ..errors import BudgetExceeded, GenerationCancelled, GenerationError, LedgerDamaged
+from ..errors import BudgetExceeded, GenerationCancelled, GenerationError, LedgerCorrupted
 from ..models.generation import Finished, StoredVideo, Submission
 from ..models.prices import Price
 from ..processes import is_certainly_gone, is_certainly_there, process_of
@@ -91,7 +91,7 @@ class Ledger(Leases):
         since: datetime | None = None,
         flow_run_id: str | None = None,
         limit: int | None = None,
-        tell: Callable[[LedgerDamaged], None] | None = None,
+        tell: Callable[[LedgerCorrupted], None] | None = None,
     ) -> list[Entry]:
         """Return the entries that match all given filters, newest first.
 
@@ -500,12 +500,12 @@ class Ledger(Leases):
         return found[0] if found else None
 
     async def _rows(
-        self, statement: Any, tell: Callable[[LedgerDamaged], None] | None = None
+        self, statement: Any, tell: Callable[[LedgerCorrupted], None] | None = None
     ) -> list[Entry]:
         return self._read(await self.database.rows(statement), tell)
 
     def _read(
-        self, rows: Sequence[Any], tell: Callable[[LedgerDamaged], None] | None = None
+        self, rows: Sequence[Any], tell: Callable[[LedgerCorrupted], None] | None = None
     ) -> list[Entry]:
         return read_entries(rows, self.database.place, tell)
 

@@ -14,7 +14,7 @@ from ..redact import is_shortened, shown_url
 class Status(StrEnum):
     """Status of a generation upstream, with one vocabulary for all reply shapes."""
 
-    NOT_VISIBLE = "not visible"
+    NOT_FOUND = "not visible"
     PENDING = "pending"
     RUNNING = "running"
     SUCCEEDED = "succeeded"

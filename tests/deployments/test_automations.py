@@ -19,7 +19,7 @@ from prefect.states import Crashed, Failed, Pending, Running
 
 from prefect_cometapi.deployments import automations
 from prefect_cometapi.flows import image_to_video
-from prefect_cometapi.runway import ImageToVideoRequest, RunGivenUp
+from prefect_cometapi.runway import ImageToVideoRequest, TooManyRunAttempts
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -224,6 +224,6 @@ def test_a_run_that_was_started_too_often_gives_up(prefect_server, sandbox, monk
     monkeypatch.setenv("COMETAPI_MAX_STARTS", "1")
     sandbox.add_fault("create:unauthorized:times=1")
     again = image_to_video.with_options(retries=2, retry_delay_seconds=0)
-    with pytest.raises(RunGivenUp, match="times, and may be 1 times"):
+    with pytest.raises(TooManyRunAttempts, match="times, and may be 1 times"):
         again(ImageToVideoRequest(prompt_image="https://example.com/cat.jpg"), key="unlucky")
     assert sandbox.accepted == []

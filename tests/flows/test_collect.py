@@ -18,7 +18,7 @@ from prefect_cometapi.flows import image_to_video as make
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import (
     GenerationFailed,
-    LedgerDamaged,
+    LedgerCorrupted,
     State,
     Status,
     SubmissionUncertain,
@@ -317,7 +317,7 @@ def test_a_damaged_row_fails_the_run_once_the_others_are_finished(
     right = [] if column == "outputs" else State.SUBMITTED
     row = update(generations).where(generations.c.key == "damaged")
     run_sync(book.ledger.database.rows(row.values({column: "nonsense"})))
-    with pytest.raises(LedgerDamaged, match=f"the row of key 'damaged' is damaged: {column}"):
+    with pytest.raises(LedgerCorrupted, match=f"the row of key 'damaged' is damaged: {column}"):
         collect()
     assert [record.module for record in caplog.records].count("collector") == 1
     assert book["fine"].state is State.STORED

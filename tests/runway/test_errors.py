@@ -16,7 +16,7 @@ from prefect_cometapi.runway import (
     CometAPIError,
     GenerationCancelled,
     GenerationFailed,
-    GenerationNotVisible,
+    GenerationNotFound,
     GenerationTimeout,
     ImageToVideoRequest,
     InvalidManifest,
@@ -158,7 +158,7 @@ CREATES = [
 POLLS = [
     (
         (400, {"code": "task_not_exist", "message": "", "data": None}),
-        GenerationNotVisible,
+        GenerationNotFound,
         "does not know the generation",
         ACCEPTED,
         "then: prefect-cometapi finish task-1",

@@ -103,7 +103,7 @@ def test_an_id_that_the_service_knows_is_recorded_and_confirmed(command, capsys,
     adopted = known("sku-17")
     assert (adopted.state, adopted.task_id, adopted.task_id_checked) == ("submitted", found, True)
     assert command("ledger", "adopt", "sku-17", str(uuid4())) == 1
-    assert "KeyConflict: " in capsys.readouterr().err
+    assert "IdempotencyKeyConflict: " in capsys.readouterr().err
     assert known("sku-17") == adopted
 
 

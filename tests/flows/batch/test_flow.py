@@ -178,7 +178,7 @@ def test_another_request_under_the_id_of_a_bought_one_is_a_conflict(
     changed[1]["promptText"] = "another"
     result = generate_batch(manifest(tmp_path, changed))
     assert [item.outcome for item in result.results] == [Outcome.STORED, Outcome.FAILED]
-    assert result.results[1].error == "KeyConflict"
+    assert result.results[1].error == "IdempotencyKeyConflict"
     assert "'1', is 'another'" in (result.results[1].message or "")
     assert len(sandbox.accepted) == 2
 

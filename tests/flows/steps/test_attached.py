@@ -21,9 +21,9 @@ from prefect_cometapi.runway import (
     Generation,
     GenerationCancelled,
     GenerationFailed,
-    GenerationNotVisible,
+    GenerationNotFound,
+    IdempotencyKeyConflict,
     ImageToVideoRequest,
-    KeyConflict,
     RunwayClient,
     State,
     Status,
@@ -104,7 +104,7 @@ def test_a_key_has_one_id(prefect_server, sandbox, image, elsewhere):
     """Another id under a used key is refused with both ids named, and nothing is sent."""
     bought = image_to_video(image, key="sku-17").task_id
     before = len(sandbox.requests)
-    with pytest.raises(KeyConflict, match=f"task id was '{bought}', is '{elsewhere}'"):
+    with pytest.raises(IdempotencyKeyConflict, match=f"task id was '{bought}', is '{elsewhere}'"):
         image_to_video(image, key="sku-17", task_id=elsewhere)
     assert len(sandbox.requests) == before
 
@@ -153,7 +153,7 @@ def test_an_id_that_was_recorded_unchecked_and_is_unknown_leaves_no_row(
 ):
     """An id that was recorded during an outage and is unknown leaves no row."""
     sandbox.add_fault("task:503")
-    with pytest.raises(GenerationNotVisible):
+    with pytest.raises(GenerationNotFound):
         finish_generation("d1931c01-6ac5-40cd-b005-9f07b078bbcd")
     assert book.all() == []
 
@@ -176,11 +176,11 @@ def test_an_id_of_another_key_is_refused(prefect_server, sandbox, image, book):
     bought = image_to_video(image, key="first").task_id
     before = book.all()
     for request in (image, image | {"promptText": "another"}):
-        with pytest.raises(KeyConflict, match="belongs to the key 'first'"):
+        with pytest.raises(IdempotencyKeyConflict, match="belongs to the key 'first'"):
             image_to_video(request, key="second", task_id=bought)
-    with pytest.raises(KeyConflict, match="belongs to the key 'first'"):
+    with pytest.raises(IdempotencyKeyConflict, match="belongs to the key 'first'"):
         image_to_video(image | {"promptText": "another"}, task_id=bought)
-    with pytest.raises(KeyConflict, match="belongs to the key 'first'"):
+    with pytest.raises(IdempotencyKeyConflict, match="belongs to the key 'first'"):
         finish_generation(bought, key="second")
     assert book.all() == before
     assert posts(sandbox) == 1

@@ -19,11 +19,11 @@ from prefect_cometapi.runway import (
     CometAPIError,
     GenerationCancelled,
     GenerationFailed,
-    GenerationNotVisible,
+    GenerationNotFound,
     GenerationTimeout,
+    IdempotencyKeyConflict,
     InvalidOutput,
     InvalidRequest,
-    KeyConflict,
     QuotaExceeded,
     ServiceUnavailable,
     StorageError,
@@ -164,7 +164,7 @@ def test_a_storage_that_cannot_be_used_is_told_before_anything_is_bought(
 def test_an_attached_id_that_is_unknown_is_told_soon(prefect_server, sandbox, monkeypatch):
     """A wait for an unknown adopted id ends sooner than one for a new generation."""
     monkeypatch.setenv("COMETAPI_VISIBILITY_GRACE", "3600")
-    with pytest.raises(GenerationNotVisible, match="does not know the generation"):
+    with pytest.raises(GenerationNotFound, match="does not know the generation"):
         finish_generation("no-such-id")
 
 
@@ -207,7 +207,7 @@ def test_a_key_of_your_own_holds_across_runs(prefect_server, sandbox, image):
 def test_a_key_belongs_to_one_request(prefect_server, sandbox, image):
     """Another request under a used key is refused with the field that differs."""
     image_to_video(image, key="belongs")
-    with pytest.raises(KeyConflict, match="promptText was 'slow zoom', is 'fast zoom'"):
+    with pytest.raises(IdempotencyKeyConflict, match="promptText was 'slow zoom', is 'fast zoom'"):
         image_to_video(image | {"promptText": "fast zoom"}, key="belongs")
     assert len(sandbox.accepted) == 1
 
@@ -226,7 +226,7 @@ def test_a_key_belongs_to_one_task_id(prefect_server, sandbox, image):
     """Another task id under a used key is refused with the key's own id."""
     ids = [image_to_video(image, key="first").task_id, image_to_video(image).task_id]
     assert finish_generation(ids[0], key="first").task_id == ids[0]
-    with pytest.raises(KeyConflict, match=f"{ids[1]} belongs to the key 'run-"):
+    with pytest.raises(IdempotencyKeyConflict, match=f"{ids[1]} belongs to the key 'run-"):
         finish_generation(ids[1], key="first")
 
 
@@ -264,7 +264,7 @@ def test_a_video_that_vanished_before_it_was_stored_is_fetched_again(
         (["create:503:times=6"], ServiceUnavailable, "nothing was charged"),
         (["create:failed:value=SAFETY.INPUT.TEXT"], GenerationFailed, "SAFETY.INPUT.TEXT"),
         (["create:cancelled"], GenerationCancelled, "cancelled"),
-        (["task:not-visible:rate=1", "feed:not-visible:rate=1"], GenerationNotVisible, "finish"),
+        (["task:not-visible:rate=1", "feed:not-visible:rate=1"], GenerationNotFound, "finish"),
         (["task:unknown-status:rate=1"], GenerationTimeout, "still running upstream"),
         (["asset:truncated-silent:rate=1"], InvalidOutput, "cut off"),
         (["asset:html-asset:rate=1"], InvalidOutput, "a text came in place"),

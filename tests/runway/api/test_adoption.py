@@ -8,8 +8,8 @@ import pytest
 from prefect_cometapi.runway import (
     CometAPIError,
     Generation,
-    GenerationNotVisible,
-    KeyConflict,
+    GenerationNotFound,
+    IdempotencyKeyConflict,
     RunwayClient,
     ServiceUnavailable,
     State,
@@ -55,7 +55,7 @@ async def checked(*replies: Status | CometAPIError) -> tuple[Check, list[str]]:
     return found, client.routes
 
 
-MISSING = Status.NOT_VISIBLE
+MISSING = Status.NOT_FOUND
 
 
 @pytest.mark.parametrize("status", sorted(set(Status) - {MISSING}))
@@ -70,7 +70,7 @@ async def test_an_id_is_unknown_only_after_all_polls():
     routes = ["get", "feed", "get"]
     found, asked = await checked(MISSING, ServiceUnavailable("busy"), MISSING)
     assert (found.known, asked) == (False, routes)
-    found, asked = await checked(GenerationNotVisible("no such id"), MISSING, MISSING)
+    found, asked = await checked(GenerationNotFound("no such id"), MISSING, MISSING)
     assert (found, asked) == (Check(known=False, why="no such id"), routes)
 
 
@@ -110,7 +110,7 @@ async def test_an_unconfirmed_id_is_replaced_and_a_confirmed_one_stays(ledger):
     assert (second.task_id, second.attempts) == (OTHER, 1)
     third = await given(ledger, OTHER, KNOWN)
     assert (third.claim, third.task_id_checked) == (second.claim, True)
-    with pytest.raises(KeyConflict, match="task id was"):
+    with pytest.raises(IdempotencyKeyConflict, match="task id was"):
         await given(ledger, ONE, KNOWN)
     assert await given(ledger, OTHER, UNKNOWN) == third  # no further lookup is made
 
@@ -139,7 +139,7 @@ async def test_an_id_of_another_key_is_refused_in_any_state(ledger, state):
     await put(ledger, state, key="first", task_id=ONE)
     await attach(ledger, ID_ONLY.model_copy(update={"key": "alone"}), OTHER)
     for task_id, key in ((ONE, "first"), (OTHER, "alone")):
-        with pytest.raises(KeyConflict, match=f"belongs to the key '{key}'"):
+        with pytest.raises(IdempotencyKeyConflict, match=f"belongs to the key '{key}'"):
             await given(ledger, task_id, KNOWN)
     assert await ledger.get("sku-17") is None
 

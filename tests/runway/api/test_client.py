@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from prefect_cometapi.runway import (
     AuthenticationError,
-    GenerationNotVisible,
+    GenerationNotFound,
     InvalidRequest,
     QuotaExceeded,
     RunwayClient,
@@ -265,9 +265,9 @@ async def test_an_unknown_id_is_a_state_and_no_error(sandbox, client_of, request
     service = sandbox(f"task:{fault}", f"feed:{fault}")
     client = await client_of(service.url)
     task_id = await client.create(request_)
-    assert (await client.get(task_id)).status is Status.NOT_VISIBLE
-    assert (await client.feed(task_id)).status is Status.NOT_VISIBLE
-    assert (await client.get(task_id)).status is not Status.NOT_VISIBLE
+    assert (await client.get(task_id)).status is Status.NOT_FOUND
+    assert (await client.feed(task_id)).status is Status.NOT_FOUND
+    assert (await client.get(task_id)).status is not Status.NOT_FOUND
 
 
 async def test_a_key_that_the_service_takes_is_known_by_its_own_words(sandbox, client_of):
@@ -315,7 +315,7 @@ async def test_another_service_never_counts_as_one_that_takes_the_key(
 async def test_a_404_of_something_else_does_not_end_a_wait(answers, client_of, body):
     """A purchased generation is polled for its whole grace time."""
     client = await client_of(answers((404, body)))
-    assert (await client.get("task-1")).status is Status.NOT_VISIBLE
+    assert (await client.get("task-1")).status is Status.NOT_FOUND
 
 
 @pytest.mark.parametrize(
@@ -329,8 +329,8 @@ async def test_a_404_of_something_else_does_not_end_a_wait(answers, client_of, b
         ({}, ServiceUnavailable),
         ((401, {"error": {"message": "Invalid token"}}), AuthenticationError),
         ((200, b"<html>", {"content-type": "text/html"}), UnexpectedResponse),
-        ((400, {"error": {"message": "odd", "code": "invalid_request"}}), GenerationNotVisible),
-        ((403, {"code": "quota_not_enough", "message": "empty"}), GenerationNotVisible),
+        ((400, {"error": {"message": "odd", "code": "invalid_request"}}), GenerationNotFound),
+        ((403, {"code": "quota_not_enough", "message": "empty"}), GenerationNotFound),
     ],
     ids=repr,
 )

@@ -213,7 +213,7 @@ def test_a_web_page_or_a_redirect_is_another_address(status, content_type):
         (401, {}, Meaning.UNAUTHENTICATED),
         (402, {}, Meaning.NO_BALANCE),
         (403, None, Meaning.UNAUTHENTICATED),
-        (404, {"error": "no such thing"}, Meaning.NOT_VISIBLE),
+        (404, {"error": "no such thing"}, Meaning.NOT_FOUND),
         (405, {}, Meaning.MISADDRESSED),
         (408, {}, Meaning.UNKNOWN_OUTCOME),
         (413, {}, Meaning.INVALID),

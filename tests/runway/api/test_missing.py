@@ -6,7 +6,7 @@ import pytest
 from prefect_cometapi.runway import Generation, Status
 from prefect_cometapi.runway.api.polling import Patience, missing_since, wait_until_finished
 
-UNKNOWN = Generation(task_id="t", status=Status.NOT_VISIBLE)
+UNKNOWN = Generation(task_id="t", status=Status.NOT_FOUND)
 RUNNING = Generation(task_id="t", status=Status.RUNNING)
 EMPTY = Generation(task_id="t", status=Status.SUCCEEDED)
 

@@ -18,7 +18,7 @@ from prefect_cometapi.runway import (
     Generation,
     GenerationCancelled,
     GenerationFailed,
-    GenerationNotVisible,
+    GenerationNotFound,
     GenerationTimeout,
     InvalidOutput,
     ServiceUnavailable,
@@ -89,9 +89,9 @@ def test_patience_with_what_is_missing_ends_with_the_grace_time(reply, missing_f
     """An unknown id or a missing output is waited for during the grace time, then reported."""
     result = verdict(reply, 0.0, missing_for, patience)
     over = is_missing(reply) and missing_for >= patience.visibility_grace
-    assert isinstance(result, GenerationNotVisible | InvalidOutput) == over
+    assert isinstance(result, GenerationNotFound | InvalidOutput) == over
     if over:
-        expected = InvalidOutput if reply.status is Status.SUCCEEDED else GenerationNotVisible
+        expected = InvalidOutput if reply.status is Status.SUCCEEDED else GenerationNotFound
         assert type(result) is expected
 
 
@@ -111,7 +111,7 @@ def test_jitter_differs_from_call_to_call():
 def test_both_routes_are_asked_in_turn_while_the_id_is_unknown(reply, route):
     """The route that knows the id first is used from then on."""
     following = next_route(reply, route)
-    assert (following is not route) == (reply.status is Status.NOT_VISIBLE)
+    assert (following is not route) == (reply.status is Status.NOT_FOUND)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -179,7 +179,7 @@ async def test_an_id_that_stays_unknown_is_given_up_after_the_grace_time(
     """The wait does not end before the grace time, and nothing is bought again."""
     script = answers(UNKNOWN)
     patience = Patience(interval=0.01, deadline=20, visibility_grace=0.1)
-    with pytest.raises(GenerationNotVisible) as caught:
+    with pytest.raises(GenerationNotFound) as caught:
         await wait_until_finished(await client_of(script), submitted(), patience)
     assert caught.value.code == "task_not_exist"
     assert script.times[-1] - script.times[0] >= 0.09
@@ -349,8 +349,8 @@ async def test_each_reply_is_shown_with_the_one_before(answers, client_of, submi
     script = answers(UNKNOWN, RUNNING, DONE)
     await wait_until_finished(await client_of(script), submitted(), QUICK, on_reply=watch)
     assert seen == [
-        (Status.NOT_VISIBLE, None),
-        (Status.RUNNING, Status.NOT_VISIBLE),
+        (Status.NOT_FOUND, None),
+        (Status.RUNNING, Status.NOT_FOUND),
         (Status.SUCCEEDED, Status.RUNNING),
     ]
 

@@ -220,7 +220,7 @@ def test_an_unknown_word_means_keep_waiting(word):
         ({"status": "SUCCESS", "data": {"status": "RUNNING"}}, Status.SUCCEEDED),
         ({"status": 3, "video_url": "https://h/o.mp4"}, Status.SUCCEEDED),
         ({"status": 0}, Status.PENDING),
-        ({"state": "task_not_exist"}, Status.NOT_VISIBLE),
+        ({"state": "task_not_exist"}, Status.NOT_FOUND),
         ({"status": "2"}, Status.FAILED),
         ({"status": "2", "video_url": "https://h/o.mp4"}, Status.SUCCEEDED),
     ],

@@ -21,8 +21,8 @@ from hypothesis.stateful import (
 from prefect_cometapi.runway import (
     CometAPIError,
     Entry,
+    IdempotencyKeyConflict,
     InvalidRequest,
-    KeyConflict,
     Ledger,
     LedgerUnavailable,
     State,
@@ -282,7 +282,7 @@ class OneKey(RuleBasedStateMachine):
         self.accepted.add(task_id)
         try:
             self.runner.run(attach(self.ledger, intent(KEY), task_id))
-        except KeyConflict:
+        except IdempotencyKeyConflict:
             self.waived.add(task_id)
         else:
             self.decided_by_user()

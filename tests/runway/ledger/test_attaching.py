@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from prefect_cometapi.runway import KeyConflict, State
+from prefect_cometapi.runway import IdempotencyKeyConflict, State
 from prefect_cometapi.runway.ledger.purchase import attach, buy_once
 
 from ..factories import Service, dead_holder, distant_holder, intent, put, until
@@ -41,7 +41,7 @@ async def test_an_id_that_the_key_has_already_is_found(file_ledger, state):
     """The same id is found in any state, and another id is refused."""
     known = await put(file_ledger, state, task_id="task-1")
     assert await attached(file_ledger) == known
-    with pytest.raises(KeyConflict, match="task id was 'task-1', is 'task-2'"):
+    with pytest.raises(IdempotencyKeyConflict, match="task id was 'task-1', is 'task-2'"):
         await attached(file_ledger, "task-2")
 
 
@@ -77,7 +77,7 @@ async def test_an_id_of_another_service_is_attached_to_a_free_key(ledger):
 async def test_an_id_of_another_service_is_no_answer_to_a_doubt(ledger, state):
     """An uncertain submission cannot have been bought at another service."""
     await put(ledger, state)
-    with pytest.raises(KeyConflict, match="base URL"):
+    with pytest.raises(IdempotencyKeyConflict, match="base URL"):
         await attached(ledger, wish=intent(base_url="https://other.example.com"))
     assert (await ledger.get("sku-17")).state is state
 
@@ -103,7 +103,7 @@ async def test_an_id_waits_for_the_submission_that_is_under_way(ledger, monkeypa
     await until(lambda: len(looks) >= 3)
     assert not waiting.done()
     await ledger.change("sku-17", S.SUBMITTED, of=theirs, task_id="task-9", holder=None)
-    with pytest.raises(KeyConflict, match="task id was 'task-9', is 'task-1'"):
+    with pytest.raises(IdempotencyKeyConflict, match="task id was 'task-9', is 'task-1'"):
         await waiting
 
 
@@ -111,7 +111,7 @@ async def test_a_request_is_not_bought_under_the_key_of_an_attached_id(ledger):
     """An attached id has no known request, so any request under its key is refused."""
     await attached(ledger)
     service = Service()
-    with pytest.raises(KeyConflict, match="request was 'unknown', is 'another'"):
+    with pytest.raises(IdempotencyKeyConflict, match="request was 'unknown', is 'another'"):
         await buy_once(ledger, intent(), service.post, run="r")
     assert service.posts == 0
 
@@ -123,7 +123,7 @@ async def test_of_two_ids_that_are_attached_at_once_the_key_gets_one(ledger):
     made = await asyncio.gather(*[attached(ledger, name) for name in names], return_exceptions=True)
     won = [each for each in made if not isinstance(each, BaseException)]
     assert len(won) == 1
-    assert all(isinstance(each, KeyConflict) for each in made if each not in won)
+    assert all(isinstance(each, IdempotencyKeyConflict) for each in made if each not in won)
     assert (await ledger.get("sku-17")).task_id == won[0].task_id
 
 
@@ -137,7 +137,7 @@ async def test_an_id_and_a_purchase_that_meet_do_not_both_get_the_key(ledger):
         return_exceptions=True,
     )
     there = {each.task_id for each in await ledger.entries()}
-    if isinstance(made[0], KeyConflict):
+    if isinstance(made[0], IdempotencyKeyConflict):
         assert there == {"task-9"}
         assert service.posts == 1
     else:

@@ -53,7 +53,12 @@ def test_what_was_refused_is_not_counted(costs):
         *((item(outcome, task_id="task-1"), Again.FINISHES) for outcome in NOT_ENDED),
         *(
             (item(Outcome.FAILED, error=error, task_id="task-1"), Again.NOTHING)
-            for error in ("GenerationFailed", "GenerationCancelled", "KeyConflict", "RuntimeError")
+            for error in (
+                "GenerationFailed",
+                "GenerationCancelled",
+                "IdempotencyKeyConflict",
+                "RuntimeError",
+            )
         ),
         *(
             (item(Outcome.FAILED, error=error, task_id="task-1"), Again.FINISHES)
@@ -64,7 +69,7 @@ def test_what_was_refused_is_not_counted(costs):
                 "StorageError",
                 "StagedFileMissing",
                 "GenerationTimeout",
-                "GenerationNotVisible",
+                "GenerationNotFound",
                 "ServiceUnavailable",
             )
         ),
@@ -72,7 +77,7 @@ def test_what_was_refused_is_not_counted(costs):
             (item(Outcome.FAILED, error=error), Again.BUYS)
             for error in ("QuotaExceeded", "InvalidRequest", "ServiceUnavailable")
         ),
-        (item(Outcome.FAILED, error="KeyConflict"), Again.NOTHING),
+        (item(Outcome.FAILED, error="IdempotencyKeyConflict"), Again.NOTHING),
     ],
 )
 def test_another_run_is_advised_only_where_it_does_something(result, use):

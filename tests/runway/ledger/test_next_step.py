@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.runway import KeyConflict, State, SubmissionUncertain
+from prefect_cometapi.runway import IdempotencyKeyConflict, State, SubmissionUncertain
 from prefect_cometapi.runway.ledger.purchase import Step, next_step
 
 from ..factories import entry, intent
@@ -56,7 +56,7 @@ def test_the_same_request_again(state, living, resubmit, expected):
     [
         *[(state, None, Step.ADOPT) for state in sorted({*FREE, S.UNCERTAIN, S.LOST})],
         *[(state, "task-1", Step.ATTACH) for state in sorted(BOUGHT)],
-        *[(state, "task-2", KeyConflict) for state in sorted(BOUGHT)],
+        *[(state, "task-2", IdempotencyKeyConflict) for state in sorted(BOUGHT)],
     ],
 )
 def test_an_id_that_is_attached(state, known, living, expected):
@@ -91,7 +91,7 @@ def test_another_request_is_told_before_anything_else_is_done(
     if state in FREE:
         assert step is (Step.ADOPT if task_id else Step.BUY)
     else:
-        assert isinstance(step, KeyConflict)
+        assert isinstance(step, IdempotencyKeyConflict)
         assert (step.key, step.task_id) == ("sku-17", there.task_id)
         assert "duration was 5, is 10" in step.what
 

@@ -11,8 +11,8 @@ from sqlalchemy import text
 from prefect_cometapi.runway import (
     AuthenticationError,
     CometAPIError,
+    IdempotencyKeyConflict,
     InvalidRequest,
-    KeyConflict,
     Ledger,
     LedgerUnavailable,
     QuotaExceeded,
@@ -207,7 +207,7 @@ async def test_another_request_under_the_key_is_refused_with_what_differs(ledger
     """The error shows the differences, and nothing is sent."""
     service = Service()
     await buy(ledger, service)
-    with pytest.raises(KeyConflict, match="duration was 5, is 10") as caught:
+    with pytest.raises(IdempotencyKeyConflict, match="duration was 5, is 10") as caught:
         await buy(ledger, service, wish=OTHER)
     assert (caught.value.key, caught.value.task_id) == ("sku-17", "task-1")
     assert service.posts == 1
