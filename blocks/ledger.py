@@ -63,6 +63,6 @@ class GenerationLedger(Block):
         Raises:
             LedgerUnavailable: The URL is not a valid database URL for a ledger.
         """
-        from ..runway.ledger.store import ledger_at
+        from ..runway.ledger.store import get_ledger
 
-        return ledger_at(self.url.get_secret_value())
+        return get_ledger(self.url.get_secret_value())

@@ -110,7 +110,7 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
                     return None
                 finished = await _finish(entry, credentials, storage)
             finally:
-                await record(lambda ledger: ledger.let_go(key, me))
+                await record(lambda ledger: ledger.release_lease(key, me))
             if entry.flow_run_id:
                 await resume_waiting(ledger, entry.flow_run_id)
             return finished
@@ -135,11 +135,11 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
 
 
 async def _give_up_the_dead(ledger: "Ledger", intended: list[Entry]) -> None:
-    from ..runway.ledger.purchase import give_up
+    from ..runway.ledger.purchase import resolve_dead_claim
 
     for entry in intended:
         if not await ledger.is_living(entry):
-            await give_up(ledger, entry)
+            await resolve_dead_claim(ledger, entry)
 
 
 async def _finish(

@@ -186,7 +186,7 @@ async def _generate(
     task_id: str | None,
     take: int,
 ) -> GenerationResult:
-    from ..runway.ledger.purchase import staying_with
+    from ..runway.ledger.purchase import hold_lease
 
     settings = settings_now()
     check_starts(settings.max_starts)
@@ -195,7 +195,7 @@ async def _generate(
     await warn_where_apart(ledger, storage or settings.storage)
     key = await key_for(request, credentials, key, task_id=task_id, take=take)
     with sharing(Shared(settings, ledger)):
-        async with staying_with(ledger, key, this_run()) if wait is True else nullcontext():
+        async with hold_lease(ledger, key, this_run()) if wait is True else nullcontext():
             submission = await asubmit_generation(
                 request, credentials, key, storage=storage, task_id=task_id
             )

@@ -77,12 +77,12 @@ def process_of(holder: str) -> str:
     return holder.partition("|")[0]
 
 
-def is_certainly_gone(holder: str) -> bool:
+def is_dead(holder: str) -> bool:
     """Return True if the owner's process ran on this machine and has ended."""
     return _is_there(holder) is False
 
 
-def is_certainly_there(holder: str) -> bool:
+def is_alive(holder: str) -> bool:
     """Return True if the owner's process runs on this machine."""
     return _is_there(holder) is True
 

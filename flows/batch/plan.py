@@ -176,7 +176,7 @@ async def looked_up(items: Sequence[BatchItem], ledger: "Ledger", storage: str |
     Raises:
         LedgerUnavailable: The ledger cannot be used.
     """
-    known = await ledger.of_keys([item.key for item in items])
+    known = await ledger.get_many([item.key for item in items])
     place = full_name(storage or settings_now().storage)
     done = await asyncio.to_thread(_stored_already, items, known, place)
     return Found(

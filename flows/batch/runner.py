@@ -155,12 +155,12 @@ class BatchRun:
         log.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
 
     async def _made(self, item: BatchItem, by: Steps) -> GenerationResult:
-        from ...runway.ledger.purchase import staying_with
+        from ...runway.ledger.purchase import hold_lease
 
         made: list[GenerationResult] = []
 
         async def make() -> None:
-            async with staying_with(self.ledger, item.key, this_run()):
+            async with hold_lease(self.ledger, item.key, this_run()):
                 async with self.lanes.submissions:
                     if item.key not in self.bought:
                         await self.lanes.pace.turn()

@@ -48,15 +48,15 @@ async def _let_go(run: str, how: str, certainly_over: bool) -> list[str]:
     """
     from ...runway.ledger.entry import UNFINISHED
     from ...runway.ledger.entry import State as Standing
-    from ...runway.ledger.purchase import give_up
+    from ...runway.ledger.purchase import resolve_dead_claim
 
     ledger = await open_ledger()
     for entry in await ledger.held_by_run(run):
         if not certainly_over and await ledger.is_living(entry):
             continue  # Prefect may report a crash although the process is alive.
         if entry.state is Standing.INTENDED:
-            await give_up(ledger, entry)
+            await resolve_dead_claim(ledger, entry)
         elif entry.holder:
-            await ledger.let_go(entry.key, entry.holder, f"its run ended: {how}")
+            await ledger.release_lease(entry.key, entry.holder, f"its run ended: {how}")
     left = await ledger.entries(states=UNFINISHED, flow_run_id=run)
     return [str(entry.task_id) for entry in left]

@@ -41,14 +41,14 @@ async def open_ledger() -> "Ledger":
             valid database URL.
     """
     # The import is here so that SQLAlchemy is loaded only when a ledger is first used.
-    from ...runway.ledger.store import ledger_at
+    from ...runway.ledger.store import get_ledger
 
     if opened := shared_ledger():
         return opened
     secret = settings_now().ledger_url
     place = secret.get_secret_value() if secret else _default_url()
     if not is_block_name(place):
-        return ledger_at(place)
+        return get_ledger(place)
     block = await load_block(place, LedgerUnavailable)
     if not isinstance(block, GenerationLedger):
         raise LedgerUnavailable(f"the block {place} is no GenerationLedger")
@@ -109,13 +109,13 @@ async def working_alone(
         unavailable. If the idempotency key now belongs to another purchase, the entry has a key
         of its own.
     """
-    from ...runway.ledger.purchase import working_on
+    from ...runway.ledger.purchase import acquire_exclusive
 
     def enough(entry: Entry) -> bool:
         return place in entry.videos or entry.failure() is not None if place else entry.has_ended
 
     async def taken(key: str) -> Entry | None:
-        alone = working_on(ledger, key, this_run(), tell=logger().info, enough=enough)
+        alone = acquire_exclusive(ledger, key, this_run(), tell=logger().info, enough=enough)
         return await stack.enter_async_context(alone)
 
     async with AsyncExitStack() as stack:

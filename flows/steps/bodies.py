@@ -153,9 +153,9 @@ async def _bought(
     posted: list[str] = []
     async with client_for(credentials) as client:
 
-        async def post(still_ours: "Check") -> str:
+        async def post(check_lease: "Check") -> str:
             with _tallied(request, settings):
-                posted.append(await client.create(request, before_sending=still_ours))
+                posted.append(await client.create(request, before_sending=check_lease))
             return posted[0]
 
         entry = await buy_once(

@@ -205,7 +205,7 @@ class Database:
             if not self.is_shared:
                 return Moment.now(), await self.execute(statement)
             async with self._locking:  # else every pooled connection could wait for the lock
-                return await self._patiently(lambda: self._run_locked(lock, statement))
+                return await self._with_retries(lambda: self._run_locked(lock, statement))
 
         return await elsewhere(ask())
 
@@ -240,9 +240,9 @@ class Database:
                     await self._close()
                 raise
 
-        return await self._patiently(run)
+        return await self._with_retries(run)
 
-    async def _patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def _with_retries(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run an operation, with retries while the database is locked or unreachable."""
         end = time.monotonic() + self.patience
         pause = _FIRST_PAUSE
@@ -250,7 +250,7 @@ class Database:
             try:
                 return await operation()
             except _FAILURES as error:
-                if not will_pass(error) or time.monotonic() + pause > end:
+                if not is_transient(error) or time.monotonic() + pause > end:
                     raise LedgerUnavailable(
                         f"the ledger at {self.place} cannot be used: {_reason(error)}{_help(error)}"
                     ) from error
@@ -408,7 +408,7 @@ def _prepare(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA synchronous=EXTRA")
 
 
-def will_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Return True if the database is only locked, restarting or unreachable for now; pure."""
     if isinstance(error, DBAPIError):
         if error.connection_invalidated:

@@ -71,7 +71,7 @@ _OPEN = {State.INTENDED, State.UNCERTAIN, State.LOST}  # a task id may still arr
 _FREE = {State.REJECTED, State.RELEASED}
 _GIVEN_UP = {State.FAILED, State.CANCELLED}  # upstream may still correct itself
 
-MAY_FOLLOW: dict[State, frozenset[State]] = {
+ALLOWED_PREDECESSORS: dict[State, frozenset[State]] = {
     State.INTENDED: frozenset({*_FREE, State.UNCERTAIN}),
     State.SUBMITTED: frozenset({*_BOUGHT, *_OPEN, *_FREE}),
     State.SUCCEEDED: frozenset({*_BOUGHT, *_OPEN, *_GIVEN_UP, State.SUCCEEDED}),

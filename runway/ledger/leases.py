@@ -29,7 +29,7 @@ from .schema import database_time, generations
 LEASE = 60.0
 """Seconds after which an owner that stops renewing counts as gone; renewals run every quarter."""
 
-MANY = 500
+MAX_BIND_VALUES = 500
 """Maximum number of values in one statement; databases limit it."""
 
 NOW = database_time()
@@ -94,7 +94,7 @@ class Leases:
     @contextmanager
     def holding(self, key: str, holder: str) -> Iterator[None]:
         """Renew an owner's lease on a key while the block runs."""
-        with owners.at_work(key, holder) as worker:
+        with owners.register_owner(key, holder) as worker:
             with self._counting:
                 self._held[key].blocks[holder].append(worker)
                 begins, self._renewing = not self._renewing, True
@@ -114,7 +114,7 @@ class Leases:
             if not any(hold.blocks.values()):
                 del self._held[key]
 
-    def times_held_here(self, key: str, holder: str | None) -> int:
+    def hold_count(self, key: str, holder: str | None) -> int:
         """Return the number of running blocks of this process that hold a key for this owner."""
         with self._counting:
             hold = self._held.get(key)
@@ -142,7 +142,7 @@ class Leases:
         hold = self._held.get(key)
         return hold.entry if hold else None
 
-    def is_surely_held(self, key: str, holder: str) -> bool:
+    def lease_is_valid(self, key: str, holder: str) -> bool:
         """Return True if the owner's lease has certainly not expired, by the clocks here.
 
         After a suspension of the process or of its machine, other runs may have seen the lease
@@ -189,8 +189,8 @@ class Leases:
         held = self.holders_here()
         before = self._entries_held(held)
         renewed: set[str] = set()
-        for start in range(0, len(held), MANY):
-            some = generations.c.holder.in_(held[start : start + MANY])
+        for start in range(0, len(held), MAX_BIND_VALUES):
+            some = generations.c.holder.in_(held[start : start + MAX_BIND_VALUES])
             # Locked rows are skipped, so that one of them does not block all other renewals.
             free = select(generations.c.key).where(some).with_for_update(skip_locked=True)
             ours = and_(some, generations.c.key.in_(free))
@@ -216,8 +216,8 @@ class Leases:
         Another run may have bought the key in the meantime. Then the entry is written under another
         key.
         """
-        for start in range(0, len(missing), MANY):
-            some = missing[start : start + MANY]
+        for start in range(0, len(missing), MAX_BIND_VALUES):
+            some = missing[start : start + MAX_BIND_VALUES]
             there = select(generations.c.key, generations.c.task_id).where(
                 generations.c.key.in_([entry.key for entry in some])
             )

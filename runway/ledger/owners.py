@@ -82,7 +82,7 @@ with suppress(AttributeError):  # Windows does not fork
 
 
 @contextmanager
-def at_work(key: str, holder: str) -> Iterator[Worker]:
+def register_owner(key: str, holder: str) -> Iterator[Worker]:
     """Register an owner of this process as working on a key while the block runs."""
     worker = Worker.here()
     with _counting:

@@ -30,7 +30,7 @@ from .owners import holder_name, shown_holder
 from .schema import last_serial
 from .store import Ledger
 
-LOOK_AGAIN = 0.25
+CLAIM_POLL_INTERVAL = 0.25
 """Seconds between two reads of an entry that another owner works on."""
 
 
@@ -128,8 +128,8 @@ async def buy_once(
         CometAPIError: An error of ``post``; nothing was bought.
     """
 
-    def still_ours() -> None:
-        if not ledger.is_surely_held(intent.key, holder):
+    def check_lease() -> None:
+        if not ledger.lease_is_valid(intent.key, holder):
             raise ServiceUnavailable(
                 "by the clocks here this process, or its ledger, stood still for longer than the "
                 "claim of the key lasts, so nothing was sent"
@@ -165,15 +165,15 @@ async def buy_once(
             return entry
         try:
             ledger.history.check_claim(entry, newest_before)
-            task_id = await post(still_ours)
+            task_id = await post(check_lease)
         except BaseException as error:
             await _note_outcome(ledger, entry, error, warn)
             if isinstance(error, SubmissionUncertain):
                 error.may_resubmit = _may_resubmit(entry, resubmit_as)
             raise
-        stays = ledger.times_held_here(intent.key, runs_name) > 0
-        keeper = runs_name if stays else None
-        recording = asyncio.ensure_future(_accepted(ledger, entry, task_id, keeper, warn))
+        stays = ledger.hold_count(intent.key, runs_name) > 0
+        next_owner = runs_name if stays else None
+        recording = asyncio.ensure_future(_accepted(ledger, entry, task_id, next_owner, warn))
         try:
             return await asyncio.shield(recording)
         except asyncio.CancelledError:
@@ -243,12 +243,12 @@ async def _claimed(
         if step is Step.ATTACH:
             return await _taken_up_again(ledger, entry)
         if step is Step.GIVE_UP:
-            await give_up(ledger, entry)
+            await resolve_dead_claim(ledger, entry)
         elif step is Step.WAIT:
             if not told and entry.holder:
                 tell(f"waiting for {shown_holder(entry.holder)}, which submits this key")
             told = True
-            await asyncio.sleep(LOOK_AGAIN)
+            await asyncio.sleep(CLAIM_POLL_INTERVAL)
         else:
             changes = _new_claim(entry, intent, claim, resubmit_as, buys=bool(buys)) | values
             mine = await _claim_again(ledger, entry, state, changes, budget)
@@ -319,10 +319,10 @@ async def _taken_up_again(ledger: Ledger, entry: Entry) -> Entry:
 async def _withdraw(ledger: Ledger, key: str, claim: str) -> None:
     entry = await ledger.get(key)
     if entry and entry.claim == claim:
-        await give_up(ledger, entry, ours=True)
+        await resolve_dead_claim(ledger, entry, ours=True)
 
 
-async def give_up(ledger: Ledger, entry: Entry, *, ours: bool = False) -> None:
+async def resolve_dead_claim(ledger: Ledger, entry: Entry, *, ours: bool = False) -> None:
     """Resolve a claim whose owner no longer submits it.
 
     The entry becomes uncertain, that is possibly charged. If nothing was sent for this claim and no
@@ -355,12 +355,17 @@ async def _accepted(
     ledger: Ledger,
     claimed: Entry,
     task_id: str,
-    keeper: str | None,
+    next_owner: str | None,
     warn: Callable[[str], None],
 ) -> Entry:
     """Record the task id of a claimed entry before anything else, and return the entry."""
     now = datetime.now(UTC)
-    news: dict[str, Any] = {"task_id": task_id, "submitted_at": now, "holder": keeper, "note": ""}
+    news: dict[str, Any] = {
+        "task_id": task_id,
+        "submitted_at": now,
+        "holder": next_owner,
+        "note": "",
+    }
     bought = claimed.model_copy(update={"state": State.SUBMITTED, "changed_at": now, **news})
 
     async def recorded() -> Entry:
@@ -372,7 +377,7 @@ async def _accepted(
         return await ledger.restore(bought, warn) or await ledger.get(claimed.key) or bought
 
     try:
-        return await _insisting(recorded, ledger.database.patience)
+        return await _retry_until(recorded, ledger.database.patience)
     except LedgerUnavailable as error:
         goes_on = f"this run goes on with what it bought, id {task_id}; should it end before it is"
         by_hand = f"prefect-cometapi ledger adopt {quote(claimed.key)} {quote(task_id)}"
@@ -390,16 +395,16 @@ def _no_receipt(task_id: str, given: Entry) -> SubmissionUncertain:
     )
 
 
-async def _insisting(change: Callable[[], Awaitable[Entry]], patience: float) -> Entry:
+async def _retry_until(change: Callable[[], Awaitable[Entry]], patience: float) -> Entry:
     """Retry a change that money depends on, since even a full disk may soon have room again."""
     end = monotonic() + patience
     while True:
         try:
             return await change()
         except LedgerUnavailable:
-            if monotonic() + LOOK_AGAIN > end:
+            if monotonic() + CLAIM_POLL_INTERVAL > end:
                 raise
-        await asyncio.sleep(LOOK_AGAIN)
+        await asyncio.sleep(CLAIM_POLL_INTERVAL)
 
 
 async def _note_outcome(
@@ -428,7 +433,7 @@ async def _note_outcome(
 
 
 @asynccontextmanager
-async def staying_with(ledger: Ledger, key: str, run: str) -> AsyncIterator[str]:
+async def hold_lease(ledger: Ledger, key: str, run: str) -> AsyncIterator[str]:
     """Renew the lease of a generation while the block runs, and release it afterwards.
 
     Yields the owner's name of the run. After a crash, the lease does not last: it expires, or other
@@ -445,15 +450,15 @@ async def staying_with(ledger: Ledger, key: str, run: str) -> AsyncIterator[str]
             raise
         finally:
             last = ledger.last_seen(key)
-            alone = ledger.times_held_here(key, holder) == 1
+            alone = ledger.hold_count(key, holder) == 1
             if alone and last and last.holder == holder:
                 with suppress(LedgerUnavailable):
-                    if await ledger.let_go(key, holder, note) is None:
+                    if await ledger.release_lease(key, holder, note) is None:
                         await ledger.restore(last.model_copy(update={"holder": None}))
 
 
 @asynccontextmanager
-async def working_on(
+async def acquire_exclusive(
     ledger: Ledger,
     key: str,
     run: str,
@@ -478,7 +483,7 @@ async def working_on(
     Raises:
         LedgerUnavailable: The ledger cannot be used.
     """
-    async with staying_with(ledger, key, run) as holder:
+    async with hold_lease(ledger, key, run) as holder:
         yield await _taken(ledger, key, holder, tell, enough)
 
 
@@ -491,7 +496,7 @@ async def _taken(
 ) -> Entry | None:
     told = False
     while True:
-        if ledger.times_held_here(key, holder) > 1:
+        if ledger.hold_count(key, holder) > 1:
             entry = ledger.last_seen(key)
             if entry and entry.holder == holder:  # this is a step of a flow that has the lease
                 return entry
@@ -504,7 +509,7 @@ async def _taken(
         if not told and entry.holder:
             tell(f"waiting for {shown_holder(entry.holder)}, which works on this generation")
             told = True
-        await asyncio.sleep(LOOK_AGAIN)
+        await asyncio.sleep(CLAIM_POLL_INTERVAL)
 
 
 def _last_words(error: BaseException) -> str:

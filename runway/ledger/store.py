@@ -31,15 +31,23 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ..errors import BudgetExceeded, GenerationCancelled, GenerationError, LedgerCorrupted
 from ..models.generation import Finished, StoredVideo, Submission
 from ..models.prices import Price
-from ..processes import is_certainly_gone, is_certainly_there, process_of
+from ..processes import is_alive, is_dead, process_of
 from ..redact import scrub
 from . import owners
 from .budget import Budget, Spent
 from .claim_history import ClaimHistory
 from .database import PATIENCE, Database, ledger_url
-from .entry import MAY_FOLLOW, Entry, Intent, Kind, State, is_another_purchase, is_outdated
+from .entry import (
+    ALLOWED_PREDECESSORS,
+    Entry,
+    Intent,
+    Kind,
+    State,
+    is_another_purchase,
+    is_outdated,
+)
 from .entry_rows import as_columns, columns_of, read_entries
-from .leases import LEASE, LEASE_LEFT, MANY, Leases
+from .leases import LEASE, LEASE_LEFT, MAX_BIND_VALUES, Leases
 from .schema import generations, last_serial
 from .spending import is_within, total_spent
 
@@ -114,19 +122,19 @@ class Ledger(Leases):
             query = query.where(_table.flow_run_id == flow_run_id)
         return await self._rows(query, tell)
 
-    async def of_keys(self, keys: Sequence[str]) -> dict[str, Entry]:
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Return the entries of the given keys, by key; keys without an entry are left out."""
         found: dict[str, Entry] = {}
-        for start in range(0, len(keys), MANY):
-            some = _ENTRIES.where(_table.key.in_(keys[start : start + MANY]))
+        for start in range(0, len(keys), MAX_BIND_VALUES):
+            some = _ENTRIES.where(_table.key.in_(keys[start : start + MAX_BIND_VALUES]))
             found |= {entry.key: entry for entry in await self._rows(some)}
         return found
 
     async def known_ids(self, task_ids: Sequence[str]) -> set[tuple[str, str]]:
         """Return the given task ids that the ledger has, each with the base URL of its service."""
         found: set[tuple[str, str]] = set()
-        for start in range(0, len(task_ids), MANY):
-            some = _table.task_id.in_(task_ids[start : start + MANY])
+        for start in range(0, len(task_ids), MAX_BIND_VALUES):
+            some = _table.task_id.in_(task_ids[start : start + MAX_BIND_VALUES])
             rows = await self.database.rows(select(_table.task_id, _table.base_url).where(some))
             found |= {(row["task_id"], row["base_url"]) for row in rows}
         return found
@@ -271,8 +279,10 @@ class Ledger(Leases):
     async def insert(self, entries: Sequence[Entry]) -> list[Entry]:
         """Write complete entries whose keys the ledger lacks, and return the written ones."""
         written: list[Entry] = []
-        for start in range(0, len(entries), MANY):
-            rows = [as_columns(self._row(entry)) for entry in entries[start : start + MANY]]
+        for start in range(0, len(entries), MAX_BIND_VALUES):
+            rows = [
+                as_columns(self._row(entry)) for entry in entries[start : start + MAX_BIND_VALUES]
+            ]
             dialect = postgresql if self.database.is_shared else sqlite
             statement = dialect.insert(generations).values(rows).on_conflict_do_nothing()
             asked, found = await self.database.asked(statement.returning(generations, LEASE_LEFT))
@@ -323,7 +333,7 @@ class Ledger(Leases):
         Raises:
             BudgetExceeded: The entry would exceed the limits of the budget.
         """
-        allowed = [str(before) for before in MAY_FOLLOW[state]]
+        allowed = [str(before) for before in ALLOWED_PREDECESSORS[state]]
         where = [_table.key == key, _table.state.in_(allowed)]
         where += _unchanged_since(seen) if seen else []
         if of:
@@ -389,7 +399,7 @@ class Ledger(Leases):
         left = [_table.key == key, _table.holder == entry.holder, _lease_of(entry)]
         return await self._update(left, self._leased_to(holder))
 
-    async def let_go(self, key: str, holder: str, note: str | None = None) -> Entry | None:
+    async def release_lease(self, key: str, holder: str, note: str | None = None) -> Entry | None:
         """Release a lease, so that the next owner need not wait until it expires.
 
         Returns:
@@ -485,11 +495,11 @@ class Ledger(Leases):
         if process_of(entry.holder) == process_of(owners.holder_name("")):
             workers = owners.workers_of(entry.key, entry.holder)
             return any(one.is_running for one in workers) or bool(workers and entry.lease_left > 0)
-        if is_certainly_gone(entry.holder):
+        if is_dead(entry.holder):
             return False
         if 0 <= entry.lease_left <= 2 * self.lease:
             return True
-        if entry.lease_left < 0 and not is_certainly_there(entry.holder):
+        if entry.lease_left < 0 and not is_alive(entry.holder):
             return False
         await asyncio.sleep(self.lease / 2)
         later = await self.get(entry.key)
@@ -589,7 +599,7 @@ def _selected(row: Mapping[str, Any]) -> Select[Any]:
 _ledgers: dict[tuple[int, str], Ledger] = {}
 
 
-def ledger_at(url: str) -> Ledger:
+def get_ledger(url: str) -> Ledger:
     """Return the ledger at a URL, which all callers in the process share.
 
     Raises:

@@ -20,7 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ..errors import StorageError
-from ..processes import is_certainly_gone, is_certainly_there, this_process
+from ..processes import is_alive, is_dead, this_process
 from ..redact import scrub
 
 INCOMING = ".incoming"
@@ -194,9 +194,9 @@ def temporary_stagings() -> list[Path]:
 
 def _owner_runs(named: re.Match[str]) -> bool | None:
     holder = f"-:{named['pid']}:{named['space']}:{named['start']}"
-    if is_certainly_there(holder):
+    if is_alive(holder):
         return True
-    return False if is_certainly_gone(holder) else None
+    return False if is_dead(holder) else None
 
 
 def _temporary_root() -> Path:

@@ -87,7 +87,7 @@ class NoLedger(Ledger):
     async def take(self, key: str, holder: str) -> Entry:
         return self._entry_of_now
 
-    async def let_go(self, key: str, holder: str, note: str | None = None) -> Entry:
+    async def release_lease(self, key: str, holder: str, note: str | None = None) -> Entry:
         return self._entry_of_now
 
     async def durations(self, kind: Kind, limit: int) -> list[tuple[float, int]]:
@@ -97,10 +97,10 @@ class NoLedger(Ledger):
     def holding(self, key: str, holder: str) -> Iterator[None]:
         yield
 
-    def times_held_here(self, key: str, holder: str | None) -> int:
+    def hold_count(self, key: str, holder: str | None) -> int:
         return 1
 
-    def is_surely_held(self, key: str, holder: str) -> bool:
+    def lease_is_valid(self, key: str, holder: str) -> bool:
         return True
 
 

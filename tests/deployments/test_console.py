@@ -13,7 +13,7 @@ from prefect_cometapi.deployments import console
 from prefect_cometapi.runway import InvalidManifest, State
 from prefect_cometapi.runway.batch.rows import BadRow
 from prefect_cometapi.runway.ledger.entry import Intent
-from prefect_cometapi.runway.ledger.store import ledger_at
+from prefect_cometapi.runway.ledger.store import get_ledger
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
@@ -42,7 +42,7 @@ def test_text_that_is_escaped_is_shown_as_it_is(id_):
 
 def record(key: str, **values: Any) -> None:
     """Write an untrusted entry to the ledger of the settings."""
-    ledger = ledger_at(os.environ["COMETAPI_LEDGER_URL"])
+    ledger = get_ledger(os.environ["COMETAPI_LEDGER_URL"])
     intent = Intent(key=key, base_url="https://api.cometapi.com", model=f"m{CLEARS}")
     assert asyncio.run(ledger.add(intent, State.UNCERTAIN, "claim", **values))
 

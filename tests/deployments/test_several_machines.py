@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import StateType
 
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import Entry, State
-from prefect_cometapi.runway.ledger.store import ledger_at
+from prefect_cometapi.runway.ledger.store import get_ledger
 from prefect_cometapi.sandbox import Sandbox
 
 from ..cluster import Cluster, cluster, dumped, places_of, run_states, scheduled
@@ -81,7 +81,7 @@ def test_a_machine_that_dies_in_a_scheduled_batch_costs_nothing(machines, servic
     machines.run("deploy", "--pool", POOL)
     machines.notice_silence_soon()
     machines.start_worker("first", POOL, machines.apis[0])
-    ledger = ledger_at(machines.environment["COMETAPI_LEDGER_URL"])
+    ledger = get_ledger(machines.environment["COMETAPI_LEDGER_URL"])
     with machines.client(1) as client:
         deployment = point_to_catalogue(machines, client)
         struck = client.create_flow_run_from_deployment(deployment).id

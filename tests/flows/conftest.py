@@ -21,7 +21,7 @@ from prefect.workers.process import ProcessWorker
 from prefect_cometapi.flows import asubmit_generation
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import Entry, ImageToVideoRequest, Ledger, State, Submission
-from prefect_cometapi.runway.ledger.store import ledger_at
+from prefect_cometapi.runway.ledger.store import get_ledger
 from prefect_cometapi.sandbox import Sandbox
 
 from .. import waiting
@@ -110,7 +110,7 @@ class Book:
 
     @property
     def ledger(self) -> Ledger:
-        return ledger_at(os.environ["COMETAPI_LEDGER_URL"])
+        return get_ledger(os.environ["COMETAPI_LEDGER_URL"])
 
     def __getitem__(self, key: str) -> Entry:
         entry = run_sync(self.ledger.get(key))

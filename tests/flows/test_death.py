@@ -19,7 +19,7 @@ from prefect_cometapi.flows.runtime.hooks import leave_to_collect
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import Ledger, State
 from prefect_cometapi.runway.ledger.owners import holder_name
-from prefect_cometapi.runway.processes import is_certainly_gone
+from prefect_cometapi.runway.processes import is_dead
 
 pytestmark = [pytest.mark.server]
 
@@ -89,7 +89,7 @@ def test_what_a_killed_process_waited_for_is_finished_at_once(
     process.wait()
     left = book["killed"]
     assert left.holder
-    assert is_certainly_gone(left.holder)
+    assert is_dead(left.holder)
     assert left.lease_left
     assert left.lease_left > 0
     assert not run_sync(book.ledger.is_living(left))

@@ -29,7 +29,7 @@ from prefect_cometapi.runway import (
     StorageUnavailable,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.ledger.store import Ledger, ledger_at
+from prefect_cometapi.runway.ledger.store import Ledger, get_ledger
 
 pytestmark = pytest.mark.server
 
@@ -113,7 +113,7 @@ def test_a_damaged_ledger_is_not_taken_for_an_empty_one(prefect_server, sandbox,
     """An unreadable ledger never causes a second purchase."""
     image_to_video(image, key="damaged")
     url = os.environ["COMETAPI_LEDGER_URL"]
-    asyncio.run(ledger_at(url).database.close())
+    asyncio.run(get_ledger(url).database.close())
     for file in tmp_path.glob("ledger.db*"):
         file.write_bytes(b"no database" * 1000)
     with pytest.raises(LedgerUnavailable, match="cannot be used"):

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_cometapi.flows import collect
 from prefect_cometapi.runway import Entry, State
-from prefect_cometapi.runway.processes import is_certainly_gone
+from prefect_cometapi.runway.processes import is_dead
 
 from .conftest import Worker
 
@@ -66,7 +66,7 @@ def test_a_cancelled_run_hands_its_work_over(
     wait_until(lambda: worker.state(run) == "Cancelled" or None, seconds=120)
     wait_until(lambda: book["deployed"].holder is None or None)
     assert "goes on upstream" in book["deployed"].note
-    assert is_certainly_gone(entry.holder)
+    assert is_dead(entry.holder)
     advice(history, run, entry)
     check_that_collect_finishes_it(sandbox, book, finish_rendering)
 

@@ -34,7 +34,7 @@ from prefect_cometapi.runway import CometAPISettings, Entry, Ledger, State
 from prefect_cometapi.runway.api import client
 from prefect_cometapi.runway.api.client import RunwayClient
 from prefect_cometapi.runway.errors import CometAPIError, ServiceUnavailable
-from prefect_cometapi.runway.ledger.purchase import staying_with
+from prefect_cometapi.runway.ledger.purchase import hold_lease
 from prefect_cometapi.runway.ledger.schema import generations
 from prefect_cometapi.runway.media import download
 from prefect_cometapi.runway.media.download import AssetClients
@@ -235,7 +235,7 @@ async def bought(ledger: Ledger, key: str, *, wait: bool = True, by: Any = PLAIN
     """Buy a key, or continue the purchase under it, and deliver it; retry transient errors."""
     for left in reversed(range(TRIES)):
         try:
-            async with staying_with(ledger, key, this_run()):
+            async with hold_lease(ledger, key, this_run()):
                 submission = await bodies.submit(request_of(key), None, key)
                 if wait:
                     await deliver(submission, None, None, by=by)

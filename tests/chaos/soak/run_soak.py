@@ -24,7 +24,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.ledger.entry import UNFINISHED
-from prefect_cometapi.runway.ledger.store import ledger_at
+from prefect_cometapi.runway.ledger.store import get_ledger
 from prefect_cometapi.sandbox import FaultPlan, ReplyShape, Sandbox
 
 from ...cluster import Cluster, places_of
@@ -195,12 +195,12 @@ class Soak:
 
     def entries(self) -> list[Entry]:
         """Return all rows of the ledger."""
-        return run_sync(ledger_at(self.environment["COMETAPI_LEDGER_URL"]).entries())
+        return run_sync(get_ledger(self.environment["COMETAPI_LEDGER_URL"]).entries())
 
     async def finish(self) -> Sequence[Violation]:
         """Settle uncertain generations without faults, collect, and check all promises."""
         self.sandbox._app.plan = FaultPlan(())
-        ledger = ledger_at(self.environment["COMETAPI_LEDGER_URL"])
+        ledger = get_ledger(self.environment["COMETAPI_LEDGER_URL"])
         entries: list[Entry] = []
         left: list[str] = []
         for _ in range(ROUNDS):

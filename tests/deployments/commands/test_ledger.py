@@ -21,7 +21,7 @@ from prefect_cometapi.deployments.commands.ledger_table import as_csv
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.ledger.entry import Intent
 from prefect_cometapi.runway.ledger.schema import generations
-from prefect_cometapi.runway.ledger.store import ledger_at
+from prefect_cometapi.runway.ledger.store import get_ledger
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
@@ -41,14 +41,14 @@ def entry(key: str, state: State = State.UNCERTAIN, **values: Any) -> Entry:
         billed_seconds=5,
         flow_run_id=values.pop("flow_run_id", None),
     )
-    ledger = ledger_at(os.environ["COMETAPI_LEDGER_URL"])
+    ledger = get_ledger(os.environ["COMETAPI_LEDGER_URL"])
     made = asyncio.run(ledger.add(intent, state, f"claim-{key}", **values))
     assert made
     return made
 
 
 def known(key: str) -> Entry:
-    found = asyncio.run(ledger_at(os.environ["COMETAPI_LEDGER_URL"]).get(key))
+    found = asyncio.run(get_ledger(os.environ["COMETAPI_LEDGER_URL"]).get(key))
     assert found
     return found
 
@@ -113,7 +113,7 @@ def test_a_damaged_row_is_told_beside_the_others(command, capsys, form):
     entry("sku-1")
     entry("sku-2")
     damage = update(generations).where(generations.c.key == "sku-2").values(polls="many")
-    asyncio.run(ledger_at(os.environ["COMETAPI_LEDGER_URL"]).database.rows(damage))
+    asyncio.run(get_ledger(os.environ["COMETAPI_LEDGER_URL"]).database.rows(damage))
     assert command("ledger", "list", *form) == 1
     told = capsys.readouterr()
     assert "sku-1" in told.out

@@ -13,7 +13,7 @@ from prefect_cometapi.flows import generate_batch, image_to_video, submit_genera
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import LedgerOutdated, State
 from prefect_cometapi.runway.ledger.marks import FOLDER
-from prefect_cometapi.runway.ledger.store import ledger_at
+from prefect_cometapi.runway.ledger.store import get_ledger
 
 pytestmark = pytest.mark.server
 
@@ -114,7 +114,7 @@ def test_a_batch_compares_once_and_leaves_a_mark_at_its_end(
 ):
     """A batch compares once, and ends with the mark of its last claim."""
     generate_batch([image, {**image, "promptText": "pan"}], key="batch")
-    ledger = ledger_at(f"sqlite:///{tmp_path}/ledger.db")
+    ledger = get_ledger(f"sqlite:///{tmp_path}/ledger.db")
     mark = run_sync(ledger.history.mark())
     (left,) = (tmp_path / "videos" / FOLDER).iterdir()
     assert f'"serial":{mark.serial},' in left.read_text()

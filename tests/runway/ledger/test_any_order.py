@@ -29,7 +29,7 @@ from prefect_cometapi.runway import (
     SubmissionUncertain,
 )
 from prefect_cometapi.runway.ledger import purchase
-from prefect_cometapi.runway.ledger.entry import MAY_FOLLOW
+from prefect_cometapi.runway.ledger.entry import ALLOWED_PREDECESSORS
 from prefect_cometapi.runway.ledger.purchase import Check, Step, attach, buy_once, next_step
 
 from ..factories import dead_holder, intent, put, until
@@ -263,7 +263,7 @@ class OneKey(RuleBasedStateMachine):
     @rule(state=st.sampled_from([S.LOST, S.RELEASED, S.ABANDONED]))
     def the_user_decides(self, state: State) -> None:
         there = self.entry()
-        if there is None or there.state not in MAY_FOLLOW[state]:
+        if there is None or there.state not in ALLOWED_PREDECESSORS[state]:
             return
         if state is S.RELEASED:
             self.allowed += 1
@@ -291,7 +291,7 @@ class OneKey(RuleBasedStateMachine):
     @rule(state=st.sampled_from([S.SUCCEEDED, S.STORED, S.FAILED, S.CANCELLED]))
     def it_ends_upstream(self, state: State) -> None:
         there = self.entry()
-        if there and there.task_id and there.state in MAY_FOLLOW[state] - {S.RELEASED}:
+        if there and there.task_id and there.state in ALLOWED_PREDECESSORS[state] - {S.RELEASED}:
             assert self.runner.run(self.ledger.change(KEY, state, bought=there.task_id))
             self.look()
 
@@ -330,7 +330,7 @@ QUICK = settings(
 
 def test_nothing_is_paid_twice_and_nothing_is_lost_in_any_order(monkeypatch):
     """Runs overlap, crash and are cancelled, while other machines and a user act as well."""
-    monkeypatch.setattr(purchase, "LOOK_AGAIN", 0.002)
+    monkeypatch.setattr(purchase, "CLAIM_POLL_INTERVAL", 0.002)
     run_state_machine_as_test(OneKey, settings=QUICK)
 
 
@@ -342,7 +342,7 @@ def test_a_purchase_without_leave_is_noticed(monkeypatch):
         doubt = isinstance(step, SubmissionUncertain) and entry.state is S.UNCERTAIN
         return Step.BUY if doubt else step
 
-    monkeypatch.setattr(purchase, "LOOK_AGAIN", 0.002)
+    monkeypatch.setattr(purchase, "CLAIM_POLL_INTERVAL", 0.002)
     monkeypatch.setattr(purchase, "next_step", reckless)
     with pytest.raises(AssertionError):
         run_state_machine_as_test(

@@ -21,7 +21,7 @@ import pytest
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State, SubmissionUncertain
 from prefect_cometapi.runway.ledger.entry import Kind
-from prefect_cometapi.runway.ledger.purchase import buy_once, working_on
+from prefect_cometapi.runway.ledger.purchase import acquire_exclusive, buy_once
 
 from ..factories import Service, Told, buy, finished, intent, put, until
 
@@ -32,10 +32,10 @@ PAGE = 4096
 HAS_ITS_TURN = """
 import asyncio, sys
 from prefect_cometapi.runway import Ledger
-from prefect_cometapi.runway.ledger.purchase import working_on
+from prefect_cometapi.runway.ledger.purchase import acquire_exclusive
 
 async def work():
-    async with working_on(Ledger(sys.argv[1], lease=0.3), "before", "another") as entry:
+    async with acquire_exclusive(Ledger(sys.argv[1], lease=0.3), "before", "another") as entry:
         assert "|another" in entry.holder
 
 asyncio.run(work())
@@ -128,7 +128,7 @@ async def test_a_lease_that_a_full_disk_does_not_release_lapses(on_disk):
     disk, _ = on_disk
     url = f"sqlite:///{disk.folder}/ledger.db"
     ledger: Any = Ledger(url, lease=0.3)
-    async with working_on(ledger, "before", "run") as entry:
+    async with acquire_exclusive(ledger, "before", "run") as entry:
         assert entry
         disk.fill()
     disk.make_room()

@@ -17,7 +17,7 @@ from sqlalchemy import update
 
 from prefect_cometapi.runway import Ledger, State
 from prefect_cometapi.runway.ledger.owners import holder_name
-from prefect_cometapi.runway.ledger.purchase import working_on
+from prefect_cometapi.runway.ledger.purchase import acquire_exclusive
 from prefect_cometapi.runway.ledger.schema import generations
 
 from ..factories import Service, Told, buy, distant_holder, put, until
@@ -55,7 +55,7 @@ async def work():
     if what == "buys":
         await buying.buy_once(books, intent(), told, run="first")
     else:
-        async with buying.working_on(books, "sku-17", "first"):
+        async with buying.acquire_exclusive(books, "sku-17", "first"):
             await told()
 
 
@@ -129,7 +129,7 @@ async def test_work_under_way_is_not_taken_over(hasty, ledger_url, jump):
 async def test_work_of_another_run_in_the_same_process_is_not_taken_over(hasty, jump):
     """Within a process the owner is known, whatever the clock says."""
     await put(hasty, S.SUBMITTED, task_id="task-1")
-    async with working_on(hasty, "sku-17", "first"):
+    async with acquire_exclusive(hasty, "sku-17", "first"):
         await set_clock(hasty, jump)
         assert await hasty.take("sku-17", holder_name("second")) is None
 
@@ -139,7 +139,7 @@ async def test_nobody_waits_a_day_for_a_lease_of_the_dead(ledger_url):
     ledger = Ledger(ledger_url, lease=0.4)
     await put(ledger, S.SUBMITTED, task_id="task-1", holder=distant_holder())
     await set_clock(ledger, -DAY)
-    async with asyncio.timeout(20), working_on(ledger, "sku-17", "run") as entry:
+    async with asyncio.timeout(20), acquire_exclusive(ledger, "sku-17", "run") as entry:
         assert entry
         assert entry.holder == holder_name("run")
     await ledger.database.close()

@@ -21,9 +21,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
-from prefect_cometapi.runway.ledger.database import Database, ledger_url, will_pass
+from prefect_cometapi.runway.ledger.database import Database, is_transient, ledger_url
 from prefect_cometapi.runway.ledger.purchase import buy_once
-from prefect_cometapi.runway.ledger.store import ledger_at
+from prefect_cometapi.runway.ledger.store import get_ledger
 
 from ..factories import Service, buy, intent, put, until
 
@@ -260,10 +260,10 @@ async def test_a_closed_ledger_opens_again_when_it_is_used(ledger):
 
 def test_a_process_has_one_ledger_for_a_url(file_url):
     """The ledger is the same for every driver in the URL, and an invalid URL is refused."""
-    assert ledger_at(file_url) is ledger_at(file_url.replace("sqlite:", "sqlite+aiosqlite:"))
-    assert ledger_at(file_url) is not ledger_at(f"{file_url}2")
+    assert get_ledger(file_url) is get_ledger(file_url.replace("sqlite:", "sqlite+aiosqlite:"))
+    assert get_ledger(file_url) is not get_ledger(f"{file_url}2")
     with pytest.raises(LedgerUnavailable):
-        ledger_at("nonsense")
+        get_ledger("nonsense")
 
 
 def test_a_script_that_ends_without_closing_its_ledger_ends_without_a_word(ledger_url):
@@ -279,12 +279,12 @@ def test_a_script_that_ends_without_closing_its_ledger_ends_without_a_word(ledge
 
 def test_a_forked_process_opens_a_ledger_of_its_own(ledger_url):
     """A connection shared with the parent would break both."""
-    ledger = ledger_at(ledger_url)
+    ledger = get_ledger(ledger_url)
     asyncio.run(put(ledger, S.SUBMITTED, "parent", task_id="t"))
     reader, writer = multiprocessing.Pipe()
 
     def child() -> None:
-        own = ledger_at(ledger_url)
+        own = get_ledger(ledger_url)
         made = asyncio.run(put(own, S.SUBMITTED, "child", task_id="t2"))
         seen = asyncio.run(own.get("parent"))
         writer.send((own is ledger, made.key, seen and seen.task_id, os.getpid()))
@@ -341,7 +341,7 @@ class ServerError(Exception):
 )
 def test_only_what_may_pass_is_waited_for(error, expected):
     """A lock, restart or lost connection is retried; a full disk or wrong password is not."""
-    assert will_pass(error) is expected
+    assert is_transient(error) is expected
 
 
 async def test_a_connection_that_may_only_read_is_not_kept(file_ledger):

@@ -15,7 +15,7 @@ from prefect_cometapi.runway import (
     Status,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.ledger.entry import MAY_FOLLOW, UNFINISHED, conflict
+from prefect_cometapi.runway.ledger.entry import ALLOWED_PREDECESSORS, UNFINISHED, conflict
 from prefect_cometapi.runway.models.generation import AssetURL
 
 from ..factories import BASE, MOMENT, SIGNED, entry, intent, video
@@ -24,7 +24,7 @@ S = State
 ENDS = {S.SUCCEEDED, S.STORED, S.FAILED, S.CANCELLED}
 BOUGHT = {S.SUBMITTED, S.SUCCEEDED, S.STORED, S.FAILED, S.CANCELLED, S.ABANDONED}
 FREE = {S.REJECTED, S.RELEASED}
-AFTER = {state: {next_ for next_ in S if state in MAY_FOLLOW[next_]} for state in S}
+AFTER = {state: {next_ for next_ in S if state in ALLOWED_PREDECESSORS[next_]} for state in S}
 DRAWN = [
     (S.INTENDED, S.SUBMITTED),
     (S.SUBMITTED, S.SUCCEEDED),
@@ -120,7 +120,7 @@ def test_submissions_of_one_key_are_counted_by_their_causes(walk):
     """Each further claim follows a rejection, an uncertain outcome or a release."""
     state, causes, claims = S.INTENDED, 0, 0
     for wanted in walk:
-        if state not in MAY_FOLLOW[wanted]:
+        if state not in ALLOWED_PREDECESSORS[wanted]:
             continue
         claims += wanted is S.INTENDED
         causes += state in {*FREE, S.UNCERTAIN} and wanted is S.INTENDED

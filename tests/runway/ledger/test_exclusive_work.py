@@ -11,7 +11,7 @@ import pytest
 
 from prefect_cometapi.runway import GenerationFailed, Ledger, LedgerUnavailable, State
 from prefect_cometapi.runway.ledger.owners import holder_name
-from prefect_cometapi.runway.ledger.purchase import working_on
+from prefect_cometapi.runway.ledger.purchase import acquire_exclusive
 
 from ..factories import Told, dead_holder, distant_holder, put
 
@@ -20,10 +20,10 @@ S = State
 WORKS_UNTIL_KILLED = """
 import asyncio, sys
 from prefect_cometapi.runway import Ledger
-from prefect_cometapi.runway.ledger.purchase import working_on
+from prefect_cometapi.runway.ledger.purchase import acquire_exclusive
 
 async def work():
-    async with working_on(Ledger(sys.argv[1]), "sku-17", "the first run"):
+    async with acquire_exclusive(Ledger(sys.argv[1]), "sku-17", "the first run"):
         print("at work", flush=True)
         await asyncio.Event().wait()
 
@@ -40,17 +40,17 @@ async def bought(ledger):
 
 async def test_runs_work_on_a_generation_one_after_the_other(bought):
     """Ten concurrent runs each get the generation, but never two at once."""
-    at_work, most, done = 0, 0, []
+    register_owner, most, done = 0, 0, []
 
     async def work(run: str):
-        nonlocal at_work, most
-        async with working_on(bought, "sku-17", run) as entry:
+        nonlocal register_owner, most
+        async with acquire_exclusive(bought, "sku-17", run) as entry:
             assert entry
             assert entry.holder == holder_name(run)
-            at_work += 1
-            most = max(most, at_work)
+            register_owner += 1
+            most = max(most, register_owner)
             await asyncio.sleep(0)
-            at_work -= 1
+            register_owner -= 1
             done.append(run)
 
     async with asyncio.timeout(30):
@@ -62,15 +62,15 @@ async def test_runs_work_on_a_generation_one_after_the_other(bought):
 
 def test_runs_in_threads_with_loops_of_their_own_exclude_each_other(file_url):
     """The lease also excludes threads with their own event loops, as sync tasks use them."""
-    ledger, at_work, most = Ledger(file_url), [], []
+    ledger, register_owner, most = Ledger(file_url), [], []
     asyncio.run(put(ledger, S.SUBMITTED, task_id="task-1"))
 
     async def work(run: str):
-        async with working_on(ledger, "sku-17", run):
-            at_work.append(run)
-            most.append(len(at_work))
+        async with acquire_exclusive(ledger, "sku-17", run):
+            register_owner.append(run)
+            most.append(len(register_owner))
             await asyncio.sleep(0.01)
-            at_work.remove(run)
+            register_owner.remove(run)
 
     threads = [
         threading.Thread(target=lambda run=f"run {number}": asyncio.run(work(run)))
@@ -88,7 +88,10 @@ async def test_generations_do_not_wait_for_each_other(ledger):
     """Each key has its own lease."""
     for key in ("a", "b"):
         await put(ledger, S.SUBMITTED, key, task_id=f"task-{key}")
-    async with working_on(ledger, "a", "one") as a, working_on(ledger, "b", "two") as b:
+    async with (
+        acquire_exclusive(ledger, "a", "one") as a,
+        acquire_exclusive(ledger, "b", "two") as b,
+    ):
         assert a
         assert b
         assert (a.key, b.key) == ("a", "b")
@@ -96,7 +99,7 @@ async def test_generations_do_not_wait_for_each_other(ledger):
 
 async def test_a_key_that_the_ledger_does_not_know_is_nobodys(ledger):
     """A key that is not in the ledger needs no lease."""
-    async with working_on(ledger, "unknown", "run") as entry:
+    async with acquire_exclusive(ledger, "unknown", "run") as entry:
         assert entry is None
     assert await ledger.get("unknown") is None
 
@@ -106,10 +109,10 @@ async def test_who_waits_is_told_once_for_whom(bought):
     told, entered = Told(), asyncio.Event()
 
     async def second():
-        async with working_on(bought, "sku-17", "second", tell=told):
+        async with acquire_exclusive(bought, "sku-17", "second", tell=told):
             entered.set()
 
-    async with working_on(bought, "sku-17", "first"):
+    async with acquire_exclusive(bought, "sku-17", "first"):
         waiting = asyncio.create_task(second())
         await told.heard.wait()
         assert not entered.is_set()
@@ -132,7 +135,7 @@ async def test_what_a_killed_process_worked_on_is_taken_over_at_once(ledger_url)
     told, entered = Told(), asyncio.Event()
 
     async def second():
-        async with working_on(ledger, "sku-17", "second", tell=told):
+        async with acquire_exclusive(ledger, "sku-17", "second", tell=told):
             entered.set()
 
     waiting = asyncio.create_task(second())
@@ -152,7 +155,7 @@ async def test_a_lease_of_another_machine_has_to_lapse(hasty):
     """A process on another machine cannot be checked, so its lease has to expire."""
     left = await hasty.take("sku-17", distant_holder())
     began = time.monotonic()
-    async with asyncio.timeout(10), working_on(hasty, "sku-17", "run") as entry:
+    async with asyncio.timeout(10), acquire_exclusive(hasty, "sku-17", "run") as entry:
         assert entry
         assert entry.holder == holder_name("run")
     assert 0.0 < left.lease_left <= 0.5
@@ -161,8 +164,8 @@ async def test_a_lease_of_another_machine_has_to_lapse(hasty):
 
 async def test_a_run_may_have_a_generation_several_times_at_once(bought):
     """A run may acquire its lease several times; the last release ends it."""
-    async with working_on(bought, "sku-17", "run") as outer:
-        async with working_on(bought, "sku-17", "run") as inner:
+    async with acquire_exclusive(bought, "sku-17", "run") as outer:
+        async with acquire_exclusive(bought, "sku-17", "run") as inner:
             assert inner
             assert outer
             assert inner.holder == outer.holder == holder_name("run")
@@ -172,10 +175,13 @@ async def test_a_run_may_have_a_generation_several_times_at_once(bought):
 
 async def test_a_step_of_a_run_that_lost_its_lease_waits_for_it_again(hasty):
     """Another run has the lease now, so the former owner has to wait."""
-    async with working_on(hasty, "sku-17", "run"):
+    async with acquire_exclusive(hasty, "sku-17", "run"):
         await hasty.change("sku-17", S.SUBMITTED, holder=distant_holder())
         told = Told()
-        async with asyncio.timeout(10), working_on(hasty, "sku-17", "run", tell=told) as again:
+        async with (
+            asyncio.timeout(10),
+            acquire_exclusive(hasty, "sku-17", "run", tell=told) as again,
+        ):
             assert again
             assert again.holder == holder_name("run")
         assert "elsewhere on far-away" in told[0]
@@ -194,7 +200,7 @@ async def test_a_step_of_a_run_that_lost_its_lease_waits_for_it_again(hasty):
 async def test_who_leaves_with_an_error_leaves_a_note(bought, error, note):
     """The ledger keeps the error as a note, and the lease is released."""
     with pytest.raises(type(error)) as caught:
-        async with working_on(bought, "sku-17", "run"):
+        async with acquire_exclusive(bought, "sku-17", "run"):
             raise error
     assert caught.value is error
     there = await bought.get("sku-17")
@@ -205,7 +211,7 @@ async def test_who_leaves_with_an_error_leaves_a_note(bought, error, note):
 async def test_who_leaves_without_an_error_leaves_the_note_as_it_is(bought):
     """The note stays unchanged if there is no error."""
     before = await bought.change("sku-17", S.SUBMITTED, note="adopted")
-    async with working_on(bought, "sku-17", "run"):
+    async with acquire_exclusive(bought, "sku-17", "run"):
         pass
     assert (await bought.get("sku-17")).note == before.note == "adopted"
 
@@ -216,11 +222,11 @@ async def test_an_error_is_not_hidden_by_a_ledger_that_is_gone(bought, monkeypat
     async def gone(*_arguments):
         raise LedgerUnavailable("gone")
 
-    monkeypatch.setattr(bought, "let_go", gone)
+    monkeypatch.setattr(bought, "release_lease", gone)
     with pytest.raises(GenerationFailed):
-        async with working_on(bought, "sku-17", "run"):
+        async with acquire_exclusive(bought, "sku-17", "run"):
             raise GenerationFailed("no cats")
-    async with working_on(bought, "sku-17", "run") as entry:
+    async with acquire_exclusive(bought, "sku-17", "run") as entry:
         assert entry
 
 
@@ -228,7 +234,7 @@ async def test_an_error_is_not_hidden_by_a_ledger_that_is_gone(bought, monkeypat
 async def test_what_has_come_to_its_end_is_not_waited_for(ledger, state):
     """A finished generation needs no lease, and its owner keeps the one that it has."""
     await put(ledger, state, task_id="task-1", holder=distant_holder())
-    async with asyncio.timeout(5), working_on(ledger, "sku-17", "run") as entry:
+    async with asyncio.timeout(5), acquire_exclusive(ledger, "sku-17", "run") as entry:
         assert entry
         assert (entry.state, entry.holder) == (state, distant_holder())
     assert (await ledger.get("sku-17")).holder == distant_holder()
@@ -240,7 +246,7 @@ async def test_an_end_that_comes_while_somebody_waits_ends_the_waiting(bought):
     told, states = Told(), []
 
     async def second():
-        async with working_on(bought, "sku-17", "second", tell=told) as entry:
+        async with acquire_exclusive(bought, "sku-17", "second", tell=told) as entry:
             states.append(entry and entry.state)
 
     waiting = asyncio.create_task(second())
@@ -257,7 +263,7 @@ async def test_who_is_cancelled_while_waiting_takes_nothing(bought):
     told = Told()
 
     async def second():
-        async with working_on(bought, "sku-17", "second", tell=told):
+        async with acquire_exclusive(bought, "sku-17", "second", tell=told):
             pytest.fail("it had it")
 
     waiting = asyncio.create_task(second())
@@ -271,7 +277,7 @@ async def test_who_is_cancelled_while_waiting_takes_nothing(bought):
 
 async def test_a_lease_that_was_lost_is_not_taken_back_on_leaving(hasty):
     """The new owner keeps its lease, without a note by the former owner."""
-    async with working_on(hasty, "sku-17", "slow"):
+    async with acquire_exclusive(hasty, "sku-17", "slow"):
         await hasty.change("sku-17", S.SUBMITTED, holder=distant_holder())
     assert (await hasty.get("sku-17")).holder == distant_holder()
 

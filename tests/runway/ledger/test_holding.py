@@ -5,7 +5,7 @@ import pytest
 
 from prefect_cometapi.runway import GenerationFailed, State
 from prefect_cometapi.runway.ledger.owners import holder_name
-from prefect_cometapi.runway.ledger.purchase import staying_with, working_on
+from prefect_cometapi.runway.ledger.purchase import acquire_exclusive, hold_lease
 
 from ..factories import Service, buy, distant_holder, finished, put, video
 
@@ -29,11 +29,11 @@ def statements(ledger, monkeypatch):
 
 async def test_nobody_gets_between_the_purchase_and_the_delivery(ledger):
     """The change that records the id also acquires the lease."""
-    async with staying_with(ledger, "sku-17", RUN):
+    async with hold_lease(ledger, "sku-17", RUN):
         bought = await buy(ledger, Service(), run=RUN)
         assert bought.holder == holder_name(RUN)
         assert await ledger.take("sku-17", distant_holder()) is None
-        async with working_on(ledger, "sku-17", RUN) as entry:
+        async with acquire_exclusive(ledger, "sku-17", RUN) as entry:
             assert entry
             assert (entry.task_id, entry.holder) == (bought.task_id, bought.holder)
         assert await ledger.take("sku-17", distant_holder()) is None
@@ -50,14 +50,14 @@ async def test_a_whole_generation_takes_four_statements(ledger, statements):
     """The four statements are the changes to claimed, submitted, succeeded and stored."""
     await ledger.history.check_once()  # a process checks once for an older copy
     statements.clear()
-    async with staying_with(ledger, "sku-17", RUN):
+    async with hold_lease(ledger, "sku-17", RUN):
         submission = (await buy(ledger, Service(), run=RUN)).submission()
-        async with working_on(ledger, "sku-17", RUN):
-            async with working_on(ledger, "sku-17", RUN) as entry:
+        async with acquire_exclusive(ledger, "sku-17", RUN):
+            async with acquire_exclusive(ledger, "sku-17", RUN) as entry:
                 assert entry
                 assert entry.finished() is None
                 await ledger.finished(submission, finished())
-            async with working_on(ledger, "sku-17", RUN) as entry:
+            async with acquire_exclusive(ledger, "sku-17", RUN) as entry:
                 assert entry
                 assert entry.finished()
                 await ledger.stored(entry, "task-1", "/videos", [video()])
@@ -69,7 +69,7 @@ async def test_a_failed_run_leaves_its_last_words(ledger):
     """The error is recorded in the ledger, and the lease is released."""
 
     async def fails():
-        async with staying_with(ledger, "sku-17", RUN):
+        async with hold_lease(ledger, "sku-17", RUN):
             await buy(ledger, Service(), run=RUN)
             raise GenerationFailed("it was moderated")
 
@@ -84,14 +84,14 @@ async def test_what_another_run_holds_is_left_to_it(ledger):
     other = distant_holder()
     await put(ledger, S.SUBMITTED, task_id="task-1")
     await ledger.take("sku-17", other)
-    async with staying_with(ledger, "sku-17", RUN):
+    async with hold_lease(ledger, "sku-17", RUN):
         assert (await buy(ledger, Service(), run=RUN)).holder == other
     assert (await ledger.get("sku-17")).holder == other
 
 
 async def test_what_is_known_of_a_generation_is_forgotten_with_it(ledger):
     """A later run reads the entry again, because it may have changed."""
-    async with staying_with(ledger, "sku-17", RUN):
+    async with hold_lease(ledger, "sku-17", RUN):
         await buy(ledger, Service(), run=RUN)
         assert ledger.last_seen("sku-17").state is S.SUBMITTED
     assert ledger.last_seen("sku-17") is None

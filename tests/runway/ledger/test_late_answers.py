@@ -25,7 +25,7 @@ class Purchase:
             buy_once(ledger, intent(), self.service.post, run="first", warn=self.told)
         )
 
-    async def give_up(self):
+    async def resolve_dead_claim(self):
         """Mark the purchase as uncertain, as another machine does if it takes this one for dead."""
         await self.service.asked.wait()
         claimed = await self.ledger.get("sku-17")
@@ -50,7 +50,7 @@ async def ids(ledger) -> dict[str, str | None]:
 async def test_an_id_is_recorded_although_the_key_was_given_up(ledger, purchase, decided):
     """The key gets the id unless something else was bought, even after a release."""
     first = purchase("task-1")
-    assert await first.give_up()
+    assert await first.resolve_dead_claim()
     if decided:
         assert await ledger.change("sku-17", decided)
     bought = await first.answered()
@@ -65,7 +65,7 @@ async def test_an_id_is_recorded_although_the_key_was_given_up(ledger, purchase,
 async def test_both_ids_are_recorded_where_the_key_was_released_and_bought_again(ledger, purchase):
     """The first answer comes last and gets its own key, and the user is informed."""
     first = purchase("task-1")
-    await first.give_up()
+    await first.resolve_dead_claim()
     await ledger.change("sku-17", S.RELEASED)
     second = await buy_once(ledger, intent(), Service("task-2").post, run="second")
     assert second.task_id == "task-2"
@@ -80,7 +80,7 @@ async def test_both_ids_are_recorded_where_the_key_was_released_and_bought_again
 async def test_both_ids_are_recorded_where_the_second_answer_comes_last(ledger, purchase):
     """The first request is answered first, while the second one is still under way."""
     first = purchase("task-1")
-    await first.give_up()
+    await first.resolve_dead_claim()
     await ledger.change("sku-17", S.RELEASED)
     service = Service("task-2").silent()
     second = asyncio.create_task(buy_once(ledger, intent(), service.post, run="second"))
@@ -94,7 +94,7 @@ async def test_both_ids_are_recorded_where_the_second_answer_comes_last(ledger, 
 async def test_an_adopted_id_is_not_replaced_by_a_late_one(ledger, purchase):
     """Both generations were accepted, so both ids are kept."""
     first = purchase("task-1")
-    await first.give_up()
+    await first.resolve_dead_claim()
     assert (await attach(ledger, intent(), "task-7")).task_id == "task-7"
     assert (await first.answered()).task_id == "task-1"
     assert await ids(ledger) == {"sku-17": "task-7", "sku-17+task-1": "task-1"}
@@ -106,7 +106,7 @@ async def test_a_late_id_that_was_adopted_meanwhile_is_the_same_generation(
 ):
     """The id is recorded once, and no second submission is reported."""
     first = purchase("task-1")
-    await first.give_up()
+    await first.resolve_dead_claim()
     adopted = await attach(ledger, intent(), "task-1")
     if delivered:
         await ledger.finished(adopted.submission(), finished())
@@ -121,7 +121,7 @@ async def test_a_late_id_that_was_adopted_meanwhile_is_the_same_generation(
 async def test_a_late_refusal_does_not_free_a_key_that_was_bought_again(ledger, purchase):
     """The refusal applies only to the first request."""
     first = purchase(InvalidRequest("no"))
-    await first.give_up()
+    await first.resolve_dead_claim()
     await ledger.change("sku-17", S.RELEASED)
     await buy_once(ledger, intent(), Service("task-2").post, run="second")
     with pytest.raises(InvalidRequest):
@@ -134,7 +134,7 @@ async def test_a_late_refusal_does_not_free_a_key_that_was_bought_again(ledger, 
 async def test_a_late_error_leaves_the_doubt_to_the_user(ledger, purchase, outcome):
     """The user was told that the key is uncertain, so it stays uncertain."""
     first = purchase(outcome)
-    await first.give_up()
+    await first.resolve_dead_claim()
     with pytest.raises(type(outcome)):
         await first.answered()
     assert (await ledger.get("sku-17")).state is S.UNCERTAIN

@@ -21,7 +21,7 @@ from prefect_cometapi.runway import Ledger, State
 from prefect_cometapi.runway.ledger import database, file_lock, leases, owners
 from prefect_cometapi.runway.ledger.file_lock import FileLock
 from prefect_cometapi.runway.ledger.owners import holder_name
-from prefect_cometapi.runway.ledger.purchase import working_on
+from prefect_cometapi.runway.ledger.purchase import acquire_exclusive
 
 from ..factories import put
 
@@ -205,10 +205,10 @@ async def test_a_forked_child_has_neither_leases_nor_the_connection_of_its_paren
     ledger = Ledger(f"sqlite:///{file}")
     await put(ledger, State.SUBMITTED, "sku-17", task_id="task-1")
     parent = holder_name("run")
-    async with working_on(ledger, "sku-17", "run"):
+    async with acquire_exclusive(ledger, "sku-17", "run"):
         child = os.fork()
         if not child:
-            held = ledger.holders_here() or ledger.times_held_here("sku-17", parent)
+            held = ledger.holders_here() or ledger.hold_count("sku-17", parent)
             os._exit(1 if held or ledger.database._open else 0)
         _, status = await asyncio.to_thread(os.waitpid, child, 0)
         assert os.waitstatus_to_exitcode(status) == 0

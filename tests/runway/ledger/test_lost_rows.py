@@ -17,7 +17,7 @@ from prefect_cometapi.runway import (
     StorageError,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.ledger.purchase import buy_once, working_on
+from prefect_cometapi.runway.ledger.purchase import acquire_exclusive, buy_once
 from prefect_cometapi.runway.ledger.schema import generations
 
 from ..factories import Service, finished, intent, put, until, video
@@ -153,7 +153,7 @@ async def test_a_row_that_vanishes_while_a_run_works_on_it_is_written_again(hast
     if state is S.SUCCEEDED:
         there = await hasty.get("sku-17")
         await hasty.finished(there.submission(), finished())
-    async with working_on(hasty, "sku-17", "run") as entry:
+    async with acquire_exclusive(hasty, "sku-17", "run") as entry:
         assert entry
         await lose(hasty)
 
@@ -172,7 +172,7 @@ async def test_a_run_that_ends_before_the_next_renewal_leaves_what_it_bought(led
     """The key is not free afterwards, whether the run fails or succeeds."""
     made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
     with suppress(StorageError):
-        async with working_on(ledger, "sku-17", "run"):
+        async with acquire_exclusive(ledger, "sku-17", "run"):
             await lose(ledger)
             if fails:
                 raise StorageError("the disk is full")
@@ -185,7 +185,7 @@ async def test_a_run_that_ends_before_the_next_renewal_leaves_what_it_bought(led
 
 async def test_a_purchase_whose_key_was_bought_again_meanwhile_is_recorded_beside_it(hasty, caplog):
     """The next lease renewal writes the purchase beside the other one, so that neither is lost."""
-    async with working_on(hasty, "sku-17", "run") as entry:
+    async with acquire_exclusive(hasty, "sku-17", "run") as entry:
         assert entry
         await lose(hasty)
         await put(hasty, S.SUBMITTED, task_id="task-2")
@@ -242,10 +242,10 @@ async def test_a_claim_that_vanishes_while_its_answer_is_awaited_cannot_be_bough
 
 async def test_what_was_deleted_and_is_not_worked_on_stays_deleted(hasty):
     """Only a run that works on a generation writes its row again."""
-    async with working_on(hasty, "sku-17", "run"):
+    async with acquire_exclusive(hasty, "sku-17", "run"):
         pass
     await put(hasty, S.SUBMITTED, "sku-18", task_id="task-2")
-    async with working_on(hasty, "sku-18", "run") as entry:
+    async with acquire_exclusive(hasty, "sku-18", "run") as entry:
         assert entry
         await lose(hasty)
         before = entry.leased_until

@@ -12,7 +12,7 @@ import pytest
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State, SubmissionUncertain
 from prefect_cometapi.runway.ledger.loop_thread import elsewhere
-from prefect_cometapi.runway.ledger.purchase import buy_once, working_on
+from prefect_cometapi.runway.ledger.purchase import acquire_exclusive, buy_once
 
 from ..factories import Service, Told, finished, intent, put, until, video
 
@@ -191,7 +191,7 @@ async def test_work_goes_on_through_a_restart_and_keeps_its_lease(shared, postgr
     """The lease renewals continue when the server is back."""
     hasty: Any = Ledger(postgres.create_database(), lease=2)
     await put(hasty, S.SUBMITTED, task_id="task-1")
-    async with working_on(hasty, "sku-17", "run") as entry:
+    async with acquire_exclusive(hasty, "sku-17", "run") as entry:
         assert entry
         await asyncio.to_thread(postgres.restart, "immediate")
 

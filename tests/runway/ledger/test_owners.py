@@ -16,8 +16,8 @@ from prefect_cometapi.runway import processes
 from prefect_cometapi.runway.ledger.owners import holder_name, shown_holder
 from prefect_cometapi.runway.processes import (
     Process,
-    is_certainly_gone,
-    is_certainly_there,
+    is_alive,
+    is_dead,
     process_of,
     this_process,
 )
@@ -52,13 +52,13 @@ def of(**changes) -> str:
 def test_a_process_that_was_killed_is_gone(sleeper):
     """A lease of a dead process is not waited for, and one of a live process is not taken over."""
     process, holder = sleeper
-    assert not is_certainly_gone(holder)
-    assert is_certainly_there(holder)
+    assert not is_dead(holder)
+    assert is_alive(holder)
     process.kill()
     process.communicate()
-    assert is_certainly_gone(holder)
-    assert not is_certainly_there(holder)
-    assert is_certainly_gone(dead_holder())
+    assert is_dead(holder)
+    assert not is_alive(holder)
+    assert is_dead(dead_holder())
 
 
 @on_linux
@@ -68,39 +68,39 @@ def test_a_process_that_nobody_buried_is_gone(sleeper):
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert Path(f"/proc/{process.pid}/stat").exists()
-    assert is_certainly_gone(holder)
+    assert is_dead(holder)
 
 
 def test_this_process_is_not_gone():
     """This process counts as alive under any run."""
-    assert not is_certainly_gone(holder_name("a run"))
+    assert not is_dead(holder_name("a run"))
 
 
 @on_linux
 def test_a_number_that_was_given_to_another_process_is_no_proof_of_life():
     """The start time tells two processes with the same id apart."""
-    assert is_certainly_gone(of(started="1"))
-    assert not is_certainly_gone(of())
+    assert is_dead(of(started="1"))
+    assert not is_dead(of())
 
 
 def test_a_process_of_another_machine_or_container_is_not_judged():
     """A process id has no meaning on another machine."""
-    assert not is_certainly_gone(distant_holder())
-    assert not is_certainly_there(distant_holder())
-    assert not is_certainly_gone(of(space="0123456789ab", pid=2**22 + 1))
-    assert not is_certainly_gone(of(space="", pid=2**22 + 1))
+    assert not is_dead(distant_holder())
+    assert not is_alive(distant_holder())
+    assert not is_dead(of(space="0123456789ab", pid=2**22 + 1))
+    assert not is_dead(of(space="", pid=2**22 + 1))
 
 
 @on_linux
 def test_a_number_that_no_process_has_is_gone():
     """A missing process is dead only if its id belongs to this machine."""
-    assert is_certainly_gone(of(pid=2**22 + 1))
+    assert is_dead(of(pid=2**22 + 1))
 
 
 @given(text=st.text(max_size=60))
 def test_text_that_is_no_holder_is_not_judged(text):
     """Invalid text in the ledger does not count as a dead process."""
-    assert not is_certainly_gone(text)
+    assert not is_dead(text)
     assert isinstance(shown_holder(text), str)
 
 
@@ -120,12 +120,12 @@ def test_text_that_is_no_holder_is_not_judged(text):
 def test_a_damaged_holder_is_not_judged(shape):
     """An incomplete name proves nothing."""
     me = this_process()
-    assert not is_certainly_gone(f"{shape.format(pid=me.pid, space=me.space)}|run")
+    assert not is_dead(f"{shape.format(pid=me.pid, space=me.space)}|run")
 
 
 def test_a_number_in_odd_digits_is_not_judged():
     """Non-ASCII digits are not read as a number and raise no error."""
-    assert not is_certainly_gone(f"host:²:{this_process().space}:1|run")
+    assert not is_dead(f"host:²:{this_process().space}:1|run")
 
 
 def test_a_holder_is_shown_to_people_with_its_run_and_its_place():
@@ -157,7 +157,7 @@ def test_a_forked_child_is_another_process():
     assert process_of(theirs) != process_of(mine)
     assert process_of(theirs).split(":")[1] == str(child)
     assert process_of(theirs).split(":")[2] == process_of(mine).split(":")[2]
-    assert is_certainly_gone(theirs)
+    assert is_dead(theirs)
 
 
 def test_a_host_name_cannot_break_the_form_of_a_holder(monkeypatch):
@@ -166,7 +166,7 @@ def test_a_host_name_cannot_break_the_form_of_a_holder(monkeypatch):
     monkeypatch.setattr(processes, "_process", processes._process.__wrapped__)
     me = this_process()
     assert me.host == ("a-b-c" + "d" * 200)[:100]
-    assert not is_certainly_gone(holder_name("run"))
+    assert not is_dead(holder_name("run"))
     assert shown_holder(holder_name("run")) == f"run on {me.host}, process {os.getpid()}"
 
 
@@ -177,8 +177,8 @@ def test_a_system_without_proc_judges_nobody(monkeypatch, tmp_path):
     monkeypatch.setattr(processes, "_process", processes._process.__wrapped__)
     me = this_process()
     assert (me.space, me.started) == ("", "")
-    assert not is_certainly_gone(before)
-    assert not is_certainly_gone(holder_name("run"))
+    assert not is_dead(before)
+    assert not is_dead(holder_name("run"))
 
 
 @on_linux
@@ -214,10 +214,10 @@ def test_a_process_that_is_not_shown_to_us_is_not_gone(sleeper, tmp_path, monkey
     for shown in ("self", str(os.getpid())):
         (hiding / shown).symlink_to(f"/proc/{os.getpid()}")
     monkeypatch.setattr(processes, "_PROC", hiding)
-    assert not is_certainly_gone(holder)
+    assert not is_dead(holder)
     process.kill()
     process.communicate()
-    assert is_certainly_gone(holder)
+    assert is_dead(holder)
 
 
 @on_linux
@@ -228,4 +228,4 @@ def test_a_process_that_we_may_not_signal_is_there(monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refused)
-    assert not is_certainly_gone(of(pid=2**22 + 1))
+    assert not is_dead(of(pid=2**22 + 1))

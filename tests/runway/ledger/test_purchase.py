@@ -261,7 +261,7 @@ async def test_an_id_that_may_stand_for_both_is_a_receipt(ledger, there):
 
 async def test_a_claim_elsewhere_is_waited_for_until_its_answer_comes(ledger, monkeypatch):
     """The id of the other run is used, and the expected wait is reported once."""
-    monkeypatch.setattr(purchase, "LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(purchase, "CLAIM_POLL_INTERVAL", 0.01)
     theirs = await put(ledger, S.INTENDED, holder=distant_holder("nightly"), attempts=1)
     told, service = Told(), Service()
     looks, add = asyncio.Semaphore(0), ledger.add

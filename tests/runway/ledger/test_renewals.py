@@ -14,7 +14,7 @@ import pytest
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
 from prefect_cometapi.runway.ledger.owners import holder_name
-from prefect_cometapi.runway.ledger.purchase import working_on
+from prefect_cometapi.runway.ledger.purchase import acquire_exclusive
 
 from ..factories import distant_holder, put, until
 
@@ -23,7 +23,7 @@ S = State
 
 async def test_work_that_takes_longer_than_the_lease_keeps_it(hasty):
     """The lease is renewed even if the event loop of the run is busy."""
-    async with working_on(hasty, "sku-17", "run"):
+    async with acquire_exclusive(hasty, "sku-17", "run"):
         for _ in range(3):
             time.sleep(0.4)  # noqa: ASYNC251 -- the loop is kept busy on purpose
             assert (await hasty.get("sku-17")).lease_left > 0
@@ -49,7 +49,7 @@ def breaks_once(ledger, monkeypatch, error: Exception) -> asyncio.Event:
 
 async def test_a_lease_is_renewed_again_after_the_ledger_was_out_of_reach(hasty, monkeypatch):
     """A failed renewal does not stop the later ones."""
-    async with working_on(hasty, "sku-17", "run"):
+    async with acquire_exclusive(hasty, "sku-17", "run"):
         await breaks_once(hasty, monkeypatch, LedgerUnavailable("out of reach")).wait()
         before = (await hasty.get("sku-17")).lease_left
 
@@ -61,14 +61,14 @@ async def test_a_lease_is_renewed_again_after_the_ledger_was_out_of_reach(hasty,
 
 async def test_renewals_that_broke_down_begin_anew_with_the_next_block(hasty, monkeypatch):
     """Any failure of the renewals is repaired when the next block acquires a lease."""
-    async with working_on(hasty, "sku-17", "run"):
+    async with acquire_exclusive(hasty, "sku-17", "run"):
         broken = breaks_once(hasty, monkeypatch, RuntimeError("nobody has thought of this"))
         async with asyncio.timeout(10):
             await broken.wait()
         before = (await hasty.get("sku-17")).lease_left
 
         async def renewed():
-            async with working_on(hasty, "sku-17", "run"):
+            async with acquire_exclusive(hasty, "sku-17", "run"):
                 return (await hasty.get("sku-17")).lease_left > before
 
         await until(renewed)
@@ -86,8 +86,8 @@ async def test_who_goes_during_a_renewal_does_not_end_it(hasty, monkeypatch):
         await asyncio.to_thread(gone.wait)
         return rows
 
-    async with working_on(hasty, "sku-18", "stays"):
-        async with working_on(hasty, "sku-17", "goes"):
+    async with acquire_exclusive(hasty, "sku-18", "stays"):
+        async with acquire_exclusive(hasty, "sku-17", "goes"):
             monkeypatch.setattr(hasty.database, "execute", answered_late)
             await asked.wait()
             monkeypatch.setattr(hasty.database, "execute", execute)
@@ -136,7 +136,7 @@ async def test_a_row_that_somebody_has_locked_keeps_no_other_from_being_renewed(
     for number in (1, 2):
         await put(ledger, State.SUBMITTED, f"sku-{number}", task_id=f"task-{number}")
     operator = await asyncpg.connect(url)
-    async with working_on(ledger, "sku-1", "one"), working_on(ledger, "sku-2", "two"):
+    async with acquire_exclusive(ledger, "sku-1", "one"), acquire_exclusive(ledger, "sku-2", "two"):
         transaction = operator.transaction()
         await transaction.start()
         await operator.execute("SELECT 1 FROM cometapi_generations WHERE key = 'sku-1' FOR UPDATE")
@@ -157,7 +157,7 @@ def drop_a_loop_at_work(ledger, *, close: bool) -> tuple[asyncio.AbstractEventLo
     loop, working = asyncio.new_event_loop(), asyncio.Event()
 
     async def work():
-        async with working_on(ledger, "sku-17", "dropped"):
+        async with acquire_exclusive(ledger, "sku-17", "dropped"):
             working.set()
             await asyncio.Event().wait()
 
@@ -175,7 +175,7 @@ async def test_a_loop_that_was_dropped_at_work_holds_nothing_for_ever(hasty, clo
     dropped = await asyncio.to_thread(drop_a_loop_at_work, hasty, close=close)
     assert hasty.holders_here() == []
     for run in ("dropped", "next"):
-        async with asyncio.timeout(20), working_on(hasty, "sku-17", run) as entry:
+        async with asyncio.timeout(20), acquire_exclusive(hasty, "sku-17", run) as entry:
             assert entry
             assert entry.holder == holder_name(run)
     assert (await hasty.get("sku-17")).holder is None

@@ -181,7 +181,7 @@ async def test_a_ledger_of_the_first_version_is_brought_up_to_date(ledger_url):
         await rows(first, statement)
     await first.database.close()
     later = Ledger(ledger_url)
-    found = await later.of_keys(["old", "refused", "again"])
+    found = await later.get_many(["old", "refused", "again"])
     assert (found["old"].task_id, found["old"].charges) == ("task-0", 2)
     assert found["old"].claimed_at == found["old"].created_at
     assert (found["refused"].charges, found["refused"].resubmitted_by) == (0, ())

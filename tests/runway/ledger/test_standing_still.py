@@ -21,7 +21,7 @@ from prefect_cometapi.runway import Ledger, RunwayClient, ServiceUnavailable, St
 from prefect_cometapi.runway.ledger.clock import Moment
 from prefect_cometapi.runway.ledger.loop_thread import in_background
 from prefect_cometapi.runway.ledger.owners import holder_name
-from prefect_cometapi.runway.ledger.purchase import buy_once, give_up
+from prefect_cometapi.runway.ledger.purchase import buy_once, resolve_dead_claim
 
 from ..factories import Service, buy, distant_holder, intent, put, until
 
@@ -49,13 +49,13 @@ async def main():
     ledger, stops = Ledger(url, lease=lease), [True]
     async with RunwayClient(SecretStr("sandbox"), base_url=service) as client:
 
-        async def post(still_ours):
+        async def post(check_lease):
             def last_moment():
                 if stops:
                     stops.clear()
                     say(at="the last moment")
                     os.kill(os.getpid(), signal.SIGSTOP)
-                still_ours()
+                check_lease()
 
             image = ImageToVideoRequest(prompt_image="https://example.com/cat.jpg")
             return await client.create(image, before_sending=last_moment)
@@ -147,7 +147,7 @@ async def test_a_key_that_was_released_meanwhile_is_not_bought_again(
     """The user has released the key and another run bought it, so the stopped process attaches."""
     service = sandbox()
     async with stopped(service.url, ledger_url) as sleeper:
-        await give_up(books, await lapsed(books))
+        await resolve_dead_claim(books, await lapsed(books))
         uncertain = await books.get("sku-17")
         assert uncertain
         assert uncertain.state is S.UNCERTAIN
@@ -182,7 +182,7 @@ async def test_a_sleeper_whose_key_is_in_doubt_leaves_the_doubt_to_the_user(
     """The user was told that the key is uncertain, so nothing is bought without asking."""
     service = sandbox()
     async with stopped(service.url, ledger_url) as sleeper:
-        await give_up(books, await lapsed(books))
+        await resolve_dead_claim(books, await lapsed(books))
         refusal, outcome = await sleeper.goes_on()
     assert "nothing was sent" in refusal["refused"]
     assert "an earlier attempt is open" in outcome["refused"]
@@ -201,7 +201,7 @@ async def test_a_claim_that_is_renewed_is_not_given_up_by_who_saw_it_lapse(ledge
         return renewed.leased_until != lapsed_.leased_until
 
     await until(is_renewed)
-    await give_up(ledger, lapsed_)
+    await resolve_dead_claim(ledger, lapsed_)
     there = await ledger.get("sku-17")
     assert there
     assert there.state is S.INTENDED
@@ -311,11 +311,11 @@ async def test_a_long_wait_for_a_connection_is_no_pause(ledger_url):
 
 async def test_who_holds_nothing_is_sure_of_nothing(ledger):
     """A lease is valid only if this run has acquired it."""
-    assert not ledger.is_surely_held("sku-17", holder_name("r"))
+    assert not ledger.lease_is_valid("sku-17", holder_name("r"))
     with ledger.holding("sku-17", holder_name("r")):
-        assert not ledger.is_surely_held("sku-17", holder_name("r"))
+        assert not ledger.lease_is_valid("sku-17", holder_name("r"))
         await put(ledger, S.SUBMITTED, task_id="task-1", holder=holder_name("other"))
-        assert not ledger.is_surely_held("sku-17", holder_name("r"))
+        assert not ledger.lease_is_valid("sku-17", holder_name("r"))
 
 
 @given(seconds=st.floats(0.001, 1e6))

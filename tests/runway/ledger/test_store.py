@@ -17,7 +17,7 @@ from prefect_cometapi.runway import (
     LedgerUnavailable,
     State,
 )
-from prefect_cometapi.runway.ledger.entry import MAY_FOLLOW
+from prefect_cometapi.runway.ledger.entry import ALLOWED_PREDECESSORS
 from prefect_cometapi.runway.ledger.schema import generations
 
 from ..factories import BASE, SIGNED, dead_holder, distant_holder, finished, intent, put, video
@@ -78,7 +78,7 @@ async def test_a_change_is_made_only_where_it_may_follow(ledger, before):
         was = await put(ledger, before, key, task_id="t")
         changed = await ledger.change(key, after, note="new")
         there = await ledger.get(key)
-        if before in MAY_FOLLOW[after]:
+        if before in ALLOWED_PREDECESSORS[after]:
             assert changed == there
             assert (there.state, there.note) == (after, "new")
             assert there.changed_at >= was.changed_at
@@ -142,9 +142,9 @@ async def test_a_lease_begins_and_ends_with_its_holder(ledger):
     taken = await ledger.take("sku-17", "other")
     assert (taken.holder, taken.state) == ("other", S.UNCERTAIN)
     assert await ledger.take("unknown", "other") is None
-    await ledger.let_go("sku-17", "somebody else", "note")
+    await ledger.release_lease("sku-17", "somebody else", "note")
     assert (await ledger.get("sku-17")).holder == "other"
-    await ledger.let_go("sku-17", "other", "done")
+    await ledger.release_lease("sku-17", "other", "done")
     there = await ledger.get("sku-17")
     assert (there.holder, there.lease_left, there.note) == (None, None, "done")
 
@@ -297,7 +297,7 @@ async def test_a_row_that_cannot_be_read_is_named_and_stops_what_needs_it(ledger
     damage = update(generations).where(generations.c.key == "odd").values({column: value})
     await ledger.database.rows(damage)
     told = f"row of key 'odd' is damaged: {column}"
-    for look in (ledger.entries(), ledger.of_keys(["odd", "good"]), ledger.get("odd")):
+    for look in (ledger.entries(), ledger.get_many(["odd", "good"]), ledger.get("odd")):
         with pytest.raises(LedgerUnavailable, match=told) as raised:
             await look
         assert "canary" not in str(raised.value)
