@@ -65,7 +65,7 @@ Key = Annotated[
     str | None,
     Parameter(help="Idempotency key; the same key never buys twice.", validator=_check_key),
 ]
-Wait = Annotated[
+PollState = Annotated[
     bool, Parameter(negative="--no-wait", help="Wait for the video; else collect finishes it.")
 ]
 TaskId = Annotated[
@@ -97,7 +97,7 @@ def image_to_video(
     seed: Annotated[int | None, Parameter(help="Same seed, similar video.")] = None,
     storage: Storage = None,
     key: Key = None,
-    wait: Wait = True,
+    wait: PollState = True,
     task_id: TaskId = None,
     json: AsJson = False,
 ) -> None:
@@ -123,7 +123,7 @@ def video_to_video(
     seed: Annotated[int | None, Parameter(help="Same seed, similar video.")] = None,
     storage: Storage = None,
     key: Key = None,
-    wait: Wait = True,
+    wait: PollState = True,
     task_id: TaskId = None,
     json: AsJson = False,
 ) -> None:

@@ -53,7 +53,7 @@ Attached = Annotated[
         "finished, and nothing is bought."
     ),
 ]
-Wait = Annotated[
+PollState = Annotated[
     bool | Literal["suspend"],
     Field(
         description="Whether to wait for the video. If not, the run ends once it is submitted, "
@@ -86,7 +86,7 @@ async def aimage_to_video(
     storage: Place = None,
     key: Key = None,
     *,
-    wait: Wait = True,
+    wait: PollState = True,
     task_id: Attached = None,
     take: Take = 1,
 ) -> GenerationResult:
@@ -107,7 +107,7 @@ async def avideo_to_video(
     storage: Place = None,
     key: Key = None,
     *,
-    wait: Wait = True,
+    wait: PollState = True,
     task_id: Attached = None,
     take: Take = 1,
 ) -> GenerationResult:
@@ -236,7 +236,7 @@ def image_to_video(
     storage: Place = None,
     key: Key = None,
     *,
-    wait: Wait = True,
+    wait: PollState = True,
     task_id: Attached = None,
     take: Take = 1,
 ) -> GenerationResult:
@@ -257,7 +257,7 @@ def video_to_video(
     storage: Place = None,
     key: Key = None,
     *,
-    wait: Wait = True,
+    wait: PollState = True,
     task_id: Attached = None,
     take: Take = 1,
 ) -> GenerationResult:

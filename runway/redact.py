@@ -71,7 +71,7 @@ _MARKED_DATA_URI = re.compile(rf"data:[^,]*,{HIDDEN}[0-9a-f]{{12}}, [0-9]+ chara
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
-def shown_url(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return the URL without user info, with a hash as its query, and with its path redacted."""
     return hide_secrets(_without_query(url))
 
@@ -87,9 +87,9 @@ def _without_query(url: str) -> str:
 
 
 def shown_source(source: str) -> str:
-    """Redact a source of a request: a data URI to type, hash and size, a URL as by shown_url."""
+    """Redact a source of a request: a data URI to type, hash and size, a URL as by redact_url."""
     if source[:5].lower() != "data:":
-        return shown_url(source)
+        return redact_url(source)
     media_type, _, payload = source.partition(",")
     return f"{media_type},{HIDDEN}{_digest(payload)}, {len(payload)} characters>"
 
@@ -114,7 +114,7 @@ def shortened(value: Any, *, urls: bool = True) -> Any:
         return shown_source(value)
     is_url = _WEB.match(value) and not re.search(r"\s", value)
     if urls:
-        return shown_url(value) if is_url else hide_secrets(value, bearer=_LONG_BEARER)
+        return redact_url(value) if is_url else hide_secrets(value, bearer=_LONG_BEARER)
     return value if is_url else _without_payloads(value)
 
 
@@ -174,7 +174,7 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign in "\n\t" else _REPLACED for sign in text)
 
 
-class HideSecrets(logging.Filter):
+class RedactingFilter(logging.Filter):
     """Filter for the loggers of libraries that log their inputs, such as URLs (httpx, fsspec)."""
 
     def filter(self, record: logging.LogRecord) -> bool:

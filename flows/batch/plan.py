@@ -22,7 +22,7 @@ from ...runway.errors import InvalidRequest, StorageUnavailable
 from ...runway.ledger.budget import Budget, Spent, estimate, seconds_of
 from ...runway.ledger.entry import Entry
 from ...runway.ledger.figures import Spending
-from ...runway.redact import hide_secrets, shown_url
+from ...runway.redact import hide_secrets, redact_url
 from ..runtime import log
 from ..runtime.block_storage import full_name
 from ..runtime.ledger_access import open_ledger
@@ -126,7 +126,7 @@ def check_output(requests: str | list[Any], output: str | None) -> None:
         StorageUnavailable: The output is the same file as the manifest.
     """
     if output and isinstance(requests, str) and _real_name(output) == _real_name(requests):
-        raise StorageUnavailable(f"the results would replace the manifest {shown_url(requests)}")
+        raise StorageUnavailable(f"the results would replace the manifest {redact_url(requests)}")
 
 
 def check_prices(plan: Plan, budget: Budget) -> None:

@@ -17,11 +17,11 @@ from prefect import Flow
 from prefect.serializers import CompressedSerializer, JSONSerializer, Serializer
 from pydantic.fields import FieldInfo
 
-from ...runway.redact import HideSecrets, shortened
+from ...runway.redact import RedactingFilter, shortened
 from .hooks import leave_to_collect
 
 # Prefect logs invalid parameters in full, and they may contain secrets.
-logging.getLogger("prefect.flows").addFilter(HideSecrets())
+logging.getLogger("prefect.flows").addFilter(RedactingFilter())
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -8,14 +8,14 @@ from uuid import UUID
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import TaskRunContext
 
-from ...runway.api.polling import Wait
+from ...runway.api.polling import PollState
 
 
 @dataclass
 class Memory:
     """State of one task run."""
 
-    wait: Wait = field(default_factory=Wait)
+    wait: PollState = field(default_factory=PollState)
     failures: int = 0
     delay: float | None = None
     artifact_id: UUID | None = None

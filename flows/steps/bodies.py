@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...blocks.credentials import CometAPICredentials
-from ...runway.api.polling import Patience, wait_until_finished
+from ...runway.api.polling import PollPolicy, wait_until_finished
 from ...runway.api.reply_parser import MOST_OUTPUTS
 from ...runway.errors import (
     CometAPIError,
@@ -242,7 +242,7 @@ async def poll(
         return finished
 
 
-def _patience(submission: Submission, settings: CometAPISettings) -> Patience:
+def _patience(submission: Submission, settings: CometAPISettings) -> PollPolicy:
     """Return the poll interval, the deadline and the grace time for a wait.
 
     The service may not know a new task id for a while. An older id, or one that was adopted, gets
@@ -250,7 +250,7 @@ def _patience(submission: Submission, settings: CometAPISettings) -> Patience:
     """
     older = submission.fingerprint is None or submission.age() > settings.visibility_grace
     shorter = min(settings.visibility_grace, ATTACHED_GRACE * settings.poll_interval)
-    return Patience(
+    return PollPolicy(
         interval=settings.poll_interval,
         deadline=settings.deadline,
         visibility_grace=shorter if older else settings.visibility_grace,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ...runway.api.poll_schedule import KEPT, Habit, learn
+from ...runway.api.poll_schedule import KEPT, DurationStats, learn
 from ...runway.ledger.entry import Entry, Kind
 from ...runway.models.generation import Submission
 from ..runtime.ledger_access import record_soon
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FRESH = 30.0
 """Seconds for which cached statistics are used before the ledger is queried again."""
 
-_known: dict[tuple[Kind, float], tuple[float, Habit | None]] = {}
+_known: dict[tuple[Kind, float], tuple[float, DurationStats | None]] = {}
 """Time of the last query and its statistics, by kind and poll interval.
 
 The time is in seconds of the monotonic clock.
@@ -30,7 +30,7 @@ The time is in seconds of the monotonic clock.
 
 def habit_of(
     submission: Submission, entry: Entry | None, base_url: str
-) -> Callable[[], Habit | None]:
+) -> Callable[[], DurationStats | None]:
     """Return a function that gives the latest duration statistics for a generation.
 
     The function returns None while no statistics are known.
@@ -48,7 +48,7 @@ def habit_of(
     kind = Kind(base_url, submission.route, submission.model, seconds)
     interval = settings_now().poll_interval
 
-    def habit() -> Habit | None:
+    def habit() -> DurationStats | None:
         asked, known = _known.get((kind, interval), (-FRESH, None))
         if time.monotonic() >= asked + FRESH:
             _ask(kind, interval, known)
@@ -58,7 +58,7 @@ def habit_of(
     return habit
 
 
-def _ask(kind: Kind, interval: float, known: Habit | None) -> None:
+def _ask(kind: Kind, interval: float, known: DurationStats | None) -> None:
     asked = time.monotonic()
     _known[kind, interval] = asked, known
 

@@ -28,11 +28,11 @@ from ..http_clients import SINGLE, Connections, tls_context
 from ..models.generation import Generation, Status
 from ..models.keys import is_task_id
 from ..models.requests import GenerationRequest
-from ..redact import scrub, shown_url
+from ..redact import redact_url, scrub
 from ..settings import API_KEY_PATTERN, DEFAULT_BASE_URL, DEFAULT_RUNWAY_VERSION
 from .error_mapping import (
-    Meaning,
-    Refusal,
+    ApiFailure,
+    FailureKind,
     Reply,
     refusal_of_exception,
     refusal_of_purchase,
@@ -66,15 +66,15 @@ _FAILURES = (
     ValueError,  # httpx parses a Location even if it does not follow it, and may fail on it
 )
 
-_FOR_NOW = {Meaning.BUSY, Meaning.UNREACHABLE, Meaning.UNKNOWN_OUTCOME}
+_FOR_NOW = {FailureKind.BUSY, FailureKind.UNREACHABLE, FailureKind.UNKNOWN_OUTCOME}
 
-_ERRORS: dict[Meaning, type[CometAPIError]] = {
-    Meaning.BUSY: ServiceUnavailable,
-    Meaning.UNREACHABLE: ServiceUnavailable,
-    Meaning.INVALID: InvalidRequest,
-    Meaning.UNAUTHENTICATED: AuthenticationError,
-    Meaning.NO_BALANCE: QuotaExceeded,
-    Meaning.MISADDRESSED: UnexpectedResponse,
+_ERRORS: dict[FailureKind, type[CometAPIError]] = {
+    FailureKind.BUSY: ServiceUnavailable,
+    FailureKind.UNREACHABLE: ServiceUnavailable,
+    FailureKind.INVALID: InvalidRequest,
+    FailureKind.UNAUTHENTICATED: AuthenticationError,
+    FailureKind.NO_BALANCE: QuotaExceeded,
+    FailureKind.MISADDRESSED: UnexpectedResponse,
 }
 
 
@@ -137,7 +137,7 @@ class RunwayClient:
                 **options, limits=httpx.Limits(max_keepalive_connections=0)
             )
         except (httpx.InvalidURL, ValueError) as error:
-            what = f"{shown_url(base_url)} is not a valid URL: {scrub(str(error))}"
+            what = f"{redact_url(base_url)} is not a valid URL: {scrub(str(error))}"
             raise UnexpectedResponse(what) from None
 
     async def __aenter__(self) -> Self:
@@ -176,8 +176,10 @@ class RunwayClient:
         """
         path = f"/runwayml/v1/{request.route}"
         outcome = await self._send("POST", path, request.to_wire(), before_paying=before_sending)
-        if isinstance(outcome, Refusal):
-            refused = outcome.meaning is Meaning.NOT_FOUND  # an unknown source task, for example
+        if isinstance(outcome, ApiFailure):
+            refused = (
+                outcome.meaning is FailureKind.NOT_FOUND
+            )  # an unknown source task, for example
             raise self._error(outcome, otherwise=InvalidRequest if refused else SubmissionUncertain)
         task_id = read_task_id(outcome.body)
         if not task_id or not is_task_id(task_id):
@@ -215,13 +217,13 @@ class RunwayClient:
                 key.
         """
         outcome = await self._send("GET", f"/runwayml/v1/tasks/{UNKNOWN_TASK_ID}")
-        if isinstance(outcome, Refusal):
-            if outcome.is_own and outcome.meaning is Meaning.NOT_FOUND:
+        if isinstance(outcome, ApiFailure):
+            if outcome.is_own and outcome.meaning is FailureKind.NOT_FOUND:
                 return
             if not outcome.is_foreign or outcome.meaning in _FOR_NOW:
                 raise self._error(outcome, otherwise=ServiceUnavailable)
-        said = outcome.message if isinstance(outcome, Refusal) else outcome.excerpt
-        foreign = Refusal(Meaning.MISADDRESSED, said, http_status=outcome.http_status)
+        said = outcome.message if isinstance(outcome, ApiFailure) else outcome.excerpt
+        foreign = ApiFailure(FailureKind.MISADDRESSED, said, http_status=outcome.http_status)
         raise self._error(foreign, otherwise=UnexpectedResponse)
 
     async def feed(self, task_id: str) -> Generation:
@@ -233,11 +235,11 @@ class RunwayClient:
         outcome = await self._send("POST", "/runway/feed", {"task_id": task_id})
         return self._state(task_id, outcome)
 
-    def _state(self, task_id: str, outcome: Reply | Refusal) -> Generation:
-        if isinstance(outcome, Refusal):
-            if outcome.meaning is Meaning.NOT_FOUND:
+    def _state(self, task_id: str, outcome: Reply | ApiFailure) -> Generation:
+        if isinstance(outcome, ApiFailure):
+            if outcome.meaning is FailureKind.NOT_FOUND:
                 return Generation(task_id=task_id, status=Status.NOT_FOUND, word=outcome.code)
-            if outcome.meaning in {Meaning.INVALID, Meaning.NO_BALANCE}:
+            if outcome.meaning in {FailureKind.INVALID, FailureKind.NO_BALANCE}:
                 raise GenerationNotFound(  # already bought, so not an InvalidRequest
                     f"CometAPI does not tell the generation's state: {outcome.message}",
                     code=outcome.code,
@@ -259,7 +261,7 @@ class RunwayClient:
         payload: dict[str, Any] | None = None,
         *,
         before_paying: Callable[[], None] | None = None,
-    ) -> Reply | Refusal:
+    ) -> Reply | ApiFailure:
         # A paid call already has its claim, so it does not wait for a free connection.
         paid, extensions = before_paying is not None, _trace(before_paying)
         client = nullcontext(self._http_once) if paid else self._connections.one()
@@ -274,7 +276,7 @@ class RunwayClient:
             return refusal_of_exception(error)
         return (refusal_of_purchase(reply) if paid else refusal_of_reply(reply)) or reply
 
-    def _error(self, refusal: Refusal, otherwise: type[CometAPIError]) -> CometAPIError:
+    def _error(self, refusal: ApiFailure, otherwise: type[CometAPIError]) -> CometAPIError:
         error_type = _ERRORS.get(refusal.meaning, otherwise)
         message = refusal.message
         if error_type is SubmissionUncertain and refusal.is_foreign:

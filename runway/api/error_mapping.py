@@ -33,7 +33,7 @@ MAX_RETRY_AFTER = 600.0
 pipeline."""
 
 
-class Meaning(Enum):
+class FailureKind(Enum):
     """Kind of failure that a call can end with."""
 
     BUSY = auto()
@@ -47,7 +47,7 @@ class Meaning(Enum):
 
 
 @dataclass(frozen=True)
-class Refusal:
+class ApiFailure:
     """Failure of a call.
 
     Attributes:
@@ -60,7 +60,7 @@ class Refusal:
         is_foreign: True if something else seems to answer: another server, or a proxy on the way.
     """
 
-    meaning: Meaning
+    meaning: FailureKind
     message: str
     code: str = ""
     http_status: int | None = None
@@ -114,25 +114,27 @@ _BEFORE_SUBMISSION_CODES = {"get_user_quota_failed", "pre_consume_quota_failed"}
 _NO_CHANNEL = "no available channel"
 
 _BY_STATUS = {
-    401: Meaning.UNAUTHENTICATED,
-    402: Meaning.NO_BALANCE,
-    403: Meaning.UNAUTHENTICATED,
-    408: Meaning.UNKNOWN_OUTCOME,
-    424: Meaning.UNKNOWN_OUTCOME,
-    425: Meaning.BUSY,
-    429: Meaning.BUSY,
-    501: Meaning.INVALID,
-    503: Meaning.BUSY,
+    401: FailureKind.UNAUTHENTICATED,
+    402: FailureKind.NO_BALANCE,
+    403: FailureKind.UNAUTHENTICATED,
+    408: FailureKind.UNKNOWN_OUTCOME,
+    424: FailureKind.UNKNOWN_OUTCOME,
+    425: FailureKind.BUSY,
+    429: FailureKind.BUSY,
+    501: FailureKind.INVALID,
+    503: FailureKind.BUSY,
 }
 
 
-def refusal_of_exception(error: Exception) -> Refusal:
+def refusal_of_exception(error: Exception) -> ApiFailure:
     """Return the failure that a transport error results in; pure."""
-    meaning = Meaning.UNREACHABLE if isinstance(error, _NEVER_SENT) else Meaning.UNKNOWN_OUTCOME
-    return Refusal(meaning, f"{type(error).__name__}: {scrub(str(error)) or 'no detail'}")
+    meaning = (
+        FailureKind.UNREACHABLE if isinstance(error, _NEVER_SENT) else FailureKind.UNKNOWN_OUTCOME
+    )
+    return ApiFailure(meaning, f"{type(error).__name__}: {scrub(str(error)) or 'no detail'}")
 
 
-def refusal_of_reply(reply: Reply, now: datetime | None = None) -> Refusal | None:
+def refusal_of_reply(reply: Reply, now: datetime | None = None) -> ApiFailure | None:
     """Return the failure in a reply, or None if it is a JSON success; pure.
 
     Args:
@@ -144,22 +146,22 @@ def refusal_of_reply(reply: Reply, now: datetime | None = None) -> Refusal | Non
     if 200 <= status < 300 and reply.is_json and not (code or message):
         if says_not_visible(reply.body):
             sentence = "the service does not know the generation"
-            return Refusal(Meaning.NOT_FOUND, sentence, is_own=True)
+            return ApiFailure(FailureKind.NOT_FOUND, sentence, is_own=True)
         return None
     meaning = _meaning(reply, code.lower(), message.lower())
     is_own = own_error(reply.body) is not None
-    return Refusal(
+    return ApiFailure(
         meaning=meaning,
         message=scrub(message) or reply.excerpt or "no detail",
         code=code,
         http_status=status,
         retry_after=read_retry_after(reply.headers.get("retry-after"), now or datetime.now(UTC)),
         is_own=is_own,
-        is_foreign=not is_own and (meaning is Meaning.MISADDRESSED or 400 <= status < 500),
+        is_foreign=not is_own and (meaning is FailureKind.MISADDRESSED or 400 <= status < 500),
     )
 
 
-def refusal_of_purchase(reply: Reply, now: datetime | None = None) -> Refusal | None:
+def refusal_of_purchase(reply: Reply, now: datetime | None = None) -> ApiFailure | None:
     """Return the failure in a reply to a create call, or None if it is a JSON success; pure.
 
     A refusal without a proof has an unknown outcome, whatever its status and its message.
@@ -171,28 +173,28 @@ def refusal_of_purchase(reply: Reply, now: datetime | None = None) -> Refusal | 
     refusal = refusal_of_reply(reply, now)
     if refusal is None or proof_of_refusal(reply.http_status, reply.body):
         return refusal
-    return replace(refusal, meaning=Meaning.UNKNOWN_OUTCOME)
+    return replace(refusal, meaning=FailureKind.UNKNOWN_OUTCOME)
 
 
-def _meaning(reply: Reply, code: str, message: str) -> Meaning:
+def _meaning(reply: Reply, code: str, message: str) -> FailureKind:
     status = reply.http_status
     if says_not_visible(reply.body):
-        return Meaning.NOT_FOUND
+        return FailureKind.NOT_FOUND
     if code in _BALANCE_CODES:
-        return Meaning.NO_BALANCE
+        return FailureKind.NO_BALANCE
     if code in _INVALID_CODES or _NO_CHANNEL in message:
-        return Meaning.INVALID
+        return FailureKind.INVALID
     if code in _KEY_CODES:
-        return Meaning.UNAUTHENTICATED
+        return FailureKind.UNAUTHENTICATED
     if code in _BEFORE_SUBMISSION_CODES:
-        return Meaning.BUSY
+        return FailureKind.BUSY
     if status == 404 and reply.is_json and "invalid url" not in message:
-        return Meaning.NOT_FOUND
+        return FailureKind.NOT_FOUND
     if 300 <= status < 400 or status in {404, 405} or (200 <= status < 400 and reply.is_page):
-        return Meaning.MISADDRESSED
+        return FailureKind.MISADDRESSED
     if status in _BY_STATUS:
         return _BY_STATUS[status]
-    return Meaning.INVALID if 400 <= status <= 451 else Meaning.UNKNOWN_OUTCOME
+    return FailureKind.INVALID if 400 <= status <= 451 else FailureKind.UNKNOWN_OUTCOME
 
 
 def read_retry_after(value: str | None, now: datetime) -> float | None:

@@ -58,7 +58,7 @@ late."""
 
 
 @dataclass(frozen=True)
-class Habit:
+class DurationStats:
     """Duration statistics of one kind of generation.
 
     Attributes:
@@ -81,7 +81,7 @@ class _Ended(NamedTuple):
         return self.polls > 1 and self.unseen <= UNSEEN * self.waited
 
 
-def learn(history: Sequence[tuple[float, int]], interval: float) -> Habit | None:
+def learn(history: Sequence[tuple[float, int]], interval: float) -> DurationStats | None:
     """Return the duration statistics of a kind of generation, or None if too little is known; pure.
 
     Args:
@@ -110,10 +110,12 @@ def learn(history: Sequence[tuple[float, int]], interval: float) -> Habit | None
         return None  # too many end before the first poll, so their durations are unknown
     width = _width(ages, typical)
     likely = (_duration(one, interval, width) for one in telling)
-    return Habit(durations=_blurred(likely, len(telling), width), typical=typical)
+    return DurationStats(durations=_blurred(likely, len(telling), width), typical=typical)
 
 
-def first_delay(age: float, interval: float, habit: Habit | None, chance: float = 0.0) -> float:
+def first_delay(
+    age: float, interval: float, habit: DurationStats | None, chance: float = 0.0
+) -> float:
     """Return the seconds until the first poll of a generation of this age; pure.
 
     Args:
@@ -132,7 +134,9 @@ def first_delay(age: float, interval: float, habit: Habit | None, chance: float 
     return max(soonest, first + chance * min(interval, first - interval) - age)
 
 
-def next_delay(age: float, interval: float, habit: Habit | None, chance: float = 0.0) -> float:
+def next_delay(
+    age: float, interval: float, habit: DurationStats | None, chance: float = 0.0
+) -> float:
     """Return the seconds from one poll of a generation to the next; pure.
 
     Args:
@@ -148,7 +152,7 @@ def next_delay(age: float, interval: float, habit: Habit | None, chance: float =
     return gap * (1.0 + JITTER * chance)
 
 
-def _due(habit: Habit, since: float, worth: float) -> float:
+def _due(habit: DurationStats, since: float, worth: float) -> float:
     """Return the age at which the lag expected since a poll at age ``since`` is worth a poll."""
     passed = bisect_right(habit.durations, since)
     left = len(habit.durations) - passed

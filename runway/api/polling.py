@@ -26,11 +26,11 @@ from ..errors import (
 )
 from ..models.generation import Finished, Generation, Status, Submission
 from .client import RunwayClient
-from .poll_schedule import JITTER, Habit, first_delay, next_delay
+from .poll_schedule import JITTER, DurationStats, first_delay, next_delay
 
 
 @dataclass(frozen=True)
-class Patience:
+class PollPolicy:
     """Polling limits, all in seconds.
 
     Attributes:
@@ -53,7 +53,7 @@ class Route(StrEnum):
 
 
 @dataclass
-class Wait:
+class PollState:
     """State of one wait. It outlives a broken connection, so that the wait can continue."""
 
     started: float | None = None
@@ -70,7 +70,7 @@ def spread(seconds: float, share: float = JITTER) -> float:
 
 
 def verdict(
-    reply: Generation, elapsed: float, missing_for: float, patience: Patience
+    reply: Generation, elapsed: float, missing_for: float, patience: PollPolicy
 ) -> Generation | CometAPIError | None:
     """Return the finished generation, its error, or None to keep waiting; pure.
 
@@ -122,7 +122,7 @@ def next_route(reply: Generation, route: Route) -> Route:
     return Route.FEED if route is Route.TASK else Route.TASK
 
 
-def timeout_error(reply: Generation | None, patience: Patience) -> GenerationTimeout:
+def timeout_error(reply: Generation | None, patience: PollPolicy) -> GenerationTimeout:
     """Return the error of a generation that did not finish in time."""
     state = f"it was {reply.status}" if reply else "no reply told its state"
     return GenerationTimeout(
@@ -143,11 +143,11 @@ def _missing_error(reply: Generation, missing_for: float) -> CometAPIError:
 async def wait_until_finished(
     client: RunwayClient,
     submission: Submission,
-    patience: Patience,
+    patience: PollPolicy,
     *,
-    wait: Wait | None = None,
+    wait: PollState | None = None,
     on_reply: Callable[[Generation, Generation | None], Awaitable[None]] | None = None,
-    habit: Callable[[], Habit | None] = lambda: None,
+    habit: Callable[[], DurationStats | None] = lambda: None,
 ) -> Finished:
     """Poll a generation until it succeeds.
 
@@ -167,7 +167,7 @@ async def wait_until_finished(
         InvalidOutput: It succeeded, but no output was named within the grace time.
         CometAPIError: The client raised it; the wait can continue with the same ``wait``.
     """
-    wait = wait or Wait()
+    wait = wait or PollState()
     if wait.started is None:
         wait.started = time.monotonic()
         await _sleep_until_first(submission, wait, patience, habit)
@@ -190,7 +190,10 @@ async def wait_until_finished(
 
 
 async def _sleep_until_first(
-    submission: Submission, wait: Wait, patience: Patience, habit: Callable[[], Habit | None]
+    submission: Submission,
+    wait: PollState,
+    patience: PollPolicy,
+    habit: Callable[[], DurationStats | None],
 ) -> None:
     """Sleep until the first poll is due; the statistics may become known in the meantime."""
     chance = random.random()  # noqa: S311 -- not for secrets
@@ -202,7 +205,7 @@ async def _sleep_until_first(
 
 
 async def _keep_interval(
-    submission: Submission, wait: Wait, patience: Patience, habit: Habit | None
+    submission: Submission, wait: PollState, patience: PollPolicy, habit: DurationStats | None
 ) -> None:
     """Sleep until the next poll is due or the deadline passes, but at least for the interval."""
     if wait.last_poll is None:
@@ -219,7 +222,7 @@ async def _keep_interval(
 
 
 async def _ask_within(
-    client: RunwayClient, submission: Submission, wait: Wait, patience: Patience
+    client: RunwayClient, submission: Submission, wait: PollState, patience: PollPolicy
 ) -> Generation:
     """Poll once, until the deadline at most; after it, one last poll may take one interval."""
     end = (wait.started or 0.0) + patience.deadline

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from ..redact import shown_url
+from ..redact import redact_url
 from .errors import InvalidManifest
 from .row_validation import check_names, is_own
 from .rows import Row
@@ -42,7 +42,7 @@ def read_rows(place: str) -> list[Row]:
     except Unreadable as error:
         raise InvalidManifest(str(error)) from None
     if not rows:
-        raise InvalidManifest(f"{shown_url(place)} has no rows")
+        raise InvalidManifest(f"{redact_url(place)} has no rows")
     return rows
 
 
@@ -52,7 +52,7 @@ def _json_rows(place: str) -> Iterator[Row]:
         for number, line in enumerate(iter(partial(lines.readline, LONGEST_CELL + 1), ""), 1):
             if len(line) > LONGEST_CELL:
                 raise Unreadable(
-                    f"{shown_url(place)}: line {number} is longer than {LONGEST_CELL:,} characters"
+                    f"{redact_url(place)}: line {number} is longer than {LONGEST_CELL:,} characters"
                 )
             if line.strip():
                 yield _json_row(number, line)
@@ -97,7 +97,7 @@ def _csv_records(place: str, lines: Any) -> Iterator[tuple[int, list[str]]]:
             begins = reader.line_num + 1
     except csv.Error as error:  # the start of the next record is unknown
         where = f"the record that begins in line {begins}"
-        raise Unreadable(f"{shown_url(place)} is no valid CSV in {where}: {error}") from None
+        raise Unreadable(f"{redact_url(place)} is no valid CSV in {where}: {error}") from None
 
 
 def _parquet_rows(place: str) -> Iterator[Row]:
@@ -128,7 +128,7 @@ def _check_columns(place: str, names: list[str]) -> None:
     if problems:
         more = len(problems) - _SHOWN_COLUMNS
         told = [*problems[:_SHOWN_COLUMNS], *([f"and {more} more"] if more > 0 else [])]
-        raise Unreadable(f"{shown_url(place)} cannot be used: {'; '.join(told)}")
+        raise Unreadable(f"{redact_url(place)} cannot be used: {'; '.join(told)}")
 
 
 _READERS: dict[Kind, Callable[[str], Iterator[Row]]] = {

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime
 from pydantic_core import to_json
 
 from ..errors import StorageError, StorageUnavailable
-from ..redact import shown_url
+from ..redact import redact_url
 from ..storage.base import Storage, publish_written
 from ..storage.factory import open_storage
 from ..storage.folder import FolderStorage
@@ -126,7 +126,7 @@ def read_results(place: str) -> list[ItemResult]:
         with opened(place, text=True) as lines:
             rows = [strict_json(line) for line in lines]
     else:
-        raise Unreadable(f"{shown_url(place)} would be CSV; results are .jsonl or .parquet")
+        raise Unreadable(f"{redact_url(place)} would be CSV; results are .jsonl or .parquet")
     return [ItemResult.model_validate(row) for row in rows]
 
 
@@ -141,7 +141,7 @@ def split_place(place: str) -> tuple[Storage, str]:
         return FolderStorage(path.parent), path.name
     folder, _, name = place.rpartition("/")
     if folder.endswith(":/"):
-        raise StorageError(f"{shown_url(place)} is no file in a folder")
+        raise StorageError(f"{redact_url(place)} is no file in a folder")
     return open_storage(folder), name
 
 

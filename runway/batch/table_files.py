@@ -9,11 +9,11 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..redact import HideSecrets, scrub, shown_url
+from ..redact import RedactingFilter, redact_url, scrub
 from ..storage.paths import is_chained, local_path, whole_path
 
 for _logger in ("fsspec", "fsspec.http"):  # at DEBUG they log complete URLs
-    logging.getLogger(_logger).addFilter(HideSecrets())
+    logging.getLogger(_logger).addFilter(RedactingFilter())
 
 
 class Unreadable(ValueError):
@@ -48,7 +48,7 @@ def kind_of(place: str) -> Kind:
     kind = _KINDS.get(PurePosixPath(name).suffix)
     if kind is None or (kind is Kind.PARQUET and is_gzipped(place)):
         known = ".jsonl, .ndjson, .csv, each also with .gz behind it, or .parquet"
-        raise Unreadable(f"{shown_url(place)} has no known format; its name ends in {known}")
+        raise Unreadable(f"{redact_url(place)} has no known format; its name ends in {known}")
     return kind
 
 
@@ -88,7 +88,7 @@ def opened(place: str, *, text: bool) -> Iterator[Any]:
     except Unreadable:
         raise
     except Exception as error:  # noqa: BLE001 - file systems and formats have errors of their own
-        raise Unreadable(f"{shown_url(place)} cannot be read: {_reason(error)}") from None
+        raise Unreadable(f"{redact_url(place)} cannot be read: {_reason(error)}") from None
 
 
 def _located(place: str) -> tuple[Any, str]:
@@ -97,7 +97,7 @@ def _located(place: str) -> tuple[Any, str]:
 
     path = local_path(place)
     if path is None and is_chained(place):
-        raise Unreadable(f"{shown_url(place)} names more than one file system")
+        raise Unreadable(f"{redact_url(place)} names more than one file system")
     if path is None:
         return url_to_fs(place)
     return fsspec.filesystem("file"), str(whole_path(path))

@@ -130,7 +130,7 @@ def confine(memory: int) -> None:
         memory: Bytes of address space that remain.
     """
     limit(memory)
-    renounce()
+    drop_privileges()
 
 
 def limit(memory: int) -> None:
@@ -155,7 +155,7 @@ def limit(memory: int) -> None:
     at_most(resource.RLIMIT_CORE, 0)
 
 
-def renounce() -> None:
+def drop_privileges() -> None:
     """Drop access to files, networks and other processes, and root's capabilities; Linux only.
 
     This applies to the calling thread and to the threads that it starts.

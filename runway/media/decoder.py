@@ -56,7 +56,7 @@ _NEVER_ZERO = {*_ZEROS, "av1", "libdav1d", "aac", "opus", "libopus"}
 """Codecs that never write a packet of zeros only, unlike silence in PCM."""
 
 
-class Refused(Exception):
+class InvalidVideo(Exception):
     """File that is not a complete video."""
 
 
@@ -76,7 +76,7 @@ def inspect_video(video: BinaryIO) -> dict[str, Any]:
         with _open(video) as container:
             stream = _film(container)
             if stream.codec_context is None:
-                raise Refused("the output is a video of no known codec")
+                raise InvalidVideo("the output is a video of no known codec")
             seen = _demux(container, stream)
             if kind == "mp4":
                 _require_bytes(size, _end_of_samples(container))
@@ -90,11 +90,11 @@ def inspect_video(video: BinaryIO) -> dict[str, Any]:
                 "codec": stream.codec_context.name,
             }
     except (FFmpegError, ValueError, EOFError) as error:
-        raise Refused(f"the output is no readable video: {_reason(error)}") from None
+        raise InvalidVideo(f"the output is no readable video: {_reason(error)}") from None
     if not seen.starts:
-        raise Refused("the output is cut off: no frame of it is there")
+        raise InvalidVideo("the output is cut off: no frame of it is there")
     if not (info["width"] and info["height"]):
-        raise Refused("the output's frames have no size")
+        raise InvalidVideo("the output's frames have no size")
     return info
 
 
@@ -115,7 +115,9 @@ def _demux(container: Any, film: Any) -> _Seen:
     seen = _Seen({film.index: 0.0})
     for packet in container.demux():
         if packet.is_corrupt or _is_hollow(packet):
-            raise Refused(f"the output is cut off: a packet at byte {packet.pos:,} is incomplete")
+            raise InvalidVideo(
+                f"the output is cut off: a packet at byte {packet.pos:,} is incomplete"
+            )
         if packet.pts is None or not packet.size or packet.time_base is None:
             continue
         index, start = packet.stream_index, packet.pts * packet.time_base
@@ -138,7 +140,7 @@ def _is_hollow(packet: Any) -> bool:
 
 def _require_bytes(size: int, end: int) -> None:
     if end > size:
-        raise Refused(f"the output is cut off: {size:,} of at least {end:,} bytes are there")
+        raise InvalidVideo(f"the output is cut off: {size:,} of at least {end:,} bytes are there")
 
 
 def _require_seconds(seen: _Seen, stated: float) -> None:
@@ -147,7 +149,7 @@ def _require_seconds(seen: _Seen, stated: float) -> None:
     frame = max((later - earlier for earlier, later in pairwise(starts)), default=stated)
     arrived = max(seen.ends.values())
     if arrived < stated - 2 * frame:
-        raise Refused(f"the output is cut off: {arrived:g} s of {stated:g} s are there")
+        raise InvalidVideo(f"the output is cut off: {arrived:g} s of {stated:g} s are there")
 
 
 def _stated_seconds(container: Any, kind: str) -> float:
@@ -183,7 +185,7 @@ def draw_poster(video: BinaryIO, width: int) -> bytes:
         height = max(2, round(frame.height * width / frame.width / 2) * 2)
         return as_jpeg(frame.reformat(width=width, height=height, format="yuvj420p", threads=1))
     except (FFmpegError, StopIteration, ValueError) as error:
-        raise Refused(f"no frame of the output can be decoded: {_reason(error)}") from None
+        raise InvalidVideo(f"no frame of the output can be decoded: {_reason(error)}") from None
 
 
 def draw_contact_sheet(posters: BinaryIO, sizes: Sequence[int]) -> bytes:
@@ -229,7 +231,7 @@ def _film(container: Any) -> Any:
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             return stream
-    raise Refused("the output holds no video")
+    raise InvalidVideo("the output holds no video")
 
 
 def _container(video: BinaryIO) -> str:
@@ -239,7 +241,7 @@ def _container(video: BinaryIO) -> str:
         return "mp4"
     if head.startswith(b"\x1aE\xdf\xa3"):
         return "matroska"
-    raise Refused(f"the output is no MP4 or WebM; it begins with {head!r}")
+    raise InvalidVideo(f"the output is no MP4 or WebM; it begins with {head!r}")
 
 
 def _reason(error: Exception) -> str:
@@ -289,7 +291,7 @@ def _answer(file: BinaryIO, wanted: dict[str, Any]) -> dict[str, Any]:
         if sizes := wanted.get("posters"):
             return {"sheet": base64.b64encode(draw_contact_sheet(file, sizes)).decode()}
         return {"info": inspect_video(file)}
-    except Refused as error:
+    except InvalidVideo as error:
         return {"refused": str(error)}
     except MemoryError:
         return {"refused": f"the output needs more than {MEMORY >> 30} GB of memory to be read"}

@@ -23,8 +23,8 @@ import httpx
 
 from ..errors import DownloadInterrupted, InvalidOutput, OutputExpired, StorageError
 from ..http_clients import tls_context
-from ..redact import HideSecrets, host_of, origin_of, scrub, shown_url
-from .download_file import ArrivingFile
+from ..redact import RedactingFilter, host_of, origin_of, redact_url, scrub
+from .download_file import DownloadWriter
 from .ssrf_guard import check_literal, keep_outside
 
 MAX_REDIRECTS = 5
@@ -51,7 +51,7 @@ forever."""
 # httpx logs complete URLs at INFO, and httpcore logs the headers of a reply at DEBUG. A signed URL
 # must not appear in any log.
 for _logger in ("httpx", *(f"httpcore.{part}" for part in HTTPCORE_LOGGERS)):
-    logging.getLogger(_logger).addFilter(HideSecrets())
+    logging.getLogger(_logger).addFilter(RedactingFilter())
 
 
 class AssetClients:
@@ -118,7 +118,7 @@ async def download(
     """
     try:
         with destination.open("wb") as file:
-            async with aclosing(ArrivingFile(file)) as arriving:
+            async with aclosing(DownloadWriter(file)) as arriving:
                 try:
                     async with asyncio.timeout(MAX_SECONDS):
                         await _receive_all(clients, url, arriving, renew, trusted)
@@ -137,7 +137,7 @@ async def download(
 async def _receive_all(
     clients: AssetClients,
     url: str,
-    arriving: ArrivingFile,
+    arriving: DownloadWriter,
     renew: Callable[[], Awaitable[str]] | None,
     trusted: Collection[str],
 ) -> None:
@@ -187,7 +187,7 @@ class _Pace:
 async def _receive(
     clients: AssetClients,
     url: str,
-    arriving: ArrivingFile,
+    arriving: DownloadWriter,
     trusted: Collection[str],
     pace: _Pace,
 ) -> None:
@@ -229,12 +229,12 @@ def _is_trusted(url: str, trusted: Collection[str]) -> bool:
     if host and is_named and scheme in {"http", "https"}:
         return True
     if not host or scheme != "https":
-        raise InvalidOutput(f"the output's address is not https: {shown_url(url)}")
+        raise InvalidOutput(f"the output's address is not https: {redact_url(url)}")
     check_literal(host)  # also here, since a proxy resolves names instead of this machine
     return False
 
 
-async def _prepare_for(response: httpx.Response, arriving: ArrivingFile) -> None:
+async def _prepare_for(response: httpx.Response, arriving: DownloadWriter) -> None:
     """Prepare for the body of a good reply, or raise the error of a bad one."""
     status = response.status_code
     if status in _EXPIRED:
@@ -258,7 +258,7 @@ async def _prepare_for(response: httpx.Response, arriving: ArrivingFile) -> None
     arriving.etag = "" if etag.startswith("W/") else etag
 
 
-def _continues(response: httpx.Response, arriving: ArrivingFile) -> bool:
+def _continues(response: httpx.Response, arriving: DownloadWriter) -> bool:
     """Return True if a partial reply begins exactly at the end of the file."""
     match = re.match(r"bytes (\d{1,18})-", response.headers.get("content-range", ""))
     if match and int(match[1]) == arriving.received:

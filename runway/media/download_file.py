@@ -26,7 +26,7 @@ IN_MEMORY, SMALLEST_BLOCK = 64 * 1024**2, 32 * 1024
 have in any case."""
 
 
-class ArrivingFile:
+class DownloadWriter:
     """Writer of a file that is being downloaded; close it before its file.
 
     Args:
@@ -38,7 +38,7 @@ class ArrivingFile:
         etag: ETag by which the server identifies the file, or an empty text.
     """
 
-    _arriving: ClassVar["WeakSet[ArrivingFile]"] = WeakSet()
+    _arriving: ClassVar["WeakSet[DownloadWriter]"] = WeakSet()
 
     def __init__(self, file: BinaryIO) -> None:
         self._arriving.add(self)

@@ -87,7 +87,7 @@ async def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(where[0]) for *_rest, where in found))
 
 
-class Outside(httpcore.AsyncNetworkBackend):
+class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
     """Network backend that connects to public addresses only.
 
     Args:
@@ -159,4 +159,4 @@ def keep_outside(http: httpx.AsyncClient) -> None:
     transport = http._transport  # noqa: SLF001 -- held by tests/runway/media/test_ssrf_guard.py
     if isinstance(transport, httpx.AsyncHTTPTransport):
         pool: Any = transport._pool  # noqa: SLF001
-        pool._network_backend = Outside()  # noqa: SLF001
+        pool._network_backend = PublicOnlyBackend()  # noqa: SLF001

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from ..redact import is_shortened, shown_url
+from ..redact import is_shortened, redact_url
 
 
 class Status(StrEnum):
@@ -40,7 +40,7 @@ class AssetURL:
         return None if is_shortened(self._url) else self._url
 
     def __str__(self) -> str:
-        return shown_url(self._url)
+        return redact_url(self._url)
 
     def __repr__(self) -> str:
         return f"AssetURL({str(self)!r})"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, PlainSerializer, ValidationInfo
 
-from ..redact import is_loopback, is_shortened, shortened, shown_url
+from ..redact import is_loopback, is_shortened, redact_url, shortened
 
 MAX_URL_LENGTH = 2048
 MAX_DATA_BYTES = {"image": 5_000_000, "video": 16_000_000}
@@ -70,7 +70,7 @@ def _checked_url(url: str) -> str:
         return url
     if parts.scheme != "https" or not host:
         raise ValueError(
-            f"must be a https:// URL that CometAPI can fetch (got {shown_url(url)!r}); "
+            f"must be a https:// URL that CometAPI can fetch (got {redact_url(url)!r}); "
             "http:// is allowed for this machine only"
         )
     return url

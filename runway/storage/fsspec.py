@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import StorageError
-from ..redact import shown_url
+from ..redact import redact_url
 from .base import check_staged, reason_of
 from .paths import is_chained
 from .staging import temporary_staging
@@ -40,11 +40,11 @@ class FsspecStorage:
     def __init__(self, url: str, **options: Any) -> None:
         if "?" in url or re.search(r"://[^/?#@]*:[^/?#]*@", url):
             raise StorageError(
-                f"{shown_url(url)} is stored with each video, so it may hold no password and no "
+                f"{redact_url(url)} is stored with each video, so it may hold no password and no "
                 "query; put it into a remote-file-system block or into fsspec's configuration"
             )
         if is_chained(url):
-            raise StorageError(f"{shown_url(url)} names more than one file system")
+            raise StorageError(f"{redact_url(url)} names more than one file system")
         self.url = url.rstrip("/")
         self.options = options
 
@@ -62,7 +62,9 @@ class FsspecStorage:
         except PermissionError:  # a user who may write may lack the right to list
             return
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
-            raise StorageError(f"{shown_url(self.url)} is no storage: {reason_of(error)}") from None
+            raise StorageError(
+                f"{redact_url(self.url)} is no storage: {reason_of(error)}"
+            ) from None
 
     def uri(self, name: str) -> str:
         """Return the URL of the file."""
@@ -88,7 +90,7 @@ class FsspecStorage:
             raise
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
             check_staged(staged)
-            place = shown_url(self.url)
+            place = redact_url(self.url)
             raise StorageError(f"{place} did not take {name}: {reason_of(error)}") from None
         return self.uri(name)
 
@@ -141,5 +143,5 @@ class FsspecStorage:
         try:
             yield
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
-            place = shown_url(self.url)
+            place = redact_url(self.url)
             raise StorageError(f"{place} {what} {name}: {reason_of(error)}") from None

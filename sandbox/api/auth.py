@@ -11,7 +11,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ..faults.responses import as_response
-from ..messages.errors import Refusal, invalid_request, model_not_found, no_such_route, unauthorized
+from ..messages.errors import (
+    ApiFailure,
+    invalid_request,
+    model_not_found,
+    no_such_route,
+    unauthorized,
+)
 
 WRONG_KEY = "wrong-key"
 """The only API key that is rejected."""
@@ -42,8 +48,8 @@ RunwayVersion = Annotated[
 def refuse_as_cometapi(app: FastAPI) -> None:
     """Return errors in CometAPI's envelopes instead of FastAPI's."""
 
-    @app.exception_handler(Refusal)
-    async def _refused(_: Request, refused: Refusal) -> Response:
+    @app.exception_handler(ApiFailure)
+    async def _refused(_: Request, refused: ApiFailure) -> Response:
         return as_response(refused)
 
     @app.exception_handler(RequestValidationError)
@@ -58,7 +64,7 @@ def refuse_as_cometapi(app: FastAPI) -> None:
         return JSONResponse(body, error.status_code, headers=error.headers)
 
 
-def refusal_of(problems: list[dict[str, Any]]) -> Refusal:
+def refusal_of(problems: list[dict[str, Any]]) -> ApiFailure:
     """Return the error with which CometAPI answers a request with these problems.
 
     The gateway looks for a channel that serves the model before it validates anything else, so a

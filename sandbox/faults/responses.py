@@ -8,7 +8,7 @@ from email.utils import formatdate
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from ..messages.errors import (
-    Refusal,
+    ApiFailure,
     invalid_request,
     model_not_found,
     quota_not_enough,
@@ -37,7 +37,7 @@ def instead(fault: Fault) -> Response | None:
     return make(fault) if make else None
 
 
-def as_response(answer: Refusal) -> Response:
+def as_response(answer: ApiFailure) -> Response:
     """Convert a refusal to an HTTP response."""
     return JSONResponse(answer.body, answer.status, headers=answer.headers)
 

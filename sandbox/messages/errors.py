@@ -42,7 +42,7 @@ class FlatError(_Exactly):
 
 
 @dataclass
-class Refusal(Exception):
+class ApiFailure(Exception):
     """Answer other than success, which can be raised.
 
     Attributes:
@@ -56,7 +56,7 @@ class Refusal(Exception):
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def refusal(status: int, code: str, message: str, **headers: str) -> Refusal:
+def refusal(status: int, code: str, message: str, **headers: str) -> ApiFailure:
     """Return an error in CometAPI's general envelope, with an id to quote to support.
 
     The message may quote half of a surrogate pair, which JSON can carry but UTF-8 cannot. Such
@@ -69,33 +69,33 @@ def refusal(status: int, code: str, message: str, **headers: str) -> Refusal:
         "param": "",
         "code": code,
     }
-    return Refusal(status, {"error": detail}, headers)
+    return ApiFailure(status, {"error": detail}, headers)
 
 
-def unauthorized() -> Refusal:
+def unauthorized() -> ApiFailure:
     """Return the error for a missing or wrong API key."""
     return refusal(401, "", "Invalid token", **{"WWW-Authenticate": "Bearer"})
 
 
-def invalid_request(message: str, status: int = 400) -> Refusal:
+def invalid_request(message: str, status: int = 400) -> ApiFailure:
     """Return the error for a request that the docs do not allow."""
     return refusal(status, "invalid_request", message)
 
 
-def model_not_found(model: str) -> Refusal:
+def model_not_found(model: str) -> ApiFailure:
     """Return the error for a model that no channel serves."""
     return refusal(503, "model_not_found", f"No available channel for model {model} (distributor)")
 
 
-def quota_not_enough() -> Refusal:
+def quota_not_enough() -> ApiFailure:
     """Return the error for an account without balance."""
     return refusal(403, "quota_not_enough", "user quota is not enough")
 
 
-def task_not_exist() -> Refusal:
+def task_not_exist() -> ApiFailure:
     """Return the error for a task that is not visible yet, not with this API key, or not at all."""
     slug = "task_not_exist"
-    return Refusal(400, {"code": slug, "message": slug, "data": None})
+    return ApiFailure(400, {"code": slug, "message": slug, "data": None})
 
 
 def no_such_route(method: str, path: str) -> dict[str, Any]:

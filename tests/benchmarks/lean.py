@@ -31,7 +31,7 @@ from prefect_cometapi.sandbox.api.auth import refusal_of
 from prefect_cometapi.sandbox.clips.serving import byte_range
 from prefect_cometapi.sandbox.jobs import stage_and_progress
 from prefect_cometapi.sandbox.messages.errors import (
-    Refusal,
+    ApiFailure,
     invalid_request,
     no_such_route,
     task_not_exist,
@@ -110,7 +110,7 @@ class Lean:
                 if asked.method == "DELETE":
                     self._forget()
                 return as_json(self.stats())
-        except Refusal as refused:
+        except ApiFailure as refused:
             return as_json(refused.body, refused.status)
         return as_json(no_such_route(asked.method, path), 404)
 
@@ -122,7 +122,7 @@ class Lean:
             return self._task(route.removeprefix("tasks/"), asked.header("host"))
         if asked.method == "POST" and route in _BODIES:
             return self._create(asked, route)
-        raise Refusal(404, no_such_route(asked.method, asked.path))
+        raise ApiFailure(404, no_such_route(asked.method, asked.path))
 
     def _create(self, asked: Asked, route: str) -> dict[str, Any]:
         if not asked.header("x-runway-version"):

@@ -23,7 +23,13 @@ from typing import NamedTuple
 
 from polling_plot import TIMES, Bar, drawing
 
-from prefect_cometapi.runway.api.poll_schedule import KEPT, Habit, first_delay, learn, next_delay
+from prefect_cometapi.runway.api.poll_schedule import (
+    KEPT,
+    DurationStats,
+    first_delay,
+    learn,
+    next_delay,
+)
 
 SEED = 1
 INTERVAL = 5.0
@@ -85,7 +91,7 @@ Schedule = Callable[[Random], Iterator[float]]
 """Seconds before each poll of a generation."""
 
 
-def ours(habit: Habit | None) -> Schedule:
+def ours(habit: DurationStats | None) -> Schedule:
     """Yield the delays of this package's schedule."""
 
     def delays(draw: Random) -> Iterator[float]:
@@ -172,10 +178,10 @@ def bound(profile: Profile, steps: int = 20_000) -> float:
     return 0.5 * (16.0 / steps * total) ** 2
 
 
-def known(profile: Profile) -> Habit:
+def known(profile: Profile) -> DurationStats:
     """Return duration statistics that hold the true values instead of learned ones."""
     durations = profile.durations(2000, Random(SEED))
-    return Habit(durations=tuple(sorted(durations)), typical=profile.at(0.0))
+    return DurationStats(durations=tuple(sorted(durations)), typical=profile.at(0.0))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -30,7 +30,7 @@ from prefect_cometapi.runway import (
     UnexpectedResponse,
     errors,
 )
-from prefect_cometapi.runway.api.polling import Patience, wait_until_finished
+from prefect_cometapi.runway.api.polling import PollPolicy, wait_until_finished
 from prefect_cometapi.runway.batch import errors as batch_errors
 from prefect_cometapi.runway.batch.rows import BadRow
 from prefect_cometapi.runway.media.inspector import inspect_video
@@ -43,7 +43,7 @@ ALL = [
     if inspect.isclass(value) and issubclass(value, CometAPIError)
 ]
 REQUEST = ImageToVideoRequest(prompt_image="https://example.com/cat.jpg", model="gen9_ultra")
-BRIEF = Patience(interval=0.01, deadline=0.1, visibility_grace=0.03)
+BRIEF = PollPolicy(interval=0.01, deadline=0.1, visibility_grace=0.03)
 FREE, MAYBE = "Money: nothing was charged.", "Money: perhaps charged, once."
 NO_CALL, PAID = "Money: nothing was charged for this call.", "Money: the generation is paid for"
 ACCEPTED = "Money: the generation was accepted, so it may have been charged."

@@ -15,7 +15,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway.escapes import WRAP, peel
-from prefect_cometapi.runway.redact import HideSecrets, hide_secrets, scrub, shortened, shown_url
+from prefect_cometapi.runway.redact import (
+    RedactingFilter,
+    hide_secrets,
+    redact_url,
+    scrub,
+    shortened,
+)
 
 CANARY = "c4n4ryS1gn4tureValue"
 PLAIN = {
@@ -283,7 +289,7 @@ def _seconds(text: str) -> float:
 def test_a_record_of_a_log_shows_no_signature(plain, caplog):
     """A signature appears neither in a log record's message nor in its arguments or traceback."""
     logger = logging.getLogger("of a library")
-    hide = HideSecrets()
+    hide = RedactingFilter()
     logger.addFilter(hide)
     try:
         raise ValueError(percent(PLAIN[plain]))
@@ -299,5 +305,5 @@ def test_what_is_stored_shows_no_signature(plain):
     """Prompts and other text of a request are stored without signatures."""
     told = f"{shortened({'a': [f'slow zoom {PLAIN[plain]}', PLAIN[plain]]})}"
     assert not survives(told)
-    assert not survives(shown_url(PLAIN[plain]))
+    assert not survives(redact_url(PLAIN[plain]))
     assert shortened(shortened(PLAIN[plain])) == shortened(PLAIN[plain])

@@ -21,7 +21,7 @@ from prefect_cometapi.flows.runtime.block_storage import BlockStorage
 from prefect_cometapi.runway.api.client import RunwayClient
 from prefect_cometapi.runway.ledger.entry import State
 from prefect_cometapi.runway.ledger.store import Ledger
-from prefect_cometapi.runway.media.download_file import ArrivingFile
+from prefect_cometapi.runway.media.download_file import DownloadWriter
 from prefect_cometapi.runway.models.generation import Status
 from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 
@@ -162,9 +162,9 @@ def _on_a_reply(strike: Strike, *statuses: Status) -> None:
 
 
 def _on_a_chunk(strike: Strike) -> None:
-    @around(ArrivingFile, "append")
+    @around(DownloadWriter, "append")
     async def _(
-        original: Callable[..., Awaitable[None]], arriving: ArrivingFile, chunk: bytes
+        original: Callable[..., Awaitable[None]], arriving: DownloadWriter, chunk: bytes
     ) -> None:
         await original(arriving, chunk)
         if arriving.received < (arriving.total or 0):  # Otherwise the file is complete.

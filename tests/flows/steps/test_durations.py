@@ -14,7 +14,7 @@ from prefect_cometapi.flows.runtime.ledger_access import open_ledger
 from prefect_cometapi.flows.steps import durations
 from prefect_cometapi.flows.steps.durations import habit_of
 from prefect_cometapi.runway import Entry, ImageToVideoRequest, State, Submission
-from prefect_cometapi.runway.api.poll_schedule import Habit
+from prefect_cometapi.runway.api.poll_schedule import DurationStats
 from prefect_cometapi.runway.ledger.entry import Intent
 from prefect_cometapi.sandbox import Sandbox
 
@@ -49,7 +49,7 @@ async def seen_before(base_url: str, count: int = 20, took: float = TOOK) -> Ent
     return newest
 
 
-async def known(look: Callable[[], Habit | None]) -> Habit:
+async def known(look: Callable[[], DurationStats | None]) -> DurationStats:
     """Return the duration statistics as soon as the ledger has answered."""
     async with asyncio.timeout(30):
         while (found := look()) is None:  # noqa: ASYNC110 -- another thread brings it

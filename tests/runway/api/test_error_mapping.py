@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from prefect_cometapi.runway.api.error_mapping import (
     MAX_RETRY_AFTER,
-    Meaning,
+    FailureKind,
     Reply,
     read_retry_after,
     refusal_of_exception,
@@ -46,7 +46,7 @@ REFUSED_BEFORE_WORK = [
 BEFORE_SUBMISSION = {"get_user_quota_failed", "pre_consume_quota_failed"}
 UNDER_500 = BEFORE_SUBMISSION | {"invalid_request", "convert_request_failed"}
 OTHER_CODES = ["", "fail_to_fetch_task", "do_request_failed", "rate_limit", "bad_response", "odd"]
-MAY_BE_SENT_AGAIN = {Meaning.BUSY, Meaning.UNREACHABLE}
+MAY_BE_SENT_AGAIN = {FailureKind.BUSY, FailureKind.UNREACHABLE}
 
 codes = st.sampled_from([*REFUSED_BEFORE_WORK, *OTHER_CODES])
 messages = st.sampled_from(["", "upstream error", "no such task", "try later"]) | st.text(
@@ -135,14 +135,16 @@ def test_a_broken_call_may_be_made_again_only_if_it_never_left(cls):
     """Of all exceptions of httpx, only those before the first byte prove that nothing arrived."""
     refusal = refusal_of_exception(instance_of(cls))
     never_sent = cls.__name__ in NEVER_SENT
-    assert refusal.meaning is (Meaning.UNREACHABLE if never_sent else Meaning.UNKNOWN_OUTCOME)
+    assert refusal.meaning is (
+        FailureKind.UNREACHABLE if never_sent else FailureKind.UNKNOWN_OUTCOME
+    )
     assert refusal.message == f"{cls.__name__}: it broke"
 
 
 def test_an_error_without_words_still_says_what_it_was():
     """An exception without text, as of many timeouts, is named by its type."""
     assert refusal_of_exception(TimeoutError()).message == "TimeoutError: no detail"
-    assert refusal_of_exception(TimeoutError()).meaning is Meaning.UNKNOWN_OUTCOME
+    assert refusal_of_exception(TimeoutError()).meaning is FailureKind.UNKNOWN_OUTCOME
 
 
 @pytest.mark.parametrize("name", DOCUMENTED["errors"])
@@ -152,7 +154,7 @@ def test_every_documented_error_has_its_meaning(name):
     reply = Reply(status, {}, body, isinstance(body, dict))
     refusal = refusal_of_reply(reply)
     assert refusal is not None
-    assert refusal.meaning is Meaning[meaning]
+    assert refusal.meaning is FailureKind[meaning]
     assert refusal.http_status in {status, None}
 
 
@@ -161,7 +163,7 @@ def test_only_a_certain_refusal_may_be_sent_again(reply):
     """A busy service is a 429, a 503 or an unreadable balance, in CometAPI's own words."""
     refusal = refusal_of_purchase(reply)
     if refusal is not None and refusal.meaning in MAY_BE_SENT_AGAIN:
-        assert refusal.meaning is Meaning.BUSY
+        assert refusal.meaning is FailureKind.BUSY
         assert is_cometapis_own(reply)
         assert reply.http_status in {429, 503} or known_slug(reply) in BEFORE_SUBMISSION
 
@@ -171,7 +173,7 @@ def test_a_server_error_leaves_the_outcome_open(reply):
     """Only CometAPI's own error with an early code, or its own 503, proves a refusal."""
     refusal = refusal_of_purchase(reply)
     assert refusal is not None
-    if refusal.meaning is not Meaning.UNKNOWN_OUTCOME:
+    if refusal.meaning is not FailureKind.UNKNOWN_OUTCOME:
         assert is_cometapis_own(reply)
         code = known_slug(reply)
         first = {500: UNDER_500, 501: {"api_not_implemented"}, 503: {"model_not_found", ""}}
@@ -193,7 +195,7 @@ def test_a_success_that_cannot_be_read_leaves_the_outcome_open(status, kind):
     """An empty, truncated or garbled success may be the receipt of a paid job."""
     refusal = refusal_of_reply(Reply(status, {"content-type": kind}, None, is_json=False))
     assert refusal is not None
-    assert refusal.meaning is Meaning.UNKNOWN_OUTCOME
+    assert refusal.meaning is FailureKind.UNKNOWN_OUTCOME
 
 
 @pytest.mark.parametrize(
@@ -204,21 +206,21 @@ def test_a_web_page_or_a_redirect_is_another_address(status, content_type):
     """Another server than CometAPI answered."""
     refusal = refusal_of_reply(Reply(status, {"content-type": content_type}, is_page=True))
     assert refusal is not None
-    assert refusal.meaning is Meaning.MISADDRESSED
+    assert refusal.meaning is FailureKind.MISADDRESSED
 
 
 @pytest.mark.parametrize(
     ("status", "body", "meaning"),
     [
-        (401, {}, Meaning.UNAUTHENTICATED),
-        (402, {}, Meaning.NO_BALANCE),
-        (403, None, Meaning.UNAUTHENTICATED),
-        (404, {"error": "no such thing"}, Meaning.NOT_FOUND),
-        (405, {}, Meaning.MISADDRESSED),
-        (408, {}, Meaning.UNKNOWN_OUTCOME),
-        (413, {}, Meaning.INVALID),
-        (425, {}, Meaning.BUSY),
-        (499, {}, Meaning.UNKNOWN_OUTCOME),
+        (401, {}, FailureKind.UNAUTHENTICATED),
+        (402, {}, FailureKind.NO_BALANCE),
+        (403, None, FailureKind.UNAUTHENTICATED),
+        (404, {"error": "no such thing"}, FailureKind.NOT_FOUND),
+        (405, {}, FailureKind.MISADDRESSED),
+        (408, {}, FailureKind.UNKNOWN_OUTCOME),
+        (413, {}, FailureKind.INVALID),
+        (425, {}, FailureKind.BUSY),
+        (499, {}, FailureKind.UNKNOWN_OUTCOME),
     ],
 )
 def test_a_bare_status_has_its_meaning(status, body, meaning):

@@ -4,7 +4,7 @@
 import pytest
 
 from prefect_cometapi.runway import Generation, Status
-from prefect_cometapi.runway.api.polling import Patience, missing_since, wait_until_finished
+from prefect_cometapi.runway.api.polling import PollPolicy, missing_since, wait_until_finished
 
 UNKNOWN = Generation(task_id="t", status=Status.NOT_FOUND)
 RUNNING = Generation(task_id="t", status=Status.RUNNING)
@@ -36,7 +36,7 @@ async def test_an_output_that_comes_after_a_long_invisibility_is_waited_for(
     unknown = (400, {"code": "task_not_exist", "message": "task_not_exist", "data": None})
     empty = {"id": "task-1", "status": "SUCCEEDED"}
     done = {**empty, "output": ["https://example.com/a.mp4"]}
-    patience = Patience(interval=0.05, deadline=30, visibility_grace=0.4)
+    patience = PollPolicy(interval=0.05, deadline=30, visibility_grace=0.4)
     script = answers(*[unknown] * 5, empty, empty, done)
     finished = await wait_until_finished(await client_of(script), submitted(), patience)
     assert len(finished.generation.outputs) == 1

@@ -18,7 +18,7 @@ from prefect_cometapi.runway.api.poll_schedule import (
     LATEST,
     LONGEST,
     SPARSEST,
-    Habit,
+    DurationStats,
     first_delay,
     learn,
     next_delay,
@@ -42,7 +42,9 @@ regular = st.builds(  # like real poll times, so that most histories teach somet
     st.lists(st.integers(0, 40), min_size=FEWEST, max_size=40),
 )
 habits = st.builds(
-    lambda durations: Habit(tuple(sorted(durations)), sorted(durations)[len(durations) // 2]),
+    lambda durations: DurationStats(
+        tuple(sorted(durations)), sorted(durations)[len(durations) // 2]
+    ),
     st.lists(st.floats(1e-3, 1e5), min_size=1, max_size=60),
 )
 maybe = st.none() | habits
@@ -57,7 +59,7 @@ def lognormal(mean: float, cv: float, count: int, draw: Random) -> list[float]:
     return found
 
 
-def watch(duration: float, habit: Habit | None, draw: Random, interval: float = INTERVAL):
+def watch(duration: float, habit: DurationStats | None, draw: Random, interval: float = INTERVAL):
     """Return the age at which the end is seen, and the number of polls."""
     age, polls = first_delay(0.0, interval, habit, draw.random()), 1
     while age < duration:
@@ -133,7 +135,7 @@ def test_who_looks_later_looks_later_again(habit, interval, ages):
 @given(habit=habits, interval=intervals, longer=st.floats(1, 10))
 def test_longer_durations_do_not_bring_the_first_look_forward(habit, interval, longer):
     """If all generations take longer, the first poll is at the same time or later."""
-    slow = Habit(tuple(longer * one for one in habit.durations), longer * habit.typical)
+    slow = DurationStats(tuple(longer * one for one in habit.durations), longer * habit.typical)
     before, after = (first_delay(0.0, interval, one) for one in (habit, slow))
     assert after >= before * (1 - 1e-9)
 

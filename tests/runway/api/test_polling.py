@@ -28,9 +28,9 @@ from prefect_cometapi.runway import (
 )
 from prefect_cometapi.runway.api.poll_schedule import JITTER
 from prefect_cometapi.runway.api.polling import (
-    Patience,
+    PollPolicy,
+    PollState,
     Route,
-    Wait,
     is_missing,
     next_route,
     spread,
@@ -39,7 +39,7 @@ from prefect_cometapi.runway.api.polling import (
 )
 from prefect_cometapi.sandbox import ReplyShape
 
-QUICK = Patience(interval=0.01, deadline=20.0, visibility_grace=10.0)
+QUICK = PollPolicy(interval=0.01, deadline=20.0, visibility_grace=10.0)
 SHAPES = get_args(ReplyShape)
 DONE = {"id": "task-1", "status": "SUCCEEDED", "output": ["https://example.com/o.mp4"]}
 RUNNING = {"id": "task-1", "status": "RUNNING", "progress": 0.5}
@@ -47,7 +47,7 @@ UNKNOWN = (400, {"code": "task_not_exist", "message": "task_not_exist", "data": 
 TASK, FEED = "/runwayml/v1/tasks/task-1", "/runway/feed"
 
 seconds = st.floats(0, 1e5)
-patiences = st.builds(Patience, st.floats(0.001, 300), st.floats(0.001, 1e5), st.floats(0, 1e5))
+patiences = st.builds(PollPolicy, st.floats(0.001, 300), st.floats(0.001, 1e5), st.floats(0, 1e5))
 generations = st.builds(
     lambda status, count: Generation(
         task_id="a",
@@ -178,7 +178,7 @@ async def test_an_id_that_stays_unknown_is_given_up_after_the_grace_time(
 ):
     """The wait does not end before the grace time, and nothing is bought again."""
     script = answers(UNKNOWN)
-    patience = Patience(interval=0.01, deadline=20, visibility_grace=0.1)
+    patience = PollPolicy(interval=0.01, deadline=20, visibility_grace=0.1)
     with pytest.raises(GenerationNotFound) as caught:
         await wait_until_finished(await client_of(script), submitted(), patience)
     assert caught.value.code == "task_not_exist"
@@ -189,7 +189,7 @@ async def test_an_id_that_stays_unknown_is_given_up_after_the_grace_time(
 async def test_a_moment_of_not_knowing_is_forgotten(answers, client_of, submitted):
     """Only an uninterrupted grace time counts, because replicas lag now and then."""
     script = answers(*[UNKNOWN, RUNNING] * 10, DONE)
-    patience = Patience(interval=0.01, deadline=20, visibility_grace=0.05)
+    patience = PollPolicy(interval=0.01, deadline=20, visibility_grace=0.05)
     finished = await wait_until_finished(await client_of(script), submitted(), patience)
     assert finished.polls == 21
 
@@ -201,7 +201,7 @@ async def test_a_generation_keeps_its_deadline(sandbox, client_of, request_):
     submission = await submit(service, client, request_)
     began = time.monotonic()
     with pytest.raises(GenerationTimeout, match=r"within 0.2 s; when last seen, it was pending"):
-        await wait_until_finished(client, submission, Patience(0.02, 0.2, 0.1))
+        await wait_until_finished(client, submission, PollPolicy(0.02, 0.2, 0.1))
     assert 0.15 < time.monotonic() - began < 2
 
 
@@ -219,7 +219,7 @@ async def test_the_deadline_ends_a_poll_that_stays_silent(client_of, submitted):
         client = await client_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         began = time.monotonic()
         with pytest.raises(GenerationTimeout, match="no reply told its state") as caught:
-            await wait_until_finished(client, submitted(), Patience(0.05, 0.2, 0.1))
+            await wait_until_finished(client, submitted(), PollPolicy(0.05, 0.2, 0.1))
         assert asked.is_set()
         assert 0.15 < time.monotonic() - began < 2
         assert caught.value.task_id == "task-1"
@@ -228,7 +228,7 @@ async def test_the_deadline_ends_a_poll_that_stays_silent(client_of, submitted):
 async def test_no_two_polls_come_closer_than_the_interval(answers, client_of, submitted):
     """The interval is the one that the service asks for and that a user can set."""
     script = answers(*[RUNNING] * 8, DONE)
-    patience = Patience(interval=0.1, deadline=20, visibility_grace=1)
+    patience = PollPolicy(interval=0.1, deadline=20, visibility_grace=1)
     submission = submitted()
     began = time.monotonic()
     await wait_until_finished(await client_of(script), submission, patience)
@@ -240,9 +240,9 @@ async def test_no_two_polls_come_closer_than_the_interval(answers, client_of, su
 async def test_a_poll_after_the_deadline_still_keeps_the_interval(answers, client_of, submitted):
     """The last poll respects the interval and is made even after the deadline."""
     script = answers(RUNNING, DONE)
-    wait = Wait(started=time.monotonic() - 100, last_poll=time.monotonic())
+    wait = PollState(started=time.monotonic() - 100, last_poll=time.monotonic())
     began = time.monotonic()
-    patience = Patience(interval=0.05, deadline=1, visibility_grace=1)
+    patience = PollPolicy(interval=0.05, deadline=1, visibility_grace=1)
     with pytest.raises(GenerationTimeout):
         await wait_until_finished(await client_of(script), submitted(), patience, wait=wait)
     assert script.times[0] - began >= 0.0499
@@ -257,8 +257,8 @@ async def test_a_finished_generation_is_fetched_although_its_deadline_is_over(
     client = await client_of(service.url)
     submission = await submit(service, client, request_)
     await asyncio.to_thread(service.settle, 20)
-    wait = Wait(started=time.monotonic() - 100)
-    patience = Patience(interval=0.5, deadline=1, visibility_grace=1)
+    wait = PollState(started=time.monotonic() - 100)
+    patience = PollPolicy(interval=0.5, deadline=1, visibility_grace=1)
     finished = await wait_until_finished(client, submission, patience, wait=wait)
     assert finished.generation.status is Status.SUCCEEDED
 
@@ -266,7 +266,7 @@ async def test_a_finished_generation_is_fetched_although_its_deadline_is_over(
 async def test_a_wait_goes_on_where_it_broke(answers, client_of, submitted):
     """A failed poll raises an error that names the generation, and the next call continues."""
     script = answers(RUNNING, (429, {}, {"retry-after": "2"}), httpx.ReadError("reset"), DONE)
-    client, wait = await client_of(script), Wait()
+    client, wait = await client_of(script), PollState()
     for retry_after in (2.0, None):
         with pytest.raises(ServiceUnavailable) as caught:
             await wait_until_finished(client, submitted(), QUICK, wait=wait)
@@ -280,8 +280,8 @@ async def test_a_wait_goes_on_where_it_broke(answers, client_of, submitted):
 
 async def test_no_answer_at_the_deadline_is_a_timeout(answers, client_of, submitted):
     """A timeout is not reported as an error that may be retried."""
-    wait = Wait(started=time.monotonic() - 100)
-    patience = Patience(interval=0.01, deadline=1, visibility_grace=1)
+    wait = PollState(started=time.monotonic() - 100)
+    patience = PollPolicy(interval=0.01, deadline=1, visibility_grace=1)
     with pytest.raises(GenerationTimeout) as caught:
         await wait_until_finished(
             await client_of(answers((503, b"busy"))), submitted(), patience, wait=wait
@@ -332,7 +332,7 @@ async def test_a_feed_out_of_order_is_not_asked_again_and_again(answers, client_
         return (500, b"oops") if request.url.path == FEED else next(of_task)
 
     of_task = iter([UNKNOWN, DONE])
-    client, wait = await client_of(answers(reply)), Wait()
+    client, wait = await client_of(answers(reply)), PollState()
     with pytest.raises(ServiceUnavailable):
         await wait_until_finished(client, submitted(), QUICK, wait=wait)
     finished = await wait_until_finished(client, submitted(), QUICK, wait=wait)
@@ -361,7 +361,7 @@ async def test_an_old_submission_is_asked_for_at_once(answers, client_of):
         key="k", task_id="task-1", submitted_at=datetime.now(UTC) - timedelta(seconds=3600)
     )
     began = time.monotonic()
-    finished = await wait_until_finished(await client_of(answers(DONE)), old, Patience())
+    finished = await wait_until_finished(await client_of(answers(DONE)), old, PollPolicy())
     assert time.monotonic() - began < 2
     assert finished.waited == pytest.approx(3600, abs=5)
 
@@ -381,6 +381,6 @@ async def test_a_cancelled_wait_stops_at_once(answers, client_of, submitted):
 def test_a_success_without_output_at_the_deadline_is_not_called_running():
     """The message says that the output is missing, because a finished generation is paid."""
     reply = Generation(task_id="t", status=Status.SUCCEEDED)
-    error = verdict(reply, elapsed=60, missing_for=5, patience=Patience(deadline=30))
+    error = verdict(reply, elapsed=60, missing_for=5, patience=PollPolicy(deadline=30))
     assert isinstance(error, InvalidOutput)
     assert "names no output" in str(error)

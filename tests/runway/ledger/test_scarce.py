@@ -76,7 +76,7 @@ async def test_a_clock_that_jumps_changes_no_wait(jump, sandbox, request_, clien
     import time
 
     from prefect_cometapi.runway import Submission
-    from prefect_cometapi.runway.api.polling import Patience, wait_until_finished
+    from prefect_cometapi.runway.api.polling import PollPolicy, wait_until_finished
 
     service = sandbox(render_seconds=1)
     client = await client_of(service.url)
@@ -87,6 +87,6 @@ async def test_a_clock_that_jumps_changes_no_wait(jump, sandbox, request_, clien
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + jump)
     finished = await wait_until_finished(
-        client, submission, Patience(interval=0.1, deadline=30, visibility_grace=5)
+        client, submission, PollPolicy(interval=0.1, deadline=30, visibility_grace=5)
     )
     assert finished.generation.outputs

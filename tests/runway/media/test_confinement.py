@@ -142,7 +142,7 @@ def in_a_confined_thread(attempt: Callable[[], T]) -> T | OSError:
     results: list[T | OSError] = []
 
     def confined() -> None:
-        confinement.renounce()
+        confinement.drop_privileges()
         try:
             results.append(attempt())
         except OSError as error:

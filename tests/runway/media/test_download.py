@@ -15,7 +15,7 @@ from prefect_cometapi.runway import (
     StorageError,
     Submission,
 )
-from prefect_cometapi.runway.api.polling import Patience, wait_until_finished
+from prefect_cometapi.runway.api.polling import PollPolicy, wait_until_finished
 from prefect_cometapi.runway.media import download as module
 from prefect_cometapi.runway.media.download import MAX_REDIRECTS, RENEWALS, RESUMPTIONS
 from prefect_cometapi.runway.media.inspector import inspect_video
@@ -71,7 +71,7 @@ def finished_job(sandbox, client_of, request_):
         task_id = await client.create(request_)
         await asyncio.to_thread(service.settle, 20)
         submission = Submission(key="k", task_id=task_id, submitted_at=datetime.now(UTC))
-        finished = await wait_until_finished(client, submission, Patience(interval=0.01))
+        finished = await wait_until_finished(client, submission, PollPolicy(interval=0.01))
 
         async def renew() -> str:
             return (await client.get(task_id)).outputs[0].reveal() or ""

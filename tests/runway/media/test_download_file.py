@@ -9,7 +9,7 @@ import pytest
 
 from prefect_cometapi.runway import InvalidOutput, StorageError
 from prefect_cometapi.runway.media import download_file
-from prefect_cometapi.runway.media.download_file import ArrivingFile
+from prefect_cometapi.runway.media.download_file import DownloadWriter
 
 from .fetching import BODY, URL, digest, download
 
@@ -52,7 +52,7 @@ async def test_a_file_is_written_while_it_arrives(target, monkeypatch):
 async def test_a_disk_that_is_full_on_the_way_is_told(target, monkeypatch):
     """The error comes before the rest of the file arrives."""
     monkeypatch.setattr(download_file, "BLOCK", 1000)
-    monkeypatch.setattr(download_file.ArrivingFile, "_write", full)
+    monkeypatch.setattr(download_file.DownloadWriter, "_write", full)
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
     with pytest.raises(StorageError, match="did not take the download: No space left"):
         await download(URL, target, transport=transport)
@@ -70,7 +70,7 @@ async def test_a_thousand_slow_files_share_the_memory_of_a_few(tmp_path, monkeyp
         files = []
         for number in range(200):
             file = stack.enter_context((tmp_path / f"{number}").open("wb"))
-            files.append(await stack.enter_async_context(aclosing(ArrivingFile(file))))
+            files.append(await stack.enter_async_context(aclosing(DownloadWriter(file))))
         for _ in range(100):
             for file in files:
                 await file.append(b"x" * 1000)
@@ -81,9 +81,9 @@ async def test_a_thousand_slow_files_share_the_memory_of_a_few(tmp_path, monkeyp
 
 async def test_a_file_alone_has_its_whole_block(tmp_path):
     """Finished files no longer count for the shared memory limit."""
-    assert len(ArrivingFile._arriving) == 0
+    assert len(DownloadWriter._arriving) == 0
     with (tmp_path / "o").open("wb") as file:
-        async with aclosing(ArrivingFile(file)) as only:
+        async with aclosing(DownloadWriter(file)) as only:
             await only.append(b"x" * (download_file.BLOCK - 1))
             assert only._size == download_file.BLOCK - 1
             await only.append(b"x")

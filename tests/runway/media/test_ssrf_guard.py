@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from prefect_cometapi.runway import CometAPISettings, DownloadInterrupted, InvalidOutput
 from prefect_cometapi.runway.media.download import AssetClients
-from prefect_cometapi.runway.media.ssrf_guard import Outside, is_public
+from prefect_cometapi.runway.media.ssrf_guard import PublicOnlyBackend, is_public
 
 from ...machine import needs_ipv6
 from .fetching import BODY, digest, download
@@ -128,30 +128,34 @@ async def test_a_name_that_leads_inside_is_refused_and_not_connected_to():
     """The error names the address and the setting that would allow it."""
     network = Network()
     with pytest.raises(InvalidOutput, match=r"at 169\.254.*COMETAPI_ASSET_HOSTS"):
-        await Outside(names("169.254.169.254", "10.0.0.1"), network).connect_tcp("evil.com", 443)
+        await PublicOnlyBackend(names("169.254.169.254", "10.0.0.1"), network).connect_tcp(
+            "evil.com", 443
+        )
     assert network.asked == []
 
 
 async def test_the_connection_goes_to_the_address_that_was_looked_at():
     """The connection uses the checked address, because the name may change its meaning."""
     network = Network()
-    await Outside(names("127.0.0.1", "1.1.1.1"), network).connect_tcp("rebinding.com", 443)
+    await PublicOnlyBackend(names("127.0.0.1", "1.1.1.1"), network).connect_tcp(
+        "rebinding.com", 443
+    )
     assert network.asked == ["1.1.1.1"]
 
 
 async def test_the_next_address_is_tried_where_one_does_not_answer():
     """If none of the addresses answers, the connection is broken."""
     network = Network("1.1.1.1", "8.8.8.8")
-    await Outside(names("1.1.1.1", "9.9.9.9"), network).connect_tcp("cdn.com", 443)
+    await PublicOnlyBackend(names("1.1.1.1", "9.9.9.9"), network).connect_tcp("cdn.com", 443)
     assert network.asked == ["1.1.1.1", "9.9.9.9"]
     with pytest.raises(httpcore.ConnectError):
-        await Outside(names("1.1.1.1", "8.8.8.8"), network).connect_tcp("cdn.com", 443)
+        await PublicOnlyBackend(names("1.1.1.1", "8.8.8.8"), network).connect_tcp("cdn.com", 443)
 
 
 async def test_a_name_without_an_address_is_a_break():
     """A name that does not resolve may do so again in a moment."""
     with pytest.raises(httpcore.ConnectError, match=r"cdn\.com has no address"):
-        await Outside(names(), Network()).connect_tcp("cdn.com", 443)
+        await PublicOnlyBackend(names(), Network()).connect_tcp("cdn.com", 443)
 
 
 async def test_a_name_that_takes_too_long_is_a_break():
@@ -162,7 +166,7 @@ async def test_a_name_that_takes_too_long_is_a_break():
         return []
 
     with pytest.raises(httpcore.ConnectTimeout, match="was not resolved in time"):
-        await Outside(never, Network()).connect_tcp("cdn.com", 443, timeout=0.01)
+        await PublicOnlyBackend(never, Network()).connect_tcp("cdn.com", 443, timeout=0.01)
 
 
 async def test_a_public_address_is_taken_as_it_is(tmp_path, answers):
@@ -223,7 +227,7 @@ async def test_a_clients_own_connections_are_watched():
     """The guard relies on internals of httpx, which this test checks."""
     async with AssetClients() as clients:
         transport: Any = clients.outside._transport
-        assert isinstance(transport._pool._network_backend, Outside)
+        assert isinstance(transport._pool._network_backend, PublicOnlyBackend)
         with pytest.raises(InvalidOutput, match="not on the internet"):
             await clients.outside.get("https://localhost:1/")
         with pytest.raises(httpx.ConnectError):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway.media import decoder
-from prefect_cometapi.runway.media.decoder import Refused, inspect_video
+from prefect_cometapi.runway.media.decoder import InvalidVideo, inspect_video
 
 from .films import FILMS, film
 
@@ -61,7 +61,7 @@ def test_a_whole_film_is_never_refused(name):
 def test_a_film_that_was_cut_in_its_last_two_percent_is_refused(name, place):
     """A film is refused if a single byte or an optional index is missing."""
     content = whole(name)
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidVideo):
         inspected(content[: -1 - place % max(1, len(content) // 50)])
 
 
@@ -73,7 +73,7 @@ def test_a_film_that_was_cut_anywhere_is_refused(name, place):
     ends = [at for at, _ in boxes(content)] if name in FRAGMENTED else []
     if kept in (ends if name in FRAGMENTED else elements(content) if name in LIVE else []):
         return
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidVideo):
         inspected(content[:kept])
 
 
@@ -85,7 +85,7 @@ def test_a_fragmented_film_that_was_cut_near_its_end_is_refused(name, place):
     ends = [at for at, _ in boxes(content)] if name in FRAGMENTED else elements(content)
     if kept in ends:
         return
-    with pytest.raises(Refused, match=r"cut off|no readable video"):
+    with pytest.raises(InvalidVideo, match=r"cut off|no readable video"):
         inspected(content[:kept])
 
 
@@ -96,7 +96,7 @@ def test_a_film_with_an_index_of_its_fragments_is_refused_if_one_is_missing():
     last = max(at for at, kind in found if kind == b"mdat")
     for at, kind in found:
         if kind in {b"moof", b"mdat"} and at <= last:
-            with pytest.raises(Refused, match="cut off"):
+            with pytest.raises(InvalidVideo, match="cut off"):
                 inspected(content[:at])
 
 
@@ -117,7 +117,7 @@ def test_a_film_that_states_how_long_its_fragments_last_is_refused_if_one_is_mis
     content = with_stated_duration(whole("fragments of one base.mp4"), 2.0, version)
     assert inspected(content)["frames"] == 48
     fragments = [at for at, kind in boxes(content) if kind == b"moof"]
-    with pytest.raises(Refused, match=r"cut off: [0-9.]+ s of 2 s are there"):
+    with pytest.raises(InvalidVideo, match=r"cut off: [0-9.]+ s of 2 s are there"):
         inspected(content[: fragments[-6]])
 
 
@@ -129,7 +129,7 @@ def test_a_live_film_that_states_its_duration_is_refused_if_a_cluster_is_missing
     content[segment + 4 : segment + 12] = b"\x01" + b"\xff" * 7  # unknown length
     assert inspected(bytes(content))["frames"] == 48
     clusters = [found.start() for found in re.finditer(b"\x1f\x43\xb6\x75", content)]
-    with pytest.raises(Refused, match=r"cut off: [0-9.]+ s of [0-9.]+ s are there"):
+    with pytest.raises(InvalidVideo, match=r"cut off: [0-9.]+ s of [0-9.]+ s are there"):
         inspected(bytes(content[: clusters[-4]]))
 
 
@@ -139,7 +139,7 @@ def test_a_film_whose_last_kilobytes_are_zeros_is_refused(name, place):
     content = whole(name)
     trailing = len(content) - max(elements(content))  # an index without media data
     zeros = trailing + 1024 + place % (len(content) - trailing - 2048)
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidVideo):
         inspected(content[:-zeros] + bytes(zeros))
 
 
@@ -149,7 +149,7 @@ def test_a_film_with_a_gap_is_refused(name, place):
     content = whole(name)
     first = min(elements(content))
     at = first + place % (max(elements(content)) - first - 1024)
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidVideo):
         inspected(content[:at] + bytes(1024) + content[at + 1024 :])
 
 
@@ -176,9 +176,9 @@ def test_a_film_that_ends_with_the_file_is_whole():
     wide_content = content[:free] + wide + content[free + 16 :]
     assert inspected(wide_content)["frames"] == 48
     for kept in (*range(free + 8, free + 17), len(content) - 1):
-        with pytest.raises(Refused):
+        with pytest.raises(InvalidVideo):
             inspected(wide_content[:kept])
-    with pytest.raises(Refused, match="cut off"):
+    with pytest.raises(InvalidVideo, match="cut off"):
         inspected(content[: free + 8] + bytes(4) + content[free + 12 : -1])
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_structure_never_breaks_the_inspection(name, place, value):
     damaged[place % len(damaged)] = value
     try:
         assert inspected(bytes(damaged))["frames"]
-    except Refused:
+    except InvalidVideo:
         return
 
 
@@ -208,7 +208,7 @@ def test_a_film_that_was_cut_in_the_name_of_a_fragment_is_refused():
     content = whole("fragments without an end.mp4")
     *_, last = [at for at, kind in boxes(content) if kind == b"moof"]
     for kept in range(last + 1, last + 8):
-        with pytest.raises(Refused, match="cut off"):
+        with pytest.raises(InvalidVideo, match="cut off"):
             inspected(content[:kept])
 
 
@@ -216,14 +216,14 @@ def test_a_film_without_a_fragment_is_refused():
     """A valid header alone is not a film."""
     content = whole("fragments.mp4")
     first = next(at for at, kind in boxes(content) if kind == b"moof")
-    with pytest.raises(Refused, match="no frame of it is there"):
+    with pytest.raises(InvalidVideo, match="no frame of it is there"):
         inspected(content[:first])
 
 
 @pytest.mark.parametrize("head", [b"\x1aE\xdf\xa3\xff", b"\x1aE\xdf\xa3\0", b"\x1aE\xdf\xa3\x80\0"])
 def test_what_is_no_element_is_refused(head):
     """A length that is missing, or unknown where it must be known, is an error."""
-    with pytest.raises(Refused, match="element"):
+    with pytest.raises(InvalidVideo, match="element"):
         inspected(head + bytes(20))
 
 
@@ -239,5 +239,5 @@ def test_a_live_film_that_was_cut_in_the_head_of_an_element_is_refused():
     content = whole("live.webm")
     cluster = content.index(b"\x1f\x43\xb6\x75")
     for kept in range(cluster + 1, cluster + 5):
-        with pytest.raises(Refused, match="cut off"):
+        with pytest.raises(InvalidVideo, match="cut off"):
             inspected(content[:kept])
