@@ -17,11 +17,11 @@ from ..runway.models.generation import GenerationResult, Status, Submission
 from ..runway.models.keys import MAX_KEY_LENGTH, check_key, check_task_id, key_of_id
 from ..runway.models.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
 from .runtime import log
-from .runtime.block_storage import full_name
+from .runtime.block_storage import canonical_location
 from .runtime.flow_decorator import recorded_flow
 from .runtime.ledger_access import intent_for, open_ledger, record, this_run
 from .runtime.multi_worker_check import warn_where_apart
-from .runtime.run_context import Shared, settings_now, sharing
+from .runtime.run_context import Shared, current_settings, sharing
 from .runtime.suspension import leave_until_ended
 from .runtime.sync import check_starts, run_sync
 from .steps.adoption import adopt_id, check_id, key_for
@@ -188,7 +188,7 @@ async def _generate(
 ) -> GenerationResult:
     from ..runway.ledger.purchase import hold_lease
 
-    settings = settings_now()
+    settings = current_settings()
     check_starts(settings.max_starts)
     await check_storage(storage)
     ledger = await open_ledger()
@@ -217,7 +217,7 @@ async def _so_far(submission: Submission, storage: str | None) -> GenerationResu
         raise failure
     log.logger().info("Not waited for; the flow collect finishes what is not stored")
     if entry:
-        return entry.result(full_name(storage or settings_now().storage))
+        return entry.result(canonical_location(storage or current_settings().storage))
     return GenerationResult(
         key=submission.key,
         task_id=submission.task_id,

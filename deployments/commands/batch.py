@@ -17,7 +17,7 @@ from ..console import bar, console, errors, escape, show_error, shown_place
 from ..prefect_env import quieten_prefect, start_prefect
 
 if TYPE_CHECKING:
-    from ...flows.batch.progress import Standing
+    from ...flows.batch.progress import ProgressSnapshot
     from ...runway.batch.models import BatchResult, ItemResult
 
 _SHOWN = 10
@@ -154,7 +154,7 @@ def _progress(where: Console) -> Iterator[None]:
     from ...flows.batch.artifacts import span
     from ...flows.batch.progress import batch_listener
 
-    def listen(standing: "Standing") -> None:
+    def listen(standing: "ProgressSnapshot") -> None:
         left = f", {span(standing.left)} left" if standing.left else ""
         move(
             description=f"{standing.sentence()}{left}",

@@ -125,7 +125,7 @@ def clock_finding(ahead: float) -> Finding:
 
 
 async def _storage(place: str) -> Finding:
-    from ...flows.runtime.block_storage import full_name, resolve_storage
+    from ...flows.runtime.block_storage import canonical_location, resolve_storage
     from ...runway.storage.base import probe
 
     what = "storage"
@@ -133,7 +133,7 @@ async def _storage(place: str) -> Finding:
         await asyncio.to_thread(probe, await resolve_storage(place))
     except CometAPIError as error:
         return bad(what, error.what, "set COMETAPI_STORAGE to a place that can be written and read")
-    return good(what, f"{full_name(place)} takes files and gives them back")
+    return good(what, f"{canonical_location(place)} takes files and gives them back")
 
 
 async def _decoder() -> Finding:
@@ -152,7 +152,7 @@ async def _decoder() -> Finding:
 
 
 async def _ledger(place: str) -> Finding:
-    from ...flows.runtime.block_storage import full_name, resolve_storage
+    from ...flows.runtime.block_storage import canonical_location, resolve_storage
     from ...flows.runtime.ledger_access import open_ledger
     from ...flows.runtime.ledger_check import other_ledgers
     from ...runway.errors import LedgerOutdated, StorageError
@@ -173,7 +173,7 @@ async def _ledger(place: str) -> Finding:
     except CometAPIError as error:
         return bad(what, error.what, "correct COMETAPI_LEDGER_URL, or start its database")
     if others := ledgers_in_use(marks, mark.identity):
-        told = other_ledgers(full_name(place), others)
+        told = other_ledgers(canonical_location(place), others)
         return noted(what, told, "set one COMETAPI_LEDGER_URL for all workers of a catalogue")
     told = "in use" if entries else "empty so far"
     return good(what, f"{ledger.database.place}, {told}")

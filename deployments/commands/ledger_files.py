@@ -120,7 +120,7 @@ def rebuild(
 
 
 async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
-    from ...flows.runtime.block_storage import full_name, resolve_storage
+    from ...flows.runtime.block_storage import canonical_location, resolve_storage
     from ...flows.runtime.ledger_access import open_ledger
     from ...runway.ledger.marks import highest_serial, read_marks
     from ...runway.ledger.rebuild import missing_claims, rebuild
@@ -134,12 +134,12 @@ async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
             found = await rebuild(
                 ledger,
                 target,
-                location=full_name(name),
+                location=canonical_location(name),
                 base_url=CometAPISettings().base_url,
             )
         except StorageError as error:
             raise StorageError(f"{name}: {error.what}") from None
-        _tell(full_name(name), found)
+        _tell(canonical_location(name), found)
         marks += await asyncio.to_thread(read_marks, target, before.identity)
         serials |= found.serials.get(beside.identity if beside else before.identity, set())
     replaced = beside is not None and beside.identity != before.identity

@@ -10,9 +10,9 @@ from ...runway.batch.models import BatchResult, ItemResult, Outcome
 from ...runway.ledger.figures import figures
 from ...runway.media.inspector import draw_contact_sheet
 from ..runtime.block_storage import resolve_storage
-from ..runtime.log import harmless
+from ..runtime.log import best_effort
 from ..ui.formatting import plain
-from .progress import Standing
+from .progress import ProgressSnapshot
 
 ROWS_SHOWN = 500
 """Maximum rows in the table of results; the output manifest contains all of them."""
@@ -28,8 +28,8 @@ class BatchArtifacts:
         self._progress: UUID | None = None
         self._table: UUID | None = None
 
-    @harmless
-    async def show(self, standing: Standing) -> None:
+    @best_effort
+    async def show(self, standing: ProgressSnapshot) -> None:
         """Create or update the artifacts with the current progress."""
         from prefect.artifacts import (
             acreate_progress_artifact,
@@ -56,7 +56,7 @@ class BatchArtifacts:
             await client.update_artifact(self._table, ArtifactUpdate(data=json.dumps(rows)))
 
 
-@harmless
+@best_effort
 async def show_batch(result: BatchResult, place: str) -> None:
     """Create a table of the results and a contact sheet of the posters.
 
@@ -86,7 +86,7 @@ async def show_batch(result: BatchResult, place: str) -> None:
         )
 
 
-def facts_of(standing: Standing) -> dict[str, str]:
+def facts_of(standing: ProgressSnapshot) -> dict[str, str]:
     """Return the rows of the progress table: labels and values."""
     facts = {str(outcome): str(count) for outcome, count in standing.counts.items() if count}
     facts["running for"] = span(standing.seconds)

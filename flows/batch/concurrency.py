@@ -45,7 +45,7 @@ def next_turn(last: float | None, now: float, per_second: float) -> float:
     return now if last is None else max(now, last + 1.0 / per_second)
 
 
-class Pace:
+class RateLimiter:
     """Rate limiter that spaces requests evenly, in the order of arrival.
 
     Args:
@@ -80,7 +80,7 @@ class Slot:
             action()
 
 
-class Lanes:
+class ConcurrencyLimits:
     """Concurrency limits and rate limiter of a batch.
 
     Args:
@@ -98,7 +98,7 @@ class Lanes:
         self.open = asyncio.Semaphore(in_flight + _BACKLOG * downloads)
         self.submissions = asyncio.Semaphore(SUBMISSIONS)
         self.downloads = asyncio.Semaphore(downloads)
-        self.pace = Pace(per_second)
+        self.pace = RateLimiter(per_second)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:

@@ -25,9 +25,9 @@ from ..runtime.run_context import Shared, sharing
 from ..runtime.sync import check_starts, run_sync
 from ..steps.delivery import check_storage
 from .artifacts import show_batch
-from .concurrency import Lanes, limit_across_processes
+from .concurrency import ConcurrencyLimits, limit_across_processes
 from .plan import check_output, check_prices, check_rows_of, planned, spending_of
-from .progress import Board
+from .progress import BatchProgress
 from .report import Report, report_place
 from .runner import BatchRun
 
@@ -171,7 +171,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     ledger = await open_ledger()
     await warn_where_apart(ledger, storage or settings.storage)
     await check_ledger(ledger, storage or settings.storage)
-    board = Board(budget, spending_of(plan, budget))
+    board = BatchProgress(budget, spending_of(plan, budget))
     async with credentials.get_client() as client, AssetClients() as assets:
         limited = budget if budget.is_limited else None
         with sharing(Shared(settings, ledger, (credentials, client), assets, limited, board.tally)):
@@ -200,8 +200,8 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     return _as_state(result, run.stopped)
 
 
-async def _lanes(settings: CometAPISettings, limits: _Limits) -> Lanes:
-    return Lanes(
+async def _lanes(settings: CometAPISettings, limits: _Limits) -> ConcurrencyLimits:
+    return ConcurrencyLimits(
         limits.in_flight or settings.max_in_flight,
         settings.max_downloads,
         settings.submissions_per_second,

@@ -24,9 +24,9 @@ from ...runway.ledger.entry import Entry
 from ...runway.ledger.figures import Spending
 from ...runway.redact import hide_secrets, redact_url
 from ..runtime import log
-from ..runtime.block_storage import full_name
+from ..runtime.block_storage import canonical_location
 from ..runtime.ledger_access import open_ledger
-from ..runtime.run_context import settings_now
+from ..runtime.run_context import current_settings
 from ..runtime.sync import lasting_run_id
 from ..steps.delivery import is_gone
 
@@ -75,7 +75,7 @@ def _batch_key(requests: str | list[Any]) -> str:
     if not isinstance(requests, str):
         return f"run-{lasting_run_id() or uuid4()}"
     address = _real_name(requests)
-    if _PASSING.match(address) or _PASSING.match(full_name(requests)):
+    if _PASSING.match(address) or _PASSING.match(canonical_location(requests)):
         raise InvalidRequest(
             f"{requests} lies in a folder that Prefect makes for this run alone, so the next run "
             "would buy all of it again: give the batch a key, or the deployment a working_dir"
@@ -96,7 +96,7 @@ def _real_name(place: str) -> str:
     A manifest is the same batch under every link or spelling of its path. Consequently, a link that
     later points to another file stands for another batch. The docs mention this.
     """
-    name = full_name(place)
+    name = canonical_location(place)
     return os.path.realpath(name) if os.path.isabs(name) else name  # noqa: PTH117 -- it is text
 
 
@@ -177,7 +177,7 @@ async def looked_up(items: Sequence[BatchItem], ledger: "Ledger", storage: str |
         LedgerUnavailable: The ledger cannot be used.
     """
     known = await ledger.get_many([item.key for item in items])
-    place = full_name(storage or settings_now().storage)
+    place = canonical_location(storage or current_settings().storage)
     done = await asyncio.to_thread(_stored_already, items, known, place)
     return Found(
         bought={key for key, entry in known.items() if not entry.is_free()},
@@ -208,7 +208,7 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
     """
     plan = await asyncio.to_thread(planned, requests, key)
     ledger = await open_ledger()
-    budget = Budget(batch_prefix(plan.key), settings_now().prices)
+    budget = Budget(batch_prefix(plan.key), current_settings().prices)
     found = await looked_up(plan.items, ledger, storage)
     return BatchResult(
         key=plan.key,

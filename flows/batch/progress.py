@@ -13,7 +13,7 @@ from ...runway.ledger.figures import Spending, Tally
 
 
 @dataclass(frozen=True)
-class Standing:
+class ProgressSnapshot:
     """Snapshot of the progress of a batch.
 
     Attributes:
@@ -51,14 +51,14 @@ def seconds_left(done: int, total: int, elapsed: float) -> float | None:
     return elapsed / done * (total - done) if done else None
 
 
-batch_listener: ContextVar[Callable[[Standing], None] | None] = ContextVar(
+batch_listener: ContextVar[Callable[[ProgressSnapshot], None] | None] = ContextVar(
     "batch_listener", default=None
 )
 """Callback for each change; the command line draws its progress display from it."""
 
 
 @dataclass
-class Board:
+class BatchProgress:
     """Results of a batch while it runs, in the order of its items.
 
     Args:
@@ -103,13 +103,13 @@ class Board:
         """Return the results in the order of the items."""
         return tuple(self._results.values())
 
-    def standing(self) -> Standing:
+    def standing(self) -> ProgressSnapshot:
         """Return a snapshot of the current progress."""
         counts = {outcome: self._counts[outcome] for outcome in Outcome}
         elapsed = time.monotonic() - self._started
         total = len(self._results) - self._done_before
         done = sum(n for outcome, n in counts.items() if outcome.is_final) - self._done_before
-        return Standing(
+        return ProgressSnapshot(
             counts=counts,
             seconds=elapsed,
             left=seconds_left(done, total, elapsed),

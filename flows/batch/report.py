@@ -24,7 +24,7 @@ from ..runtime import log
 from ..runtime.block_storage import resolve_storage
 from .artifacts import BatchArtifacts
 from .gallery import gallery
-from .progress import Board
+from .progress import BatchProgress
 
 SHOW_EVERY = 5.0
 """Seconds between two checks for new results to show."""
@@ -48,7 +48,7 @@ class Report:
     def __init__(
         self,
         key: str,
-        board: Board,
+        board: BatchProgress,
         count_spent: Callable[[], Awaitable[None]],
         place: Storage,
         name: str,

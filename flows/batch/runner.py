@@ -24,9 +24,9 @@ from ..runtime.ledger_access import record, this_run
 from ..steps.delivery import PLAIN, Steps, deliver, named_after
 from ..steps.retries import retry_on
 from ..steps.tasks import WORTH_RETRYING, step_options
-from .concurrency import Lanes, Slot
+from .concurrency import ConcurrencyLimits, Slot
 from .plan import looked_up
-from .progress import Board
+from .progress import BatchProgress
 
 if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
@@ -67,9 +67,9 @@ class BatchRun:
     credentials: CometAPICredentials
     storage: str | None
     ledger: "Ledger"
-    board: Board
+    board: BatchProgress
     budget: Budget
-    lanes: Lanes
+    lanes: ConcurrencyLimits
     max_failures: int | None = None
     one_task_run: bool = False
     stopped: str | None = None

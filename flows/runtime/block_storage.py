@@ -104,7 +104,7 @@ def _finished(call: Any) -> Any:
     return asyncio.run(awaited()) if inspect.isawaitable(call) else call
 
 
-def full_name(place: str) -> str:
+def canonical_location(place: str) -> str:
     """Return a unique name of a location.
 
     A local path becomes absolute. A URL or the name of a block stays as it is.

@@ -18,7 +18,7 @@ from prefect.serializers import CompressedSerializer, JSONSerializer, Serializer
 from pydantic.fields import FieldInfo
 
 from ...runway.redact import RedactingFilter, shortened
-from .hooks import leave_to_collect
+from .hooks import release_leases
 
 # Prefect logs invalid parameters in full, and they may contain secrets.
 logging.getLogger("prefect.flows").addFilter(RedactingFilter())
@@ -84,8 +84,8 @@ def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
             name=name,
             persist_result=True,
             result_serializer=RESULTS,
-            on_cancellation=[leave_to_collect],
-            on_crashed=[leave_to_collect],
+            on_cancellation=[release_leases],
+            on_crashed=[release_leases],
         )
 
     return decorate

@@ -19,7 +19,7 @@ from .ledger_access import open_ledger
 from .sync import run_sync
 
 
-def leave_to_collect(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+def release_leases(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Release the leases of a run that has ended, so that ``collect`` can continue at once."""
     log = flow_run_logger(flow_run, flow)
     # The process of a cancelled run is certainly over, because a worker has killed it.
@@ -47,14 +47,14 @@ async def _let_go(run: str, how: str, certainly_over: bool) -> list[str]:
             still seems active are kept.
     """
     from ...runway.ledger.entry import UNFINISHED
-    from ...runway.ledger.entry import State as Standing
+    from ...runway.ledger.entry import State as ProgressSnapshot
     from ...runway.ledger.purchase import resolve_dead_claim
 
     ledger = await open_ledger()
     for entry in await ledger.held_by_run(run):
         if not certainly_over and await ledger.is_living(entry):
             continue  # Prefect may report a crash although the process is alive.
-        if entry.state is Standing.INTENDED:
+        if entry.state is ProgressSnapshot.INTENDED:
             await resolve_dead_claim(ledger, entry)
         elif entry.holder:
             await ledger.release_lease(entry.key, entry.holder, f"its run ended: {how}")

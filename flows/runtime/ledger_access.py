@@ -21,9 +21,9 @@ from ...runway.ledger.entry import Entry, Intent
 from ...runway.models.generation import Submission
 from ...runway.models.requests import GenerationRequest
 from .block_loading import is_block_name, load_block
-from .block_storage import full_name
+from .block_storage import canonical_location
 from .log import logger
-from .run_context import settings_now, shared_ledger
+from .run_context import current_settings, shared_ledger
 
 if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
@@ -45,7 +45,7 @@ async def open_ledger() -> "Ledger":
 
     if opened := shared_ledger():
         return opened
-    secret = settings_now().ledger_url
+    secret = current_settings().ledger_url
     place = secret.get_secret_value() if secret else _default_url()
     if not is_block_name(place):
         return get_ledger(place)
@@ -79,12 +79,12 @@ def intent_for(
             "fingerprint": request.fingerprint(),
             "request": request.shown(),
             "billed_seconds": request.billed_seconds(),
-            "cost": estimate(request, settings_now().prices),
+            "cost": estimate(request, current_settings().prices),
         }
     return Intent(
         key=key,
         base_url=credentials.base_url,
-        storage=full_name(storage or settings_now().storage),
+        storage=canonical_location(storage or current_settings().storage),
         credentials=credentials.saved_as,
         flow_run_id=str(flow_run.id) if flow_run.id else None,
         **asked,
@@ -92,7 +92,7 @@ def intent_for(
 
 
 @asynccontextmanager
-async def working_alone(
+async def exclusive_lease(
     submission: Submission, place: str | None = None
 ) -> AsyncIterator[Entry | None]:
     """Hold the lease of a generation within the block; wait while another run has the lease.
@@ -149,7 +149,7 @@ async def record(change: Callable[["Ledger"], Awaitable[T]]) -> T | None:
         return None
 
 
-def record_soon(change: Callable[["Ledger"], Awaitable[object]]) -> None:
+def write_in_background(change: Callable[["Ledger"], Awaitable[object]]) -> None:
     """Change the ledger in the background.
 
     Nothing waits for the change. If it is lost, the only cost is a repeated poll.

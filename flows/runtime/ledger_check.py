@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...runway.errors import LedgerUnavailable, StorageError
 from ...runway.ledger.marks import LedgerMark, ledgers_in_use, read_marks, write_mark
 from . import log
-from .block_storage import full_name, resolve_storage
+from .block_storage import canonical_location, resolve_storage
 
 if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
@@ -33,7 +33,7 @@ async def check_ledger(ledger: "Ledger", storage: str) -> None:
         LedgerOutdated: The ledger is an older copy of itself.
         LedgerUnavailable: The ledger cannot be used.
     """
-    place = full_name(storage)
+    place = canonical_location(storage)
     last, now = ledger.history.places_checked.get(place), time.monotonic()
     if last is not None and now - last < CHECK_AGAIN:
         return
@@ -73,7 +73,7 @@ async def leave_mark(ledger: "Ledger", storage: str, *, now: bool = True) -> Non
     ``MARK_AGAIN`` seconds ago. A mark that cannot be written reduces the protection, but it is not
     an error.
     """
-    place, moment = full_name(storage), time.monotonic()
+    place, moment = canonical_location(storage), time.monotonic()
     last = ledger.history.places_marked.get(place)
     if not now and last is not None and moment - last < MARK_AGAIN:
         return

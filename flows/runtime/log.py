@@ -67,7 +67,7 @@ def tell(message: str, *args: object) -> None:
         logger().info(message, *args)
 
 
-def harmless(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+def best_effort(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
     """Decorate a display function so that its errors are logged and not raised.
 
     Outside of a flow run or task run the function does nothing.

@@ -7,7 +7,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 
 from . import log
-from .block_storage import full_name
+from .block_storage import canonical_location
 
 if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
@@ -18,12 +18,12 @@ def apart(ledger: "Ledger", storage: str) -> list[str]:
     found: list[str] = []
     if not ledger.database.is_shared:
         found.append("the ledger (COMETAPI_LEDGER_URL=postgresql://…)")
-    if full_name(storage).startswith("/"):
+    if canonical_location(storage).startswith("/"):
         found.append("the storage (COMETAPI_STORAGE=s3://…, or a folder that all of them mount)")
     return found
 
 
-@log.harmless
+@log.best_effort
 async def warn_where_apart(ledger: "Ledger", storage: str) -> None:
     """Log a warning if the run's work pool has several workers and the ledger is a local one.
 

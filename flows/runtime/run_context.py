@@ -48,7 +48,7 @@ def sharing(shared: Shared) -> Iterator[None]:
         _shared.reset(token)
 
 
-def settings_now() -> CometAPISettings:
+def current_settings() -> CometAPISettings:
     """Return the settings that the run read at its start, or the current ones outside of a run."""
     shared = _shared.get()
     return shared.settings if shared else CometAPISettings()

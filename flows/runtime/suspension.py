@@ -24,7 +24,7 @@ from ...runway.errors import LedgerCorrupted
 from ...runway.models.generation import Submission
 from ...runway.models.keys import step_key
 from . import log
-from .run_context import settings_now
+from .run_context import current_settings
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -56,7 +56,7 @@ async def leave_until_ended(ledger: "Ledger", submission: Submission) -> None:
         return
     log.logger().info("The flow collect finishes the generation and resumes this run")
     pause = step_key("wait", f"{submission.key}\n{submission.task_id}")
-    await asuspend_flow_run(timeout=int(settings_now().deadline) + _DAY, key=pause)
+    await asuspend_flow_run(timeout=int(current_settings().deadline) + _DAY, key=pause)
 
 
 def _why_not() -> str | None:
@@ -70,7 +70,7 @@ def _why_not() -> str | None:
     return None
 
 
-@log.harmless
+@log.best_effort
 async def resume_waiting(ledger: "Ledger", run: str | None = None) -> None:
     """Resume the runs that this package suspended and whose generations have all ended.
 

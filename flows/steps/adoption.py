@@ -14,7 +14,7 @@ from ...runway.models.requests import GenerationRequest
 from ..runtime import log
 from ..runtime.block_loading import load_block
 from ..runtime.ledger_access import open_ledger
-from ..runtime.run_context import client_for, settings_now
+from ..runtime.run_context import client_for, current_settings
 from ..runtime.sync import resolve_key
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ async def check_id(credentials: CometAPICredentials, task_id: str) -> "Check":
     """
     from ...runway.api.adoption import check_task
 
-    interval = settings_now().poll_interval
+    interval = current_settings().poll_interval
     async with client_for(credentials) as client:
         return await check_task(client, task_id, polls=ATTACHED_GRACE, interval=interval)
 
@@ -114,7 +114,7 @@ async def key_for(
     A task id that an earlier run recorded for the same request keeps its key.
     """
     if key is None and task_id is not None:
-        base_url = credentials.base_url if credentials else settings_now().base_url
+        base_url = credentials.base_url if credentials else current_settings().base_url
         known = await (await open_ledger()).find(task_id, base_url)
         if known and known.fingerprint == request.fingerprint():
             return known.key

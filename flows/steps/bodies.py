@@ -50,21 +50,21 @@ from ...runway.storage.base import Storage
 from ...runway.storage.fetched import discard, find_fetched, publish_checked, remember, sha256_of
 from ...runway.storage.staging import staged_path
 from ..runtime import log
-from ..runtime.block_storage import full_name, resolve_storage
+from ..runtime.block_storage import canonical_location, resolve_storage
 from ..runtime.ledger_access import (
+    exclusive_lease,
     intent_for,
     open_ledger,
     record,
-    record_soon,
     restoring,
     this_run,
-    working_alone,
+    write_in_background,
 )
 from ..runtime.ledger_check import check_ledger, leave_mark
 from ..runtime.run_context import (
     client_for,
     clients_for_assets,
-    settings_now,
+    current_settings,
     shared_budget,
     shared_tally,
 )
@@ -119,7 +119,7 @@ async def submit(
     # Unlike the parameters of a flow, those of a task are not validated by Prefect.
     request = as_request(request)
     task_id = None if task_id is None else check_task_id(task_id)
-    settings = settings_now()
+    settings = current_settings()
     key = await key_for(request, credentials, key, task_id=task_id, take=take)
     with failures_of(key):
         credentials = credentials or CometAPICredentials.from_settings(settings)
@@ -201,7 +201,7 @@ async def poll(
     If the ledger records the generation as failed or cancelled, the service is asked only with
     ``again``. If the service gives the same answer, the ledger entry stays as it is.
     """
-    settings = settings_now()
+    settings = current_settings()
     remembered = memory()
     unconfirmed = False
 
@@ -214,7 +214,7 @@ async def poll(
             await record(lambda ledger: ledger.confirm(key, submission.task_id))
         await artifacts.show_reply(submission, reply, before)
 
-    async with working_alone(submission) as entry:
+    async with exclusive_lease(submission) as entry:
         given_up = entry.failure() if entry else None
         if given_up and not again:
             raise given_up
@@ -238,7 +238,7 @@ async def poll(
                 failed = restoring(submission, entry, lambda to, it: to.failed(it, failure))
                 await record(failed)
             raise
-        record_soon(restoring(submission, entry, lambda to, it: to.finished(it, finished)))
+        write_in_background(restoring(submission, entry, lambda to, it: to.finished(it, finished)))
         return finished
 
 
@@ -264,13 +264,13 @@ async def fetch(
     storage: str | None,
 ) -> list[FetchedVideo]:
     """Download each output of a generation to this machine and check that the video is complete."""
-    settings = settings_now()
+    settings = current_settings()
     credentials = credentials or CometAPICredentials.from_settings(settings)
     videos: list[FetchedVideo] = []
     with failures_of(submission.key, submission.task_id):
         if len(finished.generation.outputs) > MOST_OUTPUTS:
             raise InvalidOutput(f"CometAPI names more than {MOST_OUTPUTS} outputs")
-        async with working_alone(submission):
+        async with exclusive_lease(submission):
             target = await resolve_storage(storage or settings.storage)
             staging = await asyncio.to_thread(target.staging)
             await sweep_staged_files(target)
@@ -307,7 +307,7 @@ async def _fetch(
 
     address = finished.generation.outputs[position].reveal() or await fresh_address()
     try:
-        trusted = settings_now().asset_hosts | {origin_of(credentials.base_url)}
+        trusted = current_settings().asset_hosts | {origin_of(credentials.base_url)}
         async with clients_for_assets() as clients:
             sha256 = await download(clients, address, path, renew=fresh_address, trusted=trusted)
         video = await _examine(path, sha256)
@@ -351,11 +351,11 @@ async def persist(
     storage: str | None,
 ) -> list[StoredVideo]:
     """Publish fetched videos to the storage, and record this in the ledger."""
-    settings = settings_now()
+    settings = current_settings()
     place = storage or settings.storage
     with failures_of(submission.key, submission.task_id):
-        async with working_alone(submission, full_name(place)) as entry:
-            kept = entry.videos.get(full_name(place)) if entry else None
+        async with exclusive_lease(submission, canonical_location(place)) as entry:
+            kept = entry.videos.get(canonical_location(place)) if entry else None
             if kept and not await asyncio.to_thread(_any_staged, videos):
                 return list(kept)
             target = await resolve_storage(place)
@@ -370,7 +370,9 @@ async def persist(
 
                 async def now_stored(to: "Ledger", it: Submission) -> Entry | None:
                     named = entry.model_copy(update={"key": it.key})
-                    return await to.stored(named, it.task_id, full_name(place), stored, price=price)
+                    return await to.stored(
+                        named, it.task_id, canonical_location(place), stored, price=price
+                    )
 
                 await record(restoring(submission, entry, now_stored))
                 in_batch = shared_tally() is not None

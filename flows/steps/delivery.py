@@ -23,9 +23,9 @@ from ...runway.models.generation import (
     Submission,
 )
 from ..runtime import log
-from ..runtime.block_storage import full_name, resolve_storage
-from ..runtime.ledger_access import working_alone
-from ..runtime.run_context import settings_now
+from ..runtime.block_storage import canonical_location, resolve_storage
+from ..runtime.ledger_access import exclusive_lease
+from ..runtime.run_context import current_settings
 from ..ui import artifacts
 from . import bodies
 from .tasks import afetch_output, apersist_output, apoll_generation, asubmit_generation
@@ -75,7 +75,7 @@ async def check_storage(place: str | None) -> None:
         StorageUnavailable: The location cannot be used.
     """
     try:
-        storage = await resolve_storage(place or settings_now().storage)
+        storage = await resolve_storage(place or current_settings().storage)
         await asyncio.to_thread(storage.check)
     except StorageError as error:
         raise StorageUnavailable(error.what) from error
@@ -108,8 +108,8 @@ async def deliver(
             a generation that failed or was cancelled. A missing file is always delivered again.
         by: Callables for the steps.
     """
-    place = full_name(storage or settings_now().storage)
-    async with working_alone(submission, place) as entry:
+    place = canonical_location(storage or current_settings().storage)
+    async with exclusive_lease(submission, place) as entry:
         if entry and place in entry.videos and not again:
             again = await asyncio.to_thread(is_gone, entry.videos[place])
             if not again:

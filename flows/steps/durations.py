@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from ...runway.api.poll_schedule import KEPT, DurationStats, learn
 from ...runway.ledger.entry import Entry, Kind
 from ...runway.models.generation import Submission
-from ..runtime.ledger_access import record_soon
-from ..runtime.run_context import settings_now
+from ..runtime.ledger_access import write_in_background
+from ..runtime.run_context import current_settings
 
 if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
@@ -46,7 +46,7 @@ def habit_of(
     by_request = submission.route == "image_to_video"
     seconds = entry.billed_seconds if entry and by_request else None
     kind = Kind(base_url, submission.route, submission.model, seconds)
-    interval = settings_now().poll_interval
+    interval = current_settings().poll_interval
 
     def habit() -> DurationStats | None:
         asked, known = _known.get((kind, interval), (-FRESH, None))
@@ -66,4 +66,4 @@ def _ask(kind: Kind, interval: float, known: DurationStats | None) -> None:
         history = await ledger.durations(kind, KEPT)
         _known[kind, interval] = asked, learn(history, interval)
 
-    record_soon(learnt)
+    write_in_background(learnt)

@@ -22,7 +22,7 @@ from ...runway.errors import (
     StagedFileMissing,
     SubmissionUncertain,
 )
-from ..runtime.run_context import settings_now
+from ..runtime.run_context import current_settings
 from ..runtime.task_state import Memory, memory, memory_of
 
 LONGEST_DELAY = 6
@@ -74,8 +74,8 @@ def retry_on(
     # The annotation is a string because a nested function is pickled together with the objects
     # that it refers to.
     def worth_another_attempt(_task: Any, task_run: TaskRun, state: "State[Any]") -> bool:
-        error, remembered, settings = state.data, memory_of(task_run), settings_now()
-        if not isinstance(error, errors) or _is_hopeless(error, remembered):
+        error, remembered, settings = state.data, memory_of(task_run), current_settings()
+        if not isinstance(error, errors) or _is_permanent(error, remembered):
             return False
         interval = settings.poll_interval
         remembered.failures += 1
@@ -95,7 +95,7 @@ def retry_on(
     return worth_another_attempt
 
 
-def _is_hopeless(error: CometAPIError, remembered: Memory) -> bool:
+def _is_permanent(error: CometAPIError, remembered: Memory) -> bool:
     """Return whether another attempt of this step cannot help or is not allowed."""
     # The ledger decides whether this run may send an uncertain request again.
     if isinstance(error, SubmissionUncertain):

@@ -20,7 +20,7 @@ from ...runway.models.generation import (
     StoredVideo,
     Submission,
 )
-from ..runtime.log import harmless, in_batch, is_quiet, tell
+from ..runtime.log import best_effort, in_batch, is_quiet, tell
 from ..runtime.task_state import memory
 from .events import announce, announce_asset
 from .formatting import as_link, plain, shown_size
@@ -46,7 +46,7 @@ async def show_reply(submission: Submission, reply: Generation, before: Generati
         await _move_progress(submission, reply)
 
 
-@harmless
+@best_effort
 async def _move_progress(submission: Submission, reply: Generation) -> None:
     from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 
@@ -68,7 +68,7 @@ def _percent(reply: Generation) -> float:
     return round(100 * share, 1)
 
 
-@harmless
+@best_effort
 async def show_poster(poster: Path) -> None:
     """Create an artifact with a frame of the video.
 
@@ -86,7 +86,7 @@ async def show_poster(poster: Path) -> None:
     )
 
 
-@harmless
+@best_effort
 async def show_result(submission: Submission, result: GenerationResult) -> None:
     """Create a link and a table of facts for each stored video."""
     from prefect.artifacts import acreate_link_artifact, acreate_table_artifact
@@ -112,7 +112,7 @@ async def show_result(submission: Submission, result: GenerationResult) -> None:
         )
 
 
-@harmless
+@best_effort
 async def show_collected(generations: Sequence[Mapping[str, Any]]) -> None:
     """Create a table of the generations that a collector processed, with their outcomes."""
     from prefect.artifacts import acreate_table_artifact

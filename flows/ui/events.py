@@ -8,11 +8,11 @@ from prefect.events import emit_event
 
 from ...runway.errors import SubmissionUncertain
 from ...runway.models.generation import StoredVideo, Submission
-from ..runtime.log import harmless
+from ..runtime.log import best_effort
 from .formatting import as_link
 
 
-@harmless
+@best_effort
 async def announce(what: str, submission: Submission, **payload: Any) -> None:
     """Emit the event ``cometapi.generation.<what>``.
 
@@ -28,7 +28,7 @@ async def announce(what: str, submission: Submission, **payload: Any) -> None:
     )
 
 
-@harmless
+@best_effort
 async def announce_uncertain(key: str, error: SubmissionUncertain) -> None:
     """Emit ``cometapi.generation.uncertain``, on which an automation can notify a person."""
     emit_event(

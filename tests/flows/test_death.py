@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State as RunState
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from prefect_cometapi.flows import collect, image_to_video
-from prefect_cometapi.flows.runtime.hooks import leave_to_collect
+from prefect_cometapi.flows.runtime.hooks import release_leases
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import Ledger, State
 from prefect_cometapi.runway.ledger.owners import holder_name
@@ -161,7 +161,7 @@ def test_a_false_alarm_takes_no_work_away(sandbox, image, book, polling, finish_
     """A run that is wrongly marked as crashed keeps its lease, and ends well."""
     process = polling("-c", SYNC.format(image, "alive"))
     entry = book["alive"]
-    leave_to_collect(image_to_video, run_of(entry.flow_run_id), Crashed())
+    release_leases(image_to_video, run_of(entry.flow_run_id), Crashed())
     assert book["alive"].holder == entry.holder
     assert collect().generations == ()
     finish_rendering()
@@ -191,10 +191,10 @@ def held(book, sandbox, prefect_server):
 @pytest.mark.parametrize("state", [Crashed(), Cancelling(), Cancelled()], ids=lambda s: s.name)
 def test_the_hook_lets_go_called_by_position_and_by_keyword(book, held, state):
     """The hook releases the run's leases, by position or keyword, and notes the reason."""
-    leave_to_collect(image_to_video, held, state)
+    release_leases(image_to_video, held, state)
     assert (book["held"].holder, book["held"].state) == (None, State.SUBMITTED)
     assert book["held"].note == f"its run ended: {state.name}"
-    leave_to_collect(flow=image_to_video, flow_run=held, state=state)
+    release_leases(flow=image_to_video, flow_run=held, state=state)
     assert book["held"].holder is None
 
 
@@ -204,7 +204,7 @@ def test_the_hook_tells_what_is_paid_for(book, sandbox, history, caplog):
         {"promptImage": "https://example.com/a.jpg"}, key="told", wait=False, return_state=True
     )
     run = run_of(str(state.state_details.flow_run_id))
-    leave_to_collect(image_to_video, run, Cancelled())
+    release_leases(image_to_video, run, Cancelled())
     (job,) = sandbox.accepted
     words = f"Generation {job.task_id} is paid for and goes on upstream: `prefect-cometapi collect`"
     assert words in caplog.text
@@ -219,7 +219,7 @@ def test_the_hook_marks_an_unanswered_submission(book, held, sandbox, image):
     gone = holder_name(str(held.id)).replace(f":{os.getpid()}:", ":999999999:")
     intent = Intent(key="asked", base_url=sandbox.url, flow_run_id=str(held.id))
     assert run_sync(book.ledger.add(intent, State.INTENDED, "c1", holder=f"{gone}#c1"))
-    leave_to_collect(image_to_video, held, Crashed())
+    release_leases(image_to_video, held, Crashed())
     assert (book["asked"].state, book["asked"].holder) == (State.UNCERTAIN, None)
     assert count(sandbox, "create") == 1  # This is the fixture's purchase.
 
@@ -228,7 +228,7 @@ def test_the_hook_marks_an_unanswered_submission(book, held, sandbox, image):
 def test_the_hook_only_logs_when_the_ledger_is_away(held, monkeypatch, caplog, url):
     """An unreachable ledger does not break a run's end, and the log says that the leases expire."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", url)
-    leave_to_collect(image_to_video, held, Crashed())
+    release_leases(image_to_video, held, Crashed())
     assert "the leases of this run lapse by themselves" in caplog.text
 
 

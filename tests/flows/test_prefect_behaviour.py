@@ -20,7 +20,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelling, Crashed
 from pydantic import BaseModel
 
-from prefect_cometapi.flows.runtime.hooks import leave_to_collect
+from prefect_cometapi.flows.runtime.hooks import release_leases
 from prefect_cometapi.flows.runtime.sync import run_sync
 
 pytestmark = pytest.mark.server
@@ -221,7 +221,7 @@ async def test_a_runner_calls_hooks_by_keyword(prefect_server):
     await runner.run_crashed_hooks(run, Crashed())
     await runner.run_cancellation_hooks(run, Cancelling())
     assert [list(call) for call in calls] == [["flow", "flow_run", "state"]] * 2
-    assert list(inspect.signature(leave_to_collect).parameters) == list(calls[0])
+    assert list(inspect.signature(release_leases).parameters) == list(calls[0])
 
 
 # Results

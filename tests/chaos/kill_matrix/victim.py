@@ -18,7 +18,7 @@ from prefect.states import Scheduled
 from pydantic import BaseModel
 
 from prefect_cometapi.flows import acollect, aimage_to_video, collect, image_to_video
-from prefect_cometapi.flows.runtime.hooks import leave_to_collect
+from prefect_cometapi.flows.runtime.hooks import release_leases
 
 from .crash_points import FLOW_TIMEOUT, INSTALL, Strike
 from .mutants import MUTANTS
@@ -72,7 +72,7 @@ def _tell_hook(spec: Spec) -> Outcome:
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(UUID(spec["flow_run"]))
     assert flow_run.state
-    leave_to_collect(flow, flow_run, flow_run.state)
+    release_leases(flow, flow_run, flow_run.state)
     return {}
 
 

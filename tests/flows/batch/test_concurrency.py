@@ -13,8 +13,8 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 
 from prefect_cometapi.flows.batch.concurrency import (
     IN_FLIGHT_LIMIT,
-    Lanes,
-    Pace,
+    ConcurrencyLimits,
+    RateLimiter,
     limit_across_processes,
     next_turn,
 )
@@ -32,7 +32,7 @@ def test_turns_are_never_closer_than_the_rate_allows(calls, per_second):
 
 async def test_a_pace_is_kept_by_all_who_wait():
     """Twenty simultaneous callers wait for their turns."""
-    pace, began = Pace(200), time.monotonic()
+    pace, began = RateLimiter(200), time.monotonic()
 
     async def turn() -> float:
         await pace.turn()
@@ -46,12 +46,12 @@ async def test_a_pace_is_kept_by_all_who_wait():
 async def test_without_a_rate_nobody_waits():
     """Without a rate, no caller waits."""
     async with asyncio.timeout(5):
-        await asyncio.gather(*[Pace(None).turn() for _ in range(1000)])
+        await asyncio.gather(*[RateLimiter(None).turn() for _ in range(1000)])
 
 
 async def test_slots_are_given_in_order_and_never_too_many():
     """Slots are given in order of arrival, and never more than the limit."""
-    lanes = Lanes(in_flight=3, downloads=1, per_second=None)
+    lanes = ConcurrencyLimits(in_flight=3, downloads=1, per_second=None)
     order: list[int] = []
     now = most = 0
 
@@ -71,7 +71,7 @@ async def test_slots_are_given_in_order_and_never_too_many():
 
 async def test_a_slot_that_is_freed_early_is_freed_once():
     """A slot that is freed early is freed once, so the next item begins during the download."""
-    lanes = Lanes(in_flight=1, downloads=1, per_second=None)
+    lanes = ConcurrencyLimits(in_flight=1, downloads=1, per_second=None)
     async with lanes.slot() as first:
         first.free()
         async with asyncio.timeout(5), lanes.slot():
@@ -85,7 +85,7 @@ async def test_a_slot_that_is_freed_early_is_freed_once():
 
 async def test_a_failed_item_gives_its_slot_back():
     """A failed item releases its slot."""
-    lanes = Lanes(in_flight=1, downloads=1, per_second=None)
+    lanes = ConcurrencyLimits(in_flight=1, downloads=1, per_second=None)
     for _ in range(3):
         with pytest.raises(RuntimeError):
             async with asyncio.timeout(5), lanes.slot():
@@ -117,7 +117,7 @@ async def test_a_global_limit_holds_across_processes(three_slots):
     now = most = 0
     full = asyncio.Event()
 
-    async def item(lanes: Lanes) -> None:
+    async def item(lanes: ConcurrencyLimits) -> None:
         nonlocal now, most
         async with lanes.slot():
             now += 1
@@ -127,7 +127,9 @@ async def test_a_global_limit_holds_across_processes(three_slots):
             await full.wait()
             now -= 1
 
-    two = [Lanes(in_flight=10, downloads=1, per_second=None, limit=name) for _ in range(2)]
+    two = [
+        ConcurrencyLimits(in_flight=10, downloads=1, per_second=None, limit=name) for _ in range(2)
+    ]
     async with asyncio.timeout(120):
         await asyncio.gather(*[item(lanes) for lanes in two for _ in range(4)])
     assert most == 3

@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.flows.batch.artifacts import facts_of, span
-from prefect_cometapi.flows.batch.progress import Board, Standing, batch_listener, seconds_left
+from prefect_cometapi.flows.batch.progress import (
+    BatchProgress,
+    ProgressSnapshot,
+    batch_listener,
+    seconds_left,
+)
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.ledger.budget import Budget
 from prefect_cometapi.runway.ledger.figures import Spending
@@ -18,8 +23,8 @@ def item(name: str, outcome: Outcome = Outcome.WAITING) -> ItemResult:
     return ItemResult(id=name, outcome=outcome)
 
 
-def board_of(*results: ItemResult) -> Board:
-    board = Board(Budget("b/"))
+def board_of(*results: ItemResult) -> BatchProgress:
+    board = BatchProgress(Budget("b/"))
     board.begin(results)
     return board
 
@@ -58,7 +63,7 @@ def test_what_was_stored_before_does_not_make_the_rest_look_quick():
 
 def test_each_change_is_told_to_who_listens():
     """Each change calls the listener, from which the terminal draws its bar."""
-    heard: list[Standing] = []
+    heard: list[ProgressSnapshot] = []
     token = batch_listener.set(heard.append)
     try:
         board = board_of(item("a"), item("b"))
@@ -83,7 +88,7 @@ def test_what_was_spent_stands_beside_its_limit():
         max_seconds=25,
         max_spend=0.7,
     )
-    facts = facts_of(Standing(counts, 61.0, 90.0, spending))
+    facts = facts_of(ProgressSnapshot(counts, 61.0, 90.0, spending))
     assert facts == {
         "stored": "2",
         "waiting": "3",
@@ -94,15 +99,19 @@ def test_what_was_spent_stands_beside_its_limit():
         "0.64 of 0.70 (0.06 left) as estimated",
         "estimated for all": "25 s of video, 1.60 as estimated",
     }
-    unpriced = facts_of(Standing(counts, 61.0, None, Spending(seconds=25, spent_seconds=10)))
+    unpriced = facts_of(
+        ProgressSnapshot(counts, 61.0, None, Spending(seconds=25, spent_seconds=10))
+    )
     assert unpriced["bought by this batch so far"] == "10 s of video"
 
 
 def test_spending_is_shown_only_with_prices():
     """Without prices, no money is shown."""
-    unpriced = Board(Budget("b/"), Spending(seconds=5)).spending()
+    unpriced = BatchProgress(Budget("b/"), Spending(seconds=5)).spending()
     assert (unpriced.spent, unpriced.run_spent) == (None, None)
-    priced = Board(Budget("b/", {"gen3a_turbo": Price(0.3)}), Spending(seconds=5, estimate=0.3))
+    priced = BatchProgress(
+        Budget("b/", {"gen3a_turbo": Price(0.3)}), Spending(seconds=5, estimate=0.3)
+    )
     assert (priced.spending().spent, priced.spending().run_spent) == (0.0, 0.0)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from prefect_cometapi.flows.batch import report
 from prefect_cometapi.flows.batch.plan import check_output
-from prefect_cometapi.flows.batch.progress import Board
+from prefect_cometapi.flows.batch.progress import BatchProgress
 from prefect_cometapi.flows.batch.report import Report
 from prefect_cometapi.runway import StorageUnavailable
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
@@ -36,7 +36,7 @@ async def test_a_slow_write_does_not_replace_the_last_one(tmp_path, monkeypatch)
         return publish_results(results, *place)
 
     monkeypatch.setattr(report, "publish_results", slow_at_first)
-    board = Board(Budget("b/"))
+    board = BatchProgress(Budget("b/"))
     board.begin([ItemResult(id="one", outcome=Outcome.WAITING)])
     async with Report("batch", board, nothing_new, FolderStorage(tmp_path), "out.jsonl") as writer:
         board.put(ItemResult(id="one", outcome=Outcome.RUNNING))
@@ -56,7 +56,7 @@ async def test_a_disk_that_is_full_under_the_gallery_does_not_break_the_batch(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    board = Board(Budget("b/"))
+    board = BatchProgress(Budget("b/"))
     board.begin([ItemResult(id="one", outcome=Outcome.STORED)])
     async with Report("batch", board, nothing_new, FolderStorage(tmp_path), "out.jsonl") as report:
         pass
@@ -75,7 +75,7 @@ async def test_a_disk_that_is_full_under_the_gallery_does_not_break_the_batch(
 )
 async def test_each_output_has_a_gallery_of_its_own(tmp_path, output, page):
     """Each output has a gallery of its own, even if the names begin alike."""
-    board = Board(Budget("b/"))
+    board = BatchProgress(Budget("b/"))
     board.begin([ItemResult(id="one", outcome=Outcome.STORED)])
     async with Report("batch", board, nothing_new, FolderStorage(tmp_path), output) as report:
         pass

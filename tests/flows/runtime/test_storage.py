@@ -10,7 +10,11 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from pydantic import SecretStr
 
 from prefect_cometapi.flows import image_to_video
-from prefect_cometapi.flows.runtime.block_storage import block_storage, full_name, resolve_storage
+from prefect_cometapi.flows.runtime.block_storage import (
+    block_storage,
+    canonical_location,
+    resolve_storage,
+)
 from prefect_cometapi.runway import StorageError
 from prefect_cometapi.runway.storage.folder import FolderStorage
 from prefect_cometapi.runway.storage.fsspec import FsspecStorage
@@ -163,5 +167,5 @@ async def test_paths_and_urls_need_no_block(place, kind):
 def test_a_place_elsewhere_has_one_name_in_every_folder(monkeypatch, tmp_path, place):
     """A remote location has the same canonical name in every working folder."""
     monkeypatch.chdir(tmp_path)
-    assert full_name(place) == place
-    assert full_name("./videos") == str(tmp_path / "videos")
+    assert canonical_location(place) == place
+    assert canonical_location("./videos") == str(tmp_path / "videos")

@@ -98,7 +98,7 @@ async def test_many_of_a_kind_ask_once(sandbox, monkeypatch):
     """A batch of a thousand items queries the ledger once in half a minute."""
     entry = await seen_before(sandbox.url)
     asked = []
-    monkeypatch.setattr(durations, "record_soon", asked.append)
+    monkeypatch.setattr(durations, "write_in_background", asked.append)
     for _ in range(100):
         habit_of(entry.submission(), entry, sandbox.url)()
     assert len(asked) == 1
