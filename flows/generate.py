@@ -189,7 +189,7 @@ async def _generate(
     from ..runway.ledger.purchase import hold_lease
 
     settings = current_settings()
-    check_starts(settings.max_starts)
+    check_starts(settings.max_run_attempts)
     await check_storage(storage)
     ledger = await open_ledger()
     await warn_where_apart(ledger, storage or settings.storage)

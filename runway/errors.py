@@ -274,7 +274,9 @@ class GenerationTimeout(GenerationError):
     """Error for a generation that did not finish within the timeout; it continues upstream."""
 
     money = "accepted and still running upstream, so it is charged when it succeeds."
-    advice = "prefect-cometapi finish {task_id}   (COMETAPI_DEADLINE sets how long to wait)"
+    advice = (
+        "prefect-cometapi finish {task_id}   (COMETAPI_GENERATION_TIMEOUT sets how long to wait)"
+    )
 
 
 class DeliveryError(CometAPIError):

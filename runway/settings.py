@@ -139,16 +139,16 @@ class CometAPISettings(BaseSettings):
         le=300,
         description="Least seconds between two polls of one generation; Runway documents 5.",
     )
-    deadline: float = Field(
+    generation_timeout: float = Field(
         default=1800.0, gt=0, description="Seconds to wait for one generation to finish."
     )
-    visibility_grace: float = Field(
+    not_found_grace: float = Field(
         default=120.0,
         ge=0,
         description="Seconds during which a new generation may be unknown to the service.",
     )
 
-    max_starts: int = Field(
+    max_run_attempts: int = Field(
         default=5,
         ge=1,
         description="Times that a flow run is started, retries and restarts after crashes "
@@ -157,18 +157,18 @@ class CometAPISettings(BaseSettings):
     max_in_flight: int = Field(
         default=5, ge=1, description="Generations of a batch that are upstream at a time."
     )
-    max_downloads: int = Field(
+    max_concurrent_downloads: int = Field(
         default=8, ge=1, description="Videos of a batch that are downloaded at a time."
     )
     submissions_per_second: float | None = Field(
         default=None, gt=0, description="Most submissions of a batch per second, if limited."
     )
-    full_history_up_to: int = Field(
+    max_items_with_step_tasks: int = Field(
         default=300,
         ge=0,
         description="Items up to which a batch shows four task runs for each, and above one.",
     )
-    asset_hosts: Annotated[frozenset[str], NoDecode] = Field(
+    allowed_asset_hosts: Annotated[frozenset[str], NoDecode] = Field(
         default=frozenset(),
         description="Hosts, with commas between them, that a video may be fetched from though they "
         "are not on the internet, or over plain http.",
@@ -193,4 +193,4 @@ class CometAPISettings(BaseSettings):
         return init_settings, env_settings, _OfThisFolder(settings_cls), file_secret_settings
 
     _check_base_url = field_validator("base_url")(check_base_url)
-    _check_asset_hosts = field_validator("asset_hosts", mode="before")(check_hosts)
+    _check_asset_hosts = field_validator("allowed_asset_hosts", mode="before")(check_hosts)

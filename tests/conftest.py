@@ -83,7 +83,7 @@ def point_to(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, folder: Path) ->
     monkeypatch.setenv("COMETAPI_BASE_URL", sandbox.url)
     monkeypatch.setenv("COMETAPI_KEY", KEY)
     monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.05")
-    monkeypatch.setenv("COMETAPI_DEADLINE", "30")
+    monkeypatch.setenv("COMETAPI_GENERATION_TIMEOUT", "30")
     monkeypatch.setenv("COMETAPI_STORAGE", str(folder / "videos"))
 
 

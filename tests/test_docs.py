@@ -37,7 +37,7 @@ def test_every_setting_that_is_named_exists():
     """Every setting on the page exists, and the limit of the full history is its default."""
     named = set(re.findall(r"COMETAPI_([A-Z_]+)", BATCHES))
     assert named <= {name.upper() for name in CometAPISettings.model_fields}
-    limit = CometAPISettings.model_fields["full_history_up_to"].default
+    limit = CometAPISettings.model_fields["max_items_with_step_tasks"].default
     assert f"Up to {limit} items" in BATCHES
 
 

@@ -159,7 +159,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     strict: bool,
 ) -> BatchResult:
     settings = CometAPISettings()
-    check_starts(settings.max_starts)
+    check_starts(settings.max_run_attempts)
     plan = await asyncio.to_thread(planned, requests, key)
     check_rows_of(plan, strict=strict)
     budget = Budget(batch_prefix(plan.key), settings.prices, limits.spend, limits.seconds)
@@ -183,7 +183,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
                 budget=budget,
                 lanes=await _lanes(settings, limits),
                 max_failures=limits.failures,
-                one_task_run=len(plan.items) > settings.full_history_up_to,
+                one_task_run=len(plan.items) > settings.max_items_with_step_tasks,
             )
             async with Report(plan.key, board, run.count_spent, *output_place) as report:
                 await run.run(plan.items, invalid(plan.bad))
@@ -203,7 +203,7 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
 async def _lanes(settings: CometAPISettings, limits: _Limits) -> ConcurrencyLimits:
     return ConcurrencyLimits(
         limits.in_flight or settings.max_in_flight,
-        settings.max_downloads,
+        settings.max_concurrent_downloads,
         settings.submissions_per_second,
         await limit_across_processes(),
     )

@@ -56,7 +56,7 @@ async def leave_until_ended(ledger: "Ledger", submission: Submission) -> None:
         return
     log.logger().info("The flow collect finishes the generation and resumes this run")
     pause = step_key("wait", f"{submission.key}\n{submission.task_id}")
-    await asuspend_flow_run(timeout=int(current_settings().deadline) + _DAY, key=pause)
+    await asuspend_flow_run(timeout=int(current_settings().generation_timeout) + _DAY, key=pause)
 
 
 def _why_not() -> str | None:

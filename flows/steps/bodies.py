@@ -248,12 +248,12 @@ def _patience(submission: Submission, settings: CometAPISettings) -> PollPolicy:
     The service may not know a new task id for a while. An older id, or one that was adopted, gets
     a shorter grace time.
     """
-    older = submission.fingerprint is None or submission.age() > settings.visibility_grace
-    shorter = min(settings.visibility_grace, ATTACHED_GRACE * settings.poll_interval)
+    older = submission.fingerprint is None or submission.age() > settings.not_found_grace
+    shorter = min(settings.not_found_grace, ATTACHED_GRACE * settings.poll_interval)
     return PollPolicy(
         interval=settings.poll_interval,
-        deadline=settings.deadline,
-        visibility_grace=shorter if older else settings.visibility_grace,
+        timeout=settings.generation_timeout,
+        not_found_grace=shorter if older else settings.not_found_grace,
     )
 
 
@@ -307,7 +307,7 @@ async def _fetch(
 
     address = finished.generation.outputs[position].reveal() or await fresh_address()
     try:
-        trusted = current_settings().asset_hosts | {origin_of(credentials.base_url)}
+        trusted = current_settings().allowed_asset_hosts | {origin_of(credentials.base_url)}
         async with clients_for_assets() as clients:
             sha256 = await download(clients, address, path, renew=fresh_address, trusted=trusted)
         video = await _examine(path, sha256)

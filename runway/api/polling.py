@@ -35,14 +35,14 @@ class PollPolicy:
 
     Attributes:
         interval: Minimum time between two polls of one generation.
-        deadline: Maximum wait, including the request in flight.
-        visibility_grace: Maximum time for which the service may not know the id, or may report a
+        timeout: Maximum wait, including the request in flight.
+        not_found_grace: Maximum time for which the service may not know the id, or may report a
             success without an output.
     """
 
     interval: float = 5.0
-    deadline: float = 1800.0
-    visibility_grace: float = 120.0
+    timeout: float = 1800.0
+    not_found_grace: float = 120.0
 
 
 class Route(StrEnum):
@@ -88,9 +88,9 @@ def verdict(
         return GenerationFailed(f"the generation failed: {reason}", code=reply.failure_code)
     if reply.status is Status.CANCELLED:
         return GenerationCancelled("the generation was cancelled upstream", code=reply.failure_code)
-    if is_missing(reply) and missing_for >= patience.visibility_grace:
+    if is_missing(reply) and missing_for >= patience.not_found_grace:
         return _missing_error(reply, missing_for)
-    if elapsed >= patience.deadline:
+    if elapsed >= patience.timeout:
         done = reply.status is Status.SUCCEEDED
         return _missing_error(reply, missing_for) if done else timeout_error(reply, patience)
     return None
@@ -126,7 +126,7 @@ def timeout_error(reply: Generation | None, patience: PollPolicy) -> GenerationT
     """Return the error of a generation that did not finish in time."""
     state = f"it was {reply.status}" if reply else "no reply told its state"
     return GenerationTimeout(
-        f"the generation did not finish within {patience.deadline:g} s; when last seen, {state}"
+        f"the generation did not finish within {patience.timeout:g} s; when last seen, {state}"
     )
 
 
@@ -197,7 +197,7 @@ async def _sleep_until_first(
 ) -> None:
     """Sleep until the first poll is due; the statistics may become known in the meantime."""
     chance = random.random()  # noqa: S311 -- not for secrets
-    end = (wait.started or 0.0) + patience.deadline
+    end = (wait.started or 0.0) + patience.timeout
     for _ in range(2):  # the statistics may become known during the first sleep
         soonest = first_delay(submission.age(), patience.interval, None, chance)
         delay = first_delay(submission.age(), patience.interval, habit(), chance)
@@ -216,7 +216,7 @@ async def _keep_interval(
         next_delay(age, patience.interval, habit, random.random()),  # noqa: S311
         first_delay(age, patience.interval, habit),  # if the statistics have just become known
     )
-    end = (wait.started or 0.0) + patience.deadline
+    end = (wait.started or 0.0) + patience.timeout
     due = min(wait.last_poll + delay, max(end, wait.last_poll + patience.interval))
     await asyncio.sleep(due - now)
 
@@ -225,7 +225,7 @@ async def _ask_within(
     client: RunwayClient, submission: Submission, wait: PollState, patience: PollPolicy
 ) -> Generation:
     """Poll once, until the deadline at most; after it, one last poll may take one interval."""
-    end = (wait.started or 0.0) + patience.deadline
+    end = (wait.started or 0.0) + patience.timeout
     which = {"key": submission.key, "task_id": submission.task_id}
     ask = client.get if wait.route is Route.TASK else client.feed
     wait.last_poll = time.monotonic()

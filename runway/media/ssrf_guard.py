@@ -72,7 +72,7 @@ def check_literal(host: str) -> None:
 def _inside(host: str, address: str) -> InvalidOutput:
     return InvalidOutput(
         f"the output's host {host} is not on the internet but at {address}; if that is meant, "
-        "allow it by name in COMETAPI_ASSET_HOSTS"
+        "allow it by name in COMETAPI_ALLOWED_ASSET_HOSTS"
     )
 
 

@@ -108,7 +108,7 @@ async def run(items: int) -> list[tuple[Profile, Means]]:
                 "COMETAPI_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
                 "COMETAPI_POLL_INTERVAL": str(INTERVAL / SCALE),
                 "COMETAPI_MAX_IN_FLIGHT": str(IN_FLIGHT),
-                "COMETAPI_FULL_HISTORY_UP_TO": "0",
+                "COMETAPI_MAX_ITEMS_WITH_STEP_TASKS": "0",
             }
             found = []
             for profile in PROFILES:

@@ -171,7 +171,7 @@ def _environment(folder: Path, api: str, service: str) -> dict[str, str]:
         "COMETAPI_BASE_URL": service,
         "COMETAPI_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
         "COMETAPI_STORAGE": str(folder / "videos"),
-        "COMETAPI_DEADLINE": "36000",
+        "COMETAPI_GENERATION_TIMEOUT": "36000",
     }
 
 

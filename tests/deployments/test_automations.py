@@ -221,7 +221,7 @@ async def test_somebody_hears_of_an_uncertain_one(client, armed, hook):
 
 def test_a_run_that_was_started_too_often_gives_up(prefect_server, sandbox, monkeypatch):
     """A run that kills its worker each time is not restarted forever, and buys nothing more."""
-    monkeypatch.setenv("COMETAPI_MAX_STARTS", "1")
+    monkeypatch.setenv("COMETAPI_MAX_RUN_ATTEMPTS", "1")
     sandbox.add_fault("create:unauthorized:times=1")
     again = image_to_video.with_options(retries=2, retry_delay_seconds=0)
     with pytest.raises(TooManyRunAttempts, match="times, and may be 1 times"):

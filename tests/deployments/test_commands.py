@@ -294,10 +294,10 @@ def test_a_failure_is_shown_line_by_line_and_never_wrapped(capsys):
             ["The request is not valid; nothing was sent.", "  promptText: Field required"],
         ),
         (
-            lambda: CometAPISettings(deadline=0),
+            lambda: CometAPISettings(generation_timeout=0),
             [
                 "The settings are not valid; nothing was sent.",
-                "  COMETAPI_DEADLINE: Input should be greater than 0",
+                "  COMETAPI_GENERATION_TIMEOUT: Input should be greater than 0",
             ],
         ),
         (

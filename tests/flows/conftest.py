@@ -231,5 +231,5 @@ def start_worker(prefect_server, tmp_path_factory) -> Iterator[Callable[[str], W
 def history_mode(request, monkeypatch):
     """Run the test with a small batch, which shows all steps, and a large one with items only."""
     if request.param == "one task run each":
-        monkeypatch.setenv("COMETAPI_FULL_HISTORY_UP_TO", "0")
+        monkeypatch.setenv("COMETAPI_MAX_ITEMS_WITH_STEP_TASKS", "0")
     return request.param

@@ -42,7 +42,7 @@ COLLECT = "from prefect_cometapi.flows import collect; print(collect())"
 @pytest.fixture(autouse=True)
 def patience(sandbox, monkeypatch) -> None:
     """Use long timeouts for a busy machine, and a short poll interval."""
-    monkeypatch.setenv("COMETAPI_DEADLINE", "600")
+    monkeypatch.setenv("COMETAPI_GENERATION_TIMEOUT", "600")
     monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.2")
 
 

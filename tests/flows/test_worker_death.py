@@ -24,7 +24,7 @@ def worker(start_worker) -> Worker:
 @pytest.fixture
 def bought(sandbox, book, image, finish_rendering, monkeypatch, wait_until):
     """Return a function that runs the flow in a worker until it polls for its purchase."""
-    monkeypatch.setenv("COMETAPI_DEADLINE", "600")
+    monkeypatch.setenv("COMETAPI_GENERATION_TIMEOUT", "600")
     monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.2")
 
     def begin(worker: Worker) -> tuple[UUID, Entry, int]:

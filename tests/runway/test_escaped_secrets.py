@@ -233,7 +233,7 @@ def test_the_next_line_is_shown_where_nothing_was_cut():
         "a token is missing; the signature: invalid. Policy: none",
         f"sha256 {'ab12' * 16} of /home/me/videos/2026/november/clip-17.mp4",
         "prompt: a sign that says x = y, a design=flat, 3 > 2",
-        "COMETAPI_STORAGE=./videos COMETAPI_DEADLINE=1800",
+        "COMETAPI_STORAGE=./videos COMETAPI_GENERATION_TIMEOUT=1800",
         "aGVsbG8gd29ybGQsIHRoaXMgaXMgZmluZQ==",
     ],
 )

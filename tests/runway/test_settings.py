@@ -18,16 +18,16 @@ def test_everything_but_the_key_has_a_default():
     assert settings.key is None
     assert settings.base_url == "https://api.cometapi.com"
     assert settings.runway_version == "2024-11-06"
-    assert (settings.poll_interval, settings.deadline) == (5.0, 1800.0)
-    assert settings.visibility_grace == 120.0
+    assert (settings.poll_interval, settings.generation_timeout) == (5.0, 1800.0)
+    assert settings.not_found_grace == 120.0
 
 
 def test_the_environment_is_read_whenever_settings_are_made(monkeypatch):
     """A run reads the environment at its start, not at the time of the import."""
-    monkeypatch.setenv("COMETAPI_DEADLINE", "60")
-    assert CometAPISettings().deadline == 60
-    monkeypatch.setenv("COMETAPI_DEADLINE", "90")
-    assert CometAPISettings().deadline == 90
+    monkeypatch.setenv("COMETAPI_GENERATION_TIMEOUT", "60")
+    assert CometAPISettings().generation_timeout == 60
+    monkeypatch.setenv("COMETAPI_GENERATION_TIMEOUT", "90")
+    assert CometAPISettings().generation_timeout == 90
 
 
 def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch, tmp_path):
@@ -76,8 +76,8 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch):
     [
         ("POLL_INTERVAL", "0"),
         ("POLL_INTERVAL", "301"),
-        ("DEADLINE", "0"),
-        ("VISIBILITY_GRACE", "-1"),
+        ("GENERATION_TIMEOUT", "0"),
+        ("NOT_FOUND_GRACE", "-1"),
         ("BASE_URL", "api.cometapi.com"),
     ],
 )
@@ -92,7 +92,7 @@ def test_settings_never_show_the_key(monkeypatch, api_key):
     """The API key is hidden when settings are printed and when another one is invalid."""
     monkeypatch.setenv("COMETAPI_KEY", api_key)
     assert api_key not in f"{CometAPISettings()!r} {CometAPISettings().model_dump_json()}"
-    monkeypatch.setenv("COMETAPI_DEADLINE", api_key)
+    monkeypatch.setenv("COMETAPI_GENERATION_TIMEOUT", api_key)
     with pytest.raises(ValidationError) as caught:
         CometAPISettings()
     assert api_key not in str(caught.value)

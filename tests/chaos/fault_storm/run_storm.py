@@ -38,8 +38,8 @@ PATIENCE = 3.0
 SETTINGS = {
     "COMETAPI_KEY": "sk-storm-7d20c4f19ab3",
     "COMETAPI_POLL_INTERVAL": "0.1",
-    "COMETAPI_VISIBILITY_GRACE": "5",
-    "COMETAPI_DEADLINE": "40",
+    "COMETAPI_NOT_FOUND_GRACE": "5",
+    "COMETAPI_GENERATION_TIMEOUT": "40",
 }
 PROMPTS = ("slow zoom", "a warm dawn", "to the left", "rain sets in")
 

@@ -28,8 +28,8 @@ KEY = "sk-kills-5b1f0d7c2e9a"
 SETTINGS = {
     "COMETAPI_KEY": KEY,
     "COMETAPI_POLL_INTERVAL": "0.05",
-    "COMETAPI_DEADLINE": "60",
-    "COMETAPI_VISIBILITY_GRACE": "10",
+    "COMETAPI_GENERATION_TIMEOUT": "60",
+    "COMETAPI_NOT_FOUND_GRACE": "10",
 }
 FILES = {".mp4", ".jpg", ".json"}
 

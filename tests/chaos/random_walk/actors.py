@@ -106,8 +106,8 @@ class Place:
             "COMETAPI_STORAGE": str(self.storage),
             "COMETAPI_LEDGER_URL": self.ledger_url,
             "COMETAPI_POLL_INTERVAL": "0.15",
-            "COMETAPI_VISIBILITY_GRACE": "5",
-            "COMETAPI_DEADLINE": "40",
+            "COMETAPI_NOT_FOUND_GRACE": "5",
+            "COMETAPI_GENERATION_TIMEOUT": "40",
         }
 
 

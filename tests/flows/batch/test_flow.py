@@ -275,7 +275,7 @@ def test_a_large_batch_tells_only_ends_and_what_went_wrong(
     prefect_server, sandbox, tmp_path, history, monkeypatch
 ):
     """A large batch emits one event per stored item and no log line, and logs each failure."""
-    monkeypatch.setenv("COMETAPI_FULL_HISTORY_UP_TO", "0")
+    monkeypatch.setenv("COMETAPI_MAX_ITEMS_WITH_STEP_TASKS", "0")
     sandbox.add_fault(Fault.parse("create:invalid-request:after=1,times=1"))
     state = generate_batch(manifest(tmp_path, rows(3)), max_in_flight=1, return_state=True)
     run = state.state_details.flow_run_id

@@ -163,7 +163,7 @@ def test_a_storage_that_cannot_be_used_is_told_before_anything_is_bought(
 @server
 def test_an_attached_id_that_is_unknown_is_told_soon(prefect_server, sandbox, monkeypatch):
     """A wait for an unknown adopted id ends sooner than one for a new generation."""
-    monkeypatch.setenv("COMETAPI_VISIBILITY_GRACE", "3600")
+    monkeypatch.setenv("COMETAPI_NOT_FOUND_GRACE", "3600")
     with pytest.raises(GenerationNotFound, match="does not know the generation"):
         finish_generation("no-such-id")
 
@@ -275,8 +275,8 @@ def test_each_failure_says_what_happened_and_what_to_do(
     prefect_server, sandbox, image, monkeypatch, tmp_path, faults, error, words
 ):
     """Each failure is a typed error with key, charge and next step, and stores nothing."""
-    monkeypatch.setenv("COMETAPI_DEADLINE", "1")
-    monkeypatch.setenv("COMETAPI_VISIBILITY_GRACE", "0.3")
+    monkeypatch.setenv("COMETAPI_GENERATION_TIMEOUT", "1")
+    monkeypatch.setenv("COMETAPI_NOT_FOUND_GRACE", "0.3")
     for fault in faults:
         sandbox.add_fault(fault)
     with pytest.raises(error) as caught:

@@ -39,7 +39,7 @@ from prefect_cometapi.runway.api.polling import (
 )
 from prefect_cometapi.sandbox import ReplyShape
 
-QUICK = PollPolicy(interval=0.01, deadline=20.0, visibility_grace=10.0)
+QUICK = PollPolicy(interval=0.01, timeout=20.0, not_found_grace=10.0)
 SHAPES = get_args(ReplyShape)
 DONE = {"id": "task-1", "status": "SUCCEEDED", "output": ["https://example.com/o.mp4"]}
 RUNNING = {"id": "task-1", "status": "RUNNING", "progress": 0.5}
@@ -75,20 +75,20 @@ def test_every_reply_comes_to_an_end_an_error_or_more_waiting(
         assert result.status is Status.SUCCEEDED
         assert result.outputs
     elif result is None:
-        assert elapsed < patience.deadline
-        assert not (is_missing(reply) and missing_for >= patience.visibility_grace)
+        assert elapsed < patience.timeout
+        assert not (is_missing(reply) and missing_for >= patience.not_found_grace)
         assert reply.status not in {Status.FAILED, Status.CANCELLED}
     assert isinstance(result, GenerationFailed) == (reply.status is Status.FAILED)
     assert isinstance(result, GenerationCancelled) == (reply.status is Status.CANCELLED)
     if isinstance(result, GenerationTimeout):
-        assert elapsed >= patience.deadline
+        assert elapsed >= patience.timeout
 
 
 @given(reply=generations, missing_for=seconds, patience=patiences)
 def test_patience_with_what_is_missing_ends_with_the_grace_time(reply, missing_for, patience):
     """An unknown id or a missing output is waited for during the grace time, then reported."""
     result = verdict(reply, 0.0, missing_for, patience)
-    over = is_missing(reply) and missing_for >= patience.visibility_grace
+    over = is_missing(reply) and missing_for >= patience.not_found_grace
     assert isinstance(result, GenerationNotFound | InvalidOutput) == over
     if over:
         expected = InvalidOutput if reply.status is Status.SUCCEEDED else GenerationNotFound
@@ -178,7 +178,7 @@ async def test_an_id_that_stays_unknown_is_given_up_after_the_grace_time(
 ):
     """The wait does not end before the grace time, and nothing is bought again."""
     script = answers(UNKNOWN)
-    patience = PollPolicy(interval=0.01, deadline=20, visibility_grace=0.1)
+    patience = PollPolicy(interval=0.01, timeout=20, not_found_grace=0.1)
     with pytest.raises(GenerationNotFound) as caught:
         await wait_until_finished(await client_of(script), submitted(), patience)
     assert caught.value.code == "task_not_exist"
@@ -189,7 +189,7 @@ async def test_an_id_that_stays_unknown_is_given_up_after_the_grace_time(
 async def test_a_moment_of_not_knowing_is_forgotten(answers, client_of, submitted):
     """Only an uninterrupted grace time counts, because replicas lag now and then."""
     script = answers(*[UNKNOWN, RUNNING] * 10, DONE)
-    patience = PollPolicy(interval=0.01, deadline=20, visibility_grace=0.05)
+    patience = PollPolicy(interval=0.01, timeout=20, not_found_grace=0.05)
     finished = await wait_until_finished(await client_of(script), submitted(), patience)
     assert finished.polls == 21
 
@@ -228,7 +228,7 @@ async def test_the_deadline_ends_a_poll_that_stays_silent(client_of, submitted):
 async def test_no_two_polls_come_closer_than_the_interval(answers, client_of, submitted):
     """The interval is the one that the service asks for and that a user can set."""
     script = answers(*[RUNNING] * 8, DONE)
-    patience = PollPolicy(interval=0.1, deadline=20, visibility_grace=1)
+    patience = PollPolicy(interval=0.1, timeout=20, not_found_grace=1)
     submission = submitted()
     began = time.monotonic()
     await wait_until_finished(await client_of(script), submission, patience)
@@ -242,7 +242,7 @@ async def test_a_poll_after_the_deadline_still_keeps_the_interval(answers, clien
     script = answers(RUNNING, DONE)
     wait = PollState(started=time.monotonic() - 100, last_poll=time.monotonic())
     began = time.monotonic()
-    patience = PollPolicy(interval=0.05, deadline=1, visibility_grace=1)
+    patience = PollPolicy(interval=0.05, timeout=1, not_found_grace=1)
     with pytest.raises(GenerationTimeout):
         await wait_until_finished(await client_of(script), submitted(), patience, wait=wait)
     assert script.times[0] - began >= 0.0499
@@ -258,7 +258,7 @@ async def test_a_finished_generation_is_fetched_although_its_deadline_is_over(
     submission = await submit(service, client, request_)
     await asyncio.to_thread(service.settle, 20)
     wait = PollState(started=time.monotonic() - 100)
-    patience = PollPolicy(interval=0.5, deadline=1, visibility_grace=1)
+    patience = PollPolicy(interval=0.5, timeout=1, not_found_grace=1)
     finished = await wait_until_finished(client, submission, patience, wait=wait)
     assert finished.generation.status is Status.SUCCEEDED
 
@@ -281,7 +281,7 @@ async def test_a_wait_goes_on_where_it_broke(answers, client_of, submitted):
 async def test_no_answer_at_the_deadline_is_a_timeout(answers, client_of, submitted):
     """A timeout is not reported as an error that may be retried."""
     wait = PollState(started=time.monotonic() - 100)
-    patience = PollPolicy(interval=0.01, deadline=1, visibility_grace=1)
+    patience = PollPolicy(interval=0.01, timeout=1, not_found_grace=1)
     with pytest.raises(GenerationTimeout) as caught:
         await wait_until_finished(
             await client_of(answers((503, b"busy"))), submitted(), patience, wait=wait
@@ -381,6 +381,6 @@ async def test_a_cancelled_wait_stops_at_once(answers, client_of, submitted):
 def test_a_success_without_output_at_the_deadline_is_not_called_running():
     """The message says that the output is missing, because a finished generation is paid."""
     reply = Generation(task_id="t", status=Status.SUCCEEDED)
-    error = verdict(reply, elapsed=60, missing_for=5, patience=PollPolicy(deadline=30))
+    error = verdict(reply, elapsed=60, missing_for=5, patience=PollPolicy(timeout=30))
     assert isinstance(error, InvalidOutput)
     assert "names no output" in str(error)

@@ -87,6 +87,6 @@ async def test_a_clock_that_jumps_changes_no_wait(jump, sandbox, request_, clien
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + jump)
     finished = await wait_until_finished(
-        client, submission, PollPolicy(interval=0.1, deadline=30, visibility_grace=5)
+        client, submission, PollPolicy(interval=0.1, timeout=30, not_found_grace=5)
     )
     assert finished.generation.outputs

@@ -127,7 +127,7 @@ def names(*addresses: str):
 async def test_a_name_that_leads_inside_is_refused_and_not_connected_to():
     """The error names the address and the setting that would allow it."""
     network = Network()
-    with pytest.raises(InvalidOutput, match=r"at 169\.254.*COMETAPI_ASSET_HOSTS"):
+    with pytest.raises(InvalidOutput, match=r"at 169\.254.*COMETAPI_ALLOWED_ASSET_HOSTS"):
         await PublicOnlyBackend(names("169.254.169.254", "10.0.0.1"), network).connect_tcp(
             "evil.com", 443
         )
@@ -248,13 +248,13 @@ async def test_a_proxy_of_the_environment_is_used_all_the_same(monkeypatch):
 )
 def test_hosts_are_written_with_commas(monkeypatch, written, read):
     """Hosts are separated by commas, in any case and with blanks."""
-    monkeypatch.setenv("COMETAPI_ASSET_HOSTS", written)
-    assert CometAPISettings().asset_hosts == read
+    monkeypatch.setenv("COMETAPI_ALLOWED_ASSET_HOSTS", written)
+    assert CometAPISettings().allowed_asset_hosts == read
 
 
 @pytest.mark.parametrize("written", ["https://a.b", "a.b:9000", "a.b/c", "*", "a b"])
 def test_what_is_no_name_is_refused(monkeypatch, written):
     """A name that could never match is refused at once."""
-    monkeypatch.setenv("COMETAPI_ASSET_HOSTS", written)
+    monkeypatch.setenv("COMETAPI_ALLOWED_ASSET_HOSTS", written)
     with pytest.raises(ValidationError, match="write bare names, as"):
         CometAPISettings()
