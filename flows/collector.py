@@ -97,7 +97,7 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
     async def entries(*states: State) -> list[Entry]:
         return await ledger.entries(states=states, tell=told)
 
-    await _give_up_the_dead(ledger, await entries(State.INTENDED))
+    await _give_up_the_dead(ledger, await entries(State.CLAIMED))
     slots = asyncio.Semaphore(AT_ONCE)
     me = holder_name(this_run())
 

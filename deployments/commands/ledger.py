@@ -148,9 +148,9 @@ def adopt(
 
 
 @app.command
-def lost(key: Key) -> None:
+def write_off(key: Key) -> None:
     """Write off an uncertain submission: nothing more is sent under its idempotency key."""
-    _decide(key, State.LOST, "declared lost by hand")
+    _decide(key, State.WRITTEN_OFF, "written off by hand")
     minutes = f"{ARRIVAL_WINDOW.total_seconds() / 60:g} minutes after it was sent"
     again = f"prefect-cometapi ledger resubmit {shlex.quote(key)}"
     _done(f"{key} is given up.", f"{again}   (from {minutes} on, should you want it all the same)")
@@ -180,7 +180,7 @@ def resubmit(
     until = may_arrive_until(entry, moment)
     if until and not now:
         _refuse_for_now(entry, moment, until)
-    _decide(key, State.RELEASED, "one more submission allowed by hand", entry)
+    _decide(key, State.RESUBMIT_ALLOWED, "one more submission allowed by hand", entry)
     if outcome_is_unknown(entry):
         sent = f"{key} was last sent at {shown_time(sent_at(entry, moment))}."
         console.print(escape(sent), soft_wrap=True)
@@ -273,7 +273,7 @@ def _advise(entries: Sequence[Entry]) -> None:
         for command, when in (
             (f"adopt {key} TASK_ID", "it is there"),
             (f"resubmit {key}", f"{_when(undecided[0])}: one more submission"),
-            (f"lost {key}", "it does not matter any more"),
+            (f"write-off {key}", "it does not matter any more"),
         ):
             console.print(f"  prefect-cometapi ledger {escape(command)}  [dim]{when}[/]")
     if waiting:

@@ -24,7 +24,7 @@ _COLOURS = {
     State.FAILED: "red",
     State.CANCELLED: "red",
     State.UNCERTAIN: "bold yellow",
-    State.LOST: "yellow",
+    State.WRITTEN_OFF: "yellow",
     State.SUBMITTED: "cyan",
     State.SUCCEEDED: "cyan",
 }
@@ -112,7 +112,7 @@ def facts_of(entry: Entry) -> dict[str, str]:
         "model": " ".join(filter(None, [entry.route, entry.model])),
         "request": request,
         "billed": f"{entry.billed_seconds:g} s of video" if entry.billed_seconds else "",
-        "intended": shown_time(entry.created_at),
+        "claimed": shown_time(entry.created_at),
         "last sent": shown_time(entry.claimed_at),
         "submitted": shown_time(entry.submitted_at),
         "finished": shown_time(entry.finished_at),

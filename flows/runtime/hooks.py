@@ -47,14 +47,14 @@ async def _let_go(run: str, how: str, certainly_over: bool) -> list[str]:
             still seems active are kept.
     """
     from ...runway.ledger.entry import UNFINISHED
-    from ...runway.ledger.entry import State as ProgressSnapshot
+    from ...runway.ledger.entry import State as EntryState
     from ...runway.ledger.purchase import resolve_dead_claim
 
     ledger = await open_ledger()
     for entry in await ledger.held_by_run(run):
         if not certainly_over and await ledger.is_living(entry):
             continue  # Prefect may report a crash although the process is alive.
-        if entry.state is ProgressSnapshot.INTENDED:
+        if entry.state is EntryState.CLAIMED:
             await resolve_dead_claim(ledger, entry)
         elif entry.holder:
             await ledger.release_lease(entry.key, entry.holder, f"its run ended: {how}")

@@ -3,7 +3,7 @@
 
 ::
 
-    intended ──► submitted ──► succeeded ──► stored
+    claimed ───► submitted ──► succeeded ──► stored
        │  │          ├──► failed, cancelled        (upstream's decision)
        │  │          │       └──► succeeded        (upstream corrected itself; `finish` polls again)
        │  │          └──► abandoned                (the user's decision; collect skips it)
@@ -12,10 +12,10 @@
                ├──► submitted                      (its task id was found and adopted; until the
                │                                    service has confirmed the id, it can be
                │                                    replaced or withdrawn)
-               ├──► lost                           (written off: nothing is sent under this key)
-               └──► released                       (one more submission is allowed)
+               ├──► written_off                    (written off: nothing is sent under this key)
+               └──► resubmit_allowed               (one more submission is allowed)
 
-``intended`` is the claim, which is written before the paid POST. ``submitted`` is written right
+``claimed`` is the claim, which is written before the paid POST. ``submitted`` is written right
 after its answer. So a process may die at any time: the state that it leaves says if a charge is
 possible. Every change lists the states that it may follow, and the database makes the change in one
 statement. So if two changes conflict, only one of them happens.
@@ -50,7 +50,7 @@ from ..models.generation import (
 class State(StrEnum):
     """State of a generation in the ledger."""
 
-    INTENDED = "intended"
+    CLAIMED = "claimed"
     SUBMITTED = "submitted"
     SUCCEEDED = "succeeded"
     STORED = "stored"
@@ -58,8 +58,8 @@ class State(StrEnum):
     CANCELLED = "cancelled"
     REJECTED = "rejected"
     UNCERTAIN = "uncertain"
-    LOST = "lost"
-    RELEASED = "released"
+    WRITTEN_OFF = "written_off"
+    RESUBMIT_ALLOWED = "resubmit_allowed"
     ABANDONED = "abandoned"
 
 
@@ -67,22 +67,22 @@ UNFINISHED = (State.SUBMITTED, State.SUCCEEDED)
 """States of generations that are bought and not delivered yet; ``collect`` finishes them."""
 
 _BOUGHT = {State.SUBMITTED, State.ABANDONED}
-_OPEN = {State.INTENDED, State.UNCERTAIN, State.LOST}  # a task id may still arrive
-_FREE = {State.REJECTED, State.RELEASED}
+_OPEN = {State.CLAIMED, State.UNCERTAIN, State.WRITTEN_OFF}  # a task id may still arrive
+_FREE = {State.REJECTED, State.RESUBMIT_ALLOWED}
 _GIVEN_UP = {State.FAILED, State.CANCELLED}  # upstream may still correct itself
 
 ALLOWED_PREDECESSORS: dict[State, frozenset[State]] = {
-    State.INTENDED: frozenset({*_FREE, State.UNCERTAIN}),
+    State.CLAIMED: frozenset({*_FREE, State.UNCERTAIN}),
     State.SUBMITTED: frozenset({*_BOUGHT, *_OPEN, *_FREE}),
     State.SUCCEEDED: frozenset({*_BOUGHT, *_OPEN, *_GIVEN_UP, State.SUCCEEDED}),
     State.STORED: frozenset({*_BOUGHT, *_OPEN, *_GIVEN_UP, State.SUCCEEDED, State.STORED}),
     State.FAILED: frozenset({*_BOUGHT, *_OPEN, State.SUCCEEDED, State.FAILED}),
     State.CANCELLED: frozenset({*_BOUGHT, *_OPEN, State.SUCCEEDED, State.CANCELLED}),
-    State.REJECTED: frozenset({State.INTENDED}),
-    State.UNCERTAIN: frozenset({State.INTENDED}),
-    State.LOST: frozenset({State.UNCERTAIN, State.LOST}),
-    State.RELEASED: frozenset(
-        {State.UNCERTAIN, State.LOST, State.FAILED, State.CANCELLED, State.RELEASED}
+    State.REJECTED: frozenset({State.CLAIMED}),
+    State.UNCERTAIN: frozenset({State.CLAIMED}),
+    State.WRITTEN_OFF: frozenset({State.UNCERTAIN, State.WRITTEN_OFF}),
+    State.RESUBMIT_ALLOWED: frozenset(
+        {State.UNCERTAIN, State.WRITTEN_OFF, State.FAILED, State.CANCELLED, State.RESUBMIT_ALLOWED}
     ),
     State.ABANDONED: frozenset({*UNFINISHED, State.ABANDONED}),
 }
@@ -136,7 +136,7 @@ class Entry(Intent):
     lease_left: float | None = Field(
         default=None, description="Seconds until the holder counts as gone; negative when over."
     )
-    created_at: AwareDatetime = Field(description="When it was intended or attached.")
+    created_at: AwareDatetime = Field(description="When it was claimed or attached.")
     changed_at: AwareDatetime = Field(description="When its state changed last.")
     submitted_at: AwareDatetime | None = Field(default=None, description="When it was accepted.")
     finished_at: AwareDatetime | None = Field(

@@ -66,7 +66,7 @@ def next_step(
         return Step.ADOPT if task_id else Step.BUY
     if clash := conflict(entry, intent, task_id):
         return clash.about(key=entry.key, task_id=entry.task_id)
-    if entry.state is State.INTENDED:
+    if entry.state is State.CLAIMED:
         return Step.WAIT if living else Step.GIVE_UP
     if task_id and entry.task_id != task_id and not entry.task_id_checked:
         return Step.ADOPT
@@ -145,7 +145,7 @@ async def buy_once(
             entry = await _claimed(
                 ledger,
                 intent,
-                State.INTENDED,
+                State.CLAIMED,
                 claim,
                 resubmit_as=resubmit_as,
                 budget=budget,
@@ -225,7 +225,7 @@ async def _claimed(
     This waits while another owner submits the key.
     """
     values["task_id"] = task_id
-    buys = int(state is State.INTENDED)
+    buys = int(state is State.CLAIMED)
     told = False
     while True:
         mine = await ledger.add(
@@ -236,7 +236,7 @@ async def _claimed(
         entry = await ledger.get(intent.key)
         if entry is None:
             continue
-        living = entry.state is State.INTENDED and await ledger.is_living(entry)
+        living = entry.state is State.CLAIMED and await ledger.is_living(entry)
         step = next_step(entry, intent, living=living, resubmit_as=resubmit_as, task_id=task_id)
         if isinstance(step, CometAPIError):
             raise step

@@ -25,7 +25,7 @@ def outcome_is_unknown(entry: Entry) -> bool:
 
     A task id that the service never confirmed is not an answer either.
     """
-    if entry.state in {State.UNCERTAIN, State.LOST}:
+    if entry.state in {State.UNCERTAIN, State.WRITTEN_OFF}:
         return True
     return entry.state in {State.SUBMITTED, State.ABANDONED} and not entry.task_id_checked
 

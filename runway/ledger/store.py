@@ -578,7 +578,7 @@ def _unchanged_since(seen: Entry) -> list[ColumnElement[bool]]:
     where = [_table.state == str(seen.state), _table.claim == seen.claim]
     if not seen.task_id_checked:  # an id that was confirmed since must not be replaced
         where.append(_table.task_id_checked.is_(False))
-    if seen.state is State.INTENDED:  # a lease that was renewed since has an active owner
+    if seen.state is State.CLAIMED:  # a lease that was renewed since has an active owner
         where.append(_lease_of(seen))
     return where
 

@@ -218,7 +218,7 @@ def test_the_hook_marks_an_unanswered_submission(book, held, sandbox, image):
 
     gone = holder_name(str(held.id)).replace(f":{os.getpid()}:", ":999999999:")
     intent = Intent(key="asked", base_url=sandbox.url, flow_run_id=str(held.id))
-    assert run_sync(book.ledger.add(intent, State.INTENDED, "c1", holder=f"{gone}#c1"))
+    assert run_sync(book.ledger.add(intent, State.CLAIMED, "c1", holder=f"{gone}#c1"))
     release_leases(image_to_video, held, Crashed())
     assert (book["asked"].state, book["asked"].holder) == (State.UNCERTAIN, None)
     assert count(sandbox, "create") == 1  # This is the fixture's purchase.

@@ -179,7 +179,7 @@ async def settled(ledger: Ledger, sandbox: Sandbox) -> tuple[list[str], list[str
             await attach(ledger, entry, task_id)
             adopted.append(entry.key)
         else:
-            await ledger.change(entry.key, State.RELEASED, seen=entry, note="not accepted")
+            await ledger.change(entry.key, State.RESUBMIT_ALLOWED, seen=entry, note="not accepted")
             released.append(entry.key)
     return adopted, released
 

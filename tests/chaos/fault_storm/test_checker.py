@@ -138,7 +138,9 @@ def test_an_error_of_no_known_type_is_found():
     assert wrong(replace(AS_PROMISED, endings=endings)) == {Wrong.UNTYPED}
 
 
-@pytest.mark.parametrize("state", ["uncertain", "rejected", "submitted", "intended", "released"])
+@pytest.mark.parametrize(
+    "state", ["uncertain", "rejected", "submitted", "claimed", "resubmit_allowed"]
+)
 def test_what_is_unsettled_in_the_end_is_found(state):
     """A generation that is not stored, failed or cancelled after the user's decisions is found."""
     found = replace(ALL_STORED, keys=["a", "z"], rows=[STORED, Row("z", state)])

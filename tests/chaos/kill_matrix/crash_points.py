@@ -131,7 +131,7 @@ def after(strike: Strike, owner: Any, name: str, when: Test = _always) -> None:
 
 
 def _claims(_ledger: Ledger, _intent: Any, state: State, *_args: Any, **_values: Any) -> bool:
-    return state is State.INTENDED
+    return state is State.CLAIMED
 
 
 def _commits_the_id(_ledger: Ledger, _key: str, state: State, **values: Any) -> bool:

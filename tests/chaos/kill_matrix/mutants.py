@@ -22,7 +22,7 @@ def unclaimed() -> None:
     async def _(
         original: Any, ledger: Ledger, intent: Intent, state: State, claim: str, **values: Any
     ) -> Entry | None:
-        if state is not State.INTENDED:
+        if state is not State.CLAIMED:
             return await original(ledger, intent, state, claim, **values)
         now = datetime.now(UTC)
         new = {"state": state, "claim": claim, "created_at": now, "changed_at": now}

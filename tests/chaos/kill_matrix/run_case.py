@@ -184,7 +184,7 @@ class _Playing:
             await attach(self.lane.ledger, entry, found[0].task_id)
             after = await self.collect()
         else:
-            await self.lane.ledger.change(entry.key, State.RELEASED, seen=entry)
+            await self.lane.ledger.change(entry.key, State.RESUBMIT_ALLOWED, seen=entry)
             after = await self.run(entry.key)
         self.expect(after.succeeded, f"after the decision: {after}")
 

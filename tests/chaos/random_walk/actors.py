@@ -57,7 +57,7 @@ AT_ONCE = 4
 TRIES = 4
 """Attempts of a buyer on one key, as Prefect's retries make them."""
 
-DECIDABLE = {State.UNCERTAIN, State.LOST, State.FAILED, State.CANCELLED, State.SUBMITTED}
+DECIDABLE = {State.UNCERTAIN, State.WRITTEN_OFF, State.FAILED, State.CANCELLED, State.SUBMITTED}
 """States of the generations that the person may settle."""
 
 MOMENTS = ("posting", "polling", "persisting")
@@ -381,7 +381,7 @@ class Person:
 
     def _decision(self, entry: Entry, candidates: list[str], chance: random.Random) -> str:
         point = chance.random()
-        open_outcome = entry.state in {State.UNCERTAIN, State.LOST}
+        open_outcome = entry.state in {State.UNCERTAIN, State.WRITTEN_OFF}
         if self.final:
             return "" if not open_outcome else "adopt" if candidates else "resubmit"
         # Nobody would ask for a second purchase's own key again.
@@ -391,7 +391,7 @@ class Person:
             return "resubmit" if point < 0.3 else ""
         if candidates:
             return "adopt" if point < 0.85 else "resubmit" if point < 0.95 else ""
-        return "resubmit" if point < 0.5 else "lost" if point < 0.65 else ""
+        return "resubmit" if point < 0.5 else "write-off" if point < 0.65 else ""
 
 
 def _undecided(place: Place) -> list[tuple[Entry, list[str]]]:

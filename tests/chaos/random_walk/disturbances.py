@@ -200,7 +200,7 @@ def restore(walk: Walk, chance: random.Random) -> bool:
     for row in rows:
         if row.state == "stored" and row.task_id not in ids:
             walk.incomplete.append(f"{row.key} is not in the ledger that was rebuilt")
-        elif row.key not in there or there[row.key].state in {"rejected", "released"}:
+        elif row.key not in there or there[row.key].state in {"rejected", "resubmit_allowed"}:
             walk.events.write("leave", key=row.key)  # only the old ledger knew the failure
     return True
 

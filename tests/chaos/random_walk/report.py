@@ -53,7 +53,7 @@ FAULTS = {
 DECISIONS = {
     "adopt": "adopted",
     "leave": "one more submission allowed",
-    "lost": "given up",
+    "write-off": "given up",
     "abandon": "left to itself",
 }
 

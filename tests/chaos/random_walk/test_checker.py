@@ -126,7 +126,7 @@ def test_a_half_file_is_found(more):
     assert wrong(replace(SOUND, files={**SOUND.files, **more})) == {Wrong.HALF_FILE}
 
 
-@pytest.mark.parametrize("state", ["uncertain", "submitted", "lost", "intended"])
+@pytest.mark.parametrize("state", ["uncertain", "submitted", "written_off", "claimed"])
 def test_what_is_unsettled_in_the_end_is_found(state):
     """A key that is neither stored nor failed after all decisions is found."""
     rows = [*SOUND.rows, Row("d", state)]

@@ -54,7 +54,7 @@ def test_a_disturbance_that_never_happened_is_named():
     expected = ["kill", "fork", "vanish"]
     assert missing(expected, Counter({"kill": 3})) == ["fork", "vanish"]
     assert (
-        missing(expected, Counter({"kill": 3, "forked": 1, "row deleted while intended": 1})) == []
+        missing(expected, Counter({"kill": 3, "forked": 1, "row deleted while claimed": 1})) == []
     )
 
 

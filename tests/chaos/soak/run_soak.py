@@ -46,7 +46,7 @@ RESIDENT = (sys.executable, "-m", "tests.chaos.soak.resident")
 PATIENCE = 300.0
 """Seconds within which all flows in progress must end."""
 
-OPEN = {State.INTENDED, State.UNCERTAIN, *UNFINISHED}
+OPEN = {State.CLAIMED, State.UNCERTAIN, *UNFINISHED}
 ROUNDS = 5
 """Rounds of the user's decisions and collections; the leases of killed processes must expire."""
 

@@ -62,7 +62,7 @@ def wide(monkeypatch):
 
 def test_every_option_of_the_ledger_is_explained():
     """Every option of the ledger commands has a help text."""
-    for name in ("list", "show", "adopt", "lost", "resubmit", "abandon"):
+    for name in ("list", "show", "adopt", "write-off", "resubmit", "abandon"):
         arguments = cli.app["ledger"][name].assemble_argument_collection()
         assert [item.name for item in arguments if not item.parameter.help] == [], name
 
@@ -77,7 +77,7 @@ def test_the_list_tells_what_waits_for_whom(command, capsys):
     for line in (
         "prefect-cometapi ledger adopt 'sku 1' TASK_ID",
         "prefect-cometapi ledger resubmit 'sku 1'",
-        "prefect-cometapi ledger lost 'sku 1'",
+        "prefect-cometapi ledger write-off 'sku 1'",
         "prefect-cometapi collect",
     ):
         assert line in told
@@ -154,7 +154,7 @@ def test_one_generation_is_shown_whole(command, capsys):
 
 def test_an_unknown_key_is_told(command, capsys):
     """An unknown key exits with 1, and prints the command that lists the keys."""
-    for words in (["show"], ["lost"], ["resubmit"], ["abandon"]):
+    for words in (["show"], ["write-off"], ["resubmit"], ["abandon"]):
         assert command("ledger", *words, "nothing") == 1
     assert command("ledger", "adopt", "nothing", "id") == 1
     told = capsys.readouterr().err
@@ -165,10 +165,10 @@ def test_an_unknown_key_is_told(command, capsys):
 @pytest.mark.parametrize(
     ("before", "decision", "after"),
     [
-        (State.UNCERTAIN, "lost", State.LOST),
-        (State.UNCERTAIN, "resubmit", State.RELEASED),
-        (State.LOST, "resubmit", State.RELEASED),
-        (State.FAILED, "resubmit", State.RELEASED),
+        (State.UNCERTAIN, "write-off", State.WRITTEN_OFF),
+        (State.UNCERTAIN, "resubmit", State.RESUBMIT_ALLOWED),
+        (State.WRITTEN_OFF, "resubmit", State.RESUBMIT_ALLOWED),
+        (State.FAILED, "resubmit", State.RESUBMIT_ALLOWED),
         (State.SUBMITTED, "abandon", State.ABANDONED),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_decision_is_recorded(command, capsys, before, decision, after):
     assert "by hand" in known("sku-17").note
 
 
-@pytest.mark.parametrize("decision", ["lost", "resubmit", "abandon"])
+@pytest.mark.parametrize("decision", ["write-off", "resubmit", "abandon"])
 def test_what_is_stored_is_not_decided_about(command, capsys, decision):
     """A stored video is never released for another purchase."""
     entry("sku-17", State.STORED, task_id="id-1")

@@ -35,7 +35,7 @@ def found(sandbox) -> str:
 # resubmit
 
 
-@pytest.mark.parametrize("state", [State.UNCERTAIN, State.LOST])
+@pytest.mark.parametrize("state", [State.UNCERTAIN, State.WRITTEN_OFF])
 @pytest.mark.parametrize("sent", [{"minutes": 1}, {"minutes": 14}, {"days": -2}])
 def test_a_submission_that_may_still_arrive_is_not_sent_again(command, capsys, state, sent):
     """Within 15 minutes, it is refused with the time of the attempt and the commands to type."""
@@ -50,7 +50,7 @@ def test_a_submission_that_may_still_arrive_is_not_sent_again(command, capsys, s
     assert known("sku 17").state is state
 
 
-@pytest.mark.parametrize("state", [State.UNCERTAIN, State.LOST])
+@pytest.mark.parametrize("state", [State.UNCERTAIN, State.WRITTEN_OFF])
 def test_the_user_may_insist_and_is_told_the_risk(command, capsys, state):
     """`--now` releases the key at once, and warns that both submissions may be charged."""
     entry("sku-17", state, claimed_at=ago(minutes=1))
@@ -58,7 +58,7 @@ def test_the_user_may_insist_and_is_told_the_risk(command, capsys, state):
     told = capsys.readouterr()
     assert "both are charged" in told.err
     assert "sku-17 may be submitted once more." in told.out
-    assert known("sku-17").state is State.RELEASED
+    assert known("sku-17").state is State.RESUBMIT_ALLOWED
 
 
 def test_an_old_submission_is_released_and_its_time_is_told(command, capsys):
@@ -69,7 +69,7 @@ def test_an_old_submission_is_released_and_its_time_is_told(command, capsys):
     told = capsys.readouterr()
     assert f"sku-17 was last sent at {sent:%Y-%m-%d %H:%M:%S} UTC." in told.out
     assert told.err == ""
-    assert known("sku-17").state is State.RELEASED
+    assert known("sku-17").state is State.RESUBMIT_ALLOWED
 
 
 @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
@@ -77,7 +77,7 @@ def test_what_ended_upstream_is_released_at_once(command, state):
     """A key whose generation failed is released at once, as nothing more can arrive."""
     entry("sku-17", state, task_id="id-1", claimed_at=ago(seconds=1))
     assert command("ledger", "resubmit", "sku-17") == 0
-    assert known("sku-17").state is State.RELEASED
+    assert known("sku-17").state is State.RESUBMIT_ALLOWED
 
 
 def test_the_list_says_from_when_on_it_may_be_sent_again(command, capsys):
@@ -87,7 +87,7 @@ def test_the_list_says_from_when_on_it_may_be_sent_again(command, capsys):
     told = capsys.readouterr().out
     (line,) = [line for line in told.splitlines() if "ledger resubmit sku-17" in line]
     assert "it is still not there at 20" in line
-    assert command("ledger", "lost", "sku-17") == 0
+    assert command("ledger", "write-off", "sku-17") == 0
     assert "from 15 minutes after it was sent on" in capsys.readouterr().out
 
 
@@ -181,7 +181,9 @@ def test_an_unchecked_id_is_confirmed_by_adopting_it_again(command, sandbox, fou
     assert (known("sku-17").claim, known("sku-17").task_id_checked) == (claim, True)
 
 
-@pytest.mark.parametrize(("words", "after"), [(["lost"], "lost"), (["resubmit"], "released")])
+@pytest.mark.parametrize(
+    ("words", "after"), [(["write-off"], "written_off"), (["resubmit"], "resubmit_allowed")]
+)
 def test_an_unchecked_id_can_be_withdrawn(command, sandbox, monkeypatch, words, after):
     """A key with an unchecked id allows the same decisions as one without an id."""
     entry("sku-17", base_url=sandbox.url, claimed_at=ago(hours=1), attempts=1)

@@ -115,7 +115,7 @@ def test_each_resubmission_counts_against_the_limit(prefect_server, sandbox, tmp
     path = manifest(tmp_path, rows(1))
     with pytest.raises(BatchFailed, match="1 uncertain"):
         generate_batch(path, max_seconds=5, key="one")
-    book.decide("one/sku-0", State.RELEASED)
+    book.decide("one/sku-0", State.RESUBMIT_ALLOWED)
     with pytest.raises(BatchFailed, match="1 not bought") as caught:
         generate_batch(path, max_seconds=5, key="one")
     assert caught.value.result

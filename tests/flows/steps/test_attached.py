@@ -390,7 +390,7 @@ def test_the_command_lines_leave_holds_for_one_submission(prefect_server, sandbo
     sandbox.add_fault("create:reset-after:times=2")
     with pytest.raises(SubmissionUncertain):
         image_to_video(image, key="released")
-    book.decide("released", State.RELEASED)
+    book.decide("released", State.RESUBMIT_ALLOWED)
     for _ in range(2):
         with pytest.raises(SubmissionUncertain):
             image_to_video(image, key="released")

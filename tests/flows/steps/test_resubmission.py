@@ -130,7 +130,7 @@ def test_a_retry_after_the_users_decision_submits_again(
     failed = image_to_video(image, return_state=True)
     assert error in str(failed.message)
     (entry,) = book.all()
-    book.decide(entry.key, State.RELEASED)
+    book.decide(entry.key, State.RESUBMIT_ALLOWED)
     state = retried(image_to_video, failed.state_details.flow_run_id, request=image)
     assert state.is_completed()
     assert book[entry.key].state is State.STORED
@@ -158,7 +158,7 @@ def test_a_flow_that_keeps_its_results_submits_again_too(
     with temporary_settings(changed):
         failed = pipeline(image, return_state=True)
         (entry,) = book.all()
-        book.decide(entry.key, State.RELEASED)
+        book.decide(entry.key, State.RESUBMIT_ALLOWED)
         state = retried(pipeline, failed.state_details.flow_run_id, request=image)
     assert state.is_completed()
     assert book[entry.key].state is State.STORED

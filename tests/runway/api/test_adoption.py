@@ -133,7 +133,7 @@ async def test_an_id_that_is_unknown_changes_nothing(ledger):
     assert await ledger.get(before.key) == before
 
 
-@pytest.mark.parametrize("state", [S.SUBMITTED, S.STORED, S.FAILED, S.RELEASED])
+@pytest.mark.parametrize("state", [S.SUBMITTED, S.STORED, S.FAILED, S.RESUBMIT_ALLOWED])
 async def test_an_id_of_another_key_is_refused_in_any_state(ledger, state):
     """An id of another key is refused, even under a key that was chosen for an id alone."""
     await put(ledger, state, key="first", task_id=ONE)

@@ -37,7 +37,7 @@ from ..factories import dead_holder, intent, put, until
 S = State
 KEY = "sku-17"
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-OPEN = {S.INTENDED, S.UNCERTAIN, S.LOST}
+OPEN = {S.CLAIMED, S.UNCERTAIN, S.WRITTEN_OFF}
 
 
 class Killed(BaseException):
@@ -247,25 +247,25 @@ class OneKey(RuleBasedStateMachine):
     @precondition(lambda self: self.entry() is None)
     @rule()
     def a_process_is_killed_between_its_claim_and_its_request(self) -> None:
-        self.runner.run(put(self.ledger, S.INTENDED, KEY, holder=dead_holder(), attempts=1))
+        self.runner.run(put(self.ledger, S.CLAIMED, KEY, holder=dead_holder(), attempts=1))
         self.look()
 
     @rule()
     def another_machine_takes_the_run_for_dead(self) -> None:
         there = self.entry()
-        if there and there.state is S.INTENDED:
+        if there and there.state is S.CLAIMED:
             change = self.ledger.change(KEY, S.UNCERTAIN, seen=there, holder=None)
             assert self.runner.run(change)
             self.settle()
 
     # Service and user
 
-    @rule(state=st.sampled_from([S.LOST, S.RELEASED, S.ABANDONED]))
+    @rule(state=st.sampled_from([S.WRITTEN_OFF, S.RESUBMIT_ALLOWED, S.ABANDONED]))
     def the_user_decides(self, state: State) -> None:
         there = self.entry()
         if there is None or there.state not in ALLOWED_PREDECESSORS[state]:
             return
-        if state is S.RELEASED:
+        if state is S.RESUBMIT_ALLOWED:
             self.allowed += 1
             self.decided_by_user()
             self.waived.add(there.task_id or "")
@@ -275,7 +275,7 @@ class OneKey(RuleBasedStateMachine):
     @rule(number=st.integers(0, 20), known=st.booleans())
     def the_user_adopts_an_id(self, number: int, known: bool) -> None:
         there = self.entry()
-        if there and there.state is S.INTENDED and self.runner.run(self.ledger.is_living(there)):
+        if there and there.state is S.CLAIMED and self.runner.run(self.ledger.is_living(there)):
             return
         missing = sorted(self.accepted - self.recorded())
         task_id = missing[0] if known and missing else f"other-{number}"
@@ -291,7 +291,11 @@ class OneKey(RuleBasedStateMachine):
     @rule(state=st.sampled_from([S.SUCCEEDED, S.STORED, S.FAILED, S.CANCELLED]))
     def it_ends_upstream(self, state: State) -> None:
         there = self.entry()
-        if there and there.task_id and there.state in ALLOWED_PREDECESSORS[state] - {S.RELEASED}:
+        if (
+            there
+            and there.task_id
+            and there.state in ALLOWED_PREDECESSORS[state] - {S.RESUBMIT_ALLOWED}
+        ):
             assert self.runner.run(self.ledger.change(KEY, state, bought=there.task_id))
             self.look()
 

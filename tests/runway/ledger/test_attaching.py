@@ -45,7 +45,7 @@ async def test_an_id_that_the_key_has_already_is_found(file_ledger, state):
         await attached(file_ledger, "task-2")
 
 
-@pytest.mark.parametrize("state", [S.REJECTED, S.RELEASED, S.UNCERTAIN, S.LOST])
+@pytest.mark.parametrize("state", [S.REJECTED, S.RESUBMIT_ALLOWED, S.UNCERTAIN, S.WRITTEN_OFF])
 async def test_an_id_is_adopted_where_the_key_has_none(ledger, state):
     """An uncertain entry becomes certain, and nothing more is sent for it."""
     await put(ledger, state, attempts=2)
@@ -60,7 +60,7 @@ async def test_an_id_is_adopted_where_the_key_has_none(ledger, state):
 
 async def test_an_id_is_adopted_in_place_of_one_that_failed_and_was_released(ledger):
     """A release by the user makes the key free."""
-    await put(ledger, S.RELEASED, task_id="task-0")
+    await put(ledger, S.RESUBMIT_ALLOWED, task_id="task-0")
     assert (await attached(ledger)).task_id == "task-1"
 
 
@@ -73,7 +73,7 @@ async def test_an_id_of_another_service_is_attached_to_a_free_key(ledger):
     assert await ledger.find("task-1", elsewhere.base_url) == made
 
 
-@pytest.mark.parametrize("state", [S.UNCERTAIN, S.LOST])
+@pytest.mark.parametrize("state", [S.UNCERTAIN, S.WRITTEN_OFF])
 async def test_an_id_of_another_service_is_no_answer_to_a_doubt(ledger, state):
     """An uncertain submission cannot have been bought at another service."""
     await put(ledger, state)
@@ -84,14 +84,14 @@ async def test_an_id_of_another_service_is_no_answer_to_a_doubt(ledger, state):
 
 async def test_an_id_is_adopted_for_a_submission_whose_process_is_dead(ledger):
     """The id completes the entry of a dead process that left no answer."""
-    await put(ledger, S.INTENDED, holder=dead_holder(), attempts=1)
+    await put(ledger, S.CLAIMED, holder=dead_holder(), attempts=1)
     made = await attached(ledger)
     assert (made.state, made.task_id, made.holder) == (S.SUBMITTED, "task-1", None)
 
 
 async def test_an_id_waits_for_the_submission_that_is_under_way(ledger, monkeypatch):
     """The key gets the id of that submission, so the attached id needs another key."""
-    theirs = await put(ledger, S.INTENDED, holder=distant_holder(), attempts=1)
+    theirs = await put(ledger, S.CLAIMED, holder=distant_holder(), attempts=1)
     get, looks = ledger.get, []
 
     async def seen(key):

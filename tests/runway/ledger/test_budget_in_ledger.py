@@ -86,7 +86,7 @@ async def test_each_submission_of_a_key_counts(ledger):
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service, wish=wish("1"), budget=one)
     for _ in range(2):
-        await ledger.change("b/1", S.RELEASED)
+        await ledger.change("b/1", S.RESUBMIT_ALLOWED)
         with pytest.raises(BudgetExceeded):
             await buy(ledger, service, wish=wish("1"), budget=one)
     assert service.posts == 1
@@ -130,7 +130,7 @@ async def test_another_request_under_a_key_costs_what_both_cost(ledger):
     service = Service(SubmissionUncertain("?"))
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service, wish=wish("1", cost=3.0, billed_seconds=10.0), budget=budget)
-    await ledger.change("b/1", S.RELEASED)
+    await ledger.change("b/1", S.RESUBMIT_ALLOWED)
     cheaper = wish("1", cost=1.0, billed_seconds=5.0, fingerprint="b" * 64)
     await buy(ledger, service, wish=cheaper, budget=budget)
     total = await ledger.spent("b/", {})
@@ -162,7 +162,7 @@ async def test_a_key_that_another_run_buys_at_the_limit_is_attached_to(ledger):
 async def test_room_that_comes_free_at_the_same_moment_is_used(ledger, monkeypatch):
     """A refund that comes just after the budget seemed used up is noticed."""
     one, get = Budget("b/", max_spend=1.0), ledger.get
-    await put(ledger, S.INTENDED, "b/0", charges=1, cost=1.0)
+    await put(ledger, S.CLAIMED, "b/0", charges=1, cost=1.0)
 
     async def refused_meanwhile(key):
         if key == "b/1":
@@ -260,7 +260,7 @@ class Model:
             await buy(self.ledgers[which], service, resubmit=again, **asked)
 
     async def release(self, key: str) -> None:
-        await self.ledgers[0].change(f"b/{key}", S.RELEASED)
+        await self.ledgers[0].change(f"b/{key}", S.RESUBMIT_ALLOWED)
 
 
 claims = st.tuples(

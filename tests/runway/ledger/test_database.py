@@ -237,14 +237,14 @@ async def test_one_ledger_serves_many_loops_and_threads(ledger):
 async def test_a_change_is_made_although_its_caller_is_gone(ledger):
     """A change is made completely or not at all."""
     await put(ledger, S.UNCERTAIN)
-    change = asyncio.create_task(ledger.change("sku-17", S.LOST, note="given up"))
+    change = asyncio.create_task(ledger.change("sku-17", S.WRITTEN_OFF, note="given up"))
     await asyncio.sleep(0)
     change.cancel()
     with pytest.raises(asyncio.CancelledError):
         await change
 
     async def made():
-        return (await ledger.get("sku-17")).state is S.LOST
+        return (await ledger.get("sku-17")).state is S.WRITTEN_OFF
 
     await until(made)
     assert (await ledger.get("sku-17")).note == "given up"

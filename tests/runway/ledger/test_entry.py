@@ -23,20 +23,20 @@ from ..factories import BASE, MOMENT, SIGNED, entry, intent, video
 S = State
 ENDS = {S.SUCCEEDED, S.STORED, S.FAILED, S.CANCELLED}
 BOUGHT = {S.SUBMITTED, S.SUCCEEDED, S.STORED, S.FAILED, S.CANCELLED, S.ABANDONED}
-FREE = {S.REJECTED, S.RELEASED}
+FREE = {S.REJECTED, S.RESUBMIT_ALLOWED}
 AFTER = {state: {next_ for next_ in S if state in ALLOWED_PREDECESSORS[next_]} for state in S}
 DRAWN = [
-    (S.INTENDED, S.SUBMITTED),
+    (S.CLAIMED, S.SUBMITTED),
     (S.SUBMITTED, S.SUCCEEDED),
     (S.SUCCEEDED, S.STORED),
     (S.SUBMITTED, S.FAILED),
     (S.SUBMITTED, S.CANCELLED),
     (S.SUBMITTED, S.ABANDONED),
-    (S.INTENDED, S.REJECTED),
-    (S.INTENDED, S.UNCERTAIN),
+    (S.CLAIMED, S.REJECTED),
+    (S.CLAIMED, S.UNCERTAIN),
     (S.UNCERTAIN, S.SUBMITTED),
-    (S.UNCERTAIN, S.LOST),
-    (S.UNCERTAIN, S.RELEASED),
+    (S.UNCERTAIN, S.WRITTEN_OFF),
+    (S.UNCERTAIN, S.RESUBMIT_ALLOWED),
 ]
 """The transitions drawn in the docstring of the module."""
 
@@ -71,43 +71,43 @@ def test_every_change_of_the_picture_may_happen(before, after):
 
 def test_every_change_that_may_happen_is_one_of_these():
     """No transition is added by accident; each line lists the successors of a state."""
-    open_ = {S.SUBMITTED, S.RELEASED, S.LOST} | ENDS
+    open_ = {S.SUBMITTED, S.RESUBMIT_ALLOWED, S.WRITTEN_OFF} | ENDS
     assert {
-        S.INTENDED: {S.SUBMITTED, S.REJECTED, S.UNCERTAIN} | ENDS,
+        S.CLAIMED: {S.SUBMITTED, S.REJECTED, S.UNCERTAIN} | ENDS,
         S.SUBMITTED: {S.SUBMITTED, S.ABANDONED} | ENDS,
         S.SUCCEEDED: {S.ABANDONED} | ENDS,
         S.STORED: {S.STORED},
-        S.FAILED: {S.FAILED, S.RELEASED, S.SUCCEEDED, S.STORED},
-        S.CANCELLED: {S.CANCELLED, S.RELEASED, S.SUCCEEDED, S.STORED},
-        S.REJECTED: {S.INTENDED, S.SUBMITTED},
-        S.UNCERTAIN: {S.INTENDED} | open_,
-        S.LOST: open_,
-        S.RELEASED: {S.INTENDED, S.SUBMITTED, S.RELEASED},
+        S.FAILED: {S.FAILED, S.RESUBMIT_ALLOWED, S.SUCCEEDED, S.STORED},
+        S.CANCELLED: {S.CANCELLED, S.RESUBMIT_ALLOWED, S.SUCCEEDED, S.STORED},
+        S.REJECTED: {S.CLAIMED, S.SUBMITTED},
+        S.UNCERTAIN: {S.CLAIMED} | open_,
+        S.WRITTEN_OFF: open_,
+        S.RESUBMIT_ALLOWED: {S.CLAIMED, S.SUBMITTED, S.RESUBMIT_ALLOWED},
         S.ABANDONED: {S.SUBMITTED, S.ABANDONED} | ENDS,
     } == AFTER
 
 
 def test_what_is_bought_is_never_bought_again_unless_the_user_says_so():
     """After an id, a new submission always requires a release by the user."""
-    assert S.INTENDED not in reached_from(BOUGHT, without={S.RELEASED})
-    assert S.INTENDED in reached_from(BOUGHT, without=set())
+    assert S.CLAIMED not in reached_from(BOUGHT, without={S.RESUBMIT_ALLOWED})
+    assert S.CLAIMED in reached_from(BOUGHT, without=set())
 
 
 def test_what_is_bought_and_goes_on_cannot_be_released():
     """Only a generation that failed upstream can make room for another submission."""
     going_on = {S.SUBMITTED, S.SUCCEEDED, S.STORED, S.ABANDONED}
     found = reached_from(going_on, without={S.FAILED, S.CANCELLED})
-    assert found & {*FREE, S.INTENDED, S.UNCERTAIN, S.LOST} == set()
+    assert found & {*FREE, S.CLAIMED, S.UNCERTAIN, S.WRITTEN_OFF} == set()
 
 
 def test_what_may_have_been_bought_is_never_taken_for_rejected():
     """After an uncertain outcome, no later change says that nothing was sent."""
-    assert S.REJECTED not in reached_from({S.UNCERTAIN, S.LOST}, without={S.INTENDED})
+    assert S.REJECTED not in reached_from({S.UNCERTAIN, S.WRITTEN_OFF}, without={S.CLAIMED})
 
 
 def test_what_was_given_up_is_sent_again_only_after_a_release():
     """A lost submission is not repeated automatically."""
-    assert S.INTENDED not in reached_from({S.LOST}, without={S.RELEASED})
+    assert S.CLAIMED not in reached_from({S.WRITTEN_OFF}, without={S.RESUBMIT_ALLOWED})
 
 
 def test_what_is_stored_stays_stored():
@@ -118,12 +118,12 @@ def test_what_is_stored_stays_stored():
 @given(walk=st.lists(st.sampled_from(State), max_size=40))
 def test_submissions_of_one_key_are_counted_by_their_causes(walk):
     """Each further claim follows a rejection, an uncertain outcome or a release."""
-    state, causes, claims = S.INTENDED, 0, 0
+    state, causes, claims = S.CLAIMED, 0, 0
     for wanted in walk:
         if state not in ALLOWED_PREDECESSORS[wanted]:
             continue
-        claims += wanted is S.INTENDED
-        causes += state in {*FREE, S.UNCERTAIN} and wanted is S.INTENDED
+        claims += wanted is S.CLAIMED
+        causes += state in {*FREE, S.UNCERTAIN} and wanted is S.CLAIMED
         state = wanted
     assert claims == causes
 

@@ -298,7 +298,7 @@ async def test_a_take_over_happens_once(ledger):
 async def test_what_a_run_holds_is_found_by_its_name(ledger):
     """A run is found by its full name in any process, and not by a part of it."""
     await put(ledger, S.SUBMITTED, "a", task_id="1", holder="h:1:s:2|run-7")
-    await put(ledger, S.INTENDED, "b", holder=holder_name("run-7#claim"))
+    await put(ledger, S.CLAIMED, "b", holder=holder_name("run-7#claim"))
     await put(ledger, S.SUBMITTED, "c", task_id="2", holder=holder_name("other-run-7"))
     await put(ledger, S.SUBMITTED, "d", task_id="3", holder=holder_name("run%7"))
     await put(ledger, S.SUBMITTED, "e", task_id="4")

@@ -46,7 +46,7 @@ async def ids(ledger) -> dict[str, str | None]:
     return {entry.key: entry.task_id for entry in await ledger.entries()}
 
 
-@pytest.mark.parametrize("decided", [None, S.LOST, S.RELEASED])
+@pytest.mark.parametrize("decided", [None, S.WRITTEN_OFF, S.RESUBMIT_ALLOWED])
 async def test_an_id_is_recorded_although_the_key_was_given_up(ledger, purchase, decided):
     """The key gets the id unless something else was bought, even after a release."""
     first = purchase("task-1")
@@ -66,7 +66,7 @@ async def test_both_ids_are_recorded_where_the_key_was_released_and_bought_again
     """The first answer comes last and gets its own key, and the user is informed."""
     first = purchase("task-1")
     await first.resolve_dead_claim()
-    await ledger.change("sku-17", S.RELEASED)
+    await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
     second = await buy_once(ledger, intent(), Service("task-2").post, run="second")
     assert second.task_id == "task-2"
     bought = await first.answered()
@@ -81,7 +81,7 @@ async def test_both_ids_are_recorded_where_the_second_answer_comes_last(ledger, 
     """The first request is answered first, while the second one is still under way."""
     first = purchase("task-1")
     await first.resolve_dead_claim()
-    await ledger.change("sku-17", S.RELEASED)
+    await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
     service = Service("task-2").silent()
     second = asyncio.create_task(buy_once(ledger, intent(), service.post, run="second"))
     await service.asked.wait()
@@ -122,7 +122,7 @@ async def test_a_late_refusal_does_not_free_a_key_that_was_bought_again(ledger, 
     """The refusal applies only to the first request."""
     first = purchase(InvalidRequest("no"))
     await first.resolve_dead_claim()
-    await ledger.change("sku-17", S.RELEASED)
+    await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
     await buy_once(ledger, intent(), Service("task-2").post, run="second")
     with pytest.raises(InvalidRequest):
         await first.answered()

@@ -35,7 +35,7 @@ async def as_an_older_copy_has_it(ledger: Ledger, before: State) -> dict[str, An
     """Return the columns of a key before its next purchase, which is now allowed."""
     there = await put(ledger, before, attempts=1)
     if before is S.UNCERTAIN:
-        await ledger.change("sku-17", S.RELEASED)
+        await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
     return {"state": str(before), "claim": there.claim, "serial": there.serial, "attempts": 1}
 
 
@@ -69,7 +69,7 @@ async def test_a_claim_that_vanished_during_the_request_is_written_again_with_it
     assert again.posts == 0
 
 
-@pytest.mark.parametrize("before", [S.REJECTED, S.RELEASED, S.UNCERTAIN])
+@pytest.mark.parametrize("before", [S.REJECTED, S.RESUBMIT_ALLOWED, S.UNCERTAIN])
 async def test_a_claim_that_an_older_copy_forgot_gets_its_id_under_the_key(ledger, before):
     """The older copy has the key as it was before this purchase."""
     old = await as_an_older_copy_has_it(ledger, before)
@@ -105,7 +105,7 @@ async def test_an_open_outcome_whose_claim_vanished_is_recorded(ledger):
     assert again.posts == 0
 
 
-@pytest.mark.parametrize("before", [S.REJECTED, S.RELEASED, S.UNCERTAIN])
+@pytest.mark.parametrize("before", [S.REJECTED, S.RESUBMIT_ALLOWED, S.UNCERTAIN])
 async def test_an_open_outcome_that_an_older_copy_forgot_is_recorded_under_its_key(ledger, before):
     """The key looks free in the older copy, but it becomes uncertain."""
     old = await as_an_older_copy_has_it(ledger, before)
@@ -235,7 +235,7 @@ async def test_a_claim_that_vanishes_while_its_answer_is_awaited_cannot_be_bough
     await until(is_back)
     there = await ledger.get("sku-17")
     assert there
-    assert there.state is S.INTENDED
+    assert there.state is S.CLAIMED
     assert (await buying.answered()).key == "sku-17"
     await ledger.database.close()
 
@@ -271,7 +271,7 @@ async def test_a_late_failure_of_an_older_purchase_leaves_the_newer_claim_alone(
     """A poller that was paused reports an id that the key no longer has."""
     old = await put(ledger, S.SUBMITTED, task_id="task-0")
     await ledger.change("sku-17", S.FAILED, note="no cats")
-    await ledger.change("sku-17", S.RELEASED)
+    await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
     buying = Buying(ledger)
     await buying.service.asked.wait()
     late = GenerationFailed("it failed")

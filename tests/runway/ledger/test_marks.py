@@ -156,7 +156,7 @@ async def test_a_claim_made_again_has_a_new_number(ledger):
     """A second purchase of a key also increases the serial number."""
     await bought(ledger, "a", "b")
     await ledger.change("a", State.FAILED)
-    await ledger.change("a", State.RELEASED)
+    await ledger.change("a", State.RESUBMIT_ALLOWED)
     await bought(ledger, "a")
     assert (await ledger.get("a")).serial == 3
     assert (await ledger.history.mark()).serial == 3

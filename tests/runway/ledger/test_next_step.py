@@ -12,7 +12,7 @@ from ..factories import entry, intent
 
 S = State
 OTHER = intent(fingerprint="b" * 64, request={"duration": 10})
-FREE = {S.REJECTED, S.RELEASED}
+FREE = {S.REJECTED, S.RESUBMIT_ALLOWED}
 BOUGHT = {S.SUBMITTED, S.SUCCEEDED, S.STORED, S.FAILED, S.CANCELLED, S.ABANDONED}
 states = st.sampled_from(State)
 truth = st.booleans()
@@ -36,11 +36,11 @@ def run_of(resubmit: object) -> str | None:
           for state in sorted(BOUGHT) for living in (0, 1) for resubmit in (0, 1)],
         *[(state, living, resubmit, Step.BUY)
           for state in sorted(FREE) for living in (0, 1) for resubmit in (0, 1)],
-        *[(S.INTENDED, True, resubmit, Step.WAIT) for resubmit in (0, 1)],
-        *[(S.INTENDED, False, resubmit, Step.GIVE_UP) for resubmit in (0, 1)],
+        *[(S.CLAIMED, True, resubmit, Step.WAIT) for resubmit in (0, 1)],
+        *[(S.CLAIMED, False, resubmit, Step.GIVE_UP) for resubmit in (0, 1)],
         *[(S.UNCERTAIN, living, True, Step.BUY) for living in (0, 1)],
         *[(S.UNCERTAIN, living, False, SubmissionUncertain) for living in (0, 1)],
-        *[(S.LOST, living, resubmit, SubmissionUncertain)
+        *[(S.WRITTEN_OFF, living, resubmit, SubmissionUncertain)
           for living in (0, 1) for resubmit in (0, 1)],
     ],
 )  # fmt: skip
@@ -54,7 +54,7 @@ def test_the_same_request_again(state, living, resubmit, expected):
 @pytest.mark.parametrize(
     ("state", "known", "expected"),
     [
-        *[(state, None, Step.ADOPT) for state in sorted({*FREE, S.UNCERTAIN, S.LOST})],
+        *[(state, None, Step.ADOPT) for state in sorted({*FREE, S.UNCERTAIN, S.WRITTEN_OFF})],
         *[(state, "task-1", Step.ATTACH) for state in sorted(BOUGHT)],
         *[(state, "task-2", IdempotencyKeyConflict) for state in sorted(BOUGHT)],
     ],
@@ -68,7 +68,7 @@ def test_an_id_that_is_attached(state, known, living, expected):
 @pytest.mark.parametrize(("living", "expected"), [(True, Step.WAIT), (False, Step.GIVE_UP)])
 def test_an_id_is_not_attached_to_a_key_that_is_just_being_submitted(living, expected):
     """The outcome of the current submission is awaited first."""
-    assert next_step(entry(S.INTENDED), intent(), living=living, task_id="task-1") is expected
+    assert next_step(entry(S.CLAIMED), intent(), living=living, task_id="task-1") is expected
 
 
 @given(resubmit=truth, living=truth)
@@ -114,7 +114,7 @@ def test_nothing_is_bought_over_an_id_or_against_a_doubt(
         assert there.task_id
         assert task_id in {None, there.task_id}
     if step in {Step.WAIT, Step.GIVE_UP}:
-        assert state is S.INTENDED
+        assert state is S.CLAIMED
         assert living == (step is Step.WAIT)
 
 
@@ -132,7 +132,7 @@ def test_the_decision_is_the_same_each_time(state, living, resubmit, task_id, kn
     assert decided() == decided()
 
 
-@pytest.mark.parametrize("state", [S.UNCERTAIN, S.LOST])
+@pytest.mark.parametrize("state", [S.UNCERTAIN, S.WRITTEN_OFF])
 def test_a_doubt_is_told_with_what_happened(state):
     """The error has the message of the attempt that left the outcome uncertain."""
     told = next_step(entry(state, note="the line went dead"), intent(), living=False)

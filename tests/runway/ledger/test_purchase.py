@@ -59,7 +59,7 @@ async def test_what_is_bought_is_recorded_with_its_request_and_its_id(ledger):
     purchase = asyncio.create_task(buy(ledger, service, run="nightly"))
     await service.asked.wait()
     claimed = await ledger.get("sku-17")
-    assert (claimed.state, claimed.task_id, claimed.attempts) == (S.INTENDED, None, 1)
+    assert (claimed.state, claimed.task_id, claimed.attempts) == (S.CLAIMED, None, 1)
     assert claimed.holder.startswith(f"{this_process()}|nightly#")
     assert 50 < claimed.lease_left <= 60
     service.answer.set()
@@ -217,7 +217,7 @@ async def test_another_request_under_the_key_is_refused_with_what_differs(ledger
 async def test_the_claim_of_a_dead_process_is_uncertain_at_once(ledger_url, claimed_by):
     """The process died between claim and id; on another machine the lease must expire first."""
     ledger: Any = Ledger(ledger_url, lease=0.3)
-    await put(ledger, S.INTENDED, holder=claimed_by(), attempts=1)
+    await put(ledger, S.CLAIMED, holder=claimed_by(), attempts=1)
     service = Service()
     with pytest.raises(SubmissionUncertain, match="left no answer"):
         await buy(ledger, service)
@@ -262,7 +262,7 @@ async def test_an_id_that_may_stand_for_both_is_a_receipt(ledger, there):
 async def test_a_claim_elsewhere_is_waited_for_until_its_answer_comes(ledger, monkeypatch):
     """The id of the other run is used, and the expected wait is reported once."""
     monkeypatch.setattr(purchase, "CLAIM_POLL_INTERVAL", 0.01)
-    theirs = await put(ledger, S.INTENDED, holder=distant_holder("nightly"), attempts=1)
+    theirs = await put(ledger, S.CLAIMED, holder=distant_holder("nightly"), attempts=1)
     told, service = Told(), Service()
     looks, add = asyncio.Semaphore(0), ledger.add
 
@@ -282,7 +282,7 @@ async def test_a_claim_elsewhere_is_waited_for_until_its_answer_comes(ledger, mo
 
 async def test_who_is_cancelled_while_waiting_disturbs_nothing(ledger):
     """The other run's claim stays unchanged."""
-    theirs = await put(ledger, S.INTENDED, holder=distant_holder(), attempts=1)
+    theirs = await put(ledger, S.CLAIMED, holder=distant_holder(), attempts=1)
     told, service = Told(), Service()
     waiting = asyncio.create_task(buy(ledger, service, warn=told))
     await told.heard.wait()
@@ -290,7 +290,7 @@ async def test_who_is_cancelled_while_waiting_disturbs_nothing(ledger):
     with pytest.raises(asyncio.CancelledError):
         await waiting
     there = await ledger.get("sku-17")
-    assert (there.state, there.claim, there.holder) == (S.INTENDED, theirs.claim, theirs.holder)
+    assert (there.state, there.claim, there.holder) == (S.CLAIMED, theirs.claim, theirs.holder)
     assert service.posts == 0
 
 
@@ -353,7 +353,7 @@ async def test_a_claim_that_could_not_even_be_withdrawn_is_withdrawn_later(ledge
         await buy(ledger, service)
     for repair in repairs:
         repair()
-    assert (await ledger.get("sku-17")).state is S.INTENDED
+    assert (await ledger.get("sku-17")).state is S.CLAIMED
     assert (await buy(ledger, service)).attempts == 2
     assert service.posts == 1
 

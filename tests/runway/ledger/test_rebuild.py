@@ -94,7 +94,7 @@ async def test_rebuilding_again_changes_nothing(ledger, tmp_path):
     assert await ledger.entries() == before
 
 
-@pytest.mark.parametrize("state", [S.UNCERTAIN, S.REJECTED, S.RELEASED, S.LOST])
+@pytest.mark.parametrize("state", [S.UNCERTAIN, S.REJECTED, S.RESUBMIT_ALLOWED, S.WRITTEN_OFF])
 async def test_a_key_without_an_id_gets_the_id_of_its_video(ledger, tmp_path, state):
     """The older copy had the claim, but not its outcome."""
     await put(ledger, state)

@@ -13,7 +13,7 @@ from prefect_cometapi.runway.errors import SubmissionUncertain
 from prefect_cometapi.runway.ledger.resubmission import ARRIVAL_WINDOW, may_arrive_until, sent_at
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
-UNKNOWN = {State.UNCERTAIN, State.LOST}
+UNKNOWN = {State.UNCERTAIN, State.WRITTEN_OFF}
 ages = st.timedeltas(timedelta(days=-400), timedelta(days=400))
 
 
@@ -54,7 +54,7 @@ def test_a_clock_that_was_ahead_counts_as_just_now():
 
 def test_a_row_of_an_older_version_is_as_old_as_its_last_change():
     """Without a claim time, the last change is the latest time at which it was sent."""
-    old = entry(State.LOST, None, changed_at=NOW - timedelta(minutes=1))
+    old = entry(State.WRITTEN_OFF, None, changed_at=NOW - timedelta(minutes=1))
     assert may_arrive_until(old, NOW) == NOW + ARRIVAL_WINDOW - timedelta(minutes=1)
 
 

@@ -176,7 +176,7 @@ async def test_a_ledger_of_the_first_version_is_brought_up_to_date(ledger_url):
     first = Ledger(ledger_url)
     await put(first, S.STORED, "old", task_id="task-0", attempts=2)
     await put(first, S.REJECTED, "refused", attempts=1)
-    await put(first, S.RELEASED, "again", attempts=1)
+    await put(first, S.RESUBMIT_ALLOWED, "again", attempts=1)
     for statement in FIRST_VERSION:
         await rows(first, statement)
     await first.database.close()

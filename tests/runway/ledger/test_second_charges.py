@@ -56,7 +56,7 @@ async def test_a_second_charge_that_was_not_sent_leaves_the_doubt_about_the_firs
 
     async def slow(*arguments, **named):
         changed = await change(*arguments, **named)
-        if changed and changed.state is S.INTENDED:
+        if changed and changed.state is S.CLAIMED:
             claimed.set()
             await asyncio.Event().wait()
         return changed
@@ -75,11 +75,11 @@ async def test_a_second_charge_that_was_not_sent_leaves_the_doubt_about_the_firs
 
 async def test_what_was_lost_is_not_sent_again_even_so(ledger):
     """A lost submission is repeated only after a release."""
-    await put(ledger, S.LOST)
+    await put(ledger, S.WRITTEN_OFF)
     service = Service()
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service, resubmit=True)
-    await ledger.change("sku-17", S.RELEASED)
+    await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
     assert (await buy(ledger, service)).task_id == "task-1"
 
 
@@ -88,7 +88,7 @@ async def test_a_second_purchase_starts_with_a_clean_record(ledger):
     old = await put(ledger, S.SUBMITTED, task_id="task-0", submitted_at=datetime.now(UTC))
     error = entry(S.FAILED, failure_code="SAFETY.INPUT.TEXT", note="no cats").failure()
     await ledger.failed(old.submission(), error)
-    await ledger.change("sku-17", S.RELEASED)
+    await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
     bought = await buy(ledger, Service("task-1"))
     assert (bought.task_id, bought.state) == ("task-1", S.SUBMITTED)
     assert bought.note == ""

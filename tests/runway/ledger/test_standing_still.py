@@ -151,7 +151,7 @@ async def test_a_key_that_was_released_meanwhile_is_not_bought_again(
         uncertain = await books.get("sku-17")
         assert uncertain
         assert uncertain.state is S.UNCERTAIN
-        assert await books.change("sku-17", S.RELEASED, seen=uncertain)
+        assert await books.change("sku-17", S.RESUBMIT_ALLOWED, seen=uncertain)
         second = await buys(ledger_url, service.url, request_)
         refusal, outcome = await sleeper.goes_on()
     assert "stood still" in refusal["refused"]
@@ -191,7 +191,7 @@ async def test_a_sleeper_whose_key_is_in_doubt_leaves_the_doubt_to_the_user(
 
 async def test_a_claim_that_is_renewed_is_not_given_up_by_who_saw_it_lapse(ledger):
     """The owner may renew its lease between the check and the decision."""
-    await put(ledger, S.INTENDED, holder=distant_holder(), attempts=1)
+    await put(ledger, S.CLAIMED, holder=distant_holder(), attempts=1)
     lapsed_ = await ledger.get("sku-17")
     assert lapsed_
 
@@ -204,7 +204,7 @@ async def test_a_claim_that_is_renewed_is_not_given_up_by_who_saw_it_lapse(ledge
     await resolve_dead_claim(ledger, lapsed_)
     there = await ledger.get("sku-17")
     assert there
-    assert there.state is S.INTENDED
+    assert there.state is S.CLAIMED
 
 
 async def test_a_cancelled_claim_is_withdrawn_also_where_it_is_renewed_just_then(

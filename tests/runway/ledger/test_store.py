@@ -27,9 +27,9 @@ S = State
 
 async def test_a_key_has_one_entry(ledger):
     """A second claim of the key gets nothing, and the first claim gets its entry again."""
-    first = await ledger.add(intent(), S.INTENDED, "claim-1", attempts=1, holder="h")
-    assert await ledger.add(intent(model="other"), S.INTENDED, "claim-2") is None
-    again = await ledger.add(intent(), S.INTENDED, "claim-1", attempts=1, holder="h")
+    first = await ledger.add(intent(), S.CLAIMED, "claim-1", attempts=1, holder="h")
+    assert await ledger.add(intent(model="other"), S.CLAIMED, "claim-2") is None
+    again = await ledger.add(intent(), S.CLAIMED, "claim-1", attempts=1, holder="h")
     assert (again.claim, again.created_at) == (first.claim, first.created_at)
     there = await ledger.get("sku-17")
     assert (there.claim, there.model, there.attempts) == ("claim-1", "gen4_turbo", 1)
@@ -38,7 +38,7 @@ async def test_a_key_has_one_entry(ledger):
 async def test_of_twenty_claims_at_once_one_is_made(ledger):
     """The database decides which claim wins."""
     made = await asyncio.gather(
-        *[ledger.add(intent(), S.INTENDED, f"claim-{number}") for number in range(20)]
+        *[ledger.add(intent(), S.CLAIMED, f"claim-{number}") for number in range(20)]
     )
     assert len([entry for entry in made if entry]) == 1
 
@@ -93,9 +93,9 @@ async def test_of_two_changes_at_once_one_is_made(ledger):
         key = f"k{number}"
         seen = await put(ledger, S.UNCERTAIN, key)
         made = await asyncio.gather(
-            ledger.change(key, S.INTENDED, seen=seen, claim="one", holder="h1"),
-            ledger.change(key, S.INTENDED, seen=seen, claim="two", holder="h2"),
-            ledger.change(key, S.RELEASED, seen=seen),
+            ledger.change(key, S.CLAIMED, seen=seen, claim="one", holder="h1"),
+            ledger.change(key, S.CLAIMED, seen=seen, claim="two", holder="h2"),
+            ledger.change(key, S.RESUBMIT_ALLOWED, seen=seen),
         )
         assert len([entry for entry in made if entry]) == 1
 
@@ -103,7 +103,7 @@ async def test_of_two_changes_at_once_one_is_made(ledger):
 async def test_a_change_needs_what_it_was_decided_on(ledger):
     """A change needs the state and claim that were read, or the claim that owns the entry."""
     seen = await put(ledger, S.UNCERTAIN)
-    again = await ledger.change("sku-17", S.INTENDED, seen=seen, claim="new")
+    again = await ledger.change("sku-17", S.CLAIMED, seen=seen, claim="new")
     assert await ledger.change("sku-17", S.SUBMITTED, seen=seen, task_id="t") is None
     assert await ledger.change("sku-17", S.SUBMITTED, of=seen, task_id="t") is None
     assert await ledger.change("unknown", S.SUBMITTED, task_id="t") is None
@@ -126,15 +126,15 @@ async def test_a_change_with_an_id_keeps_another_id(ledger):
 async def test_a_claim_whose_answer_was_lost_is_known_again(ledger):
     """Repeating the same claim returns its entry."""
     seen = await put(ledger, S.UNCERTAIN)
-    first = await ledger.change("sku-17", S.INTENDED, seen=seen, claim="mine", attempts=2)
-    again = await ledger.change("sku-17", S.INTENDED, seen=seen, claim="mine", attempts=2)
+    first = await ledger.change("sku-17", S.CLAIMED, seen=seen, claim="mine", attempts=2)
+    again = await ledger.change("sku-17", S.CLAIMED, seen=seen, claim="mine", attempts=2)
     assert again == first
-    assert await ledger.change("sku-17", S.INTENDED, seen=seen, claim="theirs") is None
+    assert await ledger.change("sku-17", S.CLAIMED, seen=seen, claim="theirs") is None
 
 
 async def test_a_lease_begins_and_ends_with_its_holder(ledger):
     """The length of a lease is measured by the database's clock."""
-    made = await put(ledger, S.INTENDED, holder="h")
+    made = await put(ledger, S.CLAIMED, holder="h")
     assert made.lease_left
     assert 55 < made.lease_left <= 60
     changed = await ledger.change("sku-17", S.UNCERTAIN, holder=None)
@@ -152,7 +152,7 @@ async def test_a_lease_begins_and_ends_with_its_holder(ledger):
 async def test_who_works_is_living_and_who_is_dead_is_not(ledger):
     """A process elsewhere is alive as long as its lease, a local one as long as it exists."""
     for holder, living in [(distant_holder(), True), (dead_holder(), False), (None, False)]:
-        there = await put(ledger, S.INTENDED, str(holder), holder=holder)
+        there = await put(ledger, S.CLAIMED, str(holder), holder=holder)
         assert await ledger.is_living(there) is living
         over = there.model_copy(update={"lease_left": -0.1})
         assert not await ledger.is_living(over)
@@ -172,7 +172,7 @@ async def test_entries_come_newest_first_and_filtered(ledger):
     assert [entry.key for entry in every] == ["k5", "k4", "k3", "k2", "k1", "k0"]
     assert await keys(states=[S.SUBMITTED]) == "531"
     assert await keys(states=[S.SUBMITTED, S.STORED], limit=2) == "54"
-    assert await keys(states=[S.LOST]) == ""
+    assert await keys(states=[S.WRITTEN_OFF]) == ""
     assert await keys(flow_run_id="run-1") == "210"
     assert await keys(flow_run_id="run-1", states=[S.SUBMITTED]) == "1"
     middle = every[2].created_at
@@ -205,18 +205,18 @@ async def test_times_come_back_in_utc(ledger):
 async def test_text_that_no_database_takes_is_kept_as_well_as_possible(ledger):
     """NUL characters and surrogates in a message do not break the entry."""
     odd = "a\0b\ud800c"
-    await put(ledger, S.INTENDED, holder="h", attempts=1)
+    await put(ledger, S.CLAIMED, holder="h", attempts=1)
     changed = await ledger.change("sku-17", S.UNCERTAIN, note=odd, failure_code=odd, holder=None)
     for kept in (changed.note, changed.failure_code):
         assert kept.startswith("a")
         assert kept.endswith("c")
     wish = intent("other", request={"promptText": odd, odd: [odd]}, storage=odd)
-    assert (await ledger.add(wish, S.INTENDED, "c")).storage == changed.note
+    assert (await ledger.add(wish, S.CLAIMED, "c")).storage == changed.note
 
 
 async def test_a_run_with_an_odd_name_can_hold_a_generation(ledger):
     """A run name with invalid characters is stored as well as possible."""
-    assert await put(ledger, S.INTENDED, holder="h:1:s:2|a\0b\ud800c")
+    assert await put(ledger, S.CLAIMED, holder="h:1:s:2|a\0b\ud800c")
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -224,7 +224,7 @@ async def test_a_run_with_an_odd_name_can_hold_a_generation(ledger):
 async def test_any_text_can_be_recorded(file_ledger, note, body):
     """Any text can be stored and read as an error or as a request."""
     key = uuid4().hex
-    assert await file_ledger.add(intent(key, request=body), S.INTENDED, "c")
+    assert await file_ledger.add(intent(key, request=body), S.CLAIMED, "c")
     assert await file_ledger.change(key, S.UNCERTAIN, note=note)
     there = await file_ledger.get(key)
     assert there.request == body
