@@ -103,7 +103,7 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
 
     async def finish(key: str) -> Collected | None:
         async with slots:
-            entry = await ledger.take(key, me)
+            entry = await ledger.acquire(key, me)
             try:
                 # Another run owns the generation, or has finished it since the list was read.
                 if entry is None or entry.state not in UNFINISHED:

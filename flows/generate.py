@@ -61,7 +61,7 @@ PollState = Annotated[
         "collect resumes it."
     ),
 ]
-Take = Annotated[
+Variation = Annotated[
     int,
     Field(
         ge=1,
@@ -88,7 +88,7 @@ async def aimage_to_video(
     *,
     wait: PollState = True,
     task_id: Attached = None,
-    take: Take = 1,
+    variation: Variation = 1,
 ) -> GenerationResult:
     """Make a video from an image: submit, poll, fetch, persist.
 
@@ -96,7 +96,7 @@ async def aimage_to_video(
         CometAPIError: One of its subclasses; the message states what is known about the charge.
     """
     return await _generate(
-        request, credentials, storage, key, wait=wait, task_id=task_id, take=take
+        request, credentials, storage, key, wait=wait, task_id=task_id, variation=variation
     )
 
 
@@ -109,7 +109,7 @@ async def avideo_to_video(
     *,
     wait: PollState = True,
     task_id: Attached = None,
-    take: Take = 1,
+    variation: Variation = 1,
 ) -> GenerationResult:
     """Restyle a video: submit, poll, fetch, persist.
 
@@ -117,7 +117,7 @@ async def avideo_to_video(
         CometAPIError: One of its subclasses; the message states what is known about the charge.
     """
     return await _generate(
-        request, credentials, storage, key, wait=wait, task_id=task_id, take=take
+        request, credentials, storage, key, wait=wait, task_id=task_id, variation=variation
     )
 
 
@@ -184,7 +184,7 @@ async def _generate(
     *,
     wait: bool | Literal["suspend"],
     task_id: str | None,
-    take: int,
+    variation: int,
 ) -> GenerationResult:
     from ..runway.ledger.purchase import hold_lease
 
@@ -193,7 +193,7 @@ async def _generate(
     await check_storage(storage)
     ledger = await open_ledger()
     await warn_where_apart(ledger, storage or settings.storage)
-    key = await key_for(request, credentials, key, task_id=task_id, take=take)
+    key = await key_for(request, credentials, key, task_id=task_id, variation=variation)
     with sharing(Shared(settings, ledger)):
         async with hold_lease(ledger, key, this_run()) if wait is True else nullcontext():
             submission = await asubmit_generation(
@@ -238,7 +238,7 @@ def image_to_video(
     *,
     wait: PollState = True,
     task_id: Attached = None,
-    take: Take = 1,
+    variation: Variation = 1,
 ) -> GenerationResult:
     """Make a video from an image: submit, poll, fetch, persist.
 
@@ -246,7 +246,9 @@ def image_to_video(
         CometAPIError: One of its subclasses; the message states what is known about the charge.
     """
     return run_sync(
-        _generate(request, credentials, storage, key, wait=wait, task_id=task_id, take=take)
+        _generate(
+            request, credentials, storage, key, wait=wait, task_id=task_id, variation=variation
+        )
     )
 
 
@@ -259,7 +261,7 @@ def video_to_video(
     *,
     wait: PollState = True,
     task_id: Attached = None,
-    take: Take = 1,
+    variation: Variation = 1,
 ) -> GenerationResult:
     """Restyle a video: submit, poll, fetch, persist.
 
@@ -267,7 +269,9 @@ def video_to_video(
         CometAPIError: One of its subclasses; the message states what is known about the charge.
     """
     return run_sync(
-        _generate(request, credentials, storage, key, wait=wait, task_id=task_id, take=take)
+        _generate(
+            request, credentials, storage, key, wait=wait, task_id=task_id, variation=variation
+        )
     )
 
 

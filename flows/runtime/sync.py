@@ -62,26 +62,26 @@ def check_starts(most: int) -> None:
 
 
 def resolve_key(
-    key: str | None, request: GenerationRequest, take: int = 1, task_id: str | None = None
+    key: str | None, request: GenerationRequest, variation: int = 1, task_id: str | None = None
 ) -> str:
     """Return the user's own idempotency key, or the key of this request in the current run.
 
     Args:
         key: The user's own key.
         request: Request to submit.
-        take: Number of this video among several for the same request in one run.
+        variation: Number of this video among several for the same request in one run.
         task_id: Id of a generation to adopt, so that nothing is bought.
 
     Raises:
         InvalidRequest: No key is given, and no run keeps its id across retries to derive one from.
-        ValueError: The key is not valid, or a key and a ``take`` are given together.
+        ValueError: The key is not valid, or a key and a ``variation`` are given together.
     """
     if key is not None:
-        if take != 1:
-            raise ValueError("give a key of your own or a take, not both")
+        if variation != 1:
+            raise ValueError("give a key of your own or a variation, not both")
         return check_key(key)
     if run := lasting_run_id():
-        return default_key(run, request, take)
+        return default_key(run, request, variation)
     if task_id is not None:
         return f"task-{task_id}"
     raise InvalidRequest(

@@ -107,7 +107,7 @@ async def key_for(
     key: str | None,
     *,
     task_id: str | None,
-    take: int,
+    variation: int,
 ) -> str:
     """Return the user's own idempotency key, or the key of this request in the current run.
 
@@ -118,4 +118,4 @@ async def key_for(
         known = await (await open_ledger()).find(task_id, base_url)
         if known and known.fingerprint == request.fingerprint():
             return known.key
-    return resolve_key(key, request, take, task_id)
+    return resolve_key(key, request, variation, task_id)

@@ -110,7 +110,7 @@ async def submit(
     *,
     storage: str | None = None,
     task_id: str | None = None,
-    take: int = 1,
+    variation: int = 1,
 ) -> Submission:
     """Buy a generation with one POST, or return the existing one of an idempotency key or task id.
 
@@ -120,7 +120,7 @@ async def submit(
     request = as_request(request)
     task_id = None if task_id is None else check_task_id(task_id)
     settings = current_settings()
-    key = await key_for(request, credentials, key, task_id=task_id, take=take)
+    key = await key_for(request, credentials, key, task_id=task_id, variation=variation)
     with failures_of(key):
         credentials = credentials or CometAPICredentials.from_settings(settings)
         intent = intent_for(key, credentials, storage, request)

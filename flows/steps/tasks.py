@@ -88,7 +88,7 @@ async def asubmit_generation(
     *,
     storage: str | None = None,
     task_id: str | None = None,
-    take: int = 1,
+    variation: int = 1,
 ) -> Submission:
     """Buy a generation with one POST, or return the one that its idempotency key already has.
 
@@ -103,7 +103,7 @@ async def asubmit_generation(
             and in a thread without Prefect's context.
         storage: Location for the videos, in case another run has to finish the generation.
         task_id: Id of a generation that was bought elsewhere; then nothing is bought.
-        take: Number of this video among several for the same request in one run.
+        variation: Number of this video among several for the same request in one run.
 
     Raises:
         NotSubmitted: The request was refused or could not be recorded; nothing was bought.
@@ -111,7 +111,7 @@ async def asubmit_generation(
         ServiceUnavailable: Nothing was bought, and no retries are left.
     """
     return await bodies.submit(
-        request, credentials, key, storage=storage, task_id=task_id, take=take
+        request, credentials, key, storage=storage, task_id=task_id, variation=variation
     )
 
 
@@ -186,11 +186,13 @@ def submit_generation(
     *,
     storage: str | None = None,
     task_id: str | None = None,
-    take: int = 1,
+    variation: int = 1,
 ) -> Submission:
     """Run ``asubmit_generation`` in sync code."""
     return run_sync(
-        bodies.submit(request, credentials, key, storage=storage, task_id=task_id, take=take)
+        bodies.submit(
+            request, credentials, key, storage=storage, task_id=task_id, variation=variation
+        )
     )
 
 

@@ -76,9 +76,9 @@ def batch_keys(batch_key: str) -> KeyOf:
     if len(check_key(batch_key)) > room:
         raise ValueError(f"the key of a batch has at most {room} characters")
 
-    def key_of(id_: str | None, request: GenerationRequest, take: int) -> str:
+    def key_of(id_: str | None, request: GenerationRequest, variation: int) -> str:
         key = f"{batch_prefix(batch_key)}{id_ or request.fingerprint()[:16]}"
-        return key if take == 1 else f"{key}-take-{take}"
+        return key if variation == 1 else f"{key}-variation-{variation}"
 
     return key_of
 
@@ -122,7 +122,7 @@ class _Seen:
         self.key_of = key_of
         self.ids: dict[str, Row] = {}
         self.keys: dict[str, Row] = {}
-        self.takes: Counter[str] = Counter()
+        self.variations: Counter[str] = Counter()
 
     def check(self, row: Row) -> tuple[str | None, BatchItem | None, list[Problem]]:
         """Return the id of a row, its item, and its problems, in the context of earlier rows."""
@@ -134,10 +134,10 @@ class _Seen:
             return id_, None, problems
         # A row that is rejected for its id counts too, so that the other rows have the same keys
         # with and without it.
-        take = 1 if found.id else self._take(found.request)
+        variation = 1 if found.id else self._variation(found.request)
         if problems or not id_:
             return id_, None, problems
-        key = self.key_of(found.id, found.request, take)
+        key = self.key_of(found.id, found.request, variation)
         if problem := self._claim(key, row):
             return id_, None, [("id", problem)]
         return id_, BatchItem(id=id_, key=key, request=found.request), []
@@ -155,10 +155,10 @@ class _Seen:
             self.ids[id_] = row
         return id_, problems
 
-    def _take(self, request: GenerationRequest) -> int:
+    def _variation(self, request: GenerationRequest) -> int:
         fingerprint = request.fingerprint()
-        self.takes[fingerprint] += 1
-        return self.takes[fingerprint]
+        self.variations[fingerprint] += 1
+        return self.variations[fingerprint]
 
     def _claim(self, key: str, row: Row) -> str | None:
         try:

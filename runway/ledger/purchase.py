@@ -500,7 +500,7 @@ async def _taken(
             entry = ledger.last_seen(key)
             if entry and entry.holder == holder:  # this is a step of a flow that has the lease
                 return entry
-        entry = await ledger.take(key, holder)
+        entry = await ledger.acquire(key, holder)
         if entry:
             return entry
         entry = await ledger.get(key)

@@ -384,7 +384,7 @@ class Ledger(Leases):
 
     # Leases and progress
 
-    async def take(self, key: str, holder: str) -> Entry | None:
+    async def acquire(self, key: str, holder: str) -> Entry | None:
         """Acquire the lease of an entry for an owner; return None if another active owner has it.
 
         The result is also None if the key has no entry.

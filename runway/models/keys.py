@@ -22,16 +22,16 @@ _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=+~@-]{0,199}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
 
 
-def default_key(run_id: object, request: GenerationRequest, take: int = 1) -> str:
+def default_key(run_id: object, request: GenerationRequest, variation: int = 1) -> str:
     """Return the idempotency key of a request made by one run; retries of the run get the same key.
 
     Args:
         run_id: Id of the run.
         request: Request of the generation.
-        take: Number of the video, if the same run makes several of the same request.
+        variation: Number of the video, if the same run makes several of the same request.
     """
     key = f"run-{run_id}-{request.fingerprint()[:16]}"
-    return key if take == 1 else f"{key}-take-{take}"
+    return key if variation == 1 else f"{key}-variation-{variation}"
 
 
 def check_key(key: str) -> str:

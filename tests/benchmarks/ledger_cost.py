@@ -84,7 +84,7 @@ class NoLedger(Ledger):
     async def get(self, key: str) -> None:
         return None
 
-    async def take(self, key: str, holder: str) -> Entry:
+    async def acquire(self, key: str, holder: str) -> Entry:
         return self._entry_of_now
 
     async def release_lease(self, key: str, holder: str, note: str | None = None) -> Entry:

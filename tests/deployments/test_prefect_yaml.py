@@ -140,7 +140,7 @@ def test_every_field_of_the_form_has_a_title_and_a_description(deployed, flow):
         "key",
         "wait",
         "task_id",
-        "take",
+        "variation",
     ]
     (request,) = (
         model for name, model in schema["definitions"].items() if name.endswith("VideoRequest")

@@ -184,7 +184,7 @@ def held(book, sandbox, prefect_server):
     run = run_of(None)
     book.buy("held")
     gone = holder_name(str(run.id)).replace(f":{os.getpid()}:", ":999999999:")
-    assert run_sync(book.ledger.take("held", gone))
+    assert run_sync(book.ledger.acquire("held", gone))
     return run
 
 
@@ -238,10 +238,10 @@ def test_a_holder_in_another_place_lapses(book, held, sandbox):
     hasty = Ledger(os.environ["COMETAPI_LEDGER_URL"], lease=0.0)
     book.decide("held", State.ABANDONED)
     book.buy("distant")
-    assert run_sync(book.ledger.take("distant", distant))
+    assert run_sync(book.ledger.acquire("distant", distant))
     assert run_sync(book.ledger.is_living(book["distant"]))
     assert collect().generations == ()
-    assert run_sync(hasty.take("distant", distant))
+    assert run_sync(hasty.acquire("distant", distant))
     assert not run_sync(book.ledger.is_living(book["distant"]))
     assert collect().stored == 1
     run_sync(hasty.database.close())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adopted task ids, second takes, and a second submission that the user allowed."""
+"""Adopted task ids, second variations, and a second submission that the user allowed."""
 
 from pathlib import Path
 
@@ -288,15 +288,15 @@ def test_one_id_may_be_reached_by_key_and_by_id(prefect_server, sandbox, image, 
     assert posts(sandbox) == 1
 
 
-# take=
+# variation=
 
 
 def test_a_second_take_is_a_second_video(prefect_server, sandbox, image):
-    """In one run, the same request is the same clip, and `take=2` is another one."""
+    """In one run, the same request is the same clip, and `variation=2` is another one."""
 
     @flow
     def pipeline() -> list[str]:
-        calls = [image_to_video(image), image_to_video(image, take=2), image_to_video(image)]
+        calls = [image_to_video(image), image_to_video(image, variation=2), image_to_video(image)]
         return [call.videos[0].uri for call in calls]
 
     first, second, again = pipeline()
@@ -307,14 +307,14 @@ def test_a_second_take_is_a_second_video(prefect_server, sandbox, image):
 
 
 async def test_takes_are_kept_when_the_run_is_retried(prefect_server, sandbox, image):
-    """A retried flow gets each of its earlier takes in its place."""
+    """A retried flow gets each of its earlier variations in its place."""
     request = ImageToVideoRequest.model_validate(image)
     tries: list[list[str]] = []
 
     @flow(retries=1)
     async def pipeline() -> None:
-        takes = [await asubmit_generation(request, take=take) for take in (1, 2, 3)]
-        tries.append([take.task_id for take in takes])
+        made = [await asubmit_generation(request, variation=variation) for variation in (1, 2, 3)]
+        tries.append([one.task_id for one in made])
         if len(tries) == 1:
             raise RuntimeError("after the submissions")
 
@@ -324,20 +324,20 @@ async def test_takes_are_kept_when_the_run_is_retried(prefect_server, sandbox, i
 
 
 def test_a_key_and_a_take_exclude_each_other(prefect_server, sandbox, image):
-    """A key names one video, so a take beside it is refused before any request."""
-    with pytest.raises(ValueError, match="a key of your own or a take, not both"):
-        image_to_video(image, key="sku-17", take=2)
+    """A key names one video, so a variation beside it is refused before any request."""
+    with pytest.raises(ValueError, match="a key of your own or a variation, not both"):
+        image_to_video(image, key="sku-17", variation=2)
     request = ImageToVideoRequest.model_validate(image)
-    with pytest.raises(ValueError, match="a key of your own or a take, not both"):
-        submit_generation(request, key="sku-17", take=2)
+    with pytest.raises(ValueError, match="a key of your own or a variation, not both"):
+        submit_generation(request, key="sku-17", variation=2)
     assert sandbox.requests == []
 
 
-@pytest.mark.parametrize("take", [0, -1, "two"])
-def test_a_take_that_is_none_is_refused(prefect_server, sandbox, image, take):
-    """A take below one is refused."""
-    with pytest.raises(ParameterTypeError, match="take"):
-        image_to_video(image, take=take)
+@pytest.mark.parametrize("variation", [0, -1, "two"])
+def test_a_variation_below_one_is_refused(prefect_server, sandbox, image, variation):
+    """A variation below one is refused."""
+    with pytest.raises(ParameterTypeError, match="variation"):
+        image_to_video(image, variation=variation)
     assert sandbox.requests == []
 
 

@@ -291,7 +291,7 @@ def test_the_longest_id_fits_the_longest_key_of_a_batch():
 def test_a_key_that_is_none_or_another_rows_makes_the_row_bad():
     """A function may make the keys, but two rows never share one."""
     rows = in_file(image(id="a"), image(id="b"), image(id="c"))
-    items, bad = check_rows(rows, lambda id_, request, take: "" if id_ == "c" else "same")
+    items, bad = check_rows(rows, lambda id_, request, variation: "" if id_ == "c" else "same")
     assert [item.id for item in items] == ["a"]
     assert [row.problem for row in bad] == [
         "leads to the same key as line 2",
@@ -310,7 +310,7 @@ def test_requests_without_ids_have_their_positions_and_keep_their_keys():
     assert [item.id for item in items] == ["1", "2", "3"]
     first, second, third = [item.key for item in items]
     assert first == f"spring/{cat.fingerprint()[:16]}"
-    assert third == f"{first}-take-2"
+    assert third == f"{first}-variation-2"
     turned, _ = check_rows(rows_of([image(), image(), dog]), batch_keys("spring"))
     assert [item.key for item in turned] == [first, third, second]
 
@@ -321,10 +321,10 @@ def test_takes_count_the_equal_requests_without_an_id(wanted):
     asked: list[tuple[str | None, int]] = []
     seen: list[tuple[str | None, str]] = []
 
-    def key_of(id_: str | None, request: GenerationRequest, take: int) -> str:
+    def key_of(id_: str | None, request: GenerationRequest, variation: int) -> str:
         earlier = seen.count((None, request.fingerprint()))
-        asked.append((id_, take))
-        assert take == (1 if id_ else earlier + 1)
+        asked.append((id_, variation))
+        assert variation == (1 if id_ else earlier + 1)
         seen.append((id_, request.fingerprint()))
         return str(len(seen))
 

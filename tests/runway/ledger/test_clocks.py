@@ -119,7 +119,7 @@ async def test_work_under_way_is_not_taken_over(hasty, ledger_url, jump):
     await put(hasty, S.SUBMITTED, task_id="task-1")
     async with other_process(ledger_url, "works"):
         await set_clock(hasty, jump)
-        assert await hasty.take("sku-17", holder_name("second")) is None
+        assert await hasty.acquire("sku-17", holder_name("second")) is None
         there = await hasty.get("sku-17")
         assert "|first" in there.holder
         assert 0 < there.lease_left <= LEASE
@@ -131,7 +131,7 @@ async def test_work_of_another_run_in_the_same_process_is_not_taken_over(hasty, 
     await put(hasty, S.SUBMITTED, task_id="task-1")
     async with acquire_exclusive(hasty, "sku-17", "first"):
         await set_clock(hasty, jump)
-        assert await hasty.take("sku-17", holder_name("second")) is None
+        assert await hasty.acquire("sku-17", holder_name("second")) is None
 
 
 async def test_nobody_waits_a_day_for_a_lease_of_the_dead(ledger_url):
@@ -152,7 +152,7 @@ async def test_what_a_living_process_has_left_is_free_all_the_same(hasty, ledger
         name = (await hasty.get("sku-17")).holder.replace("|first", "|an earlier run")
         await hasty.change("sku-17", S.SUBMITTED, holder=name)
         await set_clock(hasty, LEASE + 1)
-        taken = await hasty.take("sku-17", holder_name("second"))
+        taken = await hasty.acquire("sku-17", holder_name("second"))
         assert taken
         assert taken.holder == holder_name("second")
         assert first.returncode is None

@@ -153,7 +153,7 @@ async def test_what_a_killed_process_worked_on_is_taken_over_at_once(ledger_url)
 
 async def test_a_lease_of_another_machine_has_to_lapse(hasty):
     """A process on another machine cannot be checked, so its lease has to expire."""
-    left = await hasty.take("sku-17", distant_holder())
+    left = await hasty.acquire("sku-17", distant_holder())
     began = time.monotonic()
     async with asyncio.timeout(10), acquire_exclusive(hasty, "sku-17", "run") as entry:
         assert entry
@@ -242,7 +242,7 @@ async def test_what_has_come_to_its_end_is_not_waited_for(ledger, state):
 
 async def test_an_end_that_comes_while_somebody_waits_ends_the_waiting(bought):
     """The wait ends although the other run still has the lease."""
-    await bought.take("sku-17", distant_holder())
+    await bought.acquire("sku-17", distant_holder())
     told, states = Told(), []
 
     async def second():
@@ -259,7 +259,7 @@ async def test_an_end_that_comes_while_somebody_waits_ends_the_waiting(bought):
 
 async def test_who_is_cancelled_while_waiting_takes_nothing(bought):
     """The other run keeps its lease, and no note is written."""
-    await bought.take("sku-17", distant_holder())
+    await bought.acquire("sku-17", distant_holder())
     told = Told()
 
     async def second():
@@ -291,7 +291,7 @@ async def test_a_take_over_happens_once(ledger):
         return ledger.holding("sku-17", run)
 
     with hold(runs[0]), hold(runs[1]), hold(runs[2]), hold(runs[3]):
-        taken = await asyncio.gather(*[ledger.take("sku-17", run) for run in runs[:4]])
+        taken = await asyncio.gather(*[ledger.acquire("sku-17", run) for run in runs[:4]])
     assert len([entry for entry in taken if entry]) == 1
 
 

@@ -32,18 +32,18 @@ async def test_nobody_gets_between_the_purchase_and_the_delivery(ledger):
     async with hold_lease(ledger, "sku-17", RUN):
         bought = await buy(ledger, Service(), run=RUN)
         assert bought.holder == holder_name(RUN)
-        assert await ledger.take("sku-17", distant_holder()) is None
+        assert await ledger.acquire("sku-17", distant_holder()) is None
         async with acquire_exclusive(ledger, "sku-17", RUN) as entry:
             assert entry
             assert (entry.task_id, entry.holder) == (bought.task_id, bought.holder)
-        assert await ledger.take("sku-17", distant_holder()) is None
+        assert await ledger.acquire("sku-17", distant_holder()) is None
     assert (await ledger.get("sku-17")).holder is None
 
 
 async def test_a_submission_alone_keeps_nothing(ledger):
     """The next run, such as a collector, does not have to wait for a lease to expire."""
     assert (await buy(ledger, Service(), run=RUN)).holder is None
-    assert await ledger.take("sku-17", distant_holder())
+    assert await ledger.acquire("sku-17", distant_holder())
 
 
 async def test_a_whole_generation_takes_four_statements(ledger, statements):
@@ -83,7 +83,7 @@ async def test_what_another_run_holds_is_left_to_it(ledger):
     """Failing to acquire a lease does not disturb its owner."""
     other = distant_holder()
     await put(ledger, S.SUBMITTED, task_id="task-1")
-    await ledger.take("sku-17", other)
+    await ledger.acquire("sku-17", other)
     async with hold_lease(ledger, "sku-17", RUN):
         assert (await buy(ledger, Service(), run=RUN)).holder == other
     assert (await ledger.get("sku-17")).holder == other

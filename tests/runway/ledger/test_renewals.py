@@ -28,7 +28,7 @@ async def test_work_that_takes_longer_than_the_lease_keeps_it(hasty):
             time.sleep(0.4)  # noqa: ASYNC251 -- the loop is kept busy on purpose
             assert (await hasty.get("sku-17")).lease_left > 0
         async with asyncio.timeout(0.4):
-            assert await hasty.take("sku-17", distant_holder()) is None
+            assert await hasty.acquire("sku-17", distant_holder()) is None
     assert (await hasty.get("sku-17")).lease_left is None
 
 

@@ -197,7 +197,7 @@ async def test_a_claim_that_is_renewed_is_not_given_up_by_who_saw_it_lapse(ledge
 
     async def is_renewed() -> bool:
         """Renew the lease until its end changes, because SQLite's clock has only milliseconds."""
-        renewed = await ledger.take("sku-17", distant_holder())
+        renewed = await ledger.acquire("sku-17", distant_holder())
         return renewed.leased_until != lapsed_.leased_until
 
     await until(is_renewed)
@@ -220,7 +220,7 @@ async def test_a_cancelled_claim_is_withdrawn_also_where_it_is_renewed_just_then
 
     async def seen_right_before_a_renewal(key):
         entry = await get(key)
-        await ledger.take(key, entry.holder)
+        await ledger.acquire(key, entry.holder)
         return entry
 
     monkeypatch.setattr(ledger, "add", added_without_an_answer)

@@ -139,9 +139,9 @@ async def test_a_lease_begins_and_ends_with_its_holder(ledger):
     assert 55 < made.lease_left <= 60
     changed = await ledger.change("sku-17", S.UNCERTAIN, holder=None)
     assert (changed.holder, changed.lease_left) == (None, None)
-    taken = await ledger.take("sku-17", "other")
+    taken = await ledger.acquire("sku-17", "other")
     assert (taken.holder, taken.state) == ("other", S.UNCERTAIN)
-    assert await ledger.take("unknown", "other") is None
+    assert await ledger.acquire("unknown", "other") is None
     await ledger.release_lease("sku-17", "somebody else", "note")
     assert (await ledger.get("sku-17")).holder == "other"
     await ledger.release_lease("sku-17", "other", "done")
