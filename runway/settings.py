@@ -32,6 +32,9 @@ RUNWAY_VERSION_PATTERN = r"^[0-9A-Za-z._-]{1,40}$"
 def check_base_url(url: str) -> str:
     """Return the root URL of the service, without a trailing slash.
 
+    A path ``/v1`` is dropped: CometAPI's own tools set ``COMETAPI_BASE_URL`` with it, for its
+    routes in OpenAI's format.
+
     Raises:
         ValueError: The URL is not https (loopback may be http), or it has more than scheme, host
             and port.
@@ -47,7 +50,7 @@ def check_base_url(url: str) -> str:
         raise wrong
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(root)):
         raise ValueError("the key is sent there, so it must be https:// (this machine excepted)")
-    if parts.path.strip("/"):
+    if parts.path.strip("/") not in {"", "v1"}:
         raise ValueError(f"leave out the path {parts.path!r}: Runway's routes start at {root}")
     return root
 

@@ -104,6 +104,12 @@ def test_any_https_root_is_accepted_without_its_slash(host, slash):
     assert check_base_url(f"https://{host}{slash}") == f"https://{host}"
 
 
+@pytest.mark.parametrize("path", ["/v1", "/v1/"])
+def test_the_path_that_other_tools_of_cometapi_set_is_dropped(path):
+    """One COMETAPI_BASE_URL serves them and this package."""
+    assert check_base_url(f"https://api.cometapi.com{path}") == "https://api.cometapi.com"
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8765", "http://localhost", "http://[::1]:1/"])
 def test_the_sandbox_on_this_machine_needs_no_https(url):
     """Plain http is allowed on this machine, where nobody can intercept it."""
@@ -116,7 +122,8 @@ def test_the_sandbox_on_this_machine_needs_no_https(url):
         ("http://api.cometapi.com", "must be https"),
         ("http://127.0.0.1.example.com", "must be https"),
         ("ftp://api.cometapi.com", "must be https"),
-        ("https://api.cometapi.com/v1", "leave out the path '/v1'"),
+        ("https://api.cometapi.com/v2", "leave out the path '/v2'"),
+        ("https://api.cometapi.com/runway/v1", "leave out the path '/runway/v1'"),
         ("https://", "write the service's root, as https://api.cometapi.com"),
         ("api.cometapi.com", "write the service's root"),
         ("https://user:password@api.cometapi.com", "write the service's root"),
