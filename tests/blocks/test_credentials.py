@@ -159,7 +159,7 @@ def test_a_misspelt_field_is_refused(name):
 @pytest.mark.parametrize(
     ("url", "advice"),
     [
-        ("https://api.cometapi.com/v1", "leave out the path '/v1'"),
+        ("https://api.cometapi.com/v2", "leave out the path '/v2'"),
         ("https://api.cometapi.com/runwayml/v1/", "start at https://api.cometapi.com"),
         ("http://api.cometapi.com", "must be https://"),
         ("ftp://api.cometapi.com", "must be https://"),
