@@ -7,7 +7,6 @@ has lost claims, so it would buy their idempotency keys again.
 
 from collections.abc import Sequence
 
-from pydantic import ValidationError
 from sqlalchemy import case, select, update
 
 from ..errors import LedgerCorrupted, LedgerOutdated
@@ -47,15 +46,15 @@ class ClaimHistory:
             LedgerCorrupted: The identity or the serial is corrupted.
         """
         query = select(versions.c.identity, last_serial.label("serial"))
-        (row,) = await self.database.rows(query)
+        rows = await self.database.rows(query)
         try:
+            (row,) = rows
             mark = LedgerMark.of(row["identity"], row["serial"], self.database.place)
-        except ValidationError as error:
-            wrong = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
+        except (TypeError, ValueError) as error:  # a damaged page may show any number of rows
             raise LedgerCorrupted(
                 f"in the ledger at {self.database.place} the newest claim's number or the ledger's "
-                f"identity is damaged: {wrong}"
-            ) from None
+                "identity is damaged"
+            ) from error
         self._identity = mark.identity
         return mark
 
