@@ -8,6 +8,7 @@ import asyncio
 import os
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -56,7 +57,7 @@ class _Hold:
             self.lapses[holder] = asked.later(left)
 
 
-class Leases:
+class Leases(ABC):
     """The leases that this process holds in one database.
 
     Args:
@@ -213,9 +214,10 @@ class Leases:
                 if still_held and not is_known:
                     await self.restore(entry)
 
+    @abstractmethod
     async def restore(self, entry: Entry) -> Entry | None:
         """Write an entry again that the ledger has lost; None where it was not lost."""
-        raise NotImplementedError
+        ...
 
 
 _all_leases: weakref.WeakSet[Leases] = weakref.WeakSet()
