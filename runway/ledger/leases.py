@@ -9,6 +9,7 @@ import asyncio
 import os
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -69,7 +70,7 @@ class _Hold:
             self.lapses[holder] = asked.later(left)
 
 
-class Leases:
+class Leases(ABC):
     """Leases that this process holds in one database.
 
     Args:
@@ -229,9 +230,10 @@ class Leases:
                 if still_held and not is_known:
                     await self.restore(entry)
 
+    @abstractmethod
     async def restore(self, entry: Entry) -> Entry | None:
         """Write a lost entry to the ledger again; return None if the entry is not lost."""
-        raise NotImplementedError
+        ...
 
 
 _all_leases: weakref.WeakSet[Leases] = weakref.WeakSet()

@@ -313,6 +313,23 @@ async def test_a_damaged_page_never_makes_a_key_look_free(tmp_path, damage):
     assert all("in its place" in one and "put " in one for one in told)
 
 
+@pytest.mark.parametrize("damage", ["identity = 'not hex'", "serial_floor = x'ff'"])
+async def test_a_ledger_whose_number_of_claims_is_damaged_buys_nothing(
+    file_ledger, tmp_path, damage
+):
+    """An older copy of it could not be told from a newer one any more."""
+    await put(file_ledger, S.SUBMITTED, task_id="t")
+    await file_ledger.database.close()
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute(f"UPDATE cometapi_ledger_version SET {damage}")
+    service, damaged = Service(), Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    with pytest.raises(LedgerUnavailable) as caught:
+        await buy_once(damaged, intent("new"), service.post, run="r")
+    assert "do not delete it" in str(caught.value)
+    assert service.posts == 0
+    await damaged.database.close()
+
+
 async def test_an_entry_with_damaged_words_is_told_without_them(file_ledger, tmp_path):
     """The database does not notice a flipped bit in a text, and the entry is not guessed."""
     await put(file_ledger, S.SUBMITTED, task_id="t")
