@@ -158,7 +158,7 @@ class LedgerCorrupted(LedgerUnavailable):
 
     money = "nothing was charged for this call; what the row stands for may be bought."
     advice = (
-        "mend the row, or put a backup of the ledger in its place; do not delete it, as it tells "
+        "fix the row, or put a backup of the ledger in its place; do not delete it, as it tells "
         "what was bought."
     )
 

@@ -68,7 +68,9 @@ def check_hosts(hosts: object) -> object:
     names = [name.strip().lower() for name in hosts.split(",") if name.strip()]
     for name in names:
         if not re.fullmatch(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", name):
-            raise ValueError(f"write bare names, as cdn.example.com: {name[:80]!r} is none")
+            raise ValueError(
+                f"write bare names, as cdn.example.com: {name[:80]!r} is not a host name"
+            )
     return [host_of(f"https://{name}") for name in names]
 
 

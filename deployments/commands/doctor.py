@@ -40,7 +40,7 @@ class Finding:
     what: str
     health: Health
     told: str
-    mend: str = ""
+    fix: str = ""
 
 
 def good(what: str, told: str) -> Finding:
@@ -48,14 +48,14 @@ def good(what: str, told: str) -> Finding:
     return Finding(what, Health.GOOD, told)
 
 
-def noted(what: str, told: str, mend: str) -> Finding:
+def noted(what: str, told: str, fix: str) -> Finding:
     """Return the finding of a check that passed with a limit that the user should know."""
-    return Finding(what, Health.NOTED, told, mend)
+    return Finding(what, Health.NOTED, told, fix)
 
 
-def bad(what: str, told: str, mend: str) -> Finding:
+def bad(what: str, told: str, fix: str) -> Finding:
     """Return the finding of a check that failed."""
-    return Finding(what, Health.BAD, told, mend)
+    return Finding(what, Health.BAD, told, fix)
 
 
 def doctor(
@@ -71,8 +71,8 @@ def doctor(
     colours = {Health.GOOD: "[green]✓[/]", Health.NOTED: "[yellow]![/]", Health.BAD: "[red]✗[/]"}
     for one in findings:
         console.print(f"{colours[one.health]} [bold]{one.what}[/]  {escape(one.told)}")
-        if one.mend:
-            console.print(f"    [dim]{escape(one.mend)}[/]", soft_wrap=True)
+        if one.fix:
+            console.print(f"    [dim]{escape(one.fix)}[/]", soft_wrap=True)
     sys.exit(any(one.health is Health.BAD for one in findings))
 
 

@@ -76,7 +76,7 @@ def list_entries(
         Parameter(help="Only newer ones: 90m, 12h, 3d, or 2026-11-21.", validator=_check_since),
     ] = None,
     flow_run: Annotated[str | None, Parameter(help="Only those of this flow run.")] = None,
-    limit: Annotated[int, Parameter(help="At most so many, the newest first.")] = 100,
+    limit: Annotated[int, Parameter(help="Number of generations to list, the newest first.")] = 100,
     json: Annotated[bool, Parameter(negative="", help="Print JSON.")] = False,
     csv: Annotated[bool, Parameter(negative="", help="Print CSV.")] = False,
 ) -> None:

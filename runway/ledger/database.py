@@ -83,7 +83,7 @@ def ledger_url(url: str) -> str:
         parsed = make_url(re.sub("^postgres:", "postgresql:", url.strip()))
     except (ArgumentError, ValueError):
         raise LedgerUnavailable(
-            "the ledger's URL is none: write sqlite:////folder/ledger.db or "
+            "the ledger's URL is not a valid database URL: write sqlite:////folder/ledger.db or "
             "postgresql://user:password@host/database"
         ) from None
     backend = parsed.get_backend_name()

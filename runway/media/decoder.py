@@ -224,7 +224,7 @@ def _film(container: Any) -> Any:
     """Return the first video stream that is not a cover picture.
 
     Raises:
-        Refused: There is none.
+        InvalidVideo: There is no such stream.
     """
     from av.stream import Disposition
 

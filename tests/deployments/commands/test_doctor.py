@@ -52,7 +52,7 @@ def test_a_good_machine_gets_a_good_report(shell, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "found", "mend"),
+    ("setting", "value", "found", "fix"),
     [
         ("KEY", "", "✗ CometAPI there is no API key", "set COMETAPI_KEY"),
         ("BASE_URL", "http://127.0.0.1:9", "✗ CometAPI", "see that this machine reaches it"),
@@ -62,13 +62,13 @@ def test_a_good_machine_gets_a_good_report(shell, tmp_path):
         ("LEDGER_URL", "generation-ledger/none", "✗ ledger", "correct COMETAPI_LEDGER_URL"),
     ],
 )
-def test_what_is_wrong_is_told_with_what_mends_it(told, monkeypatch, setting, value, found, mend):
+def test_what_is_wrong_is_told_with_what_mends_it(told, monkeypatch, setting, value, found, fix):
     """Each problem is printed with its fix, and the exit status is 1."""
     monkeypatch.setenv(f"COMETAPI_{setting}", value)
     status, report = told()
     assert status == 1
     assert found in report
-    assert mend in report
+    assert fix in report
 
 
 def test_a_server_that_is_down_is_told(told):
@@ -170,7 +170,7 @@ async def test_a_pool_without_workers_is_told(clean_server, sandbox):
     await workers()
     found = await doctor.examined(CometAPISettings(), None, POOL)
     assert found[-1].health is Health.BAD
-    assert found[-1].mend == f"prefect worker start --pool {POOL}"
+    assert found[-1].fix == f"prefect worker start --pool {POOL}"
 
 
 async def test_one_worker_needs_nothing_shared(clean_server, sandbox):
@@ -185,8 +185,8 @@ async def test_several_workers_with_places_of_their_own_are_told(clean_server, s
     await workers("first", "second")
     found = await doctor.examined(CometAPISettings(), None, POOL)
     assert found[-1].health is Health.NOTED
-    assert "COMETAPI_LEDGER_URL=postgresql://" in found[-1].mend
-    assert "COMETAPI_STORAGE=s3://" in found[-1].mend
+    assert "COMETAPI_LEDGER_URL=postgresql://" in found[-1].fix
+    assert "COMETAPI_STORAGE=s3://" in found[-1].fix
 
 
 @pytest.mark.postgres

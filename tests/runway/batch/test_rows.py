@@ -362,7 +362,7 @@ def test_a_data_uri_in_a_model_is_whole_in_its_item():
     ("given_row", "problem"),
     [
         (5, "row 1: is no request and no mapping of its fields"),
-        ({"request": 5}, "row 1: has a request that is none, and no mapping of its fields"),
+        ({"request": 5}, "row 1: has a request that is neither one nor a mapping of its fields"),
         ({"id": 1, "request": image(id=2)}, "row 1: has id beside its request and in it"),
         ({"key": "a", "request": image()}, "row 1 (id 1): key: is no field of a request"),
         (image(id=" "), "row 1: id: must be 1 to 200 printable characters"),
