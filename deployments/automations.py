@@ -149,7 +149,7 @@ def uncertain_ones_are_told(block_id: UUID) -> Automation:
         actions=[
             SendNotification(
                 block_document_id=block_id,
-                subject="Perhaps paid: {{ event.payload.key }}",
+                subject="Possibly charged: {{ event.payload.key }}",
                 body="{{ event.payload.what }}\nNext: prefect-cometapi ledger list "
                 "--state uncertain",
             )

@@ -59,7 +59,7 @@ class CollectResult(Value):
     stored: int = Field(description="Generations that it stored.")
     failed: int = Field(description="Generations that upstream gave up.")
     unfinished: int = Field(description="Bought, and left to the next collector.")
-    uncertain: int = Field(description="Perhaps bought; they wait for the user's decision.")
+    uncertain: int = Field(description="Possibly charged; they wait for the user's decision.")
     generations: tuple[Collected, ...] = Field(description="Each of them.")
 
 

@@ -214,7 +214,7 @@ class SubmissionUncertain(CometAPIError):
     """
 
     may_resubmit: bool = False
-    money = "perhaps charged, once. It is never sent again by itself."
+    money = "possibly charged, once. It is never sent again by itself."
     advice = (
         "look in CometAPI's console. If it is there: prefect-cometapi ledger adopt {key} TASK_ID. "
         "If it is still not there 15 minutes after it was sent: "

@@ -15,6 +15,7 @@ from prefect_cometapi.sandbox.faults.plan import KINDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PACKAGES = ("package", "runway", "blocks", "flows", "deployments", "sandbox")
 BATCHES = (ROOT / "docs" / "batches.md").read_text(encoding="utf-8")
 
 
@@ -120,3 +121,20 @@ def test_every_module_that_the_architecture_names_is_there():
     named = re.findall(r"`((?:runway|flows|deployments|sandbox|blocks|tests)/[\w/]+\.py)`", page)
     assert len(named) > 10
     assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+OWN_WORDS = r"\b(habits?|lanes?|zygote|nursery|strangers?|mend(ed|s|ing)?|so many|perhaps bought)\b"
+"""Words that this project once used where the field has plain ones."""
+
+WRITTEN = [
+    *PAGES,
+    *(ROOT / name for name in ("SECURITY.md", "CHANGELOG.md")),
+    *(path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))),
+]
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_stranger_to_the_project_knows_every_word(path):
+    """Code and pages use the field's terms, and none of a short list of our own."""
+    found = re.finditer(OWN_WORDS, path.read_text(encoding="utf-8"), re.IGNORECASE)
+    assert [match[0] for match in found] == []

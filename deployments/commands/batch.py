@@ -154,12 +154,12 @@ def _progress(where: Console) -> Iterator[None]:
     from ...flows.batch.artifacts import span
     from ...flows.batch.progress import batch_listener
 
-    def listen(standing: "ProgressSnapshot") -> None:
-        left = f", {span(standing.left)} left" if standing.left else ""
+    def listen(snapshot: "ProgressSnapshot") -> None:
+        left = f", {span(snapshot.left)} left" if snapshot.left else ""
         move(
-            description=f"{standing.sentence()}{left}",
-            total=standing.total,
-            completed=standing.done,
+            description=f"{snapshot.sentence()}{left}",
+            total=snapshot.total,
+            completed=snapshot.done,
         )
 
     token = batch_listener.set(listen)

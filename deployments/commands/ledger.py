@@ -196,7 +196,7 @@ def _refuse_for_now(entry: Entry, moment: datetime, until: datetime) -> NoReturn
     lines = {
         "": f"{entry.key} is not released: it was sent at {shown_time(sent)}, {minutes:.0f} "
         f"minutes ago, and may still arrive until {shown_time(until)}.",
-        "Money": "perhaps charged, once; sent again before that time, perhaps twice.",
+        "Money": "possibly charged, once; sent again before that time, possibly twice.",
         "Next": f"look in CometAPI's console then. If it is still not there: {again}",
         "At once": f"{again} --now   (if the first one arrives, both are charged)",
     }
@@ -266,7 +266,7 @@ def _advise(entries: Sequence[Entry]) -> None:
     if undecided:
         key = shlex.quote(undecided[0].key)
         console.print(
-            f"\n[yellow]{len(undecided)} uncertain[/]: perhaps charged. Look in CometAPI's console "
+            f"\n[yellow]{len(undecided)} uncertain[/]: possibly charged. Look in CometAPI's console "
             "for each, then one of:",
             soft_wrap=True,
         )

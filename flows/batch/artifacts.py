@@ -29,7 +29,7 @@ class BatchArtifacts:
         self._table: UUID | None = None
 
     @best_effort
-    async def show(self, standing: ProgressSnapshot) -> None:
+    async def show(self, snapshot: ProgressSnapshot) -> None:
         """Create or update the artifacts with the current progress."""
         from prefect.artifacts import (
             acreate_progress_artifact,
@@ -39,13 +39,13 @@ class BatchArtifacts:
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.actions import ArtifactUpdate
 
-        percent = round(100 * standing.done / standing.total, 1) if standing.total else 0.0
-        rows = [{"what": what, "value": value} for what, value in facts_of(standing).items()]
+        percent = round(100 * snapshot.done / snapshot.total, 1) if snapshot.total else 0.0
+        rows = [{"what": what, "value": value} for what, value in facts_of(snapshot).items()]
         if self._progress is None or self._table is None:
             self._progress = await acreate_progress_artifact(
                 key="cometapi-batch-progress",
                 progress=percent,
-                description=f"{standing.total} videos",
+                description=f"{snapshot.total} videos",
             )
             self._table = await acreate_table_artifact(
                 key="cometapi-batch", table=rows, description="Where the batch stands"
@@ -86,13 +86,13 @@ async def show_batch(result: BatchResult, place: str) -> None:
         )
 
 
-def facts_of(standing: ProgressSnapshot) -> dict[str, str]:
+def facts_of(snapshot: ProgressSnapshot) -> dict[str, str]:
     """Return the rows of the progress table: labels and values."""
-    facts = {str(outcome): str(count) for outcome, count in standing.counts.items() if count}
-    facts["running for"] = span(standing.seconds)
-    if standing.left is not None and standing.done < standing.total:
-        facts["done in about"] = span(standing.left)
-    return facts | figures(standing.spending)
+    facts = {str(outcome): str(count) for outcome, count in snapshot.counts.items() if count}
+    facts["running for"] = span(snapshot.seconds)
+    if snapshot.left is not None and snapshot.done < snapshot.total:
+        facts["done in about"] = span(snapshot.left)
+    return facts | figures(snapshot.spending)
 
 
 def span(seconds: float) -> str:

@@ -56,7 +56,7 @@ class RateLimiter:
         self._per_second = per_second
         self._last: float | None = None
 
-    async def turn(self) -> None:
+    async def acquire(self) -> None:
         """Wait until the next request may be sent."""
         if self._per_second:
             now = time.monotonic()

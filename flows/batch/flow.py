@@ -171,36 +171,38 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     ledger = await open_ledger()
     await warn_where_apart(ledger, storage or settings.storage)
     await check_ledger(ledger, storage or settings.storage)
-    board = BatchProgress(budget, spending_of(plan, budget))
+    progress = BatchProgress(budget, spending_of(plan, budget))
     async with credentials.get_client() as client, AssetClients() as assets:
         limited = budget if budget.is_limited else None
-        with sharing(Shared(settings, ledger, (credentials, client), assets, limited, board.tally)):
+        with sharing(
+            Shared(settings, ledger, (credentials, client), assets, limited, progress.tally)
+        ):
             run = BatchRun(
                 credentials=credentials,
                 storage=storage,
                 ledger=ledger,
-                board=board,
+                progress=progress,
                 budget=budget,
-                lanes=await _lanes(settings, limits),
+                concurrency=await _concurrency_limits(settings, limits),
                 max_failures=limits.failures,
                 one_task_run=len(plan.items) > settings.max_items_with_step_tasks,
             )
-            async with Report(plan.key, board, run.count_spent, *output_place) as report:
+            async with Report(plan.key, progress, run.count_spent, *output_place) as report:
                 await run.run(plan.items, invalid(plan.bad))
     result = BatchResult(
         key=plan.key,
-        results=board.results(),
-        spending=board.spending(),
+        results=progress.results(),
+        spending=progress.spending(),
         output=report.output,
         gallery=report.gallery,
-        seconds=round(board.standing().seconds, 3),
+        seconds=round(progress.snapshot().seconds, 3),
     )
     await leave_mark(ledger, storage or settings.storage)
     await show_batch(result, storage or settings.storage)
     return _as_state(result, run.stopped)
 
 
-async def _lanes(settings: CometAPISettings, limits: _Limits) -> ConcurrencyLimits:
+async def _concurrency_limits(settings: CometAPISettings, limits: _Limits) -> ConcurrencyLimits:
     return ConcurrencyLimits(
         limits.in_flight or settings.max_in_flight,
         settings.max_concurrent_downloads,

@@ -88,7 +88,7 @@ class BatchProgress:
         for result in results:
             self._results[result.id] = result
             self._counts[result.outcome] += 1
-        self._done_before = self.standing().done
+        self._done_before = self.snapshot().done
 
     def put(self, result: ItemResult) -> None:
         """Replace the result of an item, and call the listener."""
@@ -97,13 +97,13 @@ class BatchProgress:
         self._counts[result.outcome] += 1
         self.changes += 1
         if listener := batch_listener.get():
-            listener(self.standing())
+            listener(self.snapshot())
 
     def results(self) -> tuple[ItemResult, ...]:
         """Return the results in the order of the items."""
         return tuple(self._results.values())
 
-    def standing(self) -> ProgressSnapshot:
+    def snapshot(self) -> ProgressSnapshot:
         """Return a snapshot of the current progress."""
         counts = {outcome: self._counts[outcome] for outcome in Outcome}
         elapsed = time.monotonic() - self._started

@@ -35,8 +35,8 @@ class Report:
 
     Args:
         key: Key of the batch.
-        board: Results of the batch.
-        count_spent: Function that reads the spent amounts from the ledger into the board.
+        progress: Results of the batch.
+        count_spent: Function that reads the spent amounts from the ledger.
         place: Storage for the output manifest and the gallery.
         name: Name of the output manifest in the storage.
 
@@ -48,7 +48,7 @@ class Report:
     def __init__(
         self,
         key: str,
-        board: BatchProgress,
+        progress: BatchProgress,
         count_spent: Callable[[], Awaitable[None]],
         place: Storage,
         name: str,
@@ -56,7 +56,7 @@ class Report:
         self.output: str | None = None
         self.gallery: str | None = None
         self._key = key
-        self._board = board
+        self._progress = progress
         self._count_spent = count_spent
         self._place = place
         self._name = name
@@ -84,8 +84,8 @@ class Report:
     async def _keep_showing(self) -> None:
         seen, due = -1, 0.0
         while not self._over.is_set():
-            if seen != self._board.changes:
-                seen = self._board.changes
+            if seen != self._progress.changes:
+                seen = self._progress.changes
                 await self._show()
                 if time.monotonic() >= due:
                     started = time.monotonic()
@@ -97,10 +97,10 @@ class Report:
 
     async def _show(self) -> None:
         await self._count_spent()
-        await self._artifacts.show(self._board.standing())
+        await self._artifacts.show(self._progress.snapshot())
 
     async def _write(self) -> None:
-        results, spending = self._board.results(), self._board.spending()
+        results, spending = self._progress.results(), self._progress.spending()
         try:
             await asyncio.to_thread(self._publish, results, spending)
         except StorageError as error:  # The videos are stored and recorded in the ledger.

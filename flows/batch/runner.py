@@ -54,9 +54,9 @@ class BatchRun:
         credentials: Credentials with the API key.
         storage: Location for the videos.
         ledger: Ledger that records what is bought.
-        board: Results of the items.
+        progress: Results of the items.
         budget: Limits of the spending.
-        lanes: Concurrency limits.
+        concurrency: Concurrency limits.
         max_failures: Number of items that may fail before no more are bought, or None for no limit.
         one_task_run: Whether an item is one task run instead of four.
         stopped: Reason why no more items are bought, or None.
@@ -67,9 +67,9 @@ class BatchRun:
     credentials: CometAPICredentials
     storage: str | None
     ledger: "Ledger"
-    board: BatchProgress
+    progress: BatchProgress
     budget: Budget
-    lanes: ConcurrencyLimits
+    concurrency: ConcurrencyLimits
     max_failures: int | None = None
     one_task_run: bool = False
     stopped: str | None = None
@@ -77,11 +77,11 @@ class BatchRun:
     bought: set[str] = field(default_factory=set[str])
 
     async def run(self, items: Sequence[BatchItem], invalid: Sequence[ItemResult] = ()) -> None:
-        """Make every item that is not stored yet, and put the results on the board."""
+        """Make every item that is not stored yet, and record the results."""
         found = await looked_up(items, self.ledger, self.storage)
         self.bought = found.bought
         await self.count_spent()
-        self.board.begin([*found.results, *invalid])
+        self.progress.begin([*found.results, *invalid])
         missing = [
             item
             for item, result in zip(items, found.results, strict=True)
@@ -94,11 +94,11 @@ class BatchRun:
         making: set[asyncio.Task[None]] = set()
         try:
             for item in items:
-                await self.lanes.open.acquire()
+                await self.concurrency.open.acquire()
                 one = asyncio.create_task(self._make(item))
                 making.add(one)
                 one.add_done_callback(making.discard)
-                one.add_done_callback(lambda _done: self.lanes.open.release())
+                one.add_done_callback(lambda _done: self.concurrency.open.release())
             await asyncio.gather(*making)
         finally:
             for one in making:
@@ -106,20 +106,20 @@ class BatchRun:
             await asyncio.gather(*making, return_exceptions=True)
 
     async def _make(self, item: BatchItem) -> None:
-        async with self.lanes.slot() as slot:
+        async with self.concurrency.slot() as slot:
             if self.stopped:
-                self.board.put(outcomes.not_bought(item, self.stopped))
+                self.progress.put(outcomes.not_bought(item, self.stopped))
                 return
             try:
                 await self._check_budget(item)
-                self.board.put(outcomes.running(item))
+                self.progress.put(outcomes.running(item))
                 result = await self._made(item, self._gated(item, slot))
             except BudgetExceeded as error:
-                self.board.put(outcomes.not_bought(item, error.what))
+                self.progress.put(outcomes.not_bought(item, error.what))
             except Exception as error:  # noqa: BLE001 -- the others go on
                 self._failed(item, error)
             else:
-                self.board.put(outcomes.stored(item, result))
+                self.progress.put(outcomes.stored(item, result))
 
     async def _check_budget(self, item: BatchItem) -> None:
         """Refuse an item that exceeds the budget before a task run starts and fails for it.
@@ -143,14 +143,14 @@ class BatchRun:
     async def count_spent(self) -> None:
         """Read the amounts spent under the keys of the batch from the ledger."""
         spent = await record(lambda ledger: ledger.spent(self.budget.prefix, self.budget.prices))
-        self.board.spent = spent or self.board.spent
+        self.progress.spent = spent or self.progress.spent
 
     def _failed(self, item: BatchItem, error: Exception) -> None:
         self.failures += 1
         self.stopped = self.stopped or outcomes.reason_to_stop(
             error, self.failures, self.max_failures
         )
-        self.board.put(outcomes.ended(item, error))
+        self.progress.put(outcomes.ended(item, error))
         what = error.what if isinstance(error, CometAPIError) else error
         log.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
 
@@ -161,9 +161,9 @@ class BatchRun:
 
         async def make() -> None:
             async with hold_lease(self.ledger, item.key, this_run()):
-                async with self.lanes.submissions:
+                async with self.concurrency.submissions:
                     if item.key not in self.bought:
-                        await self.lanes.pace.turn()
+                        await self.concurrency.pace.acquire()
                     submission = await by.submit(
                         item.request, self.credentials, item.key, storage=self.storage
                     )
@@ -186,7 +186,7 @@ class BatchRun:
 
         def in_turn(step: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
             async def taking_turns(*arguments: Any) -> Any:
-                async with self.lanes.downloads:
+                async with self.concurrency.downloads:
                     return await step(*arguments)
 
             return taking_turns

@@ -73,7 +73,7 @@ from ..runtime.sync import lasting_run_id
 from ..runtime.task_state import memory
 from ..ui import artifacts, events, formatting
 from .adoption import ATTACHED_GRACE, adopt_id, key_for
-from .durations import habit_of
+from .durations import duration_stats_of
 
 if TYPE_CHECKING:
     from ...runway.ledger.purchase import Check
@@ -230,7 +230,7 @@ async def poll(
                     _patience(submission, settings),
                     wait=remembered.wait,
                     on_reply=on_reply,
-                    habit=habit_of(submission, entry, credentials.base_url),
+                    stats=duration_stats_of(submission, entry, credentials.base_url),
                 )
         except (GenerationFailed, GenerationCancelled) as error:
             failure = error

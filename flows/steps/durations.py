@@ -28,7 +28,7 @@ The time is in seconds of the monotonic clock.
 """
 
 
-def habit_of(
+def duration_stats_of(
     submission: Submission, entry: Entry | None, base_url: str
 ) -> Callable[[], DurationStats | None]:
     """Return a function that gives the latest duration statistics for a generation.
@@ -48,14 +48,14 @@ def habit_of(
     kind = Kind(base_url, submission.route, submission.model, seconds)
     interval = current_settings().poll_interval
 
-    def habit() -> DurationStats | None:
+    def stats() -> DurationStats | None:
         asked, known = _known.get((kind, interval), (-FRESH, None))
         if time.monotonic() >= asked + FRESH:
             _ask(kind, interval, known)
         return _known[kind, interval][1]
 
-    habit()
-    return habit
+    stats()
+    return stats
 
 
 def _ask(kind: Kind, interval: float, known: DurationStats | None) -> None:

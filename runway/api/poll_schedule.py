@@ -114,50 +114,50 @@ def learn(history: Sequence[tuple[float, int]], interval: float) -> DurationStat
 
 
 def first_delay(
-    age: float, interval: float, habit: DurationStats | None, chance: float = 0.0
+    age: float, interval: float, stats: DurationStats | None, chance: float = 0.0
 ) -> float:
     """Return the seconds until the first poll of a generation of this age; pure.
 
     Args:
         age: Seconds since the submission.
         interval: Minimum seconds between two polls of one generation.
-        habit: Duration statistics, if there are any.
+        stats: Duration statistics, if there are any.
         chance: Position within the jitter, from 0 to 1, drawn at random once per generation. If
             there is time before the first poll, the jitter is up to a whole interval wide. From
             then on, the polls of a batch that was started at once are spread evenly over the
             interval.
     """
     soonest = max(0.0, interval - age) * (1.0 + JITTER * chance)
-    if habit is None:
+    if stats is None:
         return soonest
-    first = max(interval, min(_due(habit, 0.0, WORTH * interval), LATEST * habit.typical))
+    first = max(interval, min(_due(stats, 0.0, WORTH * interval), LATEST * stats.typical))
     return max(soonest, first + chance * min(interval, first - interval) - age)
 
 
 def next_delay(
-    age: float, interval: float, habit: DurationStats | None, chance: float = 0.0
+    age: float, interval: float, stats: DurationStats | None, chance: float = 0.0
 ) -> float:
     """Return the seconds from one poll of a generation to the next; pure.
 
     Args:
         age: Seconds from the submission to the last poll.
         interval: Minimum seconds between two polls of one generation.
-        habit: Duration statistics, if there are any.
+        stats: Duration statistics, if there are any.
         chance: Position within the jitter, from 0 to 1, drawn at random for each poll.
     """
     gap = interval
-    if habit is not None:
-        due = _due(habit, age, WORTH * interval) - age
+    if stats is not None:
+        due = _due(stats, age, WORTH * interval) - age
         gap = min(max(interval, due), SPARSEST * interval)
     return gap * (1.0 + JITTER * chance)
 
 
-def _due(habit: DurationStats, since: float, worth: float) -> float:
+def _due(stats: DurationStats, since: float, worth: float) -> float:
     """Return the age at which the lag expected since a poll at age ``since`` is worth a poll."""
-    passed = bisect_right(habit.durations, since)
-    left = len(habit.durations) - passed
+    passed = bisect_right(stats.durations, since)
+    left = len(stats.durations) - passed
     due, total = math.inf if left else since, 0.0
-    for count, duration in enumerate(islice(habit.durations, passed, None), start=1):
+    for count, duration in enumerate(islice(stats.durations, passed, None), start=1):
         if duration >= due:
             break
         total += duration

@@ -147,7 +147,7 @@ async def wait_until_finished(
     *,
     wait: PollState | None = None,
     on_reply: Callable[[Generation, Generation | None], Awaitable[None]] | None = None,
-    habit: Callable[[], DurationStats | None] = lambda: None,
+    stats: Callable[[], DurationStats | None] = lambda: None,
 ) -> Finished:
     """Poll a generation until it succeeds.
 
@@ -157,7 +157,7 @@ async def wait_until_finished(
         patience: Polling limits.
         wait: State of an earlier wait to continue, after a call that used it raised an error.
         on_reply: Awaited with each reply and the one before it.
-        habit: Returns the duration statistics of the same kind of generation, once they are known.
+        stats: Returns the duration statistics of the same kind of generation, once they are known.
 
     Raises:
         GenerationFailed: The generation failed.
@@ -170,9 +170,9 @@ async def wait_until_finished(
     wait = wait or PollState()
     if wait.started is None:
         wait.started = time.monotonic()
-        await _sleep_until_first(submission, wait, patience, habit)
+        await _sleep_until_first(submission, wait, patience, stats)
     while True:
-        await _keep_interval(submission, wait, patience, habit())
+        await _keep_interval(submission, wait, patience, stats())
         before = wait.last
         reply = await _ask_within(client, submission, wait, patience)
         if on_reply:
@@ -193,19 +193,19 @@ async def _sleep_until_first(
     submission: Submission,
     wait: PollState,
     patience: PollPolicy,
-    habit: Callable[[], DurationStats | None],
+    stats: Callable[[], DurationStats | None],
 ) -> None:
     """Sleep until the first poll is due; the statistics may become known in the meantime."""
     chance = random.random()  # noqa: S311 -- not for secrets
     end = (wait.started or 0.0) + patience.timeout
     for _ in range(2):  # the statistics may become known during the first sleep
         soonest = first_delay(submission.age(), patience.interval, None, chance)
-        delay = first_delay(submission.age(), patience.interval, habit(), chance)
+        delay = first_delay(submission.age(), patience.interval, stats(), chance)
         await asyncio.sleep(max(soonest, min(delay, end - time.monotonic())))
 
 
 async def _keep_interval(
-    submission: Submission, wait: PollState, patience: PollPolicy, habit: DurationStats | None
+    submission: Submission, wait: PollState, patience: PollPolicy, stats: DurationStats | None
 ) -> None:
     """Sleep until the next poll is due or the deadline passes, but at least for the interval."""
     if wait.last_poll is None:
@@ -213,8 +213,8 @@ async def _keep_interval(
     now = time.monotonic()
     age = max(0.0, submission.age() - (now - wait.last_poll))
     delay = max(
-        next_delay(age, patience.interval, habit, random.random()),  # noqa: S311
-        first_delay(age, patience.interval, habit),  # if the statistics have just become known
+        next_delay(age, patience.interval, stats, random.random()),  # noqa: S311
+        first_delay(age, patience.interval, stats),  # if the statistics have just become known
     )
     end = (wait.started or 0.0) + patience.timeout
     due = min(wait.last_poll + delay, max(end, wait.last_poll + patience.interval))

@@ -103,7 +103,7 @@ class BatchResult(Value):
         """Items that were refused, failed, or could not be delivered."""
         return self.count(Outcome.FAILED, Outcome.INVALID)
 
-    @computed_field(description="Items that were perhaps bought; they wait for a decision.")
+    @computed_field(description="Items that were possibly charged; they wait for a decision.")
     @property
     def uncertain(self) -> int:
         """Items that were possibly charged; they wait for a decision."""

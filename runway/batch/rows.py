@@ -179,9 +179,7 @@ def _row_of(number: int, given: object) -> Row:
         return Row(number, fields, needs_id=False)
     inner = _fields_of(fields["request"])
     if inner is None:
-        return _no_row(
-            number, "has a request that is neither one nor a mapping of its fields"
-        )
+        return _no_row(number, "has a request that is neither one nor a mapping of its fields")
     outer = {name: value for name, value in fields.items() if name != "request"}
     if twice := [name for name in outer if name in inner]:
         return _no_row(number, f"has {shown_name(twice[0])} beside its request and in it")

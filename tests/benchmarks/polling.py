@@ -91,14 +91,14 @@ Schedule = Callable[[Random], Iterator[float]]
 """Seconds before each poll of a generation."""
 
 
-def ours(habit: DurationStats | None) -> Schedule:
+def ours(stats: DurationStats | None) -> Schedule:
     """Yield the delays of this package's schedule."""
 
     def delays(draw: Random) -> Iterator[float]:
-        age = first_delay(0.0, INTERVAL, habit, draw.random())
+        age = first_delay(0.0, INTERVAL, stats, draw.random())
         yield age
         while True:
-            gap = next_delay(age, INTERVAL, habit, draw.random())
+            gap = next_delay(age, INTERVAL, stats, draw.random())
             yield gap
             age += gap
 
@@ -150,15 +150,15 @@ def watch_many(starts: Sequence[float], durations: Sequence[float], *, by_end: b
     """Poll many at a time; each learns from those that ended before it. Count the second half."""
     draw, running, ended = Random(SEED), [], []
     seen: list[Watched] = []
-    then, habit = -1.0, None
+    then, stats = -1.0, None
     for number, (start, duration) in enumerate(zip(starts, durations, strict=True)):
         while running and running[0][0] <= start:
             end, started, which = heapq.heappop(running)
             insort(ended, (end if by_end else started, which))
         if start != then:
             newest = [seen[which] for _, which in reversed(ended[-KEPT:])]
-            then, habit = start, learn([(one.waited, one.polls) for one in newest], INTERVAL)
-        seen.append(watch(duration, ours(habit), draw))
+            then, stats = start, learn([(one.waited, one.polls) for one in newest], INTERVAL)
+        seen.append(watch(duration, ours(stats), draw))
         heapq.heappush(running, (start + seen[-1].waited, start, number))
     return means(seen[len(seen) // 2 :])
 
@@ -272,12 +272,12 @@ def peaks() -> str:
     """Return the polls of a batch in its busiest second and in its busiest tenth of a second."""
     profile, rows = PROFILES[0], []
     learned = watch_all(profile.durations(WARM, Random(SEED)), Random(SEED))
-    habit = learn([(one.waited, one.polls) for one in reversed(learned)], INTERVAL)
+    stats = learn([(one.waited, one.polls) for one in reversed(learned)], INTERVAL)
     schedules = {
         "fixed 5 s, in step": OTHERS["fixed 5 s"],
         "runwayml: 6 s ± 1.5 s": around_six,
         "this package, nothing learned": ours(None),
-        "this package, having learned": ours(habit),
+        "this package, having learned": ours(stats),
     }
     for name, schedule in schedules.items():
         draw, polled = Random(SEED), []

@@ -214,7 +214,7 @@ async def test_somebody_hears_of_an_uncertain_one(client, armed, hook):
         return posted
 
     letter, *_again = await until(told)
-    assert letter["subject"] == "Perhaps paid: sku-17"
+    assert letter["subject"] == "Possibly charged: sku-17"
     assert "no answer says whether it was accepted" in letter["body"]
     assert "prefect-cometapi ledger list --state uncertain" in letter["body"]
 

@@ -44,7 +44,7 @@ ALL = [
 ]
 REQUEST = ImageToVideoRequest(prompt_image="https://example.com/cat.jpg", model="gen9_ultra")
 BRIEF = PollPolicy(interval=0.01, timeout=0.1, not_found_grace=0.03)
-FREE, MAYBE = "Money: nothing was charged.", "Money: perhaps charged, once."
+FREE, MAYBE = "Money: nothing was charged.", "Money: possibly charged, once."
 NO_CALL, PAID = "Money: nothing was charged for this call.", "Money: the generation is paid for"
 ACCEPTED = "Money: the generation was accepted, so it may have been charged."
 FINISH = "Next: prefect-cometapi finish task-1"

@@ -44,7 +44,7 @@ def test_a_submission_that_may_still_arrive_is_not_sent_again(command, capsys, s
     told = capsys.readouterr().err
     assert f"it was sent at {datetime.now(UTC):%Y-}" in told
     assert "may still arrive until" in told
-    assert "Money: perhaps charged, once; sent again before that time, perhaps twice." in told
+    assert "Money: possibly charged, once; sent again before that time, possibly twice." in told
     assert "If it is still not there: prefect-cometapi ledger resubmit 'sku 17'\n" in told
     assert "prefect-cometapi ledger resubmit 'sku 17' --now" in told
     assert known("sku 17").state is state

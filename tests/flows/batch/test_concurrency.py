@@ -34,11 +34,11 @@ async def test_a_pace_is_kept_by_all_who_wait():
     """Twenty simultaneous callers wait for their turns."""
     pace, began = RateLimiter(200), time.monotonic()
 
-    async def turn() -> float:
-        await pace.turn()
+    async def acquire() -> float:
+        await pace.acquire()
         return time.monotonic() - began
 
-    times = await asyncio.gather(*[turn() for _ in range(20)])
+    times = await asyncio.gather(*[acquire() for _ in range(20)])
     assert times == sorted(times)
     assert times[-1] >= 19 / 200 - 0.005
 
@@ -46,18 +46,18 @@ async def test_a_pace_is_kept_by_all_who_wait():
 async def test_without_a_rate_nobody_waits():
     """Without a rate, no caller waits."""
     async with asyncio.timeout(5):
-        await asyncio.gather(*[RateLimiter(None).turn() for _ in range(1000)])
+        await asyncio.gather(*[RateLimiter(None).acquire() for _ in range(1000)])
 
 
 async def test_slots_are_given_in_order_and_never_too_many():
     """Slots are given in order of arrival, and never more than the limit."""
-    lanes = ConcurrencyLimits(in_flight=3, downloads=1, per_second=None)
+    concurrency = ConcurrencyLimits(in_flight=3, downloads=1, per_second=None)
     order: list[int] = []
     now = most = 0
 
     async def item(number: int) -> None:
         nonlocal now, most
-        async with lanes.slot():
+        async with concurrency.slot():
             order.append(number)
             now += 1
             most = max(most, now)
@@ -71,24 +71,24 @@ async def test_slots_are_given_in_order_and_never_too_many():
 
 async def test_a_slot_that_is_freed_early_is_freed_once():
     """A slot that is freed early is freed once, so the next item begins during the download."""
-    lanes = ConcurrencyLimits(in_flight=1, downloads=1, per_second=None)
-    async with lanes.slot() as first:
+    concurrency = ConcurrencyLimits(in_flight=1, downloads=1, per_second=None)
+    async with concurrency.slot() as first:
         first.free()
-        async with asyncio.timeout(5), lanes.slot():
+        async with asyncio.timeout(5), concurrency.slot():
             first.free()
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.02), lanes.slot():
+                async with asyncio.timeout(0.02), concurrency.slot():
                     pass
-    async with asyncio.timeout(5), lanes.slot():
+    async with asyncio.timeout(5), concurrency.slot():
         pass
 
 
 async def test_a_failed_item_gives_its_slot_back():
     """A failed item releases its slot."""
-    lanes = ConcurrencyLimits(in_flight=1, downloads=1, per_second=None)
+    concurrency = ConcurrencyLimits(in_flight=1, downloads=1, per_second=None)
     for _ in range(3):
         with pytest.raises(RuntimeError):
-            async with asyncio.timeout(5), lanes.slot():
+            async with asyncio.timeout(5), concurrency.slot():
                 raise RuntimeError
 
 
@@ -117,9 +117,9 @@ async def test_a_global_limit_holds_across_processes(three_slots):
     now = most = 0
     full = asyncio.Event()
 
-    async def item(lanes: ConcurrencyLimits) -> None:
+    async def item(concurrency: ConcurrencyLimits) -> None:
         nonlocal now, most
-        async with lanes.slot():
+        async with concurrency.slot():
             now += 1
             most = max(most, now)
             if now == 3:
@@ -131,5 +131,5 @@ async def test_a_global_limit_holds_across_processes(three_slots):
         ConcurrencyLimits(in_flight=10, downloads=1, per_second=None, limit=name) for _ in range(2)
     ]
     async with asyncio.timeout(120):
-        await asyncio.gather(*[item(lanes) for lanes in two for _ in range(4)])
+        await asyncio.gather(*[item(concurrency) for concurrency in two for _ in range(4)])
     assert most == 3

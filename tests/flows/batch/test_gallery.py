@@ -284,7 +284,7 @@ def test_an_error_s_own_advice_is_not_repeated():
     item = an_item(Outcome.UNCERTAIN, error="SubmissionUncertain", message=str(error))
     text = page_of(item).text
     assert text.count("Money:") == text.count("Next:") == 1
-    assert "SubmissionUncertain no answer Money: perhaps charged" in text
+    assert "SubmissionUncertain no answer Money: possibly charged" in text
 
 
 def test_a_remark_on_a_stored_video_is_shown_beside_it():

@@ -24,24 +24,24 @@ def item(name: str, outcome: Outcome = Outcome.WAITING) -> ItemResult:
 
 
 def board_of(*results: ItemResult) -> BatchProgress:
-    board = BatchProgress(Budget("b/"))
-    board.begin(results)
-    return board
+    progress = BatchProgress(Budget("b/"))
+    progress.begin(results)
+    return progress
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(list(Outcome)))))
 def test_the_counts_are_those_of_the_results(changes):
     """The counts match the results in any order of events, and the items keep their order."""
-    board = board_of(*[item(f"{number}") for number in range(5)])
+    progress = board_of(*[item(f"{number}") for number in range(5)])
     for number, outcome in changes:
-        board.put(item(f"{number}", outcome))
-    found = board.results()
+        progress.put(item(f"{number}", outcome))
+    found = progress.results()
     assert [result.id for result in found] == ["0", "1", "2", "3", "4"]
-    standing = board.standing()
-    assert standing.total == 5
+    snapshot = progress.snapshot()
+    assert snapshot.total == 5
     for outcome in Outcome:
-        assert standing.counts[outcome] == sum(one.outcome is outcome for one in found)
-    assert standing.done == sum(one.outcome.is_final for one in found)
+        assert snapshot.counts[outcome] == sum(one.outcome is outcome for one in found)
+    assert snapshot.done == sum(one.outcome.is_final for one in found)
 
 
 @given(done=st.integers(0, 10**6), left=st.integers(0, 10**6), elapsed=st.floats(0, 1e7))
@@ -56,9 +56,9 @@ def test_the_time_left_is_what_the_rest_takes_at_the_same_rate(done, left, elaps
 
 def test_what_was_stored_before_does_not_make_the_rest_look_quick():
     """Items that were stored before do not count for the rate."""
-    board = board_of(*[item(f"{n}", Outcome.STORED) for n in range(99)], item("new"))
-    assert board.standing().left is None
-    assert (board.standing().done, board.standing().total) == (99, 100)
+    progress = board_of(*[item(f"{n}", Outcome.STORED) for n in range(99)], item("new"))
+    assert progress.snapshot().left is None
+    assert (progress.snapshot().done, progress.snapshot().total) == (99, 100)
 
 
 def test_each_change_is_told_to_who_listens():
@@ -66,12 +66,12 @@ def test_each_change_is_told_to_who_listens():
     heard: list[ProgressSnapshot] = []
     token = batch_listener.set(heard.append)
     try:
-        board = board_of(item("a"), item("b"))
-        board.put(item("a", Outcome.STORED))
-        board.put(item("b", Outcome.FAILED))
+        progress = board_of(item("a"), item("b"))
+        progress.put(item("a", Outcome.STORED))
+        progress.put(item("b", Outcome.FAILED))
     finally:
         batch_listener.reset(token)
-    assert [standing.done for standing in heard] == [1, 2]
+    assert [snapshot.done for snapshot in heard] == [1, 2]
     assert heard[-1].sentence() == "1 stored, 1 failed"
 
 

@@ -36,12 +36,14 @@ async def test_a_slow_write_does_not_replace_the_last_one(tmp_path, monkeypatch)
         return publish_results(results, *place)
 
     monkeypatch.setattr(report, "publish_results", slow_at_first)
-    board = BatchProgress(Budget("b/"))
-    board.begin([ItemResult(id="one", outcome=Outcome.WAITING)])
-    async with Report("batch", board, nothing_new, FolderStorage(tmp_path), "out.jsonl") as writer:
-        board.put(ItemResult(id="one", outcome=Outcome.RUNNING))
+    progress = BatchProgress(Budget("b/"))
+    progress.begin([ItemResult(id="one", outcome=Outcome.WAITING)])
+    async with Report(
+        "batch", progress, nothing_new, FolderStorage(tmp_path), "out.jsonl"
+    ) as writer:
+        progress.put(ItemResult(id="one", outcome=Outcome.RUNNING))
         await asyncio.to_thread(under_way.wait, 30)
-        board.put(ItemResult(id="one", outcome=Outcome.STORED))
+        progress.put(ItemResult(id="one", outcome=Outcome.STORED))
         asyncio.get_running_loop().call_later(0.1, may_go_on.set)
     assert writes == [Outcome.RUNNING, Outcome.STORED]
     assert [item.outcome for item in read_results(str(writer.output))] == [Outcome.STORED]
@@ -56,9 +58,11 @@ async def test_a_disk_that_is_full_under_the_gallery_does_not_break_the_batch(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    board = BatchProgress(Budget("b/"))
-    board.begin([ItemResult(id="one", outcome=Outcome.STORED)])
-    async with Report("batch", board, nothing_new, FolderStorage(tmp_path), "out.jsonl") as report:
+    progress = BatchProgress(Budget("b/"))
+    progress.begin([ItemResult(id="one", outcome=Outcome.STORED)])
+    async with Report(
+        "batch", progress, nothing_new, FolderStorage(tmp_path), "out.jsonl"
+    ) as report:
         pass
     assert [item.outcome for item in read_results(str(report.output))] == [Outcome.STORED]
     assert report.gallery is None
@@ -75,9 +79,9 @@ async def test_a_disk_that_is_full_under_the_gallery_does_not_break_the_batch(
 )
 async def test_each_output_has_a_gallery_of_its_own(tmp_path, output, page):
     """Each output has a gallery of its own, even if the names begin alike."""
-    board = BatchProgress(Budget("b/"))
-    board.begin([ItemResult(id="one", outcome=Outcome.STORED)])
-    async with Report("batch", board, nothing_new, FolderStorage(tmp_path), output) as report:
+    progress = BatchProgress(Budget("b/"))
+    progress.begin([ItemResult(id="one", outcome=Outcome.STORED)])
+    async with Report("batch", progress, nothing_new, FolderStorage(tmp_path), output) as report:
         pass
     assert report.gallery == str(tmp_path / page)
 

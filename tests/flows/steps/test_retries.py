@@ -111,7 +111,7 @@ def test_a_submission_without_an_answer_is_never_sent_again(
     assert len([request for request in sandbox.requests if request.route == "create"]) == 1
     assert state.is_failed()
     assert "SubmissionUncertain" in str(state.message)
-    assert "perhaps charged" in str(state.message)
+    assert "possibly charged" in str(state.message)
     submit = history.task_runs(state.state_details.flow_run_id)["submit"]
     assert submit["run_count"] == 1
 

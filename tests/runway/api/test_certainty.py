@@ -193,7 +193,7 @@ async def judge(replies: Any) -> int:
                 continue
             assert isinstance(outcome, CometAPIError), shown
             uncertain = isinstance(outcome, SubmissionUncertain)
-            claim = "perhaps charged, once" if uncertain else "nothing was charged"
+            claim = "possibly charged, once" if uncertain else "nothing was charged"
             assert claim in str(outcome), shown
             assert uncertain or certain(reply[0], reply[2]), shown
             claims += not uncertain

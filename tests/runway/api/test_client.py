@@ -98,7 +98,7 @@ async def test_a_lost_receipt_is_uncertain_and_paid_once(sandbox, client_of, req
     client = await client_of(service.url)
     with pytest.raises(SubmissionUncertain) as caught:
         await client.create(request_)
-    assert "perhaps charged, once" in str(caught.value)
+    assert "possibly charged, once" in str(caught.value)
     assert len(service.accepted) == 1
     assert len(service.requests) == 1
 

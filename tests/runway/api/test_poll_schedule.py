@@ -59,11 +59,11 @@ def lognormal(mean: float, cv: float, count: int, draw: Random) -> list[float]:
     return found
 
 
-def watch(duration: float, habit: DurationStats | None, draw: Random, interval: float = INTERVAL):
+def watch(duration: float, stats: DurationStats | None, draw: Random, interval: float = INTERVAL):
     """Return the age at which the end is seen, and the number of polls."""
-    age, polls = first_delay(0.0, interval, habit, draw.random()), 1
+    age, polls = first_delay(0.0, interval, stats, draw.random()), 1
     while age < duration:
-        age, polls = age + next_delay(age, interval, habit, draw.random()), polls + 1
+        age, polls = age + next_delay(age, interval, stats, draw.random()), polls + 1
     return age, polls
 
 
@@ -100,60 +100,60 @@ def test_a_few_generations_teach_nothing(waited, count):
 @given(history=anything | plausible | regular, interval=intervals, age=ages, chance=chances)
 def test_no_history_makes_polls_too_frequent_or_endlessly_late(history, interval, age, chance):
     """Zeros, negatives, nan, infinities and other invalid records do no harm."""
-    habit = learn(history, interval)
-    first = first_delay(age, interval, habit, chance)
+    stats = learn(history, interval)
+    first = first_delay(age, interval, stats, chance)
     assert 0.0 <= first < LONGEST + 2 * interval
     assert age + first >= interval * (1 - 1e-9)
-    gap = next_delay(age, interval, habit, chance)
+    gap = next_delay(age, interval, stats, chance)
     assert interval <= gap <= interval * SPARSEST * (1 + JITTER) * (1 + 1e-9)
 
 
-@given(habit=habits, interval=intervals, chance=chances)
-def test_the_first_look_does_not_wait_for_the_typical_duration(habit, interval, chance):
+@given(stats=habits, interval=intervals, chance=chances)
+def test_the_first_look_does_not_wait_for_the_typical_duration(stats, interval, chance):
     """The first poll comes one interval after the submission or later, but within its limit."""
-    age = first_delay(0.0, interval, habit, chance)
-    latest = max(interval * (1 + JITTER), LATEST * habit.typical + interval)
+    age = first_delay(0.0, interval, stats, chance)
+    latest = max(interval * (1 + JITTER), LATEST * stats.typical + interval)
     assert interval <= age <= latest * (1 + 1e-9)
 
 
-@given(habit=maybe, interval=intervals, ages=st.tuples(ages, ages), chance=chances)
-def test_an_older_generation_waits_no_longer_for_its_first_look(habit, interval, ages, chance):
+@given(stats=maybe, interval=intervals, ages=st.tuples(ages, ages), chance=chances)
+def test_an_older_generation_waits_no_longer_for_its_first_look(stats, interval, ages, chance):
     """A generation that is attached again is polled first no later than a new one."""
     young, old = sorted(ages)
-    assert first_delay(old, interval, habit, chance) <= first_delay(young, interval, habit, chance)
+    assert first_delay(old, interval, stats, chance) <= first_delay(young, interval, stats, chance)
 
 
-@given(habit=maybe, interval=intervals, ages=st.tuples(ages, ages))
-def test_who_looks_later_looks_later_again(habit, interval, ages):
+@given(stats=maybe, interval=intervals, ages=st.tuples(ages, ages))
+def test_who_looks_later_looks_later_again(stats, interval, ages):
     """Apart from jitter, a poll at a higher age never makes the next one earlier."""
     young, old = sorted(ages)
     for delay in (first_delay, next_delay):
-        due = young + delay(young, interval, habit)
-        assert old + delay(old, interval, habit) >= due * (1 - 1e-9)
+        due = young + delay(young, interval, stats)
+        assert old + delay(old, interval, stats) >= due * (1 - 1e-9)
 
 
-@given(habit=habits, interval=intervals, longer=st.floats(1, 10))
-def test_longer_durations_do_not_bring_the_first_look_forward(habit, interval, longer):
+@given(stats=habits, interval=intervals, longer=st.floats(1, 10))
+def test_longer_durations_do_not_bring_the_first_look_forward(stats, interval, longer):
     """If all generations take longer, the first poll is at the same time or later."""
-    slow = DurationStats(tuple(longer * one for one in habit.durations), longer * habit.typical)
-    before, after = (first_delay(0.0, interval, one) for one in (habit, slow))
+    slow = DurationStats(tuple(longer * one for one in stats.durations), longer * stats.typical)
+    before, after = (first_delay(0.0, interval, one) for one in (stats, slow))
     assert after >= before * (1 - 1e-9)
 
 
-@given(habit=maybe, interval=intervals, age=ages, chance=chances)
-def test_jitter_in_a_schedule_only_ever_adds(habit, interval, age, chance):
+@given(stats=maybe, interval=intervals, age=ages, chance=chances)
+def test_jitter_in_a_schedule_only_ever_adds(stats, interval, age, chance):
     """Jitter lengthens every delay, by at most one interval or a tenth."""
     for delay, most in ((first_delay, interval), (next_delay, SPARSEST * interval * JITTER)):
-        least = delay(age, interval, habit)
-        assert least <= delay(age, interval, habit, chance) <= least + most * (1 + 1e-9) + 1e-6
+        least = delay(age, interval, stats)
+        assert least <= delay(age, interval, stats, chance) <= least + most * (1 + 1e-9) + 1e-6
 
 
-@given(habit=maybe, duration=st.floats(0, 2000), seed=st.integers(0, 99))
-def test_no_generation_takes_more_polls_than_at_a_fixed_interval(habit, duration, seed):
+@given(stats=maybe, duration=st.floats(0, 2000), seed=st.integers(0, 99))
+def test_no_generation_takes_more_polls_than_at_a_fixed_interval(stats, duration, seed):
     """A wrong history never causes more polls than a fixed interval."""
-    waited, polls = watch(duration, habit, Random(seed))
+    waited, polls = watch(duration, stats, Random(seed))
     assert polls <= max(1, math.ceil(duration / INTERVAL))
-    first = first_delay(0.0, INTERVAL, habit, 1.0)
+    first = first_delay(0.0, INTERVAL, stats, 1.0)
     assert waited - duration <= max(first, INTERVAL * SPARSEST * (1 + JITTER)) + 1e-9
 
 
@@ -161,9 +161,9 @@ def test_no_generation_takes_more_polls_than_at_a_fixed_interval(habit, duration
 def test_the_unit_of_time_does_not_matter(history, power):
     """A service that is twice as slow and polled half as often has the same schedule."""
     scale = 2.0**power
-    habit = learn(history, INTERVAL)
+    stats = learn(history, INTERVAL)
     scaled = learn([(scale * waited, polls) for waited, polls in history], scale * INTERVAL)
-    delay = first_delay(0.0, INTERVAL, habit)
+    delay = first_delay(0.0, INTERVAL, stats)
     assert first_delay(0.0, scale * INTERVAL, scaled) == pytest.approx(scale * delay)
 
 
@@ -198,9 +198,9 @@ def test_most_done_at_the_first_look_is_not_taken_for_a_duration(waited, count):
     before = [(2 * waited + INTERVAL * (7 * n % 20), 7 * n % 20 + 20) for n in range(20)]
     known = learn(before, INTERVAL)
     assert known is not None
-    habit = learn([(waited, 1)] * count + before, INTERVAL)
-    assert (habit is None) == (2 * count >= FEWEST)
-    assert first_delay(0.0, INTERVAL, habit) <= first_delay(0.0, INTERVAL, known)
+    stats = learn([(waited, 1)] * count + before, INTERVAL)
+    assert (stats is None) == (2 * count >= FEWEST)
+    assert first_delay(0.0, INTERVAL, stats) <= first_delay(0.0, INTERVAL, known)
 
 
 @pytest.mark.parametrize(("mean", "cv"), LEAST)
@@ -250,9 +250,9 @@ def test_a_batch_is_spread_over_the_interval():
     """A thousand generations that start at once are not polled at once."""
     draw = Random(5)
     _, history = watch_all(lognormal(64, 0.25, 200, draw), draw)
-    habit = learn(history, INTERVAL)
-    ages = [first_delay(0.0, INTERVAL, habit, draw.random()) for _ in range(1000)]
+    stats = learn(history, INTERVAL)
+    ages = [first_delay(0.0, INTERVAL, stats, draw.random()) for _ in range(1000)]
     for _ in range(5):
         seconds = Counter(math.floor(age) for age in ages)
         assert max(seconds.values()) < 1.3 * 1000 / INTERVAL
-        ages = [age + next_delay(age, INTERVAL, habit, draw.random()) for age in ages]
+        ages = [age + next_delay(age, INTERVAL, stats, draw.random()) for age in ages]

@@ -180,7 +180,7 @@ async def test_a_reply_that_no_rule_names_keeps_the_key(client_of, answers, requ
     for reply in UNCERTAIN[kind]:
         error = await outcome_of(client_of, answers, request_, reply)
         assert isinstance(error, SubmissionUncertain), reply
-        assert "perhaps charged, once" in str(error)
+        assert "possibly charged, once" in str(error)
 
 
 OWN = [body for bodies in CERTAIN.values() for body in bodies]
