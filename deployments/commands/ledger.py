@@ -266,8 +266,8 @@ def _advise(entries: Sequence[Entry]) -> None:
     if undecided:
         key = shlex.quote(undecided[0].key)
         console.print(
-            f"\n[yellow]{len(undecided)} uncertain[/]: possibly charged. Look in CometAPI's console "
-            "for each, then one of:",
+            f"\n[yellow]{len(undecided)} uncertain[/]: possibly charged. Look in CometAPI's "
+            "console for each, then one of:",
             soft_wrap=True,
         )
         for command, when in (
