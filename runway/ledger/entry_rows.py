@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from sqlalchemy import ColumnElement, Select, literal, select
 
 from ..errors import LedgerCorrupted
 from ..redact import scrub
 from .entry import Entry
+from .schema import generations
 
 
 def read_entries(
@@ -66,3 +68,13 @@ def as_columns(values: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for name, value in values.items()
     }
+
+
+def as_select(row: Mapping[str, Any]) -> Select[Any]:
+    """Return a query that selects values, of which some may be expressions, as columns."""
+    return select(
+        *[
+            value if isinstance(value, ColumnElement) else literal(value, generations.c[name].type)
+            for name, value in row.items()
+        ]
+    )

@@ -21,7 +21,6 @@ from sqlalchemy import (
     and_,
     delete,
     exists,
-    literal,
     or_,
     select,
     update,
@@ -46,7 +45,7 @@ from .entry import (
     is_another_purchase,
     is_outdated,
 )
-from .entry_rows import as_columns, columns_of, read_entries
+from .entry_rows import as_columns, as_select, columns_of, read_entries
 from .leases import LEASE, LEASE_LEFT, MAX_BIND_VALUES, Leases
 from .schema import generations, last_serial
 from .spending import is_within, total_spent
@@ -233,7 +232,7 @@ class Ledger(Leases):
         statement, row = dialect.insert(generations), as_columns(row)
         if where is None:
             return statement.values(row).on_conflict_do_nothing()
-        return statement.from_select([*row], _selected(row).where(where)).on_conflict_do_nothing()
+        return statement.from_select([*row], as_select(row).where(where)).on_conflict_do_nothing()
 
     async def restore(
         self, entry: Entry, warn: Callable[[str], None] = _logger.warning
@@ -280,9 +279,8 @@ class Ledger(Leases):
         """Write complete entries whose keys the ledger lacks, and return the written ones."""
         written: list[Entry] = []
         for start in range(0, len(entries), MAX_BIND_VALUES):
-            rows = [
-                as_columns(self._row(entry)) for entry in entries[start : start + MAX_BIND_VALUES]
-            ]
+            some = entries[start : start + MAX_BIND_VALUES]
+            rows = [as_columns(self._row(entry)) for entry in some]
             dialect = postgresql if self.database.is_shared else sqlite
             statement = dialect.insert(generations).values(rows).on_conflict_do_nothing()
             asked, found = await self.database.asked(statement.returning(generations, LEASE_LEFT))
@@ -585,15 +583,6 @@ def _unchanged_since(seen: Entry) -> list[ColumnElement[bool]]:
 
 def _lease_of(entry: Entry) -> ColumnElement[bool]:
     return _table.leased_until.is_not_distinct_from(entry.leased_until)
-
-
-def _selected(row: Mapping[str, Any]) -> Select[Any]:
-    return select(
-        *[
-            value if isinstance(value, ColumnElement) else literal(value, generations.c[name].type)
-            for name, value in row.items()
-        ]
-    )
 
 
 _ledgers: dict[tuple[int, str], Ledger] = {}

@@ -233,7 +233,7 @@ def ours(spec: Spec) -> Callable[[], int]:
         raise NotHereError("this package has no batch yet")
     for package in ("runway", "flows"):
         path = importlib.import_module(f"prefect_cometapi.{package}").__path__
-        for module in pkgutil.iter_modules(path, f"prefect_cometapi.{package}."):
+        for module in pkgutil.walk_packages(path, f"prefect_cometapi.{package}."):
             importlib.import_module(module.name)
 
     async def make_videos() -> int:

@@ -124,7 +124,7 @@ def test_a_probe_leaves_nothing_behind(bucket):
 LARGE = """
 import sys
 from pathlib import Path
-from prefect_cometapi.runway.storage.base import FsspecStorage
+from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -32,7 +32,8 @@ LEASE = 3.0
 OTHER_PROCESS = """
 import asyncio, sys
 from datetime import datetime, timedelta
-from prefect_cometapi.runway import Ledger, buying, ledger
+from prefect_cometapi.runway import Ledger
+from prefect_cometapi.runway.ledger import purchase as buying, store as ledger
 from tests.runway.factories import intent
 
 url, lease, what, ahead = sys.argv[1], float(sys.argv[2]), sys.argv[3], float(sys.argv[4])
