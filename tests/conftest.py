@@ -37,9 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow files first and keep the order otherwise."""
+    """Run slow files first, and those that start Prefect servers of their own last among them.
+
+    Prefect's worker for events stays with the first server that a process has used, and waits for
+    it for ever once that server is gone.
+    """
     long = {item.path for item in items if any(map(item.get_closest_marker, LONG))}
-    items.sort(key=lambda item: item.path not in long)
+    items.sort(key=lambda item: (item.path not in long, "chaos" in item.path.parts))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
