@@ -203,7 +203,7 @@ class Ledger(Leases):
             BudgetExceeded: It would pass the limits of the budget.
         """
         now = datetime.now(UTC)
-        row = {
+        wanted = {
             **intent.wanted(),
             "state": str(state),
             "claim": claim,
@@ -220,7 +220,8 @@ class Ledger(Leases):
             **self._leased_to(values.pop("holder", None)),
             **values,
         }
-        within = is_within(budget, intent.key, as_columns(row)) if budget else None
+        row = as_columns(wanted)
+        within = is_within(budget, intent.key, row) if budget else None
         statement = self._insert(row, within).returning(generations, LEASE_LEFT)
         added = await self._one(statement, budget)
         if added:
@@ -230,13 +231,17 @@ class Ledger(Leases):
             await self._check_budget(budget, intent.key, row)
         return there if there and there.claim == claim and there.state is state else None
 
-    def _insert(self, row: dict[str, Any], where: ColumnElement[bool] | None = None) -> Any:
-        """Return the statement that adds a row where that holds, unless its key has one."""
+    def _insert(
+        self,
+        rows: dict[str, Any] | list[dict[str, Any]],
+        where: ColumnElement[bool] | None = None,
+    ) -> Any:
+        """Return the statement that adds rows whose keys have none, or one row where that holds."""
         dialect = postgresql if self.database.is_shared else sqlite
-        statement, row = dialect.insert(generations), as_columns(row)
-        if where is None:
-            return statement.values(row).on_conflict_do_nothing()
-        return statement.from_select([*row], _selected(row).where(where)).on_conflict_do_nothing()
+        statement = dialect.insert(generations)
+        if where is None or isinstance(rows, list):
+            return statement.values(rows).on_conflict_do_nothing()
+        return statement.from_select([*rows], _selected(rows).where(where)).on_conflict_do_nothing()
 
     async def restore(
         self, entry: Entry, warn: Callable[[str], None] = _logger.warning
@@ -283,9 +288,8 @@ class Ledger(Leases):
         written: list[Entry] = []
         for start in range(0, len(entries), MANY):
             rows = [as_columns(self._row(entry)) for entry in entries[start : start + MANY]]
-            dialect = postgresql if self.database.is_shared else sqlite
-            statement = dialect.insert(generations).values(rows).on_conflict_do_nothing()
-            asked, found = await self.database.asked(statement.returning(generations, LEASE_LEFT))
+            statement = self._insert(rows).returning(generations, LEASE_LEFT)
+            asked, found = await self.database.asked(statement)
             for entry in self._read(found):
                 self._see(entry, asked)
                 written.append(entry)

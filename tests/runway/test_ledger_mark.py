@@ -192,7 +192,7 @@ def test_marks_are_kept_in_a_storage(place, tmp_path):
 
 
 def test_a_storage_that_cannot_be_listed_shows_no_mark(tmp_path):
-    """Whether it can be used is checked elsewhere."""
+    """Another check finds out that it cannot be used."""
     (tmp_path / "file").write_text("no folder")
     storage = FolderStorage(tmp_path / "file")
     with pytest.raises(StorageError, match="cannot be listed"):

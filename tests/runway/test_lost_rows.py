@@ -169,7 +169,7 @@ async def test_a_row_that_vanishes_while_a_run_works_on_it_is_written_again(hast
 
 @pytest.mark.parametrize("fails", [True, False])
 async def test_a_run_that_ends_before_the_next_renewal_leaves_what_it_bought(ledger, fails):
-    """Whether it fails or not, the key is not free afterwards."""
+    """The key is not free afterwards, if the run fails and if it does not."""
     made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
     with suppress(StorageError):
         async with working_on(ledger, "sku-17", "run"):
