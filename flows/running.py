@@ -3,9 +3,11 @@
 
 import asyncio
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import wait
 from contextvars import Token
 from typing import Any, TypeVar
 
+from anyio.from_thread import start_blocking_portal
 from prefect.client.schemas.objects import TaskRun, TaskRunResult
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
@@ -16,19 +18,27 @@ from ..runway.requests import GenerationRequest
 
 T = TypeVar("T")
 
+SECONDS_OF_A_WAIT = 0.2
+"""Longest time until a waiting thread sees that its run is to end."""
+
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, also where an event loop is running already (a notebook)."""
-    if not loop_is_running():
-        return asyncio.run(coroutine)
-    from anyio.from_thread import start_blocking_portal
+    """Run a coroutine to its end, also where an event loop is running already (a notebook).
+
+    It runs in a thread of its own, and this one only waits. Prefect ends a run by an exception
+    in its thread, which would be lost in a callback of an event loop; here it cancels the
+    coroutine.
+    """
 
     async def core() -> T:
         return await coroutine
 
-    # The portal's thread ends, and the coroutine is cancelled, when this one is interrupted.
     with start_blocking_portal() as portal:
-        return portal.call(core)
+        future = portal.start_task_soon(core)
+        # An exception of another thread is raised between two waits, not in one.
+        while not wait([future], SECONDS_OF_A_WAIT).done:
+            pass
+        return future.result()
 
 
 def loop_is_running() -> bool:
