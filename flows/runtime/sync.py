@@ -3,9 +3,11 @@
 
 import asyncio
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import wait
 from contextvars import Token
 from typing import Any, TypeVar
 
+from anyio.from_thread import start_blocking_portal
 from prefect.client.schemas.objects import TaskRun, TaskRunResult
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
@@ -16,22 +18,28 @@ from ...runway.models.requests import GenerationRequest
 
 T = TypeVar("T")
 
+SECONDS_OF_A_WAIT = 0.2
+"""Longest time until a waiting thread notices that its run must end."""
+
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine and return its result.
 
-    This also works while an event loop is running in the current thread, as in a notebook.
+    This also works while an event loop is running in the current thread, as in a notebook. The
+    coroutine runs in a thread of its own, and this one only waits: Prefect ends a run by an
+    exception in its thread, which a callback of an event loop could swallow.
     """
-    if not loop_is_running():
-        return asyncio.run(coroutine)
-    from anyio.from_thread import start_blocking_portal
 
     async def core() -> T:
         return await coroutine
 
     # If this thread is interrupted, the portal cancels the coroutine and ends its own thread.
     with start_blocking_portal() as portal:
-        return portal.call(core)
+        future = portal.start_task_soon(core)
+        # An exception that another thread injects is raised only between two waits.
+        while not wait([future], SECONDS_OF_A_WAIT).done:
+            pass
+        return future.result()
 
 
 def loop_is_running() -> bool:

@@ -199,7 +199,7 @@ class Ledger(Leases):
             BudgetExceeded: The entry would exceed the limits of the budget.
         """
         now = datetime.now(UTC)
-        row = {
+        wanted = {
             **intent.wanted(),
             "state": str(state),
             "claim": claim,
@@ -216,7 +216,8 @@ class Ledger(Leases):
             **self._leased_to(values.pop("holder", None)),
             **values,
         }
-        within = is_within(budget, intent.key, as_columns(row)) if budget else None
+        row = as_columns(wanted)
+        within = is_within(budget, intent.key, row) if budget else None
         statement = self._insert(row, within).returning(generations, LEASE_LEFT)
         added = await self._one(statement, budget)
         if added:
@@ -226,13 +227,20 @@ class Ledger(Leases):
             await self._check_budget(budget, intent.key, row)
         return there if there and there.claim == claim and there.state is state else None
 
-    def _insert(self, row: dict[str, Any], where: ColumnElement[bool] | None = None) -> Any:
-        """Return the statement that inserts a row if the condition holds and its key is new."""
+    def _insert(
+        self,
+        rows: dict[str, Any] | list[dict[str, Any]],
+        where: ColumnElement[bool] | None = None,
+    ) -> Any:
+        """Return the statement that inserts the rows whose keys are new.
+
+        A single row is inserted only if the condition holds.
+        """
         dialect = postgresql if self.database.is_shared else sqlite
-        statement, row = dialect.insert(generations), as_columns(row)
-        if where is None:
-            return statement.values(row).on_conflict_do_nothing()
-        return statement.from_select([*row], as_select(row).where(where)).on_conflict_do_nothing()
+        statement = dialect.insert(generations)
+        if where is None or isinstance(rows, list):
+            return statement.values(rows).on_conflict_do_nothing()
+        return statement.from_select([*rows], as_select(rows).where(where)).on_conflict_do_nothing()
 
     async def restore(
         self, entry: Entry, warn: Callable[[str], None] = _logger.warning
@@ -281,9 +289,8 @@ class Ledger(Leases):
         for start in range(0, len(entries), MAX_BIND_VALUES):
             some = entries[start : start + MAX_BIND_VALUES]
             rows = [as_columns(self._row(entry)) for entry in some]
-            dialect = postgresql if self.database.is_shared else sqlite
-            statement = dialect.insert(generations).values(rows).on_conflict_do_nothing()
-            asked, found = await self.database.asked(statement.returning(generations, LEASE_LEFT))
+            statement = self._insert(rows).returning(generations, LEASE_LEFT)
+            asked, found = await self.database.asked(statement)
             for entry in self._read(found):
                 self._see(entry, asked)
                 written.append(entry)

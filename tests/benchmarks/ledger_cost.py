@@ -78,8 +78,10 @@ class NoLedger(Ledger):
 
     async def change(self, key: str, state: State, **values: Any) -> Entry:
         values = {name: values[name] for name in ("task_id", "submitted_at") if name in values}
-        self._entry_of_now = self._entry_of_now.model_copy(update={"state": state, **values})
-        return self._entry_of_now
+        changed = self._entry_of_now.model_copy(update={"state": state, **values})
+        if "task_id" in values:  # a late change of the flow before is not kept
+            self._entry_of_now = changed
+        return changed
 
     async def get(self, key: str) -> None:
         return None

@@ -66,9 +66,11 @@ def main() -> None:
 
         with sandbox_process() as url, prefect_test_harness(server_startup_timeout=120):
             os.environ["COMETAPI_BASE_URL"] = url
-            from prefect_cometapi import image_to_video
+            from prefect_cometapi import ImageToVideoRequest, image_to_video
 
-            request = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow zoom"}
+            request = ImageToVideoRequest(
+                prompt_image="https://example.com/cat.jpg", prompt_text="slow zoom"
+            )
             way = Way()
             threading.setprofile(way)  # threads that are made by the first run have it, too
             sys.setprofile(way)

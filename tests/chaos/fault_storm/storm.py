@@ -42,6 +42,7 @@ async def prefect(folder: Path) -> AsyncIterator[str]:
     It uses PostgreSQL if that is installed: with SQLite it answers 503 when two clients write at
     once, and a client then waits for seconds.
     """
+    from prefect.events.worker import EventsWorker
     from prefect.settings import (
         PREFECT_API_URL,
         PREFECT_LOCAL_STORAGE_PATH,
@@ -62,8 +63,13 @@ async def prefect(folder: Path) -> AsyncIterator[str]:
                 PREFECT_LOCAL_STORAGE_PATH: folder / "results",
                 PREFECT_LOGGING_TO_API_ENABLED: False,
             }
-            with temporary_settings(settings):
-                yield api
+            # One worker sends the events of a process, to the server that its first event went to.
+            await asyncio.to_thread(EventsWorker.drain_all)
+            try:
+                with temporary_settings(settings):
+                    yield api
+            finally:
+                await asyncio.to_thread(EventsWorker.drain_all)
     finally:
         if postgres:
             postgres.remove()
