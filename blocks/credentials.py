@@ -25,7 +25,7 @@ class CometAPICredentials(CredentialsBlock):
     """API key and API version for making Runway videos through CometAPI.
 
     Attributes:
-        key: API key of CometAPI.
+        api_key: API key of CometAPI.
         runway_version: Value of the header X-Runway-Version.
         base_url: Root URL of the service, without a path.
 
@@ -52,7 +52,7 @@ class CometAPICredentials(CredentialsBlock):
     # default of the real one applies.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    key: SecretStr = Field(
+    api_key: SecretStr = Field(
         title="API key",
         description="API key from CometAPI's console; it is sent to the base URL only.",
     )
@@ -70,10 +70,10 @@ class CometAPICredentials(CredentialsBlock):
 
     _check_base_url = field_validator("base_url")(check_base_url)
 
-    @field_validator("key")
+    @field_validator("api_key")
     @classmethod
-    def _check_key(cls, key: SecretStr) -> SecretStr:
-        text = key.get_secret_value().strip()
+    def _check_api_key(cls, api_key: SecretStr) -> SecretStr:
+        text = api_key.get_secret_value().strip()
         if set(text) == {"*"}:
             raise ValueError("this is the masked form of a key; load the saved block again")
         if not re.fullmatch(API_KEY_PATTERN, text):
@@ -91,7 +91,7 @@ class CometAPICredentials(CredentialsBlock):
         if settings.key is None or not settings.key.get_secret_value().strip():
             raise AuthenticationError("there is no API key")
         return cls(
-            key=settings.key,
+            api_key=settings.key,
             runway_version=settings.runway_version,
             base_url=settings.base_url,
         )
@@ -109,7 +109,7 @@ class CometAPICredentials(CredentialsBlock):
             transport: Transport for httpx in place of the default one.
         """
         return RunwayClient(
-            self.key,
+            self.api_key,
             base_url=self.base_url,
             runway_version=self.runway_version,
             transport=transport,

@@ -54,7 +54,7 @@ class GenerationLedger(Block):
         try:
             ledger_url(url.get_secret_value())
         except LedgerUnavailable as error:
-            raise ValueError(error.what) from None
+            raise ValueError(error.message) from None
         return url
 
     def get_ledger(self) -> "Ledger":

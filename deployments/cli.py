@@ -96,7 +96,7 @@ def image_to_video(
     ratio: Annotated[str | None, Parameter(help="Width and height, as 1280:720.")] = None,
     seed: Annotated[int | None, Parameter(help="Same seed, similar video.")] = None,
     storage: Storage = None,
-    key: Key = None,
+    idempotency_key: Key = None,
     wait: PollState = True,
     task_id: TaskId = None,
     json: AsJson = False,
@@ -110,7 +110,14 @@ def image_to_video(
         ratio=ratio,
         seed=seed,
     )
-    _generate(request, storage=storage, key=key, wait=wait, task_id=task_id, as_json=json)
+    _generate(
+        request,
+        storage=storage,
+        idempotency_key=idempotency_key,
+        wait=wait,
+        task_id=task_id,
+        as_json=json,
+    )
 
 
 @app.command(name="video-to-video")
@@ -122,7 +129,7 @@ def video_to_video(
     reference: Annotated[str | None, Parameter(help="Image that shows the style wanted.")] = None,
     seed: Annotated[int | None, Parameter(help="Same seed, similar video.")] = None,
     storage: Storage = None,
-    key: Key = None,
+    idempotency_key: Key = None,
     wait: PollState = True,
     task_id: TaskId = None,
     json: AsJson = False,
@@ -137,7 +144,14 @@ def video_to_video(
             "seed": seed,
         }
     )
-    _generate(request, storage=storage, key=key, wait=wait, task_id=task_id, as_json=json)
+    _generate(
+        request,
+        storage=storage,
+        idempotency_key=idempotency_key,
+        wait=wait,
+        task_id=task_id,
+        as_json=json,
+    )
 
 
 @app.command
@@ -147,11 +161,18 @@ def finish(
     ],
     *,
     storage: Storage = None,
-    key: Key = None,
+    idempotency_key: Key = None,
     json: AsJson = False,
 ) -> None:
     """Poll, fetch and store a generation that was already bought. It buys nothing."""
-    _run("finish_generation", task_id, "finish", storage=storage, key=key, as_json=json)
+    _run(
+        "finish_generation",
+        task_id,
+        "finish",
+        storage=storage,
+        idempotency_key=idempotency_key,
+        as_json=json,
+    )
 
 
 @app.command
@@ -231,7 +252,7 @@ def _run(
     title: str,
     *,
     storage: str | None,
-    key: str | None,
+    idempotency_key: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -243,7 +264,7 @@ def _run(
     with progress_of(title, errors if as_json else console, done):
         start_prefect()
         watch = Stopwatch()
-        result = flow(subject, storage=storage, key=key, **options)
+        result = flow(subject, storage=storage, idempotency_key=idempotency_key, **options)
     if as_json:
         console.print_json(result.model_dump_json())
     else:

@@ -155,7 +155,9 @@ def show_results(results: list[tuple[GenerationResult, float]]) -> None:
 
     for result, _seconds in results:
         if not result.videos:
-            named = f"{escape(result.task_id)} is {result.status}, key {escape(result.key)}"
+            named = (
+                f"{escape(result.task_id)} is {result.status}, key {escape(result.idempotency_key)}"
+            )
             console.print(f"\n{named}")
             console.print("  [dim]Next:[/] prefect-cometapi collect")
     if not any(result.videos for result, _seconds in results):
@@ -186,7 +188,7 @@ def show_collected(result: "CollectResult") -> None:
         table.add_column(name, overflow="fold")
     for item in result.generations:
         told = ", ".join(shown_place(uri) for uri in item.uris) or item.note
-        table.add_row(escape(item.key), item.state, escape(told))
+        table.add_row(escape(item.idempotency_key), item.state, escape(told))
     console.print()
     console.print(table)
 

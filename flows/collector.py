@@ -46,7 +46,7 @@ Place = Annotated[
 class Collected(Value):
     """Outcome of one generation that the collector processed."""
 
-    key: str
+    idempotency_key: str
     task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")
     state: State = Field(description="Where it stands in the ledger now.")
     uris: tuple[str, ...] = Field(default=(), description="Where its videos are.")
@@ -92,7 +92,7 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
     damaged: dict[str, LedgerCorrupted] = {}
 
     def told(error: LedgerCorrupted) -> None:
-        damaged[error.what] = error
+        damaged[error.message] = error
 
     async def entries(*states: State) -> list[Entry]:
         return await ledger.entries(states=states, tell=told)
@@ -116,7 +116,7 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
             return finished
 
     left = await entries(*UNFINISHED)
-    looked_at = await asyncio.gather(*(finish(entry.key) for entry in reversed(left)))
+    looked_at = await asyncio.gather(*(finish(entry.idempotency_key) for entry in reversed(left)))
     finished = [generation for generation in looked_at if generation]
     # A run may suspend itself just after its generation was stored. Nothing above resumes it.
     await resume_waiting(ledger)
@@ -124,7 +124,7 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
         log.logger().info("%d generations are with other runs", len(left) - len(finished))
     uncertain = [_undecided(entry) for entry in await entries(State.UNCERTAIN)]
     for generation in uncertain:
-        log.logger().warning("Key %s is uncertain: %s", generation.key, generation.note)
+        log.logger().warning("Key %s is uncertain: %s", generation.idempotency_key, generation.note)
     result = _summary([*finished, *uncertain])
     await artifacts.show_collected([item.model_dump(mode="json") for item in result.generations])
     for error in damaged.values():
@@ -150,7 +150,7 @@ async def _finish(
     A failure is logged and returned, not raised, so that the other generations are not affected.
     """
     wanted = storage or entry.storage
-    known: dict[str, Any] = {"key": entry.key, "task_id": entry.task_id}
+    known: dict[str, Any] = {"idempotency_key": entry.idempotency_key, "task_id": entry.task_id}
     try:
         whose = await credentials_of(entry, credentials)
         if whose.base_url != entry.base_url:
@@ -158,9 +158,9 @@ async def _finish(
             return Collected(**known, state=entry.state, note=note)
         result = await deliver(entry.submission(), whose, wanted)
     except CometAPIError as error:
-        error.about(key=entry.key, task_id=entry.task_id)
+        error.with_context(idempotency_key=entry.idempotency_key, task_id=entry.task_id)
         log.logger().warning("%s: %s", type(error).__name__, error)
-        return Collected(**known, state=await _state_of(entry), note=error.what)
+        return Collected(**known, state=await _state_of(entry), note=error.message)
     except Exception as error:  # noqa: BLE001 -- the others are finished all the same
         log.logger().exception("Generation %s is left to the next collector", entry.task_id)
         note = f"{type(error).__name__}: {scrub(str(error), limit=200)}"
@@ -170,15 +170,19 @@ async def _finish(
 
 
 async def _state_of(entry: Entry) -> State:
-    found = await record(lambda ledger: ledger.get(entry.key))
+    found = await record(lambda ledger: ledger.get(entry.idempotency_key))
     return found.state if found else entry.state
 
 
 def _undecided(entry: Entry) -> Collected:
     from ..runway.errors import SubmissionUncertain
 
-    advice = SubmissionUncertain(entry.note).about(key=entry.key).advised()
-    return Collected(key=entry.key, state=entry.state, note=f"{entry.note}; {advice}")
+    advice = (
+        SubmissionUncertain(entry.note).with_context(idempotency_key=entry.idempotency_key).hint()
+    )
+    return Collected(
+        idempotency_key=entry.idempotency_key, state=entry.state, note=f"{entry.note}; {advice}"
+    )
 
 
 def _summary(generations: Sequence[Collected]) -> CollectResult:

@@ -84,7 +84,7 @@ async def aimage_to_video(
     request: ImageRequest,
     credentials: Credentials = None,
     storage: Place = None,
-    key: Key = None,
+    idempotency_key: Key = None,
     *,
     wait: PollState = True,
     task_id: Attached = None,
@@ -96,7 +96,13 @@ async def aimage_to_video(
         CometAPIError: One of its subclasses; the message states what is known about the charge.
     """
     return await _generate(
-        request, credentials, storage, key, wait=wait, task_id=task_id, variation=variation
+        request,
+        credentials,
+        storage,
+        idempotency_key,
+        wait=wait,
+        task_id=task_id,
+        variation=variation,
     )
 
 
@@ -105,7 +111,7 @@ async def avideo_to_video(
     request: VideoRequest,
     credentials: Credentials = None,
     storage: Place = None,
-    key: Key = None,
+    idempotency_key: Key = None,
     *,
     wait: PollState = True,
     task_id: Attached = None,
@@ -117,7 +123,13 @@ async def avideo_to_video(
         CometAPIError: One of its subclasses; the message states what is known about the charge.
     """
     return await _generate(
-        request, credentials, storage, key, wait=wait, task_id=task_id, variation=variation
+        request,
+        credentials,
+        storage,
+        idempotency_key,
+        wait=wait,
+        task_id=task_id,
+        variation=variation,
     )
 
 
@@ -126,7 +138,7 @@ async def afinish_generation(
     task_id: TaskId,
     credentials: Credentials = None,
     storage: Place = None,
-    key: Key = None,
+    idempotency_key: Key = None,
 ) -> GenerationResult:
     """Finish a generation that is already bought: poll, fetch, persist. Buys nothing.
 
@@ -137,11 +149,11 @@ async def afinish_generation(
     """
     await check_storage(storage)
     credentials = credentials or CometAPICredentials.from_settings()
-    submission = await _attached(check_task_id(task_id), credentials, storage, key)
+    submission = await _attached(check_task_id(task_id), credentials, storage, idempotency_key)
     try:
         return await deliver(submission, credentials, storage, again=True)
     except GenerationNotFound:
-        await record(lambda ledger: _forget(ledger, submission.key))
+        await record(lambda ledger: _forget(ledger, submission.idempotency_key))
         raise
 
 
@@ -156,7 +168,7 @@ async def _forget(ledger: "Ledger", key: str) -> None:
 
 
 async def _attached(
-    task_id: str, credentials: CometAPICredentials, storage: str | None, key: str | None
+    task_id: str, credentials: CometAPICredentials, storage: str | None, idempotency_key: str | None
 ) -> Submission:
     """Return the submission of a task id, and record the id in the ledger if it is new.
 
@@ -165,22 +177,24 @@ async def _attached(
     """
     from ..runway.api.adoption import require_known
 
-    intent = intent_for(key or key_of_id(task_id), credentials, storage)
+    intent = intent_for(idempotency_key or key_of_id(task_id), credentials, storage)
     try:
         ledger = await open_ledger()
-        known = None if key else await ledger.find(task_id, credentials.base_url)
+        known = None if idempotency_key else await ledger.find(task_id, credentials.base_url)
         return (known or await adopt_id(ledger, intent, credentials, task_id)).submission()
     except LedgerUnavailable as error:  # This path buys nothing, so it can do without the ledger.
         require_known(task_id, await check_id(credentials, task_id))
-        log.logger().warning("%s; the delivery goes on without it", error.what)
-        return Submission(key=intent.key, task_id=task_id, submitted_at=datetime.now(UTC))
+        log.logger().warning("%s; the delivery goes on without it", error.message)
+        return Submission(
+            idempotency_key=intent.idempotency_key, task_id=task_id, submitted_at=datetime.now(UTC)
+        )
 
 
 async def _generate(
     request: GenerationRequest,
     credentials: CometAPICredentials | None,
     storage: str | None,
-    key: str | None,
+    idempotency_key: str | None,
     *,
     wait: bool | Literal["suspend"],
     task_id: str | None,
@@ -193,7 +207,7 @@ async def _generate(
     await check_storage(storage)
     ledger = await open_ledger()
     await warn_where_apart(ledger, storage or settings.storage)
-    key = await key_for(request, credentials, key, task_id=task_id, variation=variation)
+    key = await key_for(request, credentials, idempotency_key, task_id=task_id, variation=variation)
     with sharing(Shared(settings, ledger)):
         async with hold_lease(ledger, key, this_run()) if wait is True else nullcontext():
             submission = await asubmit_generation(
@@ -212,14 +226,14 @@ async def _so_far(submission: Submission, storage: str | None) -> GenerationResu
     Raises:
         GenerationError: The ledger records that the generation failed or was cancelled.
     """
-    entry = await record(lambda ledger: ledger.get(submission.key))
+    entry = await record(lambda ledger: ledger.get(submission.idempotency_key))
     if entry and (failure := entry.failure()):
         raise failure
     log.logger().info("Not waited for; the flow collect finishes what is not stored")
     if entry:
         return entry.result(canonical_location(storage or current_settings().storage))
     return GenerationResult(
-        key=submission.key,
+        idempotency_key=submission.idempotency_key,
         task_id=submission.task_id,
         status=Status.PENDING,
         videos=(),
@@ -234,7 +248,7 @@ def image_to_video(
     request: ImageRequest,
     credentials: Credentials = None,
     storage: Place = None,
-    key: Key = None,
+    idempotency_key: Key = None,
     *,
     wait: PollState = True,
     task_id: Attached = None,
@@ -247,7 +261,13 @@ def image_to_video(
     """
     return run_sync(
         _generate(
-            request, credentials, storage, key, wait=wait, task_id=task_id, variation=variation
+            request,
+            credentials,
+            storage,
+            idempotency_key,
+            wait=wait,
+            task_id=task_id,
+            variation=variation,
         )
     )
 
@@ -257,7 +277,7 @@ def video_to_video(
     request: VideoRequest,
     credentials: Credentials = None,
     storage: Place = None,
-    key: Key = None,
+    idempotency_key: Key = None,
     *,
     wait: PollState = True,
     task_id: Attached = None,
@@ -270,7 +290,13 @@ def video_to_video(
     """
     return run_sync(
         _generate(
-            request, credentials, storage, key, wait=wait, task_id=task_id, variation=variation
+            request,
+            credentials,
+            storage,
+            idempotency_key,
+            wait=wait,
+            task_id=task_id,
+            variation=variation,
         )
     )
 
@@ -280,7 +306,7 @@ def finish_generation(
     task_id: TaskId,
     credentials: Credentials = None,
     storage: Place = None,
-    key: Key = None,
+    idempotency_key: Key = None,
 ) -> GenerationResult:
     """Finish a generation that is already bought: poll, fetch, persist. Buys nothing.
 
@@ -289,4 +315,4 @@ def finish_generation(
             not finish in time.
         DeliveryError: The generation finished, but its output could not be stored.
     """
-    return run_sync(afinish_generation.fn(task_id, credentials, storage, key))
+    return run_sync(afinish_generation.fn(task_id, credentials, storage, idempotency_key))

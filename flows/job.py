@@ -85,7 +85,7 @@ class RunwayJob(JobBlock):
         request: Request to submit.
         credentials: Credentials with the API key.
         storage: Location where the video is stored.
-        key: Idempotency key.
+        idempotency_key: Idempotency key.
 
     Example:
         Load a saved job and make its video:
@@ -125,18 +125,18 @@ class RunwayJob(JobBlock):
         description="Folder, fsspec URL or storage block that keeps the video; COMETAPI_STORAGE "
         "where none is given.",
     )
-    key: str | None = Field(
+    idempotency_key: str | None = Field(
         default=None,
         title="Key",
         description="Idempotency key; where none is given, each flow run pays for one video. "
         "Outside of flows and tasks one is required.",
     )
 
-    async def atrigger(self, *, key: str | None = None) -> RunwayJobRun:
+    async def atrigger(self, *, idempotency_key: str | None = None) -> RunwayJobRun:
         """Buy the generation in a task run, or return the one that its idempotency key already has.
 
         Args:
-            key: Idempotency key for this call; defaults to the block's own.
+            idempotency_key: Key for this call; defaults to the block's own.
 
         Raises:
             NotSubmitted: The request was refused or could not be recorded; nothing was bought.
@@ -147,13 +147,16 @@ class RunwayJob(JobBlock):
 
         await check_storage(self.storage)
         submission = await asubmit_generation(
-            self.request, self.credentials, key or self.key, storage=self.storage
+            self.request,
+            self.credentials,
+            idempotency_key or self.idempotency_key,
+            storage=self.storage,
         )
         return RunwayJobRun(submission, self.credentials, self.storage)
 
-    def trigger(self, *, key: str | None = None) -> Any:
+    def trigger(self, *, idempotency_key: str | None = None) -> Any:
         """Run ``atrigger`` in sync code; in async code, await the call."""
-        return _either(self.atrigger(key=key))
+        return _either(self.atrigger(idempotency_key=idempotency_key))
 
 
 # Saved blocks, their code examples and pickles refer to the classes by this public module.

@@ -44,14 +44,14 @@ class CometAPIError(Exception):
     """Base class of all errors that this package raises on purpose.
 
     Attributes:
-        what: The problem in one sentence.
-        key: Idempotency key of the generation, or None if it is not known.
+        message: The problem in one sentence.
+        idempotency_key: Idempotency key of the generation, or None if it is not known.
         task_id: Task id from CometAPI, or None if it is not known.
         code: The service's own error code, or an empty string.
         http_status: HTTP status of the reply, or None if there was no reply.
         retry_after: Seconds to wait before the next attempt, or None if the service named none.
         money: Effect on the money, as the message states it.
-        advice: Template of the next step; ``key`` and ``task_id`` are filled in.
+        advice: Template of the next step; ``idempotency_key`` and ``task_id`` are filled in.
         then_finish: True if a bought generation can be finished once the advice is followed.
     """
 
@@ -61,37 +61,39 @@ class CometAPIError(Exception):
 
     def __init__(
         self,
-        what: str,
+        message: str,
         *,
         code: str = "",
         http_status: int | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(what)
-        self.what = what
+        super().__init__(message)
+        self.message = message
         self.code = code
         self.http_status = http_status
         self.retry_after = retry_after
-        self.key: str | None = None
+        self.idempotency_key: str | None = None
         self.task_id: str | None = None
 
-    def about(self, *, key: str | None = None, task_id: str | None = None) -> "CometAPIError":
+    def with_context(
+        self, *, idempotency_key: str | None = None, task_id: str | None = None
+    ) -> "CometAPIError":
         """Add the idempotency key and the task id of the generation, and return the error itself.
 
         Values that are known already stay as they are.
         """
-        self.key = self.key or key
+        self.idempotency_key = self.idempotency_key or idempotency_key
         self.task_id = self.task_id or task_id
         return self
 
     def __str__(self) -> str:
         return "\n".join(line for line in self._lines() if line)
 
-    def advised(self) -> str:
+    def hint(self) -> str:
         """Return the next step for the user, or an empty string."""
-        key = shlex.quote(self.key) if self.key else "KEY"
+        key = shlex.quote(self.idempotency_key) if self.idempotency_key else "KEY"
         task_id = shlex.quote(self.task_id) if self.task_id else "TASK_ID"
-        advice = self.advice.format(task_id=task_id, key=key)
+        advice = self.advice.format(task_id=task_id, idempotency_key=key)
         if self.then_finish and self.task_id:
             advice += f" (then: prefect-cometapi finish {task_id})"
         return advice
@@ -100,9 +102,9 @@ class CometAPIError(Exception):
         return f"{type(self).__name__}({self._happened()!r})"
 
     def _lines(self) -> list[str]:
-        known = [("key", self.key), ("task id", self.task_id)]
+        known = [("idempotency key", self.idempotency_key), ("task id", self.task_id)]
         which = ", ".join(f"{name} {value}" for name, value in known if value)
-        advice = self.advised()
+        advice = self.hint()
         return [
             self._happened(),
             f"Generation: {which}." if which else "",
@@ -113,7 +115,7 @@ class CometAPIError(Exception):
     def _happened(self) -> str:
         status = f"HTTP {self.http_status}" if self.http_status else ""
         details = ", ".join(part for part in (self.code, status) if part)
-        return f"{self.what} ({details})" if details else self.what
+        return f"{self.message} ({details})" if details else self.message
 
 
 class NotSubmitted(CometAPIError):
@@ -216,9 +218,10 @@ class SubmissionUncertain(CometAPIError):
     may_resubmit: bool = False
     money = "possibly charged, once. It is never sent again by itself."
     advice = (
-        "look in CometAPI's console. If it is there: prefect-cometapi ledger adopt {key} TASK_ID. "
+        "look in CometAPI's console. If it is there: "
+        "prefect-cometapi ledger adopt {idempotency_key} TASK_ID. "
         "If it is still not there 15 minutes after it was sent: "
-        "prefect-cometapi ledger resubmit {key}. Then run it again."
+        "prefect-cometapi ledger resubmit {idempotency_key}. Then run it again."
     )
 
 

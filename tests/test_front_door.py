@@ -16,7 +16,7 @@ from prefect_cometapi import blocks, flows, runway
 
 PUBLIC = {"blocks": blocks, "flows": flows, "runway": runway}
 RESULT = runway.GenerationResult(
-    key="sku-17",
+    idempotency_key="sku-17",
     task_id="3d957031",
     status=runway.Status.SUCCEEDED,
     videos=(),

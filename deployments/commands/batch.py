@@ -33,7 +33,7 @@ def batch(
     storage: Annotated[
         str | None, Parameter(help="Folder, fsspec URL or Prefect storage block for the videos.")
     ] = None,
-    key: Annotated[
+    idempotency_key: Annotated[
         str | None, Parameter(help="What the items' keys begin with; else the manifest tells.")
     ] = None,
     output: Annotated[
@@ -69,7 +69,7 @@ def batch(
     from ...flows.batch.plan import foreseen
 
     if dry_run:
-        result = asyncio.run(foreseen(manifest, key, storage))
+        result = asyncio.run(foreseen(manifest, idempotency_key, storage))
         _show_foreseen(result)
         sys.exit(1 if result.failed else 0)
     try:
@@ -78,7 +78,7 @@ def batch(
             result = generate_batch(
                 manifest,
                 storage=storage,
-                key=key,
+                idempotency_key=idempotency_key,
                 output=output,
                 max_in_flight=max_in_flight,
                 max_spend=max_spend,
@@ -106,7 +106,7 @@ def _show_foreseen(result: "BatchResult") -> None:
         "videos": f"{len(result.results) - bad:,}",
         "stored already": f"{result.succeeded:,}",
         **figures(result.spending, of_run=False),
-        "key": result.key,
+        "idempotency_key": result.idempotency_key,
     }.items():
         table.add_row(f"[dim]{what}[/]", escape(value))
     console.print(table)

@@ -94,13 +94,17 @@ async def _key(settings: CometAPISettings) -> Finding:
         async with CometAPICredentials.from_settings(settings).get_client() as client:
             await client.check_key()
     except AuthenticationError as error:
-        return bad(what, error.what, "set COMETAPI_KEY to a key from CometAPI's console")
+        return bad(what, error.message, "set COMETAPI_KEY to a key from CometAPI's console")
     except UnexpectedResponse as error:
-        return bad(what, error.what, "correct COMETAPI_BASE_URL; it is the root, without a path")
+        return bad(what, error.message, "correct COMETAPI_BASE_URL; it is the root, without a path")
     except CometAPIError as error:
         if isinstance(error, ServiceUnavailable) and error.http_status is None:
-            return bad(what, error.what, "see that this machine reaches it; a proxy, a firewall?")
-        return noted(what, error.what, "the key was neither refused nor accepted; ask again later")
+            return bad(
+                what, error.message, "see that this machine reaches it; a proxy, a firewall?"
+            )
+        return noted(
+            what, error.message, "the key was neither refused nor accepted; ask again later"
+        )
     return good(what, f"{settings.base_url} takes the key")
 
 
@@ -132,7 +136,9 @@ async def _storage(place: str) -> Finding:
     try:
         await asyncio.to_thread(probe, await resolve_storage(place))
     except CometAPIError as error:
-        return bad(what, error.what, "set COMETAPI_STORAGE to a place that can be written and read")
+        return bad(
+            what, error.message, "set COMETAPI_STORAGE to a place that can be written and read"
+        )
     return good(what, f"{canonical_location(place)} takes files and gives them back")
 
 
@@ -143,7 +149,7 @@ async def _decoder() -> Finding:
     try:
         reached = await asyncio.to_thread(what_the_decoder_reaches)
     except CometAPIError as error:
-        return bad(what, error.what, "pip install --force-reinstall av")
+        return bad(what, error.message, "pip install --force-reinstall av")
     if reached:
         told = f"a video that breaks it reaches {', '.join(reached)}"
         advice = "Linux 5.13 confines it, where a container lets it; or give workers their own user"
@@ -169,9 +175,9 @@ async def _ledger(place: str) -> Finding:
             marks = []
         await ledger.history.check_current(marks)
     except LedgerOutdated as error:
-        return bad(what, error.what, error.advised())
+        return bad(what, error.message, error.hint())
     except CometAPIError as error:
-        return bad(what, error.what, "correct COMETAPI_LEDGER_URL, or start its database")
+        return bad(what, error.message, "correct COMETAPI_LEDGER_URL, or start its database")
     if others := ledgers_in_use(marks, mark.identity):
         told = other_ledgers(canonical_location(place), others)
         return noted(what, told, "set one COMETAPI_LEDGER_URL for all workers of a catalogue")

@@ -144,7 +144,10 @@ def adopt(
         return await adopt_by_hand(await _ledger(), entry, check_task_id(task_id), _warn)
 
     entry = _run(decide())
-    _done(f"{entry.key} is {entry.state}, with id {entry.task_id}.", "prefect-cometapi collect")
+    _done(
+        f"{entry.idempotency_key} is {entry.state}, with id {entry.task_id}.",
+        "prefect-cometapi collect",
+    )
 
 
 @app.command
@@ -192,10 +195,10 @@ def resubmit(
 def _refuse_for_now(entry: Entry, moment: datetime, until: datetime) -> NoReturn:
     sent = sent_at(entry, moment)
     minutes = (moment - sent).total_seconds() / 60
-    again = f"prefect-cometapi ledger resubmit {shlex.quote(entry.key)}"
+    again = f"prefect-cometapi ledger resubmit {shlex.quote(entry.idempotency_key)}"
     lines = {
-        "": f"{entry.key} is not released: it was sent at {shown_time(sent)}, {minutes:.0f} "
-        f"minutes ago, and may still arrive until {shown_time(until)}.",
+        "": f"{entry.idempotency_key} is not released: it was sent at {shown_time(sent)}, "
+        f"{minutes:.0f} minutes ago, and may still arrive until {shown_time(until)}.",
         "Money": "possibly charged, once; sent again before that time, possibly twice.",
         "Next": f"look in CometAPI's console then. If it is still not there: {again}",
         "At once": f"{again} --now   (if the first one arrives, both are charged)",
@@ -222,7 +225,7 @@ def _decide(key: str, state: State, note: str, seen: Entry | None = None) -> Non
         decided = entry
         if state is not State.ABANDONED and entry.task_id and not entry.task_id_checked:
             decided = await ledger.withdraw_id(entry) or entry  # CometAPI has not confirmed the id
-        changed = await ledger.change(entry.key, state, seen=decided, note=note)
+        changed = await ledger.change(entry.idempotency_key, state, seen=decided, note=note)
         return None if changed else (await ledger.get(key) or entry)
 
     if refused := _run(decide()):
@@ -264,7 +267,7 @@ def _advise(entries: Sequence[Entry]) -> None:
     undecided = [entry for entry in entries if entry.state is State.UNCERTAIN]
     waiting = [entry for entry in entries if entry.state in {State.SUBMITTED, State.SUCCEEDED}]
     if undecided:
-        key = shlex.quote(undecided[0].key)
+        key = shlex.quote(undecided[0].idempotency_key)
         console.print(
             f"\n[yellow]{len(undecided)} uncertain[/]: possibly charged. Look in CometAPI's "
             "console for each, then one of:",

@@ -138,7 +138,7 @@ async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
                 base_url=CometAPISettings().base_url,
             )
         except StorageError as error:
-            raise StorageError(f"{name}: {error.what}") from None
+            raise StorageError(f"{name}: {error.message}") from None
         _tell(canonical_location(name), found)
         marks += await asyncio.to_thread(read_marks, target, before.identity)
         serials |= found.serials.get(beside.identity if beside else before.identity, set())

@@ -32,7 +32,7 @@ _COLOURS = {
 _FORMULA_SIGNS = {"=", "+", "-", "@", "\N{MINUS SIGN}"}
 
 _CSV_COLUMNS = (
-    "key",
+    "idempotency_key",
     "state",
     "task_id",
     "route",
@@ -103,7 +103,7 @@ def facts_of(entry: Entry) -> dict[str, str]:
     """Return the known facts about an entry in words, by name; empty ones are left out."""
     request = json_text.dumps(entry.request, ensure_ascii=False) if entry.request else ""
     facts = {
-        "key": entry.key,
+        "idempotency key": entry.idempotency_key,
         "state": str(entry.state),
         "note": entry.note,
         "failure": entry.failure_code,
@@ -148,7 +148,7 @@ def shown_time(time: datetime | None) -> str:
 def table_of(entries: Sequence[Entry]) -> Table:
     """Return a table with one row for each entry."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column("key", overflow="fold")
+    table.add_column("idempotency key", overflow="fold")
     table.add_column("state")
     table.add_column("id")
     table.add_column("model")
@@ -158,7 +158,7 @@ def table_of(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         colour = _COLOURS.get(entry.state, "default")
         table.add_row(
-            escape(entry.key),
+            escape(entry.idempotency_key),
             f"[{colour}]{entry.state}[/]",
             escape((entry.task_id or "")[:8]),
             escape(entry.model or ""),

@@ -111,7 +111,7 @@ def _row(item: ItemResult) -> dict[str, str]:
         "outcome": str(item.outcome),
         "video, or what happened": plain(name or item.problem()),
         "ready after": f"{item.waited:.0f} s" if item.waited is not None else "",
-        "key": plain(item.key or ""),
+        "idempotency key": plain(item.idempotency_key or ""),
         "stored at": plain(item.uri or ""),
     }
 

@@ -95,7 +95,7 @@ async def agenerate_batch(
     *,
     credentials: Credentials = None,
     storage: Place = None,
-    key: BatchKey = None,
+    idempotency_key: BatchKey = None,
     output: Output = None,
     max_in_flight: AtOnce = None,
     max_spend: MaxSpend = None,
@@ -112,7 +112,9 @@ async def agenerate_batch(
         CometAPIError: The batch could not start; nothing was bought.
     """
     limits = _Limits(max_in_flight, max_spend, max_seconds, 0 if fail_fast else max_failures)
-    return await _generate_batch(requests, credentials, storage, key, output, limits, strict)
+    return await _generate_batch(
+        requests, credentials, storage, idempotency_key, output, limits, strict
+    )
 
 
 @recorded_flow("generate-batch")
@@ -121,7 +123,7 @@ def generate_batch(
     *,
     credentials: Credentials = None,
     storage: Place = None,
-    key: BatchKey = None,
+    idempotency_key: BatchKey = None,
     output: Output = None,
     max_in_flight: AtOnce = None,
     max_spend: MaxSpend = None,
@@ -138,7 +140,9 @@ def generate_batch(
         CometAPIError: The batch could not start; nothing was bought.
     """
     limits = _Limits(max_in_flight, max_spend, max_seconds, 0 if fail_fast else max_failures)
-    return run_sync(_generate_batch(requests, credentials, storage, key, output, limits, strict))
+    return run_sync(
+        _generate_batch(requests, credentials, storage, idempotency_key, output, limits, strict)
+    )
 
 
 @dataclass(frozen=True)
@@ -153,20 +157,22 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
     requests: str | list[Any],
     credentials: CometAPICredentials | None,
     storage: str | None,
-    key: str | None,
+    idempotency_key: str | None,
     output: str | None,
     limits: _Limits,
     strict: bool,
 ) -> BatchResult:
     settings = CometAPISettings()
     check_starts(settings.max_run_attempts)
-    plan = await asyncio.to_thread(planned, requests, key)
+    plan = await asyncio.to_thread(planned, requests, idempotency_key)
     check_rows_of(plan, strict=strict)
-    budget = Budget(batch_prefix(plan.key), settings.prices, limits.spend, limits.seconds)
+    budget = Budget(
+        batch_prefix(plan.idempotency_key), settings.prices, limits.spend, limits.seconds
+    )
     check_prices(plan, budget)
     check_output(requests, output)
     await check_storage(storage)
-    output_place = await report_place(plan.key, output, storage or settings.storage)
+    output_place = await report_place(plan.idempotency_key, output, storage or settings.storage)
     credentials = credentials or CometAPICredentials.from_settings(settings)
     ledger = await open_ledger()
     await warn_where_apart(ledger, storage or settings.storage)
@@ -187,10 +193,12 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
                 max_failures=limits.failures,
                 one_task_run=len(plan.items) > settings.max_items_with_step_tasks,
             )
-            async with Report(plan.key, progress, run.count_spent, *output_place) as report:
+            async with Report(
+                plan.idempotency_key, progress, run.count_spent, *output_place
+            ) as report:
                 await run.run(plan.items, invalid(plan.bad))
     result = BatchResult(
-        key=plan.key,
+        idempotency_key=plan.idempotency_key,
         results=progress.results(),
         spending=progress.spending(),
         output=report.output,

@@ -138,7 +138,7 @@ def _card(result: ItemResult, base: str, embedded: str | None) -> _Card:
     message, advice = _advised(result)
     marks = {
         "file": place if video else None,
-        "key": result.key,
+        "idempotency_key": result.idempotency_key,
         "task id": result.task_id,
         "sha256": result.sha256,
     }
@@ -192,15 +192,21 @@ def _usual_advice(result: ItemResult) -> dict[str, str]:
     if not (isinstance(kind, type) and issubclass(kind, runway.CometAPIError)):
         kind = _ADVICE_WITHOUT_ERROR.get(result.outcome)
     if kind:
-        error = kind("").about(key=result.key, task_id=result.task_id)
-        return {"Money": error.money, "Next": _clean(error.advised())}
+        error = kind("").with_context(
+            idempotency_key=result.idempotency_key, task_id=result.task_id
+        )
+        return {"Money": error.money, "Next": _clean(error.hint())}
     if result.outcome is Outcome.NOT_BOUGHT:
         return {
             "Money": "nothing was charged.",
             "Next": "raise the limit that was reached, then run the batch again; "
             "nothing is bought twice.",
         }
-    return {"Next": _clean(f"prefect-cometapi ledger show {shlex.quote(result.key or 'KEY')}")}
+    return {
+        "Next": _clean(
+            f"prefect-cometapi ledger show {shlex.quote(result.idempotency_key or 'KEY')}"
+        )
+    }
 
 
 def _totals(results: Sequence[ItemResult], spending: Spending | None) -> list[str]:

@@ -47,7 +47,7 @@ pulled code in the other. tests/flows/batch/test_plan.py checks both against Pre
 class Plan:
     """Validated content of a batch."""
 
-    key: str
+    idempotency_key: str
     items: list[BatchItem]
     bad: list[BadRow]
 
@@ -176,7 +176,7 @@ async def looked_up(items: Sequence[BatchItem], ledger: "Ledger", storage: str |
     Raises:
         LedgerUnavailable: The ledger cannot be used.
     """
-    known = await ledger.get_many([item.key for item in items])
+    known = await ledger.get_many([item.idempotency_key for item in items])
     place = canonical_location(storage or current_settings().storage)
     done = await asyncio.to_thread(_stored_already, items, known, place)
     return Found(
@@ -190,7 +190,7 @@ def _stored_already(
 ) -> dict[str, ItemResult]:
     done: dict[str, ItemResult] = {}
     for item in items:
-        entry = known.get(item.key)
+        entry = known.get(item.idempotency_key)
         if entry is None or entry.fingerprint != item.request.fingerprint():
             continue
         videos = entry.videos.get(place, ())
@@ -208,10 +208,10 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
     """
     plan = await asyncio.to_thread(planned, requests, key)
     ledger = await open_ledger()
-    budget = Budget(batch_prefix(plan.key), current_settings().prices)
+    budget = Budget(batch_prefix(plan.idempotency_key), current_settings().prices)
     found = await looked_up(plan.items, ledger, storage)
     return BatchResult(
-        key=plan.key,
+        idempotency_key=plan.idempotency_key,
         results=(*found.results, *invalid(plan.bad)),
         spending=spending_of(plan, budget, await ledger.spent(budget.prefix, budget.prices)),
     )

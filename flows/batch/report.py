@@ -104,7 +104,7 @@ class Report:
         try:
             await asyncio.to_thread(self._publish, results, spending)
         except StorageError as error:  # The videos are stored and recorded in the ledger.
-            log.logger().warning("The output manifest could not be written: %s", error.what)
+            log.logger().warning("The output manifest could not be written: %s", error.message)
 
     def _publish(self, results: tuple[ItemResult, ...], spending: Spending) -> None:
         self.output = publish_results(results, self._place, self._name)

@@ -115,7 +115,7 @@ class BatchRun:
                 self.progress.put(outcomes.running(item))
                 result = await self._made(item, self._gated(item, slot))
             except BudgetExceeded as error:
-                self.progress.put(outcomes.not_bought(item, error.what))
+                self.progress.put(outcomes.not_bought(item, error.message))
             except Exception as error:  # noqa: BLE001 -- the others go on
                 self._failed(item, error)
             else:
@@ -129,7 +129,7 @@ class BatchRun:
         Raises:
             BudgetExceeded: The item does not fit into the budget.
         """
-        if item.key in self.bought or not self.budget.is_limited:
+        if item.idempotency_key in self.bought or not self.budget.is_limited:
             return
         seconds = item.request.billed_seconds()
         cost = estimate(item.request, self.budget.prices)
@@ -151,7 +151,7 @@ class BatchRun:
             error, self.failures, self.max_failures
         )
         self.progress.put(outcomes.ended(item, error))
-        what = error.what if isinstance(error, CometAPIError) else error
+        what = error.message if isinstance(error, CometAPIError) else error
         log.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
 
     async def _made(self, item: BatchItem, by: Steps) -> GenerationResult:
@@ -160,12 +160,12 @@ class BatchRun:
         made: list[GenerationResult] = []
 
         async def make() -> None:
-            async with hold_lease(self.ledger, item.key, this_run()):
+            async with hold_lease(self.ledger, item.idempotency_key, this_run()):
                 async with self.concurrency.submissions:
-                    if item.key not in self.bought:
+                    if item.idempotency_key not in self.bought:
                         await self.concurrency.pace.acquire()
                     submission = await by.submit(
-                        item.request, self.credentials, item.key, storage=self.storage
+                        item.request, self.credentials, item.idempotency_key, storage=self.storage
                     )
                 made.append(await deliver(submission, self.credentials, self.storage, by=by))
 

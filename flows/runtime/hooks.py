@@ -27,7 +27,7 @@ def release_leases(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -
     try:
         left = run_sync(_let_go(str(flow_run.id), state.name or "ended", cancelled))
     except LedgerUnavailable as error:
-        log.warning("%s; the leases of this run lapse by themselves", error.what)
+        log.warning("%s; the leases of this run lapse by themselves", error.message)
         return
     for task_id in left:
         log.warning(
@@ -57,6 +57,6 @@ async def _let_go(run: str, how: str, certainly_over: bool) -> list[str]:
         if entry.state is EntryState.CLAIMED:
             await resolve_dead_claim(ledger, entry)
         elif entry.holder:
-            await ledger.release_lease(entry.key, entry.holder, f"its run ended: {how}")
+            await ledger.release_lease(entry.idempotency_key, entry.holder, f"its run ended: {how}")
     left = await ledger.entries(states=UNFINISHED, flow_run_id=run)
     return [str(entry.task_id) for entry in left]

@@ -82,7 +82,7 @@ def intent_for(
             "cost": estimate(request, current_settings().prices),
         }
     return Intent(
-        key=key,
+        idempotency_key=key,
         base_url=credentials.base_url,
         storage=canonical_location(storage or current_settings().storage),
         credentials=credentials.saved_as,
@@ -122,13 +122,13 @@ async def exclusive_lease(
         entry = None
         try:
             ledger = await open_ledger()
-            entry = await taken(submission.key)
+            entry = await taken(submission.idempotency_key)
             if entry is None or entry.task_id != submission.task_id:
                 known = Entry.of_submission(submission, place)
                 own = await ledger.restore(known, logger().warning) if known else None
-                entry = await taken(own.key) if own else entry
+                entry = await taken(own.idempotency_key) if own else entry
         except LedgerUnavailable as error:
-            logger().warning("%s; the delivery goes on without it", error.what)
+            logger().warning("%s; the delivery goes on without it", error.message)
         yield entry
 
 
@@ -145,7 +145,7 @@ async def record(change: Callable[["Ledger"], Awaitable[T]]) -> T | None:
     try:
         return await change(await open_ledger())
     except LedgerUnavailable as error:
-        logger().warning("%s; the delivery goes on without it", error.what)
+        logger().warning("%s; the delivery goes on without it", error.message)
         return None
 
 
@@ -176,11 +176,11 @@ def restoring(
     """
 
     def under(key: str) -> Submission:
-        return submission.model_copy(update={"key": key})
+        return submission.model_copy(update={"idempotency_key": key})
 
     async def changed(ledger: "Ledger") -> None:
-        there = await change(ledger, under(held.key) if held else submission)
+        there = await change(ledger, under(held.idempotency_key) if held else submission)
         if there is None and held and (own := await ledger.restore(held, logger().warning)):
-            await change(ledger, under(own.key))
+            await change(ledger, under(own.idempotency_key))
 
     return changed

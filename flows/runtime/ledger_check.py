@@ -82,4 +82,4 @@ async def leave_mark(ledger: "Ledger", storage: str, *, now: bool = True) -> Non
         target = await resolve_storage(storage)
         await asyncio.to_thread(write_mark, target, await ledger.history.mark())
     except (StorageError, LedgerUnavailable) as error:
-        log.logger().debug("No mark of the ledger in %s: %s", storage, error.what)
+        log.logger().debug("No mark of the ledger in %s: %s", storage, error.message)

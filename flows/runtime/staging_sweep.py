@@ -72,4 +72,4 @@ async def _stems_not_stored() -> set[str]:
     """
     ledger = await open_ledger()
     unfinished = [entry.submission() for entry in await ledger.entries(states=UNFINISHED)]
-    return {file_stem(each.key, each.task_id, each.submitted_at) for each in unfinished}
+    return {file_stem(each.idempotency_key, each.task_id, each.submitted_at) for each in unfinished}

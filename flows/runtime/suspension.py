@@ -48,14 +48,14 @@ async def leave_until_ended(ledger: "Ledger", submission: Submission) -> None:
     Raises:
         Pause: Prefect's signal that the run is suspended.
     """
-    entry = await ledger.get(submission.key)
+    entry = await ledger.get(submission.idempotency_key)
     if entry and entry.has_ended:
         return
     if reason := _why_not():
         log.logger().warning("%s, so it waits here for the generation", reason)
         return
     log.logger().info("The flow collect finishes the generation and resumes this run")
-    pause = step_key("wait", f"{submission.key}\n{submission.task_id}")
+    pause = step_key("wait", f"{submission.idempotency_key}\n{submission.task_id}")
     await asuspend_flow_run(timeout=int(current_settings().generation_timeout) + _DAY, key=pause)
 
 

@@ -93,9 +93,9 @@ def resolve_key(
     if task_id is not None:
         return f"task-{task_id}"
     raise InvalidRequest(
-        "the parameter key= is missing: this call is made in no flow run and in no task run of "
-        "yours, so nothing tells a repeated call from a new one, and it would be paid for again; "
-        "give it a key of your own (key='sku-17'), or make the call in a flow"
+        "the parameter idempotency_key= is missing: this call is made in no flow run and in no "
+        "task run of yours, so nothing tells a repeated call from a new one, and it would be paid "
+        "for again; give it a key of your own (idempotency_key='sku-17'), or make the call in a flow"
     )
 
 

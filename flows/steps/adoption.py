@@ -91,7 +91,7 @@ async def adopt_by_hand(
         try:
             credentials = await credentials_of(entry, None)
         except AuthenticationError as error:
-            return Check(known=None, why=error.what)
+            return Check(known=None, why=error.message)
         if credentials.base_url != entry.base_url:
             elsewhere = f"the API key is for {credentials.base_url}, not {entry.base_url}"
             return Check(known=None, why=elsewhere)
@@ -104,7 +104,7 @@ async def adopt_by_hand(
 async def key_for(
     request: GenerationRequest,
     credentials: CometAPICredentials | None,
-    key: str | None,
+    idempotency_key: str | None,
     *,
     task_id: str | None,
     variation: int,
@@ -113,9 +113,9 @@ async def key_for(
 
     A task id that an earlier run recorded for the same request keeps its key.
     """
-    if key is None and task_id is not None:
+    if idempotency_key is None and task_id is not None:
         base_url = credentials.base_url if credentials else current_settings().base_url
         known = await (await open_ledger()).find(task_id, base_url)
         if known and known.fingerprint == request.fingerprint():
-            return known.key
-    return resolve_key(key, request, variation, task_id)
+            return known.idempotency_key
+    return resolve_key(idempotency_key, request, variation, task_id)

@@ -96,17 +96,17 @@ def failures_of(key: str, task_id: str | None = None) -> Iterator[None]:
     try:
         yield
     except CometAPIError as error:
-        error.about(key=key, task_id=task_id)
+        error.with_context(idempotency_key=key, task_id=task_id)
         raise
     except OSError as error:
         what = f"this machine did not keep a file: {error.strerror or type(error).__name__}"
-        raise StorageError(what).about(key=key, task_id=task_id) from error
+        raise StorageError(what).with_context(idempotency_key=key, task_id=task_id) from error
 
 
 async def submit(
     request: GenerationRequest | dict[str, Any],
     credentials: CometAPICredentials | None,
-    key: str | None,
+    idempotency_key: str | None,
     *,
     storage: str | None = None,
     task_id: str | None = None,
@@ -120,7 +120,7 @@ async def submit(
     request = as_request(request)
     task_id = None if task_id is None else check_task_id(task_id)
     settings = current_settings()
-    key = await key_for(request, credentials, key, task_id=task_id, variation=variation)
+    key = await key_for(request, credentials, idempotency_key, task_id=task_id, variation=variation)
     with failures_of(key):
         credentials = credentials or CometAPICredentials.from_settings(settings)
         intent = intent_for(key, credentials, storage, request)
@@ -186,9 +186,9 @@ def _tallied(request: GenerationRequest, settings: CometAPISettings) -> Iterator
 
 async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) -> None:
     if not new:
-        log.tell("Generation %s: attached, key %s", submission.task_id, submission.key)
+        log.tell("Generation %s: attached, key %s", submission.task_id, submission.idempotency_key)
         return
-    log.tell("Generation %s: submitted, key %s", submission.task_id, submission.key)
+    log.tell("Generation %s: submitted, key %s", submission.task_id, submission.idempotency_key)
     if not log.is_quiet.get():
         await events.announce("submitted", submission, route=intent.route, model=intent.model)
 
@@ -210,7 +210,7 @@ async def poll(
         remembered.failures = 0
         if unconfirmed and reply.status is not Status.NOT_FOUND:
             unconfirmed = False
-            key = entry.key if entry else submission.key
+            key = entry.idempotency_key if entry else submission.idempotency_key
             await record(lambda ledger: ledger.confirm(key, submission.task_id))
         await artifacts.show_reply(submission, reply, before)
 
@@ -267,7 +267,7 @@ async def fetch(
     settings = current_settings()
     credentials = credentials or CometAPICredentials.from_settings(settings)
     videos: list[FetchedVideo] = []
-    with failures_of(submission.key, submission.task_id):
+    with failures_of(submission.idempotency_key, submission.task_id):
         if len(finished.generation.outputs) > MOST_OUTPUTS:
             raise InvalidOutput(f"CometAPI names more than {MOST_OUTPUTS} outputs")
         async with exclusive_lease(submission):
@@ -288,7 +288,9 @@ async def fetch(
 
 
 def _stem(submission: Submission, position: int) -> str:
-    return file_stem(submission.key, submission.task_id, submission.submitted_at, position)
+    return file_stem(
+        submission.idempotency_key, submission.task_id, submission.submitted_at, position
+    )
 
 
 async def _fetch(
@@ -353,7 +355,7 @@ async def persist(
     """Publish fetched videos to the storage, and record this in the ledger."""
     settings = current_settings()
     place = storage or settings.storage
-    with failures_of(submission.key, submission.task_id):
+    with failures_of(submission.idempotency_key, submission.task_id):
         async with exclusive_lease(submission, canonical_location(place)) as entry:
             kept = entry.videos.get(canonical_location(place)) if entry else None
             if kept and not await asyncio.to_thread(_any_staged, videos):
@@ -369,7 +371,7 @@ async def persist(
                 price = settings.prices.get(entry.model or "")
 
                 async def now_stored(to: "Ledger", it: Submission) -> Entry | None:
-                    named = entry.model_copy(update={"key": it.key})
+                    named = entry.model_copy(update={"idempotency_key": it.idempotency_key})
                     return await to.stored(
                         named, it.task_id, canonical_location(place), stored, price=price
                     )

@@ -78,7 +78,7 @@ async def check_storage(place: str | None) -> None:
         storage = await resolve_storage(place or current_settings().storage)
         await asyncio.to_thread(storage.check)
     except StorageError as error:
-        raise StorageUnavailable(error.what) from error
+        raise StorageUnavailable(error.message) from error
 
 
 def is_gone(videos: Sequence[StoredVideo]) -> bool:
@@ -134,7 +134,7 @@ def _result(
     submission: Submission, finished: Finished, stored: Sequence[StoredVideo]
 ) -> GenerationResult:
     return GenerationResult(
-        key=submission.key,
+        idempotency_key=submission.idempotency_key,
         task_id=submission.task_id,
         status=finished.generation.status,
         videos=tuple(stored),

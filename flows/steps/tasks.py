@@ -84,7 +84,7 @@ PERSIST = step_options("persist-generation", retries=3, retry=retry_on(*_PERSIST
 async def asubmit_generation(
     request: GenerationRequest | dict[str, Any],
     credentials: CometAPICredentials | None = None,
-    key: str | None = None,
+    idempotency_key: str | None = None,
     *,
     storage: str | None = None,
     task_id: str | None = None,
@@ -98,9 +98,9 @@ async def asubmit_generation(
     Args:
         request: Request to submit; a dict is validated as a request.
         credentials: Credentials with the API key; from the settings by default.
-        key: Idempotency key. The default is derived from the outermost run and the request. The
-            key is required where no run keeps its id across retries: outside your flows and tasks,
-            and in a thread without Prefect's context.
+        idempotency_key: Makes two calls the same purchase. The default is derived from the
+            outermost run and the request. It is required where no run keeps its id across
+            retries: outside your flows and tasks, and in a thread without Prefect's context.
         storage: Location for the videos, in case another run has to finish the generation.
         task_id: Id of a generation that was bought elsewhere; then nothing is bought.
         variation: Number of this video among several for the same request in one run.
@@ -111,7 +111,7 @@ async def asubmit_generation(
         ServiceUnavailable: Nothing was bought, and no retries are left.
     """
     return await bodies.submit(
-        request, credentials, key, storage=storage, task_id=task_id, variation=variation
+        request, credentials, idempotency_key, storage=storage, task_id=task_id, variation=variation
     )
 
 
@@ -182,7 +182,7 @@ async def apersist_output(
 def submit_generation(
     request: GenerationRequest | dict[str, Any],
     credentials: CometAPICredentials | None = None,
-    key: str | None = None,
+    idempotency_key: str | None = None,
     *,
     storage: str | None = None,
     task_id: str | None = None,
@@ -191,7 +191,12 @@ def submit_generation(
     """Run ``asubmit_generation`` in sync code."""
     return run_sync(
         bodies.submit(
-            request, credentials, key, storage=storage, task_id=task_id, variation=variation
+            request,
+            credentials,
+            idempotency_key,
+            storage=storage,
+            task_id=task_id,
+            variation=variation,
         )
     )
 

@@ -121,10 +121,10 @@ async def show_collected(generations: Sequence[Mapping[str, Any]]) -> None:
         table=[
             {
                 "state": item["state"],
-                "key": plain(item["key"]),
+                "idempotency key": plain(item["idempotency_key"]),
                 "video, or the command that tells more": plain(
                     ", ".join(uri.rpartition("/")[2] for uri in item["uris"])
-                    or f"prefect-cometapi ledger show {shlex.quote(item['key'])}"
+                    or f"prefect-cometapi ledger show {shlex.quote(item['idempotency_key'])}"
                 ),
                 "id": plain(item["task_id"] or ""),
                 "stored at": plain(", ".join(item["uris"])),
@@ -147,6 +147,6 @@ def _facts(submission: Submission, result: GenerationResult, video: StoredVideo)
         "ready after": f"{result.waited:.1f} s",
         "polls": str(result.polls),
         "model": submission.model or "unknown",
-        "key": submission.key,
+        "idempotency key": submission.idempotency_key,
         "sha256": video.sha256,
     }

@@ -22,9 +22,13 @@ async def announce(what: str, submission: Submission, **payload: Any) -> None:
         f"cometapi.generation.{what}",
         resource={
             "prefect.resource.id": f"cometapi.generation.{submission.task_id}",
-            "prefect.resource.name": submission.key,
+            "prefect.resource.name": submission.idempotency_key,
         },
-        payload={"task_id": submission.task_id, "key": submission.key, **payload},
+        payload={
+            "task_id": submission.task_id,
+            "idempotency_key": submission.idempotency_key,
+            **payload,
+        },
     )
 
 
@@ -34,7 +38,7 @@ async def announce_uncertain(key: str, error: SubmissionUncertain) -> None:
     emit_event(
         "cometapi.generation.uncertain",
         resource={"prefect.resource.id": f"cometapi.key.{key}", "prefect.resource.name": key},
-        payload={"key": key, "what": error.what},
+        payload={"idempotency_key": key, "message": error.message},
     )
 
 
@@ -54,7 +58,7 @@ def announce_asset(video: StoredVideo, submission: Submission) -> None:
         related=[AssetContext.related_materialized_by("prefect-cometapi")],
         payload={
             "task_id": submission.task_id,
-            "key": submission.key,
+            "idempotency_key": submission.idempotency_key,
             **video.model_dump(include={"sha256", "size", "width", "height", "duration"}),
         },
     )

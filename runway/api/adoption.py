@@ -52,10 +52,10 @@ async def check_task(
         try:
             reply = await (client.feed if is_feed else client.get)(task_id)
         except GenerationNotFound as error:
-            why = error.what
+            why = error.message
         except CometAPIError as error:
             if not is_feed:  # the docs guarantee nothing about the feed
-                return Check(known=None, why=error.what)
+                return Check(known=None, why=error.message)
         else:
             if reply.status is not Status.NOT_FOUND:
                 return Check(known=True)
@@ -71,12 +71,12 @@ def require_known(task_id: str, check: Check) -> None:
     """
     if check.known is False:
         what = f"the id {task_id} is not recorded: {check.why}"
-        raise UnknownTaskId(what).about(task_id=task_id)
+        raise UnknownTaskId(what).with_context(task_id=task_id)
     if check.known is None and not has_documented_form(task_id):
         raise UnknownTaskId(
             f"the id {task_id} is not recorded: it does not read as an id of CometAPI (a UUID, or "
             f"task_…), and it cannot be checked ({check.why})"
-        ).about(task_id=task_id)
+        ).with_context(task_id=task_id)
 
 
 async def adopt(
@@ -102,14 +102,15 @@ async def adopt(
         UnknownTaskId: The service does not know the id.
         LedgerUnavailable: The ledger cannot be used.
     """
-    other = await ledger.find(task_id, intent.base_url, besides=intent.key)
+    other = await ledger.find(task_id, intent.base_url, besides=intent.idempotency_key)
     if other and not _is_only_an_id(other):
         raise IdempotencyKeyConflict(
-            f"the id {task_id} belongs to the key {other.key!r}, so it is not recorded for another"
-        ).about(key=intent.key, task_id=task_id)
-    entry = await ledger.get(intent.key)
+            f"the id {task_id} belongs to the key {other.idempotency_key!r}, so it is not recorded "
+            "for another"
+        ).with_context(idempotency_key=intent.idempotency_key, task_id=task_id)
+    entry = await ledger.get(intent.idempotency_key)
     if entry and (clash := conflict(entry, intent, task_id)):
-        raise clash.about(key=entry.key, task_id=entry.task_id)
+        raise clash.with_context(idempotency_key=entry.idempotency_key, task_id=entry.task_id)
     if entry is None or entry.task_id != task_id or not entry.task_id_checked:
         check = await ask()
         require_known(task_id, check)
@@ -117,7 +118,7 @@ async def adopt(
         check = Check(known=True)
     adopted = await attach(ledger, intent, task_id, checked=bool(check.known))
     if check.known and not adopted.task_id_checked:
-        adopted = await ledger.confirm(adopted.key, task_id) or adopted
+        adopted = await ledger.confirm(adopted.idempotency_key, task_id) or adopted
     if not check.known:
         warn(
             f"the id {task_id} is recorded unchecked: {check.why}. The first poll that knows it "
@@ -125,10 +126,10 @@ async def adopt(
         )
     if other:  # count the purchase once, and let one collector deliver it
         left = State.ABANDONED if other.state in UNFINISHED else other.state
-        await ledger.change(other.key, left, seen=other, charges=0)
+        await ledger.change(other.idempotency_key, left, seen=other, charges=0)
     return adopted
 
 
 def _is_only_an_id(entry: Entry) -> bool:
     """Return True for an entry that was adopted by its id alone, without key and request; pure."""
-    return entry.fingerprint is None and entry.key == key_of_id(entry.task_id or "")
+    return entry.fingerprint is None and entry.idempotency_key == key_of_id(entry.task_id or "")

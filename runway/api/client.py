@@ -87,7 +87,7 @@ class RunwayClient:
     """Client for CometAPI's Runway routes; use it as an async context manager.
 
     Args:
-        key: API key of CometAPI. The client sends it to ``base_url`` only.
+        api_key: API key of CometAPI. The client sends it to ``base_url`` only.
         base_url: Root URL of the service.
         runway_version: Value of the header X-Runway-Version. CometAPI's docs require it on some
             calls and allow it on all, so every call sends it.
@@ -100,13 +100,13 @@ class RunwayClient:
 
     def __init__(
         self,
-        key: SecretStr,
+        api_key: SecretStr,
         *,
         base_url: str = DEFAULT_BASE_URL,
         runway_version: str = DEFAULT_RUNWAY_VERSION,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        text = key.get_secret_value().strip()
+        text = api_key.get_secret_value().strip()
         if not re.fullmatch(API_KEY_PATTERN, text):
             raise AuthenticationError("the key is empty or has characters that no key has")
         self.base_url = base_url
@@ -244,14 +244,14 @@ class RunwayClient:
                     f"CometAPI does not tell the generation's state: {outcome.message}",
                     code=outcome.code,
                     http_status=outcome.http_status,
-                ).about(task_id=task_id)
-            raise self._error(outcome, otherwise=ServiceUnavailable).about(task_id=task_id)
+                ).with_context(task_id=task_id)
+            raise self._error(outcome, otherwise=ServiceUnavailable).with_context(task_id=task_id)
         generation = read_generation(outcome.body, task_id)
         if generation is None:
             raise ServiceUnavailable(
                 "CometAPI answered with a success that tells no state",
                 http_status=outcome.http_status,
-            ).about(task_id=task_id)
+            ).with_context(task_id=task_id)
         return generation
 
     async def _send(

@@ -182,7 +182,9 @@ async def wait_until_finished(
         missing_for = now - (wait.missing_since or now)
         result = verdict(reply, now - wait.started, missing_for, patience)
         if isinstance(result, CometAPIError):
-            raise result.about(key=submission.key, task_id=submission.task_id)
+            raise result.with_context(
+                idempotency_key=submission.idempotency_key, task_id=submission.task_id
+            )
         if result:
             waited = round(submission.age(), 3)
             return Finished(generation=result, polls=wait.polls, waited=waited)
@@ -226,7 +228,7 @@ async def _ask_within(
 ) -> Generation:
     """Poll once, until the deadline at most; after it, one last poll may take one interval."""
     end = (wait.started or 0.0) + patience.timeout
-    which = {"key": submission.key, "task_id": submission.task_id}
+    which = {"idempotency_key": submission.idempotency_key, "task_id": submission.task_id}
     ask = client.get if wait.route is Route.TASK else client.feed
     wait.last_poll = time.monotonic()
     wait.polls += 1
@@ -234,15 +236,15 @@ async def _ask_within(
         async with asyncio.timeout(max(end - wait.last_poll, patience.interval)):
             wait.last = await ask(submission.task_id)
     except TimeoutError as error:
-        raise timeout_error(wait.last, patience).about(**which) from error
+        raise timeout_error(wait.last, patience).with_context(**which) from error
     except ServiceUnavailable as error:
         wait.route = Route.TASK
         if time.monotonic() >= end:
-            raise timeout_error(wait.last, patience).about(**which) from error
-        raise error.about(**which) from None
+            raise timeout_error(wait.last, patience).with_context(**which) from error
+        raise error.with_context(**which) from None
     except CometAPIError as error:
         if wait.route is Route.TASK:
-            raise error.about(**which) from None
+            raise error.with_context(**which) from None
         wait.last = Generation(  # the docs guarantee nothing about the feed: the task route decides
             task_id=submission.task_id, status=Status.NOT_FOUND, word=error.code
         )

@@ -34,7 +34,7 @@ class BatchItem(Value):
     """Request of one generation in a batch."""
 
     id: str = Field(description="What the user calls it; unique in the batch.")
-    key: str = Field(description="Idempotency key of its generation.")
+    idempotency_key: str = Field(description="Idempotency key of its generation.")
     request: ImageToVideoRequest | VideoToVideoRequest = Field(description="What to make.")
 
 
@@ -43,7 +43,9 @@ class ItemResult(Value):
 
     id: str = Field(description="What the user calls it.")
     outcome: Outcome = Field(description="Where it stands.")
-    key: str | None = Field(default=None, description="Idempotency key of its generation.")
+    idempotency_key: str | None = Field(
+        default=None, description="Idempotency key of its generation."
+    )
     task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")
     route: str | None = Field(default=None, description="image_to_video or video_to_video.")
     model: str | None = Field(default=None, description="Runway model.")
@@ -76,7 +78,7 @@ class ItemResult(Value):
 class BatchResult(Value):
     """Result of a batch."""
 
-    key: str = Field(description="What the keys of its items begin with.")
+    idempotency_key: str = Field(description="What the keys of its items begin with.")
     results: tuple[ItemResult, ...] = Field(description="Each item, in the order asked for.")
     spending: Spending = Field(description="What it comes to, and what was bought.")
     output: str | None = Field(default=None, description="Where the output manifest is.")

@@ -30,7 +30,7 @@ def waiting(item: BatchItem) -> ItemResult:
     return ItemResult(
         id=item.id,
         outcome=Outcome.WAITING,
-        key=item.key,
+        idempotency_key=item.idempotency_key,
         route=request.route,
         model=request.model,
         prompt=request.prompt_text,
@@ -69,7 +69,7 @@ def ended(item: BatchItem, error: Exception) -> ItemResult:
             "task_id": error.task_id if known else None,
             "billed_seconds": seconds_of(item.request) if uncertain else None,
             "error": type(error).__name__,
-            "message": error.what if known else scrub(str(error), limit=200),
+            "message": error.message if known else scrub(str(error), limit=200),
         }
     )
 
@@ -155,7 +155,7 @@ def reason_to_stop(error: Exception, failures: int, max_failures: int | None) ->
         max_failures: Maximum number of failures that the user allows, or None for no maximum.
     """
     if isinstance(error, AuthenticationError | QuotaExceeded):
-        return f"the account cannot buy any more: {error.what}"
+        return f"the account cannot buy any more: {error.message}"
     if max_failures is not None and failures > max_failures:
         return f"{failures} items failed, and at most {max_failures} may"
     return None

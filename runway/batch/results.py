@@ -60,7 +60,7 @@ def check_place(place: str) -> None:
         check_name(name)
         storage.check()
     except StorageError as error:
-        raise StorageUnavailable(error.what) from error
+        raise StorageUnavailable(error.message) from error
 
 
 def check_name(name: str) -> None:

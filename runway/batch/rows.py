@@ -140,7 +140,7 @@ class _Seen:
         key = self.key_of(found.id, found.request, variation)
         if problem := self._claim(key, row):
             return id_, None, [("id", problem)]
-        return id_, BatchItem(id=id_, key=key, request=found.request), []
+        return id_, BatchItem(id=id_, idempotency_key=key, request=found.request), []
 
     def _identify(self, row: Row, found: CheckedFields) -> tuple[str | None, list[Problem]]:
         problems, id_ = list(found.problems), found.id

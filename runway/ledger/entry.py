@@ -92,7 +92,7 @@ ALLOWED_PREDECESSORS: dict[State, frozenset[State]] = {
 class Intent(Value):
     """Generation that is about to be bought or adopted, as first recorded in the ledger."""
 
-    key: str = Field(description="Idempotency key of the generation.")
+    idempotency_key: str = Field(description="Idempotency key of the generation.")
     base_url: str = Field(description="Root of the service that it is bought from.")
     route: str | None = Field(default=None, description="image_to_video or video_to_video.")
     model: str | None = Field(default=None, description="Runway model.")
@@ -188,9 +188,11 @@ class Entry(Intent):
             SubmissionUncertain: The task id is not known.
         """
         if self.task_id is None:
-            raise SubmissionUncertain("the ledger knows no id for this key").about(key=self.key)
+            raise SubmissionUncertain("the ledger knows no id for this key").with_context(
+                idempotency_key=self.idempotency_key
+            )
         return Submission(
-            key=self.key,
+            idempotency_key=self.idempotency_key,
             task_id=self.task_id,
             submitted_at=self.submitted_at or self.created_at,
             route=self.route,
@@ -240,7 +242,7 @@ class Entry(Intent):
         """Return the result for a flow, with the videos at a location, if there are any."""
         submission = self.submission()
         return GenerationResult(
-            key=self.key,
+            idempotency_key=self.idempotency_key,
             task_id=submission.task_id,
             status=_STATUS.get(self.state, Status.PENDING),
             videos=self.videos.get(place or "", ()),
@@ -256,7 +258,11 @@ class Entry(Intent):
             error = GenerationFailed(self.note or "the generation failed", code=self.failure_code)
         elif self.state is State.CANCELLED:
             error = GenerationCancelled(self.note or "it was cancelled", code=self.failure_code)
-        return error.about(key=self.key, task_id=self.task_id) if error else None
+        return (
+            error.with_context(idempotency_key=self.idempotency_key, task_id=self.task_id)
+            if error
+            else None
+        )
 
     def is_free(self) -> bool:
         """Return True if nothing is bought under the key, so that any request may use it."""

@@ -46,7 +46,7 @@ def _entry(row: Mapping[str, Any], place: str) -> Entry:
         return Entry.model_validate(dict(row))
     except ValidationError as error:
         wrong = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
-        where = f"in the ledger at {place} the row of key {scrub(str(row['key']))!r}"
+        where = f"in the ledger at {place} the row of key {scrub(str(row['idempotency_key']))!r}"
         raise LedgerCorrupted(f"{where} is damaged: {wrong}") from None
 
 

@@ -159,7 +159,7 @@ class Leases(ABC):
 
     def _see(self, entry: Entry, asked: Moment) -> None:
         """Remember an entry that a query returned; the query started at ``asked``."""
-        if hold := self._held.get(entry.key):
+        if hold := self._held.get(entry.idempotency_key):
             if not hold.has_in_hand_besides(entry):
                 hold.entry = entry
             hold.see_lease(entry.holder, entry.lease_left, asked)
@@ -193,16 +193,22 @@ class Leases(ABC):
         for start in range(0, len(held), MAX_BIND_VALUES):
             some = generations.c.holder.in_(held[start : start + MAX_BIND_VALUES])
             # Locked rows are skipped, so that one of them does not block all other renewals.
-            free = select(generations.c.key).where(some).with_for_update(skip_locked=True)
-            ours = and_(some, generations.c.key.in_(free))
+            free = (
+                select(generations.c.idempotency_key).where(some).with_for_update(skip_locked=True)
+            )
+            ours = and_(some, generations.c.idempotency_key.in_(free))
             renewal = update(generations).where(ours).values(leased_until=NOW + self.lease)
             asked = Moment.now()
-            returned = renewal.returning(generations.c.key, generations.c.holder, LEASE_LEFT)
+            returned = renewal.returning(
+                generations.c.idempotency_key, generations.c.holder, LEASE_LEFT
+            )
             for row in await self.database.execute(returned):
-                renewed.add(row["key"])
-                if hold := self._held.get(row["key"]):
+                renewed.add(row["idempotency_key"])
+                if hold := self._held.get(row["idempotency_key"]):
                     hold.see_lease(row["holder"], row["lease_left"], asked)
-        await self._restore_lost([entry for entry in before if entry.key not in renewed])
+        await self._restore_lost(
+            [entry for entry in before if entry.idempotency_key not in renewed]
+        )
 
     def _entries_held(self, holders_here: Sequence[str]) -> list[Entry]:
         """Return the entries, as last read, on which one of these owners has a lease."""
@@ -219,14 +225,18 @@ class Leases(ABC):
         """
         for start in range(0, len(missing), MAX_BIND_VALUES):
             some = missing[start : start + MAX_BIND_VALUES]
-            there = select(generations.c.key, generations.c.task_id).where(
-                generations.c.key.in_([entry.key for entry in some])
+            there = select(generations.c.idempotency_key, generations.c.task_id).where(
+                generations.c.idempotency_key.in_([entry.idempotency_key for entry in some])
             )
-            known = {row["key"]: row["task_id"] for row in await self.database.execute(there)}
+            known = {
+                row["idempotency_key"]: row["task_id"] for row in await self.database.execute(there)
+            }
             for entry in some:
-                hold = self._held.get(entry.key)
+                hold = self._held.get(entry.idempotency_key)
                 still_held = hold is not None and hold.entry is entry
-                is_known = entry.key in known and known[entry.key] == entry.task_id
+                is_known = (
+                    entry.idempotency_key in known and known[entry.idempotency_key] == entry.task_id
+                )
                 if still_held and not is_known:
                     await self.restore(entry)
 

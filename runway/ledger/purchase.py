@@ -65,7 +65,7 @@ def next_step(
     if entry is None:
         return Step.ADOPT if task_id else Step.BUY
     if clash := conflict(entry, intent, task_id):
-        return clash.about(key=entry.key, task_id=entry.task_id)
+        return clash.with_context(idempotency_key=entry.idempotency_key, task_id=entry.task_id)
     if entry.state is State.CLAIMED:
         return Step.WAIT if living else Step.GIVE_UP
     if task_id and entry.task_id != task_id and not entry.task_id_checked:
@@ -85,7 +85,9 @@ def _may_resubmit(entry: Entry, run: str | None) -> bool:
 
 def _still_open(entry: Entry, why_not_again: str = "") -> CometAPIError:
     told = [f"an earlier attempt is open: {entry.note}", why_not_again]
-    return SubmissionUncertain("; ".join(filter(None, told))).about(key=entry.key)
+    return SubmissionUncertain("; ".join(filter(None, told))).with_context(
+        idempotency_key=entry.idempotency_key
+    )
 
 
 Check = Callable[[], None]
@@ -129,18 +131,18 @@ async def buy_once(
     """
 
     def check_lease() -> None:
-        if not ledger.lease_is_valid(intent.key, holder):
+        if not ledger.lease_is_valid(intent.idempotency_key, holder):
             raise ServiceUnavailable(
                 "by the clocks here this process, or its ledger, stood still for longer than the "
                 "claim of the key lasts, so nothing was sent"
-            ).about(key=intent.key)
+            ).with_context(idempotency_key=intent.idempotency_key)
 
     await ledger.history.check_once()
     newest_before = ledger.history.newest
     claim = uuid4().hex
     runs_name = holder_name(run)
     holder = f"{runs_name}#{claim}"
-    with ledger.holding(intent.key, holder):
+    with ledger.holding(intent.idempotency_key, holder):
         try:
             entry = await _claimed(
                 ledger,
@@ -159,7 +161,7 @@ async def buy_once(
         except asyncio.CancelledError:
             _unsent.add(claim)
             with suppress(LedgerUnavailable):
-                await _withdraw(ledger, intent.key, claim)
+                await _withdraw(ledger, intent.idempotency_key, claim)
             raise
         if entry.claim != claim:
             return entry
@@ -171,7 +173,7 @@ async def buy_once(
             if isinstance(error, SubmissionUncertain):
                 error.may_resubmit = _may_resubmit(entry, resubmit_as)
             raise
-        stays = ledger.hold_count(intent.key, runs_name) > 0
+        stays = ledger.hold_count(intent.idempotency_key, runs_name) > 0
         next_owner = runs_name if stays else None
         recording = asyncio.ensure_future(_accepted(ledger, entry, task_id, next_owner, warn))
         try:
@@ -233,7 +235,7 @@ async def _claimed(
         )
         if mine:
             return mine
-        entry = await ledger.get(intent.key)
+        entry = await ledger.get(intent.idempotency_key)
         if entry is None:
             continue
         living = entry.state is State.CLAIMED and await ledger.is_living(entry)
@@ -264,7 +266,7 @@ async def _claim_again(
         return await ledger.change(state=state, seen=entry, budget=budget, **changes)
     except BudgetExceeded as error:
         if entry.state is State.UNCERTAIN:  # the first submission stays uncertain
-            raise _still_open(entry, f"sent again, {error.what}") from error
+            raise _still_open(entry, f"sent again, {error.message}") from error
         raise
 
 
@@ -313,7 +315,7 @@ async def _taken_up_again(ledger: Ledger, entry: Entry) -> Entry:
     """Return the entry; if it was abandoned, reactivate it, since a run requests it again."""
     if entry.state is not State.ABANDONED:
         return entry
-    return await ledger.change(entry.key, State.SUBMITTED, seen=entry, note="") or entry
+    return await ledger.change(entry.idempotency_key, State.SUBMITTED, seen=entry, note="") or entry
 
 
 async def _withdraw(ledger: Ledger, key: str, claim: str) -> None:
@@ -339,7 +341,9 @@ async def resolve_dead_claim(ledger: Ledger, entry: Entry, *, ours: bool = False
     note = "nothing was sent" if free else entry.note or _NO_ANSWER
     seen = None if ours else entry
     refunded = _refund(entry) if unsent else {}
-    await ledger.change(entry.key, state, seen=seen, of=entry, holder=None, note=note, **refunded)
+    await ledger.change(
+        entry.idempotency_key, state, seen=seen, of=entry, holder=None, note=note, **refunded
+    )
 
 
 def _refund(claimed: Entry) -> dict[str, Any]:
@@ -369,19 +373,23 @@ async def _accepted(
     bought = claimed.model_copy(update={"state": State.SUBMITTED, "changed_at": now, **news})
 
     async def recorded() -> Entry:
-        kept = await ledger.change(claimed.key, State.SUBMITTED, of=claimed, **news)
+        kept = await ledger.change(claimed.idempotency_key, State.SUBMITTED, of=claimed, **news)
         if kept:
             return kept
         if given := await ledger.of_another_request(task_id, claimed):
             raise _no_receipt(task_id, given)
-        return await ledger.restore(bought, warn) or await ledger.get(claimed.key) or bought
+        return (
+            await ledger.restore(bought, warn)
+            or await ledger.get(claimed.idempotency_key)
+            or bought
+        )
 
     try:
         return await _retry_until(recorded, ledger.database.patience)
     except LedgerUnavailable as error:
         goes_on = f"this run goes on with what it bought, id {task_id}; should it end before it is"
-        by_hand = f"prefect-cometapi ledger adopt {quote(claimed.key)} {quote(task_id)}"
-        warn(f"{error.what}; {goes_on} recorded: {by_hand}")
+        by_hand = f"prefect-cometapi ledger adopt {quote(claimed.idempotency_key)} {quote(task_id)}"
+        warn(f"{error.message}; {goes_on} recorded: {by_hand}")
         return bought
     except SubmissionUncertain as error:
         await _note_outcome(ledger, claimed, error, warn)
@@ -391,7 +399,7 @@ async def _accepted(
 def _no_receipt(task_id: str, given: Entry) -> SubmissionUncertain:
     return SubmissionUncertain(
         f"CometAPI answered the submission with the id {task_id}, which it gave for the other "
-        f"request of key {given.key!r} already, so this one's is not known"
+        f"request of key {given.idempotency_key!r} already, so this one's is not known"
     )
 
 
@@ -417,19 +425,19 @@ async def _note_outcome(
     """
     refused = isinstance(error, CometAPIError) and not isinstance(error, SubmissionUncertain)
     state = State.REJECTED if refused and not claimed.note else State.UNCERTAIN
-    note = error.what if isinstance(error, CometAPIError) else _NO_ANSWER
+    note = error.message if isinstance(error, CometAPIError) else _NO_ANSWER
     if refused and claimed.note:
         note = f"{claimed.note}; another one was refused: {note}"
     refunded = _refund(claimed) if refused else {}
     try:
         changed = await ledger.change(
-            claimed.key, state, of=claimed, holder=None, note=note, **refunded
+            claimed.idempotency_key, state, of=claimed, holder=None, note=note, **refunded
         )
         if changed is None and state is State.UNCERTAIN:
             doubt = {"state": state, "holder": None, "note": note, "changed_at": datetime.now(UTC)}
             await ledger.restore(claimed.model_copy(update=doubt), warn)
     except LedgerUnavailable as trouble:
-        warn(f"{trouble.what}; another attempt with this key will end as SubmissionUncertain")
+        warn(f"{trouble.message}; another attempt with this key will end as SubmissionUncertain")
 
 
 @asynccontextmanager
@@ -514,5 +522,5 @@ async def _taken(
 
 def _last_words(error: BaseException) -> str:
     if isinstance(error, CometAPIError):
-        return error.what
+        return error.message
     return f"the run ended ({type(error).__name__}); the generation goes on upstream"

@@ -70,7 +70,10 @@ def read_sidecars(storage: Storage) -> tuple[list[dict[str, Any]], list[str]]:
         for name, content in zip(wanted, readers.map(partial(_read, storage), wanted), strict=True):
             if content is None:
                 unreadable.append(name)
-            elif isinstance(content, dict) and {"key", "task_id", "video"} <= content.keys():
+            elif (
+                isinstance(content, dict)
+                and {"idempotency_key", "task_id", "video"} <= content.keys()
+            ):
                 found.append(content)
     return found, unreadable
 
@@ -96,7 +99,7 @@ def entries_of(
     """
     by_purchase: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for sidecar in sidecars:
-        by_purchase[str(sidecar["key"]), str(sidecar["task_id"])].append(sidecar)
+        by_purchase[str(sidecar["idempotency_key"]), str(sidecar["task_id"])].append(sidecar)
     entries: list[Entry] = []
     unreadable: list[str] = []
     for (key, _), parts in sorted(by_purchase.items()):
@@ -119,7 +122,7 @@ def _entry_of(
     known: dict[str, Any] = {name: first.get(name) for name in optional}
     return Entry(
         **known,
-        key=first["key"],
+        idempotency_key=first["idempotency_key"],
         task_id=first["task_id"],
         base_url=first.get("base_url") or base_url,
         claim=first.get("claim") or uuid4().hex,
@@ -180,13 +183,15 @@ async def rebuild(ledger: Ledger, storage: Storage, *, location: str, base_url: 
     known = await ledger.known_ids([entry.task_id or "" for entry in entries])
     lost = [entry for entry in entries if (entry.task_id, entry.base_url) not in known]
     result.known = len(entries) - len(lost)
-    written = {(entry.key, entry.task_id) for entry in await ledger.insert(lost)}
+    written = {(entry.idempotency_key, entry.task_id) for entry in await ledger.insert(lost)}
     for entry in lost:
-        is_written = (entry.key, entry.task_id) in written
-        name = entry.key if is_written else await _written_beside(ledger, entry, location)
+        is_written = (entry.idempotency_key, entry.task_id) in written
+        name = (
+            entry.idempotency_key if is_written else await _written_beside(ledger, entry, location)
+        )
         result.restored.append(name)
-        if name != entry.key:
-            result.renamed[entry.key] = name
+        if name != entry.idempotency_key:
+            result.renamed[entry.idempotency_key] = name
     return result
 
 
@@ -203,8 +208,8 @@ async def _written_beside(ledger: Ledger, entry: Entry, location: str) -> str:
     try:
         there = await attach(ledger, entry, task_id)
     except IdempotencyKeyConflict:
-        other = entry.model_copy(update={"key": f"{entry.key}+{task_id}"})
+        other = entry.model_copy(update={"idempotency_key": f"{entry.idempotency_key}+{task_id}"})
         await ledger.insert([other])
-        return other.key
+        return other.idempotency_key
     await ledger.stored(there, task_id, location, entry.videos[location])
-    return entry.key
+    return entry.idempotency_key

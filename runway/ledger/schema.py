@@ -136,7 +136,7 @@ _metadata = MetaData()
 generations = Table(
     "cometapi_generations",
     _metadata,
-    Column("key", Text, primary_key=True),
+    Column("idempotency_key", Text, primary_key=True),
     Column("state", Text, nullable=False, index=True),
     Column("task_id", Text, index=True),
     Column("claim", Text, nullable=False),
@@ -173,7 +173,7 @@ generations = Table(
 )
 Index(
     "ix_cometapi_generations_spending",
-    binary_key(generations.c.key),
+    binary_key(generations.c.idempotency_key),
     *(generations.c[name] for name in ("charges", "cost", "billed_seconds", "model")),
 )
 

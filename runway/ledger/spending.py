@@ -50,7 +50,7 @@ def total_spent(
         func.coalesce(func.sum(_seconds(table)), 0.0).label("seconds"),
         func.coalesce(func.sum(table.c.charges), 0).label("charges"),
     ).where(under(table, prefix))
-    return query if without is None else query.where(table.c.key != without)
+    return query if without is None else query.where(table.c.idempotency_key != without)
 
 
 def is_within(budget: Budget, key: str, row: Mapping[str, Any]) -> ColumnElement[bool]:
@@ -72,7 +72,7 @@ def is_within(budget: Budget, key: str, row: Mapping[str, Any]) -> ColumnElement
 
 def under(table: FromClause, prefix: str) -> ColumnElement[bool]:
     """Return the condition that a key begins with a prefix, in which no character is a wildcard."""
-    key = binary_key(table.c.key)
+    key = binary_key(table.c.idempotency_key)
     end = after_prefix(prefix)
     return and_(key >= prefix, key < end) if end is not None else key >= prefix
 

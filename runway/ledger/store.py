@@ -74,7 +74,7 @@ class Ledger(Leases):
 
     async def get(self, key: str) -> Entry | None:
         """Return the entry of a key, or None."""
-        return await self._one(_ENTRIES.where(_table.key == key))
+        return await self._one(_ENTRIES.where(_table.idempotency_key == key))
 
     async def find(self, task_id: str, base_url: str, besides: str = "") -> Entry | None:
         """Return the oldest entry with a task id of the service at a base URL, or None.
@@ -84,7 +84,11 @@ class Ledger(Leases):
             base_url: Root of the service.
             besides: Key whose entry is left out.
         """
-        same = and_(_table.task_id == task_id, _table.base_url == base_url, _table.key != besides)
+        same = and_(
+            _table.task_id == task_id,
+            _table.base_url == base_url,
+            _table.idempotency_key != besides,
+        )
         return await self._first(_ENTRIES.where(same).order_by(_table.created_at))
 
     async def of_another_request(self, task_id: str, claimed: Entry) -> Entry | None:
@@ -125,8 +129,8 @@ class Ledger(Leases):
         """Return the entries of the given keys, by key; keys without an entry are left out."""
         found: dict[str, Entry] = {}
         for start in range(0, len(keys), MAX_BIND_VALUES):
-            some = _ENTRIES.where(_table.key.in_(keys[start : start + MAX_BIND_VALUES]))
-            found |= {entry.key: entry for entry in await self._rows(some)}
+            some = _ENTRIES.where(_table.idempotency_key.in_(keys[start : start + MAX_BIND_VALUES]))
+            found |= {entry.idempotency_key: entry for entry in await self._rows(some)}
         return found
 
     async def known_ids(self, task_ids: Sequence[str]) -> set[tuple[str, str]]:
@@ -217,14 +221,14 @@ class Ledger(Leases):
             **values,
         }
         row = as_columns(wanted)
-        within = is_within(budget, intent.key, row) if budget else None
+        within = is_within(budget, intent.idempotency_key, row) if budget else None
         statement = self._insert(row, within).returning(generations, LEASE_LEFT)
         added = await self._one(statement, budget)
         if added:
             return added
-        there = await self.get(intent.key)  # ours, if only the answer was lost
+        there = await self.get(intent.idempotency_key)  # ours, if only the answer was lost
         if there is None and budget:
-            await self._check_budget(budget, intent.key, row)
+            await self._check_budget(budget, intent.idempotency_key, row)
         return there if there and there.claim == claim and there.state is state else None
 
     def _insert(
@@ -259,28 +263,30 @@ class Ledger(Leases):
         Returns:
             The entry as recorded now, possibly under a new key, or None if it was not lost.
         """
+        key = scrub(entry.idempotency_key)
         if restored := (await self.insert([entry]) or [None])[0]:
             warn(
                 f"The ledger at {self.database.place} had lost the row of key "
-                f"{scrub(entry.key)!r} (id {entry.task_id or 'not known'}), and the run that works "
-                "on it wrote it again; an older copy of the ledger may have been put in its place"
+                f"{key!r} (id {entry.task_id or 'not known'}), and the run "
+                "that works on it wrote it again; an older copy of the ledger may have been put in "
+                "its place"
             )
             return restored
-        there = await self.get(entry.key)
+        there = await self.get(entry.idempotency_key)
         if there is None or not is_another_purchase(there, entry):
             return None
         if entry.task_id and (known := await self.find(entry.task_id, entry.base_url)):
             return known
         if is_outdated(there, entry) and (replaced := await self._replace(there, entry)):
             warn(
-                f"the ledger had forgotten that key {scrub(entry.key)!r} was being bought; its id "
-                f"is {entry.task_id or 'not known'}"
+                f"the ledger had forgotten that key {key!r} was being bought; "
+                f"its id is {entry.task_id or 'not known'}"
             )
             return replaced
-        name = f"{entry.key}+{entry.task_id or entry.claim[:8]}"
-        beside = await self.insert([entry.model_copy(update={"key": name})])
+        name = f"{entry.idempotency_key}+{entry.task_id or entry.claim[:8]}"
+        beside = await self.insert([entry.model_copy(update={"idempotency_key": name})])
         attempt = entry.task_id or "the attempt without an answer"
-        warn(f"key {scrub(entry.key)!r} was submitted twice; {attempt} is recorded as {name}")
+        warn(f"key {key!r} was submitted twice; {attempt} is recorded as {name}")
         return beside[0] if beside else await self.get(name)
 
     async def insert(self, entries: Sequence[Entry]) -> list[Entry]:
@@ -303,7 +309,9 @@ class Ledger(Leases):
             "charges": max(entry.charges, there.charges + 1),
             "serial": last_serial + 1,
         }
-        return await self._update([_table.key == entry.key, *_unchanged_since(there)], row)
+        return await self._update(
+            [_table.idempotency_key == entry.idempotency_key, *_unchanged_since(there)], row
+        )
 
     def _row(self, entry: Entry) -> dict[str, Any]:
         return columns_of(entry) | self._leased_to(entry.holder)
@@ -339,7 +347,7 @@ class Ledger(Leases):
             BudgetExceeded: The entry would exceed the limits of the budget.
         """
         allowed = [str(before) for before in ALLOWED_PREDECESSORS[state]]
-        where = [_table.key == key, _table.state.in_(allowed)]
+        where = [_table.idempotency_key == key, _table.state.in_(allowed)]
         where += _unchanged_since(seen) if seen else []
         if of:
             where.append(_table.claim == of.claim)
@@ -367,7 +375,7 @@ class Ledger(Leases):
 
     async def confirm(self, key: str, task_id: str) -> Entry | None:
         """Record that the service has confirmed the task id of an entry."""
-        same = [_table.key == key, _table.task_id == task_id]
+        same = [_table.idempotency_key == key, _table.task_id == task_id]
         return await self._update(same, {"task_id_checked": True})
 
     async def withdraw_id(self, entry: Entry) -> Entry | None:
@@ -385,7 +393,7 @@ class Ledger(Leases):
         await self.history.skip_to(entry.serial or 0)
         only_an_id = [_table.attempts == 0, _table.fingerprint.is_(None)]
         gone = delete(generations).where(*_unconfirmed(entry), *only_an_id)
-        await self.database.rows(gone.returning(_table.key))
+        await self.database.rows(gone.returning(_table.idempotency_key))
 
     # Leases and progress
 
@@ -395,13 +403,13 @@ class Ledger(Leases):
         The result is also None if the key has no entry.
         """
         free = or_(_table.holder.is_(None), _table.holder == holder)
-        taken = await self._update([_table.key == key, free], self._leased_to(holder))
+        taken = await self._update([_table.idempotency_key == key, free], self._leased_to(holder))
         if taken:
             return taken
         entry = await self.get(key)
         if entry is None or entry.holder is None or await self.is_living(entry):
             return None
-        left = [_table.key == key, _table.holder == entry.holder, _lease_of(entry)]
+        left = [_table.idempotency_key == key, _table.holder == entry.holder, _lease_of(entry)]
         return await self._update(left, self._leased_to(holder))
 
     async def release_lease(self, key: str, holder: str, note: str | None = None) -> Entry | None:
@@ -413,12 +421,12 @@ class Ledger(Leases):
         changes: dict[str, Any] = {"holder": None, "leased_until": None}
         if note is not None:
             changes["note"] = note
-        return await self._update([_table.key == key, _table.holder == holder], changes)
+        return await self._update([_table.idempotency_key == key, _table.holder == holder], changes)
 
     async def finished(self, submission: Submission, finished: Finished) -> Entry | None:
         """Record that a generation succeeded upstream."""
         return await self.change(
-            submission.key,
+            submission.idempotency_key,
             State.SUCCEEDED,
             bought=submission.task_id,
             bought_by=submission.claim,
@@ -433,13 +441,13 @@ class Ledger(Leases):
     async def failed(self, submission: Submission, error: GenerationError) -> Entry | None:
         """Record that a generation failed or was cancelled upstream."""
         return await self.change(
-            submission.key,
+            submission.idempotency_key,
             State.CANCELLED if isinstance(error, GenerationCancelled) else State.FAILED,
             bought=submission.task_id,
             bought_by=submission.claim,
             finished_at=datetime.now(UTC),
             failure_code=error.code,
-            note=error.what,
+            note=error.message,
         )
 
     async def stored(
@@ -470,7 +478,7 @@ class Ledger(Leases):
             {"cost": round(price.of(billed), 6)} if price and is_estimate else {}
         )
         return await self.change(
-            entry.key,
+            entry.idempotency_key,
             State.STORED,
             bought=task_id,
             bought_by=entry.claim,
@@ -498,7 +506,7 @@ class Ledger(Leases):
         if entry.holder is None or entry.lease_left is None:
             return False
         if process_of(entry.holder) == process_of(owners.holder_name("")):
-            workers = owners.workers_of(entry.key, entry.holder)
+            workers = owners.workers_of(entry.idempotency_key, entry.holder)
             return any(one.is_running for one in workers) or bool(workers and entry.lease_left > 0)
         if is_dead(entry.holder):
             return False
@@ -507,7 +515,7 @@ class Ledger(Leases):
         if entry.lease_left < 0 and not is_alive(entry.holder):
             return False
         await asyncio.sleep(self.lease / 2)
-        later = await self.get(entry.key)
+        later = await self.get(entry.idempotency_key)
         return later is not None and later.leased_until not in {None, entry.leased_until}
 
     async def _first(self, query: Select[Any]) -> Entry | None:
@@ -533,7 +541,7 @@ class Ledger(Leases):
         left_out = total_spent(budget.prefix, budget.prices, without=key)
         (found,) = await self.database.rows(left_out)
         if why := budget.objection(Spent.model_validate(dict(found)), *budget.cost_of(row)):
-            raise BudgetExceeded(why).about(key=key)
+            raise BudgetExceeded(why).with_context(idempotency_key=key)
 
     async def _one(self, statement: Any, budget: Budget | None = None) -> Entry | None:
         """Return the entry that a statement for one key returns, or None.
@@ -567,14 +575,17 @@ def _given_for_another(table: FromClause, task_id: str, claimed: Entry) -> Colum
     id, does not match: its id may be ours.
     """
     same = and_(table.c.task_id == task_id, table.c.base_url == claimed.base_url)
-    other = and_(table.c.key != claimed.key, table.c.fingerprint != claimed.fingerprint)
+    other = and_(
+        table.c.idempotency_key != claimed.idempotency_key,
+        table.c.fingerprint != claimed.fingerprint,
+    )
     return and_(same, other)
 
 
 def _unconfirmed(entry: Entry) -> list[ColumnElement[bool]]:
     """Return the conditions that an entry still has its unconfirmed task id."""
     bought = _table.state.in_([str(State.SUBMITTED), str(State.ABANDONED)])
-    same = [_table.key == entry.key, _table.claim == entry.claim, bought]
+    same = [_table.idempotency_key == entry.idempotency_key, _table.claim == entry.claim, bought]
     return [*same, _table.task_id == entry.task_id, _table.task_id_checked.is_(False)]
 
 

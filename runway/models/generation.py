@@ -77,7 +77,7 @@ class Value(BaseModel):
 class Submission(Value):
     """Generation that CometAPI accepted, or that was bought elsewhere and adopted."""
 
-    key: str = Field(description="Idempotency key of the generation.")
+    idempotency_key: str = Field(description="Idempotency key of the generation.")
     task_id: str = Field(description="Id that CometAPI gave it.")
     submitted_at: AwareDatetime = Field(description="When it was accepted or attached, in UTC.")
     route: str | None = Field(default=None, description="image_to_video or video_to_video.")
@@ -161,7 +161,7 @@ class StoredVideo(VideoFacts):
 class GenerationResult(Value):
     """Result of a flow: the stored videos of one generation, its polls and its waiting time."""
 
-    key: str
+    idempotency_key: str
     task_id: str
     status: Status
     videos: tuple[StoredVideo, ...]

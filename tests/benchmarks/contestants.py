@@ -238,7 +238,7 @@ def ours(spec: Spec) -> Callable[[], int]:
 
     async def make_videos() -> int:
         result = await generate_batch(
-            rows(spec.items), storage=spec.folder, key=KEY, max_in_flight=spec.in_flight
+            rows(spec.items), storage=spec.folder, idempotency_key=KEY, max_in_flight=spec.in_flight
         )
         return result.succeeded
 
@@ -251,7 +251,9 @@ def known(spec: Spec) -> Callable[[], int]:
     make_videos = ours(spec)
     generate_batch = importlib.import_module("prefect_cometapi.flows").generate_batch
     with TemporaryDirectory() as folder:
-        generate_batch(rows(EARLIER), storage=folder, key="earlier", max_in_flight=EARLIER)
+        generate_batch(
+            rows(EARLIER), storage=folder, idempotency_key="earlier", max_in_flight=EARLIER
+        )
     urlopen(Request(f"{spec.url}/_stats", method="DELETE")).close()
     return make_videos
 

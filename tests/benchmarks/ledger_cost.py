@@ -153,7 +153,7 @@ async def measure(pairs: int, ledger: Ledger) -> tuple[list[float], list[float],
         generate.open_ledger = chosen  # pyright: ignore[reportPrivateImportUsage]
         bodies.open_ledger = chosen  # pyright: ignore[reportPrivateImportUsage]
         started = time.perf_counter()
-        result = await aimage_to_video(IMAGE, key=key)
+        result = await aimage_to_video(IMAGE, idempotency_key=key)
         assert result.videos
         return 1000 * (time.perf_counter() - started)
 

@@ -51,7 +51,7 @@ async def generate(ledger: Ledger, key: str) -> float:
     async def post(_check: Check) -> str:
         return f"task-{key}"
 
-    intent = Intent(key=key, base_url="https://api.example.com", fingerprint="a" * 64)
+    intent = Intent(idempotency_key=key, base_url="https://api.example.com", fingerprint="a" * 64)
     started = time.perf_counter()
     entry = await buy_once(ledger, intent, post, run="benchmark")
     generation = Generation(

@@ -44,7 +44,7 @@ async def measure(profile: Profile, items: int, clip: Path, folder: Path) -> Mea
         for count, key in ((WARM, "earlier"), (items, "counted")):
             await asyncio.to_thread(_asked, Request(f"{url}/_stats", method="DELETE"))
             name = f"{profile.mean:g}-{profile.cv:g}-{key}"
-            await agenerate_batch(rows(count), storage=str(folder / name), key=name)
+            await agenerate_batch(rows(count), storage=str(folder / name), idempotency_key=name)
         seen = await asyncio.to_thread(_asked, f"{url}/_stats")
     return Means(seen["polls"] / seen["accepted"], SCALE * seen["lag_mean"])
 

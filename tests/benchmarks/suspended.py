@@ -71,7 +71,11 @@ class Bench:
             (
                 await self.client.create_flow_run_from_deployment(
                     self.deployment,
-                    parameters={"request": request, "key": f"{kind}-{number}", "wait": wait},
+                    parameters={
+                        "request": request,
+                        "idempotency_key": f"{kind}-{number}",
+                        "wait": wait,
+                    },
                 )
             ).id
             for number in range(count)

@@ -74,10 +74,10 @@ def main() -> None:
             way = Way()
             threading.setprofile(way)  # threads that are made by the first run have it, too
             sys.setprofile(way)
-            image_to_video(request, key="warm")
+            image_to_video(request, idempotency_key="warm")
             way.functions.clear()  # code that runs once per process is not the way
             way.borders.clear()
-            image_to_video(request, key="counted")
+            image_to_video(request, idempotency_key="counted")
             sys.setprofile(None)
             threading.setprofile(None)
     print(f"modules {len(way.modules)}")

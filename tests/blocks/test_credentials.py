@@ -53,7 +53,7 @@ def test_a_block_is_found_by_the_slug_that_users_type(block):
 def saved(prefect_server) -> Iterator[CometAPICredentials]:
     """Save a block on a real server."""
     block = CometAPICredentials(
-        key=SecretStr(KEY), runway_version="2024-11-06", base_url="https://api.example.com"
+        api_key=SecretStr(KEY), runway_version="2024-11-06", base_url="https://api.example.com"
     )
     block.save("credentials-test", overwrite=True)
     yield block
@@ -64,7 +64,7 @@ def saved(prefect_server) -> Iterator[CometAPICredentials]:
 def test_what_was_saved_is_what_is_loaded(saved):
     """A block that is saved and loaded again is equal, API key included."""
     loaded: Any = CometAPICredentials.load("credentials-test")
-    assert loaded.key.get_secret_value() == KEY
+    assert loaded.api_key.get_secret_value() == KEY
     assert loaded.base_url == "https://api.example.com"
     assert loaded.runway_version == "2024-11-06"
 
@@ -74,7 +74,7 @@ async def test_a_block_is_loaded_by_its_type_and_name(saved):
     """`cometapi-credentials/NAME` is enough to load the block in an async flow."""
     loaded = await Block.aload("cometapi-credentials/credentials-test")
     assert isinstance(loaded, CometAPICredentials)
-    assert loaded.key.get_secret_value() == KEY
+    assert loaded.api_key.get_secret_value() == KEY
 
 
 @pytest.mark.server
@@ -83,7 +83,7 @@ async def test_a_flow_takes_the_block_in_every_form_that_prefect_has(saved, form
     """A flow accepts the block in Python, as JSON, and as the reference that the UI stores."""
     given = {
         "block": saved,
-        "fields": {"key": KEY, "base_url": "https://api.example.com"},
+        "fields": {"api_key": KEY, "base_url": "https://api.example.com"},
         "reference by id": {"$ref": {"block_document_id": str(saved._block_document_id)}},
         "reference by name": {
             "$ref": {"block_document_slug": "cometapi-credentials/credentials-test"}
@@ -92,7 +92,7 @@ async def test_a_flow_takes_the_block_in_every_form_that_prefect_has(saved, form
 
     @flow
     async def takes(credentials: CometAPICredentials) -> tuple[str, str]:
-        return credentials.key.get_secret_value(), credentials.base_url
+        return credentials.api_key.get_secret_value(), credentials.base_url
 
     assert await takes(given) == (KEY, "https://api.example.com")
 
@@ -102,10 +102,10 @@ def test_the_server_tells_the_key_to_nobody_who_does_not_ask_for_secrets(saved, 
     """The API masks the API key with asterisks unless secrets are requested."""
     address = f"{prefect_server}/block_documents/{saved._block_document_id}"
     shown = httpx.get(address).raise_for_status()
-    assert shown.json()["data"]["key"] == "*" * 8
+    assert shown.json()["data"]["api_key"] == "*" * 8
     assert KEY not in shown.text
     asked = httpx.get(address, params={"include_secrets": True}).raise_for_status()
-    assert asked.json()["data"]["key"] == KEY
+    assert asked.json()["data"]["api_key"] == KEY
 
 
 @pytest.mark.server
@@ -127,7 +127,7 @@ async def test_a_run_does_not_record_the_key_of_its_block(saved, prefect_server)
 @pytest.mark.parametrize("show", [repr, str, "{}".format, CometAPICredentials.model_dump_json])
 def test_a_block_never_prints_its_key(show):
     """A block that is printed, formatted or dumped as JSON masks its API key."""
-    shown = show(CometAPICredentials(key=SecretStr(KEY)))
+    shown = show(CometAPICredentials(api_key=SecretStr(KEY)))
     assert KEY not in shown
     assert "***" in shown
 
@@ -135,9 +135,9 @@ def test_a_block_never_prints_its_key(show):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"key": KEY, "base_url": "nonsense"},
-        {"key": f"{KEY} {KEY}"},
-        {"key": KEY, "api_key": KEY},
+        {"api_key": KEY, "base_url": "nonsense"},
+        {"api_key": f"{KEY} {KEY}"},
+        {"api_key": KEY, "apikey": KEY},
         {"api_key": KEY},
     ],
 )
@@ -153,7 +153,7 @@ def test_a_refusal_does_not_repeat_the_key(fields):
 def test_a_misspelt_field_is_refused(name):
     """An unknown field is an error and is not silently ignored."""
     with pytest.raises(ValidationError, match=rf"(?s){name}.*Extra inputs are not permitted"):
-        CometAPICredentials.model_validate({"key": KEY, name: "x"})
+        CometAPICredentials.model_validate({"api_key": KEY, name: "x"})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_misspelt_field_is_refused(name):
 def test_a_base_url_that_leads_elsewhere_is_refused_with_what_to_write(url, advice):
     """The API key is sent only to the root of a service over https."""
     with pytest.raises(ValidationError) as caught:
-        CometAPICredentials(key=SecretStr(KEY), base_url=url)
+        CometAPICredentials(api_key=SecretStr(KEY), base_url=url)
     (problem,) = caught.value.errors()
     assert problem["loc"] == ("base_url",)
     assert advice in problem["msg"]
@@ -190,20 +190,20 @@ def test_a_base_url_that_leads_elsewhere_is_refused_with_what_to_write(url, advi
 )
 def test_a_base_url_is_read_as_the_root_that_it_means(url, root):
     """A trailing slash or space is harmless, and this machine needs no https."""
-    assert CometAPICredentials(key=SecretStr(KEY), base_url=url).base_url == root
+    assert CometAPICredentials(api_key=SecretStr(KEY), base_url=url).base_url == root
 
 
 @pytest.mark.parametrize("key", ["", "   ", "\n", "sk-ключ", "sk-a b", "sk-a\x00b", "“sk-a”"])
 def test_what_can_be_no_key_is_refused_at_once(key):
     """An empty API key, or one with an invalid character, is refused before it is sent."""
     with pytest.raises(ValidationError, match="the key is empty or has characters that no key has"):
-        CometAPICredentials(key=SecretStr(key))
+        CometAPICredentials(api_key=SecretStr(key))
 
 
 def test_space_around_a_key_is_dropped():
     """An API key that was copied with its line break works."""
-    block = CometAPICredentials(key=SecretStr(f" {KEY}\n"))
-    assert block.key.get_secret_value() == KEY
+    block = CometAPICredentials(api_key=SecretStr(f" {KEY}\n"))
+    assert block.api_key.get_secret_value() == KEY
 
 
 def test_a_key_is_required():
@@ -218,7 +218,7 @@ def test_settings_make_credentials(monkeypatch):
     monkeypatch.setenv("COMETAPI_BASE_URL", "https://eu.example.com")
     monkeypatch.setenv("COMETAPI_RUNWAY_VERSION", "2025-01-01")
     block = CometAPICredentials.from_settings()
-    assert block.key.get_secret_value() == KEY
+    assert block.api_key.get_secret_value() == KEY
     assert block.base_url == "https://eu.example.com"
     assert block.runway_version == "2025-01-01"
 
@@ -238,7 +238,7 @@ def test_settings_without_a_key_say_where_to_get_one(key):
 async def test_the_client_sends_the_key_and_the_version(sandbox):
     """Each call of a block's client carries the API key as bearer token, and the Runway version."""
     block = CometAPICredentials(
-        key=SecretStr(KEY), base_url=sandbox.url, runway_version="2025-02-03"
+        api_key=SecretStr(KEY), base_url=sandbox.url, runway_version="2025-02-03"
     )
     request = ImageToVideoRequest(prompt_image="https://example.com/cat.jpg")
     async with block.get_client() as client:
@@ -258,7 +258,7 @@ async def test_the_client_sends_through_the_transport_that_it_is_given():
         seen.append(request)
         return httpx.Response(200, content=json.dumps({"id": "abc"}))
 
-    block = CometAPICredentials(key=SecretStr(KEY))
+    block = CometAPICredentials(api_key=SecretStr(KEY))
     async with block.get_client(httpx.MockTransport(answer)) as client:
         made = await client.create(ImageToVideoRequest(prompt_image="https://example.com/a.jpg"))
     assert made == "abc"
@@ -268,4 +268,4 @@ async def test_the_client_sends_through_the_transport_that_it_is_given():
 def test_a_masked_key_is_no_key():
     """A masked API key is refused with advice and is never sent."""
     with pytest.raises(ValidationError, match="masked form of a key; load the saved block again"):
-        CometAPICredentials(key=SecretStr("**********"))
+        CometAPICredentials(api_key=SecretStr("**********"))

@@ -86,7 +86,7 @@ async def test_a_block_leads_to_its_ledger(tmp_path):
     made = block(f"sqlite:///{tmp_path}/ledger.db")
     ledger = made.get_ledger()
     assert ledger is block(f"sqlite:///{tmp_path}/ledger.db").get_ledger()
-    wish = Intent(key="sku-17", base_url="https://api.example.com")
+    wish = Intent(idempotency_key="sku-17", base_url="https://api.example.com")
     await ledger.add(wish, State.SUBMITTED, "claim", task_id="task-1")
     assert [entry.task_id for entry in await made.get_ledger().entries()] == ["task-1"]
     await ledger.database.close()

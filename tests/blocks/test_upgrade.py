@@ -36,9 +36,9 @@ def saved(kind: type[Block], **fields: tuple[type, object]) -> type[Block]:
 
 def test_credentials_without_a_version_get_the_default(prefect_server):
     """Credentials that were saved with only an API key get the documented defaults."""
-    saved(CometAPICredentials, key=(SecretStr, SecretStr("sk-of-old")))
+    saved(CometAPICredentials, api_key=(SecretStr, SecretStr("sk-of-old")))
     loaded: Any = CometAPICredentials.load("of-old")
-    assert loaded.key.get_secret_value() == "sk-of-old"
+    assert loaded.api_key.get_secret_value() == "sk-of-old"
     assert loaded.runway_version == CometAPICredentials.model_fields["runway_version"].default
 
 

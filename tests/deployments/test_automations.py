@@ -207,7 +207,7 @@ async def test_somebody_hears_of_an_uncertain_one(client, armed, hook):
     block, posted = hook
     await armed(automations.uncertain_ones_are_told(block))
     resource = {"prefect.resource.id": "cometapi.generation.unknown"}
-    payload = {"key": "sku-17", "what": "no answer says whether it was accepted"}
+    payload = {"idempotency_key": "sku-17", "message": "no answer says whether it was accepted"}
 
     async def told() -> list[dict[str, str]]:
         await emit(client, "cometapi.generation.uncertain", resource, **payload)
@@ -225,5 +225,8 @@ def test_a_run_that_was_started_too_often_gives_up(prefect_server, sandbox, monk
     sandbox.add_fault("create:unauthorized:times=1")
     again = image_to_video.with_options(retries=2, retry_delay_seconds=0)
     with pytest.raises(TooManyRunAttempts, match="times, and may be 1 times"):
-        again(ImageToVideoRequest(prompt_image="https://example.com/cat.jpg"), key="unlucky")
+        again(
+            ImageToVideoRequest(prompt_image="https://example.com/cat.jpg"),
+            idempotency_key="unlucky",
+        )
     assert sandbox.accepted == []

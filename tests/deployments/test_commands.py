@@ -278,7 +278,7 @@ def test_a_place_is_shown_from_here_where_it_is_below_here(tmp_path):
 def test_a_failure_is_shown_line_by_line_and_never_wrapped(capsys):
     """Lines of an error message are never wrapped, so addresses and commands can be copied."""
     error = GenerationFailed("it failed [bold]" + "x" * 300, code="INTERNAL.BAD_OUTPUT")
-    console.show_error(error.about(key="k" * 100, task_id="t" * 36))
+    console.show_error(error.with_context(idempotency_key="k" * 100, task_id="t" * 36))
     first, second, money, advice = capsys.readouterr().err.splitlines()
     assert first == f"GenerationFailed: it failed [bold]{'x' * 300} (INTERNAL.BAD_OUTPUT)"
     assert second == f"  Generation: key {'k' * 100}, task id {'t' * 36}."

@@ -43,7 +43,7 @@ def test_text_that_is_escaped_is_shown_as_it_is(id_):
 def record(key: str, **values: Any) -> None:
     """Write an untrusted entry to the ledger of the settings."""
     ledger = get_ledger(os.environ["COMETAPI_LEDGER_URL"])
-    intent = Intent(key=key, base_url="https://api.cometapi.com", model=f"m{CLEARS}")
+    intent = Intent(idempotency_key=key, base_url="https://api.cometapi.com", model=f"m{CLEARS}")
     assert asyncio.run(ledger.add(intent, State.UNCERTAIN, "claim", **values))
 
 

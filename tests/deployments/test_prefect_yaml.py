@@ -137,7 +137,7 @@ def test_every_field_of_the_form_has_a_title_and_a_description(deployed, flow):
         "request",
         "credentials",
         "storage",
-        "key",
+        "idempotency_key",
         "wait",
         "task_id",
         "variation",

@@ -60,7 +60,7 @@ def point_to_catalogue(machines: Cluster, client: SyncPrefectClient):
     ]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     deployment = client.read_deployment_by_name("generate-batch/catalogue")
-    parameters = {"requests": str(manifest), "key": "catalogue"}
+    parameters = {"requests": str(manifest), "idempotency_key": "catalogue"}
     client.update_deployment(deployment.id, DeploymentUpdate(parameters=parameters))
     return deployment.id
 
@@ -71,7 +71,11 @@ def decide(machines: Cluster, service: Sandbox, entries: list[Entry]) -> None:
     found = [job.task_id for job in service.accepted if job.task_id not in known]
     for entry in entries:
         if entry.state is State.UNCERTAIN:
-            words = ["adopt", entry.key, found.pop()] if found else ["resubmit", entry.key, "--now"]
+            words = (
+                ["adopt", entry.idempotency_key, found.pop()]
+                if found
+                else ["resubmit", entry.idempotency_key, "--now"]
+            )
             machines.run("ledger", *words)
 
 

@@ -123,7 +123,7 @@ class Book:
     def buy(self, key: str, **options: Any) -> Submission:
         """Buy a generation without a flow run, and release it."""
         request = ImageToVideoRequest.model_validate(IMAGE)
-        return run_sync(asubmit_generation.fn(request, key=key, **options))
+        return run_sync(asubmit_generation.fn(request, idempotency_key=key, **options))
 
     def decide(self, key: str, state: State) -> None:
         """Decide as the user does on the command line."""

@@ -55,7 +55,9 @@ def check_that_each_was_stored_once(sandbox, book, place: Path) -> None:
     """Check that each generation has one download, one video file and one end in the ledger."""
     assert downloads(sandbox) == {f"/assets/{job.task_id}/0.mp4": 1 for job in sandbox.accepted}
     assert len(stored(place)) == len(sandbox.accepted) == len(KEYS)
-    assert {entry.key: entry.state for entry in book.all()} == dict.fromkeys(KEYS, State.STORED)
+    assert {entry.idempotency_key: entry.state for entry in book.all()} == dict.fromkeys(
+        KEYS, State.STORED
+    )
     assert [entry.holder for entry in book.all()] == [None] * len(KEYS)
 
 
@@ -90,7 +92,7 @@ async def test_a_collector_leaves_alone_what_a_run_works_on(
     prefect_server, sandbox, image, book, finish_rendering, caplog
 ):
     """A scheduled collector beside a waiting run neither polls nor stores its generation."""
-    run = asyncio.create_task(aimage_to_video(image, key="awaited"))
+    run = asyncio.create_task(aimage_to_video(image, idempotency_key="awaited"))
     await until(lambda: polls(sandbox) > 0)
     holder = book["awaited"].holder
     result = await acollect()
@@ -106,9 +108,9 @@ async def test_a_second_run_with_the_key_follows_the_first(
     prefect_server, sandbox, image, finish_rendering, caplog
 ):
     """A second run with a key waits, names the first run, and returns the same result."""
-    first = asyncio.create_task(aimage_to_video(image, key="shared"))
+    first = asyncio.create_task(aimage_to_video(image, idempotency_key="shared"))
     await until(lambda: polls(sandbox) > 0)
-    second = asyncio.create_task(aimage_to_video(image, key="shared"))
+    second = asyncio.create_task(aimage_to_video(image, idempotency_key="shared"))
     await until(lambda: "which works on this generation" in caplog.text)
     finish_rendering()
     results = await asyncio.gather(first, second)
@@ -123,9 +125,9 @@ async def test_a_follower_of_a_failure_fails_alike(
 ):
     """A follower of a failed generation fails in the same way, and buys nothing."""
     sandbox.add_fault("create:failed:value=SAFETY.INPUT.TEXT")
-    first = asyncio.create_task(aimage_to_video(image, key="doomed"))
+    first = asyncio.create_task(aimage_to_video(image, idempotency_key="doomed"))
     await until(lambda: polls(sandbox) > 0)
-    second = asyncio.create_task(aimage_to_video(image, key="doomed"))
+    second = asyncio.create_task(aimage_to_video(image, idempotency_key="doomed"))
     await until(lambda: "which works on this generation" in caplog.text)
     finish_rendering()
     errors = await asyncio.gather(first, second, return_exceptions=True)
@@ -138,9 +140,9 @@ async def test_a_follower_takes_over_from_a_run_that_is_stopped(
     prefect_server, sandbox, image, book, finish_rendering, caplog
 ):
     """A follower continues at once if the first run is cancelled during its wait."""
-    first = asyncio.create_task(aimage_to_video(image, key="handed-on"))
+    first = asyncio.create_task(aimage_to_video(image, idempotency_key="handed-on"))
     await until(lambda: polls(sandbox) > 0)
-    second = asyncio.create_task(aimage_to_video(image, key="handed-on"))
+    second = asyncio.create_task(aimage_to_video(image, idempotency_key="handed-on"))
     await until(lambda: "which works on this generation" in caplog.text)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
@@ -154,15 +156,15 @@ async def test_finishing_by_id_waits_for_the_run_that_works_on_it(
     prefect_server, sandbox, image, book, finish_rendering, caplog
 ):
     """`finish-generation` of an id in progress joins its entry, and buys nothing."""
-    run = asyncio.create_task(aimage_to_video(image, key="by-key"))
+    run = asyncio.create_task(aimage_to_video(image, idempotency_key="by-key"))
     await until(lambda: polls(sandbox) > 0)
     (job,) = sandbox.accepted
     finish = asyncio.create_task(afinish_generation(job.task_id))
     await until(lambda: "which works on this generation" in caplog.text)
     finish_rendering()
     results = await asyncio.gather(run, finish)
-    assert {result.key for result in results} == {"by-key"}
-    assert [entry.key for entry in book.all()] == ["by-key"]
+    assert {result.idempotency_key for result in results} == {"by-key"}
+    assert [entry.idempotency_key for entry in book.all()] == ["by-key"]
     assert Path(results[1].videos[0].uri).exists()
     assert len(sandbox.accepted) == 1
 
@@ -171,9 +173,9 @@ async def test_not_waiting_does_not_wait_for_the_run_that_waits(
     prefect_server, sandbox, image, finish_rendering
 ):
     """`wait=False` returns the id at once, even if another run with the key waits."""
-    run = asyncio.create_task(aimage_to_video(image, key="looked-at"))
+    run = asyncio.create_task(aimage_to_video(image, idempotency_key="looked-at"))
     await until(lambda: polls(sandbox) > 0)
-    glance = await aimage_to_video(image, key="looked-at", wait=False)
+    glance = await aimage_to_video(image, idempotency_key="looked-at", wait=False)
     assert not run.done()
     assert glance.task_id == sandbox.accepted[0].task_id
     finish_rendering()
@@ -186,7 +188,7 @@ def test_a_storage_wanted_later_downloads_once_more_and_buys_nothing(
     """A second storage for a key costs a second download, and no second purchase."""
     places = [str(tmp_path / name) for name in "ab"]
     for place in places:
-        image_to_video(image, key="both", storage=place)
+        image_to_video(image, idempotency_key="both", storage=place)
     assert list(book["both"].videos) == places
     assert list(downloads(sandbox).values()) == [2]
     assert len(sandbox.accepted) == 1
@@ -220,9 +222,11 @@ def gate(monkeypatch):
 
 async def two_at_once(image, places, arrived, opened, caplog) -> None:
     """Start two runs with one key, the second in the middle of the first one's work."""
-    first = asyncio.create_task(aimage_to_video(image, key="wanted", storage=places[0]))
+    first = asyncio.create_task(aimage_to_video(image, idempotency_key="wanted", storage=places[0]))
     await until(lambda: len(arrived) == 1)
-    second = asyncio.create_task(aimage_to_video(image, key="wanted", storage=places[1]))
+    second = asyncio.create_task(
+        aimage_to_video(image, idempotency_key="wanted", storage=places[1])
+    )
     await until(lambda: len(arrived) == 2 or "which works on this generation" in caplog.text)
     opened.set()
     await asyncio.gather(first, second)
@@ -233,7 +237,7 @@ async def test_two_new_storages_at_once_are_both_remembered(
 ):
     """A clip that two runs copy to new storages at once is recorded at both locations."""
     places = [str(tmp_path / name) for name in "abc"]
-    await aimage_to_video(image, key="wanted", storage=places[0])
+    await aimage_to_video(image, idempotency_key="wanted", storage=places[0])
     arrived, opened = gate("_persist")
     await two_at_once(image, places[1:], arrived, opened, caplog)
     assert sorted(book["wanted"].videos) == places
@@ -243,7 +247,7 @@ async def test_two_runs_that_want_one_new_storage_share_the_download(
     prefect_server, sandbox, image, tmp_path, gate, caplog
 ):
     """Two runs that copy a clip to the same new storage share one download."""
-    await aimage_to_video(image, key="wanted", storage=str(tmp_path / "a"))
+    await aimage_to_video(image, idempotency_key="wanted", storage=str(tmp_path / "a"))
     arrived, opened = gate("download")
     await two_at_once(image, [str(tmp_path / "b")] * 2, arrived, opened, caplog)
     assert list(downloads(sandbox).values()) == [2]

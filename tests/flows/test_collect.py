@@ -37,7 +37,7 @@ def asked(sandbox, route: str) -> int:
 
 def test_a_run_that_does_not_wait_ends_with_the_submission(prefect_server, sandbox, image, book):
     """`wait=False` returns the id without a video, sends nothing more, and keeps no lease."""
-    result = make(image, key="later", wait=False)
+    result = make(image, idempotency_key="later", wait=False)
     assert (result.status, result.videos) == (Status.PENDING, ())
     assert [job.task_id for job in sandbox.accepted] == [result.task_id]
     assert [request.route for request in sandbox.requests] == ["create"]
@@ -46,16 +46,16 @@ def test_a_run_that_does_not_wait_ends_with_the_submission(prefect_server, sandb
 
 def test_not_waiting_twice_buys_once(prefect_server, sandbox, image):
     """Two runs of a key with `wait=False` are the same generation, with one POST."""
-    first, second = (make(image, key="later", wait=False) for _ in range(2))
+    first, second = (make(image, idempotency_key="later", wait=False) for _ in range(2))
     assert first == second
     assert asked(sandbox, "create") == 1
 
 
 def test_what_is_stored_is_given_also_without_waiting(prefect_server, sandbox, image):
     """`wait=False` with the key of a stored clip returns its videos at once."""
-    first = make(image, key="stored")
+    first = make(image, idempotency_key="stored")
     before = len(sandbox.requests)
-    assert make(image, key="stored", wait=False) == first
+    assert make(image, idempotency_key="stored", wait=False) == first
     assert len(sandbox.requests) == before
 
 
@@ -66,7 +66,7 @@ def test_each_is_kept_where_it_was_wanted(prefect_server, sandbox, book, tmp_pat
         book.buy(key, storage=str(place))
     book.buy("c")
     result = collect()
-    kept = {item.key: Path(*item.uris) for item in result.generations}
+    kept = {item.idempotency_key: Path(*item.uris) for item in result.generations}
     assert {key: path.parent for key, path in kept.items()} == {
         **places,
         "c": tmp_path / "videos",
@@ -96,7 +96,7 @@ def test_the_history_shows_what_a_collector_did(prefect_server, sandbox, history
     assert {step["state_name"] for step in steps.values()} == {"Completed"}
     artifact = history.artifacts(run)["cometapi-collected"]
     (row,) = json.loads(artifact["data"])
-    assert (row["state"], row["key"], row["id"]) == ("stored", "shown", bought.task_id)
+    assert (row["state"], row["idempotency key"], row["id"]) == ("stored", "shown", bought.task_id)
     assert Path(row["stored at"]).exists()
 
 
@@ -121,7 +121,7 @@ def test_a_failure_does_not_stop_the_others(prefect_server, sandbox, image, book
     book.buy("doomed")
     book.buy("fine")
     result = collect()
-    found = {item.key: item for item in result.generations}
+    found = {item.idempotency_key: item for item in result.generations}
     assert (result.stored, result.failed) == (1, 1)
     assert found["fine"].state is State.STORED
     assert found["doomed"].state is State.FAILED
@@ -129,7 +129,7 @@ def test_a_failure_does_not_stop_the_others(prefect_server, sandbox, image, book
     before = len(sandbox.requests)
     for wait in (True, False):
         with pytest.raises(GenerationFailed, match=r"SAFETY\.INPUT\.TEXT"):
-            make(image, key="doomed", wait=wait)
+            make(image, idempotency_key="doomed", wait=wait)
     assert len(sandbox.requests) == before
 
 
@@ -156,7 +156,7 @@ def test_what_is_abandoned_is_left_alone_until_its_key_is_run(prefect_server, sa
     before = len(sandbox.requests)
     assert collect().generations == ()
     assert len(sandbox.requests) == before
-    result = make(image, key="dropped")
+    result = make(image, idempotency_key="dropped")
     assert result.task_id == bought.task_id
     assert Path(result.videos[0].uri).exists()
     assert book["dropped"].state is State.STORED
@@ -180,7 +180,7 @@ def test_another_service_is_not_asked(prefect_server, sandbox, book, monkeypatch
 @pytest.fixture
 def account(prefect_server, sandbox):
     """Save a credentials block of another account that the test may delete."""
-    block = CometAPICredentials(key=SecretStr(OTHER_KEY), base_url=sandbox.url)
+    block = CometAPICredentials(api_key=SecretStr(OTHER_KEY), base_url=sandbox.url)
     block.save("second-account", overwrite=True)
     return CometAPICredentials.load("second-account")
 
@@ -194,7 +194,7 @@ def test_each_is_asked_for_with_the_account_that_bought_it(
     prefect_server, sandbox, image, book, account
 ):
     """A collector uses the recorded credentials block of each generation."""
-    make(image, key="second", credentials=account, wait=False)
+    make(image, idempotency_key="second", credentials=account, wait=False)
     assert book["second"].credentials == "cometapi-credentials/second-account"
     assert collect().stored == 1
     assert keys_used(sandbox, "create") == keys_used(sandbox, "task") == {OTHER_KEY}
@@ -215,7 +215,7 @@ def test_a_missing_block_is_told_and_the_others_are_finished(
     book.buy("first")
     CometAPICredentials.delete("second-account")
     result = collect()
-    found = {item.key: item for item in result.generations}
+    found = {item.idempotency_key: item for item in result.generations}
     assert (result.stored, result.unfinished) == (1, 1)
     assert found["second"].state is State.SUBMITTED
     assert "cometapi-credentials/second-account cannot be loaded" in found["second"].note
@@ -251,7 +251,7 @@ async def test_the_async_twin_collects_too(prefect_server, sandbox, book):
     for key in "ab":
         book.buy(key)
     result = await acollect()
-    assert {item.key for item in result.generations} == {"a", "b"}
+    assert {item.idempotency_key for item in result.generations} == {"a", "b"}
     assert result.stored == 2
 
 
@@ -260,9 +260,9 @@ def test_a_collected_clip_is_the_result_of_a_later_run(prefect_server, sandbox, 
     bought = book.buy("sku-17")
     (item,) = collect().generations
     before = len(sandbox.requests)
-    assert [video.uri for video in make(image, key="sku-17").videos] == list(item.uris)
+    assert [video.uri for video in make(image, idempotency_key="sku-17").videos] == list(item.uris)
     assert len(sandbox.requests) == before
-    assert finish_generation(bought.task_id).key == "sku-17"
+    assert finish_generation(bought.task_id).idempotency_key == "sku-17"
     assert len(sandbox.accepted) == 1
 
 
@@ -274,7 +274,7 @@ def test_a_run_takes_an_abandoned_generation_up_for_good(
     book.buy("dropped")
     book.decide("dropped", State.ABANDONED)
     brief = make.with_options(timeout_seconds=1.5)
-    brief(image, key="dropped", wait=waits, return_state=True)
+    brief(image, idempotency_key="dropped", wait=waits, return_state=True)
     finish_rendering()
     assert collect().stored == 1
 
@@ -285,7 +285,7 @@ def test_a_run_that_times_out_is_collected(
 ):
     """A flow that times out releases its purchase, and a collector finishes it."""
     brief = run.with_options(timeout_seconds=1.5)
-    state = brief(image, key="brief", return_state=True)
+    state = brief(image, idempotency_key="brief", return_state=True)
     state = asyncio.run(state) if inspect.isawaitable(state) else state
     assert state.name == "TimedOut"
     assert book["brief"].holder is None
@@ -300,7 +300,7 @@ def test_a_missing_storage_is_told_and_the_others_are_finished(prefect_server, s
     book.buy("homeless", storage="s3-bucket/deleted")
     book.buy("fine")
     result = collect()
-    found = {item.key: item for item in result.generations}
+    found = {item.idempotency_key: item for item in result.generations}
     assert (result.stored, result.unfinished) == (1, 1)
     assert "the block s3-bucket/deleted cannot be loaded" in found["homeless"].note
     assert book["homeless"].holder is None
@@ -315,7 +315,7 @@ def test_a_damaged_row_fails_the_run_once_the_others_are_finished(
     book.buy("damaged")
     book.buy("fine")
     right = [] if column == "outputs" else State.SUBMITTED
-    row = update(generations).where(generations.c.key == "damaged")
+    row = update(generations).where(generations.c.idempotency_key == "damaged")
     run_sync(book.ledger.database.rows(row.values({column: "nonsense"})))
     with pytest.raises(LedgerCorrupted, match=f"the row of key 'damaged' is damaged: {column}"):
         collect()

@@ -23,17 +23,20 @@ from prefect_cometapi.runway.processes import is_dead
 
 pytestmark = [pytest.mark.server]
 
-SYNC = "from prefect_cometapi.flows import image_to_video as make; print(make({}, key={!r}))"
+SYNC = (
+    "from prefect_cometapi.flows import image_to_video as make; "
+    "print(make({}, idempotency_key={!r}))"
+)
 ASYNC = (
     "import asyncio; from prefect_cometapi.flows import aimage_to_video as make; "
-    "print(asyncio.run(make({}, key={!r})))"
+    "print(asyncio.run(make({}, idempotency_key={!r})))"
 )
 
 NOTEBOOK = """
 from prefect_cometapi.flows import image_to_video as make
 import asyncio
 async def cell():
-    print(make({}, key={!r}))
+    print(make({}, idempotency_key={!r}))
 asyncio.new_event_loop().run_until_complete(cell())
 """
 COLLECT = "from prefect_cometapi.flows import collect; print(collect())"
@@ -201,7 +204,10 @@ def test_the_hook_lets_go_called_by_position_and_by_keyword(book, held, state):
 def test_the_hook_tells_what_is_paid_for(book, sandbox, history, caplog):
     """The log names each bought and undelivered generation of the run, with the commands."""
     state: RunState = image_to_video(
-        {"promptImage": "https://example.com/a.jpg"}, key="told", wait=False, return_state=True
+        {"promptImage": "https://example.com/a.jpg"},
+        idempotency_key="told",
+        wait=False,
+        return_state=True,
     )
     run = run_of(str(state.state_details.flow_run_id))
     release_leases(image_to_video, run, Cancelled())
@@ -217,7 +223,7 @@ def test_the_hook_marks_an_unanswered_submission(book, held, sandbox, image):
     from prefect_cometapi.runway.ledger.entry import Intent
 
     gone = holder_name(str(held.id)).replace(f":{os.getpid()}:", ":999999999:")
-    intent = Intent(key="asked", base_url=sandbox.url, flow_run_id=str(held.id))
+    intent = Intent(idempotency_key="asked", base_url=sandbox.url, flow_run_id=str(held.id))
     assert run_sync(book.ledger.add(intent, State.CLAIMED, "c1", holder=f"{gone}#c1"))
     release_leases(image_to_video, held, Crashed())
     assert (book["asked"].state, book["asked"].holder) == (State.UNCERTAIN, None)

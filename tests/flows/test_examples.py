@@ -48,7 +48,7 @@ def test_a_product_table_gets_its_clips(prefect_server, sandbox, shop, book):
     sandbox.add_fault(Fault.parse("create:failed:times=1"))
     assert catalogue.nightly_clips(str(shop)) == 2
     (failed,) = [entry for entry in book.all() if entry.state is State.FAILED]
-    book.decide(failed.key, State.RESUBMIT_ALLOWED)
+    book.decide(failed.idempotency_key, State.RESUBMIT_ALLOWED)
     assert catalogue.nightly_clips(str(shop)) == 1
     assert catalogue.nightly_clips(str(shop)) == 0
     clips = table(shop, "SELECT sku, uri, sha256, seconds FROM clips")

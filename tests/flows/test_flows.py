@@ -82,12 +82,12 @@ def test_the_sidecar_tells_the_origin_of_the_video(prefect_server, sandbox):
     request = ImageToVideoRequest(
         prompt_image="https://example.com/cat.jpg?Signature=canary-token", seed=7
     )
-    result = image_to_video(request, key="sku-17/2026-11-21")
+    result = image_to_video(request, idempotency_key="sku-17/2026-11-21")
     video = result.videos[0]
     text = Path(video.sidecar).read_text()
     origin = json.loads(text)
     assert origin["task_id"] == result.task_id
-    assert origin["key"] == "sku-17/2026-11-21"
+    assert origin["idempotency_key"] == "sku-17/2026-11-21"
     assert origin["request"]["seed"] == 7
     assert origin["request"]["promptImage"].startswith("https://example.com/cat.jpg?<sha256:")
     assert origin["video"]["sha256"] == video.sha256
@@ -190,7 +190,7 @@ def test_tasks_that_are_submitted_to_a_runner_belong_to_the_run(prefect_server, 
     @flow
     def pipeline() -> list[str]:
         futures = [submit_generation.submit(request), asubmit_generation.submit(request)]
-        return [future.result().key for future in futures]
+        return [future.result().idempotency_key for future in futures]
 
     first, second = pipeline()
     assert first == second
@@ -199,7 +199,10 @@ def test_tasks_that_are_submitted_to_a_runner_belong_to_the_run(prefect_server, 
 def test_a_task_needs_no_flow(prefect_server, sandbox):
     """A task outside of a flow needs a key, and each key is a generation of its own."""
     request = ImageToVideoRequest(prompt_image="https://example.com/fox.jpg")
-    keys = [submit_generation(request, key=key).key for key in ("sku-17", "sku-18", "sku-17")]
+    keys = [
+        submit_generation(request, idempotency_key=key).idempotency_key
+        for key in ("sku-17", "sku-18", "sku-17")
+    ]
     assert keys == ["sku-17", "sku-18", "sku-17"]
     assert len(sandbox.accepted) == 2
 
@@ -207,7 +210,7 @@ def test_a_task_needs_no_flow(prefect_server, sandbox):
 async def test_the_functions_of_the_tasks_need_no_prefect(sandbox):
     """`.fn` runs a step without a server, for a script with its own orchestration."""
     request = ImageToVideoRequest(prompt_image="https://example.com/fox.jpg")
-    submission = await asubmit_generation.fn(request, key="sku-17")
+    submission = await asubmit_generation.fn(request, idempotency_key="sku-17")
     finished = await apoll_generation.fn(submission)
     videos = await afetch_output.fn(submission, finished)
     stored = await apersist_output.fn(submission, finished, videos)
@@ -252,7 +255,7 @@ def test_a_model_that_is_not_documented_is_passed_on(prefect_server, sandbox, im
 
 def test_the_time_in_the_file_name_is_that_of_the_submission(prefect_server, sandbox, image):
     """The time in a file name is the time of the submission, so that files sort by purchase."""
-    result = image_to_video(image, key="sku-17")
+    result = image_to_video(image, idempotency_key="sku-17")
     stamp = Path(result.videos[0].uri).name[:15]
     named = datetime.strptime(stamp, "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
     assert abs(named - result.submitted_at) < timedelta(seconds=1)

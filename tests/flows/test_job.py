@@ -67,7 +67,12 @@ def test_a_key_of_its_own_pays_once_across_runs(prefect_server, sandbox, image):
 
     @flow
     def teaser(key: str | None = None):
-        return RunwayJob(request=image, key="sku-17").trigger(key=key).fetch_result().key
+        return (
+            RunwayJob(request=image, idempotency_key="sku-17")
+            .trigger(idempotency_key=key)
+            .fetch_result()
+            .idempotency_key
+        )
 
     assert [teaser(), teaser(), teaser("sku-18")] == ["sku-17", "sku-17", "sku-18"]
     assert len(sandbox.accepted) == 2
@@ -78,7 +83,9 @@ def test_a_saved_job_is_what_was_saved(prefect_server, sandbox, image):
     credentials = CometAPICredentials.from_settings()
     credentials.save("of-job", overwrite=True)
     kept: Any = CometAPICredentials.load("of-job")
-    RunwayJob(request=image, credentials=kept, key="saved").save("teaser", overwrite=True)
+    RunwayJob(request=image, credentials=kept, idempotency_key="saved").save(
+        "teaser", overwrite=True
+    )
     loaded: Any = RunwayJob.load("teaser")
     assert loaded.request == RunwayJob(request=image).request
     assert loaded.trigger().fetch_result().key == "saved"
@@ -93,7 +100,7 @@ def test_a_request_that_cannot_be_made_is_refused_by_the_block(image):
 def test_a_failure_upstream_is_told_to_who_waits(prefect_server, sandbox, image):
     """A failure upstream reaches the waiting flow with its reason."""
     sandbox.add_fault(Fault.parse("create:failed"))
-    run = RunwayJob(request=image, key="sku-17").trigger()
+    run = RunwayJob(request=image, idempotency_key="sku-17").trigger()
     with pytest.raises(GenerationFailed):
         run.wait_for_completion()
 

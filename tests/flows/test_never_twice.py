@@ -54,7 +54,7 @@ def test_a_process_killed_during_the_submission_costs_nobody_twice(
     sandbox.add_fault("create:silent-after:value=60")
     script = (
         "from prefect_cometapi.flows import image_to_video\n"
-        f"image_to_video({image!r}, key='killed')"
+        f"image_to_video({image!r}, idempotency_key='killed')"
     )
     environment = os.environ | {"PREFECT_API_URL": prefect_server}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment)
@@ -64,7 +64,7 @@ def test_a_process_killed_during_the_submission_costs_nobody_twice(
         process.kill()
         process.wait()
     with pytest.raises(SubmissionUncertain, match="look in CometAPI's console"):
-        image_to_video(image, key="killed")
+        image_to_video(image, idempotency_key="killed")
     assert len(sandbox.accepted) == creates(sandbox) == 1
 
 
@@ -102,30 +102,30 @@ def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
 
     monkeypatch.setattr(Ledger, "change", full_at_first)
     book.ledger.database.patience = 0.3
-    first = image_to_video(image, key="unrecorded")
+    first = image_to_video(image, idempotency_key="unrecorded")
     assert Path(first.videos[0].uri).exists()
     assert f"this run goes on with what it bought, id {first.task_id}" in caplog.text
-    assert image_to_video(image, key="unrecorded") == first
+    assert image_to_video(image, idempotency_key="unrecorded") == first
     assert len(sandbox.accepted) == 1
 
 
 def test_a_damaged_ledger_is_not_taken_for_an_empty_one(prefect_server, sandbox, image, tmp_path):
     """An unreadable ledger never causes a second purchase."""
-    image_to_video(image, key="damaged")
+    image_to_video(image, idempotency_key="damaged")
     url = os.environ["COMETAPI_LEDGER_URL"]
     asyncio.run(get_ledger(url).database.close())
     for file in tmp_path.glob("ledger.db*"):
         file.write_bytes(b"no database" * 1000)
     with pytest.raises(LedgerUnavailable, match="cannot be used"):
-        image_to_video(image, key="damaged")
+        image_to_video(image, idempotency_key="damaged")
     assert len(sandbox.accepted) == 1
 
 
 def test_a_refreshed_cache_attaches_to_what_was_bought(prefect_server, sandbox, image):
     """`PREFECT_TASKS_REFRESH_CACHE` repeats steps, but not the paid one."""
     with temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}):
-        first = image_to_video(image, key="refreshed")
-        second = image_to_video(image, key="refreshed")
+        first = image_to_video(image, idempotency_key="refreshed")
+        second = image_to_video(image, idempotency_key="refreshed")
     assert first.task_id == second.task_id
     assert len(sandbox.accepted) == 1
 
@@ -164,8 +164,8 @@ def test_after_a_certain_refusal_the_same_key_may_be_submitted(prefect_server, s
     """A key whose submissions were all refused with certainty may be submitted again."""
     sandbox.add_fault("create:503:times=6")
     with pytest.raises(ServiceUnavailable):
-        image_to_video(image, key="free-again")
-    assert Path(image_to_video(image, key="free-again").videos[0].uri).exists()
+        image_to_video(image, idempotency_key="free-again")
+    assert Path(image_to_video(image, idempotency_key="free-again").videos[0].uri).exists()
     assert len(sandbox.accepted) == 1
 
 
@@ -181,7 +181,7 @@ def test_a_used_key_with_another_storage_delivers_there(prefect_server, sandbox,
     """A key with another storage is delivered there, too, and bought once."""
     places = [tmp_path / "a", tmp_path / "b"]
     uris = [
-        image_to_video(image, key="two-places", storage=str(place)).videos[0].uri
+        image_to_video(image, idempotency_key="two-places", storage=str(place)).videos[0].uri
         for place in places
     ]
     assert [Path(uri).parent for uri in uris] == places
@@ -205,7 +205,8 @@ async def test_two_runs_that_fetch_one_generation_do_not_mix_their_files(
     """Two simultaneous runs of one key with slow downloads both return the whole file."""
     sandbox.add_fault("asset:slow:value=0.4,times=2")
     results = await asyncio.gather(
-        *(aimage_to_video(image, key="overlapping") for _ in range(2)), return_exceptions=True
+        *(aimage_to_video(image, idempotency_key="overlapping") for _ in range(2)),
+        return_exceptions=True,
     )
     stored = [result for result in results if not isinstance(result, BaseException)]
     assert stored, results

@@ -33,7 +33,7 @@ def test_a_database_that_restarts_while_a_clip_renders_costs_nothing(
         return patience(*args)
 
     monkeypatch.setattr(bodies, "_patience", restart_and_wait)
-    result = image_to_video(image, key="restarted")
+    result = image_to_video(image, idempotency_key="restarted")
     monkeypatch.undo()
     assert len(restarts) == 1
     assert Path(result.videos[0].uri).exists()
@@ -57,7 +57,7 @@ def test_a_ledger_that_goes_away_after_the_purchase_costs_no_clip(
 
     monkeypatch.setattr(bodies, "_patience", stop_and_wait)
     try:
-        first = image_to_video(image, key="gone")
+        first = image_to_video(image, idempotency_key="gone")
     finally:
         postgres.start()
     monkeypatch.setattr(bodies, "_patience", patience)
@@ -75,10 +75,10 @@ def test_a_full_disk_under_the_ledger_stops_before_money_moves(
     """A claim that cannot be written is a clear error, and nothing is sent."""
     disk = small_disk(1000)
     monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{disk.folder}/ledger.db")
-    image_to_video(image, key="fits", wait=False)
+    image_to_video(image, idempotency_key="fits", wait=False)
     disk.fill()
     with pytest.raises(LedgerUnavailable, match="database or disk is full") as told:
-        image_to_video(image, key="full")
+        image_to_video(image, idempotency_key="full")
     assert "nothing was charged" in str(told.value)
     assert len(sandbox.accepted) == 1
     disk.make_room()
@@ -100,7 +100,7 @@ def test_a_disk_under_the_ledger_that_fills_after_the_purchase_costs_no_clip(
         return patience(*args)
 
     monkeypatch.setattr(bodies, "_patience", fill_and_wait)
-    first = image_to_video(image, key="filled")
+    first = image_to_video(image, idempotency_key="filled")
     monkeypatch.setattr(bodies, "_patience", patience)
     assert Path(first.videos[0].uri).exists()
     assert "is full; make room on its disk; the delivery goes on without it" in caplog.text
@@ -117,11 +117,11 @@ def test_a_full_disk_under_the_storage_loses_no_clip(
     """A full disk is reported with the next step, and the same key delivers to another storage."""
     disk = small_disk(100).folder  # A clip of the sandbox is larger.
     with pytest.raises(StorageError, match="No space left on device") as told:
-        image_to_video(image, key="full", storage=str(disk / "videos"))
+        image_to_video(image, idempotency_key="full", storage=str(disk / "videos"))
     assert f"prefect-cometapi finish {sandbox.accepted[0].task_id}" in str(told.value)
     assert [path for path in disk.rglob("*.mp4") if path.is_file()] == []
     assert book["full"].state is State.SUCCEEDED
-    video = image_to_video(image, key="full", storage=str(tmp_path / "large")).videos[0]
+    video = image_to_video(image, idempotency_key="full", storage=str(tmp_path / "large")).videos[0]
     assert hashlib.sha256(Path(video.uri).read_bytes()).hexdigest() == video.sha256
     assert len(sandbox.accepted) == 1
 
@@ -130,11 +130,11 @@ def test_the_ledger_holds_no_secret(prefect_server, sandbox, tmp_path, book):
     """The ledger's files have no API key, no tokens of signed addresses and no pictures."""
     signed: Any = {"promptImage": "https://example.com/cat.jpg?Signature=canary-token"}
     picture: Any = {"promptImage": "data:image/png;base64,Y2FuYXJ5LXBpY3R1cmU="}
-    image_to_video(signed, key="a")
-    image_to_video(picture, key="b", wait=False)
+    image_to_video(signed, idempotency_key="a")
+    image_to_video(picture, idempotency_key="b", wait=False)
     sandbox.add_fault("create:unauthorized")
     with pytest.raises(AuthenticationError):
-        image_to_video(picture, key="c")
+        image_to_video(picture, idempotency_key="c")
     content = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.db*"))
     assert b"<sha256:" in content
     for secret in (os.environ["COMETAPI_KEY"], "canary-token", "Y2FuYXJ5LXBpY3R1cmU"):
@@ -149,10 +149,10 @@ def test_a_saved_block_says_where_the_ledger_is(
         "ledger-of-a-test", overwrite=True
     )
     monkeypatch.setenv("COMETAPI_LEDGER_URL", "generation-ledger/ledger-of-a-test")
-    image_to_video(image, key="by-block", wait=False)
+    image_to_video(image, idempotency_key="by-block", wait=False)
     assert (tmp_path / "block.db").exists()
     LocalFileSystem(basepath=str(tmp_path)).save("no-ledger", overwrite=True)
     monkeypatch.setenv("COMETAPI_LEDGER_URL", "local-file-system/no-ledger")
     with pytest.raises(LedgerUnavailable, match="no-ledger is no GenerationLedger"):
-        image_to_video(image, key="by-block", wait=False)
+        image_to_video(image, idempotency_key="by-block", wait=False)
     assert len(sandbox.accepted) == 1

@@ -90,7 +90,10 @@ def test_a_batch_leaves_its_manifest_gallery_and_posters_there(
     """A batch writes its manifest, gallery and posters to a bucket and shows the posters."""
     place = f"s3://{bucket.name}/batch"
     state = generate_batch(
-        [dict(image, id="one"), dict(image, id="two")], storage=place, key="s3", return_state=True
+        [dict(image, id="one"), dict(image, id="two")],
+        storage=place,
+        idempotency_key="s3",
+        return_state=True,
     )
     result = state.result()
     assert {item.id: item.uri for item in read_results(str(result.output))} == {

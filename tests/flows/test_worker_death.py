@@ -29,7 +29,7 @@ def bought(sandbox, book, image, finish_rendering, monkeypatch, wait_until):
 
     def begin(worker: Worker) -> tuple[UUID, Entry, int]:
         """Return the run, its ledger entry, and the id of the process that owns it."""
-        run = worker.run(request=image, key="deployed")
+        run = worker.run(request=image, idempotency_key="deployed")
         polled = [r for r in sandbox.requests if r.route == "task"]
         wait_until(
             lambda: [r for r in sandbox.requests if r.route == "task"][len(polled) + 1 :] or None,

@@ -121,7 +121,7 @@ def closed_port() -> str:
 @pytest.fixture
 def submitted() -> Callable[..., Submission]:
     def make(task_id: str = "task-1") -> Submission:
-        return Submission(key="sku-17", task_id=task_id, submitted_at=datetime.now(UTC))
+        return Submission(idempotency_key="sku-17", task_id=task_id, submitted_at=datetime.now(UTC))
 
     return make
 

@@ -23,7 +23,7 @@ SIGNED = "https://cdn.example.com/out.mp4?_jwt=topsecret"
 def intent(key: str = "sku-17", **changes: Any) -> Intent:
     """Make an intent for a small video."""
     wanted: dict[str, Any] = {
-        "key": key,
+        "idempotency_key": key,
         "base_url": BASE,
         "route": "image_to_video",
         "model": "gen4_turbo",

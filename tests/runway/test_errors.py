@@ -219,7 +219,7 @@ async def test_a_submission_that_goes_wrong_is_explained(
     with pytest.raises(error) as caught:
         await client.create(REQUEST)
     assert type(caught.value) is error
-    told = str(caught.value.about(key="sku-17")).splitlines()
+    told = str(caught.value.with_context(idempotency_key="sku-17")).splitlines()
     assert happened in told[0]
     assert told[1] == "Generation: key sku-17."
     assert told[2].startswith(money)
@@ -238,7 +238,9 @@ async def test_a_generation_that_goes_wrong_is_explained(
 ):
     """The error of a failed generation also names its id, so that it can be attached again."""
     client = await client_of(answers(answer))
-    submission = Submission(key="sku-17", task_id="task-1", submitted_at=datetime.now(UTC))
+    submission = Submission(
+        idempotency_key="sku-17", task_id="task-1", submitted_at=datetime.now(UTC)
+    )
     with pytest.raises(error) as caught:
         await wait_until_finished(client, submission, BRIEF)
     assert type(caught.value) is error
@@ -259,7 +261,7 @@ async def test_an_output_that_goes_wrong_is_explained(answers, tmp_path, answer,
 
     with pytest.raises(error) as caught:
         await fetch()
-    told = str(caught.value.about(key="sku-17", task_id="task-1")).splitlines()
+    told = str(caught.value.with_context(idempotency_key="sku-17", task_id="task-1")).splitlines()
     assert happened in told[0]
     assert told[2].startswith(PAID)
     assert told[3] == FINISH
@@ -269,7 +271,7 @@ async def test_an_output_that_goes_wrong_is_explained(answers, tmp_path, answer,
 def test_an_error_survives_the_way_to_another_process(error_type):
     """Prefect pickles exceptions, and the key and the id survive that."""
     error = error_type("it broke", code="odd", http_status=503, retry_after=2.5)
-    error.about(key="sku-17", task_id="task-1")
+    error.with_context(idempotency_key="sku-17", task_id="task-1")
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(again) is error_type
         assert str(again) == str(error)
@@ -279,7 +281,9 @@ def test_an_error_survives_the_way_to_another_process(error_type):
 @pytest.mark.parametrize("error_type", ALL)
 def test_an_error_fits_one_line_where_it_is_quoted(error_type):
     """The repr of an error names its type and what happened, without the advice."""
-    error = error_type("it broke", code="odd", http_status=503).about(key="sku-17")
+    error = error_type("it broke", code="odd", http_status=503).with_context(
+        idempotency_key="sku-17"
+    )
     assert repr(error) == f"{error_type.__name__}('it broke (odd, HTTP 503)')"
 
 
@@ -298,7 +302,9 @@ def test_every_error_that_is_raised_says_what_it_costs_and_what_to_do(error_type
 def test_trouble_while_waiting_tells_how_to_go_on(error_type):
     """The advice names the id once a generation is bought, and no id before that."""
     assert "finish" not in str(error_type("no"))
-    assert "(then: prefect-cometapi finish t-1)" in str(error_type("no").about(task_id="t-1"))
+    assert "(then: prefect-cometapi finish t-1)" in str(
+        error_type("no").with_context(task_id="t-1")
+    )
 
 
 def test_the_error_shows_the_first_bad_rows_and_holds_all_of_them():
@@ -321,9 +327,9 @@ def test_the_error_shows_the_first_bad_rows_and_holds_all_of_them():
 
 def test_what_is_known_already_is_not_overwritten():
     """An error keeps the key and the id that were set first."""
-    error = CometAPIError("it broke").about(task_id="first")
-    assert error.about(key="sku-17", task_id="second").task_id == "first"
-    assert error.about(key="sku-18").key == "sku-17"
+    error = CometAPIError("it broke").with_context(task_id="first")
+    assert error.with_context(idempotency_key="sku-17", task_id="second").task_id == "first"
+    assert error.with_context(idempotency_key="sku-18").idempotency_key == "sku-17"
     assert str(error) == "it broke\nGeneration: key sku-17, task id first."
 
 

@@ -69,7 +69,7 @@ def _row(entry: Entry) -> Row:
     videos = [video for place in entry.videos.values() for video in place]
     beside = [name for video in videos for name in (video.poster, video.sidecar) if name]
     return Row(
-        key=entry.key,
+        key=entry.idempotency_key,
         state=str(entry.state),
         task_id=entry.task_id,
         videos={video.uri: video.sha256 for video in videos},

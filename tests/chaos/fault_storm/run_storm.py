@@ -134,7 +134,7 @@ class Storm:
         """Return the current snapshot for the checker."""
         ledger = await open_ledger()
         generations = self.collected.generations if self.collected else ()
-        listed = (item.key for item in generations if item.state is State.UNCERTAIN)
+        listed = (item.idempotency_key for item in generations if item.state is State.UNCERTAIN)
         return await found_in(
             [order.key for order in self.orders],
             self.sandbox,
@@ -175,20 +175,22 @@ async def settled(ledger: Ledger, sandbox: Sandbox) -> tuple[list[str], list[str
     adopted: list[str] = []
     released: list[str] = []
     for entry in await ledger.entries(states=[State.UNCERTAIN]):
-        if task_id := accepted.get(entry.key):
+        if task_id := accepted.get(entry.idempotency_key):
             await attach(ledger, entry, task_id)
-            adopted.append(entry.key)
+            adopted.append(entry.idempotency_key)
         else:
-            await ledger.change(entry.key, State.RESUBMIT_ALLOWED, seen=entry, note="not accepted")
-            released.append(entry.key)
+            await ledger.change(
+                entry.idempotency_key, State.RESUBMIT_ALLOWED, seen=entry, note="not accepted"
+            )
+            released.append(entry.idempotency_key)
     return adopted, released
 
 
 async def _ending(order: Order) -> Ending:
     try:
-        await order.buy(order.request, key=order.key)
+        await order.buy(order.request, idempotency_key=order.key)
     except CometAPIError as error:
-        return Ending(order.key, type(error).__name__, text=error.what)
+        return Ending(order.key, type(error).__name__, text=error.message)
     except Exception as error:  # noqa: BLE001 -- that there is none is what is looked at
         return Ending(order.key, type(error).__qualname__, typed=False, text=str(error)[:300])
     return Ending(order.key)

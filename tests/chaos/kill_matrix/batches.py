@@ -139,10 +139,10 @@ async def _finished(shell: Shell, sandbox: Any, played: Played) -> None:
             continue
         task_id = jobs.get(images[row["id"]])
         if task_id:
-            await shell.run("ledger", "adopt", row["key"], task_id)
+            await shell.run("ledger", "adopt", row["idempotency_key"], task_id)
             played.adopted += 1
         else:
-            await shell.run("ledger", "resubmit", row["key"], "--now")
+            await shell.run("ledger", "resubmit", row["idempotency_key"], "--now")
             played.resubmitted += 1
     status, output = await shell.run("batch", "wanted.jsonl", "--output", "results.jsonl")
     if status:

@@ -117,7 +117,7 @@ async def audit(places: Sequence[dict[Database, Lane]]) -> list[str]:
                 f"{lane.folder.name}: {len(paid)} were paid for, {len(known)} are known"
             )
         problems += [
-            f"{lane.folder.name}: {entry.key} is {entry.state} in the end"
+            f"{lane.folder.name}: {entry.idempotency_key} is {entry.state} in the end"
             for entry in entries
             if entry.state is not State.STORED
         ]

@@ -155,7 +155,11 @@ class _Playing:
         """Check that a run stops at it, or a collector lists it, with the commands."""
         text = process.text
         if process.outcome and not process.error:  # A collector does not fail.
-            listed = [each for each in process.outcome["generations"] if each["key"] == entry.key]
+            listed = [
+                each
+                for each in process.outcome["generations"]
+                if each["idempotency_key"] == entry.idempotency_key
+            ]
             self.expect(
                 [each["state"] for each in listed] == ["uncertain"],
                 f"a collector lists {listed}",
@@ -163,7 +167,7 @@ class _Playing:
             text = listed[0]["note"] if listed else ""
         elif "SubmissionUncertain" not in process.error + text:
             self.complain(f"it should have stopped as uncertain: {process}")
-        key = shlex.quote(entry.key)
+        key = shlex.quote(entry.idempotency_key)
         for command in (f"ledger adopt {key} TASK_ID", f"ledger resubmit {key}"):
             self.expect(f"prefect-cometapi {command}" in text, f"{command!r} is not told: {text}")
 
@@ -173,9 +177,12 @@ class _Playing:
         """Look at the service and adopt its job, or allow one more submission."""
         (entry,) = await self.lane.entries(self.name)
         listed = await self.lane.ledger.entries(states=[State.UNCERTAIN])
-        self.expect(entry.key in {each.key for each in listed}, "it is not listed as uncertain")
+        self.expect(
+            entry.idempotency_key in {each.idempotency_key for each in listed},
+            "it is not listed as uncertain",
+        )
         posts = self.lane.posts()
-        further = await self.run(entry.key)
+        further = await self.run(entry.idempotency_key)
         self.tells_what_to_do(further, entry)
         self.expect(self.lane.posts() == posts, "a further run with the key sent something")
         found = self.lane.accepted(self.name)
@@ -184,8 +191,8 @@ class _Playing:
             await attach(self.lane.ledger, entry, found[0].task_id)
             after = await self.collect()
         else:
-            await self.lane.ledger.change(entry.key, State.RESUBMIT_ALLOWED, seen=entry)
-            after = await self.run(entry.key)
+            await self.lane.ledger.change(entry.idempotency_key, State.RESUBMIT_ALLOWED, seen=entry)
+            after = await self.run(entry.idempotency_key)
         self.expect(after.succeeded, f"after the decision: {after}")
 
     # End
@@ -231,8 +238,8 @@ class _Playing:
     def is_result(self, result: dict[str, Any], entry: Entry) -> None:
         """Check that the run returned the facts of the ledger."""
         videos = entry.model_dump(mode="json")["videos"].get(self.lane.location(self.name).wanted)
-        told = (result["key"], result["task_id"], result["status"], result["videos"])
-        known = (entry.key, entry.task_id, "succeeded", videos)
+        told = (result["idempotency_key"], result["task_id"], result["status"], result["videos"])
+        known = (entry.idempotency_key, entry.task_id, "succeeded", videos)
         self.expect(told == known, f"the run returned {told}, the ledger has {known}")
 
     def nothing_is_half(self, when: str, clip: bytes | None) -> None:

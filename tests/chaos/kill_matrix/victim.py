@@ -54,7 +54,7 @@ def _run(spec: Spec) -> Any:
     if how in {How.ERROR, How.TIMEOUT}:
         limit = FLOW_TIMEOUT if how == How.TIMEOUT else None
         flow = flow.with_options(retries=1, timeout_seconds=limit)
-    called = flow(spec["request"], key=spec["key"], wait=spec.get("wait", True))
+    called = flow(spec["request"], idempotency_key=spec["key"], wait=spec.get("wait", True))
     return called if spec["sync"] else asyncio.run(called)
 
 

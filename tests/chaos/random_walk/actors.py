@@ -138,7 +138,7 @@ def _live(place: Place, act: Callable[[Place], None]) -> NoReturn:
         act(place)
         code = 0
     except CometAPIError as error:
-        place.events.write("ended", key="", error=type(error).__name__, text=error.what[:200])
+        place.events.write("ended", key="", error=type(error).__name__, text=error.message[:200])
     except BaseException as error:  # noqa: BLE001 -- nothing may return into the runner's loop
         traceback.print_exc()
         place.events.write("untyped", error=f"{type(error).__name__}: {error}"[:300])
@@ -170,7 +170,7 @@ async def reported(events: Journal, key: str) -> AsyncIterator[None]:
         yield
         events.write("ended", key=key, error="")
     except CometAPIError as error:
-        events.write("ended", key=key, error=type(error).__name__, text=error.what[:200])
+        events.write("ended", key=key, error=type(error).__name__, text=error.message[:200])
     except Exception as error:  # noqa: BLE001 -- the checks look at it
         traceback.print_exc()
         events.write("untyped", key=key, error=f"{type(error).__name__}: {error}"[:300])
@@ -272,7 +272,7 @@ def _daemonized(place: Place, ledger: Ledger) -> Ledger:
 async def _delete_row(place: Place, key: str) -> None:
     """Delete the row of a key over a connection of its own, as a lost disk page would."""
     ledger = Ledger(place.ledger_url, lease=LEASE, patience=PATIENCE)
-    statement = delete(generations).where(generations.c.key == key)
+    statement = delete(generations).where(generations.c.idempotency_key == key)
     gone = await ledger.database.rows(statement.returning(generations.c.state))
     await ledger.database.close()
     if gone:
@@ -368,16 +368,24 @@ class Person:
     def __call__(self, place: Place) -> None:
         """Settle each generation that waits for a decision."""
         chance = random.Random(place.seed)
-        for entry, candidates in sorted(_undecided(place), key=lambda pair: pair[0].key):
+        for entry, candidates in sorted(
+            _undecided(place), key=lambda pair: pair[0].idempotency_key
+        ):
             decision = self._decision(entry, candidates, chance)
             if decision == "adopt":
-                status, _ = command("ledger", "adopt", entry.key, chance.choice(candidates))
-                place.events.write("adopt" if not status else "adopt refused", key=entry.key)
+                status, _ = command(
+                    "ledger", "adopt", entry.idempotency_key, chance.choice(candidates)
+                )
+                place.events.write(
+                    "adopt" if not status else "adopt refused", key=entry.idempotency_key
+                )
             elif decision == "resubmit":
-                _resubmit(place, entry.key, now=self.final or chance.random() < 0.5)
+                _resubmit(place, entry.idempotency_key, now=self.final or chance.random() < 0.5)
             elif decision:
-                status, _ = command("ledger", decision, entry.key)
-                place.events.write(decision if not status else f"{decision} refused", key=entry.key)
+                status, _ = command("ledger", decision, entry.idempotency_key)
+                place.events.write(
+                    decision if not status else f"{decision} refused", key=entry.idempotency_key
+                )
 
     def _decision(self, entry: Entry, candidates: list[str], chance: random.Random) -> str:
         point = chance.random()
@@ -386,7 +394,7 @@ class Person:
             return "" if not open_outcome else "adopt" if candidates else "resubmit"
         # Nobody would ask for a second purchase's own key again.
         if entry.state is State.SUBMITTED:
-            return "abandon" if point < 0.03 and "+" not in entry.key else ""
+            return "abandon" if point < 0.03 and "+" not in entry.idempotency_key else ""
         if not open_outcome:
             return "resubmit" if point < 0.3 else ""
         if candidates:
@@ -404,7 +412,7 @@ def _undecided(place: Place) -> list[tuple[Entry, list[str]]]:
 
     async def unknown(entry: Entry) -> list[str]:
         since = entry.claimed_at.timestamp() if entry.claimed_at else 0.0
-        ids = [line["task_id"] for line in bought[entry.key] if line["at"] >= since]
+        ids = [line["task_id"] for line in bought[entry.idempotency_key] if line["at"] >= since]
         return [task_id for task_id in ids if not await ledger.find(task_id, place.service)]
 
     async def looked() -> list[tuple[Entry, list[str]]]:

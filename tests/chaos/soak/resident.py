@@ -37,11 +37,11 @@ def orders(name: str, picture: str, video: str) -> Iterator[tuple[str, Coroutine
         if number % 30 == 29:
             yield "collect", acollect()
         elif number % 10 == 9:
-            yield key, agenerate_batch(rows(picture, key, ROWS), key=key)
+            yield key, agenerate_batch(rows(picture, key, ROWS), idempotency_key=key)
         elif number % 2:
-            yield key, buy_video(video_request(video, key), key=key)
+            yield key, buy_video(video_request(video, key), idempotency_key=key)
         else:
-            yield key, buy_image(image_request(picture, key), key=key)
+            yield key, buy_image(image_request(picture, key), idempotency_key=key)
 
 
 async def ended(key: str, flow: Coroutine[Any, Any, Any]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ async def ended(key: str, flow: Coroutine[Any, Any, Any]) -> dict[str, Any]:
     try:
         await flow
     except CometAPIError as error:
-        return {"key": key, "error": type(error).__name__, "text": error.what}
+        return {"key": key, "error": type(error).__name__, "text": error.message}
     except Exception as error:  # noqa: BLE001 -- which it is, is looked at
         known = type(error).__module__.startswith(PROMISED)
         return {"key": key, "error": type(error).__name__, "text": str(error)[:300], "typed": known}

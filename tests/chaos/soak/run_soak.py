@@ -209,10 +209,10 @@ class Soak:
             self.happened["uncertain, not accepted"] += len(released)
             await asyncio.to_thread(self.command, "collect")
             entries = await ledger.entries()
-            left = [entry.key for entry in entries if entry.state in OPEN]
+            left = [entry.idempotency_key for entry in entries if entry.state in OPEN]
             if not left:
                 break
-        keys = [entry.key for entry in entries]
+        keys = [entry.idempotency_key for entry in entries]
         storage = Path(self.environment["COMETAPI_STORAGE"])
         found = await found_in(
             keys, self.sandbox, entries, storage, self.endings(), listed=frozenset()
@@ -335,7 +335,7 @@ def crew_of(machines: Cluster, pool: str) -> "Callable[[Soak, Now], Callable[[],
             if len(_under_way(machines, deployment)) > MOST_RUNS:
                 return
             key = f"worker-batch-{next(numbers)}"
-            parameters = {"requests": rows(soak.picture, key, 4), "key": key}
+            parameters = {"requests": rows(soak.picture, key, 4), "idempotency_key": key}
             with machines.client() as client:
                 client.create_flow_run_from_deployment(deployment, parameters=parameters)
             soak.happened["runs for workers"] += 1

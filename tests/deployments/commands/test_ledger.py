@@ -32,7 +32,7 @@ def entry(key: str, state: State = State.UNCERTAIN, **values: Any) -> Entry:
     """Write an entry to the ledger of the settings."""
     request = {"promptImage": "https://example.com/[red]cat[/].jpg"}
     intent = Intent(
-        key=key,
+        idempotency_key=key,
         base_url=values.pop("base_url", "https://api.cometapi.com"),
         route="image_to_video",
         model="gen3a_turbo",
@@ -97,7 +97,7 @@ def test_the_list_is_filtered(command, capsys):
 
     def keys(*words: str) -> set[str]:
         assert command("ledger", "list", "--json", *words) == 0
-        return {item["key"] for item in json.loads(capsys.readouterr().out)}
+        return {item["idempotency_key"] for item in json.loads(capsys.readouterr().out)}
 
     assert keys() == {"a", "b", "c"}
     assert keys("--state", "uncertain", "--state", "failed") == {"a", "c"}
@@ -112,7 +112,9 @@ def test_a_damaged_row_is_told_beside_the_others(command, capsys, form):
     """A damaged row is reported beside the others, as it may be a purchase."""
     entry("sku-1")
     entry("sku-2")
-    damage = update(generations).where(generations.c.key == "sku-2").values(polls="many")
+    damage = (
+        update(generations).where(generations.c.idempotency_key == "sku-2").values(polls="many")
+    )
     asyncio.run(get_ledger(os.environ["COMETAPI_LEDGER_URL"]).database.rows(damage))
     assert command("ledger", "list", *form) == 1
     told = capsys.readouterr()
@@ -126,7 +128,7 @@ def test_csv_has_one_row_each(command, capsys):
     entry("with,comma", note="line\nbreak")
     assert command("ledger", "list", "--csv") == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    assert row["key"] == "with,comma"
+    assert row["idempotency_key"] == "with,comma"
     assert row["state"] == "uncertain"
     assert row["note"] == "line\nbreak"
     assert row["billed_seconds"] == "5.0"
@@ -283,5 +285,5 @@ def cell_of(key: str) -> str:
     """Return the first cell of the CSV row of an entry with this key."""
     moment = datetime.now(UTC)
     known = {"claim": "c", "created_at": moment, "changed_at": moment, "base_url": "https://h"}
-    text = as_csv([Entry.model_validate({**known, "key": key, "state": State.FAILED})])
-    return next(csv.DictReader(io.StringIO(text, newline="")))["key"]
+    text = as_csv([Entry.model_validate({**known, "idempotency_key": key, "state": State.FAILED})])
+    return next(csv.DictReader(io.StringIO(text, newline="")))["idempotency_key"]

@@ -18,7 +18,9 @@ async def bought(ledger: Ledger, key: str) -> None:
     async def post(_check: object) -> str:
         return f"task-{key}"
 
-    await buy_once(ledger, Intent(key=key, base_url="https://api.example.com"), post, run="r")
+    await buy_once(
+        ledger, Intent(idempotency_key=key, base_url="https://api.example.com"), post, run="r"
+    )
 
 
 def keys_in(file) -> list[str]:

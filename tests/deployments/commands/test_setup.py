@@ -39,7 +39,7 @@ async def test_it_is_made_once_and_then_left_alone(clean_server):
     assert set(second.values()) == {THERE, REGISTERED}
     assert first.keys() == second.keys()
     credentials = await CometAPICredentials.aload("of-setup")
-    assert credentials.key.get_secret_value() == KEY
+    assert credentials.api_key.get_secret_value() == KEY
     assert (await GenerationLedger.aload("of-setup")).url
     async with get_client() as client:
         assert (await client.read_work_pool("of-setup")).type == "process"

@@ -103,9 +103,14 @@ def test_what_the_budget_does_not_allow_is_not_sent_again(
 def test_rows_that_left_the_manifest_count_against_the_limit(prefect_server, sandbox, tmp_path):
     """A manifest with new rows each day does not get a fresh budget under the same key."""
     bought, others = rows(3)[:2], [dict(row, id=f"new-{row['id']}") for row in rows(2)]
-    assert generate_batch(manifest(tmp_path, bought), max_seconds=10, key="daily").succeeded == 2
+    assert (
+        generate_batch(
+            manifest(tmp_path, bought), max_seconds=10, idempotency_key="daily"
+        ).succeeded
+        == 2
+    )
     with pytest.raises(BatchFailed, match="2 not bought"):
-        generate_batch(manifest(tmp_path, others), max_seconds=10, key="daily")
+        generate_batch(manifest(tmp_path, others), max_seconds=10, idempotency_key="daily")
     assert creates(sandbox) == 2
 
 
@@ -114,10 +119,10 @@ def test_each_resubmission_counts_against_the_limit(prefect_server, sandbox, tmp
     sandbox.add_fault("create:reset-after:times=3")
     path = manifest(tmp_path, rows(1))
     with pytest.raises(BatchFailed, match="1 uncertain"):
-        generate_batch(path, max_seconds=5, key="one")
+        generate_batch(path, max_seconds=5, idempotency_key="one")
     book.decide("one/sku-0", State.RESUBMIT_ALLOWED)
     with pytest.raises(BatchFailed, match="1 not bought") as caught:
-        generate_batch(path, max_seconds=5, key="one")
+        generate_batch(path, max_seconds=5, idempotency_key="one")
     assert caught.value.result
     (item,) = caught.value.result.results
     assert "(5 of 5 s of video, 5 more)" in str(item.message)
@@ -128,7 +133,10 @@ async def test_two_batches_at_once_keep_to_one_limit(prefect_server, sandbox, hi
     """Two batches under one key share one limit, and the rows beyond it are not failures."""
     groups = [[dict(row, id=f"{name}-{row['id']}") for row in rows(5)] for name in "ab"]
     both: list[Any] = await asyncio.gather(
-        *(agenerate_batch(group, max_seconds=25, key="both", max_failures=0) for group in groups),
+        *(
+            agenerate_batch(group, max_seconds=25, idempotency_key="both", max_failures=0)
+            for group in groups
+        ),
         return_exceptions=True,
     )
     # One of them fails if the other one has bought all five.

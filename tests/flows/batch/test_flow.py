@@ -304,8 +304,8 @@ def test_a_list_is_bought_once_however_often_its_run_is_retried(prefect_server, 
 
     @flow(retries=1)
     def nightly() -> int:
-        result = generate_batch(rows(2), key=None)
-        seen.append(result.key)
+        result = generate_batch(rows(2), idempotency_key=None)
+        seen.append(result.idempotency_key)
         if len(seen) == 1:
             raise RuntimeError("later, in the same run")
         return result.succeeded

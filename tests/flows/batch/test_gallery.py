@@ -21,7 +21,7 @@ PICTURE = "data:image/jpeg;base64,/9j/4AAQ"
 STORED = ItemResult(
     id="sku-1",
     outcome=Outcome.STORED,
-    key="november/sku-1",
+    idempotency_key="november/sku-1",
     task_id="3d957031",
     route="image_to_video",
     model="gen4_turbo",
@@ -98,7 +98,9 @@ def page_of(*results: ItemResult, **options) -> Page:
 
 
 def an_item(outcome: Outcome = Outcome.FAILED, **fields) -> ItemResult:
-    return ItemResult(**{"id": "sku-2", "outcome": outcome, "key": "november/sku-2", **fields})
+    return ItemResult(
+        **{"id": "sku-2", "outcome": outcome, "idempotency_key": "november/sku-2", **fields}
+    )
 
 
 # Untrusted text stays text.
@@ -107,7 +109,17 @@ def an_item(outcome: Outcome = Outcome.FAILED, **fields) -> ItemResult:
 @given(hostile)
 def test_no_text_becomes_an_element_or_an_attribute(text):
     """A page with hostile texts has the same elements and attributes as one with plain texts."""
-    names = ["id", "prompt", "model", "key", "task_id", "sha256", "route", "error", "message"]
+    names = [
+        "id",
+        "prompt",
+        "model",
+        "idempotency_key",
+        "task_id",
+        "sha256",
+        "route",
+        "error",
+        "message",
+    ]
 
     def page(text: str, folder: str, poster: str | None) -> Page:
         outcome = Outcome.STORED if folder else Outcome.FAILED
@@ -257,9 +269,9 @@ def test_the_header_sums_the_batch_up():
 def test_a_failed_item_says_what_to_do(kind):
     """A failed item shows its kind of error, its message, the charge and the next step."""
     item = an_item(error=kind.__name__, message="It went wrong.", task_id="3d957031")
-    error = kind("").about(key=item.key, task_id=item.task_id)
+    error = kind("").with_context(idempotency_key=item.idempotency_key, task_id=item.task_id)
     read = page_of(item)
-    for shown in (kind.__name__, "It went wrong.", f"Next: {error.advised()}"):
+    for shown in (kind.__name__, "It went wrong.", f"Next: {error.hint()}"):
         assert " ".join(shown.split()) in read.text
     assert not error.money or f"Money: {error.money}" in read.text
 
@@ -280,7 +292,7 @@ def test_an_item_without_a_known_error_still_says_what_to_do(item, step):
 
 def test_an_error_s_own_advice_is_not_repeated():
     """A message that already names the charge and the next step has them shown once."""
-    error = runway.SubmissionUncertain("no answer").about(key="november/sku-2")
+    error = runway.SubmissionUncertain("no answer").with_context(idempotency_key="november/sku-2")
     item = an_item(Outcome.UNCERTAIN, error="SubmissionUncertain", message=str(error))
     text = page_of(item).text
     assert text.count("Money:") == text.count("Next:") == 1

@@ -87,7 +87,7 @@ def made(folder: Path, name: str) -> ItemResult:
     return ItemResult(
         id=f"lake-{name}",
         outcome=Outcome.STORED,
-        key=f"lakes/{name}",
+        idempotency_key=f"lakes/{name}",
         prompt=f"A lake, {name.upper()}.",
         uri=str(video),
         poster=str(poster),
@@ -101,7 +101,7 @@ def made(folder: Path, name: str) -> ItemResult:
 def written(clips) -> Path:
     """Write a page of the six videos and one item per other outcome, beside their folder."""
     others = [
-        ItemResult(id=f"no-{at}", outcome=outcome, key=f"k{at}", message="It went so.")
+        ItemResult(id=f"no-{at}", outcome=outcome, idempotency_key=f"k{at}", message="It went so.")
         for at, outcome in enumerate(set(Outcome) - {Outcome.STORED})
     ]
     return write(Path(clips[0].uri or "").parents[1], [*clips, *others])
@@ -272,7 +272,13 @@ def test_hostile_texts_stay_texts(browser, clips, tmp_path):
     """Scripts in prompts, ids, errors and addresses are shown as they are and never run."""
     items = [
         clips[at % len(clips)].model_copy(
-            update={"id": text, "prompt": text, "key": text, "message": text, "error": text}
+            update={
+                "id": text,
+                "prompt": text,
+                "idempotency_key": text,
+                "message": text,
+                "error": text,
+            }
         )
         for at, text in enumerate(ATTACKS)
     ]

@@ -95,7 +95,7 @@ def test_a_manifest_in_a_folder_of_one_run_needs_a_key(tmp_path, monkeypatch):
         for named in (rows.name, str(rows.absolute()), rows.absolute().as_uri()):
             with pytest.raises(InvalidRequest, match="give the batch a key, or the deployment a"):
                 planned(named, None)
-        assert planned(rows.name, "catalogue").items[0].key == "catalogue/a"
+        assert planned(rows.name, "catalogue").items[0].idempotency_key == "catalogue/a"
         monkeypatch.chdir(tmp_path)
     pulled = f"{tempfile.gettempdir()}/runner_storage/5c9f/catalogue.jsonl"
     with pytest.raises(InvalidRequest, match="for this run alone"):

@@ -110,7 +110,7 @@ def test_two_runs_of_a_task_are_two_runs(prefect_server, sandbox, image):
 
     @task
     def make() -> str:
-        return submit_generation(image).key
+        return submit_generation(image).idempotency_key
 
     assert make() != make()
     assert len(sandbox.accepted) == 2
@@ -119,11 +119,14 @@ def test_two_runs_of_a_task_are_two_runs(prefect_server, sandbox, image):
 @pytest.mark.parametrize("step", [submit_generation, submit_generation.fn])
 def test_a_call_in_no_run_needs_a_key(prefect_server, sandbox, image, step):
     """A call outside of a run is refused with the name of the key's parameter."""
-    with pytest.raises(InvalidRequest, match="the parameter key= is missing") as caught:
+    with pytest.raises(InvalidRequest, match="the parameter idempotency_key= is missing") as caught:
         step(image)
     assert "nothing was charged" in str(caught.value)
     assert sandbox.requests == []
-    assert step(image, key="sku-17").task_id == step(image, key="sku-17").task_id
+    assert (
+        step(image, idempotency_key="sku-17").task_id
+        == step(image, idempotency_key="sku-17").task_id
+    )
     assert len(sandbox.accepted) == 1
 
 
@@ -132,7 +135,7 @@ def test_a_thread_without_context_needs_a_key(prefect_server, sandbox, image):
 
     @flow(retries=1)
     def pipeline(key: str | None) -> list[Any]:
-        return [in_thread(lambda: submit_generation(image, key=key)) for _ in range(3)]
+        return [in_thread(lambda: submit_generation(image, idempotency_key=key)) for _ in range(3)]
 
     assert [type(error) for error in pipeline(None)] == [InvalidRequest] * 3
     assert sandbox.requests == []
@@ -142,15 +145,18 @@ def test_a_thread_without_context_needs_a_key(prefect_server, sandbox, image):
 
 def test_a_job_in_no_run_needs_a_key(prefect_server, sandbox, image):
     """A job outside of a run needs a key, on the block or for one call."""
-    with pytest.raises(InvalidRequest, match="key="):
+    with pytest.raises(InvalidRequest, match="idempotency_key="):
         RunwayJob(request=image).trigger()
     assert sandbox.accepted == []
-    assert RunwayJob(request=image).trigger(key="sku-17").submission.key == "sku-17"
+    assert (
+        RunwayJob(request=image).trigger(idempotency_key="sku-17").submission.idempotency_key
+        == "sku-17"
+    )
 
 
 def test_an_id_is_attached_in_no_run(prefect_server, sandbox, image):
     """An id is adopted outside of a run without a key, as nothing is bought."""
-    bought = submit_generation(image, key="sku-17")
+    bought = submit_generation(image, idempotency_key="sku-17")
     attached = submit_generation(image, task_id=bought.task_id)
     assert attached.task_id == bought.task_id
     assert len(sandbox.accepted) == 1
@@ -158,6 +164,6 @@ def test_an_id_is_attached_in_no_run(prefect_server, sandbox, image):
 
 def test_the_flows_need_no_key_in_a_script(prefect_server, sandbox, image):
     """The flows need no key in a script, as each call is a flow run of its own."""
-    assert image_to_video(image).key != image_to_video(image).key
+    assert image_to_video(image).idempotency_key != image_to_video(image).idempotency_key
     assert generate_batch(rows(1)).succeeded == 1
     assert len(sandbox.accepted) == 3

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.server
 @pytest.fixture
 def older_copy(prefect_server, sandbox, image, book, tmp_path, monkeypatch) -> None:
     """Create a ledger on a new machine that has key a and lacks the stored purchase b."""
-    image_to_video(image, key="a")
+    image_to_video(image, idempotency_key="a")
     copy = shutil.copyfile(tmp_path / "ledger.db", tmp_path / "backup.db")
-    image_to_video(image, key="b")
+    image_to_video(image, idempotency_key="b")
     moved = tmp_path / "restored.db"
     copy.rename(moved)
     monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{moved}")
@@ -39,9 +39,9 @@ def test_an_older_copy_buys_nothing_until_the_stored_videos_are_read_back(
 ):
     """An older copy buys nothing until the stored videos are read back, and then reuses them."""
     for buy in (
-        lambda: image_to_video(image, key="b"),
-        lambda: image_to_video(image, key="c"),
-        lambda: generate_batch([image], key="batch"),
+        lambda: image_to_video(image, idempotency_key="b"),
+        lambda: image_to_video(image, idempotency_key="c"),
+        lambda: generate_batch([image], idempotency_key="batch"),
     ):
         with pytest.raises(LedgerOutdated, match="ledger rebuild"):
             buy()
@@ -50,10 +50,10 @@ def test_an_older_copy_buys_nothing_until_the_stored_videos_are_read_back(
     assert done.returncode == 0, done.stderr
     assert "purchases known before: 1; restored: 1" in " ".join(done.stdout.split())
     assert book["b"].state is State.STORED
-    result = image_to_video(image, key="b")
+    result = image_to_video(image, idempotency_key="b")
     assert Path(result.videos[0].uri).exists()
     assert len(sandbox.accepted) == 2
-    assert image_to_video(image, key="c").videos
+    assert image_to_video(image, idempotency_key="c").videos
     assert len(sandbox.accepted) == 3
 
 
@@ -64,7 +64,7 @@ def test_a_video_that_was_read_back_and_is_deleted_is_delivered_again(
     assert cli("ledger", "rebuild").returncode == 0
     (video,) = book["b"].videos.values()
     Path(video[0].uri).unlink()
-    result = image_to_video(image, key="b")
+    result = image_to_video(image, idempotency_key="b")
     assert Path(result.videos[0].uri).exists()
     assert len(sandbox.accepted) == 2
 
@@ -80,19 +80,19 @@ def test_purchases_that_no_stored_video_tells_of_are_the_users_decision(
     assert "Claims that no stored video explains: up to 1" in refused.stderr
     assert "rebuild --accept-missing" in refused.stderr
     with pytest.raises(LedgerOutdated):
-        image_to_video(image, key="c")
+        image_to_video(image, idempotency_key="c")
     assert cli("ledger", "rebuild", "--accept-missing").returncode == 0
-    assert image_to_video(image, key="c").videos
+    assert image_to_video(image, idempotency_key="c").videos
 
 
 def test_two_ledgers_for_one_storage_are_reported_and_hide_no_file(
     prefect_server, sandbox, image, book, tmp_path, monkeypatch, caplog
 ):
     """Two ledgers for one storage are reported, and the videos of both are there."""
-    image_to_video(image, key="sku-17")
+    image_to_video(image, idempotency_key="sku-17")
     assert "another ledger" not in caplog.text
     monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{tmp_path}/second.db")
-    image_to_video(image, key="sku-17")
+    image_to_video(image, idempotency_key="sku-17")
     assert "is used with another ledger too" in caplog.text
     assert "one COMETAPI_LEDGER_URL" in caplog.text
     assert len(sandbox.accepted) == 2
@@ -105,7 +105,7 @@ def test_two_ledgers_for_one_storage_are_reported_and_hide_no_file(
 def test_a_step_of_an_own_flow_compares_too(older_copy, sandbox, image, book):
     """A step of a user's own flow compares ledger and storage, too."""
     with pytest.raises(LedgerOutdated):
-        submit_generation(image, key="c")
+        submit_generation(image, idempotency_key="c")
     assert len(sandbox.accepted) == 2
 
 
@@ -113,7 +113,7 @@ def test_a_batch_compares_once_and_leaves_a_mark_at_its_end(
     prefect_server, sandbox, image, book, tmp_path
 ):
     """A batch compares once, and ends with the mark of its last claim."""
-    generate_batch([image, {**image, "promptText": "pan"}], key="batch")
+    generate_batch([image, {**image, "promptText": "pan"}], idempotency_key="batch")
     ledger = get_ledger(f"sqlite:///{tmp_path}/ledger.db")
     mark = run_sync(ledger.history.mark())
     (left,) = (tmp_path / "videos" / FOLDER).iterdir()

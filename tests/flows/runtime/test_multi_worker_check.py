@@ -24,7 +24,7 @@ async def run_in_a_pool(image, workers: int) -> None:
             await client.create_flow(aimage_to_video), name=pool, work_pool_name=pool
         )
         run = await client.create_flow_run_from_deployment(deployment)
-    parameters = {"request": image, "key": pool}
+    parameters = {"request": image, "idempotency_key": pool}
     await run_flow_async(aimage_to_video, flow_run=run, parameters=parameters)
 
 

@@ -137,12 +137,12 @@ def test_a_storage_that_is_away_for_long_strands_no_video(
     """A collector finishes a delivery that stopped between two files, even without staged files."""
     refuse(*[suffix] * 4)
     with pytest.raises(StorageError):
-        image_to_video(image, storage=location, key="away")
+        image_to_video(image, storage=location, idempotency_key="away")
     if cleared:
         for file in staged(location):
             file.unlink()
     assert collect().stored == 1
-    (video,) = image_to_video(image, storage=location, key="away").videos
+    (video,) = image_to_video(image, storage=location, idempotency_key="away").videos
     check_whole(location, video, tmp_path)
     assert len(sandbox.accepted) == 1
     assert staged(location) == []
@@ -158,7 +158,7 @@ def test_a_retried_flow_of_ones_own_fetches_what_was_lost(
 
     @flow(retries=1)
     def own() -> Any:
-        submission = submit_generation(image, storage=location, key="own")
+        submission = submit_generation(image, storage=location, idempotency_key="own")
         finished = poll_generation(submission)
         videos = fetch_output(submission, finished, storage=location)
         attempts.append(videos)
@@ -186,11 +186,11 @@ def test_a_changed_file_is_not_published(
     """Video and poster are published as they were checked, or are fetched again."""
     refuse(*[changed] * 4)
     with pytest.raises(StorageError):
-        image_to_video(image, storage=location, key="changed")
+        image_to_video(image, storage=location, idempotency_key="changed")
     (file,) = [path for path in staged(location) if path.suffix == changed]
     size = file.stat().st_size
     file.write_bytes(b"\xff\xd8" + b"x" * (size - 2))
-    (video,) = image_to_video(image, storage=location, key="changed").videos
+    (video,) = image_to_video(image, storage=location, idempotency_key="changed").videos
     check_whole(location, video, tmp_path)
     assert b"xxxxxxxx" * 10 not in content(location, video.poster, tmp_path)
 
@@ -202,8 +202,8 @@ def test_what_a_broken_run_fetched_is_not_fetched_again(
     """Another run with the key publishes the intact staged files of a broken run."""
     refuse(*[".jpg"] * 4)
     with pytest.raises(StorageError):
-        image_to_video(image, storage=location, key="kept")
-    (video,) = image_to_video(image, storage=location, key="kept").videos
+        image_to_video(image, storage=location, idempotency_key="kept")
+    (video,) = image_to_video(image, storage=location, idempotency_key="kept").videos
     check_whole(location, video, tmp_path)
     assert sum(request.route == "asset" for request in sandbox.requests) == 1
 
@@ -215,12 +215,12 @@ def test_what_is_in_the_storage_needs_no_address_that_still_works(
     """A published video without its poster is completed even after its address has expired."""
     refuse(*[".json"] * 4)
     with pytest.raises(StorageError):
-        image_to_video(image, storage=location, key="expired")
+        image_to_video(image, storage=location, idempotency_key="expired")
     for file in staged(location):
         if file.suffix in {".mp4", ".jpg"}:
             file.unlink()
     sandbox.add_fault("asset:expired:rate=1")
-    (video,) = image_to_video(image, storage=location, key="expired").videos
+    (video,) = image_to_video(image, storage=location, idempotency_key="expired").videos
     check_whole(location, video, tmp_path)
 
 
@@ -230,7 +230,7 @@ def test_a_batch_ends_what_a_passing_error_broke_off(
 ):
     """A small and a large batch finish a delivery that a transient error stopped."""
     refuse(".jpg", ".json")
-    result = generate_batch([dict(image, id="one")], storage=location, key="batch")
+    result = generate_batch([dict(image, id="one")], storage=location, idempotency_key="batch")
     assert [str(item.outcome) for item in result.results] == ["stored"]
     assert [path.name for path in staged(location)] == []
 
@@ -242,7 +242,7 @@ def test_finish_delivers_what_was_lost_there(
     """The advice of every delivery error also works if the staged files are lost."""
     refuse(*[".jpg"] * 4)
     with pytest.raises(StorageError) as raised:
-        image_to_video(image, storage=location, key="lost")
+        image_to_video(image, storage=location, idempotency_key="lost")
     for file in staged(location):
         file.unlink()
     (video,) = finish_generation(str(raised.value.task_id), storage=location).videos

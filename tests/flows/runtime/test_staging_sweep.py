@@ -56,7 +56,7 @@ def test_what_is_not_stored_yet_stays_however_old_it_is(
     with monkeypatch.context() as away:
         away.setattr(FolderStorage, "publish", refuse)
         with pytest.raises(StorageError):
-            image_to_video(image, key="old")
+            image_to_video(image, idempotency_key="old")
     staging = tmp_path / "videos" / ".incoming"
     me, gone = this_process(), dead_holder().partition("|")[0].split(":")
     mine, dead = f"{me.space}-{me.pid}-{me.started}", f"{gone[2]}-{gone[1]}-{gone[3]}"
@@ -67,10 +67,10 @@ def test_what_is_not_stored_yet_stays_however_old_it_is(
         os.utime(moved, (0, 0))
     before = sorted(staging.iterdir())
     monkeypatch.setattr(staging_sweep, "_swept", {})
-    image_to_video(image, key="other")
+    image_to_video(image, idempotency_key="other")
     assert sorted(staging.iterdir()) == before
     sandbox.add_fault("asset:expired:rate=1")
-    assert image_to_video(image, key="old").videos
+    assert image_to_video(image, idempotency_key="old").videos
     assert list(staging.iterdir()) == []
 
 
@@ -88,7 +88,7 @@ def test_a_sweep_that_fails_costs_no_video(prefect_server, sandbox, image, monke
 
 def test_a_folder_is_swept_once_in_a_while(prefect_server, sandbox, image):
     """A folder is swept at an interval, and not at each fetch."""
-    image_to_video(image, key="one")
+    image_to_video(image, idempotency_key="one")
     left = left_by(dead_holder(), FolderStorage(Path("videos")).staging())
-    image_to_video(image, key="two")
+    image_to_video(image, idempotency_key="two")
     assert left.exists()

@@ -29,7 +29,7 @@ def suspend(worker, sandbox, book, image, finish_rendering, wait_until):
     """Make a run buy its generation and leave its process."""
 
     def begin():
-        run = worker.run(request=image, key="deployed", wait="suspend")
+        run = worker.run(request=image, idempotency_key="deployed", wait="suspend")
         wait_until(lambda: worker.state(run) == "Suspended" or None, seconds=120)
         return run
 
@@ -47,7 +47,7 @@ def test_it_goes_on_when_the_collector_has_stored_its_video(
     assert collect().stored == 1
     wait_until(lambda: worker.state(suspended) == "Completed" or None, seconds=120)
     result = worker.client.read_flow_run(suspended).state.result()
-    assert result.key == "deployed"
+    assert result.idempotency_key == "deployed"
     (kept,) = book["deployed"].videos.values()
     assert result.videos == kept
     assert len(sandbox.accepted) == 1
@@ -106,10 +106,12 @@ def test_one_whose_row_is_damaged_sleeps_on_and_the_others_are_resumed(prefect_s
             for number in range(3)
         ]
         for run in runs:
-            intent = Intent(key=str(run.id), base_url="https://x", flow_run_id=str(run.id))
+            intent = Intent(
+                idempotency_key=str(run.id), base_url="https://x", flow_run_id=str(run.id)
+            )
             run_sync(book.ledger.add(intent, State.STORED, "claim", task_id="t"))
         first, *others = sorted(runs, key=lambda run: run.id, reverse=True)
-        damage = update(generations).where(generations.c.key == str(first.id))
+        damage = update(generations).where(generations.c.idempotency_key == str(first.id))
         run_sync(book.ledger.database.rows(damage.values(outputs="nonsense")))
         collect()
         assert client.read_flow_run(first.id).state_name == "Suspended"

@@ -56,7 +56,7 @@ def test_an_id_that_was_bought_elsewhere_is_attached(
     prefect_server, sandbox, image, book, elsewhere
 ):
     """`task_id=` finishes a generation of the console or of a lost run, under a key of choice."""
-    result = image_to_video(image, key="sku-17", task_id=elsewhere)
+    result = image_to_video(image, idempotency_key="sku-17", task_id=elsewhere)
     assert result.task_id == elsewhere
     assert Path(result.videos[0].uri).exists()
     assert (book["sku-17"].state, book["sku-17"].attempts) == (State.STORED, 0)
@@ -81,7 +81,7 @@ def test_an_attached_id_is_that_runs_generation(prefect_server, sandbox, image, 
 
 def test_an_id_need_not_be_waited_for(prefect_server, sandbox, image, book, elsewhere):
     """`task_id=` with `wait=False` only checks and records the id, for the collector."""
-    result = image_to_video(image, key="noted", task_id=f" {elsewhere} ", wait=False)
+    result = image_to_video(image, idempotency_key="noted", task_id=f" {elsewhere} ", wait=False)
     assert result.task_id == elsewhere
     assert [request.route for request in sandbox.requests] == ["create", "task"]
     assert collect().stored == 1
@@ -91,21 +91,21 @@ def test_an_id_settles_an_uncertain_key(prefect_server, sandbox, image, book):
     """The id from the console settles an uncertain key, and nothing is submitted again."""
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
-        image_to_video(image, key="in-doubt")
+        image_to_video(image, idempotency_key="in-doubt")
     (job,) = sandbox.accepted
-    result = image_to_video(image, key="in-doubt", task_id=job.task_id)
+    result = image_to_video(image, idempotency_key="in-doubt", task_id=job.task_id)
     assert Path(result.videos[0].uri).exists()
     assert book["in-doubt"].state is State.STORED
-    assert image_to_video(image, key="in-doubt") == result
+    assert image_to_video(image, idempotency_key="in-doubt") == result
     assert posts(sandbox) == 1
 
 
 def test_a_key_has_one_id(prefect_server, sandbox, image, elsewhere):
     """Another id under a used key is refused with both ids named, and nothing is sent."""
-    bought = image_to_video(image, key="sku-17").task_id
+    bought = image_to_video(image, idempotency_key="sku-17").task_id
     before = len(sandbox.requests)
     with pytest.raises(IdempotencyKeyConflict, match=f"task id was '{bought}', is '{elsewhere}'"):
-        image_to_video(image, key="sku-17", task_id=elsewhere)
+        image_to_video(image, idempotency_key="sku-17", task_id=elsewhere)
     assert len(sandbox.requests) == before
 
 
@@ -115,17 +115,17 @@ def test_an_id_that_is_unknown_is_reported_and_uses_up_nothing(
 ):
     """A mistyped id is reported as unknown, nothing is sent, and the key stays free."""
     with pytest.raises(UnknownTaskId, match="does not know the generation") as refused:
-        image_to_video(image, key="typo", task_id="no-such-id", wait=wait)
+        image_to_video(image, idempotency_key="typo", task_id="no-such-id", wait=wait)
     assert "nothing is recorded as bought" in str(refused.value)
     assert (posts(sandbox), book.all()) == (0, [])
-    assert Path(image_to_video(image, key="typo").videos[0].uri).exists()
+    assert Path(image_to_video(image, idempotency_key="typo").videos[0].uri).exists()
 
 
 @pytest.mark.parametrize("key", [None, "sku-17"])
 def test_finishing_an_unknown_id_claims_no_purchase(prefect_server, sandbox, book, key):
     """A few polls report an unknown id, no row stays, and a new id's grace period is not used."""
     with pytest.raises(UnknownTaskId, match="no-such-id is not recorded"):
-        finish_generation("no-such-id", key=key)
+        finish_generation("no-such-id", idempotency_key=key)
     assert len(sandbox.requests) == ATTACHED_GRACE
     assert book.all() == []
 
@@ -142,7 +142,7 @@ def test_an_id_is_confirmed_by_the_first_poll_that_knows_it(
 ):
     """An id that was recorded during an outage is confirmed by the first poll that knows it."""
     sandbox.add_fault("task:503")
-    image_to_video(image, key="sku-17", task_id=elsewhere, wait=False)
+    image_to_video(image, idempotency_key="sku-17", task_id=elsewhere, wait=False)
     assert (book["sku-17"].task_id, book["sku-17"].task_id_checked) == (elsewhere, False)
     assert collect().stored == 1
     assert (book["sku-17"].state, book["sku-17"].task_id_checked) == (State.STORED, True)
@@ -164,8 +164,8 @@ def test_an_unconfirmed_id_is_replaced_by_the_right_one(
     """An unconfirmed id is replaced by one that the service knows."""
     sandbox.add_fault("task:503")
     mistyped = "d1931c01-6ac5-40cd-b005-9f07b078bbcd"
-    image_to_video(image, key="sku-17", task_id=mistyped, wait=False)
-    result = image_to_video(image, key="sku-17", task_id=elsewhere)
+    image_to_video(image, idempotency_key="sku-17", task_id=mistyped, wait=False)
+    result = image_to_video(image, idempotency_key="sku-17", task_id=elsewhere)
     assert result.task_id == elsewhere
     assert (book["sku-17"].state, book["sku-17"].task_id_checked) == (State.STORED, True)
     assert posts(sandbox) == 1
@@ -173,15 +173,15 @@ def test_an_unconfirmed_id_is_replaced_by_the_right_one(
 
 def test_an_id_of_another_key_is_refused(prefect_server, sandbox, image, book):
     """An id of one key is refused under another key."""
-    bought = image_to_video(image, key="first").task_id
+    bought = image_to_video(image, idempotency_key="first").task_id
     before = book.all()
     for request in (image, image | {"promptText": "another"}):
         with pytest.raises(IdempotencyKeyConflict, match="belongs to the key 'first'"):
-            image_to_video(request, key="second", task_id=bought)
+            image_to_video(request, idempotency_key="second", task_id=bought)
     with pytest.raises(IdempotencyKeyConflict, match="belongs to the key 'first'"):
         image_to_video(image | {"promptText": "another"}, task_id=bought)
     with pytest.raises(IdempotencyKeyConflict, match="belongs to the key 'first'"):
-        finish_generation(bought, key="second")
+        finish_generation(bought, idempotency_key="second")
     assert book.all() == before
     assert posts(sandbox) == 1
 
@@ -190,7 +190,7 @@ def test_an_id_stays_with_its_key_in_another_run(prefect_server, sandbox, image,
     """Without a key, a second run with the same id gets the same generation."""
     first = image_to_video(image, task_id=elsewhere)
     second = image_to_video(image, task_id=elsewhere)
-    assert (second.key, second.videos) == (first.key, first.videos)
+    assert (second.idempotency_key, second.videos) == (first.idempotency_key, first.videos)
     assert len(book.all()) == 1
 
 
@@ -198,10 +198,13 @@ def test_an_id_that_was_finished_alone_may_get_its_key(prefect_server, sandbox, 
     """An id that was finished alone may get a key later, and both then lead to one video."""
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
-        image_to_video(image, key="in-doubt")
+        image_to_video(image, idempotency_key="in-doubt")
     (job,) = sandbox.accepted
     finish_generation(job.task_id)
-    assert image_to_video(image, key="in-doubt", task_id=job.task_id).key == "in-doubt"
+    assert (
+        image_to_video(image, idempotency_key="in-doubt", task_id=job.task_id).idempotency_key
+        == "in-doubt"
+    )
     assert sum(entry.charges for entry in book.all()) == posts(sandbox) == 1
 
 
@@ -235,14 +238,14 @@ def test_a_failure_that_passed_is_asked_for_again(
     """`finish-generation` polls a recorded failure again, and delivers what succeeded."""
     told_once(status)
     with pytest.raises((GenerationFailed, GenerationCancelled)):
-        image_to_video(image, key="sku-17")
+        image_to_video(image, idempotency_key="sku-17")
     assert book["sku-17"].state == status
     (job,) = sandbox.accepted
     finished = finish_generation(job.task_id)
     assert Path(finished.videos[0].uri).exists()
     stored = book["sku-17"]
     assert (stored.state, stored.failure_code, stored.note) == (State.STORED, "", "")
-    assert image_to_video(image, key="sku-17").videos == finished.videos
+    assert image_to_video(image, idempotency_key="sku-17").videos == finished.videos
 
 
 def test_a_failure_that_is_repeated_stays_as_it_was_recorded(
@@ -251,7 +254,7 @@ def test_a_failure_that_is_repeated_stays_as_it_was_recorded(
     """A repeated failure is polled once more, and its ledger row stays the same."""
     asked = told_once(Status.FAILED, times=2)
     with pytest.raises(GenerationFailed):
-        image_to_video(image, key="sku-17")
+        image_to_video(image, idempotency_key="sku-17")
     before = book["sku-17"]
     with pytest.raises(GenerationFailed):
         finish_generation(str(before.task_id))
@@ -269,22 +272,24 @@ def test_an_empty_id_is_refused_before_anything_is_sent(prefect_server, sandbox,
 def test_a_blank_id_is_no_id(prefect_server, sandbox, image, book):
     """A blank id is refused and does not use up the key."""
     with pytest.raises((ParameterTypeError, ValueError), match="id"):
-        image_to_video(image, key="blank", task_id="  ", wait=False)
+        image_to_video(image, idempotency_key="blank", task_id="  ", wait=False)
     assert book.all() == []
-    assert Path(image_to_video(image, key="blank").videos[0].uri).exists()
+    assert Path(image_to_video(image, idempotency_key="blank").videos[0].uri).exists()
 
 
 def test_a_blank_id_buys_nothing(prefect_server, sandbox, image):
     """A blank id never becomes a purchase."""
-    image_to_video(image, key="blank", task_id="  ", wait=False, return_state=True)
+    image_to_video(image, idempotency_key="blank", task_id="  ", wait=False, return_state=True)
     assert posts(sandbox) == 0
 
 
 def test_one_id_may_be_reached_by_key_and_by_id(prefect_server, sandbox, image, book, elsewhere):
     """`finish-generation` and `task_id=` under the same key lead to the same generation."""
-    finished = finish_generation(elsewhere, key="sku-17")
-    assert image_to_video(image, key="sku-17", task_id=elsewhere).videos == finished.videos
-    assert [entry.key for entry in book.all()] == ["sku-17"]
+    finished = finish_generation(elsewhere, idempotency_key="sku-17")
+    assert (
+        image_to_video(image, idempotency_key="sku-17", task_id=elsewhere).videos == finished.videos
+    )
+    assert [entry.idempotency_key for entry in book.all()] == ["sku-17"]
     assert posts(sandbox) == 1
 
 
@@ -326,10 +331,10 @@ async def test_takes_are_kept_when_the_run_is_retried(prefect_server, sandbox, i
 def test_a_key_and_a_take_exclude_each_other(prefect_server, sandbox, image):
     """A key names one video, so a variation beside it is refused before any request."""
     with pytest.raises(ValueError, match="a key of your own or a variation, not both"):
-        image_to_video(image, key="sku-17", variation=2)
+        image_to_video(image, idempotency_key="sku-17", variation=2)
     request = ImageToVideoRequest.model_validate(image)
     with pytest.raises(ValueError, match="a key of your own or a variation, not both"):
-        submit_generation(request, key="sku-17", variation=2)
+        submit_generation(request, idempotency_key="sku-17", variation=2)
     assert sandbox.requests == []
 
 
@@ -350,7 +355,7 @@ def test_a_user_may_allow_a_second_submission(
     """With `resubmit`, a lost answer is a visible Prefect retry, and the ledger counts both."""
     monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
     sandbox.add_fault("create:reset-after")
-    state = image_to_video(image, key="risked", return_state=True)
+    state = image_to_video(image, idempotency_key="risked", return_state=True)
     assert state.is_completed()
     submit = history.task_runs(state.state_details.flow_run_id)["submit"]
     assert history.states(submit["id"])[-3:] == ["AwaitingRetry", "Retrying", "Completed"]
@@ -364,9 +369,9 @@ def test_a_submission_of_an_earlier_run_may_be_repeated_too(
     """`resubmit` also allows a second submission of a key that an earlier run left uncertain."""
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
-        image_to_video(image, key="risked")
+        image_to_video(image, idempotency_key="risked")
     monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
-    assert Path(image_to_video(image, key="risked").videos[0].uri).exists()
+    assert Path(image_to_video(image, idempotency_key="risked").videos[0].uri).exists()
     assert book["risked"].attempts == posts(sandbox) == 2
 
 
@@ -380,7 +385,7 @@ def test_without_leave_nothing_is_sent_twice(
     sandbox.add_fault("create:reset-after")
     for _ in range(2):
         with pytest.raises(SubmissionUncertain):
-            image_to_video(image, key="stopped")
+            image_to_video(image, idempotency_key="stopped")
     assert (book["stopped"].state, book["stopped"].attempts) == (State.UNCERTAIN, 1)
     assert posts(sandbox) == 1
 
@@ -389,11 +394,11 @@ def test_the_command_lines_leave_holds_for_one_submission(prefect_server, sandbo
     """A submission that was allowed on the command line is sent once more, and no further."""
     sandbox.add_fault("create:reset-after:times=2")
     with pytest.raises(SubmissionUncertain):
-        image_to_video(image, key="released")
+        image_to_video(image, idempotency_key="released")
     book.decide("released", State.RESUBMIT_ALLOWED)
     for _ in range(2):
         with pytest.raises(SubmissionUncertain):
-            image_to_video(image, key="released")
+            image_to_video(image, idempotency_key="released")
     assert book["released"].attempts == posts(sandbox) == 2
 
 
@@ -402,5 +407,5 @@ def test_leave_for_a_second_charge_is_none_for_a_third(prefect_server, sandbox, 
     monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
     sandbox.add_fault("create:reset-after:times=10")
     with pytest.raises(SubmissionUncertain):
-        image_to_video(image, key="unlucky")
+        image_to_video(image, idempotency_key="unlucky")
     assert len(sandbox.accepted) == 2

@@ -29,7 +29,7 @@ async def seen_before(base_url: str, count: int = 20, took: float = TOOK) -> Ent
     newest = None
     for number in range(count):
         intent = Intent(
-            key=f"before-{number}",
+            idempotency_key=f"before-{number}",
             base_url=base_url,
             route=request.route,
             model=request.model,
@@ -75,7 +75,7 @@ async def test_too_few_teach_nothing(sandbox, count):
     """Too few earlier generations give a fixed interval."""
     entry = await seen_before(sandbox.url, count) if count else None
     submission = Submission(
-        key="k",
+        idempotency_key="k",
         task_id="t",
         submitted_at=datetime.now(UTC),
         route="image_to_video",
@@ -90,7 +90,7 @@ async def test_too_few_teach_nothing(sandbox, count):
 async def test_an_id_without_a_request_has_no_kind(sandbox):
     """An adopted id without a request has no kind, so no statistics apply to it."""
     await seen_before(sandbox.url)
-    submission = Submission(key="k", task_id="t", submitted_at=datetime.now(UTC))
+    submission = Submission(idempotency_key="k", task_id="t", submitted_at=datetime.now(UTC))
     assert duration_stats_of(submission, None, sandbox.url)() is None
 
 
@@ -110,8 +110,8 @@ def test_what_is_known_saves_polls(prefect_server, sandbox, monkeypatch):
     with Sandbox(render_seconds=TOOK) as slow:
         monkeypatch.setenv("COMETAPI_BASE_URL", slow.url)
         monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.2")
-        cold = image_to_video(IMAGE, key="cold")
+        cold = image_to_video(IMAGE, idempotency_key="cold")
         asyncio.run(seen_before(slow.url))
         durations._known.clear()
-        warm = image_to_video(IMAGE, key="warm")
+        warm = image_to_video(IMAGE, idempotency_key="warm")
     assert 2 * warm.polls <= cold.polls

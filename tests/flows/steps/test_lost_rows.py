@@ -37,7 +37,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def bought_once(image: Any, sandbox: Any) -> bool:
     """Run the flow again with the key, and check that it finds the purchase."""
-    again = await aimage_to_video(image, key="sku-17")
+    again = await aimage_to_video(image, idempotency_key="sku-17")
     return bool(again.videos) and len(sandbox.accepted) == 1
 
 
@@ -45,7 +45,7 @@ async def test_a_row_that_is_lost_while_the_video_renders_is_stored_in_the_end(
     prefect_server, sandbox, image, book, finish_rendering, caplog
 ):
     """A run whose row is lost during the wait logs it and stores the video; its key stays used."""
-    run = asyncio.create_task(aimage_to_video(image, key="sku-17"))
+    run = asyncio.create_task(aimage_to_video(image, idempotency_key="sku-17"))
     await until(lambda: any(request.route == "task" for request in sandbox.requests))
     await lose_all(book)
     finish_rendering()
@@ -64,7 +64,7 @@ async def test_a_row_that_is_lost_before_a_failure_tells_of_the_failure(
 ):
     """A lost row of a failed generation is restored as failed, so its key is not free."""
     sandbox.add_fault("create:failed:value=SAFETY.INPUT.TEXT")
-    run = asyncio.create_task(aimage_to_video(image, key="sku-17"))
+    run = asyncio.create_task(aimage_to_video(image, idempotency_key="sku-17"))
     await until(lambda: any(request.route == "task" for request in sandbox.requests))
     await lose_all(book)
     finish_rendering()
@@ -81,7 +81,7 @@ async def test_a_row_that_is_lost_between_two_steps_of_an_own_flow_is_written_ag
     @flow
     async def own() -> str:
         request = ImageToVideoRequest.model_validate(image)
-        submission = await asubmit_generation(request, key="sku-17")
+        submission = await asubmit_generation(request, idempotency_key="sku-17")
         await lose_all(book)
         finished = await apoll_generation(submission)
         await lose_all(book)
@@ -106,7 +106,7 @@ async def test_a_key_that_was_bought_again_keeps_both_purchases(
     @flow
     async def own() -> None:
         request = ImageToVideoRequest.model_validate(image)
-        submission = await asubmit_generation(request, key="k")
+        submission = await asubmit_generation(request, idempotency_key="k")
         by_another_worker = {"task_id": "5d2c5f51-4b6a-4a5c-9d1c-6f1f5e1f7d11", "claim": "theirs"}
         theirs = book["k"].model_copy(update=by_another_worker)
         await lose_all(book)
@@ -127,7 +127,7 @@ async def test_a_run_that_is_cancelled_after_its_row_was_lost_leaves_its_purchas
     prefect_server, sandbox, image, book, finish_rendering
 ):
     """A run that is cancelled after its row was lost leaves its purchase to the next run."""
-    run = asyncio.create_task(aimage_to_video(image, key="sku-17"))
+    run = asyncio.create_task(aimage_to_video(image, idempotency_key="sku-17"))
     await until(lambda: any(request.route == "task" for request in sandbox.requests))
     await lose_all(book)
     run.cancel()

@@ -16,7 +16,7 @@ async def test_outputs_without_end_are_not_fetched(sandbox):
     urls = tuple(AssetURL(f"{sandbox.url}/assets/{n}.mp4") for n in range(MOST_OUTPUTS + 1))
     generation = Generation(task_id="t", status=Status.SUCCEEDED, outputs=urls)
     finished = Finished(generation=generation, polls=1, waited=0.0)
-    submission = Submission(key="k", task_id="t", submitted_at=MOMENT)
+    submission = Submission(idempotency_key="k", task_id="t", submitted_at=MOMENT)
     with pytest.raises(InvalidOutput, match=f"names more than {MOST_OUTPUTS} outputs"):
         await fetch(submission, finished, None, None)
     assert sandbox.requests == []

@@ -56,7 +56,7 @@ def test_each_flow_run_may_send_it_once_more(prefect_server, sandbox, image, boo
     sandbox.add_fault("create:reset-after:times=50")
     for _ in range(2):
         with pytest.raises(SubmissionUncertain):
-            image_to_video(image, key="sku-17")
+            image_to_video(image, idempotency_key="sku-17")
     assert creates(sandbox) == 3
     assert len(set(book["sku-17"].resubmitted_by)) == 2
 
@@ -94,7 +94,7 @@ def test_a_refused_resubmission_leaves_the_run_its_leave(
     """A refused resubmission was not charged, so the next retry may send one."""
     sandbox.add_fault("create:reset-after:times=1")
     sandbox.add_fault("create:429:times=1,value=0")
-    image_to_video(image, key="sku-17")
+    image_to_video(image, idempotency_key="sku-17")
     assert (creates(sandbox), len(sandbox.accepted)) == (3, 2)
     assert book["sku-17"].charges == 2
 
@@ -130,10 +130,10 @@ def test_a_retry_after_the_users_decision_submits_again(
     failed = image_to_video(image, return_state=True)
     assert error in str(failed.message)
     (entry,) = book.all()
-    book.decide(entry.key, State.RESUBMIT_ALLOWED)
+    book.decide(entry.idempotency_key, State.RESUBMIT_ALLOWED)
     state = retried(image_to_video, failed.state_details.flow_run_id, request=image)
     assert state.is_completed()
-    assert book[entry.key].state is State.STORED
+    assert book[entry.idempotency_key].state is State.STORED
     assert len(sandbox.accepted) == 2
 
 
@@ -158,8 +158,8 @@ def test_a_flow_that_keeps_its_results_submits_again_too(
     with temporary_settings(changed):
         failed = pipeline(image, return_state=True)
         (entry,) = book.all()
-        book.decide(entry.key, State.RESUBMIT_ALLOWED)
+        book.decide(entry.idempotency_key, State.RESUBMIT_ALLOWED)
         state = retried(pipeline, failed.state_details.flow_run_id, request=image)
     assert state.is_completed()
-    assert book[entry.key].state is State.STORED
+    assert book[entry.idempotency_key].state is State.STORED
     assert len(sandbox.accepted) == 2

@@ -189,16 +189,16 @@ def test_a_finished_subflow_is_not_run_again(prefect_server, sandbox, image):
 def test_each_scheduled_run_makes_its_own_video(prefect_server, sandbox, image):
     """The same request in two runs is two generations."""
     first, second = image_to_video(image), image_to_video(image)
-    assert first.key != second.key
+    assert first.idempotency_key != second.idempotency_key
     assert len(sandbox.accepted) == 2
 
 
 @server
 def test_a_key_of_your_own_holds_across_runs(prefect_server, sandbox, image):
     """A key of a stored result returns it in later runs without a request."""
-    first = image_to_video(image, key="holds/across")
+    first = image_to_video(image, idempotency_key="holds/across")
     before = len(sandbox.requests)
-    second = image_to_video(image, key="holds/across")
+    second = image_to_video(image, idempotency_key="holds/across")
     assert second == first
     assert len(sandbox.requests) == before
 
@@ -206,9 +206,9 @@ def test_a_key_of_your_own_holds_across_runs(prefect_server, sandbox, image):
 @server
 def test_a_key_belongs_to_one_request(prefect_server, sandbox, image):
     """Another request under a used key is refused with the field that differs."""
-    image_to_video(image, key="belongs")
+    image_to_video(image, idempotency_key="belongs")
     with pytest.raises(IdempotencyKeyConflict, match="promptText was 'slow zoom', is 'fast zoom'"):
-        image_to_video(image | {"promptText": "fast zoom"}, key="belongs")
+        image_to_video(image | {"promptText": "fast zoom"}, idempotency_key="belongs")
     assert len(sandbox.accepted) == 1
 
 
@@ -217,17 +217,17 @@ def test_a_key_belongs_to_one_request(prefect_server, sandbox, image):
 def test_a_key_that_is_none_is_refused_before_anything_is_sent(prefect_server, sandbox, image, key):
     """An empty, overlong or unprintable key is refused before any request."""
     with pytest.raises(ParameterTypeError, match="key"):
-        image_to_video(image, key=key)
+        image_to_video(image, idempotency_key=key)
     assert sandbox.requests == []
 
 
 @server
 def test_a_key_belongs_to_one_task_id(prefect_server, sandbox, image):
     """Another task id under a used key is refused with the key's own id."""
-    ids = [image_to_video(image, key="first").task_id, image_to_video(image).task_id]
-    assert finish_generation(ids[0], key="first").task_id == ids[0]
+    ids = [image_to_video(image, idempotency_key="first").task_id, image_to_video(image).task_id]
+    assert finish_generation(ids[0], idempotency_key="first").task_id == ids[0]
     with pytest.raises(IdempotencyKeyConflict, match=f"{ids[1]} belongs to the key 'run-"):
-        finish_generation(ids[1], key="first")
+        finish_generation(ids[1], idempotency_key="first")
 
 
 @server
@@ -242,11 +242,11 @@ def test_a_video_that_vanished_before_it_was_stored_is_fetched_again(
 
     monkeypatch.setattr(FolderStorage, "publish", full)
     with pytest.raises(StorageError):
-        image_to_video(image, key="vanished")
+        image_to_video(image, idempotency_key="vanished")
     for file in (tmp_path / "videos" / ".incoming").iterdir():
         file.unlink()
     monkeypatch.setattr(FolderStorage, "publish", publish)
-    video = image_to_video(image, key="vanished").videos[0]
+    video = image_to_video(image, idempotency_key="vanished").videos[0]
     assert hashlib.sha256(Path(video.uri).read_bytes()).hexdigest() == video.sha256
     assert len(sandbox.accepted) == 1
 
@@ -285,7 +285,7 @@ def test_each_failure_says_what_happened_and_what_to_do(
     assert words in message
     assert "Money: " in message
     assert "Next: " in message
-    assert caught.value.key in message
+    assert caught.value.idempotency_key in message
     assert len(sandbox.accepted) <= 1
     assert not [path for path in (tmp_path / "videos").rglob("*") if path.is_file()]
 
@@ -327,6 +327,6 @@ def test_all_errors_of_the_tree_survive_another_process():
 
     for kind in [SubmissionUncertain, GenerationTimeout, ServiceUnavailable]:
         error: CometAPIError = kind("what happened", code="slug", http_status=500, retry_after=2)
-        again = pickle.loads(pickle.dumps(error.about(key="k", task_id="t")))
+        again = pickle.loads(pickle.dumps(error.with_context(idempotency_key="k", task_id="t")))
         assert str(again) == str(error)
         assert again.retry_after == 2

@@ -19,7 +19,7 @@ def ended_with(url: str) -> Finished:
 
 async def test_what_else_listens_beside_the_service_is_not_asked(sandbox):
     """Other ports beside a local gateway, such as databases, are never contacted."""
-    submission = Submission(key="k", task_id="t", submitted_at=MOMENT)
+    submission = Submission(idempotency_key="k", task_id="t", submitted_at=MOMENT)
     async with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n") as (port, arrived):
         finished = ended_with(f"http://127.0.0.1:{port}/api/admin/settings")
         with pytest.raises(InvalidOutput, match="is not https"):

@@ -33,7 +33,7 @@ def test_the_run_page_shows_progress_poster_link_and_facts(prefect_server, sandb
     facts = {row["what"]: row["value"] for row in json.loads(shown["cometapi-generation"]["data"])}
     assert facts["duration"] == "5.0 s"
     assert int(facts["polls"]) >= 1
-    assert facts["key"].startswith("run-")
+    assert facts["idempotency key"].startswith("run-")
 
 
 def test_an_event_tells_each_change(prefect_server, sandbox, history, image):
@@ -133,7 +133,7 @@ async def test_outside_of_a_run_nothing_is_shown(own_settings):
     """The steps' functions work in a plain script, without artifacts."""
     from datetime import UTC, datetime
 
-    submission = Submission(key="k", task_id="t", submitted_at=datetime.now(UTC))
+    submission = Submission(idempotency_key="k", task_id="t", submitted_at=datetime.now(UTC))
     await artifacts.show_reply(submission, Generation(task_id="t", status=Status.RUNNING), None)
     video = StoredVideo(
         uri="/v/a.mp4",
@@ -147,7 +147,7 @@ async def test_outside_of_a_run_nothing_is_shown(own_settings):
         codec="h264",
     )
     result = GenerationResult(
-        key="k",
+        idempotency_key="k",
         task_id="t",
         status=Status.SUCCEEDED,
         videos=(video,),

@@ -130,14 +130,14 @@ async def test_an_id_that_is_unknown_changes_nothing(ledger):
     before = await put(ledger, S.UNCERTAIN)
     with pytest.raises(UnknownTaskId):
         await given(ledger, ONE, UNKNOWN)
-    assert await ledger.get(before.key) == before
+    assert await ledger.get(before.idempotency_key) == before
 
 
 @pytest.mark.parametrize("state", [S.SUBMITTED, S.STORED, S.FAILED, S.RESUBMIT_ALLOWED])
 async def test_an_id_of_another_key_is_refused_in_any_state(ledger, state):
     """An id of another key is refused, even under a key that was chosen for an id alone."""
     await put(ledger, state, key="first", task_id=ONE)
-    await attach(ledger, ID_ONLY.model_copy(update={"key": "alone"}), OTHER)
+    await attach(ledger, ID_ONLY.model_copy(update={"idempotency_key": "alone"}), OTHER)
     for task_id, key in ((ONE, "first"), (OTHER, "alone")):
         with pytest.raises(IdempotencyKeyConflict, match=f"belongs to the key '{key}'"):
             await given(ledger, task_id, KNOWN)
@@ -147,23 +147,25 @@ async def test_an_id_of_another_key_is_refused_in_any_state(ledger, state):
 @pytest.mark.parametrize(("finished", "left"), [(False, S.ABANDONED), (True, S.FAILED)])
 async def test_an_id_that_was_finished_alone_is_handed_to_its_key(ledger, finished, left):
     """The purchase of an id counts once, and collectors ignore the other row."""
-    alone = await attach(ledger, ID_ONLY.model_copy(update={"key": key_of_id(ONE)}), ONE)
+    alone = await attach(
+        ledger, ID_ONLY.model_copy(update={"idempotency_key": key_of_id(ONE)}), ONE
+    )
     if finished:
-        await ledger.change(alone.key, S.FAILED, seen=alone)
+        await ledger.change(alone.idempotency_key, S.FAILED, seen=alone)
     await put(ledger, S.UNCERTAIN, charges=1, attempts=1)
     made = await given(ledger, ONE, KNOWN, wish=intent())
-    other = await ledger.get(alone.key)
+    other = await ledger.get(alone.idempotency_key)
     assert (made.charges, made.state, other.charges, other.state) == (1, S.SUBMITTED, 0, left)
 
 
 async def test_a_confirmed_id_is_neither_replaced_nor_withdrawn_nor_forgotten(ledger):
     """A poll that confirms an id wins over a decision that is under way."""
     seen = await attach(ledger, ID_ONLY, ONE, checked=False)
-    await ledger.confirm(seen.key, ONE)
-    assert await ledger.change(seen.key, S.SUBMITTED, seen=seen, task_id=OTHER) is None
+    await ledger.confirm(seen.idempotency_key, ONE)
+    assert await ledger.change(seen.idempotency_key, S.SUBMITTED, seen=seen, task_id=OTHER) is None
     assert await ledger.withdraw_id(seen) is None
     await ledger.forget(seen)
-    assert (await ledger.get(seen.key)).task_id == ONE
+    assert (await ledger.get(seen.idempotency_key)).task_id == ONE
 
 
 async def test_an_unconfirmed_id_is_withdrawn_or_forgotten(ledger):
@@ -176,6 +178,8 @@ async def test_an_unconfirmed_id_is_withdrawn_or_forgotten(ledger):
         None,
         True,
     )
-    alone = await attach(ledger, ID_ONLY.model_copy(update={"key": "alone"}), OTHER, checked=False)
+    alone = await attach(
+        ledger, ID_ONLY.model_copy(update={"idempotency_key": "alone"}), OTHER, checked=False
+    )
     await ledger.forget(alone)
     assert await ledger.get("alone") is None

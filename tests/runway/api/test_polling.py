@@ -61,7 +61,7 @@ generations = st.builds(
 
 async def submit(service, client, request) -> Submission:
     task_id = await client.create(request)
-    return Submission(key="sku-17", task_id=task_id, submitted_at=datetime.now(UTC))
+    return Submission(idempotency_key="sku-17", task_id=task_id, submitted_at=datetime.now(UTC))
 
 
 @given(reply=generations, elapsed=seconds, missing_for=seconds, patience=patiences)
@@ -157,7 +157,7 @@ async def test_a_failure_comes_with_its_code(sandbox, client_of, request_, shape
     submission = await submit(service, client, request_)
     with pytest.raises(GenerationFailed, match="content moderation") as caught:
         await wait_until_finished(client, submission, QUICK)
-    assert (caught.value.key, caught.value.task_id) == ("sku-17", submission.task_id)
+    assert (caught.value.idempotency_key, caught.value.task_id) == ("sku-17", submission.task_id)
     if shape not in {"flat", "integer_code"}:
         assert caught.value.failure_code == "SAFETY.INPUT.TEXT"
 
@@ -271,7 +271,7 @@ async def test_a_wait_goes_on_where_it_broke(answers, client_of, submitted):
         with pytest.raises(ServiceUnavailable) as caught:
             await wait_until_finished(client, submitted(), QUICK, wait=wait)
         assert caught.value.retry_after == retry_after
-        assert (caught.value.key, caught.value.task_id) == ("sku-17", "task-1")
+        assert (caught.value.idempotency_key, caught.value.task_id) == ("sku-17", "task-1")
     finished = await wait_until_finished(client, submitted(), QUICK, wait=wait)
     assert finished.polls == 4
     assert wait.last is not None
@@ -300,7 +300,7 @@ async def test_what_more_polls_would_not_mend_ends_the_wait(
     """The error names the key and the id, so that the generation can be attached again."""
     with pytest.raises(error) as caught:
         await wait_until_finished(await client_of(answers(answer)), submitted(), QUICK)
-    assert (caught.value.key, caught.value.task_id) == ("sku-17", "task-1")
+    assert (caught.value.idempotency_key, caught.value.task_id) == ("sku-17", "task-1")
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,9 @@ async def test_each_reply_is_shown_with_the_one_before(answers, client_of, submi
 async def test_an_old_submission_is_asked_for_at_once(answers, client_of):
     """Attaching to an old submission polls at once."""
     old = Submission(
-        key="k", task_id="task-1", submitted_at=datetime.now(UTC) - timedelta(seconds=3600)
+        idempotency_key="k",
+        task_id="task-1",
+        submitted_at=datetime.now(UTC) - timedelta(seconds=3600),
     )
     began = time.monotonic()
     finished = await wait_until_finished(await client_of(answers(DONE)), old, PollPolicy())

@@ -94,7 +94,7 @@ def refusal(place: str) -> str:
     with pytest.raises(InvalidManifest) as caught:
         read_rows(place)
     assert caught.value.rows == ()
-    return caught.value.what
+    return caught.value.message
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_row_means_the_same_in_every_format(rows, memory):
     assert all(one == found[0] for one in found)
     items, bad = found[0]
     assert (len(items), bad) == (len(rows), [])
-    assert [item.key for item in items] == [f"spring/{row['id']}" for row in rows]
+    assert [item.idempotency_key for item in items] == [f"spring/{row['id']}" for row in rows]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -166,7 +166,7 @@ def test_a_signed_url_of_a_manifest_works_and_is_not_repeated(monkeypatch):
     monkeypatch.setattr(Web, "content", None)
     with pytest.raises(InvalidManifest) as caught:
         read_rows(place)
-    assert "cannot be read: there is no such file" in caught.value.what
+    assert "cannot be read: there is no such file" in caught.value.message
     assert "s3cr3t" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert "s3cr3t" not in refusal("https://example.com/rows.zip?sig=s3cr3t")

@@ -31,7 +31,7 @@ from ..factories import MOMENT, video
 
 ITEM = BatchItem(
     id="sku-17",
-    key="catalogue/sku-17",
+    idempotency_key="catalogue/sku-17",
     request=ImageToVideoRequest(
         prompt_image="https://example.com/cat.jpg?sig=secret", prompt_text="slow zoom"
     ),
@@ -41,7 +41,11 @@ ITEM = BatchItem(
 def test_an_item_says_what_it_asks_for_from_the_start():
     """An item has its key, route, model and prompt, but not its source, which may be signed."""
     asked = waiting(ITEM)
-    assert (asked.id, asked.key, asked.outcome) == ("sku-17", "catalogue/sku-17", Outcome.WAITING)
+    assert (asked.id, asked.idempotency_key, asked.outcome) == (
+        "sku-17",
+        "catalogue/sku-17",
+        Outcome.WAITING,
+    )
     assert (asked.route, asked.model, asked.prompt) == (
         "image_to_video",
         "gen3a_turbo",
@@ -54,7 +58,7 @@ def test_an_item_says_what_it_asks_for_from_the_start():
 def test_a_stored_item_has_the_facts_of_its_video():
     """The item also has its polls, waiting time and billed seconds."""
     result = GenerationResult(
-        key=ITEM.key,
+        idempotency_key=ITEM.idempotency_key,
         task_id="task-1",
         status=Status.SUCCEEDED,
         videos=(video("a", 5.04),),
@@ -74,7 +78,7 @@ def test_a_stored_item_has_the_facts_of_its_video():
     ("error", "outcome"),
     [
         (InvalidRequest("no"), Outcome.FAILED),
-        (GenerationFailed("moderated").about(task_id="task-1"), Outcome.FAILED),
+        (GenerationFailed("moderated").with_context(task_id="task-1"), Outcome.FAILED),
         (SubmissionUncertain("no answer"), Outcome.UNCERTAIN),
         (RuntimeError("nobody has thought of this"), Outcome.FAILED),
     ],
@@ -133,7 +137,9 @@ def test_a_result_counts_its_items():
         ended(ITEM, SubmissionUncertain("?")),
         *invalid([BadRow(row=1, problem="empty")]),
     )
-    result = BatchResult(key="catalogue", results=results, spending=Spending(seconds=5.0))
+    result = BatchResult(
+        idempotency_key="catalogue", results=results, spending=Spending(seconds=5.0)
+    )
     assert (result.succeeded, result.failed, result.uncertain, result.not_bought) == (1, 2, 1, 1)
     assert result.sentence() == "1 stored, 1 failed, 1 uncertain, 1 not bought, 1 invalid"
     assert result.model_dump()["succeeded"] == 1

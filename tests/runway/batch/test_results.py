@@ -35,7 +35,7 @@ FORMATS = ["jsonl", "ndjson", "jsonl.gz", "parquet"]
 STORED = ItemResult(
     id="a",
     outcome=Outcome.STORED,
-    key="spring/a",
+    idempotency_key="spring/a",
     size=3_000_000_000,
     duration=5.04,
     submitted_at=datetime(2026, 11, 21, 9, 30, 0, 250, tzinfo=timezone(timedelta(hours=2))),

@@ -90,8 +90,14 @@ def test_every_row_becomes_an_item_or_is_told_what_is_wrong(rows, needs_id):
     given_rows = [Row(number, row, needs_id=needs_id) for number, row in enumerate(rows, 1)]
     items, bad = check_rows(given_rows, batch_keys("spring"))
     assert len(items) + len({row.row for row in bad}) == len(rows)
-    assert len({item.id for item in items}) == len({item.key for item in items}) == len(items)
-    assert [check_key(item.key) for item in items] == [item.key for item in items]
+    assert (
+        len({item.id for item in items})
+        == len({item.idempotency_key for item in items})
+        == len(items)
+    )
+    assert [check_key(item.idempotency_key) for item in items] == [
+        item.idempotency_key for item in items
+    ]
 
 
 @given(rows=st.lists(any_fields, max_size=4))
@@ -240,7 +246,7 @@ def test_a_field_nested_too_deeply_is_a_bad_one(depth):
 def test_an_id_is_text_or_a_whole_number(given_id, id_):
     """An id becomes the end of the key unchanged."""
     (item,), bad = checked(image(id=given_id))
-    assert (item.id, item.key, bad) == (id_, f"spring/{id_}", [])
+    assert (item.id, item.idempotency_key, bad) == (id_, f"spring/{id_}", [])
 
 
 @pytest.mark.parametrize(
@@ -281,7 +287,7 @@ def test_the_longest_id_fits_the_longest_key_of_a_batch():
     longest = "b" * (MAX_KEY_LENGTH - MAX_ID_LENGTH - 1)
     rows = in_file(image(id="x" * MAX_ID_LENGTH))
     (item,), bad = check_rows(rows, batch_keys(longest))
-    assert (len(item.key), bad) == (MAX_KEY_LENGTH, [])
+    assert (len(item.idempotency_key), bad) == (MAX_KEY_LENGTH, [])
     with pytest.raises(ValueError, match="the key of a batch has at most 311 characters"):
         batch_keys(f"{longest}b")
     with pytest.raises(ValueError, match="a key has 1 to 512 printable characters"):
@@ -308,11 +314,11 @@ def test_requests_without_ids_have_their_positions_and_keep_their_keys():
     items, bad = check_rows(rows_of([cat, dog, image()]), batch_keys("spring"))
     assert bad == []
     assert [item.id for item in items] == ["1", "2", "3"]
-    first, second, third = [item.key for item in items]
+    first, second, third = [item.idempotency_key for item in items]
     assert first == f"spring/{cat.fingerprint()[:16]}"
     assert third == f"{first}-variation-2"
     turned, _ = check_rows(rows_of([image(), image(), dog]), batch_keys("spring"))
-    assert [item.key for item in turned] == [first, third, second]
+    assert [item.idempotency_key for item in turned] == [first, third, second]
 
 
 @given(wanted=st.lists(st.tuples(st.none() | st.integers(10, 99), st.integers(0, 2)), max_size=8))

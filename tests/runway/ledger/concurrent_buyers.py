@@ -26,7 +26,9 @@ async def work(what: str, url: str, file: str) -> dict[str, object]:
         await asyncio.sleep(0.3)  # gives the others time to send a request, if they may
         return f"task-{os.getpid()}"
 
-    wish = Intent(key="sku-17", base_url="https://api.example.com", fingerprint="a" * 64)
+    wish = Intent(
+        idempotency_key="sku-17", base_url="https://api.example.com", fingerprint="a" * 64
+    )
     if what == "buy":
         entry = await buy_once(ledger, wish, post, run=f"run {os.getpid()}")
     else:

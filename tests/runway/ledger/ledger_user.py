@@ -25,7 +25,7 @@ async def buy(ledger: Ledger, key: str) -> None:
     async def post(_check: Check) -> str:
         return f"task-{key}"
 
-    wanted = Intent(key=key, base_url="https://api.example.com", fingerprint="a" * 64)
+    wanted = Intent(idempotency_key=key, base_url="https://api.example.com", fingerprint="a" * 64)
     await buy_once(ledger, wanted, post, run=f"run {os.getpid()}")
 
 

@@ -127,7 +127,9 @@ class OneKey(RuleBasedStateMachine):
     # Known entries
 
     def look(self) -> None:
-        self.known = {entry.key: entry for entry in self.runner.run(self.ledger.entries())}
+        self.known = {
+            entry.idempotency_key: entry for entry in self.runner.run(self.ledger.entries())
+        }
 
     def entry(self) -> Entry | None:
         return self.known.get(KEY)

@@ -240,7 +240,7 @@ async def test_a_ledger_that_was_deleted_while_in_use_buys_nothing(in_use, key):
     for _ in range(2):
         with pytest.raises(LedgerUnavailable, match="was deleted or moved away") as caught:
             await buy(ledger, service, wish=intent(key))
-        assert str(folder) in caught.value.what
+        assert str(folder) in caught.value.message
         assert "nothing was charged" in str(caught.value)
     assert service.posts == 0
     assert not folder.exists()  # a new, empty ledger would buy again
@@ -366,9 +366,9 @@ async def test_an_entry_that_cannot_even_be_decoded_holds_up_no_other(
         database.execute(f"UPDATE cometapi_generations SET {column} = {value} WHERE key = 'odd'")
     damaged: list[LedgerUnavailable] = []
     found = await file_ledger.entries(tell=damaged.append)
-    assert [entry.key for entry in found] == ["good"]
+    assert [entry.idempotency_key for entry in found] == ["good"]
     (told,) = damaged
-    assert f"the row of key 'odd' is damaged: {column}" in told.what
+    assert f"the row of key 'odd' is damaged: {column}" in told.message
     with pytest.raises(LedgerUnavailable, match="is damaged"):
         await file_ledger.get("odd")
 
@@ -381,9 +381,9 @@ async def test_a_row_whose_state_is_none_is_told_to_who_looks_for_any(file_ledge
         database.execute("UPDATE cometapi_generations SET state = 'submytted' WHERE key = 'odd'")
     damaged: list[LedgerUnavailable] = []
     found = await file_ledger.entries(states=[S.SUBMITTED], tell=damaged.append)
-    assert [entry.key for entry in found] == ["good"]
+    assert [entry.idempotency_key for entry in found] == ["good"]
     (told,) = damaged
-    assert "the row of key 'odd' is damaged: state" in told.what
+    assert "the row of key 'odd' is damaged: state" in told.message
 
 
 async def test_a_key_that_cannot_be_decoded_is_told_as_it_is(file_ledger, tmp_path):

@@ -47,10 +47,10 @@ async def test_a_submission_that_would_pass_the_limit_is_not_sent(ledger):
     with pytest.raises(BudgetExceeded) as caught:
         await buy(ledger, service, wish=wish("5"), budget=FIVE)
     assert isinstance(caught.value, NotSubmitted)
-    assert "(5.00 of 5.00 spent, 1.00 more)" in caught.value.what
+    assert "(5.00 of 5.00 spent, 1.00 more)" in caught.value.message
     assert "Money: nothing was charged" in str(caught.value)
-    assert "raise max_spend" in caught.value.advised()
-    assert caught.value.key == "b/5"
+    assert "raise max_spend" in caught.value.hint()
+    assert caught.value.idempotency_key == "b/5"
     assert await ledger.get("b/5") is None
     await buy(ledger, service, wish=intent("other/5", cost=1.0), budget=None)
     assert service.posts == 6

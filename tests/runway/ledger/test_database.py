@@ -54,7 +54,7 @@ def test_a_url_that_can_be_no_ledger_is_refused_with_what_to_write(url, advice):
     """An invalid URL is refused at once, not when the first video is bought."""
     with pytest.raises(LedgerUnavailable) as caught:
         Ledger(url)
-    assert advice in caught.value.what
+    assert advice in caught.value.message
     assert UNUSABLE in str(caught.value)
 
 
@@ -99,7 +99,7 @@ async def test_a_password_is_never_shown(address):
     assert f"@{address}/db" in ledger.database.place
     with pytest.raises(LedgerUnavailable) as caught:
         await ledger.get("sku-17")
-    assert f"@{address}/db" in caught.value.what
+    assert f"@{address}/db" in caught.value.message
     for shown in (ledger.database.place, repr(ledger), repr(vars(ledger)), str(caught.value)):
         assert PASSWORD not in shown
     assert PASSWORD not in repr(caught.value)
@@ -221,7 +221,7 @@ async def test_one_ledger_serves_many_loops_and_threads(ledger):
     def one(number: int) -> str | None:
         async def work() -> str | None:
             made = await put(ledger, S.SUBMITTED, f"k{number}", task_id=f"t{number}")
-            there = await ledger.get(made.key)
+            there = await ledger.get(made.idempotency_key)
             return there.task_id if there else None
 
         return asyncio.run(work())
@@ -287,7 +287,7 @@ def test_a_forked_process_opens_a_ledger_of_its_own(ledger_url):
         own = get_ledger(ledger_url)
         made = asyncio.run(put(own, S.SUBMITTED, "child", task_id="t2"))
         seen = asyncio.run(own.get("parent"))
-        writer.send((own is ledger, made.key, seen and seen.task_id, os.getpid()))
+        writer.send((own is ledger, made.idempotency_key, seen and seen.task_id, os.getpid()))
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
@@ -296,7 +296,7 @@ def test_a_forked_process_opens_a_ledger_of_its_own(ledger_url):
     process.join(30)
     assert (shared, key, seen) == (False, "child", "t")
     assert pid == process.pid
-    assert {entry.key for entry in asyncio.run(ledger.entries())} == {"parent", "child"}
+    assert {entry.idempotency_key for entry in asyncio.run(ledger.entries())} == {"parent", "child"}
     asyncio.run(ledger.database.close())
 
 
@@ -374,7 +374,7 @@ def test_a_ledger_that_may_only_be_read_stops_before_anything_is_sent(what, mode
             try:
                 asyncio.run(buy_once(Ledger(url, patience=0.5), intent(), service.post, run="r"))
             except LedgerUnavailable as error:
-                writer.send((error.what, service.posts))
+                writer.send((error.message, service.posts))
 
         process = multiprocessing.get_context("fork").Process(target=child)
         process.start()

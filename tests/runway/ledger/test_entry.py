@@ -136,21 +136,21 @@ def test_what_is_unfinished_is_bought_and_not_delivered():
 @given(wish=wishes, state=st.sampled_from(State), task_id=ids)
 def test_the_same_request_agrees_with_its_own_entry(wish, state, task_id):
     """A repeated run finds its generation, whatever its state."""
-    known = entry(state, task_id=task_id, **wish.model_dump(exclude={"key"}))
+    known = entry(state, task_id=task_id, **wish.model_dump(exclude={"idempotency_key"}))
     assert conflict(known, wish, task_id) is None
 
 
 @given(wish=wishes, other=wishes, state=st.sampled_from(sorted(FREE)), task_id=ids)
 def test_a_free_key_agrees_with_every_request(wish, other, state, task_id):
     """A free key has no purchase, so it may be used for any request."""
-    known = entry(state, task_id=task_id, **wish.model_dump(exclude={"key"}))
+    known = entry(state, task_id=task_id, **wish.model_dump(exclude={"idempotency_key"}))
     assert conflict(known, other, "task-3") is None
 
 
 @given(wish=wishes, other=wishes, state=st.sampled_from(sorted(set(S) - FREE)))
 def test_another_request_under_a_taken_key_is_refused(wish, other, state):
     """Another service or body means another video, so the conflict is an error."""
-    known = entry(state, **wish.model_dump(exclude={"key"}))
+    known = entry(state, **wish.model_dump(exclude={"idempotency_key"}))
     clash = conflict(known, other)
     same_body = None in {wish.fingerprint, other.fingerprint} or (
         wish.fingerprint == other.fingerprint
@@ -167,25 +167,25 @@ def test_a_conflict_names_the_fields_that_differ():
     )
     clash = conflict(entry(S.SUBMITTED, task_id="task-1"), other)
     assert clash
-    assert "route was 'image_to_video', is 'video_to_video'" in clash.what
-    assert "duration was 5, is 10" in clash.what
-    assert "seed was None, is 7" in clash.what
-    assert "promptText" not in clash.what
-    assert "base URL" not in clash.what
+    assert "route was 'image_to_video', is 'video_to_video'" in clash.message
+    assert "duration was 5, is 10" in clash.message
+    assert "seed was None, is 7" in clash.message
+    assert "promptText" not in clash.message
+    assert "base URL" not in clash.message
 
 
 def test_a_conflict_that_no_field_shows_is_told_by_the_hashes():
     """Two shortened pictures may look equal."""
     clash = conflict(entry(S.SUBMITTED), intent(fingerprint="b" * 64))
     assert clash
-    assert "request was 'aaaaaaaaaaaa', is 'bbbbbbbbbbbb'" in clash.what
+    assert "request was 'aaaaaaaaaaaa', is 'bbbbbbbbbbbb'" in clash.message
 
 
 def test_an_id_does_not_take_the_place_of_another():
     """A key identifies one generation."""
     clash = conflict(entry(S.SUBMITTED, task_id="task-1"), intent(), "task-2")
     assert clash
-    assert clash.what.endswith("task id was 'task-1', is 'task-2'")
+    assert clash.message.endswith("task id was 'task-1', is 'task-2'")
 
 
 def test_a_request_is_refused_under_the_key_of_an_attached_id():
@@ -193,7 +193,7 @@ def test_a_request_is_refused_under_the_key_of_an_attached_id():
     known = entry(S.SUBMITTED, task_id="task-1", fingerprint=None, request=None, route=None)
     clash = conflict(known, intent())
     assert clash
-    assert "request was 'unknown', is 'another'" in clash.what
+    assert "request was 'unknown', is 'another'" in clash.message
     assert conflict(known, intent(), "task-1") is None
     assert conflict(known, intent(fingerprint=None, request=None)) is None
 
@@ -206,7 +206,7 @@ def test_an_entry_with_an_id_is_a_submission(state):
     later = MOMENT + timedelta(seconds=5)
     submission = known.model_copy(update={"submitted_at": later}).submission()
     assert submission.submitted_at == later
-    assert (submission.key, submission.task_id) == ("sku-17", "task-1")
+    assert (submission.idempotency_key, submission.task_id) == ("sku-17", "task-1")
     assert (submission.route, submission.model) == ("image_to_video", "gen4_turbo")
     assert submission.request == {"promptText": "slow zoom", "duration": 5}
     assert submission.fingerprint == "a" * 64
@@ -216,7 +216,7 @@ def test_an_entry_without_an_id_is_none():
     """A submission without an id was possibly charged, and the error names its key."""
     with pytest.raises(SubmissionUncertain, match="knows no id") as caught:
         entry(S.UNCERTAIN).submission()
-    assert caught.value.key == "sku-17"
+    assert caught.value.idempotency_key == "sku-17"
 
 
 @pytest.mark.parametrize("state", State)
@@ -265,7 +265,11 @@ def test_a_result_tells_how_far_it_got(state, status):
     """A flow that does not wait returns the state as last read."""
     result = entry(state, task_id="task-1", polls=2).result()
     assert (result.status, result.videos, result.polls) == (status, (), 2)
-    assert (result.key, result.task_id, result.submitted_at) == ("sku-17", "task-1", MOMENT)
+    assert (result.idempotency_key, result.task_id, result.submitted_at) == (
+        "sku-17",
+        "task-1",
+        MOMENT,
+    )
 
 
 def test_a_result_has_the_videos_of_the_place_that_is_asked_for():
@@ -286,8 +290,8 @@ def test_an_end_without_a_video_is_an_error_again(state):
     else:
         assert error
         assert type(error) is expected
-        assert (error.what, error.code) == ("no cats", "SAFETY")
-        assert (error.key, error.task_id) == ("sku-17", "task-1")
+        assert (error.message, error.code) == ("no cats", "SAFETY")
+        assert (error.idempotency_key, error.task_id) == ("sku-17", "task-1")
 
 
 @pytest.mark.parametrize(("state", "text"), [(S.FAILED, "failed"), (S.CANCELLED, "cancelled")])
@@ -295,7 +299,7 @@ def test_an_end_without_a_reason_says_what_happened(state, text):
     """An error always has a message."""
     error = entry(state).failure()
     assert error
-    assert text in error.what
+    assert text in error.message
 
 
 def test_an_entry_shows_no_token_of_an_output():

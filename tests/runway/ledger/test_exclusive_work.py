@@ -94,7 +94,7 @@ async def test_generations_do_not_wait_for_each_other(ledger):
     ):
         assert a
         assert b
-        assert (a.key, b.key) == ("a", "b")
+        assert (a.idempotency_key, b.idempotency_key) == ("a", "b")
 
 
 async def test_a_key_that_the_ledger_does_not_know_is_nobodys(ledger):
@@ -302,5 +302,5 @@ async def test_what_a_run_holds_is_found_by_its_name(ledger):
     await put(ledger, S.SUBMITTED, "c", task_id="2", holder=holder_name("other-run-7"))
     await put(ledger, S.SUBMITTED, "d", task_id="3", holder=holder_name("run%7"))
     await put(ledger, S.SUBMITTED, "e", task_id="4")
-    assert {entry.key for entry in await ledger.held_by_run("run-7")} == {"a", "b"}
-    assert {entry.key for entry in await ledger.held_by_run("run%7")} == {"d"}
+    assert {entry.idempotency_key for entry in await ledger.held_by_run("run-7")} == {"a", "b"}
+    assert {entry.idempotency_key for entry in await ledger.held_by_run("run%7")} == {"d"}

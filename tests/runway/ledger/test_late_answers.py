@@ -43,7 +43,7 @@ async def purchase(ledger):
 
 
 async def ids(ledger) -> dict[str, str | None]:
-    return {entry.key: entry.task_id for entry in await ledger.entries()}
+    return {entry.idempotency_key: entry.task_id for entry in await ledger.entries()}
 
 
 @pytest.mark.parametrize("decided", [None, S.WRITTEN_OFF, S.RESUBMIT_ALLOWED])
@@ -87,7 +87,7 @@ async def test_both_ids_are_recorded_where_the_second_answer_comes_last(ledger, 
     await service.asked.wait()
     assert (await first.answered()).key == "sku-17+task-1"
     service.answer.set()
-    assert (await second).key == "sku-17"
+    assert (await second).idempotency_key == "sku-17"
     assert await ids(ledger) == {"sku-17": "task-2", "sku-17+task-1": "task-1"}
 
 

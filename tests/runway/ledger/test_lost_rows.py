@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 async def lose(ledger: Ledger, key: str = "sku-17") -> None:
     """Delete a row, as if a standby that took over too early never had it."""
-    await ledger.database.rows(delete(generations).where(generations.c.key == key))
+    await ledger.database.rows(delete(generations).where(generations.c.idempotency_key == key))
 
 
 async def as_an_older_copy_has_it(ledger: Ledger, before: State) -> dict[str, Any]:
@@ -61,7 +61,7 @@ async def test_a_claim_that_vanished_during_the_request_is_written_again_with_it
     await buying.service.asked.wait()
     await lose(ledger)
     bought = await buying.answered()
-    assert (bought.key, bought.task_id, bought.charges) == ("sku-17", "task-1", 1)
+    assert (bought.idempotency_key, bought.task_id, bought.charges) == ("sku-17", "task-1", 1)
     (told,) = buying.told
     assert "had lost the row of key 'sku-17' (id task-1)" in told
     again = Service()
@@ -75,11 +75,15 @@ async def test_a_claim_that_an_older_copy_forgot_gets_its_id_under_the_key(ledge
     old = await as_an_older_copy_has_it(ledger, before)
     buying = Buying(ledger)
     await buying.service.asked.wait()
-    this = generations.c.key == "sku-17"
+    this = generations.c.idempotency_key == "sku-17"
     await ledger.database.rows(update(generations).where(this).values(**old, holder=None))
     bought = await buying.answered()
-    assert (bought.key, bought.task_id, bought.state) == ("sku-17", "task-1", S.SUBMITTED)
-    assert [entry.key for entry in await ledger.entries()] == ["sku-17"]
+    assert (bought.idempotency_key, bought.task_id, bought.state) == (
+        "sku-17",
+        "task-1",
+        S.SUBMITTED,
+    )
+    assert [entry.idempotency_key for entry in await ledger.entries()] == ["sku-17"]
     (told,) = buying.told
     assert "had forgotten that key 'sku-17' was being bought; its id is task-1" in told
 
@@ -111,11 +115,11 @@ async def test_an_open_outcome_that_an_older_copy_forgot_is_recorded_under_its_k
     old = await as_an_older_copy_has_it(ledger, before)
     buying = Buying(ledger, SubmissionUncertain("no answer"))
     await buying.service.asked.wait()
-    this = generations.c.key == "sku-17"
+    this = generations.c.idempotency_key == "sku-17"
     await ledger.database.rows(update(generations).where(this).values(**old, holder=None))
     await unanswered(buying)
     (found,) = await ledger.entries()
-    assert (found.key, found.state, found.note) == ("sku-17", S.UNCERTAIN, "no answer")
+    assert (found.idempotency_key, found.state, found.note) == ("sku-17", S.UNCERTAIN, "no answer")
     assert found.serial > old["serial"]
 
 
@@ -126,7 +130,7 @@ async def test_an_open_outcome_keeps_a_name_of_its_own_where_the_key_is_taken(le
     await lose(ledger)
     await put(ledger, S.SUBMITTED, task_id="task-7")
     await unanswered(buying)
-    states = {entry.key: entry.state for entry in await ledger.entries()}
+    states = {entry.idempotency_key: entry.state for entry in await ledger.entries()}
     (other,) = set(states) - {"sku-17"}
     assert states == {"sku-17": S.SUBMITTED, other: S.UNCERTAIN}
     assert other.startswith("sku-17+")
@@ -141,7 +145,7 @@ async def test_an_id_gets_a_name_of_its_own_only_where_the_key_is_taken(ledger):
     await lose(ledger)
     await put(ledger, S.UNCERTAIN, attempts=1)
     bought = await buying.answered()
-    assert bought.key == "sku-17+task-1"
+    assert bought.idempotency_key == "sku-17+task-1"
     there = await ledger.get("sku-17")
     assert there
     assert (there.state, there.task_id) == (S.UNCERTAIN, None)
@@ -194,7 +198,7 @@ async def test_a_purchase_whose_key_was_bought_again_meanwhile_is_recorded_besid
             return await hasty.get("sku-17+task-1") is not None
 
         await until(is_recorded)
-    states = {found.key: found.task_id for found in await hasty.entries()}
+    states = {found.idempotency_key: found.task_id for found in await hasty.entries()}
     assert states == {"sku-17": "task-2", "sku-17+task-1": "task-1"}
     told = "was submitted twice; task-1 is recorded as sku-17+task-1"
     assert caplog.text.count(told) == 1
@@ -206,7 +210,7 @@ async def test_an_id_that_the_service_has_not_confirmed_gives_way(ledger):
     await lose(ledger)
     await put(ledger, S.SUBMITTED, task_id="task-2")
     assert await ledger.restore(unconfirmed) is None
-    assert [entry.key for entry in await ledger.entries()] == ["sku-17"]
+    assert [entry.idempotency_key for entry in await ledger.entries()] == ["sku-17"]
 
 
 async def test_a_purchase_that_is_recorded_already_is_not_recorded_again(ledger):
@@ -216,7 +220,7 @@ async def test_a_purchase_that_is_recorded_already_is_not_recorded_again(ledger)
     await put(ledger, S.SUBMITTED, task_id="task-2")
     await put(ledger, S.SUBMITTED, "adopted", task_id="task-1")
     restored: Any = await ledger.restore(made)
-    assert restored.key == "adopted"
+    assert restored.idempotency_key == "adopted"
     assert len(await ledger.entries()) == 2
 
 
@@ -236,7 +240,7 @@ async def test_a_claim_that_vanishes_while_its_answer_is_awaited_cannot_be_bough
     there = await ledger.get("sku-17")
     assert there
     assert there.state is S.CLAIMED
-    assert (await buying.answered()).key == "sku-17"
+    assert (await buying.answered()).idempotency_key == "sku-17"
     await ledger.database.close()
 
 
@@ -290,7 +294,7 @@ async def test_a_key_that_changes_while_an_outcome_is_recorded_keeps_the_other_o
     await put(ledger, S.REJECTED, attempts=1)
     buying = Buying(ledger, outcome)
     await buying.service.asked.wait()
-    this = generations.c.key == "sku-17"
+    this = generations.c.idempotency_key == "sku-17"
     stale = {"state": str(S.REJECTED), "claim": "another", "holder": None}
     await ledger.database.rows(update(generations).where(this).values(**stale))
     get = ledger.get
@@ -304,7 +308,7 @@ async def test_a_key_that_changes_while_an_outcome_is_recorded_keeps_the_other_o
     monkeypatch.setattr(ledger, "get", get_and_change)
     buying.service.answer.set()
     await asyncio.gather(buying.task, return_exceptions=True)
-    keys = {entry.key for entry in await ledger.entries()}
+    keys = {entry.idempotency_key for entry in await ledger.entries()}
     assert len(keys) == 2
     assert all(key.startswith("sku-17") for key in keys)
     assert "submitted twice" in buying.told[0]

@@ -66,7 +66,7 @@ async def test_an_older_copy_buys_nothing(older_copy, file_url):
         with pytest.raises(LedgerOutdated, match="knows claims up to number 1, and there were 3"):
             await buy_once(ledger, intent(key), service.post, run="r")
     assert service.posts == 0
-    assert [entry.key for entry in await ledger.entries()] == ["a"]
+    assert [entry.idempotency_key for entry in await ledger.entries()] == ["a"]
     await ledger.database.close()
 
 

@@ -92,8 +92,8 @@ def test_another_request_is_told_before_anything_else_is_done(
         assert step is (Step.ADOPT if task_id else Step.BUY)
     else:
         assert isinstance(step, IdempotencyKeyConflict)
-        assert (step.key, step.task_id) == ("sku-17", there.task_id)
-        assert "duration was 5, is 10" in step.what
+        assert (step.idempotency_key, step.task_id) == ("sku-17", there.task_id)
+        assert "duration was 5, is 10" in step.message
 
 
 @given(state=states, living=truth, resubmit=truth, task_id=ids, known=ids, same=truth, odd=truth)
@@ -127,7 +127,7 @@ def test_the_decision_is_the_same_each_time(state, living, resubmit, task_id, kn
         step = next_step(
             there, intent(), living=living, resubmit_as=run_of(resubmit), task_id=task_id
         )
-        return step if isinstance(step, Step) else (type(step), step.what)
+        return step if isinstance(step, Step) else (type(step), step.message)
 
     assert decided() == decided()
 
@@ -137,8 +137,8 @@ def test_a_doubt_is_told_with_what_happened(state):
     """The error has the message of the attempt that left the outcome uncertain."""
     told = next_step(entry(state, note="the line went dead"), intent(), living=False)
     assert isinstance(told, SubmissionUncertain)
-    assert "the line went dead" in told.what
-    assert told.key == "sku-17"
+    assert "the line went dead" in told.message
+    assert told.idempotency_key == "sku-17"
 
 
 @given(before=st.lists(st.sampled_from("abc")), run=st.sampled_from("abc"), living=truth)

@@ -84,7 +84,7 @@ async def test_a_restart_in_the_midst_of_purchases_buys_nothing_twice(shared, po
     going = False
     async with asyncio.timeout(40):
         await asyncio.gather(*buyers)
-    entries = [entry for entry in await shared.entries() if entry.key != "before"]
+    entries = [entry for entry in await shared.entries() if entry.idempotency_key != "before"]
     assert sorted(entry.task_id or "" for entry in entries) == sorted(service.accepted)
     assert service.posts == len(entries)
     assert all(entry.attempts == 1 for entry in entries)

@@ -169,7 +169,7 @@ async def test_an_unknown_outcome_is_never_sent_again(ledger, outcome):
     for _ in range(2):
         with pytest.raises(SubmissionUncertain) as refused:
             await buy(ledger, service)
-        assert refused.value.key == "sku-17"
+        assert refused.value.idempotency_key == "sku-17"
     assert service.posts == 1
 
 
@@ -209,7 +209,7 @@ async def test_another_request_under_the_key_is_refused_with_what_differs(ledger
     await buy(ledger, service)
     with pytest.raises(IdempotencyKeyConflict, match="duration was 5, is 10") as caught:
         await buy(ledger, service, wish=OTHER)
-    assert (caught.value.key, caught.value.task_id) == ("sku-17", "task-1")
+    assert (caught.value.idempotency_key, caught.value.task_id) == ("sku-17", "task-1")
     assert service.posts == 1
 
 

@@ -23,7 +23,7 @@ LEDGER = "a" * 32
 def sidecar(key: str = "sku-17", name: str = "a", **changes: Any) -> dict[str, Any]:
     """Make the JSON file beside a stored video."""
     return {
-        "key": key,
+        "idempotency_key": key,
         "task_id": f"task-{key}",
         "submitted_at": "2026-11-21T09:30:00Z",
         "route": "image_to_video",
@@ -115,7 +115,7 @@ async def test_a_key_that_stands_for_another_purchase_by_now_keeps_it(ledger, tm
 async def test_what_is_no_sidecar_is_left_alone_and_what_is_broken_is_named(ledger, tmp_path):
     """One broken file does not hide the others."""
     storage = folder(tmp_path, sidecar(), {"results": []}, sidecar("sku-18", submitted_at="?"))
-    (tmp_path / "cut.json").write_text('{"key": ')
+    (tmp_path / "cut.json").write_text('{"idempotency_key": ')
     (tmp_path / "list.json").write_text("[1]")
     found = await rebuilt(ledger, storage)
     assert found.restored == ["sku-17"]
@@ -147,7 +147,10 @@ def test_a_serial_counts_only_in_its_own_ledger():
     """Serial numbers of another ledger are ignored."""
     both = [sidecar(), sidecar("sku-18", ledger="b" * 32)]
     entries, _ = entries_of(both, location="/v", base_url=BASE, identity=LEDGER)
-    assert {entry.key: entry.serial for entry in entries} == {"sku-17": 4, "sku-18": None}
+    assert {entry.idempotency_key: entry.serial for entry in entries} == {
+        "sku-17": 4,
+        "sku-18": None,
+    }
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.sets(st.integers(1, 40)), st.data())

@@ -18,7 +18,7 @@ ages = st.timedeltas(timedelta(days=-400), timedelta(days=400))
 
 
 def entry(state: State, claimed_at: datetime | None, **values: object) -> Entry:
-    known = {"key": "k", "claim": "c", "base_url": "https://h", "created_at": NOW}
+    known = {"idempotency_key": "k", "claim": "c", "base_url": "https://h", "created_at": NOW}
     values = {"changed_at": NOW, "claimed_at": claimed_at, **values}
     return Entry.model_validate({**known, **values, "state": state})
 
@@ -61,7 +61,7 @@ def test_a_row_of_an_older_version_is_as_old_as_its_last_change():
 def test_the_window_is_what_the_advice_says_and_outlasts_the_request():
     """The error gives the wait in minutes, and a request always ends within that time."""
     minutes = ARRIVAL_WINDOW.total_seconds() / 60
-    advice = SubmissionUncertain("no answer").about(key="sku 17").advised()
+    advice = SubmissionUncertain("no answer").with_context(idempotency_key="sku 17").hint()
     assert f"{minutes:g} minutes after it was sent" in advice
     assert "prefect-cometapi ledger resubmit 'sku 17'." in advice
     assert 2 * timedelta(seconds=TOTAL_TIMEOUT) < ARRIVAL_WINDOW

@@ -82,7 +82,7 @@ async def test_a_clock_that_jumps_changes_no_wait(jump, sandbox, request_, clien
     client = await client_of(service.url)
     task_id = await client.create(request_)
     submission = Submission.model_validate(
-        {"key": "k", "task_id": task_id, "submitted_at": "2026-11-22T00:00:00Z"}
+        {"idempotency_key": "k", "task_id": task_id, "submitted_at": "2026-11-22T00:00:00Z"}
     )
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + jump)

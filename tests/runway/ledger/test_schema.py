@@ -105,8 +105,8 @@ async def test_a_newer_ledger_is_refused_and_left_as_it_is(old):
     for _ in range(2):
         with pytest.raises(LedgerUnavailable) as caught:
             await buy_once(newcomer, intent(), service.post, run="r")
-        assert f"has version 99 and this package knows {schema.VERSION}" in caught.value.what
-        assert "newer prefect-cometapi" in caught.value.what
+        assert f"has version 99 and this package knows {schema.VERSION}" in caught.value.message
+        assert "newer prefect-cometapi" in caught.value.message
     assert service.posts == 0
 
     def known() -> int:

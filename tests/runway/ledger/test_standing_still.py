@@ -64,9 +64,9 @@ async def main():
             try:
                 entry = await buy_once(ledger, intent(), post, run="first")
             except ServiceUnavailable as error:
-                say(refused=error.what, money=str(error.money))
+                say(refused=error.message, money=str(error.money))
             except CometAPIError as error:
-                say(refused=error.what, money=str(error.money))
+                say(refused=error.message, money=str(error.money))
                 return
             else:
                 say(task_id=entry.task_id)

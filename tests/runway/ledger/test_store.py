@@ -167,9 +167,9 @@ async def test_entries_come_newest_first_and_filtered(ledger):
     every = await ledger.entries()
 
     async def keys(**filters) -> str:
-        return "".join(entry.key[1] for entry in await ledger.entries(**filters))
+        return "".join(entry.idempotency_key[1] for entry in await ledger.entries(**filters))
 
-    assert [entry.key for entry in every] == ["k5", "k4", "k3", "k2", "k1", "k0"]
+    assert [entry.idempotency_key for entry in every] == ["k5", "k4", "k3", "k2", "k1", "k0"]
     assert await keys(states=[S.SUBMITTED]) == "531"
     assert await keys(states=[S.SUBMITTED, S.STORED], limit=2) == "54"
     assert await keys(states=[S.WRITTEN_OFF]) == ""
@@ -259,7 +259,7 @@ async def test_a_bad_end_is_recorded_with_its_reason(ledger, error, state):
     assert ended.state is state
     assert ended.finished_at
     again = ended.failure()
-    assert (type(again), again.what, again.code) == (type(error), error.what, error.code)
+    assert (type(again), again.message, again.code) == (type(error), error.message, error.code)
     other = made.model_copy(update={"task_id": "task-2"})
     assert await ledger.failed(other, error) is None
 
@@ -294,7 +294,9 @@ async def test_a_row_that_cannot_be_read_is_named_and_stops_what_needs_it(ledger
     """The error names a key that is possibly bought, and shows no other columns."""
     await put(ledger, S.SUBMITTED, "odd", task_id="canary")
     await put(ledger, S.SUBMITTED, "good", task_id="t")
-    damage = update(generations).where(generations.c.key == "odd").values({column: value})
+    damage = (
+        update(generations).where(generations.c.idempotency_key == "odd").values({column: value})
+    )
     await ledger.database.rows(damage)
     told = f"row of key 'odd' is damaged: {column}"
     for look in (ledger.entries(), ledger.get_many(["odd", "good"]), ledger.get("odd")):

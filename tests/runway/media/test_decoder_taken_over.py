@@ -55,8 +55,8 @@ def test_the_words_of_a_decoder_that_was_taken_over_are_a_strangers(tmp_path, an
     with pytest.raises((InvalidOutput, StorageError)) as raised:
         one.ask(program)
     one.close()
-    assert raised.value.what.isprintable()
-    assert len(raised.value.what) < 1000
+    assert raised.value.message.isprintable()
+    assert len(raised.value.message) < 1000
 
 
 INFO = {"width": 64, "height": 48, "duration": 2.0, "frames": 48, "codec": "h264"}

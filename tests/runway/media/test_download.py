@@ -70,7 +70,9 @@ def finished_job(sandbox, client_of, request_):
         client = await client_of(service.url)
         task_id = await client.create(request_)
         await asyncio.to_thread(service.settle, 20)
-        submission = Submission(key="k", task_id=task_id, submitted_at=datetime.now(UTC))
+        submission = Submission(
+            idempotency_key="k", task_id=task_id, submitted_at=datetime.now(UTC)
+        )
         finished = await wait_until_finished(client, submission, PollPolicy(interval=0.01))
 
         async def renew() -> str:

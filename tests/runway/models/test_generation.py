@@ -94,7 +94,7 @@ def test_an_asset_url_is_a_text_in_schemas():
 def test_an_age_is_never_negative(seconds):
     """An age is zero or more, even where the clocks of two machines differ."""
     submitted_at = datetime.now(UTC) - timedelta(seconds=seconds)
-    age = Submission(key="k", task_id="t", submitted_at=submitted_at).age()
+    age = Submission(idempotency_key="k", task_id="t", submitted_at=submitted_at).age()
     assert age >= 0.0
     assert abs(age - max(0.0, seconds)) < 60
 
@@ -102,7 +102,7 @@ def test_an_age_is_never_negative(seconds):
 def test_a_submission_is_named_by_the_beginning_of_its_id():
     """A submission is named by the prefix of its id, because the UI has little room."""
     submission = Submission(
-        key="k", task_id="3d957031-9a2a-45e2-9dc7", submitted_at=datetime.now(UTC)
+        idempotency_key="k", task_id="3d957031-9a2a-45e2-9dc7", submitted_at=datetime.now(UTC)
     )
     assert submission.short_id == "3d957031"
 
@@ -110,7 +110,7 @@ def test_a_submission_is_named_by_the_beginning_of_its_id():
 def test_a_time_without_a_zone_is_refused():
     """A time without a zone would be ambiguous between machines."""
     with pytest.raises(ValidationError, match="timezone"):
-        Submission(key="k", task_id="t", submitted_at=datetime(2026, 11, 21))  # noqa: DTZ001
+        Submission(idempotency_key="k", task_id="t", submitted_at=datetime(2026, 11, 21))  # noqa: DTZ001
 
 
 def test_values_cannot_be_changed():

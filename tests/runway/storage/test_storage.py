@@ -262,7 +262,7 @@ def test_whatever_a_file_system_raises_names_the_place(
     place = open_storage(f"watched://{tmp_path}/videos")
     with pytest.raises(StorageError) as caught:
         place.publish(staged(), "a.mp4")
-    assert caught.value.what == f"watched://{tmp_path}/videos did not take a.mp4: {reason}"
+    assert caught.value.message == f"watched://{tmp_path}/videos did not take a.mp4: {reason}"
     assert "abcdefgh" not in "".join(traceback.format_exception(caught.value))
     assert not (tmp_path / "videos" / "a.mp4").exists()
 
