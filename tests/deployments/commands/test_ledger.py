@@ -225,7 +225,10 @@ def test_a_found_id_is_attached_by_hand(shell, picture, command, capsys):
     shell.sandbox.add_fault("create:reset-after")
     assert command("image-to-video", picture, "--idempotency-key", "sku-17") == 1
     (job,) = shell.sandbox.accepted
-    assert command("image-to-video", picture, "--idempotency-key", "sku-17", "--task-id", job.task_id) == 0
+    assert (
+        command("image-to-video", picture, "--idempotency-key", "sku-17", "--task-id", job.task_id)
+        == 0
+    )
     assert len(list(Path("videos").glob("*.mp4"))) == 1
     assert known("sku-17").state is State.STORED
     assert len(shell.sandbox.accepted) == 1
