@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the seconds from cancelling a waiting run to its last poll and to the state Cancelled.
 
-    python tests/benchmarks/cancelled.py --runs 20 [--report docs/benchmarks.md]
+    python benchmarks/cancelled.py --runs 20 [--report docs/benchmarks.md]
 
 The runs belong to a deployment under a process worker. They are cancelled in the same way as by the
 button in the UI. They poll five times a second, so that a late poll is seen.
@@ -31,7 +31,7 @@ async def main() -> None:
     async with workbench(COMETAPI_POLL_INTERVAL="0.2") as bench:
         for first in range(0, chosen.runs, TOGETHER):
             await _cancel_some(bench, f"cancelled-{first}", quiet, cancelled)
-    command = f"`python tests/benchmarks/cancelled.py --runs {chosen.runs}`"
+    command = f"`python benchmarks/cancelled.py --runs {chosen.runs}`"
     last, most = statistics.median(quiet), max(quiet)
     ended, latest = statistics.median(cancelled), max(cancelled)
     text = (

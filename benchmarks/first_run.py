@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time each command on the way from an empty environment to a scheduled run on a worker.
 
-    python tests/benchmarks/first_run.py [--report docs/benchmarks.md]
+    python benchmarks/first_run.py [--report docs/benchmarks.md]
 
 The script builds the wheel and installs it with its dependencies into an empty environment. Then it
 runs the commands of docs/production.md, word for word, against a Prefect server and a stand-in for
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import report
 
@@ -56,7 +56,7 @@ def main() -> None:
     head = [
         "## From nothing to a schedule",
         "",
-        "`python tests/benchmarks/first_run.py`",
+        "`python benchmarks/first_run.py`",
         "",
         machine,
     ]

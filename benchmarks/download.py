@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare the speed and memory of a download with curl.
 
-    python tests/benchmarks/download.py [--megabytes 1000] [--rounds 5] [--report FILE]
+    python benchmarks/download.py [--megabytes 1000] [--rounds 5] [--report FILE]
 
 Both fetch the same file from the same server on this machine, in turn. A download of this package
 also computes the SHA-256 and ends when the file is on the disk, so curl is timed up to an fsync as
@@ -202,7 +202,7 @@ def main() -> None:
     if not shutil.which("curl"):
         raise SystemExit("curl is not installed (apt-get install curl)")
     page = asked.report and asked.report.absolute()
-    command = "python tests/benchmarks/download.py"
+    command = "python benchmarks/download.py"
     command += f" --megabytes {asked.megabytes} --rounds {asked.rounds}"
     with tempfile.TemporaryDirectory(prefix="cometapi-benchmark-") as name:
         folder = Path(name)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the resources of a thousand slow downloads at once.
 
-    python tests/benchmarks/slow_downloads.py [--report docs/benchmarks.md]
+    python benchmarks/slow_downloads.py [--report docs/benchmarks.md]
 
 A server on this machine sends a file of one megabyte to each client at 20 to 50 kB/s. Each row is a
 fresh process with one event loop. A download of this package also computes the SHA-256 and ends
@@ -155,7 +155,7 @@ def table() -> str:
 
 _SECTION = """## A thousand slow downloads
 
-`python tests/benchmarks/slow_downloads.py`
+`python benchmarks/slow_downloads.py`
 
 A server on this machine drips a file of a megabyte at 20 to 50 kB/s to each who asks. Each row is a
 fresh process with one event loop. Ours also takes the SHA-256 and has each file on the disk at its

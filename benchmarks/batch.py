@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Benchmark a batch of videos, made in several ways, by what each needs beyond the rendering.
 
-    python tests/benchmarks/batch.py --items 1000 --in-flight 1000 --rendering 20 \
+    python benchmarks/batch.py --items 1000 --in-flight 1000 --rendering 20 \
         --who ours bare threads floor [--report docs/benchmarks.md]
 
 - ours: this package's batch, with an empty ledger.
@@ -32,7 +32,7 @@ from contestants import CONTESTANTS
 from measuring import Course, Figures, Server, prefect, race
 from service import draw_clip, lean_process
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 MEGABYTE = 1e6
 TIMES = "\N{MULTIPLICATION SIGN}"
 PACKAGES = ("prefect", "httpx", "runwayml", "av")
@@ -189,7 +189,7 @@ def arguments() -> argparse.Namespace:
 
 
 def _command(asked: argparse.Namespace) -> str:
-    words = ["python tests/benchmarks/batch.py", "--items", *map(str, asked.items)]
+    words = ["python benchmarks/batch.py", "--items", *map(str, asked.items)]
     words += [f"--in-flight {asked.in_flight}", f"--rendering {asked.rendering:g}"]
     words += [f"--variation {asked.variation:g}"] if asked.variation else []
     words += [f"--seed {asked.seed}"] if asked.seed != 1 else []

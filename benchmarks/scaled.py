@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure polls and lag of real batches on a clock that runs ten times faster.
 
-    python tests/benchmarks/scaled.py [--items 500] [--report docs/polling.md]
+    python benchmarks/scaled.py [--items 500] [--report docs/polling.md]
 
 This script measures what `polling.py` simulates: batches against a service, over sockets and under
 Prefect, with the same four profiles of durations. Rendering times and the poll interval are a tenth
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, metavar="FILE", help="page to write the section to")
     asked = parser.parse_args()
     page = asked.report and asked.report.absolute()
-    command = f"python tests/benchmarks/scaled.py --items {asked.items}"
+    command = f"python benchmarks/scaled.py --items {asked.items}"
     text = shown(command, asked.items, asyncio.run(run(asked.items)))
     print(f"\n{text}")
     if page:
@@ -134,5 +134,5 @@ def main() -> None:
 if __name__ == "__main__":
     import sys
 
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     main()
