@@ -18,9 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import report
-
 from prefect_cometapi.sandbox import Sandbox
+from tests.chaos.harness import markdown
 from tests.first_run import COMMANDS, first_day, own_server
 from tests.installation import ROOT, build_wheel
 from tests.limits import usual_signals
@@ -52,7 +51,7 @@ def main() -> None:
             took = {COMMANDS[0]: installing} | first_day(folder / "venv" / "bin", api, folder)
     rows = [f"| `{command}` | {seconds:.0f} s |" for command, seconds in took.items()]
     total = f"| until a schedule has made a video | {sum(took.values()):.0f} s |"
-    machine = report.machine("prefect")
+    machine = markdown.machine("prefect")
     head = [
         "## From nothing to a schedule",
         "",
@@ -63,7 +62,7 @@ def main() -> None:
     text = "\n".join([*head, "", "| | |", "| --- | --- |", *rows, total, ""])
     print(text)
     if chosen.report:
-        report.put_section(ROOT / chosen.report, "first run", text)
+        markdown.put_section(ROOT / chosen.report, "first run", text)
 
 
 if __name__ == "__main__":

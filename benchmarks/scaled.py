@@ -13,17 +13,21 @@ import argparse
 import asyncio
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-import report
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from contestants import KEY, rows
 from measuring import prefect
 from polling import INTERVAL, PROFILES, Means, Profile, bound
 from service import draw_clip, lean_process
+
+from tests.chaos.harness import markdown
 
 SCALE = 10.0
 WARM = 300
@@ -66,11 +70,11 @@ def shown(command: str, items: int, found: Sequence[tuple[Profile, Means]]) -> s
     head = ["profile", "polls and lag", "least possible", "of the least", "goal"]
     return _SECTION.format(
         command=command,
-        machine=report.machine("prefect", "httpx"),
+        machine=markdown.machine("prefect", "httpx"),
         items=items,
         warm=WARM,
         in_flight=IN_FLIGHT,
-        table=report.table(head, lines),
+        table=markdown.table(head, lines),
         goal=GOAL,
     )
 
@@ -128,11 +132,8 @@ def main() -> None:
     text = shown(command, asked.items, asyncio.run(run(asked.items)))
     print(f"\n{text}")
     if page:
-        report.put_section(page, "scaled", text)
+        markdown.put_section(page, "scaled", text)
 
 
 if __name__ == "__main__":
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     main()

@@ -21,9 +21,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import httpx
-import report
 from contestants import cpu_seconds, memory
+
+from tests.chaos.harness import markdown
 
 SIZE = 1_000_000
 SLOWEST, FASTEST = 20_000, 50_000
@@ -150,7 +153,7 @@ def table() -> str:
             print("  ".join(rows[-1]), flush=True)
         server.kill()
     head = ["", "s", "CPU s", "MB more at the peak", "kB each", "descriptors", "threads"]
-    return report.table(head, rows)
+    return markdown.table(head, rows)
 
 
 _SECTION = """## A thousand slow downloads
@@ -186,8 +189,8 @@ def main() -> None:
         found = table()
         print(found)
         if asked.report:
-            text = _SECTION.format(machine=report.machine("httpx"), table=found)
-            report.put_section(asked.report, "slow downloads", text)
+            text = _SECTION.format(machine=markdown.machine("httpx"), table=found)
+            markdown.put_section(asked.report, "slow downloads", text)
 
 
 if __name__ == "__main__":

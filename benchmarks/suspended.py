@@ -25,10 +25,10 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import report
 from measuring import prefect
 
 from prefect_cometapi.sandbox import Sandbox
+from tests.chaos.harness import markdown
 
 ROOT = Path(__file__).parents[1]
 POOL = "waiting"
@@ -121,11 +121,11 @@ async def main() -> None:
     async with workbench() as bench:
         figures = await _in_place(bench) + await _suspended(bench, chosen.runs)
     command = f"`python benchmarks/suspended.py --runs {chosen.runs}`"
-    machine = report.machine("prefect")
+    machine = markdown.machine("prefect")
     text = f"## Runs that wait\n\n{command}\n\n{machine}\n\n{figures}"
     print(text)
     if chosen.report:
-        report.put_section(ROOT / chosen.report, "suspended", text)
+        markdown.put_section(ROOT / chosen.report, "suspended", text)
 
 
 @asynccontextmanager
