@@ -102,7 +102,7 @@ def markdown(command: str, generations: int, outcomes: Sequence[Outcome]) -> str
             versions=versions(*PACKAGES),
         ),
         table(_head(outcomes), _figures(outcomes)),
-        "## Faults by kind\n\nHow many requests met each; a dash where none can.",
+        "## Faults by kind\n\nNumber of faults in all runs; a dash where a fault cannot occur.",
         table(["", *ROUTES], _kinds_and_routes(outcomes)),
         *violations_section(violation for outcome in outcomes for violation in outcome.violations),
     ]
@@ -118,31 +118,31 @@ def _kinds_and_routes(outcomes: Sequence[Outcome]) -> Iterable[tuple[str, ...]]:
 
 _PAGE = """# Fault storm
 
-{generations} generations, half from images and half from videos, are bought from a stand-in for
-CometAPI. About {share} % of all requests meet a fault: submissions, polls of both routes, and
-downloads. All kinds of faults take part, and the jobs are reported in all of the documented reply
-shapes in turn. {at_once} flow runs are in progress at a time in one process and one event loop,
-with a real Prefect server. Each generation has an idempotency key of its own.
+The test buys {generations} generations, half from images and half from videos, from a stand-in for
+CometAPI that injects faults into about {share} % of all requests: submissions, polls of both routes, and
+downloads. It uses every kind of fault, and all of the documented reply shapes in turn. {at_once}
+concurrent flow runs share one process and one event loop, with a real Prefect server. Each
+generation has its own key.
 
-Then the recovery of a user follows. During the storm, unfinished generations are run again with
-the same key while `collect` finishes others. After it, both are done once more. Generations that
-are still uncertain are looked up in the records of the service: the id of an accepted job is
-adopted, a submission that was not accepted is allowed again, and both are run again.
+Then the test acts as a user would. During the storm, it runs unfinished generations again with the
+same key, beside `collect`. After the storm, it does both once more. Then it looks for the uncertain
+ones in the service's records: it adopts an accepted job, allows another submission for the others,
+and runs both again.
 
-A checker, which has tests of its own, compares the records of the service, the ledger, the storage
-and the result of every run, first after the storm and again at the end:
+A checker, which has its own tests, compares the service's records, the ledger, the storage and the
+result of every run, after the storm and at the end:
 
 - no key was accepted twice;
 - each accepted job is stored, or it failed or was cancelled upstream and its run ended with that
-  error, or (before the decisions) it is uncertain and listed as such;
-- each stored file has the SHA-256 that the ledger records and that the clip of the service has;
-- no other file is visible in the storage;
-- each run ended with a result or with one of the errors of the package;
+  error, or (before the decisions) it is listed as uncertain;
+- each stored file has the SHA-256 of the ledger and of the service's video;
+- nothing else is visible in the storage;
+- each run ended with a result or with one of the package's own errors;
 - at the end, each generation is stored, or failed or was cancelled upstream.
 
-Repeat it with `{command}`.
-The seed decides which request of a route meets a fault. Which generation makes that request depends
-on the machine, so figures differ a little from run to run.
+Repeat it with `{command}`. The seed
+determines which requests of a route get a fault. Which generation makes such a request depends on
+the machine, so the figures vary a little between runs.
 
 Ran with {versions}.
 

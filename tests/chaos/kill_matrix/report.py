@@ -137,43 +137,42 @@ def _sum(results: Sequence[CaseResult], figure: Callable[[CaseResult], int]) -> 
 INTRODUCTION = """\
 # The kill matrix
 
-A run may die at any moment: a worker is evicted, memory runs out, a flow reaches its timeout. In
-each case, no generation may be paid for twice, and none that is paid for may be lost. This page has
-the results of
+A run can die at any moment: a worker is evicted, memory runs out, a flow exceeds its timeout. No
+generation may be paid for twice, and no paid one may be lost. This page has the results of
 
 ```sh
 {command}
 ```
 
-which starts what it needs: a real Prefect server, the sandbox in place of CometAPI (it counts the
-jobs that it accepted, which would have been charged), and PostgreSQL from Debian's `postgresql`,
-all on this machine. Each case has a request of its own and runs as follows:
+which starts a real Prefect server, the sandbox in place of CometAPI (it counts the accepted jobs,
+which would have been charged), and PostgreSQL from Debian's `postgresql`, all on one machine. Each
+case has its own request and runs as follows:
 
-1. A process runs `image_to_video`, as an async or as a sync flow. After the purchase the process
-   may also run `collect`, for a run that did not wait. Exactly at the boundary the process sends
-   itself a real SIGKILL.
-2. It is recovered: by a retry of the same flow run, which Prefect regards as crashed; by a new run
-   with the same key; by `collect`; by two collectors at once; or by a collector and a new run at
-   once. Each is a process of its own. In about half of the cases a worker has noticed the crash
-   before and has called the hook of the flow.
-3. Only complete files may be visible in the storage, right after the kill and at the end. The
-   service has accepted at most one job, and exactly one if the run can know it. Where its id was
-   committed, the clip is stored now: the SHA-256 of the file is that of the ledger, of the result
-   of the flow, of the JSON beside it, and of a fresh download, and the file is a complete video.
-4. Where the run cannot know whether the job was accepted (from the committed claim to the committed
+1. A process runs `image_to_video`, as an async or a sync flow. After the purchase, it may also be
+   `collect`, for a run that did not wait. Exactly at the boundary, the process sends itself a
+   SIGKILL.
+2. It is recovered: by a retry of the same flow run, which Prefect has marked as crashed; by a new
+   run with the same key; by `collect`; by two concurrent collectors; or by a collector and a
+   concurrent new run. Each is a separate process. In about half of the cases, a worker has noticed
+   the crash and called the flow's hook before.
+3. Only complete files may be visible in the storage, after the kill and at the end. The service has
+   accepted at most one job, and exactly one if that can be known. If its id was committed, the
+   video is stored now: the file is a complete video, and its SHA-256 is that of the ledger, of the
+   flow's result, of the sidecar, and of a new download.
+4. If it cannot be known whether the job was accepted (from the committed claim to the committed
    id), the generation is *uncertain*: the run fails with `SubmissionUncertain`, `collect` lists it,
-   both name the commands to type, and another run with its key sends nothing. Then the user's
-   decision follows: the id is *adopted* if the service has the job, and one more submission is
-   allowed if it has not. After that it is stored like all others.
+   both print the next commands, and another run with its key sends nothing. Then the test acts as a
+   user would: it *adopts* the id if the service has the job, and otherwise allows one more
+   submission. After that, the video is stored like all others.
 
-`--remote` adds kills of runs that keep their videos in S3, by URL and by a storage block; an upload
-replaces the rename.
+With `--remote`, it kills runs that store their videos in S3, by URL and by a storage block; an
+upload takes the place of the rename.
 
-*Accepted* counts the jobs at the end of the recovery, before a decision of the user; *stored*
-counts the cases that needed no decision. *Duplicates* are jobs that were paid for beyond the first
-of a request, and *lost* are jobs that were paid for and are not stored at the end. Interruptions
-are an error of a type that the product does not know, or the flow's own timeout, at the same
-boundaries, with a retry of the flow by Prefect in the same process. A timeout does not stop a
-change of the ledger that is in progress, so fewer of them end as uncertain.
+*Accepted* counts jobs after the recovery and before a user's decision; *stored* counts those that
+were recovered without a decision. *Duplicates* are paid jobs beyond the first of a request, and
+*lost* are paid jobs that are not stored at the end. Interruptions are an unknown error or the
+flow's own timeout, at the same boundaries, after which Prefect retries the flow in the same
+process. A timeout does not stop a change of the ledger that has begun, so fewer of them end
+uncertain.
 
 {total}"""

@@ -2,7 +2,7 @@
 """Buy, kill, pause, copy, fork, move and restore for a given time, and check the purchases.
 
 ``python -m tests.chaos.random_walk --minutes 60 --database sqlite`` starts a double of the service,
-PostgreSQL if selected, buyers, collectors, and a person who decides. The seed chooses the
+PostgreSQL if selected, buyers, collectors, and a user who decides. The seed chooses the
 disturbances and their order. The exit status is 1 if anything was paid twice without permission,
 if anything was lost, or if another promise is broken.
 """

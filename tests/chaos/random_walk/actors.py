@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of the random walk: buyers, collectors, and the person who decides.
+"""Processes of the random walk: buyers, collectors, and the user who decides.
 
 Each is a fork of the runner, which has imported everything; it does one piece of work and ends.
 """
@@ -58,7 +58,7 @@ ATTEMPTS = 4
 """Attempts of a buyer on one key, as Prefect's retries make them."""
 
 DECIDABLE = {State.UNCERTAIN, State.WRITTEN_OFF, State.FAILED, State.CANCELLED, State.SUBMITTED}
-"""States of the generations that the person may settle."""
+"""States of the generations that the user may settle."""
 
 DELETION_POINTS = ("posting", "polling", "persisting")
 """Points at which a row is deleted: between the claim and the reply, between the reply and the end,
@@ -351,8 +351,8 @@ def has_option(name: str, option: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Person:
-    """Person who looks into the console of the service and settles uncertain generations.
+class User:
+    """User who looks into the console of the service and settles uncertain generations.
 
     Args:
         final: Whether to settle everything now: adopt what was accepted, and permit one more

@@ -2,7 +2,7 @@
 """Check of the promises in the state after a random walk: a pure function.
 
 It compares three independent sources: the purchases that the service accepted, the rows of the
-ledger, and the files in the storage. A person may permit one more submission of a key. So a key may
+ledger, and the files in the storage. A user may permit one more submission of a key. So a key may
 have been bought once, and once more for each permission that was given before.
 """
 
@@ -52,7 +52,7 @@ class FinalState:
     Attributes:
         keys: Every key that was requested.
         purchases: Purchases that the service accepted.
-        permissions: Permissions that a person gave.
+        permissions: Permissions that a user gave.
         rows: All rows of the ledger.
         files: SHA-256 of every visible file of the storage; empty for a broken one.
         untyped: Errors of other packages.
@@ -109,7 +109,7 @@ def _duplicates(state: FinalState) -> Iterator[Violation]:
 def _lost(state: FinalState) -> Iterator[Violation]:
     """Find purchases that the ledger does not record under their key.
 
-    A second one may be under its key and id. A person who had a key submitted again afterwards has
+    A second one may be under its key and id. A user who had a key submitted again afterwards has
     given up the earlier purchase.
     """
     keys = {row.task_id: row.key for row in state.rows if row.task_id}

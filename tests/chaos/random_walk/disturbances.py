@@ -16,7 +16,7 @@ from pathlib import Path
 from prefect_cometapi.runway.ledger.schema import generations
 
 from . import actors
-from .actors import DELETION_POINTS, LEASE, ActorEnv, Buyer, Person
+from .actors import DELETION_POINTS, LEASE, ActorEnv, Buyer, User
 from .walk import KILOBYTES, Walk
 
 Action = Callable[[Walk, random.Random], bool]
@@ -193,7 +193,7 @@ def restore(walk: Walk, rng: random.Random) -> bool:
     walk.wait(120)
     if bought := len(walk.accepted.lines()) - before:
         walk.incomplete.append(f"an older backup in place of the ledger bought {bought} videos")
-    walk.start("person", _rebuild)
+    walk.start("user", _rebuild)
     assert walk.wait(300), "the rebuild does not end"
     rebuilt = {row.key: row for row in walk.rows()}
     ids = {row.task_id for row in rebuilt.values()}
@@ -304,16 +304,16 @@ def collect(walk: Walk, rng: random.Random) -> bool:
     return True
 
 
-def person(walk: Walk, rng: random.Random) -> bool:
-    """Have a person settle uncertain generations."""
-    walk.start("person", Person())
+def user(walk: Walk, rng: random.Random) -> bool:
+    """Have a user settle uncertain generations."""
+    walk.start("user", User())
     return True
 
 
 DISTURBANCES = (
     Disturbance("kill", 10, kill),
     Disturbance("pause", 9, pause),
-    Disturbance("person", 6, person),
+    Disturbance("user", 6, user),
     Disturbance("collect", 3, collect),
     Disturbance("vanish", 3, vanish),
     Disturbance("fork", 3, fork),

@@ -15,7 +15,7 @@ PACKAGES = ("prefect", "httpx", "sqlalchemy")
 NAMES = {
     "kill": "processes killed",
     "pause": "processes stopped for longer than their lease",
-    "person": "rounds of the person's decisions",
+    "user": "rounds of the user's decisions",
     "collect": "collectors",
     "copied": "copies of the ledger by a process that has it open",
     "forked": "processes that forked and ended, while their child continued",
@@ -115,7 +115,7 @@ def _figures(outcome: Outcome) -> Iterable[tuple[str, object]]:
     yield "disturbances", outcome.counts.total()
     for name, number in sorted(outcome.counts.items(), key=lambda item: -item[1]):
         yield f"- {NAMES.get(name, name)}", number
-    yield "decisions of the person", sum(events[name] for name in DECISIONS)
+    yield "decisions of the user", sum(events[name] for name in DECISIONS)
     for name, label in DECISIONS.items():
         yield f"- {label}", events[name]
     yield "runs on a key", ends.total()
@@ -168,27 +168,27 @@ _PAGE = """# Random walk
 
 `{command}`
 
-Four processes buy videos all the time, several keys each, and compete for the same keys. Their
-service is a double that records what it accepts before it replies, and that fails on about a third
-of all submissions. Leases last two seconds and calls 1.5 seconds, so that an hour contains as much
-as weeks of ordinary use. A generator with the seed chooses the disturbances and their times:
+Four processes continuously buy videos, several keys each, and compete for the same keys. Their
+service is a double that records what it accepts before it replies, and that injects faults into
+about a third of all submissions. Leases last two seconds and calls 1.5 seconds, so that an hour
+corresponds to weeks of ordinary use. A random generator chooses the disturbances and their times:
 
-- processes are killed, stopped for longer than their lease, and forked, and the database server of
-  the ledger is restarted, crashed and killed;
-- the file of the ledger is copied by a process that has it open and by another one, moved after
-  every process was killed, backed up, and replaced by an older backup;
+- processes are killed, paused for longer than their lease, and forked, and the ledger's server is
+  restarted, crashed and killed;
+- the ledger's file is copied by a process that has it open and by another one, moved after
+  everything was killed, backed up, and replaced by an older backup;
 - a row is deleted while a run works on its purchase;
 - the storage is full, is not writable, and loses staged and stored files;
-- a person looks at the list of the service, as in its console, and settles uncertain generations:
-  adopts the id, permits one more submission, or writes it off.
+- a simulated user looks at the service's list, as in its console, and resolves uncertain
+  submissions: adopts the id, allows one more submission, or writes it off.
 
-At the end everything is settled, and every key is bought once more. Then a checker, which has tests
-of its own, compares what the service accepted, the ledger and the storage. A key may have been
-accepted once, and once more for each permission that the person had given before. Each purchase is
-in the ledger under its key, unless the person submitted the key again afterwards. Each is stored as
-it was served, no incomplete file is visible, and the database is sound.
+At the end, all generations are finished, and every key is bought once more. Then a checker, which
+has its own tests, compares what the service accepted, the ledger and the storage. A key may have
+been accepted once, and once more for each resubmission that the user allowed before. Each purchase
+is in the ledger under its key, unless the user submitted the key again afterwards. Each video is
+stored as it was served, no incomplete file is visible, and the database passes its integrity check.
 
-The seed decides the disturbances and their order, and which submission meets which fault. Which
-process and key they meet depends on the machine, so figures differ from run to run.
+The seed determines the disturbances, their order, and the fault of each submission. Which process
+and key are affected depends on the machine, so the figures vary between runs.
 
 Ran with {versions}"""

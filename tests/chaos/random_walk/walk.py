@@ -34,7 +34,7 @@ from ..harness.collect_state import files_in, row_of
 from ..harness.processes import ROOT
 from ..harness.sources import draw_clip
 from . import actors
-from .actors import DATABASE_TIMEOUT, READ_TIMEOUT, ActorEnv, Buyer, Person
+from .actors import DATABASE_TIMEOUT, READ_TIMEOUT, ActorEnv, Buyer, User
 from .checker import FinalState, Permission, Purchase
 from .journal import Journal
 
@@ -282,8 +282,8 @@ class Walk:
         for _ in range(ROUNDS):
             if not open_keys or self.is_unreadable:
                 break
-            self.start("person", Person(final=True))
-            assert self.wait(180), "the person does not end"
+            self.start("user", User(final=True))
+            assert self.wait(180), "the user does not end"
             for number in range(BUYERS):
                 if some := open_keys[number::BUYERS]:
                     self.start("last buyer", Buyer(some, unfinished=0))

@@ -33,7 +33,7 @@ def _figures_table(outcome: Outcome) -> str:
 
 
 def _resources_table(outcome: Outcome) -> str:
-    return table(["resource", "early", "late", "highest", ""], _resources(outcome))
+    return table(["resource", "early", "late", "at most", ""], _resources(outcome))
 
 
 def _figures(outcome: Outcome) -> Iterator[tuple[str, str]]:
@@ -66,31 +66,32 @@ _PAGE = """# Soak
 
 `{command}`
 
-A busy day in {minutes} minutes, on one machine: PostgreSQL (the ledger and Prefect's own data),
-Redis, two API servers, Prefect's services, and a stand-in for CometAPI. About {share} % of all
-requests meet a fault; every kind of fault takes part, except that no generation fails.
+The soak test puts a busy day into {minutes} minutes, on one machine: PostgreSQL (the ledger and
+Prefect's own data), Redis, two API servers, Prefect's services, and a stand-in for CometAPI that injects
+faults of every kind into about {share} % of all requests, except that no generation fails.
 
-- A resident process runs flows in one event loop all the time: single videos of both kinds,
-  batches of five, `collect`. A second one does the same and gets a SIGKILL each minute.
-- Two workers run batches of four, one every twenty seconds. One of them is killed, with all its
-  children, every two and a half minutes; the automations start its runs again.
-- PostgreSQL restarts every three minutes, each second time without a shutdown, as after a crash.
+- A resident process continuously runs flows in one event loop: single videos of both kinds, batches
+  of five, `collect`. A second one does the same and gets a SIGKILL each minute.
+- Two workers run batches of four, scheduled every twenty seconds. One of them is killed with all of
+  its processes every two and a half minutes; the automations restart its runs.
+- PostgreSQL restarts every three minutes, every second time without a shutdown, as after a crash.
 
-At the end, without faults, the user settles uncertain generations, and `collect` finishes the rest.
-Then the same checker as for the [storm](fault-storm.md) compares the records of the service, the
-ledger and the storage: no key was accepted twice, each accepted job is stored with its own clip, no
-file is incomplete. The API key and signatures are searched for in every file and database.
+At the end, without faults, a simulated user resolves the uncertain generations, and `collect`
+finishes the rest. Then the checker of the [storm](fault-storm.md) compares the service's records,
+the ledger and the storage: no key was accepted twice, each accepted job is stored with its own
+video, and no file is incomplete. API key and signatures are searched for in every file and
+database.
 
 Ran with {versions}
 
-## Figures
+## What happened
 
 {figures}
 
 ## Resources
 
-Early is the median of the second quarter of the time, late that of the last one. A resource is flat
-if it grew by at most three percent, or by no more than the current load explains.
+*Early* is the median of the second quarter of the time, *late* of the last one. *Flat* means a
+growth of at most 3 %, or by an amount that varies with the current load.
 
 {resources}
 """
