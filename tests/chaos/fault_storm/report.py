@@ -119,10 +119,10 @@ def _kinds_and_routes(outcomes: Sequence[Outcome]) -> Iterable[tuple[str, ...]]:
 _PAGE = """# Fault storm
 
 The test buys {generations} generations, half from images and half from videos, from a stand-in for
-CometAPI that injects faults into about {share} % of all requests: submissions, polls of both routes, and
-downloads. It uses every kind of fault, and all of the documented reply shapes in turn. {at_once}
-concurrent flow runs share one process and one event loop, with a real Prefect server. Each
-generation has its own key.
+CometAPI that injects faults into about {share} % of all requests: submissions, polls of both
+routes, and downloads. It uses every kind of fault, and all of the documented reply shapes in turn.
+{at_once} concurrent flow runs share one process and one event loop, with a real Prefect server.
+Each generation has its own key.
 
 Then the test acts as a user would. During the storm, it runs unfinished generations again with the
 same key, beside `collect`. After the storm, it does both once more. Then it looks for the uncertain

@@ -67,8 +67,8 @@ _PAGE = """# Soak
 `{command}`
 
 The soak test puts a busy day into {minutes} minutes, on one machine: PostgreSQL (the ledger and
-Prefect's own data), Redis, two API servers, Prefect's services, and a stand-in for CometAPI that injects
-faults of every kind into about {share} % of all requests, except that no generation fails.
+Prefect's own data), Redis, two API servers, Prefect's services, and a stand-in for CometAPI that
+injects faults of every kind into about {share} % of all requests, except that no generation fails.
 
 - A resident process continuously runs flows in one event loop: single videos of both kinds, batches
   of five, `collect`. A second one does the same and gets a SIGKILL each minute.
