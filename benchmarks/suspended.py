@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the resources of runs that wait for a video, suspended or not, and their time to resume.
 
-    python tests/benchmarks/suspended.py --runs 200 [--report docs/benchmarks.md]
+    python benchmarks/suspended.py --runs 200 [--report docs/benchmarks.md]
 
 A process worker starts the runs of a deployment against a Prefect server on PostgreSQL and a
 service whose videos are not ready before all runs wait. The resources of the worker and of all its
@@ -23,14 +23,14 @@ from typing import Any
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import report
 from measuring import prefect
 
 from prefect_cometapi.sandbox import Sandbox
+from tests.chaos.harness import markdown
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 POOL = "waiting"
 AT_A_TIME = 4
 """Runs that the worker has processes for; two cores take no more."""
@@ -120,12 +120,12 @@ async def main() -> None:
     chosen = parser.parse_args()
     async with workbench() as bench:
         figures = await _in_place(bench) + await _suspended(bench, chosen.runs)
-    command = f"`python tests/benchmarks/suspended.py --runs {chosen.runs}`"
-    machine = report.machine("prefect")
+    command = f"`python benchmarks/suspended.py --runs {chosen.runs}`"
+    machine = markdown.machine("prefect")
     text = f"## Runs that wait\n\n{command}\n\n{machine}\n\n{figures}"
     print(text)
     if chosen.report:
-        report.put_section(ROOT / chosen.report, "suspended", text)
+        markdown.put_section(ROOT / chosen.report, "suspended", text)
 
 
 @asynccontextmanager

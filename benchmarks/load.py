@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the request rate of a service over kept-alive connections.
 
-``python tests/benchmarks/load.py [--sandbox] [CONNECTIONS]`` measures the service of the
+``python benchmarks/load.py [--sandbox] [CONNECTIONS]`` measures the service of the
 benchmarks, or the sandbox, which does too much per request for a benchmark. The client is a plain
 socket: a full client such as httpx takes ten times the service's own time for each request.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time each command on the way from an empty environment to a scheduled run on a worker.
 
-    python tests/benchmarks/first_run.py [--report docs/benchmarks.md]
+    python benchmarks/first_run.py [--report docs/benchmarks.md]
 
 The script builds the wheel and installs it with its dependencies into an empty environment. Then it
 runs the commands of docs/production.md, word for word, against a Prefect server and a stand-in for
@@ -16,11 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import report
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from prefect_cometapi.sandbox import Sandbox
+from tests.chaos.harness import markdown
 from tests.first_run import COMMANDS, first_day, own_server
 from tests.installation import ROOT, build_wheel
 from tests.limits import usual_signals
@@ -52,18 +51,18 @@ def main() -> None:
             took = {COMMANDS[0]: installing} | first_day(folder / "venv" / "bin", api, folder)
     rows = [f"| `{command}` | {seconds:.0f} s |" for command, seconds in took.items()]
     total = f"| until a schedule has made a video | {sum(took.values()):.0f} s |"
-    machine = report.machine("prefect")
+    machine = markdown.machine("prefect")
     head = [
         "## From nothing to a schedule",
         "",
-        "`python tests/benchmarks/first_run.py`",
+        "`python benchmarks/first_run.py`",
         "",
         machine,
     ]
     text = "\n".join([*head, "", "| | |", "| --- | --- |", *rows, total, ""])
     print(text)
     if chosen.report:
-        report.put_section(ROOT / chosen.report, "first run", text)
+        markdown.put_section(ROOT / chosen.report, "first run", text)
 
 
 if __name__ == "__main__":

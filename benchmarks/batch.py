@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Benchmark a batch of videos, made in several ways, by what each needs beyond the rendering.
 
-    python tests/benchmarks/batch.py --items 1000 --in-flight 1000 --rendering 20 \
+    python benchmarks/batch.py --items 1000 --in-flight 1000 --rendering 20 \
         --who ours bare threads floor [--report docs/benchmarks.md]
 
 - ours: this package's batch, with an empty ledger.
@@ -26,13 +26,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import load
-import report
 from contestants import CONTESTANTS
 from measuring import Course, Figures, Server, prefect, race
 from service import draw_clip, lean_process
 
-ROOT = Path(__file__).parents[2]
+from tests.chaos.harness import markdown
+
+ROOT = Path(__file__).parents[1]
 MEGABYTE = 1e6
 TIMES = "\N{MULTIPLICATION SIGN}"
 PACKAGES = ("prefect", "httpx", "runwayml", "av")
@@ -149,7 +152,7 @@ def shown(items: int, race_: Race) -> str:
         return f"{text} ({figure / under:.2f}{TIMES})" if under else text
 
     lines = [
-        report.table(["", *sound], [[row.name, *(cell(row, w) for w in sound)] for row in ROWS])
+        markdown.table(["", *sound], [[row.name, *(cell(row, w) for w in sound)] for row in ROWS])
     ]
     lines += [f"No figures for {who}: {why}." for who, why in race_.items() if isinstance(why, str)]
     return "\n\n".join(lines)
@@ -189,7 +192,7 @@ def arguments() -> argparse.Namespace:
 
 
 def _command(asked: argparse.Namespace) -> str:
-    words = ["python tests/benchmarks/batch.py", "--items", *map(str, asked.items)]
+    words = ["python benchmarks/batch.py", "--items", *map(str, asked.items)]
     words += [f"--in-flight {asked.in_flight}", f"--rendering {asked.rendering:g}"]
     words += [f"--variation {asked.variation:g}"] if asked.variation else []
     words += [f"--seed {asked.seed}"] if asked.seed != 1 else []
@@ -224,7 +227,7 @@ async def run(asked: argparse.Namespace) -> str:
     parts = [
         f"## A batch of {sizes} videos",
         _ABOUT.format(command=_command(asked), size=size),
-        report.machine(*PACKAGES),
+        markdown.machine(*PACKAGES),
         f"What the service takes, over {load.CONNECTIONS} connections:\n\n```\n{capacity}\n```",
     ]
     for items, race_ in races.items():
@@ -256,9 +259,8 @@ def main() -> None:
     text = asyncio.run(run(asked))
     print(f"\n{text}")
     if page:
-        report.put_section(page, f"batch {' '.join(map(str, asked.items))}", text)
+        markdown.put_section(page, f"batch {' '.join(map(str, asked.items))}", text)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the cost of importing this package on top of importing Prefect.
 
-    python tests/benchmarks/import_time.py [ROUNDS]
+    python benchmarks/import_time.py [ROUNDS]
 
 Each import is timed in a fresh interpreter. The statements take turns, so that a busy machine slows
 all of them alike. The output shows the median over the rounds and its difference to the baseline.

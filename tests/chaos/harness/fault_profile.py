@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Profile of all faults at once, on every route."""
+"""Fault profile: all faults of the sandbox at once, on every route."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from prefect_cometapi.sandbox import Fault, FaultKind, FaultRoute
 from prefect_cometapi.sandbox.faults.plan import KINDS
 
 SHARE = 0.3
-"""Share of each route's requests that meet a fault."""
+"""Share of the requests of each route that meet a fault."""
 
 VARIANTS: dict[FaultKind, tuple[str | None, ...]] = {
     "429": (None, "0.2", "date:1"),
@@ -19,26 +19,26 @@ VARIANTS: dict[FaultKind, tuple[str | None, ...]] = {
     "slow": ("0.4", "6"),
 }
 """Variants of the kinds that have several: a delay below and one above the client's read timeout
-(`run_storm.PATIENCE`); a Retry-After that is absent, a number or a date."""
+(`run_storm.READ_TIMEOUT`); a Retry-After that is absent, a number or a date."""
 
 ROUTES: tuple[FaultRoute, ...] = get_args(FaultRoute)
 
 
 def kinds_of(route: FaultRoute) -> list[FaultKind]:
     """Return every kind of fault that a route has."""
-    return [kind for kind, about in KINDS.items() if route in about.routes]
+    return [kind for kind, description in KINDS.items() if route in description.routes]
 
 
-def weather(share: float = SHARE, without: Collection[FaultKind] = ()) -> tuple[Fault, ...]:
-    """Return faults that strike a share of each route's requests, nearly all kinds equally often.
+def fault_profile(share: float = SHARE, without: Collection[FaultKind] = ()) -> tuple[Fault, ...]:
+    """Return faults for a share of the requests of each route, nearly all kinds equally often.
 
-    A plan tries its faults in turn and takes the first that strikes. A later one is tried less
+    A plan tries its faults in turn and takes the first one that applies. A later one is tried less
     often, so it gets a higher rate.
     """
-    return tuple(fault for route in ROUTES for fault in _on(route, without, share))
+    return tuple(fault for route in ROUTES for fault in _faults_on(route, without, share))
 
 
-def _on(route: FaultRoute, without: Collection[FaultKind], share: float) -> list[Fault]:
+def _faults_on(route: FaultRoute, without: Collection[FaultKind], share: float) -> list[Fault]:
     kinds: list[FaultKind] = [kind for kind in kinds_of(route) if kind not in without]
     faults: list[Fault] = []
     taken = 0.0
@@ -58,8 +58,8 @@ def _variants(kind: FaultKind, route: FaultRoute) -> tuple[str | None, ...]:
     return VARIANTS.get(kind, (None,))
 
 
-def unseen(struck: Counter[tuple[str, str]]) -> list[str]:
-    """Return the kinds of faults that never struck, as ``route:kind``."""
+def unused_faults(hits: Counter[tuple[str, str]]) -> list[str]:
+    """Return the kinds of faults that no request met, as ``route:kind``."""
     return [
-        f"{route}:{kind}" for route in ROUTES for kind in kinds_of(route) if not struck[route, kind]
+        f"{route}:{kind}" for route in ROUTES for kind in kinds_of(route) if not hits[route, kind]
     ]

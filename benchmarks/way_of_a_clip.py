@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Count the modules, functions and module borders that one ``image_to_video`` crosses.
 
-    python tests/benchmarks/way_of_a_clip.py
+    python benchmarks/way_of_a_clip.py
 
 It runs the flow once against the sandbox, with a profiler in every thread. A function counts once,
 however often it is called. A border is a pair of modules of which one calls the other; calls that
@@ -12,16 +12,12 @@ import os
 import sys
 import tempfile
 import threading
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-HERE = Path(__file__).parents[2]
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
+from service import sandbox_process
 
-import prefect_cometapi  # noqa: E402
-from tests.benchmarks.service import sandbox_process  # noqa: E402
+import prefect_cometapi
 
 PACKAGE = f"{prefect_cometapi.__name__}."
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Simulate poll schedules: their cost and their lag, compared with the best possible schedule.
 
-    python tests/benchmarks/polling.py [--report docs/polling.md] [--plot docs/images/polling.svg]
+    python benchmarks/polling.py [--report docs/polling.md] [--plot docs/images/polling.svg]
 
 The simulation needs no service and no waiting. The durations of the generations are lognormal, and
 each generation is polled by a schedule until a poll comes after its end. The schedule of this

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serve one file under every path, with ranges, as fast as the kernel can send it.
 
-``python tests/benchmarks/files.py BYTES`` prints the address of the server. The file is sparse, so
+``python benchmarks/files.py BYTES`` prints the address of the server. The file is sparse, so
 it takes no space on the disk.
 """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the cost of the ledger per generation: flows with and without it take turns in one run.
 
-``python tests/benchmarks/ledger_cost.py [PAIRS]``. Both sides do the same four steps against the
+``python benchmarks/ledger_cost.py [PAIRS]``. Both sides do the same four steps against the
 same sandbox and Prefect server. The ledger of one side is a SQLite file; the other knows nothing
 and keeps nothing. The goal is a median of at most 10 ms. Flows under Prefect differ from one to the
 next by far more than that, so the median is shown with an interval (95 %, by resampling the pairs),

@@ -27,12 +27,12 @@ class Trend:
     Attributes:
         early: Median of the second quarter of the time; the first quarter is for warming up.
         late: Median of the last quarter.
-        most: Highest value.
+        highest: Highest value.
     """
 
     early: float
     late: float
-    most: float
+    highest: float
 
     def is_flat(self, slack: float) -> bool:
         """Return whether the measure did not grow."""
@@ -51,12 +51,12 @@ def trend(values: Sequence[float]) -> Trend:
     return Trend(
         early=median(values[quarter : 2 * quarter]),
         late=median(values[-quarter:]),
-        most=max(values),
+        highest=max(values),
     )
 
 
 @dataclass
-class Watch:
+class ResourceMonitor:
     """Series of all measurements.
 
     Attributes:
@@ -67,17 +67,17 @@ class Watch:
         default_factory=lambda: defaultdict(list)
     )
 
-    def look(self, processes: Mapping[str, psutil.Process]) -> None:
+    def measure(self, processes: Mapping[str, psutil.Process]) -> None:
         """Measure some processes; skip those that are gone."""
-        for who, process in processes.items():
+        for owner, process in processes.items():
             with suppress(psutil.NoSuchProcess):
                 values = _values(process)
-                for what, value in values.items():
-                    self.series[who, what].append(value)
+                for resource, value in values.items():
+                    self.series[owner, resource].append(value)
 
-    def note(self, who: str, what: str, value: float) -> None:
+    def record(self, owner: str, resource: str, value: float) -> None:
         """Record a value that was measured elsewhere."""
-        self.series[who, what].append(value)
+        self.series[owner, resource].append(value)
 
     def trends(self) -> dict[tuple[str, str], Trend]:
         """Return the trend of each measure."""
@@ -86,9 +86,9 @@ class Watch:
     def growing(self) -> list[str]:
         """Describe the resources that grew."""
         return [
-            f"{what} of {who} grew from {found.early:g} to {found.late:g}"
-            for (who, what), found in self.trends().items()
-            if not found.is_flat(SLACK[what])
+            f"{resource} of {owner} grew from {change.early:g} to {change.late:g}"
+            for (owner, resource), change in self.trends().items()
+            if not change.is_flat(SLACK[resource])
         ]
 
 
@@ -111,7 +111,7 @@ def child_of(process: psutil.Process, program: str) -> psutil.Process | None:
 
 
 @dataclass
-class Now:
+class Scheduler:
     """Scheduler of actions at intervals.
 
     Attributes:
@@ -127,9 +127,9 @@ class Now:
 
     def run_due(self) -> None:
         """Run the actions that are due; skip those that were missed meanwhile."""
-        for place, (at, seconds, action) in enumerate(self._due):
+        for index, (at, seconds, action) in enumerate(self._due):
             if self.clock() >= at:
                 action()
                 on_time = at + seconds
                 next_at = on_time if on_time > self.clock() else self.clock() + seconds
-                self._due[place] = (next_at, seconds, action)
+                self._due[index] = (next_at, seconds, action)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare the cost of a rollback journal with that of a write-ahead log, per generation.
 
-``python tests/benchmarks/ledger_journal.py [GENERATIONS] [FOLDER]``. Two ledgers take turns. Each
+``python benchmarks/ledger_journal.py [GENERATIONS] [FOLDER]``. Two ledgers take turns. Each
 generation is claimed, gets its id, is finished and is stored. These are four statements, each
 flushed to the disk. One ledger uses the rollback journal, as the package does. The other one uses
 the log that the package used before; it loses purchases when its file is copied or moved.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serve a stand-in for CometAPI that is never the bottleneck and that measures its clients.
 
-``python tests/benchmarks/lean.py CLIP [OPTIONS]`` prints its address. It gives the same replies as
+``python benchmarks/lean.py CLIP [OPTIONS]`` prints its address. It gives the same replies as
 the sandbox on the routes that a batch uses: create, task, asset. It leaves out the expensive parts:
 it draws nothing (every job has the same clip and takes as long as a seeded draw says), and no
 framework stands between a socket and its response.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure polls and lag of real batches on a clock that runs ten times faster.
 
-    python tests/benchmarks/scaled.py [--items 500] [--report docs/polling.md]
+    python benchmarks/scaled.py [--items 500] [--report docs/polling.md]
 
 This script measures what `polling.py` simulates: batches against a service, over sockets and under
 Prefect, with the same four profiles of durations. Rendering times and the poll interval are a tenth
@@ -13,17 +13,21 @@ import argparse
 import asyncio
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-import report
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from contestants import KEY, rows
 from measuring import prefect
 from polling import INTERVAL, PROFILES, Means, Profile, bound
 from service import draw_clip, lean_process
+
+from tests.chaos.harness import markdown
 
 SCALE = 10.0
 WARM = 300
@@ -66,11 +70,11 @@ def shown(command: str, items: int, found: Sequence[tuple[Profile, Means]]) -> s
     head = ["profile", "polls and lag", "least possible", "of the least", "goal"]
     return _SECTION.format(
         command=command,
-        machine=report.machine("prefect", "httpx"),
+        machine=markdown.machine("prefect", "httpx"),
         items=items,
         warm=WARM,
         in_flight=IN_FLIGHT,
-        table=report.table(head, lines),
+        table=markdown.table(head, lines),
         goal=GOAL,
     )
 
@@ -124,15 +128,12 @@ def main() -> None:
     parser.add_argument("--report", type=Path, metavar="FILE", help="page to write the section to")
     asked = parser.parse_args()
     page = asked.report and asked.report.absolute()
-    command = f"python tests/benchmarks/scaled.py --items {asked.items}"
+    command = f"python benchmarks/scaled.py --items {asked.items}"
     text = shown(command, asked.items, asyncio.run(run(asked.items)))
     print(f"\n{text}")
     if page:
-        report.put_section(page, "scaled", text)
+        markdown.put_section(page, "scaled", text)
 
 
 if __name__ == "__main__":
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).parents[2]))
     main()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .watching import Now, Watch, child_of, trend
+from .resource_monitor import ResourceMonitor, Scheduler, child_of, trend
 
 HOLDING = """
 import os, sys, threading
@@ -33,22 +33,22 @@ def holder():
         process.kill()
 
 
-def test_what_a_process_holds_is_seen(holder):
+def test_the_resources_of_a_process_are_measured(holder):
     """The memory, descriptors and threads of a process are measured; a dead one is left out."""
-    watch = Watch()
-    watch.look({"it": psutil.Process(holder.pid)})
-    (memory,), (files,), (threads,) = watch.series.values()
+    monitor = ResourceMonitor()
+    monitor.measure({"it": psutil.Process(holder.pid)})
+    (memory,), (files,), (threads,) = monitor.series.values()
     assert memory > 30
     assert files >= 50
     assert threads == 2
     gone = psutil.Process(holder.pid)
     holder.kill()
     holder.wait()
-    watch.look({"it": gone})
-    assert {len(values) for values in watch.series.values()} == {1}
+    monitor.measure({"it": gone})
+    assert {len(values) for values in monitor.series.values()} == {1}
 
 
-def test_a_child_is_found_by_what_it_runs(holder):
+def test_a_child_is_found_by_its_program(holder):
     """A child process is found by its program, among all children."""
     found = child_of(psutil.Process(os.getpid()), "bytearray(30_000_000)")
     assert found
@@ -57,23 +57,23 @@ def test_a_child_is_found_by_what_it_runs(holder):
 
 
 @given(start=st.floats(50, 500), each=st.floats(0.5, 5), noise=st.floats(0, 3))
-def test_a_leak_is_told(start, each, noise):
+def test_a_leak_is_reported(start, each, noise):
     """A leak of half a megabyte per measurement is found in two hundred noisy measurements."""
-    watch = Watch()
+    monitor = ResourceMonitor()
     for number in range(200):
-        watch.note("it", "memory, MB", start + number * each + noise * (number % 3))
-    assert len(watch.growing()) == 1
-    assert "memory, MB of it grew from" in watch.growing()[0]
+        monitor.record("it", "memory, MB", start + number * each + noise * (number % 3))
+    assert len(monitor.growing()) == 1
+    assert "memory, MB of it grew from" in monitor.growing()[0]
 
 
 @given(start=st.floats(50, 500), swing=st.floats(0, 100))
-def test_what_comes_and_goes_does_not_grow(start, swing):
+def test_fluctuation_is_not_growth(start, swing):
     """Neither fluctuation, however large, nor growth during the warm-up counts as a leak."""
-    watch = Watch()
+    monitor = ResourceMonitor()
     for number in range(200):
         warming = start * min(1.0, number / 40)
-        watch.note("it", "memory, MB", warming + swing * (number % 4))
-    assert watch.growing() == []
+        monitor.record("it", "memory, MB", warming + swing * (number % 4))
+    assert monitor.growing() == []
 
 
 def test_a_trend_needs_some_values():
@@ -82,12 +82,12 @@ def test_a_trend_needs_some_values():
         trend([1.0] * 7)
 
 
-def test_what_is_due_is_done_at_its_intervals():
+def test_actions_run_at_their_intervals():
     """Due actions run at their intervals, and missed ones are not made up for."""
     time = [0.0]
     done: list[float] = []
-    now = Now(clock=lambda: time[0])
-    now.every(10, lambda: done.append(time[0]))
+    scheduler = Scheduler(clock=lambda: time[0])
+    scheduler.every(10, lambda: done.append(time[0]))
     for time[0] in (5, 10, 12, 20, 55, 56, 65):
-        now.run_due()
+        scheduler.run_due()
     assert done == [10, 20, 55, 65]

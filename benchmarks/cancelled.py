@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the seconds from cancelling a waiting run to its last poll and to the state Cancelled.
 
-    python tests/benchmarks/cancelled.py --runs 20 [--report docs/benchmarks.md]
+    python benchmarks/cancelled.py --runs 20 [--report docs/benchmarks.md]
 
 The runs belong to a deployment under a process worker. They are cancelled in the same way as by the
 button in the UI. They poll five times a second, so that a late poll is seen.
@@ -10,12 +10,16 @@ button in the UI. They poll five times a second, so that a late poll is seen.
 import argparse
 import asyncio
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import report
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from suspended import AT_A_TIME, ROOT, Bench, until, workbench
+
+from tests.chaos.harness import markdown
 
 TOGETHER = AT_A_TIME
 
@@ -31,11 +35,11 @@ async def main() -> None:
     async with workbench(COMETAPI_POLL_INTERVAL="0.2") as bench:
         for first in range(0, chosen.runs, TOGETHER):
             await _cancel_some(bench, f"cancelled-{first}", quiet, cancelled)
-    command = f"`python tests/benchmarks/cancelled.py --runs {chosen.runs}`"
+    command = f"`python benchmarks/cancelled.py --runs {chosen.runs}`"
     last, most = statistics.median(quiet), max(quiet)
     ended, latest = statistics.median(cancelled), max(cancelled)
     text = (
-        f"## Runs that are cancelled\n\n{command}\n\n{report.machine('prefect')}\n\n"
+        f"## Runs that are cancelled\n\n{command}\n\n{markdown.machine('prefect')}\n\n"
         f"{len(quiet)} runs that polled five times a second were cancelled as the button in the UI "
         f"does it,\n{TOGETHER} at a time. The last poll came {last:.1f} s after that in the median "
         f"and {most:.1f} s at most\n(0 where none came); the run was Cancelled after "
@@ -44,7 +48,7 @@ async def main() -> None:
     )
     print(text)
     if chosen.report:
-        report.put_section(ROOT / chosen.report, "cancelled", text)
+        markdown.put_section(ROOT / chosen.report, "cancelled", text)
 
 
 async def _cancel_some(bench: Bench, kind: str, quiet: list[float], cancelled: list[float]) -> None:

@@ -13,6 +13,7 @@ import boto3
 from prefect_cometapi.runway.ledger.marks import FOLDER
 
 from ...s3 import environment, s3_server
+from ..harness.collect_state import HIDDEN
 
 BUCKET = "videos"
 
@@ -21,7 +22,7 @@ class Location(Protocol):
     """Location of the videos of one case."""
 
     @property
-    def wanted(self) -> str:
+    def address(self) -> str:
         """Return the location as a flow gets it, and as the ledger records it."""
         ...
 
@@ -45,14 +46,13 @@ class Folder:
     path: Path
 
     @property
-    def wanted(self) -> str:
+    def address(self) -> str:
         return str(self.path)
 
     def names(self) -> list[str]:
         if not self.path.exists():
             return []
-        hidden = {".incoming", FOLDER}
-        return sorted(path.name for path in self.path.iterdir() if path.name not in hidden)
+        return sorted(path.name for path in self.path.iterdir() if path.name not in HIDDEN)
 
     def local(self, name: str) -> Path:
         return self.path / name
@@ -66,13 +66,13 @@ class Objects:
     """Objects below a prefix of a bucket, possibly with a block for it."""
 
     store: "ObjectStore"
-    wanted: str
+    address: str
     prefix: str
     copies: Path
 
     def names(self) -> list[str]:
-        found = self.store.client.list_objects_v2(Bucket=BUCKET, Prefix=self.prefix)
-        names = (each["Key"].removeprefix(self.prefix) for each in found.get("Contents", []))
+        listed = self.store.client.list_objects_v2(Bucket=BUCKET, Prefix=self.prefix)
+        names = (each["Key"].removeprefix(self.prefix) for each in listed.get("Contents", []))
         return sorted(name for name in names if not name.startswith(f"{FOLDER}/"))
 
     def local(self, name: str) -> Path:
@@ -81,7 +81,7 @@ class Objects:
         return self.copies / name
 
     def uri(self, name: str) -> str:
-        return f"{self.wanted}/{name}"
+        return f"{self.address}/{name}"
 
 
 @dataclass(frozen=True)

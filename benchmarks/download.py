@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare the speed and memory of a download with curl.
 
-    python tests/benchmarks/download.py [--megabytes 1000] [--rounds 5] [--report FILE]
+    python benchmarks/download.py [--megabytes 1000] [--rounds 5] [--report FILE]
 
 Both fetch the same file from the same server on this machine, in turn. A download of this package
 also computes the SHA-256 and ends when the file is on the disk, so curl is timed up to an fsync as
@@ -24,9 +24,12 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 
-import report
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from contestants import cpu_seconds, memory
 from service import script_process
+
+from tests.chaos.harness import markdown
 
 GOAL = 0.8
 """Longest time of a download as a multiple of curl's, both until the file is on the disk."""
@@ -136,7 +139,7 @@ def shown(
         return [name, f"{seconds:.2f}", f"{megabytes / seconds:,.0f}", f"{cpu:.2f}"]
 
     cpu_curl = median(one.curl.cpu for one in rounds)
-    speed = report.table(
+    speed = markdown.table(
         [f"{megabytes:,} MB", "seconds", "MB/s", "CPU seconds"],
         [
             row("download, with SHA-256, on the disk", mine, median(r.ours.cpu for r in rounds)),
@@ -144,7 +147,7 @@ def shown(
             row("curl, in the page cache", plain, cpu_curl),
         ],
     )
-    memories = report.table(
+    memories = markdown.table(
         ["memory beyond the start", "MB"],
         [
             [f"{SMALL} MB", f"{small.growth:.0f}"],
@@ -155,7 +158,7 @@ def shown(
     met = "met" if ratio >= GOAL else "**missed**"
     return _SECTION.format(
         command=command,
-        machine=report.machine("httpx", "httpcore", "anyio"),
+        machine=markdown.machine("httpx", "httpcore", "anyio"),
         speed=speed,
         rounds=len(rounds),
         ratio=ratio,
@@ -202,7 +205,7 @@ def main() -> None:
     if not shutil.which("curl"):
         raise SystemExit("curl is not installed (apt-get install curl)")
     page = asked.report and asked.report.absolute()
-    command = "python tests/benchmarks/download.py"
+    command = "python benchmarks/download.py"
     command += f" --megabytes {asked.megabytes} --rounds {asked.rounds}"
     with tempfile.TemporaryDirectory(prefix="cometapi-benchmark-") as name:
         folder = Path(name)
@@ -211,7 +214,7 @@ def main() -> None:
     text = shown(command, asked.megabytes, rounds, small, at_once)
     print(text)
     if page:
-        report.put_section(page, "download", text)
+        markdown.put_section(page, "download", text)
 
 
 if __name__ == "__main__":

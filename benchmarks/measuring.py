@@ -140,7 +140,7 @@ class Server:
 @asynccontextmanager
 async def prefect(kept: Kept) -> AsyncIterator[Server]:
     """Start a fresh Prefect server with its database in a temporary folder."""
-    from tests.chaos.kill_matrix.fork_client import prefect_server
+    from tests.chaos.harness.servers import prefect_server
     from tests.postgres import Postgres, binaries
 
     async with AsyncExitStack() as stack:

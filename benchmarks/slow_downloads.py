@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the resources of a thousand slow downloads at once.
 
-    python tests/benchmarks/slow_downloads.py [--report docs/benchmarks.md]
+    python benchmarks/slow_downloads.py [--report docs/benchmarks.md]
 
 A server on this machine sends a file of one megabyte to each client at 20 to 50 kB/s. Each row is a
 fresh process with one event loop. A download of this package also computes the SHA-256 and ends
@@ -21,9 +21,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import httpx
-import report
 from contestants import cpu_seconds, memory
+
+from tests.chaos.harness import markdown
 
 SIZE = 1_000_000
 SLOWEST, FASTEST = 20_000, 50_000
@@ -150,12 +153,12 @@ def table() -> str:
             print("  ".join(rows[-1]), flush=True)
         server.kill()
     head = ["", "s", "CPU s", "MB more at the peak", "kB each", "descriptors", "threads"]
-    return report.table(head, rows)
+    return markdown.table(head, rows)
 
 
 _SECTION = """## A thousand slow downloads
 
-`python tests/benchmarks/slow_downloads.py`
+`python benchmarks/slow_downloads.py`
 
 A server on this machine drips a file of a megabyte at 20 to 50 kB/s to each who asks. Each row is a
 fresh process with one event loop. Ours also takes the SHA-256 and has each file on the disk at its
@@ -186,8 +189,8 @@ def main() -> None:
         found = table()
         print(found)
         if asked.report:
-            text = _SECTION.format(machine=report.machine("httpx"), table=found)
-            report.put_section(asked.report, "slow downloads", text)
+            text = _SECTION.format(machine=markdown.machine("httpx"), table=found)
+            markdown.put_section(asked.report, "slow downloads", text)
 
 
 if __name__ == "__main__":
