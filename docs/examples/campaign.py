@@ -21,7 +21,8 @@ async def campaign(photo: str, name: str) -> dict[str, str]:
     wide, tall = await asyncio.gather(
         *(
             aimage_to_video(
-                {"promptImage": photo, "promptText": name, "ratio": ratio}, key=f"{name}/{ratio}"
+                {"promptImage": photo, "promptText": name, "ratio": ratio},
+                idempotency_key=f"{name}/{ratio}",
             )
             for ratio in ("1280:720", "720:1280")
         )

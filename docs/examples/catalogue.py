@@ -47,7 +47,7 @@ def nightly_clips(database: str, max_seconds: float = 5000) -> int:
     requests = products_without_a_clip(database)
     if not requests:
         return 0
-    result = generate_batch(requests, key="clips", max_seconds=max_seconds)
+    result = generate_batch(requests, idempotency_key="clips", max_seconds=max_seconds)
     print(f"{result.succeeded} stored, {result.failed} failed, {result.uncertain} uncertain")
     stored = [item for item in result.results if item.uri]
     return load(database, [item.model_dump() for item in stored])

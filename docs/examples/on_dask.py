@@ -22,7 +22,7 @@ def on_dask(photos: dict[str, str]) -> dict[str, str]:
     """Run a chain of four tasks for each photo; Dask decides where each of them runs."""
     stored = {}
     for name, photo in photos.items():
-        submission = submit_generation.submit({"promptImage": photo}, key=name)
+        submission = submit_generation.submit({"promptImage": photo}, idempotency_key=name)
         finished = poll_generation.submit(submission)
         videos = fetch_output.submit(submission, finished)
         stored[name] = persist_output.submit(submission, finished, videos)

@@ -97,6 +97,6 @@ def test_a_server_that_is_down_is_told_without_a_stack_trace(
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         assert command(words) == 1
     told = capsys.readouterr().err
-    assert "Prefect: its server does not answer: " in told
+    assert "Prefect: the server does not answer: " in told
     assert "Next: prefect server start, or unset PREFECT_API_URL" in told
     assert "Traceback" not in told
