@@ -38,7 +38,7 @@ def test_one_command_deploys_all_flows(clean_server, shell):
             deployments = await client.read_deployments()
         return [one.name for one in deployments if one.work_pool_name == "of-deploy"]
 
-    assert sorted(asyncio.run(found())) == ["catalogue", "daily", "sweep", "weekly"]
+    assert sorted(asyncio.run(found())) == ["catalogue", "collector", "daily", "weekly"]
 
 
 def test_a_file_beside_the_command_is_not_run(clean_server, shell, tmp_path):
