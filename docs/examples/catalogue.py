@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nightly DAG: make a video for each product without one, and record its location in a table.
 
-Only missing videos are bought: a product whose video is in the table is skipped, and a product whose
-row was lost finds its video by its idempotency key.
+Only missing videos are bought: a product whose video is in the table is skipped, and a product
+whose row was lost finds its video by its idempotency key.
 """
 
 import sqlite3
