@@ -225,7 +225,11 @@ def sandbox(
     ] = ("bare",),
     fault: Annotated[
         tuple[str, ...],
-        Parameter(help="Fault to inject, such as create:429:times=2,value=3.", negative=""),
+        Parameter(
+            help="Fault to inject, such as create:429:times=2,value=3.",
+            negative="",
+            show_default=False,
+        ),
     ] = (),
     seed: Annotated[int, Parameter(help="Random seed of faults that have a rate.")] = 0,
     not_visible_polls: Annotated[

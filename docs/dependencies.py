@@ -29,8 +29,8 @@ HEAD = """# Installed packages
 
 `constraints.txt` lists every package that is installed with this one, and setuptools, which builds
 it, with version and file hashes; `pip install --require-hashes -r constraints.txt` installs nothing
-else. Build from source with `--no-build-isolation`: otherwise pip downloads a setuptools that is not
-locked. The table has the licences that the packages state. [sbom.cdx.json](sbom.cdx.json) has the
+else. Build from source with `--no-build-isolation`: otherwise pip downloads an unlocked setuptools.
+The table has the licences that the packages state. [sbom.cdx.json](sbom.cdx.json) has the
 same in machine-readable form (CycloneDX 1.6), with the dependencies between the packages.
 `python docs/dependencies.py` writes both.
 

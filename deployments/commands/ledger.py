@@ -70,7 +70,11 @@ def list_entries(
     *,
     state: Annotated[
         tuple[State, ...],
-        Parameter(help="Only generations in this state. Repeatable.", negative=""),
+        Parameter(
+            help="Only generations in this state. Repeatable.",
+            negative="",
+            show_default=False,
+        ),
     ] = (),
     since: Annotated[
         str | None,
@@ -115,12 +119,12 @@ def list_entries(
 
 @app.command
 def show(
-    key: Key,
+    idempotency_key: Key,
     *,
     json: Annotated[bool, Parameter(negative="", help="Print the result as JSON.")] = False,
 ) -> None:
     """Show all recorded facts about one generation."""
-    entry = _run(_known(key))
+    entry = _run(_known(idempotency_key))
     if json:
         print(json_text.dumps(as_json(entry), indent=2))
         return
@@ -133,7 +137,7 @@ def show(
 
 @app.command
 def adopt(
-    key: Key,
+    idempotency_key: Key,
     task_id: Annotated[
         str,
         Parameter(
@@ -151,7 +155,7 @@ def adopt(
     async def decide() -> Entry:
         from ...flows.steps.adoption import adopt_by_hand
 
-        entry = await _known(key)
+        entry = await _known(idempotency_key)
         return await adopt_by_hand(await _ledger(), entry, check_task_id(task_id), _warn)
 
     entry = _run(decide())
@@ -162,20 +166,20 @@ def adopt(
 
 
 @app.command
-def write_off(key: Key) -> None:
+def write_off(idempotency_key: Key) -> None:
     """Write off an uncertain submission. Nothing more is sent under its idempotency key."""
-    _decide(key, State.WRITTEN_OFF, "written off by hand")
+    _decide(idempotency_key, State.WRITTEN_OFF, "written off by hand")
     minutes = f"{ARRIVAL_WINDOW.total_seconds() / 60:g} minutes after the submission"
-    command = f"prefect-cometapi ledger resubmit {shlex.quote(key)}"
+    command = f"prefect-cometapi ledger resubmit {shlex.quote(idempotency_key)}"
     _done(
-        f"{key} is written off. It may have been charged once.",
+        f"{idempotency_key} is written off. It may have been charged once.",
         f"nothing; if you still want the video, {minutes}: {command}",
     )
 
 
 @app.command
 def resubmit(
-    key: Key,
+    idempotency_key: Key,
     *,
     now: Annotated[
         bool,
@@ -192,18 +196,21 @@ def resubmit(
     Therefore the command fails until 15 minutes after the submission. A failed or cancelled
     generation can be resubmitted at once.
     """
-    entry = _run(_known(key))
+    entry = _run(_known(idempotency_key))
     moment = datetime.now(UTC)
     until = may_arrive_until(entry, moment)
     if until and not now:
         _refuse_for_now(entry, moment, until)
-    _decide(key, State.RESUBMIT_ALLOWED, "one more submission allowed by hand", entry)
+    _decide(idempotency_key, State.RESUBMIT_ALLOWED, "one more submission allowed by hand", entry)
     if outcome_is_unknown(entry):
-        sent = f"{key} was last submitted at {shown_time(sent_at(entry, moment))}."
+        sent = f"{idempotency_key} was last submitted at {shown_time(sent_at(entry, moment))}."
         console.print(escape(sent), soft_wrap=True)
     if until:
         _warn(f"if that submission is still accepted before {shown_time(until)}, both are charged")
-    _done(f"{key} may be submitted once more.", "run it again with the same idempotency key")
+    _done(
+        f"{idempotency_key} may be submitted once more.",
+        "run it again with the same idempotency key",
+    )
 
 
 def _refuse_for_now(entry: Entry, moment: datetime, until: datetime) -> NoReturn:
@@ -225,11 +232,11 @@ def _refuse_for_now(entry: Entry, moment: datetime, until: datetime) -> NoReturn
 
 
 @app.command
-def abandon(key: Key) -> None:
+def abandon(idempotency_key: Key) -> None:
     """Make collect ignore a generation. Does not refund or cancel it."""
-    _decide(key, State.ABANDONED, "abandoned by hand")
+    _decide(idempotency_key, State.ABANDONED, "abandoned by hand")
     _done(
-        f"{key} is abandoned; collect ignores it.",
+        f"{idempotency_key} is abandoned; collect ignores it.",
         "nothing; a run with the same idempotency key continues it",
     )
 

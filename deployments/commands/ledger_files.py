@@ -93,6 +93,7 @@ def rebuild(
         Parameter(
             help="Storage with videos of this ledger (default: COMETAPI_STORAGE). Repeatable.",
             negative="",
+            show_default=False,
         ),
     ] = (),
     accept_missing: Annotated[
