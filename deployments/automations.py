@@ -31,25 +31,25 @@ START_TIMEOUT = timedelta(minutes=15)
 A machine may have to boot, and a container image to be pulled, before a run starts.
 """
 
-_ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
-_WAITS = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry")
-_OURS: dict[str, Any] = {"prefect.resource.id": f"prefect.tag.{TAG}"}
-_RUNS: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
+_STOPPED_STATES = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
+_WAITING_STATES = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry")
+_WITH_TAG: dict[str, Any] = {"prefect.resource.id": f"prefect.tag.{TAG}"}
+_FLOW_RUNS: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
 
 
-def _each_of_our_runs(
+def _flow_run_trigger(
     expect: set[str],
     posture: Literal[Posture.Reactive, Posture.Proactive] = Posture.Reactive,
-    **more: Any,
+    **options: Any,
 ) -> EventTrigger:
     return EventTrigger(
         posture=posture,
         expect=expect,
-        match=_RUNS,
-        match_related=_OURS,
+        match=_FLOW_RUNS,
+        match_related=_WITH_TAG,
         for_each={"prefect.resource.id"},
         threshold=1,
-        **more,
+        **options,
     )
 
 
@@ -57,7 +57,7 @@ def _set_to(state: StateType, message: str) -> ActionTypes:
     return ChangeFlowRunState(name=None, state=state, message=message, force=False)
 
 
-def _run(deployment_id: UUID, **templates: str) -> ActionTypes:
+def _run_deployment(deployment_id: UUID, **templates: str) -> ActionTypes:
     parameters = {
         name: {"__prefect_kind": "jinja", "template": template}
         for name, template in templates.items()
@@ -76,8 +76,8 @@ def mark_silent_runs_crashed(heartbeat_timeout: timedelta = HEARTBEAT_TIMEOUT) -
     return Automation(
         name="cometapi: mark silent runs as crashed",
         description="Sets a run to Crashed when its heartbeats have stopped.",
-        trigger=_each_of_our_runs(
-            alive | {f"prefect.flow-run.{state}" for state in _ENDS},
+        trigger=_flow_run_trigger(
+            alive | {f"prefect.flow-run.{state}" for state in _STOPPED_STATES},
             posture=Posture.Proactive,
             after=alive,
             within=heartbeat_timeout,
@@ -93,11 +93,13 @@ def mark_unstarted_runs_crashed(start_timeout: timedelta = START_TIMEOUT) -> Aut
     longer scheduled, and it occupies a slot of the deployment's concurrency limit. A pending run
     sends no heartbeats, so their absence cannot be used here.
     """
-    started = {f"prefect.flow-run.{state}" for state in ("Running", *_WAITS, *_ENDS)}
+    started = {
+        f"prefect.flow-run.{state}" for state in ("Running", *_WAITING_STATES, *_STOPPED_STATES)
+    }
     return Automation(
         name="cometapi: mark runs that did not start as crashed",
         description="Sets a run to Crashed when a worker claimed it and it did not start.",
-        trigger=_each_of_our_runs(
+        trigger=_flow_run_trigger(
             started,
             posture=Posture.Proactive,
             after={"prefect.flow-run.Pending"},
@@ -116,7 +118,7 @@ def restart_crashed_runs() -> Automation:
     return Automation(
         name="cometapi: restart crashed runs",
         description="Schedules a crashed run again. Nothing is paid for twice.",
-        trigger=_each_of_our_runs({"prefect.flow-run.Crashed"}),
+        trigger=_flow_run_trigger({"prefect.flow-run.Crashed"}),
         actions=[_set_to(StateType.SCHEDULED, "Restarted after a crash.")],
     )
 
@@ -126,7 +128,7 @@ def notify_on_failure(block_id: UUID) -> Automation:
     return Automation(
         name="cometapi: notify on failure",
         description="Sends a notification when a run has failed.",
-        trigger=_each_of_our_runs({"prefect.flow-run.Failed"}),
+        trigger=_flow_run_trigger({"prefect.flow-run.Failed"}),
         actions=[
             SendNotification(
                 block_document_id=block_id,
@@ -168,17 +170,17 @@ def run_for_each_video(deployment_id: UUID, name: str) -> Automation:
             expect={"cometapi.generation.stored"},
             threshold=1,
         ),
-        actions=[_run(deployment_id, uri="{{ event.payload.uri }}")],
+        actions=[_run_deployment(deployment_id, uri="{{ event.payload.uri }}")],
     )
 
 
-def differ(wanted: Automation, there: Automation) -> bool:
+def differ(wanted: Automation, existing: Automation) -> bool:
     """Return True if an automation has to be updated; its id and labels are not compared."""
     kept = ("name", "description", "trigger", "actions")
-    return any(_plain(wanted, name) != _plain(there, name) for name in kept)
+    return any(_comparable(wanted, name) != _comparable(existing, name) for name in kept)
 
 
-def _plain(automation: Automation, name: str) -> Any:
+def _comparable(automation: Automation, name: str) -> Any:
     return _sorted(automation.model_dump(mode="json", include={name})[name])
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False, emoji=False)
 errors = Console(stderr=True, highlight=False, emoji=False)
 
-_VERBS = {
+_STATUS_TEXT = {
     Status.NOT_FOUND: "submitted, not found yet",
     Status.PENDING: "queued",
     Status.RUNNING: "rendering",
@@ -83,7 +83,7 @@ def progress_of(title: str, where: Console = console, done: str = "stored") -> I
         task_id = submission.task_id
         share = 1.0 if reply.status is Status.SUCCEEDED else reply.progress
         move(
-            description=f"{escape(submission.short_id)} {_VERBS[reply.status]}",
+            description=f"{escape(submission.short_id)} {_STATUS_TEXT[reply.status]}",
             total=1.0,
             completed=min(share or 0.0, 0.99),
         )
