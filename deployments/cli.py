@@ -235,7 +235,9 @@ def sandbox(
 
 
 def _tell_how_to_use(url: str) -> None:
-    console.print(f"CometAPI sandbox on [bold]{url}[/], documented at {url}/docs", soft_wrap=True)
+    console.print(
+        f"CometAPI sandbox on [bold]{url}[/] (schema: {url}/openapi.json)", soft_wrap=True
+    )
     console.print("[dim]In another terminal:[/]")
     console.print(f"  export COMETAPI_BASE_URL={url} COMETAPI_KEY=sandbox", soft_wrap=True)
     console.print('  prefect-cometapi image-to-video https://example.com/cat.jpg "slow zoom"')

@@ -17,9 +17,9 @@ from .errors import InvalidManifest
 from .row_validation import check_names, is_own
 from .rows import Row
 from .strict_json import strict_json
-from .table_files import Kind, Unreadable, kind_of, opened, parquet_module
+from .table_files import FileFormat, Unreadable, format_of, open_table, parquet_module
 
-LONGEST_CELL = 30_000_000
+MAX_CELL_LENGTH = 30_000_000
 """Maximum characters of a cell; more than the base64 of the largest data URI that a request may
 carry."""
 
@@ -38,7 +38,7 @@ def read_rows(place: str) -> list[Row]:
         InvalidManifest: It cannot be read, has no rows, or has columns that no request has.
     """
     try:
-        rows = list(_READERS[kind_of(place)](place))
+        rows = list(_READERS[format_of(place)](place))
     except Unreadable as error:
         raise InvalidManifest(str(error)) from None
     if not rows:
@@ -47,13 +47,12 @@ def read_rows(place: str) -> list[Row]:
 
 
 def _json_rows(place: str) -> Iterator[Row]:
-    with opened(place, text=True) as lines:
+    with open_table(place, text=True) as lines:
         # The size limit keeps a line that is too long from being read as a whole.
-        for number, line in enumerate(iter(partial(lines.readline, LONGEST_CELL + 1), ""), 1):
-            if len(line) > LONGEST_CELL:
-                raise Unreadable(
-                    f"{redact_url(place)}: line {number} is longer than {LONGEST_CELL:,} characters"
-                )
+        for number, line in enumerate(iter(partial(lines.readline, MAX_CELL_LENGTH + 1), ""), 1):
+            if len(line) > MAX_CELL_LENGTH:
+                limit = f"{MAX_CELL_LENGTH:,} characters"
+                raise Unreadable(f"{redact_url(place)}: line {number} is longer than {limit}")
             if line.strip():
                 yield _json_row(number, line)
 
@@ -70,8 +69,8 @@ def _json_row(number: int, line: str) -> Row:
 
 def _csv_rows(place: str) -> Iterator[Row]:
     # The limit is global to the process, so it is only ever raised.
-    csv.field_size_limit(max(LONGEST_CELL, csv.field_size_limit()))
-    with opened(place, text=True) as lines:
+    csv.field_size_limit(max(MAX_CELL_LENGTH, csv.field_size_limit()))
+    with open_table(place, text=True) as lines:
         records = _csv_records(place, lines)
         _, header = next(records, (0, []))
         columns = [name.strip() for name in header]
@@ -102,7 +101,7 @@ def _csv_records(place: str, lines: Any) -> Iterator[tuple[int, list[str]]]:
 
 def _parquet_rows(place: str) -> Iterator[Row]:
     parquet = parquet_module()
-    with opened(place, text=False) as file:
+    with open_table(place, text=False) as file:
         table = parquet.ParquetFile(file)
         columns = table.schema_arrow.names
         _check_columns(place, columns)
@@ -131,8 +130,8 @@ def _check_columns(place: str, names: list[str]) -> None:
         raise Unreadable(f"{redact_url(place)} cannot be used: {'; '.join(told)}")
 
 
-_READERS: dict[Kind, Callable[[str], Iterator[Row]]] = {
-    Kind.JSONL: _json_rows,
-    Kind.CSV: _csv_rows,
-    Kind.PARQUET: _parquet_rows,
+_READERS: dict[FileFormat, Callable[[str], Iterator[Row]]] = {
+    FileFormat.JSONL: _json_rows,
+    FileFormat.CSV: _csv_rows,
+    FileFormat.PARQUET: _parquet_rows,
 }

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, computed_field
 from ..ledger.figures import Spending
 from ..models.generation import Value
 from ..models.requests import ImageToVideoRequest, VideoToVideoRequest
-from ..redact import shortened
+from ..redact import redact_payload
 
 
 class Outcome(StrEnum):
@@ -49,7 +49,7 @@ class ItemResult(Value):
     task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")
     route: str | None = Field(default=None, description="image_to_video or video_to_video.")
     model: str | None = Field(default=None, description="Runway model.")
-    prompt: Annotated[str | None, AfterValidator(shortened)] = Field(
+    prompt: Annotated[str | None, AfterValidator(redact_payload)] = Field(
         default=None, description="What was asked for, in words; signed URLs and the like redacted."
     )
     uri: str | None = Field(default=None, description="Where its video is.")

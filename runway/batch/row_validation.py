@@ -27,7 +27,7 @@ from .strict_json import strict_json
 MAX_ID_LENGTH = 200
 """Maximum characters of an id. The rest of an idempotency key is for the batch."""
 
-MOST_PROBLEMS = 20
+MAX_NAME_PROBLEMS = 20
 """Maximum number of wrong names that are reported for one row."""
 
 MAX_NUMBER = 2**63 - 1
@@ -99,7 +99,7 @@ def check_names(names: Iterable[object]) -> list[Problem]:
     problems: list[Problem] = []
     seen: set[str] = set()
     for name in names:
-        if len(problems) == MOST_PROBLEMS:
+        if len(problems) == MAX_NAME_PROBLEMS:
             problems.append(("more", "fields are wrong, too"))
             break
         known = _SPELLINGS.get(name) if isinstance(name, str) else None
@@ -233,25 +233,35 @@ def _read_request(
     problems: list[Problem] = [(name, f"is no field of {route}") for name in sorted(foreign)]
     if "model" in named:
         body["model"] = "unknown"  # so that the limits of the default model do not apply
-    request, of_request = _validated(route, body)
+    request, of_request = _validate(route, body)
     problems += [problem for problem in of_request if problem[0] not in named]
     return request, problems
 
 
-def _validated(route: str, body: Mapping[str, Any]) -> tuple[Request | None, list[Problem]]:
+def _validate(route: str, body: Mapping[str, Any]) -> tuple[Request | None, list[Problem]]:
+    """Return the request of a body, or all of its problems."""
     try:
         return _MODELS[route].model_validate(body), []
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
-    problems = [problem for detail in details for problem in _told(detail)]
-    bad = {str(detail["loc"][0]) for detail in details if detail["loc"]}
-    if bad and "model" not in bad:  # also report the limits that the valid fields exceed
-        good = {name: value for name, value in body.items() if name not in bad}
-        problems += _validated(route, {**_STAND_INS[route], **good})[1]
+    invalid = {str(detail["loc"][0]) for detail in details if detail["loc"]}
+    problems = [problem for detail in details for problem in _problems_of(detail)]
+    if invalid and "model" not in invalid:
+        valid = {name: value for name, value in body.items() if name not in invalid}
+        problems += _exceeded_limits(route, valid)
     return None, problems
 
 
-def _told(detail: ErrorDetails) -> list[Problem]:
+def _exceeded_limits(route: str, valid: Mapping[str, Any]) -> list[Problem]:
+    """Return the limits that the valid fields of a body exceed, although other fields are invalid.
+
+    pydantic checks the limits of a model only if every field is valid. So the valid fields are
+    checked a second time, with stand-ins for the required ones.
+    """
+    return _validate(route, {**_STAND_INS[route], **valid})[1]
+
+
+def _problems_of(detail: ErrorDetails) -> list[Problem]:
     cause = detail.get("ctx", {}).get("error")
     if isinstance(cause, LimitsExceeded):
         parts = [problem.partition(": ") for problem in cause.problems]

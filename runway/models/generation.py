@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from ..redact import is_shortened, redact_url
+from ..redact import is_redacted, redact_url
 
 
 class Status(StrEnum):
@@ -37,7 +37,7 @@ class AssetURL:
 
     def reveal(self) -> str | None:
         """Return the working URL, or None if only the redacted form was kept."""
-        return None if is_shortened(self._url) else self._url
+        return None if is_redacted(self._url) else self._url
 
     def __str__(self) -> str:
         return redact_url(self._url)
@@ -110,7 +110,7 @@ class Generation(Value):
         progress: 0 to 1, or None if the reply has no progress.
         outputs: URLs of the results; they expire.
         failure: The service's reason for a failure, or an empty text.
-        word: The service's own word for the status, as in the reply.
+        raw_status: The service's own word for the status, as in the reply.
     """
 
     task_id: str
@@ -119,7 +119,7 @@ class Generation(Value):
     outputs: tuple[AssetURL, ...] = ()
     failure: str = ""
     failure_code: str = ""
-    word: str = ""
+    raw_status: str = ""
 
 
 class Finished(Value):

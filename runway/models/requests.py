@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from ..redact import shortened
+from ..redact import redact_payload
 from .model_limits import (
     IMAGE_TO_VIDEO_MODELS,
     RATIOS,
@@ -74,7 +74,7 @@ class GenerationRequest(_WireModel):
 
     def shown(self) -> dict[str, Any]:
         """Return the body as it is safe to show, with signed URLs and data URIs redacted."""
-        return shortened(self.to_wire())
+        return redact_payload(self.to_wire())
 
     def billed_seconds(self) -> float | None:
         """Return the seconds of video to be billed, or None if they depend on the result."""

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, PlainSerializer, ValidationInfo
 
-from ..redact import is_loopback, is_shortened, redact_url, shortened
+from ..redact import is_loopback, is_redacted, redact_payload, redact_url
 
 MAX_URL_LENGTH = 2048
 MAX_DATA_BYTES = {"image": 5_000_000, "video": 16_000_000}
@@ -29,7 +29,7 @@ def check_source(value: object, info: ValidationInfo) -> object:
     if not isinstance(value, str):
         return value
     kind = "video" if "video" in (info.field_name or "") else "image"
-    if is_shortened(value):
+    if is_redacted(value):
         raise ValueError(
             "this is only the shortened form that is shown in place of a data URI; "
             "pass the original, or better a https:// URL"
@@ -79,7 +79,7 @@ def _checked_url(url: str) -> str:
 Source = Annotated[
     str,
     BeforeValidator(check_source),
-    PlainSerializer(partial(shortened, urls=False), when_used="json", return_type=str),
+    PlainSerializer(partial(redact_payload, urls=False), when_used="json", return_type=str),
 ]
 """HTTPS URL or base64 data URI. In JSON, a data URI is redacted, so that a picture never ends up in
 the run history."""

@@ -33,7 +33,7 @@ def require_key(
     """Accept any API key except `WRONG_KEY`.
 
     Raises:
-        Refusal: The API key is missing or is `WRONG_KEY`.
+        ApiFailure: The API key is missing or is `WRONG_KEY`.
     """
     if credentials is None or credentials.credentials.strip() in {"", WRONG_KEY}:
         raise unauthorized()

@@ -192,7 +192,7 @@ class Census(BaseModel):
     jobs: dict[str, int]
 
 
-def keep_honest(app: FastAPI) -> None:
+def remove_unsent_responses(app: FastAPI) -> None:
     """Remove from the OpenAPI the 422s that FastAPI adds and the sandbox never sends."""
     describe = app.openapi
 

@@ -25,7 +25,7 @@ Ratio = Literal[
     "768:1280",
 ]
 
-LARGEST = 1584 * 672
+MAX_PIXELS = 1584 * 672
 """Pixels of the largest clip that is rendered; 9999:9999 would take minutes and gigabytes."""
 
 _WEB = r"https://[^/\x00-\x20\x7f-\xa0]|http://(127\.0\.0\.1|localhost|\[::1\])([:/]|$)"
@@ -146,5 +146,5 @@ class VideoToVideoBody(_Body):
 def _size(ratio: str) -> tuple[int, int]:
     """Return an even width and height, scaled down if larger than Runway's largest clip."""
     width, height = map(int, ratio.split(":"))
-    scale = min(1.0, math.sqrt(LARGEST / (width * height)))
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
     return int(width * scale) // 2 * 2, int(height * scale) // 2 * 2

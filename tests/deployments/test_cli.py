@@ -195,7 +195,7 @@ def running(script) -> Iterator[Running]:
 
 def test_the_sandbox_answers_at_the_address_that_it_prints(running):
     """The sandbox command serves its documentation and its configured faults."""
-    assert httpx.get(f"{running.url}/docs").status_code == 200
+    assert httpx.get(f"{running.url}/openapi.json").status_code == 200
     body = {"promptImage": "https://example.com/a.jpg", "model": "gen3a_turbo"}
     headers = {"Authorization": "Bearer sandbox", "X-Runway-Version": "2024-11-06"}
     answers = [

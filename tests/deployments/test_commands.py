@@ -148,7 +148,7 @@ def test_the_sandbox_command_runs_until_it_is_interrupted(monkeypatch, capsys, c
     class Interrupted:
         def wait(self) -> None:
             url = re.search(r"http://127\.0\.0\.1:\d+", capsys.readouterr().out)
-            answered.append(httpx.get(f"{url and url[0]}/docs").status_code)
+            answered.append(httpx.get(f"{url and url[0]}/openapi.json").status_code)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "Event", Interrupted)

@@ -54,8 +54,8 @@ async def found_in(
 
 
 def _job(sandbox: Sandbox, accepted: AcceptedJob) -> Job:
-    book = sandbox._app.book
-    fate = book._jobs[accepted.task_id].fate
+    book = sandbox._app.jobs
+    fate = book._jobs[accepted.task_id].fault
     clip_of_it = book.finished_clip(accepted.task_id)
     return Job(
         task_id=accepted.task_id,

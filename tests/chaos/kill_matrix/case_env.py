@@ -137,7 +137,7 @@ class Lane:
     # The service
 
     def _render_seconds(self, seconds: float) -> None:
-        book = self.sandbox._app.book
+        book = self.sandbox._app.jobs
         book._config = book._config.model_copy(update={"render_seconds": seconds})
 
     async def quiet(self) -> None:

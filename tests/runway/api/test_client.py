@@ -209,7 +209,7 @@ async def test_an_unknown_origin_of_a_request_is_a_refusal(answers, client_of, r
         await client.create(request_)
 
 
-@pytest.mark.parametrize(("fault", "words"), [("html", "text/html"), ("redirect", "redirects to")])
+@pytest.mark.parametrize(("fault", "words"), [("html", "text/html"), ("redirect", "a redirect to")])
 async def test_another_server_is_named_and_no_redirect_is_followed(
     sandbox, client_of, request_, fault, words
 ):
@@ -218,7 +218,7 @@ async def test_another_server_is_named_and_no_redirect_is_followed(
     client = await client_of(service.url)
     with pytest.raises(SubmissionUncertain, match=words) as caught:
         await client.create(request_)
-    assert f"{service.url} does not answer as CometAPI does" in str(caught.value)
+    assert f"{service.url} does not respond like CometAPI" in str(caught.value)
     with pytest.raises(UnexpectedResponse, match=words):
         await client.get("task-1")
     assert len(service.requests) == 2

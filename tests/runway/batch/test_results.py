@@ -19,7 +19,7 @@ from prefect_cometapi.runway import StorageError, StorageUnavailable
 from prefect_cometapi.runway.batch import results as module
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.batch.results import (
-    LEAST_GAP,
+    MIN_WRITE_INTERVAL,
     WRITING_SHARE,
     check_place,
     next_write,
@@ -293,8 +293,8 @@ def test_writing_takes_no_more_than_its_share_of_the_time(gaps, cost, share):
 def test_a_growing_output_is_never_far_behind(ended, took):
     """After a quick write the next may follow in ten seconds, and after a slow one later."""
     due = next_write(ended, took)
-    assert due >= ended + LEAST_GAP
-    assert due <= ended + LEAST_GAP + took / WRITING_SHARE
+    assert due >= ended + MIN_WRITE_INTERVAL
+    assert due <= ended + MIN_WRITE_INTERVAL + took / WRITING_SHARE
 
 
 def test_ten_thousand_items_are_not_written_ten_thousand_times():
@@ -305,5 +305,5 @@ def test_ten_thousand_items_are_not_written_ten_thousand_times():
         if clock >= due:
             writes, rows, took = writes + 1, rows + items, items * 20e-6
             due = next_write(clock + took, took)
-    assert writes <= 10_000 * 0.5 / LEAST_GAP + 1
+    assert writes <= 10_000 * 0.5 / MIN_WRITE_INTERVAL + 1
     assert rows < 10_000 * 10_000 / 2 / 15

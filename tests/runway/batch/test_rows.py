@@ -16,7 +16,7 @@ from prefect_cometapi.runway import (
     VideoToVideoRequest,
 )
 from prefect_cometapi.runway.batch.models import BatchItem
-from prefect_cometapi.runway.batch.row_validation import MAX_ID_LENGTH, MOST_PROBLEMS
+from prefect_cometapi.runway.batch.row_validation import MAX_ID_LENGTH, MAX_NAME_PROBLEMS
 from prefect_cometapi.runway.batch.rows import BadRow, Row, batch_keys, check_rows, rows_of
 from prefect_cometapi.runway.models.keys import MAX_KEY_LENGTH, check_key
 
@@ -393,4 +393,4 @@ def test_a_row_of_a_thousand_wrong_names_is_told_in_a_few():
     wrong = {f"promptImag{n}": "x" for n in range(1000)}
     items, bad = checked({"id": "a", "promptImage": "https://example.com/a.jpg", **wrong})
     assert items == []
-    assert len(bad) == MOST_PROBLEMS + 1
+    assert len(bad) == MAX_NAME_PROBLEMS + 1

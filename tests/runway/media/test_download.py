@@ -17,7 +17,7 @@ from prefect_cometapi.runway import (
 )
 from prefect_cometapi.runway.api.polling import PollPolicy, wait_until_finished
 from prefect_cometapi.runway.media import download as module
-from prefect_cometapi.runway.media.download import MAX_REDIRECTS, RENEWALS, RESUMPTIONS
+from prefect_cometapi.runway.media.download import MAX_REDIRECTS, MAX_RENEWALS, MAX_RESUMPTIONS
 from prefect_cometapi.runway.media.inspector import inspect_video
 
 from .fetching import BODY, URL, digest, download
@@ -156,7 +156,7 @@ async def test_an_address_whose_time_is_over_is_renewed_at_the_start(
     with pytest.raises(OutputExpired) as caught:
         await download(url, target, renew=renew_in_vain, trusted={"127.0.0.1"})
     assert caught.value.http_status == 403
-    assert len(asset_requests(service)) == 1 + 1 + RENEWALS
+    assert len(asset_requests(service)) == 1 + 1 + MAX_RENEWALS
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ async def test_a_download_that_makes_no_progress_is_given_up(answers, target, no
         DownloadInterrupted, match=r"cdn\.example\.com broke off: ConnectError"
     ) as caught:
         await download(URL, target, transport=script)
-    assert len(script.requests) == RESUMPTIONS
+    assert len(script.requests) == MAX_RESUMPTIONS
     assert no_waiting == sorted(no_waiting)
     assert max(no_waiting) <= 5.0
     assert "s3cr3t" not in str(caught.value)

@@ -231,7 +231,7 @@ def test_a_cover_picture_is_not_the_film():
     """A cover picture may be listed before the film."""
     cover, film = (SimpleNamespace(disposition=one) for one in (Disposition.attached_pic, 0))
     container = SimpleNamespace(streams=SimpleNamespace(video=[cover, film]))
-    assert decoder._film(container) is film
+    assert decoder._video_stream(container) is film
 
 
 def test_a_live_film_that_was_cut_in_the_head_of_an_element_is_refused():
