@@ -134,7 +134,7 @@ def _missing_error(reply: Generation, missing_for: float) -> CometAPIError:
             f"CometAPI reports success but has returned no output for {missing_for:.0f} s"
         )
     return GenerationNotFound(
-        f"CometAPI has not known the generation for {missing_for:.0f} s", code=reply.raw_status
+        f"CometAPI does not know the generation after {missing_for:.0f} s", code=reply.raw_status
     )
 
 

@@ -63,7 +63,7 @@ def _json_row(number: int, line: str) -> Row:
     except ValueError as error:
         return Row(number, problem=str(error), unit="line")
     if not isinstance(fields, dict):
-        return Row(number, problem="is no JSON object", unit="line")
+        return Row(number, problem="is not a JSON object", unit="line")
     return Row(number, fields, unit="line")
 
 
@@ -78,7 +78,7 @@ def _csv_rows(place: str) -> Iterator[Row]:
             _check_columns(place, columns)
         for number, cells in records:
             if len(cells) != len(columns):
-                problem = f"has {len(cells)} cells, and the header {len(columns)}"
+                problem = f"has {len(cells)} cells, but the header has {len(columns)}"
                 yield Row(number, problem=problem, unit="line")
             else:
                 cell_of = zip(columns, cells, strict=True)
@@ -96,7 +96,7 @@ def _csv_records(place: str, lines: Any) -> Iterator[tuple[int, list[str]]]:
             begins = reader.line_num + 1
     except csv.Error as error:  # the start of the next record is unknown
         where = f"the record that begins in line {begins}"
-        raise Unreadable(f"{redact_url(place)} is no valid CSV in {where}: {error}") from None
+        raise Unreadable(f"{redact_url(place)} is not valid CSV: {where}: {error}") from None
 
 
 def _parquet_rows(place: str) -> Iterator[Row]:
@@ -123,7 +123,7 @@ def _parquet_cell(cell: Any) -> Any:
 def _check_columns(place: str, names: list[str]) -> None:
     problems = [f"column {name}: {problem}" for name, problem in check_names(names)]
     if "id" not in names:
-        problems.append("there is no column id")
+        problems.append("the column id is missing")
     if problems:
         more = len(problems) - _SHOWN_COLUMNS
         told = [*problems[:_SHOWN_COLUMNS], *([f"and {more} more"] if more > 0 else [])]

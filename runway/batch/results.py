@@ -72,7 +72,7 @@ def check_name(name: str) -> None:
     """
     try:
         if format_of(name) is FileFormat.CSV:
-            raise StorageError(f"{name} would be CSV; results are .jsonl or .parquet")
+            raise StorageError(f"{name} is not possible: results are written as .jsonl or .parquet")
         if format_of(name) is FileFormat.PARQUET:
             parquet_module()
     except Unreadable as error:
@@ -126,7 +126,9 @@ def read_results(place: str) -> list[ItemResult]:
         with open_table(place, text=True) as lines:
             rows = [strict_json(line) for line in lines]
     else:
-        raise Unreadable(f"{redact_url(place)} would be CSV; results are .jsonl or .parquet")
+        raise Unreadable(
+            f"{redact_url(place)} cannot be read: results are .jsonl or .parquet files"
+        )
     return [ItemResult.model_validate(row) for row in rows]
 
 
@@ -141,7 +143,7 @@ def split_place(place: str) -> tuple[Storage, str]:
         return FolderStorage(path.parent), path.name
     folder, _, name = place.rpartition("/")
     if folder.endswith(":/"):
-        raise StorageError(f"{redact_url(place)} is no file in a folder")
+        raise StorageError(f"{redact_url(place)} is not a file in a folder")
     return open_storage(folder), name
 
 

@@ -100,11 +100,11 @@ def check_names(names: Iterable[object]) -> list[Problem]:
     seen: set[str] = set()
     for name in names:
         if len(problems) == MAX_NAME_PROBLEMS:
-            problems.append(("more", "fields are wrong, too"))
+            problems.append((None, "has more invalid fields"))
             break
         known = _SPELLINGS.get(name) if isinstance(name, str) else None
         if known in seen:
-            problems.append((shown_name(name), f"{known} is there twice"))
+            problems.append((shown_name(name), f"{known} is given twice"))
         elif known:
             seen.add(known)
         elif not is_own(name):
@@ -138,17 +138,19 @@ def check_id(value: object) -> str:
 def _checked_text(value: str) -> str:
     if value != value.strip() or not value.isprintable() or not 0 < len(value) <= MAX_ID_LENGTH:
         raise ValueError(
-            f"must be 1 to {MAX_ID_LENGTH} printable characters without blanks around them"
+            f"must have 1 to {MAX_ID_LENGTH} printable characters and no surrounding blanks"
         )
     if hide_secrets(value) != value:
-        raise ValueError("is shown in many places, so it may hold no key, token or data URI")
+        raise ValueError(
+            "must not contain an API key, a token or a data URI, because it is shown in many places"
+        )
     return value
 
 
 def _unknown(name: object) -> str:
     near = _nearest(name[:40].lower()) if isinstance(name, str) else None
-    meant = f"did you mean {near}?" if near else "names of your own begin with x_ or _"
-    return f"is no field of a request; {meant}"
+    meant = f"did you mean {near}?" if near else "your own fields must begin with x_ or _"
+    return f"is not a field of a request; {meant}"
 
 
 @lru_cache(maxsize=256)
@@ -174,7 +176,7 @@ def _prepared(name: str, value: Any) -> Any:
     if name in _NESTED:
         value = _without_nulls(strict_json(value) if isinstance(value, str) else value)
     if isinstance(value, int) and abs(value) > MAX_NUMBER:
-        raise ValueError("is too large a number")
+        raise ValueError("is too large")
     if not _is_unicode(value):
         raise ValueError("must be text in valid Unicode (UTF-8)")
     return value
@@ -217,7 +219,7 @@ def _route_of(named: Any, given: Mapping[str, Any]) -> str:
     routes = [route for source, route in _SOURCES.items() if source in given]
     if len(routes) != 1:
         raise ValueError(
-            "has promptImage (image_to_video) and videoUri (video_to_video), and only one can be"
+            "has promptImage (image_to_video) and videoUri (video_to_video); only one is allowed"
             if routes
             else "needs promptImage (image_to_video) or videoUri (video_to_video)"
         )
@@ -230,7 +232,7 @@ def _read_request(
     """Return the request of a route, and the problems of fields that were not reported yet."""
     body = {name: value for name, value in values.items() if name in _FIELDS[route]}
     foreign = values.keys() - body.keys() - {"id", "route"}
-    problems: list[Problem] = [(name, f"is no field of {route}") for name in sorted(foreign)]
+    problems: list[Problem] = [(name, f"is not a field of {route}") for name in sorted(foreign)]
     if "model" in named:
         body["model"] = "unknown"  # so that the limits of the default model do not apply
     request, of_request = _validate(route, body)
@@ -276,7 +278,7 @@ def _in_words(message: str) -> str:
     for theirs, ours in (
         ("Value error, ", ""),
         ("Field required", "is missing"),
-        ("Extra inputs are not permitted", "is no field here"),
+        ("Extra inputs are not permitted", "is not a field here"),
         ("Input should be", "must be"),
     ):
         if message.startswith(theirs):

@@ -47,8 +47,8 @@ def format_of(place: str) -> FileFormat:
     name = _name(place).removesuffix(_GZIP)
     format_ = _FORMATS.get(PurePosixPath(name).suffix)
     if format_ is None or (format_ is FileFormat.PARQUET and is_gzipped(place)):
-        known = ".jsonl, .ndjson, .csv, each also with .gz behind it, or .parquet"
-        raise Unreadable(f"{redact_url(place)} has no known format; its name ends in {known}")
+        known = ".jsonl, .ndjson or .csv, each optionally followed by .gz, or in .parquet"
+        raise Unreadable(f"{redact_url(place)} has no known format: its name must end in {known}")
     return format_
 
 
@@ -97,7 +97,7 @@ def _located(place: str) -> tuple[Any, str]:
 
     path = local_path(place)
     if path is None and is_chained(place):
-        raise Unreadable(f"{redact_url(place)} names more than one file system")
+        raise Unreadable(f"{redact_url(place)} refers to more than one file system")
     if path is None:
         return url_to_fs(place)
     return fsspec.filesystem("file"), str(whole_path(path))
@@ -110,5 +110,5 @@ def _name(place: str) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "the file does not exist"
     return scrub(getattr(error, "strerror", None) or str(error) or type(error).__name__)

@@ -76,7 +76,7 @@ def inspect_video(video: BinaryIO) -> dict[str, Any]:
         with _open(video) as container:
             stream = _video_stream(container)
             if stream.codec_context is None:
-                raise InvalidVideo("the output is a video of no known codec")
+                raise InvalidVideo("the output has a video stream with an unknown codec")
             packets = _demux(container, stream)
             if kind == "mp4":
                 _require_bytes(size, _end_of_samples(container))
@@ -90,9 +90,9 @@ def inspect_video(video: BinaryIO) -> dict[str, Any]:
                 "codec": stream.codec_context.name,
             }
     except (FFmpegError, ValueError, EOFError) as error:
-        raise InvalidVideo(f"the output is no readable video: {_reason(error)}") from None
+        raise InvalidVideo(f"the output is not a readable video: {_reason(error)}") from None
     if not packets.starts:
-        raise InvalidVideo("the output is cut off: no frame of it is there")
+        raise InvalidVideo("the output is truncated: it has no frames")
     if not (info["width"] and info["height"]):
         raise InvalidVideo("the output's frames have no size")
     return info
@@ -116,7 +116,7 @@ def _demux(container: Any, stream: Any) -> _Packets:
     for packet in container.demux():
         if packet.is_corrupt or _has_zeroed_data(packet):
             raise InvalidVideo(
-                f"the output is cut off: a packet at byte {packet.pos:,} is incomplete"
+                f"the output is truncated: the packet at byte {packet.pos:,} is incomplete"
             )
         if packet.pts is None or not packet.size or packet.time_base is None:
             continue
@@ -140,7 +140,7 @@ def _has_zeroed_data(packet: Any) -> bool:
 
 def _require_bytes(size: int, end: int) -> None:
     if end > size:
-        raise InvalidVideo(f"the output is cut off: {size:,} of at least {end:,} bytes are there")
+        raise InvalidVideo(f"the output is truncated: it has {size:,} of at least {end:,} bytes")
 
 
 def _require_seconds(packets: _Packets, stated: float) -> None:
@@ -149,7 +149,7 @@ def _require_seconds(packets: _Packets, stated: float) -> None:
     frame = max((later - earlier for earlier, later in pairwise(starts)), default=stated)
     arrived = max(packets.ends.values())
     if arrived < stated - 2 * frame:
-        raise InvalidVideo(f"the output is cut off: {arrived:g} s of {stated:g} s are there")
+        raise InvalidVideo(f"the output is truncated: it has {arrived:g} s of {stated:g} s")
 
 
 def _stated_seconds(container: Any, kind: str) -> float:
@@ -231,7 +231,7 @@ def _video_stream(container: Any) -> Any:
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             return stream
-    raise InvalidVideo("the output holds no video")
+    raise InvalidVideo("the output contains no video")
 
 
 def _container(video: BinaryIO) -> str:
@@ -241,7 +241,7 @@ def _container(video: BinaryIO) -> str:
         return "mp4"
     if head.startswith(b"\x1aE\xdf\xa3"):
         return "matroska"
-    raise InvalidVideo(f"the output is no MP4 or WebM; it begins with {head!r}")
+    raise InvalidVideo(f"the output is not an MP4 or WebM file; it begins with {head!r}")
 
 
 def _reason(error: Exception) -> str:
@@ -294,7 +294,7 @@ def _answer(file: BinaryIO, wanted: dict[str, Any]) -> dict[str, Any]:
     except InvalidVideo as error:
         return {"refused": str(error)}
     except MemoryError:
-        return {"refused": f"the output needs more than {MAX_MEMORY >> 30} GB of memory to be read"}
+        return {"refused": f"the output takes more than {MAX_MEMORY >> 30} GB of memory to read"}
     except OSError as error:
         return {"errno": error.errno, "strerror": error.strerror}
 

@@ -128,7 +128,9 @@ async def download(
                 sha256 = await writer.finish()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise StorageError(f"{destination.parent} did not take the download: {reason}") from error
+        raise StorageError(
+            f"the download could not be written to {destination.parent}: {reason}"
+        ) from error
     if not writer.received:
         raise InvalidOutput("the output is empty")
     return sha256
@@ -154,7 +156,7 @@ async def _receive_all(
         except (httpx.HTTPError, httpx.StreamError) as error:
             problem = f"{type(error).__name__}: {scrub(str(error))}"
         except (httpx.InvalidURL, ValueError) as error:  # httpx parses every Location header
-            what = f"the output's server answers nonsense: {scrub(str(error), limit=120)}"
+            what = f"the server of the output sent an invalid reply: {scrub(str(error), limit=120)}"
             raise InvalidOutput(what) from None
         else:
             if writer.total is None or writer.received == writer.total:
@@ -163,7 +165,9 @@ async def _receive_all(
         breaks = breaks + 1 if writer.received <= before else 0
         rate.check()
         if breaks >= MAX_RESUMPTIONS:
-            raise DownloadInterrupted(f"the download from {host_of(url)} broke off: {problem}")
+            raise DownloadInterrupted(
+                f"the download from {host_of(url)} was interrupted: {problem}"
+            )
         await asyncio.sleep(min(5.0, 0.1 * 4**breaks))
 
 
@@ -181,7 +185,7 @@ class _RateCheck:
         """
         self._bytes += arrived
         if monotonic() - self._begun > RATE_GRACE + self._bytes / MIN_RATE:
-            raise DownloadInterrupted(f"the output arrives at less than {MIN_RATE:,} bytes/s")
+            raise DownloadInterrupted(f"the download is slower than {MIN_RATE:,} bytes/s")
 
 
 async def _receive(
@@ -205,14 +209,14 @@ async def _receive(
                 rate.check(len(chunk))
                 await writer.append(chunk)
             return
-    raise InvalidOutput(f"the output's address redirects more than {MAX_REDIRECTS} times")
+    raise InvalidOutput(f"the URL of the output redirects more than {MAX_REDIRECTS} times")
 
 
 def _redirected(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError:
-        raise InvalidOutput("the output's address redirects to no valid address") from None
+        raise InvalidOutput("the URL of the output redirects to an invalid URL") from None
 
 
 def _is_trusted(url: str, trusted: Collection[str]) -> bool:
@@ -224,12 +228,12 @@ def _is_trusted(url: str, trusted: Collection[str]) -> bool:
     try:
         scheme, host, _ = httpx.URL(url).scheme, host_of(url), urlsplit(url).port
     except (httpx.InvalidURL, ValueError):
-        raise InvalidOutput("the output's address is no valid address") from None
+        raise InvalidOutput("the URL of the output is not valid") from None
     is_named = host in trusted or origin_of(url) in trusted
     if host and is_named and scheme in {"http", "https"}:
         return True
     if not host or scheme != "https":
-        raise InvalidOutput(f"the output's address is not https: {redact_url(url)}")
+        raise InvalidOutput(f"the URL of the output is not https: {redact_url(url)}")
     check_literal(host)  # also here, since a proxy resolves names instead of this machine
     return False
 
@@ -238,7 +242,7 @@ async def _prepare_for(response: httpx.Response, writer: DownloadWriter) -> None
     """Prepare for the body of a good reply, or raise the error of a bad one."""
     status = response.status_code
     if status in _EXPIRED:
-        raise OutputExpired("the output's address is no longer valid", http_status=status)
+        raise OutputExpired("the URL of the output is no longer valid", http_status=status)
     if status == 416:
         await writer.start_again()
     if status in {416, 429} or status >= 500:
@@ -247,7 +251,7 @@ async def _prepare_for(response: httpx.Response, writer: DownloadWriter) -> None
         raise DownloadInterrupted("the output cannot be downloaded", http_status=status)
     media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if _IS_TEXT.search(media_type):
-        what = f"a text came in place of the output ({scrub(media_type, limit=60)})"
+        what = f"the server sent text instead of a video ({scrub(media_type, limit=60)})"
         raise InvalidOutput(what, http_status=status)
     length = response.headers.get("content-length", "")
     rest = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
@@ -263,4 +267,4 @@ def _continues(response: httpx.Response, writer: DownloadWriter) -> bool:
     match = re.match(r"bytes (\d{1,18})-", response.headers.get("content-range", ""))
     if match and int(match[1]) == writer.received:
         return True
-    raise DownloadInterrupted("the server sent another part of the output than was asked for")
+    raise DownloadInterrupted("the server sent a different part of the output than requested")

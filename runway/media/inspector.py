@@ -126,7 +126,7 @@ def _reject_malformed() -> Iterator[None]:
         yield
     except (ValueError, LookupError, TypeError, AttributeError):
         _decoder(os.getpid()).close()
-        raise InvalidOutput("the output broke the decoder, which answers nonsense") from None
+        raise InvalidOutput("the output broke the decoder: its answer is not valid") from None
 
 
 class Decoder:
@@ -164,7 +164,7 @@ class Decoder:
         try:
             file = path.open("rb")
         except OSError as error:
-            raise StorageError(f"the download cannot be read: {error.strerror}") from error
+            raise StorageError(f"the downloaded file cannot be read: {error.strerror}") from error
         with file, self._lock:
             line = self._exchange(question, file)
             if not line:
@@ -173,7 +173,9 @@ class Decoder:
         if refused := answer.get("refused"):
             raise InvalidOutput(scrub(str(refused)))
         if "errno" in answer:
-            raise StorageError(f"the download cannot be read: {scrub(str(answer['strerror']))}")
+            raise StorageError(
+                f"the downloaded file cannot be read: {scrub(str(answer['strerror']))}"
+            )
         return answer
 
     def close(self) -> None:

@@ -84,7 +84,7 @@ def staging_inside(folder: Path) -> Path | None:
                 inside.rmdir()
                 return None
         except OSError as error:
-            raise StorageError(f"{inside} cannot be made: {_reason(error)}") from error
+            raise StorageError(f"{inside} cannot be created: {_reason(error)}") from error
     return None
 
 
@@ -99,8 +99,8 @@ def own_folder(folder: Path) -> Path:
         if is_own(folder):
             return folder
     except OSError as error:
-        raise StorageError(f"{folder} cannot be made: {_reason(error)}") from error
-    raise StorageError(f"{folder} is not this user's alone; remove it, or set TMPDIR")
+        raise StorageError(f"{folder} cannot be created: {_reason(error)}") from error
+    raise StorageError(f"{folder} is owned or writable by another user; remove it, or set TMPDIR")
 
 
 def is_own(folder: Path) -> bool:

@@ -80,7 +80,7 @@ def _creates(jobs: JobStore) -> APIRouter:
     async def image_to_video(
         request: Request,
         body: openapi.ImageToVideoExample,
-        version: RunwayVersion,  # noqa: ARG001 - it has to be there, and that is all
+        version: RunwayVersion,  # noqa: ARG001 - the header is required but has no effect
     ) -> openapi.Created:
         """Animate an image."""
         return accept(request, body)
@@ -89,7 +89,7 @@ def _creates(jobs: JobStore) -> APIRouter:
     async def video_to_video(
         request: Request,
         body: openapi.VideoToVideoExample,
-        version: RunwayVersion,  # noqa: ARG001 - it has to be there, and that is all
+        version: RunwayVersion,  # noqa: ARG001 - the header is required but has no effect
     ) -> openapi.Created:
         """Restyle a video."""
         return accept(request, body)

@@ -23,7 +23,7 @@ WRONG_KEY = "wrong-key"
 """The only API key that is rejected."""
 
 _bearer = HTTPBearer(
-    auto_error=False, scheme_name="bearerAuth", description=f"Any key but `{WRONG_KEY}`."
+    auto_error=False, scheme_name="bearerAuth", description=f"Any API key except `{WRONG_KEY}`."
 )
 
 

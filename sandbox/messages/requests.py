@@ -66,7 +66,7 @@ class ImageToVideoBody(_Body):
     promptText: Annotated[str, Field(max_length=512, examples=["slow zoom"])] = ""  # noqa: N815
     seed: Annotated[
         int,
-        Field(ge=0, le=999_999_999, description="Without one the sandbox draws as for 0."),
+        Field(ge=0, le=999_999_999, description="Without a seed, the sandbox draws as with 0."),
         BeforeValidator(_whole),
     ] = 0
     watermark: bool = False
@@ -112,7 +112,7 @@ class VideoToVideoBody(_Body):
     ]
     seed: Annotated[
         int,
-        Field(ge=0, le=4_294_967_295, description="Without one the sandbox draws as for 0."),
+        Field(ge=0, le=4_294_967_295, description="Without a seed, the sandbox draws as with 0."),
         BeforeValidator(_whole),
     ] = 0
     references: Annotated[list[Reference], Field(max_length=1)] = []
@@ -121,7 +121,7 @@ class VideoToVideoBody(_Body):
         Field(
             pattern=r"^[1-9][0-9]{2,3}:[1-9][0-9]{2,3}$",
             description=(
-                "Size of the stand-in where the video cannot be fetched, or its proportions where "
+                "Size of the stand-in if the video cannot be fetched, or its proportions if "
                 "that is too large; otherwise the clip keeps the size of the video, as with Runway."
             ),
             examples=["1280:720"],

@@ -99,7 +99,10 @@ def test_a_lost_answer_is_told_with_the_money_and_the_next_command(shell, pictur
     told = refused(shell("image-to-video", picture, "--key", "sku-17"))
     assert told.startswith("SubmissionUncertain: ")
     assert "\n  Generation: key sku-17.\n" in told
-    assert "\n  Money: possibly charged, once. It is never sent again by itself.\n" in told
+    assert (
+        "\n  Money: possibly charged, once. The submission is never repeated automatically.\n"
+        in told
+    )
     assert "prefect-cometapi ledger adopt sku-17 TASK_ID" in told
     assert "prefect-cometapi ledger resubmit sku-17" in told
     assert len(shell.sandbox.accepted) == 1

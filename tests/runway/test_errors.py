@@ -187,7 +187,7 @@ POLLS = [
         GenerationCancelled,
         "was cancelled upstream",
         ACCEPTED,
-        "with a new key",
+        "needs a new idempotency key",
     ),
     (
         {"status": "RUNNING"},
@@ -199,10 +199,10 @@ POLLS = [
     ({"status": "SUCCEEDED"}, InvalidOutput, "success but has returned no output", PAID, FINISH),
 ]
 OUTPUTS = [
-    ((200, b"<html>", HTML), InvalidOutput, "a text came in place of the output (text/html)"),
+    ((200, b"<html>", HTML), InvalidOutput, "the server sent text instead of a video (text/html)"),
     ((200, b""), InvalidOutput, "the output is empty"),
-    ((200, b"GIF89a......"), InvalidOutput, "the output is no MP4 or WebM"),
-    ((403, b"<Error>"), OutputExpired, "the output's address is no longer valid (HTTP 403)"),
+    ((200, b"GIF89a......"), InvalidOutput, "the output is not an MP4 or WebM"),
+    ((403, b"<Error>"), OutputExpired, "the URL of the output is no longer valid (HTTP 403)"),
 ]
 
 

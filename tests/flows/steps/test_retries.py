@@ -269,8 +269,8 @@ def test_a_video_that_vanished_before_it_was_stored_is_fetched_again(
         (["create:cancelled"], GenerationCancelled, "cancelled"),
         (["task:not-visible:rate=1", "feed:not-visible:rate=1"], GenerationNotFound, "finish"),
         (["task:unknown-status:rate=1"], GenerationTimeout, "still running upstream"),
-        (["asset:truncated-silent:rate=1"], InvalidOutput, "cut off"),
-        (["asset:html-asset:rate=1"], InvalidOutput, "a text came in place"),
+        (["asset:truncated-silent:rate=1"], InvalidOutput, "truncated"),
+        (["asset:html-asset:rate=1"], InvalidOutput, "the server sent text instead"),
         (["asset:empty:rate=1"], InvalidOutput, "empty"),
     ],
 )

@@ -196,7 +196,9 @@ def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(suffix, tmp_p
 
     monkeypatch.setattr(module, "to_json", full)
     monkeypatch.setattr(parquet, "write_table", full)
-    with pytest.raises(StorageError, match=rf"did not take results\.{suffix}: No space left"):
+    with pytest.raises(
+        StorageError, match=rf"results\.{suffix} could not be written to .*: No space left"
+    ):
         write_results([STORED, FAILED], place)
     assert read_results(place) == [STORED]
     assert list((tmp_path / INCOMING).iterdir()) == []
@@ -220,14 +222,17 @@ def test_a_storage_that_takes_nothing_is_told_and_nothing_is_left(tmp_path, monk
 @pytest.mark.parametrize(
     ("place", "problem"),
     [
-        ("out/results.csv", r"results\.csv would be CSV; results are \.jsonl or \.parquet"),
+        (
+            "out/results.csv",
+            r"results\.csv is not possible: results are written as \.jsonl or \.parquet",
+        ),
         ("out/results.xlsx", r"results\.xlsx has no known format"),
         ("out/", "has no known format"),
         (".", "has no known format"),
-        ("memory://results.jsonl", "memory://results.jsonl is no file in a folder"),
+        ("memory://results.jsonl", "memory://results.jsonl is not a file in a folder"),
         ("s3://bucket/out/", "has no known format"),
-        ("nosuch://host/results.jsonl", "nosuch://host is no storage: Protocol"),
-        ("ftp://me:s3cr3t@host/results.jsonl", "it may hold no password"),
+        ("nosuch://host/results.jsonl", "nosuch://host cannot be used as a storage: Protocol"),
+        ("ftp://me:s3cr3t@host/results.jsonl", "must not contain a password"),
     ],
 )
 def test_a_place_that_does_not_do_is_told_before_anything_is_bought(place, problem):
@@ -251,8 +256,8 @@ def test_without_pyarrow_parquet_is_refused_before_anything_is_bought(tmp_path, 
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("results.csv", b"", "would be CSV"),
-        ("results.jsonl", b'{"id": "a"', "no valid JSON"),
+        ("results.csv", b"", "results are .jsonl or .parquet files"),
+        ("results.jsonl", b'{"id": "a"', "not valid JSON"),
         ("results.jsonl", b'{"id": "a"}', "outcome"),
         ("results.jsonl.gz", gzip.compress(b"{}\n", mtime=0)[:-4], "Compressed file ended"),
         ("results.parquet", b"PAR1", "cannot be read"),
@@ -264,7 +269,7 @@ def test_what_are_no_results_is_a_value_error(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=problem):
         read_results(f"{tmp_path}/{name}")
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="the file does not exist"):
         read_results(f"{tmp_path}/other.jsonl")
 
 

@@ -222,7 +222,7 @@ def test_a_video_that_needs_too_much_memory_is_refused(clips, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(decoder, "inspect_video", greedy)
-    refused = {"refused": "the output needs more than 2 GB of memory to be read"}
+    refused = {"refused": "the output takes more than 2 GB of memory to read"}
     assert told(clips / "clip.mp4") == refused
 
 

@@ -34,7 +34,7 @@ def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, an
         lambda: inspector.draw_poster(program, tmp_path / "poster.jpg"),
         lambda: inspector.draw_contact_sheet([b"poster"]),
     ):
-        with pytest.raises(InvalidOutput, match="answers nonsense"):
+        with pytest.raises(InvalidOutput, match="its answer is not valid"):
             look()
     assert not (tmp_path / "poster.jpg").exists()
     one.close()
@@ -86,7 +86,7 @@ def test_no_video_is_described_as_what_it_cannot_be(tmp_path, monkeypatch, forge
     )
     one = Decoder(program)
     monkeypatch.setattr(inspector, "_decoder", lambda _process: one)
-    with pytest.raises(InvalidOutput, match="answers nonsense"):
+    with pytest.raises(InvalidOutput, match="its answer is not valid"):
         inspector.inspect_video(program)
     one.close()
 

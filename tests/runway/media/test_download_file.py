@@ -54,7 +54,7 @@ async def test_a_disk_that_is_full_on_the_way_is_told(target, monkeypatch):
     monkeypatch.setattr(download_file, "MAX_BLOCK", 1000)
     monkeypatch.setattr(download_file.DownloadWriter, "_write", full)
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
-    with pytest.raises(StorageError, match="did not take the download: No space left"):
+    with pytest.raises(StorageError, match=r"could not be written to .*: No space left"):
         await download(URL, target, transport=transport)
 
 

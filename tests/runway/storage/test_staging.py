@@ -60,14 +60,16 @@ def test_a_place_that_somebody_else_prepared_is_not_used(shared_place, trap, mon
     if trap == "another's":
         monkeypatch.setattr(getpass, "getuser", lambda: shared_place.name[17:])
         monkeypatch.setattr(os, "getuid", lambda: -1)
-    with pytest.raises(StorageError, match="is not this user's alone; remove it, or set TMPDIR"):
+    with pytest.raises(
+        StorageError, match="is owned or writable by another user; remove it, or set TMPDIR"
+    ):
         FsspecStorage("memory://videos").staging()
 
 
 def test_a_temporary_folder_that_cannot_be_made_is_told(tmp_path, monkeypatch):
     """The error names the folder."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "gone"))
-    with pytest.raises(StorageError, match="cannot be made"):
+    with pytest.raises(StorageError, match="cannot be created"):
         FsspecStorage("memory://videos").staging()
 
 
