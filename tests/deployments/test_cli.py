@@ -96,7 +96,7 @@ def test_a_wrong_key_is_told_without_showing_it(shell, picture):
 def test_a_lost_answer_is_told_with_the_money_and_the_next_command(shell, picture):
     """After a lost reply, the message says that it may be charged and how to find out."""
     shell.sandbox.add_fault("create:reset-after")
-    told = refused(shell("image-to-video", picture, "--key", "sku-17"))
+    told = refused(shell("image-to-video", picture, "--idempotency-key", "sku-17"))
     assert told.startswith("SubmissionUncertain: ")
     assert "\n  Generation: key sku-17.\n" in told
     assert (

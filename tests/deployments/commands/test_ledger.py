@@ -204,7 +204,7 @@ def test_a_ledger_that_is_none_is_told(command, capsys, monkeypatch):
 @pytest.mark.server
 def test_what_was_not_waited_for_is_collected(shell, picture, command, capsys):
     """`--no-wait` ends after the submission, and `collect` stores the video."""
-    assert command("image-to-video", picture, "--key", "sku-17", "--no-wait") == 0
+    assert command("image-to-video", picture, "--idempotency-key", "sku-17", "--no-wait") == 0
     told = capsys.readouterr().out
     assert "is pending, key sku-17" in told
     assert "prefect-cometapi collect" in told
@@ -223,9 +223,9 @@ def test_what_was_not_waited_for_is_collected(shell, picture, command, capsys):
 def test_a_found_id_is_attached_by_hand(shell, picture, command, capsys):
     """An uncertain submission becomes a video by list, adopt, and another run."""
     shell.sandbox.add_fault("create:reset-after")
-    assert command("image-to-video", picture, "--key", "sku-17") == 1
+    assert command("image-to-video", picture, "--idempotency-key", "sku-17") == 1
     (job,) = shell.sandbox.accepted
-    assert command("image-to-video", picture, "--key", "sku-17", "--task-id", job.task_id) == 0
+    assert command("image-to-video", picture, "--idempotency-key", "sku-17", "--task-id", job.task_id) == 0
     assert len(list(Path("videos").glob("*.mp4"))) == 1
     assert known("sku-17").state is State.STORED
     assert len(shell.sandbox.accepted) == 1
