@@ -62,18 +62,22 @@ class BadRow(Value):
 
 
 def batch_prefix(batch_key: str) -> str:
-    """Return the prefix of all idempotency keys of a batch; no sibling batch shares it."""
+    """Return the prefix of all idempotency keys of a batch; no other batch has a key with it."""
     return f"{batch_key}/"
 
 
 def batch_keys(batch_key: str) -> KeyOf:
     """Return a function that makes idempotency keys with the batch's own key as prefix.
 
-    The prefix is followed by the id, or by a hash of the request.
+    The prefix is followed by the id, or by a hash of the request. The first slash of a key ends the
+    batch's own key, so an id may contain slashes and a batch key may not: otherwise, batch ``a``
+    with id ``b/1`` and batch ``a/b`` with id ``1`` would share a key.
 
     Raises:
-        ValueError: The batch key is not a valid key, or leaves no room for an id.
+        ValueError: The batch key is not a valid key, contains a slash, or leaves no room for an id.
     """
+    if "/" in batch_key:
+        raise ValueError("the idempotency key of a batch must not contain a slash")
     room = MAX_KEY_LENGTH - MAX_ID_LENGTH - 1
     if len(check_key(batch_key)) > room:
         raise ValueError(f"the idempotency key of a batch may have at most {room} characters")

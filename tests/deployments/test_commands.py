@@ -98,7 +98,7 @@ def test_a_duration_that_the_model_does_not_make_is_refused(sandbox, picture, ca
     ("words", "reason"),
     [
         (["finish", " "], 'Invalid value " " for TASK-ID. a task id must have 1 to 200'),
-        (["image-to-video", "x", "--idempotency-key", ""], "must have 1 to 512 printable characters"),
+        (["image-to-video", "x", "--idempotency-key", ""], "must have 1 to 512 printable"),
         (["sandbox", "--port", "65536"], "Must be <= 65535."),
         (["sandbox", "--port", "-1"], "Must be >= 0."),
         (["sandbox", "--shape", "round"], 'Choose from: "bare", "wrapped"'),

@@ -305,6 +305,14 @@ def test_the_longest_id_fits_the_longest_key_of_a_batch():
         batch_keys(" ")
 
 
+def test_no_item_has_the_key_or_the_prefix_of_another_batch():
+    """Otherwise batch a with id b/1 would get the video of batch a/b, and count its spending."""
+    ((item,), bad) = check_rows(in_file(image(id="b/1")), batch_keys("a"))
+    assert (item.idempotency_key, bad) == ("a/b/1", [])
+    with pytest.raises(ValueError, match="must not contain a slash"):
+        batch_keys("a/b")
+
+
 def test_a_key_that_is_none_or_another_rows_makes_the_row_bad():
     """A function may make the keys, but two rows never share one."""
     rows = in_file(image(id="a"), image(id="b"), image(id="c"))
