@@ -260,7 +260,9 @@ def sandbox(
 
 
 def _print_usage(url: str) -> None:
-    console.print(f"CometAPI sandbox at [bold]{url}[/] (documentation: {url}/docs)", soft_wrap=True)
+    console.print(
+        f"CometAPI sandbox at [bold]{url}[/] (schema: {url}/openapi.json)", soft_wrap=True
+    )
     console.print("[dim]In another terminal:[/]")
     console.print(f"  export COMETAPI_BASE_URL={url} COMETAPI_KEY=sandbox", soft_wrap=True)
     console.print('  prefect-cometapi image-to-video https://example.com/cat.jpg "slow zoom"')

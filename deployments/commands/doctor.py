@@ -151,11 +151,11 @@ async def _storage(location: str) -> Finding:
 
 
 async def _decoder() -> Finding:
-    from ...runway.media.inspector import what_the_decoder_reaches
+    from ...runway.media.inspector import decoder_reaches
 
     check = "decoder"
     try:
-        reached = await asyncio.to_thread(what_the_decoder_reaches)
+        reached = await asyncio.to_thread(decoder_reaches)
     except CometAPIError as error:
         return failed(check, error.message, "pip install --force-reinstall av")
     if reached:

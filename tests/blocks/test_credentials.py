@@ -163,11 +163,23 @@ def test_a_misspelt_field_is_refused(name):
         ("https://api.cometapi.com/runwayml/v1/", "start at https://api.cometapi.com"),
         ("http://api.cometapi.com", "must be https://"),
         ("ftp://api.cometapi.com", "must be https://"),
-        ("https://user:pw@api.cometapi.com", "write the service's root, as https://api.cometapi"),
-        ("https://api.cometapi.com?x=1", "write the service's root, as https://api.cometapi.com"),
-        ("api.cometapi.com", "write the service's root, as https://api.cometapi.com"),
-        ("", "write the service's root, as https://api.cometapi.com"),
-        ("https://api.cometapi.com:port", "write the service's root, as https://api.cometapi.com"),
+        (
+            "https://user:pw@api.cometapi.com",
+            "must be the root URL of the service, for example https://api.cometapi",
+        ),
+        (
+            "https://api.cometapi.com?x=1",
+            "must be the root URL of the service, for example https://api.cometapi.com",
+        ),
+        (
+            "api.cometapi.com",
+            "must be the root URL of the service, for example https://api.cometapi.com",
+        ),
+        ("", "must be the root URL of the service, for example https://api.cometapi.com"),
+        (
+            "https://api.cometapi.com:port",
+            "must be the root URL of the service, for example https://api.cometapi.com",
+        ),
     ],
 )
 def test_a_base_url_that_leads_elsewhere_is_refused_with_what_to_write(url, advice):

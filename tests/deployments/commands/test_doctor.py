@@ -124,7 +124,7 @@ def test_another_service_is_not_taken_for_cometapi(told, monkeypatch):
         status, report = told()
         server.shutdown()
     assert status == 1
-    assert f"✗ CometAPI {url} does not answer as CometAPI does" in report
+    assert f"✗ CometAPI {url} does not respond like CometAPI" in report
     assert "correct COMETAPI_BASE_URL" in report
 
 
@@ -162,7 +162,7 @@ def test_what_a_strangers_video_could_reach_is_told(told, monkeypatch, reached, 
             raise reached
         return reached
 
-    monkeypatch.setattr(inspector, "what_the_decoder_reaches", reaches)
+    monkeypatch.setattr(inspector, "decoder_reaches", reaches)
     status, report = told()
     assert found in report
     assert status == ("✗" in found)

@@ -117,7 +117,7 @@ def test_an_id_that_the_service_does_not_know_is_not_recorded(command, capsys, s
     before = known("sku-17")
     assert command("ledger", "adopt", "sku-17", task_id) == 1
     told = capsys.readouterr().err
-    assert f"UnknownTaskId: the id {task_id} is not recorded: CometAPI does not know the " in told
+    assert f"UnknownTaskId: task id {task_id} was not recorded: CometAPI does not know the " in told
     assert "Money: nothing was charged for this call, and nothing is recorded as bought." in told
     assert known("sku-17") == before
 
@@ -152,7 +152,7 @@ def test_without_the_service_an_id_is_recorded_unchecked_and_can_be_replaced(
         away(without, sandbox)
         assert command("ledger", "adopt", "sku-17", mistyped) == 0
     told = capsys.readouterr().err
-    assert f"Note: the id {mistyped} is recorded unchecked: " in told
+    assert f"Note: task id {mistyped} was recorded without a check: " in told
     assert (known("sku-17").task_id, known("sku-17").task_id_checked) == (mistyped, False)
     assert command("ledger", "show", "sku-17") == 0
     assert "not confirmed by CometAPI" in capsys.readouterr().out
@@ -169,7 +169,7 @@ def test_without_the_service_only_an_id_of_a_documented_form_is_recorded(
     entry("sku-17", base_url=sandbox.url)
     away(monkeypatch, sandbox)
     assert command("ledger", "adopt", "sku-17", "notanid") == 1
-    assert "does not read as an id of CometAPI" in capsys.readouterr().err
+    assert "does not have the form of a CometAPI id" in capsys.readouterr().err
     assert known("sku-17").state is State.UNCERTAIN
 
 
@@ -213,5 +213,5 @@ def test_an_id_of_another_key_is_refused(command, capsys, sandbox, found):
     entry("first", State.STORED, base_url=sandbox.url, task_id=found)
     entry("second", base_url=sandbox.url)
     assert command("ledger", "adopt", "second", found) == 1
-    assert "belongs to the key 'first'" in capsys.readouterr().err
+    assert "belongs to the idempotency key 'first'" in capsys.readouterr().err
     assert (known("second").state, known("second").task_id) == (State.UNCERTAIN, None)
