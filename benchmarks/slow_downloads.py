@@ -6,7 +6,7 @@
 A server on this machine sends a file of one megabyte to each client at 20 to 50 kB/s. Each row is a
 fresh process with one event loop. A download of this package also computes the SHA-256 and ends
 with the file on the disk. The other rows are the usual handwritten code: a stream into a file,
-and a response that is read as a whole.
+and a response that is read at once.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SLOWEST, FASTEST = 20_000, 50_000
 BEAT = 0.25
 """Seconds between two chunks."""
 
-RUNS = [("ours", 10), ("ours", 100), ("ours", 1000), ("stream by hand", 1000), ("whole", 1000)]
+RUNS = [("ours", 10), ("ours", 100), ("ours", 1000), ("stream by hand", 1000), ("at once", 1000)]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ async def fetch(who: str, url: str, folder: Path, count: int) -> Held:
 
     tls_context()
     most = {"fd": 0, "task": 0}
-    places = [folder / f"{number}.mp4" for number in range(count)]
+    paths = [folder / f"{number}.mp4" for number in range(count)]
 
     async def watch() -> None:
         while True:
@@ -91,12 +91,12 @@ async def fetch(who: str, url: str, folder: Path, count: int) -> Held:
                 most[what] = max(number, len(list(Path(f"/proc/self/{what}").iterdir())))
             await asyncio.sleep(BEAT)
 
-    async def by_hand(http: httpx.AsyncClient, place: Path) -> None:
-        if who == "whole":
-            place.write_bytes((await http.get(url)).raise_for_status().content)
+    async def by_hand(http: httpx.AsyncClient, path: Path) -> None:
+        if who == "at once":
+            path.write_bytes((await http.get(url)).raise_for_status().content)
             return
         async with http.stream("GET", url) as response:
-            with place.open("wb") as file:
+            with path.open("wb") as file:
                 async for chunk in response.raise_for_status().aiter_bytes():
                     file.write(chunk)
 
@@ -105,14 +105,14 @@ async def fetch(who: str, url: str, folder: Path, count: int) -> Held:
     if who == "ours":
         async with AssetClients() as clients:
             trusted = {"127.0.0.1"}
-            await asyncio.gather(*(download(clients, url, to, trusted=trusted) for to in places))
+            await asyncio.gather(*(download(clients, url, to, trusted=trusted) for to in paths))
     else:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(timeout=60, limits=limits, verify=tls_context()) as http:
-            await asyncio.gather(*(by_hand(http, place) for place in places))
+            await asyncio.gather(*(by_hand(http, path) for path in paths))
     seconds = time.perf_counter() - began
     watching.cancel()
-    assert all(place.stat().st_size == SIZE for place in places)
+    assert all(path.stat().st_size == SIZE for path in paths)
     return Held(seconds, cpu_seconds() - cpu, before, memory("VmHWM"), most["fd"], most["task"])
 
 
@@ -162,7 +162,7 @@ _SECTION = """## A thousand slow downloads
 
 A server on this machine drips a file of a megabyte at 20 to 50 kB/s to each who asks. Each row is a
 fresh process with one event loop. Ours also takes the SHA-256 and has each file on the disk at its
-end; the others are what is written by hand: a stream into a file, and a reply read as a whole. A
+end; the others are what is written by hand: a stream into a file, and a reply read at once. A
 connection takes two descriptors, with its file.
 
 {machine}
@@ -177,20 +177,20 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     for name in ("--who", "--url", "--into", "--count"):
         parser.add_argument(name, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if asked.serve:
+    if options.serve:
         asyncio.run(serve())
-    elif asked.who:
-        held = asyncio.run(fetch(asked.who, asked.url, Path(asked.into), int(asked.count)))
+    elif options.who:
+        held = asyncio.run(fetch(options.who, options.url, Path(options.into), int(options.count)))
         print(json.dumps(asdict(held)))
     else:
         found = table()
         print(found)
-        if asked.report:
+        if options.report:
             text = _SECTION.format(machine=markdown.machine("httpx"), table=found)
-            markdown.put_section(asked.report, "slow downloads", text)
+            markdown.put_section(options.report, "slow downloads", text)
 
 
 if __name__ == "__main__":
