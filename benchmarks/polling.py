@@ -24,10 +24,10 @@ from typing import NamedTuple
 from polling_plot import TIMES, Bar, drawing
 
 from prefect_cometapi.runway.api.poll_schedule import (
-    KEPT,
+    HISTORY_SIZE,
     DurationStats,
+    estimate_durations,
     first_delay,
-    learn,
     next_delay,
 )
 
@@ -140,9 +140,9 @@ def watch_all(durations: Sequence[float], draw: Random) -> list[Watched]:
     history: list[tuple[float, int]] = []
     seen: list[Watched] = []
     for duration in durations:
-        seen.append(watch(duration, ours(learn(history, INTERVAL)), draw))
+        seen.append(watch(duration, ours(estimate_durations(history, INTERVAL)), draw))
         history.insert(0, (seen[-1].waited, seen[-1].polls))
-        del history[KEPT:]
+        del history[HISTORY_SIZE:]
     return seen
 
 
@@ -156,8 +156,11 @@ def watch_many(starts: Sequence[float], durations: Sequence[float], *, by_end: b
             end, started, which = heapq.heappop(running)
             insort(ended, (end if by_end else started, which))
         if start != then:
-            newest = [seen[which] for _, which in reversed(ended[-KEPT:])]
-            then, stats = start, learn([(one.waited, one.polls) for one in newest], INTERVAL)
+            newest = [seen[which] for _, which in reversed(ended[-HISTORY_SIZE:])]
+            then, stats = (
+                start,
+                estimate_durations([(one.waited, one.polls) for one in newest], INTERVAL),
+            )
         seen.append(watch(duration, ours(stats), draw))
         heapq.heappush(running, (start + seen[-1].waited, start, number))
     return means(seen[len(seen) // 2 :])
@@ -272,7 +275,7 @@ def peaks() -> str:
     """Return the polls of a batch in its busiest second and in its busiest tenth of a second."""
     profile, rows = PROFILES[0], []
     learned = watch_all(profile.durations(WARM, Random(SEED)), Random(SEED))
-    stats = learn([(one.waited, one.polls) for one in reversed(learned)], INTERVAL)
+    stats = estimate_durations([(one.waited, one.polls) for one in reversed(learned)], INTERVAL)
     schedules = {
         "fixed 5 s, in step": OTHERS["fixed 5 s"],
         "runwayml: 6 s ± 1.5 s": around_six,

@@ -100,7 +100,7 @@ class Bench:
     @contextmanager
     def everything_ready(self) -> Iterator[None]:
         """Finish all videos upstream, now and later."""
-        book = self.sandbox._app.book
+        book = self.sandbox._app.jobs
         slow = book._config
         book._config = slow.model_copy(update={"render_seconds": 0.0})
         yield

@@ -47,13 +47,13 @@ async def collect_snapshot(
 
 
 def _job(sandbox: Sandbox, accepted: AcceptedJob) -> Job:
-    book = sandbox._app.book
-    fate = book._jobs[accepted.task_id].fate
-    clip = book.finished_clip(accepted.task_id)
+    jobs = sandbox._app.jobs
+    fault = jobs._jobs[accepted.task_id].fault
+    clip = jobs.finished_clip(accepted.task_id)
     return Job(
         task_id=accepted.task_id,
         key=key_of(accepted),
-        end=fate.kind if fate else "stored",
+        end=fault.kind if fault else "stored",
         sha256=hashlib.sha256(clip).hexdigest() if clip else "",
     )
 

@@ -138,8 +138,8 @@ class CaseEnv:
     # The service
 
     def _set_render_seconds(self, seconds: float) -> None:
-        book = self.sandbox._app.book
-        book._config = book._config.model_copy(update={"render_seconds": seconds})
+        jobs = self.sandbox._app.jobs
+        jobs._config = jobs._config.model_copy(update={"render_seconds": seconds})
 
     def picture(self, name: str) -> str:
         """Return the address by which the request of a case differs from all others."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metadata that Prefect's UI shows beside each block."""
+"""Logo and documentation link of the blocks, for Prefect's UI."""
 
 from pydantic import HttpUrl
 
