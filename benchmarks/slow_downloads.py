@@ -167,10 +167,9 @@ _SECTION = """## A thousand slow downloads
 `python benchmarks/slow_downloads.py`
 
 A server on this machine sends a file of a megabyte at 20 to 50 kB/s to each client. Each row is a
-fresh process with one event loop. Ours also computes the SHA-256 and has each file on the disk at its
-end; the others are the usual handwritten code: a stream into a file, and a reply read in one
-piece. A
-connection takes two descriptors, with its file.
+fresh process with one event loop. Ours also computes the SHA-256 and has each file on the disk at
+its end; the others are the usual handwritten code: a stream into a file, and a reply read in one
+piece. A connection takes two descriptors, with its file.
 
 {machine}
 
