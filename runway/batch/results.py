@@ -31,9 +31,7 @@ WRITING_SHARE = 0.02
 """Maximum share of a batch's time that writing takes."""
 
 
-def next_write(
-    ended: float, took: float, *, least: float = MIN_WRITE_INTERVAL, share: float = WRITING_SHARE
-) -> float:
+def next_write(ended: float, took: float) -> float:
     """Return the time from which a growing output may be written again; pure.
 
     The cost of a write grows with the number of items, so writing after each item would have a
@@ -43,10 +41,8 @@ def next_write(
     Args:
         ended: End of the last write, in seconds of any clock.
         took: Seconds that the last write took.
-        least: Minimum seconds between the end of a write and the next one.
-        share: Maximum share of the time that writing takes, above 0 and up to 1.
     """
-    return ended + max(least, took * (1 / share - 1))
+    return ended + max(MIN_WRITE_INTERVAL, took * (1 / WRITING_SHARE - 1))
 
 
 def check_place(place: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..redact import RedactingFilter, redact_url, scrub
+from ..redact import RedactingFilter, reason_of, redact_url
 from ..storage.paths import is_chained, local_path, whole_path
 
 for _logger in ("fsspec", "fsspec.http"):  # at DEBUG they log complete URLs
@@ -77,7 +77,7 @@ def open_table(place: str, *, text: bool) -> Iterator[Any]:
     Invalid UTF-8 becomes surrogates, so that one bad cell makes only one bad row.
 
     Raises:
-        Unreadable: The file could not be open_table, or could not be read in the body.
+        Unreadable: The file could not be opened, or could not be read in the body.
     """
     how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""} if text else {}
     try:
@@ -87,8 +87,10 @@ def open_table(place: str, *, text: bool) -> Iterator[Any]:
             yield file
     except Unreadable:
         raise
+    except FileNotFoundError:
+        raise Unreadable(f"{redact_url(place)} cannot be read: the file does not exist") from None
     except Exception as error:  # noqa: BLE001 - file systems and formats have errors of their own
-        raise Unreadable(f"{redact_url(place)} cannot be read: {_reason(error)}") from None
+        raise Unreadable(f"{redact_url(place)} cannot be read: {reason_of(error)}") from None
 
 
 def _located(place: str) -> tuple[Any, str]:
@@ -106,9 +108,3 @@ def _located(place: str) -> tuple[Any, str]:
 def _name(place: str) -> str:
     is_web = place.lower().startswith(("http://", "https://"))
     return (urlsplit(place).path if is_web else place).lower()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "the file does not exist"
-    return scrub(getattr(error, "strerror", None) or str(error) or type(error).__name__)

@@ -10,8 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import StorageError
-from ..redact import redact_url
-from .base import check_staged, reason_of
+from ..redact import reason_of, redact_url
+from .base import check_staged
 from .paths import is_chained
 from .staging import temporary_staging
 

@@ -279,19 +279,18 @@ def test_what_are_no_results_is_a_value_error(tmp_path, name, content, problem):
 @given(
     gaps=st.lists(st.floats(0, 100), min_size=1, max_size=50),
     cost=st.floats(0, 30),
-    share=st.floats(0.01, 1),
 )
-def test_writing_takes_no_more_than_its_share_of_the_time(gaps, cost, share):
+def test_writing_takes_no_more_than_its_share_of_the_time(gaps, cost):
     """Writing does not slow a batch, however slow the storage is and however many items it has."""
     clock, spent, due = 0.0, 0.0, 0.0
     for items, gap in enumerate(gaps, 1):
         clock += gap
         if clock >= due:
-            assert spent <= share * clock + 1e-6
+            assert spent <= WRITING_SHARE * clock + 1e-6
             took = cost * items
             clock += took
             spent += took
-            due = next_write(clock, took, share=share)
+            due = next_write(clock, took)
 
 
 @given(ended=st.floats(0, 1e9), took=st.floats(0, 1e4))
