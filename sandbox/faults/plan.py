@@ -150,9 +150,7 @@ class Fault(BaseModel):
     def _makes_sense(self) -> Self:
         routes = KINDS[self.kind].routes
         if self.route not in routes:
-            raise ValueError(
-                f"{self.kind} happens on {' or '.join(routes)}, not on {self.route}"
-            )
+            raise ValueError(f"{self.kind} happens on {' or '.join(routes)}, not on {self.route}")
         if self.rate is not None and "times" in self.model_fields_set:
             raise ValueError("rate and times exclude each other")
         self._check_value()
@@ -242,12 +240,12 @@ class FaultPlan:
         """Return the fault of the request with this number (from 0) on its route, if any."""
         if fault := self._taken.get((route, number)):
             return fault
-        for place, fault in enumerate(self.faults):
+        for index, fault in enumerate(self.faults):
             if (
                 fault.rate is not None
                 and fault.route == route
                 and number >= fault.after
-                and _chance(self.seed, route, number, place) < fault.rate
+                and _chance(self.seed, route, number, index) < fault.rate
             ):
                 return fault
         return None
@@ -260,6 +258,6 @@ class FaultPlan:
         return FaultPlan([*self.faults, later], self.seed)
 
 
-def _chance(seed: int, route: FaultRoute, number: int, place: int) -> float:
+def _chance(seed: int, route: FaultRoute, number: int, index: int) -> float:
     """Return a number in [0, 1) that depends on the arguments alone."""
-    return random.Random(f"{seed}:{route}:{number}:{place}").random()  # noqa: S311 - no secrets
+    return random.Random(f"{seed}:{route}:{number}:{index}").random()  # noqa: S311 - no secrets

@@ -21,7 +21,7 @@ from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.batch.results import (
     MIN_WRITE_INTERVAL,
     WRITING_SHARE,
-    check_place,
+    check_location,
     next_write,
     publish_results,
     read_results,
@@ -110,7 +110,7 @@ def test_results_are_written_to_wherever_they_are_wanted(
         "local": f"local://{tmp_path}/new/{name}",
         "memory": f"{memory}/{name}",
     }[form]
-    check_place(place)
+    check_location(place)
     for results in ([STORED], [FAILED, STORED], []):
         written = write_results(results, place)
         assert read_results(place) == read_results(written) == results
@@ -238,7 +238,7 @@ def test_a_storage_that_takes_nothing_is_told_and_nothing_is_left(tmp_path, monk
 def test_a_place_that_does_not_do_is_told_before_anything_is_bought(place, problem):
     """An invalid location for the results is refused before anything is bought."""
     with pytest.raises(StorageUnavailable, match=problem) as caught:
-        check_place(place)
+        check_location(place)
     assert "nothing was charged" in str(caught.value)
     with pytest.raises(StorageError):
         write_results([STORED], place)
@@ -249,8 +249,8 @@ def test_without_pyarrow_parquet_is_refused_before_anything_is_bought(tmp_path, 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(StorageUnavailable, match=r'pip install "prefect-cometapi\[parquet\]"'):
-        check_place(f"{tmp_path}/results.parquet")
-    check_place(f"{tmp_path}/results.jsonl")
+        check_location(f"{tmp_path}/results.parquet")
+    check_location(f"{tmp_path}/results.jsonl")
 
 
 @pytest.mark.parametrize(
