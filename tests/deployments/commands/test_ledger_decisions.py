@@ -43,8 +43,11 @@ def test_a_submission_that_may_still_arrive_is_not_sent_again(command, capsys, s
     assert command("ledger", "resubmit", "sku 17") == 1
     told = capsys.readouterr().err
     assert f"it was sent at {datetime.now(UTC):%Y-}" in told
-    assert "may still arrive until" in told
-    assert "Money: possibly charged, once; sent again before that time, possibly twice." in told
+    assert "may still be accepted until" in told
+    assert (
+        "Money: possibly charged once; with a resubmission before that time, possibly twice."
+        in told
+    )
     assert "If it is still not there: prefect-cometapi ledger resubmit 'sku 17'\n" in told
     assert "prefect-cometapi ledger resubmit 'sku 17' --now" in told
     assert known("sku 17").state is state
@@ -67,7 +70,7 @@ def test_an_old_submission_is_released_and_its_time_is_told(command, capsys):
     entry("sku-17", claimed_at=sent)
     assert command("ledger", "resubmit", "sku-17") == 0
     told = capsys.readouterr()
-    assert f"sku-17 was last sent at {sent:%Y-%m-%d %H:%M:%S} UTC." in told.out
+    assert f"sku-17 was last submitted at {sent:%Y-%m-%d %H:%M:%S} UTC." in told.out
     assert told.err == ""
     assert known("sku-17").state is State.RESUBMIT_ALLOWED
 
@@ -88,7 +91,7 @@ def test_the_list_says_from_when_on_it_may_be_sent_again(command, capsys):
     (line,) = [line for line in told.splitlines() if "ledger resubmit sku-17" in line]
     assert "it is still not there at 20" in line
     assert command("ledger", "write-off", "sku-17") == 0
-    assert "from 15 minutes after it was sent on" in capsys.readouterr().out
+    assert "15 minutes after the submission" in capsys.readouterr().out
 
 
 # adopt
@@ -152,7 +155,7 @@ def test_without_the_service_an_id_is_recorded_unchecked_and_can_be_replaced(
     assert f"Note: task id {mistyped} was recorded without a check: " in told
     assert (known("sku-17").task_id, known("sku-17").task_id_checked) == (mistyped, False)
     assert command("ledger", "show", "sku-17") == 0
-    assert "not confirmed by the service" in capsys.readouterr().out
+    assert "not confirmed by CometAPI" in capsys.readouterr().out
     assert command("ledger", "adopt", "sku-17", found) == 0
     assert (known("sku-17").task_id, known("sku-17").task_id_checked) == (found, True)
     assert known("sku-17").state is State.SUBMITTED
