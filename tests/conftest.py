@@ -23,11 +23,11 @@ os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 KEY = "sk-canary0f7b1d3c5e9a"
 """The API key of all tests; no output may contain it."""
 
-settings.register_profile("ci", max_examples=300, deadline=None)
-settings.register_profile("default", max_examples=100, deadline=None)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+settings.register_profile("quick", max_examples=30, deadline=None)
+settings.register_profile("thorough", max_examples=300, deadline=None)
+settings.load_profile("quick")  # pytest --hypothesis-profile=thorough replaces it
 
-LONG = ("browser", "kills", "packaging", "slow", "storm")
+LONG = ("heavy", "slow")
 """Markers of slow files; these run first, so that nobody waits for them at the end."""
 
 
@@ -128,6 +128,15 @@ def redis_server() -> str:
 def chromium() -> str:
     """Start a real browser."""
     return path_of("chromium")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """Start an S3 server process and yield its address."""
+    from .s3 import s3_server
+
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture

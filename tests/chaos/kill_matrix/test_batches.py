@@ -12,9 +12,8 @@ import pytest
 from .batches import Played, check, play
 
 
-@pytest.mark.kills
 @pytest.mark.server
-@pytest.mark.slow
+@pytest.mark.heavy
 async def test_a_killed_batch_goes_on_where_it_was(prefect_server, tmp_path):
     """A batch that is killed twice amid its purchases buys and stores each row once."""
     played = await play(rows=24, kills=2, seed=3, folder=tmp_path, api=prefect_server)

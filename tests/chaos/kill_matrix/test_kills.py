@@ -13,7 +13,7 @@ import pytest
 
 from prefect_cometapi.runway.ledger.entry import State
 
-from ...postgres import Postgres, binaries
+from ...postgres import Postgres
 from .campaign import audit, lanes, play_all
 from .plan import (
     INTERRUPTIONS,
@@ -43,9 +43,14 @@ MUTANTS = {
 }
 
 
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="the processes are forked in the way of Linux"
+)
+
+
 @dataclass(frozen=True)
 class Played:
-    """Results of the sample and of each mutant."""
+    """Results of cases, and of each mutant."""
 
     tallies: list[Tally]
     audited: list[str]
@@ -53,19 +58,21 @@ class Played:
 
 
 @pytest.fixture(scope="module")
-def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
-    """Run the sample once; without PostgreSQL, its cases there are left out."""
-    if sys.platform != "linux":
-        pytest.skip("the processes are forked in the way of Linux")
-    postgres = request.getfixturevalue("postgres") if binaries() else None
-    return asyncio.run(play_sample(tmp_path_factory.mktemp("kills"), postgres))
+def played(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Run the cases on PostgreSQL and on object stores, and the mutants, once for all tests."""
+    return asyncio.run(play_heavy_cases(tmp_path_factory.mktemp("kills"), postgres))
 
 
-async def play_sample(folder: Path, postgres: Postgres | None) -> Played:
+async def play_on_sqlite(folder: Path, api: str) -> Played:
+    """Run one kill at each boundary, and four interruptions."""
+    async with lanes(folder, api=api) as places:
+        return Played(await play_all(places, SQLITE), await audit(places), {})
+
+
+async def play_heavy_cases(folder: Path, postgres: Postgres) -> Played:
     """Run the cases in two environments, and the mutants in a third."""
     async with lanes(folder, postgres=postgres, at_once=3, remote=True) as (*places, apart):
-        cases = SQLITE + REMOTE_CASES + (POSTGRESQL if postgres else [])
-        tallies = await play_all(places, cases)
+        tallies = await play_all(places, REMOTE_CASES + POSTGRESQL)
         audited = await audit(places)
         mutants: dict[str, Tally] = {}
         lane = apart["SQLite"]
@@ -78,20 +85,31 @@ async def play_sample(folder: Path, postgres: Postgres | None) -> Played:
         return Played(tallies, audited, mutants)
 
 
-@pytest.mark.kills
-@pytest.mark.server
-@pytest.mark.slow
-def test_a_killed_run_pays_once_and_what_is_paid_for_is_stored(played):
-    """A run that is killed at any step and recovered in any way pays once and stores its clip."""
+def check(played: Played, cases: int) -> None:
+    """Check that each case ended well and nothing was paid twice or lost."""
     assert problems_of(played.tallies) == []
     assert played.audited == []
     assert sum(tally.duplicates + tally.lost for tally in played.tallies) == 0
-    assert len(played.tallies) >= len(SQLITE) + len(REMOTE_CASES)
+    assert len(played.tallies) == cases
 
 
-@pytest.mark.kills
+@on_linux
 @pytest.mark.server
 @pytest.mark.slow
+async def test_a_killed_run_pays_once_and_what_is_paid_for_is_stored(prefect_server, tmp_path):
+    """A run that is killed at any step and recovered in any way pays once and stores its clip."""
+    check(await play_on_sqlite(tmp_path, prefect_server), len(SQLITE))
+
+
+@on_linux
+@pytest.mark.heavy
+def test_kills_cost_nothing_with_postgresql_and_with_object_stores(played):
+    """Killed runs pay once and store their clips on PostgreSQL, with an S3 URL and a block."""
+    check(played, len(REMOTE_CASES) + len(POSTGRESQL))
+
+
+@on_linux
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("mutant", "found"),
     [

@@ -189,7 +189,7 @@ async def test_several_workers_with_places_of_their_own_are_told(clean_server, s
     assert "COMETAPI_STORAGE=s3://" in found[-1].fix
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_several_workers_with_shared_places_are_well(
     clean_server, sandbox, postgres, monkeypatch
 ):

@@ -209,7 +209,7 @@ async def test_a_claim_that_the_database_did_not_confirm_is_found_again(ledger, 
     assert lost
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_a_claim_that_fails_midway_leaves_no_lock(postgres):
     """Another claim under the same prefix does not have to wait."""
     ledger = Ledger(postgres.create_database(), patience=0.1)
