@@ -36,6 +36,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(limits)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of processes of `pytest -n auto`.
+
+    One more than the machine has cores, since tests also wait for servers and processes. At most
+    four, since each starts a Prefect server and takes up to a gigabyte of memory.
+    """
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run slow files first, and those that start Prefect servers of their own last among them.
 

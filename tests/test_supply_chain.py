@@ -74,7 +74,8 @@ def test_the_readme_installs_nothing_that_is_not_locked(number, tmp_path):
 
 def test_no_command_of_ours_builds_with_what_is_not_locked():
     """Every command that installs this folder builds it with the locked backend."""
-    files = [ROOT / "README.md", ROOT / ".ci" / "run", *(ROOT / "docs").rglob("*.md")]
+    pages = ["README.md", "CONTRIBUTING.md", "justfile", ".ci/run"]
+    files = [*(ROOT / page for page in pages), *(ROOT / "docs").rglob("*.md")]
     installing = [
         line
         for file in files
