@@ -272,7 +272,7 @@ claims = st.tuples(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=settings().max_examples // 5)  # each opens two ledgers
 @given(limit=st.floats(0, 6), rounds=st.lists(st.lists(claims | st.sampled_from("abcd"))))
 def test_no_order_of_claims_passes_the_limit(limit, rounds):
     """The limit holds for two ledgers with refusals, lost answers, resubmissions and new prices."""
