@@ -50,8 +50,8 @@ docs:
 
 # Measure the import time and what the ledger costs
 bench:
-    .venv/bin/python tests/benchmarks/import_time.py 5
-    .venv/bin/python tests/benchmarks/ledger_cost.py 10
+    .venv/bin/python benchmarks/import_time.py 5
+    .venv/bin/python benchmarks/ledger_cost.py 10
 
 # Run the long tests of failures: kills, a storm of faults, a soak and a random walk (two hours)
 chaos:
