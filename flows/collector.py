@@ -18,12 +18,11 @@ from ..runway.ledger.entry import UNFINISHED, Entry, State
 from ..runway.ledger.owners import holder_name
 from ..runway.models.generation import Value
 from ..runway.redact import scrub
-from .generate import Credentials
+from .parameters import Credentials
 from .runtime import log
-from .runtime.flow_decorator import recorded_flow
+from .runtime.flow_decorator import recorded_flow, sync_flow
 from .runtime.ledger_access import open_ledger, record, this_run
 from .runtime.suspension import resume_waiting
-from .runtime.sync import run_sync
 from .steps.adoption import credentials_of
 from .steps.delivery import deliver
 from .ui import artifacts
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 AT_ONCE = 100
 """Maximum number of generations that one collector works on at a time."""
 
-Place = Annotated[
+Location = Annotated[
     str | None,
     Field(
         description="Where to keep the videos, in place of where each was wanted when it was "
@@ -68,26 +67,12 @@ CollectResult.__module__ = "prefect_cometapi.flows"
 
 
 @recorded_flow("collect")
-async def acollect(credentials: Credentials = None, storage: Place = None) -> CollectResult:
+async def acollect(credentials: Credentials = None, storage: Location = None) -> CollectResult:
     """Finish every bought generation that no other run is working on. Buys nothing.
 
     All generations share one event loop. A generation that fails does not stop the others. A
     ledger row that cannot be read fails the run after the other generations are finished.
     """
-    return await _collect(credentials, storage)
-
-
-@recorded_flow("collect")
-def collect(credentials: Credentials = None, storage: Place = None) -> CollectResult:
-    """Finish every bought generation that no other run is working on. Buys nothing.
-
-    All generations share one event loop. A generation that fails does not stop the others. A
-    ledger row that cannot be read fails the run after the other generations are finished.
-    """
-    return run_sync(_collect(credentials, storage))
-
-
-async def _collect(credentials: CometAPICredentials | None, storage: str | None) -> CollectResult:
     ledger = await open_ledger()
     damaged: dict[str, LedgerCorrupted] = {}
 
@@ -132,6 +117,9 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
     if damaged:
         raise next(iter(damaged.values()))
     return result
+
+
+collect = sync_flow(acollect)
 
 
 async def _give_up_the_dead(ledger: "Ledger", intended: list[Entry]) -> None:

@@ -7,87 +7,49 @@
 
 from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import AfterValidator, Field
+from typing import TYPE_CHECKING, Literal
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.errors import GenerationNotFound, LedgerUnavailable
 from ..runway.models.generation import GenerationResult, Status, Submission
-from ..runway.models.keys import MAX_KEY_LENGTH, check_key, check_task_id, key_of_id
-from ..runway.models.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
+from ..runway.models.keys import check_task_id, key_of_id
+from ..runway.models.requests import GenerationRequest
+from .parameters import (
+    AdoptedTaskId,
+    Credentials,
+    IdempotencyKey,
+    ImageRequest,
+    Location,
+    TaskId,
+    Variation,
+    VideoRequest,
+    Wait,
+)
 from .runtime import log
 from .runtime.block_storage import canonical_location
-from .runtime.flow_decorator import recorded_flow
+from .runtime.flow_decorator import recorded_flow, sync_flow
 from .runtime.ledger_access import intent_for, open_ledger, record, this_run
 from .runtime.multi_worker_check import warn_where_apart
 from .runtime.run_context import Shared, current_settings, sharing
 from .runtime.suspension import leave_until_ended
-from .runtime.sync import check_starts, run_sync
+from .runtime.sync import check_starts
 from .steps.adoption import adopt_id, check_id, key_for
 from .steps.delivery import check_storage, deliver
-from .steps.tasks import asubmit_generation
+from .steps.submit import asubmit_generation
 
 if TYPE_CHECKING:
     from ..runway.ledger.store import Ledger
-
-ImageRequest = Annotated[ImageToVideoRequest, Field(description="What to make.")]
-VideoRequest = Annotated[VideoToVideoRequest, Field(description="What to make.")]
-Credentials = Annotated[
-    CometAPICredentials | None,
-    Field(description="Block with the API key; COMETAPI_KEY where none is given."),
-]
-Place = Annotated[
-    str | None,
-    Field(
-        description="Folder, fsspec URL or storage block (type-slug/name) that keeps the video; "
-        "COMETAPI_STORAGE where none is given."
-    ),
-]
-_CheckedId = Annotated[str, Field(min_length=1), AfterValidator(check_task_id)]
-TaskId = Annotated[_CheckedId, Field(description="Id that CometAPI gave the generation.")]
-Attached = Annotated[
-    _CheckedId | None,
-    Field(
-        description="Id of a generation that was bought elsewhere (a console, a lost run): it is "
-        "finished, and nothing is bought."
-    ),
-]
-PollState = Annotated[
-    bool | Literal["suspend"],
-    Field(
-        description="Whether to wait for the video. If not, the run ends once it is submitted, "
-        "and the flow collect finishes it. With suspend it leaves its process meanwhile, and "
-        "collect resumes it."
-    ),
-]
-Variation = Annotated[
-    int,
-    Field(
-        ge=1,
-        description="Which of several videos of the same request in the same run this is: 2 buys "
-        "a second one.",
-    ),
-]
-_CheckedKey = Annotated[str, Field(max_length=MAX_KEY_LENGTH), AfterValidator(check_key)]
-Key = Annotated[
-    _CheckedKey | None,
-    Field(
-        description="Idempotency key. Where none is given, this run pays for this request once, "
-        "however often it is retried; a key of your own holds across runs."
-    ),
-]
 
 
 @recorded_flow("image-to-video")
 async def aimage_to_video(
     request: ImageRequest,
     credentials: Credentials = None,
-    storage: Place = None,
-    idempotency_key: Key = None,
+    storage: Location = None,
+    idempotency_key: IdempotencyKey = None,
     *,
-    wait: PollState = True,
-    task_id: Attached = None,
+    wait: Wait = True,
+    task_id: AdoptedTaskId = None,
     variation: Variation = 1,
 ) -> GenerationResult:
     """Make a video from an image: submit, poll, fetch, persist.
@@ -106,15 +68,18 @@ async def aimage_to_video(
     )
 
 
+image_to_video = sync_flow(aimage_to_video)
+
+
 @recorded_flow("video-to-video")
 async def avideo_to_video(
     request: VideoRequest,
     credentials: Credentials = None,
-    storage: Place = None,
-    idempotency_key: Key = None,
+    storage: Location = None,
+    idempotency_key: IdempotencyKey = None,
     *,
-    wait: PollState = True,
-    task_id: Attached = None,
+    wait: Wait = True,
+    task_id: AdoptedTaskId = None,
     variation: Variation = 1,
 ) -> GenerationResult:
     """Restyle a video: submit, poll, fetch, persist.
@@ -133,12 +98,15 @@ async def avideo_to_video(
     )
 
 
+video_to_video = sync_flow(avideo_to_video)
+
+
 @recorded_flow("finish-generation")
 async def afinish_generation(
     task_id: TaskId,
     credentials: Credentials = None,
-    storage: Place = None,
-    idempotency_key: Key = None,
+    storage: Location = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> GenerationResult:
     """Finish a generation that is already bought: poll, fetch, persist. Buys nothing.
 
@@ -155,6 +123,9 @@ async def afinish_generation(
     except GenerationNotFound:
         await record(lambda ledger: _forget(ledger, submission.idempotency_key))
         raise
+
+
+finish_generation = sync_flow(afinish_generation)
 
 
 async def _forget(ledger: "Ledger", key: str) -> None:
@@ -241,78 +212,3 @@ async def _so_far(submission: Submission, storage: str | None) -> GenerationResu
         waited=0.0,
         submitted_at=submission.submitted_at,
     )
-
-
-@recorded_flow("image-to-video")
-def image_to_video(
-    request: ImageRequest,
-    credentials: Credentials = None,
-    storage: Place = None,
-    idempotency_key: Key = None,
-    *,
-    wait: PollState = True,
-    task_id: Attached = None,
-    variation: Variation = 1,
-) -> GenerationResult:
-    """Make a video from an image: submit, poll, fetch, persist.
-
-    Raises:
-        CometAPIError: One of its subclasses; the message states what is known about the charge.
-    """
-    return run_sync(
-        _generate(
-            request,
-            credentials,
-            storage,
-            idempotency_key,
-            wait=wait,
-            task_id=task_id,
-            variation=variation,
-        )
-    )
-
-
-@recorded_flow("video-to-video")
-def video_to_video(
-    request: VideoRequest,
-    credentials: Credentials = None,
-    storage: Place = None,
-    idempotency_key: Key = None,
-    *,
-    wait: PollState = True,
-    task_id: Attached = None,
-    variation: Variation = 1,
-) -> GenerationResult:
-    """Restyle a video: submit, poll, fetch, persist.
-
-    Raises:
-        CometAPIError: One of its subclasses; the message states what is known about the charge.
-    """
-    return run_sync(
-        _generate(
-            request,
-            credentials,
-            storage,
-            idempotency_key,
-            wait=wait,
-            task_id=task_id,
-            variation=variation,
-        )
-    )
-
-
-@recorded_flow("finish-generation")
-def finish_generation(
-    task_id: TaskId,
-    credentials: Credentials = None,
-    storage: Place = None,
-    idempotency_key: Key = None,
-) -> GenerationResult:
-    """Finish a generation that is already bought: poll, fetch, persist. Buys nothing.
-
-    Raises:
-        GenerationError: The generation failed, was cancelled, is unknown to the service, or did
-            not finish in time.
-        DeliveryError: The generation finished, but its output could not be stored.
-    """
-    return run_sync(afinish_generation.fn(task_id, credentials, storage, idempotency_key))

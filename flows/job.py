@@ -51,7 +51,7 @@ class RunwayJobRun(JobRun[GenerationResult]):
             GenerationError: The generation failed, was cancelled, is unknown to the service, or
                 did not finish in time.
         """
-        from .steps.tasks import apoll_generation
+        from .steps.poll import apoll_generation
 
         return await apoll_generation(self.submission, self._credentials)
 
@@ -143,7 +143,7 @@ class RunwayJob(JobBlock):
             SubmissionUncertain: The generation was possibly charged.
         """
         from .steps.delivery import check_storage
-        from .steps.tasks import asubmit_generation
+        from .steps.submit import asubmit_generation
 
         await check_storage(self.storage)
         submission = await asubmit_generation(

@@ -16,13 +16,13 @@ from ...runway.batch.rows import batch_keys, batch_prefix
 from ...runway.ledger.budget import Budget
 from ...runway.media.download import AssetClients
 from ...runway.settings import CometAPISettings
-from ..generate import Credentials, Place
-from ..runtime.flow_decorator import recorded_flow
+from ..parameters import Credentials, Location
+from ..runtime.flow_decorator import recorded_flow, sync_flow
 from ..runtime.ledger_access import open_ledger
 from ..runtime.ledger_check import check_ledger, leave_mark
 from ..runtime.multi_worker_check import warn_where_apart
 from ..runtime.run_context import Shared, sharing
-from ..runtime.sync import check_starts, run_sync
+from ..runtime.sync import check_starts
 from ..steps.delivery import check_storage
 from .artifacts import show_batch
 from .concurrency import ConcurrencyLimits, limit_across_processes
@@ -94,7 +94,7 @@ async def agenerate_batch(
     requests: Requests,
     *,
     credentials: Credentials = None,
-    storage: Place = None,
+    storage: Location = None,
     idempotency_key: BatchKey = None,
     output: Output = None,
     max_in_flight: AtOnce = None,
@@ -117,32 +117,7 @@ async def agenerate_batch(
     )
 
 
-@recorded_flow("generate-batch")
-def generate_batch(
-    requests: Requests,
-    *,
-    credentials: Credentials = None,
-    storage: Place = None,
-    idempotency_key: BatchKey = None,
-    output: Output = None,
-    max_in_flight: AtOnce = None,
-    max_spend: MaxSpend = None,
-    max_seconds: MaxSeconds = None,
-    strict: Strict = False,
-    fail_fast: FailFast = False,
-    max_failures: MaxFailures = None,
-) -> BatchResult:
-    """Make many videos in one run. An item that fails does not stop the others.
-
-    Raises:
-        InvalidManifest: No row is valid, or one is not and `strict` is set; nothing was bought.
-        BatchFailed: No video was made, or more items failed than allowed.
-        CometAPIError: The batch could not start; nothing was bought.
-    """
-    limits = _Limits(max_in_flight, max_spend, max_seconds, 0 if fail_fast else max_failures)
-    return run_sync(
-        _generate_batch(requests, credentials, storage, idempotency_key, output, limits, strict)
-    )
+generate_batch = sync_flow(agenerate_batch)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from ...runway.ledger.budget import Budget, estimate
 from ...runway.models.generation import Finished, GenerationResult
 from ..runtime import log
 from ..runtime.ledger_access import record, this_run
-from ..steps.delivery import PLAIN, Steps, deliver, named_after
+from ..steps import fetch, persist, poll, submit
+from ..steps.common import step_options
+from ..steps.delivery import INLINE, StepSet, deliver, named_after
 from ..steps.retries import retry_on
-from ..steps.tasks import WORTH_RETRYING, step_options
 from .concurrency import ConcurrencyLimits, Slot
 from .plan import looked_up
 from .progress import BatchProgress
@@ -31,10 +32,16 @@ from .progress import BatchProgress
 if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
 
+RETRIED_ERRORS = (
+    *submit.RETRIED_ERRORS,
+    *poll.RETRIED_ERRORS,
+    *fetch.RETRIED_ERRORS,
+    *persist.RETRIED_ERRORS,
+)
+
 
 @task(
-    **step_options("generate", retries=1000, retry=retry_on(*WORTH_RETRYING, share=0.2)),
-    task_run_name="{item}",
+    **step_options("generate", "{item}", retries=1000, retry=retry_on(*RETRIED_ERRORS, share=0.2)),
 )
 async def agenerate_item(item: str, make: Callable[[], Awaitable[None]]) -> None:
     """Make one item of a large batch, with all four steps in one task run.
@@ -154,7 +161,7 @@ class BatchRun:
         what = error.message if isinstance(error, CometAPIError) else error
         log.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
 
-    async def _made(self, item: BatchItem, by: Steps) -> GenerationResult:
+    async def _made(self, item: BatchItem, steps: StepSet) -> GenerationResult:
         from ...runway.ledger.purchase import hold_lease
 
         made: list[GenerationResult] = []
@@ -164,23 +171,23 @@ class BatchRun:
                 async with self.concurrency.submissions:
                     if item.idempotency_key not in self.bought:
                         await self.concurrency.pace.acquire()
-                    submission = await by.submit(
+                    submission = await steps.submit(
                         item.request, self.credentials, item.idempotency_key, storage=self.storage
                     )
-                made.append(await deliver(submission, self.credentials, self.storage, by=by))
+                made.append(await deliver(submission, self.credentials, self.storage, steps=steps))
 
         await (agenerate_item(item.id, make) if self.one_task_run else make())
         return made[0]
 
-    def _gated(self, item: BatchItem, slot: Slot) -> Steps:
+    def _gated(self, item: BatchItem, slot: Slot) -> StepSet:
         """Return the steps of an item with the limits of the batch.
 
         The slot is released when the poll step ends. The fetch step waits for a download slot.
         """
-        by = PLAIN if self.one_task_run else named_after(item.id)
+        steps = INLINE if self.one_task_run else named_after(item.id)
 
         async def poll(*arguments: Any) -> Finished:
-            finished = await by.poll(*arguments)
+            finished = await steps.poll(*arguments)
             slot.free()
             return finished
 
@@ -191,4 +198,4 @@ class BatchRun:
 
             return taking_turns
 
-        return replace(by, poll=poll, fetch=in_turn(by.fetch))
+        return replace(steps, poll=poll, fetch=in_turn(steps.fetch))

@@ -2,10 +2,11 @@
 """Execution of async code for sync callers, and the identity of the current run."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import wait
 from contextvars import Token
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from anyio.from_thread import start_blocking_portal
 from prefect.client.schemas.objects import TaskRun, TaskRunResult
@@ -16,6 +17,7 @@ from ...runway.errors import InvalidRequest, TooManyRunAttempts
 from ...runway.models.keys import check_key, default_key
 from ...runway.models.requests import GenerationRequest
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 SECONDS_OF_A_WAIT = 0.2
@@ -40,6 +42,20 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
         while not wait([future], SECONDS_OF_A_WAIT).done:
             pass
         return future.result()
+
+
+def sync_twin(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Return a sync function with the parameters, hints and docstring of an async one.
+
+    Its name is that of the async function without the prefix ``a``.
+    """
+
+    @wraps(function)
+    def twin(*args: P.args, **kwargs: P.kwargs) -> T:
+        return run_sync(function(*args, **kwargs))
+
+    twin.__name__ = twin.__qualname__ = function.__name__.removeprefix("a")
+    return twin
 
 
 def loop_is_running() -> bool:
@@ -93,9 +109,9 @@ def resolve_key(
     if task_id is not None:
         return f"task-{task_id}"
     raise InvalidRequest(
-        "the parameter idempotency_key= is missing: this call is made in no flow run and in no "
-        "task run of yours, so nothing tells a repeated call from a new one, and it would be paid "
-        "for again; give it a key of your own (idempotency_key='sku-17'), or make the call in a flow"
+        "the parameter idempotency_key is missing: the call is made outside of any flow run or "
+        "task run of yours, so a repeated call would be paid for again. Pass a key of your own "
+        "(idempotency_key='sku-17'), or make the call in a flow"
     )
 
 

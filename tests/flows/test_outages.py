@@ -23,16 +23,16 @@ def test_a_database_that_restarts_while_a_clip_renders_costs_nothing(
 ):
     """A run that polls while PostgreSQL stops or crashes ends stored and recorded."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
-    from prefect_cometapi.flows.steps import bodies
+    from prefect_cometapi.flows.steps import poll
 
     restarts: list[str] = []
-    patience = bodies._patience
+    patience = poll._patience
 
     def restart_and_wait(*args):
         restarts.append(postgres.restart(mode))
         return patience(*args)
 
-    monkeypatch.setattr(bodies, "_patience", restart_and_wait)
+    monkeypatch.setattr(poll, "_patience", restart_and_wait)
     result = image_to_video(image, idempotency_key="restarted")
     monkeypatch.undo()
     assert len(restarts) == 1
@@ -46,21 +46,21 @@ def test_a_ledger_that_goes_away_after_the_purchase_costs_no_clip(
 ):
     """A clip is delivered without the ledger, with a warning, and is recorded later."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
-    from prefect_cometapi.flows.steps import bodies
+    from prefect_cometapi.flows.steps import poll
 
-    patience = bodies._patience
+    patience = poll._patience
 
     def stop_and_wait(*args):
         book.ledger.database.patience = 0.2
         postgres.stop("immediate")
         return patience(*args)
 
-    monkeypatch.setattr(bodies, "_patience", stop_and_wait)
+    monkeypatch.setattr(poll, "_patience", stop_and_wait)
     try:
         first = image_to_video(image, idempotency_key="gone")
     finally:
         postgres.start()
-    monkeypatch.setattr(bodies, "_patience", patience)
+    monkeypatch.setattr(poll, "_patience", patience)
     assert Path(first.videos[0].uri).exists()
     assert "the delivery goes on without it" in caplog.text
     assert book["gone"].state is State.SUBMITTED
@@ -91,17 +91,17 @@ def test_a_disk_under_the_ledger_that_fills_after_the_purchase_costs_no_clip(
     """A full disk under the ledger after the purchase leaves a clip that `collect` stores later."""
     disk = small_disk(1000)
     monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{disk.folder}/ledger.db")
-    from prefect_cometapi.flows.steps import bodies
+    from prefect_cometapi.flows.steps import poll
 
-    patience = bodies._patience
+    patience = poll._patience
 
     def fill_and_wait(*args):
         disk.fill()
         return patience(*args)
 
-    monkeypatch.setattr(bodies, "_patience", fill_and_wait)
+    monkeypatch.setattr(poll, "_patience", fill_and_wait)
     first = image_to_video(image, idempotency_key="filled")
-    monkeypatch.setattr(bodies, "_patience", patience)
+    monkeypatch.setattr(poll, "_patience", patience)
     assert Path(first.videos[0].uri).exists()
     assert "is full; make room on its disk; the delivery goes on without it" in caplog.text
     disk.make_room()

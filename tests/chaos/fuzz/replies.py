@@ -32,7 +32,8 @@ from pydantic import SecretStr
 
 from prefect_cometapi.flows.runtime.run_context import Shared, sharing
 from prefect_cometapi.flows.runtime.task_state import memory_of
-from prefect_cometapi.flows.steps.tasks import POLL, SUBMIT
+from prefect_cometapi.flows.steps.poll import POLL
+from prefect_cometapi.flows.steps.submit import SUBMIT
 from prefect_cometapi.runway import (
     CometAPIError,
     CometAPISettings,

@@ -28,8 +28,7 @@ from prefect_cometapi.deployments.cli import app
 from prefect_cometapi.flows import collector
 from prefect_cometapi.flows.runtime.ledger_access import this_run
 from prefect_cometapi.flows.runtime.run_context import Shared, sharing
-from prefect_cometapi.flows.steps import bodies
-from prefect_cometapi.flows.steps.delivery import PLAIN, deliver
+from prefect_cometapi.flows.steps.delivery import INLINE, StepSet, deliver
 from prefect_cometapi.runway import CometAPISettings, Entry, Ledger, State
 from prefect_cometapi.runway.api import client
 from prefect_cometapi.runway.api.client import RunwayClient
@@ -225,20 +224,20 @@ class Buyer:
         async with reported(place.events, key):
             if self.moment:
                 strike = partial(_delete_row, place, key)
-                with _striking(self.moment, strike) as by:
-                    await bought(ledger, key, by=by)
+                with _striking(self.moment, strike) as steps:
+                    await bought(ledger, key, steps=steps)
             else:
                 await bought(ledger, key, wait=random.random() >= self.leaves)
 
 
-async def bought(ledger: Ledger, key: str, *, wait: bool = True, by: Any = PLAIN) -> None:
+async def bought(ledger: Ledger, key: str, *, wait: bool = True, steps: StepSet = INLINE) -> None:
     """Buy a key, or continue the purchase under it, and deliver it; retry transient errors."""
     for left in reversed(range(TRIES)):
         try:
             async with hold_lease(ledger, key, this_run()):
-                submission = await bodies.submit(request_of(key), None, key)
+                submission = await steps.submit(request_of(key), None, key)
                 if wait:
-                    await deliver(submission, None, None, by=by)
+                    await deliver(submission, None, None, steps=steps)
                 return
         except ServiceUnavailable:
             if not left:
@@ -303,14 +302,14 @@ class _striking:  # noqa: N801 -- it reads as a function
 
         async def poll(*args: Any) -> Any:
             await self._once("polling")
-            return await PLAIN.poll(*args)
+            return await INLINE.poll(*args)
 
         async def persist(*args: Any) -> Any:
             await self._once("persisting")
-            return await PLAIN.persist(*args)
+            return await INLINE.persist(*args)
 
         setattr(RunwayClient, "create", create)  # noqa: B010 -- its signature is wider
-        return replace(PLAIN, poll=poll, persist=persist)
+        return replace(INLINE, poll=poll, persist=persist)
 
     def __exit__(self, *_error: object) -> None:
         RunwayClient.create = self._create
@@ -318,7 +317,7 @@ class _striking:  # noqa: N801 -- it reads as a function
 
 def collect(place: Place) -> None:
     """Finish purchases that nobody works on, as the flow ``collect`` does."""
-    setattr(collector, "deliver", partial(deliver, by=PLAIN))  # noqa: B010 -- it only imports it
+    setattr(collector, "deliver", partial(deliver, steps=INLINE))  # noqa: B010 -- it only imports it
     ledger = Ledger(place.ledger_url, lease=LEASE, patience=PATIENCE)
 
     async def pass_() -> None:

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Submit step: buys a generation with one POST, or finds the one that its key already has."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.runtime import task_run
+from pydantic import ValidationError
+
+from ...blocks.credentials import CometAPICredentials
+from ...runway.errors import (
+    CometAPIError,
+    LedgerUnavailable,
+    ServiceUnavailable,
+    SubmissionUncertain,
+)
+from ...runway.ledger.budget import estimate, seconds_of
+from ...runway.ledger.entry import Entry, Intent
+from ...runway.ledger.figures import Tally
+from ...runway.models.generation import Submission
+from ...runway.models.keys import check_task_id
+from ...runway.models.requests import GenerationRequest, as_request
+from ...runway.settings import CometAPISettings
+from ..runtime import log
+from ..runtime.ledger_access import intent_for, open_ledger, this_run
+from ..runtime.ledger_check import check_ledger
+from ..runtime.run_context import client_for, current_settings, shared_budget, shared_tally
+from ..runtime.sync import lasting_run_id, sync_twin
+from ..ui import events
+from .adoption import adopt_id, key_for
+from .common import failures_of, step_options
+from .retries import retry_on
+
+if TYPE_CHECKING:
+    from ...runway.ledger.purchase import Check
+    from ...runway.ledger.store import Ledger
+
+RETRIED_ERRORS = (ServiceUnavailable, LedgerUnavailable, SubmissionUncertain)
+
+
+def _submission_name() -> str:
+    """Return the name of a submission's task run; the request may be a dict."""
+    with suppress(ValidationError):
+        request = as_request(task_run.parameters["request"])
+        return f"submit {request.route} {request.model}"
+    return "submit"
+
+
+SUBMIT = step_options(
+    "submit-generation", _submission_name, retries=5, retry=retry_on(*RETRIED_ERRORS, share=0.2)
+)
+
+
+@task(**SUBMIT)
+async def asubmit_generation(
+    request: GenerationRequest | dict[str, Any],
+    credentials: CometAPICredentials | None = None,
+    idempotency_key: str | None = None,
+    *,
+    storage: str | None = None,
+    task_id: str | None = None,
+    variation: int = 1,
+) -> Submission:
+    """Buy a generation with one POST, or return the one that its idempotency key already has.
+
+    The task is retried only if it is certain that nothing was bought, or if the user allows an
+    uncertain request to be sent again.
+
+    Args:
+        request: Request to submit; a dict is validated as a request.
+        credentials: Credentials with the API key; from the settings by default.
+        idempotency_key: Makes two calls the same purchase. The default is derived from the
+            outermost run and the request. It is required where no run keeps its id across
+            retries: outside your flows and tasks, and in a thread without Prefect's context.
+        storage: Location for the videos, in case another run has to finish the generation.
+        task_id: Id of a generation that was bought elsewhere; then nothing is bought.
+        variation: Number of this video among several for the same request in one run.
+
+    Raises:
+        NotSubmitted: The request was refused or could not be recorded; nothing was bought.
+        SubmissionUncertain: The generation was possibly charged, now or in an earlier attempt.
+        ServiceUnavailable: Nothing was bought, and no retries are left.
+    """
+    # Unlike the parameters of a flow, those of a task are not validated by Prefect.
+    request = as_request(request)
+    task_id = None if task_id is None else check_task_id(task_id)
+    settings = current_settings()
+    key = await key_for(request, credentials, idempotency_key, task_id=task_id, variation=variation)
+    with failures_of(key):
+        credentials = credentials or CometAPICredentials.from_settings(settings)
+        intent = intent_for(key, credentials, storage, request)
+        ledger = await open_ledger()
+        if task_id is None:
+            await check_ledger(ledger, storage or settings.storage)
+        try:
+            if task_id is not None:
+                entry, new = await adopt_id(ledger, intent, credentials, task_id), False
+            else:
+                entry, new = await _bought(request, credentials, ledger, intent, settings)
+        except SubmissionUncertain as error:
+            await events.announce_uncertain(key, error)
+            raise
+    submission = entry.submission()
+    await _tell_submitted(submission, intent, new=new)
+    return submission
+
+
+submit_generation = task(**SUBMIT)(sync_twin(asubmit_generation.fn))
+
+
+async def _bought(
+    request: GenerationRequest,
+    credentials: CometAPICredentials,
+    ledger: "Ledger",
+    intent: Intent,
+    settings: CometAPISettings,
+) -> tuple[Entry, bool]:
+    """Return the entry of a generation, and whether this call bought it."""
+    from ...runway.ledger.purchase import buy_once
+
+    posted: list[str] = []
+    async with client_for(credentials) as client:
+
+        async def post(check_lease: "Check") -> str:
+            with _tallied(request, settings):
+                posted.append(await client.create(request, before_sending=check_lease))
+            return posted[0]
+
+        entry = await buy_once(
+            ledger,
+            intent,
+            post,
+            run=this_run(),
+            resubmit_as=lasting_run_id() if settings.on_uncertain == "resubmit" else None,
+            budget=shared_budget(),
+            warn=log.logger().warning,
+        )
+    return entry, bool(posted)
+
+
+@contextmanager
+def _tallied(request: GenerationRequest, settings: CometAPISettings) -> Iterator[None]:
+    """Add a submission to the tally of the run, unless it is certain that nothing was bought."""
+    tally = shared_tally() or Tally()
+    cost = seconds_of(request), estimate(request, settings.prices)
+    tally.add(*cost)
+    try:
+        yield
+    except CometAPIError as error:
+        if not isinstance(error, SubmissionUncertain):
+            tally.take_back(*cost)
+        raise
+
+
+async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) -> None:
+    if not new:
+        log.tell("Generation %s: attached, key %s", submission.task_id, submission.idempotency_key)
+        return
+    log.tell("Generation %s: submitted, key %s", submission.task_id, submission.idempotency_key)
+    if not log.is_quiet.get():
+        await events.announce("submitted", submission, route=intent.route, model=intent.model)
