@@ -9,8 +9,9 @@ package store a shortened copy. The run itself gets the original parameters.
 import inspect
 import json
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from itertools import accumulate
+from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from prefect import Flow
@@ -85,7 +86,7 @@ def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
     return decorate
 
 
-def sync_flow(flow: Flow[P, Coroutine[Any, Any, R]]) -> Flow[P, R]:
+def sync_flow(flow: "Flow[P, CoroutineType[Any, Any, R]]") -> Flow[P, R]:
     """Return the sync twin of an async flow: the same name, parameters and docstring."""
     # By default Prefect hashes the file of the function, which is not the one of the flow.
     return _as_flow(sync_twin(flow.fn), flow.name, flow.version)
