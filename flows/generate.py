@@ -26,13 +26,13 @@ from .parameters import (
     Wait,
 )
 from .runtime import log
-from .runtime.block_storage import canonical_location
 from .runtime.flow_decorator import recorded_flow, sync_flow
-from .runtime.ledger_access import intent_for, open_ledger, record, this_run
+from .runtime.identity import check_starts
+from .runtime.lease import own_lease
+from .runtime.ledger_writes import write_best_effort
 from .runtime.multi_worker_check import warn_where_apart
-from .runtime.run_context import Shared, current_settings, sharing
-from .runtime.suspension import leave_until_ended
-from .runtime.sync import check_starts
+from .runtime.run_context import RunContext
+from .runtime.suspension import suspend_until_finished
 from .steps.adoption import adopt_id, check_id, key_for
 from .steps.delivery import check_storage, deliver
 from .steps.submit import asubmit_generation
@@ -115,14 +115,17 @@ async def afinish_generation(
             not finish in time.
         DeliveryError: The generation finished, but its output could not be stored.
     """
-    await check_storage(storage)
-    credentials = credentials or CometAPICredentials.from_settings()
-    submission = await _attached(check_task_id(task_id), credentials, storage, idempotency_key)
-    try:
-        return await deliver(submission, credentials, storage, again=True)
-    except GenerationNotFound:
-        await record(lambda ledger: _forget(ledger, submission.idempotency_key))
-        raise
+    context = RunContext(credentials, storage)
+    await check_storage(context)
+    submission = await _adopt(context, check_task_id(task_id), idempotency_key)
+    with context.active():
+        try:
+            return await deliver(submission, credentials, storage, again=True)
+        except GenerationNotFound:
+            await write_best_effort(
+                context, lambda ledger: _forget(ledger, submission.idempotency_key)
+            )
+            raise
 
 
 finish_generation = sync_flow(afinish_generation)
@@ -138,9 +141,7 @@ async def _forget(ledger: "Ledger", key: str) -> None:
         await ledger.forget(entry)
 
 
-async def _attached(
-    task_id: str, credentials: CometAPICredentials, storage: str | None, idempotency_key: str | None
-) -> Submission:
+async def _adopt(context: RunContext, task_id: str, idempotency_key: str | None) -> Submission:
     """Return the submission of a task id, and record the id in the ledger if it is new.
 
     The idempotency key is the one in the ledger, if the id is recorded there. If the ledger is
@@ -148,14 +149,14 @@ async def _attached(
     """
     from ..runway.api.adoption import require_known
 
-    intent = intent_for(idempotency_key or key_of_id(task_id), credentials, storage)
+    intent = context.intent(idempotency_key or key_of_id(task_id))
     try:
-        ledger = await open_ledger()
-        known = None if idempotency_key else await ledger.find(task_id, credentials.base_url)
-        return (known or await adopt_id(ledger, intent, credentials, task_id)).submission()
+        ledger = await context.ledger()
+        known = None if idempotency_key else await ledger.find(task_id, context.base_url)
+        return (known or await adopt_id(context, intent, task_id)).submission()
     except LedgerUnavailable as error:  # This path buys nothing, so it can do without the ledger.
-        require_known(task_id, await check_id(credentials, task_id))
-        log.logger().warning("%s; the delivery goes on without it", error.message)
+        require_known(task_id, await check_id(context, task_id))
+        log.logger().warning("%s; the delivery continues without it", error.message)
         return Submission(
             idempotency_key=intent.idempotency_key, task_id=task_id, submitted_at=datetime.now(UTC)
         )
@@ -171,38 +172,36 @@ async def _generate(
     task_id: str | None,
     variation: int,
 ) -> GenerationResult:
-    from ..runway.ledger.purchase import hold_lease
-
-    settings = current_settings()
-    check_starts(settings.max_run_attempts)
-    await check_storage(storage)
-    ledger = await open_ledger()
-    await warn_where_apart(ledger, storage or settings.storage)
-    key = await key_for(request, credentials, idempotency_key, task_id=task_id, variation=variation)
-    with sharing(Shared(settings, ledger)):
-        async with hold_lease(ledger, key, this_run()) if wait is True else nullcontext():
+    context = RunContext(credentials, storage)
+    check_starts(context.settings.max_run_attempts)
+    await check_storage(context)
+    await context.ledger()  # Nothing is bought without it.
+    await warn_where_apart(context)
+    key = await key_for(context, request, idempotency_key, task_id=task_id, variation=variation)
+    with context.active():
+        async with own_lease(context, key) if wait is True else nullcontext():
             submission = await asubmit_generation(
                 request, credentials, key, storage=storage, task_id=task_id
             )
             if wait == "suspend":
-                await leave_until_ended(ledger, submission)
+                await suspend_until_finished(context, submission)
             if wait:
                 return await deliver(submission, credentials, storage)
-        return await _so_far(submission, storage)
+        return await _so_far(context, submission)
 
 
-async def _so_far(submission: Submission, storage: str | None) -> GenerationResult:
+async def _so_far(context: RunContext, submission: Submission) -> GenerationResult:
     """Return the current result of a generation that the flow does not wait for.
 
     Raises:
         GenerationError: The ledger records that the generation failed or was cancelled.
     """
-    entry = await record(lambda ledger: ledger.get(submission.idempotency_key))
+    entry = await write_best_effort(context, lambda ledger: ledger.get(submission.idempotency_key))
     if entry and (failure := entry.failure()):
         raise failure
     log.logger().info("Not waited for; the flow collect finishes what is not stored")
     if entry:
-        return entry.result(canonical_location(storage or current_settings().storage))
+        return entry.result(context.location)
     return GenerationResult(
         idempotency_key=submission.idempotency_key,
         task_id=submission.task_id,

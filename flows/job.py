@@ -142,10 +142,11 @@ class RunwayJob(JobBlock):
             NotSubmitted: The request was refused or could not be recorded; nothing was bought.
             SubmissionUncertain: The generation was possibly charged.
         """
+        from .runtime.run_context import run_context
         from .steps.delivery import check_storage
         from .steps.submit import asubmit_generation
 
-        await check_storage(self.storage)
+        await check_storage(run_context(self.credentials, self.storage))
         submission = await asubmit_generation(
             self.request,
             self.credentials,

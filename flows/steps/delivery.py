@@ -23,9 +23,8 @@ from ...runway.models.generation import (
     Submission,
 )
 from ..runtime import log
-from ..runtime.block_storage import canonical_location, resolve_storage
-from ..runtime.ledger_access import exclusive_lease
-from ..runtime.run_context import current_settings
+from ..runtime.lease import exclusive_lease
+from ..runtime.run_context import RunContext, run_context
 from ..ui import artifacts
 from .fetch import afetch_output
 from .persist import apersist_output
@@ -65,14 +64,14 @@ INLINE = StepSet(asubmit_generation.fn, apoll_generation.fn, afetch_output.fn, a
 """Steps that run as part of the task run that calls them."""
 
 
-async def check_storage(place: str | None) -> None:
-    """Check that a storage location can keep videos, before one is bought.
+async def check_storage(context: RunContext) -> None:
+    """Check that the storage of a run can keep videos, before one is bought.
 
     Raises:
         StorageUnavailable: The location cannot be used.
     """
     try:
-        storage = await resolve_storage(place or current_settings().storage)
+        storage = await context.storage()
         await asyncio.to_thread(storage.check)
     except StorageError as error:
         raise StorageUnavailable(error.message) from error
@@ -105,13 +104,13 @@ async def deliver(
             a generation that failed or was cancelled. A missing file is always delivered again.
         steps: Callables for the steps.
     """
-    place = canonical_location(storage or current_settings().storage)
-    async with exclusive_lease(submission, place) as entry:
-        if entry and place in entry.videos and not again:
-            again = await asyncio.to_thread(is_gone, entry.videos[place])
+    context = run_context(credentials, storage)
+    async with exclusive_lease(context, submission, context.location) as entry:
+        if entry and context.location in entry.videos and not again:
+            again = await asyncio.to_thread(is_gone, entry.videos[context.location])
             if not again:
                 log.tell("Generation %s: stored already", submission.task_id)
-                return entry.result(place)
+                return entry.result(context.location)
             log.logger().warning("Generation %s: its file is gone", submission.task_id)
         asked_again = {"again": True} if again and entry and entry.failure() else {}
         finished = await steps.poll(submission, credentials, **asked_again)

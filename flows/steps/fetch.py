@@ -30,9 +30,8 @@ from ...runway.redact import origin_of
 from ...runway.storage.fetched import find_fetched, remember, sha256_of
 from ...runway.storage.staging import staged_path
 from ..runtime import log
-from ..runtime.block_storage import resolve_storage
-from ..runtime.ledger_access import exclusive_lease
-from ..runtime.run_context import client_for, clients_for_assets, current_settings
+from ..runtime.lease import exclusive_lease
+from ..runtime.run_context import RunContext, run_context
 from ..runtime.staging_sweep import sweep_staged_files
 from ..runtime.sync import sync_twin
 from ..ui import artifacts, formatting
@@ -77,22 +76,21 @@ async def afetch_output(
         InvalidOutput: The downloaded file is not a complete video.
         StorageError: The file could not be saved on this machine.
     """
-    settings = current_settings()
-    credentials = credentials or CometAPICredentials.from_settings(settings)
+    context = run_context(credentials, storage)
     videos: list[FetchedVideo] = []
     with failures_of(submission.idempotency_key, submission.task_id):
         if len(finished.generation.outputs) > MOST_OUTPUTS:
             raise InvalidOutput(f"CometAPI names more than {MOST_OUTPUTS} outputs")
-        async with exclusive_lease(submission):
-            target = await resolve_storage(storage or settings.storage)
+        async with exclusive_lease(context, submission):
+            target = await context.storage()
             staging = await asyncio.to_thread(target.staging)
-            await sweep_staged_files(target)
+            await sweep_staged_files(context, target)
             for position in range(len(finished.generation.outputs)):
                 stem = stem_of(submission, position)
                 video = await asyncio.to_thread(find_fetched, target, stem)
                 if video is None:
                     path = staged_path(staging, stem, ".mp4")
-                    video = await _fetch(submission, finished, credentials, position, path)
+                    video = await _fetch(context, submission, finished, position, path)
                 elif video.poster is None:
                     video = await _examine(Path(video.path), video.sha256)
                 await asyncio.to_thread(remember, video, stem)
@@ -104,24 +102,20 @@ fetch_output = task(**FETCH)(sync_twin(afetch_output.fn))
 
 
 async def _fetch(
-    submission: Submission,
-    finished: Finished,
-    credentials: CometAPICredentials,
-    position: int,
-    path: Path,
+    context: RunContext, submission: Submission, finished: Finished, position: int, path: Path
 ) -> FetchedVideo:
-    async def fresh_address() -> str:
-        async with client_for(credentials) as client:
+    async def request_url() -> str:
+        async with context.open_client() as client:
             generation = await client.get(submission.task_id)
         if position >= len(generation.outputs):
             raise OutputExpired("CometAPI names no address for the output any more")
         return generation.outputs[position].reveal() or ""
 
-    address = finished.generation.outputs[position].reveal() or await fresh_address()
+    url = finished.generation.outputs[position].reveal() or await request_url()
     try:
-        trusted = current_settings().allowed_asset_hosts | {origin_of(credentials.base_url)}
-        async with clients_for_assets() as clients:
-            sha256 = await download(clients, address, path, renew=fresh_address, trusted=trusted)
+        trusted = context.settings.allowed_asset_hosts | {origin_of(context.base_url)}
+        async with context.open_assets() as clients:
+            sha256 = await download(clients, url, path, renew=request_url, trusted=trusted)
         video = await _examine(path, sha256)
     except BaseException:
         await asyncio.to_thread(path.unlink, missing_ok=True)

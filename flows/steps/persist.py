@@ -17,10 +17,10 @@ from ...runway.storage.base import Storage
 from ...runway.storage.fetched import discard, publish_checked
 from ...runway.storage.staging import staged_path
 from ..runtime import log
-from ..runtime.block_storage import canonical_location, resolve_storage
-from ..runtime.ledger_access import exclusive_lease, open_ledger, record, restoring
+from ..runtime.lease import exclusive_lease
 from ..runtime.ledger_check import leave_mark
-from ..runtime.run_context import current_settings, shared_tally
+from ..runtime.ledger_writes import restoring, write_best_effort
+from ..runtime.run_context import run_context
 from ..runtime.sync import sync_twin
 from ..ui import events
 from .common import failures_of, stem_of, step_options
@@ -52,32 +52,30 @@ async def apersist_output(
         StorageError: The storage did not accept a file.
         StagedFileMissing: A staged file is gone, and the output must be fetched again.
     """
-    settings = current_settings()
-    place = storage or settings.storage
+    context = run_context(storage=storage)
     with failures_of(submission.idempotency_key, submission.task_id):
-        async with exclusive_lease(submission, canonical_location(place)) as entry:
-            kept = entry.videos.get(canonical_location(place)) if entry else None
+        async with exclusive_lease(context, submission, context.location) as entry:
+            kept = entry.videos.get(context.location) if entry else None
             if kept and not await asyncio.to_thread(_any_staged, videos):
                 return list(kept)
-            target = await resolve_storage(place)
-            ledger_id = await record(lambda ledger: ledger.history.identity()) if entry else None
+            target = await context.storage()
+            ledger_id = None
+            if entry:
+                ledger_id = await write_best_effort(context, lambda to: to.history.identity())
             origin = _origin(submission, finished, entry, ledger_id)
             stored = [
                 await asyncio.to_thread(_persist, submission, origin, video, position, target)
                 for position, video in enumerate(videos)
             ]
             if entry:
-                price = settings.prices.get(entry.model or "")
+                price = context.settings.prices.get(entry.model or "")
 
                 async def now_stored(to: "Ledger", it: Submission) -> Entry | None:
                     named = entry.model_copy(update={"idempotency_key": it.idempotency_key})
-                    return await to.stored(
-                        named, it.task_id, canonical_location(place), stored, price=price
-                    )
+                    return await to.stored(named, it.task_id, context.location, stored, price=price)
 
-                await record(restoring(submission, entry, now_stored))
-                in_batch = shared_tally() is not None
-                await leave_mark(await open_ledger(), place, now=not in_batch)
+                await write_best_effort(context, restoring(submission, entry, now_stored))
+                await leave_mark(context, now=context.tally is None)
             for position, video in enumerate(videos):
                 await asyncio.to_thread(discard, video, stem_of(submission, position))
     for video in stored:

@@ -13,8 +13,9 @@ from ...runway.errors import (
 )
 from ...runway.models.generation import Finished, Generation, Status, Submission
 from ...runway.settings import CometAPISettings
-from ..runtime.ledger_access import exclusive_lease, record, restoring, write_in_background
-from ..runtime.run_context import client_for, current_settings
+from ..runtime.lease import exclusive_lease
+from ..runtime.ledger_writes import restoring, write_best_effort, write_in_background
+from ..runtime.run_context import run_context
 from ..runtime.sync import sync_twin
 from ..runtime.task_state import memory
 from ..ui import artifacts
@@ -52,7 +53,7 @@ async def apoll_generation(
         GenerationError: The generation failed, was cancelled, is unknown to the service, or did
             not finish in time.
     """
-    settings = current_settings()
+    context = run_context(credentials)
     remembered = memory()
     unconfirmed = False
 
@@ -62,41 +63,41 @@ async def apoll_generation(
         if unconfirmed and reply.status is not Status.NOT_FOUND:
             unconfirmed = False
             key = entry.idempotency_key if entry else submission.idempotency_key
-            await record(lambda ledger: ledger.confirm(key, submission.task_id))
+            await write_best_effort(context, lambda ledger: ledger.confirm(key, submission.task_id))
         await artifacts.show_reply(submission, reply, before)
 
-    async with exclusive_lease(submission) as entry:
+    async with exclusive_lease(context, submission) as entry:
         given_up = entry.failure() if entry else None
         if given_up and not again:
             raise given_up
         unconfirmed = entry is not None and not entry.task_id_checked
         if entry and (finished := entry.finished()):
             return finished
-        credentials = credentials or CometAPICredentials.from_settings(settings)
         try:
-            async with client_for(credentials) as client:
+            async with context.open_client() as client:
                 finished = await wait_until_finished(
                     client,
                     submission,
-                    _patience(submission, settings),
+                    _policy(submission, context.settings),
                     wait=remembered.wait,
                     on_reply=on_reply,
-                    stats=duration_stats_of(submission, entry, credentials.base_url),
+                    stats=duration_stats_of(context, submission, entry),
                 )
         except (GenerationFailed, GenerationCancelled) as error:
             failure = error
             if given_up is None:
                 failed = restoring(submission, entry, lambda to, it: to.failed(it, failure))
-                await record(failed)
+                await write_best_effort(context, failed)
             raise
-        write_in_background(restoring(submission, entry, lambda to, it: to.finished(it, finished)))
+        ended = restoring(submission, entry, lambda to, it: to.finished(it, finished))
+        write_in_background(context, ended)
         return finished
 
 
 poll_generation = task(**POLL)(sync_twin(apoll_generation.fn))
 
 
-def _patience(submission: Submission, settings: CometAPISettings) -> PollPolicy:
+def _policy(submission: Submission, settings: CometAPISettings) -> PollPolicy:
     """Return the poll interval, the deadline and the grace time for a wait.
 
     The service may not know a new task id for a while. An older id, or one that was adopted, gets

@@ -22,12 +22,11 @@ from ...runway.ledger.figures import Tally
 from ...runway.models.generation import Submission
 from ...runway.models.keys import check_task_id
 from ...runway.models.requests import GenerationRequest, as_request
-from ...runway.settings import CometAPISettings
 from ..runtime import log
-from ..runtime.ledger_access import intent_for, open_ledger, this_run
+from ..runtime.identity import lasting_run_id
 from ..runtime.ledger_check import check_ledger
-from ..runtime.run_context import client_for, current_settings, shared_budget, shared_tally
-from ..runtime.sync import lasting_run_id, sync_twin
+from ..runtime.run_context import RunContext, run_context
+from ..runtime.sync import sync_twin
 from ..ui import events
 from .adoption import adopt_id, key_for
 from .common import failures_of, step_options
@@ -35,7 +34,6 @@ from .retries import retry_on
 
 if TYPE_CHECKING:
     from ...runway.ledger.purchase import Check
-    from ...runway.ledger.store import Ledger
 
 RETRIED_ERRORS = (ServiceUnavailable, LedgerUnavailable, SubmissionUncertain)
 
@@ -86,65 +84,60 @@ async def asubmit_generation(
     # Unlike the parameters of a flow, those of a task are not validated by Prefect.
     request = as_request(request)
     task_id = None if task_id is None else check_task_id(task_id)
-    settings = current_settings()
-    key = await key_for(request, credentials, idempotency_key, task_id=task_id, variation=variation)
+    context = run_context(credentials, storage)
+    key = await key_for(context, request, idempotency_key, task_id=task_id, variation=variation)
     with failures_of(key):
-        credentials = credentials or CometAPICredentials.from_settings(settings)
-        intent = intent_for(key, credentials, storage, request)
-        ledger = await open_ledger()
+        intent = context.intent(key, request)
         if task_id is None:
-            await check_ledger(ledger, storage or settings.storage)
+            await check_ledger(context)
         try:
             if task_id is not None:
-                entry, new = await adopt_id(ledger, intent, credentials, task_id), False
+                entry, is_new = await adopt_id(context, intent, task_id), False
             else:
-                entry, new = await _bought(request, credentials, ledger, intent, settings)
+                entry, is_new = await _buy(context, request, intent)
         except SubmissionUncertain as error:
             await events.announce_uncertain(key, error)
             raise
     submission = entry.submission()
-    await _tell_submitted(submission, intent, new=new)
+    await _report(submission, intent, is_new=is_new)
     return submission
 
 
 submit_generation = task(**SUBMIT)(sync_twin(asubmit_generation.fn))
 
 
-async def _bought(
-    request: GenerationRequest,
-    credentials: CometAPICredentials,
-    ledger: "Ledger",
-    intent: Intent,
-    settings: CometAPISettings,
+async def _buy(
+    context: RunContext, request: GenerationRequest, intent: Intent
 ) -> tuple[Entry, bool]:
     """Return the entry of a generation, and whether this call bought it."""
     from ...runway.ledger.purchase import buy_once
 
     posted: list[str] = []
-    async with client_for(credentials) as client:
+    resubmits = context.settings.on_uncertain == "resubmit"
+    async with context.open_client() as client:
 
         async def post(check_lease: "Check") -> str:
-            with _tallied(request, settings):
+            with _tallied(context, request):
                 posted.append(await client.create(request, before_sending=check_lease))
             return posted[0]
 
         entry = await buy_once(
-            ledger,
+            await context.ledger(),
             intent,
             post,
-            run=this_run(),
-            resubmit_as=lasting_run_id() if settings.on_uncertain == "resubmit" else None,
-            budget=shared_budget(),
+            run=context.run,
+            resubmit_as=lasting_run_id() if resubmits else None,
+            budget=context.budget,
             warn=log.logger().warning,
         )
     return entry, bool(posted)
 
 
 @contextmanager
-def _tallied(request: GenerationRequest, settings: CometAPISettings) -> Iterator[None]:
+def _tallied(context: RunContext, request: GenerationRequest) -> Iterator[None]:
     """Add a submission to the tally of the run, unless it is certain that nothing was bought."""
-    tally = shared_tally() or Tally()
-    cost = seconds_of(request), estimate(request, settings.prices)
+    tally = context.tally or Tally()
+    cost = seconds_of(request), estimate(request, context.settings.prices)
     tally.add(*cost)
     try:
         yield
@@ -154,8 +147,8 @@ def _tallied(request: GenerationRequest, settings: CometAPISettings) -> Iterator
         raise
 
 
-async def _tell_submitted(submission: Submission, intent: Intent, *, new: bool) -> None:
-    if not new:
+async def _report(submission: Submission, intent: Intent, *, is_new: bool) -> None:
+    if not is_new:
         log.tell("Generation %s: attached, key %s", submission.task_id, submission.idempotency_key)
         return
     log.tell("Generation %s: submitted, key %s", submission.task_id, submission.idempotency_key)

@@ -30,7 +30,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.states import Failed
 from pydantic import SecretStr
 
-from prefect_cometapi.flows.runtime.run_context import Shared, sharing
+from prefect_cometapi.flows.runtime.run_context import RunContext
 from prefect_cometapi.flows.runtime.task_state import memory_of
 from prefect_cometapi.flows.steps.poll import POLL
 from prefect_cometapi.flows.steps.submit import SUBMIT
@@ -320,7 +320,7 @@ def _wrong_decision(name: str, outcome: Any, found: Findings) -> str:
         return ""
     task_run = TaskRun(task_key="step", dynamic_key="0")
     step = SUBMIT if name == "create" else POLL
-    with sharing(Shared(SETTINGS, NO_LEDGER)):
+    with RunContext(settings=SETTINGS, opened_ledger=NO_LEDGER).active():
         again = step["retry_condition_fn"](None, task_run, Failed(data=outcome))
     found.again += again
     if again and name == "create" and not isinstance(outcome, ServiceUnavailable):

@@ -26,8 +26,8 @@ from sqlalchemy import delete
 from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.deployments.cli import app
 from prefect_cometapi.flows import collector
-from prefect_cometapi.flows.runtime.ledger_access import this_run
-from prefect_cometapi.flows.runtime.run_context import Shared, sharing
+from prefect_cometapi.flows.runtime.identity import this_run
+from prefect_cometapi.flows.runtime.run_context import RunContext
 from prefect_cometapi.flows.steps.delivery import INLINE, StepSet, deliver
 from prefect_cometapi.runway import CometAPISettings, Entry, Ledger, State
 from prefect_cometapi.runway.api import client
@@ -158,7 +158,10 @@ async def _shared(ledger: Ledger) -> AsyncIterator[None]:
     settings = CometAPISettings()
     credentials = CometAPICredentials.from_settings(settings)
     async with credentials.get_client() as caller, AssetClients() as assets:
-        with sharing(Shared(settings, ledger, (credentials, caller), assets)):
+        context = RunContext(
+            credentials, settings=settings, opened_ledger=ledger, client=caller, assets=assets
+        )
+        with context.active():
             yield
 
 
