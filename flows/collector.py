@@ -21,7 +21,7 @@ from .parameters import Credentials
 from .runtime import log
 from .runtime.flow_decorator import recorded_flow, sync_flow
 from .runtime.ledger_writes import write_best_effort
-from .runtime.run_context import RunContext
+from .runtime.run_context import RunContext, run_context
 from .runtime.suspension import resume_waiting
 from .steps.adoption import credentials_of
 from .steps.delivery import deliver
@@ -73,7 +73,7 @@ async def acollect(credentials: Credentials = None, storage: Location = None) ->
     All generations share one event loop. A generation that fails does not stop the others. A
     ledger row that cannot be read fails the run after the other generations are finished.
     """
-    context = RunContext(credentials, storage)
+    context = run_context(credentials, storage)
     ledger = await context.ledger()
     damaged: dict[str, LedgerCorrupted] = {}
 

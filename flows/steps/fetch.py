@@ -15,7 +15,7 @@ from pathlib import Path
 from prefect import task
 
 from ...blocks.credentials import CometAPICredentials
-from ...runway.api.reply_parser import MOST_OUTPUTS
+from ...runway.api.reply_parser import MAX_OUTPUTS
 from ...runway.errors import (
     DownloadInterrupted,
     InvalidOutput,
@@ -79,8 +79,8 @@ async def afetch_output(
     context = run_context(credentials, storage)
     videos: list[FetchedVideo] = []
     with failures_of(submission.idempotency_key, submission.task_id):
-        if len(finished.generation.outputs) > MOST_OUTPUTS:
-            raise InvalidOutput(f"CometAPI names more than {MOST_OUTPUTS} outputs")
+        if len(finished.generation.outputs) > MAX_OUTPUTS:
+            raise InvalidOutput(f"CometAPI names more than {MAX_OUTPUTS} outputs")
         async with exclusive_lease(context, submission):
             target = await context.storage()
             staging = await asyncio.to_thread(target.staging)

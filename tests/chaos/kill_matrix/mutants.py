@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults that are put into the product on purpose, to prove that the checks notice them."""
+"""Bugs that are put into the product on purpose, to prove that the checks find them."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ def unclaimed() -> None:
         return True
 
 
-def unbooked() -> None:
+def unrecorded() -> None:
     """Keep the id of a purchase in memory only."""
 
     @around(Ledger, "change")
@@ -47,12 +47,12 @@ def unbooked() -> None:
         if state is not State.SUBMITTED or not values.get("of"):
             return await original(ledger, key, state, **values)
         entry = await ledger.get(key)
-        found = {"state": state, "task_id": values["task_id"]}
-        return entry.model_copy(update=found) if entry else None
+        update = {"state": state, "task_id": values["task_id"]}
+        return entry.model_copy(update=update) if entry else None
 
 
-def half_files() -> None:
-    """Write files in place, so that an unfinished one is visible."""
+def partial_files() -> None:
+    """Write files in place, so that an incomplete one is visible."""
 
     @around(FolderStorage, "staging")
     def _(original: Any, storage: FolderStorage) -> Path:
@@ -66,7 +66,7 @@ def uncollected() -> None:
 
 MUTANTS: dict[str, Callable[[], None]] = {
     "unclaimed": unclaimed,
-    "unbooked": unbooked,
-    "half-files": half_files,
+    "unrecorded": unrecorded,
+    "partial-files": partial_files,
     "uncollected": uncollected,
 }

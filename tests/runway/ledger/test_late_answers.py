@@ -85,7 +85,7 @@ async def test_both_ids_are_recorded_where_the_second_answer_comes_last(ledger, 
     service = Service("task-2").silent()
     second = asyncio.create_task(buy_once(ledger, intent(), service.post, run="second"))
     await service.asked.wait()
-    assert (await first.answered()).key == "sku-17+task-1"
+    assert (await first.answered()).idempotency_key == "sku-17+task-1"
     service.answer.set()
     assert (await second).idempotency_key == "sku-17"
     assert await ids(ledger) == {"sku-17": "task-2", "sku-17+task-1": "task-1"}

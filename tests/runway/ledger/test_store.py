@@ -185,7 +185,7 @@ async def test_an_id_is_found_at_the_service_that_gave_it(ledger):
     """The first of several entries is found, and none of another service."""
     await put(ledger, S.SUBMITTED, "a", task_id="task-1")
     await put(ledger, S.STORED, "b", task_id="task-1")
-    assert (await ledger.find("task-1", BASE)).key == "a"
+    assert (await ledger.find("task-1", BASE)).idempotency_key == "a"
     assert await ledger.find("task-1", "https://other.example.com") is None
     assert await ledger.find("task-2", BASE) is None
 
