@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from ...runway.errors import CometAPIError, StorageError
 from ...runway.models.generation import Submission
 from ...runway.models.keys import file_stem
-from .retries import RetryDelays
+from .retries import DelayOfTaskRun
 
 
 def step_options(
@@ -38,7 +38,7 @@ def step_options(
         "persist_result": False,
         "cache_policy": NO_CACHE,
         "retries": retries,
-        "retry_delay_seconds": lambda _retries: RetryDelays([5.0]),
+        "retry_delay_seconds": lambda _retries: DelayOfTaskRun([5.0]),
         "retry_condition_fn": retry,
     }
 

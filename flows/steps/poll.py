@@ -17,7 +17,7 @@ from ..runtime.lease import exclusive_lease
 from ..runtime.ledger_writes import restoring, write_best_effort, write_in_background
 from ..runtime.run_context import run_context
 from ..runtime.sync import sync_twin
-from ..runtime.task_state import memory
+from ..runtime.task_state import current_state
 from ..ui import artifacts
 from .adoption import ATTACHED_GRACE
 from .common import step_options
@@ -54,12 +54,12 @@ async def apoll_generation(
             not finish in time.
     """
     context = run_context(credentials)
-    remembered = memory()
+    state = current_state()
     unconfirmed = False
 
     async def on_reply(reply: Generation, before: Generation | None) -> None:
         nonlocal unconfirmed
-        remembered.failures = 0
+        state.failures = 0
         if unconfirmed and reply.status is not Status.NOT_FOUND:
             unconfirmed = False
             key = entry.idempotency_key if entry else submission.idempotency_key
@@ -79,7 +79,7 @@ async def apoll_generation(
                     client,
                     submission,
                     _policy(submission, context.settings),
-                    wait=remembered.wait,
+                    wait=state.wait,
                     on_reply=on_reply,
                     stats=duration_stats_of(context, submission, entry),
                 )

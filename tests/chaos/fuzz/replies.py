@@ -31,7 +31,7 @@ from prefect.states import Failed
 from pydantic import SecretStr
 
 from prefect_cometapi.flows.runtime.run_context import RunContext
-from prefect_cometapi.flows.runtime.task_state import memory_of
+from prefect_cometapi.flows.runtime.task_state import state_of
 from prefect_cometapi.flows.steps.poll import POLL
 from prefect_cometapi.flows.steps.submit import SUBMIT
 from prefect_cometapi.runway import (
@@ -325,7 +325,7 @@ def _wrong_decision(name: str, outcome: Any, found: Findings) -> str:
     found.again += again
     if again and name == "create" and not isinstance(outcome, ServiceUnavailable):
         return f"a purchase that ended as {type(outcome).__name__} is sent again"
-    delay = memory_of(task_run).delay
+    delay = state_of(task_run).delay
     if again and not (delay is not None and 0 <= delay <= LONGEST_WAIT):
         return f"it is tried again after {delay} s"
     return ""
