@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flows.ui": {"flows.runtime", "blocks", "runway"},
     "flows.steps": {"flows.ui", "flows.runtime", "blocks", "runway"},
     "flows.batch": {
-        "flows.generate",
+        "flows.parameters",
         "flows.steps",
         "flows.ui",
         "flows.runtime",

@@ -30,9 +30,10 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.states import Failed
 from pydantic import SecretStr
 
-from prefect_cometapi.flows.runtime.run_context import Shared, sharing
-from prefect_cometapi.flows.runtime.task_state import memory_of
-from prefect_cometapi.flows.steps.tasks import POLL, SUBMIT
+from prefect_cometapi.flows.runtime.run_context import RunContext
+from prefect_cometapi.flows.runtime.task_state import state_of
+from prefect_cometapi.flows.steps.poll import POLL
+from prefect_cometapi.flows.steps.submit import SUBMIT
 from prefect_cometapi.runway import (
     CometAPIError,
     CometAPISettings,
@@ -319,12 +320,12 @@ def _wrong_decision(name: str, outcome: Any, findings: Findings) -> str:
         return ""
     task_run = TaskRun(task_key="step", dynamic_key="0")
     step = SUBMIT if name == "create" else POLL
-    with sharing(Shared(SETTINGS, NO_LEDGER)):
+    with RunContext(settings=SETTINGS, opened_ledger=NO_LEDGER).active():
         is_retried = step["retry_condition_fn"](None, task_run, Failed(data=outcome))
     findings.retried += is_retried
     if is_retried and name == "create" and not isinstance(outcome, ServiceUnavailable):
         return f"a purchase that ended as {type(outcome).__name__} is retried"
-    delay = memory_of(task_run).delay
+    delay = state_of(task_run).delay
     if is_retried and not (delay is not None and 0 <= delay <= LONGEST_WAIT):
         return f"it is retried after {delay} s"
     return ""
