@@ -92,7 +92,7 @@ async def test_a_block_leads_to_its_ledger(tmp_path):
     await ledger.database.close()
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 def test_a_block_leads_to_a_ledger_in_postgresql(postgres):
     """A block can point to a ledger in PostgreSQL, which several machines share."""
     ledger = block(postgres.create_database()).get_ledger()

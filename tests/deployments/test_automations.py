@@ -21,7 +21,7 @@ from prefect_cometapi.deployments import automations
 from prefect_cometapi.flows import image_to_video
 from prefect_cometapi.runway import ImageToVideoRequest, TooManyRunAttempts
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.heavy]
 
 
 @flow(name="an ordinary flow")

@@ -195,7 +195,7 @@ async def test_workers_without_shared_locations_are_reported(clean_server, sandb
     assert "COMETAPI_STORAGE=s3://" in found[-1].fix
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_several_workers_with_shared_places_are_well(
     clean_server, sandbox, postgres, monkeypatch
 ):
