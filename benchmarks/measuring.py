@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -140,23 +140,21 @@ class Server:
 @asynccontextmanager
 async def prefect(kind: DatabaseKind) -> AsyncIterator[Server]:
     """Start a fresh Prefect server with its database in a temporary folder."""
-    from tests.chaos.harness.servers import prefect_server
-    from tests.postgres import Postgres, binaries
+    from tests.chaos.harness.servers import postgres_server, prefect_server
+    from tests.machine import how_to_get
 
-    async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(_folder()))
-        url, database = None, _SQLite(folder / "prefect.db")
-        if kind == "postgres":
-            found = binaries()
-            if found is None:
-                raise SystemExit("PostgreSQL is not installed (apt-get install postgresql)")
-            postgres = Postgres(found)
-            stack.callback(postgres.remove)
+    with _folder() as name, postgres_server(wanted=kind == "postgres") as postgres:
+        folder = Path(name)
+        if postgres:
             url = postgres.create_database()
             database = _Postgres(postgres, url)
-        api = await stack.enter_async_context(prefect_server(folder, url))
-        _lower_priority()
-        yield Server(api, database)
+        elif kind == "postgres":
+            raise SystemExit(how_to_get("PostgreSQL", "postgresql"))
+        else:
+            url, database = None, _SQLite(folder / "prefect.db")
+        async with prefect_server(folder, url) as api:
+            _lower_priority()
+            yield Server(api, database)
 
 
 def _lower_priority() -> None:
@@ -187,12 +185,9 @@ def _settled(database: _Database) -> Census:
 
 def _environment(folder: Path, api: str, url: str) -> dict[str, str]:
     """Return an environment without the machine's own settings, which must not matter."""
-    own = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PREFECT_", "COMETAPI_", "RUNWAYML_"))
-    }
-    return own | {
+    from tests.chaos.harness.processes import SETTINGS_PREFIXES, inherited_environment
+
+    return inherited_environment(*SETTINGS_PREFIXES, "RUNWAYML_") | {
         "PREFECT_API_URL": api,
         "PREFECT_HOME": str(folder / "home"),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
