@@ -16,7 +16,6 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    FromClause,
     Select,
     and_,
     delete,
@@ -35,6 +34,12 @@ from ..redact import scrub
 from . import owners
 from .budget import Budget, Spent
 from .claim_history import ClaimHistory
+from .conditions import (
+    has_id_of_other_request,
+    has_lease_of,
+    has_unconfirmed_id,
+    is_unchanged_since,
+)
 from .database import PATIENCE, Database, ledger_url
 from .entry import (
     ALLOWED_PREDECESSORS,
@@ -93,7 +98,9 @@ class Ledger(Leases):
 
     async def of_another_request(self, task_id: str, claimed: Entry) -> Entry | None:
         """Return an entry that has this task id for another request than the claimed one."""
-        return await self._first(_ENTRIES.where(_given_for_another(generations, task_id, claimed)))
+        return await self._first(
+            _ENTRIES.where(has_id_of_other_request(generations, task_id, claimed))
+        )
 
     async def entries(
         self,
@@ -310,7 +317,7 @@ class Ledger(Leases):
             "serial": last_serial + 1,
         }
         return await self._update(
-            [_table.idempotency_key == entry.idempotency_key, *_unchanged_since(there)], row
+            [_table.idempotency_key == entry.idempotency_key, *is_unchanged_since(there)], row
         )
 
     def _row(self, entry: Entry) -> dict[str, Any]:
@@ -348,11 +355,11 @@ class Ledger(Leases):
         """
         allowed = [str(before) for before in ALLOWED_PREDECESSORS[state]]
         where = [_table.idempotency_key == key, _table.state.in_(allowed)]
-        where += _unchanged_since(seen) if seen else []
+        where += is_unchanged_since(seen) if seen else []
         if of:
             where.append(_table.claim == of.claim)
         if of and (task_id := values.get("task_id")):
-            where.append(~exists().where(_given_for_another(generations.alias(), task_id, of)))
+            where.append(~exists().where(has_id_of_other_request(generations.alias(), task_id, of)))
         if bought:
             open_claim = and_(_table.task_id.is_(None), _table.claim == bought_by)
             where.append(or_(_table.task_id == bought, open_claim))
@@ -383,7 +390,7 @@ class Ledger(Leases):
         changes = {"state": str(State.UNCERTAIN), "task_id": None, "task_id_checked": True}
         changes |= {"changed_at": datetime.now(UTC), "holder": None, "leased_until": None}
         changes["note"] = f"the id {entry.task_id} was not confirmed, and withdrawn by hand"
-        return await self._update(_unconfirmed(entry), changes)
+        return await self._update(has_unconfirmed_id(entry), changes)
 
     async def forget(self, entry: Entry) -> None:
         """Delete an entry that contains only a task id that the service never confirmed.
@@ -392,7 +399,7 @@ class Ledger(Leases):
         """
         await self.history.skip_to(entry.serial or 0)
         only_an_id = [_table.attempts == 0, _table.fingerprint.is_(None)]
-        gone = delete(generations).where(*_unconfirmed(entry), *only_an_id)
+        gone = delete(generations).where(*has_unconfirmed_id(entry), *only_an_id)
         await self.database.rows(gone.returning(_table.idempotency_key))
 
     # Leases and progress
@@ -409,7 +416,7 @@ class Ledger(Leases):
         entry = await self.get(key)
         if entry is None or entry.holder is None or await self.is_living(entry):
             return None
-        left = [_table.idempotency_key == key, _table.holder == entry.holder, _lease_of(entry)]
+        left = [_table.idempotency_key == key, _table.holder == entry.holder, has_lease_of(entry)]
         return await self._update(left, self._leased_to(holder))
 
     async def release_lease(self, key: str, holder: str, note: str | None = None) -> Entry | None:
@@ -566,41 +573,6 @@ class Ledger(Leases):
     ) -> Entry | None:
         statement = update(generations).where(*where).values(as_columns(changes))
         return await self._one(statement.returning(generations, LEASE_LEFT), budget)
-
-
-def _given_for_another(table: FromClause, task_id: str, claimed: Entry) -> ColumnElement[bool]:
-    """Return the condition that a row has the task id for a different request.
-
-    In SQL, NULL never compares unequal. So a row without a fingerprint, such as that of an adopted
-    id, does not match: its id may be ours.
-    """
-    same = and_(table.c.task_id == task_id, table.c.base_url == claimed.base_url)
-    other = and_(
-        table.c.idempotency_key != claimed.idempotency_key,
-        table.c.fingerprint != claimed.fingerprint,
-    )
-    return and_(same, other)
-
-
-def _unconfirmed(entry: Entry) -> list[ColumnElement[bool]]:
-    """Return the conditions that an entry still has its unconfirmed task id."""
-    bought = _table.state.in_([str(State.SUBMITTED), str(State.ABANDONED)])
-    same = [_table.idempotency_key == entry.idempotency_key, _table.claim == entry.claim, bought]
-    return [*same, _table.task_id == entry.task_id, _table.task_id_checked.is_(False)]
-
-
-def _unchanged_since(seen: Entry) -> list[ColumnElement[bool]]:
-    """Return the conditions that an entry has not changed since it was read."""
-    where = [_table.state == str(seen.state), _table.claim == seen.claim]
-    if not seen.task_id_checked:  # an id that was confirmed since must not be replaced
-        where.append(_table.task_id_checked.is_(False))
-    if seen.state is State.CLAIMED:  # a lease that was renewed since has an active owner
-        where.append(_lease_of(seen))
-    return where
-
-
-def _lease_of(entry: Entry) -> ColumnElement[bool]:
-    return _table.leased_until.is_not_distinct_from(entry.leased_until)
 
 
 _ledgers: dict[tuple[int, str], Ledger] = {}
