@@ -46,7 +46,7 @@ from ..redact import scrub
 from .clock import Moment
 from .file_lock import FileLock
 from .loop_thread import elsewhere
-from .schema import migrate
+from .schema import create_tables
 
 PATIENCE = 30.0
 """Maximum seconds to wait for a database that is locked or restarting."""
@@ -294,7 +294,7 @@ class Database:
         event.listen(engine.sync_engine, "handle_error", _leave_useless_connections)
         try:
             async with engine.connect() as connection:
-                await connection.run_sync(migrate)
+                await connection.run_sync(create_tables)
         except BaseException:
             await engine.dispose()
             raise
@@ -316,7 +316,7 @@ class Database:
         try:
             with self._lock.held():
                 connection = engine.connect()
-                migrate(connection)
+                create_tables(connection)
         except BaseException:
             engine.dispose()
             raise

@@ -26,7 +26,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
-from pydantic import AwareDatetime, Field, field_validator
+from pydantic import AwareDatetime, Field
 
 from ..errors import (
     CometAPIError,
@@ -119,11 +119,6 @@ class Intent(Value):
 
 class Entry(Intent):
     """Ledger entry of one generation."""
-
-    @field_validator("resubmitted_by", mode="before")
-    @classmethod
-    def _none_is_empty(cls, value: Any) -> Any:
-        return value or ()
 
     state: State
     task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")

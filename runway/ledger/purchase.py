@@ -263,7 +263,8 @@ async def _claim_again(
 ) -> Entry | None:
     """Return an entry with its new claim, or None if it has changed since it was read."""
     try:
-        return await ledger.change(state=state, seen=entry, budget=budget, **changes)
+        key = entry.idempotency_key
+        return await ledger.change(key, state, seen=entry, budget=budget, **changes)
     except BudgetExceeded as error:
         if entry.state is State.UNCERTAIN:  # the first submission stays uncertain
             raise _still_open(entry, f"sent again, {error.message}") from error

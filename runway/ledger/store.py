@@ -223,6 +223,8 @@ class Ledger(Leases):
             "failure_code": "",
             "note": "",
             "charges": 0,
+            "resubmitted_by": [],
+            "task_id_checked": True,
             "serial": last_serial + 1,
             **self._leased_to(values.pop("holder", None)),
             **values,
