@@ -15,7 +15,7 @@ from pydantic import Field
 from ..blocks.credentials import CometAPICredentials
 from ..runway.errors import CometAPIError, LedgerCorrupted
 from ..runway.ledger.entry import UNFINISHED, Entry, State
-from ..runway.ledger.owners import holder_name
+from ..runway.ledger.owners import owner_name
 from ..runway.models.generation import Value
 from ..runway.redact import scrub
 from .generate import Credentials
@@ -95,22 +95,22 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
         damaged[error.message] = error
 
     async def entries(*states: State) -> list[Entry]:
-        return await ledger.entries(states=states, tell=told)
+        return await ledger.entries(states=states, on_corrupted=told)
 
     await _give_up_the_dead(ledger, await entries(State.CLAIMED))
     slots = asyncio.Semaphore(AT_ONCE)
-    me = holder_name(this_run())
+    me = owner_name(this_run())
 
     async def finish(key: str) -> Collected | None:
         async with slots:
-            entry = await ledger.acquire(key, me)
+            entry = await ledger.leases.acquire(key, me)
             try:
                 # Another run owns the generation, or has finished it since the list was read.
                 if entry is None or entry.state not in UNFINISHED:
                     return None
                 finished = await _finish(entry, credentials, storage)
             finally:
-                await record(lambda ledger: ledger.release_lease(key, me))
+                await record(lambda ledger: ledger.leases.release(key, me))
             if entry.flow_run_id:
                 await resume_waiting(ledger, entry.flow_run_id)
             return finished
@@ -138,7 +138,7 @@ async def _give_up_the_dead(ledger: "Ledger", intended: list[Entry]) -> None:
     from ..runway.ledger.purchase import resolve_dead_claim
 
     for entry in intended:
-        if not await ledger.is_living(entry):
+        if not await ledger.leases.is_active(entry):
             await resolve_dead_claim(ledger, entry)
 
 

@@ -180,7 +180,9 @@ async def _attached(
     intent = intent_for(idempotency_key or key_of_id(task_id), credentials, storage)
     try:
         ledger = await open_ledger()
-        known = None if idempotency_key else await ledger.find(task_id, credentials.base_url)
+        known = (
+            None if idempotency_key else await ledger.find_by_task_id(task_id, credentials.base_url)
+        )
         return (known or await adopt_id(ledger, intent, credentials, task_id)).submission()
     except LedgerUnavailable as error:  # This path buys nothing, so it can do without the ledger.
         require_known(task_id, await check_id(credentials, task_id))
@@ -200,8 +202,6 @@ async def _generate(
     task_id: str | None,
     variation: int,
 ) -> GenerationResult:
-    from ..runway.ledger.purchase import hold_lease
-
     settings = current_settings()
     check_starts(settings.max_run_attempts)
     await check_storage(storage)
@@ -209,7 +209,7 @@ async def _generate(
     await warn_where_apart(ledger, storage or settings.storage)
     key = await key_for(request, credentials, idempotency_key, task_id=task_id, variation=variation)
     with sharing(Shared(settings, ledger)):
-        async with hold_lease(ledger, key, this_run()) if wait is True else nullcontext():
+        async with ledger.leases.hold(key, this_run()) if wait is True else nullcontext():
             submission = await asubmit_generation(
                 request, credentials, key, storage=storage, task_id=task_id
             )

@@ -182,7 +182,7 @@ async def _ledger(place: str) -> Finding:
         told = other_ledgers(canonical_location(place), others)
         return noted(what, told, "set one COMETAPI_LEDGER_URL for all workers of a catalogue")
     told = "in use" if entries else "empty so far"
-    return good(what, f"{ledger.database.place}, {told}")
+    return good(what, f"{ledger.database.redacted_url}, {told}")
 
 
 async def _prefect(pool: str, place: str) -> list[Finding]:

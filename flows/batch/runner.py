@@ -155,12 +155,10 @@ class BatchRun:
         log.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
 
     async def _made(self, item: BatchItem, by: Steps) -> GenerationResult:
-        from ...runway.ledger.purchase import hold_lease
-
         made: list[GenerationResult] = []
 
         async def make() -> None:
-            async with hold_lease(self.ledger, item.idempotency_key, this_run()):
+            async with self.ledger.leases.hold(item.idempotency_key, this_run()):
                 async with self.concurrency.submissions:
                     if item.idempotency_key not in self.bought:
                         await self.concurrency.pace.acquire()

@@ -109,13 +109,14 @@ async def exclusive_lease(
         unavailable. If the idempotency key now belongs to another purchase, the entry has a key
         of its own.
     """
-    from ...runway.ledger.purchase import acquire_exclusive
 
     def enough(entry: Entry) -> bool:
         return place in entry.videos or entry.failure() is not None if place else entry.has_ended
 
     async def taken(key: str) -> Entry | None:
-        alone = acquire_exclusive(ledger, key, this_run(), tell=logger().info, enough=enough)
+        alone = ledger.leases.hold_exclusively(
+            key, this_run(), report=logger().info, is_done=enough
+        )
         return await stack.enter_async_context(alone)
 
     async with AsyncExitStack() as stack:

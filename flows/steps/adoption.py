@@ -115,7 +115,7 @@ async def key_for(
     """
     if idempotency_key is None and task_id is not None:
         base_url = credentials.base_url if credentials else current_settings().base_url
-        known = await (await open_ledger()).find(task_id, base_url)
+        known = await (await open_ledger()).find_by_task_id(task_id, base_url)
         if known and known.fingerprint == request.fingerprint():
             return known.idempotency_key
     return resolve_key(idempotency_key, request, variation, task_id)

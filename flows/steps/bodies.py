@@ -211,7 +211,7 @@ async def poll(
         if unconfirmed and reply.status is not Status.NOT_FOUND:
             unconfirmed = False
             key = entry.idempotency_key if entry else submission.idempotency_key
-            await record(lambda ledger: ledger.confirm(key, submission.task_id))
+            await record(lambda ledger: ledger.confirm_id(key, submission.task_id))
         await artifacts.show_reply(submission, reply, before)
 
     async with exclusive_lease(submission) as entry:
@@ -235,10 +235,12 @@ async def poll(
         except (GenerationFailed, GenerationCancelled) as error:
             failure = error
             if given_up is None:
-                failed = restoring(submission, entry, lambda to, it: to.failed(it, failure))
+                failed = restoring(submission, entry, lambda to, it: to.mark_failed(it, failure))
                 await record(failed)
             raise
-        write_in_background(restoring(submission, entry, lambda to, it: to.finished(it, finished)))
+        write_in_background(
+            restoring(submission, entry, lambda to, it: to.mark_succeeded(it, finished))
+        )
         return finished
 
 
@@ -372,7 +374,7 @@ async def persist(
 
                 async def now_stored(to: "Ledger", it: Submission) -> Entry | None:
                     named = entry.model_copy(update={"idempotency_key": it.idempotency_key})
-                    return await to.stored(
+                    return await to.mark_stored(
                         named, it.task_id, canonical_location(place), stored, price=price
                     )
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of the ledger, and their creation."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -34,13 +35,6 @@ from ..errors import LedgerUnavailable
 
 VERSION = 1
 """Version of the tables. A ledger with another version is refused."""
-
-_LOCK = 0x636F6D6574  # "comet"
-_BEGIN = {
-    "sqlite": ("BEGIN IMMEDIATE",),
-    "postgresql": ("BEGIN", f"SELECT pg_advisory_xact_lock({_LOCK})"),
-}
-"""Statements that begin a transaction and make other processes that create the tables wait."""
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -96,13 +90,14 @@ class binary_key(FunctionElement[str]):  # noqa: N801 -- reads as SQL's own func
     inherit_cache = True
 
 
-BINARY = {"sqlite": "BINARY", "postgresql": '"C"'}
-"""Name of the collation that compares texts byte by byte, by database."""
+@compiles(binary_key, "postgresql")
+def _postgresql_key(element: Any, compiler: Any, **options: Any) -> str:
+    return f'{compiler.process(element.clauses, **options)} COLLATE "C"'
 
 
-@compiles(binary_key)
-def _binary_key(element: Any, compiler: Any, **options: Any) -> str:
-    return f"{compiler.process(element.clauses, **options)} COLLATE {BINARY[compiler.dialect.name]}"
+@compiles(binary_key, "sqlite")
+def _sqlite_key(element: Any, compiler: Any, **options: Any) -> str:
+    return f"{compiler.process(element.clauses, **options)} COLLATE BINARY"
 
 
 _metadata = MetaData()
@@ -115,7 +110,7 @@ generations = Table(
     Column("task_id", Text, index=True),
     Column("claim", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
-    Column("holder", Text, index=True),
+    Column("owner", Text, index=True),
     Column("leased_until", Double),
     Column("base_url", Text, nullable=False),
     Column("credentials", Text),
@@ -169,15 +164,20 @@ last_serial = case((_highest > _floor, _highest), else_=_floor)
 grows, unless rows are lost."""
 
 
-def create_tables(connection: Connection) -> None:
+def create_tables(connection: Connection, begin: Sequence[str]) -> None:
     """Create the tables of a new ledger, while other processes that create them wait.
+
+    Args:
+        connection: Connection to the database.
+        begin: Statements that begin a transaction and make the other processes wait.
 
     Raises:
         LedgerUnavailable: The tables have another version.
     """
     if _has_tables(connection):
         return
-    _begin(connection)
+    for statement in begin:
+        connection.exec_driver_sql(statement)
     try:
         if not _has_tables(connection):
             _metadata.create_all(connection)
@@ -202,8 +202,3 @@ def _has_tables(connection: Connection) -> bool:
             "install the version of prefect-cometapi that wrote the ledger"
         )
     return True
-
-
-def _begin(connection: Connection) -> None:
-    for statement in _BEGIN[connection.dialect.name]:
-        connection.exec_driver_sql(statement)

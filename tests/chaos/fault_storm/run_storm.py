@@ -179,9 +179,7 @@ async def settled(ledger: Ledger, sandbox: Sandbox) -> tuple[list[str], list[str
             await attach(ledger, entry, task_id)
             adopted.append(entry.idempotency_key)
         else:
-            await ledger.change(
-                entry.idempotency_key, State.RESUBMIT_ALLOWED, seen=entry, note="not accepted"
-            )
+            await ledger.mark_resubmit_allowed(entry, "not accepted")
             released.append(entry.idempotency_key)
     return adopted, released
 

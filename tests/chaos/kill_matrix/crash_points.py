@@ -19,7 +19,6 @@ from prefect.flow_engine import AsyncFlowRunEngine, FlowRunEngine
 
 from prefect_cometapi.flows.runtime.block_storage import BlockStorage
 from prefect_cometapi.runway.api.client import RunwayClient
-from prefect_cometapi.runway.ledger.entry import State
 from prefect_cometapi.runway.ledger.store import Ledger
 from prefect_cometapi.runway.media.download_file import DownloadWriter
 from prefect_cometapi.runway.models.generation import Status
@@ -130,14 +129,6 @@ def after(strike: Strike, owner: Any, name: str, when: Test = _always) -> None:
         return found
 
 
-def _claims(_ledger: Ledger, _intent: Any, state: State, *_args: Any, **_values: Any) -> bool:
-    return state is State.CLAIMED
-
-
-def _commits_the_id(_ledger: Ledger, _key: str, state: State, **values: Any) -> bool:
-    return state is State.SUBMITTED and values.get("of") is not None
-
-
 def _on_the_wire(strike: Strike, moment: str) -> None:
     """Strike when httpcore reaches this event of the paid POST."""
 
@@ -213,8 +204,8 @@ def _on_success(strike: Strike) -> None:
 
 
 INSTALL: dict[Boundary, Callable[[Strike], None]] = {
-    Boundary.BEFORE_CLAIM: lambda strike: before(strike, Ledger, "add", _claims),
-    Boundary.CLAIMED: lambda strike: after(strike, Ledger, "add", _claims),
+    Boundary.BEFORE_CLAIM: lambda strike: before(strike, Ledger, "insert_claim"),
+    Boundary.CLAIMED: lambda strike: after(strike, Ledger, "insert_claim"),
     Boundary.POST_BEGUN: lambda strike: _on_the_wire(
         strike, "http11.send_request_headers.complete"
     ),
@@ -222,16 +213,16 @@ INSTALL: dict[Boundary, Callable[[Strike], None]] = {
     Boundary.UNREAD: lambda strike: _on_the_wire(
         strike, "http11.receive_response_headers.complete"
     ),
-    Boundary.ID_READ: lambda strike: before(strike, Ledger, "change", _commits_the_id),
-    Boundary.ID_COMMITTED: lambda strike: after(strike, Ledger, "change", _commits_the_id),
+    Boundary.ID_READ: lambda strike: before(strike, Ledger, "mark_submitted"),
+    Boundary.ID_COMMITTED: lambda strike: after(strike, Ledger, "mark_submitted"),
     Boundary.POLLING: lambda strike: _on_a_reply(strike, Status.PENDING, Status.RUNNING),
     Boundary.SUCCESS_READ: lambda strike: _on_a_reply(strike, Status.SUCCEEDED),
-    Boundary.SUCCESS_RECORDED: lambda strike: after(strike, Ledger, "finished"),
+    Boundary.SUCCESS_RECORDED: lambda strike: after(strike, Ledger, "mark_succeeded"),
     Boundary.DOWNLOADING: _on_a_chunk,
     Boundary.BEFORE_RENAME: _when_it_appears(Boundary.BEFORE_RENAME),
     Boundary.RENAMED: _when_it_appears(Boundary.RENAMED),
-    Boundary.BEFORE_STORED: lambda strike: before(strike, Ledger, "stored"),
-    Boundary.STORED: lambda strike: after(strike, Ledger, "stored"),
+    Boundary.BEFORE_STORED: lambda strike: before(strike, Ledger, "mark_stored"),
+    Boundary.STORED: lambda strike: after(strike, Ledger, "mark_stored"),
     Boundary.RETURNING: _on_success,
 }
 """Installer of the strike at each boundary."""

@@ -191,7 +191,7 @@ class _Playing:
             await attach(self.lane.ledger, entry, found[0].task_id)
             after = await self.collect()
         else:
-            await self.lane.ledger.change(entry.idempotency_key, State.RESUBMIT_ALLOWED, seen=entry)
+            await self.lane.ledger.mark_resubmit_allowed(entry, "by hand")
             after = await self.run(entry.idempotency_key)
         self.expect(after.succeeded, f"after the decision: {after}")
 
@@ -215,8 +215,8 @@ class _Playing:
         """Check that the files match the ledger, and that the service delivers the same clip."""
         clip = await self.lane.delivered(entry.task_id or "")
         await asyncio.to_thread(self.nothing_is_half, "in the end", clip)
-        living = await self.lane.ledger.is_living(entry)
-        self.expect(not living, f"{entry.holder} still works on it")
+        living = await self.lane.ledger.leases.is_active(entry)
+        self.expect(not living, f"{entry.owner} still works on it")
         location = self.lane.location(self.name)
         kept = entry.videos.get(location.wanted, ())
         if len(kept) != 1 or set(entry.videos) != {location.wanted}:

@@ -72,7 +72,7 @@ async def play_sample(folder: Path, postgres: Postgres | None) -> Played:
         for lane.mutant, case in MUTANTS.items():
             mutants[str(lane.mutant)] = await play(lane, case)
             for entry in await lane.ledger.entries(states=[State.SUBMITTED, State.UNCERTAIN]):
-                await lane.ledger.change(
+                await lane.ledger._change(
                     entry.idempotency_key, State.FAILED
                 )  # The next case starts afresh.
         return Played(tallies, audited, mutants)

@@ -34,7 +34,6 @@ from prefect_cometapi.runway import CometAPISettings, Entry, Ledger, State
 from prefect_cometapi.runway.api import client
 from prefect_cometapi.runway.api.client import RunwayClient
 from prefect_cometapi.runway.errors import CometAPIError, ServiceUnavailable
-from prefect_cometapi.runway.ledger.purchase import hold_lease
 from prefect_cometapi.runway.ledger.schema import generations
 from prefect_cometapi.runway.media import download
 from prefect_cometapi.runway.media.download import AssetClients
@@ -201,7 +200,7 @@ class Buyer:
         signal.signal(signal.SIGUSR1, lambda *_: _copy_own_ledger(place))
         signal.signal(signal.SIGUSR2, self._fork_soon)
         signal.signal(signal.SIGTERM, self._end_soon)
-        ledger = Ledger(place.ledger_url, lease=LEASE, patience=PATIENCE)
+        ledger = Ledger(place.ledger_url, lease=LEASE, retry_timeout=PATIENCE)
         for first in range(0, len(self.keys), AT_ONCE):
             asyncio.run(self._buy(place, ledger, self.keys[first : first + AT_ONCE]))
             if self._must_end:
@@ -235,7 +234,7 @@ async def bought(ledger: Ledger, key: str, *, wait: bool = True, by: Any = PLAIN
     """Buy a key, or continue the purchase under it, and deliver it; retry transient errors."""
     for left in reversed(range(TRIES)):
         try:
-            async with hold_lease(ledger, key, this_run()):
+            async with ledger.leases.hold(key, this_run()):
                 submission = await bodies.submit(request_of(key), None, key)
                 if wait:
                     await deliver(submission, None, None, by=by)
@@ -266,12 +265,12 @@ def _daemonized(place: Place, ledger: Ledger) -> Ledger:
             asyncio.run(ledger.database.close())
         os._exit(0)
     random.seed(f"{place.seed} {os.getpid()}")
-    return ledger if inherits else Ledger(place.ledger_url, lease=LEASE, patience=PATIENCE)
+    return ledger if inherits else Ledger(place.ledger_url, lease=LEASE, retry_timeout=PATIENCE)
 
 
 async def _delete_row(place: Place, key: str) -> None:
     """Delete the row of a key over a connection of its own, as a lost disk page would."""
-    ledger = Ledger(place.ledger_url, lease=LEASE, patience=PATIENCE)
+    ledger = Ledger(place.ledger_url, lease=LEASE, retry_timeout=PATIENCE)
     statement = delete(generations).where(generations.c.idempotency_key == key)
     gone = await ledger.database.rows(statement.returning(generations.c.state))
     await ledger.database.close()
@@ -319,7 +318,7 @@ class _striking:  # noqa: N801 -- it reads as a function
 def collect(place: Place) -> None:
     """Finish purchases that nobody works on, as the flow ``collect`` does."""
     setattr(collector, "deliver", partial(deliver, by=PLAIN))  # noqa: B010 -- it only imports it
-    ledger = Ledger(place.ledger_url, lease=LEASE, patience=PATIENCE)
+    ledger = Ledger(place.ledger_url, lease=LEASE, retry_timeout=PATIENCE)
 
     async def pass_() -> None:
         async with _shared(ledger), reported(place.events, "collect"):
@@ -405,7 +404,7 @@ class Person:
 def _undecided(place: Place) -> list[tuple[Entry, list[str]]]:
     """Return the entries to settle, each with its unrecorded purchases since the claim."""
     bought: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    ledger = Ledger(place.ledger_url, patience=PATIENCE)
+    ledger = Ledger(place.ledger_url, retry_timeout=PATIENCE)
 
     for line in place.accepted.lines():
         bought[line["key"]].append(line)
@@ -413,7 +412,9 @@ def _undecided(place: Place) -> list[tuple[Entry, list[str]]]:
     async def unknown(entry: Entry) -> list[str]:
         since = entry.claimed_at.timestamp() if entry.claimed_at else 0.0
         ids = [line["task_id"] for line in bought[entry.idempotency_key] if line["at"] >= since]
-        return [task_id for task_id in ids if not await ledger.find(task_id, place.service)]
+        return [
+            task_id for task_id in ids if not await ledger.find_by_task_id(task_id, place.service)
+        ]
 
     async def looked() -> list[tuple[Entry, list[str]]]:
         entries = await ledger.entries(states=sorted(DECIDABLE))

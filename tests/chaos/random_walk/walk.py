@@ -349,7 +349,7 @@ def _read(place: Place, file: Path) -> None:
     """Write the whole ledger to a file."""
 
     async def look() -> list[Row]:
-        ledger = Ledger(place.ledger_url, patience=PATIENCE)
+        ledger = Ledger(place.ledger_url, retry_timeout=PATIENCE)
         found = await ledger.entries()
         await ledger.database.close()
         return [_row(entry) for entry in found]

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
 from prefect_cometapi.runway.ledger import schema
+from prefect_cometapi.runway.ledger.postgres import CREATION_LOCK
 from prefect_cometapi.runway.ledger.purchase import buy_once
 
 from ..factories import Service, intent, put, until
@@ -54,7 +55,7 @@ async def test_a_creation_that_breaks_off_leaves_no_table(ledger_url, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(schema, "uuid4", fail)
         with pytest.raises(LedgerUnavailable, match="it broke off"):
-            await Ledger(ledger_url, patience=0.2).get("old")
+            await Ledger(ledger_url, retry_timeout=0.2).get("old")
     ledger = Ledger(ledger_url)
     assert await ledger.get("old") is None
     assert await rows(ledger, "SELECT version FROM cometapi_ledger_version") == [(schema.VERSION,)]
@@ -108,7 +109,7 @@ async def test_a_server_that_restarts_while_the_table_is_made_is_waited_for(post
     """Opening the ledger is tried again."""
     url = postgres.create_database()
     blocker = await asyncpg.connect(url)
-    await blocker.execute(f"SELECT pg_advisory_lock({schema._LOCK})")
+    await blocker.execute(f"SELECT pg_advisory_lock({CREATION_LOCK})")
     ledger = Ledger(url)
     opening = asyncio.create_task(ledger.get("sku-17"))
 
