@@ -18,11 +18,11 @@ from ..runway.settings import (
     CometAPISettings,
     check_base_url,
 )
-from .shown import DOCUMENTATION, LOGO
+from .metadata import DOCUMENTATION, LOGO
 
 
 class CometAPICredentials(CredentialsBlock):
-    """API key and API version for making Runway videos through CometAPI.
+    """API key and connection options for Runway videos through CometAPI.
 
     Attributes:
         api_key: API key of CometAPI.
@@ -54,18 +54,18 @@ class CometAPICredentials(CredentialsBlock):
 
     api_key: SecretStr = Field(
         title="API key",
-        description="API key from CometAPI's console; it is sent to the base URL only.",
+        description="API key from CometAPI's console. It is sent only to the base URL.",
     )
     runway_version: str = Field(
         default=DEFAULT_RUNWAY_VERSION,
         pattern=RUNWAY_VERSION_PATTERN,
         title="Runway version",
-        description="Value of the header X-Runway-Version, sent with every call.",
+        description="Value of the header X-Runway-Version, which every request carries.",
     )
     base_url: str = Field(
         default=DEFAULT_BASE_URL,
         title="Base URL",
-        description="Root of the service, without a path such as /v1.",
+        description="Root URL of the service, without a path such as /v1.",
     )
 
     _check_base_url = field_validator("base_url")(check_base_url)
@@ -75,9 +75,11 @@ class CometAPICredentials(CredentialsBlock):
     def _check_api_key(cls, api_key: SecretStr) -> SecretStr:
         text = api_key.get_secret_value().strip()
         if set(text) == {"*"}:
-            raise ValueError("this is the masked form of a key; load the saved block again")
+            raise ValueError("this is a masked API key; load the saved block again")
         if not re.fullmatch(API_KEY_PATTERN, text):
-            raise ValueError("the key is empty or has characters that no key has")
+            raise ValueError(
+                "the API key is empty or contains characters that an API key cannot have"
+            )
         return SecretStr(text)
 
     @classmethod

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
-from .shown import DOCUMENTATION, LOGO
+from .metadata import DOCUMENTATION, LOGO
 
 if TYPE_CHECKING:
     from ..runway.ledger.store import Ledger
@@ -28,7 +28,7 @@ class GenerationLedger(Block):
 
         ledger = GenerationLedger.load("BLOCK_NAME").get_ledger()
         for entry in asyncio.run(ledger.entries(limit=10)):
-            print(entry.key, entry.state, entry.task_id)
+            print(entry.idempotency_key, entry.state, entry.task_id)
         ```
     """
 
@@ -41,8 +41,8 @@ class GenerationLedger(Block):
 
     url: SecretStr = Field(
         title="URL",
-        description="Where it is: postgresql://user:password@host/database for several machines, "
-        "sqlite:////folder/ledger.db for one.",
+        description="URL of the database: postgresql://user:password@host/database for several "
+        "machines, or sqlite:////folder/ledger.db for one machine.",
     )
 
     @field_validator("url")

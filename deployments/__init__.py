@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line and prefect.yaml, for runs from a terminal and for unattended runs."""
+"""Command line, deployments and automations."""

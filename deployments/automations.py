@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefect automations for the flow runs of this package.
 
-Most of them apply to runs with the tag ``cometapi``, which each deployment in prefect.yaml has; the
-others react to events about generations. Each automation is identified by its name, so that it is
-created once and updated in place.
+Most of them apply to flow runs with the tag ``cometapi``, which all deployments in prefect.yaml
+have. The others react to events about generations. Each automation is identified by its name, so
+that it is created once and updated in place.
 """
 
 from collections.abc import Sequence
@@ -19,37 +19,37 @@ from prefect.events.schemas.automations import Posture
 
 TAG = "cometapi"
 
-SILENT_AFTER = timedelta(minutes=9)
+HEARTBEAT_TIMEOUT = timedelta(minutes=9)
 """Time without a heartbeat after which a run counts as crashed.
 
-It is the time of three heartbeats, which Prefect sends every three minutes by default.
+By default, Prefect sends a heartbeat every three minutes; this is the time of three.
 """
 
-UNBEGUN_AFTER = timedelta(minutes=15)
-"""Time after which a pending run that has not begun counts as crashed.
+START_TIMEOUT = timedelta(minutes=15)
+"""Time after which a pending run that has not started counts as crashed.
 
-A container may have to be pulled, and a machine to be started, before a run begins.
+A machine may have to boot, and a container image to be pulled, before a run starts.
 """
 
-_ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
-_WAITS = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry")
-_OURS: dict[str, Any] = {"prefect.resource.id": f"prefect.tag.{TAG}"}
-_RUNS: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
+_STOPPED_STATES = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
+_WAITING_STATES = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry")
+_WITH_TAG: dict[str, Any] = {"prefect.resource.id": f"prefect.tag.{TAG}"}
+_FLOW_RUNS: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
 
 
-def _each_of_our_runs(
+def _flow_run_trigger(
     expect: set[str],
     posture: Literal[Posture.Reactive, Posture.Proactive] = Posture.Reactive,
-    **more: Any,
+    **options: Any,
 ) -> EventTrigger:
     return EventTrigger(
         posture=posture,
         expect=expect,
-        match=_RUNS,
-        match_related=_OURS,
+        match=_FLOW_RUNS,
+        match_related=_WITH_TAG,
         for_each={"prefect.resource.id"},
         threshold=1,
-        **more,
+        **options,
     )
 
 
@@ -57,7 +57,7 @@ def _set_to(state: StateType, message: str) -> ActionTypes:
     return ChangeFlowRunState(name=None, state=state, message=message, force=False)
 
 
-def _run(deployment_id: UUID, **templates: str) -> ActionTypes:
+def _run_deployment(deployment_id: UUID, **templates: str) -> ActionTypes:
     parameters = {
         name: {"__prefect_kind": "jinja", "template": template}
         for name, template in templates.items()
@@ -67,65 +67,68 @@ def _run(deployment_id: UUID, **templates: str) -> ActionTypes:
     )
 
 
-def silent_runs_crash(silent_after: timedelta = SILENT_AFTER) -> Automation:
+def mark_silent_runs_crashed(heartbeat_timeout: timedelta = HEARTBEAT_TIMEOUT) -> Automation:
     """Return an automation that marks a run as crashed once its heartbeats stop.
 
-    Its process is gone, and nothing else reports the crash.
+    A process that was killed cannot report its own crash.
     """
     alive = {"prefect.flow-run.heartbeat"}
     return Automation(
-        name="cometapi: a silent run has crashed",
-        description="A run that sends no heartbeat any more is set to Crashed.",
-        trigger=_each_of_our_runs(
-            alive | {f"prefect.flow-run.{state}" for state in _ENDS},
+        name="cometapi: mark silent runs as crashed",
+        description="Sets a run to Crashed when its heartbeats have stopped.",
+        trigger=_flow_run_trigger(
+            alive | {f"prefect.flow-run.{state}" for state in _STOPPED_STATES},
             posture=Posture.Proactive,
             after=alive,
-            within=silent_after,
+            within=heartbeat_timeout,
         ),
-        actions=[_set_to(StateType.CRASHED, "No heartbeat came from its process any more.")],
+        actions=[_set_to(StateType.CRASHED, "The run stopped sending heartbeats.")],
     )
 
 
-def unbegun_runs_crash(unbegun_after: timedelta = UNBEGUN_AFTER) -> Automation:
-    """Return an automation that marks a pending run as crashed if it does not begin.
+def mark_unstarted_runs_crashed(start_timeout: timedelta = START_TIMEOUT) -> Automation:
+    """Return an automation that marks a pending run as crashed if it does not start.
 
-    The worker took the run and died before the run began. No other worker takes it, because it is
-    no longer scheduled, and it keeps a slot of the deployment's concurrency limit. It does not send
-    heartbeats yet, so their absence proves nothing.
+    Its worker died after it had claimed the run. No other worker claims the run, because it is no
+    longer scheduled, and it occupies a slot of the deployment's concurrency limit. A pending run
+    sends no heartbeats, so their absence cannot be used here.
     """
-    begun = {f"prefect.flow-run.{state}" for state in ("Running", *_WAITS, *_ENDS)}
+    started = {
+        f"prefect.flow-run.{state}" for state in ("Running", *_WAITING_STATES, *_STOPPED_STATES)
+    }
     return Automation(
-        name="cometapi: a run that never began has crashed",
-        description="A run that was taken by a worker and does not begin is set to Crashed.",
-        trigger=_each_of_our_runs(
-            begun,
+        name="cometapi: mark runs that did not start as crashed",
+        description="Sets a run to Crashed when a worker claimed it and it did not start.",
+        trigger=_flow_run_trigger(
+            started,
             posture=Posture.Proactive,
             after={"prefect.flow-run.Pending"},
-            within=unbegun_after,
+            within=start_timeout,
         ),
-        actions=[_set_to(StateType.CRASHED, "It was taken by a worker, and never began.")],
+        actions=[_set_to(StateType.CRASHED, "A worker claimed the run, but it did not start.")],
     )
 
 
-def crashed_runs_start_again() -> Automation:
+def restart_crashed_runs() -> Automation:
     """Return an automation that schedules a crashed run again.
 
-    The run finds what it bought before, and gives up after a limited number of starts.
+    The run continues the generations that it bought before. It fails after a limited number of
+    starts.
     """
     return Automation(
-        name="cometapi: a crashed run starts again",
-        description="A crashed run is scheduled again; nothing is paid for twice.",
-        trigger=_each_of_our_runs({"prefect.flow-run.Crashed"}),
-        actions=[_set_to(StateType.SCHEDULED, "Starts again.")],
+        name="cometapi: restart crashed runs",
+        description="Schedules a crashed run again. Nothing is paid for twice.",
+        trigger=_flow_run_trigger({"prefect.flow-run.Crashed"}),
+        actions=[_set_to(StateType.SCHEDULED, "Restarted after a crash.")],
     )
 
 
-def failures_are_told(block_id: UUID) -> Automation:
-    """Return an automation that reports a failed run through a notification block."""
+def notify_on_failure(block_id: UUID) -> Automation:
+    """Return an automation that sends a notification when a run has failed."""
     return Automation(
-        name="cometapi: a failure is told",
-        description="Sends a notification when a run failed.",
-        trigger=_each_of_our_runs({"prefect.flow-run.Failed"}),
+        name="cometapi: notify on failure",
+        description="Sends a notification when a run has failed.",
+        trigger=_flow_run_trigger({"prefect.flow-run.Failed"}),
         actions=[
             SendNotification(
                 block_document_id=block_id,
@@ -136,11 +139,11 @@ def failures_are_told(block_id: UUID) -> Automation:
     )
 
 
-def uncertain_ones_are_told(block_id: UUID) -> Automation:
-    """Return an automation that reports a possibly charged generation and the next command."""
+def notify_on_uncertain(block_id: UUID) -> Automation:
+    """Return an automation that sends a notification about a possibly charged generation."""
     return Automation(
-        name="cometapi: an uncertain one is told",
-        description="Sends a notification when a submission ended without an answer.",
+        name="cometapi: notify on uncertain submission",
+        description="Sends a notification when a submission was sent and got no clear answer.",
         trigger=EventTrigger(
             posture=Posture.Reactive,
             expect={"cometapi.generation.uncertain"},
@@ -149,40 +152,43 @@ def uncertain_ones_are_told(block_id: UUID) -> Automation:
         actions=[
             SendNotification(
                 block_document_id=block_id,
-                subject="Possibly charged: {{ event.payload.key }}",
-                body="{{ event.payload.what }}\nNext: prefect-cometapi ledger list "
+                subject="Possibly charged: {{ event.payload.idempotency_key }}",
+                body="{{ event.payload.message }}\nNext: prefect-cometapi ledger list "
                 "--state uncertain",
             )
         ],
     )
 
 
-def each_clip_runs(deployment_id: UUID, name: str) -> Automation:
-    """Return an automation that runs a deployment with the ``uri`` of each stored clip."""
+def run_for_each_video(deployment_id: UUID, name: str) -> Automation:
+    """Return an automation that runs a deployment with the ``uri`` of each stored video."""
     return Automation(
-        name=f"cometapi: a stored clip runs {name}",
-        description=f"Runs {name} with the clip's address as its parameter uri.",
+        name=f"cometapi: run {name} for each stored video",
+        description=f"Runs {name} with the location of the video as its parameter uri.",
         trigger=EventTrigger(
             posture=Posture.Reactive,
             expect={"cometapi.generation.stored"},
             threshold=1,
         ),
-        actions=[_run(deployment_id, uri="{{ event.payload.uri }}")],
+        actions=[_run_deployment(deployment_id, uri="{{ event.payload.uri }}")],
     )
 
 
-def differ(wanted: Automation, there: Automation) -> bool:
-    """Return True if an automation differs from the wanted one in more than its id and labels."""
+def differ(wanted: Automation, existing: Automation) -> bool:
+    """Return True if an automation has to be updated; its id and labels are not compared."""
     kept = ("name", "description", "trigger", "actions")
-    return any(_plain(wanted, name) != _plain(there, name) for name in kept)
+    return any(_comparable(wanted, name) != _comparable(existing, name) for name in kept)
 
 
-def _plain(automation: Automation, name: str) -> Any:
+def _comparable(automation: Automation, name: str) -> Any:
     return _sorted(automation.model_dump(mode="json", include={name})[name])
 
 
 def _sorted(value: Any) -> Any:
-    """Sort the lists in a value, as their order has no meaning, and drop the server's ids."""
+    """Return a value with sorted lists and without ids, for a comparison.
+
+    The order of these lists has no meaning, and the ids come from the server.
+    """
     if isinstance(value, dict):
         items: dict[str, Any] = value
         return {name: _sorted(one) for name, one in items.items() if name != "id"}

@@ -36,13 +36,14 @@ from .console import (
 from .data_uris import as_source
 from .prefect_env import quieten_prefect, start_prefect
 
-# Prefect raises these as a bare RuntimeError, before a flow run begins.
+# Prefect raises these as a bare RuntimeError before a flow run starts.
 _PREFECT_IS_AWAY = re.compile("Failed to reach API|Timed out while attempting to connect")
 _START_PREFECT = "prefect server start, or unset PREFECT_API_URL"
 
 app = App(
     name="prefect-cometapi",
-    help="Runway videos through CometAPI, as Prefect flows. Settings are read from COMETAPI_*.",
+    help="Make Runway videos through CometAPI, as Prefect flows. Settings come from COMETAPI_* "
+    "variables.",
     suppress_keyboard_interrupt=False,  # `progress_of` reports what continues upstream
 )
 app.command(batch)
@@ -59,19 +60,25 @@ def _check_key(_type: Any, key: str | None) -> None:
 
 
 Storage = Annotated[
-    str | None, Parameter(help="Folder, fsspec URL or Prefect storage block to keep the video in.")
+    str | None, Parameter(help="Folder, fsspec URL or Prefect storage block for the videos.")
 ]
 Key = Annotated[
     str | None,
-    Parameter(help="Idempotency key; the same key never buys twice.", validator=_check_key),
+    Parameter(
+        help="Idempotency key: requests with the same key are bought once.", validator=_check_key
+    ),
 ]
-PollState = Annotated[
-    bool, Parameter(negative="--no-wait", help="Wait for the video; else collect finishes it.")
+WaitOption = Annotated[
+    bool,
+    Parameter(
+        negative="--no-wait",
+        help="Wait for the video. With --no-wait, stop after the submission; collect stores it.",
+    ),
 ]
 TaskId = Annotated[
     str | None,
     Parameter(
-        help="Id of a generation that was bought elsewhere; then nothing is bought.",
+        help="Task id of a generation that was bought elsewhere. Buys nothing.",
         validator=valid_task_id,
     ),
 ]
@@ -80,7 +87,7 @@ AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the r
 
 @app.command
 def demo(storage: Storage = None) -> None:
-    """Make two clips with a stand-in for CometAPI on this machine: no API key, network or cost."""
+    """Make two videos with a local CometAPI sandbox. Needs no API key and no network. Free."""
     from .commands.demo import run_demo
 
     run_demo(storage)
@@ -88,20 +95,26 @@ def demo(storage: Storage = None) -> None:
 
 @app.command(name="image-to-video")
 def image_to_video(
-    image: Annotated[str, Parameter(help="HTTPS URL, or an image file on this machine.")],
-    prompt: Annotated[str | None, Parameter(help="What should happen.")] = None,
+    image: Annotated[str, Parameter(help="HTTPS URL of an image, or a local file.")],
+    prompt: Annotated[str | None, Parameter(help="Text that describes the video.")] = None,
     *,
     model: Annotated[str, Parameter(help="Runway model to use.")] = "gen3a_turbo",
-    duration: Annotated[int | None, Parameter(help="Seconds: 5 or 10.")] = None,
-    ratio: Annotated[str | None, Parameter(help="Width and height, as 1280:720.")] = None,
-    seed: Annotated[int | None, Parameter(help="Same seed, similar video.")] = None,
+    duration: Annotated[
+        int | None, Parameter(help="Length of the video in seconds: 5 or 10.")
+    ] = None,
+    ratio: Annotated[
+        str | None, Parameter(help="Width and height in pixels, such as 1280:720.")
+    ] = None,
+    seed: Annotated[
+        int | None, Parameter(help="Seed; the same seed gives a similar video.")
+    ] = None,
     storage: Storage = None,
     idempotency_key: Key = None,
-    wait: PollState = True,
+    wait: WaitOption = True,
     task_id: TaskId = None,
     json: AsJson = False,
 ) -> None:
-    """Make a video from an image."""
+    """Make a video from an image. Buys one generation."""
     request = ImageToVideoRequest(
         prompt_image=as_source(image),
         prompt_text=prompt,
@@ -122,19 +135,23 @@ def image_to_video(
 
 @app.command(name="video-to-video")
 def video_to_video(
-    video: Annotated[str, Parameter(help="HTTPS URL, or a video file on this machine.")],
-    prompt: Annotated[str, Parameter(help="What should change.")],
+    video: Annotated[str, Parameter(help="HTTPS URL of a video, or a local file.")],
+    prompt: Annotated[str, Parameter(help="Text that describes the change.")],
     *,
     model: Annotated[str, Parameter(help="Runway model to use.")] = "gen4_aleph",
-    reference: Annotated[str | None, Parameter(help="Image that shows the style wanted.")] = None,
-    seed: Annotated[int | None, Parameter(help="Same seed, similar video.")] = None,
+    reference: Annotated[
+        str | None, Parameter(help="Image with the wanted style: HTTPS URL or local file.")
+    ] = None,
+    seed: Annotated[
+        int | None, Parameter(help="Seed; the same seed gives a similar video.")
+    ] = None,
     storage: Storage = None,
     idempotency_key: Key = None,
-    wait: PollState = True,
+    wait: WaitOption = True,
     task_id: TaskId = None,
     json: AsJson = False,
 ) -> None:
-    """Restyle a video."""
+    """Restyle a video. Buys one generation."""
     request = VideoToVideoRequest.model_validate(
         {
             "video_uri": as_source(video),
@@ -157,14 +174,14 @@ def video_to_video(
 @app.command
 def finish(
     task_id: Annotated[
-        str, Parameter(help="Id that CometAPI gave the generation.", validator=valid_task_id)
+        str, Parameter(help="Task id of the generation at CometAPI.", validator=valid_task_id)
     ],
     *,
     storage: Storage = None,
     idempotency_key: Key = None,
     json: AsJson = False,
 ) -> None:
-    """Poll, fetch and store a generation that was already bought. It buys nothing."""
+    """Poll, fetch and store a generation that was bought before. Buys nothing."""
     _run(
         "finish_generation",
         task_id,
@@ -177,7 +194,7 @@ def finish(
 
 @app.command
 def collect(*, storage: Storage = None, json: AsJson = False) -> None:
-    """Finish every bought generation that no other run works on. It buys nothing."""
+    """Finish all bought generations that no other run is working on. Buys nothing."""
     quieten_prefect()
     from ..flows import collect as collect_flow
 
@@ -196,22 +213,30 @@ def sandbox(
     port: Annotated[
         int,
         Parameter(
-            help="Port on loopback; 0 takes a free one.",
+            help="Port on 127.0.0.1; 0 selects a free one.",
             validator=validators.Number(gte=0, lte=65535),
         ),
     ] = 8777,
-    render_seconds: Annotated[float, Parameter(help="Least seconds until a clip is ready.")] = 3.0,
+    render_seconds: Annotated[
+        float, Parameter(help="Minimum seconds until a video is ready.")
+    ] = 3.0,
     shape: Annotated[
-        tuple[ReplyShape, ...], Parameter(help="Reply shapes, taken in turn.", negative="")
+        tuple[ReplyShape, ...], Parameter(help="Shapes of the replies, used in turn.", negative="")
     ] = ("bare",),
     fault: Annotated[
         tuple[str, ...],
-        Parameter(help="How to misbehave, as create:429:times=2,value=3.", negative=""),
+        Parameter(
+            help="Fault to inject, such as create:429:times=2,value=3.",
+            negative="",
+            show_default=False,
+        ),
     ] = (),
-    seed: Annotated[int, Parameter(help="Seed of faults that happen at a rate.")] = 0,
-    not_visible_polls: Annotated[int, Parameter(help="Polls that do not know a fresh id.")] = 0,
+    seed: Annotated[int, Parameter(help="Random seed of faults that have a rate.")] = 0,
+    not_visible_polls: Annotated[
+        int, Parameter(help="Number of polls that do not find a new task id.")
+    ] = 0,
 ) -> None:
-    """Run a stand-in for CometAPI on this machine. It renders real clips and costs nothing."""
+    """Run a local stand-in for CometAPI, which renders real videos. Free."""
     from ..sandbox import Sandbox
 
     try:
@@ -224,22 +249,24 @@ def sandbox(
             not_visible_polls=not_visible_polls,
         )
         with running, suppress(KeyboardInterrupt):
-            _tell_how_to_use(running.url)
+            _print_usage(running.url)
             Event().wait()
     except ValueError as error:
         show_error(error)
         sys.exit(1)
     except OSError as error:
-        show_error(OSError(f"port {port}: {error.strerror}; --port 0 takes a free one"))
+        show_error(OSError(f"port {port}: {error.strerror}; --port 0 selects a free one"))
         sys.exit(1)
 
 
-def _tell_how_to_use(url: str) -> None:
-    console.print(f"CometAPI sandbox on [bold]{url}[/], documented at {url}/docs", soft_wrap=True)
+def _print_usage(url: str) -> None:
+    console.print(
+        f"CometAPI sandbox at [bold]{url}[/] (schema: {url}/openapi.json)", soft_wrap=True
+    )
     console.print("[dim]In another terminal:[/]")
     console.print(f"  export COMETAPI_BASE_URL={url} COMETAPI_KEY=sandbox", soft_wrap=True)
     console.print('  prefect-cometapi image-to-video https://example.com/cat.jpg "slow zoom"')
-    console.print("[dim]Ctrl-C stops it.[/]")
+    console.print("[dim]Press Ctrl-C to stop.[/]")
 
 
 def _generate(request: GenerationRequest, **options: Any) -> None:
@@ -279,10 +306,10 @@ def main() -> None:
     except (CometAPIError, ValidationError) as error:
         show_error(error)
         sys.exit(1)
-    except httpx.HTTPStatusError as error:  # from Prefect; CometAPI's replies raise other errors
-        stop_at_prefect(str(error), "see that PREFECT_API_URL and PREFECT_API_KEY belong together")
+    except httpx.HTTPStatusError as error:  # from Prefect: replies of CometAPI raise CometAPIError
+        stop_at_prefect(str(error), "check that PREFECT_API_KEY belongs to PREFECT_API_URL")
     except httpx.TransportError as error:
-        stop_at_prefect(f"its server does not answer: {error}", _START_PREFECT)
+        stop_at_prefect(f"the server does not answer: {error}", _START_PREFECT)
     except RuntimeError as error:
         if not _PREFECT_IS_AWAY.search(str(error)):
             raise

@@ -29,31 +29,31 @@ if TYPE_CHECKING:
 console = Console(highlight=False, emoji=False)
 errors = Console(stderr=True, highlight=False, emoji=False)
 
-_VERBS = {
-    Status.NOT_FOUND: "submitted, not visible yet",
-    Status.PENDING: "waiting for its turn",
+_STATUS_TEXT = {
+    Status.NOT_FOUND: "submitted, not found yet",
+    Status.PENDING: "queued",
     Status.RUNNING: "rendering",
-    Status.SUCCEEDED: "fetching and checking",
+    Status.SUCCEEDED: "downloading and checking",
     Status.FAILED: "failed",
     Status.CANCELLED: "cancelled",
 }
 
 _NOT_VALID = {
-    "CometAPISettings": "[red]The settings are not valid[/]; nothing was sent.",
+    "CometAPISettings": "[red]The settings are not valid.[/] Nothing was sent or charged.",
     "SandboxConfig": "[red]The options are not valid.[/]",
 }
 
 
 def escape(text: str) -> str:
-    """Escape what rich would interpret in a text, and replace what would control a terminal."""
+    """Escape rich markup in a text, and replace control characters."""
     return markup.escape(printable(text))
 
 
 @contextmanager
 def bar(title: str, where: Console) -> Iterator[Callable[..., None]]:
-    """Show a moving line while the block runs, and yield the function that updates it.
+    """Show a progress bar while the block runs, and yield the function that updates it.
 
-    An error in the block hides the line.
+    An error in the block hides the bar.
     """
     columns = (
         SpinnerColumn(finished_text="[green]✓[/]"),
@@ -73,7 +73,7 @@ def bar(title: str, where: Console) -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def progress_of(title: str, where: Console = console, done: str = "stored") -> Iterator[None]:
-    """Show a moving line while the flows in the block wait; it stays when they are done."""
+    """Show a progress bar while the flows in the block wait; it stays when they are done."""
     from ..flows.ui.artifacts import progress_listener
 
     task_id = ""
@@ -83,7 +83,7 @@ def progress_of(title: str, where: Console = console, done: str = "stored") -> I
         task_id = submission.task_id
         share = 1.0 if reply.status is Status.SUCCEEDED else reply.progress
         move(
-            description=f"{escape(submission.short_id)} {_VERBS[reply.status]}",
+            description=f"{escape(submission.short_id)} {_STATUS_TEXT[reply.status]}",
             total=1.0,
             completed=min(share or 0.0, 0.99),
         )
@@ -94,7 +94,11 @@ def progress_of(title: str, where: Console = console, done: str = "stored") -> I
             yield
             move(description=done, total=1.0, completed=1.0)
     except KeyboardInterrupt:
-        errors.print("[yellow]Interrupted.[/] A submitted generation goes on upstream.")
+        errors.print(
+            "[yellow]Interrupted.[/] A submitted generation continues at CometAPI and is charged "
+            "if it succeeds.",
+            soft_wrap=True,
+        )
         if task_id:
             errors.print(f"  [dim]Next:[/] prefect-cometapi finish {escape(task_id)}")
         raise
@@ -155,10 +159,11 @@ def show_results(results: list[tuple[GenerationResult, float]]) -> None:
 
     for result, _seconds in results:
         if not result.videos:
-            named = (
-                f"{escape(result.task_id)} is {result.status}, key {escape(result.idempotency_key)}"
+            console.print(
+                f"\nGeneration {escape(result.task_id)} is {result.status} "
+                f"(idempotency key {escape(result.idempotency_key)}).",
+                soft_wrap=True,
             )
-            console.print(f"\n{named}")
             console.print("  [dim]Next:[/] prefect-cometapi collect")
     if not any(result.videos for result, _seconds in results):
         return
@@ -168,7 +173,7 @@ def show_results(results: list[tuple[GenerationResult, float]]) -> None:
     for result, seconds in results:
         for video in result.videos:
             table.add_row(
-                escape(shown_place(video.uri)),
+                escape(display_path(video.uri)),
                 f"{video.duration:.1f} s",
                 shown_size(video.size),
                 f"{seconds:.1f} s",
@@ -179,22 +184,22 @@ def show_results(results: list[tuple[GenerationResult, float]]) -> None:
 
 
 def show_collected(result: "CollectResult") -> None:
-    """Print the generations that the collector found, each with its state."""
+    """Print the generations that the collector found, with their states."""
     if not result.generations:
-        console.print("Nothing to collect: all that was bought is stored, or somebody works on it.")
+        console.print("Nothing to collect: every bought generation is stored or has an active run.")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    for name in ("key", "state", "videos, or what is to be known"):
+    for name in ("idempotency key", "state", "videos or note"):
         table.add_column(name, overflow="fold")
     for item in result.generations:
-        told = ", ".join(shown_place(uri) for uri in item.uris) or item.note
-        table.add_row(escape(item.idempotency_key), item.state, escape(told))
+        details = ", ".join(display_path(uri) for uri in item.uris) or item.note
+        table.add_row(escape(item.idempotency_key), item.state, escape(details))
     console.print()
     console.print(table)
 
 
-def shown_place(uri: str) -> str:
-    """Return a path relative to the working directory if the file is below it, else the URI."""
+def display_path(uri: str) -> str:
+    """Return a path below the working directory as a relative path, and any other URI unchanged."""
     path = Path(uri)
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else uri
@@ -206,15 +211,15 @@ def show_error(error: Exception) -> None:
     Lines are not wrapped, so that the user can copy a command or an address from them.
     """
     if isinstance(error, ValidationError):
-        request = "[red]The request is not valid[/]; nothing was sent."
+        request = "[red]The request is not valid.[/] Nothing was sent or charged."
         errors.print(_NOT_VALID.get(error.title, request))
         for problem in error.errors(include_url=False, include_context=False, include_input=False):
             field = ".".join(str(part) for part in problem["loc"])
             if error.title == CometAPISettings.__name__:
                 field = f"COMETAPI_{field.upper()}"
             message = problem["msg"].removeprefix("Value error, ")
-            told = f"{field}: {message}" if field else message
-            errors.print(f"  {escape(told)}", soft_wrap=True)
+            line = f"{field}: {message}" if field else message
+            errors.print(f"  {escape(line)}", soft_wrap=True)
     elif isinstance(error, CometAPIError):
         first, *rest = str(error).splitlines()
         errors.print(f"[red]{type(error).__name__}[/]: {escape(first)}", soft_wrap=True)
@@ -225,9 +230,9 @@ def show_error(error: Exception) -> None:
         errors.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True)
 
 
-def stop_at_prefect(told: str, next_step: str) -> NoReturn:
+def stop_at_prefect(message: str, next_step: str) -> NoReturn:
     """Print an error of Prefect without a stack trace, and exit with 1."""
-    first, *_more = told.splitlines()
+    first, *_more = message.splitlines()
     errors.print(f"[red]Prefect[/]: {escape(first)}", soft_wrap=True)
     errors.print(f"  [dim]Next:[/] {escape(next_step)}", soft_wrap=True)
     sys.exit(1)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Environment of Prefect for a terminal: console output off, server started.
+"""Environment variables of Prefect for commands: no console output, no telemetry.
 
 Prefect reads its settings while it is imported, so commands change the environment before the
-import. `quieten_prefect` sets only variables that the user has not set. Log records still go to the
-run history.
+import. `quieten_prefect` sets only variables that the user has not set. Log records still reach the
+log of the run in Prefect's UI.
 """
 
 import os
@@ -26,14 +26,14 @@ def quieten_prefect() -> None:
 
 
 def use_embedded_server() -> None:
-    """Make Prefect start its own server for this process, whatever the user's profile says."""
+    """Make Prefect start a server for this process, and ignore the user's profile."""
     for name in ("PREFECT_API_URL", "PREFECT_API_KEY"):
         os.environ.pop(name, None)
     os.environ["PREFECT_PROFILE"] = "ephemeral"  # Prefect ships this profile
 
 
 def start_prefect() -> None:
-    """Wait for an answer of Prefect's server before the first flow; this starts an embedded one."""
+    """Wait until Prefect's server answers; without a configured one, this starts one."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/dependencies.md and docs/sbom.cdx.json: what an installation brings, with its licence.
+"""Write docs/dependencies.md and docs/sbom.cdx.json: installed packages and their licences.
 
 Run it with ``python docs/dependencies.py`` where the lock is installed. What a package says about
 its licence and about what it needs is taken from its metadata.
@@ -25,16 +25,16 @@ CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-
 PROJECT = CONFIGURATION["project"]
 BUILD = CONFIGURATION["build-system"]["requires"]
 NOT_HERE = "not for this system"
-HEAD = """# What an installation brings
+HEAD = """# Installed packages
 
-`constraints.txt` names every package that is installed with this one, and setuptools, which builds
-it, each with its version and the hashes of its files;
-`pip install --require-hashes -r constraints.txt` takes nothing else. Build from source with
-`--no-build-isolation`: otherwise pip downloads a setuptools that is not locked. These are the
-packages, with the licences that they state; [sbom.cdx.json](sbom.cdx.json) tells the same to a
-machine (CycloneDX 1.6), and which of them needs which. `python docs/dependencies.py` writes both.
+`constraints.txt` lists every package that is installed with this one, and setuptools, which builds
+it, with version and file hashes; `pip install --require-hashes -r constraints.txt` installs nothing
+else. Build from source with `--no-build-isolation`: otherwise pip downloads an unlocked setuptools.
+The table has the licences that the packages state. [sbom.cdx.json](sbom.cdx.json) has the
+same in machine-readable form (CycloneDX 1.6), with the dependencies between the packages.
+`python docs/dependencies.py` writes both.
 
-To hold them against the published advisories, where the network reaches a database of them:
+To check the packages against published advisories, with network access to a database of them:
 `pipx run pip-audit --require-hashes --disable-pip -r constraints.txt`.
 
 | package | version | licence |
@@ -43,12 +43,12 @@ To hold them against the published advisories, where the network reaches a datab
 
 
 def locked(text: str) -> dict[str, str]:
-    """Versions by name, as a lock has them."""
+    """Return the versions in a lock file, by name."""
     return dict(re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==(\S+)", text, re.MULTILINE))
 
 
 def licence(name: str) -> str:
-    """Return what a package states, or that it is for other systems than this one."""
+    """Return the licence that a package states, or a note if it is not for this system."""
     try:
         stated = importlib.metadata.metadata(name)
     except importlib.metadata.PackageNotFoundError:
@@ -65,7 +65,7 @@ def licence(name: str) -> str:
 
 
 def needs() -> dict[str, set[str]]:
-    """Return which package needs which on this system, from this one down, with its extras."""
+    """Return the dependencies of each package on this system, with the extras of this one."""
     found: dict[str, set[str]] = {}
     left = [(PROJECT["name"], "", [*PROJECT["dependencies"], *BUILD])]
     seen: set[tuple[str, str]] = set()
@@ -87,13 +87,13 @@ def _holds(need: Requirement, extra: str) -> bool:
 
 
 def page(lock: dict[str, str]) -> str:
-    """Return the page as it should be."""
+    """Return the content of the page."""
     rows = [f"| {name} | {version} | {licence(name)} |\n" for name, version in sorted(lock.items())]
     return HEAD + "".join(rows)
 
 
 def sbom(lock: dict[str, str]) -> str:
-    """Return the same as CycloneDX, without anything that differs from run to run."""
+    """Return the SBOM in CycloneDX, without values that differ between runs."""
     bom, licences = Bom(), LicenseFactory()
     bom.metadata.timestamp = None  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -15,12 +15,12 @@ TARGET = Path(__file__).parent.parent / "deployments" / "commands" / "comet.jpg"
 
 
 def blend(low: tuple[int, int, int], high: tuple[int, int, int], share: float) -> tuple[int, ...]:
-    """Return a colour between two."""
+    """Return a mixture of two colours."""
     return tuple(round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
 
 
 def sky() -> Image.Image:
-    """Night above, the last light at the horizon, and stars."""
+    """Return a night sky with stars and the last light at the horizon."""
     picture = Image.new("RGB", (WIDTH, HEIGHT))
     draw = ImageDraw.Draw(picture)
     for y in range(HORIZON):
@@ -36,7 +36,7 @@ def sky() -> Image.Image:
 
 
 def comet() -> Image.Image:
-    """Draw a bright head with a curved tail that fades, to be added to the sky."""
+    """Return a bright head with a curved, fading tail, to add to the sky."""
     glow = Image.new("RGB", (WIDTH, HEIGHT))
     draw = ImageDraw.Draw(glow)
     head = (1120, 190)
@@ -61,7 +61,7 @@ def comet() -> Image.Image:
 
 
 def mountains(picture: Image.Image) -> None:
-    """Three ridges, the nearer the darker."""
+    """Return three ridges; nearer ones are darker."""
     draw = ImageDraw.Draw(picture)
     for layer, (height, colour) in enumerate(
         [(150, (70, 66, 112)), (110, (44, 42, 82)), (70, (22, 22, 48))]
@@ -87,7 +87,7 @@ def mountains(picture: Image.Image) -> None:
 
 
 def lake(picture: Image.Image) -> None:
-    """Draw the scene once more, upside down, darker and rippled."""
+    """Draw the reflection of the scene, darker and rippled."""
     above = picture.crop((0, 2 * HORIZON - HEIGHT, WIDTH, HORIZON))
     mirrored = above.transpose(Image.Transpose.FLIP_TOP_BOTTOM).filter(ImageFilter.GaussianBlur(2))
     mirrored = Image.blend(mirrored, Image.new("RGB", mirrored.size, (12, 18, 46)), 0.35)

@@ -28,7 +28,7 @@ IMAGES = Path(__file__).parent / "images"
 COMET = Path(__file__).parent.parent / "deployments" / "commands" / "comet.jpg"
 WIDTH, HEIGHT, HORIZON = 1280, 768, 500
 SEED = 13
-"""Of the camera; with it the comet stays in the picture."""
+"""Seed of the camera's motion; with this one, the comet stays in the picture."""
 WRITTEN = datetime(2026, 11, 21, 14, 3, tzinfo=UTC)
 
 Colour = tuple[int, int, int]
@@ -36,7 +36,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Scene:
-    """A lake at some hour: colours from zenith to shore, and where sun or moon stands."""
+    """Lake at a time of day: colours from zenith to shore, and the position of sun or moon."""
 
     id: str
     prompt: str
@@ -125,7 +125,7 @@ NOT_STORED = (
 
 
 def blend(low: Colour, high: Colour, share: float) -> Colour:
-    """Return a colour between two."""
+    """Return a mixture of two colours."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
     return red, green, blue
 
@@ -152,7 +152,7 @@ def draw(scene: Scene) -> bytes:
 
 
 def glow(scene: Scene) -> Image.Image:
-    """Sun or moon with its halo, to be added to the sky."""
+    """Return sun or moon with its halo, to add to the sky."""
     x, y, size = scene.at
     halo = Image.new("RGB", (WIDTH, HEIGHT))
     pen = ImageDraw.Draw(halo)
@@ -165,7 +165,7 @@ def glow(scene: Scene) -> Image.Image:
 
 
 def ridges(picture: Image.Image, scene: Scene, dice: random.Random) -> None:
-    """Four ridges, the nearer the darker."""
+    """Return four ridges; nearer ones are darker."""
     pen = ImageDraw.Draw(picture)
     for layer in range(4):
         height = 190 - 44 * layer
@@ -179,7 +179,7 @@ def ridges(picture: Image.Image, scene: Scene, dice: random.Random) -> None:
 
 
 def mirror(picture: Image.Image, scene: Scene) -> None:
-    """Draw the scene once more in the water, a little darker and rippled."""
+    """Draw the reflection of the scene in the water, darker and rippled."""
     above = picture.crop((0, 2 * HORIZON - HEIGHT, WIDTH, HORIZON))
     water = above.transpose(Image.Transpose.FLIP_TOP_BOTTOM).filter(ImageFilter.GaussianBlur(2))
     water = Image.blend(water, Image.new("RGB", water.size, scene.sky[0]), 0.3)
@@ -190,7 +190,7 @@ def mirror(picture: Image.Image, scene: Scene) -> None:
 
 
 def make_clip(folder: Path, at: int, item: str, prompt: str, picture: bytes) -> ItemResult:
-    """Render one clip with its poster into the folder, and tell what became of it."""
+    """Render one video and its poster into the folder, and return its result."""
     video, poster = folder / f"{item}.mp4", folder / f"{item}.jpg"
     recipe = Recipe("image_to_video", item, prompt, SEED, WIDTH, HEIGHT, 5)
     video.write_bytes(render(recipe, picture))
@@ -219,7 +219,7 @@ def make_clip(folder: Path, at: int, item: str, prompt: str, picture: bytes) -> 
 
 
 def make_gallery(folder: Path) -> Path:
-    """Write the clips, their posters and the page into the folder; gives the page."""
+    """Write videos, posters and the page into the folder; return the path of the page."""
     words = "The comet drifts over the lake, slow zoom."
     pictures = [("lake-comet", words, COMET.read_bytes())]
     pictures += [(scene.id, scene.prompt, draw(scene)) for scene in SCENES]
@@ -233,7 +233,7 @@ def make_gallery(folder: Path) -> Path:
 
 
 def take(browser: Browser, images: Path) -> None:
-    """One picture of the page's upper part, once every poster is there."""
+    """Take a picture of the upper part of the page, once every poster is loaded."""
     with tempfile.TemporaryDirectory() as folder:
         page = browser.new_page(viewport={"width": 1360, "height": 1080})
         page.goto(make_gallery(Path(folder)).as_uri())

@@ -28,12 +28,12 @@ from prefect_cometapi.deployments.prefect_env import quieten_prefect
 IMAGES = Path(__file__).parent / "images"
 SETTLE_MILLISECONDS = 2000
 WIDTH, HEIGHT = 1360, 860
-"""Of the browser's window, in pixels."""
+"""Size of the browser's window, in pixels."""
 
 
 @contextmanager
 def prefect_server(home: str) -> Iterator[str]:
-    """Start a Prefect server of its own on a free port; yield its address."""
+    """Start a Prefect server on a free port, and yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,7 +60,7 @@ def prefect_server(home: str) -> Iterator[str]:
 
 
 def make_runs(videos: str) -> str:
-    """Run the flows against the sandbox; gives the id of the run with retries."""
+    """Run the flows against the sandbox, and return the id of the run with retries."""
     from prefect_cometapi.deployments.commands.demo import PICTURE
     from prefect_cometapi.deployments.data_uris import as_source
     from prefect_cometapi.flows import collect, image_to_video, video_to_video
@@ -99,7 +99,7 @@ def make_runs(videos: str) -> str:
 
 
 def make_batch(videos: str) -> str:
-    """Run a batch of which one item is refused, one ends unknown and some are left; gives its id.
+    """Run a batch with one refused, one uncertain and some unbought items, and return its id.
 
     Its pictures are data URIs of drawn lakes, so that its posters differ.
     """
@@ -131,21 +131,21 @@ def make_batch(videos: str) -> str:
 
 
 def make_deployments() -> None:
-    """Set up what a team has after the commands of docs/production.md."""
+    """Run the commands of docs/production.md."""
     script = Path(sys.executable).parent / "prefect-cometapi"
     for command in ("setup", "deploy"):
         subprocess.run([script, command], check=True, stdout=subprocess.DEVNULL)
 
 
 def data_uri(picture: bytes) -> str:
-    """Return a JPEG as CometAPI takes it."""
+    """Return a JPEG that CometAPI accepts."""
     return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
 
 
 def take(
     page: Page, picture: Path, *expected: str, width: int = WIDTH, height: int = HEIGHT
 ) -> None:
-    """One picture of the page's upper left part, once the expected texts are on it."""
+    """Take a picture of the upper left part of a page, once it has the expected texts."""
     for text in expected:
         page.get_by_text(text).first.wait_for(timeout=60_000)
     page.wait_for_timeout(SETTLE_MILLISECONDS)
@@ -153,7 +153,7 @@ def take(
 
 
 def take_all(page: Page, server: str, run_id: str, folder: Path) -> None:
-    """Show the run with its retries, the poster of its clip, and the collector's table."""
+    """Take pictures of the run with its retries, its poster, and the collector's table."""
     page.goto(f"{server}/runs/flow-run/{run_id}")
     take(page, folder / "run.png", "Completed", "Retry 1/5 will start", "Stored ")
     found = httpx.post(f"{server}/api/artifacts/filter", json={}).json()
@@ -168,7 +168,7 @@ def take_all(page: Page, server: str, run_id: str, folder: Path) -> None:
 
 
 def take_batch(page: Page, server: str, run_id: str, folder: Path) -> None:
-    """Show the batch's run, the table with the outcome of each item, and the posters."""
+    """Take pictures of the batch's run, its table of results, and its posters."""
     page.goto(f"{server}/runs/flow-run/{run_id}")
     take(page, folder / "batch.png", "PartlyStored")
     found = httpx.post(f"{server}/api/artifacts/filter", json={}).json()
@@ -181,7 +181,7 @@ def take_batch(page: Page, server: str, run_id: str, folder: Path) -> None:
 
 
 def take_production(page: Page, server: str, folder: Path) -> None:
-    """Show the form of a deployment, which refuses a value; a block; the automations."""
+    """Take pictures of a deployment's form, a block, and the automations."""
     api = f"{server}/api"
     daily = httpx.get(f"{api}/deployments/name/image-to-video/daily").json()["id"]
     page.set_viewport_size({"width": WIDTH, "height": 1300})
@@ -198,7 +198,7 @@ def take_production(page: Page, server: str, folder: Path) -> None:
     assert httpx.post(f"{api}/flow_runs/filter", json=runs).json() == []
     page.set_viewport_size({"width": WIDTH, "height": 960})
     page.goto(f"{server}/automations")
-    take(page, folder / "automations.png", "a silent run has crashed", height=940)
+    take(page, folder / "automations.png", "mark silent runs as crashed", height=940)
     page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
     blocks = httpx.post(f"{api}/block_documents/filter", json={}).json()
     (block,) = [one["id"] for one in blocks if one["block_type_name"] == "CometAPI Credentials"]

@@ -11,7 +11,7 @@ from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import ConfigDict, Field, HttpUrl
 
 from ..blocks.credentials import CometAPICredentials
-from ..blocks.shown import DOCUMENTATION, LOGO
+from ..blocks.metadata import DOCUMENTATION, LOGO
 from ..runway.models.generation import Finished, GenerationResult, Submission
 from ..runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
 from .runtime.sync import loop_is_running, run_sync

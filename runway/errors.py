@@ -4,34 +4,34 @@
 ::
 
     CometAPIError
-    ├── NotSubmitted               nothing was bought
-    │   ├── InvalidRequest         the service does not accept this request
-    │   ├── InvalidManifest        a manifest, or some of its rows, cannot be used
-    │   ├── QuotaExceeded          the account has no balance
-    │   ├── BudgetExceeded         one more submission would exceed the spending limit of a batch
-    │   ├── IdempotencyKeyConflict            the idempotency key belongs to another request
-    │   ├── LedgerUnavailable      the ledger cannot be read or written
-    │   │   └── LedgerCorrupted      a row of the ledger is corrupted
-    │   ├── LedgerOutdated         the ledger is an older copy and lacks purchases
-    │   └── StorageUnavailable     the requested storage cannot take a video
-    ├── AuthenticationError        no API key, a wrong one, or one without permission
-    ├── UnexpectedResponse         the server at the base URL is not CometAPI
-    ├── ServiceUnavailable         busy or unreachable for now; can be retried
-    ├── SubmissionUncertain        sent, but without an answer: possibly charged
-    ├── GenerationError            bought, but without success
-    │   ├── GenerationNotFound   the service does not know the generation
-    │   │   └── UnknownTaskId      a task id entered by hand, which is not recorded
-    │   ├── GenerationFailed       the service reports a failure and its reason
-    │   ├── GenerationCancelled    it was cancelled upstream
-    │   └── GenerationTimeout      it did not finish within the timeout
-    ├── DeliveryError              finished, but not stored yet
-    │   ├── DownloadInterrupted    the download broke off; can be retried
-    │   ├── OutputExpired          the output URL is no longer valid; can be retried
-    │   ├── InvalidOutput          the downloaded file is not a complete video
-    │   └── StorageError           the storage rejected the video
-    │       └── StagedFileMissing  the downloaded file is gone from this machine
-    ├── BatchFailed                no item of a batch succeeded, or too many failed
-    └── TooManyRunAttempts                 a flow run was started too often
+    ├── NotSubmitted                  nothing was bought
+    │   ├── InvalidRequest            the service does not accept this request
+    │   ├── InvalidManifest           a manifest, or some of its rows, cannot be used
+    │   ├── QuotaExceeded             the account has no balance
+    │   ├── BudgetExceeded            one more submission would exceed the spending limit of a batch
+    │   ├── IdempotencyKeyConflict    the idempotency key belongs to another request
+    │   ├── LedgerUnavailable         the ledger cannot be read or written
+    │   │   └── LedgerCorrupted       a row of the ledger is corrupted
+    │   ├── LedgerOutdated            the ledger is an older copy and lacks purchases
+    │   └── StorageUnavailable        the requested storage cannot take a video
+    ├── AuthenticationError           no API key, a wrong one, or one without permission
+    ├── UnexpectedResponse            the server at the base URL is not CometAPI
+    ├── ServiceUnavailable            busy or unreachable for now; can be retried
+    ├── SubmissionUncertain           sent, but without an answer: possibly charged
+    ├── GenerationError               bought, but without success
+    │   ├── GenerationNotFound        the service does not know the generation
+    │   │   └── UnknownTaskId         a task id entered by hand, which is not recorded
+    │   ├── GenerationFailed          the service reports a failure and its reason
+    │   ├── GenerationCancelled       it was cancelled upstream
+    │   └── GenerationTimeout         it did not finish within the timeout
+    ├── DeliveryError                 finished, but not stored yet
+    │   ├── DownloadInterrupted       the download broke off; can be retried
+    │   ├── OutputExpired             the output URL is no longer valid; can be retried
+    │   ├── InvalidOutput             the downloaded file is not a complete video
+    │   └── StorageError              the storage rejected the video
+    │       └── StagedFileMissing     the downloaded file is gone from this machine
+    ├── BatchFailed                   no item of a batch succeeded, or too many failed
+    └── TooManyRunAttempts            a flow run was started too often
 
 Every message names the problem, the generation, what is known about the money, and the next step.
 """
@@ -146,31 +146,33 @@ class BudgetExceeded(NotSubmitted):
 class IdempotencyKeyConflict(NotSubmitted):
     """Error for an idempotency key that belongs to another request."""
 
-    advice = "use another key for another request, or the same request for the same key."
+    advice = "use another idempotency key for another request, or repeat the same request."
 
 
 class LedgerUnavailable(NotSubmitted):
     """Error for a ledger that cannot be read or written; nothing was sent."""
 
-    advice = "see that the database at COMETAPI_LEDGER_URL answers, then run it again."
+    advice = "check that the database at COMETAPI_LEDGER_URL is reachable, then run it again."
 
 
 class LedgerCorrupted(LedgerUnavailable):
     """Error for a corrupted ledger row; its generation cannot continue."""
 
-    money = "nothing was charged for this call; what the row stands for may be bought."
+    money = "nothing was charged for this call; the generation of the row may have been bought."
     advice = (
-        "fix the row, or put a backup of the ledger in its place; do not delete it, as it tells "
-        "what was bought."
+        "fix the row, or put a backup of the ledger in its place; do not delete it, because it "
+        "records what was bought."
     )
 
 
 class LedgerOutdated(NotSubmitted):
     """Error for a ledger that is an older copy or another ledger, and lacks purchases."""
 
-    money = "nothing was charged for this call; what the ledger has forgotten may be bought."
+    money = (
+        "nothing was charged for this call; generations that the ledger lacks may have been bought."
+    )
     advice = (
-        "put the newest copy of the ledger in its place, or have the stored videos read back: "
+        "put the newest copy of the ledger in its place, or rebuild it from the stored videos: "
         "prefect-cometapi ledger rebuild"
     )
 
@@ -178,7 +180,7 @@ class LedgerOutdated(NotSubmitted):
 class StorageUnavailable(NotSubmitted):
     """Error for a storage that cannot take the video, which is therefore not bought."""
 
-    advice = "name a storage that can be written (storage, or COMETAPI_STORAGE) and run it again."
+    advice = "choose a writable storage (storage, or COMETAPI_STORAGE) and run it again."
 
 
 class AuthenticationError(CometAPIError):
@@ -186,7 +188,7 @@ class AuthenticationError(CometAPIError):
 
     money = "nothing was charged for this call."
     advice = (
-        "set COMETAPI_KEY, or the key of the credentials block, to one from "
+        "set COMETAPI_KEY, or the API key of the credentials block, to one from "
         "https://www.cometapi.com/console/token"
     )
     then_finish = True
@@ -196,7 +198,9 @@ class UnexpectedResponse(CometAPIError):
     """Error for a server at the base URL that is not CometAPI."""
 
     money = "nothing was charged for this call."
-    advice = "check COMETAPI_BASE_URL: the service's root, as https://api.cometapi.com"
+    advice = (
+        "check COMETAPI_BASE_URL: the root of the service, for example https://api.cometapi.com"
+    )
     then_finish = True
 
 
@@ -216,7 +220,7 @@ class SubmissionUncertain(CometAPIError):
     """
 
     may_resubmit: bool = False
-    money = "possibly charged, once. It is never sent again by itself."
+    money = "possibly charged, once. The submission is never repeated automatically."
     advice = (
         "look in CometAPI's console. If it is there: "
         "prefect-cometapi ledger adopt {idempotency_key} TASK_ID. "
@@ -235,7 +239,7 @@ class GenerationNotFound(GenerationError):
     """Error for a generation that the service does not know."""
 
     advice = (
-        "check that the key belongs to the account that bought it, "
+        "check that the API key belongs to the account that bought it, "
         "then: prefect-cometapi finish {task_id}"
     )
 
@@ -246,7 +250,7 @@ class UnknownTaskId(GenerationNotFound):
     money = "nothing was charged for this call, and nothing is recorded as bought."
     advice = (
         "compare the id with CometAPI's console, and check that the API key belongs to the account "
-        "that bought it. An id that was bought just now may be known in some minutes."
+        "that bought it. A new id may take some minutes to become known."
     )
 
 
@@ -259,7 +263,7 @@ class GenerationFailed(GenerationError):
     """
 
     money = "accepted, then failed; whether CometAPI refunds it depends on the reason."
-    advice = "change the image or the prompt; another attempt is a new generation, with a new key."
+    advice = "change the image or the prompt; another attempt needs a new idempotency key."
 
     @property
     def failure_code(self) -> str:
@@ -270,7 +274,7 @@ class GenerationFailed(GenerationError):
 class GenerationCancelled(GenerationError):
     """Error for a generation that was cancelled upstream."""
 
-    advice = "another attempt is a new generation, with a new key."
+    advice = "another attempt needs a new idempotency key."
 
 
 class GenerationTimeout(GenerationError):
@@ -312,5 +316,8 @@ class StagedFileMissing(StorageError):
 class TooManyRunAttempts(CometAPIError):
     """Error for a flow run that was started too often, by retries and after crashes."""
 
-    money = "what it bought is in the ledger, and is not paid for again."
-    advice = "prefect-cometapi collect finishes it; see in the log why the run kept ending."
+    money = "its purchases are in the ledger and are not paid for again."
+    advice = (
+        "finish its generations with prefect-cometapi collect; the log shows why the run kept "
+        "ending."
+    )

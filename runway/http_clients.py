@@ -24,7 +24,7 @@ def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-class Connections:
+class ClientPool:
     """Pool of clients with one connection each; it creates no more than are needed at a time.
 
     Args:
@@ -38,7 +38,7 @@ class Connections:
         self._free: list[httpx.AsyncClient] = []
 
     @asynccontextmanager
-    async def one(self) -> AsyncIterator[httpx.AsyncClient]:
+    async def acquire(self) -> AsyncIterator[httpx.AsyncClient]:
         """Lend a client that only this block uses."""
         async with self._turns:
             http = self._free.pop() if self._free else self._make()

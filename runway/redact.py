@@ -63,7 +63,7 @@ _JWT = re.compile(rf"(?<![\w-])eyJ[\w-]{{8,}}\.[\w-]{{4,}}{_REST}")
 _USER_INFO = re.compile(r"://[^/]*@")
 _KEY = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{6,}")
 
-MOST_LAYERS = 8
+MAX_LAYERS = 8
 """Number of nested escapes that are decoded; a word with more of them is redacted as a whole."""
 
 _WEB = re.compile(r"https?://", re.IGNORECASE)
@@ -86,7 +86,7 @@ def _without_query(url: str) -> str:
     return f"{address}?{_mark(token)}"
 
 
-def shown_source(source: str) -> str:
+def redact_source(source: str) -> str:
     """Redact a source of a request: a data URI to type, hash and size, a URL as by redact_url."""
     if source[:5].lower() != "data:":
         return redact_url(source)
@@ -94,7 +94,7 @@ def shown_source(source: str) -> str:
     return f"{media_type},{HIDDEN}{_digest(payload)}, {len(payload)} characters>"
 
 
-def shortened(value: Any, *, urls: bool = True) -> Any:
+def redact_payload(value: Any, *, urls: bool = True) -> Any:
     """Return a JSON value with the secrets in each of its texts redacted.
 
     A text that begins with a data URI counts as one data URI as a whole.
@@ -105,20 +105,20 @@ def shortened(value: Any, *, urls: bool = True) -> Any:
             work; data URIs and API keys are redacted in any case.
     """
     if isinstance(value, dict):
-        return {name: shortened(item, urls=urls) for name, item in value.items()}
+        return {name: redact_payload(item, urls=urls) for name, item in value.items()}
     if isinstance(value, list):
-        return [shortened(item, urls=urls) for item in value]
+        return [redact_payload(item, urls=urls) for item in value]
     if not isinstance(value, str) or _MARKED_DATA_URI.fullmatch(value):
         return value
     if value[:5].lower() == "data:":
-        return shown_source(value)
+        return redact_source(value)
     is_url = _WEB.match(value) and not re.search(r"\s", value)
     if urls:
         return redact_url(value) if is_url else hide_secrets(value, bearer=_LONG_BEARER)
     return value if is_url else _without_payloads(value)
 
 
-def is_shortened(text: str) -> bool:
+def is_redacted(text: str) -> bool:
     """Return True if the text ends with the mark of a redacted secret."""
     return bool(_SHORTENED.search(text))
 
@@ -134,7 +134,7 @@ def hide_secrets(text: str, *, bearer: re.Pattern[str] = _BEARER) -> str:
             rarely followed by a token.
     """
     shown = layer = _hidden(text, bearer)
-    for _ in range(MOST_LAYERS):
+    for _ in range(MAX_LAYERS):
         peeled = peel(layer)
         if peeled == layer:
             return shown
@@ -157,7 +157,7 @@ def _hidden(text: str, bearer: re.Pattern[str]) -> str:
 
 
 def _without_payloads(text: str) -> str:
-    text = _DATA_URI.sub(lambda found: shown_source(found[0]), text)
+    text = _DATA_URI.sub(lambda found: redact_source(found[0]), text)
     text = _BASE64.sub(r"\1<hidden>", text)
     text = _JWT.sub(lambda found: _mark(found[0]), text)
     return _KEY.sub("<hidden key>", text)

@@ -39,7 +39,7 @@ def check_base_url(url: str) -> str:
         ValueError: The URL is not https (loopback may be http), or it has more than scheme, host
             and port.
     """
-    wrong = ValueError(f"write the service's root, as {DEFAULT_BASE_URL}")
+    wrong = ValueError(f"must be the root URL of the service, for example {DEFAULT_BASE_URL}")
     try:
         parts = urlsplit(url.strip())
         _ = parts.port
@@ -49,7 +49,9 @@ def check_base_url(url: str) -> str:
     if not parts.hostname or parts.query or parts.fragment or re.search(r"[@\s]", parts.netloc):
         raise wrong
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(root)):
-        raise ValueError("the key is sent there, so it must be https:// (this machine excepted)")
+        raise ValueError(
+            "must be https:// (except on this machine), because the API key is sent there"
+        )
     if parts.path.strip("/") not in {"", "v1"}:
         raise ValueError(f"leave out the path {parts.path!r}: Runway's routes start at {root}")
     return root
@@ -69,7 +71,7 @@ def check_hosts(hosts: object) -> object:
     for name in names:
         if not re.fullmatch(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", name):
             raise ValueError(
-                f"write bare names, as cdn.example.com: {name[:80]!r} is not a host name"
+                f"{name[:80]!r} is not a host name; write bare names, for example cdn.example.com"
             )
     return [host_of(f"https://{name}") for name in names]
 
@@ -93,8 +95,8 @@ class _OfThisFolder(DotEnvSettingsSource):
         leads_away = "base_url" in found and not is_loopback(str(found["base_url"]))
         if leads_away and "base_url" not in stronger and "key" in stronger:
             what = (
-                "a .env says where the key is sent only if the key is in it, too, and nowhere "
-                "else: set COMETAPI_BASE_URL beside the key"
+                "a .env file may set COMETAPI_BASE_URL only if the API key comes from the same "
+                "file; set COMETAPI_BASE_URL where COMETAPI_KEY is set"
             )
             problem = InitErrorDetails(
                 type=PydanticCustomError("foreign_base_url", what), loc=("base_url",), input=None
@@ -116,7 +118,7 @@ class CometAPISettings(BaseSettings):
 
     key: SecretStr | None = Field(default=None, description="API key of CometAPI.")
     base_url: str = Field(
-        default=DEFAULT_BASE_URL, description="Root of the service, without a path."
+        default=DEFAULT_BASE_URL, description="Root URL of the service, without a path."
     )
     runway_version: str = Field(
         default=DEFAULT_RUNWAY_VERSION,
@@ -130,19 +132,19 @@ class CometAPISettings(BaseSettings):
     )
     ledger_url: SecretStr | None = Field(
         default=None,
-        description="Database or GenerationLedger block (generation-ledger/name) that records "
-        "what was bought; a SQLite file in Prefect's home where not set.",
+        description="Database or GenerationLedger block (generation-ledger/name) that records the "
+        "purchases; a SQLite file in Prefect's home if not set.",
     )
     on_uncertain: Literal["stop", "resubmit"] = Field(
         default="stop",
-        description="What a later attempt does after a submission whose outcome is unknown: "
+        description="Reaction of a later attempt to a submission with an unknown outcome; "
         "'resubmit' risks a second charge.",
     )
     poll_interval: float = Field(
         default=5.0,
         gt=0,
         le=300,
-        description="Least seconds between two polls of one generation; Runway documents 5.",
+        description="Minimum seconds between two polls of one generation; Runway documents 5.",
     )
     generation_timeout: float = Field(
         default=1800.0, gt=0, description="Seconds to wait for one generation to finish."
@@ -156,32 +158,38 @@ class CometAPISettings(BaseSettings):
     max_run_attempts: int = Field(
         default=5,
         ge=1,
-        description="Times that a flow run is started, retries and restarts after crashes "
-        "together, before it gives up.",
+        description="Maximum number of starts of a flow run, by retries and after crashes.",
     )
     max_in_flight: int = Field(
-        default=5, ge=1, description="Generations of a batch that are upstream at a time."
+        default=5,
+        ge=1,
+        description="Maximum number of generations of a batch that are upstream at the same time.",
     )
     max_concurrent_downloads: int = Field(
-        default=8, ge=1, description="Videos of a batch that are downloaded at a time."
+        default=8,
+        ge=1,
+        description="Maximum number of videos of a batch that are downloaded at the same time.",
     )
     submissions_per_second: float | None = Field(
-        default=None, gt=0, description="Most submissions of a batch per second, if limited."
+        default=None,
+        gt=0,
+        description="Maximum submissions of a batch per second; no limit if not set.",
     )
     max_items_with_step_tasks: int = Field(
         default=300,
         ge=0,
-        description="Items up to which a batch shows four task runs for each, and above one.",
+        description="Maximum number of items with which a batch has four task runs for each; a "
+        "larger batch has one.",
     )
     allowed_asset_hosts: Annotated[frozenset[str], NoDecode] = Field(
         default=frozenset(),
-        description="Hosts, with commas between them, that a video may be fetched from though they "
-        "are not on the internet, or over plain http.",
+        description="Comma-separated hosts from which a video may be fetched at a non-public "
+        "address or over plain http.",
     )
     prices: Prices = Field(
         default={},
-        description='What a generation costs, by model, as {"gen3a_turbo": 0.32}, or a second of '
-        'video, as {"gen4_aleph": "0.15/s"}.',
+        description='Price of a generation by model, for example {"gen3a_turbo": 0.32}, or of a '
+        'second of video, for example {"gen4_aleph": "0.15/s"}.',
     )
 
     @classmethod

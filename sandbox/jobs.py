@@ -17,7 +17,7 @@ from .config import SandboxConfig
 from .faults.plan import Fault
 from .messages.replies import ReplyShape, Snapshot, Stage
 
-RENDERERS = 2
+MAX_RENDERERS = 2
 """Number of clips rendered at the same time. Each uses two threads of its own."""
 
 WARM_UP = 0.1
@@ -49,11 +49,11 @@ class Job:
     shape: ReplyShape
     since: float
     clip: Future[bytes]
-    fate: Fault | None = None
+    fault: Fault | None = None
     polls: int = 0
     finished: float = 0
-    times_told: int = 0
-    told: Snapshot | None = field(default=None, repr=False)
+    final_replies: int = 0
+    last_reply: Snapshot | None = field(default=None, repr=False)
 
 
 def stage_and_progress(elapsed: float, least: float, *, ready: bool) -> tuple[Stage, float]:
@@ -73,7 +73,7 @@ def stage_and_progress(elapsed: float, least: float, *, ready: bool) -> tuple[St
     return (Stage.PENDING, 0.0) if progress < WARM_UP else (Stage.RUNNING, progress)
 
 
-class JobBook:
+class JobStore:
     """All jobs of one sandbox. Any thread may read them.
 
     Args:
@@ -84,7 +84,7 @@ class JobBook:
         self._config = config
         self._jobs: dict[str, Job] = {}
         self._lock = Lock()
-        self._renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="sandbox-render")
+        self._renderers = ThreadPoolExecutor(MAX_RENDERERS, thread_name_prefix="sandbox-render")
 
     @property
     def accepted(self) -> list[AcceptedJob]:
@@ -93,21 +93,20 @@ class JobBook:
             return [job.accepted for job in self._jobs.values()]
 
     def accept(
-        self, recipe: Recipe, body: dict[str, Any], fate: Fault | None = None
+        self, recipe: Recipe, body: dict[str, Any], fault: Fault | None = None
     ) -> AcceptedJob:
         """Accept a job and start to render its clip.
 
         Args:
             recipe: Recipe of the clip.
             body: Body of the request as received, for the record.
-            fate: Fault that makes the job fail or be cancelled. Nothing is rendered then.
+            fault: Fault that makes the job fail or be cancelled. Nothing is rendered then.
         """
         accepted = AcceptedJob(str(uuid.uuid4()), recipe.route, body, time.monotonic())
-        doomed = fate is not None
-        clip = _nothing() if doomed else self._renderers.submit(CLIPS.clip, recipe)
+        clip = _nothing() if fault else self._renderers.submit(CLIPS.clip, recipe)
         with self._lock:
             shape = self._config.shapes[len(self._jobs) % len(self._config.shapes)]
-            self._jobs[accepted.task_id] = Job(accepted, shape, time.time(), clip, fate)
+            self._jobs[accepted.task_id] = Job(accepted, shape, time.time(), clip, fault)
         return accepted
 
     def poll(self, task_id: str) -> Job | None:
@@ -119,27 +118,27 @@ class JobBook:
             job.polls += 1
             return job if job.polls > self._config.not_visible_polls else None
 
-    def tell(self, job: Job, urls: Callable[[], tuple[str, ...]]) -> Snapshot:
+    def report(self, job: Job, urls: Callable[[], tuple[str, ...]]) -> Snapshot:
         """Return the current snapshot of `job`, and remember that it was reported.
 
         Args:
-            job: Job of this book.
+            job: Job of this store.
             urls: Function that makes fresh URLs of the outputs.
         """
-        snapshot = self._look(job)
+        snapshot = self._snapshot(job)
         if snapshot.stage is Stage.SUCCEEDED:
             snapshot = replace(snapshot, urls=urls())
         with self._lock:
-            snapshot = replace(snapshot, times_told=job.times_told, before=job.told)
-            job.times_told += snapshot.stage.over
-            job.told = replace(snapshot, before=None)
+            snapshot = replace(snapshot, final_replies=job.final_replies, before=job.last_reply)
+            job.final_replies += snapshot.stage.over
+            job.last_reply = replace(snapshot, before=None)
         return snapshot
 
     def finished_clip(self, task_id: str) -> bytes | None:
         """Return the MP4 of a job that has succeeded, else None."""
         with self._lock:
             job = self._jobs.get(task_id)
-        if job is None or self._look(job).stage is not Stage.SUCCEEDED:
+        if job is None or self._snapshot(job).stage is not Stage.SUCCEEDED:
             return None
         return job.clip.result()
 
@@ -147,7 +146,7 @@ class JobBook:
         """Return the number of jobs in each stage."""
         with self._lock:
             jobs = list(self._jobs.values())
-        return dict(Counter(self._look(job).stage.value for job in jobs))
+        return dict(Counter(self._snapshot(job).stage.value for job in jobs))
 
     def settle(self, timeout: float | None = None) -> None:
         """Wait until every clip is rendered or has failed to render.
@@ -169,7 +168,7 @@ class JobBook:
         """Cancel the clips that are not being rendered yet."""
         self._renderers.shutdown(wait=False, cancel_futures=True)
 
-    def _look(self, job: Job) -> Snapshot:
+    def _snapshot(self, job: Job) -> Snapshot:
         elapsed = time.monotonic() - job.accepted.accepted_at
         stage, progress = stage_and_progress(
             elapsed, self._config.render_seconds, ready=job.clip.done()
@@ -194,10 +193,10 @@ class JobBook:
 
 def _ending(job: Job) -> tuple[Stage, str, str]:
     """Return the final stage of a job, the failure in words, and Runway's failure code."""
-    if job.fate is not None and job.fate.kind == "cancelled":
+    if job.fault is not None and job.fault.kind == "cancelled":
         return Stage.CANCELLED, "The task was cancelled.", ""
-    if job.fate is not None:
-        code = job.fate.value or "INTERNAL.BAD_OUTPUT.CODE01"
+    if job.fault is not None:
+        code = job.fault.value or "INTERNAL.BAD_OUTPUT.CODE01"
         return Stage.FAILED, _reason(code), code
     problem = job.clip.exception()
     if problem is None:

@@ -5,7 +5,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from threading import Lock
 
-LONGEST = 100_000
+MAX_REQUESTS = 100_000
 """Maximum number of requests to keep, so that a sandbox can run for weeks."""
 
 
@@ -36,7 +36,7 @@ class RequestLog:
     """Log of one sandbox's requests, numbered per route. Any thread may read it."""
 
     def __init__(self) -> None:
-        self._requests: deque[RecordedRequest] = deque(maxlen=LONGEST)
+        self._requests: deque[RecordedRequest] = deque(maxlen=MAX_REQUESTS)
         self._per_route: Counter[str] = Counter()
         self._lock = Lock()
 

@@ -86,7 +86,7 @@ class Sandbox:
     ) -> None:
         self._server.stop()
         self._thread.join()
-        self._app.book.close()
+        self._app.jobs.close()
 
     @property
     def url(self) -> str:
@@ -102,7 +102,7 @@ class Sandbox:
     @property
     def accepted(self) -> list[AcceptedJob]:
         """Jobs that the real service would have charged for."""
-        return self._app.book.accepted
+        return self._app.jobs.accepted
 
     @property
     def requests(self) -> list[RecordedRequest]:
@@ -119,7 +119,7 @@ class Sandbox:
         Raises:
             TimeoutError: A clip took longer than `timeout` seconds.
         """
-        self._app.book.settle(timeout)
+        self._app.jobs.settle(timeout)
 
     def clear(self) -> None:
         """Forget jobs, faults and requests."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TCP proxy between client and service, with the network faults that a test asks for."""
+"""A TCP proxy for a client and a service, with the network faults that a test asks for."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -9,51 +9,51 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Weather:
-    """Network faults applied to the bytes of a connection.
+class NetworkFaults:
+    """Proxy faults applied to the bytes of a connection.
 
     Attributes:
         delay: Seconds by which each piece is delayed.
         piece: Maximum bytes in a piece.
-        cut_up: Bytes towards the service after which the connection is reset.
-        cut_down: The same towards the client.
-        hole_up: Bytes towards the service after which all further bytes are silently dropped.
-        hole_down: The same towards the client.
+        reset_up: Bytes towards the service after which the connection is reset.
+        reset_down: The same towards the client.
+        drop_up: Bytes towards the service after which all further bytes are silently dropped.
+        drop_down: The same towards the client.
         twice: Whether each reply is sent twice.
-        spells: Number of connections with these faults; later ones have none.
+        limit: Number of connections with these faults; later ones have none.
     """
 
     delay: float = 0.0
     piece: int = 65_536
-    cut_up: int | None = None
-    cut_down: int | None = None
-    hole_up: int | None = None
-    hole_down: int | None = None
+    reset_up: int | None = None
+    reset_down: int | None = None
+    drop_up: int | None = None
+    drop_down: int | None = None
     twice: bool = False
-    spells: int = 1_000_000
+    limit: int = 1_000_000
 
 
-FAIR = Weather()
+NO_FAULTS = NetworkFaults()
 
 
 class _Reset(Exception):
-    """The fault that resets the connection."""
+    """Fault that resets the connection."""
 
 
 @dataclass
-class Network:
+class Proxy:
     """A TCP proxy.
 
     Attributes:
         url: URL at which the client reaches the service.
-        weather: Faults of new connections; may be changed at any time.
+        faults: Faults of new connections; may be changed at any time.
         connections: Number of connections made.
     """
 
     host: str
     port: int
     url: str = ""
-    weather: Weather = FAIR
+    faults: NetworkFaults = NO_FAULTS
     connections: int = 0
     _open: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -62,13 +62,13 @@ class Network:
         task = asyncio.current_task()
         assert task
         self._open.add(task)
-        weather = self.weather if self.connections < self.weather.spells else FAIR
+        faults = self.faults if self.connections < self.faults.limit else NO_FAULTS
         self.connections += 1
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             await _both(
-                _carry(down, writer, weather, weather.cut_up, weather.hole_up),
-                _carry(reader, up, weather, weather.cut_down, weather.hole_down, weather.twice),
+                _forward(down, writer, faults, faults.reset_up, faults.drop_up),
+                _forward(reader, up, faults, faults.reset_down, faults.drop_down, faults.twice),
             )
         except _Reset:
             up.transport.abort()
@@ -87,9 +87,9 @@ class Network:
         await asyncio.gather(*self._open, return_exceptions=True)
 
 
-async def _both(*ways: Coroutine[Any, Any, None]) -> None:
+async def _both(*directions: Coroutine[Any, Any, None]) -> None:
     """Run until one direction ends, then cancel the other."""
-    tasks = [asyncio.create_task(way) for way in ways]
+    tasks = [asyncio.create_task(direction) for direction in directions]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -100,40 +100,40 @@ async def _both(*ways: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _carry(
+async def _forward(
     source: asyncio.StreamReader,
     target: asyncio.StreamWriter,
-    weather: Weather,
-    cut: int | None,
-    hole: int | None,
+    faults: NetworkFaults,
+    reset: int | None,
+    drop: int | None,
     twice: bool = False,
 ) -> None:
-    carried = 0
-    while piece := await source.read(weather.piece):
-        if weather.delay:
-            await asyncio.sleep(weather.delay)
-        if cut is not None and carried + len(piece) >= cut:
-            target.write(piece[: cut - carried])
+    forwarded = 0
+    while piece := await source.read(faults.piece):
+        if faults.delay:
+            await asyncio.sleep(faults.delay)
+        if reset is not None and forwarded + len(piece) >= reset:
+            target.write(piece[: reset - forwarded])
             with suppress(OSError):
                 await target.drain()
             raise _Reset
-        if hole is not None and carried + len(piece) >= hole:
-            target.write(piece[: hole - carried])
+        if drop is not None and forwarded + len(piece) >= drop:
+            target.write(piece[: drop - forwarded])
             await asyncio.Event().wait()
-        carried += len(piece)
+        forwarded += len(piece)
         target.write(piece * 2 if twice else piece)
         await target.drain()
 
 
 @asynccontextmanager
-async def network(service: str, weather: Weather = FAIR) -> AsyncIterator[Network]:
+async def network(service: str, faults: NetworkFaults = NO_FAULTS) -> AsyncIterator[Proxy]:
     """Start a proxy in front of a service, which is given as host:port."""
     host, _, port = service.rpartition(":")
-    between = Network(host, int(port), weather=weather)
-    server = await asyncio.start_server(between.serve, "127.0.0.1", 0)
-    between.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    proxy = Proxy(host, int(port), faults=faults)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
-        yield between
+        yield proxy
     finally:
         server.close()
-        await between.stop()
+        await proxy.stop()

@@ -123,14 +123,40 @@ def test_every_module_that_the_architecture_names_is_there():
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-OWN_WORDS = r"\b(habits?|lanes?|zygote|nursery|strangers?|mend(ed|s|ing)?|so many|perhaps bought)\b"
-"""Words that this project once used where the field has plain ones."""
+OWN_WORDS = (
+    r"\b(habits?|boards?|lanes?|zygote|nursery|strangers?|mend(ed|s|ing)?|so many|perhaps bought)\b"
+)
+"""Words that this project once used although the field has standard terms for the same things."""
+
+TRANSLATED = (
+    r"\b(goes on|went on|under way|whoever|somebody|misbehav\w*|comes to|where (not|none)|stands"
+    r"|(is|are|was|were) told|tells?|(?-i:is none))\b"
+)
+"""Phrases that sound translated. Code may still need some of them, so only pages and the text of
+commands and blocks are checked."""
 
 WRITTEN = [
     *PAGES,
     *(ROOT / name for name in ("SECURITY.md", "CHANGELOG.md")),
     *(path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))),
 ]
+
+
+SHOWN = [
+    *PAGES,
+    *(ROOT / name for name in ("SECURITY.md", "CHANGELOG.md")),
+    *(ROOT / "deployments" / name for name in ("prefect.yaml", "compose.yaml")),
+    *(ROOT / "flows" / "batch" / f"gallery.{kind}" for kind in ("py", "html", "js", "css")),
+    *sorted((ROOT / "docs").rglob("*.py")),
+    *(path for name in ("deployments", "blocks") for path in sorted((ROOT / name).rglob("*.py"))),
+]
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_that_a_user_reads_sounds_translated(path):
+    """Pages, commands and blocks use plain verbs and name the actor."""
+    text = path.read_text(encoding="utf-8")
+    assert [match[0] for match in re.finditer(TRANSLATED, text, re.IGNORECASE)] == []
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())

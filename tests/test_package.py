@@ -20,7 +20,9 @@ PACKAGES = ("runway", "blocks", "flows", "deployments", "sandbox")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("**/*.py"))
 MODULES = [
     *SOURCES,
-    *sorted(path for folder in ("tests", "docs") for path in (ROOT / folder).rglob("*.py")),
+    *sorted(
+        path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")
+    ),
 ]
 
 EXPORTS = {

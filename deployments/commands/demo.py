@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command ``prefect-cometapi demo``: two clips from request to file, on this machine alone."""
+"""Command ``prefect-cometapi demo``: two videos from a local sandbox."""
 
 import os
 from pathlib import Path
@@ -15,30 +15,28 @@ RENDER_SECONDS = 4.0
 
 
 def run_demo(storage: str | None) -> None:
-    """Animate the picture, restyle the clip, and print the results."""
+    """Animate a picture, restyle the video, and print the results."""
     quieten_prefect()
     use_embedded_server()
     from ...sandbox import Sandbox
 
-    console.print(
-        "[bold]prefect-cometapi demo[/]  [dim]a stand-in for CometAPI, here, at no cost[/]\n"
-    )
+    console.print("[bold]prefect-cometapi demo[/]  [dim]with a local CometAPI sandbox, free[/]\n")
     with Sandbox(render_seconds=RENDER_SECONDS, shapes=("wrapped", "bare")) as sandbox:
         os.environ |= {
             "COMETAPI_BASE_URL": sandbox.url,
             "COMETAPI_KEY": "demo",
             "COMETAPI_POLL_INTERVAL": "1",
         }
-        show_results(_two_clips(storage))
+        show_results(_make_two_videos(storage))
     console.print(
         "\n[bold]Next[/]\n"
-        "  prefect-cometapi ledger list  [dim]what was bought, here and from now on[/]\n"
-        "  prefect server start          [dim]then look at the runs on http://127.0.0.1:4200[/]\n"
-        "  prefect-cometapi sandbox      [dim]the same stand-in, for your own flows and tests[/]"
+        "  prefect-cometapi ledger list  [dim]list the generations that were bought[/]\n"
+        "  prefect server start          [dim]show the runs at http://127.0.0.1:4200[/]\n"
+        "  prefect-cometapi sandbox      [dim]run the sandbox for your own flows and tests[/]"
     )
 
 
-def _two_clips(storage: str | None) -> list[tuple[GenerationResult, float]]:
+def _make_two_videos(storage: str | None) -> list[tuple[GenerationResult, float]]:
     from ...flows import image_to_video, video_to_video
 
     with progress_of("image-to-video"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands ``deploy`` and ``serve``: the flows as deployments, from the package alone."""
+"""Commands ``deploy`` and ``serve``, which need nothing but the installed package."""
 
 import asyncio
 import re
@@ -17,11 +17,11 @@ from cyclopts import Parameter
 from ..console import console, stop_at_prefect
 from ..prefect_env import quieten_prefect
 
-Pool = Annotated[str, Parameter(help="Work pool whose workers run them.")]
+Pool = Annotated[str, Parameter(help="Work pool whose workers run the flows.")]
 
 
 def deploy(*, pool: Pool = "videos") -> None:
-    """Deploy the flows to a work pool. A second run keeps your parameters and schedules."""
+    """Deploy the flows to a work pool. Keeps parameters and schedules that you changed."""
     quieten_prefect()
     text = (files("prefect_cometapi.deployments") / "prefect.yaml").read_text(encoding="utf-8")
     wanted = yaml.safe_load(in_pool(text, pool))
@@ -41,8 +41,9 @@ async def _missing(wanted: list[dict[str, Any]], pool: str) -> list[dict[str, An
         try:
             await client.read_work_pool(pool)
         except ObjectNotFound:
-            made_by = f"prefect-cometapi setup --pool {pool}"
-            stop_at_prefect(f"there is no work pool {pool}", made_by)
+            stop_at_prefect(
+                f"there is no work pool {pool}", f"prefect-cometapi setup --pool {pool}"
+            )
         for one in wanted:
             flow = _flow_of(one)
             try:
@@ -51,7 +52,7 @@ async def _missing(wanted: list[dict[str, Any]], pool: str) -> list[dict[str, An
                 missing.append(one)
                 continue
             await client.update_deployment(there.id, _changes(one, flow, there.tags, pool))
-            console.print(f"{flow.name}/{one['name']} brought up to date", highlight=False)
+            console.print(f"{flow.name}/{one['name']} updated", highlight=False)
     return missing
 
 
@@ -63,7 +64,7 @@ def _flow_of(wanted: dict[str, Any]) -> Any:
 def _changes(wanted: dict[str, Any], flow: Any, tags: list[str], pool: str) -> Any:
     """Return the update of an existing deployment.
 
-    It holds only what a version of the package may change; the rest belongs to the user.
+    It contains only what a new version of the package may change; the rest is the user's.
     """
     from prefect.client.schemas.actions import DeploymentUpdate
     from prefect.utilities.callables import parameter_schema
@@ -94,19 +95,22 @@ def in_pool(text: str, pool: str) -> str:
 
 def serve(
     *,
-    limit: Annotated[int, Parameter(help="Flow runs at a time.")] = 10,
+    limit: Annotated[int, Parameter(help="Maximum number of flow runs at a time.")] = 10,
 ) -> None:
-    """Run the flows in this process when the UI or a schedule starts them, without a worker."""
+    """Run the flows in this process when the UI or a schedule starts them. Needs no worker."""
     quieten_prefect()
     from prefect import serve as prefect_serve
 
     console.print("Serving image-to-video, video-to-video, generate-batch and collect.")
-    console.print("[dim]Ctrl-C stops it; what was submitted goes on upstream.[/]")
+    console.print("[dim]Press Ctrl-C to stop. Submitted generations continue at CometAPI.[/]")
     prefect_serve(*served(), limit=limit, print_starting_message=False)
 
 
 def served() -> list[Any]:
-    """Return the deployments to serve; only collect, which buys nothing, has a schedule."""
+    """Return the deployments to serve.
+
+    Only collect has a schedule, as it buys nothing.
+    """
     from prefect.types.entrypoint import EntrypointType
 
     from ...flows import collect, generate_batch, image_to_video, video_to_video

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands ``prefect-cometapi ledger``: list generations, and decide about uncertain ones."""
+"""Commands ``prefect-cometapi ledger``: list generations, and resolve uncertain submissions."""
 
 import asyncio
 import json as json_text
@@ -29,7 +29,7 @@ from .ledger_table import as_csv, as_json, facts_of, shown_time, table_of
 
 T = TypeVar("T")
 
-app = App(name="ledger", help="List what was bought, and decide about uncertain submissions.")
+app = App(name="ledger", help="List bought generations, and resolve uncertain submissions.")
 app.command(backup)
 app.command(rebuild)
 
@@ -39,7 +39,7 @@ Key = Annotated[str, Parameter(help="Idempotency key of the generation.")]
 
 
 def since_time(text: str, now: datetime | None = None) -> datetime:
-    """Parse a time: 90m, 12h, 3d or 2w ago, or an ISO date or time (UTC); pure.
+    """Parse a span before now (90m, 12h, 3d, 2w), or an ISO date or time (default: UTC); pure.
 
     Raises:
         ValueError: The text has neither form.
@@ -50,7 +50,7 @@ def since_time(text: str, now: datetime | None = None) -> datetime:
     try:
         time = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise ValueError("write 90m, 12h, 3d, 2w, or a date as 2026-11-21") from None
+        raise ValueError("write 90m, 12h, 3d, 2w, or a date such as 2026-11-21") from None
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
@@ -60,7 +60,7 @@ def _check_since(_type: Any, text: str | None) -> None:
 
 
 def valid_task_id(_type: Any, task_id: str | None) -> None:
-    """Reject a text that cannot be a task id, as a validator for cyclopts."""
+    """Validate a task id, for cyclopts."""
     if task_id is not None:
         check_task_id(task_id)
 
@@ -69,19 +69,28 @@ def valid_task_id(_type: Any, task_id: str | None) -> None:
 def list_entries(
     *,
     state: Annotated[
-        tuple[State, ...], Parameter(help="Only these states; may be repeated.", negative="")
+        tuple[State, ...],
+        Parameter(
+            help="Only generations in this state. Repeatable.",
+            negative="",
+            show_default=False,
+        ),
     ] = (),
     since: Annotated[
         str | None,
-        Parameter(help="Only newer ones: 90m, 12h, 3d, or 2026-11-21.", validator=_check_since),
+        Parameter(
+            help="Only generations newer than 90m, 12h, 3d or 2026-11-21.", validator=_check_since
+        ),
     ] = None,
-    flow_run: Annotated[str | None, Parameter(help="Only those of this flow run.")] = None,
-    limit: Annotated[int, Parameter(help="Number of generations to list, the newest first.")] = 100,
-    json: Annotated[bool, Parameter(negative="", help="Print JSON.")] = False,
-    csv: Annotated[bool, Parameter(negative="", help="Print CSV.")] = False,
+    flow_run: Annotated[
+        str | None, Parameter(help="Only generations of the flow run with this id.")
+    ] = None,
+    limit: Annotated[int, Parameter(help="Maximum number of generations to list.")] = 100,
+    json: Annotated[bool, Parameter(negative="", help="Print the result as JSON.")] = False,
+    csv: Annotated[bool, Parameter(negative="", help="Print the result as CSV.")] = False,
 ) -> None:
-    """List generations, the newest first. Damaged rows are reported, and the exit status is 1."""
-    damaged: list[LedgerCorrupted] = []
+    """List generations, newest first. Reports corrupted rows, and then exits with status 1."""
+    corrupted: list[LedgerCorrupted] = []
 
     async def look() -> list[Entry]:
         return await (await _ledger()).entries(
@@ -89,7 +98,7 @@ def list_entries(
             since=since_time(since) if since else None,
             flow_run_id=flow_run,
             limit=limit,
-            on_corrupted=damaged.append,
+            on_corrupted=corrupted.append,
         )
 
     entries = _run(look())
@@ -100,20 +109,22 @@ def list_entries(
     elif entries:
         console.print(table_of(entries))
         _advise(entries)
-    elif not damaged:
-        console.print("The ledger has no such generations.")
-    for error in damaged:
+    elif not corrupted:
+        console.print("No generations found.")
+    for error in corrupted:
         show_error(error)
-    if damaged:
+    if corrupted:
         sys.exit(1)
 
 
 @app.command
 def show(
-    key: Key, *, json: Annotated[bool, Parameter(negative="", help="Print JSON.")] = False
+    idempotency_key: Key,
+    *,
+    json: Annotated[bool, Parameter(negative="", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Show everything that is known about one generation."""
-    entry = _run(_known(key))
+    """Show all recorded facts about one generation."""
+    entry = _run(_known(idempotency_key))
     if json:
         print(json_text.dumps(as_json(entry), indent=2))
         return
@@ -126,70 +137,80 @@ def show(
 
 @app.command
 def adopt(
-    key: Key,
+    idempotency_key: Key,
     task_id: Annotated[
-        str, Parameter(help="Id that CometAPI's console shows.", validator=valid_task_id)
+        str,
+        Parameter(
+            help="Task id of the generation, as CometAPI's console shows it.",
+            validator=valid_task_id,
+        ),
     ],
 ) -> None:
-    """Record the id that was found for an uncertain submission.
+    """Record the task id that you found for an uncertain submission. Buys nothing.
 
-    The id is checked with CometAPI first, which is free. If CometAPI cannot be reached, the id is
-    recorded as not confirmed, and another one can replace it.
+    CometAPI is asked first whether it knows the id. If it cannot be reached, the id is recorded
+    as not confirmed, and can be replaced by another one.
     """
 
     async def decide() -> Entry:
         from ...flows.steps.adoption import adopt_by_hand
 
-        entry = await _known(key)
+        entry = await _known(idempotency_key)
         return await adopt_by_hand(await _ledger(), entry, check_task_id(task_id), _warn)
 
     entry = _run(decide())
     _done(
-        f"{entry.idempotency_key} is {entry.state}, with id {entry.task_id}.",
+        f"{entry.idempotency_key} is now {entry.state}, with task id {entry.task_id}.",
         "prefect-cometapi collect",
     )
 
 
 @app.command
-def write_off(key: Key) -> None:
-    """Write off an uncertain submission: nothing more is sent under its idempotency key."""
-    _decide(key, State.WRITTEN_OFF, "written off by hand")
-    minutes = f"{ARRIVAL_WINDOW.total_seconds() / 60:g} minutes after it was sent"
-    again = f"prefect-cometapi ledger resubmit {shlex.quote(key)}"
-    _done(f"{key} is given up.", f"{again}   (from {minutes} on, should you want it all the same)")
+def write_off(idempotency_key: Key) -> None:
+    """Write off an uncertain submission. Nothing more is sent under its idempotency key."""
+    _decide(idempotency_key, State.WRITTEN_OFF, "written off by hand")
+    minutes = f"{ARRIVAL_WINDOW.total_seconds() / 60:g} minutes after the submission"
+    command = f"prefect-cometapi ledger resubmit {shlex.quote(idempotency_key)}"
+    _done(
+        f"{idempotency_key} is written off. It may have been charged once.",
+        f"nothing; if you still want the video, {minutes}: {command}",
+    )
 
 
 @app.command
 def resubmit(
-    key: Key,
+    idempotency_key: Key,
     *,
     now: Annotated[
         bool,
         Parameter(
             negative="",
-            help="Do not wait until the first submission cannot arrive any more. If it arrives, "
-            "both are charged.",
+            help="Do not wait until the first submission can no longer be accepted. If it is "
+            "accepted too, both are charged.",
         ),
     ] = False,
 ) -> None:
-    """Allow one more submission of an uncertain, lost, failed or cancelled generation.
+    """Allow one more submission of an uncertain, written-off, failed or cancelled generation.
 
     A submission without an answer may still be accepted minutes later, and then both are charged.
-    The command is therefore refused for 15 minutes after the submission was sent. A failed or
-    cancelled generation need not wait.
+    Therefore the command fails until 15 minutes after the submission. A failed or cancelled
+    generation can be resubmitted at once.
     """
-    entry = _run(_known(key))
+    entry = _run(_known(idempotency_key))
     moment = datetime.now(UTC)
     until = may_arrive_until(entry, moment)
     if until and not now:
         _refuse_for_now(entry, moment, until)
-    _decide(key, State.RESUBMIT_ALLOWED, "one more submission allowed by hand", entry)
+    _decide(idempotency_key, State.RESUBMIT_ALLOWED, "one more submission allowed by hand", entry)
     if outcome_is_unknown(entry):
-        sent = f"{key} was last sent at {shown_time(sent_at(entry, moment))}."
+        sent = f"{idempotency_key} was last submitted at {shown_time(sent_at(entry, moment))}."
         console.print(escape(sent), soft_wrap=True)
     if until:
-        _warn(f"until {shown_time(until)} that one may still arrive, and then both are charged")
-    _done(f"{key} may be submitted once more.", "run it again with the same key")
+        _warn(f"if that submission is still accepted before {shown_time(until)}, both are charged")
+    _done(
+        f"{idempotency_key} may be submitted once more.",
+        "run it again with the same idempotency key",
+    )
 
 
 def _refuse_for_now(entry: Entry, moment: datetime, until: datetime) -> NoReturn:
@@ -197,27 +218,31 @@ def _refuse_for_now(entry: Entry, moment: datetime, until: datetime) -> NoReturn
     minutes = (moment - sent).total_seconds() / 60
     again = f"prefect-cometapi ledger resubmit {shlex.quote(entry.idempotency_key)}"
     lines = {
-        "": f"{entry.idempotency_key} is not released: it was sent at {shown_time(sent)}, "
-        f"{minutes:.0f} minutes ago, and may still arrive until {shown_time(until)}.",
-        "Money": "possibly charged, once; sent again before that time, possibly twice.",
-        "Next": f"look in CometAPI's console then. If it is still not there: {again}",
-        "At once": f"{again} --now   (if the first one arrives, both are charged)",
+        "": f"{entry.idempotency_key} cannot be resubmitted yet: it was sent at "
+        f"{shown_time(sent)}, {minutes:.0f} minutes ago, and may still be accepted until "
+        f"{shown_time(until)}.",
+        "Money": "possibly charged once; with a resubmission before that time, possibly twice.",
+        "Next": f"look in CometAPI's console after that time. If it is still not there: {again}",
+        "To risk it now": f"{again} --now   (both are charged if the first one is accepted)",
     }
     for name, text in lines.items():
-        begin = f"  [dim]{name}:[/] " if name else ""
-        errors.print(f"{begin}{escape(text)}", soft_wrap=True)
+        label = f"  [dim]{name}:[/] " if name else ""
+        errors.print(f"{label}{escape(text)}", soft_wrap=True)
     sys.exit(1)
 
 
 @app.command
-def abandon(key: Key) -> None:
-    """Make collect leave a generation alone. What was bought stays bought."""
-    _decide(key, State.ABANDONED, "abandoned by hand")
-    _done(f"{key} is left alone.", "a run with its key takes it up again")
+def abandon(idempotency_key: Key) -> None:
+    """Make collect ignore a generation. Does not refund or cancel it."""
+    _decide(idempotency_key, State.ABANDONED, "abandoned by hand")
+    _done(
+        f"{idempotency_key} is abandoned; collect ignores it.",
+        "nothing; a run with the same idempotency key continues it",
+    )
 
 
 def _decide(key: str, state: State, note: str, seen: Entry | None = None) -> None:
-    """Record a decision about an entry as last read; exit with 1 if it is not allowed."""
+    """Record a decision about an entry as last read, or exit with status 1 if it is not allowed."""
 
     async def decide() -> Entry | None:
         ledger = await _ledger()
@@ -234,14 +259,18 @@ def _decide(key: str, state: State, note: str, seen: Entry | None = None) -> Non
         return None if changed else (await ledger.get(key) or entry)
 
     if refused := _run(decide()):
-        errors.print(f"[red]{escape(key)} is {refused.state}[/], which cannot become {state}.")
+        errors.print(
+            f"[red]{escape(key)} is {refused.state}[/] and cannot become {state}. "
+            "Nothing was changed.",
+            soft_wrap=True,
+        )
         sys.exit(1)
 
 
 async def _known(key: str) -> Entry:
     entry = await (await _ledger()).get(key)
     if entry is None:
-        errors.print(f"[red]The ledger has no key {escape(key)}.[/]", soft_wrap=True)
+        errors.print(f"[red]The ledger has no idempotency key {escape(key)}.[/]", soft_wrap=True)
         errors.print("  [dim]Next:[/] prefect-cometapi ledger list")
         sys.exit(1)
     return entry
@@ -262,9 +291,9 @@ def _warn(text: str) -> None:
     errors.print(f"[yellow]Note:[/] {escape(text)}", soft_wrap=True)
 
 
-def _done(what: str, following: str) -> None:
-    console.print(f"[green]✓[/] {escape(what)}", soft_wrap=True)
-    console.print(f"  [dim]Next:[/] {escape(following)}", soft_wrap=True)
+def _done(result: str, next_step: str) -> None:
+    console.print(f"[green]✓[/] {escape(result)}", soft_wrap=True)
+    console.print(f"  [dim]Next:[/] {escape(next_step)}", soft_wrap=True)
 
 
 def _advise(entries: Sequence[Entry]) -> None:
@@ -274,21 +303,21 @@ def _advise(entries: Sequence[Entry]) -> None:
     if undecided:
         key = shlex.quote(undecided[0].idempotency_key)
         console.print(
-            f"\n[yellow]{len(undecided)} uncertain[/]: possibly charged. Look in CometAPI's "
-            "console for each, then one of:",
+            f"\n[yellow]Uncertain submissions: {len(undecided)}[/], each possibly charged. Look "
+            "for them in CometAPI's console. Next, for each:",
             soft_wrap=True,
         )
         for command, when in (
-            (f"adopt {key} TASK_ID", "it is there"),
-            (f"resubmit {key}", f"{_when(undecided[0])}: one more submission"),
-            (f"write-off {key}", "it does not matter any more"),
+            (f"adopt {key} TASK_ID", "if it is there"),
+            (f"resubmit {key}", _when(undecided[0])),
+            (f"write-off {key}", "if you no longer need it"),
         ):
             console.print(f"  prefect-cometapi ledger {escape(command)}  [dim]{when}[/]")
     if waiting:
-        console.print("\n[dim]To finish what is bought:[/] prefect-cometapi collect")
+        console.print("\n[dim]Next, to finish what was bought:[/] prefect-cometapi collect")
 
 
 def _when(entry: Entry) -> str:
-    """Return when one more submission may be allowed."""
+    """Return the condition under which an entry can be resubmitted."""
     until = may_arrive_until(entry, datetime.now(UTC))
-    return f"it is still not there at {shown_time(until)}" if until else "it is not there"
+    return f"if it is still not there at {shown_time(until)}" if until else "if it is not there"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands ``ledger backup`` and ``rebuild``: copies of a ledger, and recovery of its entries."""
+"""Commands ``ledger backup`` and ``ledger rebuild``: copies of a ledger and lost entries."""
 
 import asyncio
 import os
@@ -18,8 +18,8 @@ from ...runway.settings import CometAPISettings
 from ..console import console, errors, escape
 from ..prefect_env import quieten_prefect
 
-PATIENCE = 30.0
-"""Seconds to wait for a process that is writing the ledger."""
+LOCK_TIMEOUT = 30.0
+"""Seconds to wait for a process that is writing to the ledger."""
 
 if TYPE_CHECKING:
     from ...runway.ledger.rebuild import Rebuilt
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 def backup(
     path: Annotated[
-        Path, Parameter(help="File to write, or a folder for one that is named after the time.")
+        Path, Parameter(help="File to write, or a folder for a file that is named by the time.")
     ],
 ) -> None:
-    """Copy a SQLite ledger, even while it is in use. The copy is checked and holds no secret."""
+    """Copy a SQLite ledger, even while it is in use. The copy is checked; it has no secrets."""
     quieten_prefect()
     try:
         copy = asyncio.run(_backed_up(path))
     except (OSError, sqlite3.Error) as error:
-        raise LedgerUnavailable(f"no copy was made: {error}") from None
-    console.print(f"[green]✓[/] {escape(str(copy))}", soft_wrap=True)
+        raise LedgerUnavailable(f"the ledger was not copied: {error}") from None
+    console.print(f"[green]✓[/] Ledger copied to {escape(str(copy))}", soft_wrap=True)
     console.print(
-        "  [dim]To use it:[/] put it in the ledger's place while no run buys, then "
+        "  [dim]To restore it:[/] stop all runs, replace the ledger file with the copy, then: "
         "prefect-cometapi ledger rebuild",
         soft_wrap=True,
     )
@@ -51,18 +51,18 @@ async def _backed_up(path: Path) -> Path:
     file = ledger.database.file
     if file is None:
         raise LedgerUnavailable(
-            "this ledger lies in PostgreSQL, which has a tool of its own: pg_dump --table "
+            "this command copies SQLite ledgers only; for PostgreSQL, use: pg_dump --table "
             "'cometapi_*' DATABASE"
         )
-    await ledger.history.mark()  # this brings an older ledger up to date first
+    await ledger.history.mark()  # migrates an older ledger before the copy
     return await asyncio.to_thread(copy_ledger, file, path)
 
 
 def copy_ledger(file: Path, path: Path) -> Path:
-    """Copy a SQLite ledger as it is at one moment, and return the path of the copy.
+    """Copy a consistent state of a SQLite ledger, and return the path of the copy.
 
     Raises:
-        OSError: A file of that name already exists, or it cannot be written.
+        OSError: The file exists already, or it cannot be written.
         sqlite3.Error: The ledger cannot be read, or the copy fails SQLite's integrity check.
     """
     if path.is_dir():
@@ -70,13 +70,13 @@ def copy_ledger(file: Path, path: Path) -> Path:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with (
-            FileLock(file, PATIENCE).held(),
+            FileLock(file, LOCK_TIMEOUT).held(),
             closing(sqlite3.connect(file)) as source,
             closing(sqlite3.connect(path)) as copy,
         ):
             source.backup(copy)
             if copy.execute("PRAGMA integrity_check").fetchone() != ("ok",):
-                raise sqlite3.DatabaseError("the copy is not sound")
+                raise sqlite3.DatabaseError("the copy failed SQLite's integrity check")
         os.fsync(descriptor)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -90,33 +90,39 @@ def rebuild(
     *,
     storage: Annotated[
         tuple[str, ...],
-        Parameter(help="Storage with videos of this ledger; may be repeated.", negative=""),
+        Parameter(
+            help="Storage with videos of this ledger (default: COMETAPI_STORAGE). Repeatable.",
+            negative="",
+            show_default=False,
+        ),
     ] = (),
     accept_missing: Annotated[
         bool,
-        Parameter(negative="", help="Buy again though some purchases are in no stored video."),
+        Parameter(
+            negative="", help="Allow purchases although some recorded ones have no stored video."
+        ),
     ] = False,
 ) -> None:
-    """Restore lost entries of a ledger from stored videos. It buys nothing."""
+    """Restore lost entries of a ledger from the stored videos. Buys nothing."""
     quieten_prefect()
     missing = asyncio.run(_rebuilt(storage or (CometAPISettings().storage,), accept_missing))
     if missing and not accept_missing:
         errors.print(
-            f"[yellow]Claims that no stored video explains: up to {missing}[/]. They may be "
-            "rendering, have failed, or have been refused. Nothing is bought until you decide:",
+            f"[yellow]Up to {missing} purchases are missing[/] in this ledger and in the stored "
+            "videos. Each may be rendering, failed or refused. Nothing is bought until you decide:",
             soft_wrap=True,
         )
         for command, when in (
-            ("adopt KEY TASK_ID", "for each that CometAPI's console shows"),
-            ("rebuild --storage PLACE", "if videos lie in another storage, too"),
+            ("adopt KEY TASK_ID", "for each one in CometAPI's console"),
+            ("rebuild --storage LOCATION", "if videos are also in another storage"),
             (
                 "rebuild --accept-missing",
-                "to go on; a forgotten key that is run again is paid again",
+                "to allow purchases; a run with a missing idempotency key pays again",
             ),
         ):
             errors.print(f"  prefect-cometapi ledger {command}  [dim]{when}[/]", soft_wrap=True)
         sys.exit(1)
-    console.print("  [dim]Runs with this ledger may buy again.[/]")
+    console.print("  [dim]Runs with this ledger can buy again.[/]")
 
 
 async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
@@ -139,7 +145,7 @@ async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
             )
         except StorageError as error:
             raise StorageError(f"{name}: {error.message}") from None
-        _tell(canonical_location(name), found)
+        _report(canonical_location(name), found)
         marks += await asyncio.to_thread(read_marks, target, before.identity)
         serials |= found.serials.get(beside.identity if beside else before.identity, set())
     replaced = beside is not None and beside.identity != before.identity
@@ -156,16 +162,16 @@ async def _rebuilt(storages: tuple[str, ...], accept_missing: bool) -> int:
     return missing
 
 
-def _tell(place: str, found: "Rebuilt") -> None:
+def _report(location: str, found: "Rebuilt") -> None:
     console.print(
-        f"[green]✓[/] {escape(place)}: stored videos: {found.videos}; purchases known before: "
-        f"{found.known}; restored: {len(found.restored)}",
+        f"[green]✓[/] {escape(location)}: {found.videos} stored videos; purchases already in the "
+        f"ledger: {found.known}; restored: {len(found.restored)}",
         soft_wrap=True,
     )
     for key, name in found.renamed.items():
-        told = f"{key} stands for another purchase by now; this one is {name}"
-        console.print(f"  [yellow]![/] {escape(told)}", soft_wrap=True)
+        note = f"{key} belongs to another purchase now; this one is restored as {name}"
+        console.print(f"  [yellow]![/] {escape(note)}", soft_wrap=True)
     for name in found.unreadable[:5]:
-        console.print(f"  [yellow]![/] cannot be read: {escape(name)}", soft_wrap=True)
+        console.print(f"  [yellow]![/] unreadable: {escape(name)}", soft_wrap=True)
     if (more := len(found.unreadable) - 5) > 0:
         console.print(f"  [yellow]![/] and {more} more")

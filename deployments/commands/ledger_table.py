@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Formats of ledger entries: a table, CSV, JSON, and facts in words about one entry."""
+"""Output formats of ledger entries: table, CSV, JSON, and the details of one entry."""
 
 import csv
 import io
@@ -71,7 +71,7 @@ def _cell(value: Any) -> Any:
 
 
 def may_be_formula(text: str) -> bool:
-    """Return True for a cell that a spreadsheet may evaluate instead of showing it; pure.
+    """Return True if a spreadsheet may evaluate a cell as a formula; pure.
 
     Spreadsheets skip blanks and control characters before the first sign, and some treat its
     full-width and other compatibility forms as the sign itself.
@@ -89,7 +89,7 @@ def _videos(entry: Entry) -> list[StoredVideo]:
 
 
 def as_json(entry: Entry) -> dict[str, Any]:
-    """Return everything that is known about an entry, as JSON data."""
+    """Return all recorded facts about an entry, as JSON data."""
     videos = _videos(entry)
     return {
         **entry.model_dump(mode="json", exclude={"claim", "leased_until", "lease_left"}),
@@ -100,14 +100,14 @@ def as_json(entry: Entry) -> dict[str, Any]:
 
 
 def facts_of(entry: Entry) -> dict[str, str]:
-    """Return the known facts about an entry in words, by name; empty ones are left out."""
+    """Return the recorded facts about an entry by name, without empty ones."""
     request = json_text.dumps(entry.request, ensure_ascii=False) if entry.request else ""
     facts = {
         "idempotency key": entry.idempotency_key,
         "state": str(entry.state),
         "note": entry.note,
         "failure": entry.failure_code,
-        "id": f"{entry.task_id}{_unconfirmed(entry)}" if entry.task_id else "",
+        "task id": f"{entry.task_id}{_unconfirmed(entry)}" if entry.task_id else "",
         "service": entry.base_url,
         "model": " ".join(filter(None, [entry.route, entry.model])),
         "request": request,
@@ -119,15 +119,15 @@ def facts_of(entry: Entry) -> dict[str, str]:
         "stored": shown_time(entry.stored_at),
         "polls": str(entry.polls or ""),
         "submissions": str(entry.attempts),
-        "bought so far": _bought(entry),
+        "charged so far": _charged(entry),
         "flow run": entry.flow_run_id or "",
-        "held by": describe_owner(entry.owner) if entry.owner else "",
+        "lease owner": describe_owner(entry.owner) if entry.owner else "",
         "videos": "\n".join(video.uri for video in _videos(entry)),
     }
     return {name: value for name, value in facts.items() if value}
 
 
-def _bought(entry: Entry) -> str:
+def _charged(entry: Entry) -> str:
     """Return the amount charged or possibly charged for an entry, or an empty text."""
     if not entry.charges:
         return ""
@@ -137,7 +137,7 @@ def _bought(entry: Entry) -> str:
 
 
 def _unconfirmed(entry: Entry) -> str:
-    return "" if entry.task_id_checked else " (not confirmed by the service)"
+    return "" if entry.task_id_checked else " (not confirmed by CometAPI)"
 
 
 def shown_time(time: datetime | None) -> str:
@@ -150,11 +150,11 @@ def table_of(entries: Sequence[Entry]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
     table.add_column("idempotency key", overflow="fold")
     table.add_column("state")
-    table.add_column("id")
+    table.add_column("task id")
     table.add_column("model")
-    table.add_column("since (UTC)")
-    table.add_column("took", justify="right")
-    table.add_column("seconds", justify="right")
+    table.add_column("created (UTC)")
+    table.add_column("waited", justify="right")
+    table.add_column("billed (s)", justify="right")
     for entry in entries:
         colour = _COLOURS.get(entry.state, "default")
         table.add_row(

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command ``prefect-cometapi setup``: objects in Prefect, created once and updated in place."""
+"""Command ``prefect-cometapi setup``: creates and updates this package's objects in Prefect."""
 
 import asyncio
+import re
+import shlex
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
+from pydantic import ValidationError
 
 from ..console import console, escape, stop_at_prefect
 from ..prefect_env import quieten_prefect
@@ -16,43 +19,54 @@ if TYPE_CHECKING:
     from prefect.blocks.core import Block
     from prefect.client.orchestration import PrefectClient
 
-MADE, CHANGED, REGISTERED, THERE = "made", "changed", "registered", "there already"
-LEFT_OUT = "left out: COMETAPI_KEY is not set"
+CREATED, UPDATED, REGISTERED, UNCHANGED = "created", "updated", "registered", "unchanged"
+SKIPPED = "skipped: COMETAPI_KEY is not set"
+
+
+def _two_parts(form: str) -> Callable[[Any, str | None], None]:
+    """Return a validator for names with one slash, whose message says which form is expected."""
+
+    def check(_type: Any, name: str | None) -> None:
+        if name is not None and not re.fullmatch("[^/]+/[^/]+", name):
+            raise ValueError(f"expected {form}")
+
+    return check
 
 
 def setup(
     *,
-    block: Annotated[str, Parameter(help="Name under which the blocks are saved.")] = "default",
-    pool: Annotated[str, Parameter(help="Work pool for our deployments.")] = "videos",
+    block: Annotated[str, Parameter(help="Name of the saved blocks.")] = "default",
+    pool: Annotated[str, Parameter(help="Name of the work pool.")] = "videos",
     limit: Annotated[
         int | None,
         Parameter(
-            help="Generations upstream at a time, for all processes; COMETAPI_MAX_IN_FLIGHT else.",
+            help="Maximum number of generations in flight, for all processes together (default: "
+            "COMETAPI_MAX_IN_FLIGHT).",
             validator=validators.Number(gte=1),
         ),
     ] = None,
     notify: Annotated[
         str | None,
-        Parameter(help="Notification block (slack-webhook/ops) that is told of what went wrong."),
+        Parameter(
+            help="Block that notifies you of failures, such as slack-webhook/ops.",
+            validator=_two_parts("TYPE-SLUG/NAME of a saved block, such as slack-webhook/ops"),
+        ),
     ] = None,
     then: Annotated[
         str | None,
-        Parameter(help="Deployment (flow/name) to run for each stored clip; it gets its uri."),
+        Parameter(
+            help="Deployment to run for each stored video, as flow/name; it receives the location "
+            "as its parameter uri.",
+            validator=_two_parts("FLOW/NAME of a deployment, such as load/nightly"),
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, Parameter(negative="", help="Say what would be made or changed, and do nothing.")
+        bool, Parameter(negative="", help="Print the objects that would be created or updated.")
     ] = False,
 ) -> None:
-    """Create blocks, a work pool, a limit and automations in Prefect. You can run it again."""
+    """Create or update the blocks, work pool, limit and automations in Prefect. Buys nothing."""
     quieten_prefect()
-    from prefect.exceptions import ObjectNotFound
-
-    plan = Plan(block, pool, limit, notify, then)
-    try:
-        asyncio.run(Setup(dry_run=dry_run).run(plan))
-    except ObjectNotFound:
-        named = " or ".join(name for name in (notify, then) if name)
-        stop_at_prefect(f"there is no {named}", "prefect deployment ls, prefect block ls")
+    asyncio.run(Setup(dry_run=dry_run).run(Plan(block, pool, limit, notify, then)))
 
 
 @dataclass(frozen=True)
@@ -68,32 +82,32 @@ class Plan:
 
 @dataclass
 class Setup:
-    """Creation and update of the planned objects, or a dry run that only reports them.
+    """Creation and update of the planned objects, or a dry run that only prints them.
 
     Attributes:
         dry_run: True to change nothing.
-        done: Outcome for each object.
+        done: Outcome of each object.
     """
 
     dry_run: bool = False
     done: dict[str, str] = field(default_factory=dict[str, str])
 
     async def run(self, plan: Plan) -> None:
-        """Set up all objects, one after the other."""
+        """Create or update all objects, one after the other."""
         from prefect.client.orchestration import get_client
 
         from ...runway.settings import CometAPISettings
 
         settings = CometAPISettings()
         async with get_client() as client:
-            await self._blocks(settings, plan.block)
+            await self._blocks(client, settings, plan.block)
             await self._pool(client, plan.pool)
             await self._limit(client, plan.limit or settings.max_in_flight)
             for automation in await _automations(client, plan):
                 await self._automation(automation)
         self._advise(plan)
 
-    async def _blocks(self, settings: Any, name: str) -> None:
+    async def _blocks(self, client: "PrefectClient", settings: Any, name: str) -> None:
         from ...blocks import CometAPICredentials, GenerationLedger
         from ...flows.runtime.block_loading import is_block_name
 
@@ -101,24 +115,25 @@ class Setup:
             register = kind.aregister_type_and_schema  # changes nothing if the type is registered
             await self._do(f"block type {kind.get_block_type_slug()}", REGISTERED, register)
         if settings.key:
-            await self._block(CometAPICredentials.from_settings(settings), name)
+            await self._block(client, CometAPICredentials.from_settings(settings), name)
         else:
-            self._tell(f"block cometapi-credentials/{name}", LEFT_OUT)
+            self._report(f"block cometapi-credentials/{name}", SKIPPED)
         ledger = settings.ledger_url.get_secret_value() if settings.ledger_url else ""
         if ledger and not is_block_name(ledger):
-            await self._block(GenerationLedger(url=settings.ledger_url), name)
+            await self._block(client, GenerationLedger(url=settings.ledger_url), name)
 
-    async def _block(self, block: "Block", name: str) -> None:
-        kind = type(block)
-        what = f"block {kind.get_block_type_slug()}/{name}"
+    async def _block(self, client: "PrefectClient", block: "Block", name: str) -> None:
+        from prefect.exceptions import ObjectNotFound
+
+        slug = block.get_block_type_slug()
         try:
-            there = await kind.aload(name)
-        except ValueError:
-            outcome = MADE
+            document = await client.read_block_document_by_name(name, slug)
+        except ObjectNotFound:
+            outcome = CREATED
         else:
-            same = all(getattr(there, name) == value for name, value in _fields(block))
-            outcome = THERE if same else CHANGED
-        await self._do(what, outcome, lambda: block.asave(name, overwrite=True))
+            saved = _validated(type(block), document.data, f"{slug}/{name}")
+            outcome = UNCHANGED if _fields(saved) == _fields(block) else UPDATED
+        await self._do(f"block {slug}/{name}", outcome, lambda: block.asave(name, overwrite=True))
 
     async def _pool(self, client: "PrefectClient", name: str) -> None:
         from prefect.client.schemas.actions import WorkPoolCreate
@@ -126,9 +141,9 @@ class Setup:
 
         try:
             await client.read_work_pool(name)
-            outcome = THERE
+            outcome = UNCHANGED
         except ObjectNotFound:
-            outcome = MADE
+            outcome = CREATED
         await self._do(
             f"work pool {name}",
             outcome,
@@ -142,9 +157,9 @@ class Setup:
 
         try:
             there = await client.read_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT)
-            outcome = THERE if there.limit == limit else CHANGED
+            outcome = UNCHANGED if there.limit == limit else UPDATED
         except ObjectNotFound:
-            outcome = MADE
+            outcome = CREATED
         await self._do(
             f"concurrency limit {IN_FLIGHT_LIMIT}: {limit}",
             outcome,
@@ -159,26 +174,45 @@ class Setup:
         try:
             there = await Automation.aread(name=wanted.name)
         except ValueError:
-            await self._do(f"automation {wanted.name!r}", MADE, wanted.acreate)
+            await self._do(f"automation {wanted.name!r}", CREATED, wanted.acreate)
             return
         wanted.id = there.id
-        outcome = CHANGED if differ(wanted, there) else THERE
+        outcome = UPDATED if differ(wanted, there) else UNCHANGED
         await self._do(f"automation {wanted.name!r}", outcome, wanted.aupdate)
 
     async def _do(self, what: str, outcome: str, act: Callable[[], Awaitable[Any]]) -> None:
-        if outcome is not THERE and not self.dry_run:
+        if outcome is not UNCHANGED and not self.dry_run:
             await act()
-        self._tell(what, outcome)
+        self._report(what, outcome)
 
-    def _tell(self, what: str, outcome: str) -> None:
+    def _report(self, what: str, outcome: str) -> None:
         self.done[what] = outcome
-        would = "would be " if self.dry_run and outcome in {MADE, CHANGED, REGISTERED} else ""
-        colour = {MADE: "green", CHANGED: "yellow"}.get(outcome, "dim")
+        would = "would be " if self.dry_run and outcome in {CREATED, UPDATED, REGISTERED} else ""
+        colour = {CREATED: "green", UPDATED: "yellow"}.get(outcome, "dim")
         console.print(f"  {escape(what)}  [{colour}]{would}{outcome}[/]", soft_wrap=True)
 
     def _advise(self, plan: Plan) -> None:
         if not self.dry_run:
             console.print(f"[dim]Next:[/] prefect-cometapi deploy --pool {escape(plan.pool)}")
+
+
+def _validated(kind: "type[Block]", data: dict[str, Any], name: str) -> "Block":
+    """Return a saved block, or exit with status 1 if its fields are no longer valid.
+
+    The block is not overwritten, because its owner may have edited it.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}"
+            for one in error.errors(include_url=False, include_context=False, include_input=False)
+        )
+        stop_at_prefect(
+            f"the saved block {name} is not valid: {problems}",
+            f"correct it in the UI, or: prefect block delete {shlex.quote(name)}, "
+            "then run setup again",
+        )
 
 
 def _fields(block: "Block") -> list[tuple[str, Any]]:
@@ -188,30 +222,31 @@ def _fields(block: "Block") -> list[tuple[str, Any]]:
 async def _automations(client: "PrefectClient", plan: Plan) -> "list[Automation]":
     """Return the automations of a plan.
 
-    Raises:
-        ObjectNotFound: The block or the deployment does not exist.
-        ValueError: The name of the deployment does not have the form flow/name.
+    The command exits with status 1 if the block or the deployment does not exist.
     """
+    from prefect.exceptions import ObjectNotFound
+
     from .. import automations
 
     wanted = [
-        automations.silent_runs_crash(),
-        automations.unbegun_runs_crash(),
-        automations.crashed_runs_start_again(),
+        automations.mark_silent_runs_crashed(),
+        automations.mark_unstarted_runs_crashed(),
+        automations.restart_crashed_runs(),
     ]
     if plan.notify:
-        block = await _block_id(client, plan.notify)
+        kind, _, name = plan.notify.partition("/")
+        try:
+            block = (await client.read_block_document_by_name(name, kind)).id
+        except ObjectNotFound:
+            stop_at_prefect(f"there is no block {plan.notify}", "prefect block ls")
         wanted += [
-            automations.failures_are_told(block),
-            automations.uncertain_ones_are_told(block),
+            automations.notify_on_failure(block),
+            automations.notify_on_uncertain(block),
         ]
     if plan.then:
-        deployment = await client.read_deployment_by_name(plan.then)
-        wanted.append(automations.each_clip_runs(deployment.id, plan.then))
+        try:
+            deployment = await client.read_deployment_by_name(plan.then)
+        except ObjectNotFound:
+            stop_at_prefect(f"there is no deployment {plan.then}", "prefect deployment ls")
+        wanted.append(automations.run_for_each_video(deployment.id, plan.then))
     return wanted
-
-
-async def _block_id(client: "PrefectClient", name: str) -> Any:
-    kind, _, own = name.partition("/")
-    document = await client.read_block_document_by_name(own, kind)
-    return document.id

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An async DAG: two cuts of one motif at once, and what comes after they are there."""
+"""Async DAG: two cuts of one motif at once, and a task that uses both."""
 
 import asyncio
 
@@ -11,17 +11,18 @@ from prefect_cometapi.runway import GenerationResult
 
 @task
 async def announce(wide: GenerationResult, tall: GenerationResult) -> dict[str, str]:
-    """Whatever comes next in your pipeline."""
+    """Continue your pipeline with both videos."""
     return {"website": wide.videos[0].uri, "phone": tall.videos[0].uri}
 
 
 @flow
 async def campaign(photo: str, name: str) -> dict[str, str]:
-    """One video for screens, one for phones."""
+    """Make one video for screens and one for phones."""
     wide, tall = await asyncio.gather(
         *(
             aimage_to_video(
-                {"promptImage": photo, "promptText": name, "ratio": ratio}, key=f"{name}/{ratio}"
+                {"promptImage": photo, "promptText": name, "ratio": ratio},
+                idempotency_key=f"{name}/{ratio}",
             )
             for ratio in ("1280:720", "720:1280")
         )

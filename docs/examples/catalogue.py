@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A nightly DAG: products without a clip get one, and a table says where each clip is.
+"""Nightly DAG: make a video for each product without one, and record its location in a table.
 
-Only what is missing is bought: a product whose clip is in the table is not asked for, and one whose
-row was lost finds its video by its key.
+Only missing videos are bought: a product whose video is in the table is skipped, and a product
+whose row was lost finds its video by its idempotency key.
 """
 
 import sqlite3
@@ -21,7 +21,7 @@ MISSING = "SELECT sku, photo, name FROM products WHERE sku NOT IN (SELECT sku FR
 
 @task
 def products_without_a_clip(database: str) -> list[dict[str, Any]]:
-    """Return requests, with the SKU as the part of the key that stays."""
+    """Return requests with the SKU as their id, which is part of the idempotency key."""
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute(CLIPS)
         rows = connection.execute(MISSING).fetchall()
@@ -33,7 +33,7 @@ def products_without_a_clip(database: str) -> list[dict[str, Any]]:
 
 @task(retries=3, retry_delay_seconds=5)
 def load(database: str, clips: list[dict[str, Any]]) -> int:
-    """Put the new clips into the table; again is the same."""
+    """Write the new videos into the table; a repeated call changes nothing."""
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.executemany(
             "INSERT OR REPLACE INTO clips VALUES (:id, :uri, :sha256, :duration)", clips
@@ -43,11 +43,11 @@ def load(database: str, clips: list[dict[str, Any]]) -> int:
 
 @flow(log_prints=True)
 def nightly_clips(database: str, max_seconds: float = 5000) -> int:
-    """Ingest, generate, load; the limit is for all nights together, since they share a key."""
+    """Ingest, generate, load. The limit is for all nights together, because they share a key."""
     requests = products_without_a_clip(database)
     if not requests:
         return 0
-    result = generate_batch(requests, key="clips", max_seconds=max_seconds)
+    result = generate_batch(requests, idempotency_key="clips", max_seconds=max_seconds)
     print(f"{result.succeeded} stored, {result.failed} failed, {result.uncertain} uncertain")
     stored = [item for item in result.results if item.uri]
     return load(database, [item.model_dump() for item in stored])

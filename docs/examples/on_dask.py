@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps as tasks of a flow of your own, on Dask's workers (pip install prefect-dask).
+"""The four steps as tasks of your own flow, on Dask workers (pip install prefect-dask).
 
-Every worker needs the same COMETAPI_LEDGER_URL and COMETAPI_STORAGE: fetch and persist may run on
-different ones, so the storage is a folder that all of them mount.
+Every worker needs the same COMETAPI_LEDGER_URL and COMETAPI_STORAGE. Fetch and persist may run on
+different workers, so the storage is a folder that all of them mount.
 """
 
 from prefect import flow
@@ -19,10 +19,10 @@ from prefect_cometapi.runway import StoredVideo
 
 @flow(task_runner=DaskTaskRunner(cluster_kwargs={"n_workers": 2, "threads_per_worker": 4}))
 def on_dask(photos: dict[str, str]) -> dict[str, str]:
-    """Run a chain of four tasks for each photo; Dask decides where each of them runs."""
+    """Run a chain of four tasks for each photo; Dask chooses the worker of each task."""
     stored = {}
     for name, photo in photos.items():
-        submission = submit_generation.submit({"promptImage": photo}, key=name)
+        submission = submit_generation.submit({"promptImage": photo}, idempotency_key=name)
         finished = poll_generation.submit(submission)
         videos = fetch_output.submit(submission, finished)
         stored[name] = persist_output.submit(submission, finished, videos)

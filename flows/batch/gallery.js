@@ -3,7 +3,7 @@
 (() => {
   const notes = new WeakMap();
 
-  // Nothing of a video is loaded before it is wanted, so its element is made by the click.
+  // A click creates the video element, so that no video is loaded before a user wants it.
   const play = (link) => {
     const image = link.querySelector("img");
     const stage = document.createElement("div");
@@ -20,7 +20,7 @@
     link.hidden = true;
     link.after(stage);
     video.focus();
-    video.play().catch(() => {}); // a failure to load is told by its own event
+    video.play().catch(() => {}); // the error event reports a failure to load
   };
 
   const stop = (video) => {
@@ -34,16 +34,16 @@
     return link;
   };
 
-  const refused = (video) => {
+  const showFailure = (video) => {
     const link = stop(video);
     const note = document.createElement("p");
     const direct = document.createElement("a");
     direct.href = link.href;
     direct.rel = "noreferrer";
-    direct.textContent = "Open the file itself";
-    note.className = "note said";
+    direct.textContent = "Open the file";
+    note.className = "note problem";
     note.setAttribute("role", "alert");
-    note.append("It cannot be played from here. ", direct);
+    note.append("This video cannot be played here. ", direct);
     link.after(note);
     notes.set(link, note);
   };
@@ -59,18 +59,18 @@
       document.execCommand("copy");
     }
     button.textContent = "Copied";
-    document.querySelector(".told").textContent = `Copied: ${text.textContent}`;
+    document.querySelector(".copied").textContent = `Copied: ${text.textContent}`;
     button.addEventListener("blur", () => (button.textContent = "Copy"), { once: true });
   };
 
   const addCopyButtons = (details) => {
     for (const value of details.querySelectorAll("dd:not(:has(button))")) {
-      const word = value.previousElementSibling.textContent;
+      const label = value.previousElementSibling.textContent;
       const button = document.createElement("button");
       button.type = "button";
       button.className = "copy";
       button.textContent = "Copy";
-      button.setAttribute("aria-label", `Copy ${word} of ${nameOf(value)}`);
+      button.setAttribute("aria-label", `Copy ${label} of ${nameOf(value)}`);
       value.append(button);
     }
   };
@@ -86,14 +86,14 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && event.target.matches?.("video")) stop(event.target);
   });
-  // These events do not bubble; they are met on their way down.
-  const onTheWay = (name, act) => document.addEventListener(name, (event) => act(event.target), true);
-  onTheWay("toggle", (element) => element.matches("details[open]") && addCopyButtons(element));
-  onTheWay("error", (element) => {
-    if (element.matches?.("video")) refused(element);
+  // These events do not bubble, so they are handled in the capture phase.
+  const capture = (name, act) => document.addEventListener(name, (event) => act(event.target), true);
+  capture("toggle", (element) => element.matches("details[open]") && addCopyButtons(element));
+  capture("error", (element) => {
+    if (element.matches?.("video")) showFailure(element);
     if (element.matches?.("img")) element.classList.add("broken");
   });
-  onTheWay("play", (playing) => {
+  capture("play", (playing) => {
     for (const video of document.querySelectorAll("video")) if (video !== playing) video.pause();
   });
 

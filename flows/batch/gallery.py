@@ -33,7 +33,7 @@ NAME = "gallery.html"
 """Name of the template of the page."""
 
 _HERE = Path(__file__).parent
-_SHOWN_FIRST = (
+_OUTCOME_ORDER = (
     Outcome.STORED,
     Outcome.FAILED,
     Outcome.UNCERTAIN,
@@ -42,9 +42,9 @@ _SHOWN_FIRST = (
     Outcome.RUNNING,
     Outcome.WAITING,
 )
-_GROUP = 60  # cards, which fill complete rows of 1 to 6
-_ENDLESS = 1e12  # seconds
-_WIDEST, _TALLEST, _USUAL = Fraction(21, 9), Fraction(9, 16), Fraction(16, 9)
+_GROUP = 60  # cards; fills complete rows of 1 to 6
+_MAX_SECONDS = 1e12  # longer durations are not shown
+_WIDEST, _TALLEST, _DEFAULT_RATIO = Fraction(21, 9), Fraction(9, 16), Fraction(16, 9)
 _PICTURE = re.compile(r"data:image/(?:jpeg|png|webp|gif|avif);base64,[A-Za-z0-9+/]+={0,2}")
 _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
@@ -100,12 +100,12 @@ class _Card:
     Attributes:
         video: URL of the video, if a browser can open it.
         poster: URL of an image.
-        place: Location of the video, if a browser cannot open it.
+        location: Location of the video, if a browser cannot open it.
         facts: Lines of short facts.
-        what: Type of the error.
+        error: Type of the error.
         message: Error message.
         advice: Texts about the money and the next step, by label.
-        marks: Values to copy, such as the idempotency key and the task id, by label.
+        ids: Values to copy, such as the idempotency key and the task id, by label.
         details: Lines with further details.
     """
 
@@ -115,18 +115,18 @@ class _Card:
     length: str
     video: str | None
     poster: str | None
-    place: str
+    location: str
     facts: list[str]
-    what: str
+    error: str
     message: str
     advice: dict[str, str]
-    marks: dict[str, str]
+    ids: dict[str, str]
     details: list[str]
 
     @property
-    def is_troubled(self) -> bool:
+    def has_problem(self) -> bool:
         """True if the card shows an error or advice."""
-        return bool(self.what or self.message or self.advice)
+        return bool(self.error or self.message or self.advice)
 
 
 def _card(result: ItemResult, base: str, embedded: str | None) -> _Card:
@@ -134,11 +134,11 @@ def _card(result: ItemResult, base: str, embedded: str | None) -> _Card:
     poster = address(result.poster, base) if result.poster else None
     if embedded and _PICTURE.fullmatch(embedded):
         poster = embedded
-    place = _clean(without_login(result.uri or ""))
-    message, advice = _advised(result)
-    marks = {
-        "file": place if video else None,
-        "idempotency_key": result.idempotency_key,
+    location = _clean(without_login(result.uri or ""))
+    message, advice = _message_and_advice(result)
+    ids = {
+        "file": location if video else None,
+        "idempotency key": result.idempotency_key,
         "task id": result.task_id,
         "sha256": result.sha256,
     }
@@ -154,18 +154,18 @@ def _card(result: ItemResult, base: str, embedded: str | None) -> _Card:
         length=_seconds(result.duration),
         video=video,
         poster=poster,
-        place="" if video else place,
+        location="" if video else location,
         facts=_facts(result),
-        what=_clean(result.error or ""),
+        error=_clean(result.error or ""),
         message=message,
         advice=advice,
-        marks={word: _clean(value) for word, value in marks.items() if value},
+        ids={label: _clean(value) for label, value in ids.items() if value},
         details=[_clean(line) for line in details if line],
     )
 
 
 def _facts(result: ItemResult) -> list[str]:
-    frame = f"{result.width} × {result.height}" if result.width and result.height else ""  # noqa: RUF001 -- the sign for it
+    frame = f"{result.width} × {result.height}" if result.width and result.height else ""  # noqa: RUF001 -- the multiplication sign is intended
     size = shown_size(result.size) if result.size else ""
     took = "".join(f"took {_span(seconds)}" for seconds in _known(result.waited))
     polls = _count(result.polls, "poll") if result.polls is not None else ""
@@ -173,19 +173,19 @@ def _facts(result: ItemResult) -> list[str]:
     return [" · ".join(filter(None, line)) for line in lines if any(line)]
 
 
-def _advised(result: ItemResult) -> tuple[str, dict[str, str]]:
+def _message_and_advice(result: ItemResult) -> tuple[str, dict[str, str]]:
     """Return the error message of an item, and its advice by label.
 
     The advice comes from the text of the error, or else from the type of the error.
     """
-    said = _clean(hide_secrets(result.message or ""))
-    lines = re.split(r"^(Generation|Money|Next): ", said, flags=re.MULTILINE)
-    own = {word: text.strip() for word, text in zip(lines[1::2], lines[2::2], strict=True)}
-    advice = _usual_advice(result) | own
-    return lines[0].strip(), {word: advice[word] for word in ("Money", "Next") if advice.get(word)}
+    text = _clean(hide_secrets(result.message or ""))
+    parts = re.split(r"^(Generation|Money|Next): ", text, flags=re.MULTILINE)
+    own = {label: part.strip() for label, part in zip(parts[1::2], parts[2::2], strict=True)}
+    advice = _default_advice(result) | own
+    return parts[0].strip(), {name: advice[name] for name in ("Money", "Next") if advice.get(name)}
 
 
-def _usual_advice(result: ItemResult) -> dict[str, str]:
+def _default_advice(result: ItemResult) -> dict[str, str]:
     if result.outcome in {Outcome.STORED, Outcome.WAITING, Outcome.RUNNING}:
         return {}
     kind = getattr(runway, result.error or "", None)
@@ -221,7 +221,9 @@ def _totals(results: Sequence[ItemResult], spending: Spending | None) -> list[st
         f"billed for {_number(math.fsum(billed))} s" if billed and not spending else "",
         shown_size(size) if size else "",
     ]
-    totals += [f"{name}: {told}" for name, told in figures(spending).items()] if spending else []
+    totals += (
+        [f"{name}: {amount}" for name, amount in figures(spending).items()] if spending else []
+    )
     return [part for part in totals if part]
 
 
@@ -230,7 +232,7 @@ def _shares(results: Sequence[ItemResult]) -> list[tuple[Outcome, int, int]]:
     counted = Counter(result.outcome for result in results)
     shares: list[tuple[Outcome, int, int]] = []
     before = 0
-    for outcome in _SHOWN_FIRST:
+    for outcome in _OUTCOME_ORDER:
         if counted[outcome]:
             shares.append((outcome, counted[outcome], before))
             before += counted[outcome]
@@ -244,7 +246,7 @@ def _frame(results: Sequence[ItemResult]) -> str:
     """
     sizes = [(result.width or 0, result.height or 0) for result in results]
     ratios = Counter(Fraction(width, height) for width, height in sizes if width * height > 0)
-    usual = ratios.most_common(1)[0][0] if ratios else _USUAL
+    usual = ratios.most_common(1)[0][0] if ratios else _DEFAULT_RATIO
     ratio = min(max(usual, _TALLEST), _WIDEST)
     narrow = "--card:14rem;" if ratio < 1 else ""
     return f":root{{{narrow}--frame:{ratio.numerator}/{ratio.denominator}}}\n"
@@ -297,7 +299,7 @@ def _clean(text: str) -> str:
 
 
 def _known(*values: float | None) -> list[float]:
-    return [value for value in values if value is not None and 0 <= value < _ENDLESS]
+    return [value for value in values if value is not None and 0 <= value < _MAX_SECONDS]
 
 
 def _time(moment: datetime) -> str:

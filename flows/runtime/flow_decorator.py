@@ -17,7 +17,7 @@ from prefect import Flow
 from prefect.serializers import CompressedSerializer, JSONSerializer, Serializer
 from pydantic.fields import FieldInfo
 
-from ...runway.redact import RedactingFilter, shortened
+from ...runway.redact import RedactingFilter, redact_payload
 from .hooks import release_leases
 
 # Prefect logs invalid parameters in full, and they may contain secrets.
@@ -48,7 +48,7 @@ class RecordedFlow(Flow[P, R]):
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Return the parameters in the form in which Prefect stores them."""
-        stored = shortened(super().serialize_parameters(parameters), urls=False)
+        stored = redact_payload(super().serialize_parameters(parameters), urls=False)
         if len(json.dumps(stored)) <= LONGEST:
             return stored
         return {name: _beginning(value) for name, value in stored.items()}

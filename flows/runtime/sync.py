@@ -95,7 +95,7 @@ def resolve_key(
     raise InvalidRequest(
         "the parameter idempotency_key= is missing: this call is made in no flow run and in no "
         "task run of yours, so nothing tells a repeated call from a new one, and it would be paid "
-        "for again; give it a key of your own (idempotency_key='sku-17'), or make the call in a flow"
+        "for again; give it one of your own (idempotency_key='sku-17'), or make the call in a flow"
     )
 
 

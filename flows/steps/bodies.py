@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...blocks.credentials import CometAPICredentials
 from ...runway.api.polling import PollPolicy, wait_until_finished
-from ...runway.api.reply_parser import MOST_OUTPUTS
+from ...runway.api.reply_parser import MAX_OUTPUTS
 from ...runway.errors import (
     CometAPIError,
     GenerationCancelled,
@@ -270,8 +270,8 @@ async def fetch(
     credentials = credentials or CometAPICredentials.from_settings(settings)
     videos: list[FetchedVideo] = []
     with failures_of(submission.idempotency_key, submission.task_id):
-        if len(finished.generation.outputs) > MOST_OUTPUTS:
-            raise InvalidOutput(f"CometAPI names more than {MOST_OUTPUTS} outputs")
+        if len(finished.generation.outputs) > MAX_OUTPUTS:
+            raise InvalidOutput(f"CometAPI names more than {MAX_OUTPUTS} outputs")
         async with exclusive_lease(submission):
             target = await resolve_storage(storage or settings.storage)
             staging = await asyncio.to_thread(target.staging)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ...runway.api.poll_schedule import KEPT, DurationStats, learn
+from ...runway.api.poll_schedule import HISTORY_SIZE, DurationStats, estimate_durations
 from ...runway.ledger.entry import Entry, Kind
 from ...runway.models.generation import Submission
 from ..runtime.ledger_access import write_in_background
@@ -63,7 +63,7 @@ def _ask(kind: Kind, interval: float, known: DurationStats | None) -> None:
     _known[kind, interval] = asked, known
 
     async def learnt(ledger: "Ledger") -> None:
-        history = await ledger.durations(kind, KEPT)
-        _known[kind, interval] = asked, learn(history, interval)
+        history = await ledger.durations(kind, HISTORY_SIZE)
+        _known[kind, interval] = asked, estimate_durations(history, interval)
 
     write_in_background(learnt)

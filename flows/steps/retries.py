@@ -15,7 +15,7 @@ from typing import Any, SupportsIndex
 
 from prefect.client.schemas.objects import State, TaskRun
 
-from ...runway.api.polling import spread
+from ...runway.api.polling import jittered
 from ...runway.errors import (
     CometAPIError,
     ServiceUnavailable,
@@ -80,7 +80,7 @@ def retry_on(
         interval = settings.poll_interval
         remembered.failures += 1
         remembered.delay = round(
-            spread(
+            jittered(
                 delay_before_retry(
                     remembered.failures,
                     error.retry_after,

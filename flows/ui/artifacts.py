@@ -41,7 +41,7 @@ async def show_reply(submission: Submission, reply: Generation, before: Generati
     if before is None or before.status is not reply.status:
         tell("Generation %s: %s", submission.task_id, reply.status)
         if not in_batch.get():
-            await announce(reply.status.replace(" ", "_"), submission, word=reply.word)
+            await announce(reply.status.replace(" ", "_"), submission, word=reply.raw_status)
     if before is None or _percent(before) != _percent(reply):
         await _move_progress(submission, reply)
 

@@ -70,12 +70,12 @@ def require_known(task_id: str, check: Check) -> None:
             not have the form of CometAPI's ids.
     """
     if check.known is False:
-        what = f"the id {task_id} is not recorded: {check.why}"
+        what = f"task id {task_id} was not recorded: {check.why}"
         raise UnknownTaskId(what).with_context(task_id=task_id)
     if check.known is None and not has_documented_form(task_id):
         raise UnknownTaskId(
-            f"the id {task_id} is not recorded: it does not read as an id of CometAPI (a UUID, or "
-            f"task_…), and it cannot be checked ({check.why})"
+            f"task id {task_id} was not recorded: it does not have the form of a CometAPI id (a "
+            f"UUID or task_…), and it could not be checked ({check.why})"
         ).with_context(task_id=task_id)
 
 
@@ -107,8 +107,8 @@ async def adopt(
     )
     if other and not _is_only_an_id(other):
         raise IdempotencyKeyConflict(
-            f"the id {task_id} belongs to the key {other.idempotency_key!r}, so it is not recorded "
-            "for another"
+            f"task id {task_id} was not recorded: it already belongs to the idempotency key "
+            f"{other.idempotency_key!r}"
         ).with_context(idempotency_key=intent.idempotency_key, task_id=task_id)
     entry = await ledger.get(intent.idempotency_key)
     if entry and (clash := key_conflict(entry, intent, task_id)):
@@ -123,8 +123,8 @@ async def adopt(
         adopted = await ledger.confirm_id(adopted.idempotency_key, task_id) or adopted
     if not check.known:
         warn(
-            f"the id {task_id} is recorded unchecked: {check.why}. The first poll that knows it "
-            "confirms it; until then prefect-cometapi ledger adopt can replace it"
+            f"task id {task_id} was recorded without a check: {check.why}. The first poll that "
+            "finds it confirms it; until then, prefect-cometapi ledger adopt can replace it"
         )
     if other:  # count the purchase once, and let one collector deliver it
         await ledger.mark_adopted_elsewhere(other)

@@ -24,7 +24,7 @@ from ..errors import (
     SubmissionUncertain,
     UnexpectedResponse,
 )
-from ..http_clients import SINGLE, Connections, tls_context
+from ..http_clients import SINGLE, ClientPool, tls_context
 from ..models.generation import Generation, Status
 from ..models.keys import is_task_id
 from ..models.requests import GenerationRequest
@@ -34,9 +34,9 @@ from .error_mapping import (
     ApiFailure,
     FailureKind,
     Reply,
-    refusal_of_exception,
-    refusal_of_purchase,
-    refusal_of_reply,
+    failure_of_create_reply,
+    failure_of_exception,
+    failure_of_reply,
 )
 from .reply_parser import read_generation, read_task_id
 
@@ -50,7 +50,7 @@ uncertain."""
 TOTAL_TIMEOUT = 120.0
 """Timeout of one whole call in seconds, so that a slowly dripping reply cannot hold it forever."""
 
-CALLS_AT_ONCE = 32
+MAX_CONCURRENT_CALLS = 32
 """Maximum number of concurrent free calls, each on its own connection."""
 
 UNKNOWN_TASK_ID = "00000000-0000-4000-8000-000000000000"
@@ -66,7 +66,7 @@ _FAILURES = (
     ValueError,  # httpx parses a Location even if it does not follow it, and may fail on it
 )
 
-_FOR_NOW = {FailureKind.BUSY, FailureKind.UNREACHABLE, FailureKind.UNKNOWN_OUTCOME}
+_TEMPORARY = {FailureKind.BUSY, FailureKind.UNREACHABLE, FailureKind.UNKNOWN_OUTCOME}
 
 _ERRORS: dict[FailureKind, type[CometAPIError]] = {
     FailureKind.BUSY: ServiceUnavailable,
@@ -78,7 +78,7 @@ _ERRORS: dict[FailureKind, type[CometAPIError]] = {
 }
 
 
-SHORTEST_SECRET = 12
+MIN_SECRET_LENGTH = 12
 """Minimum length in characters of an API key that is redacted. A shorter one (of the sandbox) is
 not secret, and may be part of any word."""
 
@@ -108,7 +108,7 @@ class RunwayClient:
     ) -> None:
         text = api_key.get_secret_value().strip()
         if not re.fullmatch(API_KEY_PATTERN, text):
-            raise AuthenticationError("the key is empty or has characters that no key has")
+            raise AuthenticationError("the API key is empty or contains invalid characters")
         self.base_url = base_url
         self._key = text
         options: dict[str, Any] = {
@@ -127,8 +127,8 @@ class RunwayClient:
             "trust_env": not base_url.lower().startswith("http:"),
             "follow_redirects": False,
         }
-        self._connections = Connections(
-            lambda: httpx.AsyncClient(**options, limits=SINGLE), CALLS_AT_ONCE
+        self._pool = ClientPool(
+            lambda: httpx.AsyncClient(**options, limits=SINGLE), MAX_CONCURRENT_CALLS
         )
         # A paid call uses a new connection: bytes that an earlier reply left in a kept connection
         # would be read as its answer.
@@ -149,7 +149,7 @@ class RunwayClient:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._connections.aclose()
+        await self._pool.aclose()
         await self._http_once.aclose()
 
     async def create(
@@ -177,15 +177,13 @@ class RunwayClient:
         path = f"/runwayml/v1/{request.route}"
         outcome = await self._send("POST", path, request.to_wire(), before_paying=before_sending)
         if isinstance(outcome, ApiFailure):
-            refused = (
-                outcome.meaning is FailureKind.NOT_FOUND
-            )  # an unknown source task, for example
+            refused = outcome.kind is FailureKind.NOT_FOUND  # an unknown source task, for example
             raise self._error(outcome, otherwise=InvalidRequest if refused else SubmissionUncertain)
         task_id = read_task_id(outcome.body)
         if not task_id or not is_task_id(task_id):
-            named = f"the odd id {scrub(task_id, limit=80)!r}" if task_id else "no id"
+            named = f"the invalid task id {scrub(task_id, limit=80)!r}" if task_id else "no task id"
             raise SubmissionUncertain(
-                f"CometAPI answered the submission with a success that names {named}",
+                f"CometAPI reported success but returned {named}",
                 http_status=outcome.http_status,
             )
         return task_id
@@ -218,9 +216,9 @@ class RunwayClient:
         """
         outcome = await self._send("GET", f"/runwayml/v1/tasks/{UNKNOWN_TASK_ID}")
         if isinstance(outcome, ApiFailure):
-            if outcome.is_own and outcome.meaning is FailureKind.NOT_FOUND:
+            if outcome.is_own and outcome.kind is FailureKind.NOT_FOUND:
                 return
-            if not outcome.is_foreign or outcome.meaning in _FOR_NOW:
+            if not outcome.is_foreign or outcome.kind in _TEMPORARY:
                 raise self._error(outcome, otherwise=ServiceUnavailable)
         said = outcome.message if isinstance(outcome, ApiFailure) else outcome.excerpt
         foreign = ApiFailure(FailureKind.MISADDRESSED, said, http_status=outcome.http_status)
@@ -237,11 +235,11 @@ class RunwayClient:
 
     def _state(self, task_id: str, outcome: Reply | ApiFailure) -> Generation:
         if isinstance(outcome, ApiFailure):
-            if outcome.meaning is FailureKind.NOT_FOUND:
-                return Generation(task_id=task_id, status=Status.NOT_FOUND, word=outcome.code)
-            if outcome.meaning in {FailureKind.INVALID, FailureKind.NO_BALANCE}:
+            if outcome.kind is FailureKind.NOT_FOUND:
+                return Generation(task_id=task_id, status=Status.NOT_FOUND, raw_status=outcome.code)
+            if outcome.kind in {FailureKind.INVALID, FailureKind.NO_BALANCE}:
                 raise GenerationNotFound(  # already bought, so not an InvalidRequest
-                    f"CometAPI does not tell the generation's state: {outcome.message}",
+                    f"CometAPI did not return the generation's state: {outcome.message}",
                     code=outcome.code,
                     http_status=outcome.http_status,
                 ).with_context(task_id=task_id)
@@ -249,7 +247,7 @@ class RunwayClient:
         generation = read_generation(outcome.body, task_id)
         if generation is None:
             raise ServiceUnavailable(
-                "CometAPI answered with a success that tells no state",
+                "CometAPI reported success but returned no state",
                 http_status=outcome.http_status,
             ).with_context(task_id=task_id)
         return generation
@@ -264,7 +262,7 @@ class RunwayClient:
     ) -> Reply | ApiFailure:
         # A paid call already has its claim, so it does not wait for a free connection.
         paid, extensions = before_paying is not None, _trace(before_paying)
-        client = nullcontext(self._http_once) if paid else self._connections.one()
+        client = nullcontext(self._http_once) if paid else self._pool.acquire()
         try:
             async with (
                 client as http,
@@ -273,19 +271,19 @@ class RunwayClient:
             ):
                 reply = await _read(response, self._key)
         except _FAILURES as error:
-            return refusal_of_exception(error)
-        return (refusal_of_purchase(reply) if paid else refusal_of_reply(reply)) or reply
+            return failure_of_exception(error)
+        return (failure_of_create_reply(reply) if paid else failure_of_reply(reply)) or reply
 
-    def _error(self, refusal: ApiFailure, otherwise: type[CometAPIError]) -> CometAPIError:
-        error_type = _ERRORS.get(refusal.meaning, otherwise)
-        message = refusal.message
-        if error_type is SubmissionUncertain and refusal.is_foreign:
+    def _error(self, failure: ApiFailure, otherwise: type[CometAPIError]) -> CometAPIError:
+        error_type = _ERRORS.get(failure.kind, otherwise)
+        message = failure.message
+        if error_type is SubmissionUncertain and failure.is_foreign:
             message = _FOREIGN.format(message=message, base_url=self.base_url)
         return error_type(
             _SENTENCES.get(error_type, "{message}").format(message=message, base_url=self.base_url),
-            code=refusal.code,
-            http_status=refusal.http_status,
-            retry_after=refusal.retry_after,
+            code=failure.code,
+            http_status=failure.http_status,
+            retry_after=failure.retry_after,
         )
 
 
@@ -302,18 +300,18 @@ def _trace(before_sending: Callable[[], None] | None) -> dict[str, Any] | None:
 
 
 _SENTENCES: dict[type[CometAPIError], str] = {
-    InvalidRequest: "CometAPI does not accept the request: {message}",
-    AuthenticationError: "CometAPI does not accept the key: {message}",
-    QuotaExceeded: "the account's balance does not suffice: {message}",
-    ServiceUnavailable: "CometAPI cannot take the call now: {message}",
-    UnexpectedResponse: "{base_url} does not answer as CometAPI does: {message}",
-    SubmissionUncertain: "no answer says whether the submission was accepted: {message}",
+    InvalidRequest: "CometAPI rejected the request: {message}",
+    AuthenticationError: "CometAPI rejected the API key: {message}",
+    QuotaExceeded: "the account balance is too low: {message}",
+    ServiceUnavailable: "CometAPI is unavailable: {message}",
+    UnexpectedResponse: "{base_url} does not respond like CometAPI: {message}",
+    SubmissionUncertain: "no reply confirms whether the submission was accepted: {message}",
 }
 
 
 _FOREIGN = (
-    "{base_url} does not answer as CometAPI does ({message}), so check COMETAPI_BASE_URL and what "
-    "proxy is on the way"
+    "{base_url} does not respond like CometAPI ({message}); check COMETAPI_BASE_URL and any proxy "
+    "in between"
 )
 
 
@@ -323,7 +321,7 @@ async def _read(response: httpx.Response, key: str) -> Reply:
     else:
         content = _unpacked(await _received(response), response.headers.get("content-encoding", ""))
     is_page = _is_page(response, bytes(content[:400]))  # before redaction, which adds a "<"
-    is_secret = len(key) >= SHORTEST_SECRET
+    is_secret = len(key) >= MIN_SECRET_LENGTH
     if is_secret:  # some services repeat the API key in their errors
         content = content.replace(key.encode(), b"<hidden key>")
     excerpt = _excerpt(response, bytes(content[:400]))
@@ -362,7 +360,9 @@ def _unpacked(content: bytearray, encoding: str) -> bytearray:
     if encoding in {"", "identity"}:
         return content
     if encoding not in {"gzip", "x-gzip", "deflate"}:
-        raise httpx.DecodingError(f"the reply is packed as {scrub(encoding, limit=40)}")
+        raise httpx.DecodingError(
+            f"the reply has the unsupported encoding {scrub(encoding, limit=40)}"
+        )
     try:
         unpacked = zlib.decompressobj(_GZIP_OR_ZLIB).decompress(content, MAX_REPLY_BYTES + 1)
     except zlib.error as error:
@@ -379,7 +379,7 @@ def _is_page(response: httpx.Response, content: bytes) -> bool:
 def _excerpt(response: httpx.Response, content: bytes) -> str:
     """Describe a reply that is not the service's JSON, so that a person can recognise it."""
     if location := response.headers.get("location"):
-        return f"it redirects to {scrub(location, limit=120)}"
+        return f"a redirect to {scrub(location, limit=120)}"
     content_type = response.headers.get("content-type", "no content type").partition(";")[0]
     content_type = scrub(content_type, limit=60)
     text = scrub(content.decode("utf-8", "replace"), limit=120)

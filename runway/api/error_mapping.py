@@ -15,18 +15,18 @@ channel as 503 ``model_not_found``, an empty balance as 403 ``quota_not_enough``
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
 from ..redact import scrub
 from .certainty import own_error, proof_of_refusal
-from .reply_parser import error_of, says_not_visible
+from .reply_parser import error_of, says_not_found
 
 MAX_RETRY_AFTER = 600.0
 """Maximum Retry-After in seconds. A longer one is capped, since a mistake in it must not stop a
@@ -51,7 +51,7 @@ class ApiFailure:
     """Failure of a call.
 
     Attributes:
-        meaning: Kind of failure.
+        kind: Kind of failure.
         message: Description, safe to show.
         code: Error code from the service, or an empty text.
         http_status: HTTP status of the reply, or None if there was no reply.
@@ -60,7 +60,7 @@ class ApiFailure:
         is_foreign: True if something else seems to answer: another server, or a proxy on the way.
     """
 
-    meaning: FailureKind
+    kind: FailureKind
     message: str
     code: str = ""
     http_status: int | None = None
@@ -98,7 +98,21 @@ _NEVER_SENT = (
     httpx.UnsupportedProtocol,
 )
 
-_BALANCE_CODES = {"quota_not_enough", "insufficient_quota", "insufficient_user_quota"}
+
+class _Error(NamedTuple):
+    """Error reply, with its code and its message in lower case."""
+
+    reply: Reply
+    code: str
+    message: str
+
+    @property
+    def status(self) -> int:
+        """HTTP status of the reply."""
+        return self.reply.http_status
+
+
+_NO_BALANCE_CODES = {"quota_not_enough", "insufficient_quota", "insufficient_user_quota"}
 _INVALID_CODES = {
     "invalid_request",
     "model_not_found",
@@ -109,32 +123,51 @@ _INVALID_CODES = {
     "model_price_error",
     "api_not_implemented",
 }
-_KEY_CODES = {"permission_denied", "invalid_api_key"}
+_API_KEY_CODES = {"permission_denied", "invalid_api_key"}
 _BEFORE_SUBMISSION_CODES = {"get_user_quota_failed", "pre_consume_quota_failed"}
 _NO_CHANNEL = "no available channel"
+_NO_ROUTE = "invalid url"
 
-_BY_STATUS = {
-    401: FailureKind.UNAUTHENTICATED,
-    402: FailureKind.NO_BALANCE,
-    403: FailureKind.UNAUTHENTICATED,
-    408: FailureKind.UNKNOWN_OUTCOME,
-    424: FailureKind.UNKNOWN_OUTCOME,
-    425: FailureKind.BUSY,
-    429: FailureKind.BUSY,
-    501: FailureKind.INVALID,
-    503: FailureKind.BUSY,
-}
+_KIND_BY_CONTENT: tuple[tuple[FailureKind, Callable[[_Error], bool]], ...] = (
+    (FailureKind.NOT_FOUND, lambda error: says_not_found(error.reply.body)),
+    (FailureKind.NO_BALANCE, lambda error: error.code in _NO_BALANCE_CODES),
+    (FailureKind.INVALID, lambda error: error.code in _INVALID_CODES),
+    (FailureKind.INVALID, lambda error: _NO_CHANNEL in error.message),
+    (FailureKind.UNAUTHENTICATED, lambda error: error.code in _API_KEY_CODES),
+    (FailureKind.BUSY, lambda error: error.code in _BEFORE_SUBMISSION_CODES),
+    # A JSON 404 is about the generation, unless it says that the route does not exist.
+    (
+        FailureKind.NOT_FOUND,
+        lambda error: (
+            error.status == 404 and error.reply.is_json and _NO_ROUTE not in error.message
+        ),
+    ),
+    # A success with a web page comes from a web site. One with anything else may be a receipt.
+    (FailureKind.MISADDRESSED, lambda error: 200 <= error.status < 300 and error.reply.is_page),
+)
+"""Kinds of failure that the content of a reply decides, whatever its status; the first row wins."""
+
+_KIND_BY_STATUS: tuple[tuple[Container[int], FailureKind], ...] = (
+    (range(300, 400), FailureKind.MISADDRESSED),  # the API redirects nothing
+    ({404, 405}, FailureKind.MISADDRESSED),
+    ({401, 403}, FailureKind.UNAUTHENTICATED),
+    ({402}, FailureKind.NO_BALANCE),
+    ({408, 424}, FailureKind.UNKNOWN_OUTCOME),
+    ({425, 429, 503}, FailureKind.BUSY),
+    (range(400, 452), FailureKind.INVALID),
+    ({501}, FailureKind.INVALID),
+)
+"""Kinds of failure by status; the first row wins, and any other status has an unknown outcome."""
 
 
-def refusal_of_exception(error: Exception) -> ApiFailure:
+def failure_of_exception(error: Exception) -> ApiFailure:
     """Return the failure that a transport error results in; pure."""
-    meaning = (
-        FailureKind.UNREACHABLE if isinstance(error, _NEVER_SENT) else FailureKind.UNKNOWN_OUTCOME
-    )
-    return ApiFailure(meaning, f"{type(error).__name__}: {scrub(str(error)) or 'no detail'}")
+    was_sent = not isinstance(error, _NEVER_SENT)
+    kind = FailureKind.UNKNOWN_OUTCOME if was_sent else FailureKind.UNREACHABLE
+    return ApiFailure(kind, f"{type(error).__name__}: {scrub(str(error)) or 'no detail'}")
 
 
-def refusal_of_reply(reply: Reply, now: datetime | None = None) -> ApiFailure | None:
+def failure_of_reply(reply: Reply, now: datetime | None = None) -> ApiFailure | None:
     """Return the failure in a reply, or None if it is a JSON success; pure.
 
     Args:
@@ -144,24 +177,24 @@ def refusal_of_reply(reply: Reply, now: datetime | None = None) -> ApiFailure | 
     status = reply.http_status
     code, message = error_of(reply.body) or ("", "")
     if 200 <= status < 300 and reply.is_json and not (code or message):
-        if says_not_visible(reply.body):
-            sentence = "the service does not know the generation"
+        if says_not_found(reply.body):
+            sentence = "CometAPI does not know the generation"
             return ApiFailure(FailureKind.NOT_FOUND, sentence, is_own=True)
         return None
-    meaning = _meaning(reply, code.lower(), message.lower())
+    kind = _kind_of(_Error(reply, code.lower(), message.lower()))
     is_own = own_error(reply.body) is not None
     return ApiFailure(
-        meaning=meaning,
+        kind=kind,
         message=scrub(message) or reply.excerpt or "no detail",
         code=code,
         http_status=status,
         retry_after=read_retry_after(reply.headers.get("retry-after"), now or datetime.now(UTC)),
         is_own=is_own,
-        is_foreign=not is_own and (meaning is FailureKind.MISADDRESSED or 400 <= status < 500),
+        is_foreign=not is_own and (kind is FailureKind.MISADDRESSED or 400 <= status < 500),
     )
 
 
-def refusal_of_purchase(reply: Reply, now: datetime | None = None) -> ApiFailure | None:
+def failure_of_create_reply(reply: Reply, now: datetime | None = None) -> ApiFailure | None:
     """Return the failure in a reply to a create call, or None if it is a JSON success; pure.
 
     A refusal without a proof has an unknown outcome, whatever its status and its message.
@@ -170,31 +203,20 @@ def refusal_of_purchase(reply: Reply, now: datetime | None = None) -> ApiFailure
         reply: Reply to read.
         now: Time against which a Retry-After date counts; the current time by default.
     """
-    refusal = refusal_of_reply(reply, now)
-    if refusal is None or proof_of_refusal(reply.http_status, reply.body):
-        return refusal
-    return replace(refusal, meaning=FailureKind.UNKNOWN_OUTCOME)
+    failure = failure_of_reply(reply, now)
+    if failure is None or proof_of_refusal(reply.http_status, reply.body):
+        return failure
+    return replace(failure, kind=FailureKind.UNKNOWN_OUTCOME)
 
 
-def _meaning(reply: Reply, code: str, message: str) -> FailureKind:
-    status = reply.http_status
-    if says_not_visible(reply.body):
-        return FailureKind.NOT_FOUND
-    if code in _BALANCE_CODES:
-        return FailureKind.NO_BALANCE
-    if code in _INVALID_CODES or _NO_CHANNEL in message:
-        return FailureKind.INVALID
-    if code in _KEY_CODES:
-        return FailureKind.UNAUTHENTICATED
-    if code in _BEFORE_SUBMISSION_CODES:
-        return FailureKind.BUSY
-    if status == 404 and reply.is_json and "invalid url" not in message:
-        return FailureKind.NOT_FOUND
-    if 300 <= status < 400 or status in {404, 405} or (200 <= status < 400 and reply.is_page):
-        return FailureKind.MISADDRESSED
-    if status in _BY_STATUS:
-        return _BY_STATUS[status]
-    return FailureKind.INVALID if 400 <= status <= 451 else FailureKind.UNKNOWN_OUTCOME
+def _kind_of(error: _Error) -> FailureKind:
+    for kind, applies in _KIND_BY_CONTENT:
+        if applies(error):
+            return kind
+    for statuses, kind in _KIND_BY_STATUS:
+        if error.status in statuses:
+            return kind
+    return FailureKind.UNKNOWN_OUTCOME
 
 
 def read_retry_after(value: str | None, now: datetime) -> float | None:

@@ -19,40 +19,40 @@ from itertools import islice
 from statistics import median
 from typing import NamedTuple
 
-KEPT = 200
+HISTORY_SIZE = 200
 """Maximum number of the newest generations of a kind that are used."""
 
-FEWEST = 10
+MIN_SAMPLES = 10
 """Minimum number of generations that were observed to their end before anything is concluded from
 them."""
 
 JITTER = 0.1
 """Maximum share of a delay that is added at random. Nothing is ever subtracted."""
 
-WORTH = 0.025
+LAG_PER_POLL = 0.025
 """Expected lag that is worth a poll, as a share of the interval: 0.125 s at an interval of 5 s."""
 
-SPARSEST = 1.5
+MAX_GAP_FACTOR = 1.5
 """Maximum number of intervals between two polls. It bounds the lag after the first poll."""
 
-LATEST = 0.85
+FIRST_POLL_LIMIT = 0.85
 """Share of the typical duration before which the first poll is due, however certain the rest is.
 
 Otherwise nothing would be learned about the time before the first poll, and a slow collector that
 polls once an hour could not be told apart from a service that takes an hour.
 """
 
-UNSEEN = 0.95
+MAX_UNOBSERVED = 0.95
 """Maximum share of its age for which a generation may go unobserved and still teach a duration.
 
-It is above ``LATEST``, so that the gap before this schedule's own first poll never counts as a
-generation that nobody polled.
+It is above ``FIRST_POLL_LIMIT``, so that the gap before this schedule's own first poll never counts
+as a generation that nobody polled.
 """
 
-CHANGED = 2.0
+DRIFT_FACTOR = 2.0
 """Factor between two typical durations above which the service counts as changed."""
 
-LONGEST = 86_400.0
+MAX_DURATION = 86_400.0
 """Maximum duration in seconds. No generation renders for longer than a day; a longer one was polled
 late."""
 
@@ -70,18 +70,20 @@ class DurationStats:
     typical: float
 
 
-class _Ended(NamedTuple):
+class _Sample(NamedTuple):
     """Earlier generation: its age when its end was seen, its longest unobserved time, its polls."""
 
     waited: float
-    unseen: float
+    unobserved: float
     polls: int
 
-    def watched(self) -> bool:
-        return self.polls > 1 and self.unseen <= UNSEEN * self.waited
+    def is_observed(self) -> bool:
+        return self.polls > 1 and self.unobserved <= MAX_UNOBSERVED * self.waited
 
 
-def learn(history: Sequence[tuple[float, int]], interval: float) -> DurationStats | None:
+def estimate_durations(
+    history: Sequence[tuple[float, int]], interval: float
+) -> DurationStats | None:
     """Return the duration statistics of a kind of generation, or None if too little is known; pure.
 
     Args:
@@ -90,27 +92,27 @@ def learn(history: Sequence[tuple[float, int]], interval: float) -> DurationStat
             batch, those are its slowest generations.
         interval: Minimum seconds between two polls of one generation.
     """
-    ended = [
-        _Ended(waited, max(0.0, waited - (polls - 1) * interval), polls)
-        for waited, polls in history[:KEPT]
-        if 0.0 < waited <= LONGEST and polls >= 1
+    samples = [
+        _Sample(waited, max(0.0, waited - (polls - 1) * interval), polls)
+        for waited, polls in history[:HISTORY_SIZE]
+        if 0.0 < waited <= MAX_DURATION and polls >= 1
     ]
-    watched = [at for at, one in enumerate(ended) if one.watched()]
-    if len(watched) < FEWEST:
+    observed = [at for at, one in enumerate(samples) if one.is_observed()]
+    if len(observed) < MIN_SAMPLES:
         return None
-    watched = _of_this_time(watched, ended)
-    ages = sorted(ended[at].waited for at in watched)
+    observed = _since_last_change(observed, samples)
+    ages = sorted(samples[at].waited for at in observed)
     typical = median(ages)
-    telling = [
+    usable = [
         one
-        for one in ended[: watched[-1] + 1]
-        if one.watched() or one.waited <= typical  # a late first poll teaches nothing
+        for one in samples[: observed[-1] + 1]
+        if one.is_observed() or one.waited <= typical  # a late first poll teaches nothing
     ]
-    if 2 * sum(one.polls == 1 for one in telling[:FEWEST]) >= FEWEST:
+    if 2 * sum(one.polls == 1 for one in usable[:MIN_SAMPLES]) >= MIN_SAMPLES:
         return None  # too many end before the first poll, so their durations are unknown
-    width = _width(ages, typical)
-    likely = (_duration(one, interval, width) for one in telling)
-    return DurationStats(durations=_blurred(likely, len(telling), width), typical=typical)
+    scatter = _scatter(ages, typical)
+    likely = (_duration(one, interval, scatter) for one in usable)
+    return DurationStats(durations=_smoothed(likely, len(usable), scatter), typical=typical)
 
 
 def first_delay(
@@ -130,7 +132,9 @@ def first_delay(
     soonest = max(0.0, interval - age) * (1.0 + JITTER * chance)
     if stats is None:
         return soonest
-    first = max(interval, min(_due(stats, 0.0, WORTH * interval), LATEST * stats.typical))
+    first = max(
+        interval, min(_due(stats, 0.0, LAG_PER_POLL * interval), FIRST_POLL_LIMIT * stats.typical)
+    )
     return max(soonest, first + chance * min(interval, first - interval) - age)
 
 
@@ -147,12 +151,12 @@ def next_delay(
     """
     gap = interval
     if stats is not None:
-        due = _due(stats, age, WORTH * interval) - age
-        gap = min(max(interval, due), SPARSEST * interval)
+        due = _due(stats, age, LAG_PER_POLL * interval) - age
+        gap = min(max(interval, due), MAX_GAP_FACTOR * interval)
     return gap * (1.0 + JITTER * chance)
 
 
-def _due(stats: DurationStats, since: float, worth: float) -> float:
+def _due(stats: DurationStats, since: float, threshold: float) -> float:
     """Return the age at which the lag expected since a poll at age ``since`` is worth a poll."""
     passed = bisect_right(stats.durations, since)
     left = len(stats.durations) - passed
@@ -161,22 +165,22 @@ def _due(stats: DurationStats, since: float, worth: float) -> float:
         if duration >= due:
             break
         total += duration
-        due = (worth * left + total) / count
+        due = (threshold * left + total) / count
     return due
 
 
-def _of_this_time(watched: list[int], ended: list[_Ended]) -> list[int]:
+def _since_last_change(observed: list[int], samples: list[_Sample]) -> list[int]:
     """Return the observed generations from after the last sudden change of the service."""
-    now = median(ended[at].waited for at in watched[:FEWEST])
-    for start in range(FEWEST, len(watched), FEWEST):
-        older = watched[start : start + FEWEST]
-        then = median(ended[at].waited for at in older)
-        if 2 * len(older) >= FEWEST and not now / CHANGED <= then <= now * CHANGED:
-            return watched[:start]
-    return watched
+    now = median(samples[at].waited for at in observed[:MIN_SAMPLES])
+    for start in range(MIN_SAMPLES, len(observed), MIN_SAMPLES):
+        older = observed[start : start + MIN_SAMPLES]
+        then = median(samples[at].waited for at in older)
+        if 2 * len(older) >= MIN_SAMPLES and not now / DRIFT_FACTOR <= then <= now * DRIFT_FACTOR:
+            return observed[:start]
+    return observed
 
 
-def _width(ages: list[float], typical: float) -> float:
+def _scatter(ages: list[float], typical: float) -> float:
     """Return the scatter of durations, as the standard deviation of their logarithm.
 
     Only the upper half counts, because the first poll hides a part of the lower half. The result is
@@ -186,7 +190,7 @@ def _width(ages: list[float], typical: float) -> float:
     return min(max(0.03, math.log(upper / typical)), 0.7)
 
 
-def _duration(one: _Ended, interval: float, width: float) -> float:
+def _duration(one: _Sample, interval: float, scatter: float) -> float:
     """Return the likely duration of a generation.
 
     The end lies half a gap before the poll that saw it. If that was the first poll, the end may lie
@@ -196,15 +200,15 @@ def _duration(one: _Ended, interval: float, width: float) -> float:
     it. If more of them do, it moves ahead by that share again and again.
     """
     if one.polls == 1:
-        return one.waited * math.exp(-0.5 * width)
+        return one.waited * math.exp(-0.5 * scatter)
     return one.waited - 0.5 * min(interval, one.waited)
 
 
-def _blurred(likely: Iterable[float], count: int, width: float) -> tuple[float, ...]:
+def _smoothed(likely: Iterable[float], count: int, scatter: float) -> tuple[float, ...]:
     """Return each duration with a neighbour on either side; a smaller sample spreads them further.
 
     A small sample seldom includes an early end. The distance is Silverman's rule of thumb for the
     bandwidth of a kernel, on a logarithmic scale.
     """
-    factor = math.exp(width * count**-0.2)
+    factor = math.exp(scatter * count**-0.2)
     return tuple(sorted(x for one in likely for x in (one / factor, one, one * factor)))

@@ -64,13 +64,13 @@ class PollState:
     last_poll: float | None = field(default=None, repr=False)
 
 
-def spread(seconds: float, share: float = JITTER) -> float:
+def jittered(seconds: float, share: float = JITTER) -> float:
     """Return the time plus random jitter, so that concurrent waits do not stay in step."""
     return seconds * (1.0 + share * random.random())  # noqa: S311 -- not for secrets
 
 
-def verdict(
-    reply: Generation, elapsed: float, missing_for: float, patience: PollPolicy
+def evaluate(
+    reply: Generation, elapsed: float, missing_for: float, policy: PollPolicy
 ) -> Generation | CometAPIError | None:
     """Return the finished generation, its error, or None to keep waiting; pure.
 
@@ -79,20 +79,20 @@ def verdict(
         elapsed: Seconds waited so far.
         missing_for: Seconds for which the generation, or its output, has been missing without a
             break.
-        patience: Polling limits.
+        policy: Polling limits.
     """
     if reply.status is Status.SUCCEEDED and reply.outputs:
         return reply
     if reply.status is Status.FAILED:
-        reason = reply.failure or "CometAPI gives no reason"
+        reason = reply.failure or "CometAPI gave no reason"
         return GenerationFailed(f"the generation failed: {reason}", code=reply.failure_code)
     if reply.status is Status.CANCELLED:
         return GenerationCancelled("the generation was cancelled upstream", code=reply.failure_code)
-    if is_missing(reply) and missing_for >= patience.not_found_grace:
+    if is_missing(reply) and missing_for >= policy.not_found_grace:
         return _missing_error(reply, missing_for)
-    if elapsed >= patience.timeout:
+    if elapsed >= policy.timeout:
         done = reply.status is Status.SUCCEEDED
-        return _missing_error(reply, missing_for) if done else timeout_error(reply, patience)
+        return _missing_error(reply, missing_for) if done else timeout_error(reply, policy)
     return None
 
 
@@ -122,28 +122,26 @@ def next_route(reply: Generation, route: Route) -> Route:
     return Route.FEED if route is Route.TASK else Route.TASK
 
 
-def timeout_error(reply: Generation | None, patience: PollPolicy) -> GenerationTimeout:
+def timeout_error(reply: Generation | None, policy: PollPolicy) -> GenerationTimeout:
     """Return the error of a generation that did not finish in time."""
-    state = f"it was {reply.status}" if reply else "no reply told its state"
-    return GenerationTimeout(
-        f"the generation did not finish within {patience.timeout:g} s; when last seen, {state}"
-    )
+    state = f"last known state: {reply.status}" if reply else "no reply had a state"
+    return GenerationTimeout(f"the generation did not finish within {policy.timeout:g} s; {state}")
 
 
 def _missing_error(reply: Generation, missing_for: float) -> CometAPIError:
     if reply.status is Status.SUCCEEDED:
         return InvalidOutput(
-            f"CometAPI calls the generation finished but names no output for {missing_for:.0f} s"
+            f"CometAPI reports success but has returned no output for {missing_for:.0f} s"
         )
     return GenerationNotFound(
-        f"CometAPI does not know the generation, for {missing_for:.0f} s now", code=reply.word
+        f"CometAPI does not know the generation after {missing_for:.0f} s", code=reply.raw_status
     )
 
 
 async def wait_until_finished(
     client: RunwayClient,
     submission: Submission,
-    patience: PollPolicy,
+    policy: PollPolicy,
     *,
     wait: PollState | None = None,
     on_reply: Callable[[Generation, Generation | None], Awaitable[None]] | None = None,
@@ -154,7 +152,7 @@ async def wait_until_finished(
     Args:
         client: Client to poll with.
         submission: Generation to poll.
-        patience: Polling limits.
+        policy: Polling limits.
         wait: State of an earlier wait to continue, after a call that used it raised an error.
         on_reply: Awaited with each reply and the one before it.
         stats: Returns the duration statistics of the same kind of generation, once they are known.
@@ -170,17 +168,17 @@ async def wait_until_finished(
     wait = wait or PollState()
     if wait.started is None:
         wait.started = time.monotonic()
-        await _sleep_until_first(submission, wait, patience, stats)
+        await _sleep_until_first(submission, wait, policy, stats)
     while True:
-        await _keep_interval(submission, wait, patience, stats())
+        await _keep_interval(submission, wait, policy, stats())
         before = wait.last
-        reply = await _ask_within(client, submission, wait, patience)
+        reply = await _ask_within(client, submission, wait, policy)
         if on_reply:
             await on_reply(reply, before)
         now = time.monotonic()
         wait.missing_since = missing_since(reply, before, wait.missing_since, now)
         missing_for = now - (wait.missing_since or now)
-        result = verdict(reply, now - wait.started, missing_for, patience)
+        result = evaluate(reply, now - wait.started, missing_for, policy)
         if isinstance(result, CometAPIError):
             raise result.with_context(
                 idempotency_key=submission.idempotency_key, task_id=submission.task_id
@@ -194,20 +192,20 @@ async def wait_until_finished(
 async def _sleep_until_first(
     submission: Submission,
     wait: PollState,
-    patience: PollPolicy,
+    policy: PollPolicy,
     stats: Callable[[], DurationStats | None],
 ) -> None:
     """Sleep until the first poll is due; the statistics may become known in the meantime."""
     chance = random.random()  # noqa: S311 -- not for secrets
-    end = (wait.started or 0.0) + patience.timeout
+    end = (wait.started or 0.0) + policy.timeout
     for _ in range(2):  # the statistics may become known during the first sleep
-        soonest = first_delay(submission.age(), patience.interval, None, chance)
-        delay = first_delay(submission.age(), patience.interval, stats(), chance)
+        soonest = first_delay(submission.age(), policy.interval, None, chance)
+        delay = first_delay(submission.age(), policy.interval, stats(), chance)
         await asyncio.sleep(max(soonest, min(delay, end - time.monotonic())))
 
 
 async def _keep_interval(
-    submission: Submission, wait: PollState, patience: PollPolicy, stats: DurationStats | None
+    submission: Submission, wait: PollState, policy: PollPolicy, stats: DurationStats | None
 ) -> None:
     """Sleep until the next poll is due or the deadline passes, but at least for the interval."""
     if wait.last_poll is None:
@@ -215,37 +213,37 @@ async def _keep_interval(
     now = time.monotonic()
     age = max(0.0, submission.age() - (now - wait.last_poll))
     delay = max(
-        next_delay(age, patience.interval, stats, random.random()),  # noqa: S311
-        first_delay(age, patience.interval, stats),  # if the statistics have just become known
+        next_delay(age, policy.interval, stats, random.random()),  # noqa: S311
+        first_delay(age, policy.interval, stats),  # if the statistics have just become known
     )
-    end = (wait.started or 0.0) + patience.timeout
-    due = min(wait.last_poll + delay, max(end, wait.last_poll + patience.interval))
+    end = (wait.started or 0.0) + policy.timeout
+    due = min(wait.last_poll + delay, max(end, wait.last_poll + policy.interval))
     await asyncio.sleep(due - now)
 
 
 async def _ask_within(
-    client: RunwayClient, submission: Submission, wait: PollState, patience: PollPolicy
+    client: RunwayClient, submission: Submission, wait: PollState, policy: PollPolicy
 ) -> Generation:
     """Poll once, until the deadline at most; after it, one last poll may take one interval."""
-    end = (wait.started or 0.0) + patience.timeout
+    end = (wait.started or 0.0) + policy.timeout
     which = {"idempotency_key": submission.idempotency_key, "task_id": submission.task_id}
     ask = client.get if wait.route is Route.TASK else client.feed
     wait.last_poll = time.monotonic()
     wait.polls += 1
     try:
-        async with asyncio.timeout(max(end - wait.last_poll, patience.interval)):
+        async with asyncio.timeout(max(end - wait.last_poll, policy.interval)):
             wait.last = await ask(submission.task_id)
     except TimeoutError as error:
-        raise timeout_error(wait.last, patience).with_context(**which) from error
+        raise timeout_error(wait.last, policy).with_context(**which) from error
     except ServiceUnavailable as error:
         wait.route = Route.TASK
         if time.monotonic() >= end:
-            raise timeout_error(wait.last, patience).with_context(**which) from error
+            raise timeout_error(wait.last, policy).with_context(**which) from error
         raise error.with_context(**which) from None
     except CometAPIError as error:
         if wait.route is Route.TASK:
             raise error.with_context(**which) from None
         wait.last = Generation(  # the docs guarantee nothing about the feed: the task route decides
-            task_id=submission.task_id, status=Status.NOT_FOUND, word=error.code
+            task_id=submission.task_id, status=Status.NOT_FOUND, raw_status=error.code
         )
     return wait.last

@@ -21,11 +21,11 @@ from ..models.generation import AssetURL, Generation, Status
 from ..redact import scrub
 
 MAX_DEPTH = 4
-MOST_OUTPUTS, LONGEST_URL = 16, 16_000
+MAX_OUTPUTS, MAX_URL_LENGTH = 16, 16_000
 """Maximum number of outputs of one generation (the documented models make one), and maximum length
 of a URL in characters."""
 
-NOT_VISIBLE_CODE = "task_not_exist"
+NOT_FOUND_CODE = "task_not_exist"
 _WEB = re.compile("https?://", re.IGNORECASE)
 
 _WORDS = {
@@ -34,10 +34,10 @@ _WORDS = {
     Status.SUCCEEDED: "success succeed succeeded completed finished ready done 3",
     Status.FAILED: "failure failed fail rejected",
     Status.CANCELLED: "cancelled canceled",
-    Status.NOT_FOUND: f"{NOT_VISIBLE_CODE} task_origin_not_exist",
+    Status.NOT_FOUND: f"{NOT_FOUND_CODE} task_origin_not_exist",
 }
 _STATUS_OF_WORD = {word: status for status, words in _WORDS.items() for word in words.split()}
-_GIVEN_UP = {Status.FAILED, Status.CANCELLED}
+_UNSUCCESSFUL = {Status.FAILED, Status.CANCELLED}
 _IDS = ("task_id", "id")
 _SUCCESS_CODES = {"", "success", "200", "0", "ok"}
 
@@ -50,7 +50,7 @@ def read_generation(body: Any, task_id: str) -> Generation | None:
         return None
     outputs = tuple(AssetURL(url) for url in _outputs(layers))
     status = _combined({_status(word, bool(outputs)) for word in words})
-    if status in _GIVEN_UP and not _named(layers):
+    if status in _UNSUCCESSFUL and not _named(layers):
         # A server on the way may have failed instead. A wrong failure would lose a paid video.
         return None
     return Generation(
@@ -58,9 +58,9 @@ def read_generation(body: Any, task_id: str) -> Generation | None:
         status=status,
         progress=_progress(layers),
         outputs=outputs if status is Status.SUCCEEDED else (),
-        failure=_failure(layers) if status in _GIVEN_UP else "",
+        failure=_failure(layers) if status in _UNSUCCESSFUL else "",
         failure_code=scrub(_text(layers, "failureCode", "failure_code"), limit=80),
-        word=scrub(words[-1], limit=40),
+        raw_status=scrub(words[-1], limit=40),
     )
 
 
@@ -114,12 +114,12 @@ def error_of(body: Any) -> tuple[str, str] | None:
     return None
 
 
-def says_not_visible(body: Any) -> bool:
+def says_not_found(body: Any) -> bool:
     """Return True if the reply says that the service does not know the generation (yet)."""
     error = error_of(body)
     if error:
         code, message = error
-        return code == NOT_VISIBLE_CODE or ("not_exist" in message and "task" in message)
+        return code == NOT_FOUND_CODE or ("not_exist" in message and "task" in message)
     words = [_word(layer) for layer in _layers(body)]
     return any(_STATUS_OF_WORD.get(word.lower()) is Status.NOT_FOUND for word in words)
 
@@ -168,14 +168,14 @@ def _outputs(layers: list[dict[str, Any]]) -> list[str]:
         for layer in layers:
             if _STATUS_OF_WORD.get(_word(layer).lower()) is Status.SUCCEEDED:
                 urls.extend(_urls(layer.get("fail_reason")))
-    return list(dict.fromkeys(urls))[: MOST_OUTPUTS + 1]  # one extra shows that there are too many
+    return list(dict.fromkeys(urls))[: MAX_OUTPUTS + 1]  # one extra shows that there are too many
 
 
 def _urls(value: Any) -> Iterator[str]:
     for item in value if isinstance(value, list) else [value]:
         is_object = isinstance(item, dict)
         for text in map(item.get, ("url", "uri", "video_url")) if is_object else [item]:
-            if isinstance(text, str) and len(text) <= LONGEST_URL and _WEB.match(text):
+            if isinstance(text, str) and len(text) <= MAX_URL_LENGTH and _WEB.match(text):
                 yield text
 
 

@@ -40,8 +40,8 @@ class BatchFailed(CometAPIError):
         result: Result of each item.
     """
 
-    money = "what each item comes to stands in the output manifest."
-    advice = "run it again with the same key: it buys only what is missing."
+    money = "the output manifest has the outcome of each item."
+    advice = "run the batch again with the same idempotency key; it buys only what is missing."
 
     def __init__(self, what: str, result: "BatchResult | None" = None, **details: Any) -> None:
         super().__init__(what, **details)

@@ -17,9 +17,9 @@ from .errors import InvalidManifest
 from .row_validation import check_names, is_own
 from .rows import Row
 from .strict_json import strict_json
-from .table_files import Kind, Unreadable, kind_of, opened, parquet_module
+from .table_files import FileFormat, Unreadable, format_of, open_table, parquet_module
 
-LONGEST_CELL = 30_000_000
+MAX_CELL_LENGTH = 30_000_000
 """Maximum characters of a cell; more than the base64 of the largest data URI that a request may
 carry."""
 
@@ -38,7 +38,7 @@ def read_rows(place: str) -> list[Row]:
         InvalidManifest: It cannot be read, has no rows, or has columns that no request has.
     """
     try:
-        rows = list(_READERS[kind_of(place)](place))
+        rows = list(_READERS[format_of(place)](place))
     except Unreadable as error:
         raise InvalidManifest(str(error)) from None
     if not rows:
@@ -47,13 +47,12 @@ def read_rows(place: str) -> list[Row]:
 
 
 def _json_rows(place: str) -> Iterator[Row]:
-    with opened(place, text=True) as lines:
+    with open_table(place, text=True) as lines:
         # The size limit keeps a line that is too long from being read as a whole.
-        for number, line in enumerate(iter(partial(lines.readline, LONGEST_CELL + 1), ""), 1):
-            if len(line) > LONGEST_CELL:
-                raise Unreadable(
-                    f"{redact_url(place)}: line {number} is longer than {LONGEST_CELL:,} characters"
-                )
+        for number, line in enumerate(iter(partial(lines.readline, MAX_CELL_LENGTH + 1), ""), 1):
+            if len(line) > MAX_CELL_LENGTH:
+                limit = f"{MAX_CELL_LENGTH:,} characters"
+                raise Unreadable(f"{redact_url(place)}: line {number} is longer than {limit}")
             if line.strip():
                 yield _json_row(number, line)
 
@@ -64,14 +63,14 @@ def _json_row(number: int, line: str) -> Row:
     except ValueError as error:
         return Row(number, problem=str(error), unit="line")
     if not isinstance(fields, dict):
-        return Row(number, problem="is no JSON object", unit="line")
+        return Row(number, problem="is not a JSON object", unit="line")
     return Row(number, fields, unit="line")
 
 
 def _csv_rows(place: str) -> Iterator[Row]:
     # The limit is global to the process, so it is only ever raised.
-    csv.field_size_limit(max(LONGEST_CELL, csv.field_size_limit()))
-    with opened(place, text=True) as lines:
+    csv.field_size_limit(max(MAX_CELL_LENGTH, csv.field_size_limit()))
+    with open_table(place, text=True) as lines:
         records = _csv_records(place, lines)
         _, header = next(records, (0, []))
         columns = [name.strip() for name in header]
@@ -79,7 +78,7 @@ def _csv_rows(place: str) -> Iterator[Row]:
             _check_columns(place, columns)
         for number, cells in records:
             if len(cells) != len(columns):
-                problem = f"has {len(cells)} cells, and the header {len(columns)}"
+                problem = f"has {len(cells)} cells, but the header has {len(columns)}"
                 yield Row(number, problem=problem, unit="line")
             else:
                 cell_of = zip(columns, cells, strict=True)
@@ -97,12 +96,12 @@ def _csv_records(place: str, lines: Any) -> Iterator[tuple[int, list[str]]]:
             begins = reader.line_num + 1
     except csv.Error as error:  # the start of the next record is unknown
         where = f"the record that begins in line {begins}"
-        raise Unreadable(f"{redact_url(place)} is no valid CSV in {where}: {error}") from None
+        raise Unreadable(f"{redact_url(place)} is not valid CSV: {where}: {error}") from None
 
 
 def _parquet_rows(place: str) -> Iterator[Row]:
     parquet = parquet_module()
-    with opened(place, text=False) as file:
+    with open_table(place, text=False) as file:
         table = parquet.ParquetFile(file)
         columns = table.schema_arrow.names
         _check_columns(place, columns)
@@ -124,15 +123,15 @@ def _parquet_cell(cell: Any) -> Any:
 def _check_columns(place: str, names: list[str]) -> None:
     problems = [f"column {name}: {problem}" for name, problem in check_names(names)]
     if "id" not in names:
-        problems.append("there is no column id")
+        problems.append("the column id is missing")
     if problems:
         more = len(problems) - _SHOWN_COLUMNS
         told = [*problems[:_SHOWN_COLUMNS], *([f"and {more} more"] if more > 0 else [])]
         raise Unreadable(f"{redact_url(place)} cannot be used: {'; '.join(told)}")
 
 
-_READERS: dict[Kind, Callable[[str], Iterator[Row]]] = {
-    Kind.JSONL: _json_rows,
-    Kind.CSV: _csv_rows,
-    Kind.PARQUET: _parquet_rows,
+_READERS: dict[FileFormat, Callable[[str], Iterator[Row]]] = {
+    FileFormat.JSONL: _json_rows,
+    FileFormat.CSV: _csv_rows,
+    FileFormat.PARQUET: _parquet_rows,
 }

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, computed_field
 from ..ledger.figures import Spending
 from ..models.generation import Value
 from ..models.requests import ImageToVideoRequest, VideoToVideoRequest
-from ..redact import shortened
+from ..redact import redact_payload
 
 
 class Outcome(StrEnum):
@@ -33,42 +33,44 @@ class Outcome(StrEnum):
 class BatchItem(Value):
     """Request of one generation in a batch."""
 
-    id: str = Field(description="What the user calls it; unique in the batch.")
+    id: str = Field(description="Name that the user gave the item; unique in the batch.")
     idempotency_key: str = Field(description="Idempotency key of its generation.")
-    request: ImageToVideoRequest | VideoToVideoRequest = Field(description="What to make.")
+    request: ImageToVideoRequest | VideoToVideoRequest = Field(
+        description="Request of the generation."
+    )
 
 
 class ItemResult(Value):
     """Result of one item: a row of the output manifest."""
 
-    id: str = Field(description="What the user calls it.")
-    outcome: Outcome = Field(description="Where it stands.")
+    id: str = Field(description="Name that the user gave the item.")
+    outcome: Outcome = Field(description="Outcome of the item.")
     idempotency_key: str | None = Field(
         default=None, description="Idempotency key of its generation."
     )
-    task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")
+    task_id: str | None = Field(default=None, description="Task id from CometAPI.")
     route: str | None = Field(default=None, description="image_to_video or video_to_video.")
     model: str | None = Field(default=None, description="Runway model.")
-    prompt: Annotated[str | None, AfterValidator(shortened)] = Field(
-        default=None, description="What was asked for, in words; signed URLs and the like redacted."
+    prompt: Annotated[str | None, AfterValidator(redact_payload)] = Field(
+        default=None, description="Prompt, with signed URLs and other secrets redacted."
     )
-    uri: str | None = Field(default=None, description="Where its video is.")
-    poster: str | None = Field(default=None, description="Where its poster is.")
+    uri: str | None = Field(default=None, description="Location of the video.")
+    poster: str | None = Field(default=None, description="Location of the poster.")
     sha256: str | None = Field(default=None, description="SHA-256 of the video, in hex.")
     size: int | None = Field(default=None, description="Bytes.")
     width: int | None = Field(default=None, description="Pixels.")
     height: int | None = Field(default=None, description="Pixels.")
     duration: float | None = Field(default=None, description="Seconds of video.")
     billed_seconds: float | None = Field(
-        default=None, description="Seconds of video that it is billed for, as far as is known."
+        default=None, description="Billed seconds of video, if known."
     )
-    submitted_at: AwareDatetime | None = Field(default=None, description="When it was accepted.")
+    submitted_at: AwareDatetime | None = Field(default=None, description="Time of its acceptance.")
     waited: float | None = Field(
         default=None, description="Seconds from submission to its detected end."
     )
-    polls: int | None = Field(default=None, description="Requests that asked for its state.")
-    error: str | None = Field(default=None, description="Kind of the error that ended it.")
-    message: str | None = Field(default=None, description="What happened, in words.")
+    polls: int | None = Field(default=None, description="Number of polls.")
+    error: str | None = Field(default=None, description="Type of the error, if it has no video.")
+    message: str | None = Field(default=None, description="Reason in words, if it has no video.")
 
     def problem(self) -> str:
         """Return the kind of the error and its message, or an empty text."""
@@ -78,11 +80,13 @@ class ItemResult(Value):
 class BatchResult(Value):
     """Result of a batch."""
 
-    idempotency_key: str = Field(description="What the keys of its items begin with.")
-    results: tuple[ItemResult, ...] = Field(description="Each item, in the order asked for.")
-    spending: Spending = Field(description="What it comes to, and what was bought.")
-    output: str | None = Field(default=None, description="Where the output manifest is.")
-    gallery: str | None = Field(default=None, description="Where the gallery is.")
+    idempotency_key: str = Field(description="Prefix of the idempotency keys of its items.")
+    results: tuple[ItemResult, ...] = Field(
+        description="Result of each item, in the order of the requests."
+    )
+    spending: Spending = Field(description="Planned and actual spending.")
+    output: str | None = Field(default=None, description="Location of the output manifest.")
+    gallery: str | None = Field(default=None, description="Location of the gallery.")
     seconds: float = Field(default=0.0, description="Wall time of this run, in seconds.")
 
     def count(self, *outcomes: Outcome) -> int:
@@ -111,7 +115,7 @@ class BatchResult(Value):
         """Items that were possibly charged; they wait for a decision."""
         return self.count(Outcome.UNCERTAIN)
 
-    @computed_field(description="Items that were left, as a limit was reached.")
+    @computed_field(description="Items that were not bought because a limit was reached.")
     @property
     def not_bought(self) -> int:
         """Items that were not bought because a limit was reached."""

@@ -155,7 +155,7 @@ def reason_to_stop(error: Exception, failures: int, max_failures: int | None) ->
         max_failures: Maximum number of failures that the user allows, or None for no maximum.
     """
     if isinstance(error, AuthenticationError | QuotaExceeded):
-        return f"the account cannot buy any more: {error.message}"
+        return f"the account cannot buy more: {error.message}"
     if max_failures is not None and failures > max_failures:
-        return f"{failures} items failed, and at most {max_failures} may"
+        return f"{failures} items failed, but at most {max_failures} may fail"
     return None

@@ -22,9 +22,9 @@ from ..storage.folder import FolderStorage
 from ..storage.paths import local_path
 from .models import ItemResult
 from .strict_json import strict_json
-from .table_files import Kind, Unreadable, is_gzipped, kind_of, opened, parquet_module
+from .table_files import FileFormat, Unreadable, format_of, is_gzipped, open_table, parquet_module
 
-LEAST_GAP = 10.0
+MIN_WRITE_INTERVAL = 10.0
 """Minimum seconds between two writes of a growing output."""
 
 WRITING_SHARE = 0.02
@@ -32,7 +32,7 @@ WRITING_SHARE = 0.02
 
 
 def next_write(
-    ended: float, took: float, *, least: float = LEAST_GAP, share: float = WRITING_SHARE
+    ended: float, took: float, *, least: float = MIN_WRITE_INTERVAL, share: float = WRITING_SHARE
 ) -> float:
     """Return the time from which a growing output may be written again; pure.
 
@@ -71,9 +71,9 @@ def check_name(name: str) -> None:
             installed.
     """
     try:
-        if kind_of(name) is Kind.CSV:
-            raise StorageError(f"{name} would be CSV; results are .jsonl or .parquet")
-        if kind_of(name) is Kind.PARQUET:
+        if format_of(name) is FileFormat.CSV:
+            raise StorageError(f"{name} is not possible: results are written as .jsonl or .parquet")
+        if format_of(name) is FileFormat.PARQUET:
             parquet_module()
     except Unreadable as error:
         raise StorageError(str(error)) from None
@@ -103,7 +103,7 @@ def publish_results(results: Sequence[ItemResult], storage: Storage, name: str) 
     check_name(name)
 
     def write(staged: Path) -> None:
-        if kind_of(name) is Kind.PARQUET:
+        if format_of(name) is FileFormat.PARQUET:
             _write_parquet(staged, results)
         else:
             _write_jsonl(staged, results, gzip.open if is_gzipped(name) else open)
@@ -117,16 +117,18 @@ def read_results(place: str) -> list[ItemResult]:
     Raises:
         ValueError: The file cannot be read, or does not hold results.
     """
-    kind = kind_of(place)
-    if kind is Kind.PARQUET:
+    format_ = format_of(place)
+    if format_ is FileFormat.PARQUET:
         parquet = parquet_module()
-        with opened(place, text=False) as file:
+        with open_table(place, text=False) as file:
             rows = parquet.ParquetFile(file).read().to_pylist()
-    elif kind is Kind.JSONL:
-        with opened(place, text=True) as lines:
+    elif format_ is FileFormat.JSONL:
+        with open_table(place, text=True) as lines:
             rows = [strict_json(line) for line in lines]
     else:
-        raise Unreadable(f"{redact_url(place)} would be CSV; results are .jsonl or .parquet")
+        raise Unreadable(
+            f"{redact_url(place)} cannot be read: results are .jsonl or .parquet files"
+        )
     return [ItemResult.model_validate(row) for row in rows]
 
 
@@ -141,7 +143,7 @@ def split_place(place: str) -> tuple[Storage, str]:
         return FolderStorage(path.parent), path.name
     folder, _, name = place.rpartition("/")
     if folder.endswith(":/"):
-        raise StorageError(f"{redact_url(place)} is no file in a folder")
+        raise StorageError(f"{redact_url(place)} is not a file in a folder")
     return open_storage(folder), name
 
 

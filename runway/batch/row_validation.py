@@ -27,7 +27,7 @@ from .strict_json import strict_json
 MAX_ID_LENGTH = 200
 """Maximum characters of an id. The rest of an idempotency key is for the batch."""
 
-MOST_PROBLEMS = 20
+MAX_NAME_PROBLEMS = 20
 """Maximum number of wrong names that are reported for one row."""
 
 MAX_NUMBER = 2**63 - 1
@@ -99,12 +99,12 @@ def check_names(names: Iterable[object]) -> list[Problem]:
     problems: list[Problem] = []
     seen: set[str] = set()
     for name in names:
-        if len(problems) == MOST_PROBLEMS:
-            problems.append(("more", "fields are wrong, too"))
+        if len(problems) == MAX_NAME_PROBLEMS:
+            problems.append((None, "has more invalid fields"))
             break
         known = _SPELLINGS.get(name) if isinstance(name, str) else None
         if known in seen:
-            problems.append((shown_name(name), f"{known} is there twice"))
+            problems.append((shown_name(name), f"{known} is given twice"))
         elif known:
             seen.add(known)
         elif not is_own(name):
@@ -138,17 +138,19 @@ def check_id(value: object) -> str:
 def _checked_text(value: str) -> str:
     if value != value.strip() or not value.isprintable() or not 0 < len(value) <= MAX_ID_LENGTH:
         raise ValueError(
-            f"must be 1 to {MAX_ID_LENGTH} printable characters without blanks around them"
+            f"must have 1 to {MAX_ID_LENGTH} printable characters and no surrounding blanks"
         )
     if hide_secrets(value) != value:
-        raise ValueError("is shown in many places, so it may hold no key, token or data URI")
+        raise ValueError(
+            "must not contain an API key, a token or a data URI, because it is shown in many places"
+        )
     return value
 
 
 def _unknown(name: object) -> str:
     near = _nearest(name[:40].lower()) if isinstance(name, str) else None
-    meant = f"did you mean {near}?" if near else "names of your own begin with x_ or _"
-    return f"is no field of a request; {meant}"
+    meant = f"did you mean {near}?" if near else "your own fields must begin with x_ or _"
+    return f"is not a field of a request; {meant}"
 
 
 @lru_cache(maxsize=256)
@@ -174,7 +176,7 @@ def _prepared(name: str, value: Any) -> Any:
     if name in _NESTED:
         value = _without_nulls(strict_json(value) if isinstance(value, str) else value)
     if isinstance(value, int) and abs(value) > MAX_NUMBER:
-        raise ValueError("is too large a number")
+        raise ValueError("is too large")
     if not _is_unicode(value):
         raise ValueError("must be text in valid Unicode (UTF-8)")
     return value
@@ -217,7 +219,7 @@ def _route_of(named: Any, given: Mapping[str, Any]) -> str:
     routes = [route for source, route in _SOURCES.items() if source in given]
     if len(routes) != 1:
         raise ValueError(
-            "has promptImage (image_to_video) and videoUri (video_to_video), and only one can be"
+            "has promptImage (image_to_video) and videoUri (video_to_video); only one is allowed"
             if routes
             else "needs promptImage (image_to_video) or videoUri (video_to_video)"
         )
@@ -230,28 +232,38 @@ def _read_request(
     """Return the request of a route, and the problems of fields that were not reported yet."""
     body = {name: value for name, value in values.items() if name in _FIELDS[route]}
     foreign = values.keys() - body.keys() - {"id", "route"}
-    problems: list[Problem] = [(name, f"is no field of {route}") for name in sorted(foreign)]
+    problems: list[Problem] = [(name, f"is not a field of {route}") for name in sorted(foreign)]
     if "model" in named:
         body["model"] = "unknown"  # so that the limits of the default model do not apply
-    request, of_request = _validated(route, body)
+    request, of_request = _validate(route, body)
     problems += [problem for problem in of_request if problem[0] not in named]
     return request, problems
 
 
-def _validated(route: str, body: Mapping[str, Any]) -> tuple[Request | None, list[Problem]]:
+def _validate(route: str, body: Mapping[str, Any]) -> tuple[Request | None, list[Problem]]:
+    """Return the request of a body, or all of its problems."""
     try:
         return _MODELS[route].model_validate(body), []
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
-    problems = [problem for detail in details for problem in _told(detail)]
-    bad = {str(detail["loc"][0]) for detail in details if detail["loc"]}
-    if bad and "model" not in bad:  # also report the limits that the valid fields exceed
-        good = {name: value for name, value in body.items() if name not in bad}
-        problems += _validated(route, {**_STAND_INS[route], **good})[1]
+    invalid = {str(detail["loc"][0]) for detail in details if detail["loc"]}
+    problems = [problem for detail in details for problem in _problems_of(detail)]
+    if invalid and "model" not in invalid:
+        valid = {name: value for name, value in body.items() if name not in invalid}
+        problems += _exceeded_limits(route, valid)
     return None, problems
 
 
-def _told(detail: ErrorDetails) -> list[Problem]:
+def _exceeded_limits(route: str, valid: Mapping[str, Any]) -> list[Problem]:
+    """Return the limits that the valid fields of a body exceed, although other fields are invalid.
+
+    pydantic checks the limits of a model only if every field is valid. So the valid fields are
+    checked a second time, with stand-ins for the required ones.
+    """
+    return _validate(route, {**_STAND_INS[route], **valid})[1]
+
+
+def _problems_of(detail: ErrorDetails) -> list[Problem]:
     cause = detail.get("ctx", {}).get("error")
     if isinstance(cause, LimitsExceeded):
         parts = [problem.partition(": ") for problem in cause.problems]
@@ -266,7 +278,7 @@ def _in_words(message: str) -> str:
     for theirs, ours in (
         ("Value error, ", ""),
         ("Field required", "is missing"),
-        ("Extra inputs are not permitted", "is no field here"),
+        ("Extra inputs are not permitted", "is not a field here"),
         ("Input should be", "must be"),
     ):
         if message.startswith(theirs):

@@ -43,11 +43,13 @@ class Row:
 class BadRow(Value):
     """One problem of a row, which may have several."""
 
-    row: int = Field(description="Where the row stands, from 1.")
-    unit: Unit = Field(default="row", description="What `row` counts.")
-    id: str | None = Field(default=None, description="Id of the row, where it has a valid one.")
-    field: str | None = Field(default=None, description="Which field, where it is one.")
-    problem: str = Field(description="What is wrong, in one sentence.")
+    row: int = Field(description="Position of the row, from 1.")
+    unit: Unit = Field(default="row", description="Unit of `row`.")
+    id: str | None = Field(default=None, description="Id of the row, if it has a valid one.")
+    field: str | None = Field(
+        default=None, description="Name of the field, if the problem is about one field."
+    )
+    problem: str = Field(description="Problem in one sentence.")
 
     @property
     def what(self) -> str:
@@ -60,21 +62,25 @@ class BadRow(Value):
 
 
 def batch_prefix(batch_key: str) -> str:
-    """Return the prefix of all idempotency keys of a batch; no sibling batch shares it."""
+    """Return the prefix of all idempotency keys of a batch; no other batch has a key with it."""
     return f"{batch_key}/"
 
 
 def batch_keys(batch_key: str) -> KeyOf:
     """Return a function that makes idempotency keys with the batch's own key as prefix.
 
-    The prefix is followed by the id, or by a hash of the request.
+    The prefix is followed by the id, or by a hash of the request. The first slash of a key ends the
+    batch's own key, so an id may contain slashes and a batch key may not: otherwise, batch ``a``
+    with id ``b/1`` and batch ``a/b`` with id ``1`` would share a key.
 
     Raises:
-        ValueError: The batch key is not a valid key, or leaves no room for an id.
+        ValueError: The batch key is not a valid key, contains a slash, or leaves no room for an id.
     """
+    if "/" in batch_key:
+        raise ValueError("the idempotency key of a batch must not contain a slash")
     room = MAX_KEY_LENGTH - MAX_ID_LENGTH - 1
     if len(check_key(batch_key)) > room:
-        raise ValueError(f"the key of a batch has at most {room} characters")
+        raise ValueError(f"the idempotency key of a batch may have at most {room} characters")
 
     def key_of(id_: str | None, request: GenerationRequest, variation: int) -> str:
         key = f"{batch_prefix(batch_key)}{id_ or request.fingerprint()[:16]}"
@@ -150,7 +156,7 @@ class _Seen:
             else:
                 id_ = str(row.number)
         if id_ and (first := self.ids.get(id_)):
-            problems.append(("id", f"{first.unit} {first.number} has the same"))
+            problems.append(("id", f"is also the id of {first.unit} {first.number}"))
         elif id_:
             self.ids[id_] = row
         return id_, problems
@@ -164,9 +170,9 @@ class _Seen:
         try:
             check_key(key)
         except ValueError as error:
-            return f"leads to no valid key: {error}"
+            return f"results in an invalid idempotency key: {error}"
         if first := self.keys.get(key):
-            return f"leads to the same key as {first.unit} {first.number}"
+            return f"results in the same idempotency key as {first.unit} {first.number}"
         self.keys[key] = row
         return None
 
@@ -174,15 +180,17 @@ class _Seen:
 def _row_of(number: int, given: object) -> Row:
     fields = _fields_of(given)
     if fields is None:
-        return _no_row(number, "is no request and no mapping of its fields")
+        return _no_row(number, "is neither a request nor a mapping of its fields")
     if "request" not in fields:
         return Row(number, fields, needs_id=False)
     inner = _fields_of(fields["request"])
     if inner is None:
-        return _no_row(number, "has a request that is neither one nor a mapping of its fields")
+        return _no_row(
+            number, "has a request that is neither a request nor a mapping of its fields"
+        )
     outer = {name: value for name, value in fields.items() if name != "request"}
     if twice := [name for name in outer if name in inner]:
-        return _no_row(number, f"has {shown_name(twice[0])} beside its request and in it")
+        return _no_row(number, f"has {shown_name(twice[0])} both in its request and next to it")
     return Row(number, {**outer, **inner}, needs_id=False)
 
 

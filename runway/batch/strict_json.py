@@ -16,13 +16,13 @@ def strict_json(text: str) -> Any:
         return _DECODER.decode(text.strip())
     except json.JSONDecodeError as error:
         what = error.msg.removesuffix(" at")
-        raise ValueError(f"no valid JSON: {what}, at character {error.pos + 1}") from None
+        raise ValueError(f"is not valid JSON: {what}, at character {error.pos + 1}") from None
     except RecursionError:
-        raise ValueError("no valid JSON: it is nested too deeply") from None
+        raise ValueError("is not valid JSON: it is nested too deeply") from None
     except _Refused:
         raise
     except ValueError:  # a number with more digits than Python converts
-        raise ValueError("no valid JSON: a number in it is too long") from None
+        raise ValueError("is not valid JSON: a number has too many digits") from None
 
 
 class _Refused(ValueError):
@@ -32,12 +32,12 @@ class _Refused(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):  # Python keeps the last value; the user may mean the first
-        raise _Refused("no valid JSON: an object names a field twice")
+        raise _Refused("is not valid JSON: an object has a field twice")
     return found
 
 
 def _no_constant(_name: str) -> Any:
-    raise _Refused("no valid JSON: it knows no NaN and no Infinity")
+    raise _Refused("is not valid JSON: NaN and Infinity are not allowed")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)

@@ -20,7 +20,7 @@ class Unreadable(ValueError):
     """Table file that cannot be read or written; the message holds no secret."""
 
 
-class Kind(StrEnum):
+class FileFormat(StrEnum):
     """Format of a table file."""
 
     JSONL = "JSONL"
@@ -28,28 +28,28 @@ class Kind(StrEnum):
     PARQUET = "Parquet"
 
 
-_KINDS = {
-    ".jsonl": Kind.JSONL,
-    ".ndjson": Kind.JSONL,
-    ".csv": Kind.CSV,
-    ".parquet": Kind.PARQUET,
+_FORMATS = {
+    ".jsonl": FileFormat.JSONL,
+    ".ndjson": FileFormat.JSONL,
+    ".csv": FileFormat.CSV,
+    ".parquet": FileFormat.PARQUET,
 }
 _GZIP = ".gz"
 NO_PYARROW = 'Parquet needs pyarrow: pip install "prefect-cometapi[parquet]"'
 
 
-def kind_of(place: str) -> Kind:
+def format_of(place: str) -> FileFormat:
     """Return the format of the file at a location, by its suffix; pure.
 
     Raises:
         Unreadable: The suffix is not a known format.
     """
     name = _name(place).removesuffix(_GZIP)
-    kind = _KINDS.get(PurePosixPath(name).suffix)
-    if kind is None or (kind is Kind.PARQUET and is_gzipped(place)):
-        known = ".jsonl, .ndjson, .csv, each also with .gz behind it, or .parquet"
-        raise Unreadable(f"{redact_url(place)} has no known format; its name ends in {known}")
-    return kind
+    format_ = _FORMATS.get(PurePosixPath(name).suffix)
+    if format_ is None or (format_ is FileFormat.PARQUET and is_gzipped(place)):
+        known = ".jsonl, .ndjson or .csv, each optionally followed by .gz, or in .parquet"
+        raise Unreadable(f"{redact_url(place)} has no known format: its name must end in {known}")
+    return format_
 
 
 def is_gzipped(place: str) -> bool:
@@ -71,13 +71,13 @@ def parquet_module() -> Any:
 
 
 @contextmanager
-def opened(place: str, *, text: bool) -> Iterator[Any]:
+def open_table(place: str, *, text: bool) -> Iterator[Any]:
     """Open the file at a location for reading, as text (UTF-8, line ends unchanged) or as bytes.
 
     Invalid UTF-8 becomes surrogates, so that one bad cell makes only one bad row.
 
     Raises:
-        Unreadable: The file could not be opened, or could not be read in the body.
+        Unreadable: The file could not be open_table, or could not be read in the body.
     """
     how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""} if text else {}
     try:
@@ -97,7 +97,7 @@ def _located(place: str) -> tuple[Any, str]:
 
     path = local_path(place)
     if path is None and is_chained(place):
-        raise Unreadable(f"{redact_url(place)} names more than one file system")
+        raise Unreadable(f"{redact_url(place)} refers to more than one file system")
     if path is None:
         return url_to_fs(place)
     return fsspec.filesystem("file"), str(whole_path(path))
@@ -110,5 +110,5 @@ def _name(place: str) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "the file does not exist"
     return scrub(getattr(error, "strerror", None) or str(error) or type(error).__name__)

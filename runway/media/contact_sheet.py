@@ -7,8 +7,13 @@ opens it. This module imports nothing of the package.
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 from io import BytesIO
 from typing import Any
+
+import av
+from av.error import FFmpegError
+from av.filter import Graph
 
 COLUMNS = 6
 TILE_WIDTH = 192
@@ -18,46 +23,49 @@ GAP = 4
 of tiles in a row."""
 
 
-def side_by_side(posters: Sequence[bytes]) -> Any:
+def compose(posters: Sequence[bytes]) -> Any:
     """Return a video frame in yuvj420p with the posters side by side, each fitted into a tile.
 
     Args:
         posters: JPEGs; at least one. The tile of an unreadable one stays dark.
     """
-    import av
-
     columns = min(COLUMNS, len(posters))
     rows = -(-len(posters) // columns)
-    width, height = columns * (TILE_WIDTH + GAP) + GAP, rows * (TILE_HEIGHT + GAP) + GAP
-    sheet = bytearray(3 * width * height)
-    for number, poster in enumerate(posters):
-        left = GAP + (number % columns) * (TILE_WIDTH + GAP)
-        top = GAP + (number // columns) * (TILE_HEIGHT + GAP)
-        _paste(sheet, width, left, top, poster)
-    picture = av.VideoFrame(width, height, "rgb24")
-    plane = picture.planes[0]
-    padding = bytes(plane.line_size - 3 * width)
-    lines = (bytes(sheet[3 * width * line : 3 * width * (line + 1)]) for line in range(height))
-    plane.update(b"".join(line + padding for line in lines))
-    return picture.reformat(format="yuvj420p")
+    tile = ("tile", f"{columns}x{rows}:margin={GAP}:padding={GAP}:color=black")
+    return _filtered([_tile(poster) for poster in posters], tile).reformat(format="yuvj420p")
 
 
-def _paste(sheet: bytearray, width: int, left: int, top: int, poster: bytes) -> None:
-    import av
-    from av.error import FFmpegError
-
+def _tile(poster: bytes) -> Any:
+    """Return a tile in rgb24 with the poster in its centre, or a dark one."""
     try:
         opened: Any = av.open(BytesIO(poster), format="mjpeg")
         with opened as container:
             frame = next(container.decode(video=0))
+        scale = min(TILE_WIDTH / frame.width, TILE_HEIGHT / frame.height)
+        width, height = max(2, int(frame.width * scale)), max(2, int(frame.height * scale))
+        small = frame.reformat(width=width, height=height, format="rgb24")
+        centred = f"{(TILE_WIDTH - width) // 2}:{(TILE_HEIGHT - height) // 2}"
+        return _filtered([small], ("pad", f"{TILE_WIDTH}:{TILE_HEIGHT}:{centred}:color=black"))
     except (FFmpegError, StopIteration, ValueError, MemoryError):
-        return
-    scale = min(TILE_WIDTH / frame.width, TILE_HEIGHT / frame.height)
-    wide, high = max(2, int(frame.width * scale)), max(2, int(frame.height * scale))
-    small = frame.reformat(width=wide, height=high, format="rgb24").planes[0]
-    pixels, stride = bytes(small), small.line_size
-    left += (TILE_WIDTH - wide) // 2
-    top += (TILE_HEIGHT - high) // 2
-    for line in range(high):
-        start = 3 * ((top + line) * width + left)
-        sheet[start : start + 3 * wide] = pixels[stride * line : stride * line + 3 * wide]
+        return _dark_tile()
+
+
+def _dark_tile() -> Any:
+    frame = av.VideoFrame(TILE_WIDTH, TILE_HEIGHT, "rgb24")
+    frame.planes[0].update(bytes(frame.planes[0].buffer_size))
+    return frame
+
+
+def _filtered(frames: Sequence[Any], filter_: tuple[str, str]) -> Any:
+    """Return the first frame that a filter of FFmpeg makes of frames of one size in rgb24."""
+    graph = Graph()
+    graph.threads = 1
+    source = graph.add_buffer(
+        width=frames[0].width, height=frames[0].height, format="rgb24", time_base=Fraction(1, 1)
+    )
+    graph.link_nodes(source, graph.add(*filter_), graph.add("buffersink")).configure()
+    for number, frame in enumerate(frames):
+        frame.pts, frame.time_base = number, Fraction(1, 1)
+        source.push(frame)
+    source.push(None)
+    return graph.vpull()

@@ -32,13 +32,13 @@ from pathlib import Path
 from runpy import run_path
 from typing import Any, BinaryIO, TextIO
 
-MEMORY = 2 << 30
+MAX_MEMORY = 2 << 30
 """Maximum address space in bytes."""
 
-CPU_SECONDS = 60.0
+CPU_TIMEOUT = 60.0
 """Maximum processor time for one file, in seconds."""
 
-_AT_ONCE = 256 << 10
+_READ_SIZE = 256 << 10
 """Maximum bytes of one read."""
 
 _FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}
@@ -64,71 +64,71 @@ def inspect_video(video: BinaryIO) -> dict[str, Any]:
     """Demux a video to its end and describe it: width and height in pixels, duration in seconds.
 
     Raises:
-        Refused: It is not an MP4, MOV or WebM, has no video, or is not complete.
+        InvalidVideo: It is not an MP4, MOV or WebM, has no video, or is not complete.
     """
     from av.error import FFmpegError
 
     try:
         kind = _container(video)
-        end = _beside("truncation.py")["find_end"](video, kind)
+        end = _sibling("truncation.py")["find_end"](video, kind)
         size = video.seek(0, os.SEEK_END)
         _require_bytes(size, end.byte)
         with _open(video) as container:
-            stream = _film(container)
+            stream = _video_stream(container)
             if stream.codec_context is None:
-                raise InvalidVideo("the output is a video of no known codec")
-            seen = _demux(container, stream)
+                raise InvalidVideo("the output has a video stream with an unknown codec")
+            packets = _demux(container, stream)
             if kind == "mp4":
                 _require_bytes(size, _end_of_samples(container))
             if end.open:
-                _require_seconds(seen, end.seconds or _stated_seconds(container, kind))
+                _require_seconds(packets, end.seconds or _stated_seconds(container, kind))
             info = {
                 "width": stream.width,
                 "height": stream.height,
-                "duration": round(seen.ends[stream.index], 3),
-                "frames": len(seen.starts),
+                "duration": round(packets.ends[stream.index], 3),
+                "frames": len(packets.starts),
                 "codec": stream.codec_context.name,
             }
     except (FFmpegError, ValueError, EOFError) as error:
-        raise InvalidVideo(f"the output is no readable video: {_reason(error)}") from None
-    if not seen.starts:
-        raise InvalidVideo("the output is cut off: no frame of it is there")
+        raise InvalidVideo(f"the output is not a readable video: {_reason(error)}") from None
+    if not packets.starts:
+        raise InvalidVideo("the output is truncated: it has no frames")
     if not (info["width"] and info["height"]):
         raise InvalidVideo("the output's frames have no size")
     return info
 
 
 @dataclass
-class _Seen:
+class _Packets:
     """Packets of a file, in seconds: the end of each stream, and the start of each film frame."""
 
     ends: dict[int, float]
     starts: list[float] = field(default_factory=list)
 
 
-def _demux(container: Any, film: Any) -> _Seen:
+def _demux(container: Any, stream: Any) -> _Packets:
     """Read every packet.
 
     Raises:
-        Refused: A packet is incomplete or filled with zeros.
+        InvalidVideo: A packet is incomplete or filled with zeros.
     """
-    seen = _Seen({film.index: 0.0})
+    packets = _Packets({stream.index: 0.0})
     for packet in container.demux():
-        if packet.is_corrupt or _is_hollow(packet):
+        if packet.is_corrupt or _has_zeroed_data(packet):
             raise InvalidVideo(
-                f"the output is cut off: a packet at byte {packet.pos:,} is incomplete"
+                f"the output is truncated: the packet at byte {packet.pos:,} is incomplete"
             )
         if packet.pts is None or not packet.size or packet.time_base is None:
             continue
         index, start = packet.stream_index, packet.pts * packet.time_base
         end = float(start + (packet.duration or 0) * packet.time_base)
-        seen.ends[index] = max(seen.ends.get(index, 0.0), end)
-        if index == film.index:
-            seen.starts.append(float(start))
-    return seen
+        packets.ends[index] = max(packets.ends.get(index, 0.0), end)
+        if index == stream.index:
+            packets.starts.append(float(start))
+    return packets
 
 
-def _is_hollow(packet: Any) -> bool:
+def _has_zeroed_data(packet: Any) -> bool:
     """Return True if a packet holds zeros where its codec writes none."""
     context = packet.stream.codec_context
     if not packet.size or context is None or context.name not in _NEVER_ZERO:
@@ -140,16 +140,16 @@ def _is_hollow(packet: Any) -> bool:
 
 def _require_bytes(size: int, end: int) -> None:
     if end > size:
-        raise InvalidVideo(f"the output is cut off: {size:,} of at least {end:,} bytes are there")
+        raise InvalidVideo(f"the output is truncated: it has {size:,} of at least {end:,} bytes")
 
 
-def _require_seconds(seen: _Seen, stated: float) -> None:
+def _require_seconds(packets: _Packets, stated: float) -> None:
     """Reject a film that ends more than two frames early; the second one allows for rounding."""
-    starts = sorted(seen.starts)
+    starts = sorted(packets.starts)
     frame = max((later - earlier for earlier, later in pairwise(starts)), default=stated)
-    arrived = max(seen.ends.values())
+    arrived = max(packets.ends.values())
     if arrived < stated - 2 * frame:
-        raise InvalidVideo(f"the output is cut off: {arrived:g} s of {stated:g} s are there")
+        raise InvalidVideo(f"the output is truncated: it has {arrived:g} s of {stated:g} s")
 
 
 def _stated_seconds(container: Any, kind: str) -> float:
@@ -170,13 +170,13 @@ def draw_poster(video: BinaryIO, width: int) -> bytes:
     """Return a frame from the middle of a video as a JPEG of the given width in pixels.
 
     Raises:
-        Refused: No frame can be decoded.
+        InvalidVideo: No frame can be decoded.
     """
     from av.error import FFmpegError
 
     try:
         with _open(video) as container:
-            stream = _film(container)
+            stream = _video_stream(container)
             if stream.codec_context:
                 stream.codec_context.thread_count = 1  # more threads are slower for a single frame
             if container.duration:
@@ -195,7 +195,7 @@ def draw_contact_sheet(posters: BinaryIO, sizes: Sequence[int]) -> bytes:
         posters: File that holds the posters one after the other.
         sizes: Size of each poster in bytes.
     """
-    return as_jpeg(_beside("contact_sheet.py")["side_by_side"]([posters.read(n) for n in sizes]))
+    return as_jpeg(_sibling("contact_sheet.py")["compose"]([posters.read(n) for n in sizes]))
 
 
 def as_jpeg(picture: Any) -> bytes:
@@ -217,10 +217,10 @@ def _open(video: BinaryIO) -> Any:
     none = {"protocol_whitelist": "none"}
     kind = _container(video)
     video.seek(0)
-    return av.open(video, format=kind, buffer_size=_AT_ONCE, options=none)
+    return av.open(video, format=kind, buffer_size=_READ_SIZE, options=none)
 
 
-def _film(container: Any) -> Any:
+def _video_stream(container: Any) -> Any:
     """Return the first video stream that is not a cover picture.
 
     Raises:
@@ -231,7 +231,7 @@ def _film(container: Any) -> Any:
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             return stream
-    raise InvalidVideo("the output holds no video")
+    raise InvalidVideo("the output contains no video")
 
 
 def _container(video: BinaryIO) -> str:
@@ -241,14 +241,14 @@ def _container(video: BinaryIO) -> str:
         return "mp4"
     if head.startswith(b"\x1aE\xdf\xa3"):
         return "matroska"
-    raise InvalidVideo(f"the output is no MP4 or WebM; it begins with {head!r}")
+    raise InvalidVideo(f"the output is not an MP4 or WebM file; it begins with {head!r}")
 
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def asked() -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
+def read_questions() -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
     """Yield the questions, each as an open file and the request for it.
 
     If a process cannot pass open files, as on Windows, the file is opened here.
@@ -261,7 +261,7 @@ def asked() -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
         return
     with socket.socket(fileno=sys.stdin.fileno()) as questions:
         while True:
-            line, files, _, _ = socket.recv_fds(questions, _AT_ONCE, 1)
+            line, files, _, _ = socket.recv_fds(questions, _READ_SIZE, 1)
             if not line:
                 return
             with os.fdopen(files[0], "rb", buffering=0) as file:
@@ -271,13 +271,13 @@ def asked() -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
 def serve(
     questions: Iterable[tuple[BinaryIO, dict[str, Any]]],
     answers: TextIO,
-    cpu_seconds: float = CPU_SECONDS,
+    cpu_seconds: float = CPU_TIMEOUT,
 ) -> None:
     """Answer each question with one line; a question that takes too long ends the process.
 
     The first line is ``ready``, followed by everything that this process can still reach.
     """
-    print("ready", *_beside("confinement.py")["reached"](), file=answers, flush=True)
+    print("ready", *_sibling("confinement.py")["reached"](), file=answers, flush=True)
     for file, wanted in questions:
         _alarm_after(cpu_seconds)
         print(json.dumps(_answer(file, wanted)), file=answers, flush=True)
@@ -294,7 +294,7 @@ def _answer(file: BinaryIO, wanted: dict[str, Any]) -> dict[str, Any]:
     except InvalidVideo as error:
         return {"refused": str(error)}
     except MemoryError:
-        return {"refused": f"the output needs more than {MEMORY >> 30} GB of memory to be read"}
+        return {"refused": f"the output takes more than {MAX_MEMORY >> 30} GB of memory to read"}
     except OSError as error:
         return {"errno": error.errno, "strerror": error.strerror}
 
@@ -305,7 +305,7 @@ def _alarm_after(cpu_seconds: float) -> None:
 
 
 @cache
-def _beside(name: str) -> dict[str, Any]:
+def _sibling(name: str) -> dict[str, Any]:
     """Run a file of this folder and return its globals; it cannot be imported from here."""
     return run_path(str(Path(__file__).with_name(name)))
 
@@ -316,14 +316,14 @@ def load() -> None:
     import av.subtitles.stream  # noqa: F401
 
     for name in ("confinement.py", "contact_sheet.py", "truncation.py"):
-        _beside(name)
+        _sibling(name)
 
 
 def main() -> None:
     """Run the decoder process."""
     load()
-    _beside("confinement.py")["confine"](MEMORY)
-    serve(asked(), sys.stdout)
+    _sibling("confinement.py")["confine"](MAX_MEMORY)
+    serve(read_questions(), sys.stdout)
 
 
 if __name__ == "__main__":  # pragma: no cover -- in its own process

@@ -28,14 +28,14 @@ from .download_file import DownloadWriter
 from .ssrf_guard import check_literal, keep_outside
 
 MAX_REDIRECTS = 5
-RESUMPTIONS = 4
+MAX_RESUMPTIONS = 4
 """Maximum number of consecutive breaks without a single new byte, before the download fails."""
 
-RENEWALS = 2
+MAX_RENEWALS = 2
 """Maximum number of fresh URLs without a single new byte, before the output counts as lost."""
 
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
-LEAST_RATE, GRACE = 10_000, 120.0
+MIN_RATE, RATE_GRACE = 10_000, 120.0
 """Minimum average rate in bytes per second, and seconds before the rate is checked."""
 
 HTTPCORE_LOGGERS = ("connection", "http11", "http2", "proxy", "socks")
@@ -118,18 +118,20 @@ async def download(
     """
     try:
         with destination.open("wb") as file:
-            async with aclosing(DownloadWriter(file)) as arriving:
+            async with aclosing(DownloadWriter(file)) as writer:
                 try:
                     async with asyncio.timeout(MAX_SECONDS):
-                        await _receive_all(clients, url, arriving, renew, trusted)
+                        await _receive_all(clients, url, writer, renew, trusted)
                 except TimeoutError:
                     problem = f"the download took longer than {MAX_SECONDS:,.0f} s"
                     raise DownloadInterrupted(problem) from None
-                sha256 = await arriving.finish()
+                sha256 = await writer.finish()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise StorageError(f"{destination.parent} did not take the download: {reason}") from error
-    if not arriving.received:
+        raise StorageError(
+            f"the download could not be written to {destination.parent}: {reason}"
+        ) from error
+    if not writer.received:
         raise InvalidOutput("the output is empty")
     return sha256
 
@@ -137,37 +139,39 @@ async def download(
 async def _receive_all(
     clients: AssetClients,
     url: str,
-    arriving: DownloadWriter,
+    writer: DownloadWriter,
     renew: Callable[[], Awaitable[str]] | None,
     trusted: Collection[str],
 ) -> None:
-    breaks, pace = 0, _Pace()
+    breaks, rate = 0, _RateCheck()
     while True:
-        before = arriving.received
+        before = writer.received
         try:
-            await _receive(clients, url, arriving, trusted, pace)
+            await _receive(clients, url, writer, trusted, rate)
         except OutputExpired:
-            if renew is None or breaks >= RENEWALS:
+            if renew is None or breaks >= MAX_RENEWALS:
                 raise
             url, breaks = await renew(), breaks + 1
             continue
         except (httpx.HTTPError, httpx.StreamError) as error:
             problem = f"{type(error).__name__}: {scrub(str(error))}"
         except (httpx.InvalidURL, ValueError) as error:  # httpx parses every Location header
-            what = f"the output's server answers nonsense: {scrub(str(error), limit=120)}"
+            what = f"the server of the output sent an invalid reply: {scrub(str(error), limit=120)}"
             raise InvalidOutput(what) from None
         else:
-            if arriving.total is None or arriving.received == arriving.total:
+            if writer.total is None or writer.received == writer.total:
                 return
-            problem = f"{arriving.received:,} of {arriving.total:,} bytes arrived"
-        breaks = breaks + 1 if arriving.received <= before else 0
-        pace.check()
-        if breaks >= RESUMPTIONS:
-            raise DownloadInterrupted(f"the download from {host_of(url)} broke off: {problem}")
+            problem = f"{writer.received:,} of {writer.total:,} bytes arrived"
+        breaks = breaks + 1 if writer.received <= before else 0
+        rate.check()
+        if breaks >= MAX_RESUMPTIONS:
+            raise DownloadInterrupted(
+                f"the download from {host_of(url)} was interrupted: {problem}"
+            )
         await asyncio.sleep(min(5.0, 0.1 * 4**breaks))
 
 
-class _Pace:
+class _RateCheck:
     """Average rate of a download, over all of its connections."""
 
     def __init__(self) -> None:
@@ -180,39 +184,39 @@ class _Pace:
             DownloadInterrupted: The rate is too low.
         """
         self._bytes += arrived
-        if monotonic() - self._begun > GRACE + self._bytes / LEAST_RATE:
-            raise DownloadInterrupted(f"the output arrives at less than {LEAST_RATE:,} bytes/s")
+        if monotonic() - self._begun > RATE_GRACE + self._bytes / MIN_RATE:
+            raise DownloadInterrupted(f"the download is slower than {MIN_RATE:,} bytes/s")
 
 
 async def _receive(
     clients: AssetClients,
     url: str,
-    arriving: DownloadWriter,
+    writer: DownloadWriter,
     trusted: Collection[str],
-    pace: _Pace,
+    rate: _RateCheck,
 ) -> None:
     headers = {"Accept-Encoding": "identity"}
-    if arriving.received and arriving.etag:
-        headers |= {"Range": f"bytes={arriving.received}-", "If-Range": arriving.etag}
+    if writer.received and writer.etag:
+        headers |= {"Range": f"bytes={writer.received}-", "If-Range": writer.etag}
     for _ in range(MAX_REDIRECTS + 1):
         http = clients.trusted if _is_trusted(url, trusted) else clients.outside
         async with http.stream("GET", url, headers=headers) as response:
             if response.has_redirect_location:
                 url = _redirected(url, response.headers["location"])
                 continue
-            await _prepare_for(response, arriving)
+            await _prepare_for(response, writer)
             async for chunk in response.aiter_raw():
-                pace.check(len(chunk))
-                await arriving.append(chunk)
+                rate.check(len(chunk))
+                await writer.append(chunk)
             return
-    raise InvalidOutput(f"the output's address redirects more than {MAX_REDIRECTS} times")
+    raise InvalidOutput(f"the URL of the output redirects more than {MAX_REDIRECTS} times")
 
 
 def _redirected(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError:
-        raise InvalidOutput("the output's address redirects to no valid address") from None
+        raise InvalidOutput("the URL of the output redirects to an invalid URL") from None
 
 
 def _is_trusted(url: str, trusted: Collection[str]) -> bool:
@@ -224,43 +228,43 @@ def _is_trusted(url: str, trusted: Collection[str]) -> bool:
     try:
         scheme, host, _ = httpx.URL(url).scheme, host_of(url), urlsplit(url).port
     except (httpx.InvalidURL, ValueError):
-        raise InvalidOutput("the output's address is no valid address") from None
+        raise InvalidOutput("the URL of the output is not valid") from None
     is_named = host in trusted or origin_of(url) in trusted
     if host and is_named and scheme in {"http", "https"}:
         return True
     if not host or scheme != "https":
-        raise InvalidOutput(f"the output's address is not https: {redact_url(url)}")
+        raise InvalidOutput(f"the URL of the output is not https: {redact_url(url)}")
     check_literal(host)  # also here, since a proxy resolves names instead of this machine
     return False
 
 
-async def _prepare_for(response: httpx.Response, arriving: DownloadWriter) -> None:
+async def _prepare_for(response: httpx.Response, writer: DownloadWriter) -> None:
     """Prepare for the body of a good reply, or raise the error of a bad one."""
     status = response.status_code
     if status in _EXPIRED:
-        raise OutputExpired("the output's address is no longer valid", http_status=status)
+        raise OutputExpired("the URL of the output is no longer valid", http_status=status)
     if status == 416:
-        await arriving.start_again()
+        await writer.start_again()
     if status in {416, 429} or status >= 500:
         raise httpx.RemoteProtocolError(f"HTTP {status}")
     if status not in {200, 206}:
         raise DownloadInterrupted("the output cannot be downloaded", http_status=status)
     media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if _IS_TEXT.search(media_type):
-        what = f"a text came in place of the output ({scrub(media_type, limit=60)})"
+        what = f"the server sent text instead of a video ({scrub(media_type, limit=60)})"
         raise InvalidOutput(what, http_status=status)
     length = response.headers.get("content-length", "")
     rest = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
-    if not (status == 206 and _continues(response, arriving)):
-        await arriving.start_again()
-    arriving.expect(rest)
+    if not (status == 206 and _continues(response, writer)):
+        await writer.start_again()
+    writer.expect(rest)
     etag = response.headers.get("etag", "")
-    arriving.etag = "" if etag.startswith("W/") else etag
+    writer.etag = "" if etag.startswith("W/") else etag
 
 
-def _continues(response: httpx.Response, arriving: DownloadWriter) -> bool:
+def _continues(response: httpx.Response, writer: DownloadWriter) -> bool:
     """Return True if a partial reply begins exactly at the end of the file."""
     match = re.match(r"bytes (\d{1,18})-", response.headers.get("content-range", ""))
-    if match and int(match[1]) == arriving.received:
+    if match and int(match[1]) == writer.received:
         return True
-    raise DownloadInterrupted("the server sent another part of the output than was asked for")
+    raise DownloadInterrupted("the server sent a different part of the output than requested")

@@ -17,11 +17,11 @@ from weakref import WeakSet
 from ..errors import InvalidOutput
 
 MAX_BYTES = 4 * 1024**3
-BLOCK = 2 * 1024**2
+MAX_BLOCK = 2 * 1024**2
 """Maximum bytes that are passed to the thread at a time. With smaller blocks the thread and the
 loop wait for each other more often; a quarter of this size is a third slower."""
 
-IN_MEMORY, SMALLEST_BLOCK = 64 * 1024**2, 32 * 1024
+MAX_IN_MEMORY, MIN_BLOCK = 64 * 1024**2, 32 * 1024
 """Maximum bytes of all files together that wait for the thread, and the minimum that each file may
 have in any case."""
 
@@ -38,22 +38,22 @@ class DownloadWriter:
         etag: ETag by which the server identifies the file, or an empty text.
     """
 
-    _arriving: ClassVar["WeakSet[DownloadWriter]"] = WeakSet()
+    _open_writers: ClassVar["WeakSet[DownloadWriter]"] = WeakSet()
 
     def __init__(self, file: BinaryIO) -> None:
-        self._arriving.add(self)
+        self._open_writers.add(self)
         self.received = 0
         self.total: int | None = None
         self.etag = ""
         self._file = file
         self._hash = hashlib.sha256()
-        self._gathered: list[bytes] = []
+        self._buffer: list[bytes] = []
         self._size = 0
         self._writing: asyncio.Task[None] | None = None
 
     async def aclose(self) -> None:
         """Wait for the writing thread, because the file must not be closed while it writes."""
-        self._arriving.discard(self)
+        self._open_writers.discard(self)
         with suppress(OSError):
             await self._written()
 
@@ -63,7 +63,7 @@ class DownloadWriter:
         self._file.seek(0)
         self._file.truncate()
         self.received, self.total, self.etag = 0, None, ""
-        self._hash, self._gathered, self._size = hashlib.sha256(), [], 0
+        self._hash, self._buffer, self._size = hashlib.sha256(), [], 0
 
     def expect(self, more: int | None) -> None:
         """Record the announced number of further bytes, or None if it is unknown.
@@ -83,9 +83,9 @@ class DownloadWriter:
         """
         self.received += len(chunk)
         self._check(self.received, MAX_BYTES if self.total is None else self.total)
-        self._gathered.append(chunk)
+        self._buffer.append(chunk)
         self._size += len(chunk)
-        if self._size >= min(BLOCK, max(SMALLEST_BLOCK, IN_MEMORY // len(self._arriving))):
+        if self._size >= min(MAX_BLOCK, max(MIN_BLOCK, MAX_IN_MEMORY // len(self._open_writers))):
             await self._hand_over(self._write)
 
     async def finish(self) -> str:
@@ -111,7 +111,7 @@ class DownloadWriter:
 
     async def _hand_over(self, write: Callable[[list[bytes]], None]) -> None:
         await self._written()
-        chunks, self._gathered, self._size = self._gathered, [], 0
+        chunks, self._buffer, self._size = self._buffer, [], 0
         self._writing = asyncio.create_task(asyncio.to_thread(write, chunks))
 
     def _write(self, chunks: list[bytes]) -> None:

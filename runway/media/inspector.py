@@ -26,14 +26,17 @@ from ..redact import scrub
 POSTER_WIDTH = 640
 """Width of a poster in pixels."""
 
-PATIENCE = 600.0
+ANSWER_TIMEOUT = 600.0
 """Timeout for one answer of the decoder in seconds. It may have to read 4 GB from a slow disk."""
 
-ENDING = 5.0
+START_TIMEOUT = 120.0
+"""Timeout for the start of a decoder in seconds. It may have to load FFmpeg from a slow disk."""
+
+EXIT_TIMEOUT = 5.0
 """Seconds in which a decoder has to exit by itself after its pipes are closed."""
 
 _DECODER = Path(__file__).with_name("decoder.py")
-_NEEDED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT")
+_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT")
 """Environment variables that Python needs. The API key is not among them."""
 
 
@@ -54,7 +57,7 @@ class VideoInfo:
 
 
 _INFO = TypeAdapter(VideoInfo)
-_LONGEST = 8 << 20
+_MAX_ANSWER = 8 << 20
 """Maximum characters of an answer; a poster takes about 100,000."""
 
 
@@ -66,7 +69,7 @@ def inspect_video(path: Path) -> VideoInfo:
             decoder.
         StorageError: It cannot be read on this machine.
     """
-    with _sound_answers():
+    with _reject_malformed():
         return _INFO.validate_python(_decoder(os.getpid()).ask(path)["info"])
 
 
@@ -78,8 +81,8 @@ def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
         StorageError: The video cannot be read on this machine.
         OSError: The poster cannot be written.
     """
-    with _sound_answers():
-        jpeg = _decoded(_decoder(os.getpid()).ask(video, poster_width=width)["poster"])
+    with _reject_malformed():
+        jpeg = _decode_base64(_decoder(os.getpid()).ask(video, poster_width=width)["poster"])
     poster.write_bytes(jpeg)
 
 
@@ -94,14 +97,14 @@ def draw_contact_sheet(posters: Sequence[bytes]) -> bytes:
         StorageError: The decoder does not start.
         OSError: There is no space for the temporary file with the posters.
     """
-    with TemporaryDirectory(prefix="cometapi-") as folder, _sound_answers():
+    with TemporaryDirectory(prefix="cometapi-") as folder, _reject_malformed():
         joined = Path(folder) / "posters"
         joined.write_bytes(b"".join(posters))
         answer = _decoder(os.getpid()).ask(joined, posters=[len(poster) for poster in posters])
-        return _decoded(answer["sheet"])
+        return _decode_base64(answer["sheet"])
 
 
-def what_the_decoder_reaches() -> list[str]:
+def decoder_reaches() -> list[str]:
     """Return what a file that takes over the decoder can still reach.
 
     The list holds ``files``, ``network`` and ``processes``, and is empty if it can reach nothing.
@@ -112,18 +115,18 @@ def what_the_decoder_reaches() -> list[str]:
     return _decoder(os.getpid()).reaches()
 
 
-def _decoded(picture: str) -> bytes:
+def _decode_base64(picture: str) -> bytes:
     return base64.b64decode(picture, validate=True)
 
 
 @contextmanager
-def _sound_answers() -> Iterator[None]:
+def _reject_malformed() -> Iterator[None]:
     """Turn malformed answers into an error; a decoder that a file took over may answer anything."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError):
         _decoder(os.getpid()).close()
-        raise InvalidOutput("the output broke the decoder, which answers nonsense") from None
+        raise InvalidOutput("the output broke the decoder: its answer is not valid") from None
 
 
 class Decoder:
@@ -138,7 +141,7 @@ class Decoder:
         self._process: subprocess.Popen[str] | None = None
         self._questions: socket.socket | None = None
         self._reaches: list[str] = []
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def reaches(self) -> list[str]:
         """Return what the process could not give up access to before its first file.
@@ -146,7 +149,7 @@ class Decoder:
         Raises:
             StorageError: The process does not start.
         """
-        with self._turn:
+        with self._lock:
             self._process = self._process or self._start()
             return self._reaches
 
@@ -161,40 +164,39 @@ class Decoder:
         try:
             file = path.open("rb")
         except OSError as error:
-            raise StorageError(f"the download cannot be read: {error.strerror}") from error
-        with file, self._turn:
-            line = self._told(question, file)
+            raise StorageError(f"the downloaded file cannot be read: {error.strerror}") from error
+        with file, self._lock:
+            line = self._exchange(question, file)
             if not line:
-                raise InvalidOutput(f"the output broke the decoder, which {self._end()}")
+                raise InvalidOutput(f"the output broke the decoder, which {self._stop()}")
         answer: dict[str, Any] = json.loads(line)
         if refused := answer.get("refused"):
             raise InvalidOutput(scrub(str(refused)))
         if "errno" in answer:
-            raise StorageError(f"the download cannot be read: {scrub(str(answer['strerror']))}")
+            raise StorageError(
+                f"the downloaded file cannot be read: {scrub(str(answer['strerror']))}"
+            )
         return answer
 
     def close(self) -> None:
         """End the process; it starts again on demand."""
-        with self._turn:
+        with self._lock:
             if self._process:
                 _kill(self._process)
-                self._end()
+                self._stop()
 
-    def _told(self, question: str, file: BinaryIO) -> str:
+    def _exchange(self, question: str, file: BinaryIO) -> str:
         process = self._process = self._process or self._start()
         assert process.stdout  # noqa: S101 -- it is a pipe
-        late = threading.Timer(PATIENCE, _kill, [process])  # its own limit is CPU time
-        late.start()
         try:
-            if self._questions:  # everywhere except on Windows
-                socket.send_fds(self._questions, [question.encode()], [file.fileno()])
-            else:
-                print(question, end="", file=process.stdin, flush=True)
-            return process.stdout.readline(_LONGEST)
+            with _kill_after(process, ANSWER_TIMEOUT):
+                if self._questions:  # everywhere except on Windows
+                    socket.send_fds(self._questions, [question.encode()], [file.fileno()])
+                else:
+                    print(question, end="", file=process.stdin, flush=True)
+                return process.stdout.readline(_MAX_ANSWER)
         except OSError:  # the process has ended
             return ""
-        finally:
-            late.cancel()
 
     def _start(self) -> subprocess.Popen[str]:
         ours, theirs = socket.socketpair() if hasattr(socket, "send_fds") else (None, None)
@@ -204,19 +206,20 @@ class Decoder:
                 stdin=theirs.fileno() if theirs else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={name: os.environ[name] for name in _NEEDED if name in os.environ},
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 text=True,
                 start_new_session=True,  # so that only this process receives Ctrl-C
             )
         self._questions = ours
         assert process.stdout  # noqa: S101 -- it is a pipe
-        ready, *self._reaches = process.stdout.readline().split() or [""]
+        with _kill_after(process, START_TIMEOUT):
+            ready, *self._reaches = process.stdout.readline(_MAX_ANSWER).split() or [""]
         if not ready:
             self._process = process
-            raise StorageError(f"this machine cannot read videos: the decoder {self._end()}")
+            raise StorageError(f"this machine cannot read videos: the decoder {self._stop()}")
         return process
 
-    def _end(self) -> str:
+    def _stop(self) -> str:
         """End the process, and return how it ended."""
         process, self._process = self._process, None
         assert process  # noqa: S101 -- it was started
@@ -226,12 +229,26 @@ class Decoder:
             if pipe:
                 pipe.close()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(ENDING)
+            process.wait(EXIT_TIMEOUT)
         _kill(process)
         process.wait()
         if process.returncode < 0:
             return f"was ended by {signal.Signals(-process.returncode).name}"
         return f"ended with {process.returncode}"
+
+
+@contextmanager
+def _kill_after(process: subprocess.Popen[str], timeout: float) -> Iterator[None]:
+    """Kill a process if the block takes longer than the timeout.
+
+    The process limits its own processor time, but a sleeping process never reaches that limit.
+    """
+    late = threading.Timer(timeout, _kill, [process])
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -13,6 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from ipaddress import IPv6Address, ip_address, ip_network
+from time import monotonic
 from typing import Any
 
 import httpcore
@@ -71,8 +72,8 @@ def check_literal(host: str) -> None:
 
 def _inside(host: str, address: str) -> InvalidOutput:
     return InvalidOutput(
-        f"the output's host {host} is not on the internet but at {address}; if that is meant, "
-        "allow it by name in COMETAPI_ALLOWED_ASSET_HOSTS"
+        f"the host {host} of the output has the non-public address {address}; if this is intended, "
+        "add the host to COMETAPI_ALLOWED_ASSET_HOSTS"
     )
 
 
@@ -110,18 +111,20 @@ class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first public address of a host that answers.
+        """Connect to the first public address of a host that answers, all within the timeout.
 
         Raises:
             InvalidOutput: The host has no public address.
             httpcore.ConnectError: The host is unknown, or none of its addresses answers.
             httpcore.ConnectTimeout: The host was not resolved, or no address answered, in time.
         """
+        end = None if timeout is None else monotonic() + timeout
         async with _in_time(host, timeout):
             addresses = await self._public_addresses(host, port)
         problem: Exception | None = None
         for number, address in enumerate(addresses):
-            share = timeout and timeout / (len(addresses) - number)
+            left = None if end is None else max(0.0, end - monotonic())
+            share = left and left / (len(addresses) - number)
             try:
                 return await self._network.connect_tcp(
                     address, port, share, local_address, socket_options
@@ -134,7 +137,9 @@ class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
         try:
             found = await self._resolve(host, port)
         except OSError as error:
-            raise httpcore.ConnectError(f"the name {host} is not known: {error}") from error
+            raise httpcore.ConnectError(
+                f"the host name {host} cannot be resolved: {error}"
+            ) from error
         public = [address for address in found if is_public(address)]
         if found and not public:
             raise _inside(host, found[0])
@@ -147,7 +152,7 @@ async def _in_time(host: str, seconds: float | None) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise httpcore.ConnectTimeout(f"the name {host} was not resolved in time") from None
+        raise httpcore.ConnectTimeout(f"the host name {host} was not resolved in time") from None
 
 
 def keep_outside(http: httpx.AsyncClient) -> None:

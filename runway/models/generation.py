@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from ..redact import is_shortened, redact_url
+from ..redact import is_redacted, redact_url
 
 
 class Status(StrEnum):
@@ -37,7 +37,7 @@ class AssetURL:
 
     def reveal(self) -> str | None:
         """Return the working URL, or None if only the redacted form was kept."""
-        return None if is_shortened(self._url) else self._url
+        return None if is_redacted(self._url) else self._url
 
     def __str__(self) -> str:
         return redact_url(self._url)
@@ -78,19 +78,19 @@ class Submission(Value):
     """Generation that CometAPI accepted, or that was bought elsewhere and adopted."""
 
     idempotency_key: str = Field(description="Idempotency key of the generation.")
-    task_id: str = Field(description="Id that CometAPI gave it.")
-    submitted_at: AwareDatetime = Field(description="When it was accepted or attached, in UTC.")
+    task_id: str = Field(description="Task id from CometAPI.")
+    submitted_at: AwareDatetime = Field(description="Time of its acceptance or adoption, in UTC.")
     route: str | None = Field(default=None, description="image_to_video or video_to_video.")
     model: str | None = Field(default=None, description="Runway model.")
     fingerprint: str | None = Field(default=None, description="SHA-256 of the request, in hex.")
     request: dict[str, Any] | None = Field(
-        default=None, description="The body that was sent, signed URLs and data URIs shortened."
+        default=None, description="Body that was sent, with signed URLs and data URIs redacted."
     )
     claim: str | None = Field(
-        default=None, description="Which attempt in the ledger the id was given to; random."
+        default=None, description="Random id of the claim in the ledger that received the task id."
     )
     base_url: str | None = Field(
-        default=None, description="Root of the service that it was bought from."
+        default=None, description="Root URL of the service that it was bought from."
     )
 
     @property
@@ -110,7 +110,7 @@ class Generation(Value):
         progress: 0 to 1, or None if the reply has no progress.
         outputs: URLs of the results; they expire.
         failure: The service's reason for a failure, or an empty text.
-        word: The service's own word for the status, as in the reply.
+        raw_status: The service's own word for the status, as in the reply.
     """
 
     task_id: str
@@ -119,14 +119,14 @@ class Generation(Value):
     outputs: tuple[AssetURL, ...] = ()
     failure: str = ""
     failure_code: str = ""
-    word: str = ""
+    raw_status: str = ""
 
 
 class Finished(Value):
     """Generation that succeeded, with the number of polls and the time it took."""
 
     generation: Generation
-    polls: int = Field(description="Requests that asked for its state.")
+    polls: int = Field(description="Number of polls.")
     waited: float = Field(description="Seconds from submission to its detected end.")
 
 
@@ -139,23 +139,25 @@ class VideoFacts(Value):
     height: int = Field(description="Pixels.")
     duration: float = Field(description="Seconds.")
     frames: int = Field(description="Number of frames.")
-    codec: str = Field(description="Codec of the video stream, as h264.")
+    codec: str = Field(description="Codec of the video stream, for example h264.")
 
 
 class FetchedVideo(VideoFacts):
     """Complete and valid video on this machine, not yet in the storage."""
 
-    path: str = Field(description="The staged file.")
-    poster: str | None = Field(default=None, description="A staged JPEG of one of its frames.")
+    path: str = Field(description="Path of the staged file.")
+    poster: str | None = Field(
+        default=None, description="Path of a staged JPEG of one of its frames."
+    )
     poster_sha256: str | None = Field(default=None, description="SHA-256 of the poster, in hex.")
 
 
 class StoredVideo(VideoFacts):
     """Video in the storage."""
 
-    uri: str = Field(description="Where the video is.")
-    poster: str | None = Field(default=None, description="Where its poster is.")
-    sidecar: str = Field(description="Where the JSON is that tells its origin.")
+    uri: str = Field(description="Location of the video.")
+    poster: str | None = Field(default=None, description="Location of the poster.")
+    sidecar: str = Field(description="Location of the JSON file that describes its origin.")
 
 
 class GenerationResult(Value):
@@ -165,6 +167,6 @@ class GenerationResult(Value):
     task_id: str
     status: Status
     videos: tuple[StoredVideo, ...]
-    polls: int = Field(description="Requests that asked for its state.")
+    polls: int = Field(description="Number of polls.")
     waited: float = Field(description="Seconds from submission to its detected end.")
     submitted_at: AwareDatetime

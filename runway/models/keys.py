@@ -43,13 +43,15 @@ def check_key(key: str) -> str:
     """
     if hide_secrets(key) != key:
         raise ValueError(
-            "a key is shown in many places, so it may hold no API key, data URI or query of a URL"
+            "an idempotency key must not contain an API key, a data URI or the query of a URL, "
+            "because it is shown in many places"
         )
     if key.strip() != key and key.strip() and len(key) <= MAX_KEY_LENGTH:
-        raise ValueError(f"a key has no blanks around it, but this one has: {key!r}")
+        raise ValueError(f"an idempotency key must not begin or end with a blank: {key!r}")
     if not key.strip() or len(key) > MAX_KEY_LENGTH or not key.isprintable():
         raise ValueError(
-            f"a key has 1 to {MAX_KEY_LENGTH} printable characters, as 'sku-17/2026-11-21'"
+            f"an idempotency key must have 1 to {MAX_KEY_LENGTH} printable characters, for example "
+            "'sku-17/2026-11-21'"
         )
     return key
 
@@ -61,7 +63,7 @@ def check_task_id(task_id: str) -> str:
         ValueError: It is not a valid task id.
     """
     if not is_task_id(task_id.strip()):
-        raise ValueError("a task id has 1 to 200 letters, digits and the signs ._:=+~@-")
+        raise ValueError("a task id must have 1 to 200 characters: letters, digits and ._:=+~@-")
     return task_id.strip()
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from ..redact import shortened
+from ..redact import redact_payload
 from .model_limits import (
     IMAGE_TO_VIDEO_MODELS,
     RATIOS,
@@ -74,7 +74,7 @@ class GenerationRequest(_WireModel):
 
     def shown(self) -> dict[str, Any]:
         """Return the body as it is safe to show, with signed URLs and data URIs redacted."""
-        return shortened(self.to_wire())
+        return redact_payload(self.to_wire())
 
     def billed_seconds(self) -> float | None:
         """Return the seconds of video to be billed, or None if they depend on the result."""
@@ -96,7 +96,7 @@ class GenerationRequest(_WireModel):
 
 def _check_ratio(value: object) -> object:
     if isinstance(value, str) and not re.fullmatch(r"[1-9][0-9]{0,4}:[1-9][0-9]{0,4}", value):
-        raise ValueError(f"write width:height with a colon, as {RATIOS[0]}, got {value[:40]!r}")
+        raise ValueError(f"must be width:height, for example {RATIOS[0]}, got {value[:40]!r}")
     return value
 
 
@@ -121,11 +121,11 @@ class ImageToVideoRequest(GenerationRequest):
     prompt_text: str | None = Field(
         default=None,
         title="Prompt",
-        description="What should happen, in at most 512 characters for gen3a_turbo.",
+        description="Description of the motion, in at most 512 characters for gen3a_turbo.",
         examples=["slow zoom, soft light"],
     )
     duration: Annotated[int, Field(ge=1, le=60)] | None = Field(
-        default=None, description="Seconds of video: 5 or 10 for gen3a_turbo; 5 where not set."
+        default=None, description="Seconds of video: 5 or 10 for gen3a_turbo; 5 if not set."
     )
     ratio: Ratio | None = Field(
         default=None,
@@ -136,7 +136,7 @@ class ImageToVideoRequest(GenerationRequest):
     seed: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="Same seed, similar video; at most 999999999 for gen3a_turbo."
     )
-    watermark: bool | None = Field(default=None, description="Whether to draw a watermark.")
+    watermark: bool | None = Field(default=None, description="True to draw a watermark.")
 
 
 class VideoToVideoRequest(GenerationRequest):
@@ -154,14 +154,14 @@ class VideoToVideoRequest(GenerationRequest):
     prompt_text: str = Field(
         title="Prompt",
         min_length=1,
-        description="What should change, in at most 1000 characters for gen4_aleph.",
+        description="Description of the change, in at most 1000 characters for gen4_aleph.",
         examples=["Make the motion feel cinematic."],
     )
     model: str = Field(
         default="gen4_aleph", min_length=1, max_length=100, description="Runway model to use."
     )
     references: list[Reference] | None = Field(
-        default=None, description="At most one image that shows the style wanted."
+        default=None, description="At most one image that shows the desired style."
     )
     ratio: Ratio | None = Field(
         default=None,
@@ -174,7 +174,7 @@ class VideoToVideoRequest(GenerationRequest):
     content_moderation: ContentModeration | None = Field(
         default=None,
         title="Content moderation",
-        description="How strictly public figures are recognised.",
+        description="Strictness of the recognition of public figures.",
     )
 
 

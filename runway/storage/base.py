@@ -99,11 +99,13 @@ def probe(storage: Storage) -> None:
         staged.write_bytes(_PROBE_TEXT)
         storage.publish(staged, PROBE)
     except OSError as error:
-        raise StorageError(f"{staged.parent} takes no files: {reason_of(error)}") from error
+        raise StorageError(f"{staged.parent} is not writable: {reason_of(error)}") from error
     finally:
         staged.unlink(missing_ok=True)
     if storage.read(PROBE) != _PROBE_TEXT:
-        raise StorageError("what is read there is not what was written")
+        raise StorageError(
+            "the content that was read back differs from the content that was written"
+        )
     storage.delete(PROBE)
 
 
@@ -124,7 +126,7 @@ def publish_written(storage: Storage, name: str, write: Callable[[Path], object]
         return storage.publish(staged, name)
     except OSError as error:
         reason = scrub(error.strerror or type(error).__name__)
-        raise StorageError(f"{staged.parent} did not take {name}: {reason}") from error
+        raise StorageError(f"{name} could not be written to {staged.parent}: {reason}") from error
     finally:
         staged.unlink(missing_ok=True)
 
@@ -136,7 +138,7 @@ def check_staged(staged: Path) -> None:
         StagedFileMissing: The staged file is gone.
     """
     if not staged.exists():
-        raise StagedFileMissing(f"{staged} is not on this machine any more") from None
+        raise StagedFileMissing(f"{staged} no longer exists on this machine") from None
 
 
 def reason_of(error: Exception) -> str:

@@ -93,7 +93,7 @@ def publish_checked(storage: Storage, staged: Path, name: str, sha256: str | Non
         return storage.publish(staged, name)
     if _is_published(storage, name, sha256):
         return storage.uri(name)
-    why = "is not what was fetched any more" if found else "is not on this machine any more"
+    why = "has changed since it was fetched" if found else "no longer exists on this machine"
     raise StagedFileMissing(f"{staged} {why}")
 
 

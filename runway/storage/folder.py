@@ -35,7 +35,7 @@ class FolderStorage:
                 with tempfile.TemporaryFile(dir=folder) as file:
                     file.write(b"probe")
         except OSError as error:
-            raise StorageError(f"{self.folder} takes no files: {reason_of(error)}") from error
+            raise StorageError(f"{self.folder} is not writable: {reason_of(error)}") from error
 
     def uri(self, name: str) -> str:
         """Return the absolute path of the file."""
@@ -58,7 +58,9 @@ class FolderStorage:
             _flush(target.parent)
         except OSError as error:
             check_staged(staged)
-            raise StorageError(f"{self.folder} did not take {name}: {reason_of(error)}") from error
+            raise StorageError(
+                f"{name} could not be written to {self.folder}: {reason_of(error)}"
+            ) from error
         return str(target)
 
     def sha256(self, name: str) -> str | None:
@@ -75,7 +77,7 @@ class FolderStorage:
             return (self.folder / name).read_bytes()
         except OSError as error:
             raise StorageError(
-                f"{self.folder} does not give back {name}: {reason_of(error)}"
+                f"{name} cannot be read from {self.folder}: {reason_of(error)}"
             ) from error
 
     def names(self, folder: str = "") -> list[str] | None:
@@ -94,7 +96,7 @@ class FolderStorage:
             (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(
-                f"{self.folder} does not let go of {name}: {reason_of(error)}"
+                f"{name} cannot be deleted from {self.folder}: {reason_of(error)}"
             ) from error
 
 

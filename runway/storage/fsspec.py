@@ -4,9 +4,10 @@
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
+from uuid import uuid4
 
 from ..errors import StorageError
 from ..redact import redact_url
@@ -40,11 +41,11 @@ class FsspecStorage:
     def __init__(self, url: str, **options: Any) -> None:
         if "?" in url or re.search(r"://[^/?#@]*:[^/?#]*@", url):
             raise StorageError(
-                f"{redact_url(url)} is stored with each video, so it may hold no password and no "
-                "query; put it into a remote-file-system block or into fsspec's configuration"
+                f"{redact_url(url)} must not contain a password or a query, because it is stored "
+                "with each video; use a remote-file-system block or fsspec's configuration"
             )
         if is_chained(url):
-            raise StorageError(f"{redact_url(url)} names more than one file system")
+            raise StorageError(f"{redact_url(url)} refers to more than one file system")
         self.url = url.rstrip("/")
         self.options = options
 
@@ -63,7 +64,7 @@ class FsspecStorage:
             return
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
             raise StorageError(
-                f"{redact_url(self.url)} is no storage: {reason_of(error)}"
+                f"{redact_url(self.url)} cannot be used as a storage: {reason_of(error)}"
             ) from None
 
     def uri(self, name: str) -> str:
@@ -72,27 +73,44 @@ class FsspecStorage:
 
     def publish(self, staged: Path, name: str) -> str:
         """Upload the file, check the uploaded size, and rename it if it has a temporary name."""
-        at_once = self._protocol in _OBJECT_STORES
         check_staged(staged)
         try:
             files, target = self._opened(name)
-            if not at_once:  # on an object store, this would create a bucket
-                files.makedirs(target.rpartition("/")[0], exist_ok=True)
-            upload = target if at_once else f"{target}.part"
-            files.put_file(str(staged), upload, **_IN_PARTS.get(self._protocol, {}))
-            written, wanted = files.info(upload)["size"], staged.stat().st_size
-            if written != wanted:
-                files.rm_file(upload)
-                raise StorageError(f"{name} has {written} bytes there, and {wanted} here")
-            if upload != target:
-                files.mv(upload, target)
+            if self._protocol in _OBJECT_STORES:
+                self._upload(files, staged, target, name)
+            else:
+                self._upload_and_rename(files, staged, target, name)
         except StorageError:
             raise
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
             check_staged(staged)
             place = redact_url(self.url)
-            raise StorageError(f"{place} did not take {name}: {reason_of(error)}") from None
+            raise StorageError(
+                f"{name} could not be written to {place}: {reason_of(error)}"
+            ) from None
         return self.uri(name)
+
+    def _upload_and_rename(self, files: Any, staged: Path, target: str, name: str) -> None:
+        """Upload a file under a temporary name that no other process uses, and rename it."""
+        files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        upload = f"{target}.{uuid4().hex[:8]}.part"
+        try:
+            self._upload(files, staged, upload, name)
+            files.mv(upload, target)
+        except BaseException:
+            with suppress(Exception):  # it may not exist, or the file system may be unreachable
+                files.rm_file(upload)
+            raise
+
+    def _upload(self, files: Any, staged: Path, target: str, name: str) -> None:
+        """Upload a file, and delete it again if it arrived incomplete."""
+        files.put_file(str(staged), target, **_IN_PARTS.get(self._protocol, {}))
+        written, wanted = files.info(target)["size"], staged.stat().st_size
+        if written != wanted:
+            files.rm_file(target)
+            raise StorageError(
+                f"{name} has {written} bytes in the storage, but {wanted} on this machine"
+            )
 
     def sha256(self, name: str) -> str | None:
         """Return the SHA-256 of the file in hex, or None if it cannot be read."""
@@ -105,13 +123,13 @@ class FsspecStorage:
 
     def read(self, name: str) -> bytes:
         """Return the content of the file."""
-        with self._told("does not give back", name):
+        with self._described(f"{name} cannot be read from"):
             files, target = self._opened(name)
             return files.cat_file(target)
 
     def names(self, folder: str = "") -> list[str] | None:
         """Return the sorted names of the files in a folder below the URL."""
-        with self._told("does not list", folder or "its files"):
+        with self._described(f"{folder or 'the files'} cannot be listed in"):
             files, target = self._opened(folder or None)
             files.invalidate_cache()  # a cached listing lacks newer files
             try:
@@ -124,7 +142,7 @@ class FsspecStorage:
 
     def delete(self, name: str) -> None:
         """Delete the file."""
-        with self._told("does not let go of", name):
+        with self._described(f"{name} cannot be deleted from"):
             files, target = self._opened(name)
             files.rm_file(target)
 
@@ -139,9 +157,10 @@ class FsspecStorage:
         return url_to_fs(self.url if name is None else self.uri(name), **self.options)
 
     @contextmanager
-    def _told(self, what: str, name: str) -> Iterator[None]:
+    def _described(self, what: str) -> Iterator[None]:
+        """Turn any error of the file system into a StorageError."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
             place = redact_url(self.url)
-            raise StorageError(f"{place} {what} {name}: {reason_of(error)}") from None
+            raise StorageError(f"{what} {place}: {reason_of(error)}") from None

@@ -26,7 +26,7 @@ from ..redact import scrub
 INCOMING = ".incoming"
 """Staging folder inside a storage folder; ``.incoming-UID`` if another user owns the first."""
 
-KEEP = 7 * 24 * 3600.0
+RETENTION = 7 * 24 * 3600.0
 """Seconds for which an unused staged file is kept, unless it is known that no run needs it. A run
 that finds the file resets its age. The URLs of outputs expire after a day or two."""
 
@@ -84,7 +84,7 @@ def staging_inside(folder: Path) -> Path | None:
                 inside.rmdir()
                 return None
         except OSError as error:
-            raise StorageError(f"{inside} cannot be made: {_reason(error)}") from error
+            raise StorageError(f"{inside} cannot be created: {_reason(error)}") from error
     return None
 
 
@@ -99,8 +99,8 @@ def own_folder(folder: Path) -> Path:
         if is_own(folder):
             return folder
     except OSError as error:
-        raise StorageError(f"{folder} cannot be made: {_reason(error)}") from error
-    raise StorageError(f"{folder} is not this user's alone; remove it, or set TMPDIR")
+        raise StorageError(f"{folder} cannot be created: {_reason(error)}") from error
+    raise StorageError(f"{folder} is owned or writable by another user; remove it, or set TMPDIR")
 
 
 def is_own(folder: Path) -> bool:
@@ -139,7 +139,7 @@ def is_abandoned(file: StagedFile, *, needed: bool) -> bool:
 
     A file of a live process is kept. An incomplete file is useless without its process. Another run
     can publish a complete file. So a complete file is kept while its generation is not stored,
-    since its URL may have expired, and for ``KEEP`` seconds in any case.
+    since its URL may have expired, and for ``RETENTION`` seconds in any case.
 
     Args:
         file: The file.
@@ -148,8 +148,8 @@ def is_abandoned(file: StagedFile, *, needed: bool) -> bool:
     if file.owner_runs:
         return False
     if file.reusable:
-        return not needed and file.age >= KEEP
-    return file.owner_runs is False or file.age >= KEEP
+        return not needed and file.age >= RETENTION
+    return file.owner_runs is False or file.age >= RETENTION
 
 
 def staged_files(folder: Path, reusable: Collection[str] = ()) -> Iterator[StagedFile]:

@@ -4,39 +4,38 @@
 from dataclasses import replace
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from ..clips.serving import Signer, clip_response
 from ..config import SandboxConfig
-from ..faults.middleware import FAULT, Misbehaving
+from ..faults.middleware import FAULT, FaultMiddleware
 from ..faults.plan import Fault, FaultPlan
 from ..faults.responses import expired, gone
-from ..jobs import JobBook
+from ..jobs import JobStore
 from ..messages.errors import task_not_exist
 from ..messages.replies import ReplyShape, Snapshot, Stage, feed_reply, task_reply
 from ..messages.requests import ImageToVideoBody, VideoToVideoBody
 from ..request_log import RequestLog
 from . import openapi
 from .auth import RunwayVersion, refuse_as_cometapi, require_key
-from .docs_page import docs_page
 
 
-class SandboxApp(Misbehaving):
+class SandboxApp(FaultMiddleware):
     """Sandbox as an ASGI application, with its jobs and its requests.
 
     Args:
         config: Configuration of the sandbox.
 
     Attributes:
-        book: Accepted jobs.
+        jobs: Accepted jobs.
         log: Received requests.
     """
 
     def __init__(self, config: SandboxConfig) -> None:
-        self.book = JobBook(config)
+        self.jobs = JobStore(config)
         self.log = RequestLog()
-        routes = _routes(self.book, self.log, Signer(config.asset_ttl))
+        routes = _routes(self.jobs, self.log, Signer(config.asset_ttl))
         super().__init__(routes, self.log, FaultPlan(config.faults, config.seed))
 
     def add_fault(self, fault: Fault) -> None:
@@ -45,7 +44,7 @@ class SandboxApp(Misbehaving):
 
     def clear(self) -> None:
         """Forget jobs, faults and requests."""
-        self.book.clear()
+        self.jobs.clear()
         self.log.clear()
         self.plan = FaultPlan((), self.plan.seed)
 
@@ -55,31 +54,33 @@ def create_app(config: SandboxConfig | None = None) -> SandboxApp:
     return SandboxApp(config or SandboxConfig())
 
 
-def _routes(book: JobBook, log: RequestLog, signer: Signer) -> FastAPI:
+def _routes(jobs: JobStore, log: RequestLog, signer: Signer) -> FastAPI:
     app = FastAPI(**openapi.ABOUT, docs_url=None, redoc_url=None)
     refuse_as_cometapi(app)
-    app.include_router(_creates(book))
-    app.include_router(_polls(book, signer))
-    app.include_router(_outputs(book, signer))
-    app.include_router(_pages(app, book, log))
-    openapi.keep_honest(app)
+    app.include_router(_creates(jobs))
+    app.include_router(_polls(jobs, signer))
+    app.include_router(_outputs(jobs, signer))
+    app.include_router(_sandbox_routes(jobs, log))
+    openapi.remove_unsent_responses(app)
     return app
 
 
-def _creates(book: JobBook) -> APIRouter:
+_FAULTS_OF_JOBS = {"failed", "cancelled"}
+
+
+def _creates(jobs: JobStore) -> APIRouter:
     router = APIRouter(dependencies=[Depends(require_key)])
 
     def accept(request: Request, body: ImageToVideoBody | VideoToVideoBody) -> openapi.Created:
-        fault = request.scope.get(FAULT)
-        fate = fault if _fault_of(request) in {"failed", "cancelled"} else None
-        job = book.accept(body.recipe(), body.model_dump(exclude_unset=True), fate)
+        fault = request.scope.get(FAULT) if _fault_of(request) in _FAULTS_OF_JOBS else None
+        job = jobs.accept(body.recipe(), body.model_dump(exclude_unset=True), fault)
         return openapi.Created(id=job.task_id)
 
     @router.post("/runwayml/v1/image_to_video", **openapi.CREATE)
     async def image_to_video(
         request: Request,
         body: openapi.ImageToVideoExample,
-        version: RunwayVersion,  # noqa: ARG001 - it has to be there, and that is all
+        version: RunwayVersion,  # noqa: ARG001 - the header is required but has no effect
     ) -> openapi.Created:
         """Animate an image."""
         return accept(request, body)
@@ -88,7 +89,7 @@ def _creates(book: JobBook) -> APIRouter:
     async def video_to_video(
         request: Request,
         body: openapi.VideoToVideoExample,
-        version: RunwayVersion,  # noqa: ARG001 - it has to be there, and that is all
+        version: RunwayVersion,  # noqa: ARG001 - the header is required but has no effect
     ) -> openapi.Created:
         """Restyle a video."""
         return accept(request, body)
@@ -96,17 +97,17 @@ def _creates(book: JobBook) -> APIRouter:
     return router
 
 
-def _polls(book: JobBook, signer: Signer) -> APIRouter:
+def _polls(jobs: JobStore, signer: Signer) -> APIRouter:
     router = APIRouter(dependencies=[Depends(require_key)])
 
     def look_up(request: Request, task_id: str) -> tuple[ReplyShape, Snapshot]:
         """Return the reply shape and the current snapshot of a job."""
-        job = book.poll(task_id)
+        job = jobs.poll(task_id)
         if job is None:
             raise task_not_exist()
         name = f"{task_id}/0"
         url = f"{request.base_url}assets/{name}.mp4"
-        snapshot = book.tell(job, lambda: (f"{url}?_jwt={signer.sign(name)}",))
+        snapshot = jobs.report(job, lambda: (f"{url}?_jwt={signer.sign(name)}",))
         if _fault_of(request) == "unknown-status":
             snapshot = replace(snapshot, stage=Stage.UNKNOWN, urls=())
         return job.shape, snapshot
@@ -124,13 +125,13 @@ def _polls(book: JobBook, signer: Signer) -> APIRouter:
     return router
 
 
-def _outputs(book: JobBook, signer: Signer) -> APIRouter:
+def _outputs(jobs: JobStore, signer: Signer) -> APIRouter:
     router = APIRouter()
 
     def serve(request: Request, task_id: str, index: str, token: str) -> Response:
         if not signer.accepts(f"{task_id}/{index}", token):
             return expired()
-        clip = book.finished_clip(task_id)
+        clip = jobs.finished_clip(task_id)
         if clip is None:
             return gone()
         fault = _fault_of(request)
@@ -153,18 +154,14 @@ def _outputs(book: JobBook, signer: Signer) -> APIRouter:
     return router
 
 
-def _pages(app: FastAPI, book: JobBook, log: RequestLog) -> APIRouter:
+def _sandbox_routes(jobs: JobStore, log: RequestLog) -> APIRouter:
     router = APIRouter()
-
-    @router.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(docs_page(app.openapi()))
 
     @router.get("/_sandbox", tags=["Sandbox"])
     async def census() -> openapi.Census:
         """Count the accepted jobs and the received requests."""
         return openapi.Census(
-            accepted=len(book.accepted), requests=log.per_route, jobs=book.stages()
+            accepted=len(jobs.accepted), requests=log.per_route, jobs=jobs.stages()
         )
 
     return router

@@ -23,7 +23,7 @@ WRONG_KEY = "wrong-key"
 """The only API key that is rejected."""
 
 _bearer = HTTPBearer(
-    auto_error=False, scheme_name="bearerAuth", description=f"Any key but `{WRONG_KEY}`."
+    auto_error=False, scheme_name="bearerAuth", description=f"Any API key except `{WRONG_KEY}`."
 )
 
 
@@ -33,7 +33,7 @@ def require_key(
     """Accept any API key except `WRONG_KEY`.
 
     Raises:
-        Refusal: The API key is missing or is `WRONG_KEY`.
+        ApiFailure: The API key is missing or is `WRONG_KEY`.
     """
     if credentials is None or credentials.credentials.strip() in {"", WRONG_KEY}:
         raise unauthorized()

@@ -14,10 +14,10 @@ from ..messages.requests import ImageToVideoBody, VideoToVideoBody
 ABOUT: dict[str, Any] = {
     "title": "CometAPI Runway sandbox",
     "version": "1",
-    "summary": "A stand-in for CometAPI's Runway routes that renders real clips.",
+    "summary": "Stand-in for CometAPI's Runway routes that renders real clips.",
     "description": (
-        "Answers on this machine as CometAPI's Runway documentation says CometAPI does. It needs "
-        "no key (any but `wrong-key` is accepted) and no network, and nothing here costs money."
+        "Answers as CometAPI's Runway documentation describes. It needs no network, accepts any "
+        "API key except `wrong-key`, and costs nothing."
     ),
     "generate_unique_id_function": lambda route: route.name,
 }
@@ -31,8 +31,8 @@ def _header(description: str, **rules: Any) -> dict[str, Any]:
 _UNAUTHORIZED = {
     401: {
         "model": ErrorEnvelope,
-        "description": "No key, or the key `wrong-key`.",
-        "headers": {"WWW-Authenticate": _header("How to show one.", const="Bearer")},
+        "description": "No API key, or the API key `wrong-key`.",
+        "headers": {"WWW-Authenticate": _header("Authentication scheme.", const="Bearer")},
     }
 }
 
@@ -40,12 +40,12 @@ _LINKS = {
     "task": {
         "operationId": "task",
         "parameters": {"task_id": "$response.body#/id"},
-        "description": "How far the job is.",
+        "description": "State of the job.",
     },
     "feed": {
         "operationId": "feed",
         "requestBody": {"task_id": "$response.body#/id"},
-        "description": "The same by the compatibility routes.",
+        "description": "State of the job, through the compatibility route.",
     },
 }
 
@@ -69,9 +69,9 @@ CREATE: dict[str, Any] = {
 
 _POLL: dict[str, Any] = {
     "tags": ["Runway"],
-    "response_description": "How far the job is, in one of the documented shapes.",
+    "response_description": "State of the job, in one of the documented shapes.",
 }
-_UNSEEN = "There is no such task, or it is too new to be seen"
+_UNSEEN = "The task does not exist, or is not visible yet"
 
 TASK: dict[str, Any] = _POLL | {
     "response_model": TaskReply,
@@ -84,7 +84,7 @@ FEED: dict[str, Any] = _POLL | {
     | {
         400: {
             "model": FlatError | ErrorEnvelope,
-            "description": f"{_UNSEEN}, or the body is not what it has to be.",
+            "description": f"{_UNSEEN}, or the body is not valid.",
         },
         500: {"model": ErrorEnvelope, "description": "The field `task_id` is missing."},
     },
@@ -93,16 +93,16 @@ FEED: dict[str, Any] = _POLL | {
 _MP4 = {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}
 _XML = {"application/xml": {"schema": {"type": "string"}}}
 _FILE = {
-    "ETag": _header("Names these bytes.", pattern='^"[0-9a-f]{32}"$'),
-    "Accept-Ranges": _header("Range is understood.", const="bytes"),
+    "ETag": _header("Identifies the content.", pattern='^"[0-9a-f]{32}"$'),
+    "Accept-Ranges": _header("Unit of the supported ranges.", const="bytes"),
 }
 _PART = _FILE | {
-    "Content-Range": _header("Which part it is.", pattern="^bytes [0-9]+-[0-9]+/[0-9]+$")
+    "Content-Range": _header("Position of the part.", pattern="^bytes [0-9]+-[0-9]+/[0-9]+$")
 }
-_NO_PART = _FILE | {"Content-Range": _header("How much there is.", pattern=r"^bytes \*/[0-9]+$")}
+_NO_PART = _FILE | {"Content-Range": _header("Size of the clip.", pattern=r"^bytes \*/[0-9]+$")}
 
 
-def _may_be_asked(name: str, description: str, example: str) -> dict[str, Any]:
+def _optional_header(name: str, description: str, example: str) -> dict[str, Any]:
     return {
         "name": name,
         "in": "header",
@@ -117,20 +117,24 @@ ASSET: dict[str, Any] = {
     "response_class": Response,
     "openapi_extra": {
         "parameters": [
-            _may_be_asked("Range", "One part of the clip; anything else is ignored.", "bytes=0-99"),
-            _may_be_asked("If-Range", "The ETag for which Range is meant.", '"0123456789abcdef"'),
+            _optional_header(
+                "Range", "One part of the clip; anything else is ignored.", "bytes=0-99"
+            ),
+            _optional_header(
+                "If-Range", "ETag of the clip that Range refers to.", '"0123456789abcdef"'
+            ),
         ]
     },
     "responses": {
         200: {"description": "The clip.", "content": _MP4, "headers": _FILE},
         206: {
-            "description": "The part of it that Range asked for.",
+            "description": "The part of the clip that Range requests.",
             "content": _MP4,
             "headers": _PART,
         },
         403: {"description": "The URL has expired or was not signed here.", "content": _XML},
-        404: {"description": "There is no such output.", "content": _XML},
-        416: {"description": "Range begins behind the end.", "headers": _NO_PART},
+        404: {"description": "The output does not exist.", "content": _XML},
+        416: {"description": "Range begins after the end of the clip.", "headers": _NO_PART},
     },
 }
 
@@ -192,7 +196,7 @@ class Census(BaseModel):
     jobs: dict[str, int]
 
 
-def keep_honest(app: FastAPI) -> None:
+def remove_unsent_responses(app: FastAPI) -> None:
     """Remove from the OpenAPI the 422s that FastAPI adds and the sandbox never sends."""
     describe = app.openapi
 

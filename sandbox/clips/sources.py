@@ -16,10 +16,10 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import httpx
 
-PATIENCE = 1.5
+FETCH_TIMEOUT = 1.5
 """Seconds to wait for a source before a stand-in is drawn instead."""
 
-LARGEST = 64 * 2**20
+MAX_SOURCE_BYTES = 64 * 2**20
 """Maximum size of a source in bytes."""
 
 
@@ -72,7 +72,7 @@ def _fetch_from_the_web(uri: str) -> bytes | None:
     host = uri.split("/")[2]
     if host in _silent_hosts:
         return None
-    answer = _within(PATIENCE, lambda: _fetch(uri, trust_env=True))
+    answer = _within(FETCH_TIMEOUT, lambda: _fetch(uri, trust_env=True))
     if answer is None:
         _silent_hosts.add(host)
     return answer
@@ -86,14 +86,14 @@ def _fetch(uri: str, *, trust_env: bool) -> bytes | None:
     received = bytearray()
     try:
         with (
-            httpx.Client(verify=_tls(), timeout=PATIENCE, trust_env=trust_env) as client,
+            httpx.Client(verify=_tls(), timeout=FETCH_TIMEOUT, trust_env=trust_env) as client,
             client.stream("GET", uri, follow_redirects=False) as response,
         ):
             if response.status_code != httpx.codes.OK:
                 return None
             for chunk in response.iter_bytes():
                 received += chunk
-                if len(received) > LARGEST:
+                if len(received) > MAX_SOURCE_BYTES:
                     return None
     except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError):
         return None

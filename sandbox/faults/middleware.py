@@ -33,7 +33,7 @@ def route_of(method: str, path: str) -> str:
     return "other"
 
 
-class Misbehaving:
+class FaultMiddleware:
     """Middleware around the routes that applies the faults of a plan.
 
     Args:

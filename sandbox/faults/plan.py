@@ -78,17 +78,19 @@ KINDS: dict[FaultKind, KindOfFault] = {
     ),
     "500": KindOfFault(_EVERYWHERE, "Internal server error."),
     "502": KindOfFault(_EVERYWHERE, "Bad gateway, as a line of text."),
-    "503": KindOfFault(_EVERYWHERE, "Overloaded for a moment."),
+    "503": KindOfFault(_EVERYWHERE, "Temporarily overloaded."),
     "504": KindOfFault(_EVERYWHERE, "Gateway timeout, as a line of text. Nothing was accepted."),
     "524": KindOfFault(_EVERYWHERE, "Cloudflare's timeout. Nothing was accepted."),
-    "invalid-request": KindOfFault(_API, "500 with the code invalid_request: no retry helps."),
-    "model-not-found": KindOfFault(_API, "503 with the code model_not_found: no retry helps."),
+    "invalid-request": KindOfFault(_API, "500 with the code invalid_request; retries do not help."),
+    "model-not-found": KindOfFault(_API, "503 with the code model_not_found; retries do not help."),
     "quota": KindOfFault(_API, "403 with the code quota_not_enough."),
     "unauthorized": KindOfFault(_API, "401."),
     "reset-before": KindOfFault(_EVERYWHERE, "The connection is reset and nothing was done."),
     "reset-after": KindOfFault(_CREATE, "The job is accepted, then the connection is reset."),
     "silent-after": KindOfFault(
-        _EVERYWHERE, "The work is done, then no answer for `value` seconds (30), then the end."
+        _EVERYWHERE,
+        "The request is processed, then nothing is sent for `value` seconds (30), then the "
+        "connection is closed.",
     ),
     "error-after": KindOfFault(_CREATE, "The job is accepted; the answer is status `value` (504)."),
     "html": KindOfFault(_API, "200 with a web page."),
@@ -96,23 +98,25 @@ KINDS: dict[FaultKind, KindOfFault] = {
     "redirect": KindOfFault(_EVERYWHERE, "301 to a web page."),
     "no-id": KindOfFault(_CREATE, "The job is accepted; the answer is an empty object."),
     "not-visible": KindOfFault(_POLLS, "400 with the code task_not_exist."),
-    "not-visible-200": KindOfFault(_POLLS, "200 with task_not_exist for a status."),
-    "unknown-status": KindOfFault(_POLLS, "A status that nobody has heard of."),
+    "not-visible-200": KindOfFault(_POLLS, "200 with task_not_exist as the status."),
+    "unknown-status": KindOfFault(_POLLS, "An unknown status."),
     "error-in-200": KindOfFault(_API, "200 with an error inside."),
     "failed": KindOfFault(
         _CREATE, "The job is accepted and will fail, with the failure code `value`."
     ),
     "cancelled": KindOfFault(_CREATE, "The job is accepted and will end cancelled."),
-    "expired": KindOfFault(_ASSET, "403, as for a signed URL whose time is over."),
+    "expired": KindOfFault(_ASSET, "403, as for an expired signed URL."),
     "gone": KindOfFault(_ASSET, "404."),
-    "truncated": KindOfFault(_ASSET, "The full Content-Length, half of the bytes, then the end."),
+    "truncated": KindOfFault(
+        _ASSET, "The full Content-Length and half of the bytes, then the connection is closed."
+    ),
     "truncated-silent": KindOfFault(
-        _ASSET, "Half of the file as if it were all; it still opens as a video."
+        _ASSET, "Half of the file, presented as complete; it still opens as a video."
     ),
     "html-asset": KindOfFault(_ASSET, "200 with a web page."),
-    "empty": KindOfFault(_ASSET, "200 without a byte."),
-    "ignore-range": KindOfFault(_ASSET, "200 with the whole file, whatever Range asked for."),
-    "slow": KindOfFault(_EVERYWHERE, "The answer comes in pieces, over `value` seconds (5)."),
+    "empty": KindOfFault(_ASSET, "200 with an empty body."),
+    "ignore-range": KindOfFault(_ASSET, "200 with the whole file, whatever Range requests."),
+    "slow": KindOfFault(_EVERYWHERE, "The answer is sent in pieces, over `value` seconds (5)."),
 }
 """Descriptions of all kinds of faults."""
 
@@ -146,7 +150,9 @@ class Fault(BaseModel):
     def _makes_sense(self) -> Self:
         routes = KINDS[self.kind].routes
         if self.route not in routes:
-            raise ValueError(f"{self.kind} happens on {' or '.join(routes)}, not on {self.route}")
+            raise ValueError(
+                f"{self.kind} happens on {' or '.join(routes)}, not on {self.route}"
+            )
         if self.rate is not None and "times" in self.model_fields_set:
             raise ValueError("rate and times exclude each other")
         self._check_value()
@@ -184,7 +190,7 @@ class Fault(BaseModel):
         for option in filter(None, options.split(",")):
             name, equals, value = option.partition("=")
             if not equals or name not in {"times", "after", "rate", "value"}:
-                raise ValueError(f"Fault {text!r}: {option!r} is no option. Expected {_FORM}.")
+                raise ValueError(f"Fault {text!r}: {option!r} is not an option. Expected {_FORM}.")
             given[name] = value
         try:
             return cls.model_validate(given)

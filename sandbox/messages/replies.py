@@ -61,7 +61,7 @@ class Snapshot:
         urls: URLs of the outputs, once the job has succeeded.
         failure: Reason in words, once the job has failed.
         failure_code: Reason as Runway's code.
-        times_told: Number of earlier replies that reported the end of the job.
+        final_replies: Number of earlier replies that reported the end of the job.
         before: Snapshot of the previous reply, for a gateway that lags behind.
     """
 
@@ -76,7 +76,7 @@ class Snapshot:
     urls: tuple[str, ...] = ()
     failure: str = ""
     failure_code: str = ""
-    times_told: int = 0
+    final_replies: int = 0
     before: "Snapshot | None" = None
 
     @property
@@ -197,7 +197,7 @@ def output_objects(job: Snapshot) -> Json:
 
 def late_output(job: Snapshot) -> Json:
     """Return Runway's object, which says SUCCEEDED one poll before it has an output."""
-    return bare(job if job.times_told else replace(job, urls=()))
+    return bare(job if job.final_replies else replace(job, urls=()))
 
 
 def _envelope(job: Snapshot, inner: Json | None) -> Json:

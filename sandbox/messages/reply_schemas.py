@@ -14,7 +14,7 @@ from typing_extensions import TypedDict  # pydantic requires this one below Pyth
 
 _exactly = with_config(ConfigDict(extra="forbid"))
 
-Moment = Annotated[int, Field(ge=0, description="Unix seconds; 0 before it has happened.")]
+Moment = Annotated[int, Field(ge=0, description="Unix seconds; 0 before the event.")]
 Number = Annotated[
     Literal["0", "1", "2", "3"],
     Field(description="Waiting, running, failed or cancelled, succeeded."),
@@ -74,7 +74,7 @@ class Envelope(TypedDict):
 class FlatTask(_GatewayTask):
     """The gateway's task object as the compatibility routes return it, without an envelope."""
 
-    result_url: Annotated[str, Field(description="Empty before it has succeeded.")]
+    result_url: Annotated[str, Field(description="Empty until the job succeeds.")]
     metadata: dict[str, Any]
 
 
@@ -86,7 +86,7 @@ class NumberedTask(TypedDict):
     state: Number
     status: Number
     prompt: str
-    video_url: Annotated[str, Field(description="Empty before it has succeeded.")]
+    video_url: Annotated[str, Field(description="Empty until the job succeeds.")]
     progress: None
     msg: str
     create_time: Moment

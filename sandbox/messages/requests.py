@@ -25,7 +25,7 @@ Ratio = Literal[
     "768:1280",
 ]
 
-LARGEST = 1584 * 672
+MAX_PIXELS = 1584 * 672
 """Pixels of the largest clip that is rendered; 9999:9999 would take minutes and gigabytes."""
 
 _WEB = r"https://[^/\x00-\x20\x7f-\xa0]|http://(127\.0\.0\.1|localhost|\[::1\])([:/]|$)"
@@ -66,7 +66,7 @@ class ImageToVideoBody(_Body):
     promptText: Annotated[str, Field(max_length=512, examples=["slow zoom"])] = ""  # noqa: N815
     seed: Annotated[
         int,
-        Field(ge=0, le=999_999_999, description="Without one the sandbox draws as for 0."),
+        Field(ge=0, le=999_999_999, description="Without a seed, the sandbox draws as with 0."),
         BeforeValidator(_whole),
     ] = 0
     watermark: bool = False
@@ -112,7 +112,7 @@ class VideoToVideoBody(_Body):
     ]
     seed: Annotated[
         int,
-        Field(ge=0, le=4_294_967_295, description="Without one the sandbox draws as for 0."),
+        Field(ge=0, le=4_294_967_295, description="Without a seed, the sandbox draws as with 0."),
         BeforeValidator(_whole),
     ] = 0
     references: Annotated[list[Reference], Field(max_length=1)] = []
@@ -121,7 +121,7 @@ class VideoToVideoBody(_Body):
         Field(
             pattern=r"^[1-9][0-9]{2,3}:[1-9][0-9]{2,3}$",
             description=(
-                "Size of the stand-in where the video cannot be fetched, or its proportions where "
+                "Size of the stand-in if the video cannot be fetched, or its proportions if "
                 "that is too large; otherwise the clip keeps the size of the video, as with Runway."
             ),
             examples=["1280:720"],
@@ -146,5 +146,5 @@ class VideoToVideoBody(_Body):
 def _size(ratio: str) -> tuple[int, int]:
     """Return an even width and height, scaled down if larger than Runway's largest clip."""
     width, height = map(int, ratio.split(":"))
-    scale = min(1.0, math.sqrt(LARGEST / (width * height)))
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
     return int(width * scale) // 2 * 2, int(height * scale) // 2 * 2

@@ -13,7 +13,7 @@ import pytest
 
 from prefect_cometapi.sandbox import Sandbox
 
-HERE = Path(__file__).parent
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 HEADERS = {"Authorization": "Bearer benchmark", "X-Runway-Version": "2024-11-06"}
 BODY = {"promptImage": "https://example.com/cat.jpg", "promptText": "zoom", "model": "gen3a_turbo"}
 CLIP = bytes(range(256)) * 1000
@@ -22,7 +22,7 @@ CLIP = bytes(range(256)) * 1000
 @pytest.fixture(autouse=True)
 def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the benchmarks importable as top-level modules, as they import each other."""
-    monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_a_block_never_prints_its_key(show):
         {"api_key": KEY, "base_url": "nonsense"},
         {"api_key": f"{KEY} {KEY}"},
         {"api_key": KEY, "apikey": KEY},
-        {"api_key": KEY},
+        {"key": KEY},
     ],
 )
 def test_a_refusal_does_not_repeat_the_key(fields):
@@ -149,7 +149,7 @@ def test_a_refusal_does_not_repeat_the_key(fields):
     assert KEY not in repr(caught.value)
 
 
-@pytest.mark.parametrize("name", ["api_key", "url", "baseurl", "runwayVersion"])
+@pytest.mark.parametrize("name", ["key", "url", "baseurl", "runwayVersion"])
 def test_a_misspelt_field_is_refused(name):
     """An unknown field is an error and is not silently ignored."""
     with pytest.raises(ValidationError, match=rf"(?s){name}.*Extra inputs are not permitted"):
@@ -163,11 +163,23 @@ def test_a_misspelt_field_is_refused(name):
         ("https://api.cometapi.com/runwayml/v1/", "start at https://api.cometapi.com"),
         ("http://api.cometapi.com", "must be https://"),
         ("ftp://api.cometapi.com", "must be https://"),
-        ("https://user:pw@api.cometapi.com", "write the service's root, as https://api.cometapi"),
-        ("https://api.cometapi.com?x=1", "write the service's root, as https://api.cometapi.com"),
-        ("api.cometapi.com", "write the service's root, as https://api.cometapi.com"),
-        ("", "write the service's root, as https://api.cometapi.com"),
-        ("https://api.cometapi.com:port", "write the service's root, as https://api.cometapi.com"),
+        (
+            "https://user:pw@api.cometapi.com",
+            "must be the root URL of the service, for example https://api.cometapi",
+        ),
+        (
+            "https://api.cometapi.com?x=1",
+            "must be the root URL of the service, for example https://api.cometapi.com",
+        ),
+        (
+            "api.cometapi.com",
+            "must be the root URL of the service, for example https://api.cometapi.com",
+        ),
+        ("", "must be the root URL of the service, for example https://api.cometapi.com"),
+        (
+            "https://api.cometapi.com:port",
+            "must be the root URL of the service, for example https://api.cometapi.com",
+        ),
     ],
 )
 def test_a_base_url_that_leads_elsewhere_is_refused_with_what_to_write(url, advice):
@@ -196,7 +208,7 @@ def test_a_base_url_is_read_as_the_root_that_it_means(url, root):
 @pytest.mark.parametrize("key", ["", "   ", "\n", "sk-ключ", "sk-a b", "sk-a\x00b", "“sk-a”"])
 def test_what_can_be_no_key_is_refused_at_once(key):
     """An empty API key, or one with an invalid character, is refused before it is sent."""
-    with pytest.raises(ValidationError, match="the key is empty or has characters that no key has"):
+    with pytest.raises(ValidationError, match="the API key is empty or contains characters that"):
         CometAPICredentials(api_key=SecretStr(key))
 
 
@@ -267,5 +279,5 @@ async def test_the_client_sends_through_the_transport_that_it_is_given():
 
 def test_a_masked_key_is_no_key():
     """A masked API key is refused with advice and is never sent."""
-    with pytest.raises(ValidationError, match="masked form of a key; load the saved block again"):
+    with pytest.raises(ValidationError, match="a masked API key; load the saved block again"):
         CometAPICredentials(api_key=SecretStr("**********"))

@@ -92,7 +92,7 @@ async def emit(client, event: str, resource: dict[str, str], *tags: str, **paylo
 
 async def test_a_silent_run_of_ours_counts_as_crashed(client, armed):
     """A run of this package without heartbeats is marked as crashed, and other runs are not."""
-    await armed(automations.silent_runs_crash(timedelta(seconds=10)))
+    await armed(automations.mark_silent_runs_crashed(timedelta(seconds=10)))
     ours, other = await running(client, "cometapi"), await running(client)
     for run, tags in ((ours, ["cometapi"]), (other, [])):
         resource = {"prefect.resource.id": f"prefect.flow-run.{run}"}
@@ -107,7 +107,7 @@ async def test_a_silent_run_of_ours_counts_as_crashed(client, armed):
 
 async def test_a_run_of_ours_that_never_began_counts_as_crashed(client, armed):
     """A run of this package that never began is marked as crashed, and other runs are not."""
-    await armed(automations.unbegun_runs_crash(timedelta(seconds=10)))
+    await armed(automations.mark_unstarted_runs_crashed(timedelta(seconds=10)))
     other, begun = await running(client, begun=False), await running(client, "cometapi")
     unbegun = await running(client, "cometapi", begun=False)
 
@@ -121,7 +121,7 @@ async def test_a_run_of_ours_that_never_began_counts_as_crashed(client, armed):
 
 async def test_a_crashed_run_of_ours_is_scheduled_again(client, armed):
     """The server reschedules a crashed run of this package within seconds, and no other run."""
-    await armed(automations.crashed_runs_start_again())
+    await armed(automations.restart_crashed_runs())
     ours, other = await running(client, "cometapi"), await running(client)
     for run in (other, ours):
         await client.set_flow_run_state(run, Crashed())
@@ -137,7 +137,7 @@ async def test_a_stored_clip_runs_a_deployment_with_its_address(client, armed):
     """A stored clip runs a deployment with its address as a parameter."""
     flow_id = await client.create_flow(ordinary)
     deployment = await client.create_deployment(flow_id, name=f"load-{uuid4()}")
-    await armed(automations.each_clip_runs(deployment, "load"))
+    await armed(automations.run_for_each_video(deployment, "load"))
     resource = {"prefect.resource.id": "cometapi.generation.one"}
     uri = "s3://videos/one.mp4"
 
@@ -187,7 +187,7 @@ async def hook(letterbox):
 async def test_somebody_hears_of_a_failure(client, armed, hook):
     """The notification of a failure has the run's name, its reason and its address."""
     block, posted = hook
-    await armed(automations.failures_are_told(block))
+    await armed(automations.notify_on_failure(block))
     ours, other = await running(client, "cometapi"), await running(client)
     for run in (other, ours):
         await client.set_flow_run_state(run, Failed(message="GenerationFailed: moderated"))
@@ -205,7 +205,7 @@ async def test_somebody_hears_of_a_failure(client, armed, hook):
 async def test_somebody_hears_of_an_uncertain_one(client, armed, hook):
     """The notification of an uncertain submission has its key and the command that decides."""
     block, posted = hook
-    await armed(automations.uncertain_ones_are_told(block))
+    await armed(automations.notify_on_uncertain(block))
     resource = {"prefect.resource.id": "cometapi.generation.unknown"}
     payload = {"idempotency_key": "sku-17", "message": "no answer says whether it was accepted"}
 

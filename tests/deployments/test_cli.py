@@ -96,10 +96,13 @@ def test_a_wrong_key_is_told_without_showing_it(shell, picture):
 def test_a_lost_answer_is_told_with_the_money_and_the_next_command(shell, picture):
     """After a lost reply, the message says that it may be charged and how to find out."""
     shell.sandbox.add_fault("create:reset-after")
-    told = refused(shell("image-to-video", picture, "--key", "sku-17"))
+    told = refused(shell("image-to-video", picture, "--idempotency-key", "sku-17"))
     assert told.startswith("SubmissionUncertain: ")
-    assert "\n  Generation: key sku-17.\n" in told
-    assert "\n  Money: possibly charged, once. It is never sent again by itself.\n" in told
+    assert "\n  Generation: idempotency key sku-17.\n" in told
+    assert (
+        "\n  Money: possibly charged, once. The submission is never repeated automatically.\n"
+        in told
+    )
     assert "prefect-cometapi ledger adopt sku-17 TASK_ID" in told
     assert "prefect-cometapi ledger resubmit sku-17" in told
     assert len(shell.sandbox.accepted) == 1
@@ -119,7 +122,7 @@ def test_an_interrupted_command_says_how_to_go_on(shell, picture, script):
         )
         assert process.stdout is not None
         shown = ""
-        while not shown.endswith("waiting for its turn"):
+        while not shown.endswith("queued"):
             letter = process.stdout.read(1)
             assert letter, shown
             shown += letter
@@ -129,7 +132,7 @@ def test_an_interrupted_command_says_how_to_go_on(shell, picture, script):
     assert process.returncode == 130
     assert job.task_id[:8] in shown
     assert re.sub(r"\x1b\[[0-9;]*m", "", told) == (
-        "Interrupted. A submitted generation goes on upstream.\n"
+        "Interrupted. A submitted generation continues at CometAPI and is charged if it succeeds.\n"
         f"  Next: prefect-cometapi finish {job.task_id}\n"
     )
 
@@ -185,7 +188,7 @@ def running(script) -> Iterator[Running]:
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert process.stdout is not None
-    told = "".join(iter(process.stdout.readline, "Ctrl-C stops it.\n"))
+    told = "".join(iter(process.stdout.readline, "Press Ctrl-C to stop.\n"))
     address = re.search(r"http://127\.0\.0\.1:\d+", told)
     assert address
     yield Running(process, address[0], told)
@@ -195,7 +198,7 @@ def running(script) -> Iterator[Running]:
 
 def test_the_sandbox_answers_at_the_address_that_it_prints(running):
     """The sandbox command serves its documentation and its configured faults."""
-    assert httpx.get(f"{running.url}/docs").status_code == 200
+    assert httpx.get(f"{running.url}/openapi.json").status_code == 200
     body = {"promptImage": "https://example.com/a.jpg", "model": "gen3a_turbo"}
     headers = {"Authorization": "Bearer sandbox", "X-Runway-Version": "2024-11-06"}
     answers = [

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from prefect_cometapi.deployments import cli, console
-from prefect_cometapi.deployments.console import shown_place
+from prefect_cometapi.deployments.console import display_path
 from prefect_cometapi.deployments.data_uris import as_source
 from prefect_cometapi.runway import (
     CometAPISettings,
@@ -78,7 +78,7 @@ def test_a_bad_setting_is_told_by_the_name_of_its_variable(
     monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "-1")
     assert command("image-to-video", picture) == 1
     assert capsys.readouterr().err == (
-        "The settings are not valid; nothing was sent.\n"
+        "The settings are not valid. Nothing was sent or charged.\n"
         "  COMETAPI_POLL_INTERVAL: Input should be greater than 0\n"
     )
     assert shell.sandbox.requests == []
@@ -88,7 +88,7 @@ def test_a_duration_that_the_model_does_not_make_is_refused(sandbox, picture, ca
     """A wrong duration is refused with the allowed ones before Prefect starts."""
     assert command("image-to-video", picture, "--duration", "7") == 1
     assert capsys.readouterr().err == (
-        "The request is not valid; nothing was sent.\n"
+        "The request is not valid. Nothing was sent or charged.\n"
         "  duration: 5 or 10 seconds, got 7 (model gen3a_turbo)\n"
     )
     assert sandbox.requests == []
@@ -97,8 +97,8 @@ def test_a_duration_that_the_model_does_not_make_is_refused(sandbox, picture, ca
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["finish", " "], 'Invalid value " " for TASK-ID. a task id has 1 to 200'),
-        (["image-to-video", "x", "--key", ""], "a key has 1 to 512 printable characters"),
+        (["finish", " "], 'Invalid value " " for TASK-ID. a task id must have 1 to 200'),
+        (["image-to-video", "x", "--idempotency-key", ""], "must have 1 to 512 printable"),
         (["sandbox", "--port", "65536"], "Must be <= 65535."),
         (["sandbox", "--port", "-1"], "Must be >= 0."),
         (["sandbox", "--shape", "round"], 'Choose from: "bare", "wrapped"'),
@@ -137,7 +137,7 @@ def test_a_port_that_is_taken_is_named(capsys, command):
         port = taken.getsockname()[1]
         assert command("sandbox", "--port", str(port)) == 1
     assert capsys.readouterr().err == (
-        f"OSError: port {port}: Address already in use; --port 0 takes a free one\n"
+        f"OSError: port {port}: Address already in use; --port 0 selects a free one\n"
     )
 
 
@@ -148,7 +148,7 @@ def test_the_sandbox_command_runs_until_it_is_interrupted(monkeypatch, capsys, c
     class Interrupted:
         def wait(self) -> None:
             url = re.search(r"http://127\.0\.0\.1:\d+", capsys.readouterr().out)
-            answered.append(httpx.get(f"{url and url[0]}/docs").status_code)
+            answered.append(httpx.get(f"{url and url[0]}/openapi.json").status_code)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "Event", Interrupted)
@@ -216,7 +216,9 @@ def test_an_interrupt_while_nothing_is_known_still_warns(capsys):
     """Ctrl-C between the submission and its first poll still warns of a possible purchase."""
     with pytest.raises(KeyboardInterrupt), console.progress_of("image_to_video"):
         raise KeyboardInterrupt
-    assert capsys.readouterr().err == "Interrupted. A submitted generation goes on upstream.\n"
+    assert capsys.readouterr().err == (
+        "Interrupted. A submitted generation continues at CometAPI and is charged if it succeeds.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -263,16 +265,18 @@ def test_a_path_below_the_home_folder_is_found(monkeypatch, tmp_path):
 )
 def test_what_is_neither_address_nor_file_is_told(place, reason):
     """A mistyped path is reported as a missing file, and not as a bad URL."""
-    with pytest.raises(InvalidRequest, match="neither a https:// URL nor a file") as caught:
+    with pytest.raises(
+        InvalidRequest, match="neither an https:// URL nor a readable file"
+    ) as caught:
         as_source(place)
     assert reason in str(caught.value)
 
 
 def test_a_place_is_shown_from_here_where_it_is_below_here(tmp_path):
     """A path below the working directory is shown relative, and any other location unchanged."""
-    assert shown_place(str(tmp_path / "videos" / "a.mp4")) == "videos/a.mp4"
-    assert shown_place("/elsewhere/a.mp4") == "/elsewhere/a.mp4"
-    assert shown_place("s3://bucket/a.mp4") == "s3://bucket/a.mp4"
+    assert display_path(str(tmp_path / "videos" / "a.mp4")) == "videos/a.mp4"
+    assert display_path("/elsewhere/a.mp4") == "/elsewhere/a.mp4"
+    assert display_path("s3://bucket/a.mp4") == "s3://bucket/a.mp4"
 
 
 def test_a_failure_is_shown_line_by_line_and_never_wrapped(capsys):
@@ -281,7 +285,7 @@ def test_a_failure_is_shown_line_by_line_and_never_wrapped(capsys):
     console.show_error(error.with_context(idempotency_key="k" * 100, task_id="t" * 36))
     first, second, money, advice = capsys.readouterr().err.splitlines()
     assert first == f"GenerationFailed: it failed [bold]{'x' * 300} (INTERNAL.BAD_OUTPUT)"
-    assert second == f"  Generation: key {'k' * 100}, task id {'t' * 36}."
+    assert second == f"  Generation: idempotency key {'k' * 100}, task id {'t' * 36}."
     assert money.startswith("  Money: accepted, then failed")
     assert advice.startswith("  Next: change the image or the prompt")
 
@@ -291,12 +295,15 @@ def test_a_failure_is_shown_line_by_line_and_never_wrapped(capsys):
     [
         (
             lambda: VideoToVideoRequest.model_validate({"videoUri": "https://e.com/a.mp4"}),
-            ["The request is not valid; nothing was sent.", "  promptText: Field required"],
+            [
+                "The request is not valid. Nothing was sent or charged.",
+                "  promptText: Field required",
+            ],
         ),
         (
             lambda: CometAPISettings(generation_timeout=0),
             [
-                "The settings are not valid; nothing was sent.",
+                "The settings are not valid. Nothing was sent or charged.",
                 "  COMETAPI_GENERATION_TIMEOUT: Input should be greater than 0",
             ],
         ),

@@ -56,7 +56,7 @@ def test_every_setting_exists(services):
 def test_no_password_stands_in_it():
     """The file contains no password and requires each one from the environment."""
     text = FILE.read_text(encoding="utf-8")
-    assert set(re.findall(r"\$\{(\w+):\?put \1 into \.env\}", text)) == {
+    assert set(re.findall(r"\$\{(\w+):\?set \1 in \.env\}", text)) == {
         "COMETAPI_KEY",
         "LEDGER_PASSWORD",
         "PREFECT_PASSWORD",

@@ -23,7 +23,7 @@ NAMES = {
     "image-to-video": "daily",
     "video-to-video": "weekly",
     "generate-batch": "catalogue",
-    "collect": "sweep",
+    "collect": "collector",
 }
 SINGLE = ["image-to-video", "video-to-video"]
 BUYING = [*SINGLE, "generate-batch"]
@@ -107,7 +107,7 @@ def test_nothing_is_bought_before_the_user_says_so(deployed, flow):
 def test_a_deployment_tells_what_it_is(deployed, flow):
     """Description and tags in the file are those in the UI."""
     deployment = deployed.deployment(flow)
-    bids = "Activate the schedule once its parameters are yours." in deployment["description"]
+    bids = "Set your parameters before you activate the schedule." in deployment["description"]
     assert bids == (flow in BUYING)
     assert deployment["tags"] == ["cometapi", flow]
 

@@ -81,7 +81,7 @@ def decide(machines: Cluster, service: Sandbox, entries: list[Entry]) -> None:
 
 def test_a_machine_that_dies_in_a_scheduled_batch_costs_nothing(machines, service, postgres):
     """A dead machine's run restarts elsewhere, buys only what is missing, and leaks no secret."""
-    assert "made" in machines.run("setup", "--pool", POOL)
+    assert "created" in machines.run("setup", "--pool", POOL)
     machines.run("deploy", "--pool", POOL)
     machines.notice_silence_soon()
     machines.start_worker("first", POOL, machines.apis[0])

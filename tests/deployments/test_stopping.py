@@ -86,7 +86,7 @@ def test_a_command_that_is_terminated_ends_like_an_interrupted_one(background, t
     assert left == []
     told = (tmp_path / "told").read_text()
     assert told.endswith(
-        "Interrupted. A submitted generation goes on upstream.\n"
+        "Interrupted. A submitted generation continues at CometAPI and is charged if it succeeds.\n"
         f"  Next: prefect-cometapi finish {job.task_id}\n"
     )
 
@@ -103,7 +103,7 @@ def test_flows_that_are_served_in_the_background_can_be_stopped(background, tmp_
 def test_a_sandbox_in_the_background_can_be_stopped(background, tmp_path):
     """SIGTERM ends a sandbox without an error, and no process of it is left."""
     process = background("sandbox", "--port", "0")
-    until(lambda: "stops it" in (tmp_path / "shown").read_text(), "the sandbox", PATIENCE)
+    until(lambda: "Press Ctrl-C" in (tmp_path / "shown").read_text(), "the sandbox", PATIENCE)
     assert ended(process) == []
     assert process.returncode == 0
     assert (tmp_path / "told").read_text() == ""

@@ -139,7 +139,7 @@ def book(sandbox: Sandbox) -> Book:
 @pytest.fixture
 def finish_rendering(sandbox: Sandbox) -> Iterator[Callable[[], None]]:
     """Let no generation finish before the test calls this."""
-    jobs = sandbox._app.book
+    jobs = sandbox._app.jobs
     quick = jobs._config
     jobs._config = quick.model_copy(update={"render_seconds": 600.0})
 

@@ -88,7 +88,7 @@ def test_a_saved_job_is_what_was_saved(prefect_server, sandbox, image):
     )
     loaded: Any = RunwayJob.load("teaser")
     assert loaded.request == RunwayJob(request=image).request
-    assert loaded.trigger().fetch_result().key == "saved"
+    assert loaded.trigger().fetch_result().idempotency_key == "saved"
 
 
 def test_a_request_that_cannot_be_made_is_refused_by_the_block(image):

@@ -40,7 +40,7 @@ def creates(sandbox) -> int:
 def test_a_timeout_during_the_submission_is_not_submitted_again(prefect_server, sandbox, image):
     """A flow that times out during the submission and is retried buys once."""
     sandbox.add_fault("create:silent-after:value=30")
-    impatient = image_to_video.with_options(timeout_seconds=1.5, retries=1)
+    impatient = image_to_video.with_options(timeout_seconds=4, retries=1)
     with pytest.raises(SubmissionUncertain, match="an earlier attempt is uncertain"):
         impatient(image)
     assert len(sandbox.accepted) == creates(sandbox) == 1

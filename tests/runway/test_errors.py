@@ -69,21 +69,21 @@ CREATES = [
     (
         (401, refused("", "Invalid token")),
         AuthenticationError,
-        "does not accept the key: Invalid token",
+        "rejected the API key: Invalid token",
         NO_CALL,
         "Next: set COMETAPI_KEY",
     ),
     (
         (403, refused("quota_not_enough", "user quota is not enough")),
         QuotaExceeded,
-        "balance does not suffice: user quota is not enough",
+        "balance is too low: user quota is not enough",
         FREE,
         "Next: top up the account",
     ),
     (
         (200, b"<html>All models</html>", HTML),
         SubmissionUncertain,
-        "https://api.cometapi.com does not answer as CometAPI does (text/html, '<html>All models",
+        "https://api.cometapi.com does not respond like CometAPI (text/html, '<html>All models",
         MAYBE,
         "look in CometAPI's console",
     ),
@@ -91,21 +91,21 @@ CREATES = [
     (
         (301, b"", {"location": "https://www.cometapi.com/?t=s3cr3t"}),
         SubmissionUncertain,
-        "it redirects to https://www.cometapi.com/?<sha256:",
+        "a redirect to https://www.cometapi.com/?<sha256:",
         MAYBE,
         "look in CometAPI's console",
     ),
     (
         (404, refused("", "Invalid URL (POST /v1/runwayml/v1/image_to_video)")),
         UnexpectedResponse,
-        "https://api.cometapi.com does not answer as CometAPI does: Invalid URL",
+        "https://api.cometapi.com does not respond like CometAPI: Invalid URL",
         NO_CALL,
         "Next: check COMETAPI_BASE_URL",
     ),
     (
         (429, refused("", "slow down"), {"retry-after": "3"}),
         ServiceUnavailable,
-        "cannot take the call now: slow down (HTTP 429)",
+        "is unavailable: slow down (HTTP 429)",
         NO_CALL,
         "Next: wait and run it again",
     ),
@@ -153,7 +153,7 @@ CREATES = [
     ),
     ((504, b""), SubmissionUncertain, "no content type, empty (HTTP 504)", MAYBE, "console"),
     ((524, b""), SubmissionUncertain, "(HTTP 524)", MAYBE, "console"),
-    ({}, SubmissionUncertain, "a success that names no id (HTTP 200)", MAYBE, "console"),
+    ({}, SubmissionUncertain, "success but returned no task id (HTTP 200)", MAYBE, "console"),
 ]
 POLLS = [
     (
@@ -178,7 +178,7 @@ POLLS = [
     (
         {"id": "task-1", "status": "FAILURE"},
         GenerationFailed,
-        "CometAPI gives no reason",
+        "CometAPI gave no reason",
         "Money: accepted",
         "new key",
     ),
@@ -187,22 +187,22 @@ POLLS = [
         GenerationCancelled,
         "was cancelled upstream",
         ACCEPTED,
-        "with a new key",
+        "needs a new idempotency key",
     ),
     (
         {"status": "RUNNING"},
         GenerationTimeout,
-        "within 0.1 s; when last seen, it was running",
+        "within 0.1 s; last known state: running",
         "Money: accepted and still running upstream",
         FINISH,
     ),
-    ({"status": "SUCCEEDED"}, InvalidOutput, "finished but names no output", PAID, FINISH),
+    ({"status": "SUCCEEDED"}, InvalidOutput, "success but has returned no output", PAID, FINISH),
 ]
 OUTPUTS = [
-    ((200, b"<html>", HTML), InvalidOutput, "a text came in place of the output (text/html)"),
+    ((200, b"<html>", HTML), InvalidOutput, "the server sent text instead of a video (text/html)"),
     ((200, b""), InvalidOutput, "the output is empty"),
-    ((200, b"GIF89a......"), InvalidOutput, "the output is no MP4 or WebM"),
-    ((403, b"<Error>"), OutputExpired, "the output's address is no longer valid (HTTP 403)"),
+    ((200, b"GIF89a......"), InvalidOutput, "the output is not an MP4 or WebM"),
+    ((403, b"<Error>"), OutputExpired, "the URL of the output is no longer valid (HTTP 403)"),
 ]
 
 

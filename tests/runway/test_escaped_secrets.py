@@ -18,9 +18,9 @@ from prefect_cometapi.runway.escapes import WRAP, peel
 from prefect_cometapi.runway.redact import (
     RedactingFilter,
     hide_secrets,
+    redact_payload,
     redact_url,
     scrub,
-    shortened,
 )
 
 CANARY = "c4n4ryS1gn4tureValue"
@@ -303,7 +303,7 @@ def test_a_record_of_a_log_shows_no_signature(plain, caplog):
 @pytest.mark.parametrize("plain", PLAIN)
 def test_what_is_stored_shows_no_signature(plain):
     """Prompts and other text of a request are stored without signatures."""
-    told = f"{shortened({'a': [f'slow zoom {PLAIN[plain]}', PLAIN[plain]]})}"
+    told = f"{redact_payload({'a': [f'slow zoom {PLAIN[plain]}', PLAIN[plain]]})}"
     assert not survives(told)
     assert not survives(redact_url(PLAIN[plain]))
-    assert shortened(shortened(PLAIN[plain])) == shortened(PLAIN[plain])
+    assert redact_payload(redact_payload(PLAIN[plain])) == redact_payload(PLAIN[plain])

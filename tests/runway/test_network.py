@@ -14,22 +14,22 @@ from prefect_cometapi.runway.api import client as wire
 from prefect_cometapi.runway.errors import NotSubmitted
 from prefect_cometapi.runway.media.download import download
 
-from ..network import FAIR, Weather, network
+from ..network import NO_FAULTS, NetworkFaults, network
 from .media.fetching import AssetClients, digest
 
 CREATE = {
-    "slices of one byte": Weather(piece=1),
-    "slow": Weather(delay=0.02, piece=64),
-    "no connection stays": Weather(cut_up=0),
-    "cut in the request's head": Weather(cut_up=40),
-    "cut in the request's body": Weather(cut_up=500),
-    "cut before the reply": Weather(cut_down=0),
-    "cut in the reply's head": Weather(cut_down=20),
-    "cut before the reply's last byte": Weather(cut_down=190),
-    "silence after half of the request": Weather(hole_up=300),
-    "silence instead of the reply": Weather(hole_down=0),
-    "silence in the reply": Weather(hole_down=100),
-    "each reply twice": Weather(twice=True),
+    "slices of one byte": NetworkFaults(piece=1),
+    "slow": NetworkFaults(delay=0.02, piece=64),
+    "no connection stays": NetworkFaults(reset_up=0),
+    "cut in the request's head": NetworkFaults(reset_up=40),
+    "cut in the request's body": NetworkFaults(reset_up=500),
+    "cut before the reply": NetworkFaults(reset_down=0),
+    "cut in the reply's head": NetworkFaults(reset_down=20),
+    "cut before the reply's last byte": NetworkFaults(reset_down=190),
+    "silence after half of the request": NetworkFaults(drop_up=300),
+    "silence instead of the reply": NetworkFaults(drop_down=0),
+    "silence in the reply": NetworkFaults(drop_down=100),
+    "each reply twice": NetworkFaults(twice=True),
 }
 
 
@@ -37,16 +37,16 @@ def place(url: str) -> str:
     return urlsplit(url).netloc
 
 
-@pytest.mark.parametrize("weather", CREATE.values(), ids=CREATE)
+@pytest.mark.parametrize("faults", CREATE.values(), ids=CREATE)
 async def test_a_purchase_is_never_taken_for_less_than_it_may_be(
-    weather, sandbox, request_, client_of, monkeypatch
+    faults, sandbox, request_, client_of, monkeypatch
 ):
     """A purchase has an id, certainly was not accepted, or is reported as uncertain."""
     monkeypatch.setattr(wire, "TIMEOUT", httpx.Timeout(1.0))
     monkeypatch.setattr(wire, "TOTAL_TIMEOUT", 3.0)
     service = sandbox()
-    async with network(place(service.url), weather) as between:
-        client = await client_of(between.url)
+    async with network(place(service.url), faults) as proxy:
+        client = await client_of(proxy.url)
         try:
             task_id = await client.create(request_)
         except SubmissionUncertain:
@@ -55,26 +55,26 @@ async def test_a_purchase_is_never_taken_for_less_than_it_may_be(
             assert service.accepted == []
         else:
             assert [job.task_id for job in service.accepted] == [task_id]
-    assert between.connections == 1
+    assert proxy.connections == 1
 
 
-@pytest.mark.parametrize("weather", CREATE.values(), ids=CREATE)
-async def test_a_poll_goes_on_when_the_weather_clears(
-    weather, sandbox, request_, client_of, monkeypatch
+@pytest.mark.parametrize("faults", CREATE.values(), ids=CREATE)
+async def test_a_poll_succeeds_once_the_network_recovers(
+    faults, sandbox, request_, client_of, monkeypatch
 ):
     """Each failed poll may be retried, and the next answer is the right one."""
     monkeypatch.setattr(wire, "TIMEOUT", httpx.Timeout(1.0))
     service = sandbox(render_seconds=60)
-    async with network(place(service.url)) as between:
-        client = await client_of(between.url)
+    async with network(place(service.url)) as proxy:
+        client = await client_of(proxy.url)
         task_id = await client.create(request_)
-        between.weather = weather
+        proxy.faults = faults
         states: list[Status] = []
         while not states:
             try:
                 states.append((await client.get(task_id)).status)
             except ServiceUnavailable:
-                between.weather = FAIR
+                proxy.faults = NO_FAULTS
         assert states[0] in {Status.PENDING, Status.RUNNING}
 
 
@@ -96,8 +96,8 @@ async def test_a_reply_that_comes_twice_is_not_taken_for_the_next_one(client_of)
 
     service = await asyncio.start_server(serve, "127.0.0.1", 0)
     address = f"127.0.0.1:{service.sockets[0].getsockname()[1]}"
-    async with service, network(address, Weather(twice=True)) as between:
-        client = await client_of(between.url)
+    async with service, network(address, NetworkFaults(twice=True)) as proxy:
+        client = await client_of(proxy.url)
         answered = 0
         for task_id in ("done", "new") * 5:
             with suppress(ServiceUnavailable):  # polling again is free
@@ -108,23 +108,23 @@ async def test_a_reply_that_comes_twice_is_not_taken_for_the_next_one(client_of)
 
 
 DOWNLOADS = {
-    "slices": Weather(piece=997),
-    "slow": Weather(delay=0.001, piece=4096),
-    "cut at once": Weather(cut_down=0, spells=2),
-    "cut in the head": Weather(cut_down=60, spells=2),
-    "cut in the middle": Weather(cut_down=9_000, spells=3),
-    "silence in the middle": Weather(hole_down=9_000, spells=1),
+    "slices": NetworkFaults(piece=997),
+    "slow": NetworkFaults(delay=0.001, piece=4096),
+    "cut at once": NetworkFaults(reset_down=0, limit=2),
+    "cut in the head": NetworkFaults(reset_down=60, limit=2),
+    "cut in the middle": NetworkFaults(reset_down=9_000, limit=3),
+    "silence in the middle": NetworkFaults(drop_down=9_000, limit=1),
 }
 
 
-@pytest.mark.parametrize("weather", DOWNLOADS.values(), ids=DOWNLOADS)
+@pytest.mark.parametrize("faults", DOWNLOADS.values(), ids=DOWNLOADS)
 async def test_a_video_arrives_whole_whatever_the_weather(
-    weather, sandbox, request_, client_of, tmp_path, no_waiting, monkeypatch
+    faults, sandbox, request_, client_of, tmp_path, no_waiting, monkeypatch
 ):
     """The downloaded file equals that of the service, to the last byte."""
     service = sandbox()
-    async with network(place(service.url)) as between:
-        client = await client_of(between.url)
+    async with network(place(service.url)) as proxy:
+        client = await client_of(proxy.url)
         task_id = await client.create(request_)
         service.settle(60)
         generation = await client.get(task_id)
@@ -133,14 +133,14 @@ async def test_a_video_arrives_whole_whatever_the_weather(
             whole = (await plain.get(address)).content
         async with AssetClients() as clients:
             clients.trusted.timeout = httpx.Timeout(1.0)
-            between.weather = weather
-            between.connections = 0
+            proxy.faults = faults
+            proxy.connections = 0
             sha256 = await download(clients, address, tmp_path / "o.mp4", trusted={"127.0.0.1"})
         assert sha256 == digest(whole)
         assert (tmp_path / "o.mp4").read_bytes() == whole
 
 
-async def test_a_name_that_is_not_known_is_told_and_nothing_was_bought(client_of, request_):
+async def test_an_unknown_host_name_is_reported_and_nothing_was_bought(client_of, request_):
     """A failed name lookup is reported as retryable, because it may be temporary."""
     client = await client_of("https://nowhere.invalid")
     with pytest.raises(ServiceUnavailable, match="nothing was charged"):

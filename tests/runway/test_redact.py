@@ -15,11 +15,11 @@ from prefect_cometapi.runway.redact import (
     hide_secrets,
     host_of,
     is_loopback,
-    is_shortened,
+    is_redacted,
     origin_of,
+    redact_source,
     redact_url,
     scrub,
-    shown_source,
 )
 
 MARK = "TOPSECRETMARK"
@@ -87,7 +87,7 @@ def test_no_payload_of_a_data_uri_is_repeated(payload, before, head):
     for scheme in ("data", "DATA"):
         uri = f"{scheme}:{head},{payload}{MARK}"
         assert MARK not in scrub(f"{before}{uri} was refused")
-        assert MARK not in shown_source(uri)
+        assert MARK not in redact_source(uri)
 
 
 @pytest.mark.parametrize(
@@ -148,16 +148,16 @@ def test_two_signed_urls_of_one_file_can_be_told_apart():
     one, other = redact_url("https://h/a.mp4?t=1"), redact_url("https://h/a.mp4?t=2")
     assert one != other
     assert one.startswith("https://h/a.mp4?<sha256:")
-    assert is_shortened(one)
-    assert not is_shortened("https://h/a.mp4")
+    assert is_redacted(one)
+    assert not is_redacted("https://h/a.mp4")
     assert redact_url("https://h/a.mp4?") == "https://h/a.mp4?"
 
 
 def test_a_shown_data_uri_tells_type_and_size():
     """A hidden data URI shows its type and size, so that it can be recognised."""
-    assert shown_source("data:image/png;base64,AAAA").endswith(", 4 characters>")
-    assert shown_source("data:image/png;base64,AAAA").startswith("data:image/png;base64,<sha256:")
-    assert shown_source("https://h/cat.jpg") == "https://h/cat.jpg"
+    assert redact_source("data:image/png;base64,AAAA").endswith(", 4 characters>")
+    assert redact_source("data:image/png;base64,AAAA").startswith("data:image/png;base64,<sha256:")
+    assert redact_source("https://h/cat.jpg") == "https://h/cat.jpg"
 
 
 @given(text=st.text(max_size=60))

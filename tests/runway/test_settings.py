@@ -48,7 +48,9 @@ def test_a_dotenv_file_has_no_key_of_somebody_else_sent_away(monkeypatch, tmp_pa
     """An untrusted .env file may not redirect an API key that comes from the environment."""
     (tmp_path / ".env").write_text(ELSEWHERE + in_file)
     monkeypatch.setenv("COMETAPI_KEY", "sk-from-the-environment")
-    with pytest.raises(ValidationError, match="set COMETAPI_BASE_URL beside the key") as caught:
+    with pytest.raises(
+        ValidationError, match="set COMETAPI_BASE_URL where COMETAPI_KEY is set"
+    ) as caught:
         CometAPISettings()
     assert "sk-from" not in str(caught.value)
 
@@ -124,15 +126,15 @@ def test_the_sandbox_on_this_machine_needs_no_https(url):
         ("ftp://api.cometapi.com", "must be https"),
         ("https://api.cometapi.com/v2", "leave out the path '/v2'"),
         ("https://api.cometapi.com/runway/v1", "leave out the path '/runway/v1'"),
-        ("https://", "write the service's root, as https://api.cometapi.com"),
-        ("api.cometapi.com", "write the service's root"),
-        ("https://user:password@api.cometapi.com", "write the service's root"),
-        ("https://:password@api.cometapi.com", "write the service's root"),
-        ("https://api.cometapi.com?x=1", "write the service's root"),
-        ("https://api.cometapi.com#x", "write the service's root"),
-        ("https://api.cometapi.com:port", "write the service's root"),
-        ("https://api.comet api.com", "write the service's root"),
-        ("https://[::1", "write the service's root"),
+        ("https://", "must be the root URL of the service, for example https://api.cometapi.com"),
+        ("api.cometapi.com", "must be the root URL of the service"),
+        ("https://user:password@api.cometapi.com", "must be the root URL of the service"),
+        ("https://:password@api.cometapi.com", "must be the root URL of the service"),
+        ("https://api.cometapi.com?x=1", "must be the root URL of the service"),
+        ("https://api.cometapi.com#x", "must be the root URL of the service"),
+        ("https://api.cometapi.com:port", "must be the root URL of the service"),
+        ("https://api.comet api.com", "must be the root URL of the service"),
+        ("https://[::1", "must be the root URL of the service"),
     ],
 )
 def test_a_wrong_base_url_is_refused_with_what_to_write(url, hint):

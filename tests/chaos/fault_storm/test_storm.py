@@ -3,8 +3,9 @@
 
 import pytest
 
+from ..harness.markdown import cells
 from .report import markdown, summary
-from .run_storm import play
+from .run_storm import run_storm
 from .storm import arguments, prefect
 
 GENERATIONS = 44
@@ -22,17 +23,18 @@ async def test_a_storm_of_faults_costs_nothing_twice_and_loses_nothing(tmp_path)
     async with prefect(tmp_path) as api:
         folder = tmp_path / "storm"
         folder.mkdir()
-        outcome = await play(GENERATIONS, SEED, folder, api, print)
+        outcome = await run_storm(GENERATIONS, SEED, folder, api, print)
     print(summary([outcome]))
-    assert [str(violation) for violation in outcome.found] == []
+    assert [str(violation) for violation in outcome.violations] == []
     assert outcome.accepted == outcome.states.total() == GENERATIONS
     assert set(outcome.states) <= {"stored", "failed", "cancelled"}
-    assert outcome.struck.total() > GENERATIONS
+    assert outcome.faulted.total() > GENERATIONS
     assert outcome.adopted > 0
-    assert f"| jobs accepted | {GENERATIONS} |" in markdown("storm.py", GENERATIONS, [outcome])
+    page = cells(markdown("storm.py", GENERATIONS, [outcome]))
+    assert f"| jobs accepted | {GENERATIONS} |" in page
 
 
-def test_the_storm_is_played_as_asked_for():
+def test_the_command_line_sets_the_size_and_the_seeds():
     """The command runs 300 generations, once for each seed on the command line."""
-    asked = arguments(["--seed", "1", "2"])
-    assert (asked.generations, asked.seed, asked.report) == (300, [1, 2], None)
+    options = arguments(["--seed", "1", "2"])
+    assert (options.generations, options.seed, options.report) == (300, [1, 2], None)

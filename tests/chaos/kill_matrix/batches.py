@@ -9,24 +9,22 @@ import argparse
 import asyncio
 import hashlib
 import json
-import os
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[3]
-PATIENCE = 1800.0
+COMMAND_TIMEOUT = 1800.0
+"""Seconds after which a command counts as hung."""
 
 
 @dataclass
-class Played:
+class BatchResult:
     """Result of a run.
 
     Attributes:
@@ -55,17 +53,19 @@ class Played:
 
 
 class Shell:
-    """Shell that runs the package's command in a folder, with a server, a service and a ledger."""
+    """Folder and environment in which the command of the package runs."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        from tests.chaos.harness.processes import COMMAND, inherited_environment
+
         self.folder = folder
-        own = {name: value for name, value in os.environ.items() if not name.startswith("COMETAPI")}
-        self.environment = own | environment
+        self._command = COMMAND
+        self.environment = inherited_environment("COMETAPI_") | environment
 
     async def start(self, *words: str) -> asyncio.subprocess.Process:
         """Start a command."""
         return await asyncio.create_subprocess_exec(
-            *(Path(sys.executable).parent / "prefect-cometapi", *words),
+            *(self._command, *words),
             cwd=self.folder,
             env=self.environment,
             stdout=asyncio.subprocess.PIPE,
@@ -75,31 +75,30 @@ class Shell:
     async def run(self, *words: str) -> tuple[int | None, str]:
         """Run a command to its end."""
         process = await self.start(*words)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(COMMAND_TIMEOUT):
             output, _ = await process.communicate()
         return process.returncode, output.decode(errors="replace")
 
 
-async def play(rows: int, kills: int, seed: int, folder: Path, api: str) -> Played:
+async def run_batch(rows: int, kills: int, seed: int, folder: Path, api: str) -> BatchResult:
     """Run a batch with N kills to its end, and check the result."""
     from prefect_cometapi.sandbox import Sandbox
-    from tests.chaos.kill_matrix.fork_client import pictures
+    from tests.chaos.harness.sources import PICTURE, serve_file
 
-    draw = random.Random(seed)
-    picture = ROOT / "deployments" / "commands" / "comet.jpg"
+    rng = random.Random(seed)
     started = time.monotonic()
-    with pictures(picture) as address, Sandbox(render_seconds=0.5) as sandbox:
+    with serve_file(PICTURE) as address, Sandbox(render_seconds=0.5) as sandbox:
         requests = [{"id": f"row-{n}", "promptImage": f"{address}/{n}.jpg"} for n in range(rows)]
         text = "".join(f"{json.dumps(row)}\n" for row in requests)
-        (folder / "wanted.jsonl").write_text(text, encoding="utf-8")
+        (folder / "manifest.jsonl").write_text(text, encoding="utf-8")
         shell = Shell(folder, _environment(folder, api, sandbox.url))
-        played = Played(rows)
-        for share in sorted(draw.uniform(0.05, 0.95) for _ in range(kills)):
-            await _killed(shell, sandbox, int(share * rows), draw.uniform(0.0, 0.3), played)
-        await _finished(shell, sandbox, played)
-        played.seconds = time.monotonic() - started
-        check(folder, [row["promptImage"] for row in requests], sandbox.accepted, played)
-    return played
+        result = BatchResult(rows)
+        for share in sorted(rng.uniform(0.05, 0.95) for _ in range(kills)):
+            await _kill_once(shell, sandbox, int(share * rows), rng.uniform(0.0, 0.3), result)
+        await _finish(shell, sandbox, result)
+        result.seconds = time.monotonic() - started
+        check(folder, [row["promptImage"] for row in requests], sandbox.accepted, result)
+    return result
 
 
 def _environment(folder: Path, api: str, service: str) -> dict[str, str]:
@@ -115,117 +114,120 @@ def _environment(folder: Path, api: str, service: str) -> dict[str, str]:
     }
 
 
-async def _killed(shell: Shell, sandbox: Any, accepted: int, later: float, played: Played) -> None:
+async def _kill_once(
+    shell: Shell, sandbox: Any, accepted: int, delay: float, result: BatchResult
+) -> None:
     """Start the batch, and send SIGKILL a moment after N jobs were accepted."""
-    process = await shell.start("batch", "wanted.jsonl", "--json")
-    async with asyncio.timeout(PATIENCE):
+    process = await shell.start("batch", "manifest.jsonl", "--json")
+    async with asyncio.timeout(COMMAND_TIMEOUT):
         while len(sandbox.accepted) < accepted and process.returncode is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    await asyncio.sleep(later)
+    await asyncio.sleep(delay)
     if process.returncode is None:
         process.kill()
     await process.communicate()
-    played.accepted_at_kills.append(len(sandbox.accepted))
+    result.accepted_at_kills.append(len(sandbox.accepted))
 
 
-async def _finished(shell: Shell, sandbox: Any, played: Played) -> None:
+async def _finish(shell: Shell, sandbox: Any, result: BatchResult) -> None:
     """Run the batch to its end; settle uncertain rows as a user would, and run it again."""
-    await shell.run("batch", "wanted.jsonl", "--output", "results.jsonl")
+    await shell.run("batch", "manifest.jsonl", "--output", "results.jsonl")
     jobs = {job.body["promptImage"]: job.task_id for job in sandbox.accepted}
-    wanted = _rows_of(shell.folder / "wanted.jsonl")
-    images = {row["id"]: row["promptImage"] for row in wanted}
+    manifest = _rows_of(shell.folder / "manifest.jsonl")
+    images = {row["id"]: row["promptImage"] for row in manifest}
     for row in _rows_of(shell.folder / "results.jsonl"):
         if row["outcome"] != "uncertain":
             continue
         task_id = jobs.get(images[row["id"]])
         if task_id:
             await shell.run("ledger", "adopt", row["idempotency_key"], task_id)
-            played.adopted += 1
+            result.adopted += 1
         else:
             await shell.run("ledger", "resubmit", row["idempotency_key"], "--now")
-            played.resubmitted += 1
-    status, output = await shell.run("batch", "wanted.jsonl", "--output", "results.jsonl")
+            result.resubmitted += 1
+    status, output = await shell.run("batch", "manifest.jsonl", "--output", "results.jsonl")
     if status:
-        played.problems.append(f"the batch did not end well:\n{output}")
+        result.problems.append(f"the batch failed:\n{output}")
 
 
-def check(folder: Path, images: list[str], accepted: Sequence[Any], played: Played) -> None:
+def check(folder: Path, images: list[str], accepted: Sequence[Any], result: BatchResult) -> None:
     """Check that each image was bought once, and that its file is in place."""
     bought = Counter(job.body["promptImage"] for job in accepted)
     results = _rows_of(folder / "results.jsonl")
-    played.accepted = len(accepted)
-    played.stored = sum(row["outcome"] == "stored" for row in results)
-    told = played.problems.append
+    result.accepted = len(accepted)
+    result.stored = sum(row["outcome"] == "stored" for row in results)
+    report = result.problems.append
     for image in images:
         if bought[image] != 1:
-            told(f"{image} was bought {bought[image]} times")
-    if played.stored != len(images):
-        told(f"{played.stored} of {len(images)} rows are stored")
+            report(f"{image} was bought {bought[image]} times")
+    if result.stored != len(images):
+        report(f"{result.stored} of {len(images)} rows are stored")
     for row in results:
         path = Path(row["uri"] or "missing")
-        whole = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
-        if not whole:
-            told(f"{row['id']}: its file is not what was checked")
+        is_complete = (
+            path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
+        )
+        if not is_complete:
+            report(f"{row['id']}: its file is not the one that was checked")
     files = len(list((folder / "videos").glob("*.mp4")))
     if files != len(images):
-        told(f"there are {files} files for {len(images)} rows")
+        report(f"there are {files} files for {len(images)} rows")
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-async def main(asked: argparse.Namespace) -> int:
+def arguments(words: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    from tests.chaos.harness import command
+
+    parser = command.parser(__doc__)
+    parser.add_argument("--rows", type=int, default=500, metavar="N")
+    parser.add_argument("--kills", type=int, default=3, metavar="N")
+    parser.add_argument("--seed", type=int, default=1, metavar="N")
+    return parser.parse_args(words)
+
+
+async def main(options: argparse.Namespace) -> int:
     """Run the batch with a Prefect server of its own; return the exit status."""
-    from tests.chaos.kill_matrix.fork_client import prefect_server
-    from tests.postgres import Postgres, binaries
+    from tests.chaos.harness import command, markdown
+    from tests.chaos.harness.servers import postgres_server, prefect_server
 
-    found = binaries()
-    postgres = Postgres(found) if found else None
-    try:
-        with tempfile.TemporaryDirectory(prefix="cometapi-batches-") as name:
-            async with AsyncExitStack() as stack:
-                database = postgres.create_database() if postgres else None
-                server = prefect_server(Path(name) / "server", database)
-                api = await stack.enter_async_context(server)
-                played = await play(asked.rows, asked.kills, asked.seed, Path(name), api)
-    finally:
-        if postgres:
-            postgres.remove()
-    print(played)
-    if asked.report:
-        from tests.benchmarks import report
-
-        command = (
-            f"python tests/chaos/kill_matrix/batches.py --rows {asked.rows} --kills {asked.kills}"
-        )
-        text = _SECTION.format(command=command, played=played, problems=len(played.problems))
-        report.put_section(asked.report.absolute(), "kills", text)
-    for problem in played.problems:
-        print(f"  {problem}", file=sys.stderr)
-    return 1 if played.problems else 0
+    with (
+        postgres_server() as postgres,
+        tempfile.TemporaryDirectory(prefix="cometapi-batches-") as name,
+    ):
+        folder = Path(name)
+        database = postgres.create_database() if postgres else None
+        async with prefect_server(folder / "server", database) as api:
+            result = await run_batch(options.rows, options.kills, options.seed, folder, api)
+    script = "python tests/chaos/kill_matrix/batches.py"
+    line = f"{script} --rows {options.rows} --kills {options.kills}"
+    text = _SECTION.format(command=line, result=result, problems=len(result.problems))
+    return command.conclude(
+        str(result),
+        result.problems,
+        options.report,
+        lambda: markdown.with_section(options.report, "kills", text),
+    )
 
 
 _SECTION = """## A batch that is killed
 
 `{command}`
 
-The process that runs the batch gets a SIGKILL at some moment of its buying, and is started again
-with the same words; at the end the user decides about the rows of which nobody can know whether
-they were accepted, and runs it once more. Every row must have been accepted once by the service,
-and its file must be in place with the hash that the output tells.
+The process that runs the batch gets a SIGKILL while it buys, and is started again with the same
+command. At the end the user settles the rows of which it is unknown whether they were accepted, and
+runs the batch once more. The service must have accepted every row once, and the file of each row
+must have the hash that the output states.
 
-{played}; {problems} problems."""
+{result}; {problems} problems."""
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    from tests.limits import usual_signals
+    sys.path.insert(0, str(Path(__file__).parents[3]))
+    from tests.chaos.harness.command import isolate
 
-    usual_signals()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=500, metavar="N")
-    parser.add_argument("--kills", type=int, default=3, metavar="N")
-    parser.add_argument("--seed", type=int, default=1, metavar="N")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="Markdown page for the figures")
-    sys.exit(asyncio.run(main(parser.parse_args())))
+    isolate()
+    sys.exit(asyncio.run(main(arguments(sys.argv[1:]))))

@@ -20,9 +20,10 @@ from prefect_cometapi.runway.media.inspector import inspect_video
 from prefect_cometapi.sandbox import AcceptedJob, Sandbox
 
 from ...s3 import environment
-from .fork_client import PATIENCE, Ended, Nursery
-from .places import Folder, Location, ObjectStore
-from .plan import Boundary, Case, Kind
+from ..harness.service import wait_until_idle
+from .fork_client import ForkClient, ProcessResult
+from .plan import Boundary, Case, StorageKind
+from .storages import Folder, Location, ObjectStore
 
 KEY = "sk-kills-5b1f0d7c2e9a"
 SETTINGS = {
@@ -35,7 +36,7 @@ FILES = {".mp4", ".jpg", ".json"}
 
 
 @dataclass
-class Lane:
+class CaseEnv:
     """Environment in which cases run.
 
     Attributes:
@@ -43,11 +44,11 @@ class Lane:
         ledger_url: URL of the ledger, as the processes open it.
         folder: Folder for videos, logs and outcomes.
         pictures: Address of a server that has a picture under every name.
-        nursery: Starts the processes.
+        forks: Client of the fork server, which starts the processes.
         api: Address of the Prefect server's API.
         mutant: Fault that is put into the product on purpose.
         objects: S3 server, for cases that keep their videos there.
-        kinds: Kind of storage in which a case keeps its videos, if it is not a folder.
+        storages: Storage in which a case keeps its videos, if it is not a folder.
         ledger: Ledger, as the runner reads it.
     """
 
@@ -55,11 +56,11 @@ class Lane:
     ledger_url: str
     folder: Path
     pictures: str
-    nursery: Nursery
+    forks: ForkClient
     api: str
     mutant: str | None = None
     objects: ObjectStore | None = None
-    kinds: dict[str, Kind] = field(default_factory=dict[str, Kind])
+    storages: dict[str, StorageKind] = field(default_factory=dict[str, StorageKind])
     ledger: Ledger = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +82,7 @@ class Lane:
             "env": {
                 **SETTINGS,
                 "COMETAPI_BASE_URL": self.sandbox.url,
-                "COMETAPI_STORAGE": self.location(name).wanted,
+                "COMETAPI_STORAGE": self.location(name).address,
                 "COMETAPI_LEDGER_URL": self.ledger_url,
                 **(environment(self.objects.url) if self.objects else {}),
             },
@@ -89,72 +90,65 @@ class Lane:
             **values,
         }
 
-    async def play(self, name: str, do: str, **values: Any) -> Ended:
+    async def run_process(self, name: str, do: str, **values: Any) -> ProcessResult:
         """Run a process to its end, and wait until its connections are closed."""
-        ended = await self.nursery.run(self.spec(name, do, **values))
-        await self.quiet()
+        ended = await self.forks.run(self.spec(name, do, **values))
+        await wait_until_idle(self.sandbox)
         return ended
 
     async def prepare(self, name: str) -> None:
         """Save the storage block of a case that uses one."""
-        if self.objects and self.kinds.get(name) == "a storage block":
-            saved = await self.play(name, "save block", s3=self.objects.url)
+        if self.objects and self.storages.get(name) == "a storage block":
+            saved = await self.run_process(name, "save block", s3=self.objects.url)
             assert not saved.error, f"no block was saved: {saved}"
 
-    async def struck(self, case: Case, key: str | None) -> Ended:
+    async def run_victim(self, case: Case, key: str | None) -> ProcessResult:
         """Run the victim of a case from its start to its end."""
-        marker = self.folder / case.name / "struck"
-        self.kinds[case.name] = case.kind
+        marker = self.folder / case.name / "crashed"
+        self.storages[case.name] = case.storage
         await self.prepare(case.name)
-        strike = {
+        crash = {
             "boundary": case.boundary,
-            "how": case.how,
+            "kind": case.crash,
             "file": case.file,
             "marker": str(marker),
-            "storage": self.location(case.name).wanted,
+            "storage": self.location(case.name).address,
         }
         do = "run"
         if case.collector:
-            bought = await self.play(case.name, do, sync=case.sync, key=key, wait=False)
+            bought = await self.run_process(case.name, do, sync=case.sync, key=key, wait=False)
             assert not bought.error, f"nothing was submitted: {bought}"
             do = "collect"
-        victim = self.play(case.name, do, sync=case.sync, key=key, strike=strike)
+        victim = self.run_process(case.name, do, sync=case.sync, key=key, crash=crash)
         if case.boundary is not Boundary.POLLING:
             return await victim
-        self._render_seconds(3600.0)  # The first reply must not be the last.
+        self._set_render_seconds(3600.0)  # The first reply must not be the last.
         releasing = asyncio.create_task(self._release_after(marker))
         try:
             return await victim
         finally:
             releasing.cancel()
-            self._render_seconds(0.0)
+            self._set_render_seconds(0.0)
 
     async def _release_after(self, marker: Path) -> None:
         while not marker.exists():  # noqa: ASYNC110 -- another process
             await asyncio.sleep(0.01)
-        self._render_seconds(0.0)
+        self._set_render_seconds(0.0)
 
     # The service
 
-    def _render_seconds(self, seconds: float) -> None:
-        book = self.sandbox._app.book
-        book._config = book._config.model_copy(update={"render_seconds": seconds})
-
-    async def quiet(self) -> None:
-        """Wait until the service has processed every request, so that its records are complete."""
-        state = self.sandbox._server.server_state
-        async with asyncio.timeout(PATIENCE):
-            while state.connections or state.tasks:  # noqa: ASYNC110 -- another thread
-                await asyncio.sleep(0.005)
+    def _set_render_seconds(self, seconds: float) -> None:
+        jobs = self.sandbox._app.jobs
+        jobs._config = jobs._config.model_copy(update={"render_seconds": seconds})
 
     def picture(self, name: str) -> str:
-        """Return the address that tells the request of a case from all others."""
+        """Return the address by which the request of a case differs from all others."""
         return f"{self.pictures}/{name}.jpg"
 
     def accepted(self, name: str) -> list[AcceptedJob]:
         """Return the jobs of a case that would have been paid for."""
-        asked = self.picture(name)
-        return [job for job in self.sandbox.accepted if job.body["promptImage"] == asked]
+        picture = self.picture(name)
+        return [job for job in self.sandbox.accepted if job.body["promptImage"] == picture]
 
     def posts(self) -> int:
         """Return the number of submissions that arrived, for any case."""
@@ -164,11 +158,11 @@ class Lane:
 
     async def entries(self, name: str) -> list[Entry]:
         """Return the ledger entries of a case."""
-        asked = self.picture(name)
+        picture = self.picture(name)
         return [
             entry
             for entry in await self.ledger.entries()
-            if (entry.request or {}).get("promptImage") == asked
+            if (entry.request or {}).get("promptImage") == picture
         ]
 
     # Prefect
@@ -192,32 +186,32 @@ class Lane:
     def location(self, name: str) -> Location:
         """Return the location for the videos of a case."""
         copies = self.folder / name / "copies"
-        match self.kinds.get(name, "a folder"), self.objects:
+        match self.storages.get(name, "a folder"), self.objects:
             case "an s3:// URL", ObjectStore() as objects:
                 return objects.at_url(name, copies)
             case "a storage block", ObjectStore() as objects:
                 return objects.by_block(name, copies)
         return Folder(self.folder / name / "videos")
 
-    async def delivered(self, task_id: str) -> bytes:
-        """Return a freshly downloaded clip."""
+    async def download_clip(self, task_id: str) -> bytes:
+        """Download a clip from the service once more, and return it."""
         async with RunwayClient(SecretStr(KEY), base_url=self.sandbox.url) as client:
             generation = await client.get(task_id)
         async with httpx.AsyncClient() as http:
             address = generation.outputs[0].reveal() or ""
             return (await http.get(address)).raise_for_status().content
 
-    def broken(self, name: str, clip: bytes | None) -> Iterable[str]:
-        """Describe each visible file in the storage that is not whole."""
+    def describe_damage(self, name: str, clip: bytes | None) -> Iterable[str]:
+        """Describe each visible file in the storage that is incomplete."""
         location = self.location(name)
         for file in location.names():
             if Path(file).suffix not in FILES:
-                yield f"{file} is visible in the storage"
-            elif trouble := _trouble_with(location.local(file), clip):
-                yield f"{file} is visible and not whole: {trouble}"
+                yield f"{file} is not a file of a video"
+            elif damage := _damage_of(location.local(file), clip):
+                yield f"{file} is visible and incomplete: {damage}"
 
 
-def _trouble_with(path: Path, clip: bytes | None) -> str:
+def _damage_of(path: Path, clip: bytes | None) -> str:
     content = path.read_bytes()
     try:
         if path.suffix == ".json":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrappers around product functions that strike a process exactly at a boundary.
+"""Crash points: wrappers around product functions that crash a process exactly at a boundary.
 
 The product does not know of them. A kill is a real SIGKILL that the process sends to itself.
 """
@@ -24,10 +24,10 @@ from prefect_cometapi.runway.media.download_file import DownloadWriter
 from prefect_cometapi.runway.models.generation import Status
 from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 
-from .plan import Boundary, How
+from .plan import Boundary, CrashKind
 
 FLOW_TIMEOUT = 611.0
-"""Timeout in seconds that tells the flow's own timeout from others; a strike lets it expire."""
+"""Timeout in seconds by which the flow's own timeout is recognized; a crash lets it expire."""
 
 Test = Callable[..., bool]
 
@@ -36,37 +36,37 @@ class Interrupted(Exception):
     """Error of a type that the product does not know."""
 
 
-class Strike:
-    """Strike that happens once, at its first call.
+class Crash:
+    """Crash that happens once, at its first call.
 
     Args:
-        how: Kind of strike.
-        marker: File that is written before the strike.
+        kind: Kind of the crash.
+        marker: File that is written before the crash.
         storage: Location of the videos.
         suffix: Suffix of the file whose rename or upload is meant.
     """
 
-    def __init__(self, how: How, marker: Path, storage: str, suffix: str) -> None:
-        self._how = how
+    def __init__(self, kind: CrashKind, marker: Path, storage: str, suffix: str) -> None:
+        self._kind = kind
         self._marker = marker
         self.storage = storage
         self.suffix = suffix
         self._scope: AsyncCancelScope | None = None
-        if how is How.TIMEOUT:
-            self._find_the_timeout()
+        if kind is CrashKind.TIMEOUT:
+            self._remember_timeout_scope()
 
     def __call__(self) -> None:
         """Kill this process, raise an error, or let the flow's timeout expire."""
         if self._marker.exists():
             return
         self._marker.touch()
-        if self._how is How.KILL:
+        if self._kind is CrashKind.KILL:
             os.kill(os.getpid(), signal.SIGKILL)
-        if self._how is How.ERROR:
-            raise Interrupted("struck")
+        if self._kind is CrashKind.ERROR:
+            raise Interrupted("crashed")
         self._expire()
 
-    def _find_the_timeout(self) -> None:
+    def _remember_timeout_scope(self) -> None:
         enter = AsyncCancelScope.__enter__
 
         def remembering(scope: AsyncCancelScope) -> AsyncCancelScope:
@@ -108,33 +108,33 @@ def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
     return decorate
 
 
-def before(strike: Strike, owner: Any, name: str, when: Test = _always) -> None:
-    """Strike before a method runs, if its arguments match."""
+def before(crash: Crash, owner: Any, name: str, when: Test = _always) -> None:
+    """Crash before a method runs, if its arguments match."""
 
     @around(owner, name)
     def _(original: Callable[..., Any], *args: Any, **values: Any) -> Any:
         if when(*args, **values):
-            strike()
+            crash()
         return original(*args, **values)
 
 
-def after(strike: Strike, owner: Any, name: str, when: Test = _always) -> None:
-    """Strike after a coroutine method returned, if its arguments matched."""
+def after(crash: Crash, owner: Any, name: str, when: Test = _always) -> None:
+    """Crash after a coroutine method returned, if its arguments matched."""
 
     @around(owner, name)
     async def _(original: Callable[..., Awaitable[Any]], *args: Any, **values: Any) -> Any:
-        found = await original(*args, **values)
+        result = await original(*args, **values)
         if when(*args, **values):
-            strike()
-        return found
+            crash()
+        return result
 
 
-def _on_the_wire(strike: Strike, moment: str) -> None:
-    """Strike when httpcore reaches this event of the paid POST."""
+def _on_transport_event(crash: Crash, event_name: str) -> None:
+    """Crash when httpcore reaches this event of the paid POST."""
 
     async def trace(event: str, _info: Any) -> None:
-        if event == moment:
-            strike()
+        if event == event_name:
+            crash()
 
     @around(httpx.AsyncHTTPTransport, "handle_async_request")
     async def _(original: Callable[..., Any], transport: Any, request: httpx.Request) -> Any:
@@ -143,86 +143,88 @@ def _on_the_wire(strike: Strike, moment: str) -> None:
         return await original(transport, request)
 
 
-def _on_a_reply(strike: Strike, *statuses: Status) -> None:
+def _on_reply(crash: Crash, *statuses: Status) -> None:
     @around(RunwayClient, "get")
     async def _(original: Callable[..., Any], client: RunwayClient, task_id: str) -> Any:
         reply = await original(client, task_id)
         if reply.status in statuses:
-            strike()
+            crash()
         return reply
 
 
-def _on_a_chunk(strike: Strike) -> None:
+def _on_chunk(crash: Crash) -> None:
     @around(DownloadWriter, "append")
     async def _(
-        original: Callable[..., Awaitable[None]], arriving: DownloadWriter, chunk: bytes
+        original: Callable[..., Awaitable[None]], writer: DownloadWriter, chunk: bytes
     ) -> None:
-        await original(arriving, chunk)
-        if arriving.received < (arriving.total or 0):  # Otherwise the file is complete.
-            strike()
+        await original(writer, chunk)
+        if writer.received < (writer.total or 0):  # Otherwise the file is complete.
+            crash()
 
 
-def _on_a_rename(strike: Strike, boundary: Boundary) -> None:
+def _on_rename(crash: Crash, boundary: Boundary) -> None:
     @around(Path, "replace")
     def _(original: Callable[..., Path], source: Path, target: Path) -> Path:
-        it_is = target.suffix == strike.suffix and str(target.parent) == strike.storage
-        if it_is and boundary is Boundary.BEFORE_RENAME:
-            strike()
-        found = original(source, target)
-        if it_is and boundary is Boundary.RENAMED:
-            strike()
-        return found
+        matches = target.suffix == crash.suffix and str(target.parent) == crash.storage
+        if matches and boundary is Boundary.BEFORE_RENAME:
+            crash()
+        result = original(source, target)
+        if matches and boundary is Boundary.RENAMED:
+            crash()
+        return result
 
 
-def _on_an_upload(strike: Strike, boundary: Boundary) -> None:
+def _on_upload(crash: Crash, boundary: Boundary) -> None:
     for kind in (FsspecStorage, BlockStorage):
 
         @around(kind, "publish")
         def _(original: Callable[..., str], storage: Any, staged: Path, name: str) -> str:
-            it_is = name.endswith(strike.suffix)
-            if it_is and boundary is Boundary.BEFORE_RENAME:
-                strike()
-            found = original(storage, staged, name)
-            if it_is and boundary is Boundary.RENAMED:
-                strike()
-            return found
+            matches = name.endswith(crash.suffix)
+            if matches and boundary is Boundary.BEFORE_RENAME:
+                crash()
+            result = original(storage, staged, name)
+            if matches and boundary is Boundary.RENAMED:
+                crash()
+            return result
 
 
-def _when_it_appears(boundary: Boundary) -> Callable[[Strike], None]:
-    """Strike at a rename in a folder, and at an upload in any other storage."""
+def _on_publication(boundary: Boundary) -> Callable[[Crash], None]:
+    """Crash at a rename in a folder, and at an upload in any other storage."""
 
-    def install(strike: Strike) -> None:
-        _on_a_rename(strike, boundary)
-        _on_an_upload(strike, boundary)
+    def install(crash: Crash) -> None:
+        _on_rename(crash, boundary)
+        _on_upload(crash, boundary)
 
     return install
 
 
-def _on_success(strike: Strike) -> None:
-    before(strike, AsyncFlowRunEngine, "handle_success")
-    before(strike, FlowRunEngine, "handle_success")
+def _on_success(crash: Crash) -> None:
+    before(crash, AsyncFlowRunEngine, "handle_success")
+    before(crash, FlowRunEngine, "handle_success")
 
 
-INSTALL: dict[Boundary, Callable[[Strike], None]] = {
-    Boundary.BEFORE_CLAIM: lambda strike: before(strike, Ledger, "insert_claim"),
-    Boundary.CLAIMED: lambda strike: after(strike, Ledger, "insert_claim"),
-    Boundary.POST_BEGUN: lambda strike: _on_the_wire(
-        strike, "http11.send_request_headers.complete"
+INSTALL: dict[Boundary, Callable[[Crash], None]] = {
+    Boundary.BEFORE_CLAIM: lambda crash: before(crash, Ledger, "insert_claim"),
+    Boundary.CLAIMED: lambda crash: after(crash, Ledger, "insert_claim"),
+    Boundary.POST_BEGUN: lambda crash: _on_transport_event(
+        crash, "http11.send_request_headers.complete"
     ),
-    Boundary.POST_SENT: lambda strike: _on_the_wire(strike, "http11.send_request_body.complete"),
-    Boundary.UNREAD: lambda strike: _on_the_wire(
-        strike, "http11.receive_response_headers.complete"
+    Boundary.POST_SENT: lambda crash: _on_transport_event(
+        crash, "http11.send_request_body.complete"
     ),
-    Boundary.ID_READ: lambda strike: before(strike, Ledger, "mark_submitted"),
-    Boundary.ID_COMMITTED: lambda strike: after(strike, Ledger, "mark_submitted"),
-    Boundary.POLLING: lambda strike: _on_a_reply(strike, Status.PENDING, Status.RUNNING),
-    Boundary.SUCCESS_READ: lambda strike: _on_a_reply(strike, Status.SUCCEEDED),
-    Boundary.SUCCESS_RECORDED: lambda strike: after(strike, Ledger, "mark_succeeded"),
-    Boundary.DOWNLOADING: _on_a_chunk,
-    Boundary.BEFORE_RENAME: _when_it_appears(Boundary.BEFORE_RENAME),
-    Boundary.RENAMED: _when_it_appears(Boundary.RENAMED),
-    Boundary.BEFORE_STORED: lambda strike: before(strike, Ledger, "mark_stored"),
-    Boundary.STORED: lambda strike: after(strike, Ledger, "mark_stored"),
+    Boundary.UNREAD: lambda crash: _on_transport_event(
+        crash, "http11.receive_response_headers.complete"
+    ),
+    Boundary.ID_READ: lambda crash: before(crash, Ledger, "mark_submitted"),
+    Boundary.ID_COMMITTED: lambda crash: after(crash, Ledger, "mark_submitted"),
+    Boundary.POLLING: lambda crash: _on_reply(crash, Status.PENDING, Status.RUNNING),
+    Boundary.SUCCESS_READ: lambda crash: _on_reply(crash, Status.SUCCEEDED),
+    Boundary.SUCCESS_RECORDED: lambda crash: after(crash, Ledger, "mark_succeeded"),
+    Boundary.DOWNLOADING: _on_chunk,
+    Boundary.BEFORE_RENAME: _on_publication(Boundary.BEFORE_RENAME),
+    Boundary.RENAMED: _on_publication(Boundary.RENAMED),
+    Boundary.BEFORE_STORED: lambda crash: before(crash, Ledger, "mark_stored"),
+    Boundary.STORED: lambda crash: after(crash, Ledger, "mark_stored"),
     Boundary.RETURNING: _on_success,
 }
-"""Installer of the strike at each boundary."""
+"""Installer of the crash at each boundary."""

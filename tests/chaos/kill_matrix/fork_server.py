@@ -14,19 +14,19 @@ import select
 import signal
 import sys
 import threading
-import traceback
 import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..harness.processes import run_fork
 from . import victim
 
 Spec = dict[str, Any]
 
 
 class Forks:
-    """Living forks, and the pipe by which the kernel reports the end of one."""
+    """Running forks, and the pipe by which the kernel reports the end of one."""
 
     def __init__(self) -> None:
         self.children: dict[int, Spec] = {}
@@ -42,7 +42,7 @@ class Forks:
         assert len(threads) == 1, f"threads before a fork: {threading.enumerate()}"
         pid = os.fork()
         if pid == 0:
-            live(spec)
+            run(spec)
         self.children[pid] = spec
 
     def kill(self, job: int) -> None:
@@ -56,8 +56,8 @@ class Forks:
         with suppress(BlockingIOError):
             os.read(self.ended, 4096)
         for pid in list(self.children):
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if not found:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended:
                 continue
             spec = self.children.pop(pid)
             if spec["do"] == "warm up" and status == 0:
@@ -66,23 +66,16 @@ class Forks:
             print(json.dumps({"job": spec["job"], "status": code}), flush=True)
 
 
-def live(spec: Spec) -> NoReturn:
+def run(spec: Spec) -> NoReturn:
     """Run the work of a fork, write its outcome to a file, and exit."""
-    code = 70
-    try:
+
+    def act() -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((nothing, 0), (log, 1), (log, 2)):
-            os.dup2(source, target)
         outcome = victim.perform(spec)
         Path(spec["outcome"]).write_text(json.dumps(outcome), encoding="utf-8")
-        code = 0
-    except BaseException:  # noqa: BLE001 -- nothing may return into the parent's loop
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+
+    run_fork(act, Path(spec["log"]))
 
 
 def preload(outcome: Path) -> None:

@@ -12,85 +12,77 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
-
 
 def arguments(words: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    from tests.chaos.harness import command
+
+    parser = command.parser(__doc__)
     add = parser.add_argument
     add("--sqlite", type=int, default=16, metavar="N", help="kills with the ledger in SQLite")
     add("--postgresql", type=int, default=0, metavar="N", help="kills with it in PostgreSQL")
     add("--remote", type=int, default=0, metavar="N", help="kills with videos in S3")
-    add("--interruptions", type=int, metavar="N", help="per database; a third of its kills if not")
+    add("--interruptions", type=int, metavar="N", help="per database (default: a third of kills)")
     add("--seed", type=int, default=1, metavar="N", help="of the plan")
-    add("--report", type=Path, metavar="FILE", help="where to write the result as Markdown")
-    mutants = ["unclaimed", "unbooked", "half-files", "uncollected"]
-    add("--mutant", choices=mutants, help="break the product first, to see that it is noticed")
+    mutants = ["unclaimed", "unrecorded", "partial-files", "uncollected"]
+    add("--mutant", choices=mutants, help="put a bug into the product, which must be found")
     return parser.parse_args(words)
 
 
-async def run(asked: argparse.Namespace) -> int:
+async def run(options: argparse.Namespace) -> int:
     """Run the matrix and report the result; return the exit status."""
-    from tests.chaos.kill_matrix.campaign import audit, lanes, play_all
+    from tests.chaos.harness import command
+    from tests.chaos.harness.servers import postgres_server
     from tests.chaos.kill_matrix.plan import Case, Database, plan, remote_plan
     from tests.chaos.kill_matrix.report import Run, markdown, summary
-    from tests.chaos.kill_matrix.run_case import Tally, problems_of
-    from tests.postgres import Postgres, binaries
+    from tests.chaos.kill_matrix.run_case import CaseResult, problems_of
+    from tests.chaos.kill_matrix.run_matrix import audit, case_envs, run_cases
+    from tests.machine import how_to_get
 
-    wanted: dict[Database, int] = {"SQLite": asked.sqlite, "PostgreSQL": asked.postgresql}
+    kills_in: dict[Database, int] = {"SQLite": options.sqlite, "PostgreSQL": options.postgresql}
     cases: list[Case] = []
-    for database, kills in wanted.items():
-        others = kills // 3 if asked.interruptions is None else asked.interruptions
-        cases += plan(database, kills, others if kills else 0, asked.seed)
-    cases += remote_plan(asked.remote, asked.seed)
-    seen = 0
+    for database, kills in kills_in.items():
+        others = kills // 3 if options.interruptions is None else options.interruptions
+        cases += plan(database, kills, others if kills else 0, options.seed)
+    cases += remote_plan(options.remote, options.seed)
+    done = 0
 
-    def tell(tally: Tally) -> None:
-        nonlocal seen
-        seen += 1
-        print("!" if tally.problems else ".", end="", flush=True)
-        if seen % 50 == 0 or seen == len(cases):
-            print(f" {seen}/{len(cases)}")
-        for problem in tally.problems:
-            print(f"\n{tally.case}: {problem}")
+    def show_progress(result: CaseResult) -> None:
+        nonlocal done
+        done += 1
+        print("!" if result.problems else ".", end="", flush=True)
+        if done % 50 == 0 or done == len(cases):
+            print(f" {done}/{len(cases)}")
+        for problem in result.problems:
+            print(f"\n{result.case}: {problem}")
 
-    postgres, version = None, ""
-    if asked.postgresql:
-        found = binaries()
-        if found is None:
-            print("PostgreSQL is not installed (apt-get install postgresql)", file=sys.stderr)
-            return 2
-        postgres = Postgres(found)
-        version = postgres.execute("SHOW server_version").partition(" ")[0]
-    try:
-        with tempfile.TemporaryDirectory(prefix="cometapi-kills-") as folder:
-            remote = asked.remote > 0
-            async with lanes(
-                Path(folder), postgres=postgres, mutant=asked.mutant, remote=remote
-            ) as places:
-                started = time.monotonic()
-                tallies = await play_all(places, cases, tell)
-                seconds = time.monotonic() - started
-                problems = [*problems_of(tallies), *await audit(places)]
-    finally:
+    version = ""
+    with (
+        postgres_server(wanted=options.postgresql > 0) as postgres,
+        tempfile.TemporaryDirectory(prefix="cometapi-kills-") as folder,
+    ):
         if postgres:
-            postgres.remove()
-    command = f"python tests/chaos/kill_matrix/matrix.py --sqlite {asked.sqlite}"
-    command += f" --postgresql {asked.postgresql}" if asked.postgresql else ""
-    command += f" --remote {asked.remote}" if asked.remote else ""
-    done = Run(command, asked.seed, seconds, version, tallies, problems)
-    print(summary(done))
-    for problem in problems:
-        print(f"  {problem}", file=sys.stderr)
-    if asked.report:
-        asked.report.write_text(markdown(done), encoding="utf-8")
-    return 1 if problems else 0
+            version = postgres.execute("SHOW server_version").partition(" ")[0]
+        elif options.postgresql:
+            print(how_to_get("PostgreSQL", "postgresql"), file=sys.stderr)
+            return 2
+        async with case_envs(
+            Path(folder), postgres=postgres, mutant=options.mutant, remote=options.remote > 0
+        ) as groups:
+            started = time.monotonic()
+            results = await run_cases(groups, cases, show_progress)
+            seconds = time.monotonic() - started
+            problems = [*problems_of(results), *await audit(groups)]
+    line = f"python tests/chaos/kill_matrix/matrix.py --sqlite {options.sqlite}"
+    line += f" --postgresql {options.postgresql}" if options.postgresql else ""
+    line += f" --remote {options.remote}" if options.remote else ""
+    finished = Run(line, options.seed, seconds, version, results, problems)
+    return command.conclude(summary(finished), problems, options.report, lambda: markdown(finished))
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    from tests.limits import usual_signals
+    sys.path.insert(0, str(Path(__file__).parents[3]))
+    from tests.chaos.harness.command import isolate
 
-    usual_signals()
+    isolate()
     sys.exit(asyncio.run(run(arguments(sys.argv[1:]))))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults that are put into the product on purpose, to prove that the checks notice them."""
+"""Bugs that are put into the product on purpose, to prove that the checks find them."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -36,7 +36,7 @@ def unclaimed() -> None:
         return True
 
 
-def unbooked() -> None:
+def unrecorded() -> None:
     """Keep the id of a purchase in memory only."""
 
     @around(Ledger, "mark_submitted")
@@ -44,12 +44,12 @@ def unbooked() -> None:
         _original: Any, ledger: Ledger, claimed: Entry, task_id: str, *_values: Any
     ) -> Entry | None:
         entry = await ledger.get(claimed.idempotency_key)
-        found = {"state": State.SUBMITTED, "task_id": task_id}
-        return entry.model_copy(update=found) if entry else None
+        update = {"state": State.SUBMITTED, "task_id": task_id}
+        return entry.model_copy(update=update) if entry else None
 
 
-def half_files() -> None:
-    """Write files in place, so that an unfinished one is visible."""
+def partial_files() -> None:
+    """Write files in place, so that an incomplete one is visible."""
 
     @around(FolderStorage, "staging")
     def _(original: Any, storage: FolderStorage) -> Path:
@@ -63,7 +63,7 @@ def uncollected() -> None:
 
 MUTANTS: dict[str, Callable[[], None]] = {
     "unclaimed": unclaimed,
-    "unbooked": unbooked,
-    "half-files": half_files,
+    "unrecorded": unrecorded,
+    "partial-files": partial_files,
     "uncollected": uncollected,
 }

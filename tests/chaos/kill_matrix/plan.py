@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plan of the matrix: a seed determines each case, its strike and its recovery."""
+"""Plan of the matrix: a seed determines each case, its crash and its recovery."""
 
 import random
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import Literal
 
 Database = Literal["SQLite", "PostgreSQL"]
-Kind = Literal["a folder", "an s3:// URL", "a storage block"]
-REMOTE: tuple[Kind, ...] = ("an s3:// URL", "a storage block")
+StorageKind = Literal["a folder", "an s3:// URL", "a storage block"]
+REMOTE: tuple[StorageKind, ...] = ("an s3:// URL", "a storage block")
 
 
 class Boundary(StrEnum):
@@ -33,16 +33,16 @@ class Boundary(StrEnum):
     RETURNING = "flow done, Prefect not told"
 
 
-class How(StrEnum):
-    """Kind of strike at the boundary."""
+class CrashKind(StrEnum):
+    """Kind of a crash."""
 
     KILL = "SIGKILL"
     ERROR = "an error"
     TIMEOUT = "a timeout of the flow"
 
 
-class Way(StrEnum):
-    """Way of recovery after the strike."""
+class Recovery(StrEnum):
+    """Way of recovery after a crash."""
 
     FLOW_RETRY = "retry in the same process"
     RUN_RETRY = "retry of the crashed flow run"
@@ -52,33 +52,40 @@ class Way(StrEnum):
     COLLECTOR_AND_RUN = "a collector and a new run at once"
 
 
-WAYS_AFTER_A_KILL = [way for way in Way if way is not Way.FLOW_RETRY]
-WITH_A_RUN = {Way.FLOW_RETRY, Way.RUN_RETRY, Way.SAME_KEY, Way.COLLECTOR_AND_RUN}
-INTERRUPTIONS = [(boundary, how) for how in (How.ERROR, How.TIMEOUT) for boundary in Boundary]
+RECOVERIES_AFTER_KILL = [recovery for recovery in Recovery if recovery is not Recovery.FLOW_RETRY]
+RECOVERIES_WITH_RUN = {
+    Recovery.FLOW_RETRY,
+    Recovery.RUN_RETRY,
+    Recovery.SAME_KEY,
+    Recovery.COLLECTOR_AND_RUN,
+}
+INTERRUPTIONS = [
+    (boundary, crash) for crash in (CrashKind.ERROR, CrashKind.TIMEOUT) for boundary in Boundary
+]
 
-OPEN = {Boundary.CLAIMED, Boundary.POST_BEGUN, Boundary.POST_SENT, Boundary.UNREAD}
-"""Boundaries at which nobody can know whether the generation was bought."""
+UNCERTAIN_AT = {Boundary.CLAIMED, Boundary.POST_BEGUN, Boundary.POST_SENT, Boundary.UNREAD}
+"""Boundaries at which the run cannot know whether the generation was bought."""
 
 DELIVERY = list(Boundary)[list(Boundary).index(Boundary.POLLING) :]
 """Boundaries after the purchase, which a collector also passes."""
 
-BOUGHT = {Boundary.CLAIMED: {0}, Boundary.POST_BEGUN: {0}, Boundary.POST_SENT: {0, 1}}
+ACCEPTED_JOBS_AT = {Boundary.CLAIMED: {0}, Boundary.POST_BEGUN: {0}, Boundary.POST_SENT: {0, 1}}
 """Numbers of jobs that the service may have accepted at these boundaries; one at all others."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One victim and its recovery.
+    """One process that crashes, and its recovery.
 
     Attributes:
         number: Number of the case, unique in its database.
         database: Database of the ledger.
-        boundary: Boundary of the strike.
-        how: Kind of strike.
-        way: Way of recovery.
+        boundary: Boundary of the crash.
+        crash: Kind of the crash.
+        recovery: Way of recovery.
         sync: Whether the flow is the one for sync code.
-        file: Suffix of the file whose rename or upload is struck.
-        kind: Kind of storage that keeps the videos.
+        file: Suffix of the file at whose rename or upload the process crashes.
+        storage: Storage that keeps the videos.
         hook: Whether a worker reports the crash to the flow's own hook before the recovery.
         collector: Whether the victim is a collector, for a run that did not wait.
     """
@@ -86,13 +93,13 @@ class Case:
     number: int
     database: Database
     boundary: Boundary
-    how: How
-    way: Way
+    crash: CrashKind
+    recovery: Recovery
     sync: bool = False
     file: str = ".mp4"
     hook: bool = False
     collector: bool = False
-    kind: Kind = "a folder"
+    storage: StorageKind = "a folder"
 
     @property
     def name(self) -> str:
@@ -103,15 +110,18 @@ class Case:
         victim = (
             f"{'a sync' if self.sync else 'an async'} {'collector' if self.collector else 'run'}"
         )
-        kept = "" if self.kind == "a folder" else f" with {self.kind}"
-        return f"{self.name}: {self.how} at <{self.boundary}> of {victim}{kept}, then {self.way}"
+        storage = "" if self.storage == "a folder" else f" with {self.storage}"
+        crash = f"{self.crash} at <{self.boundary}> of {victim}{storage}"
+        return f"{self.name}: {crash}, then {self.recovery}"
 
-    def may_end(self) -> set[str]:
+    def allowed_states(self) -> set[str]:
         """Return the states that recovery alone may leave: stored, uncertain or nothing."""
         if self.boundary is Boundary.BEFORE_CLAIM:
-            return {"stored"} if self.way in WITH_A_RUN else {"nothing"}
-        expired = self.how is How.TIMEOUT  # A timeout strikes at the next await, if there is one.
-        if self.boundary in OPEN:
+            return {"stored"} if self.recovery in RECOVERIES_WITH_RUN else {"nothing"}
+        expired = (
+            self.crash is CrashKind.TIMEOUT
+        )  # A timeout acts at the next await, if there is one.
+        if self.boundary in UNCERTAIN_AT:
             answered = expired and self.boundary in {Boundary.POST_SENT, Boundary.UNREAD}
             return {"uncertain", "stored"} if answered else {"uncertain"}
         if self.boundary is Boundary.ID_READ and not expired:  # A commit is not cancelled.
@@ -122,32 +132,32 @@ class Case:
 def plan(database: Database, kills: int, interruptions: int, seed: int) -> list[Case]:
     """Return cases in a shuffled order that the seed determines; pure.
 
-    Sixteen kills meet every boundary once, and eighty meet every way at every boundary.
+    Sixteen kills meet every boundary once, and eighty meet every recovery at every boundary.
     """
-    dice = random.Random(f"{seed}:{database}")
-    struck = [*_kills(dice, kills), *_interruptions(dice, interruptions)]
-    dice.shuffle(struck)
+    rng = random.Random(f"{seed}:{database}")
+    crashes = [*_kills(rng, kills), *_interruptions(rng, interruptions)]
+    rng.shuffle(crashes)
     cases: list[Case] = []
-    for number, (boundary, how, way) in enumerate(struck, 1):
-        killed = how is How.KILL
-        may_collect = killed and boundary in DELIVERY and way is not Way.RUN_RETRY
-        collector = dice.random() < 0.3 and may_collect
+    for number, (boundary, crash, recovery) in enumerate(crashes, 1):
+        is_kill = crash is CrashKind.KILL
+        may_collect = is_kill and boundary in DELIVERY and recovery is not Recovery.RUN_RETRY
+        collector = rng.random() < 0.3 and may_collect
         case = Case(
             number=number,
             database=database,
             boundary=boundary,
-            how=how,
-            way=way,
-            sync=dice.random() < 0.25 and how is not How.TIMEOUT,
-            file=dice.choice([".mp4", ".mp4", ".jpg", ".json"]),
-            hook=dice.random() < 0.5 and killed and not collector,
+            crash=crash,
+            recovery=recovery,
+            sync=rng.random() < 0.25 and crash is not CrashKind.TIMEOUT,
+            file=rng.choice([".mp4", ".mp4", ".jpg", ".json"]),
+            hook=rng.random() < 0.5 and is_kill and not collector,
             collector=collector,
         )
         cases.append(case)
     return cases
 
 
-REMOTE_STRIKES: tuple[tuple[Boundary, str], ...] = (
+REMOTE_CRASHES: tuple[tuple[Boundary, str], ...] = (
     (Boundary.DOWNLOADING, ".mp4"),
     (Boundary.BEFORE_RENAME, ".jpg"),
     (Boundary.RENAMED, ".jpg"),
@@ -161,42 +171,44 @@ REMOTE_STRIKES: tuple[tuple[Boundary, str], ...] = (
 def remote_plan(kills: int, seed: int) -> list[Case]:
     """Return kills of runs that keep their videos in a remote storage; pure.
 
-    Twelve meet every such boundary with each kind of storage, and sixty in every way.
+    Twelve meet every such boundary with each kind of storage, and sixty with every recovery.
     """
-    dice = random.Random(f"{seed}:remote")
-    places: list[tuple[Kind, Boundary, str]] = [
-        (kind, boundary, file) for boundary, file in REMOTE_STRIKES for kind in REMOTE
+    rng = random.Random(f"{seed}:remote")
+    combinations: list[tuple[StorageKind, Boundary, str]] = [
+        (storage, boundary, file) for boundary, file in REMOTE_CRASHES for storage in REMOTE
     ]
-    ways = dice.sample(WAYS_AFTER_A_KILL, len(WAYS_AFTER_A_KILL))
+    recoveries = rng.sample(RECOVERIES_AFTER_KILL, len(RECOVERIES_AFTER_KILL))
     cases: list[Case] = []
     for number in range(kills):
-        turn, place = divmod(number, len(places))
-        kind, boundary, file = places[place]
-        way = ways[(place + turn) % len(ways)]
+        cycle, index = divmod(number, len(combinations))
+        storage, boundary, file = combinations[index]
+        recovery = recoveries[(index + cycle) % len(recoveries)]
         cases.append(
             Case(
                 number=900 + number,
                 database="SQLite",
                 boundary=boundary,
-                how=How.KILL,
-                way=way,
-                sync=dice.random() < 0.25,
+                crash=CrashKind.KILL,
+                recovery=recovery,
+                sync=rng.random() < 0.25,
                 file=file,
-                collector=dice.random() < 0.3 and way is not Way.RUN_RETRY,
-                kind=kind,
+                collector=rng.random() < 0.3 and recovery is not Recovery.RUN_RETRY,
+                storage=storage,
             )
         )
     return cases
 
 
-def _kills(dice: random.Random, count: int) -> Iterator[tuple[Boundary, How, Way]]:
-    ways = dice.sample(WAYS_AFTER_A_KILL, len(WAYS_AFTER_A_KILL))
-    order = dice.sample(list(Boundary), len(Boundary))
+def _kills(rng: random.Random, count: int) -> Iterator[tuple[Boundary, CrashKind, Recovery]]:
+    recoveries = rng.sample(RECOVERIES_AFTER_KILL, len(RECOVERIES_AFTER_KILL))
+    order = rng.sample(list(Boundary), len(Boundary))
     for number in range(count):
-        turn, place = divmod(number, len(order))
-        yield order[place], How.KILL, ways[(place + turn) % len(ways)]
+        cycle, index = divmod(number, len(order))
+        yield order[index], CrashKind.KILL, recoveries[(index + cycle) % len(recoveries)]
 
 
-def _interruptions(dice: random.Random, count: int) -> Iterator[tuple[Boundary, How, Way]]:
-    for boundary, how in dice.sample(INTERRUPTIONS, min(count, len(INTERRUPTIONS))):
-        yield boundary, how, Way.FLOW_RETRY
+def _interruptions(
+    rng: random.Random, count: int
+) -> Iterator[tuple[Boundary, CrashKind, Recovery]]:
+    for boundary, crash in rng.sample(INTERRUPTIONS, min(count, len(INTERRUPTIONS))):
+        yield boundary, crash, Recovery.FLOW_RETRY

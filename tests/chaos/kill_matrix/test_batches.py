@@ -9,38 +9,38 @@ from types import SimpleNamespace
 
 import pytest
 
-from .batches import Played, check, play
+from .batches import BatchResult, check, run_batch
 
 
 @pytest.mark.kills
 @pytest.mark.server
 @pytest.mark.slow
-async def test_a_killed_batch_goes_on_where_it_was(prefect_server, tmp_path):
+async def test_a_killed_batch_continues_where_it_was(prefect_server, tmp_path):
     """A batch that is killed twice amid its purchases buys and stores each row once."""
-    played = await play(rows=24, kills=2, seed=3, folder=tmp_path, api=prefect_server)
-    assert played.problems == []
-    assert len(played.accepted_at_kills) == 2
-    assert played.accepted_at_kills[0] < played.accepted == played.stored == 24
+    result = await run_batch(rows=24, kills=2, seed=3, folder=tmp_path, api=prefect_server)
+    assert result.problems == []
+    assert len(result.accepted_at_kills) == 2
+    assert result.accepted_at_kills[0] < result.accepted == result.stored == 24
 
 
 @pytest.mark.parametrize(
-    ("bought", "outcome", "told"),
+    ("bought", "outcome", "problem"),
     [
         (["a", "a"], "stored", "a was bought 2 times"),
         ([], "stored", "a was bought 0 times"),
         (["a"], "failed", "0 of 1 rows are stored"),
-        (["a"], "stored", "its file is not what was checked"),
+        (["a"], "stored", "its file is not the one that was checked"),
     ],
 )
-def test_a_batch_that_breaks_its_promise_is_seen(tmp_path, bought, outcome, told):
+def test_a_batch_that_breaks_its_promise_is_found(tmp_path, bought, outcome, problem):
     """The check finds a second purchase, a missing one, a failure and a wrong file."""
     video = tmp_path / "videos" / "a.mp4"
     video.parent.mkdir()
     video.write_bytes(b"something else")
     row = {"id": "a", "outcome": outcome, "uri": str(video), "sha256": "0" * 64}
     (tmp_path / "results.jsonl").write_text(json.dumps(row), encoding="utf-8")
-    played = Played(1)
+    result = BatchResult(1)
     check(
-        tmp_path, ["a"], [SimpleNamespace(body={"promptImage": image}) for image in bought], played
+        tmp_path, ["a"], [SimpleNamespace(body={"promptImage": image}) for image in bought], result
     )
-    assert told in "\n".join(played.problems)
+    assert problem in "\n".join(result.problems)

@@ -14,21 +14,22 @@ import pytest
 from prefect_cometapi.runway.ledger.entry import State
 
 from ...postgres import Postgres, binaries
-from .campaign import audit, lanes, play_all
+from ..harness.markdown import cells
 from .plan import (
     INTERRUPTIONS,
+    RECOVERIES_AFTER_KILL,
     REMOTE,
-    REMOTE_STRIKES,
-    WAYS_AFTER_A_KILL,
+    REMOTE_CRASHES,
     Boundary,
     Case,
-    How,
-    Way,
+    CrashKind,
+    Recovery,
     plan,
     remote_plan,
 )
 from .report import Run, markdown
-from .run_case import Tally, play, problems_of
+from .run_case import CaseResult, problems_of, run_case
+from .run_matrix import audit, case_envs, run_cases
 
 SEED = 8
 SQLITE = plan("SQLite", 16, 4, SEED)
@@ -36,106 +37,112 @@ POSTGRESQL = plan("PostgreSQL", 5, 1, SEED)
 REMOTE_CASES = remote_plan(12, SEED)
 
 MUTANTS = {
-    "unclaimed": Case(1, "SQLite", Boundary.UNREAD, How.KILL, Way.SAME_KEY),
-    "unbooked": Case(2, "SQLite", Boundary.ID_COMMITTED, How.KILL, Way.SAME_KEY),
-    "half-files": Case(3, "SQLite", Boundary.DOWNLOADING, How.KILL, Way.SAME_KEY),
-    "uncollected": Case(4, "SQLite", Boundary.ID_COMMITTED, How.KILL, Way.COLLECT),
+    "unclaimed": Case(1, "SQLite", Boundary.UNREAD, CrashKind.KILL, Recovery.SAME_KEY),
+    "unrecorded": Case(2, "SQLite", Boundary.ID_COMMITTED, CrashKind.KILL, Recovery.SAME_KEY),
+    "partial-files": Case(3, "SQLite", Boundary.DOWNLOADING, CrashKind.KILL, Recovery.SAME_KEY),
+    "uncollected": Case(4, "SQLite", Boundary.ID_COMMITTED, CrashKind.KILL, Recovery.COLLECT),
 }
 
 
 @dataclass(frozen=True)
-class Played:
+class Sample:
     """Results of the sample and of each mutant."""
 
-    tallies: list[Tally]
-    audited: list[str]
-    mutants: dict[str, Tally]
+    results: list[CaseResult]
+    differences: list[str]
+    mutants: dict[str, CaseResult]
 
 
 @pytest.fixture(scope="module")
-def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
+def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sample:
     """Run the sample once; without PostgreSQL, its cases there are left out."""
     if sys.platform != "linux":
-        pytest.skip("the processes are forked in the way of Linux")
+        pytest.skip("the processes are forked as Linux does it")
     postgres = request.getfixturevalue("postgres") if binaries() else None
-    return asyncio.run(play_sample(tmp_path_factory.mktemp("kills"), postgres))
+    return asyncio.run(run_sample(tmp_path_factory.mktemp("kills"), postgres))
 
 
-async def play_sample(folder: Path, postgres: Postgres | None) -> Played:
+async def run_sample(folder: Path, postgres: Postgres | None) -> Sample:
     """Run the cases in two environments, and the mutants in a third."""
-    async with lanes(folder, postgres=postgres, at_once=3, remote=True) as (*places, apart):
+    async with case_envs(folder, postgres=postgres, at_once=3, remote=True) as (*groups, apart):
         cases = SQLITE + REMOTE_CASES + (POSTGRESQL if postgres else [])
-        tallies = await play_all(places, cases)
-        audited = await audit(places)
-        mutants: dict[str, Tally] = {}
-        lane = apart["SQLite"]
-        for lane.mutant, case in MUTANTS.items():
-            mutants[str(lane.mutant)] = await play(lane, case)
-            for entry in await lane.ledger.entries(states=[State.SUBMITTED, State.UNCERTAIN]):
-                await lane.ledger._change(
+        results = await run_cases(groups, cases)
+        differences = await audit(groups)
+        mutants: dict[str, CaseResult] = {}
+        env = apart["SQLite"]
+        for env.mutant, case in MUTANTS.items():
+            mutants[str(env.mutant)] = await run_case(env, case)
+            for entry in await env.ledger.entries(states=[State.SUBMITTED, State.UNCERTAIN]):
+                await env.ledger._change(
                     entry.idempotency_key, State.FAILED
-                )  # The next case starts afresh.
-        return Played(tallies, audited, mutants)
+                )  # The next case starts with nothing to do.
+        return Sample(results, differences, mutants)
 
 
 @pytest.mark.kills
 @pytest.mark.server
 @pytest.mark.slow
-def test_a_killed_run_pays_once_and_what_is_paid_for_is_stored(played):
+def test_a_killed_run_pays_once_and_what_is_paid_for_is_stored(sample):
     """A run that is killed at any step and recovered in any way pays once and stores its clip."""
-    assert problems_of(played.tallies) == []
-    assert played.audited == []
-    assert sum(tally.duplicates + tally.lost for tally in played.tallies) == 0
-    assert len(played.tallies) >= len(SQLITE) + len(REMOTE_CASES)
+    assert problems_of(sample.results) == []
+    assert sample.differences == []
+    assert sum(result.duplicates + result.lost for result in sample.results) == 0
+    assert len(sample.results) >= len(SQLITE) + len(REMOTE_CASES)
 
 
 @pytest.mark.kills
 @pytest.mark.server
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mutant", "found"),
+    ("mutant", "problem"),
     [
         ("unclaimed", "2 jobs were paid for"),
-        ("unbooked", "it is uncertain, not stored"),
-        ("half-files", ".mp4 is visible and not whole"),
+        ("unrecorded", "it is uncertain, not stored"),
+        ("partial-files", ".mp4 is visible and incomplete"),
         ("uncollected", "it is submitted, not stored"),
     ],
 )
-def test_a_product_that_breaks_its_promise_does_not_pass(played, mutant, found):
-    """The checks find a second payment, a forgotten id, a half file and an uncollected clip."""
-    tally = played.mutants[mutant]
-    assert found in "\n".join(tally.problems)
-    assert tally.duplicates == (mutant == "unclaimed")
-    assert tally.lost == (mutant in {"unclaimed", "uncollected"})
+def test_a_product_that_breaks_its_promise_does_not_pass(sample, mutant, problem):
+    """The checks find a second payment, a forgotten id, a partial file and an uncollected clip."""
+    result = sample.mutants[mutant]
+    assert problem in "\n".join(result.problems)
+    assert result.duplicates == (mutant == "unclaimed")
+    assert result.lost == (mutant in {"unclaimed", "uncollected"})
 
 
 def test_the_sample_meets_every_boundary_and_every_way():
     """The sample kills a run at each step and tries each recovery, on both databases."""
-    kills = [case for case in SQLITE if case.how is How.KILL]
+    kills = [case for case in SQLITE if case.crash is CrashKind.KILL]
     assert {case.boundary for case in kills} == set(Boundary)
-    assert {case.way for case in SQLITE} == set(Way)
-    assert {case.way for case in POSTGRESQL} == set(Way)
+    assert {case.recovery for case in SQLITE} == set(Recovery)
+    assert {case.recovery for case in POSTGRESQL} == set(Recovery)
     assert {case.sync for case in SQLITE} == {True, False}
     assert {case.collector for case in SQLITE} == {True, False}
-    assert {case.how for case in SQLITE} == set(How)
+    assert {case.crash for case in SQLITE} == set(CrashKind)
 
 
 def test_eighty_kills_meet_every_way_at_every_boundary():
-    """A matrix of eighty kills covers every way at every boundary, and N kills are N cases."""
+    """A matrix of eighty kills covers every recovery at every boundary, and N kills are N cases."""
     cases = plan("SQLite", 100, len(INTERRUPTIONS), 1)
-    killed = [(case.boundary, case.way) for case in cases if case.how is How.KILL]
+    killed = [(case.boundary, case.recovery) for case in cases if case.crash is CrashKind.KILL]
     assert len(killed) == 100
-    assert set(killed) == {(boundary, way) for boundary in Boundary for way in WAYS_AFTER_A_KILL}
-    interrupted = {(case.boundary, case.how) for case in cases if case.how is not How.KILL}
+    assert set(killed) == {
+        (boundary, recovery) for boundary in Boundary for recovery in RECOVERIES_AFTER_KILL
+    }
+    interrupted = {
+        (case.boundary, case.crash) for case in cases if case.crash is not CrashKind.KILL
+    }
     assert interrupted == set(INTERRUPTIONS)
 
 
 def test_runs_are_killed_in_each_step_that_differs_with_the_storage():
     """Fetch and persist are killed at each point with an S3 URL and with a storage block."""
-    struck = {(case.kind, case.boundary, case.file) for case in REMOTE_CASES}
-    assert struck == {(kind, *strike) for kind in REMOTE for strike in REMOTE_STRIKES}
-    ways = {(case.kind, case.boundary, case.file, case.way) for case in remote_plan(60, 1)}
-    assert len(ways) == 60
+    crashes = {(case.storage, case.boundary, case.file) for case in REMOTE_CASES}
+    assert crashes == {(storage, *crash) for storage in REMOTE for crash in REMOTE_CRASHES}
+    recoveries = {
+        (case.storage, case.boundary, case.file, case.recovery) for case in remote_plan(60, 1)
+    }
+    assert len(recoveries) == 60
 
 
 def test_a_seed_is_a_plan():
@@ -144,14 +151,14 @@ def test_a_seed_is_a_plan():
     assert plan("SQLite", 40, 10, 5) != plan("SQLite", 40, 10, 6)
 
 
-def test_the_report_tells_every_case_once():
+def test_the_report_counts_every_case_once():
     """The report counts every case once, and shows each problem."""
-    tallies = [Tally(case, accepted=1, standing="stored", lost=0) for case in SQLITE]
-    run = Run("python …", SEED, 12.3, "", tallies, ["sqlite-001: half a file"])
-    page = markdown(run)
+    results = [CaseResult(case, accepted=1, state="stored", lost=0) for case in SQLITE]
+    run = Run("python …", SEED, 12.3, "", results, ["sqlite-001: half a file"])
+    page = cells(markdown(run))
     kills, others = 16, 4
     assert f"| **total** | **{kills}** | **{kills}** | **{kills}** | **0** |" in page
     assert f"| **total** | **{others}** | **{others}** | **{others}** | **0** |" in page
     assert "- sqlite-001: half a file" in page
     assert "PostgreSQL from Debian" in page
-    assert markdown(run) == page
+    assert cells(markdown(run)) == page

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Process of the matrix: it runs a flow, retries one, or collects, with or without a strike."""
+"""Process of the matrix: it runs a flow, retries one, or collects, possibly with a crash."""
 
 import asyncio
 import os
@@ -20,10 +20,11 @@ from pydantic import BaseModel
 from prefect_cometapi.flows import acollect, aimage_to_video, collect, image_to_video
 from prefect_cometapi.flows.runtime.hooks import release_leases
 
-from .crash_points import FLOW_TIMEOUT, INSTALL, Strike
+from ..harness.processes import clear_environment
+from .crash_points import FLOW_TIMEOUT, INSTALL, Crash
 from .mutants import MUTANTS
-from .places import save_block
-from .plan import Boundary, How
+from .plan import Boundary, CrashKind
+from .storages import save_block
 
 Spec = dict[str, Any]
 Outcome = dict[str, Any]
@@ -31,31 +32,32 @@ Outcome = dict[str, Any]
 
 def perform(spec: Spec) -> Outcome:
     """Run a specification in this process, which has no other work; return the outcome."""
-    for name in [name for name in os.environ if name.startswith("COMETAPI_")]:
-        del os.environ[name]
+    clear_environment("COMETAPI_")
     os.environ |= spec["env"]
     os.chdir(spec["folder"])
     if mutant := spec.get("mutant"):
         MUTANTS[mutant]()
-    if told := spec.get("strike"):
-        strike = Strike(How(told["how"]), Path(told["marker"]), told["storage"], told["file"])
-        INSTALL[Boundary(told["boundary"])](strike)
+    if point := spec.get("crash"):
+        crash = Crash(
+            CrashKind(point["kind"]), Path(point["marker"]), point["storage"], point["file"]
+        )
+        INSTALL[Boundary(point["boundary"])](crash)
     try:
         with tags(spec["tag"]):
             result = _ACTIONS[spec["do"]](spec)
-    except Exception as error:  # noqa: BLE001 -- whatever it is, the checks look at it
+    except Exception as error:  # noqa: BLE001 -- the checks examine it
         return {"error": type(error).__name__, "text": str(error)}
     return result.model_dump(mode="json") if isinstance(result, BaseModel) else result
 
 
 def _run(spec: Spec) -> Any:
     flow: Any = image_to_video if spec["sync"] else aimage_to_video
-    how = (spec.get("strike") or {}).get("how")
-    if how in {How.ERROR, How.TIMEOUT}:
-        limit = FLOW_TIMEOUT if how == How.TIMEOUT else None
+    kind = (spec.get("crash") or {}).get("kind")
+    if kind in {CrashKind.ERROR, CrashKind.TIMEOUT}:
+        limit = FLOW_TIMEOUT if kind == CrashKind.TIMEOUT else None
         flow = flow.with_options(retries=1, timeout_seconds=limit)
-    called = flow(spec["request"], idempotency_key=spec["key"], wait=spec.get("wait", True))
-    return called if spec["sync"] else asyncio.run(called)
+    call = flow(spec["request"], idempotency_key=spec["key"], wait=spec.get("wait", True))
+    return call if spec["sync"] else asyncio.run(call)
 
 
 def _collect(spec: Spec) -> Any:
@@ -66,7 +68,7 @@ def _entrypoint(spec: Spec) -> str:
     return f"prefect_cometapi.flows.{'' if spec['sync'] else 'a'}image_to_video"
 
 
-def _tell_hook(spec: Spec) -> Outcome:
+def _call_hooks(spec: Spec) -> Outcome:
     """Call the flow's hooks in a process of their own, as a worker does when a process died."""
     flow = load_flow_from_entrypoint(_entrypoint(spec), use_placeholder_flow=False)
     with get_client(sync_client=True) as client:
@@ -88,10 +90,10 @@ def _retry(spec: Spec) -> Any:
             with get_client(sync_client=True) as client:
                 client.set_flow_run_state(flow_run_id, Scheduled(), force=True)
             _run_flow_from_runtime_entrypoint(flow_run_id, _entrypoint(spec))
-    return asyncio.run(_told_by_prefect(flow_run_id))
+    return asyncio.run(_result_in_prefect(flow_run_id))
 
 
-async def _told_by_prefect(flow_run_id: UUID) -> Any:
+async def _result_in_prefect(flow_run_id: UUID) -> Any:
     async with get_client() as client:
         state = (await client.read_flow_run(flow_run_id)).state
     assert state
@@ -102,9 +104,9 @@ async def _told_by_prefect(flow_run_id: UUID) -> Any:
 
 def _warm_up(spec: Spec) -> Outcome:
     """Run each flow once, and return the modules that it imported."""
-    found = [_run(spec | {"sync": sync}).model_dump(mode="json") for sync in (False, True)]
+    results = [_run(spec | {"sync": sync}).model_dump(mode="json") for sync in (False, True)]
     _collect(spec | {"sync": False})
-    return {"videos": found[0]["videos"], "modules": sorted(sys.modules)}
+    return {"videos": results[0]["videos"], "modules": sorted(sys.modules)}
 
 
 def _save_block(spec: Spec) -> Outcome:
@@ -115,7 +117,7 @@ def _save_block(spec: Spec) -> Outcome:
 _ACTIONS: dict[str, Callable[[Spec], Any]] = {
     "run": _run,
     "collect": _collect,
-    "hook": _tell_hook,
+    "hook": _call_hooks,
     "retry": _retry,
     "warm up": _warm_up,
     "save block": _save_block,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of the random walk: buyers, collectors, and the person who decides.
+"""Processes of the random walk: buyers, collectors, and the user who decides.
 
-Each is a fork of the runner, which has imported everything; it does one thing and ends.
+Each is a fork of the runner, which has imported everything; it does one piece of work and ends.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import traceback
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -18,7 +17,7 @@ from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout, su
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import httpx
 from sqlalchemy import delete
@@ -38,35 +37,36 @@ from prefect_cometapi.runway.ledger.schema import generations
 from prefect_cometapi.runway.media import download
 from prefect_cometapi.runway.media.download import AssetClients
 
+from ..harness.processes import run_fork
 from .journal import Journal
 
 KEY = "sk-chaos-91f0b7e35ac2"
 LEASE = 2.0
 """Duration of a lease in seconds; in production it is a minute."""
 
-PATIENCE = 10.0
+DATABASE_TIMEOUT = 10.0
 """Seconds for which an actor waits for the database."""
 
-TIMEOUT = 1.5
+READ_TIMEOUT = 1.5
 """Read timeout of an actor in seconds; in production it is a minute."""
 
-AT_ONCE = 4
+KEYS_AT_ONCE = 4
 """Keys that a buyer works on at a time."""
 
-TRIES = 4
+ATTEMPTS = 4
 """Attempts of a buyer on one key, as Prefect's retries make them."""
 
 DECIDABLE = {State.UNCERTAIN, State.WRITTEN_OFF, State.FAILED, State.CANCELLED, State.SUBMITTED}
-"""States of the generations that the person may settle."""
+"""States of the generations that the user may settle."""
 
-MOMENTS = ("posting", "polling", "persisting")
-"""Moments at which a row is deleted: between the claim and the reply, between the reply and the
-end, and between the download and the publication of the file."""
+DELETION_POINTS = ("posting", "polling", "persisting")
+"""Points at which a row is deleted: between the claim and the reply, between the reply and the end,
+and between the download and the publication of the file."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Folders and addresses of an actor.
+class ActorEnv:
+    """Folders and addresses that an actor uses.
 
     Attributes:
         folder: Folder of the whole run.
@@ -97,7 +97,7 @@ class Place:
         """File of a SQLite ledger."""
         return Path(self.ledger_url.removeprefix("sqlite:///"))
 
-    def environment(self) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
         """Return the settings of an actor."""
         return {
             "COMETAPI_KEY": KEY,
@@ -110,41 +110,37 @@ class Place:
         }
 
 
-def start(place: Place, act: Callable[[Place], None]) -> int:
+def start(env: ActorEnv, act: Callable[[ActorEnv], None]) -> int:
     """Fork an actor in a process group of its own; return its process id."""
     pid = os.fork()
     if not pid:
-        _live(place, act)
+        run_fork(partial(_act, env, act), env.folder / "log")
     with suppress(PermissionError, ProcessLookupError):
         os.setpgid(pid, pid)
     return pid
 
 
-def _live(place: Place, act: Callable[[Place], None]) -> NoReturn:
-    code = 70
+def _act(env: ActorEnv, act: Callable[[ActorEnv], None]) -> None:
+    """Run an actor in its process, and report the error that ends it."""
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        log = os.open(place.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for target in (1, 2):
-            os.dup2(log, target)
-        random.seed(place.seed)
-        os.environ |= place.environment()
-        os.chdir(place.folder)
-        limits = {"TIMEOUT": httpx.Timeout(TIMEOUT), "TOTAL_TIMEOUT": TIMEOUT}
-        for module, name in ((client, "TIMEOUT"), (client, "TOTAL_TIMEOUT"), (download, "TIMEOUT")):
-            setattr(module, name, limits[name])
-        act(place)
-        code = 0
+        random.seed(env.seed)
+        os.environ |= env.variables()
+        os.chdir(env.folder)
+        timeout = httpx.Timeout(READ_TIMEOUT)
+        for module, name, value in (
+            (client, "TIMEOUT", timeout),
+            (client, "TOTAL_TIMEOUT", READ_TIMEOUT),
+            (download, "TIMEOUT", timeout),
+        ):
+            setattr(module, name, value)
+        act(env)
     except CometAPIError as error:
-        place.events.write("ended", key="", error=type(error).__name__, text=error.message[:200])
-    except BaseException as error:  # noqa: BLE001 -- nothing may return into the runner's loop
-        traceback.print_exc()
-        place.events.write("untyped", error=f"{type(error).__name__}: {error}"[:300])
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        env.events.write("ended", key="", error=type(error).__name__, text=error.message[:200])
+    except BaseException as error:
+        env.events.write("untyped", error=f"{type(error).__name__}: {error}"[:300])
+        raise
 
 
 def request_of(key: str) -> dict[str, Any]:
@@ -185,29 +181,29 @@ class Buyer:
 
     Args:
         keys: Keys to buy, in this order.
-        leaves: Share of the keys that it only submits.
-        moment: Moment at which the row of each key is deleted, if any.
+        unfinished: Share of the keys that it only submits.
+        deletion_point: Point at which the row of each key is deleted, if any.
     """
 
     keys: list[str]
-    leaves: float = 0.1
-    moment: str = ""
+    unfinished: float = 0.1
+    deletion_point: str = ""
     _must_fork: bool = field(default=False, init=False)
     _must_end: bool = field(default=False, init=False)
 
-    def __call__(self, place: Place) -> None:
+    def __call__(self, env: ActorEnv) -> None:
         """Buy all keys."""
-        signal.signal(signal.SIGUSR1, lambda *_: _copy_own_ledger(place))
+        signal.signal(signal.SIGUSR1, lambda *_: _copy_own_ledger(env))
         signal.signal(signal.SIGUSR2, self._fork_soon)
         signal.signal(signal.SIGTERM, self._end_soon)
-        ledger = Ledger(place.ledger_url, lease=LEASE, retry_timeout=PATIENCE)
-        for first in range(0, len(self.keys), AT_ONCE):
-            asyncio.run(self._buy(place, ledger, self.keys[first : first + AT_ONCE]))
+        ledger = Ledger(env.ledger_url, lease=LEASE, retry_timeout=DATABASE_TIMEOUT)
+        for first in range(0, len(self.keys), KEYS_AT_ONCE):
+            asyncio.run(self._buy(env, ledger, self.keys[first : first + KEYS_AT_ONCE]))
             if self._must_end:
                 break
             if self._must_fork:
                 self._must_fork = False
-                ledger = _daemonized(place, ledger)
+                ledger = _continue_in_child(env, ledger)
         asyncio.run(ledger.database.close())
 
     def _fork_soon(self, *_signal: object) -> None:
@@ -216,28 +212,28 @@ class Buyer:
     def _end_soon(self, *_signal: object) -> None:
         self._must_end = True
 
-    async def _buy(self, place: Place, ledger: Ledger, keys: Iterable[str]) -> None:
+    async def _buy(self, env: ActorEnv, ledger: Ledger, keys: Iterable[str]) -> None:
         async with _shared(ledger):
-            await asyncio.gather(*(self._buy_one(place, ledger, key) for key in keys))
+            await asyncio.gather(*(self._buy_one(env, ledger, key) for key in keys))
 
-    async def _buy_one(self, place: Place, ledger: Ledger, key: str) -> None:
-        async with reported(place.events, key):
-            if self.moment:
-                strike = partial(_delete_row, place, key)
-                with _striking(self.moment, strike) as by:
-                    await bought(ledger, key, by=by)
+    async def _buy_one(self, env: ActorEnv, ledger: Ledger, key: str) -> None:
+        async with reported(env.events, key):
+            if self.deletion_point:
+                delete_row = partial(_delete_row, env, key)
+                with _calling_at(self.deletion_point, delete_row) as steps:
+                    await buy_key(ledger, key, steps=steps)
             else:
-                await bought(ledger, key, wait=random.random() >= self.leaves)
+                await buy_key(ledger, key, wait=random.random() >= self.unfinished)
 
 
-async def bought(ledger: Ledger, key: str, *, wait: bool = True, by: Any = PLAIN) -> None:
+async def buy_key(ledger: Ledger, key: str, *, wait: bool = True, steps: Any = PLAIN) -> None:
     """Buy a key, or continue the purchase under it, and deliver it; retry transient errors."""
-    for left in reversed(range(TRIES)):
+    for left in reversed(range(ATTEMPTS)):
         try:
             async with ledger.leases.hold(key, this_run()):
                 submission = await bodies.submit(request_of(key), None, key)
                 if wait:
-                    await deliver(submission, None, None, by=by)
+                    await deliver(submission, None, None, by=steps)
                 return
         except ServiceUnavailable:
             if not left:
@@ -245,51 +241,53 @@ async def bought(ledger: Ledger, key: str, *, wait: bool = True, by: Any = PLAIN
         await asyncio.sleep(0.1 + 0.3 * random.random())
 
 
-def _copy_own_ledger(place: Place) -> None:
+def _copy_own_ledger(env: ActorEnv) -> None:
     """Copy the ledger's files within a process that has them open."""
-    copies = place.folder / "copies"
+    copies = env.folder / "copies"
     copies.mkdir(exist_ok=True)
     with suppress(OSError):
-        for file in sorted(place.ledger_file.parent.glob("ledger.db*")):
+        for file in sorted(env.ledger_file.parent.glob("ledger.db*")):
             shutil.copy(file, copies / f"own-{file.name}")
-        place.events.write("copied")
+        env.events.write("copied")
 
 
-def _daemonized(place: Place, ledger: Ledger) -> Ledger:
-    """Continue in a child; return the ledger that it uses: the parent's object, or a new one."""
+def _continue_in_child(env: ActorEnv, ledger: Ledger) -> Ledger:
+    """Continue in a child; return its ledger: the object of the parent, or a new one."""
     closes, inherits = random.random() < 0.5, random.random() < 0.5
     pid = os.fork()
     if pid:
-        place.events.write("forked", pid=pid, parent=os.getpid(), group=os.getpgid(0))
+        env.events.write("forked", pid=pid, parent=os.getpid(), group=os.getpgid(0))
         if closes:
             asyncio.run(ledger.database.close())
         os._exit(0)
-    random.seed(f"{place.seed} {os.getpid()}")
-    return ledger if inherits else Ledger(place.ledger_url, lease=LEASE, retry_timeout=PATIENCE)
+    random.seed(f"{env.seed} {os.getpid()}")
+    return (
+        ledger if inherits else Ledger(env.ledger_url, lease=LEASE, retry_timeout=DATABASE_TIMEOUT)
+    )
 
 
-async def _delete_row(place: Place, key: str) -> None:
+async def _delete_row(env: ActorEnv, key: str) -> None:
     """Delete the row of a key over a connection of its own, as a lost disk page would."""
-    ledger = Ledger(place.ledger_url, lease=LEASE, retry_timeout=PATIENCE)
+    ledger = Ledger(env.ledger_url, lease=LEASE, retry_timeout=DATABASE_TIMEOUT)
     statement = delete(generations).where(generations.c.idempotency_key == key)
     gone = await ledger.database.rows(statement.returning(generations.c.state))
     await ledger.database.close()
     if gone:
-        place.events.write("deleted", key=key, state=gone[0]["state"])
+        env.events.write("deleted", key=key, state=gone[0]["state"])
 
 
-class _striking:  # noqa: N801 -- it reads as a function
-    """Run a callback at a moment of a delivery, once; yield the steps that do it."""
+class _calling_at:  # noqa: N801 -- it reads as a function
+    """Run a callback at a point of a delivery, once; yield the steps that do it."""
 
-    def __init__(self, moment: str, strike: Callable[[], Awaitable[None]]) -> None:
-        self._moment = moment
-        self._strike = strike
+    def __init__(self, point: str, callback: Callable[[], Awaitable[None]]) -> None:
+        self._point = point
+        self._callback = callback
         self._create = RunwayClient.create
 
-    async def _once(self, moment: str) -> None:
-        if moment == self._moment:
-            self._moment = ""
-            await self._strike()
+    async def _once(self, point: str) -> None:
+        if point == self._point:
+            self._point = ""
+            await self._callback()
 
     def __enter__(self) -> Any:
         original = self._create
@@ -315,17 +313,17 @@ class _striking:  # noqa: N801 -- it reads as a function
         RunwayClient.create = self._create
 
 
-def collect(place: Place) -> None:
+def collect(env: ActorEnv) -> None:
     """Finish purchases that nobody works on, as the flow ``collect`` does."""
     setattr(collector, "deliver", partial(deliver, by=PLAIN))  # noqa: B010 -- it only imports it
-    ledger = Ledger(place.ledger_url, lease=LEASE, retry_timeout=PATIENCE)
+    ledger = Ledger(env.ledger_url, lease=LEASE, retry_timeout=DATABASE_TIMEOUT)
 
-    async def pass_() -> None:
-        async with _shared(ledger), reported(place.events, "collect"):
+    async def collect_once() -> None:
+        async with _shared(ledger), reported(env.events, "collect"):
             await collector._collect(None, None)
         await ledger.database.close()
 
-    asyncio.run(pass_())
+    asyncio.run(collect_once())
 
 
 def command(*words: str) -> tuple[int, str]:
@@ -354,83 +352,81 @@ def has_option(name: str, option: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Person:
-    """User who looks into the service's console and settles uncertain generations.
+class User:
+    """User who looks into the console of the service and settles uncertain generations.
 
     Args:
-        final: Whether everything is to be settled now: what was accepted is adopted, what was not
-            is allowed once more.
+        final: Whether to settle everything now: adopt what was accepted, and permit one more
+            submission of what was not.
     """
 
     final: bool = False
 
-    def __call__(self, place: Place) -> None:
+    def __call__(self, env: ActorEnv) -> None:
         """Settle each generation that waits for a decision."""
-        chance = random.Random(place.seed)
-        for entry, candidates in sorted(
-            _undecided(place), key=lambda pair: pair[0].idempotency_key
-        ):
-            decision = self._decision(entry, candidates, chance)
+        rng = random.Random(env.seed)
+        for entry, candidates in sorted(_undecided(env), key=lambda pair: pair[0].idempotency_key):
+            decision = self._decision(entry, candidates, rng)
             if decision == "adopt":
                 status, _ = command(
-                    "ledger", "adopt", entry.idempotency_key, chance.choice(candidates)
+                    "ledger", "adopt", entry.idempotency_key, rng.choice(candidates)
                 )
-                place.events.write(
+                env.events.write(
                     "adopt" if not status else "adopt refused", key=entry.idempotency_key
                 )
             elif decision == "resubmit":
-                _resubmit(place, entry.idempotency_key, now=self.final or chance.random() < 0.5)
+                _resubmit(env, entry.idempotency_key, now=self.final or rng.random() < 0.5)
             elif decision:
                 status, _ = command("ledger", decision, entry.idempotency_key)
-                place.events.write(
+                env.events.write(
                     decision if not status else f"{decision} refused", key=entry.idempotency_key
                 )
 
-    def _decision(self, entry: Entry, candidates: list[str], chance: random.Random) -> str:
-        point = chance.random()
-        open_outcome = entry.state in {State.UNCERTAIN, State.WRITTEN_OFF}
+    def _decision(self, entry: Entry, candidates: list[str], rng: random.Random) -> str:
+        share = rng.random()
+        is_open = entry.state in {State.UNCERTAIN, State.WRITTEN_OFF}
         if self.final:
-            return "" if not open_outcome else "adopt" if candidates else "resubmit"
-        # Nobody would ask for a second purchase's own key again.
+            return "" if not is_open else "adopt" if candidates else "resubmit"
+        # The key of a second purchase is never requested again.
         if entry.state is State.SUBMITTED:
-            return "abandon" if point < 0.03 and "+" not in entry.idempotency_key else ""
-        if not open_outcome:
-            return "resubmit" if point < 0.3 else ""
+            return "abandon" if share < 0.03 and "+" not in entry.idempotency_key else ""
+        if not is_open:
+            return "resubmit" if share < 0.3 else ""
         if candidates:
-            return "adopt" if point < 0.85 else "resubmit" if point < 0.95 else ""
-        return "resubmit" if point < 0.5 else "write-off" if point < 0.65 else ""
+            return "adopt" if share < 0.85 else "resubmit" if share < 0.95 else ""
+        return "resubmit" if share < 0.5 else "write-off" if share < 0.65 else ""
 
 
-def _undecided(place: Place) -> list[tuple[Entry, list[str]]]:
+def _undecided(env: ActorEnv) -> list[tuple[Entry, list[str]]]:
     """Return the entries to settle, each with its unrecorded purchases since the claim."""
     bought: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    ledger = Ledger(place.ledger_url, retry_timeout=PATIENCE)
+    ledger = Ledger(env.ledger_url, retry_timeout=DATABASE_TIMEOUT)
 
-    for line in place.accepted.lines():
+    for line in env.accepted.lines():
         bought[line["key"]].append(line)
 
-    async def unknown(entry: Entry) -> list[str]:
+    async def unrecorded(entry: Entry) -> list[str]:
         since = entry.claimed_at.timestamp() if entry.claimed_at else 0.0
         ids = [line["task_id"] for line in bought[entry.idempotency_key] if line["at"] >= since]
         return [
-            task_id for task_id in ids if not await ledger.find_by_task_id(task_id, place.service)
+            task_id for task_id in ids if not await ledger.find_by_task_id(task_id, env.service)
         ]
 
-    async def looked() -> list[tuple[Entry, list[str]]]:
+    async def find_undecided() -> list[tuple[Entry, list[str]]]:
         entries = await ledger.entries(states=sorted(DECIDABLE))
-        found = [(entry, await unknown(entry)) for entry in entries]
+        undecided = [(entry, await unrecorded(entry)) for entry in entries]
         await ledger.database.close()
-        return found
+        return undecided
 
-    return asyncio.run(looked())
+    return asyncio.run(find_undecided())
 
 
-def _resubmit(place: Place, key: str, *, now: bool) -> None:
-    """Allow one more submission; the leave is written down before it takes effect."""
+def _resubmit(env: ActorEnv, key: str, *, now: bool) -> None:
+    """Allow one more submission; the permission is recorded before it takes effect."""
     forced = ["--now"] if now and has_option("resubmit", "now") else []
     for options in ([], forced) if forced else ([],):
-        place.events.write("leave", key=key, now=bool(options))
+        env.events.write("permission", key=key, now=bool(options))
         status, _ = command("ledger", "resubmit", key, *options)
         if not status:
             return
-        place.events.write("leave refused", key=key)
+        env.events.write("permission refused", key=key)

@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check of the promises in the state that a random walk left: a pure function.
+"""Check of the promises in the state after a random walk: a pure function.
 
 It compares three independent sources: the purchases that the service accepted, the rows of the
-ledger, and the files in the storage. A person may allow one more submission of a key (a leave). So
-a key may have been bought once, and once more for each leave that was given before.
+ledger, and the files in the storage. A user may permit one more submission of a key. So a key may
+have been bought once, and once more for each permission that was given before.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..fault_storm.checker import Job, Row, Violation, Wrong
+from ..harness.checker import (
+    Job,
+    Row,
+    Violation,
+    ViolationKind,
+    check_videos,
+    incomplete_files,
+    unsettled,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Purchase(Job):
 
 
 @dataclass(frozen=True)
-class Leave:
+class Permission:
     """Permission to submit a key once more.
 
     Attributes:
@@ -38,23 +46,23 @@ class Leave:
 
 
 @dataclass(frozen=True)
-class Left:
+class FinalState:
     """State after a random walk, once everything was settled.
 
     Attributes:
         keys: Every key that was requested.
         purchases: Purchases that the service accepted.
-        leaves: Permissions that a person gave.
+        permissions: Permissions that a user gave.
         rows: All rows of the ledger.
         files: SHA-256 of every visible file of the storage; empty for a broken one.
         untyped: Errors of other packages.
         integrity: Result of the database's own check; ``ok`` if it is sound.
-        incomplete: Copies and backups that lack a purchase, in words.
+        incomplete: Copies and backups that lack a purchase, as text.
     """
 
     keys: Sequence[str]
     purchases: Sequence[Purchase]
-    leaves: Sequence[Leave]
+    permissions: Sequence[Permission]
     rows: Sequence[Row]
     files: Mapping[str, str]
     untyped: Sequence[str] = ()
@@ -62,110 +70,106 @@ class Left:
     incomplete: Sequence[str] = ()
 
 
-def violations(left: Left) -> list[Violation]:
+def find_violations(state: FinalState) -> list[Violation]:
     """Return all violations."""
-    checks = (_duplicates, _lost, _invented, _undelivered, _half_files, _unsettled, _reported)
-    return [violation for check in checks for violation in check(left)]
+    checks = (_duplicates, _lost, _unknown_ids, _undelivered, _partial_files, _unsettled, _reported)
+    return [violation for check in checks for violation in check(state)]
 
 
-def doubles(left: Left) -> int:
-    """Return the number of purchases beyond the first one of each key, with leave or without."""
-    return sum(count - 1 for count in Counter(job.key for job in left.purchases).values())
+def repeated_purchases(state: FinalState) -> int:
+    """Return the number of purchases beyond the first of each key, with or without permission."""
+    return sum(count - 1 for count in Counter(job.key for job in state.purchases).values())
 
 
-def _times(leaves: Sequence[Leave]) -> dict[str, list[float]]:
+def _times(permissions: Sequence[Permission]) -> dict[str, list[float]]:
     times: defaultdict[str, list[float]] = defaultdict(list)
-    for leave in leaves:
-        times[leave.key].append(leave.at)
+    for permission in permissions:
+        times[permission.key].append(permission.at)
     return times
 
 
-def _by_key(left: Left) -> dict[str, list[Purchase]]:
+def _by_key(state: FinalState) -> dict[str, list[Purchase]]:
     bought: defaultdict[str, list[Purchase]] = defaultdict(list)
-    for purchase in sorted(left.purchases, key=lambda job: job.at):
+    for purchase in sorted(state.purchases, key=lambda job: job.at):
         bought[purchase.key].append(purchase)
     return bought
 
 
-def _duplicates(left: Left) -> Iterator[Violation]:
-    """Find the purchases of a key for which no leave had been given before."""
-    times = _times(left.leaves)
-    for key, bought in _by_key(left).items():
+def _duplicates(state: FinalState) -> Iterator[Violation]:
+    """Find the purchases of a key for which no permission had been given before."""
+    times = _times(state.permissions)
+    for key, bought in _by_key(state).items():
         for before, purchase in enumerate(bought):
             given = sum(at <= purchase.at for at in times.get(key, ()))
             if before > given:
-                told = f"{key} was accepted {before + 1} times, with {given} leaves"
-                yield Violation(Wrong.DUPLICATE, told)
+                detail = f"{key} was accepted {before + 1} times, with {given} permissions"
+                yield Violation(ViolationKind.DUPLICATE, detail)
 
 
-def _lost(left: Left) -> Iterator[Violation]:
+def _lost(state: FinalState) -> Iterator[Violation]:
     """Find purchases that the ledger does not record under their key.
 
-    A second one may be under its key and id. One whose key a person had submitted again afterwards
-    was given up by that person.
+    A second one may be under its key and id. A user who had a key submitted again afterwards has
+    given up the earlier purchase.
     """
-    keys = {row.task_id: row.key for row in left.rows if row.task_id}
-    times = _times(left.leaves)
-    for key, bought in _by_key(left).items():
+    keys = {row.task_id: row.key for row in state.rows if row.task_id}
+    times = _times(state.permissions)
+    for key, bought in _by_key(state).items():
         given_up = Counter[str]()
         for purchase in bought:
             recorded = keys.get(purchase.task_id)
             is_second = recorded == f"{key}+{purchase.task_id}" and key in keys.values()
             if recorded == key or is_second:
                 continue
-            leaves = len(times.get(key, ()))
+            permissions = len(times.get(key, ()))
             given_up[key] += 1
-            if given_up[key] > leaves:
+            if given_up[key] > permissions:
                 where = f"is recorded as {recorded}" if recorded else "is not in the ledger"
-                yield Violation(Wrong.LOST, f"{key}, job {purchase.task_id}, {where}")
+                yield Violation(ViolationKind.LOST, f"{key}, job {purchase.task_id}, {where}")
 
 
-def _invented(left: Left) -> Iterator[Violation]:
+def _unknown_ids(state: FinalState) -> Iterator[Violation]:
     """Find ids in the ledger that the service never issued."""
-    accepted = {purchase.task_id for purchase in left.purchases}
-    for row in left.rows:
+    accepted = {purchase.task_id for purchase in state.purchases}
+    for row in state.rows:
         if row.task_id and row.task_id not in accepted:
-            yield Violation(Wrong.LOST, f"{row.key} has the id {row.task_id}, which nobody gave")
+            yield Violation(
+                ViolationKind.LOST, f"{row.key} has the id {row.task_id}, which was never issued"
+            )
 
 
-def _undelivered(left: Left) -> Iterator[Violation]:
+def _undelivered(state: FinalState) -> Iterator[Violation]:
     """Find recorded purchases that are not stored as they were served."""
-    purchases = {purchase.task_id: purchase for purchase in left.purchases}
-    for row in left.rows:
+    purchases = {purchase.task_id: purchase for purchase in state.purchases}
+    for row in state.rows:
         purchase = purchases.get(row.task_id or "")
         if purchase is None:
             continue
         if row.state != purchase.end:
-            yield Violation(Wrong.LOST, f"{row.key} is {row.state} and not {purchase.end}")
+            yield Violation(ViolationKind.LOST, f"{row.key} is {row.state} and not {purchase.end}")
         elif purchase.end == "stored" and not row.videos:
-            yield Violation(Wrong.LOST, f"{row.key} is stored, and the ledger names no file")
-        for name, recorded in row.videos.items():
-            if name not in left.files:
-                yield Violation(Wrong.LOST, f"{row.key}: {name} is not there")
-            elif left.files[name] != purchase.sha256 or recorded != purchase.sha256:
-                yield Violation(Wrong.WRONG_FILE, f"{row.key}: {name} is not what was served")
+            yield Violation(
+                ViolationKind.LOST, f"{row.key} is stored, and the ledger names no file"
+            )
+        yield from check_videos(row, state.files, purchase.sha256)
 
 
-def _half_files(left: Left) -> Iterator[Violation]:
-    """Find visible files that are not whole, and videos that the service never served."""
-    served = {purchase.sha256 for purchase in left.purchases}
-    for name, sha256 in left.files.items():
-        if not sha256:
-            yield Violation(Wrong.HALF_FILE, f"{name} is visible and not whole")
-        elif name.endswith(".mp4") and sha256 not in served:
-            yield Violation(Wrong.HALF_FILE, f"{name} is not what the service served")
+def _partial_files(state: FinalState) -> Iterator[Violation]:
+    """Find visible files that are incomplete, and videos that the service never served."""
+    yield from incomplete_files(state.files)
+    served = {purchase.sha256 for purchase in state.purchases}
+    for name, sha256 in state.files.items():
+        if sha256 and name.endswith(".mp4") and sha256 not in served:
+            yield Violation(ViolationKind.PARTIAL_FILE, f"{name} is not what the service served")
 
 
-def _unsettled(left: Left) -> Iterator[Violation]:
-    states = {row.key: row.state for row in left.rows}
-    for key in left.keys:
-        if states.get(key) not in {"stored", "failed"}:
-            yield Violation(Wrong.UNSETTLED, f"{key} is {states.get(key, 'not in the ledger')}")
+def _unsettled(state: FinalState) -> Iterator[Violation]:
+    return unsettled(state.keys, state.rows, {"stored", "failed"})
 
 
-def _reported(left: Left) -> Iterator[Violation]:
+def _reported(state: FinalState) -> Iterator[Violation]:
     """Return the violations found during the walk, and those that the database itself reports."""
-    yield from (Violation(Wrong.UNTYPED, error) for error in left.untyped)
-    yield from (Violation(Wrong.LOST, copy) for copy in left.incomplete)
-    if left.integrity != "ok":
-        yield Violation(Wrong.LOST, f"the ledger's file is damaged: {left.integrity}")
+    yield from (Violation(ViolationKind.UNTYPED, error) for error in state.untyped)
+    yield from (Violation(ViolationKind.LOST, detail) for detail in state.incomplete)
+    if state.integrity != "ok":
+        yield Violation(ViolationKind.LOST, f"the ledger's file is damaged: {state.integrity}")

@@ -14,10 +14,10 @@ class Journal:
     """One file of JSON lines.
 
     Each line is one write to a file that is opened for appending, so lines of several processes
-    path: The file; the first line creates it.
+    do not mix.
 
     Args:
-        path: The file; it is made with the first line.
+        path: The file; the first line creates it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +39,7 @@ class Journal:
             return []
         return [json.loads(line) for line in self.path.read_bytes().splitlines()]
 
-    def news(self) -> list[Line]:
+    def new_lines(self) -> list[Line]:
         """Return the lines that no earlier call returned."""
         if not self.path.exists():
             return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Double of CometAPI for the random walk: it writes down each purchase that it accepts.
+"""Double of CometAPI for the random walk: it records each purchase that it accepts.
 
 ``python -m tests.chaos.random_walk.service JOURNAL CLIP SEED TIMEOUT [FAULT ...]`` serves on a free
 port of this machine, prints the port, and ends when its input ends. It shares no code with the
@@ -39,7 +39,7 @@ FAULTS = {
     "gateway": 2,
     "proxy-page": 2,
 }
-"""Percent of the submissions that meet each fault; the others are answered well.
+"""Percent of the submissions that meet each fault; the others meet none.
 
 ``reset-before``, ``busy`` and ``rate-limit`` accept nothing. ``no-reply`` accepts and closes the
 connection, ``unanswered`` accepts and replies after the client gave up, ``late`` accepts after the
@@ -77,9 +77,9 @@ def video_of(video: bytes, task_id: str) -> bytes:
     return video + (8 + len(name)).to_bytes(4) + b"free" + name
 
 
-def pick(weights: dict[str, int], chance: random.Random, otherwise: str = "") -> str:
+def pick(weights: dict[str, int], rng: random.Random, otherwise: str = "") -> str:
     """Choose a name by its percentage."""
-    point = chance.random() * 100
+    point = rng.random() * 100
     for name, percent in weights.items():
         point -= percent
         if point < 0:
@@ -107,8 +107,8 @@ class Service:
         self._faults = {name: percent for name, percent in FAULTS.items() if name in faults}
         self._jobs: dict[str, Job] = {}
         self._numbers: Counter[str] = Counter()
-        self._happened: Counter[str] = Counter()
-        self._calm = False
+        self._counts: Counter[str] = Counter()
+        self._faultless = False
         self._pending = 0
         self._clip = clip
 
@@ -121,7 +121,7 @@ class Service:
         address = urlsplit(target)
         routes: dict[str, Callable[[], Awaitable[Reply]]] = {
             "/-/state": self._state,
-            "/-/calm": self._calm_down,
+            "/-/end-faults": self._end_faults,
             "/runway/feed": lambda: self._poll(json.loads(body)["task_id"]),
         }
         if route := routes.get(address.path):
@@ -138,20 +138,20 @@ class Service:
         return await self._asset(name.removesuffix(".mp4"), parse_qs(address.query))
 
     async def _state(self) -> Reply:
-        return _json(200, {"pending": self._pending, "faults": dict(self._happened)})
+        return _json(200, {"pending": self._pending, "faults": dict(self._counts)})
 
-    async def _calm_down(self) -> Reply:
-        self._calm = True
+    async def _end_faults(self) -> Reply:
+        self._faultless = True
         return await self._state()
 
-    def _chance(self, what: str) -> random.Random:
-        self._numbers[what] += 1
-        return random.Random(f"{self._seed} {what} {self._numbers[what]}")
+    def _rng(self, purpose: str) -> random.Random:
+        self._numbers[purpose] += 1
+        return random.Random(f"{self._seed} {purpose} {self._numbers[purpose]}")
 
     async def _create(self, request: dict[str, Any]) -> Reply:
-        chance = self._chance("create")
-        fault = "" if self._calm else pick(self._faults, chance)
-        self._happened[fault or "none"] += 1
+        rng = self._rng("create")
+        fault = "" if self._faultless else pick(self._faults, rng)
+        self._counts[fault or "none"] += 1
         if fault == "reset-before":
             raise Reset
         if fault == "busy":
@@ -159,29 +159,29 @@ class Service:
         if fault == "rate-limit":
             return _error(429, "rate_limit", "too many requests")
         if fault == "late":
-            await asyncio.sleep(self._timeout * (1.2 + 2 * chance.random()))
-        task_id = self._accept(request, chance)
-        return await self._reply(fault, task_id, chance)
+            await asyncio.sleep(self._timeout * (1.2 + 2 * rng.random()))
+        task_id = self._accept(request, rng)
+        return await self._reply(fault, task_id, rng)
 
-    async def _reply(self, fault: str, task_id: str, chance: random.Random) -> Reply:
+    async def _reply(self, fault: str, task_id: str, rng: random.Random) -> Reply:
         if fault == "no-reply":
             raise Reset
         if fault == "slow-reply":
-            await asyncio.sleep(0.5 * self._timeout * chance.random())
+            await asyncio.sleep(0.5 * self._timeout * rng.random())
         if fault == "unanswered":
             await asyncio.sleep(1.5 * self._timeout)
         pages = {"html": (200,), "gateway": (502, 504), "proxy-page": PROXY_STATUSES}
         if statuses := pages.get(fault):
-            return chance.choice(statuses), "text/html", b"<html><body>Please wait.</body></html>"
+            return rng.choice(statuses), "text/html", b"<html><body>Please wait.</body></html>"
         return _json(200, {"id": task_id})
 
-    def _accept(self, request: dict[str, Any], chance: random.Random) -> str:
+    def _accept(self, request: dict[str, Any], rng: random.Random) -> str:
         now = time.monotonic()
-        task_id = str(UUID(int=chance.getrandbits(128), version=4))
-        fails = not self._calm and chance.random() * 100 < FAILING
-        hidden = 0.4 * chance.random() if chance.random() < 0.1 else 0.0
-        done = 0.1 + 0.8 * chance.random()
-        self._jobs[task_id] = Job(task_id, now + hidden, now + done, fails, 0.2 + chance.random())
+        task_id = str(UUID(int=rng.getrandbits(128), version=4))
+        fails = not self._faultless and rng.random() * 100 < FAILING
+        hidden = 0.4 * rng.random() if rng.random() < 0.1 else 0.0
+        done = 0.1 + 0.8 * rng.random()
+        self._jobs[task_id] = Job(task_id, now + hidden, now + done, fails, 0.2 + rng.random())
         self._journal.write(
             "accepted",
             task_id=task_id,
@@ -192,14 +192,14 @@ class Service:
         return task_id
 
     async def _poll(self, task_id: str) -> Reply:
-        chance = self._chance("poll")
-        fault = "" if self._calm else pick(POLL_FAULTS, chance)
+        rng = self._rng("poll")
+        fault = "" if self._faultless else pick(POLL_FAULTS, rng)
         if fault == "reset":
             raise Reset
         if fault == "busy":
             return _error(503, "service_busy", "the service is busy, try again later")
         if fault == "slow":
-            await asyncio.sleep(0.6 * self._timeout * chance.random())
+            await asyncio.sleep(0.6 * self._timeout * rng.random())
         now = time.monotonic()
         job = self._jobs.get(task_id)
         if job is None or now < job.known_at:
@@ -213,8 +213,8 @@ class Service:
         return _json(200, {"id": task_id, "status": "SUCCEEDED", "output": [link]})
 
     async def _asset(self, task_id: str, query: dict[str, list[str]]) -> Reply:
-        chance = self._chance("asset")
-        fault = "" if self._calm else pick(ASSET_FAULTS, chance)
+        rng = self._rng("asset")
+        fault = "" if self._faultless else pick(ASSET_FAULTS, rng)
         if task_id not in self._jobs:
             return _error(404, "not_found", "there is no such file")
         if time.monotonic() > float(query["until"][0]):
@@ -225,14 +225,14 @@ class Service:
             return 503, "text/plain", b"busy"
         content = video_of(self._clip, task_id)
         if fault == "cut":
-            return -len(content), "video/mp4", content[: chance.randrange(len(content))]
+            return -len(content), "video/mp4", content[: rng.randrange(len(content))]
         return 200, "video/mp4", content
 
-    async def serve(self, told: Callable[[int], None]) -> None:
+    async def serve(self, on_port: Callable[[int], None]) -> None:
         """Serve until the input ends."""
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=500)
         self.port: int = server.sockets[0].getsockname()[1]
-        told(self.port)
+        on_port(self.port)
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         loop.add_reader(0, lambda: os.read(0, 1) or ended.set())

@@ -8,9 +8,10 @@ from itertools import islice
 
 import pytest
 
-from ..kill_matrix.fork_client import ROOT
-from .__main__ import steps
-from .checker import Left
+from ..harness.markdown import cells
+from ..harness.processes import ROOT
+from .__main__ import plan
+from .checker import FinalState
 from .disturbances import DISTURBANCES
 from .report import Outcome, markdown, missing
 
@@ -32,15 +33,15 @@ def test_whatever_happens_nothing_is_paid_twice_without_leave_or_lost(tmp_path, 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "never happened" not in done.stdout
-    assert "| **paid twice without leave** | 0 |" in page.read_text(encoding="utf-8")
+    assert "| **paid twice without permission** | 0 |" in cells(page.read_text(encoding="utf-8"))
 
 
 def test_a_seed_is_a_plan_of_disturbances():
     """The same seed gives the same order, one of each first; another seed gives another order."""
 
     def planned(seed: int) -> list[tuple[float, str, float]]:
-        found = islice(steps(seed, list(DISTURBANCES), 0.5), 100)
-        return [(pause, one.name, chance.random()) for pause, one, chance in found]
+        found = islice(plan(seed, list(DISTURBANCES), 0.5), 100)
+        return [(pause, one.name, rng.random()) for pause, one, rng in found]
 
     first = planned(5)
     assert first == planned(5)
@@ -65,16 +66,16 @@ def test_the_report_shows_what_happened():
         seconds=60,
         all_seconds=90,
         database="sqlite",
-        happened=Counter({"kill": 1234}),
+        counts=Counter({"kill": 1234}),
         expected=["kill", "move"],
         faults={"none": 40, "late": 2},
         events=[{"what": "ended", "error": ""}, {"what": "ended", "error": "StorageError"}],
-        left=Left(["a"], [], [], [], {}),
+        state=FinalState(["a"], [], [], [], {}),
         incoming=3,
         violations=[],
     )
-    page = markdown("python …", outcome)
+    page = cells(markdown("python …", outcome))
     assert "| - processes killed | 1,234 |" in page
     assert "| - StorageError | 1 |" in page
     assert "Never happened: move." in page
-    assert "Not as promised" not in page
+    assert "## Violations" not in page

@@ -29,12 +29,13 @@ from prefect_cometapi.runway.http_clients import tls_context
 
 from ...disks import SmallDisk
 from ...postgres import Postgres
-from ..fault_storm.checker import Row
-from ..fault_storm.collect_state import _files, _row, clip
-from ..kill_matrix.fork_client import ROOT
+from ..harness.checker import Row
+from ..harness.collect_state import files_in, row_of
+from ..harness.processes import ROOT
+from ..harness.sources import draw_clip
 from . import actors
-from .actors import PATIENCE, TIMEOUT, Buyer, Person, Place
-from .checker import Leave, Left, Purchase
+from .actors import DATABASE_TIMEOUT, READ_TIMEOUT, ActorEnv, Buyer, User
+from .checker import FinalState, Permission, Purchase
 from .journal import Journal
 
 BUYERS = 4
@@ -55,15 +56,15 @@ class Actor:
     """Process that was forked, or the child in which it continues.
 
     Attributes:
-        what: Kind of work.
+        kind: Kind of work.
         group: Its process group, which a daemon keeps.
-        shielded: Whether it is neither killed nor stopped, as only it can repair a row.
+        protected: Whether it is neither killed nor stopped, since only it can repair a row.
         private: Keys that nobody else buys before it has ended.
     """
 
-    what: str
+    kind: str
     group: int
-    shielded: bool = False
+    protected: bool = False
     private: Sequence[str] = ()
 
     def signal(self, number: signal.Signals) -> None:
@@ -89,8 +90,8 @@ class Walk:
         seed: Seed of all random choices.
         postgres: PostgreSQL server of the ledger; without it, the ledger is in SQLite.
         faults: Faults of the service that may happen.
-        happened: Counts of the disturbances, by name.
-        incomplete: Copies and backups that lack a purchase, in words.
+        counts: Counts of the disturbances, by name.
+        incomplete: Copies and backups that lack a purchase, as text.
         backups: Copies of the ledger that the package made, the oldest first.
         is_unreadable: Whether the ledger was damaged beyond reading.
         disk: Small disk for the videos, if this machine can mount one.
@@ -100,12 +101,12 @@ class Walk:
     seed: int
     postgres: Postgres | None
     faults: Iterable[str]
-    happened: Counter[str] = field(default_factory=Counter[str])
+    counts: Counter[str] = field(default_factory=Counter[str])
     incomplete: list[str] = field(default_factory=list[str])
     backups: list[Path] = field(default_factory=list[Path])
     disk: SmallDisk | None = None
     is_unreadable: bool = field(default=False, init=False)
-    place: Place = field(init=False)
+    env: ActorEnv = field(init=False)
     keys: list[str] = field(default_factory=list[str], init=False)
     actors: list[Actor] = field(default_factory=list[Actor], init=False)
     database: str = field(default="", init=False)
@@ -127,7 +128,7 @@ class Walk:
         home.mkdir()
         if self.postgres:
             self.database = self.postgres.create_database()
-        self.place = Place(
+        self.env = ActorEnv(
             folder=self.folder,
             ledger_url=self.database or f"sqlite:///{home}/ledger.db",
             service="",
@@ -141,8 +142,14 @@ class Walk:
     def service(self) -> Iterator[None]:
         """Run the double of the service while the block runs."""
         video = self.folder / "clip.mp4"
-        video.write_bytes(clip())
-        words = [str(self.accepted.path), str(video), str(self.seed), str(TIMEOUT), *self.faults]
+        video.write_bytes(draw_clip())
+        words = [
+            str(self.accepted.path),
+            str(video),
+            str(self.seed),
+            str(READ_TIMEOUT),
+            *self.faults,
+        ]
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.random_walk.service", *words],
             stdin=subprocess.PIPE,
@@ -153,7 +160,7 @@ class Walk:
         assert process.stdin
         assert process.stdout
         port = int(process.stdout.readline())
-        self.place = replace(self.place, service=f"http://127.0.0.1:{port}")
+        self.env = replace(self.env, service=f"http://127.0.0.1:{port}")
         try:
             yield
         finally:
@@ -163,31 +170,31 @@ class Walk:
             if self.disk:
                 self.disk.remove()
 
-    def ask_service(self, what: str) -> dict[str, Any]:
-        """Return the state that the service reports; ``calm`` also ends its faults."""
-        with urllib.request.urlopen(f"{self.place.service}/-/{what}") as answer:
+    def ask_service(self, route: str) -> dict[str, Any]:
+        """Return the state that the service reports; ``end-faults`` also ends its faults."""
+        with urllib.request.urlopen(f"{self.env.service}/-/{route}") as answer:
             return json.load(answer)
 
     # Actors
 
-    def start(self, what: str, act: Callable[[Place], None], **values: Any) -> Actor:
+    def start(self, kind: str, act: Callable[[ActorEnv], None], **values: Any) -> Actor:
         """Start an actor."""
-        self._numbers[what] += 1
-        place = replace(self.place, seed=f"{self.seed} {what} {self._numbers[what]}")
-        actor = Actor(what, actors.start(place, act), **values)
+        self._numbers[kind] += 1
+        env = replace(self.env, seed=f"{self.seed} {kind} {self._numbers[kind]}")
+        actor = Actor(kind, actors.start(env, act), **values)
         self.actors.append(actor)
         return actor
 
     def buyer(self) -> None:
         """Start a buyer of new keys, of keys that others buy at that moment, and of old ones."""
-        chance = random.Random(f"{self.seed} keys {self._numbers['buyer']}")
-        recent = chance.sample(self.keys[-24:], min(6, len(self.keys)))
-        old = chance.choices(self.keys, k=2) if self.keys else []
-        keys = list(dict.fromkeys([*(self.fresh_key() for _ in range(5)), *recent, *old]))
-        chance.shuffle(keys)
+        rng = random.Random(f"{self.seed} keys {self._numbers['buyer']}")
+        recent = rng.sample(self.keys[-24:], min(6, len(self.keys)))
+        old = rng.choices(self.keys, k=2) if self.keys else []
+        keys = list(dict.fromkeys([*(self.new_key() for _ in range(5)), *recent, *old]))
+        rng.shuffle(keys)
         self.start("buyer", Buyer(keys))
 
-    def fresh_key(self, *, private: bool = False) -> str:
+    def new_key(self, *, private: bool = False) -> str:
         """Return a key that nobody bought yet; a private one is not given to other buyers."""
         self._numbers["key"] += 1
         key = f"walk-{self.seed}-{self._numbers['key']:05}"
@@ -195,11 +202,11 @@ class Walk:
             self.keys.append(key)
         return key
 
-    def of_kind(self, *kinds: str) -> list[Actor]:
+    def actors_of(self, *kinds: str) -> list[Actor]:
         """Return the actors that may be killed or stopped, of these kinds."""
-        return [one for one in self.actors if one.what in kinds and not one.shielded]
+        return [actor for actor in self.actors if actor.kind in kinds and not actor.protected]
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Remove actors that ended, and undo disturbances that lasted long enough."""
         self._reap()
         now = time.monotonic()
@@ -207,11 +214,11 @@ class Walk:
         self._undo = [(at, undo) for at, undo in self._undo if at > now]
         for undo in due:
             undo()
-        for line in self.events.news():
+        for line in self.events.new_lines():
             if line["what"] in {"copied", "forked"}:
-                self.happened[line["what"]] += 1
+                self.counts[line["what"]] += 1
             elif line["what"] == "deleted":
-                self.happened[f"row deleted while {line['state']}"] += 1
+                self.counts[f"row deleted while {line['state']}"] += 1
             elif line["what"] == "incomplete":
                 self.incomplete.append(line["text"])
 
@@ -224,7 +231,7 @@ class Walk:
         for actor in ended:
             self.keys += [key for key in actor.private if key not in self.keys]
 
-    def later(self, seconds: float, undo: Callable[[], object]) -> None:
+    def undo_later(self, seconds: float, undo: Callable[[], object]) -> None:
         """Undo a disturbance after a while."""
         self._undo.append((time.monotonic() + seconds, undo))
 
@@ -234,7 +241,7 @@ class Walk:
         while any(waited(actor) for actor in self.actors):
             if time.monotonic() > end:
                 return False
-            self.tend()
+            self.maintain()
             time.sleep(TICK)
         return True
 
@@ -247,7 +254,7 @@ class Walk:
     # The end
 
     def wait_for_service(self) -> None:
-        """Wait until the service accepts no more requests that clients gave up."""
+        """Wait until the service has processed the requests that clients gave up."""
         while self.ask_service("state")["pending"]:
             time.sleep(10 * TICK)
 
@@ -258,11 +265,11 @@ class Walk:
             undo()
         for actor in self.actors:
             actor.signal(signal.SIGCONT)
-        for actor in self.of_kind("buyer"):
+        for actor in self.actors_of("buyer"):
             actor.signal(signal.SIGTERM)
         if not self.wait(120):
-            self.happened["hung"] += len(self.actors)
-            self.incomplete += [f"{actor.what} did not end" for actor in self.actors]
+            self.counts["hung"] += len(self.actors)
+            self.incomplete += [f"{actor.kind} did not end" for actor in self.actors]
             self.kill_all()
 
     def settle(self, *, every: bool = False) -> bool:
@@ -271,19 +278,19 @@ class Walk:
         Args:
             every: Whether to run settled keys once more as well.
         """
-        left = list(self.keys) if every else self._unsettled()
+        open_keys = list(self.keys) if every else self._unsettled()
         for _ in range(ROUNDS):
-            if not left or self.is_unreadable:
+            if not open_keys or self.is_unreadable:
                 break
-            self.start("person", Person(final=True))
-            assert self.wait(180), "the person does not end"
+            self.start("user", User(final=True))
+            assert self.wait(180), "the user does not end"
             for number in range(BUYERS):
-                if some := left[number::BUYERS]:
-                    self.start("last buyer", Buyer(some, leaves=0))
+                if some := open_keys[number::BUYERS]:
+                    self.start("last buyer", Buyer(some, unfinished=0))
             self.start("collector", actors.collect)
-            assert self.wait(60 + 2 * len(left)), "the last buyers do not end"
-            left = self._unsettled()
-        return not left and not self.is_unreadable
+            assert self.wait(60 + 2 * len(open_keys)), "the last buyers do not end"
+            open_keys = self._unsettled()
+        return not open_keys and not self.is_unreadable
 
     def _unsettled(self) -> list[str]:
         """Return the keys that are neither failed nor stored, or whose file is missing."""
@@ -309,25 +316,25 @@ class Walk:
             for row in json.loads(file.read_text(encoding="utf-8"))
         ]
 
-    def left(self) -> Left:
-        """Return the checker's input."""
+    def final_state(self) -> FinalState:
+        """Return the input of the checker."""
         events = self.events.lines()
-        refused = Counter(line["key"] for line in events if line["what"] == "leave refused")
-        leaves: list[Leave] = []
-        for line in reversed([line for line in events if line["what"] == "leave"]):
+        refused = Counter(line["key"] for line in events if line["what"] == "permission refused")
+        permissions: list[Permission] = []
+        for line in reversed([line for line in events if line["what"] == "permission"]):
             if refused[line["key"]]:
                 refused[line["key"]] -= 1
             else:
-                leaves.append(Leave(line["key"], line["at"]))
+                permissions.append(Permission(line["key"], line["at"]))
         names = ("task_id", "key", "end", "sha256", "at")
-        return Left(
+        return FinalState(
             keys=self.keys,
             purchases=[
                 Purchase(**{name: line[name] for name in names}) for line in self.accepted.lines()
             ],
-            leaves=leaves,
+            permissions=permissions,
             rows=self.rows(),
-            files=_files(self.place.storage),
+            files=files_in(self.env.storage),
             untyped=[line["error"] for line in events if line["what"] == "untyped"],
             integrity=self._integrity(),
             incomplete=self.incomplete,
@@ -336,7 +343,7 @@ class Walk:
     def _integrity(self) -> str:
         if self.postgres:
             return "ok"
-        connection = sqlite3.connect(self.place.ledger_file)
+        connection = sqlite3.connect(self.env.ledger_file)
         try:
             return connection.execute("PRAGMA integrity_check").fetchone()[0]
         except sqlite3.DatabaseError as error:
@@ -345,14 +352,14 @@ class Walk:
             connection.close()
 
 
-def _read(place: Place, file: Path) -> None:
+def _read(env: ActorEnv, file: Path) -> None:
     """Write the whole ledger to a file."""
 
-    async def look() -> list[Row]:
-        ledger = Ledger(place.ledger_url, retry_timeout=PATIENCE)
-        found = await ledger.entries()
+    async def read() -> list[Row]:
+        ledger = Ledger(env.ledger_url, retry_timeout=DATABASE_TIMEOUT)
+        entries = await ledger.entries()
         await ledger.database.close()
-        return [_row(entry) for entry in found]
+        return [row_of(entry) for entry in entries]
 
-    rows = [asdict(row) | {"beside": sorted(row.beside)} for row in asyncio.run(look())]
+    rows = [asdict(row) | {"beside": sorted(row.beside)} for row in asyncio.run(read())]
     file.write_text(json.dumps(rows), encoding="utf-8")

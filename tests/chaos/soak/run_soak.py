@@ -3,18 +3,16 @@
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import get_args
 from uuid import UUID
 
 import psutil
@@ -25,32 +23,31 @@ from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.ledger.entry import UNFINISHED
 from prefect_cometapi.runway.ledger.store import get_ledger
-from prefect_cometapi.sandbox import FaultPlan, ReplyShape, Sandbox
+from prefect_cometapi.sandbox import Sandbox
 
 from ...cluster import Cluster, places_of
 from ...postgres import Postgres
 from ...waiting import kill
-from ..fault_storm.checker import Ending, Violation, Wrong, violations
-from ..fault_storm.collect_state import found_in, shown
-from ..fault_storm.fault_profile import weather
-from ..fault_storm.run_storm import settled, sources
-from ..kill_matrix.fork_client import ROOT
-from .wanted import rows
-from .watching import Now, Trend, Watch, child_of
+from ..harness.checker import Ending, Violation, ViolationKind, find_violations
+from ..harness.collect_state import collect_snapshot
+from ..harness.processes import COMMAND, python_path
+from ..harness.service import end_faults, faulty_service, settle_uncertain
+from ..harness.sources import batch_rows, key_of, serve_sources
+from .resource_monitor import ResourceMonitor, Scheduler, Trend, child_of
 
 KEY = "sk-soak-4f6e2b90c1d7"
 SHARE = 0.1
 """Share of each route's requests that meet a fault."""
 
 RESIDENT = (sys.executable, "-m", "tests.chaos.soak.resident")
-PATIENCE = 300.0
+FLOW_TIMEOUT = 300.0
 """Seconds within which all flows in progress must end."""
 
-OPEN = {State.CLAIMED, State.UNCERTAIN, *UNFINISHED}
+UNSETTLED = {State.CLAIMED, State.UNCERTAIN, *UNFINISHED}
 ROUNDS = 5
 """Rounds of the user's decisions and collections; the leases of killed processes must expire."""
 
-MOST_RUNS = 2
+MAX_RUNS = 2
 """Flow runs of the workers at a time."""
 
 SETTINGS = {
@@ -62,13 +59,11 @@ SETTINGS = {
 }
 
 
-@contextmanager
-def service() -> Iterator[Sandbox]:
-    """Start a faulty service that fails no generation, since each purchase must end as a file."""
-    faults = weather(SHARE, without={"failed", "cancelled"})
-    shapes = get_args(ReplyShape)
-    with Sandbox(shapes=shapes, faults=faults, render_seconds=1, not_visible_polls=1) as sandbox:
-        yield sandbox
+def soak_service() -> Sandbox:
+    """Return a faulty service that fails no generation, since each purchase must end as a file."""
+    return faulty_service(
+        SHARE, without={"failed", "cancelled"}, render_seconds=1, not_visible_polls=1
+    )
 
 
 @dataclass(frozen=True)
@@ -76,14 +71,14 @@ class Plan:
     """Intervals of the soak, in seconds.
 
     Attributes:
-        look: Time between two measurements.
-        pace: Time between two flows of a resident process.
+        measure: Time between two measurements.
+        flow: Time between two flows of a resident process.
         kill: Time between two kills of the second resident process.
         restart: Time between two restarts of PostgreSQL; every second one is a crash.
     """
 
-    look: float = 5.0
-    pace: float = 1.0
+    measure: float = 5.0
+    flow: float = 1.0
     kill: float = 60.0
     restart: float = 180.0
 
@@ -95,31 +90,31 @@ class Soak:
     Attributes:
         folder: Folder for everything that is written.
         environment: Environment of each process.
-        watch: Measurements of the resident process, of workers and of the database.
-        happened: Counts of the disturbances, by name.
+        monitor: Measurements of the resident process, of workers and of the database.
+        watched: Processes that are measured, by name.
+        disturbances: Counts of the disturbances, by name.
     """
 
     folder: Path
     environment: Mapping[str, str]
     sandbox: Sandbox
     postgres: Postgres
-    picture: str
-    video: str
+    pictures: str
+    videos: str
     stack: ExitStack
-    tell: Callable[[str], None]
-    watch: Watch = field(default_factory=Watch)
+    log: Callable[[str], None]
+    monitor: ResourceMonitor = field(default_factory=ResourceMonitor)
     watched: dict[str, psutil.Process] = field(default_factory=dict)
-    happened: Counter[str] = field(default_factory=Counter)
+    disturbances: Counter[str] = field(default_factory=Counter)
     _number: int = 0
     _victim: subprocess.Popen[bytes] | None = None
 
-    def start_resident(self, name: str, pace: float) -> subprocess.Popen[bytes]:
+    def start_resident(self, name: str, interval: float) -> subprocess.Popen[bytes]:
         """Start a process that buys until SIGTERM; it writes its flows' results to a file."""
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        home = {"PREFECT_HOME": str(self.folder / f"home-{name}"), "PYTHONPATH": path}
-        with (self.folder / f"{name}.jsonl").open("ab") as out, self._log(name) as log:
+        home = {"PREFECT_HOME": str(self.folder / f"home-{name}"), "PYTHONPATH": python_path()}
+        with (self.folder / f"{name}.jsonl").open("ab") as out, self._open_log(name) as log:
             process = subprocess.Popen(
-                [*RESIDENT, name, self.picture, self.video, str(pace)],
+                [*RESIDENT, name, self.pictures, self.videos, str(interval)],
                 env={**self.environment, **home},
                 cwd=self.folder,
                 stdout=out,
@@ -128,18 +123,18 @@ class Soak:
         self.stack.callback(kill, process)
         return process
 
-    def replace_victim(self, pace: float) -> None:
+    def replace_victim(self, interval: float) -> None:
         """SIGKILL the second resident process once it buys, and start another one in its place."""
-        if self._victim and not self._buys(f"victim-{self._number}-"):
+        if self._victim and not self._has_bought(f"victim-{self._number}-"):
             return
         if self._victim:
             kill(self._victim)
-            self.happened["resident processes killed"] += 1
+            self.disturbances["resident processes killed"] += 1
         self._number += 1
-        self._victim = self.start_resident(f"victim-{self._number}", pace)
+        self._victim = self.start_resident(f"victim-{self._number}", interval)
 
-    def _buys(self, name: str) -> bool:
-        return any(shown(job).startswith(name) for job in self.sandbox.accepted)
+    def _has_bought(self, name: str) -> bool:
+        return any(key_of(job).startswith(name) for job in self.sandbox.accepted)
 
     def stop(self, *processes: subprocess.Popen[bytes]) -> None:
         """Stop resident processes after the flows that they have started."""
@@ -147,41 +142,40 @@ class Soak:
         for process in running:
             process.send_signal(signal.SIGTERM)
         for process in running:
-            process.wait(PATIENCE)
+            process.wait(FLOW_TIMEOUT)
 
     def restart_postgres(self) -> None:
         """Restart PostgreSQL, in turns as for an upgrade and as if its machine crashed."""
-        crash = self.happened["PostgreSQL restarted"] % 2
+        crash = self.disturbances["PostgreSQL restarted"] % 2
         self.postgres.restart("immediate" if crash else "fast")
-        self.happened["PostgreSQL restarted"] += 1
+        self.disturbances["PostgreSQL restarted"] += 1
 
-    def look(self, resident: subprocess.Popen[bytes]) -> None:
+    def measure(self, resident: subprocess.Popen[bytes]) -> None:
         """Measure the resources of all watched processes."""
         self.watched["resident"] = psutil.Process(resident.pid)
         if decoder := child_of(self.watched["resident"], "decoder.py"):
             self.watched["its decoder"] = decoder
-        self.watch.look(self.watched)
+        self.monitor.measure(self.watched)
         counted = self.postgres.execute(
             "SELECT datname, count(*) FROM pg_stat_activity WHERE datname IS NOT NULL GROUP BY 1"
         )
         names = {self.environment["COMETAPI_LEDGER_URL"].rpartition("/")[2]: "the ledger"}
         for line in counted.splitlines():
             name, _, number = line.partition("|")
-            if who := names.get(name, "" if name == "postgres" else "Prefect's database"):
-                self.watch.note(who, "connections", int(number))
+            if owner := names.get(name, "" if name == "postgres" else "Prefect's database"):
+                self.monitor.record(owner, "connections", int(number))
 
     def command(self, *words: str) -> None:
         """Run a command of the package to its end."""
-        script = Path(sys.executable).parent / "prefect-cometapi"
-        with self._log("commands") as log:
+        with self._open_log("commands") as log:
             subprocess.run(
-                [script, *words],
+                [COMMAND, *words],
                 env=dict(self.environment),
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
                 check=True,
-                timeout=PATIENCE,
+                timeout=FLOW_TIMEOUT,
             )
 
     def endings(self) -> list[Ending]:
@@ -199,38 +193,38 @@ class Soak:
 
     async def finish(self) -> Sequence[Violation]:
         """Settle uncertain generations without faults, collect, and check all promises."""
-        self.sandbox._app.plan = FaultPlan(())
+        end_faults(self.sandbox)
         ledger = get_ledger(self.environment["COMETAPI_LEDGER_URL"])
         entries: list[Entry] = []
-        left: list[str] = []
+        unsettled: list[str] = []
         for _ in range(ROUNDS):
-            adopted, released = await settled(ledger, self.sandbox)
-            self.happened["uncertain, adopted"] += len(adopted)
-            self.happened["uncertain, not accepted"] += len(released)
+            adopted, resubmitted = await settle_uncertain(ledger, self.sandbox)
+            self.disturbances["uncertain, adopted"] += len(adopted)
+            self.disturbances["uncertain, not accepted"] += len(resubmitted)
             await asyncio.to_thread(self.command, "collect")
             entries = await ledger.entries()
-            left = [entry.idempotency_key for entry in entries if entry.state in OPEN]
-            if not left:
+            unsettled = [entry.idempotency_key for entry in entries if entry.state in UNSETTLED]
+            if not unsettled:
                 break
         keys = [entry.idempotency_key for entry in entries]
         storage = Path(self.environment["COMETAPI_STORAGE"])
-        found = await found_in(
+        snapshot = await collect_snapshot(
             keys, self.sandbox, entries, storage, self.endings(), listed=frozenset()
         )
         of_batches = (".gallery.html", ".jsonl")
         files = {
-            name: sha256 for name, sha256 in found.files.items() if not name.endswith(of_batches)
+            name: sha256 for name, sha256 in snapshot.files.items() if not name.endswith(of_batches)
         }
         return [
-            *violations(replace(found, files=files)),
-            *(Violation(Wrong.UNSETTLED, key) for key in left),
+            *find_violations(replace(snapshot, files=files)),
+            *(Violation(ViolationKind.UNSETTLED, key) for key in unsettled),
             *(
-                Violation(Wrong.UNTYPED, f"a secret is told: {where}")
-                for where in places_of((KEY, "_jwt=ey"), self.folder, self.postgres)
+                Violation(ViolationKind.UNTYPED, f"a secret was written: {location}")
+                for location in places_of((KEY, "_jwt=ey"), self.folder, self.postgres)
             ),
         ]
 
-    def _log(self, name: str):
+    def _open_log(self, name: str):
         return (self.folder / f"{name}.log").open("ab")
 
 
@@ -244,11 +238,11 @@ class Outcome:
         states: Counts of the ledger's states at the end.
         accepted: Jobs that would have been charged for.
         requests: Requests per route.
-        struck: Requests that met a fault.
-        happened: Counts of the other disturbances.
+        faulted: Requests that met a fault.
+        disturbances: Counts of the other disturbances.
         trends: Trend of each resource, by process and measure.
         growing: Resources that grew, in words.
-        found: All violations.
+        violations: All violations.
     """
 
     seconds: float
@@ -256,103 +250,106 @@ class Outcome:
     states: Counter[str]
     accepted: int
     requests: Counter[str]
-    struck: int
-    happened: Counter[str]
+    faulted: int
+    disturbances: Counter[str]
     trends: Mapping[tuple[str, str], Trend]
     growing: Sequence[str]
-    found: Sequence[Violation]
+    violations: Sequence[Violation]
 
 
-def play(
-    enough: Callable[[Soak, float], bool],
+StartWorkers = Callable[[Soak, Scheduler], Callable[[], None]]
+"""Function that starts workers, and returns one that waits until their runs have ended."""
+
+
+def run_soak(
+    is_done: Callable[[Soak, float], bool],
     plan: Plan,
     folder: Path,
     environment: Mapping[str, str],
     sandbox: Sandbox,
     postgres: Postgres,
-    tell: Callable[[str], None],
-    crew: "Callable[[Soak, Now], Callable[[], None]] | None" = None,
+    log: Callable[[str], None],
+    start_workers: StartWorkers | None = None,
 ) -> Outcome:
-    """Run everything until ``enough`` of the soak and the seconds is true; then stop and check.
-
-    A crew starts workers, and returns a function that waits until their runs have ended.
-    """
+    """Run everything until ``is_done`` of the soak and the seconds is true; then stop and check."""
     with ExitStack() as stack:
-        picture, video = stack.enter_context(sources(folder))
-        soak = Soak(folder, environment, sandbox, postgres, picture, video, stack, tell)
-        now, began = Now(), time.monotonic()
-        resident = soak.start_resident("resident", plan.pace)
-        soak.replace_victim(plan.pace)
-        now.every(plan.kill, lambda: soak.replace_victim(plan.pace))
-        now.every(plan.restart, soak.restart_postgres)
-        now.every(plan.look, lambda: soak.look(resident))
-        now.every(60, lambda: tell(_standing(soak, began)))
-        wait_for_crew = crew(soak, now) if crew else lambda: None
-        while not enough(soak, time.monotonic() - began):
-            now.run_due()
+        pictures, videos = stack.enter_context(serve_sources(folder))
+        soak = Soak(folder, environment, sandbox, postgres, pictures, videos, stack, log)
+        scheduler, started = Scheduler(), time.monotonic()
+        resident = soak.start_resident("resident", plan.flow)
+        soak.replace_victim(plan.flow)
+        scheduler.every(plan.kill, lambda: soak.replace_victim(plan.flow))
+        scheduler.every(plan.restart, soak.restart_postgres)
+        scheduler.every(plan.measure, lambda: soak.measure(resident))
+        scheduler.every(60, lambda: log(_progress(soak, started)))
+        wait_for_workers = start_workers(soak, scheduler) if start_workers else lambda: None
+        while not is_done(soak, time.monotonic() - started):
+            scheduler.run_due()
             time.sleep(0.1)
-        took = time.monotonic() - began
+        seconds = time.monotonic() - started
         soak.stop(resident)
-        wait_for_crew()
-        tell(f"stopped after {took:.0f} s; finishing")
-        found = asyncio.run(soak.finish())
+        wait_for_workers()
+        log(f"stopped after {seconds:.0f} s; finishing")
+        violations = asyncio.run(soak.finish())
         return Outcome(
-            seconds=took,
-            flows=Counter(ending.error or "ended well" for ending in soak.endings()),
+            seconds=seconds,
+            flows=Counter(ending.error or "succeeded" for ending in soak.endings()),
             states=Counter(str(entry.state) for entry in soak.entries()),
             accepted=len(sandbox.accepted),
             requests=Counter(request.route for request in sandbox.requests),
-            struck=sum(request.fault is not None for request in sandbox.requests),
-            happened=soak.happened,
-            trends=soak.watch.trends(),
-            growing=soak.watch.growing(),
-            found=found,
+            faulted=sum(request.fault is not None for request in sandbox.requests),
+            disturbances=soak.disturbances,
+            trends=soak.monitor.trends(),
+            growing=soak.monitor.growing(),
+            violations=violations,
         )
 
 
-def _standing(soak: Soak, began: float) -> str:
-    held = {who: found[-1] for (who, what), found in soak.watch.series.items() if "MB" in what}
-    told = ", ".join(f"{who} {value:.0f} MB" for who, value in held.items())
-    seconds, accepted = time.monotonic() - began, len(soak.sandbox.accepted)
-    return f"{seconds:5.0f} s: {accepted} accepted, {dict(soak.happened)}; {told}"
+def _progress(soak: Soak, started: float) -> str:
+    memory = {
+        owner: values[-1] for (owner, what), values in soak.monitor.series.items() if "MB" in what
+    }
+    used = ", ".join(f"{owner} {value:.0f} MB" for owner, value in memory.items())
+    seconds, accepted = time.monotonic() - started, len(soak.sandbox.accepted)
+    return f"{seconds:5.0f} s: {accepted} accepted, {dict(soak.disturbances)}; {used}"
 
 
-def crew_of(machines: Cluster, pool: str) -> "Callable[[Soak, Now], Callable[[], None]]":
-    """Start two workers of a cluster with batches for them; kill one now and then."""
+def workers_of(machines: Cluster, pool: str) -> StartWorkers:
+    """Return a function that starts two workers and batches for them, and kills one repeatedly."""
 
-    def start(soak: Soak, now: Now) -> Callable[[], None]:
+    def start(soak: Soak, scheduler: Scheduler) -> Callable[[], None]:
         numbers = count()
 
-        def worker(name: str) -> None:
+        def start_worker(name: str) -> None:
             machines.start_worker(name, pool, machines.apis[len(machines.workers) % 2])
 
-        def strike() -> None:
+        def kill_worker() -> None:
             machines.kill_machine(list(machines.workers)[-1])
-            soak.happened["workers killed"] += 1
-            worker(f"worker-{len(machines.workers)}")
+            soak.disturbances["workers killed"] += 1
+            start_worker(f"worker-{len(machines.workers)}")
 
         def submit() -> None:
-            if len(_under_way(machines, deployment)) > MOST_RUNS:
+            if len(_unfinished_runs(machines, deployment)) > MAX_RUNS:
                 return
             key = f"worker-batch-{next(numbers)}"
-            parameters = {"requests": rows(soak.picture, key, 4), "idempotency_key": key}
+            parameters = {"requests": batch_rows(soak.pictures, key, 4), "idempotency_key": key}
             with machines.client() as client:
                 client.create_flow_run_from_deployment(deployment, parameters=parameters)
-            soak.happened["runs for workers"] += 1
+            soak.disturbances["runs for workers"] += 1
 
         with machines.client() as client:
             deployment = client.read_deployment_by_name("generate-batch/catalogue").id
-            client.update_deployment(deployment, DeploymentUpdate(concurrency_limit=MOST_RUNS))
-        worker("worker")
+            client.update_deployment(deployment, DeploymentUpdate(concurrency_limit=MAX_RUNS))
+        start_worker("worker")
         soak.watched["worker"] = psutil.Process(machines.workers["worker"].pid)
-        worker("worker-1")
-        now.every(20, submit)
-        now.every(150, strike)
+        start_worker("worker-1")
+        scheduler.every(20, submit)
+        scheduler.every(150, kill_worker)
 
         def wait() -> None:
-            end = time.monotonic() + PATIENCE
-            while left := _under_way(machines, deployment):
-                assert time.monotonic() < end, left
+            end = time.monotonic() + FLOW_TIMEOUT
+            while unfinished := _unfinished_runs(machines, deployment):
+                assert time.monotonic() < end, unfinished
                 time.sleep(1)
 
         return wait
@@ -360,10 +357,10 @@ def crew_of(machines: Cluster, pool: str) -> "Callable[[Soak, Now], Callable[[],
     return start
 
 
-def _under_way(machines: Cluster, deployment: UUID) -> list[str]:
+def _unfinished_runs(machines: Cluster, deployment: UUID) -> list[str]:
     """Return the runs of a deployment that have not ended, and their states."""
     wanted = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
     with machines.client() as client:
         runs = client.read_flow_runs(deployment_filter=wanted, limit=200)
-    left = [run for run in runs if run.state is None or not run.state.is_final()]
-    return [f"{run.name}: {run.state_name}" for run in left]
+    unfinished = [run for run in runs if run.state is None or not run.state.is_final()]
+    return [f"{run.name}: {run.state_name}" for run in unfinished]

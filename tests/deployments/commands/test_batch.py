@@ -163,7 +163,7 @@ def test_the_end_of_a_batch_is_told_whatever_it_is(shell, command, catalogue, ca
     told = capsys.readouterr().out
     assert "bought by this run: 5 s of video, 0.50 as estimated\n" in told
     assert "so far: 5 s of video, 0.50 of 0.60 (0.10 left) as estimated\n" in told
-    assert "Again" not in told  # The limit is the same the next time.
+    assert "Next" not in told  # The limit is the same the next time.
     assert command(*words) == 0
     assert "2 stored" in capsys.readouterr().out
     assert command(*words, "--json") == 0

@@ -38,7 +38,7 @@ def test_one_command_deploys_all_flows(clean_server, shell):
             deployments = await client.read_deployments()
         return [one.name for one in deployments if one.work_pool_name == "of-deploy"]
 
-    assert sorted(asyncio.run(found())) == ["catalogue", "daily", "sweep", "weekly"]
+    assert sorted(asyncio.run(found())) == ["catalogue", "collector", "daily", "weekly"]
 
 
 def test_a_file_beside_the_command_is_not_run(clean_server, shell, tmp_path):
@@ -97,6 +97,6 @@ def test_a_server_that_is_down_is_told_without_a_stack_trace(
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         assert command(words) == 1
     told = capsys.readouterr().err
-    assert "Prefect: its server does not answer: " in told
+    assert "Prefect: the server does not answer: " in told
     assert "Next: prefect server start, or unset PREFECT_API_URL" in told
     assert "Traceback" not in told

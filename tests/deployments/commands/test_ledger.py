@@ -86,7 +86,7 @@ def test_the_list_tells_what_waits_for_whom(command, capsys):
 def test_an_empty_list_says_so(command, capsys):
     """An empty ledger is reported in words, not as an empty table."""
     assert command("ledger", "list") == 0
-    assert capsys.readouterr().out == "The ledger has no such generations.\n"
+    assert capsys.readouterr().out == "No generations found.\n"
 
 
 def test_the_list_is_filtered(command, capsys):
@@ -141,7 +141,7 @@ def test_one_generation_is_shown_whole(command, capsys):
     assert command("ledger", "show", "sku-17") == 0
     told = capsys.readouterr().out
     for text in (
-        "bought so far",
+        "charged so far",
         "10 s of video, 0.64 as estimated",
         "sku-17",
         "submitted",
@@ -160,7 +160,7 @@ def test_an_unknown_key_is_told(command, capsys):
         assert command("ledger", *words, "nothing") == 1
     assert command("ledger", "adopt", "nothing", "id") == 1
     told = capsys.readouterr().err
-    assert told.count("The ledger has no key nothing.") == 5
+    assert told.count("The ledger has no idempotency key nothing.") == 5
     assert "prefect-cometapi ledger list" in told
 
 
@@ -190,7 +190,7 @@ def test_what_is_stored_is_not_decided_about(command, capsys, decision):
     """A stored video is never released for another purchase."""
     entry("sku-17", State.STORED, task_id="id-1")
     assert command("ledger", decision, "sku-17") == 1
-    assert "sku-17 is stored, which cannot become" in capsys.readouterr().err
+    assert "sku-17 is stored and cannot become" in capsys.readouterr().err
     assert known("sku-17").state is State.STORED
 
 
@@ -204,9 +204,9 @@ def test_a_ledger_that_is_none_is_told(command, capsys, monkeypatch):
 @pytest.mark.server
 def test_what_was_not_waited_for_is_collected(shell, picture, command, capsys):
     """`--no-wait` ends after the submission, and `collect` stores the video."""
-    assert command("image-to-video", picture, "--key", "sku-17", "--no-wait") == 0
+    assert command("image-to-video", picture, "--idempotency-key", "sku-17", "--no-wait") == 0
     told = capsys.readouterr().out
-    assert "is pending, key sku-17" in told
+    assert "is pending (idempotency key sku-17)." in told
     assert "prefect-cometapi collect" in told
     assert known("sku-17").state is State.SUBMITTED
     assert command("collect") == 0
@@ -223,9 +223,12 @@ def test_what_was_not_waited_for_is_collected(shell, picture, command, capsys):
 def test_a_found_id_is_attached_by_hand(shell, picture, command, capsys):
     """An uncertain submission becomes a video by list, adopt, and another run."""
     shell.sandbox.add_fault("create:reset-after")
-    assert command("image-to-video", picture, "--key", "sku-17") == 1
+    assert command("image-to-video", picture, "--idempotency-key", "sku-17") == 1
     (job,) = shell.sandbox.accepted
-    assert command("image-to-video", picture, "--key", "sku-17", "--task-id", job.task_id) == 0
+    assert (
+        command("image-to-video", picture, "--idempotency-key", "sku-17", "--task-id", job.task_id)
+        == 0
+    )
     assert len(list(Path("videos").glob("*.mp4"))) == 1
     assert known("sku-17").state is State.STORED
     assert len(shell.sandbox.accepted) == 1

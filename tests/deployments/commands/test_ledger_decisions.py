@@ -43,8 +43,11 @@ def test_a_submission_that_may_still_arrive_is_not_sent_again(command, capsys, s
     assert command("ledger", "resubmit", "sku 17") == 1
     told = capsys.readouterr().err
     assert f"it was sent at {datetime.now(UTC):%Y-}" in told
-    assert "may still arrive until" in told
-    assert "Money: possibly charged, once; sent again before that time, possibly twice." in told
+    assert "may still be accepted until" in told
+    assert (
+        "Money: possibly charged once; with a resubmission before that time, possibly twice."
+        in told
+    )
     assert "If it is still not there: prefect-cometapi ledger resubmit 'sku 17'\n" in told
     assert "prefect-cometapi ledger resubmit 'sku 17' --now" in told
     assert known("sku 17").state is state
@@ -67,7 +70,7 @@ def test_an_old_submission_is_released_and_its_time_is_told(command, capsys):
     entry("sku-17", claimed_at=sent)
     assert command("ledger", "resubmit", "sku-17") == 0
     told = capsys.readouterr()
-    assert f"sku-17 was last sent at {sent:%Y-%m-%d %H:%M:%S} UTC." in told.out
+    assert f"sku-17 was last submitted at {sent:%Y-%m-%d %H:%M:%S} UTC." in told.out
     assert told.err == ""
     assert known("sku-17").state is State.RESUBMIT_ALLOWED
 
@@ -88,7 +91,7 @@ def test_the_list_says_from_when_on_it_may_be_sent_again(command, capsys):
     (line,) = [line for line in told.splitlines() if "ledger resubmit sku-17" in line]
     assert "it is still not there at 20" in line
     assert command("ledger", "write-off", "sku-17") == 0
-    assert "from 15 minutes after it was sent on" in capsys.readouterr().out
+    assert "15 minutes after the submission" in capsys.readouterr().out
 
 
 # adopt
@@ -114,7 +117,7 @@ def test_an_id_that_the_service_does_not_know_is_not_recorded(command, capsys, s
     before = known("sku-17")
     assert command("ledger", "adopt", "sku-17", task_id) == 1
     told = capsys.readouterr().err
-    assert f"UnknownTaskId: the id {task_id} is not recorded: CometAPI does not know the " in told
+    assert f"UnknownTaskId: task id {task_id} was not recorded: CometAPI does not know the " in told
     assert "Money: nothing was charged for this call, and nothing is recorded as bought." in told
     assert known("sku-17") == before
 
@@ -149,10 +152,10 @@ def test_without_the_service_an_id_is_recorded_unchecked_and_can_be_replaced(
         away(without, sandbox)
         assert command("ledger", "adopt", "sku-17", mistyped) == 0
     told = capsys.readouterr().err
-    assert f"Note: the id {mistyped} is recorded unchecked: " in told
+    assert f"Note: task id {mistyped} was recorded without a check: " in told
     assert (known("sku-17").task_id, known("sku-17").task_id_checked) == (mistyped, False)
     assert command("ledger", "show", "sku-17") == 0
-    assert "not confirmed by the service" in capsys.readouterr().out
+    assert "not confirmed by CometAPI" in capsys.readouterr().out
     assert command("ledger", "adopt", "sku-17", found) == 0
     assert (known("sku-17").task_id, known("sku-17").task_id_checked) == (found, True)
     assert known("sku-17").state is State.SUBMITTED
@@ -166,7 +169,7 @@ def test_without_the_service_only_an_id_of_a_documented_form_is_recorded(
     entry("sku-17", base_url=sandbox.url)
     away(monkeypatch, sandbox)
     assert command("ledger", "adopt", "sku-17", "notanid") == 1
-    assert "does not read as an id of CometAPI" in capsys.readouterr().err
+    assert "does not have the form of a CometAPI id" in capsys.readouterr().err
     assert known("sku-17").state is State.UNCERTAIN
 
 
@@ -210,5 +213,5 @@ def test_an_id_of_another_key_is_refused(command, capsys, sandbox, found):
     entry("first", State.STORED, base_url=sandbox.url, task_id=found)
     entry("second", base_url=sandbox.url)
     assert command("ledger", "adopt", "second", found) == 1
-    assert "belongs to the key 'first'" in capsys.readouterr().err
+    assert "belongs to the idempotency key 'first'" in capsys.readouterr().err
     assert (known("second").state, known("second").task_id) == (State.UNCERTAIN, None)

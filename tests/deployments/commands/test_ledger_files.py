@@ -25,7 +25,9 @@ async def bought(ledger: Ledger, key: str) -> None:
 
 def keys_in(file) -> list[str]:
     with closing(sqlite3.connect(file)) as connection:
-        return [key for (key,) in connection.execute("SELECT key FROM cometapi_generations")]
+        return [
+            key for (key,) in connection.execute("SELECT idempotency_key FROM cometapi_generations")
+        ]
 
 
 def test_a_copy_has_what_was_bought_and_is_its_owners_alone(tmp_path, capsys):

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefect objects of this package are created once, changed in place, and never lost."""
 
+import re
+
 import pytest
 from prefect.automations import Automation
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import BlockDocumentUpdate
 
 from prefect_cometapi.blocks import CometAPICredentials, GenerationLedger
 from prefect_cometapi.deployments.commands.setup import (
-    CHANGED,
-    LEFT_OUT,
-    MADE,
+    CREATED,
     REGISTERED,
-    THERE,
+    SKIPPED,
+    UNCHANGED,
+    UPDATED,
     Plan,
     Setup,
 )
@@ -34,9 +37,9 @@ async def run(plan: Plan, *, dry_run: bool = False) -> dict[str, str]:
 async def test_it_is_made_once_and_then_left_alone(clean_server):
     """A second setup finds all objects and changes nothing."""
     first = await run(PLAN)
-    assert set(first.values()) == {MADE, REGISTERED}
+    assert set(first.values()) == {CREATED, REGISTERED}
     second = await run(PLAN)
-    assert set(second.values()) == {THERE, REGISTERED}
+    assert set(second.values()) == {UNCHANGED, REGISTERED}
     assert first.keys() == second.keys()
     credentials = await CometAPICredentials.aload("of-setup")
     assert credentials.api_key.get_secret_value() == KEY
@@ -51,17 +54,17 @@ async def test_it_is_made_once_and_then_left_alone(clean_server):
 async def test_what_differs_is_changed_in_place(clean_server, monkeypatch):
     """A new key, another limit and an edited automation are changed in place."""
     await run(PLAN)
-    edited = await Automation.aread(name="cometapi: a crashed run starts again")
+    edited = await Automation.aread(name="cometapi: restart crashed runs")
     edited.description = "edited by hand"
     await edited.aupdate()
     monkeypatch.setenv("COMETAPI_KEY", "sk-another-key-of-the-tests")
     done = await run(Plan(block="of-setup", pool="of-setup", limit=9))
-    assert {what.split(":")[0] for what, outcome in done.items() if outcome == CHANGED} == {
+    assert {what.split(":")[0] for what, outcome in done.items() if outcome == UPDATED} == {
         "block cometapi-credentials/of-setup",
         f"concurrency limit {IN_FLIGHT_LIMIT}",
         "automation 'cometapi",
     }
-    assert set((await run(Plan("of-setup", "of-setup", 9))).values()) == {THERE, REGISTERED}
+    assert set((await run(Plan("of-setup", "of-setup", 9))).values()) == {UNCHANGED, REGISTERED}
     async with get_client() as client:
         assert len(await client.read_automations()) == 3
 
@@ -69,8 +72,8 @@ async def test_what_differs_is_changed_in_place(clean_server, monkeypatch):
 async def test_a_dry_run_changes_nothing(clean_server, capsys):
     """A dry run prints the planned objects and creates none."""
     done = await run(PLAN, dry_run=True)
-    assert MADE in done.values()
-    assert "would be made" in capsys.readouterr().out
+    assert CREATED in done.values()
+    assert "would be created" in capsys.readouterr().out
     async with get_client() as client:
         assert await client.read_automations() == []
         assert await client.read_global_concurrency_limits() == []
@@ -80,16 +83,62 @@ async def test_without_a_key_the_rest_is_made(clean_server, monkeypatch):
     """Without an API key, the other objects are created, and no empty block is saved."""
     monkeypatch.delenv("COMETAPI_KEY")
     done = await run(PLAN)
-    assert done["block cometapi-credentials/of-setup"] == LEFT_OUT
-    assert done["work pool of-setup"] == MADE
+    assert done["block cometapi-credentials/of-setup"] == SKIPPED
+    assert done["work pool of-setup"] == CREATED
 
 
-def test_a_block_or_deployment_that_is_not_there_is_named(shell):
-    """A missing block or deployment is named without a stack trace."""
-    done = shell("setup", "--dry-run", "--then", "load/nightly")
-    assert done.returncode == 1
-    assert "there is no load/nightly" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("option", "name", "next_step"),
+    [
+        ("--then", "deployment load/nightly", "prefect deployment ls"),
+        ("--notify", "block slack-webhook/ops", "prefect block ls"),
+    ],
+)
+def test_a_block_or_deployment_that_is_not_there_is_named(
+    clean_server, command, capsys, option, name, next_step
+):
+    """A missing block or deployment is named, with the command that lists those there are."""
+    assert command("setup", "--dry-run", option, name.split()[1]) == 1
+    message = capsys.readouterr().err
+    assert message == f"Prefect: there is no {name}\n  Next: {next_step}\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--then", "expected FLOW/NAME of a deployment, such as load/nightly"),
+        ("--notify", "expected TYPE-SLUG/NAME of a saved block, such as slack-webhook/ops"),
+    ],
+)
+@pytest.mark.parametrize("name", ["nightly", "load/", "/nightly", "load/nightly/2", ""])
+def test_a_name_of_another_form_is_refused_with_the_expected_form(
+    command, capsys, option, expected, name
+):
+    """A name that does not have exactly one slash is refused before Prefect is asked."""
+    assert command("setup", option, name) == 2
+    message = re.sub(r"[│\s]+", " ", capsys.readouterr().err)
+    assert f'Invalid value "{name}" for {option}. {expected}' in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_a_saved_block_that_is_not_valid_is_reported_and_kept(clean_server, capsys, dry_run):
+    """A saved block that no longer validates is reported by field, and is not overwritten."""
+    await run(PLAN)
+    async with get_client() as client:
+        saved = await client.read_block_document_by_name("of-setup", "cometapi-credentials")
+        data = {**saved.data, "base_url": "nonsense"}
+        await client.update_block_document(saved.id, BlockDocumentUpdate(data=data))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            await run(PLAN, dry_run=dry_run)
+        kept = await client.read_block_document_by_name("of-setup", "cometapi-credentials")
+    assert end.value.code == 1
+    message = capsys.readouterr().err
+    assert "the saved block cometapi-credentials/of-setup is not valid: base_url: " in message
+    assert "prefect block delete cometapi-credentials/of-setup, then run setup again" in message
+    assert KEY not in message
+    assert kept.data["base_url"] == "nonsense"
 
 
 async def test_no_secret_is_shown(clean_server, capsys):

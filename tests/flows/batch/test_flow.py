@@ -189,7 +189,7 @@ def test_another_request_under_the_id_of_a_bought_one_is_a_conflict(
 def test_too_many_failures_stop_the_buying(prefect_server, sandbox, tmp_path, options, bought):
     """After too many failures, items in flight are finished, and the run fails with the results."""
     sandbox.add_fault(Fault.parse("create:invalid-request:times=99"))
-    with pytest.raises(BatchFailed, match="items failed, and at most") as caught:
+    with pytest.raises(BatchFailed, match="items failed, but at most") as caught:
         generate_batch(manifest(tmp_path, rows(5)), max_in_flight=1, **options)
     assert caught.value.result
     assert caught.value.result.not_bought == 5 - bought
@@ -199,7 +199,7 @@ def test_too_many_failures_stop_the_buying(prefect_server, sandbox, tmp_path, op
 def test_an_account_that_refuses_all_is_not_asked_for_each(prefect_server, sandbox, tmp_path):
     """An empty balance stops a batch instead of being asked about each item."""
     sandbox.add_fault(Fault.parse("create:quota:times=99"))
-    with pytest.raises(BatchFailed, match="the account cannot buy any more") as caught:
+    with pytest.raises(BatchFailed, match="the account cannot buy more") as caught:
         generate_batch(manifest(tmp_path, rows(6)), max_in_flight=1)
     assert caught.value.result
     assert (caught.value.result.failed, caught.value.result.not_bought) == (1, 5)

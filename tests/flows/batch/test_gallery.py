@@ -314,7 +314,7 @@ def test_a_video_in_an_object_store_shows_its_picture_and_its_address():
     assert read.all("img", "src") == [PICTURE]
     assert read.all("img", "alt") == ["Poster of sku-1"]
     assert "s3://bucket/a.mp4" in read.text
-    assert "Copy the address of sku-1" in read.all("button", "aria-label")
+    assert "Copy the location of sku-1" in read.all("button", "aria-label")
 
 
 def test_a_gallery_in_the_object_store_itself_plays_what_lies_beside_it():
@@ -373,7 +373,7 @@ def test_waits_read_well(seconds, shown):
 def test_an_empty_batch_says_so():
     """An empty batch gives a page with one sentence."""
     read = page_of()
-    assert "There is nothing in this batch." in read.text
+    assert "This batch has no items." in read.text
     assert "0 of 0 videos stored" in read.text
 
 

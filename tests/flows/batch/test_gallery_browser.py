@@ -197,7 +197,7 @@ def test_a_search_finds_ids_and_prompts(opened):
     search.fill("a lake,")
     expect(opened.cards).to_have_count(len(NAMES))
     opened.page.get_by_role("button", name="failed").click()
-    expect(opened.page.get_by_text("Nothing matches.")).to_be_visible()
+    expect(opened.page.get_by_text("No items match.")).to_be_visible()
     assert opened.ids() == []
     search.fill("")
     expect(opened.cards).to_have_count(1)
@@ -230,7 +230,7 @@ def test_what_one_looks_up_is_copied(opened):
     """A button beside key, id and hash copies the value to the clipboard, and confirms it."""
     opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened.page.get_by_label("Details of lake-snow").click()
-    button = opened.page.get_by_role("button", name="Copy key of lake-snow")
+    button = opened.page.get_by_role("button", name="Copy idempotency key of lake-snow")
     button.click()
     expect(button).to_have_text("Copied")
     assert opened.page.evaluate("navigator.clipboard.readText()") == "lakes/snow"
@@ -244,8 +244,8 @@ def test_texts_can_be_read_by_day_and_by_night(browser, written, scheme):
     opened.page.locator("summary").first.click()
     found = opened.page.evaluate(
         CONTRASTS,
-        "h1, .totals span, .tools button, .id, .outcome, .prompt, .facts, .said p, .said strong,"
-        " summary, dt, dd, .copy, .stage > span",
+        "h1, .totals span, .tools button, .id, .outcome, .prompt, .facts, .problem p,"
+        " .problem strong, summary, dt, dd, .copy, .stage > span",
     )
     assert len(found) > 60
     assert [text for text, contrast in found if contrast < 4.5] == []
@@ -332,8 +332,8 @@ def test_a_video_that_is_gone_says_so(browser, clips, tmp_path):
     gone = clips[0].model_copy(update={"uri": str(tmp_path / "gone.mp4")})
     opened = Opened(browser, write(tmp_path, [gone]))
     opened.page.get_by_role("link", name="Play lake-dawn").click()
-    expect(opened.page.get_by_role("alert")).to_contain_text("It cannot be played from here.")
-    link = opened.page.get_by_role("link", name="Open the file itself")
+    expect(opened.page.get_by_role("alert")).to_contain_text("This video cannot be played here.")
+    link = opened.page.get_by_role("link", name="Open the file")
     assert link.evaluate("(link) => link.href").endswith("/gone.mp4")
     expect(opened.page.get_by_role("link", name="Play lake-dawn")).to_be_visible()
     opened.context.close()

@@ -252,5 +252,5 @@ def test_finish_delivers_what_was_lost_there(
 def test_a_block_reports_a_lost_file_as_such(tmp_path):
     """A missing staged file is reported as such, and not as an error of the storage."""
     storage = block_storage(Bucket(folder=str(tmp_path)), "test-refusing-bucket/mine")
-    with pytest.raises(StagedFileMissing, match=r"gone\.mp4 is not on this machine any more"):
+    with pytest.raises(StagedFileMissing, match=r"gone\.mp4 no longer exists on this machine"):
         storage.publish(tmp_path / "gone.mp4", "a.mp4")

@@ -124,7 +124,7 @@ def test_an_id_that_is_unknown_is_reported_and_uses_up_nothing(
 @pytest.mark.parametrize("key", [None, "sku-17"])
 def test_finishing_an_unknown_id_claims_no_purchase(prefect_server, sandbox, book, key):
     """A few polls report an unknown id, no row stays, and a new id's grace period is not used."""
-    with pytest.raises(UnknownTaskId, match="no-such-id is not recorded"):
+    with pytest.raises(UnknownTaskId, match="no-such-id was not recorded"):
         finish_generation("no-such-id", idempotency_key=key)
     assert len(sandbox.requests) == ATTACHED_GRACE
     assert book.all() == []
@@ -176,11 +176,11 @@ def test_an_id_of_another_key_is_refused(prefect_server, sandbox, image, book):
     bought = image_to_video(image, idempotency_key="first").task_id
     before = book.all()
     for request in (image, image | {"promptText": "another"}):
-        with pytest.raises(IdempotencyKeyConflict, match="belongs to the key 'first'"):
+        with pytest.raises(IdempotencyKeyConflict, match="belongs to the idempotency key 'first'"):
             image_to_video(request, idempotency_key="second", task_id=bought)
-    with pytest.raises(IdempotencyKeyConflict, match="belongs to the key 'first'"):
+    with pytest.raises(IdempotencyKeyConflict, match="belongs to the idempotency key 'first'"):
         image_to_video(image | {"promptText": "another"}, task_id=bought)
-    with pytest.raises(IdempotencyKeyConflict, match="belongs to the key 'first'"):
+    with pytest.raises(IdempotencyKeyConflict, match="belongs to the idempotency key 'first'"):
         finish_generation(bought, idempotency_key="second")
     assert book.all() == before
     assert posts(sandbox) == 1

@@ -5,7 +5,7 @@ import pytest
 
 from prefect_cometapi.flows.steps.bodies import fetch
 from prefect_cometapi.runway import InvalidOutput, Submission
-from prefect_cometapi.runway.api.reply_parser import MOST_OUTPUTS
+from prefect_cometapi.runway.api.reply_parser import MAX_OUTPUTS
 from prefect_cometapi.runway.models.generation import AssetURL, Finished, Generation, Status
 
 from ...runway.factories import MOMENT
@@ -13,10 +13,10 @@ from ...runway.factories import MOMENT
 
 async def test_outputs_without_end_are_not_fetched(sandbox):
     """A reply with too many outputs is refused with their number, and none is downloaded."""
-    urls = tuple(AssetURL(f"{sandbox.url}/assets/{n}.mp4") for n in range(MOST_OUTPUTS + 1))
+    urls = tuple(AssetURL(f"{sandbox.url}/assets/{n}.mp4") for n in range(MAX_OUTPUTS + 1))
     generation = Generation(task_id="t", status=Status.SUCCEEDED, outputs=urls)
     finished = Finished(generation=generation, polls=1, waited=0.0)
     submission = Submission(idempotency_key="k", task_id="t", submitted_at=MOMENT)
-    with pytest.raises(InvalidOutput, match=f"names more than {MOST_OUTPUTS} outputs"):
+    with pytest.raises(InvalidOutput, match=f"names more than {MAX_OUTPUTS} outputs"):
         await fetch(submission, finished, None, None)
     assert sandbox.requests == []

@@ -40,11 +40,13 @@ def test_a_flow_run_sends_it_once_more_however_often_it_is_retried(
 ):
     """A flow run resubmits once, however often it, its steps or its operator retry."""
     sandbox.add_fault("create:reset-after:times=50")
-    state = image_to_video.with_options(retries=3)(image, key="sku-17", return_state=True)
+    state = image_to_video.with_options(retries=3)(
+        image, idempotency_key="sku-17", return_state=True
+    )
     assert state.is_failed()
     assert creates(sandbox) == len(sandbox.accepted) == 2
     run = state.state_details.flow_run_id
-    assert retried(image_to_video, run, request=image, key="sku-17").is_failed()
+    assert retried(image_to_video, run, request=image, idempotency_key="sku-17").is_failed()
     assert creates(sandbox) == 2
     entry = book["sku-17"]
     assert (entry.state, entry.charges) == (State.UNCERTAIN, 2)

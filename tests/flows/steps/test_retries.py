@@ -125,7 +125,7 @@ def test_a_retried_flow_does_not_send_an_uncertain_submission_again(prefect_serv
     def pipeline() -> None:
         image_to_video(image)
 
-    with pytest.raises(SubmissionUncertain, match="an earlier attempt is open"):
+    with pytest.raises(SubmissionUncertain, match="an earlier attempt is uncertain"):
         pipeline()
     assert len(sandbox.accepted) == 1
     assert len([request for request in sandbox.requests if request.route == "create"]) == 1
@@ -226,7 +226,10 @@ def test_a_key_belongs_to_one_task_id(prefect_server, sandbox, image):
     """Another task id under a used key is refused with the key's own id."""
     ids = [image_to_video(image, idempotency_key="first").task_id, image_to_video(image).task_id]
     assert finish_generation(ids[0], idempotency_key="first").task_id == ids[0]
-    with pytest.raises(IdempotencyKeyConflict, match=f"{ids[1]} belongs to the key 'run-"):
+    with pytest.raises(
+        IdempotencyKeyConflict,
+        match=f"{ids[1]} was not recorded: it already belongs to the idempotency key 'run-",
+    ):
         finish_generation(ids[1], idempotency_key="first")
 
 
@@ -266,8 +269,8 @@ def test_a_video_that_vanished_before_it_was_stored_is_fetched_again(
         (["create:cancelled"], GenerationCancelled, "cancelled"),
         (["task:not-visible:rate=1", "feed:not-visible:rate=1"], GenerationNotFound, "finish"),
         (["task:unknown-status:rate=1"], GenerationTimeout, "still running upstream"),
-        (["asset:truncated-silent:rate=1"], InvalidOutput, "cut off"),
-        (["asset:html-asset:rate=1"], InvalidOutput, "a text came in place"),
+        (["asset:truncated-silent:rate=1"], InvalidOutput, "truncated"),
+        (["asset:html-asset:rate=1"], InvalidOutput, "the server sent text instead"),
         (["asset:empty:rate=1"], InvalidOutput, "empty"),
     ],
 )

@@ -25,5 +25,5 @@ async def test_what_else_listens_beside_the_service_is_not_asked(sandbox):
         with pytest.raises(InvalidOutput, match="is not https"):
             await fetch(submission, finished, None, None)
     assert arrived == []
-    with pytest.raises(InvalidOutput, match="a text came in place"):
+    with pytest.raises(InvalidOutput, match="the server sent text instead"):
         await fetch(submission, ended_with(f"{sandbox.url}/openapi.json"), None, None)

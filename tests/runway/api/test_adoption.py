@@ -83,10 +83,10 @@ async def test_a_service_that_cannot_be_asked_says_nothing_about_the_id():
 def test_an_unchecked_id_must_have_a_documented_form(task_id):
     """A known id is accepted in any form, and an unknown one in none."""
     require_known(task_id, KNOWN)
-    with pytest.raises(UnknownTaskId, match="is not recorded"):
+    with pytest.raises(UnknownTaskId, match="was not recorded"):
         require_known(task_id, UNKNOWN)
     if task_id in {"notanid", "task-1"}:
-        with pytest.raises(UnknownTaskId, match="does not read as an id"):
+        with pytest.raises(UnknownTaskId, match="does not have the form"):
             require_known(task_id, AWAY)
     else:
         require_known(task_id, AWAY)
@@ -139,7 +139,7 @@ async def test_an_id_of_another_key_is_refused_in_any_state(ledger, state):
     await put(ledger, state, key="first", task_id=ONE)
     await attach(ledger, ID_ONLY.model_copy(update={"idempotency_key": "alone"}), OTHER)
     for task_id, key in ((ONE, "first"), (OTHER, "alone")):
-        with pytest.raises(IdempotencyKeyConflict, match=f"belongs to the key '{key}'"):
+        with pytest.raises(IdempotencyKeyConflict, match=f"belongs to the idempotency key '{key}'"):
             await given(ledger, task_id, KNOWN)
     assert await ledger.get("sku-17") is None
 

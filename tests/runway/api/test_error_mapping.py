@@ -17,10 +17,10 @@ from prefect_cometapi.runway.api.error_mapping import (
     MAX_RETRY_AFTER,
     FailureKind,
     Reply,
+    failure_of_create_reply,
+    failure_of_exception,
+    failure_of_reply,
     read_retry_after,
-    refusal_of_exception,
-    refusal_of_purchase,
-    refusal_of_reply,
 )
 
 DOCUMENTED = json.loads((Path(__file__).parents[1] / "documented.json").read_text(encoding="utf-8"))
@@ -133,18 +133,16 @@ NEVER_SENT = {
 @pytest.mark.parametrize("cls", sorted(exception_classes(), key=str))
 def test_a_broken_call_may_be_made_again_only_if_it_never_left(cls):
     """Of all exceptions of httpx, only those before the first byte prove that nothing arrived."""
-    refusal = refusal_of_exception(instance_of(cls))
+    failure = failure_of_exception(instance_of(cls))
     never_sent = cls.__name__ in NEVER_SENT
-    assert refusal.meaning is (
-        FailureKind.UNREACHABLE if never_sent else FailureKind.UNKNOWN_OUTCOME
-    )
-    assert refusal.message == f"{cls.__name__}: it broke"
+    assert failure.kind is (FailureKind.UNREACHABLE if never_sent else FailureKind.UNKNOWN_OUTCOME)
+    assert failure.message == f"{cls.__name__}: it broke"
 
 
 def test_an_error_without_words_still_says_what_it_was():
     """An exception without text, as of many timeouts, is named by its type."""
-    assert refusal_of_exception(TimeoutError()).message == "TimeoutError: no detail"
-    assert refusal_of_exception(TimeoutError()).meaning is FailureKind.UNKNOWN_OUTCOME
+    assert failure_of_exception(TimeoutError()).message == "TimeoutError: no detail"
+    assert failure_of_exception(TimeoutError()).kind is FailureKind.UNKNOWN_OUTCOME
 
 
 @pytest.mark.parametrize("name", DOCUMENTED["errors"])
@@ -152,28 +150,28 @@ def test_every_documented_error_has_its_meaning(name):
     """All error envelopes of the docs and of the gateway are recognised."""
     status, body, meaning = DOCUMENTED["errors"][name]
     reply = Reply(status, {}, body, isinstance(body, dict))
-    refusal = refusal_of_reply(reply)
-    assert refusal is not None
-    assert refusal.meaning is FailureKind[meaning]
-    assert refusal.http_status in {status, None}
+    failure = failure_of_reply(reply)
+    assert failure is not None
+    assert failure.kind is FailureKind[meaning]
+    assert failure.http_status in {status, None}
 
 
 @given(reply=replies(100, 599))
 def test_only_a_certain_refusal_may_be_sent_again(reply):
     """A busy service is a 429, a 503 or an unreadable balance, in CometAPI's own words."""
-    refusal = refusal_of_purchase(reply)
-    if refusal is not None and refusal.meaning in MAY_BE_SENT_AGAIN:
-        assert refusal.meaning is FailureKind.BUSY
+    failure = failure_of_create_reply(reply)
+    if failure is not None and failure.kind in MAY_BE_SENT_AGAIN:
+        assert failure.kind is FailureKind.BUSY
         assert is_cometapis_own(reply)
         assert reply.http_status in {429, 503} or known_slug(reply) in BEFORE_SUBMISSION
 
 
 @given(reply=replies(500, 599))
 def test_a_server_error_leaves_the_outcome_open(reply):
-    """Only CometAPI's own error with an early code, or its own 503, proves a refusal."""
-    refusal = refusal_of_purchase(reply)
-    assert refusal is not None
-    if refusal.meaning is not FailureKind.UNKNOWN_OUTCOME:
+    """Only CometAPI's own error with an early code, or its own 503, proves a failure."""
+    failure = failure_of_create_reply(reply)
+    assert failure is not None
+    if failure.kind is not FailureKind.UNKNOWN_OUTCOME:
         assert is_cometapis_own(reply)
         code = known_slug(reply)
         first = {500: UNDER_500, 501: {"api_not_implemented"}, 503: {"model_not_found", ""}}
@@ -183,7 +181,7 @@ def test_a_server_error_leaves_the_outcome_open(reply):
 @given(reply=replies(200, 299))
 def test_a_success_is_json_without_an_error(reply):
     """A reply that is not an error envelope is parsed further."""
-    if refusal_of_reply(reply) is None:
+    if failure_of_reply(reply) is None:
         assert isinstance(reply.body, dict)
         told = reply.body.get("error")
         words = told.values() if isinstance(told, dict) else [told or ""]
@@ -193,9 +191,9 @@ def test_a_success_is_json_without_an_error(reply):
 @given(status=st.integers(200, 299), kind=st.sampled_from(["text/plain", "", "application/json"]))
 def test_a_success_that_cannot_be_read_leaves_the_outcome_open(status, kind):
     """An empty, truncated or garbled success may be the receipt of a paid job."""
-    refusal = refusal_of_reply(Reply(status, {"content-type": kind}, None, is_json=False))
-    assert refusal is not None
-    assert refusal.meaning is FailureKind.UNKNOWN_OUTCOME
+    failure = failure_of_reply(Reply(status, {"content-type": kind}, None, is_json=False))
+    assert failure is not None
+    assert failure.kind is FailureKind.UNKNOWN_OUTCOME
 
 
 @pytest.mark.parametrize(
@@ -204,9 +202,9 @@ def test_a_success_that_cannot_be_read_leaves_the_outcome_open(status, kind):
 )
 def test_a_web_page_or_a_redirect_is_another_address(status, content_type):
     """Another server than CometAPI answered."""
-    refusal = refusal_of_reply(Reply(status, {"content-type": content_type}, is_page=True))
-    assert refusal is not None
-    assert refusal.meaning is FailureKind.MISADDRESSED
+    failure = failure_of_reply(Reply(status, {"content-type": content_type}, is_page=True))
+    assert failure is not None
+    assert failure.kind is FailureKind.MISADDRESSED
 
 
 @pytest.mark.parametrize(
@@ -225,19 +223,19 @@ def test_a_web_page_or_a_redirect_is_another_address(status, content_type):
 )
 def test_a_bare_status_has_its_meaning(status, body, meaning):
     """If the body has no meaning, the status decides."""
-    refusal = refusal_of_reply(Reply(status, {}, body, isinstance(body, dict)))
-    assert refusal is not None
-    assert refusal.meaning is meaning
+    failure = failure_of_reply(Reply(status, {}, body, isinstance(body, dict)))
+    assert failure is not None
+    assert failure.kind is meaning
 
 
 def test_a_refusal_is_told_in_the_services_words_without_secrets():
     """The message can be shown: secrets are hidden, and the details of the problem stay."""
     body = {"error": {"message": "bad https://h/x?sig=s3cr3t (request id: 7)", "code": "odd"}}
-    refusal = refusal_of_reply(Reply(400, {}, body, is_json=True))
-    assert refusal is not None
-    assert refusal.code == "odd"
-    assert "request id: 7" in refusal.message
-    assert "s3cr3t" not in refusal.message
+    failure = failure_of_reply(Reply(400, {}, body, is_json=True))
+    assert failure is not None
+    assert failure.code == "odd"
+    assert "request id: 7" in failure.message
+    assert "s3cr3t" not in failure.message
 
 
 def test_a_reply_without_words_is_described():
@@ -247,9 +245,9 @@ def test_a_reply_without_words_is_described():
 
 
 def _message(reply: Reply) -> str:
-    refusal = refusal_of_reply(reply)
-    assert refusal is not None
-    return refusal.message
+    failure = failure_of_reply(reply)
+    assert failure is not None
+    return failure.message
 
 
 @given(value=st.none() | st.text(max_size=40) | st.from_regex(r"[0-9]{1,30}(\.[0-9]+)?"))
@@ -279,13 +277,13 @@ def test_retry_after_as_a_date_counts_from_now(seconds):
 
 def test_retry_after_is_read_from_the_reply():
     """Seconds are used as given, and a date is compared with the clock of this machine."""
-    refusal = refusal_of_reply(Reply(429, {"retry-after": "7"}, {}, is_json=True))
-    assert refusal is not None
-    assert refusal.retry_after == 7.0
+    failure = failure_of_reply(Reply(429, {"retry-after": "7"}, {}, is_json=True))
+    assert failure is not None
+    assert failure.retry_after == 7.0
     past = format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)
-    refusal = refusal_of_reply(Reply(429, {"retry-after": past}, {}, is_json=True))
-    assert refusal is not None
-    assert refusal.retry_after == 0.0
+    failure = failure_of_reply(Reply(429, {"retry-after": past}, {}, is_json=True))
+    assert failure is not None
+    assert failure.retry_after == 0.0
 
 
 @pytest.fixture

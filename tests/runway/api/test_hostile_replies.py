@@ -9,7 +9,7 @@ import pytest
 
 from prefect_cometapi.runway import Finished, ServiceUnavailable, State, SubmissionUncertain
 from prefect_cometapi.runway.api import client as wire
-from prefect_cometapi.runway.api.reply_parser import MOST_OUTPUTS
+from prefect_cometapi.runway.api.reply_parser import MAX_OUTPUTS
 
 from ..factories import put
 
@@ -53,7 +53,7 @@ async def test_a_packed_reply_is_read_though_none_was_asked_for(answers, client_
 async def test_an_id_that_is_none_is_told_and_not_used(answers, client_of, request_, odd):
     """An invalid id is reported and not used; the generation was possibly charged."""
     client = await client_of(answers({"id": odd}))
-    with pytest.raises(SubmissionUncertain, match="names the odd id") as raised:
+    with pytest.raises(SubmissionUncertain, match="returned the invalid task id") as raised:
         await client.create(request_)
     assert str(raised.value).isprintable() or "\n" in str(raised.value)
     assert "\x1b" not in str(raised.value)
@@ -86,4 +86,4 @@ async def test_outputs_without_end_do_not_fill_the_ledger(answers, client_of, fi
     ended = Finished(generation=generation, polls=1, waited=1.0)
     done = await file_ledger.mark_succeeded(made.submission(), ended)
     assert sum(len(str(output)) for output in done.outputs) < 100_000
-    assert len(done.outputs) in {0, MOST_OUTPUTS + 1}  # one more shows the excess
+    assert len(done.outputs) in {0, MAX_OUTPUTS + 1}  # one more shows the excess

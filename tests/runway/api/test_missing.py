@@ -36,7 +36,7 @@ async def test_an_output_that_comes_after_a_long_invisibility_is_waited_for(
     unknown = (400, {"code": "task_not_exist", "message": "task_not_exist", "data": None})
     empty = {"id": "task-1", "status": "SUCCEEDED"}
     done = {**empty, "output": ["https://example.com/a.mp4"]}
-    patience = PollPolicy(interval=0.05, timeout=30, not_found_grace=0.4)
+    policy = PollPolicy(interval=0.05, timeout=30, not_found_grace=0.4)
     script = answers(*[unknown] * 5, empty, empty, done)
-    finished = await wait_until_finished(await client_of(script), submitted(), patience)
+    finished = await wait_until_finished(await client_of(script), submitted(), policy)
     assert len(finished.generation.outputs) == 1

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway.api.poll_schedule import (
-    FEWEST,
+    FIRST_POLL_LIMIT,
+    HISTORY_SIZE,
     JITTER,
-    KEPT,
-    LATEST,
-    LONGEST,
-    SPARSEST,
+    MAX_DURATION,
+    MAX_GAP_FACTOR,
+    MIN_SAMPLES,
     DurationStats,
+    estimate_durations,
     first_delay,
-    learn,
     next_delay,
 )
 
@@ -39,7 +39,7 @@ plausible = st.lists(st.tuples(st.floats(0, 1e5), st.integers(1, 100)), max_size
 regular = st.builds(  # like real poll times, so that most histories teach something
     lambda first, gaps: [(first + INTERVAL * gap, gap + 1) for gap in gaps],
     st.floats(INTERVAL, 300),
-    st.lists(st.integers(0, 40), min_size=FEWEST, max_size=40),
+    st.lists(st.integers(0, 40), min_size=MIN_SAMPLES, max_size=40),
 )
 habits = st.builds(
     lambda durations: DurationStats(
@@ -71,8 +71,8 @@ def watch_all(durations: Sequence[float], draw: Random, history=()):
     """Poll each generation with what earlier ones teach; return polls, lags and the new history."""
     history, seen = list(history), []
     for duration in durations:
-        waited, polls = watch(duration, learn(history, INTERVAL), draw)
-        history = [(waited, polls), *history[: KEPT - 1]]
+        waited, polls = watch(duration, estimate_durations(history, INTERVAL), draw)
+        history = [(waited, polls), *history[: HISTORY_SIZE - 1]]
         seen.append((polls, waited - duration))
     return seen, history
 
@@ -89,30 +89,30 @@ def test_without_history_the_interval_is_fixed(age, interval):
     assert next_delay(age, interval, None) == interval
 
 
-@given(waited=st.floats(10, 1000), count=st.integers(0, FEWEST - 1))
+@given(waited=st.floats(10, 1000), count=st.integers(0, MIN_SAMPLES - 1))
 def test_a_few_generations_teach_nothing(waited, count):
     """A few durations are not enough to change the schedule of all later generations."""
     polls = int(waited / INTERVAL)
-    assert learn([(waited, polls)] * count, INTERVAL) is None
-    assert learn([(waited, polls)] * FEWEST, INTERVAL) is not None
+    assert estimate_durations([(waited, polls)] * count, INTERVAL) is None
+    assert estimate_durations([(waited, polls)] * MIN_SAMPLES, INTERVAL) is not None
 
 
 @given(history=anything | plausible | regular, interval=intervals, age=ages, chance=chances)
 def test_no_history_makes_polls_too_frequent_or_endlessly_late(history, interval, age, chance):
     """Zeros, negatives, nan, infinities and other invalid records do no harm."""
-    stats = learn(history, interval)
+    stats = estimate_durations(history, interval)
     first = first_delay(age, interval, stats, chance)
-    assert 0.0 <= first < LONGEST + 2 * interval
+    assert 0.0 <= first < MAX_DURATION + 2 * interval
     assert age + first >= interval * (1 - 1e-9)
     gap = next_delay(age, interval, stats, chance)
-    assert interval <= gap <= interval * SPARSEST * (1 + JITTER) * (1 + 1e-9)
+    assert interval <= gap <= interval * MAX_GAP_FACTOR * (1 + JITTER) * (1 + 1e-9)
 
 
 @given(stats=habits, interval=intervals, chance=chances)
 def test_the_first_look_does_not_wait_for_the_typical_duration(stats, interval, chance):
     """The first poll comes one interval after the submission or later, but within its limit."""
     age = first_delay(0.0, interval, stats, chance)
-    latest = max(interval * (1 + JITTER), LATEST * stats.typical + interval)
+    latest = max(interval * (1 + JITTER), FIRST_POLL_LIMIT * stats.typical + interval)
     assert interval <= age <= latest * (1 + 1e-9)
 
 
@@ -143,7 +143,7 @@ def test_longer_durations_do_not_bring_the_first_look_forward(stats, interval, l
 @given(stats=maybe, interval=intervals, age=ages, chance=chances)
 def test_jitter_in_a_schedule_only_ever_adds(stats, interval, age, chance):
     """Jitter lengthens every delay, by at most one interval or a tenth."""
-    for delay, most in ((first_delay, interval), (next_delay, SPARSEST * interval * JITTER)):
+    for delay, most in ((first_delay, interval), (next_delay, MAX_GAP_FACTOR * interval * JITTER)):
         least = delay(age, interval, stats)
         assert least <= delay(age, interval, stats, chance) <= least + most * (1 + 1e-9) + 1e-6
 
@@ -154,15 +154,17 @@ def test_no_generation_takes_more_polls_than_at_a_fixed_interval(stats, duration
     waited, polls = watch(duration, stats, Random(seed))
     assert polls <= max(1, math.ceil(duration / INTERVAL))
     first = first_delay(0.0, INTERVAL, stats, 1.0)
-    assert waited - duration <= max(first, INTERVAL * SPARSEST * (1 + JITTER)) + 1e-9
+    assert waited - duration <= max(first, INTERVAL * MAX_GAP_FACTOR * (1 + JITTER)) + 1e-9
 
 
 @given(history=regular, power=st.integers(-6, 6))
 def test_the_unit_of_time_does_not_matter(history, power):
     """A service that is twice as slow and polled half as often has the same schedule."""
     scale = 2.0**power
-    stats = learn(history, INTERVAL)
-    scaled = learn([(scale * waited, polls) for waited, polls in history], scale * INTERVAL)
+    stats = estimate_durations(history, INTERVAL)
+    scaled = estimate_durations(
+        [(scale * waited, polls) for waited, polls in history], scale * INTERVAL
+    )
     delay = first_delay(0.0, INTERVAL, stats)
     assert first_delay(0.0, scale * INTERVAL, scaled) == pytest.approx(scale * delay)
 
@@ -178,28 +180,28 @@ def test_generations_that_nobody_looked_at_do_not_spoil_it(history, late):
     mixed = list(history)
     for at, waited, polls in late:
         mixed.insert(at, (waited, polls))
-    assert learn(mixed, INTERVAL) == learn(history, INTERVAL)
+    assert estimate_durations(mixed, INTERVAL) == estimate_durations(history, INTERVAL)
 
 
 @given(
-    waits=st.lists(st.floats(600, 1e5), min_size=FEWEST, max_size=60),
+    waits=st.lists(st.floats(600, 1e5), min_size=MIN_SAMPLES, max_size=60),
     polls=st.integers(1, 3),
-    seen=st.integers(0, FEWEST - 1),
+    seen=st.integers(0, MIN_SAMPLES - 1),
 )
 def test_a_sweep_now_and_then_is_no_habit(waits, polls, seen):
     """Generations that only collectors find late do not count as taking an hour."""
     history = [(waited, polls) for waited in waits]
-    assert learn([(60.0, 12)] * seen + history, INTERVAL) is None
+    assert estimate_durations([(60.0, 12)] * seen + history, INTERVAL) is None
 
 
-@given(waited=st.floats(20, 300), count=st.integers(1, KEPT - 20))
+@given(waited=st.floats(20, 300), count=st.integers(1, HISTORY_SIZE - 20))
 def test_most_done_at_the_first_look_is_not_taken_for_a_duration(waited, count):
     """Statistics are dropped if most end by the first poll, which hides a faster service."""
     before = [(2 * waited + INTERVAL * (7 * n % 20), 7 * n % 20 + 20) for n in range(20)]
-    known = learn(before, INTERVAL)
+    known = estimate_durations(before, INTERVAL)
     assert known is not None
-    stats = learn([(waited, 1)] * count + before, INTERVAL)
-    assert (stats is None) == (2 * count >= FEWEST)
+    stats = estimate_durations([(waited, 1)] * count + before, INTERVAL)
+    assert (stats is None) == (2 * count >= MIN_SAMPLES)
     assert first_delay(0.0, INTERVAL, stats) <= first_delay(0.0, INTERVAL, known)
 
 
@@ -223,7 +225,7 @@ def test_the_first_look_does_not_drift():
     _, history = watch_all(lognormal(64, 0.25, 200, draw), draw)
     for _ in range(4):
         _, history = watch_all(lognormal(64, 0.25, 200, draw), draw, history)
-        looks.append(first_delay(0.0, INTERVAL, learn(history, INTERVAL)))
+        looks.append(first_delay(0.0, INTERVAL, estimate_durations(history, INTERVAL)))
     assert max(looks) - min(looks) < INTERVAL
 
 
@@ -239,7 +241,7 @@ def test_a_sudden_change_is_learned_within_twenty_generations(mean, cv, factor):
     fixed = factor * mean / INTERVAL + 0.5
     assert polls < 0.7 * fixed
     assert lag < 2.5 * FIXED_LAG
-    assert max(lag for _, lag in seen) <= LATEST * mean * max(1.0, factor) + INTERVAL
+    assert max(lag for _, lag in seen) <= FIRST_POLL_LIMIT * mean * max(1.0, factor) + INTERVAL
     assert all(
         polls <= max(1, math.ceil(duration / INTERVAL))
         for duration, (polls, _) in zip(changed, seen, strict=True)
@@ -250,7 +252,7 @@ def test_a_batch_is_spread_over_the_interval():
     """A thousand generations that start at once are not polled at once."""
     draw = Random(5)
     _, history = watch_all(lognormal(64, 0.25, 200, draw), draw)
-    stats = learn(history, INTERVAL)
+    stats = estimate_durations(history, INTERVAL)
     ages = [first_delay(0.0, INTERVAL, stats, draw.random()) for _ in range(1000)]
     for _ in range(5):
         seconds = Counter(math.floor(age) for age in ages)

@@ -31,10 +31,10 @@ from prefect_cometapi.runway.api.polling import (
     PollPolicy,
     PollState,
     Route,
+    evaluate,
     is_missing,
+    jittered,
     next_route,
-    spread,
-    verdict,
     wait_until_finished,
 )
 from prefect_cometapi.sandbox import ReplyShape
@@ -47,7 +47,7 @@ UNKNOWN = (400, {"code": "task_not_exist", "message": "task_not_exist", "data": 
 TASK, FEED = "/runwayml/v1/tasks/task-1", "/runway/feed"
 
 seconds = st.floats(0, 1e5)
-patiences = st.builds(PollPolicy, st.floats(0.001, 300), st.floats(0.001, 1e5), st.floats(0, 1e5))
+policies = st.builds(PollPolicy, st.floats(0.001, 300), st.floats(0.001, 1e5), st.floats(0, 1e5))
 generations = st.builds(
     lambda status, count: Generation(
         task_id="a",
@@ -64,31 +64,29 @@ async def submit(service, client, request) -> Submission:
     return Submission(idempotency_key="sku-17", task_id=task_id, submitted_at=datetime.now(UTC))
 
 
-@given(reply=generations, elapsed=seconds, missing_for=seconds, patience=patiences)
-def test_every_reply_comes_to_an_end_an_error_or_more_waiting(
-    reply, elapsed, missing_for, patience
-):
+@given(reply=generations, elapsed=seconds, missing_for=seconds, policy=policies)
+def test_every_reply_comes_to_an_end_an_error_or_more_waiting(reply, elapsed, missing_for, policy):
     """A success needs an output, a failure needs its word, and no wait passes the deadline."""
-    result = verdict(reply, elapsed, missing_for, patience)
+    result = evaluate(reply, elapsed, missing_for, policy)
     if isinstance(result, Generation):
         assert result is reply
         assert result.status is Status.SUCCEEDED
         assert result.outputs
     elif result is None:
-        assert elapsed < patience.timeout
-        assert not (is_missing(reply) and missing_for >= patience.not_found_grace)
+        assert elapsed < policy.timeout
+        assert not (is_missing(reply) and missing_for >= policy.not_found_grace)
         assert reply.status not in {Status.FAILED, Status.CANCELLED}
     assert isinstance(result, GenerationFailed) == (reply.status is Status.FAILED)
     assert isinstance(result, GenerationCancelled) == (reply.status is Status.CANCELLED)
     if isinstance(result, GenerationTimeout):
-        assert elapsed >= patience.timeout
+        assert elapsed >= policy.timeout
 
 
-@given(reply=generations, missing_for=seconds, patience=patiences)
-def test_patience_with_what_is_missing_ends_with_the_grace_time(reply, missing_for, patience):
+@given(reply=generations, missing_for=seconds, policy=policies)
+def test_patience_with_what_is_missing_ends_with_the_grace_time(reply, missing_for, policy):
     """An unknown id or a missing output is waited for during the grace time, then reported."""
-    result = verdict(reply, 0.0, missing_for, patience)
-    over = is_missing(reply) and missing_for >= patience.not_found_grace
+    result = evaluate(reply, 0.0, missing_for, policy)
+    over = is_missing(reply) and missing_for >= policy.not_found_grace
     assert isinstance(result, GenerationNotFound | InvalidOutput) == over
     if over:
         expected = InvalidOutput if reply.status is Status.SUCCEEDED else GenerationNotFound
@@ -98,13 +96,13 @@ def test_patience_with_what_is_missing_ends_with_the_grace_time(reply, missing_f
 @given(interval=seconds, share=st.floats(0, 1))
 def test_jitter_only_ever_adds(interval, share):
     """Jitter spreads the polls of a batch and never shortens an interval."""
-    assert interval <= spread(interval, share) <= interval * (1 + share) + 1e-6
+    assert interval <= jittered(interval, share) <= interval * (1 + share) + 1e-6
 
 
 def test_jitter_differs_from_call_to_call():
     """Jitter is different in every call."""
-    assert len({spread(5.0) for _ in range(20)}) > 10
-    assert max(spread(5.0) for _ in range(200)) <= 5.0 * (1 + JITTER)
+    assert len({jittered(5.0) for _ in range(20)}) > 10
+    assert max(jittered(5.0) for _ in range(200)) <= 5.0 * (1 + JITTER)
 
 
 @given(reply=generations, route=st.sampled_from(Route))
@@ -178,9 +176,9 @@ async def test_an_id_that_stays_unknown_is_given_up_after_the_grace_time(
 ):
     """The wait does not end before the grace time, and nothing is bought again."""
     script = answers(UNKNOWN)
-    patience = PollPolicy(interval=0.01, timeout=20, not_found_grace=0.1)
+    policy = PollPolicy(interval=0.01, timeout=20, not_found_grace=0.1)
     with pytest.raises(GenerationNotFound) as caught:
-        await wait_until_finished(await client_of(script), submitted(), patience)
+        await wait_until_finished(await client_of(script), submitted(), policy)
     assert caught.value.code == "task_not_exist"
     assert script.times[-1] - script.times[0] >= 0.09
     assert {request.url.path for request in script.requests} == {TASK, FEED}
@@ -189,8 +187,8 @@ async def test_an_id_that_stays_unknown_is_given_up_after_the_grace_time(
 async def test_a_moment_of_not_knowing_is_forgotten(answers, client_of, submitted):
     """Only an uninterrupted grace time counts, because replicas lag now and then."""
     script = answers(*[UNKNOWN, RUNNING] * 10, DONE)
-    patience = PollPolicy(interval=0.01, timeout=20, not_found_grace=0.05)
-    finished = await wait_until_finished(await client_of(script), submitted(), patience)
+    policy = PollPolicy(interval=0.01, timeout=20, not_found_grace=0.05)
+    finished = await wait_until_finished(await client_of(script), submitted(), policy)
     assert finished.polls == 21
 
 
@@ -200,7 +198,7 @@ async def test_a_generation_keeps_its_deadline(sandbox, client_of, request_):
     client = await client_of(service.url)
     submission = await submit(service, client, request_)
     began = time.monotonic()
-    with pytest.raises(GenerationTimeout, match=r"within 0.2 s; when last seen, it was pending"):
+    with pytest.raises(GenerationTimeout, match=r"within 0.2 s; last known state: pending"):
         await wait_until_finished(client, submission, PollPolicy(0.02, 0.2, 0.1))
     assert 0.15 < time.monotonic() - began < 2
 
@@ -218,7 +216,7 @@ async def test_the_deadline_ends_a_poll_that_stays_silent(client_of, submitted):
     async with server:
         client = await client_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         began = time.monotonic()
-        with pytest.raises(GenerationTimeout, match="no reply told its state") as caught:
+        with pytest.raises(GenerationTimeout, match="no reply had a state") as caught:
             await wait_until_finished(client, submitted(), PollPolicy(0.05, 0.2, 0.1))
         assert asked.is_set()
         assert 0.15 < time.monotonic() - began < 2
@@ -228,10 +226,10 @@ async def test_the_deadline_ends_a_poll_that_stays_silent(client_of, submitted):
 async def test_no_two_polls_come_closer_than_the_interval(answers, client_of, submitted):
     """The interval is the one that the service asks for and that a user can set."""
     script = answers(*[RUNNING] * 8, DONE)
-    patience = PollPolicy(interval=0.1, timeout=20, not_found_grace=1)
+    policy = PollPolicy(interval=0.1, timeout=20, not_found_grace=1)
     submission = submitted()
     began = time.monotonic()
-    await wait_until_finished(await client_of(script), submission, patience)
+    await wait_until_finished(await client_of(script), submission, policy)
     gaps = [after - before for before, after in zip([began, *script.times], script.times)]  # noqa: B905
     assert len(gaps) == 9
     assert min(gaps) >= 0.09  # measured slightly after the decision to poll
@@ -242,9 +240,9 @@ async def test_a_poll_after_the_deadline_still_keeps_the_interval(answers, clien
     script = answers(RUNNING, DONE)
     wait = PollState(started=time.monotonic() - 100, last_poll=time.monotonic())
     began = time.monotonic()
-    patience = PollPolicy(interval=0.05, timeout=1, not_found_grace=1)
+    policy = PollPolicy(interval=0.05, timeout=1, not_found_grace=1)
     with pytest.raises(GenerationTimeout):
-        await wait_until_finished(await client_of(script), submitted(), patience, wait=wait)
+        await wait_until_finished(await client_of(script), submitted(), policy, wait=wait)
     assert script.times[0] - began >= 0.0499
     assert len(script.requests) == 1
 
@@ -258,8 +256,8 @@ async def test_a_finished_generation_is_fetched_although_its_deadline_is_over(
     submission = await submit(service, client, request_)
     await asyncio.to_thread(service.settle, 20)
     wait = PollState(started=time.monotonic() - 100)
-    patience = PollPolicy(interval=0.5, timeout=1, not_found_grace=1)
-    finished = await wait_until_finished(client, submission, patience, wait=wait)
+    policy = PollPolicy(interval=0.5, timeout=1, not_found_grace=1)
+    finished = await wait_until_finished(client, submission, policy, wait=wait)
     assert finished.generation.status is Status.SUCCEEDED
 
 
@@ -281,10 +279,10 @@ async def test_a_wait_goes_on_where_it_broke(answers, client_of, submitted):
 async def test_no_answer_at_the_deadline_is_a_timeout(answers, client_of, submitted):
     """A timeout is not reported as an error that may be retried."""
     wait = PollState(started=time.monotonic() - 100)
-    patience = PollPolicy(interval=0.01, timeout=1, not_found_grace=1)
+    policy = PollPolicy(interval=0.01, timeout=1, not_found_grace=1)
     with pytest.raises(GenerationTimeout) as caught:
         await wait_until_finished(
-            await client_of(answers((503, b"busy"))), submitted(), patience, wait=wait
+            await client_of(answers((503, b"busy"))), submitted(), policy, wait=wait
         )
     assert caught.value.task_id == "task-1"
     assert isinstance(caught.value.__cause__, ServiceUnavailable)
@@ -383,6 +381,6 @@ async def test_a_cancelled_wait_stops_at_once(answers, client_of, submitted):
 def test_a_success_without_output_at_the_deadline_is_not_called_running():
     """The message says that the output is missing, because a finished generation is paid."""
     reply = Generation(task_id="t", status=Status.SUCCEEDED)
-    error = verdict(reply, elapsed=60, missing_for=5, patience=PollPolicy(timeout=30))
+    error = evaluate(reply, elapsed=60, missing_for=5, policy=PollPolicy(timeout=30))
     assert isinstance(error, InvalidOutput)
-    assert "names no output" in str(error)
+    assert "returned no output" in str(error)

@@ -205,7 +205,7 @@ def test_only_a_shape_of_cometapis_is_its_own(body):
     [
         ((404, b"<html>", HTML), "text/html"),
         ((200, FORBIDDEN, HTML), "text/html"),
-        ((301, b"", {"location": "https://www.cometapi.com/"}), "redirects to"),
+        ((301, b"", {"location": "https://www.cometapi.com/"}), "a redirect to"),
         ((404, {"detail": "Not Found"}, {}), "application/json"),
         ((407, b"no", {}), "'no'"),
     ],
@@ -216,7 +216,7 @@ async def test_a_wrong_base_url_is_named_as_a_likely_cause(
     """The message describes the reply and names the base URL setting."""
     error = await outcome_of(client_of, answers, request_, reply)
     assert isinstance(error, SubmissionUncertain)
-    assert "https://api.cometapi.com does not answer as CometAPI does" in str(error)
+    assert "https://api.cometapi.com does not respond like CometAPI" in str(error)
     assert "COMETAPI_BASE_URL" in str(error)
     assert words in str(error)
 

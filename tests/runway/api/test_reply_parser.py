@@ -14,7 +14,7 @@ from prefect_cometapi.runway.api.reply_parser import (
     error_of,
     read_generation,
     read_task_id,
-    says_not_visible,
+    says_not_found,
 )
 
 DOCUMENTED = json.loads((Path(__file__).parents[1] / "documented.json").read_text(encoding="utf-8"))
@@ -130,7 +130,7 @@ def test_no_reply_is_too_strange_to_be_read(body):
     """The parsers accept any JSON without an exception."""
     generation = read_generation(body, "a")
     assert generation is None or generation.task_id == "a"
-    assert says_not_visible(body) in {True, False}
+    assert says_not_found(body) in {True, False}
     assert error_of(body) is None or len(error_of(body) or ()) == 2
     assert read_task_id(body) is None or (read_task_id(body) or "").strip()
 
@@ -199,7 +199,7 @@ def test_a_success_word_counts_in_any_case(word):
     generation = read_generation(body, "a")
     assert generation is not None
     assert generation.status is Status.SUCCEEDED
-    assert generation.word == word.upper()
+    assert generation.raw_status == word.upper()
 
 
 @given(word=st.text(min_size=1, max_size=20))
@@ -337,7 +337,7 @@ def test_errors_are_told_from_states(body, expected):
 )
 def test_an_unknown_id_is_recognised_in_every_form(body, expected):
     """An unknown id is recognised by a code, a message or a state."""
-    assert says_not_visible(body) is expected
+    assert says_not_found(body) is expected
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ ROW = {"id": "a", "promptImage": "https://example.com/cat.jpg"}
 
 def test_a_line_that_is_longer_than_any_row_is_not_read_to_its_end(tmp_path, monkeypatch):
     """A few compressed kilobytes may expand to gigabytes of blanks."""
-    monkeypatch.setattr("prefect_cometapi.runway.batch.manifest.LONGEST_CELL", 1000)
+    monkeypatch.setattr("prefect_cometapi.runway.batch.manifest.MAX_CELL_LENGTH", 1000)
     place = tmp_path / "rows.jsonl.gz"
     place.write_bytes(gzip.compress(json.dumps(ROW).encode() + b"\n" + b" " * 10_000_000))
     with pytest.raises(InvalidManifest, match="line 2 is longer than 1,000 characters"):

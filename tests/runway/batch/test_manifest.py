@@ -166,7 +166,7 @@ def test_a_signed_url_of_a_manifest_works_and_is_not_repeated(monkeypatch):
     monkeypatch.setattr(Web, "content", None)
     with pytest.raises(InvalidManifest) as caught:
         read_rows(place)
-    assert "cannot be read: there is no such file" in caught.value.message
+    assert "cannot be read: the file does not exist" in caught.value.message
     assert "s3cr3t" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert "s3cr3t" not in refusal("https://example.com/rows.zip?sig=s3cr3t")
@@ -203,14 +203,17 @@ def test_jsonl_may_have_a_mark_blank_lines_and_any_line_ends(tmp_path):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b"{", "line 2: no valid JSON: Expecting property name"),
-        (b'{"id": "b", "id": "c"}', "line 2: no valid JSON: an object names a field twice"),
-        (b'{"seed": NaN}', "line 2: no valid JSON: it knows no NaN and no Infinity"),
-        (b'{"seed": ' + b"9" * 5000 + b"}", "line 2: no valid JSON: a number in it is too long"),
-        (b"[" * 100_000, "line 2: no valid JSON: it is nested too deeply"),
-        (b'["sk-s3cr3tT0ken"]', "line 2: is no JSON object"),
-        (b'sk-s3cr3tT0ken"', "line 2: no valid JSON: Expecting value, at character 1"),
-        (b"\xff\xfe{\x00", "line 2: no valid JSON"),
+        (b"{", "line 2: is not valid JSON: Expecting property name"),
+        (b'{"id": "b", "id": "c"}', "line 2: is not valid JSON: an object has a field twice"),
+        (b'{"seed": NaN}', "line 2: is not valid JSON: NaN and Infinity are not allowed"),
+        (
+            b'{"seed": ' + b"9" * 5000 + b"}",
+            "line 2: is not valid JSON: a number has too many digits",
+        ),
+        (b"[" * 100_000, "line 2: is not valid JSON: it is nested too deeply"),
+        (b'["sk-s3cr3tT0ken"]', "line 2: is not a JSON object"),
+        (b'sk-s3cr3tT0ken"', "line 2: is not valid JSON: Expecting value, at character 1"),
+        (b"\xff\xfe{\x00", "line 2: is not valid JSON"),
         (
             b'{"id": "b", "promptImage": "https://a.de", "promptText": "caf\xe9"}',
             "line 2 (id b): promptText: must be text in valid Unicode (UTF-8)",
@@ -267,7 +270,7 @@ def test_csv_rows_are_named_by_the_line_in_which_they_begin(tmp_path):
     )
     assert [str(row) for row in bad] == [
         "line 6 (id b): duration: 5 or 10 seconds, got 7",
-        "line 7: has 3 cells, and the header 5",
+        "line 7: has 3 cells, but the header has 5",
         "line 8 (id d): promptText: must be text in valid Unicode (UTF-8)",
     ]
 
@@ -275,19 +278,19 @@ def test_csv_rows_are_named_by_the_line_in_which_they_begin(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("id,duraton\na,5", "column duraton: is no field of a request; did you mean duration?"),
-        ("id,promptImage,prompt_image\n", "column prompt_image: promptImage is there twice"),
-        (",id\n0,a", "column '': is no field of a request"),
-        ("promptImage\nhttps://a.de", "there is no column id"),
-        ("id;promptImage\n", "column id;promptImage: is no field of a request"),
+        ("id,duraton\na,5", "column duraton: is not a field of a request; did you mean duration?"),
+        ("id,promptImage,prompt_image\n", "column prompt_image: promptImage is given twice"),
+        (",id\n0,a", "column '': is not a field of a request"),
+        ("promptImage\nhttps://a.de", "the column id is missing"),
+        ("id;promptImage\n", "column id;promptImage: is not a field of a request"),
         (
             "a,b,c,d,e,f,g\n",
-            "column e: is no field of a request; names of your own begin with x_ or",
+            "column e: is not a field of a request; your own fields must begin with x_ or",
         ),
         ("a,b,c,d,e,f,g\n", "; and 3 more"),
         (f"{IMAGE}?sig=s3cr3t,1\n", "column https://example.com/cat.jpg?<sha256:"),
         ('id,promptImage\na,b\nc,"d', "the record that begins in line 3: unexpected end of data"),
-        ('id,promptImage\na,"b"c\n', "no valid CSV in the record that begins in line 2"),
+        ('id,promptImage\na,"b"c\n', "not valid CSV: the record that begins in line 2"),
         ("", "has no rows"),
         ("\n\n", "has no rows"),
         ("id,promptImage\n,\n", "has no rows"),
@@ -341,7 +344,7 @@ def test_an_unknown_parquet_column_is_told_once(tmp_path):
     """An unknown column is reported as in CSV, before any row is read."""
     place = str(tmp_path / "rows.parquet")
     parquet.write_table(pa.table({"id": ["a"], "durations": [5]}), place)
-    assert "column durations: is no field of a request; did you mean duration?" in refusal(place)
+    assert "column durations: is not a field of a request; did you mean duration?" in refusal(place)
     parquet.write_table(pa.table({"id": pa.array([], pa.string())}), place)
     assert refusal(place) == f"{place} has no rows"
 
@@ -360,13 +363,15 @@ def test_without_pyarrow_a_parquet_file_names_what_to_install(tmp_path, monkeypa
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_manifest_that_is_not_there_is_told(suffix, tmp_path):
     """The error names the location, without a traceback of the file system."""
-    assert refusal(str(tmp_path / f"no.{suffix}")).endswith("cannot be read: there is no such file")
+    assert refusal(str(tmp_path / f"no.{suffix}")).endswith(
+        "cannot be read: the file does not exist"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("rows.xlsx", b"", "has no known format; its name ends in .jsonl, .ndjson, .csv"),
+        ("rows.xlsx", b"", "has no known format: its name must end in .jsonl, .ndjson or .csv"),
         ("rows", b"", "has no known format"),
         ("rows.parquet.gz", b"", "has no known format"),
         ("rows.jsonl.gz", b"{}", "cannot be read: Not a gzipped file"),

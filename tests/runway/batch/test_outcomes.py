@@ -101,7 +101,7 @@ def test_secrets_of_an_unknown_error_are_hidden():
 def test_an_account_that_cannot_buy_stops_the_batch():
     """Without credit or a valid API key, all further requests would be refused as well."""
     for error in (QuotaExceeded("no balance"), AuthenticationError("wrong key")):
-        assert "the account cannot buy any more" in (reason_to_stop(error, 1, None) or "")
+        assert "the account cannot buy more" in (reason_to_stop(error, 1, None) or "")
 
 
 @pytest.mark.parametrize("error", [InvalidRequest("no"), SubmissionUncertain("?"), ValueError()])
@@ -109,7 +109,7 @@ def test_failures_stop_the_batch_only_beyond_what_the_user_allows(error: CometAP
     """Failures stop a batch only beyond the user's limit."""
     assert reason_to_stop(error, 10**6, None) is None
     assert reason_to_stop(error, 3, 3) is None
-    assert "4 items failed, and at most 3 may" in (reason_to_stop(error, 4, 3) or "")
+    assert "4 items failed, but at most 3 may fail" in (reason_to_stop(error, 4, 3) or "")
     assert reason_to_stop(error, 1, 0)
 
 
@@ -118,14 +118,14 @@ def test_each_bad_row_is_one_result_with_all_its_problems():
     rows = [
         BadRow(row=3, unit="line", id="a", field="duration", problem="5 or 10 seconds, got 7"),
         BadRow(row=3, unit="line", id="a", field="ratio", problem="write width:height"),
-        BadRow(row=7, unit="line", problem="is no JSON object"),
+        BadRow(row=7, unit="line", problem="is not a JSON object"),
         BadRow(row=9, unit="line", id="a", field="id", problem="stands in line 3 already"),
     ]
     found = invalid(rows)
     assert [item.id for item in found] == ["line 3 (a)", "line 7", "line 9 (a)"]
     assert {item.outcome for item in found} == {Outcome.INVALID}
     assert found[0].message == "duration: 5 or 10 seconds, got 7; ratio: write width:height"
-    assert found[1].message == "is no JSON object"
+    assert found[1].message == "is not a JSON object"
 
 
 def test_a_result_counts_its_items():

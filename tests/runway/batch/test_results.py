@@ -19,7 +19,7 @@ from prefect_cometapi.runway import StorageError, StorageUnavailable
 from prefect_cometapi.runway.batch import results as module
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.batch.results import (
-    LEAST_GAP,
+    MIN_WRITE_INTERVAL,
     WRITING_SHARE,
     check_place,
     next_write,
@@ -196,7 +196,9 @@ def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(suffix, tmp_p
 
     monkeypatch.setattr(module, "to_json", full)
     monkeypatch.setattr(parquet, "write_table", full)
-    with pytest.raises(StorageError, match=rf"did not take results\.{suffix}: No space left"):
+    with pytest.raises(
+        StorageError, match=rf"results\.{suffix} could not be written to .*: No space left"
+    ):
         write_results([STORED, FAILED], place)
     assert read_results(place) == [STORED]
     assert list((tmp_path / INCOMING).iterdir()) == []
@@ -220,14 +222,17 @@ def test_a_storage_that_takes_nothing_is_told_and_nothing_is_left(tmp_path, monk
 @pytest.mark.parametrize(
     ("place", "problem"),
     [
-        ("out/results.csv", r"results\.csv would be CSV; results are \.jsonl or \.parquet"),
+        (
+            "out/results.csv",
+            r"results\.csv is not possible: results are written as \.jsonl or \.parquet",
+        ),
         ("out/results.xlsx", r"results\.xlsx has no known format"),
         ("out/", "has no known format"),
         (".", "has no known format"),
-        ("memory://results.jsonl", "memory://results.jsonl is no file in a folder"),
+        ("memory://results.jsonl", "memory://results.jsonl is not a file in a folder"),
         ("s3://bucket/out/", "has no known format"),
-        ("nosuch://host/results.jsonl", "nosuch://host is no storage: Protocol"),
-        ("ftp://me:s3cr3t@host/results.jsonl", "it may hold no password"),
+        ("nosuch://host/results.jsonl", "nosuch://host cannot be used as a storage: Protocol"),
+        ("ftp://me:s3cr3t@host/results.jsonl", "must not contain a password"),
     ],
 )
 def test_a_place_that_does_not_do_is_told_before_anything_is_bought(place, problem):
@@ -251,8 +256,8 @@ def test_without_pyarrow_parquet_is_refused_before_anything_is_bought(tmp_path, 
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("results.csv", b"", "would be CSV"),
-        ("results.jsonl", b'{"id": "a"', "no valid JSON"),
+        ("results.csv", b"", "results are .jsonl or .parquet files"),
+        ("results.jsonl", b'{"id": "a"', "not valid JSON"),
         ("results.jsonl", b'{"id": "a"}', "outcome"),
         ("results.jsonl.gz", gzip.compress(b"{}\n", mtime=0)[:-4], "Compressed file ended"),
         ("results.parquet", b"PAR1", "cannot be read"),
@@ -264,7 +269,7 @@ def test_what_are_no_results_is_a_value_error(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=problem):
         read_results(f"{tmp_path}/{name}")
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="the file does not exist"):
         read_results(f"{tmp_path}/other.jsonl")
 
 
@@ -293,8 +298,8 @@ def test_writing_takes_no_more_than_its_share_of_the_time(gaps, cost, share):
 def test_a_growing_output_is_never_far_behind(ended, took):
     """After a quick write the next may follow in ten seconds, and after a slow one later."""
     due = next_write(ended, took)
-    assert due >= ended + LEAST_GAP
-    assert due <= ended + LEAST_GAP + took / WRITING_SHARE
+    assert due >= ended + MIN_WRITE_INTERVAL
+    assert due <= ended + MIN_WRITE_INTERVAL + took / WRITING_SHARE
 
 
 def test_ten_thousand_items_are_not_written_ten_thousand_times():
@@ -305,5 +310,5 @@ def test_ten_thousand_items_are_not_written_ten_thousand_times():
         if clock >= due:
             writes, rows, took = writes + 1, rows + items, items * 20e-6
             due = next_write(clock + took, took)
-    assert writes <= 10_000 * 0.5 / LEAST_GAP + 1
+    assert writes <= 10_000 * 0.5 / MIN_WRITE_INTERVAL + 1
     assert rows < 10_000 * 10_000 / 2 / 15

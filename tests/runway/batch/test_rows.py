@@ -16,7 +16,7 @@ from prefect_cometapi.runway import (
     VideoToVideoRequest,
 )
 from prefect_cometapi.runway.batch.models import BatchItem
-from prefect_cometapi.runway.batch.row_validation import MAX_ID_LENGTH, MOST_PROBLEMS
+from prefect_cometapi.runway.batch.row_validation import MAX_ID_LENGTH, MAX_NAME_PROBLEMS
 from prefect_cometapi.runway.batch.rows import BadRow, Row, batch_keys, check_rows, rows_of
 from prefect_cometapi.runway.models.keys import MAX_KEY_LENGTH, check_key
 
@@ -134,38 +134,47 @@ def test_a_secret_in_the_wrong_field_is_not_repeated(name, leak):
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        (image(duraton=10), "duraton: is no field of a request; did you mean duration?"),
-        (image(DURATION=10), "DURATION: is no field of a request; did you mean duration?"),
-        (image(sku=1), "sku: is no field of a request; names of your own begin with x_ or _"),
-        (image(sku=None), "sku: is no field of a request; names of your own begin with x_ or _"),
-        ({**image(), "": 1}, "'': is no field of a request; names of your own begin with x_ or _"),
-        ({**image(), 5: 1}, "int: is no field of a request; names of your own begin with x_ or _"),
-        (image(prompt_image=IMAGE), "prompt_image: promptImage is there twice"),
+        (image(duraton=10), "duraton: is not a field of a request; did you mean duration?"),
+        (image(DURATION=10), "DURATION: is not a field of a request; did you mean duration?"),
+        (image(sku=1), "sku: is not a field of a request; your own fields must begin with x_ or _"),
+        (
+            image(sku=None),
+            "sku: is not a field of a request; your own fields must begin with x_ or _",
+        ),
+        (
+            {**image(), "": 1},
+            "'': is not a field of a request; your own fields must begin with x_ or _",
+        ),
+        (
+            {**image(), 5: 1},
+            "int: is not a field of a request; your own fields must begin with x_ or _",
+        ),
+        (image(prompt_image=IMAGE), "prompt_image: promptImage is given twice"),
         (image(duration=7), "duration: 5 or 10 seconds, got 7"),
         (image(duration="soon"), "duration: must be a valid integer, unable to parse string"),
-        (image(seed=1 << 20_000, model="new"), "seed: is too large a number"),
+        (image(seed=1 << 20_000, model="new"), "seed: is too large"),
         (image(seed=-1), "seed: must be greater than or equal to 0"),
-        (image(ratio="1280x720"), "ratio: write width:height with a colon"),
+        (image(ratio="1280x720"), "ratio: must be width:height"),
         (image(promptText="\ud800"), "promptText: must be text in valid Unicode (UTF-8)"),
         ({"promptImage": b"http://example.com"}, "promptImage: must be text in valid Unicode"),
-        ({"promptImage": "http://example.com"}, "promptImage: must be a https:// URL"),
-        (image(references="[]"), "references: is no field of image_to_video"),
-        (video(duration=5), "duration: is no field of video_to_video"),
+        ({"promptImage": "http://example.com"}, "promptImage: must be an https:// URL"),
+        (image(references="[]"), "references: is not a field of image_to_video"),
+        (video(duration=5), "duration: is not a field of video_to_video"),
         (video(promptText=None), "promptText: is missing"),
         (video(promptText=""), "promptText: string should have at least 1 character"),
-        (video(references="[{]"), "references: no valid JSON: Expecting property name"),
+        (video(references="[{]"), "references: is not valid JSON: Expecting property name"),
         (
             video(references='[{"uri": 1, "uri": 2}]'),
-            "no valid JSON: an object names a field twice",
+            "is not valid JSON: an object has a field twice",
         ),
-        (video(references=[{"uri": VIDEO, "kind": 1}]), "references.0.kind: is no field here"),
+        (video(references=[{"uri": VIDEO, "kind": 1}]), "references.0.kind: is not a field here"),
         (video(references=[{"uri": b"a"}]), "references: must be text in valid Unicode"),
-        (video(contentModeration={"public": 1}), "contentModeration.public: is no field here"),
+        (video(contentModeration={"public": 1}), "contentModeration.public: is not a field here"),
         ({**image(), **video()}, "has promptImage (image_to_video) and videoUri"),
         ({"promptText": "rain"}, "needs promptImage (image_to_video) or videoUri"),
         (image(route="text_to_video"), "route: must be one of image_to_video, video_to_video"),
         (image(route=5), "route: must be one of image_to_video, video_to_video"),
-        (image(route="video_to_video"), "promptImage: is no field of video_to_video"),
+        (image(route="video_to_video"), "promptImage: is not a field of video_to_video"),
     ],
 )
 def test_a_bad_field_is_named_with_what_is_allowed(fields, problem):
@@ -253,16 +262,16 @@ def test_an_id_is_text_or_a_whole_number(given_id, id_):
     ("given_id", "problem"),
     [
         (None, "is missing"),
-        ("", "must be 1 to 200 printable characters without blanks around them"),
-        (" a", "must be 1 to 200 printable characters"),
-        ("a\n", "must be 1 to 200 printable characters"),
-        ("\ud800", "must be 1 to 200 printable characters"),
-        ("x" * 201, "must be 1 to 200 printable characters"),
+        ("", "must have 1 to 200 printable characters and no surrounding blanks"),
+        (" a", "must have 1 to 200 printable characters"),
+        ("a\n", "must have 1 to 200 printable characters"),
+        ("\ud800", "must have 1 to 200 printable characters"),
+        ("x" * 201, "must have 1 to 200 printable characters"),
         (True, "must be text or a whole number"),
         (1.0, "must be text or a whole number"),
         (2**63, "must be text or a whole number"),
         ([1], "must be text or a whole number"),
-        (f"{IMAGE}?sig={SECRET}", "may hold no key, token or data URI"),
+        (f"{IMAGE}?sig={SECRET}", "must not contain an API key, a token or a data URI"),
     ],
 )
 def test_a_bad_id_is_not_repeated_but_explained(given_id, problem):
@@ -277,8 +286,8 @@ def test_of_two_rows_with_one_id_the_later_is_bad_and_names_the_first():
     items, bad = checked(image(id=1), video(id="1"), image(id="b"), image(id="1", seed=-1))
     assert [item.id for item in items] == ["1", "b"]
     told = [f"{row.row} {row.field}: {row.problem}" for row in bad]
-    assert "3 id: line 2 has the same" in told
-    assert "5 id: line 2 has the same" in told
+    assert "3 id: is also the id of line 2" in told
+    assert "5 id: is also the id of line 2" in told
     assert len(told) == 3
 
 
@@ -288,10 +297,20 @@ def test_the_longest_id_fits_the_longest_key_of_a_batch():
     rows = in_file(image(id="x" * MAX_ID_LENGTH))
     (item,), bad = check_rows(rows, batch_keys(longest))
     assert (len(item.idempotency_key), bad) == (MAX_KEY_LENGTH, [])
-    with pytest.raises(ValueError, match="the key of a batch has at most 311 characters"):
+    with pytest.raises(
+        ValueError, match="the idempotency key of a batch may have at most 311 characters"
+    ):
         batch_keys(f"{longest}b")
-    with pytest.raises(ValueError, match="a key has 1 to 512 printable characters"):
+    with pytest.raises(ValueError, match="key must have 1 to 512 printable characters"):
         batch_keys(" ")
+
+
+def test_no_item_has_the_key_or_the_prefix_of_another_batch():
+    """Otherwise batch a with id b/1 would get the video of batch a/b, and count its spending."""
+    ((item,), bad) = check_rows(in_file(image(id="b/1")), batch_keys("a"))
+    assert (item.idempotency_key, bad) == ("a/b/1", [])
+    with pytest.raises(ValueError, match="must not contain a slash"):
+        batch_keys("a/b")
 
 
 def test_a_key_that_is_none_or_another_rows_makes_the_row_bad():
@@ -300,8 +319,11 @@ def test_a_key_that_is_none_or_another_rows_makes_the_row_bad():
     items, bad = check_rows(rows, lambda id_, request, variation: "" if id_ == "c" else "same")
     assert [item.id for item in items] == ["a"]
     assert [row.problem for row in bad] == [
-        "leads to the same key as line 2",
-        "leads to no valid key: a key has 1 to 512 printable characters, as 'sku-17/2026-11-21'",
+        "results in the same idempotency key as line 2",
+        (
+            "results in an invalid idempotency key: an idempotency key must have 1 to 512 "
+            "printable characters, for example 'sku-17/2026-11-21'"
+        ),
     ]
 
 
@@ -367,11 +389,14 @@ def test_a_data_uri_in_a_model_is_whole_in_its_item():
 @pytest.mark.parametrize(
     ("given_row", "problem"),
     [
-        (5, "row 1: is no request and no mapping of its fields"),
-        ({"request": 5}, "row 1: has a request that is neither one nor a mapping of its fields"),
-        ({"id": 1, "request": image(id=2)}, "row 1: has id beside its request and in it"),
-        ({"key": "a", "request": image()}, "row 1 (id 1): key: is no field of a request"),
-        (image(id=" "), "row 1: id: must be 1 to 200 printable characters"),
+        (5, "row 1: is neither a request nor a mapping of its fields"),
+        (
+            {"request": 5},
+            "row 1: has a request that is neither a request nor a mapping of its fields",
+        ),
+        ({"id": 1, "request": image(id=2)}, "row 1: has id both in its request and next to it"),
+        ({"key": "a", "request": image()}, "row 1 (id 1): key: is not a field of a request"),
+        (image(id=" "), "row 1: id: must have 1 to 200 printable characters"),
     ],
 )
 def test_what_is_no_request_is_a_bad_row(given_row, problem):
@@ -385,7 +410,7 @@ def test_a_position_that_another_row_has_as_its_id_is_told():
     """Given and generated ids are unique together."""
     items, bad = check_rows(rows_of([image(id="2"), image(seed=1)]), batch_keys("spring"))
     assert [item.id for item in items] == ["2"]
-    assert str(bad[0]) == "row 2 (id 2): id: row 1 has the same"
+    assert str(bad[0]) == "row 2 (id 2): id: is also the id of row 1"
 
 
 def test_a_row_of_a_thousand_wrong_names_is_told_in_a_few():
@@ -393,4 +418,4 @@ def test_a_row_of_a_thousand_wrong_names_is_told_in_a_few():
     wrong = {f"promptImag{n}": "x" for n in range(1000)}
     items, bad = checked({"id": "a", "promptImage": "https://example.com/a.jpg", **wrong})
     assert items == []
-    assert len(bad) == MOST_PROBLEMS + 1
+    assert len(bad) == MAX_NAME_PROBLEMS + 1

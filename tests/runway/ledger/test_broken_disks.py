@@ -340,7 +340,7 @@ async def test_an_entry_with_damaged_words_is_told_without_them(file_ledger, tmp
     with pytest.raises(LedgerUnavailable, match="is damaged: state\n") as caught:
         await buy(file_ledger, service)
     assert "do not delete it" in str(caught.value)
-    assert "may be bought" in str(caught.value)
+    assert "may have been bought" in str(caught.value)
     assert "submytted" not in str(caught.value)
     assert service.posts == 0
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway.media import confinement
-from prefect_cometapi.runway.media.confinement import _MACHINES, _filter
+from prefect_cometapi.runway.media.confinement import MACHINES, allowed_calls, seccomp_filter
 
 from .calls import CALLS, COLUMNS, NONE
 
@@ -22,28 +22,28 @@ X32 = 0x40000000
 """Bit in the number of each system call of an x86-64 program with 32-bit addresses."""
 CLONE_THREAD = 0x10000
 
-machines = pytest.mark.parametrize("machine", sorted(_MACHINES))
+machines = pytest.mark.parametrize("machine", sorted(MACHINES))
 words = st.integers(0, 2**32 - 1)
 
 
 def verdict(machine: str, number: int, argument: int = 0, architecture: int | None = None) -> int:
     """Run the filter on a call as the kernel would, and return the result."""
-    known = _MACHINES[machine]
-    program = list(struct.iter_unpack("=HBBI", _filter(known, PID)))
-    asked = struct.pack("=IIQ6Q", number, architecture or known.architecture, 0, argument, *[0] * 5)
+    architecture = architecture or MACHINES[machine].audit_arch
+    program = list(struct.iter_unpack("=HBBI", seccomp_filter(machine, PID)))
+    asked = struct.pack("=IIQ6Q", number, architecture, 0, argument, *[0] * 5)
     at = loaded = 0
     while True:
         what, if_so, if_not, value = program[at]
         at += 1
-        if what == confinement._RETURN:
+        if what == confinement.BPF_RETURN:
             return value
-        if what == confinement._LOAD:
+        if what == confinement.BPF_LOAD_WORD:
             (loaded,) = struct.unpack_from("=I", asked, value)
             continue
         holds = {
-            confinement._IF_EQUAL: loaded == value,
-            confinement._IF_AT_LEAST: loaded >= value,
-            confinement._IF_ANY_BIT: bool(loaded & value),
+            confinement.BPF_JUMP_IF_EQUAL: loaded == value,
+            confinement.BPF_JUMP_IF_AT_LEAST: loaded >= value,
+            confinement.BPF_JUMP_IF_ANY_BIT: bool(loaded & value),
         }
         at += if_so if holds[what] else if_not
 
@@ -67,15 +67,7 @@ def test_no_call_reaches_another_process_a_file_or_what_is_shared(machine, name)
 @given(number=words, argument=words)
 def test_a_call_that_nobody_thought_of_is_denied(machine, number, argument):
     """Unknown calls are denied, including those of later kernels."""
-    allowed = {
-        numbers[COLUMNS[machine]]
-        for numbers in [
-            *confinement._ALLOWED.values(),
-            *(numbers for numbers, _ in confinement._ALLOWED_WITH_FIRST_ARGUMENT.values()),
-            confinement._CLONE,
-            confinement._TGKILL,
-        ]
-    }
+    allowed = {call.number(machine) for _why, calls in allowed_calls(PID) for call in calls}
     assert number in allowed or is_denied(verdict(machine, number, argument))
 
 
@@ -83,7 +75,7 @@ def test_a_call_that_nobody_thought_of_is_denied(machine, number, argument):
 @given(number=st.integers(0, 600), argument=words)
 def test_a_32_bit_program_may_make_no_call(machine, number, argument):
     """The same number means another call there, so allowing it would allow any call."""
-    small = _MACHINES[machine].architecture_32_bit
+    small = MACHINES[machine].audit_arch_32_bit
     assert is_denied(verdict(machine, number, argument, small))
 
 

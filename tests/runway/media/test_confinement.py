@@ -22,7 +22,7 @@ import pytest
 from prefect_cometapi.runway.media import confinement
 
 LANDLOCK = (
-    ctypes.CDLL(None).syscall(confinement._CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+    ctypes.CDLL(None).syscall(confinement.SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
     if sys.platform == "linux"
     else 0
 )
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
     LANDLOCK < 1, reason="this kernel has no Landlock (Linux 5.13, booted with lsm=…,landlock)"
 )
 knows_machine = pytest.mark.skipif(
-    os.uname().machine not in confinement._MACHINES or sys.maxsize < 1 << 32,
+    os.uname().machine not in confinement.MACHINES or sys.maxsize < 1 << 32,
     reason="no call of this machine is denied",
 )
 
@@ -184,9 +184,9 @@ def test_what_is_given_up_can_be_told(monkeypatch):
     """The remaining access is found by trying, and is reported on systems without confinement."""
     assert in_a_confined_thread(confinement.reached) == []
     assert confinement.reached() == ["files", "network", "processes"]
-    monkeypatch.setattr(confinement, "_MACHINES", {})
+    monkeypatch.setattr(confinement, "MACHINES", {})
     assert in_a_confined_thread(confinement.reached) == ["network", "processes"]
-    monkeypatch.setattr(confinement, "_allow_nothing", lambda _libc: None)
+    monkeypatch.setattr(confinement, "_apply_landlock", lambda _libc: None)
     assert in_a_confined_thread(confinement.reached) == ["files", "network", "processes"]
 
 
@@ -215,32 +215,39 @@ def test_only_who_asks_for_it_is_confined():
     assert open_a_socket()
 
 
-@pytest.mark.parametrize("version", [one for one in confinement._LANDLOCK if one <= LANDLOCK])
+@pytest.mark.parametrize("version", [one for one in confinement.LANDLOCK_RIGHTS if one <= LANDLOCK])
 def test_an_older_kernel_denies_what_it_knows(version, monkeypatch):
     """Features that an older kernel does not know are not requested, as it would refuse all."""
-    known = {one: denies for one, denies in confinement._LANDLOCK.items() if one <= version}
-    monkeypatch.setattr(confinement, "_LANDLOCK", known)
+    known = {one: denies for one, denies in confinement.LANDLOCK_RIGHTS.items() if one <= version}
+    monkeypatch.setattr(confinement, "LANDLOCK_RIGHTS", known)
     assert isinstance(in_a_confined_thread(read_a_file), PermissionError)
 
 
 @knows_machine
 def test_a_kernel_without_landlock_still_opens_no_socket(monkeypatch):
     """No file can be opened either, but an open file can still be read."""
-    monkeypatch.setattr(confinement, "_CREATE_RULESET", 999_999)  # exists in no kernel
+    monkeypatch.setattr(confinement, "SYS_LANDLOCK_CREATE_RULESET", 999_999)  # exists in no kernel
     assert isinstance(in_a_confined_thread(read_a_file), PermissionError)
     assert isinstance(in_a_confined_thread(open_a_socket), PermissionError)
+
+
+def test_a_ruleset_that_the_kernel_rejects_is_reported_and_does_not_end_the_decoder(monkeypatch):
+    """A decoder without Landlock continues, and reports the access that it still has."""
+    monkeypatch.setattr(confinement, "LANDLOCK_RIGHTS", {1: (1 << 63, 0, 0)})  # known to no kernel
+    monkeypatch.setattr(confinement, "MACHINES", {})
+    assert in_a_confined_thread(confinement.reached) == ["files", "network", "processes"]
 
 
 @pytest.mark.parametrize("unknown", ["machine", "small", "emulated"])
 def test_on_an_unknown_machine_files_are_denied_all_the_same(unknown, monkeypatch):
     """No call is denied by its number, which may mean another call on that machine."""
     if unknown == "machine":
-        monkeypatch.setattr(confinement, "_MACHINES", {})
+        monkeypatch.setattr(confinement, "MACHINES", {})
     elif unknown == "small":
         monkeypatch.setattr(sys, "maxsize", 2**31 - 1)
     else:
-        strange = {os.uname().machine: confinement._Machine(1, 2, 0)}
-        monkeypatch.setattr(confinement, "_MACHINES", strange)
+        strange = {os.uname().machine: confinement.Machine(1, 2)}
+        monkeypatch.setattr(confinement, "MACHINES", strange)
     assert isinstance(in_a_confined_thread(read_a_file), PermissionError)
     assert in_a_confined_thread(open_a_socket) == "opened"
 

@@ -73,6 +73,16 @@ def test_a_poster_that_cannot_be_read_leaves_its_tile_dark():
     assert [colour_at(sheet, number) for number in range(4)] == ["red", "dark", "dark", "blue"]
 
 
+def test_gaps_and_unused_tiles_are_dark():
+    """Tiles do not touch, and the last row may be incomplete."""
+    sheet = drawn([poster("red")] * 8)
+    assert [colour_at(sheet, number) for number in range(6, 12)] == ["red"] * 2 + ["dark"] * 4
+    for x in range(0, sheet.width, TILE_WIDTH + GAP):
+        pixel = sheet.getpixel((x, TILE_HEIGHT // 2))
+        assert isinstance(pixel, tuple)
+        assert max(pixel) < 64
+
+
 def test_it_is_drawn_by_the_process_that_has_no_key():
     """A process with the API key does not open posters, which an attacker may have made."""
     posters = [poster("red"), b"no picture", poster("blue", (720, 1280))]

@@ -141,7 +141,7 @@ def test_a_file_that_takes_too_long_ends_the_process(tmp_path):
         "import decoder\n"
         "def endless(*_):\n    while True: pass\n"
         "decoder._answer = endless\n"
-        "decoder.serve(decoder.asked(), sys.stdout, cpu_seconds=0.1)\n"
+        "decoder.serve(decoder.read_questions(), sys.stdout, cpu_seconds=0.1)\n"
     )
     one = Decoder(program)
     with pytest.raises(InvalidOutput, match="ended by SIGPROF"):
@@ -158,7 +158,7 @@ def test_who_opens_a_strangers_file_has_no_key_and_is_confined(clips, asked, mon
     assert b"sk-canary" not in (process / "environ").read_bytes()
     limits = (process / "limits").read_text()
     for limit, value in {
-        "Max address space": decoder.MEMORY,
+        "Max address space": decoder.MAX_MEMORY,
         "Max file size": 0,
         "Max core file size": 0,
     }.items():
@@ -222,7 +222,7 @@ def test_a_video_that_needs_too_much_memory_is_refused(clips, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(decoder, "inspect_video", greedy)
-    refused = {"refused": "the output needs more than 2 GB of memory to be read"}
+    refused = {"refused": "the output takes more than 2 GB of memory to read"}
     assert told(clips / "clip.mp4") == refused
 
 
@@ -300,7 +300,7 @@ def test_the_program_confines_itself_and_answers(clips, standard_input, monkeypa
     ready, answer = capsys.readouterr().out.splitlines()
     assert ready.startswith("ready")
     assert json.loads(answer)["info"]["frames"] == 48
-    assert set_to[resource.RLIMIT_AS][0] == decoder.MEMORY
+    assert set_to[resource.RLIMIT_AS][0] == decoder.MAX_MEMORY
 
 
 WINDOWS = """

@@ -34,7 +34,7 @@ def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, an
         lambda: inspector.draw_poster(program, tmp_path / "poster.jpg"),
         lambda: inspector.draw_contact_sheet([b"poster"]),
     ):
-        with pytest.raises(InvalidOutput, match="answers nonsense"):
+        with pytest.raises(InvalidOutput, match="its answer is not valid"):
             look()
     assert not (tmp_path / "poster.jpg").exists()
     one.close()
@@ -86,7 +86,7 @@ def test_no_video_is_described_as_what_it_cannot_be(tmp_path, monkeypatch, forge
     )
     one = Decoder(program)
     monkeypatch.setattr(inspector, "_decoder", lambda _process: one)
-    with pytest.raises(InvalidOutput, match="answers nonsense"):
+    with pytest.raises(InvalidOutput, match="its answer is not valid"):
         inspector.inspect_video(program)
     one.close()
 
@@ -95,10 +95,19 @@ def test_a_decoder_that_sleeps_is_ended(tmp_path, monkeypatch):
     """A limit of processor time does not end a sleeping process, so a timeout ends it."""
     program = tmp_path / "sleeping.py"
     program.write_text("import time\nprint('ready', flush=True)\ninput()\ntime.sleep(600)\n")
-    monkeypatch.setattr(inspector, "PATIENCE", 0.2)
+    monkeypatch.setattr(inspector, "ANSWER_TIMEOUT", 0.2)
     asleep = Decoder(program)
     with pytest.raises(InvalidOutput, match="was ended by SIGKILL"):
         asleep.ask(program)
+
+
+def test_a_decoder_that_never_reports_ready_is_ended(tmp_path, monkeypatch):
+    """A decoder that hangs while it starts, as on a dead network disk, holds up no run for ever."""
+    program = tmp_path / "hanging.py"
+    program.write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(inspector, "START_TIMEOUT", 0.2)
+    with pytest.raises(StorageError, match="cannot read videos: the decoder was ended by SIGKILL"):
+        Decoder(program).reaches()
 
 
 def test_what_a_decoder_left_behind_does_not_hold_up_the_next_file(tmp_path, monkeypatch, clips):
@@ -107,7 +116,7 @@ def test_what_a_decoder_left_behind_does_not_hold_up_the_next_file(tmp_path, mon
     program.write_text(
         "import os, time\nprint('ready', flush=True)\ninput()\nos.fork() or time.sleep(600)\n"
     )
-    monkeypatch.setattr(inspector, "PATIENCE", 0.2)
+    monkeypatch.setattr(inspector, "ANSWER_TIMEOUT", 0.2)
     forking = Decoder(program)
     with pytest.raises(InvalidOutput, match="ended with 0"):
         forking.ask(program)
@@ -120,7 +129,7 @@ def test_a_decoder_that_says_no_more_is_ended(tmp_path, monkeypatch):
     program.write_text(
         "import os, time\nprint('ready', flush=True)\ninput()\nos.close(1)\ntime.sleep(600)\n"
     )
-    monkeypatch.setattr(inspector, "ENDING", 0.1)
+    monkeypatch.setattr(inspector, "EXIT_TIMEOUT", 0.1)
     silent = Decoder(program)
     with pytest.raises(InvalidOutput, match="was ended by SIGKILL"):
         silent.ask(program)

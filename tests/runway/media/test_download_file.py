@@ -43,7 +43,7 @@ class Chunks(httpx.AsyncByteStream):
 
 async def test_a_file_is_written_while_it_arrives(target, monkeypatch):
     """Blocks are written in order, and the hash is that of the whole file."""
-    monkeypatch.setattr(download_file, "BLOCK", 1000)
+    monkeypatch.setattr(download_file, "MAX_BLOCK", 1000)
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
     assert await download(URL, target, transport=transport) == digest(BODY)
     assert target.read_bytes() == BODY
@@ -51,10 +51,10 @@ async def test_a_file_is_written_while_it_arrives(target, monkeypatch):
 
 async def test_a_disk_that_is_full_on_the_way_is_told(target, monkeypatch):
     """The error comes before the rest of the file arrives."""
-    monkeypatch.setattr(download_file, "BLOCK", 1000)
+    monkeypatch.setattr(download_file, "MAX_BLOCK", 1000)
     monkeypatch.setattr(download_file.DownloadWriter, "_write", full)
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
-    with pytest.raises(StorageError, match="did not take the download: No space left"):
+    with pytest.raises(StorageError, match=r"could not be written to .*: No space left"):
         await download(URL, target, transport=transport)
 
 
@@ -64,8 +64,8 @@ def full(*_args: object) -> None:
 
 async def test_a_thousand_slow_files_share_the_memory_of_a_few(tmp_path, monkeypatch):
     """Each file buffers less, so that all of them stay below a memory limit."""
-    monkeypatch.setattr(download_file, "IN_MEMORY", 8_000_000)
-    monkeypatch.setattr(download_file, "SMALLEST_BLOCK", 1000)
+    monkeypatch.setattr(download_file, "MAX_IN_MEMORY", 8_000_000)
+    monkeypatch.setattr(download_file, "MIN_BLOCK", 1000)
     async with AsyncExitStack() as stack:
         files = []
         for number in range(200):
@@ -81,10 +81,10 @@ async def test_a_thousand_slow_files_share_the_memory_of_a_few(tmp_path, monkeyp
 
 async def test_a_file_alone_has_its_whole_block(tmp_path):
     """Finished files no longer count for the shared memory limit."""
-    assert len(DownloadWriter._arriving) == 0
+    assert len(DownloadWriter._open_writers) == 0
     with (tmp_path / "o").open("wb") as file:
         async with aclosing(DownloadWriter(file)) as only:
-            await only.append(b"x" * (download_file.BLOCK - 1))
-            assert only._size == download_file.BLOCK - 1
+            await only.append(b"x" * (download_file.MAX_BLOCK - 1))
+            assert only._size == download_file.MAX_BLOCK - 1
             await only.append(b"x")
             assert only._size == 0

@@ -38,7 +38,7 @@ async def test_a_file_that_drips_does_not_hold_its_run_for_ever(target, monkeypa
 async def test_a_text_is_no_video(answers, target, media_type):
     """An error page is not stored, whatever its media type, and the error names that type."""
     script = answers((200, BODY, {"content-type": media_type}))
-    with pytest.raises(InvalidOutput, match="a text came in place of the output"):
+    with pytest.raises(InvalidOutput, match="the server sent text instead"):
         await download(URL, target, transport=script)
 
 

@@ -44,19 +44,22 @@ def test_a_cut_video_is_told_how_much_is_there(clips, tmp_path):
     """The message shows that the download, not the generation, failed."""
     whole = (clips / "clip.mp4").read_bytes()
     (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InvalidOutput, match=r"cut off: [\d,]+ of at least [\d,]+ bytes are there"):
+    with pytest.raises(InvalidOutput, match=r"truncated: it has [\d,]+ of at least [\d,]+ bytes"):
         inspect_video(tmp_path / "half.mp4")
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no MP4 or WebM; it begins with b''"),
-        (b"<!doctype html><html></html>", "no MP4 or WebM; it begins with b'<!doctype ht'"),
-        (b"\xff\xd8\xff\xe0 a picture", "no MP4 or WebM"),
-        (b"#EXTM3U\nhttp://127.0.0.1/private", "no MP4 or WebM"),
-        (b"\0\0\0\x20ftypisom" + bytes(40), "no readable video"),
-        (b"\x1aE\xdf\xa3" + bytes(40), "no readable video"),
+        (b"", "not an MP4 or WebM file; it begins with b''"),
+        (
+            b"<!doctype html><html></html>",
+            "not an MP4 or WebM file; it begins with b'<!doctype ht'",
+        ),
+        (b"\xff\xd8\xff\xe0 a picture", "not an MP4 or WebM"),
+        (b"#EXTM3U\nhttp://127.0.0.1/private", "not an MP4 or WebM"),
+        (b"\0\0\0\x20ftypisom" + bytes(40), "not a readable video"),
+        (b"\x1aE\xdf\xa3" + bytes(40), "not a readable video"),
     ],
     ids=["empty", "web page", "picture", "playlist", "bare MP4 head", "bare WebM head"],
 )
@@ -71,8 +74,8 @@ def test_what_is_no_video_is_refused(tmp_path, content, reason):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("sound.mp4", "holds no video"),
-        ("unknown-codec.mp4", "no known codec"),
+        ("sound.mp4", "contains no video"),
+        ("unknown-codec.mp4", "an unknown codec"),
         ("no-size.mp4", "frames have no size"),
     ],
 )

@@ -49,14 +49,16 @@ def test_a_key_of_ones_own_is_kept_as_it_is(key):
 @pytest.mark.parametrize("key", ["", "  ", "a\nb", "a\x00", "k" * (MAX_KEY_LENGTH + 1), "\ud800"])
 def test_a_key_that_cannot_be_kept_is_refused(key):
     """The error says which keys are allowed and gives an example."""
-    with pytest.raises(ValueError, match="1 to 512 printable characters, as 'sku-17/2026-11-21'"):
+    with pytest.raises(
+        ValueError, match="1 to 512 printable characters, for example 'sku-17/2026-11-21'"
+    ):
         check_key(key)
 
 
 @pytest.mark.parametrize("key", [" sku", "sku ", " sku ", "\u3000sku", " sku/17", "a b "])
 def test_a_key_with_blanks_around_it_is_refused(key):
     """Surrounding blanks are invisible, and a key that looks equal would be bought again."""
-    with pytest.raises(ValueError, match="no blanks around it") as refused:
+    with pytest.raises(ValueError, match="must not begin or end with a blank") as refused:
         check_key(key)
     assert repr(key) in str(refused.value)
     assert check_key("a b") == "a b"
@@ -72,7 +74,7 @@ def test_a_key_with_blanks_around_it_is_refused(key):
 )
 def test_a_key_is_no_place_for_a_secret(key):
     """A key appears in the ledger, in logs and in file names, so it may not contain a secret."""
-    with pytest.raises(ValueError, match="may hold no") as raised:
+    with pytest.raises(ValueError, match="must not contain") as raised:
         check_key(key)
     assert "canary" not in str(raised.value)
     assert check_key("https://bucket.example.com/cat.jpg")

@@ -150,19 +150,19 @@ def test_snake_case_and_camel_case_name_the_same_fields():
         ("duration", 0, "greater than or equal to 1"),
         ("seed", -1, "greater than or equal to 0"),
         ("seed", 1_000_000_000, "0 to 999999999, got 1000000000"),
-        ("ratio", "1280x720", "write width:height with a colon, as 1280:720, got '1280x720'"),
+        ("ratio", "1280x720", "must be width:height, for example 1280:720, got '1280x720'"),
         ("ratio", "640:480", "one of 1280:720, 720:1280"),
-        ("ratio", "1280:72\N{ARABIC-INDIC DIGIT ZERO}", "write width:height with a colon"),
+        ("ratio", "1280:72\N{ARABIC-INDIC DIGIT ZERO}", "must be width:height"),
         ("ratio", 1280, "valid string"),
-        ("promptImage", "http://example.com/cat.jpg", "must be a https:// URL"),
-        ("promptImage", "ftp://example.com/cat.jpg", "must be a https:// URL"),
-        ("promptImage", "https:///cat.jpg", "must be a https:// URL"),
-        ("promptImage", "https://example.com/a cat.jpg", "no spaces"),
-        ("promptImage", "https://example.com:port/cat.jpg", "this is no URL"),
+        ("promptImage", "http://example.com/cat.jpg", "must be an https:// URL"),
+        ("promptImage", "ftp://example.com/cat.jpg", "must be an https:// URL"),
+        ("promptImage", "https:///cat.jpg", "must be an https:// URL"),
+        ("promptImage", "https://example.com/a cat.jpg", "must not contain spaces"),
+        ("promptImage", "https://example.com:port/cat.jpg", "this is not a valid URL"),
         ("promptImage", f"https://example.com/{'x' * 2048}", "2048 characters"),
         ("promptImage", 5, "valid string"),
         ("promptImage", data_uri(9, "video/mp4"), "data:image/<type>;base64,<data>"),
-        ("promptImage", "data:image/png;base64,abcde", "base64 is broken"),
+        ("promptImage", "data:image/png;base64,abcde", "is not valid base64"),
         ("promptImage", data_uri(5_000_001), "5,000,000 bytes of image"),
         ("promptimage", IMAGE, "Extra inputs are not permitted"),
     ],
@@ -181,7 +181,7 @@ def test_a_bad_image_request_is_told_which_field_and_what_is_allowed(field, valu
         ("promptText", "x" * 1001, "at most 1000 characters"),
         ("seed", 4_294_967_296, "0 to 4294967295"),
         ("references", [{"uri": IMAGE}] * 2, "at most 1, got 2"),
-        ("references", [{"uri": "http://example.com"}], "must be a https:// URL"),
+        ("references", [{"uri": "http://example.com"}], "must be an https:// URL"),
         ("contentModeration", {"publicFigureThreshold": "none"}, "'auto' or 'low'"),
         ("videoUri", data_uri(9), "data:video/<type>;base64,<data>"),
         ("videoUri", data_uri(16_000_001, "video/mp4"), "16,000,000 bytes of video"),
@@ -239,7 +239,7 @@ def test_plain_http_is_allowed_on_this_machine(host):
 def test_a_name_that_only_looks_local_is_not_this_machine(host):
     """A plain http source on another machine is refused, whatever its name."""
     message = problem_of(ImageToVideoRequest, {"promptImage": f"http://{host}/cat.jpg"})
-    assert "must be a https:// URL" in message
+    assert "must be an https:// URL" in message
 
 
 def test_a_data_uri_is_sent_whole_and_shown_short():

@@ -107,12 +107,12 @@ def test_a_video_in_the_storage_is_there_with_its_poster(storage, video, poster)
 def test_what_is_published_is_what_was_checked(storage, video):
     """A file that differs from the checked one is neither published nor accepted as published."""
     path = Path(video.path)
-    with pytest.raises(StagedFileMissing, match="is not what was fetched any more"):
+    with pytest.raises(StagedFileMissing, match="has changed since it was fetched"):
         publish_checked(storage, path, "a.mp4", "0" * 64)
     assert publish_checked(storage, path, "a.mp4", video.sha256) == storage.uri("a.mp4")
     assert publish_checked(storage, path, "a.mp4", video.sha256) == storage.uri("a.mp4")
     Path(storage.uri("a.mp4")).write_bytes(b"another")
-    with pytest.raises(StagedFileMissing, match="is not on this machine any more"):
+    with pytest.raises(StagedFileMissing, match="no longer exists on this machine"):
         publish_checked(storage, path, "a.mp4", video.sha256)
     with pytest.raises(StagedFileMissing):
         publish_checked(storage, path, "a.mp4", None)

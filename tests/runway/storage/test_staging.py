@@ -18,7 +18,7 @@ from prefect_cometapi.runway.storage.folder import FolderStorage
 from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 from prefect_cometapi.runway.storage.staging import (
     INCOMING,
-    KEEP,
+    RETENTION,
     StagedFile,
     is_abandoned,
     staged_files,
@@ -60,14 +60,16 @@ def test_a_place_that_somebody_else_prepared_is_not_used(shared_place, trap, mon
     if trap == "another's":
         monkeypatch.setattr(getpass, "getuser", lambda: shared_place.name[17:])
         monkeypatch.setattr(os, "getuid", lambda: -1)
-    with pytest.raises(StorageError, match="is not this user's alone; remove it, or set TMPDIR"):
+    with pytest.raises(
+        StorageError, match="is owned or writable by another user; remove it, or set TMPDIR"
+    ):
         FsspecStorage("memory://videos").staging()
 
 
 def test_a_temporary_folder_that_cannot_be_made_is_told(tmp_path, monkeypatch):
     """The error names the folder."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "gone"))
-    with pytest.raises(StorageError, match="cannot be made"):
+    with pytest.raises(StorageError, match="cannot be created"):
         FsspecStorage("memory://videos").staging()
 
 
@@ -153,7 +155,7 @@ def test_where_no_folder_is_ones_own_files_are_staged_elsewhere(
 def test_nothing_that_may_be_used_is_abandoned(age, reusable, needed, runs):
     """Files of a live process, new files of an unknown one and complete fetches are kept."""
     file = StagedFile("n", "s", age, reusable=reusable, owner_runs=runs)
-    if runs or age < KEEP or (reusable and needed):
+    if runs or age < RETENTION or (reusable and needed):
         assert not is_abandoned(file, needed=needed)
     else:
         assert is_abandoned(file, needed=needed)
@@ -165,7 +167,7 @@ def test_half_a_file_of_a_process_that_ended_is_abandoned(age, needed):
     half = StagedFile("n", "s", age, reusable=False, owner_runs=False)
     assert is_abandoned(half, needed=needed)
     whole = StagedFile("n", "s", age, reusable=True, owner_runs=False)
-    assert is_abandoned(whole, needed=needed) == (not needed and age >= KEEP)
+    assert is_abandoned(whole, needed=needed) == (not needed and age >= RETENTION)
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_a_staged_file_that_is_gone_is_told_as_such(place, staged, tmp_path, pub
     """The error says that the file must be fetched again and does not blame the storage."""
     if published:
         place.publish(staged(), "a.mp4")
-    with pytest.raises(StagedFileMissing, match=r"gone\.mp4 is not on this machine any more"):
+    with pytest.raises(StagedFileMissing, match=r"gone\.mp4 no longer exists on this machine"):
         place.publish(tmp_path / "gone.mp4", "a.mp4")
 
 
@@ -206,7 +206,7 @@ def test_a_folder_that_takes_nothing_is_named(tmp_path, staged):
     """The error contains the reason of the operating system."""
     (tmp_path / "videos" / "a.mp4").mkdir(parents=True)
     file = staged()
-    with pytest.raises(StorageError, match=r"videos did not take a\.mp4: .*directory"):
+    with pytest.raises(StorageError, match=r"a\.mp4 could not be written to .*videos: .*directory"):
         FolderStorage(tmp_path / "videos").publish(file, "a.mp4")
     assert file.exists()
 
@@ -214,7 +214,7 @@ def test_a_folder_that_takes_nothing_is_named(tmp_path, staged):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     """The error is raised by the first use in a step, before anything is bought."""
     (tmp_path / "videos").write_text("a file")
-    with pytest.raises(StorageError, match=r"videos/\.incoming cannot be made: .*directory"):
+    with pytest.raises(StorageError, match=r"videos/\.incoming cannot be created: .*directory"):
         FolderStorage(tmp_path / "videos").staging()
 
 
@@ -223,7 +223,45 @@ def test_a_place_without_uploads_at_once_gets_a_rename(tmp_path, staged):
     place = open_storage(f"watched://{tmp_path}/videos")
     place.publish(staged(), "a.mp4")
     target = str(tmp_path / "videos" / "a.mp4")
-    assert Watched.calls == [("put", f"{target}.part"), ("mv", target)]
+    (put, upload), move = Watched.calls
+    assert (put, move) == ("put", ("mv", target))
+    assert upload.startswith(f"{target}.")
+    assert upload.endswith(".part")
+
+
+def test_two_uploads_of_one_name_do_not_share_a_temporary_name(tmp_path, staged):
+    """One process does not publish the incomplete upload of another."""
+    place = open_storage(f"watched://{tmp_path}/videos")
+    for _ in range(2):
+        place.publish(staged(), "a.mp4")
+    assert len({path for call, path in Watched.calls if call == "put"}) == 2
+
+
+@pytest.mark.parametrize("broken", ["put_file", "mv"])
+def test_an_upload_that_fails_leaves_no_temporary_file(tmp_path, staged, monkeypatch, broken):
+    """The temporary file is deleted whether the upload or the rename fails."""
+
+    def half(_files: object, source: str, target: str, **_options: object) -> None:
+        if broken == "put_file":
+            Path(target).write_bytes(Path(source).read_bytes()[:10])
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Watched, broken, half)
+    with pytest.raises(StorageError, match="Input/output error"):
+        open_storage(f"watched://{tmp_path}/videos").publish(staged(), "a.mp4")
+    assert list((tmp_path / "videos").iterdir()) == []
+
+
+def test_a_temporary_file_that_stays_does_not_hide_the_reason(tmp_path, staged, monkeypatch):
+    """The error of the upload is raised, not that of the deletion."""
+
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Watched, "mv", _full)
+    monkeypatch.setattr(Watched, "rm_file", refuse)
+    with pytest.raises(StorageError, match="No space left on device"):
+        open_storage(f"watched://{tmp_path}/videos").publish(staged(), "a.mp4")
 
 
 def test_an_object_store_gets_one_upload(staged, monkeypatch):
@@ -239,7 +277,9 @@ def test_an_upload_that_lost_bytes_is_taken_back(tmp_path, staged, monkeypatch):
     """The uploaded size is compared with the sent size, and a short upload is deleted."""
     monkeypatch.setattr(Watched, "lost", 1)
     file = staged()
-    with pytest.raises(StorageError, match=r"a\.mp4 has 5999 bytes there, and 6000 here"):
+    with pytest.raises(
+        StorageError, match=r"a\.mp4 has 5999 bytes in the storage, but 6000 on this machine"
+    ):
         open_storage(f"watched://{tmp_path}/videos").publish(file, "a.mp4")
     assert list((tmp_path / "videos").iterdir()) == []
     assert file.exists()
@@ -262,7 +302,10 @@ def test_whatever_a_file_system_raises_names_the_place(
     place = open_storage(f"watched://{tmp_path}/videos")
     with pytest.raises(StorageError) as caught:
         place.publish(staged(), "a.mp4")
-    assert caught.value.message == f"watched://{tmp_path}/videos did not take a.mp4: {reason}"
+    assert (
+        caught.value.message
+        == f"a.mp4 could not be written to watched://{tmp_path}/videos: {reason}"
+    )
     assert "abcdefgh" not in "".join(traceback.format_exception(caught.value))
     assert not (tmp_path / "videos" / "a.mp4").exists()
 
@@ -286,7 +329,7 @@ def test_a_protocol_that_is_not_installed_is_told_with_its_name(staged):
     """The error names the protocol, and the staged file is kept."""
     file = staged()
     with pytest.raises(
-        StorageError, match=r"nosuch://bucket did not take a\.mp4: Protocol not known"
+        StorageError, match=r"a\.mp4 could not be written to nosuch://bucket: Protocol not known"
     ):
         open_storage("nosuch://bucket").publish(file, "a.mp4")
     assert file.exists()
@@ -338,13 +381,15 @@ def test_a_folder_that_takes_no_files_fails_its_check(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(StorageError, match="videos takes no files: No space left on device"):
+    with pytest.raises(StorageError, match="videos is not writable: No space left on device"):
         FolderStorage(tmp_path / "videos").check()
 
 
 def test_a_url_without_a_file_system_fails_its_check():
     """A wrong protocol is reported with the location."""
-    with pytest.raises(StorageError, match=r"nosuch://videos is no storage: .*nosuch"):
+    with pytest.raises(
+        StorageError, match=r"nosuch://videos cannot be used as a storage: .*nosuch"
+    ):
         FsspecStorage("nosuch://videos").check()
 
 
@@ -353,7 +398,7 @@ def test_a_good_place_is_probed_without_a_trace(tmp_path, place):
     """A probe writes a file, reads it back and deletes it."""
     storage = open_storage(f"{place}{tmp_path}/videos")
     probe(storage)
-    with pytest.raises(StorageError, match="does not give back"):
+    with pytest.raises(StorageError, match="cannot be read from"):
         storage.read(PROBE)
 
 
@@ -361,7 +406,7 @@ def test_what_is_not_given_back_is_no_storage(tmp_path, monkeypatch):
     """A location that loses or changes files is detected."""
     storage = FolderStorage(tmp_path)
     monkeypatch.setattr(FolderStorage, "read", lambda *_args: b"something else")
-    with pytest.raises(StorageError, match="what is read there is not what was written"):
+    with pytest.raises(StorageError, match="the content that was read back differs"):
         probe(storage)
 
 
@@ -371,7 +416,7 @@ def test_a_file_that_stays_is_told(tmp_path, place):
     storage = open_storage(f"{place}{tmp_path}")
     if not place:
         (tmp_path / "o.mp4").mkdir()
-    with pytest.raises(StorageError, match=r"does not let go of o\.mp4"):
+    with pytest.raises(StorageError, match=r"o\.mp4 cannot be deleted from"):
         storage.delete("o.mp4")
 
 
@@ -379,7 +424,7 @@ def test_a_probe_that_cannot_be_staged_is_told(tmp_path, monkeypatch):
     """The disk of temporary files may be full as well."""
     storage = FolderStorage(tmp_path)
     monkeypatch.setattr(FolderStorage, "staging", lambda _self: tmp_path / "gone")
-    with pytest.raises(StorageError, match="gone takes no files"):
+    with pytest.raises(StorageError, match="gone is not writable"):
         probe(storage)
 
 

@@ -62,7 +62,7 @@ def test_a_source_that_is_not_there_is_nothing(web, page):
 
 def test_a_source_without_end_is_given_up(web, monkeypatch):
     """A source that exceeds the size limit counts as no source."""
-    monkeypatch.setattr(sources, "LARGEST", 3)
+    monkeypatch.setattr(sources, "MAX_SOURCE_BYTES", 3)
     web.pages["/cat.jpg"] = (200, {}, b"meow")
     assert source_bytes(f"{web.url}/cat.jpg") is None
 
@@ -71,7 +71,7 @@ def test_a_machine_without_a_network_waits_little_and_only_once_per_host(monkeyp
     """The timeout of an unreachable host is spent once per host, and not once per file."""
     asked = []
     never = threading.Event()
-    monkeypatch.setattr(sources, "PATIENCE", 0.05)
+    monkeypatch.setattr(sources, "FETCH_TIMEOUT", 0.05)
     monkeypatch.setattr(sources, "_fetch", lambda uri, **_: asked.append(uri) or never.wait(5))
     started = time.monotonic()
     assert source_bytes("https://silent.invalid/one.jpg") is None

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmark a batch of videos, made in several ways, by what each needs beyond the rendering.
+
+    python benchmarks/batch.py --items 1000 --in-flight 1000 --rendering 20 \
+        --who ours bare threads floor [--report docs/benchmarks.md]
+
+- ours: this package's batch, with an empty ledger.
+- known: the same, after a hundred videos of the kind, from which it learned when to poll.
+- threads: the usual way today, a task with the official SDK (`pip install runwayml`), mapped over
+  as many threads as videos are in flight.
+- bare: asyncio and httpx without Prefect.
+- floor: a Prefect flow with as many tasks that do nothing.
+
+The contestants run one after the other, each with a process and a service of its own. All of one
+size share a Prefect server, which runs at the lowest priority, as if it were on another machine.
+The capacity of the service is measured first, to prove that it is not the limit. Several sizes
+after ``--items`` also compare the cost of an item. Of several ``--rounds``, the one with the median
+time is shown.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import load
+from contestants import CONTESTANTS
+from measuring import Course, Figures, Server, prefect, race
+from service import draw_clip, lean_process
+
+from tests.chaos.harness import markdown
+
+ROOT = Path(__file__).parents[1]
+MEGABYTE = 1e6
+TIMES = "\N{MULTIPLICATION SIGN}"
+PACKAGES = ("prefect", "httpx", "runwayml", "av")
+
+BASE = "threads"
+"""Contestants that the ratios compare with."""
+
+Race = Mapping[str, Figures | str]
+"""Figures of each contestant, or the reason why there are none."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Line of the table.
+
+    Attributes:
+        name: Label of the line.
+        figure: Function that returns the number.
+        form: Format of the number.
+        compared: Whether the ratio to the base is shown.
+    """
+
+    name: str
+    figure: Callable[[Figures, int], float]
+    form: str = "{:.1f}"
+    compared: bool = True
+
+
+ROWS = (
+    Row("seconds", lambda f, _: f.told.seconds),
+    Row("seconds on top of the rendering", lambda f, _: f.on_top),
+    Row("seconds until the process ended", lambda f, _: f.ended),
+    Row("CPU seconds", lambda f, _: f.cpu),
+    Row("CPU milliseconds per item", lambda f, items: 1000 * f.cpu / items),
+    Row("peak memory, MB", lambda f, _: f.told.peak / MEGABYTE, "{:.0f}"),
+    Row("- before the first item, MB", lambda f, _: f.told.memory_before / MEGABYTE, "{:.0f}"),
+    Row("polls per item", lambda f, items: f.service.polls / items, "{:.2f}"),
+    Row("mean detection lag, s", lambda f, _: f.service.lag_mean, "{:.2f}"),
+    Row("p95 detection lag, s", lambda f, _: f.service.lag_p95, "{:.2f}"),
+    Row("seconds to submit all", lambda f, _: f.service.submitting, compared=False),
+    Row("Prefect events per item", lambda f, items: f.kept.events / items, "{:.2f}"),
+    Row("Prefect task runs per item", lambda f, items: f.kept.task_runs / items, "{:.2f}"),
+    Row("Prefect log lines per item", lambda f, items: f.kept.logs / items, "{:.2f}"),
+    Row("Prefect database bytes per item", lambda f, items: f.kept.size / items, "{:,.0f}"),
+    Row("jobs accepted", lambda f, _: f.service.accepted, "{:.0f}", compared=False),
+    Row("whole files in place", lambda f, _: f.whole, "{:.0f}", compared=False),
+    Row("service busy, % of a core", lambda f, _: 100 * f.service.cpu / f.ended, compared=False),
+    Row("- late at most, ms", lambda f, _: 1000 * f.service.late, "{:.0f}", compared=False),
+)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Goal of the benchmark: its name, the figure reached, and whether that suffices."""
+
+    what: str
+    came_to: str
+    met: bool
+
+    def __str__(self) -> str:
+        return f"- {self.what}: {self.came_to}, {'met' if self.met else '**missed**'}"
+
+
+def goals(races: Mapping[int, Race]) -> Iterator[Goal]:
+    """Return the goals that this run can decide."""
+    ours: dict[int, Figures] = {}
+    for items, race_ in races.items():
+        sound = {who: f for who, f in race_.items() if isinstance(f, Figures)}
+        if "ours" in sound:
+            ours[items] = sound["ours"]
+            yield from _goals_at(items, sound)
+    if len(ours) > 1:
+        few, many = min(ours), max(ours)
+        ratio = (ours[many].cpu / many) / (ours[few].cpu / few)
+        yield _at_most(f"CPU per item, {many:,} against {few:,} items", ratio, 1.2, TIMES)
+
+
+def _goals_at(items: int, sound: Mapping[str, Figures]) -> Iterator[Goal]:
+    ours = sound["ours"]
+    if base := sound.get(BASE):
+        which = f"{items:,} items, against threads"
+        yield _at_most(f"{which}: time on top", ours.on_top / base.on_top, 0.75, TIMES)
+        if known := sound.get("known"):
+            which += ", with a ledger that knows"
+            polls = known.service.polls / base.service.polls
+            yield _at_most(f"{which}: time on top", known.on_top / base.on_top, 0.75, TIMES)
+            yield _at_most(f"{which}: polls", polls, 0.5, TIMES)
+    if (bare := sound.get("bare")) and (floor := sound.get("floor")):
+        over = (ours.told.seconds - bare.told.seconds) / floor.told.seconds
+        over_cpu = (ours.cpu - bare.cpu) / floor.cpu
+        which = f"{items:,} items, over bare, as a share of Prefect's floor"
+        yield _at_most(f"{which}: time", over, 1.25, TIMES)
+        yield _at_most(f"{which}: CPU", over_cpu, 1.25, TIMES)
+    peak = ours.told.peak / MEGABYTE
+    yield _at_most(f"{items:,} items: peak memory", peak, 200 if items <= 1000 else 400, " MB")
+    exact = ours.service.accepted == ours.whole == ours.service.downloads == items
+    what = f"{items:,} items: bought, downloaded and stored once each"
+    yield Goal(what, "yes" if exact else "no", exact)
+
+
+def _at_most(what: str, came_to: float, limit: float, unit: str) -> Goal:
+    return Goal(f"{what} at most {limit:g}{unit}", f"{came_to:.2f}{unit}", came_to <= limit)
+
+
+def shown(items: int, race_: Race) -> str:
+    """Return the table of one size, each figure with its ratio to the base."""
+    sound = {who: figures for who, figures in race_.items() if isinstance(figures, Figures)}
+    base = sound.get(BASE)
+
+    def cell(row: Row, who: str) -> str:
+        figure = row.figure(sound[who], items)
+        text = row.form.format(figure)
+        under = row.figure(base, items) if base and who != BASE and row.compared else 0
+        return f"{text} ({figure / under:.2f}{TIMES})" if under else text
+
+    lines = [
+        markdown.table(["", *sound], [[row.name, *(cell(row, w) for w in sound)] for row in ROWS])
+    ]
+    lines += [f"No figures for {who}: {why}." for who, why in race_.items() if isinstance(why, str)]
+    return "\n\n".join(lines)
+
+
+async def _median(who: str, course: Course, server: Server, rounds: int) -> Figures | str:
+    """Return all figures of the round with the median time."""
+    found: list[Figures] = []
+    for number in range(rounds):
+        figures = await race(who, course, server)
+        if isinstance(figures, str):
+            return figures
+        found.append(figures)
+        spent = f"{figures.told.seconds:.1f} s, {figures.whole} of {course.items} files"
+        _tell(f"  {course.items} items, {who}, round {number + 1}: {spent}")
+    return sorted(found, key=lambda figures: figures.told.seconds)[len(found) // 2]
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--items", type=int, nargs="+", default=[1000], metavar="N", help="videos")
+    add("--in-flight", type=int, default=1000, metavar="N", help="videos at a time")
+    add("--rendering", type=float, default=20.0, metavar="S", help="seconds that a job takes")
+    add("--variation", type=float, default=0.0, metavar="V", help="deviation / mean, lognormal")
+    add("--seed", type=int, default=1, metavar="N", help="of the rendering times")
+    add("--who", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
+    add("--rounds", type=int, default=1, metavar="N", help="of each; the median counts")
+    add("--database", choices=("sqlite", "postgres"), default="sqlite", help="Prefect's")
+    add("--report", type=Path, metavar="FILE", help="Markdown page to write the figures to")
+    return parser.parse_args()
+
+
+def _command(asked: argparse.Namespace) -> str:
+    words = ["python benchmarks/batch.py", "--items", *map(str, asked.items)]
+    words += [f"--in-flight {asked.in_flight}", f"--rendering {asked.rendering:g}"]
+    words += [f"--variation {asked.variation:g}"] if asked.variation else []
+    words += [f"--seed {asked.seed}"] if asked.seed != 1 else []
+    words += [f"--rounds {asked.rounds}"] if asked.rounds > 1 else []
+    words += ["--database postgres"] if asked.database == "postgres" else []
+    return " ".join([*words, "--who", *asked.who])
+
+
+async def run(asked: argparse.Namespace) -> str:
+    """Run all contestants and return the section of the page."""
+    races: dict[int, dict[str, Figures | str]] = {}
+    with tempfile.TemporaryDirectory(prefix="cometapi-benchmark-") as folder:
+        clip = draw_clip(Path(folder) / "clip.mp4")
+        with lean_process(clip) as url:
+            capacity = load.shown(await load.measure(url, load.CONNECTIONS))
+        _tell(f"the service takes, over {load.CONNECTIONS} connections\n{capacity}")
+        for items in asked.items:
+            course = Course(
+                items=items,
+                in_flight=min(items, asked.in_flight),
+                rendering=asked.rendering,
+                variation=asked.variation,
+                seed=asked.seed,
+                clip=clip,
+            )
+            async with prefect(asked.database) as server:
+                races[items] = {
+                    who: await _median(who, course, server, asked.rounds) for who in asked.who
+                }
+        size = clip.stat().st_size / 1000
+    sizes = " and ".join(f"{items:,}" for items in asked.items)
+    parts = [
+        f"## A batch of {sizes} videos",
+        _ABOUT.format(command=_command(asked), size=size),
+        markdown.machine(*PACKAGES),
+        f"What the service takes, over {load.CONNECTIONS} connections:\n\n```\n{capacity}\n```",
+    ]
+    for items, race_ in races.items():
+        in_flight = min(items, asked.in_flight)
+        parts += [f"### {items:,} items, {in_flight:,} in flight", shown(items, race_)]
+    reached = [str(goal) for goal in goals(races)]
+    if reached:
+        parts.append("\n".join(["Goals:", "", *reached]))
+    return "\n\n".join(parts)
+
+
+_ABOUT = """`{command}`
+
+Each way submits, waits, downloads a clip of {size:.0f} kB, demuxes it to its end, has it on the
+disk and renames it into place, in a process of its own and with a service of its own, beside a
+Prefect server that was started before. The server takes some 40 ms of a processor for each task
+run, whoever makes it, and has the lowest priority. Ours also draw a poster, write a JSON beside
+each video, take its SHA-256, and record each change in the ledger, flushed to the disk. In brackets
+the ratio to threads. Time and CPU are counted from when everything is imported and Prefect has been
+used once; CPU to the end of the process, so that what Prefect still sends then is in it. The time
+of the rendering is what a schedule without any loss takes. The lag is between a job's end and the
+first poll that says so."""
+
+
+def main() -> None:
+    """Run, print, and write the report."""
+    asked = arguments()
+    page = asked.report and asked.report.absolute()
+    text = asyncio.run(run(asked))
+    print(f"\n{text}")
+    if page:
+        markdown.put_section(page, f"batch {' '.join(map(str, asked.items))}", text)
+
+
+if __name__ == "__main__":
+    main()
