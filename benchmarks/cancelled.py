@@ -92,7 +92,7 @@ async def _tasks_of(runs: list[Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for run in runs:
         (entry,) = await ledger.entries(flow_run_id=str(run))
-        assert entry.holder is None, entry
+        assert entry.owner is None, entry
         assert "goes on upstream" in (entry.note or ""), entry
         assert entry.task_id
         found[str(run)] = entry.task_id

@@ -98,7 +98,7 @@ def list_entries(
             since=since_time(since) if since else None,
             flow_run_id=flow_run,
             limit=limit,
-            tell=corrupted.append,
+            on_corrupted=corrupted.append,
         )
 
     entries = _run(look())
@@ -250,7 +250,12 @@ def _decide(key: str, state: State, note: str, seen: Entry | None = None) -> Non
         decided = entry
         if state is not State.ABANDONED and entry.task_id and not entry.task_id_checked:
             decided = await ledger.withdraw_id(entry) or entry  # CometAPI has not confirmed the id
-        changed = await ledger.change(entry.idempotency_key, state, seen=decided, note=note)
+        decisions = {
+            State.ABANDONED: ledger.mark_abandoned,
+            State.RESUBMIT_ALLOWED: ledger.mark_resubmit_allowed,
+            State.WRITTEN_OFF: ledger.mark_written_off,
+        }
+        changed = await decisions[state](decided, note)
         return None if changed else (await ledger.get(key) or entry)
 
     if refused := _run(decide()):

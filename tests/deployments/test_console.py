@@ -45,7 +45,7 @@ def record(key: str, **values: Any) -> None:
     """Write an untrusted entry to the ledger of the settings."""
     ledger = get_ledger(os.environ["COMETAPI_LEDGER_URL"])
     intent = Intent(idempotency_key=key, base_url="https://api.cometapi.com", model=f"m{CLEARS}")
-    assert asyncio.run(ledger.add(intent, State.UNCERTAIN, "claim", **values))
+    assert asyncio.run(ledger._insert(intent, State.UNCERTAIN, "claim", **values))
 
 
 @pytest.mark.parametrize("how", [["list"], ["list", "--csv"], ["show", f"k{CLEARS}"]])

@@ -51,7 +51,7 @@ def test_a_ledger_that_goes_away_after_the_purchase_costs_no_clip(
     patience = poll._policy
 
     def stop_and_wait(*args):
-        book.ledger.database.patience = 0.2
+        book.ledger.database.retry_timeout = 0.2
         postgres.stop("immediate")
         return patience(*args)
 

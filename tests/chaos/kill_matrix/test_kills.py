@@ -80,7 +80,7 @@ async def run_heavy_cases(folder: Path, postgres: Postgres) -> Sample:
         for env.mutant, case in MUTANTS.items():
             mutants[str(env.mutant)] = await run_case(env, case)
             for entry in await env.ledger.entries(states=[State.SUBMITTED, State.UNCERTAIN]):
-                await env.ledger.change(
+                await env.ledger._change(
                     entry.idempotency_key, State.FAILED
                 )  # The next case starts with nothing to do.
         return Sample(results, differences, mutants)

@@ -42,7 +42,7 @@ def entry(key: str, state: State = State.UNCERTAIN, **values: Any) -> Entry:
         flow_run_id=values.pop("flow_run_id", None),
     )
     ledger = get_ledger(os.environ["COMETAPI_LEDGER_URL"])
-    made = asyncio.run(ledger.add(intent, state, f"claim-{key}", **values))
+    made = asyncio.run(ledger._insert(intent, state, f"claim-{key}", **values))
     assert made
     return made
 
@@ -137,7 +137,7 @@ def test_csv_has_one_row_each(command, capsys):
 def test_one_generation_is_shown_whole(command, capsys):
     """Every fact of an entry has a line, with the request as sent, and no text acts as markup."""
     holder = "host:7:space:1|run-9"
-    entry("sku-17", State.SUBMITTED, task_id="id-1", holder=holder, charges=2, cost=0.32)
+    entry("sku-17", State.SUBMITTED, task_id="id-1", owner=holder, charges=2, cost=0.32)
     assert command("ledger", "show", "sku-17") == 0
     told = capsys.readouterr().out
     for text in (
