@@ -155,8 +155,8 @@ SHOWN = [
 @pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_that_a_user_reads_sounds_translated(path):
     """Pages, commands and blocks use plain verbs and name the actor."""
-    found = re.finditer(TRANSLATED, path.read_text(encoding="utf-8"), re.IGNORECASE)
-    assert [match[0] for match in found] == []
+    text = path.read_text(encoding="utf-8")
+    assert [match[0] for match in re.finditer(TRANSLATED, text, re.IGNORECASE)] == []
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())
