@@ -278,17 +278,17 @@ def serve(
     The first line is ``ready``, followed by everything that this process can still reach.
     """
     print("ready", *_sibling("confinement.py")["reached"](), file=answers, flush=True)
-    for file, wanted in questions:
+    for file, question in questions:
         _alarm_after(cpu_seconds)
-        print(json.dumps(_answer(file, wanted)), file=answers, flush=True)
+        print(json.dumps(_answer(file, question)), file=answers, flush=True)
         _alarm_after(0)
 
 
-def _answer(file: BinaryIO, wanted: dict[str, Any]) -> dict[str, Any]:
+def _answer(file: BinaryIO, question: dict[str, Any]) -> dict[str, Any]:
     try:
-        if width := wanted.get("poster_width"):
+        if width := question.get("poster_width"):
             return {"poster": base64.b64encode(draw_poster(file, width)).decode()}
-        if sizes := wanted.get("posters"):
+        if sizes := question.get("posters"):
             return {"sheet": base64.b64encode(draw_contact_sheet(file, sizes)).decode()}
         return {"info": inspect_video(file)}
     except InvalidVideo as error:

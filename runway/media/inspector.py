@@ -153,14 +153,14 @@ class Decoder:
             self._process = self._process or self._start()
             return self._reaches
 
-    def ask(self, path: Path, **wanted: Any) -> dict[str, Any]:
+    def ask(self, path: Path, **options: Any) -> dict[str, Any]:
         """Return the description of a video, its poster, or a contact sheet of several posters.
 
         Raises:
             InvalidOutput: The file is not a valid video, or the process did not survive it.
             StorageError: The file cannot be read, or the process does not start.
         """
-        question = json.dumps({"file": str(path), **wanted}) + "\n"
+        question = json.dumps({"file": str(path), **options}) + "\n"
         try:
             file = path.open("rb")
         except OSError as error:

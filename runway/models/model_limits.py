@@ -53,10 +53,10 @@ class LimitsExceeded(ValueError):
         self.problems = problems
 
 
-def exceeded(asked: Mapping[str, Any], limits: Limits) -> list[str]:
+def exceeded(fields: Mapping[str, Any], limits: Limits) -> list[str]:
     """Return each documented limit that the requested fields exceed, and what is allowed; pure."""
-    prompt, seed, ratio = asked.get("prompt_text", ""), asked.get("seed"), asked.get("ratio")
-    duration, references = asked.get("duration"), asked.get("references", ())
+    prompt, seed, ratio = fields.get("prompt_text", ""), fields.get("seed"), fields.get("ratio")
+    duration, references = fields.get("duration"), fields.get("references", ())
     problems: list[str] = []
     if len(prompt) > limits.prompt_length:
         problems.append(f"promptText: at most {limits.prompt_length} characters, got {len(prompt)}")

@@ -79,8 +79,8 @@ class GenerationRequest(_WireModel):
     def billed_seconds(self) -> float | None:
         """Return the seconds of video to be billed, or None if they depend on the result."""
         limits = self.documented.get(self.model)
-        asked = getattr(self, "duration", None) or (limits and limits.default_duration)
-        return float(asked) if asked else None
+        seconds = getattr(self, "duration", None) or (limits and limits.default_duration)
+        return float(seconds) if seconds else None
 
     def __repr_args__(self) -> Any:
         return [(name, value) for name, value in self.shown().items()]
@@ -88,8 +88,8 @@ class GenerationRequest(_WireModel):
     @model_validator(mode="after")
     def _keep_documented_limits(self) -> "GenerationRequest":
         limits = self.documented.get(self.model)
-        asked = {name: value for name, value in self if value is not None}
-        if limits and (problems := exceeded(asked, limits)):
+        fields = {name: value for name, value in self if value is not None}
+        if limits and (problems := exceeded(fields, limits)):
             raise LimitsExceeded(problems, self.model)
         return self
 
