@@ -66,7 +66,13 @@ def ended(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> list[
 
 @pytest.mark.slow
 @pytest.mark.server
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, id="SIGTERM"),
+        pytest.param(signal.SIGHUP, id="SIGHUP", marks=pytest.mark.heavy),
+    ],
+)
 def test_a_command_that_is_terminated_ends_like_an_interrupted_one(background, tmp_path, number):
     """SIGTERM or SIGHUP makes a command print how to finish, and stops its Prefect server."""
     with Sandbox(render_seconds=600) as slow:
@@ -91,7 +97,7 @@ def test_a_command_that_is_terminated_ends_like_an_interrupted_one(background, t
     )
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.server
 def test_flows_that_are_served_in_the_background_can_be_stopped(background, tmp_path):
     """SIGTERM ends `serve` and the Prefect server that it started, even during the start."""

@@ -46,7 +46,7 @@ def test_each_request_is_answered_as_the_openapi_says():
     }
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_each_chain_from_a_purchase_to_its_output_is_as_the_openapi_says():
     """The announced links lead from a purchase to its clip, whole or in part."""
     found = run_schemathesis(CHAINS, seed=1, examples=40)
