@@ -93,7 +93,7 @@ def test_a_manifest_in_a_folder_of_one_run_needs_a_key(tmp_path, monkeypatch):
         rows = Path("catalogue.jsonl")
         rows.write_text('{"id": "a", "promptImage": "https://example.com/cat.jpg"}\n')
         for named in (rows.name, str(rows.absolute()), rows.absolute().as_uri()):
-            with pytest.raises(InvalidRequest, match="Pass idempotency_key, or set the deployment's"):
+            with pytest.raises(InvalidRequest, match="Pass idempotency_key, or set"):
                 make_plan(named, None)
         assert make_plan(rows.name, "catalogue").items[0].idempotency_key == "catalogue/a"
         monkeypatch.chdir(tmp_path)
