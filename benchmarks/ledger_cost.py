@@ -25,9 +25,11 @@ from service import sandbox_process
 
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.ledger.claim_history import ClaimHistory
-from prefect_cometapi.runway.ledger.clock import Moment
+from prefect_cometapi.runway.ledger.clock import Instant
 from prefect_cometapi.runway.ledger.database import Database
 from prefect_cometapi.runway.ledger.entry import Intent, Kind
+from prefect_cometapi.runway.ledger.held_leases import HeldLeases
+from prefect_cometapi.runway.ledger.leases import Leases
 from prefect_cometapi.runway.ledger.marks import LedgerMark
 from prefect_cometapi.runway.ledger.store import Ledger
 
@@ -62,48 +64,63 @@ class NoHistory(ClaimHistory):
         return None
 
 
+class NoHeldLeases(HeldLeases):
+    """Leases that are always held and valid."""
+
+    def count(self, key: str, owner: str) -> int:
+        return 1
+
+    def is_valid(self, key: str, owner: str) -> bool:
+        return True
+
+
+class NoLeases(Leases):
+    """Leases that every owner gets at once."""
+
+    def __init__(self, ledger: "NoLedger") -> None:
+        super().__init__(ledger.table, NoHeldLeases())
+        self._ledger = ledger
+
+    async def acquire(self, key: str, owner: str) -> Entry:
+        return self._ledger.now
+
+    async def release(self, key: str, owner: str, note: str | None = None) -> Entry:
+        return self._ledger.now
+
+    @contextmanager
+    def renewing(self, key: str, owner: str) -> Iterator[None]:
+        yield
+
+
 class NoLedger(Ledger):
     """Ledger that never knows a key and keeps nothing."""
+
+    now: Entry
 
     def __init__(self) -> None:
         super().__init__("sqlite:////nowhere/at/all.db")
         self.history = NoHistory(self.database)
+        self.leases = NoLeases(self)
 
-    async def add(self, intent: Intent, state: State, claim: str, **_values: Any) -> Entry:
+    async def insert_claim(self, intent: Intent, claim: str, owner: str, **_values: Any) -> Entry:
         now = datetime.now(UTC)
-        self._entry_of_now = Entry(
-            **intent.wanted(), state=state, claim=claim, created_at=now, changed_at=now
+        self.now = Entry(
+            **intent.wanted(), state=State.CLAIMED, claim=claim, created_at=now, changed_at=now
         )
-        return self._entry_of_now
+        return self.now
 
-    async def change(self, key: str, state: State, **values: Any) -> Entry:
+    async def _change(self, key: str, state: State, *_where: Any, **values: Any) -> Entry:
         values = {name: values[name] for name in ("task_id", "submitted_at") if name in values}
-        changed = self._entry_of_now.model_copy(update={"state": state, **values})
+        changed = self.now.model_copy(update={"state": state, **values})
         if "task_id" in values:  # a late change of the flow before is not kept
-            self._entry_of_now = changed
+            self.now = changed
         return changed
 
     async def get(self, key: str) -> None:
         return None
 
-    async def acquire(self, key: str, holder: str) -> Entry:
-        return self._entry_of_now
-
-    async def release_lease(self, key: str, holder: str, note: str | None = None) -> Entry:
-        return self._entry_of_now
-
     async def durations(self, kind: Kind, limit: int) -> list[tuple[float, int]]:
         return []
-
-    @contextmanager
-    def holding(self, key: str, holder: str) -> Iterator[None]:
-        yield
-
-    def hold_count(self, key: str, holder: str | None) -> int:
-        return 1
-
-    def lease_is_valid(self, key: str, holder: str) -> bool:
-        return True
 
 
 class Waiting:
@@ -114,7 +131,7 @@ class Waiting:
         self.statements = 0
         self.awaited = 0
         self.flows: list[float] = []
-        self._asked = Database.asked
+        self._execute = Database.execute_timed
 
     def next_flow(self) -> None:
         """Record the waiting time of the flow that ended and start counting for the next one."""
@@ -122,19 +139,21 @@ class Waiting:
         self.seconds = 0.0
 
     def install(self) -> None:
-        waiting, asked = self, self._asked
+        waiting, execute = self, self._execute
 
-        async def timed(database: Database, statement: Any) -> tuple[Moment, list[Any]]:
+        async def timed(
+            database: Database, statement: Any, lock: str | None = None
+        ) -> tuple[Instant, list[Any]]:
             started = time.perf_counter()
             try:
-                return await asked(database, statement)
+                return await execute(database, statement, lock)
             finally:
                 waiting.statements += 1
                 if threading.current_thread() is threading.main_thread():
                     waiting.awaited += 1
                     waiting.seconds += time.perf_counter() - started
 
-        Database.asked = timed  # pyright: ignore[reportAttributeAccessIssue]
+        Database.execute_timed = timed  # pyright: ignore[reportAttributeAccessIssue]
 
 
 async def measure(pairs: int, ledger: Ledger) -> tuple[list[float], list[float], Waiting]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prefect_cometapi.runway import Finished, Generation, Ledger, Status, StoredVideo
-from prefect_cometapi.runway.ledger import database
+from prefect_cometapi.runway.ledger import sqlite
 from prefect_cometapi.runway.ledger.entry import Intent
 from prefect_cometapi.runway.ledger.purchase import Check, buy_once
 from prefect_cometapi.runway.models.generation import AssetURL
@@ -59,11 +59,11 @@ async def generate(ledger: Ledger, key: str) -> float:
         status=Status.SUCCEEDED,
         outputs=(AssetURL("https://cdn.example.com/a.mp4"),),
     )
-    done = await ledger.finished(
+    done = await ledger.mark_succeeded(
         entry.submission(), Finished(generation=generation, polls=3, waited=1.5)
     )
     assert done
-    assert await ledger.stored(done, f"task-{key}", "/videos", [VIDEO])
+    assert await ledger.mark_stored(done, f"task-{key}", "/videos", [VIDEO])
     return 1000 * (time.perf_counter() - started)
 
 
@@ -71,12 +71,12 @@ async def measure(generations: int, folder: str) -> tuple[list[float], list[floa
     """Return the milliseconds per generation with a rollback journal, and with a log."""
     journal, log = (Ledger(f"sqlite:///{folder}/{name}.db") for name in ("journal", "log"))
     await generate(journal, "first")
-    usual = database._prepare
-    database._prepare = with_log(usual)
+    usual = sqlite._configure
+    sqlite._configure = with_log(usual)
     try:
         await generate(log, "first")
     finally:
-        database._prepare = usual
+        sqlite._configure = usual
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(generations):
         for which, ledger in enumerate((journal, log)):

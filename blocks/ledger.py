@@ -49,7 +49,7 @@ class GenerationLedger(Block):
     @classmethod
     def _check_url(cls, url: SecretStr) -> SecretStr:
         from ..runway.errors import LedgerUnavailable
-        from ..runway.ledger.store import ledger_url
+        from ..runway.ledger.database_url import ledger_url
 
         try:
             ledger_url(url.get_secret_value())

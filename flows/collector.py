@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ..runway.errors import CometAPIError, LedgerCorrupted
 from ..runway.ledger.entry import UNFINISHED, Entry, State
-from ..runway.ledger.owners import holder_name
+from ..runway.ledger.owners import owner_name
 from ..runway.models.generation import Value
 from ..runway.redact import scrub
 from .parameters import Credentials
@@ -81,22 +81,22 @@ async def acollect(credentials: Credentials = None, storage: Location = None) ->
         damaged[error.message] = error
 
     async def entries(*states: State) -> list[Entry]:
-        return await ledger.entries(states=states, tell=told)
+        return await ledger.entries(states=states, on_corrupted=told)
 
     await _give_up_the_dead(ledger, await entries(State.CLAIMED))
     slots = asyncio.Semaphore(AT_ONCE)
-    me = holder_name(context.run)
+    me = owner_name(context.run)
 
     async def finish(key: str) -> Collected | None:
         async with slots:
-            entry = await ledger.acquire(key, me)
+            entry = await ledger.leases.acquire(key, me)
             try:
                 # Another run owns the generation, or has finished it since the list was read.
                 if entry is None or entry.state not in UNFINISHED:
                     return None
                 finished = await _finish(context, entry)
             finally:
-                await write_best_effort(context, lambda ledger: ledger.release_lease(key, me))
+                await write_best_effort(context, lambda ledger: ledger.leases.release(key, me))
             if entry.flow_run_id:
                 await resume_waiting(ledger, entry.flow_run_id)
             return finished
@@ -127,7 +127,7 @@ async def _give_up_the_dead(ledger: "Ledger", intended: list[Entry]) -> None:
     from ..runway.ledger.purchase import resolve_dead_claim
 
     for entry in intended:
-        if not await ledger.is_living(entry):
+        if not await ledger.leases.is_active(entry):
             await resolve_dead_claim(ledger, entry)
 
 

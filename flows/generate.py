@@ -152,7 +152,7 @@ async def _adopt(context: RunContext, task_id: str, idempotency_key: str | None)
     intent = context.intent(idempotency_key or key_of_id(task_id))
     try:
         ledger = await context.ledger()
-        known = None if idempotency_key else await ledger.find(task_id, context.base_url)
+        known = None if idempotency_key else await ledger.find_by_task_id(task_id, context.base_url)
         return (known or await adopt_id(context, intent, task_id)).submission()
     except LedgerUnavailable as error:  # This path buys nothing, so it can do without the ledger.
         require_known(task_id, await check_id(context, task_id))

@@ -191,7 +191,7 @@ async def _ledger(location: str) -> Finding:
     if others := ledgers_in_use(marks, mark.identity):
         message = other_ledgers(canonical_location(location), others)
         return warning(check, message, "set the same COMETAPI_LEDGER_URL for all workers")
-    return passed(check, f"{ledger.database.place}, {'in use' if entries else 'empty'}")
+    return passed(check, f"{ledger.database.redacted_url}, {'in use' if entries else 'empty'}")
 
 
 async def _prefect(pool: str, location: str) -> list[Finding]:

@@ -98,7 +98,7 @@ def list_entries(
             since=since_time(since) if since else None,
             flow_run_id=flow_run,
             limit=limit,
-            tell=corrupted.append,
+            on_corrupted=corrupted.append,
         )
 
     entries = _run(look())
@@ -173,7 +173,7 @@ def write_off(idempotency_key: Key) -> None:
     command = f"prefect-cometapi ledger resubmit {shlex.quote(idempotency_key)}"
     _done(
         f"{idempotency_key} is written off. It may have been charged once.",
-        f"nothing; if you still want the video, {minutes}: {command}",
+        f"no further step is needed. To submit it again, {minutes}: {command}",
     )
 
 
@@ -237,7 +237,7 @@ def abandon(idempotency_key: Key) -> None:
     _decide(idempotency_key, State.ABANDONED, "abandoned by hand")
     _done(
         f"{idempotency_key} is abandoned; collect ignores it.",
-        "nothing; a run with the same idempotency key continues it",
+        "no further step is needed. A run with the same idempotency key continues it.",
     )
 
 
@@ -250,14 +250,17 @@ def _decide(key: str, state: State, note: str, seen: Entry | None = None) -> Non
         decided = entry
         if state is not State.ABANDONED and entry.task_id and not entry.task_id_checked:
             decided = await ledger.withdraw_id(entry) or entry  # CometAPI has not confirmed the id
-        changed = await ledger.change(entry.idempotency_key, state, seen=decided, note=note)
+        decisions = {
+            State.ABANDONED: ledger.mark_abandoned,
+            State.RESUBMIT_ALLOWED: ledger.mark_resubmit_allowed,
+            State.WRITTEN_OFF: ledger.mark_written_off,
+        }
+        changed = await decisions[state](decided, note)
         return None if changed else (await ledger.get(key) or entry)
 
     if refused := _run(decide()):
         errors.print(
-            f"[red]{escape(key)} is {refused.state}[/] and cannot become {state}. "
-            "Nothing was changed.",
-            soft_wrap=True,
+            f"[red]{escape(key)} is {refused.state}[/] and cannot become {state}.", soft_wrap=True
         )
         sys.exit(1)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from ...runway.ledger.budget import ASSUMED_SECONDS
 from ...runway.ledger.entry import Entry, State
 from ...runway.ledger.figures import in_words
-from ...runway.ledger.owners import shown_holder
+from ...runway.ledger.owners import describe_owner
 from ...runway.models.generation import StoredVideo
 from ...runway.redact import printable
 from ..console import escape
@@ -121,7 +121,7 @@ def facts_of(entry: Entry) -> dict[str, str]:
         "submissions": str(entry.attempts),
         "charged so far": _charged(entry),
         "flow run": entry.flow_run_id or "",
-        "lease owner": shown_holder(entry.holder) if entry.holder else "",
+        "lease owner": describe_owner(entry.owner) if entry.owner else "",
         "videos": "\n".join(video.uri for video in _videos(entry)),
     }
     return {name: value for name, value in facts.items() if value}

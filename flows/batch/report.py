@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from ...runway.batch.models import ItemResult
-from ...runway.batch.results import check_place, next_write, publish_results, split_place
+from ...runway.batch.results import check_location, next_write, publish_results, split_location
 from ...runway.errors import StorageError
 from ...runway.ledger.figures import Spending
 from ...runway.models.keys import batch_stem
@@ -132,5 +132,5 @@ async def report_place(context: RunContext, key: str, output: str | None) -> tup
     """
     if not output:
         return await context.storage(), f"{batch_stem(key)}.results.jsonl"
-    await asyncio.to_thread(check_place, output)
-    return split_place(output)
+    await asyncio.to_thread(check_location, output)
+    return split_location(output)

@@ -51,12 +51,13 @@ async def _release(run: str, how: str, certainly_over: bool) -> list[str]:
     from ...runway.ledger.purchase import resolve_dead_claim
 
     ledger = await open_ledger()
-    for entry in await ledger.held_by_run(run):
-        if not certainly_over and await ledger.is_living(entry):
+    for entry in await ledger.leases.entries_of_run(run):
+        if not certainly_over and await ledger.leases.is_active(entry):
             continue  # Prefect may report a crash although the process is alive.
         if entry.state is EntryState.CLAIMED:
             await resolve_dead_claim(ledger, entry)
-        elif entry.holder:
-            await ledger.release_lease(entry.idempotency_key, entry.holder, f"its run ended: {how}")
+        elif entry.owner:
+            note = f"its run ended: {how}"
+            await ledger.leases.release(entry.idempotency_key, entry.owner, note)
     left = await ledger.entries(states=UNFINISHED, flow_run_id=run)
     return [str(entry.task_id) for entry in left]

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from ...runway.errors import LedgerUnavailable
 from ...runway.ledger.entry import Entry
-from ...runway.ledger.owners import holder_name
+from ...runway.ledger.owners import owner_name
 from ...runway.models.generation import Submission
 from .log import logger
 from .run_context import HeldLease, RunContext
@@ -23,10 +23,8 @@ async def own_lease(context: RunContext, key: str) -> AsyncIterator[None]:
     Raises:
         LedgerUnavailable: The ledger cannot be opened.
     """
-    from ...runway.ledger.purchase import hold_lease
-
     ledger = await context.ledger()
-    async with hold_lease(ledger, key, context.run) as owner:
+    async with ledger.leases.hold(key, context.run) as owner:
         with context.holding(HeldLease(ledger, key, owner)):
             yield
 
@@ -66,8 +64,6 @@ async def exclusive_lease(
 async def _acquire(
     stack: AsyncExitStack, context: RunContext, submission: Submission, location: str | None
 ) -> Entry | None:
-    from ...runway.ledger.purchase import acquire_exclusive
-
     def is_enough(entry: Entry) -> bool:
         if location is None:
             return entry.has_ended
@@ -76,7 +72,9 @@ async def _acquire(
     ledger = await context.ledger()
 
     async def acquire(key: str) -> Entry | None:
-        block = acquire_exclusive(ledger, key, context.run, tell=logger().info, enough=is_enough)
+        block = ledger.leases.hold_exclusively(
+            key, context.run, report=logger().info, is_done=is_enough
+        )
         return await stack.enter_async_context(block)
 
     entry = await acquire(submission.idempotency_key)
@@ -85,6 +83,6 @@ async def _acquire(
         own = await ledger.restore(known, logger().warning) if known else None
         entry = await acquire(own.idempotency_key) if own else entry
     if entry:
-        lease = HeldLease(ledger, entry.idempotency_key, holder_name(context.run))
+        lease = HeldLease(ledger, entry.idempotency_key, owner_name(context.run))
         stack.enter_context(context.holding(lease))
     return entry

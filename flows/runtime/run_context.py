@@ -50,8 +50,8 @@ class HeldLease:
 
     def entry_of(self, submission: Submission) -> Entry | None:
         """Return the current entry of a submission, or None if this is not a valid lease of it."""
-        entry = self.ledger.last_seen(self.idempotency_key)
-        if entry and entry.holder == self.owner and entry.task_id == submission.task_id:
+        entry = self.ledger.leases.held.entry(self.idempotency_key)
+        if entry and entry.owner == self.owner and entry.task_id == submission.task_id:
             return entry
         return None
 

@@ -83,7 +83,7 @@ async def resume_waiting(ledger: "Ledger", run: str | None = None) -> None:
     """
     for waiting in await _suspended(run):
         damaged: list[LedgerCorrupted] = []
-        entries = await ledger.entries(flow_run_id=str(waiting.id), tell=damaged.append)
+        entries = await ledger.entries(flow_run_id=str(waiting.id), on_corrupted=damaged.append)
         if entries and not damaged and all(entry.has_ended for entry in entries):
             await _resume(waiting.id)
 

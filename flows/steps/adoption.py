@@ -111,7 +111,7 @@ async def key_for(
     A task id that an earlier run recorded for the same request keeps its key.
     """
     if idempotency_key is None and task_id is not None:
-        known = await (await context.ledger()).find(task_id, context.base_url)
+        known = await (await context.ledger()).find_by_task_id(task_id, context.base_url)
         if known and known.fingerprint == request.fingerprint():
             return known.idempotency_key
     return resolve_key(idempotency_key, request, variation, task_id)

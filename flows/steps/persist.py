@@ -72,7 +72,9 @@ async def apersist_output(
 
                 async def now_stored(to: "Ledger", it: Submission) -> Entry | None:
                     named = entry.model_copy(update={"idempotency_key": it.idempotency_key})
-                    return await to.stored(named, it.task_id, context.location, stored, price=price)
+                    return await to.mark_stored(
+                        named, it.task_id, context.location, stored, price=price
+                    )
 
                 await write_best_effort(context, restoring(submission, entry, now_stored))
                 await leave_mark(context, now=context.tally is None)

@@ -63,7 +63,9 @@ async def apoll_generation(
         if unconfirmed and reply.status is not Status.NOT_FOUND:
             unconfirmed = False
             key = entry.idempotency_key if entry else submission.idempotency_key
-            await write_best_effort(context, lambda ledger: ledger.confirm(key, submission.task_id))
+            await write_best_effort(
+                context, lambda ledger: ledger.confirm_id(key, submission.task_id)
+            )
         await artifacts.show_reply(submission, reply, before)
 
     async with exclusive_lease(context, submission) as entry:
@@ -86,10 +88,10 @@ async def apoll_generation(
         except (GenerationFailed, GenerationCancelled) as error:
             failure = error
             if given_up is None:
-                failed = restoring(submission, entry, lambda to, it: to.failed(it, failure))
+                failed = restoring(submission, entry, lambda to, it: to.mark_failed(it, failure))
                 await write_best_effort(context, failed)
             raise
-        ended = restoring(submission, entry, lambda to, it: to.finished(it, finished))
+        ended = restoring(submission, entry, lambda to, it: to.mark_succeeded(it, finished))
         write_in_background(context, ended)
         return finished
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ..errors import CometAPIError, GenerationNotFound, IdempotencyKeyConflict, UnknownTaskId
-from ..ledger.entry import UNFINISHED, Entry, Intent, State, conflict
+from ..ledger.entry import Entry, Intent, key_conflict
 from ..ledger.purchase import attach
 from ..ledger.store import Ledger
 from ..models.generation import Status
@@ -102,14 +102,16 @@ async def adopt(
         UnknownTaskId: The service does not know the id.
         LedgerUnavailable: The ledger cannot be used.
     """
-    other = await ledger.find(task_id, intent.base_url, besides=intent.idempotency_key)
+    other = await ledger.find_by_task_id(
+        task_id, intent.base_url, except_key=intent.idempotency_key
+    )
     if other and not _is_only_an_id(other):
         raise IdempotencyKeyConflict(
             f"task id {task_id} was not recorded: it already belongs to the idempotency key "
             f"{other.idempotency_key!r}"
         ).with_context(idempotency_key=intent.idempotency_key, task_id=task_id)
     entry = await ledger.get(intent.idempotency_key)
-    if entry and (clash := conflict(entry, intent, task_id)):
+    if entry and (clash := key_conflict(entry, intent, task_id)):
         raise clash.with_context(idempotency_key=entry.idempotency_key, task_id=entry.task_id)
     if entry is None or entry.task_id != task_id or not entry.task_id_checked:
         check = await ask()
@@ -118,15 +120,14 @@ async def adopt(
         check = Check(known=True)
     adopted = await attach(ledger, intent, task_id, checked=bool(check.known))
     if check.known and not adopted.task_id_checked:
-        adopted = await ledger.confirm(adopted.idempotency_key, task_id) or adopted
+        adopted = await ledger.confirm_id(adopted.idempotency_key, task_id) or adopted
     if not check.known:
         warn(
             f"task id {task_id} was recorded without a check: {check.why}. The first poll that "
             "finds it confirms it; until then, prefect-cometapi ledger adopt can replace it"
         )
     if other:  # count the purchase once, and let one collector deliver it
-        left = State.ABANDONED if other.state in UNFINISHED else other.state
-        await ledger.change(other.idempotency_key, left, seen=other, charges=0)
+        await ledger.mark_adopted_elsewhere(other)
     return adopted
 
 

@@ -49,11 +49,11 @@ class ClaimHistory:
         rows = await self.database.rows(query)
         try:
             (row,) = rows
-            mark = LedgerMark.of(row["identity"], row["serial"], self.database.place)
+            mark = LedgerMark.of(row["identity"], row["serial"], self.database.redacted_url)
         except (TypeError, ValueError) as error:  # a damaged page may show any number of rows
             raise LedgerCorrupted(
-                f"in the ledger at {self.database.place} the newest claim's number or the ledger's "
-                "identity is damaged"
+                f"in the ledger at {self.database.redacted_url} the newest claim's number or the "
+                "ledger's identity is damaged"
             ) from error
         self._identity = mark.identity
         return mark
@@ -77,13 +77,13 @@ class ClaimHistory:
         now = await self.mark()
         if beside and beside.identity != now.identity:
             raise LedgerOutdated(
-                f"the ledger at {self.database.place} is not the one that was there before: its "
-                f"identity is {now.identity[:8]}, and was {beside.identity[:8]}"
+                f"the ledger at {self.database.redacted_url} is not the one that was there before: "
+                f"its identity is {now.identity[:8]}, and was {beside.identity[:8]}"
             )
         known = [*marks, beside] if beside else marks
         highest = max(highest_serial(known, now.identity), newest)
         if now.serial < highest:
-            raise _outdated(self.database.place, now.serial, highest)
+            raise _outdated(self.database.redacted_url, now.serial, highest)
         self.saw_claim(now)
         self._compared = True
         return now
@@ -116,8 +116,8 @@ class ClaimHistory:
         """
         serial = claimed.serial or 0
         if serial <= newest_before:
-            raise _outdated(self.database.place, serial - 1, newest_before)
-        self.saw_claim(LedgerMark.of(self._identity, serial, self.database.place))
+            raise _outdated(self.database.redacted_url, serial - 1, newest_before)
+        self.saw_claim(LedgerMark.of(self._identity, serial, self.database.redacted_url))
 
     async def claims_since(self, serial: int) -> set[int]:
         """Return the serials in the ledger that are higher than the given one."""

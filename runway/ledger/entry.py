@@ -26,7 +26,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
-from pydantic import AwareDatetime, Field, field_validator
+from pydantic import AwareDatetime, Field
 
 from ..errors import (
     CometAPIError,
@@ -120,21 +120,16 @@ class Intent(Value):
 class Entry(Intent):
     """Ledger entry of one generation."""
 
-    @field_validator("resubmitted_by", mode="before")
-    @classmethod
-    def _none_is_empty(cls, value: Any) -> Any:
-        return value or ()
-
     state: State
     task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")
     claim: str = Field(description="Which attempt owns the submission; random.")
     attempts: int = Field(default=0, description="POSTs that may have been sent.")
-    holder: str | None = Field(default=None, description="Who works on it.")
+    owner: str | None = Field(default=None, description="Owner of the lease, if there is one.")
     leased_until: float | None = Field(
-        default=None, description="When that is, on the database's clock; it tells a renewal."
+        default=None, description="End of the lease on the database's clock."
     )
     lease_left: float | None = Field(
-        default=None, description="Seconds until the holder counts as gone; negative when over."
+        default=None, description="Seconds until the lease ends; negative after its end."
     )
     created_at: AwareDatetime = Field(description="When it was claimed or attached.")
     changed_at: AwareDatetime = Field(description="When its state changed last.")
@@ -293,7 +288,7 @@ class Kind(NamedTuple):
     seconds: float | None
 
 
-def conflict(
+def key_conflict(
     entry: Entry, intent: Intent, task_id: str | None = None
 ) -> IdempotencyKeyConflict | None:
     """Return the error if the key belongs to another purchase, or None; pure.

@@ -15,8 +15,8 @@ from .schema import generations
 
 def read_entries(
     rows: Sequence[Mapping[str, Any]],
-    place: str,
-    tell: Callable[[LedgerCorrupted], None] | None = None,
+    location: str,
+    on_corrupted: Callable[[LedgerCorrupted], None] | None = None,
 ) -> list[Entry]:
     """Return the entries in rows of the ledger's table.
 
@@ -24,35 +24,37 @@ def read_entries(
 
     Args:
         rows: Rows from the database.
-        place: Location of the ledger, for error messages.
-        tell: Called with the error of each corrupted row, which is then skipped.
+        location: Location of the ledger, for error messages.
+        on_corrupted: Called with the error of each corrupted row, which is then skipped.
 
     Raises:
-        LedgerCorrupted: A row is corrupted, and ``tell`` is not given.
+        LedgerCorrupted: A row is corrupted, and ``on_corrupted`` is not given.
     """
     found: list[Entry] = []
     for row in rows:
         try:
-            found.append(_entry(row, place))
+            found.append(_entry(row, location))
         except LedgerCorrupted as error:
-            if tell is None:
+            if on_corrupted is None:
                 raise
-            tell(error)
+            on_corrupted(error)
     return found
 
 
-def _entry(row: Mapping[str, Any], place: str) -> Entry:
+def _entry(row: Mapping[str, Any], location: str) -> Entry:
     try:
         return Entry.model_validate(dict(row))
     except ValidationError as error:
-        wrong = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
-        where = f"in the ledger at {place} the row of key {scrub(str(row['idempotency_key']))!r}"
-        raise LedgerCorrupted(f"{where} is damaged: {wrong}") from None
+        columns = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
+        key = scrub(str(row["idempotency_key"]))
+        raise LedgerCorrupted(
+            f"in the ledger at {location} the row of key {key!r} is damaged: {columns}"
+        ) from None
 
 
 def columns_of(entry: Entry) -> dict[str, Any]:
-    """Return all columns of an entry except its lease."""
-    known = entry.model_dump(exclude={"lease_left", "leased_until", "holder"})
+    """Return all columns of an entry except the end of its lease."""
+    known = entry.model_dump(exclude={"lease_left", "leased_until"})
     known["state"] = str(entry.state)
     known["outputs"] = [str(output) for output in entry.outputs]
     known["videos"] = entry.model_dump(mode="json")["videos"]

@@ -33,12 +33,12 @@ class FileLock:
 
     Args:
         ledger: File that the lock guards; the lock file is ``NAME.lock`` beside it.
-        patience: Maximum seconds to wait for another process.
+        retry_timeout: Maximum seconds to wait for another process.
     """
 
-    def __init__(self, ledger: Path, patience: float) -> None:
+    def __init__(self, ledger: Path, retry_timeout: float) -> None:
         self._path = ledger.with_name(f"{ledger.name}.lock")
-        self._patience = patience
+        self._timeout = retry_timeout
         self._descriptor: int | None = None
 
     @contextmanager
@@ -46,7 +46,7 @@ class FileLock:
         """Hold the lock while the block runs; waiting for it blocks the thread.
 
         Raises:
-            TimeoutError: Another process held the lock for longer than ``patience``.
+            TimeoutError: Another process held the lock for longer than ``retry_timeout``.
         """
         has_it = self._acquire()
         try:
@@ -65,7 +65,7 @@ class FileLock:
     def _acquire(self) -> bool:
         if fcntl is None:
             return False
-        end, pause = time.monotonic() + self._patience, _FIRST_PAUSE
+        end, pause = time.monotonic() + self._timeout, _FIRST_PAUSE
         while True:
             try:
                 if self._descriptor is None:

@@ -1,221 +1,242 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leases that this process holds in a ledger: renewal and local expiry.
+"""Leases in a ledger: acquire, renew and release them, and check if their owners are active.
 
 A lease is the time-limited right to work on a generation. Its owner renews it while the work
 continues.
 """
 
 import asyncio
-import os
-import threading
-import weakref
-from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from enum import Enum, auto
 
-from sqlalchemy import and_, select, update
+from sqlalchemy import and_, or_, select, update
 
-from ..errors import LedgerUnavailable
-from . import owners
-from .clock import Moment
-from .database import Database
-from .entry import Entry, is_another_purchase
+from ..errors import CometAPIError, LedgerUnavailable
+from ..processes import is_alive, is_dead
+from .conditions import has_key, has_lease_of
+from .entry import Entry
+from .held_leases import HeldLeases
 from .loop_thread import in_background
-from .owners import Worker
-from .schema import database_time, generations
+from .owners import describe_owner, is_of_this_process, owner_name, register_owner, workers_of
+from .restore import restore_entry
+from .schema import generations
+from .table import ENTRIES, LEASE_LEFT, MAX_BIND_VALUES, NOW, EntryTable
 
 LEASE = 60.0
 """Seconds after which an owner that stops renewing counts as gone; renewals run every quarter."""
 
-MAX_BIND_VALUES = 500
-"""Maximum number of values in one statement; databases limit it."""
+POLL_INTERVAL = 0.25
+"""Seconds between two attempts to acquire a lease that another owner has."""
 
-NOW = database_time()
-LEASE_LEFT = (generations.c.leased_until - NOW).label("lease_left")
+_table = generations.c
 
 
-@dataclass
-class _Hold:
-    """State of a key in this process.
+class OwnerStatus(Enum):
+    """Status of the owner of an entry, as one read of the entry shows it."""
 
-    Attributes:
-        blocks: Workers that run a block with a lease on the key, by owner.
-        lapses: Time at which each owner's lease expires, as known here.
-        entry: Entry of the key as last read.
+    ACTIVE = auto()
+    GONE = auto()
+    UNCLEAR = auto()
+
+
+def owner_status(entry: Entry, lease_duration: float) -> OwnerStatus:
+    """Return the status of the owner of an entry.
+
+    Three sources are asked, and the first that knows the answer decides: the blocks of this
+    process, the operating system for another process of this machine, and the lease. The status is
+    unclear if the lease has expired although its process is alive, or ends much later than any
+    lease can. Then a clock was set or the machine was suspended.
     """
-
-    blocks: defaultdict[str, list[Worker]] = field(default_factory=lambda: defaultdict(list))
-    lapses: dict[str, Moment] = field(default_factory=dict[str, Moment])
-    entry: Entry | None = None
-
-    def has_in_hand_besides(self, entry: Entry) -> bool:
-        """Return True if a block works on another purchase than the given entry of the key."""
-        if self.entry is None or not is_another_purchase(entry, self.entry):
-            return False
-        in_hand, theirs = self.entry.holder or "", entry.holder or ""
-        return bool(self.blocks.get(in_hand)) and not self.blocks.get(theirs)
-
-    def see_lease(self, holder: str | None, left: float | None, asked: Moment) -> None:
-        """Record when an owner's lease expires, if the owner runs a block here.
-
-        Args:
-            holder: Owner of the lease.
-            left: Seconds that were left of the lease at that time.
-            asked: Time at which the query started.
-        """
-        if holder and left is not None and self.blocks.get(holder):
-            self.lapses[holder] = asked.later(left)
+    owner, left = entry.owner, entry.lease_left
+    if owner is None or left is None:
+        return OwnerStatus.GONE
+    if is_of_this_process(owner):
+        workers = workers_of(entry.idempotency_key, owner)
+        # The loop of a stopped worker may run again, so its lease counts until it expires.
+        is_active = any(one.is_running for one in workers) or bool(workers and left > 0)
+        return OwnerStatus.ACTIVE if is_active else OwnerStatus.GONE
+    if is_dead(owner):
+        return OwnerStatus.GONE
+    if 0 <= left <= 2 * lease_duration:
+        return OwnerStatus.ACTIVE
+    if left < 0 and not is_alive(owner):
+        return OwnerStatus.GONE
+    return OwnerStatus.UNCLEAR
 
 
-class Leases(ABC):
-    """Leases that this process holds in one database.
+class Leases:
+    """Leases of the generations in one ledger.
 
     Args:
-        database: Database of the leases.
-        lease: Seconds after which an owner that does not renew counts as gone.
+        table: Table of the ledger.
+        held: Leases that this process holds in it.
     """
 
-    def __init__(self, database: Database, lease: float) -> None:
-        self.database = database
-        self.lease = lease
-        self._held: defaultdict[str, _Hold] = defaultdict(_Hold)
-        self._counting = threading.Lock()
-        self._renewing = False
-        _all_leases.add(self)
+    def __init__(self, table: EntryTable, held: HeldLeases) -> None:
+        self._table = table
+        self.held = held
+        self.duration = table.lease_duration
 
-    def forget_all(self) -> None:
-        """Forget the leases of the parent process, in a forked child, which owns none of them."""
-        self._counting = threading.Lock()
-        self._held = defaultdict(_Hold)
-        self._renewing = False
+    @asynccontextmanager
+    async def hold(self, key: str, run: str) -> AsyncIterator[str]:
+        """Renew the lease of a generation while the block runs, and release it afterwards.
+
+        Yields the name of the run as an owner. After a crash, the lease does not last: it expires,
+        or other runs see that the process is dead. If the ledger has lost the row by the end of the
+        block, the run writes it again, since no other record of the purchase exists.
+        """
+        owner = owner_name(run)
+        with self.renewing(key, owner):
+            note: str | None = None
+            try:
+                yield owner
+            except BaseException as error:
+                note = _closing_note(error)
+                raise
+            finally:
+                last = self.held.entry(key)
+                is_last_block = self.held.count(key, owner) == 1
+                if is_last_block and last and last.owner == owner:
+                    with suppress(LedgerUnavailable):
+                        if await self.release(key, owner, note) is None:
+                            released = last.model_copy(update={"owner": None})
+                            await restore_entry(self._table, released)
+
+    @asynccontextmanager
+    async def hold_exclusively(
+        self,
+        key: str,
+        run: str,
+        *,
+        report: Callable[[str], None] = lambda _text: None,
+        is_done: Callable[[Entry], bool] = lambda entry: entry.has_ended,
+    ) -> AsyncIterator[Entry | None]:
+        """Acquire the lease of a generation, and hold it while the block runs.
+
+        This waits while another run works on the generation. It stops waiting, without the lease,
+        when the entry satisfies ``is_done``. Yields the entry, or None if the ledger does not have
+        the key. Several blocks of one run may share the lease.
+
+        Args:
+            key: Idempotency key of the generation.
+            run: Name of the run, which waiting runs see.
+            report: Called with a message about the owner that this waits for.
+            is_done: Returns True if an entry needs no more work by this run, even if another run
+                has the lease.
+
+        Raises:
+            LedgerUnavailable: The ledger cannot be used.
+        """
+        async with self.hold(key, run) as owner:
+            yield await self._wait_for(key, owner, report, is_done)
+
+    async def _wait_for(
+        self,
+        key: str,
+        owner: str,
+        report: Callable[[str], None],
+        is_done: Callable[[Entry], bool],
+    ) -> Entry | None:
+        reported = False
+        while True:
+            if self.held.count(key, owner) > 1:
+                entry = self.held.entry(key)
+                if entry and entry.owner == owner:  # this is a step of a flow that has the lease
+                    return entry
+            if acquired := await self.acquire(key, owner):
+                return acquired
+            entry = await self._table.get(key)
+            if entry is None or is_done(entry):
+                return entry
+            if entry.owner and not reported:
+                report(f"waiting for {describe_owner(entry.owner)}, which works on this generation")
+                reported = True
+            await asyncio.sleep(POLL_INTERVAL)
+
+    async def acquire(self, key: str, owner: str) -> Entry | None:
+        """Acquire the lease of an entry for an owner; return None if another active owner has it.
+
+        The result is also None if the key has no entry.
+        """
+        free = or_(_table.owner.is_(None), _table.owner == owner)
+        if acquired := await self._table.update([has_key(key), free], {"owner": owner}):
+            return acquired
+        entry = await self._table.get(key)
+        if entry is None or entry.owner is None or await self.is_active(entry):
+            return None
+        unchanged = [has_key(key), _table.owner == entry.owner, has_lease_of(entry)]
+        return await self._table.update(unchanged, {"owner": owner})
+
+    async def release(self, key: str, owner: str, note: str | None = None) -> Entry | None:
+        """Release a lease, so that the next owner need not wait until it expires.
+
+        Returns:
+            The entry, or None if the owner has no lease on it.
+        """
+        changes = {"owner": None} if note is None else {"owner": None, "note": note}
+        return await self._table.update([has_key(key), _table.owner == owner], changes)
+
+    async def is_active(self, entry: Entry) -> bool:
+        """Return True if the owner of an entry is still active.
+
+        If that is unclear, this waits for half the duration of a lease: an active owner has renewed
+        the lease by then.
+        """
+        status = owner_status(entry, self.duration)
+        if status is not OwnerStatus.UNCLEAR:
+            return status is OwnerStatus.ACTIVE
+        await asyncio.sleep(self.duration / 2)
+        later = await self._table.get(entry.idempotency_key)
+        return later is not None and later.leased_until not in {None, entry.leased_until}
+
+    async def entries_of_run(self, run: str) -> list[Entry]:
+        """Return the entries on which a run has a lease, in any process."""
+        return await self._table.fetch(
+            ENTRIES.where(_table.owner.contains(f"|{run}", autoescape=True))
+        )
 
     @contextmanager
-    def holding(self, key: str, holder: str) -> Iterator[None]:
+    def renewing(self, key: str, owner: str) -> Iterator[None]:
         """Renew an owner's lease on a key while the block runs."""
-        with owners.register_owner(key, holder) as worker:
-            with self._counting:
-                self._held[key].blocks[holder].append(worker)
-                begins, self._renewing = not self._renewing, True
-            if begins:
-                in_background(self._renew_until_nothing_is_held())
+        with register_owner(key, owner) as worker:
+            if self.held.enter(key, owner, worker):
+                in_background(self._renew_while_held())
             try:
                 yield
             finally:
-                self._leave(key, holder, worker)
+                self.held.leave(key, owner, worker)
 
-    def _leave(self, key: str, holder: str, worker: Worker) -> None:
-        with self._counting:
-            hold = self._held.get(key)
-            if hold is None:  # a child that was forked inside the block
-                return
-            hold.blocks[holder] = [one for one in hold.blocks[holder] if one is not worker]
-            if not any(hold.blocks.values()):
-                del self._held[key]
-
-    def hold_count(self, key: str, holder: str | None) -> int:
-        """Return the number of running blocks of this process that hold a key for this owner."""
-        with self._counting:
-            hold = self._held.get(key)
-            there = hold.blocks.get(holder or "", ()) if hold else ()
-            return sum(1 for worker in there if worker.is_running)
-
-    def holders_here(self) -> list[str]:
-        """Return the owners for which this process is running a block, sorted."""
-        with self._counting:
-            return sorted(
-                {
-                    holder
-                    for hold in self._held.values()
-                    for holder, workers in hold.blocks.items()
-                    if any(worker.is_running for worker in workers)
-                }
-            )
-
-    def last_seen(self, key: str) -> Entry | None:
-        """Return the entry of a key that this process holds, as last read or changed, or None.
-
-        While the lease is held, no other run changes the entry. So the steps of one run need not
-        read it again.
-        """
-        hold = self._held.get(key)
-        return hold.entry if hold else None
-
-    def lease_is_valid(self, key: str, holder: str) -> bool:
-        """Return True if the owner's lease has certainly not expired, by the clocks here.
-
-        After a suspension of the process or of its machine, other runs may have seen the lease
-        expire. Then this returns False.
-        """
-        hold = self._held.get(key)
-        lapses = hold.lapses.get(holder) if hold else None
-        return lapses is not None and not lapses.has_passed()
-
-    def _leased_to(self, holder: str | None) -> dict[str, Any]:
-        """Return the columns of a lease that starts now, or of no lease if there is no owner."""
-        return {"holder": holder, "leased_until": NOW + self.lease if holder else None}
-
-    def _see(self, entry: Entry, asked: Moment) -> None:
-        """Remember an entry that a query returned; the query started at ``asked``."""
-        if hold := self._held.get(entry.idempotency_key):
-            if not hold.has_in_hand_besides(entry):
-                hold.entry = entry
-            hold.see_lease(entry.holder, entry.lease_left, asked)
-
-    async def _renew_until_nothing_is_held(self) -> None:
+    async def _renew_while_held(self) -> None:
         try:
-            while self._something_is_held():
+            while self.held.needs_renewal():
                 with suppress(LedgerUnavailable):  # if this lasts, the leases expire, which is safe
-                    await asyncio.sleep(self.lease / 4)
+                    await asyncio.sleep(self.duration / 4)
                     await self._renew()
         except BaseException:
-            self._renewing = False  # so that the next block starts the renewal again
+            self.held.renewal_failed()
             raise
 
-    def _something_is_held(self) -> bool:
-        with self._counting:
-            for key, hold in list(self._held.items()):
-                if not any(
-                    worker.is_running or worker.is_stopped
-                    for workers in hold.blocks.values()
-                    for worker in workers
-                ):
-                    del self._held[key]  # its event loop was closed inside the block
-            self._renewing = bool(self._held)
-            return self._renewing
-
     async def _renew(self) -> None:
-        held = self.holders_here()
-        before = self._entries_held(held)
+        owners = self.held.owners()
+        before = self.held.entries_of(owners)
         renewed: set[str] = set()
-        for start in range(0, len(held), MAX_BIND_VALUES):
-            some = generations.c.holder.in_(held[start : start + MAX_BIND_VALUES])
+        for start in range(0, len(owners), MAX_BIND_VALUES):
+            some = _table.owner.in_(owners[start : start + MAX_BIND_VALUES])
             # Locked rows are skipped, so that one of them does not block all other renewals.
-            free = (
-                select(generations.c.idempotency_key).where(some).with_for_update(skip_locked=True)
+            free = select(_table.idempotency_key).where(some).with_for_update(skip_locked=True)
+            ours = and_(some, _table.idempotency_key.in_(free))
+            renewal = update(generations).where(ours).values(leased_until=NOW + self.duration)
+            started, rows = await self._table.database.execute_timed(
+                renewal.returning(_table.idempotency_key, _table.owner, LEASE_LEFT)
             )
-            ours = and_(some, generations.c.idempotency_key.in_(free))
-            renewal = update(generations).where(ours).values(leased_until=NOW + self.lease)
-            asked = Moment.now()
-            returned = renewal.returning(
-                generations.c.idempotency_key, generations.c.holder, LEASE_LEFT
-            )
-            for row in await self.database.execute(returned):
-                renewed.add(row["idempotency_key"])
-                if hold := self._held.get(row["idempotency_key"]):
-                    hold.see_lease(row["holder"], row["lease_left"], asked)
+            for row in rows:
+                key = row["idempotency_key"]
+                renewed.add(key)
+                self.held.observe_renewal(key, row["owner"], row["lease_left"], started)
         await self._restore_lost(
             [entry for entry in before if entry.idempotency_key not in renewed]
         )
-
-    def _entries_held(self, holders_here: Sequence[str]) -> list[Entry]:
-        """Return the entries, as last read, on which one of these owners has a lease."""
-        with self._counting:
-            entries = [hold.entry for hold in self._held.values()]
-        names = set(holders_here)
-        return [entry for entry in entries if entry and entry.holder in names]
 
     async def _restore_lost(self, missing: Sequence[Entry]) -> None:
         """Restore entries that a run works on and the ledger has lost.
@@ -225,34 +246,20 @@ class Leases(ABC):
         """
         for start in range(0, len(missing), MAX_BIND_VALUES):
             some = missing[start : start + MAX_BIND_VALUES]
-            there = select(generations.c.idempotency_key, generations.c.task_id).where(
-                generations.c.idempotency_key.in_([entry.idempotency_key for entry in some])
+            keys = [entry.idempotency_key for entry in some]
+            query = select(_table.idempotency_key, _table.task_id).where(
+                _table.idempotency_key.in_(keys)
             )
-            known = {
-                row["idempotency_key"]: row["task_id"] for row in await self.database.execute(there)
-            }
+            rows = await self._table.database.rows(query)
+            recorded = {(row["idempotency_key"], row["task_id"]) for row in rows}
             for entry in some:
-                hold = self._held.get(entry.idempotency_key)
-                still_held = hold is not None and hold.entry is entry
-                is_known = (
-                    entry.idempotency_key in known and known[entry.idempotency_key] == entry.task_id
-                )
-                if still_held and not is_known:
-                    await self.restore(entry)
-
-    @abstractmethod
-    async def restore(self, entry: Entry) -> Entry | None:
-        """Write a lost entry to the ledger again; return None if the entry is not lost."""
-        ...
+                is_recorded = (entry.idempotency_key, entry.task_id) in recorded
+                is_held = self.held.entry(entry.idempotency_key) is entry
+                if is_held and not is_recorded:
+                    await restore_entry(self._table, entry)
 
 
-_all_leases: weakref.WeakSet[Leases] = weakref.WeakSet()
-
-
-def _forget_leases() -> None:
-    for leases in list(_all_leases):
-        leases.forget_all()
-
-
-with suppress(AttributeError):  # Windows does not fork
-    os.register_at_fork(after_in_child=_forget_leases)
+def _closing_note(error: BaseException) -> str:
+    if isinstance(error, CometAPIError):
+        return error.message
+    return f"the run ended ({type(error).__name__}); the generation continues at the service"

@@ -32,12 +32,12 @@ def in_background(work: Coroutine[Any, Any, T]) -> Future[T]:
     return asyncio.run_coroutine_threadsafe(work, _background())
 
 
-async def elsewhere(work: Coroutine[Any, Any, T]) -> T:
+async def run_in_background(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in the background thread and await its result.
 
     The coroutine continues when the caller is cancelled, so that a change is made completely or not
     at all. Its error is then ignored.
     """
-    working = asyncio.wrap_future(in_background(work))
-    working.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return await asyncio.shield(working)
+    running = asyncio.wrap_future(in_background(work))
+    running.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(running)

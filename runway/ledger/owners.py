@@ -17,17 +17,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
-from ..processes import this_process
+from ..processes import process_of, this_process
 
 
-def holder_name(run: str) -> str:
+def owner_name(run: str) -> str:
     """Return the name of a run in this process as an owner in the ledger."""
     return f"{this_process()}|{run}"
 
 
-def shown_holder(holder: str) -> str:
+def is_of_this_process(owner: str) -> bool:
+    """Return True if an owner is a run in this process."""
+    return process_of(owner) == str(this_process())
+
+
+def describe_owner(owner: str) -> str:
     """Return an owner in readable form: its run, host and process id."""
-    process, _, run = holder.partition("|")
+    process, _, run = owner.partition("|")
     host, _, rest = process.partition(":")
     return f"{run.partition('#')[0]} on {host}, process {rest.partition(':')[0]}"
 
@@ -63,41 +68,41 @@ class Worker:
         return bool(self.loop and not self.loop.is_running() and not self.loop.is_closed())
 
 
-_at_work: defaultdict[tuple[str, str], list[Worker]] = defaultdict(list)
+_workers: defaultdict[tuple[str, str], list[Worker]] = defaultdict(list)
 """Workers of this process by key and owner. All ledgers share them, since one database may be
 opened under two names, and its owners are alive in both."""
 
 _counting = threading.Lock()
 
 
-def _forget_all() -> None:
+def _forget_workers() -> None:
     """Forget the work of the parent process, in a forked child."""
     global _counting  # noqa: PLW0603 -- another thread of the parent may have had it
     _counting = threading.Lock()
-    _at_work.clear()
+    _workers.clear()
 
 
 with suppress(AttributeError):  # Windows does not fork
-    os.register_at_fork(after_in_child=_forget_all)
+    os.register_at_fork(after_in_child=_forget_workers)
 
 
 @contextmanager
-def register_owner(key: str, holder: str) -> Iterator[Worker]:
+def register_owner(key: str, owner: str) -> Iterator[Worker]:
     """Register an owner of this process as working on a key while the block runs."""
     worker = Worker.here()
     with _counting:
-        _at_work[key, holder].append(worker)
+        _workers[key, owner].append(worker)
     try:
         yield worker
     finally:
         with _counting:
-            workers = [other for other in _at_work.pop((key, holder), []) if other is not worker]
+            workers = [other for other in _workers.pop((key, owner), []) if other is not worker]
             if workers:
-                _at_work[key, holder] = workers
+                _workers[key, owner] = workers
 
 
-def workers_of(key: str, holder: str) -> list[Worker]:
+def workers_of(key: str, owner: str) -> list[Worker]:
     """Return the workers that run an owner's blocks for a key, or may continue them."""
     with _counting:
-        there = _at_work.get((key, holder), ())
+        there = _workers.get((key, owner), ())
         return [worker for worker in there if worker.is_running or worker.is_stopped]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Purchase of a generation, at most once: claim before the POST, task id right after it.
+"""Purchase of a generation, at most once: claim, check, POST, record.
 
 ``next_step`` decides what to do with an idempotency key. It is a pure function of the key's ledger
 entry. The rest of this module calls the ledger and the service in the right order. CometAPI has no
@@ -8,13 +8,14 @@ most one, and the ledger records every outcome.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum, auto
 from shlex import quote
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from ..errors import (
@@ -25,30 +26,38 @@ from ..errors import (
     SubmissionUncertain,
 )
 from .budget import Budget
-from .entry import Entry, Intent, State, conflict
-from .owners import holder_name, shown_holder
-from .schema import last_serial
+from .entry import Entry, Intent, State, key_conflict
+from .owners import describe_owner, owner_name
 from .store import Ledger
 
 CLAIM_POLL_INTERVAL = 0.25
-"""Seconds between two reads of an entry that another owner works on."""
+"""Seconds between two reads of an entry that another owner submits, and between two attempts to
+record a task id."""
+
+Check = Callable[[], None]
+"""Callback that raises an error if the request must no longer be sent."""
+
+Warn = Callable[[str], None]
+"""Callback for warnings that do not stop the purchase."""
+
+_NO_ANSWER = "it sent the request, or was about to, and left no answer"
 
 
 class Step(Enum):
     """Next step for an idempotency key."""
 
     BUY = auto()
-    ATTACH = auto()
     ADOPT = auto()
+    ATTACH = auto()
     WAIT = auto()
-    GIVE_UP = auto()
+    RESOLVE_DEAD_CLAIM = auto()
 
 
 def next_step(
     entry: Entry | None,
     intent: Intent,
     *,
-    living: bool,
+    is_active: bool,
     resubmit_as: str | None = None,
     task_id: str | None = None,
 ) -> Step | CometAPIError:
@@ -57,17 +66,17 @@ def next_step(
     Args:
         entry: Entry of the key in the ledger, or None.
         intent: Requested generation.
-        living: True if the attempt that claimed the key may still be running.
+        is_active: True if the attempt that claimed the key may still be running.
         resubmit_as: Id of the run, if the user allows each run to send the request once more after
             an unknown outcome; otherwise None.
         task_id: Task id of a generation that was bought elsewhere and is to be adopted, or None.
     """
     if entry is None:
         return Step.ADOPT if task_id else Step.BUY
-    if clash := conflict(entry, intent, task_id):
+    if clash := key_conflict(entry, intent, task_id):
         return clash.with_context(idempotency_key=entry.idempotency_key, task_id=entry.task_id)
     if entry.state is State.CLAIMED:
-        return Step.WAIT if living else Step.GIVE_UP
+        return Step.WAIT if is_active else Step.RESOLVE_DEAD_CLAIM
     if task_id and entry.task_id != task_id and not entry.task_id_checked:
         return Step.ADOPT
     if entry.is_free() or (entry.task_id is None and task_id):
@@ -76,24 +85,98 @@ def next_step(
         return Step.ATTACH
     if entry.state is State.UNCERTAIN and _may_resubmit(entry, resubmit_as):
         return Step.BUY
-    return _still_open(entry)
+    return _still_uncertain(entry)
 
 
 def _may_resubmit(entry: Entry, run: str | None) -> bool:
     return run is not None and run not in entry.resubmitted_by
 
 
-def _still_open(entry: Entry, why_not_again: str = "") -> CometAPIError:
-    told = [f"an earlier attempt is open: {entry.note}", why_not_again]
-    return SubmissionUncertain("; ".join(filter(None, told))).with_context(
+def _still_uncertain(entry: Entry, why_not_again: str = "") -> CometAPIError:
+    reasons = [f"an earlier attempt is uncertain: {entry.note}", why_not_again]
+    return SubmissionUncertain("; ".join(filter(None, reasons))).with_context(
         idempotency_key=entry.idempotency_key
     )
 
 
-Check = Callable[[], None]
-"""Callback that raises an error if the request must no longer be sent."""
+@dataclass(frozen=True)
+class _Purchase:
+    """One attempt to buy a generation.
 
-_NO_ANSWER = "it sent the request, or was about to, and left no answer"
+    Attributes:
+        intent: Requested generation.
+        owner: Owner of the lease that starts with the claim.
+        resubmit_as: Id of the run that may send the request again after an unknown outcome.
+        budget: Spending limits, or None.
+        claim: Random id of the claim.
+    """
+
+    intent: Intent
+    owner: str
+    resubmit_as: str | None
+    budget: Budget | None
+    claim: str
+    task_id: ClassVar[None] = None
+
+    async def insert(self, ledger: Ledger) -> Entry | None:
+        """Claim a key without an entry, or return None if it has one."""
+        return await ledger.insert_claim(self.intent, self.claim, self.owner, budget=self.budget)
+
+    async def update(self, ledger: Ledger, entry: Entry) -> Entry | None:
+        """Claim a key again, or return None if its entry has changed since it was read."""
+        is_open = entry.state is State.UNCERTAIN
+        runs = [self.resubmit_as] if self.resubmit_as and is_open else []
+        columns = {
+            **_columns_of(self.intent.wanted(), entry),
+            **_costs(entry, self.intent),
+            "resubmitted_by": [*entry.resubmitted_by, *runs],
+            "attempts": entry.attempts + 1,
+            "charges": entry.charges + 1,
+            "note": entry.note if is_open else "",
+        }
+        try:
+            return await ledger.mark_claimed(
+                entry, self.claim, self.owner, columns, budget=self.budget
+            )
+        except BudgetExceeded as error:
+            if is_open:  # the first submission stays uncertain
+                raise _still_uncertain(entry, f"sent again, {error.message}") from error
+            raise
+
+
+@dataclass(frozen=True)
+class _Adoption:
+    """One attempt to record a generation that was bought elsewhere.
+
+    Attributes:
+        intent: Key of the generation, and the known parts of its request.
+        task_id: Task id of the generation.
+        checked: True if the service has confirmed the id.
+        claim: Random id of the adoption.
+    """
+
+    intent: Intent
+    task_id: str
+    checked: bool
+    claim: str
+    resubmit_as: ClassVar[None] = None
+
+    async def insert(self, ledger: Ledger) -> Entry | None:
+        """Record the id under a key without an entry, or return None if it has one."""
+        return await ledger.insert_adopted(
+            self.intent, self.claim, self.task_id, checked=self.checked
+        )
+
+    async def update(self, ledger: Ledger, entry: Entry) -> Entry | None:
+        """Record the id in an entry, or return None if it has changed since it was read."""
+        columns = {
+            **_columns_of(self.intent.wanted(only_known=True), entry),
+            "charges": max(1, entry.charges),
+            "note": "",
+        }
+        return await ledger.mark_adopted(
+            entry, self.claim, self.task_id, columns, checked=self.checked
+        )
 
 
 async def buy_once(
@@ -104,7 +187,7 @@ async def buy_once(
     run: str,
     resubmit_as: str | None = None,
     budget: Budget | None = None,
-    warn: Callable[[str], None] = lambda _text: None,
+    warn: Warn = lambda _text: None,
 ) -> Entry:
     """Return the generation of a key: an earlier purchase, or one that is bought now with ``post``.
 
@@ -129,58 +212,26 @@ async def buy_once(
             consider it dead; nothing was sent.
         CometAPIError: An error of ``post``; nothing was bought.
     """
-
-    def check_lease() -> None:
-        if not ledger.lease_is_valid(intent.idempotency_key, holder):
-            raise ServiceUnavailable(
-                "by the clocks here this process, or its ledger, stood still for longer than the "
-                "claim of the key lasts, so nothing was sent"
-            ).with_context(idempotency_key=intent.idempotency_key)
-
     await ledger.history.check_once()
     newest_before = ledger.history.newest
-    claim = uuid4().hex
-    runs_name = holder_name(run)
-    holder = f"{runs_name}#{claim}"
-    with ledger.holding(intent.idempotency_key, holder):
-        try:
-            entry = await _claimed(
-                ledger,
-                intent,
-                State.CLAIMED,
-                claim,
-                resubmit_as=resubmit_as,
-                budget=budget,
-                tell=warn,
-                holder=holder,
-                claimed_at=datetime.now(UTC),
-            )
-        except LedgerUnavailable:
-            _unsent.add(claim)  # the claim may have been written all the same
-            raise
-        except asyncio.CancelledError:
-            _unsent.add(claim)
-            with suppress(LedgerUnavailable):
-                await _withdraw(ledger, intent.idempotency_key, claim)
-            raise
+    key, claim, run_owner = intent.idempotency_key, uuid4().hex, owner_name(run)
+    owner = f"{run_owner}#{claim}"
+    with ledger.leases.renewing(key, owner):
+        entry = await _claim(ledger, _Purchase(intent, owner, resubmit_as, budget, claim), warn)
         if entry.claim != claim:
             return entry
         try:
             ledger.history.check_claim(entry, newest_before)
-            task_id = await post(check_lease)
+            task_id = await post(lambda: _check_lease(ledger, key, owner))
         except BaseException as error:
-            await _note_outcome(ledger, entry, error, warn)
+            await _record_failed_post(ledger, entry, error, warn)
             if isinstance(error, SubmissionUncertain):
                 error.may_resubmit = _may_resubmit(entry, resubmit_as)
             raise
-        stays = ledger.hold_count(intent.idempotency_key, runs_name) > 0
-        next_owner = runs_name if stays else None
-        recording = asyncio.ensure_future(_accepted(ledger, entry, task_id, next_owner, warn))
-        try:
-            return await asyncio.shield(recording)
-        except asyncio.CancelledError:
-            await asyncio.wait([recording])  # the id must be recorded first
-            raise
+        stays = ledger.leases.held.count(key, run_owner) > 0
+        return await _finish_despite_cancellation(
+            _record_task_id(ledger, entry, task_id, run_owner if stays else None, warn)
+        )
 
 
 async def attach(ledger: Ledger, intent: Intent, task_id: str, *, checked: bool = True) -> Entry:
@@ -198,92 +249,73 @@ async def attach(ledger: Ledger, intent: Intent, task_id: str, *, checked: bool 
         IdempotencyKeyConflict: The key belongs to another generation.
         LedgerUnavailable: The ledger cannot be used.
     """
-    now = datetime.now(UTC)
-    return await _claimed(
-        ledger,
-        intent,
-        State.SUBMITTED,
-        uuid4().hex,
-        task_id=task_id,
-        submitted_at=now,
-        task_id_checked=checked,
-    )
+    adoption = _Adoption(intent, task_id, checked, uuid4().hex)
+    return await _take_key(ledger, adoption, lambda _text: None)
 
 
-async def _claimed(
-    ledger: Ledger,
-    intent: Intent,
-    state: State,
-    claim: str,
-    *,
-    resubmit_as: str | None = None,
-    budget: Budget | None = None,
-    tell: Callable[[str], None] = lambda _text: None,
-    task_id: str | None = None,
-    **values: Any,
-) -> Entry:
-    """Return the entry of a key with this claim and state, or an existing purchase of the key.
+# Claim
 
-    This waits while another owner submits the key.
+
+async def _claim(ledger: Ledger, purchase: _Purchase, warn: Warn) -> Entry:
+    """Return the entry of a key with this claim, or an existing purchase of the key.
+
+    If this fails, the claim may have been written all the same, but nothing is sent for it.
     """
-    values["task_id"] = task_id
-    buys = int(state is State.CLAIMED)
-    told = False
-    while True:
-        mine = await ledger.add(
-            intent, state, claim, budget=budget, attempts=buys, charges=1, **values
-        )
-        if mine:
-            return mine
-        entry = await ledger.get(intent.idempotency_key)
-        if entry is None:
-            continue
-        living = entry.state is State.CLAIMED and await ledger.is_living(entry)
-        step = next_step(entry, intent, living=living, resubmit_as=resubmit_as, task_id=task_id)
-        if isinstance(step, CometAPIError):
-            raise step
-        if step is Step.ATTACH:
-            return await _taken_up_again(ledger, entry)
-        if step is Step.GIVE_UP:
-            await resolve_dead_claim(ledger, entry)
-        elif step is Step.WAIT:
-            if not told and entry.holder:
-                tell(f"waiting for {shown_holder(entry.holder)}, which submits this key")
-            told = True
-            await asyncio.sleep(CLAIM_POLL_INTERVAL)
-        else:
-            changes = _new_claim(entry, intent, claim, resubmit_as, buys=bool(buys)) | values
-            mine = await _claim_again(ledger, entry, state, changes, budget)
-            if mine:
-                return mine
-
-
-async def _claim_again(
-    ledger: Ledger, entry: Entry, state: State, changes: dict[str, Any], budget: Budget | None
-) -> Entry | None:
-    """Return an entry with its new claim, or None if it has changed since it was read."""
     try:
-        return await ledger.change(state=state, seen=entry, budget=budget, **changes)
-    except BudgetExceeded as error:
-        if entry.state is State.UNCERTAIN:  # the first submission stays uncertain
-            raise _still_open(entry, f"sent again, {error.message}") from error
+        return await _take_key(ledger, purchase, warn)
+    except LedgerUnavailable:
+        _unsent.add(purchase.claim)
+        raise
+    except asyncio.CancelledError:
+        _unsent.add(purchase.claim)
+        with suppress(LedgerUnavailable):
+            entry = await ledger.get(purchase.intent.idempotency_key)
+            if entry and entry.claim == purchase.claim:
+                await resolve_dead_claim(ledger, entry, ours=True)
         raise
 
 
-def _new_claim(
-    entry: Entry, intent: Intent, claim: str, run: str | None, *, buys: bool
-) -> dict[str, Any]:
-    """Return the changed columns of an entry with a new claim, for a purchase or a task id."""
-    open_outcome = buys and entry.state is State.UNCERTAIN
+async def _take_key(ledger: Ledger, wanted: _Purchase | _Adoption, warn: Warn) -> Entry:
+    """Return the entry of a key with this claim, or an existing purchase of the key.
+
+    This waits while another owner submits the key.
+    """
+    has_warned = False
+    while True:
+        if inserted := await wanted.insert(ledger):
+            return inserted
+        entry = await ledger.get(wanted.intent.idempotency_key)
+        if entry is None:  # deleted since the insert
+            continue
+        is_active = entry.state is State.CLAIMED and await ledger.leases.is_active(entry)
+        step = next_step(
+            entry,
+            wanted.intent,
+            is_active=is_active,
+            resubmit_as=wanted.resubmit_as,
+            task_id=wanted.task_id,
+        )
+        if isinstance(step, CometAPIError):
+            raise step
+        if step is Step.ATTACH:
+            return await _resumed(ledger, entry)
+        if step is Step.RESOLVE_DEAD_CLAIM:
+            await resolve_dead_claim(ledger, entry)
+        elif step is Step.WAIT:
+            if entry.owner and not has_warned:
+                warn(f"waiting for {describe_owner(entry.owner)}, which submits this key")
+            has_warned = True
+            await asyncio.sleep(CLAIM_POLL_INTERVAL)
+        elif updated := await wanted.update(ledger, entry):
+            return updated
+
+
+def _columns_of(wanted: dict[str, Any], entry: Entry) -> dict[str, Any]:
+    """Return the columns of an entry that a new claim resets, and those that are wanted."""
     return {
-        **intent.wanted(only_known=not buys),
-        **(_costs(entry, intent) if buys else {}),
-        "resubmitted_by": [*entry.resubmitted_by, *([run] if run and open_outcome else [])],
-        "claim": claim,
-        "attempts": entry.attempts + buys,
-        "charges": entry.charges + 1 if buys else max(1, entry.charges),
-        "serial": last_serial + 1,
-        "note": entry.note if open_outcome else "",
+        **{name: value for name, value in wanted.items() if name != "idempotency_key"},
+        "resubmitted_by": list(entry.resubmitted_by),
+        "attempts": entry.attempts,
         "finished_at": None,
         "polls": 0,
         "failure_code": "",
@@ -307,21 +339,15 @@ def _costs(entry: Entry, intent: Intent) -> dict[str, Any]:
 _PER_SUBMISSION = ("cost", "billed_seconds")
 
 
-_unsent: set[str] = set()
-"""Claims of this process for which nothing was sent, even if the ledger could not record that."""
-
-
-async def _taken_up_again(ledger: Ledger, entry: Entry) -> Entry:
-    """Return the entry; if it was abandoned, reactivate it, since a run requests it again."""
+async def _resumed(ledger: Ledger, entry: Entry) -> Entry:
+    """Return the entry; if it was abandoned, resume it, since a run requests it again."""
     if entry.state is not State.ABANDONED:
         return entry
-    return await ledger.change(entry.idempotency_key, State.SUBMITTED, seen=entry, note="") or entry
+    return await ledger.mark_resumed(entry) or entry
 
 
-async def _withdraw(ledger: Ledger, key: str, claim: str) -> None:
-    entry = await ledger.get(key)
-    if entry and entry.claim == claim:
-        await resolve_dead_claim(ledger, entry, ours=True)
+_unsent: set[str] = set()
+"""Claims of this process for which nothing was sent, even if the ledger could not record that."""
 
 
 async def resolve_dead_claim(ledger: Ledger, entry: Entry, *, ours: bool = False) -> None:
@@ -336,14 +362,12 @@ async def resolve_dead_claim(ledger: Ledger, entry: Entry, *, ours: bool = False
         ours: True if the claim is the caller's own, whose lease may be renewed at the same time.
     """
     unsent = entry.claim in _unsent
-    free = unsent and not entry.note
-    state = State.REJECTED if free else State.UNCERTAIN
-    note = "nothing was sent" if free else entry.note or _NO_ANSWER
-    seen = None if ours else entry
-    refunded = _refund(entry) if unsent else {}
-    await ledger.change(
-        entry.idempotency_key, state, seen=seen, of=entry, holder=None, note=note, **refunded
-    )
+    refund = _refund(entry) if unsent else {}
+    if unsent and not entry.note:
+        await ledger.mark_rejected(entry, "nothing was sent", unchanged=not ours, **refund)
+    else:
+        note = entry.note or _NO_ANSWER
+        await ledger.mark_uncertain(entry, note, unchanged=not ours, **refund)
 
 
 def _refund(claimed: Entry) -> dict[str, Any]:
@@ -355,57 +379,83 @@ def _refund(claimed: Entry) -> dict[str, Any]:
     return {"charges": claimed.charges - 1, "resubmitted_by": list(runs)}
 
 
-async def _accepted(
-    ledger: Ledger,
-    claimed: Entry,
-    task_id: str,
-    next_owner: str | None,
-    warn: Callable[[str], None],
-) -> Entry:
-    """Record the task id of a claimed entry before anything else, and return the entry."""
-    now = datetime.now(UTC)
-    news: dict[str, Any] = {
-        "task_id": task_id,
-        "submitted_at": now,
-        "holder": next_owner,
-        "note": "",
-    }
-    bought = claimed.model_copy(update={"state": State.SUBMITTED, "changed_at": now, **news})
+# Check
 
-    async def recorded() -> Entry:
-        kept = await ledger.change(claimed.idempotency_key, State.SUBMITTED, of=claimed, **news)
-        if kept:
-            return kept
-        if given := await ledger.of_another_request(task_id, claimed):
-            raise _no_receipt(task_id, given)
-        return (
-            await ledger.restore(bought, warn)
-            or await ledger.get(claimed.idempotency_key)
-            or bought
-        )
 
+def _check_lease(ledger: Ledger, key: str, owner: str) -> None:
+    """Check that no other run can have considered this one dead.
+
+    Raises:
+        ServiceUnavailable: The lease may have expired.
+    """
+    if not ledger.leases.held.is_valid(key, owner):
+        raise ServiceUnavailable(
+            "this process, or its ledger, stood still for longer than the lease of the claim "
+            "lasts, so nothing was sent"
+        ).with_context(idempotency_key=key)
+
+
+# Record
+
+
+async def _finish_despite_cancellation(recording: Awaitable[Entry]) -> Entry:
+    """Return the result of a record; a cancellation takes effect only after it is written."""
+    writing = asyncio.ensure_future(recording)
     try:
-        return await _retry_until(recorded, ledger.database.patience)
-    except LedgerUnavailable as error:
-        goes_on = f"this run goes on with what it bought, id {task_id}; should it end before it is"
-        by_hand = f"prefect-cometapi ledger adopt {quote(claimed.idempotency_key)} {quote(task_id)}"
-        warn(f"{error.message}; {goes_on} recorded: {by_hand}")
-        return bought
-    except SubmissionUncertain as error:
-        await _note_outcome(ledger, claimed, error, warn)
+        return await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing])
         raise
 
 
-def _no_receipt(task_id: str, given: Entry) -> SubmissionUncertain:
+async def _record_task_id(
+    ledger: Ledger, claimed: Entry, task_id: str, next_owner: str | None, warn: Warn
+) -> Entry:
+    """Record the task id of a claimed entry before anything else, and return the entry."""
+    now = datetime.now(UTC)
+    bought = claimed.model_copy(
+        update={
+            "state": State.SUBMITTED,
+            "changed_at": now,
+            "submitted_at": now,
+            "task_id": task_id,
+            "owner": next_owner,
+            "note": "",
+        }
+    )
+
+    async def record() -> Entry:
+        if recorded := await ledger.mark_submitted(claimed, task_id, now, next_owner):
+            return recorded
+        if other := await ledger.find_other_request(task_id, claimed):
+            raise _id_of_other_request(task_id, other)
+        restored = await ledger.restore(bought, warn)
+        return restored or await ledger.get(claimed.idempotency_key) or bought
+
+    try:
+        return await _retry_until(record, ledger.database.retry_timeout)
+    except LedgerUnavailable as error:
+        by_hand = f"prefect-cometapi ledger adopt {quote(claimed.idempotency_key)} {quote(task_id)}"
+        warn(
+            f"{error.message}; this run continues with its purchase, id {task_id}. If the run ends "
+            f"before the id is recorded: {by_hand}"
+        )
+        return bought
+    except SubmissionUncertain as error:
+        await _record_failed_post(ledger, claimed, error, warn)
+        raise
+
+
+def _id_of_other_request(task_id: str, other: Entry) -> SubmissionUncertain:
     return SubmissionUncertain(
-        f"CometAPI answered the submission with the id {task_id}, which it gave for the other "
-        f"request of key {given.idempotency_key!r} already, so this one's is not known"
+        f"CometAPI answered the submission with the id {task_id}, which already belongs to the "
+        f"other request of key {other.idempotency_key!r}, so the id of this one is not known"
     )
 
 
-async def _retry_until(change: Callable[[], Awaitable[Entry]], patience: float) -> Entry:
+async def _retry_until(change: Callable[[], Awaitable[Entry]], seconds: float) -> Entry:
     """Retry a change that money depends on, since even a full disk may soon have room again."""
-    end = monotonic() + patience
+    end = monotonic() + seconds
     while True:
         try:
             return await change()
@@ -415,8 +465,8 @@ async def _retry_until(change: Callable[[], Awaitable[Entry]], patience: float) 
         await asyncio.sleep(CLAIM_POLL_INTERVAL)
 
 
-async def _note_outcome(
-    ledger: Ledger, claimed: Entry, error: BaseException, warn: Callable[[str], None]
+async def _record_failed_post(
+    ledger: Ledger, claimed: Entry, error: BaseException, warn: Warn
 ) -> None:
     """Record the outcome of a failed POST.
 
@@ -424,103 +474,17 @@ async def _note_outcome(
     ledger is unavailable, the claim stays. That is safe, since nothing is sent again.
     """
     refused = isinstance(error, CometAPIError) and not isinstance(error, SubmissionUncertain)
-    state = State.REJECTED if refused and not claimed.note else State.UNCERTAIN
     note = error.message if isinstance(error, CometAPIError) else _NO_ANSWER
-    if refused and claimed.note:
-        note = f"{claimed.note}; another one was refused: {note}"
-    refunded = _refund(claimed) if refused else {}
+    refund = _refund(claimed) if refused else {}
     try:
-        changed = await ledger.change(
-            claimed.idempotency_key, state, of=claimed, holder=None, note=note, **refunded
-        )
-        if changed is None and state is State.UNCERTAIN:
-            doubt = {"state": state, "holder": None, "note": note, "changed_at": datetime.now(UTC)}
-            await ledger.restore(claimed.model_copy(update=doubt), warn)
+        if refused and not claimed.note:
+            await ledger.mark_rejected(claimed, note, **refund)
+            return
+        if refused:
+            note = f"{claimed.note}; another one was refused: {note}"
+        if await ledger.mark_uncertain(claimed, note, **refund) is None:
+            uncertain = {"state": State.UNCERTAIN, "owner": None, "note": note}
+            lost = claimed.model_copy(update={**uncertain, "changed_at": datetime.now(UTC)})
+            await ledger.restore(lost, warn)
     except LedgerUnavailable as trouble:
         warn(f"{trouble.message}; another attempt with this key will end as SubmissionUncertain")
-
-
-@asynccontextmanager
-async def hold_lease(ledger: Ledger, key: str, run: str) -> AsyncIterator[str]:
-    """Renew the lease of a generation while the block runs, and release it afterwards.
-
-    Yields the owner's name of the run. After a crash, the lease does not last: it expires, or other
-    runs see that the process is dead. If the ledger has lost the row by the end of the block, the
-    run writes it again, since no other record of the purchase exists.
-    """
-    holder = holder_name(run)
-    with ledger.holding(key, holder):
-        note: str | None = None
-        try:
-            yield holder
-        except BaseException as error:
-            note = _last_words(error)
-            raise
-        finally:
-            last = ledger.last_seen(key)
-            alone = ledger.hold_count(key, holder) == 1
-            if alone and last and last.holder == holder:
-                with suppress(LedgerUnavailable):
-                    if await ledger.release_lease(key, holder, note) is None:
-                        await ledger.restore(last.model_copy(update={"holder": None}))
-
-
-@asynccontextmanager
-async def acquire_exclusive(
-    ledger: Ledger,
-    key: str,
-    run: str,
-    *,
-    tell: Callable[[str], None] = lambda _text: None,
-    enough: Callable[[Entry], bool] = lambda entry: entry.has_ended,
-) -> AsyncIterator[Entry | None]:
-    """Acquire the exclusive lease of a generation while the block runs.
-
-    This waits while another run works on the generation. It stops waiting, without the lease, when
-    the entry satisfies ``enough``. Yields the entry, or None if the ledger does not have the key.
-    Several blocks of one run may share the lease.
-
-    Args:
-        ledger: Ledger of the generation.
-        key: Idempotency key of the generation.
-        run: Name of the run, which waiting runs see.
-        tell: Called with a message about the owner that this waits for.
-        enough: Returns True if an entry needs no more work by this run, even if another run has the
-            lease.
-
-    Raises:
-        LedgerUnavailable: The ledger cannot be used.
-    """
-    async with hold_lease(ledger, key, run) as holder:
-        yield await _taken(ledger, key, holder, tell, enough)
-
-
-async def _taken(
-    ledger: Ledger,
-    key: str,
-    holder: str,
-    tell: Callable[[str], None],
-    enough: Callable[[Entry], bool],
-) -> Entry | None:
-    told = False
-    while True:
-        if ledger.hold_count(key, holder) > 1:
-            entry = ledger.last_seen(key)
-            if entry and entry.holder == holder:  # this is a step of a flow that has the lease
-                return entry
-        entry = await ledger.acquire(key, holder)
-        if entry:
-            return entry
-        entry = await ledger.get(key)
-        if entry is None or enough(entry):
-            return entry
-        if not told and entry.holder:
-            tell(f"waiting for {shown_holder(entry.holder)}, which works on this generation")
-            told = True
-        await asyncio.sleep(CLAIM_POLL_INTERVAL)
-
-
-def _last_words(error: BaseException) -> str:
-    if isinstance(error, CometAPIError):
-        return error.message
-    return f"the run ended ({type(error).__name__}); the generation goes on upstream"

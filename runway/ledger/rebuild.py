@@ -183,7 +183,7 @@ async def rebuild(ledger: Ledger, storage: Storage, *, location: str, base_url: 
     known = await ledger.known_ids([entry.task_id or "" for entry in entries])
     lost = [entry for entry in entries if (entry.task_id, entry.base_url) not in known]
     result.known = len(entries) - len(lost)
-    written = {(entry.idempotency_key, entry.task_id) for entry in await ledger.insert(lost)}
+    written = {(entry.idempotency_key, entry.task_id) for entry in await ledger.table.insert(lost)}
     for entry in lost:
         is_written = (entry.idempotency_key, entry.task_id) in written
         name = (
@@ -209,7 +209,7 @@ async def _written_beside(ledger: Ledger, entry: Entry, location: str) -> str:
         there = await attach(ledger, entry, task_id)
     except IdempotencyKeyConflict:
         other = entry.model_copy(update={"idempotency_key": f"{entry.idempotency_key}+{task_id}"})
-        await ledger.insert([other])
+        await ledger.table.insert([other])
         return other.idempotency_key
-    await ledger.stored(there, task_id, location, entry.videos[location])
+    await ledger.mark_stored(there, task_id, location, entry.videos[location])
     return entry.idempotency_key

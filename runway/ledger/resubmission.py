@@ -33,8 +33,8 @@ def outcome_is_unknown(entry: Entry) -> bool:
 def sent_at(entry: Entry, now: datetime) -> datetime:
     """Return the latest time at which the latest submission can have been sent; pure.
 
-    A row of an older version does not record this time; it was sent before its last state change. A
-    time in the future, from a clock that is ahead, counts as now.
+    A row that was adopted or rebuilt does not record this time; it was sent before its last state
+    change. A time in the future, from a clock that is ahead, counts as now.
     """
     return min(entry.claimed_at or entry.changed_at, now)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of the ledger, and the migrations from older versions."""
+"""Tables of the ledger, and their creation."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -24,8 +25,6 @@ from sqlalchemy import (
     func,
     inspect,
     select,
-    text,
-    true,
 )
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -34,39 +33,8 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from ..errors import LedgerUnavailable
 
-VERSION = 3
-"""Version of the tables. Each higher version needs an entry in MIGRATIONS."""
-
-MIGRATIONS: dict[int, tuple[str, ...]] = {
-    2: (
-        """CREATE INDEX ix_cometapi_generations_kind
-        ON cometapi_generations (base_url, route, model, submitted_at)""",
-    ),
-    3: (
-        "ALTER TABLE cometapi_generations ADD COLUMN charges INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE cometapi_generations ADD COLUMN cost DOUBLE PRECISION",
-        "ALTER TABLE cometapi_generations ADD COLUMN claimed_at TIMESTAMP WITH TIME ZONE",
-        "ALTER TABLE cometapi_generations ADD COLUMN resubmitted_by JSON",
-        "ALTER TABLE cometapi_generations ADD COLUMN task_id_checked BOOLEAN NOT NULL DEFAULT TRUE",
-        "ALTER TABLE cometapi_generations ADD COLUMN serial BIGINT",
-        "ALTER TABLE cometapi_ledger_version ADD COLUMN identity TEXT",
-        "ALTER TABLE cometapi_ledger_version ADD COLUMN serial_floor BIGINT NOT NULL DEFAULT 0",
-        "CREATE INDEX ix_cometapi_generations_serial ON cometapi_generations (serial)",
-        """CREATE INDEX ix_cometapi_generations_spending ON cometapi_generations
-        (key COLLATE {binary}, charges, cost, billed_seconds, model)""",
-        """UPDATE cometapi_generations SET claimed_at = created_at, charges = CASE
-        WHEN state = 'rejected' THEN 0 WHEN attempts > 1 THEN attempts ELSE 1 END""",
-    ),
-}
-"""Statements that migrate to a version from the one before it. They are the same on every database,
-except for the name of the binary collation."""
-
-_LOCK = 0x636F6D6574  # "comet"
-_BEGIN = {
-    "sqlite": ("BEGIN IMMEDIATE",),
-    "postgresql": ("BEGIN", f"SELECT pg_advisory_xact_lock({_LOCK})"),
-}
-"""Statements that begin a transaction and make all other migrations of the ledger wait."""
+VERSION = 1
+"""Version of the tables. A ledger with another version is refused."""
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -122,13 +90,14 @@ class binary_key(FunctionElement[str]):  # noqa: N801 -- reads as SQL's own func
     inherit_cache = True
 
 
-BINARY = {"sqlite": "BINARY", "postgresql": '"C"'}
-"""Name of the collation that compares texts byte by byte, by database."""
+@compiles(binary_key, "postgresql")
+def _postgresql_key(element: Any, compiler: Any, **options: Any) -> str:
+    return f'{compiler.process(element.clauses, **options)} COLLATE "C"'
 
 
-@compiles(binary_key)
-def _binary_key(element: Any, compiler: Any, **options: Any) -> str:
-    return f"{compiler.process(element.clauses, **options)} COLLATE {BINARY[compiler.dialect.name]}"
+@compiles(binary_key, "sqlite")
+def _sqlite_key(element: Any, compiler: Any, **options: Any) -> str:
+    return f"{compiler.process(element.clauses, **options)} COLLATE BINARY"
 
 
 _metadata = MetaData()
@@ -141,7 +110,7 @@ generations = Table(
     Column("task_id", Text, index=True),
     Column("claim", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
-    Column("holder", Text, index=True),
+    Column("owner", Text, index=True),
     Column("leased_until", Double),
     Column("base_url", Text, nullable=False),
     Column("credentials", Text),
@@ -162,11 +131,11 @@ generations = Table(
     Column("videos", JSON, nullable=False),
     Column("failure_code", Text, nullable=False),
     Column("note", Text, nullable=False),
-    Column("charges", Integer, nullable=False, server_default="0"),
+    Column("charges", Integer, nullable=False),
     Column("cost", Double),
     Column("claimed_at", UtcTime),
-    Column("resubmitted_by", JSON),
-    Column("task_id_checked", Boolean, nullable=False, server_default=true()),
+    Column("resubmitted_by", JSON, nullable=False),
+    Column("task_id_checked", Boolean, nullable=False),
     Column("serial", BigInteger),
     Index("ix_cometapi_generations_kind", "base_url", "route", "model", "submitted_at"),
     Index("ix_cometapi_generations_serial", "serial"),
@@ -182,7 +151,7 @@ versions = Table(
     _metadata,
     Column("version", Integer, nullable=False),
     Column("identity", Text),
-    Column("serial_floor", BigInteger, nullable=False, server_default="0"),
+    Column("serial_floor", BigInteger, nullable=False),
 )
 """Table with one row: the version of the tables, the identity of the ledger, and the serial floor.
 The next claim gets a serial above the floor. The floor rises when the user accepts that claims are
@@ -195,33 +164,26 @@ last_serial = case((_highest > _floor, _highest), else_=_floor)
 grows, unless rows are lost."""
 
 
-def migrate(connection: Connection) -> None:
-    """Create the tables or migrate older ones, while all other processes that migrate wait.
+def create_tables(connection: Connection, begin: Sequence[str]) -> None:
+    """Create the tables of a new ledger, while other processes that create them wait.
+
+    Args:
+        connection: Connection to the database.
+        begin: Statements that begin a transaction and make the other processes wait.
 
     Raises:
-        LedgerUnavailable: A newer version of this package wrote the ledger.
+        LedgerUnavailable: The tables have another version.
     """
-    if _version(connection) == VERSION:
+    if _has_tables(connection):
         return
-    _begin(connection)
+    for statement in begin:
+        connection.exec_driver_sql(statement)
     try:
-        found = _version(connection)
-        if found is None:
+        if not _has_tables(connection):
             _metadata.create_all(connection)
-            connection.execute(versions.insert().values(version=VERSION, identity=uuid4().hex))
-        elif found > VERSION:
-            raise LedgerUnavailable(
-                f"the ledger has version {found} and this package knows {VERSION}: "
-                "a newer prefect-cometapi wrote it, so install that one here too"
+            connection.execute(
+                versions.insert().values(version=VERSION, identity=uuid4().hex, serial_floor=0)
             )
-        else:
-            for version in range(found + 1, VERSION + 1):
-                for statement in MIGRATIONS[version]:
-                    named = statement.replace("{binary}", BINARY[connection.dialect.name])
-                    connection.execute(text(named))
-            connection.execute(versions.update().values(version=VERSION))
-            unnamed = versions.c.identity.is_(None)
-            connection.execute(versions.update().where(unnamed).values(identity=uuid4().hex))
     except BaseException:
         with suppress(SQLAlchemyError):  # a lost connection has rolled back already
             connection.exec_driver_sql("ROLLBACK")
@@ -229,12 +191,14 @@ def migrate(connection: Connection) -> None:
     connection.exec_driver_sql("COMMIT")
 
 
-def _version(connection: Connection) -> int | None:
+def _has_tables(connection: Connection) -> bool:
+    """Return True if the tables exist in this version, or False if there are none."""
     if not inspect(connection).has_table(versions.name):
-        return None
-    return connection.execute(select(func.max(versions.c.version))).scalar()
-
-
-def _begin(connection: Connection) -> None:
-    for statement in _BEGIN[connection.dialect.name]:
-        connection.exec_driver_sql(statement)
+        return False
+    found = connection.execute(select(func.max(versions.c.version))).scalar()
+    if found != VERSION:
+        raise LedgerUnavailable(
+            f"the ledger has version {found} and this package uses version {VERSION}: "
+            "install the version of prefect-cometapi that wrote the ledger"
+        )
+    return True

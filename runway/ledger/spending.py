@@ -3,9 +3,9 @@
 
 The rows of the ledger are the only record. Each submission that was charged, or may have been
 charged, counts once (``charges``), at the cost that was estimated when it was claimed (``cost``). A
-row without a cost was written without a price or by an earlier version. It counts at the present
-price of its model. If the model is unknown or has no price, the row counts at the highest of all
-prices, so that missing data cannot exceed a limit.
+row without a cost was written without a price, and counts at the present price of its model. If the
+model is unknown or has no price, the row counts at the highest of all prices, so that missing data
+cannot exceed a limit.
 """
 
 from collections.abc import Mapping

@@ -4,96 +4,103 @@
 The ledger is the source of truth; Prefect's results are only a fast path beside it. Each change is
 one statement that names the states that it may follow. So two processes that change a generation at
 the same time do not overwrite each other, and a change that is repeated because its answer was lost
-has no further effect. Leases record which run works on a generation (leases.py).
+has no further effect.
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    FromClause,
-    Select,
-    and_,
-    delete,
-    exists,
-    or_,
-    select,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, delete, or_, select
 
 from ..errors import BudgetExceeded, GenerationCancelled, GenerationError, LedgerCorrupted
 from ..models.generation import Finished, StoredVideo, Submission
 from ..models.prices import Price
-from ..processes import is_alive, is_dead, process_of
-from ..redact import scrub
-from . import owners
 from .budget import Budget, Spent
 from .claim_history import ClaimHistory
-from .database import PATIENCE, Database, ledger_url
-from .entry import (
-    ALLOWED_PREDECESSORS,
-    Entry,
-    Intent,
-    Kind,
-    State,
-    is_another_purchase,
-    is_outdated,
+from .conditions import (
+    has_claim,
+    has_id_of_other_request,
+    has_key,
+    has_or_lacks_id,
+    has_task_id,
+    has_unconfirmed_id,
+    is_unchanged_since,
+    no_other_request_has,
 )
-from .entry_rows import as_columns, as_select, columns_of, read_entries
-from .leases import LEASE, LEASE_LEFT, MAX_BIND_VALUES, Leases
+from .database import RETRY_TIMEOUT
+from .database_url import ledger_url, open_database
+from .entry import ALLOWED_PREDECESSORS, UNFINISHED, Entry, Intent, Kind, State
+from .held_leases import HeldLeases
+from .leases import LEASE, Leases
+from .restore import restore_entry
 from .schema import generations, last_serial
 from .spending import is_within, total_spent
+from .table import ENTRIES, MAX_BIND_VALUES, EntryTable
 
 _logger = logging.getLogger(__name__)
 _table = generations.c
-_ENTRIES = select(generations, LEASE_LEFT)
 
 
-class Ledger(Leases):
+class Ledger:
     """Ledger in one database, which any event loop of this process can use.
 
-    Every method may raise ``LedgerUnavailable``.
+    Every method may raise ``LedgerUnavailable``. A method ``mark_…`` records a decision: it returns
+    the changed entry, or None if the present state of the entry does not allow the decision.
 
     Args:
         url: SQLAlchemy URL of a SQLite file (absolute path) or a PostgreSQL database.
         lease: Seconds after which an owner that does not renew counts as gone.
-        patience: Maximum seconds to wait for a database that is locked or unreachable.
+        retry_timeout: Maximum seconds to wait for a database that is locked or unreachable.
+
+    Attributes:
+        database: Database of the ledger.
+        table: Table of the entries.
+        leases: Leases of the generations.
+        history: Record of the claims, which reveals an older copy.
     """
 
-    def __init__(self, url: str, *, lease: float = LEASE, patience: float = PATIENCE) -> None:
-        super().__init__(Database(url, patience=patience), lease)
+    def __init__(
+        self, url: str, *, lease: float = LEASE, retry_timeout: float = RETRY_TIMEOUT
+    ) -> None:
+        held = HeldLeases()
+        self.database = open_database(url, retry_timeout)
+        self.table = EntryTable(self.database, lease, held.observe)
+        self.leases = Leases(self.table, held)
         self.history = ClaimHistory(self.database)
 
     # Queries
 
     async def get(self, key: str) -> Entry | None:
         """Return the entry of a key, or None."""
-        return await self._one(_ENTRIES.where(_table.idempotency_key == key))
+        return await self.table.get(key)
 
-    async def find(self, task_id: str, base_url: str, besides: str = "") -> Entry | None:
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Return the entries of the given keys, by key; keys without an entry are left out."""
+        found: dict[str, Entry] = {}
+        for start in range(0, len(keys), MAX_BIND_VALUES):
+            some = ENTRIES.where(_table.idempotency_key.in_(keys[start : start + MAX_BIND_VALUES]))
+            found |= {entry.idempotency_key: entry for entry in await self.table.fetch(some)}
+        return found
+
+    async def find_by_task_id(
+        self, task_id: str, base_url: str, *, except_key: str = ""
+    ) -> Entry | None:
         """Return the oldest entry with a task id of the service at a base URL, or None.
 
         Args:
             task_id: Task id.
             base_url: Root of the service.
-            besides: Key whose entry is left out.
+            except_key: Key whose entry is left out.
         """
-        same = and_(
-            _table.task_id == task_id,
-            _table.base_url == base_url,
-            _table.idempotency_key != besides,
-        )
-        return await self._first(_ENTRIES.where(same).order_by(_table.created_at))
+        same = ENTRIES.where(has_task_id(task_id, base_url), _table.idempotency_key != except_key)
+        return await self.table.first(same.order_by(_table.created_at))
 
-    async def of_another_request(self, task_id: str, claimed: Entry) -> Entry | None:
+    async def find_other_request(self, task_id: str, claimed: Entry) -> Entry | None:
         """Return an entry that has this task id for another request than the claimed one."""
-        return await self._first(_ENTRIES.where(_given_for_another(generations, task_id, claimed)))
+        return await self.table.first(ENTRIES.where(has_id_of_other_request(task_id, claimed)))
 
     async def entries(
         self,
@@ -102,7 +109,7 @@ class Ledger(Leases):
         since: datetime | None = None,
         flow_run_id: str | None = None,
         limit: int | None = None,
-        tell: Callable[[LedgerCorrupted], None] | None = None,
+        on_corrupted: Callable[[LedgerCorrupted], None] | None = None,
     ) -> list[Entry]:
         """Return the entries that match all given filters, newest first.
 
@@ -111,27 +118,19 @@ class Ledger(Leases):
             since: Earliest creation time.
             flow_run_id: Flow run of the entries.
             limit: Maximum number of entries.
-            tell: Called with the error of each corrupted row, which is then skipped. Rows with an
-                invalid state are included in this.
+            on_corrupted: Called with the error of each corrupted row, which is then skipped. Rows
+                with an invalid state are included in this.
         """
-        query = _ENTRIES.order_by(_table.created_at.desc()).limit(limit)
+        query = ENTRIES.order_by(_table.created_at.desc()).limit(limit)
         if states:
             wanted = _table.state.in_([str(state) for state in states])
             unknown = _table.state.not_in([str(state) for state in State])
-            query = query.where(or_(wanted, unknown) if tell else wanted)
+            query = query.where(or_(wanted, unknown) if on_corrupted else wanted)
         if since:
             query = query.where(_table.created_at >= since)
         if flow_run_id:
             query = query.where(_table.flow_run_id == flow_run_id)
-        return await self._rows(query, tell)
-
-    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Return the entries of the given keys, by key; keys without an entry are left out."""
-        found: dict[str, Entry] = {}
-        for start in range(0, len(keys), MAX_BIND_VALUES):
-            some = _ENTRIES.where(_table.idempotency_key.in_(keys[start : start + MAX_BIND_VALUES]))
-            found |= {entry.idempotency_key: entry for entry in await self._rows(some)}
-        return found
+        return await self.table.fetch(query, on_corrupted)
 
     async def known_ids(self, task_ids: Sequence[str]) -> set[tuple[str, str]]:
         """Return the given task ids that the ledger has, each with the base URL of its service."""
@@ -181,14 +180,297 @@ class Ledger(Leases):
         (row,) = await self.database.rows(total_spent(prefix, prices))
         return Spent.model_validate(dict(row))
 
-    async def held_by_run(self, run: str) -> list[Entry]:
-        """Return the entries on which a run holds a lease, in any process."""
-        names = _table.holder.contains(f"|{run}", autoescape=True)
-        return await self._rows(_ENTRIES.where(names))
+    # Claims and adoptions
 
-    # Purchases
+    async def insert_claim(
+        self, intent: Intent, claim: str, owner: str, *, budget: Budget | None = None
+    ) -> Entry | None:
+        """Write a new entry with a claim, or return None if the key has another entry.
 
-    async def add(
+        Args:
+            intent: Generation that is about to be bought.
+            claim: Random id of the claim.
+            owner: Owner of the lease that starts with the claim.
+            budget: Spending limits for the entry, or None.
+
+        Raises:
+            BudgetExceeded: The entry would exceed the limits of the budget.
+        """
+        values = {"owner": owner, "attempts": 1, "charges": 1, "claimed_at": datetime.now(UTC)}
+        return await self._insert(intent, State.CLAIMED, claim, budget=budget, **values)
+
+    async def insert_adopted(
+        self, intent: Intent, claim: str, task_id: str, *, checked: bool
+    ) -> Entry | None:
+        """Write a new entry for an adopted task id, or return None if the key has another entry.
+
+        Args:
+            intent: Key of the generation, and the known parts of its request.
+            claim: Random id of the adoption.
+            task_id: Task id that was bought elsewhere.
+            checked: True if the service has confirmed the id.
+        """
+        values = {
+            "task_id": task_id,
+            "task_id_checked": checked,
+            "submitted_at": datetime.now(UTC),
+            "charges": 1,
+        }
+        return await self._insert(intent, State.SUBMITTED, claim, **values)
+
+    async def mark_claimed(
+        self,
+        seen: Entry,
+        claim: str,
+        owner: str,
+        columns: Mapping[str, Any],
+        *,
+        budget: Budget | None = None,
+    ) -> Entry | None:
+        """Record a new claim for an existing entry; after rejected, resubmit_allowed or uncertain.
+
+        Args:
+            seen: Entry as read for the decision; it must not have changed since.
+            claim: Random id of the claim.
+            owner: Owner of the lease that starts with the claim.
+            columns: Other columns of the entry; with a budget, those that determine its cost.
+            budget: Spending limits for the entry, or None.
+
+        Raises:
+            BudgetExceeded: The entry would exceed the limits of the budget.
+        """
+        values = {**columns, "claimed_at": datetime.now(UTC), "owner": owner, "task_id": None}
+        return await self._renew_claim(seen, State.CLAIMED, claim, values, budget)
+
+    async def mark_adopted(
+        self,
+        seen: Entry,
+        claim: str,
+        task_id: str,
+        columns: Mapping[str, Any],
+        *,
+        checked: bool,
+    ) -> Entry | None:
+        """Record an adopted task id for an existing entry that is not finished.
+
+        Args:
+            seen: Entry as read for the decision; it must not have changed since.
+            claim: Random id of the adoption.
+            task_id: Task id that was bought elsewhere.
+            columns: Other columns of the entry.
+            checked: True if the service has confirmed the id.
+        """
+        values = {
+            **columns,
+            "task_id": task_id,
+            "task_id_checked": checked,
+            "submitted_at": datetime.now(UTC),
+        }
+        return await self._renew_claim(seen, State.SUBMITTED, claim, values)
+
+    # Outcome of a submission
+
+    async def mark_submitted(
+        self, claimed: Entry, task_id: str, submitted_at: datetime, owner: str | None
+    ) -> Entry | None:
+        """Record the task id that a claimed request received; after any state without a task id.
+
+        Args:
+            claimed: Entry as claimed. Its claim must still be the one in the ledger, and no entry
+                of another request may have the task id.
+            task_id: Task id that the service returned.
+            submitted_at: Time of the answer.
+            owner: Owner of the lease from now on, or None.
+        """
+        return await self._change(
+            claimed.idempotency_key,
+            State.SUBMITTED,
+            [*has_claim(claimed), no_other_request_has(task_id, claimed)],
+            task_id=task_id,
+            submitted_at=submitted_at,
+            owner=owner,
+            note="",
+        )
+
+    async def mark_rejected(
+        self, claimed: Entry, note: str, *, unchanged: bool = False, **refund: Any
+    ) -> Entry | None:
+        """Record that a claim was certainly not charged, which frees its key; after claimed.
+
+        Args:
+            claimed: Entry as claimed. Its claim must still be the one in the ledger.
+            note: Reason.
+            unchanged: True if the lease must not have been renewed since the entry was read.
+            refund: Columns that take back the charge.
+        """
+        return await self._end_claim(claimed, State.REJECTED, note, unchanged, refund)
+
+    async def mark_uncertain(
+        self, claimed: Entry, note: str, *, unchanged: bool = False, **refund: Any
+    ) -> Entry | None:
+        """Record that a claim was possibly charged; after claimed.
+
+        Args:
+            claimed: Entry as claimed. Its claim must still be the one in the ledger.
+            note: Reason.
+            unchanged: True if the lease must not have been renewed since the entry was read.
+            refund: Columns that take back the charge of the latest of several submissions.
+        """
+        return await self._end_claim(claimed, State.UNCERTAIN, note, unchanged, refund)
+
+    # Progress of a bought generation
+
+    async def mark_succeeded(self, submission: Submission, finished: Finished) -> Entry | None:
+        """Record that a generation succeeded upstream; after any state in which it may be bought.
+
+        Failed and cancelled may precede it, too, since upstream may correct itself.
+        """
+        return await self._change(
+            submission.idempotency_key,
+            State.SUCCEEDED,
+            has_or_lacks_id(submission.idempotency_key, submission.task_id, submission.claim),
+            task_id=submission.task_id,
+            submitted_at=submission.submitted_at,  # not recorded yet if the ledger was unavailable
+            finished_at=submission.submitted_at + timedelta(seconds=finished.waited),
+            polls=finished.polls,
+            outputs=[str(output) for output in finished.generation.outputs],
+            failure_code="",
+            note="",
+        )
+
+    async def mark_failed(self, submission: Submission, error: GenerationError) -> Entry | None:
+        """Record that a generation failed or was cancelled upstream; not after stored."""
+        return await self._change(
+            submission.idempotency_key,
+            State.CANCELLED if isinstance(error, GenerationCancelled) else State.FAILED,
+            has_or_lacks_id(submission.idempotency_key, submission.task_id, submission.claim),
+            task_id=submission.task_id,
+            finished_at=datetime.now(UTC),
+            failure_code=error.code,
+            note=error.message,
+        )
+
+    async def mark_stored(
+        self,
+        entry: Entry,
+        task_id: str,
+        location: str,
+        videos: Sequence[StoredVideo],
+        *,
+        price: Price | None = None,
+    ) -> Entry | None:
+        """Record that the videos of a generation are in a storage, and release its lease.
+
+        It may follow any state in which the generation may be bought. The videos in other storages
+        stay recorded.
+
+        Args:
+            entry: Entry as last read.
+            task_id: Task id of the generation.
+            location: Location of the storage.
+            videos: Videos in this storage.
+            price: Price of its model. A price per second is applied to the length of the videos if
+                the billed seconds were unknown before.
+        """
+        delivered = {**entry.videos, location: tuple(videos)}
+        billed = entry.billed_seconds or sum(video.duration for video in videos)
+        is_estimate = price and price.per_second and entry.billed_seconds is None
+        costs: dict[str, Any] = (
+            {"cost": round(price.of(billed), 6)} if price and is_estimate else {}
+        )
+        return await self._change(
+            entry.idempotency_key,
+            State.STORED,
+            has_or_lacks_id(entry.idempotency_key, task_id, entry.claim),
+            task_id=task_id,
+            stored_at=datetime.now(UTC),
+            videos={
+                where: [video.model_dump(mode="json") for video in kept]
+                for where, kept in delivered.items()
+            },
+            billed_seconds=round(billed, 3),
+            owner=None,
+            failure_code="",
+            note="",
+            **costs,
+        )
+
+    async def restore(
+        self, entry: Entry, warn: Callable[[str], None] = _logger.warning
+    ) -> Entry | None:
+        """Write an entry again that a run works on and the ledger has lost.
+
+        Args:
+            entry: Entry as the run last read it.
+            warn: Called with a warning that describes the loss.
+
+        Returns:
+            The entry as recorded now, possibly under a new key, or None if it was not lost.
+        """
+        return await restore_entry(self.table, entry, warn)
+
+    # Decisions of the user
+
+    async def mark_resumed(self, entry: Entry) -> Entry | None:
+        """Record that an abandoned generation is wanted again; after abandoned."""
+        return await self._decide(entry, State.SUBMITTED, "")
+
+    async def mark_abandoned(self, entry: Entry, note: str) -> Entry | None:
+        """Record that ``collect`` is to leave a generation alone; after submitted or succeeded."""
+        return await self._decide(entry, State.ABANDONED, note)
+
+    async def mark_written_off(self, entry: Entry, note: str) -> Entry | None:
+        """Record that a submission counts as not accepted; after uncertain."""
+        return await self._decide(entry, State.WRITTEN_OFF, note)
+
+    async def mark_resubmit_allowed(self, entry: Entry, note: str) -> Entry | None:
+        """Allow one more submission; after uncertain, written_off, failed or cancelled."""
+        return await self._decide(entry, State.RESUBMIT_ALLOWED, note)
+
+    async def mark_adopted_elsewhere(self, entry: Entry) -> Entry | None:
+        """Record that another key has adopted the task id of an entry.
+
+        The other entry counts the charge, and ``collect`` delivers only the other one. It may
+        follow any state of a bought generation.
+        """
+        state = State.ABANDONED if entry.state in UNFINISHED else entry.state
+        return await self._change(
+            entry.idempotency_key, state, is_unchanged_since(entry), charges=0
+        )
+
+    # Task ids entered by hand
+
+    async def confirm_id(self, key: str, task_id: str) -> Entry | None:
+        """Record that the service has confirmed the task id of an entry."""
+        return await self.table.update(
+            [has_key(key), _table.task_id == task_id], {"task_id_checked": True}
+        )
+
+    async def withdraw_id(self, entry: Entry) -> Entry | None:
+        """Make an entry uncertain again and remove its task id, unless it was confirmed since."""
+        changes = {
+            "state": str(State.UNCERTAIN),
+            "task_id": None,
+            "task_id_checked": True,
+            "changed_at": datetime.now(UTC),
+            "owner": None,
+            "note": f"the id {entry.task_id} was not confirmed, and was withdrawn by hand",
+        }
+        return await self.table.update(has_unconfirmed_id(entry), changes)
+
+    async def forget(self, entry: Entry) -> None:
+        """Delete an entry that contains only a task id that the service never confirmed.
+
+        Its serial is not used again. Otherwise the ledger would look like an older copy of itself.
+        """
+        await self.history.skip_to(entry.serial or 0)
+        only_an_id = [_table.attempts == 0, _table.fingerprint.is_(None)]
+        gone = delete(generations).where(*has_unconfirmed_id(entry), *only_an_id)
+        await self.database.rows(gone.returning(_table.idempotency_key))
+
+    # Statements
+
+    async def _insert(
         self,
         intent: Intent,
         state: State,
@@ -197,13 +479,9 @@ class Ledger(Leases):
         budget: Budget | None = None,
         **values: Any,
     ) -> Entry | None:
-        """Insert a new entry, or return None if the key has an entry of another claim.
-
-        Raises:
-            BudgetExceeded: The entry would exceed the limits of the budget.
-        """
+        """Write a new entry, or return None if the key has an entry of another claim."""
         now = datetime.now(UTC)
-        wanted = {
+        row = {
             **intent.wanted(),
             "state": str(state),
             "claim": claim,
@@ -216,321 +494,79 @@ class Ledger(Leases):
             "failure_code": "",
             "note": "",
             "charges": 0,
+            "resubmitted_by": [],
+            "task_id_checked": True,
             "serial": last_serial + 1,
-            **self._leased_to(values.pop("holder", None)),
+            "owner": None,
             **values,
         }
-        row = as_columns(wanted)
-        within = is_within(budget, intent.idempotency_key, row) if budget else None
-        statement = self._insert(row, within).returning(generations, LEASE_LEFT)
-        added = await self._one(statement, budget)
-        if added:
-            return added
-        there = await self.get(intent.idempotency_key)  # ours, if only the answer was lost
+        key = intent.idempotency_key
+        within = is_within(budget, key, row) if budget else None
+        if inserted := await self.table.insert_if(row, within, budget.prefix if budget else None):
+            return inserted
+        there = await self.get(key)  # ours, if only the answer was lost
         if there is None and budget:
-            await self._check_budget(budget, intent.idempotency_key, row)
+            await self._check_budget(budget, key, row)
         return there if there and there.claim == claim and there.state is state else None
 
-    def _insert(
+    async def _renew_claim(
         self,
-        rows: dict[str, Any] | list[dict[str, Any]],
-        where: ColumnElement[bool] | None = None,
-    ) -> Any:
-        """Return the statement that inserts the rows whose keys are new.
-
-        A single row is inserted only if the condition holds.
-        """
-        dialect = postgresql if self.database.is_shared else sqlite
-        statement = dialect.insert(generations)
-        if where is None or isinstance(rows, list):
-            return statement.values(rows).on_conflict_do_nothing()
-        return statement.from_select([*rows], as_select(rows).where(where)).on_conflict_do_nothing()
-
-    async def restore(
-        self, entry: Entry, warn: Callable[[str], None] = _logger.warning
+        seen: Entry,
+        state: State,
+        claim: str,
+        values: dict[str, Any],
+        budget: Budget | None = None,
     ) -> Entry | None:
-        """Write an entry again that a run works on and the ledger has lost.
+        """Give an entry a new claim, or return None if it has changed since it was read."""
+        key = seen.idempotency_key
+        values = {**values, "claim": claim, "serial": last_serial + 1}
+        where = is_unchanged_since(seen)
+        if budget:
+            where.append(is_within(budget, key, values))
+        if changed := await self._change(
+            key, state, where, lock=budget.prefix if budget else None, **values
+        ):
+            return changed
+        there = await self.get(key)  # changed already, if only the answer was lost
+        if budget and there and (there.claim, there.state) == (seen.claim, seen.state):
+            await self._check_budget(budget, key, values)
+        return there if there and there.claim == claim and there.state is state else None
 
-        Entries are lost when a standby server takes over too early, when an older copy replaces the
-        ledger, or when a person deletes a row. The key may belong to another purchase by now. Then
-        the entry replaces a row that is outdated or free, or it is written under a new key, so that
-        no purchase is lost.
-
-        Args:
-            entry: Entry as the run last read it.
-            warn: Called with a warning that describes the loss.
-
-        Returns:
-            The entry as recorded now, possibly under a new key, or None if it was not lost.
-        """
-        key = scrub(entry.idempotency_key)
-        if restored := (await self.insert([entry]) or [None])[0]:
-            warn(
-                f"The ledger at {self.database.place} had lost the row of key "
-                f"{key!r} (id {entry.task_id or 'not known'}), and the run "
-                "that works on it wrote it again; an older copy of the ledger may have been put in "
-                "its place"
-            )
-            return restored
-        there = await self.get(entry.idempotency_key)
-        if there is None or not is_another_purchase(there, entry):
-            return None
-        if entry.task_id and (known := await self.find(entry.task_id, entry.base_url)):
-            return known
-        if is_outdated(there, entry) and (replaced := await self._replace(there, entry)):
-            warn(
-                f"the ledger had forgotten that key {key!r} was being bought; "
-                f"its id is {entry.task_id or 'not known'}"
-            )
-            return replaced
-        name = f"{entry.idempotency_key}+{entry.task_id or entry.claim[:8]}"
-        beside = await self.insert([entry.model_copy(update={"idempotency_key": name})])
-        attempt = entry.task_id or "the attempt without an answer"
-        warn(f"key {key!r} was submitted twice; {attempt} is recorded as {name}")
-        return beside[0] if beside else await self.get(name)
-
-    async def insert(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Write complete entries whose keys the ledger lacks, and return the written ones."""
-        written: list[Entry] = []
-        for start in range(0, len(entries), MAX_BIND_VALUES):
-            some = entries[start : start + MAX_BIND_VALUES]
-            rows = [as_columns(self._row(entry)) for entry in some]
-            statement = self._insert(rows).returning(generations, LEASE_LEFT)
-            asked, found = await self.database.asked(statement)
-            for entry in self._read(found):
-                self._see(entry, asked)
-                written.append(entry)
-        return written
-
-    async def _replace(self, there: Entry, entry: Entry) -> Entry | None:
-        """Replace an outdated row with an entry of its key; return None if the row has changed."""
-        row = self._row(entry) | {
-            "attempts": max(entry.attempts, there.attempts + 1),
-            "charges": max(entry.charges, there.charges + 1),
-            "serial": last_serial + 1,
-        }
-        return await self._update(
-            [_table.idempotency_key == entry.idempotency_key, *_unchanged_since(there)], row
+    async def _end_claim(
+        self, claimed: Entry, state: State, note: str, unchanged: bool, refund: Mapping[str, Any]
+    ) -> Entry | None:
+        where = [*has_claim(claimed), *(is_unchanged_since(claimed) if unchanged else [])]
+        return await self._change(
+            claimed.idempotency_key, state, where, owner=None, note=note, **refund
         )
 
-    def _row(self, entry: Entry) -> dict[str, Any]:
-        return columns_of(entry) | self._leased_to(entry.holder)
+    async def _decide(self, entry: Entry, state: State, note: str) -> Entry | None:
+        """Change the state of an entry that has not changed since it was read."""
+        return await self._change(
+            entry.idempotency_key, state, is_unchanged_since(entry), note=note
+        )
 
-    async def change(
+    async def _change(
         self,
         key: str,
         state: State,
+        where: Sequence[ColumnElement[bool]] = (),
         *,
-        seen: Entry | None = None,
-        of: Entry | None = None,
-        bought: str | None = None,
-        bought_by: str | None = None,
-        budget: Budget | None = None,
+        lock: str | None = None,
         **values: Any,
     ) -> Entry | None:
-        """Change the state of an entry, or return None if the present state does not allow it.
+        """Change the state of an entry, or return None if its present state does not allow it.
 
         Args:
             key: Key of the entry.
             state: New state.
-            seen: Entry on which the decision is based; the row must not have changed since.
-            of: Entry as claimed. Its claim must still be the one in the ledger, and a ``task_id``
-                among the values must not belong to another request.
-            bought: Task id that the entry must have, or receives if it has none.
-            bought_by: Claim that received this task id. An entry without an id and with another
-                claim belongs to another purchase.
-            budget: Limits for the changed entry; ``values`` must contain all columns that determine
-                its cost.
-            values: Other columns to change. A value for ``holder`` starts a lease; None ends it.
-
-        Raises:
-            BudgetExceeded: The entry would exceed the limits of the budget.
+            where: Conditions that the entry must satisfy.
+            lock: Name of the lock under which the statement runs, or None.
+            values: Other columns to change. A value for ``owner`` starts a lease; None ends it.
         """
-        allowed = [str(before) for before in ALLOWED_PREDECESSORS[state]]
-        where = [_table.idempotency_key == key, _table.state.in_(allowed)]
-        where += _unchanged_since(seen) if seen else []
-        if of:
-            where.append(_table.claim == of.claim)
-        if of and (task_id := values.get("task_id")):
-            where.append(~exists().where(_given_for_another(generations.alias(), task_id, of)))
-        if bought:
-            open_claim = and_(_table.task_id.is_(None), _table.claim == bought_by)
-            where.append(or_(_table.task_id == bought, open_claim))
-            values["task_id"] = bought
-        changes = dict(values, state=str(state), changed_at=datetime.now(UTC))
-        if "holder" in changes:
-            changes |= self._leased_to(changes["holder"])
-        if budget:
-            where.append(is_within(budget, key, changes))
-        changed = await self._update(where, changes, budget)
-        if changed:
-            return changed
-        there = await self.get(key)  # changed already, if only the answer was lost
-        if budget and seen and there and (there.claim, there.state) == (seen.claim, seen.state):
-            await self._check_budget(budget, key, changes)
-        is_so = there and there.state is state and there.claim == values.get("claim")
-        return there if is_so else None
-
-    # Task ids entered by hand
-
-    async def confirm(self, key: str, task_id: str) -> Entry | None:
-        """Record that the service has confirmed the task id of an entry."""
-        same = [_table.idempotency_key == key, _table.task_id == task_id]
-        return await self._update(same, {"task_id_checked": True})
-
-    async def withdraw_id(self, entry: Entry) -> Entry | None:
-        """Make an entry uncertain again and remove its task id, unless it was confirmed since."""
-        changes = {"state": str(State.UNCERTAIN), "task_id": None, "task_id_checked": True}
-        changes |= {"changed_at": datetime.now(UTC), "holder": None, "leased_until": None}
-        changes["note"] = f"the id {entry.task_id} was not confirmed, and withdrawn by hand"
-        return await self._update(_unconfirmed(entry), changes)
-
-    async def forget(self, entry: Entry) -> None:
-        """Delete an entry that contains only a task id that the service never confirmed.
-
-        Its serial is not used again. Otherwise the ledger would look like an older copy of itself.
-        """
-        await self.history.skip_to(entry.serial or 0)
-        only_an_id = [_table.attempts == 0, _table.fingerprint.is_(None)]
-        gone = delete(generations).where(*_unconfirmed(entry), *only_an_id)
-        await self.database.rows(gone.returning(_table.idempotency_key))
-
-    # Leases and progress
-
-    async def acquire(self, key: str, holder: str) -> Entry | None:
-        """Acquire the lease of an entry for an owner; return None if another active owner has it.
-
-        The result is also None if the key has no entry.
-        """
-        free = or_(_table.holder.is_(None), _table.holder == holder)
-        taken = await self._update([_table.idempotency_key == key, free], self._leased_to(holder))
-        if taken:
-            return taken
-        entry = await self.get(key)
-        if entry is None or entry.holder is None or await self.is_living(entry):
-            return None
-        left = [_table.idempotency_key == key, _table.holder == entry.holder, _lease_of(entry)]
-        return await self._update(left, self._leased_to(holder))
-
-    async def release_lease(self, key: str, holder: str, note: str | None = None) -> Entry | None:
-        """Release a lease, so that the next owner need not wait until it expires.
-
-        Returns:
-            The entry, or None if the owner has no lease on it.
-        """
-        changes: dict[str, Any] = {"holder": None, "leased_until": None}
-        if note is not None:
-            changes["note"] = note
-        return await self._update([_table.idempotency_key == key, _table.holder == holder], changes)
-
-    async def finished(self, submission: Submission, finished: Finished) -> Entry | None:
-        """Record that a generation succeeded upstream."""
-        return await self.change(
-            submission.idempotency_key,
-            State.SUCCEEDED,
-            bought=submission.task_id,
-            bought_by=submission.claim,
-            submitted_at=submission.submitted_at,  # not recorded yet if the ledger was unavailable
-            finished_at=submission.submitted_at + timedelta(seconds=finished.waited),
-            polls=finished.polls,
-            outputs=[str(output) for output in finished.generation.outputs],
-            failure_code="",
-            note="",
-        )
-
-    async def failed(self, submission: Submission, error: GenerationError) -> Entry | None:
-        """Record that a generation failed or was cancelled upstream."""
-        return await self.change(
-            submission.idempotency_key,
-            State.CANCELLED if isinstance(error, GenerationCancelled) else State.FAILED,
-            bought=submission.task_id,
-            bought_by=submission.claim,
-            finished_at=datetime.now(UTC),
-            failure_code=error.code,
-            note=error.message,
-        )
-
-    async def stored(
-        self,
-        entry: Entry,
-        task_id: str,
-        place: str,
-        videos: Sequence[StoredVideo],
-        *,
-        price: Price | None = None,
-    ) -> Entry | None:
-        """Record that the videos of a generation are in a storage, and release its lease.
-
-        The videos in other storages stay recorded.
-
-        Args:
-            entry: Entry as last read.
-            task_id: Task id of the generation.
-            place: Location of the storage.
-            videos: Videos in this storage.
-            price: Price of its model. A price per second is applied to the length of the videos if
-                the billed seconds were unknown before.
-        """
-        delivered = {**entry.videos, place: tuple(videos)}
-        billed = entry.billed_seconds or sum(video.duration for video in videos)
-        is_estimate = price and price.per_second and entry.billed_seconds is None
-        costs: dict[str, Any] = (
-            {"cost": round(price.of(billed), 6)} if price and is_estimate else {}
-        )
-        return await self.change(
-            entry.idempotency_key,
-            State.STORED,
-            bought=task_id,
-            bought_by=entry.claim,
-            stored_at=datetime.now(UTC),
-            videos={
-                where: [video.model_dump(mode="json") for video in kept]
-                for where, kept in delivered.items()
-            },
-            billed_seconds=round(billed, 3),
-            holder=None,
-            failure_code="",
-            note="",
-            **costs,
-        )
-
-    # Activity of owners
-
-    async def is_living(self, entry: Entry) -> bool:
-        """Return True if the owner of an entry is still active.
-
-        A lease may have expired although its process is alive, or may end much later than any lease
-        can. Then a clock was set or the machine was suspended. In these cases, this waits for half
-        the duration of a lease: an active owner has renewed the lease by then.
-        """
-        if entry.holder is None or entry.lease_left is None:
-            return False
-        if process_of(entry.holder) == process_of(owners.holder_name("")):
-            workers = owners.workers_of(entry.idempotency_key, entry.holder)
-            return any(one.is_running for one in workers) or bool(workers and entry.lease_left > 0)
-        if is_dead(entry.holder):
-            return False
-        if 0 <= entry.lease_left <= 2 * self.lease:
-            return True
-        if entry.lease_left < 0 and not is_alive(entry.holder):
-            return False
-        await asyncio.sleep(self.lease / 2)
-        later = await self.get(entry.idempotency_key)
-        return later is not None and later.leased_until not in {None, entry.leased_until}
-
-    async def _first(self, query: Select[Any]) -> Entry | None:
-        found = await self._rows(query.limit(1))
-        return found[0] if found else None
-
-    async def _rows(
-        self, statement: Any, tell: Callable[[LedgerCorrupted], None] | None = None
-    ) -> list[Entry]:
-        return self._read(await self.database.rows(statement), tell)
-
-    def _read(
-        self, rows: Sequence[Any], tell: Callable[[LedgerCorrupted], None] | None = None
-    ) -> list[Entry]:
-        return read_entries(rows, self.database.place, tell)
+        allowed = _table.state.in_([str(before) for before in ALLOWED_PREDECESSORS[state]])
+        changes = {**values, "state": str(state), "changed_at": datetime.now(UTC)}
+        return await self.table.update([has_key(key), allowed, *where], changes, lock)
 
     async def _check_budget(self, budget: Budget, key: str, row: Mapping[str, Any]) -> None:
         """Check that a row with these values would keep the budget, given the present spending.
@@ -542,65 +578,6 @@ class Ledger(Leases):
         (found,) = await self.database.rows(left_out)
         if why := budget.objection(Spent.model_validate(dict(found)), *budget.cost_of(row)):
             raise BudgetExceeded(why).with_context(idempotency_key=key)
-
-    async def _one(self, statement: Any, budget: Budget | None = None) -> Entry | None:
-        """Return the entry that a statement for one key returns, or None.
-
-        With a budget, the statement runs under the lock of the batch.
-        """
-        if budget:
-            asked, rows = await self.database.asked_alone(budget.prefix, statement)
-        else:
-            asked, rows = await self.database.asked(statement)
-        found = self._read(rows)
-        if not found:
-            return None
-        self._see(found[0], asked)
-        return found[0]
-
-    async def _update(
-        self,
-        where: Sequence[ColumnElement[bool]],
-        changes: dict[str, Any],
-        budget: Budget | None = None,
-    ) -> Entry | None:
-        statement = update(generations).where(*where).values(as_columns(changes))
-        return await self._one(statement.returning(generations, LEASE_LEFT), budget)
-
-
-def _given_for_another(table: FromClause, task_id: str, claimed: Entry) -> ColumnElement[bool]:
-    """Return the condition that a row has the task id for a different request.
-
-    In SQL, NULL never compares unequal. So a row without a fingerprint, such as that of an adopted
-    id, does not match: its id may be ours.
-    """
-    same = and_(table.c.task_id == task_id, table.c.base_url == claimed.base_url)
-    other = and_(
-        table.c.idempotency_key != claimed.idempotency_key,
-        table.c.fingerprint != claimed.fingerprint,
-    )
-    return and_(same, other)
-
-
-def _unconfirmed(entry: Entry) -> list[ColumnElement[bool]]:
-    """Return the conditions that an entry still has its unconfirmed task id."""
-    bought = _table.state.in_([str(State.SUBMITTED), str(State.ABANDONED)])
-    same = [_table.idempotency_key == entry.idempotency_key, _table.claim == entry.claim, bought]
-    return [*same, _table.task_id == entry.task_id, _table.task_id_checked.is_(False)]
-
-
-def _unchanged_since(seen: Entry) -> list[ColumnElement[bool]]:
-    """Return the conditions that an entry has not changed since it was read."""
-    where = [_table.state == str(seen.state), _table.claim == seen.claim]
-    if not seen.task_id_checked:  # an id that was confirmed since must not be replaced
-        where.append(_table.task_id_checked.is_(False))
-    if seen.state is State.CLAIMED:  # a lease that was renewed since has an active owner
-        where.append(_lease_of(seen))
-    return where
-
-
-def _lease_of(entry: Entry) -> ColumnElement[bool]:
-    return _table.leased_until.is_not_distinct_from(entry.leased_until)
 
 
 _ledgers: dict[tuple[int, str], Ledger] = {}

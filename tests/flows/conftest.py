@@ -21,6 +21,7 @@ from prefect.workers.process import ProcessWorker
 from prefect_cometapi.flows import asubmit_generation
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import Entry, ImageToVideoRequest, Ledger, State, Submission
+from prefect_cometapi.runway.ledger.conditions import is_unchanged_since
 from prefect_cometapi.runway.ledger.store import get_ledger
 from prefect_cometapi.sandbox import Sandbox
 
@@ -127,7 +128,7 @@ class Book:
 
     def decide(self, key: str, state: State) -> None:
         """Decide as the user does on the command line."""
-        assert run_sync(self.ledger.change(key, state, seen=self[key], note="by hand"))
+        assert run_sync(self.ledger._change(key, state, is_unchanged_since(self[key])))
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def check_that_each_was_stored_once(sandbox, book, place: Path) -> None:
     assert {entry.idempotency_key: entry.state for entry in book.all()} == dict.fromkeys(
         KEYS, State.STORED
     )
-    assert [entry.holder for entry in book.all()] == [None] * len(KEYS)
+    assert [entry.owner for entry in book.all()] == [None] * len(KEYS)
 
 
 @pytest.mark.slow
@@ -95,11 +95,11 @@ async def test_a_collector_leaves_alone_what_a_run_works_on(
     """A scheduled collector beside a waiting run neither polls nor stores its generation."""
     run = asyncio.create_task(aimage_to_video(image, idempotency_key="awaited"))
     await until(lambda: polls(sandbox) > 0)
-    holder = book["awaited"].holder
+    holder = book["awaited"].owner
     result = await acollect()
     assert result.generations == ()
     assert "Skipped 1 generations owned by other runs" in caplog.text
-    assert book["awaited"].holder == holder
+    assert book["awaited"].owner == holder
     finish_rendering()
     assert Path((await run).videos[0].uri).exists()
     assert list(downloads(sandbox).values()) == [1]

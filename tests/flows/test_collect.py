@@ -41,7 +41,7 @@ def test_a_run_that_does_not_wait_ends_with_the_submission(prefect_server, sandb
     assert (result.status, result.videos) == (Status.PENDING, ())
     assert [job.task_id for job in sandbox.accepted] == [result.task_id]
     assert [request.route for request in sandbox.requests] == ["create"]
-    assert (book["later"].state, book["later"].holder) == (State.SUBMITTED, None)
+    assert (book["later"].state, book["later"].owner) == (State.SUBMITTED, None)
 
 
 def test_not_waiting_twice_buys_once(prefect_server, sandbox, image):
@@ -230,7 +230,7 @@ def test_a_collector_holds_nothing_when_it_ends(
     CometAPICredentials.delete("second-account")
     monkeypatch.setenv("COMETAPI_BASE_URL", "http://127.0.0.1:9")
     assert collect().unfinished == 1
-    assert book["waiting"].holder is None
+    assert book["waiting"].owner is None
 
 
 def test_a_delivery_that_fails_is_left_to_the_next_collector(prefect_server, sandbox, book):
@@ -241,7 +241,7 @@ def test_a_delivery_that_fails_is_left_to_the_next_collector(prefect_server, san
     (told,) = result.generations
     assert (result.unfinished, told.state) == (1, State.SUCCEEDED)
     assert "no longer valid" in told.note
-    assert book["gone-for-now"].holder is None
+    assert book["gone-for-now"].owner is None
     assert collect().stored == 1
     assert len(sandbox.accepted) == 1
 
@@ -288,8 +288,8 @@ def test_a_run_that_times_out_is_collected(
     state = brief(image, idempotency_key="brief", return_state=True)
     state = asyncio.run(state) if inspect.isawaitable(state) else state
     assert state.name == "TimedOut"
-    assert book["brief"].holder is None
-    assert "goes on upstream" in book["brief"].note
+    assert book["brief"].owner is None
+    assert "continues at the service" in book["brief"].note
     finish_rendering()
     assert collect().stored == 1
     assert len(sandbox.accepted) == 1
@@ -303,7 +303,7 @@ def test_a_missing_storage_is_told_and_the_others_are_finished(prefect_server, s
     found = {item.idempotency_key: item for item in result.generations}
     assert (result.stored, result.unfinished) == (1, 1)
     assert "the block s3-bucket/deleted cannot be loaded" in found["homeless"].note
-    assert book["homeless"].holder is None
+    assert book["homeless"].owner is None
     assert collect(storage="./elsewhere").stored == 1
 
 

@@ -18,7 +18,7 @@ from prefect_cometapi.flows import collect, image_to_video
 from prefect_cometapi.flows.runtime.hooks import release_leases
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import Ledger, State
-from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.ledger.owners import owner_name
 from prefect_cometapi.runway.processes import is_dead
 
 pytestmark = [pytest.mark.server]
@@ -77,7 +77,7 @@ def check_that_collect_finishes_it(sandbox, book, key: str, finish_rendering) ->
     result = collect()
     assert (result.stored, result.unfinished, result.uncertain) == (1, 0, 0)
     assert Path(*result.generations[0].uris).exists()
-    assert (book[key].state, book[key].holder) == (State.STORED, None)
+    assert (book[key].state, book[key].owner) == (State.STORED, None)
     assert len(sandbox.accepted) == count(sandbox, "create") == 1
 
 
@@ -87,15 +87,15 @@ def test_what_a_killed_process_waited_for_is_finished_at_once(
 ):
     """After SIGKILL, the next run on this machine continues before the lease expires."""
     process = polling("-c", SYNC.format(image, "killed"))
-    assert run_sync(book.ledger.is_living(book["killed"]))
+    assert run_sync(book.ledger.leases.is_active(book["killed"]))
     process.kill()
     process.wait()
     left = book["killed"]
-    assert left.holder
-    assert is_dead(left.holder)
+    assert left.owner
+    assert is_dead(left.owner)
     assert left.lease_left
     assert left.lease_left > 0
-    assert not run_sync(book.ledger.is_living(left))
+    assert not run_sync(book.ledger.leases.is_active(left))
     check_that_collect_finishes_it(sandbox, book, "killed", finish_rendering)
 
 
@@ -120,8 +120,8 @@ def test_a_process_that_is_told_to_stop_hands_its_work_over(
     assert process.returncode != 0
     assert printed == ""
     left = book["stopped"]
-    assert (left.state, left.holder) == (State.SUBMITTED, None)
-    assert "the generation goes on upstream" in left.note
+    assert (left.state, left.owner) == (State.SUBMITTED, None)
+    assert "the generation continues at the service" in left.note
     assert f"Generation {left.task_id} is paid for" in capfd.readouterr().err
     check_that_collect_finishes_it(sandbox, book, "stopped", finish_rendering)
 
@@ -137,7 +137,7 @@ def test_a_process_that_is_told_to_stop_inside_the_post_leaves_it_uncertain(
     process.terminate()
     process.communicate(timeout=60)
     left = book["unanswered"]
-    assert (left.state, left.holder, left.attempts) == (State.UNCERTAIN, None, 1)
+    assert (left.state, left.owner, left.attempts) == (State.UNCERTAIN, None, 1)
     result = collect()
     assert (result.uncertain, result.stored) == (1, 0)
     assert len(sandbox.accepted) == count(sandbox, "create") == 1
@@ -153,7 +153,7 @@ def test_a_collector_that_is_stopped_leaves_its_work_to_the_next(
     process = polling("-c", COLLECT)
     process.terminate()
     process.communicate(timeout=60)
-    assert [entry.holder for entry in book.all()] == [None, None]
+    assert [entry.owner for entry in book.all()] == [None, None]
     finish_rendering()
     assert collect().stored == 2
     assert len(sandbox.accepted) == count(sandbox, "asset") == 2
@@ -165,7 +165,7 @@ def test_a_false_alarm_takes_no_work_away(sandbox, image, book, polling, finish_
     process = polling("-c", SYNC.format(image, "alive"))
     entry = book["alive"]
     release_leases(image_to_video, run_of(entry.flow_run_id), Crashed())
-    assert book["alive"].holder == entry.holder
+    assert book["alive"].owner == entry.owner
     assert collect().generations == ()
     finish_rendering()
     assert process.wait(timeout=60) == 0
@@ -186,8 +186,8 @@ def held(book, sandbox, prefect_server):
     """Return the flow run of a dead process that held a bought generation."""
     run = run_of(None)
     book.buy("held")
-    gone = holder_name(str(run.id)).replace(f":{os.getpid()}:", ":999999999:")
-    assert run_sync(book.ledger.acquire("held", gone))
+    gone = owner_name(str(run.id)).replace(f":{os.getpid()}:", ":999999999:")
+    assert run_sync(book.ledger.leases.acquire("held", gone))
     return run
 
 
@@ -195,10 +195,10 @@ def held(book, sandbox, prefect_server):
 def test_the_hook_lets_go_called_by_position_and_by_keyword(book, held, state):
     """The hook releases the run's leases, by position or keyword, and notes the reason."""
     release_leases(image_to_video, held, state)
-    assert (book["held"].holder, book["held"].state) == (None, State.SUBMITTED)
+    assert (book["held"].owner, book["held"].state) == (None, State.SUBMITTED)
     assert book["held"].note == f"its run ended: {state.name}"
     release_leases(flow=image_to_video, flow_run=held, state=state)
-    assert book["held"].holder is None
+    assert book["held"].owner is None
 
 
 def test_the_hook_tells_what_is_paid_for(book, sandbox, history, caplog):
@@ -223,11 +223,11 @@ def test_the_hook_marks_an_unanswered_submission(book, held, sandbox, image):
     """A process that died during its POST leaves an uncertain key without waiting for a lease."""
     from prefect_cometapi.runway.ledger.entry import Intent
 
-    gone = holder_name(str(held.id)).replace(f":{os.getpid()}:", ":999999999:")
+    gone = owner_name(str(held.id)).replace(f":{os.getpid()}:", ":999999999:")
     intent = Intent(idempotency_key="asked", base_url=sandbox.url, flow_run_id=str(held.id))
-    assert run_sync(book.ledger.add(intent, State.CLAIMED, "c1", holder=f"{gone}#c1"))
+    assert run_sync(book.ledger._insert(intent, State.CLAIMED, "c1", owner=f"{gone}#c1"))
     release_leases(image_to_video, held, Crashed())
-    assert (book["asked"].state, book["asked"].holder) == (State.UNCERTAIN, None)
+    assert (book["asked"].state, book["asked"].owner) == (State.UNCERTAIN, None)
     assert count(sandbox, "create") == 1  # This is the fixture's purchase.
 
 
@@ -245,11 +245,11 @@ def test_a_holder_in_another_place_lapses(book, held, sandbox):
     hasty = Ledger(os.environ["COMETAPI_LEDGER_URL"], lease=0.0)
     book.decide("held", State.ABANDONED)
     book.buy("distant")
-    assert run_sync(book.ledger.acquire("distant", distant))
-    assert run_sync(book.ledger.is_living(book["distant"]))
+    assert run_sync(book.ledger.leases.acquire("distant", distant))
+    assert run_sync(book.ledger.leases.is_active(book["distant"]))
     assert collect().generations == ()
-    assert run_sync(hasty.acquire("distant", distant))
-    assert not run_sync(book.ledger.is_living(book["distant"]))
+    assert run_sync(hasty.leases.acquire("distant", distant))
+    assert not run_sync(book.ledger.leases.is_active(book["distant"]))
     assert collect().stored == 1
     run_sync(hasty.database.close())
 
@@ -272,7 +272,7 @@ def test_two_live_executions_of_one_run_buy_once(
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     history.logs(run.id, until="already stored")
     (entry,) = book.all()
-    assert (entry.state, entry.holder, entry.attempts) == (State.STORED, None, 1)
+    assert (entry.state, entry.owner, entry.attempts) == (State.STORED, None, 1)
     assert len(sandbox.accepted) == count(sandbox, "create") == count(sandbox, "asset") == 1
     with get_client(sync_client=True) as client:
         ended = client.read_flow_run(run.id)

@@ -25,7 +25,6 @@ from prefect_cometapi.runway import (
     ImageToVideoRequest,
     LedgerUnavailable,
     ServiceUnavailable,
-    State,
     StorageError,
     StorageUnavailable,
     SubmissionUncertain,
@@ -41,9 +40,9 @@ def creates(sandbox) -> int:
 
 def test_a_timeout_during_the_submission_is_not_submitted_again(prefect_server, sandbox, image):
     """A flow that times out during the submission and is retried buys once."""
-    sandbox.add_fault("create:silent-after:value=30")
+    sandbox.add_fault("create:silent-after:value=8")
     impatient = image_to_video.with_options(timeout_seconds=4, retries=1)
-    with pytest.raises(SubmissionUncertain, match="an earlier attempt is open"):
+    with pytest.raises(SubmissionUncertain, match="an earlier attempt is uncertain"):
         impatient(image)
     assert len(sandbox.accepted) == creates(sandbox) == 1
 
@@ -94,18 +93,15 @@ def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
     prefect_server, sandbox, image, monkeypatch, caplog, book
 ):
     """A run whose id cannot be recorded continues with a warning, and records the clip later."""
-    change = Ledger.change
 
-    async def full_at_first(self: Ledger, key: str, state: State, **values: object):
-        if state is State.SUBMITTED:
-            raise LedgerUnavailable("No space left on device")
-        return await change(self, key, state, **values)  # pyright: ignore[reportArgumentType]
+    async def full(*_arguments: object):
+        raise LedgerUnavailable("No space left on device")
 
-    monkeypatch.setattr(Ledger, "change", full_at_first)
-    book.ledger.database.patience = 0.3
+    monkeypatch.setattr(Ledger, "mark_submitted", full)
+    book.ledger.database.retry_timeout = 0.3
     first = image_to_video(image, idempotency_key="unrecorded")
     assert Path(first.videos[0].uri).exists()
-    assert f"this run goes on with what it bought, id {first.task_id}" in caplog.text
+    assert f"this run continues with its purchase, id {first.task_id}" in caplog.text
     assert image_to_video(image, idempotency_key="unrecorded") == first
     assert len(sandbox.accepted) == 1
 

@@ -16,7 +16,7 @@ from prefect_cometapi.runway import AuthenticationError, LedgerUnavailable, Stat
 pytestmark = pytest.mark.server
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_database_that_restarts_while_a_clip_renders_costs_nothing(
     prefect_server, sandbox, image, postgres, monkeypatch, mode
@@ -40,7 +40,7 @@ def test_a_database_that_restarts_while_a_clip_renders_costs_nothing(
     assert len(sandbox.accepted) == 1
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 def test_a_ledger_that_goes_away_after_the_purchase_costs_no_clip(
     prefect_server, sandbox, image, postgres, monkeypatch, caplog, book
 ):
@@ -51,7 +51,7 @@ def test_a_ledger_that_goes_away_after_the_purchase_costs_no_clip(
     patience = poll._policy
 
     def stop_and_wait(*args):
-        book.ledger.database.patience = 0.2
+        book.ledger.database.retry_timeout = 0.2
         postgres.stop("immediate")
         return patience(*args)
 

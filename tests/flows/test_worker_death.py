@@ -37,8 +37,8 @@ def bought(sandbox, book, image, finish_rendering, monkeypatch, wait_until):
         )
         entry = book["deployed"]
         assert entry.flow_run_id == str(run)
-        assert entry.holder
-        return run, entry, int(entry.holder.split(":")[1])
+        assert entry.owner
+        return run, entry, int(entry.owner.split(":")[1])
 
     return begin
 
@@ -46,7 +46,7 @@ def bought(sandbox, book, image, finish_rendering, monkeypatch, wait_until):
 def check_that_collect_finishes_it(sandbox, book, finish_rendering) -> None:
     finish_rendering()
     assert collect().stored == 1
-    assert (book["deployed"].state, book["deployed"].holder) == (State.STORED, None)
+    assert (book["deployed"].state, book["deployed"].owner) == (State.STORED, None)
     assert len(sandbox.accepted) == 1
 
 
@@ -64,9 +64,9 @@ def test_a_cancelled_run_hands_its_work_over(
     run, entry, _pid = bought(worker)
     worker.cancel(run)
     wait_until(lambda: worker.state(run) == "Cancelled" or None, seconds=120)
-    wait_until(lambda: book["deployed"].holder is None or None)
-    assert "goes on upstream" in book["deployed"].note
-    assert is_dead(entry.holder)
+    wait_until(lambda: book["deployed"].owner is None or None)
+    assert "continues at the service" in book["deployed"].note
+    assert is_dead(entry.owner)
     advice(history, run, entry)
     check_that_collect_finishes_it(sandbox, book, finish_rendering)
 
@@ -78,7 +78,7 @@ def test_a_killed_run_under_a_living_worker_hands_its_work_over(
     run, entry, pid = bought(worker)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: worker.state(run) == "Crashed" or None, seconds=120)
-    wait_until(lambda: book["deployed"].holder is None or None, seconds=60)
+    wait_until(lambda: book["deployed"].owner is None or None, seconds=60)
     assert book["deployed"].note == "its run ended: Crashed"
     advice(history, run, entry)
     check_that_collect_finishes_it(sandbox, book, finish_rendering)
@@ -93,6 +93,6 @@ def test_when_run_and_worker_are_killed_nobody_waits(
     doomed.process.kill()
     doomed.process.wait()
     os.kill(pid, signal.SIGKILL)
-    assert book["deployed"].holder == entry.holder
+    assert book["deployed"].owner == entry.owner
     assert doomed.state(run) == "Running"
     check_that_collect_finishes_it(sandbox, book, finish_rendering)

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from prefect_cometapi.runway import Entry, Finished, Generation, Ledger, State, Status, StoredVideo
+from prefect_cometapi.runway.ledger.conditions import is_unchanged_since
 from prefect_cometapi.runway.ledger.entry import Intent
 from prefect_cometapi.runway.ledger.purchase import Check, buy_once
 from prefect_cometapi.runway.models.generation import AssetURL
@@ -71,12 +72,19 @@ def video(name: str = "a", seconds: float = 5.0) -> StoredVideo:
 
 async def put(ledger: Ledger, state: State, key: str = "sku-17", **values: Any) -> Entry:
     """Put an entry into a state, whatever its history."""
-    made = await ledger.add(intent(key), state, uuid4().hex, **values)
+    made = await ledger._insert(intent(key), state, uuid4().hex, **values)
     assert made
     return made
 
 
-def dead_holder(run: str = "gone") -> str:
+async def change(
+    ledger: Ledger, key: str, state: State, *, seen: Entry | None = None, **values: Any
+) -> Any:
+    """Move an entry to a state that its present one allows, whatever decision leads there."""
+    return await ledger._change(key, state, is_unchanged_since(seen) if seen else [], **values)
+
+
+def dead_owner(run: str = "gone") -> str:
     """Return the owner string of a run on this machine whose process has ended."""
     return f"{_dead_process()}|{run}"
 
@@ -88,7 +96,7 @@ def _dead_process() -> str:
     return done.stdout.decode().strip()
 
 
-def distant_holder(run: str = "elsewhere") -> str:
+def distant_owner(run: str = "elsewhere") -> str:
     """Return the owner string of a run on another machine."""
     return f"far-away:17:0123456789ab:4711|{run}"
 

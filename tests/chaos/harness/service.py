@@ -52,8 +52,6 @@ async def settle_uncertain(ledger: Ledger, sandbox: Sandbox) -> tuple[list[str],
             await attach(ledger, entry, task_id)
             adopted.append(entry.idempotency_key)
         else:
-            await ledger.change(
-                entry.idempotency_key, State.RESUBMIT_ALLOWED, seen=entry, note="not accepted"
-            )
+            await ledger.mark_resubmit_allowed(entry, "not accepted")
             resubmitted.append(entry.idempotency_key)
     return adopted, resubmitted

@@ -19,7 +19,6 @@ from prefect.flow_engine import AsyncFlowRunEngine, FlowRunEngine
 
 from prefect_cometapi.flows.runtime.block_storage import BlockStorage
 from prefect_cometapi.runway.api.client import RunwayClient
-from prefect_cometapi.runway.ledger.entry import State
 from prefect_cometapi.runway.ledger.store import Ledger
 from prefect_cometapi.runway.media.download_file import DownloadWriter
 from prefect_cometapi.runway.models.generation import Status
@@ -130,14 +129,6 @@ def after(crash: Crash, owner: Any, name: str, when: Test = _always) -> None:
         return result
 
 
-def _claims(_ledger: Ledger, _intent: Any, state: State, *_args: Any, **_values: Any) -> bool:
-    return state is State.CLAIMED
-
-
-def _commits_the_id(_ledger: Ledger, _key: str, state: State, **values: Any) -> bool:
-    return state is State.SUBMITTED and values.get("of") is not None
-
-
 def _on_transport_event(crash: Crash, event_name: str) -> None:
     """Crash when httpcore reaches this event of the paid POST."""
 
@@ -213,8 +204,8 @@ def _on_success(crash: Crash) -> None:
 
 
 INSTALL: dict[Boundary, Callable[[Crash], None]] = {
-    Boundary.BEFORE_CLAIM: lambda crash: before(crash, Ledger, "add", _claims),
-    Boundary.CLAIMED: lambda crash: after(crash, Ledger, "add", _claims),
+    Boundary.BEFORE_CLAIM: lambda crash: before(crash, Ledger, "insert_claim"),
+    Boundary.CLAIMED: lambda crash: after(crash, Ledger, "insert_claim"),
     Boundary.POST_BEGUN: lambda crash: _on_transport_event(
         crash, "http11.send_request_headers.complete"
     ),
@@ -224,16 +215,16 @@ INSTALL: dict[Boundary, Callable[[Crash], None]] = {
     Boundary.UNREAD: lambda crash: _on_transport_event(
         crash, "http11.receive_response_headers.complete"
     ),
-    Boundary.ID_READ: lambda crash: before(crash, Ledger, "change", _commits_the_id),
-    Boundary.ID_COMMITTED: lambda crash: after(crash, Ledger, "change", _commits_the_id),
+    Boundary.ID_READ: lambda crash: before(crash, Ledger, "mark_submitted"),
+    Boundary.ID_COMMITTED: lambda crash: after(crash, Ledger, "mark_submitted"),
     Boundary.POLLING: lambda crash: _on_reply(crash, Status.PENDING, Status.RUNNING),
     Boundary.SUCCESS_READ: lambda crash: _on_reply(crash, Status.SUCCEEDED),
-    Boundary.SUCCESS_RECORDED: lambda crash: after(crash, Ledger, "finished"),
+    Boundary.SUCCESS_RECORDED: lambda crash: after(crash, Ledger, "mark_succeeded"),
     Boundary.DOWNLOADING: _on_chunk,
     Boundary.BEFORE_RENAME: _on_publication(Boundary.BEFORE_RENAME),
     Boundary.RENAMED: _on_publication(Boundary.RENAMED),
-    Boundary.BEFORE_STORED: lambda crash: before(crash, Ledger, "stored"),
-    Boundary.STORED: lambda crash: after(crash, Ledger, "stored"),
+    Boundary.BEFORE_STORED: lambda crash: before(crash, Ledger, "mark_stored"),
+    Boundary.STORED: lambda crash: after(crash, Ledger, "mark_stored"),
     Boundary.RETURNING: _on_success,
 }
 """Installer of the crash at each boundary."""

@@ -9,6 +9,7 @@ from typing import Any
 from prefect_cometapi.flows import collector
 from prefect_cometapi.runway.ledger.claim_history import ClaimHistory
 from prefect_cometapi.runway.ledger.entry import Entry, Intent, State
+from prefect_cometapi.runway.ledger.held_leases import HeldLeases
 from prefect_cometapi.runway.ledger.store import Ledger
 from prefect_cometapi.runway.storage.folder import FolderStorage
 
@@ -18,36 +19,32 @@ from .crash_points import around
 def unclaimed() -> None:
     """Write and read no claim before the POST, so that a killed run leaves no trace."""
 
-    @around(Ledger, "add")
+    @around(Ledger, "insert_claim")
     async def _(
-        original: Any, ledger: Ledger, intent: Intent, state: State, claim: str, **values: Any
+        _original: Any, _ledger: Ledger, intent: Intent, claim: str, _owner: str, **_values: Any
     ) -> Entry | None:
-        if state is not State.CLAIMED:
-            return await original(ledger, intent, state, claim, **values)
         now = datetime.now(UTC)
-        new = {"state": state, "claim": claim, "created_at": now, "changed_at": now}
+        new = {"state": State.CLAIMED, "claim": claim, "created_at": now, "changed_at": now}
         return Entry.model_validate(intent.wanted() | new)
 
     @around(ClaimHistory, "check_claim")
     def _(_original: Any, _history: ClaimHistory, _claimed: Entry, _newest_before: int) -> None:
         """Check nothing, as the claim has no number."""
 
-    @around(Ledger, "lease_is_valid")
-    def _(_original: Any, _ledger: Ledger, _key: str, _holder: str) -> bool:
+    @around(HeldLeases, "is_valid")
+    def _(_original: Any, _held: HeldLeases, _key: str, _owner: str) -> bool:
         return True
 
 
 def unrecorded() -> None:
     """Keep the id of a purchase in memory only."""
 
-    @around(Ledger, "change")
+    @around(Ledger, "mark_submitted")
     async def _(
-        original: Any, ledger: Ledger, key: str, state: State, **values: Any
+        _original: Any, ledger: Ledger, claimed: Entry, task_id: str, *_values: Any
     ) -> Entry | None:
-        if state is not State.SUBMITTED or not values.get("of"):
-            return await original(ledger, key, state, **values)
-        entry = await ledger.get(key)
-        update = {"state": state, "task_id": values["task_id"]}
+        entry = await ledger.get(claimed.idempotency_key)
+        update = {"state": State.SUBMITTED, "task_id": task_id}
         return entry.model_copy(update=update) if entry else None
 
 

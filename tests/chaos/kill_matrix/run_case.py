@@ -195,7 +195,7 @@ class _CaseRun:
             await attach(self.env.ledger, entry, jobs[0].task_id)
             after = await self.collect()
         else:
-            await self.env.ledger.change(entry.idempotency_key, State.RESUBMIT_ALLOWED, seen=entry)
+            await self.env.ledger.mark_resubmit_allowed(entry, "by hand")
             after = await self.run_flow(entry.idempotency_key)
         self.expect(after.succeeded, f"after the decision: {after}")
 
@@ -219,8 +219,8 @@ class _CaseRun:
         """Check that the files match the ledger, and that the service delivers the same clip."""
         clip = await self.env.download_clip(entry.task_id or "")
         await asyncio.to_thread(self.check_storage, "at the end", clip)
-        is_active = await self.env.ledger.is_living(entry)
-        self.expect(not is_active, f"{entry.holder} still works on it")
+        is_active = await self.env.ledger.leases.is_active(entry)
+        self.expect(not is_active, f"{entry.owner} still works on it")
         location = self.env.location(self.name)
         videos = entry.videos.get(location.address, ())
         if len(videos) != 1 or set(entry.videos) != {location.address}:

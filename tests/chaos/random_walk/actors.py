@@ -32,7 +32,6 @@ from prefect_cometapi.runway import CometAPISettings, Entry, Ledger, State
 from prefect_cometapi.runway.api import client
 from prefect_cometapi.runway.api.client import RunwayClient
 from prefect_cometapi.runway.errors import CometAPIError, ServiceUnavailable
-from prefect_cometapi.runway.ledger.purchase import hold_lease
 from prefect_cometapi.runway.ledger.schema import generations
 from prefect_cometapi.runway.media import download
 from prefect_cometapi.runway.media.download import AssetClients
@@ -199,7 +198,7 @@ class Buyer:
         signal.signal(signal.SIGUSR1, lambda *_: _copy_own_ledger(env))
         signal.signal(signal.SIGUSR2, self._fork_soon)
         signal.signal(signal.SIGTERM, self._end_soon)
-        ledger = Ledger(env.ledger_url, lease=LEASE, patience=DATABASE_TIMEOUT)
+        ledger = Ledger(env.ledger_url, lease=LEASE, retry_timeout=DATABASE_TIMEOUT)
         for first in range(0, len(self.keys), KEYS_AT_ONCE):
             asyncio.run(self._buy(env, ledger, self.keys[first : first + KEYS_AT_ONCE]))
             if self._must_end:
@@ -233,7 +232,7 @@ async def buy_key(ledger: Ledger, key: str, *, wait: bool = True, steps: StepSet
     """Buy a key, or continue the purchase under it, and deliver it; retry transient errors."""
     for left in reversed(range(ATTEMPTS)):
         try:
-            async with hold_lease(ledger, key, this_run()):
+            async with ledger.leases.hold(key, this_run()):
                 submission = await steps.submit(request_of(key), None, key)
                 if wait:
                     await deliver(submission, None, None, steps=steps)
@@ -264,12 +263,14 @@ def _continue_in_child(env: ActorEnv, ledger: Ledger) -> Ledger:
             asyncio.run(ledger.database.close())
         os._exit(0)
     random.seed(f"{env.seed} {os.getpid()}")
-    return ledger if inherits else Ledger(env.ledger_url, lease=LEASE, patience=DATABASE_TIMEOUT)
+    return (
+        ledger if inherits else Ledger(env.ledger_url, lease=LEASE, retry_timeout=DATABASE_TIMEOUT)
+    )
 
 
 async def _delete_row(env: ActorEnv, key: str) -> None:
     """Delete the row of a key over a connection of its own, as a lost disk page would."""
-    ledger = Ledger(env.ledger_url, lease=LEASE, patience=DATABASE_TIMEOUT)
+    ledger = Ledger(env.ledger_url, lease=LEASE, retry_timeout=DATABASE_TIMEOUT)
     statement = delete(generations).where(generations.c.idempotency_key == key)
     gone = await ledger.database.rows(statement.returning(generations.c.state))
     await ledger.database.close()
@@ -317,7 +318,7 @@ class _calling_at:  # noqa: N801 -- it reads as a function
 def collect(env: ActorEnv) -> None:
     """Finish purchases that nobody works on, as the flow ``collect`` does."""
     setattr(collector, "deliver", partial(deliver, steps=INLINE))  # noqa: B010 -- it only imports it
-    ledger = Ledger(env.ledger_url, lease=LEASE, patience=DATABASE_TIMEOUT)
+    ledger = Ledger(env.ledger_url, lease=LEASE, retry_timeout=DATABASE_TIMEOUT)
 
     async def collect_once() -> None:
         async with _shared(ledger), reported(env.events, "collect"):
@@ -401,7 +402,7 @@ class User:
 def _undecided(env: ActorEnv) -> list[tuple[Entry, list[str]]]:
     """Return the entries to settle, each with its unrecorded purchases since the claim."""
     bought: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    ledger = Ledger(env.ledger_url, patience=DATABASE_TIMEOUT)
+    ledger = Ledger(env.ledger_url, retry_timeout=DATABASE_TIMEOUT)
 
     for line in env.accepted.lines():
         bought[line["key"]].append(line)
@@ -409,7 +410,9 @@ def _undecided(env: ActorEnv) -> list[tuple[Entry, list[str]]]:
     async def unrecorded(entry: Entry) -> list[str]:
         since = entry.claimed_at.timestamp() if entry.claimed_at else 0.0
         ids = [line["task_id"] for line in bought[entry.idempotency_key] if line["at"] >= since]
-        return [task_id for task_id in ids if not await ledger.find(task_id, env.service)]
+        return [
+            task_id for task_id in ids if not await ledger.find_by_task_id(task_id, env.service)
+        ]
 
     async def find_undecided() -> list[tuple[Entry, list[str]]]:
         entries = await ledger.entries(states=sorted(DECIDABLE))

@@ -356,7 +356,7 @@ def _read(env: ActorEnv, file: Path) -> None:
     """Write the whole ledger to a file."""
 
     async def read() -> list[Row]:
-        ledger = Ledger(env.ledger_url, patience=DATABASE_TIMEOUT)
+        ledger = Ledger(env.ledger_url, retry_timeout=DATABASE_TIMEOUT)
         entries = await ledger.entries()
         await ledger.database.close()
         return [row_of(entry) for entry in entries]

@@ -17,7 +17,7 @@ from prefect_cometapi.runway.storage.folder import FolderStorage
 from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 from prefect_cometapi.runway.storage.staging import staged_path
 
-from ...runway.factories import dead_holder
+from ...runway.factories import dead_owner
 from ...runway.storage.test_staging import left_by
 
 pytestmark = pytest.mark.server
@@ -36,7 +36,7 @@ def test_a_run_removes_what_a_killed_one_left(prefect_server, sandbox, image, lo
     """A run removes the leftovers of a killed run in its staging folder and in other storages'."""
     staging = run_sync(resolve_storage(location)).staging()
     elsewhere = FsspecStorage("memory://elsewhere").staging()
-    left = [left_by(dead_holder(), folder) for folder in (staging, elsewhere)]
+    left = [left_by(dead_owner(), folder) for folder in (staging, elsewhere)]
     living = staged_path(staging, "living", ".mp4")
     living.write_bytes(b"")
     os.utime(living, (0, 0))
@@ -58,7 +58,7 @@ def test_what_is_not_stored_yet_stays_however_old_it_is(
         with pytest.raises(StorageError):
             image_to_video(image, idempotency_key="old")
     staging = tmp_path / "videos" / ".incoming"
-    me, gone = this_process(), dead_holder().partition("|")[0].split(":")
+    me, gone = this_process(), dead_owner().partition("|")[0].split(":")
     mine, dead = f"{me.space}-{me.pid}-{me.started}", f"{gone[2]}-{gone[1]}-{gone[3]}"
     for path in list(staging.iterdir()):
         if path.suffix == ".json":
@@ -76,7 +76,7 @@ def test_what_is_not_stored_yet_stays_however_old_it_is(
 
 def test_a_sweep_that_fails_costs_no_video(prefect_server, sandbox, image, monkeypatch):
     """A failing sweep costs no video, whatever the reason."""
-    left = left_by(dead_holder(), FolderStorage(Path("videos")).staging())
+    left = left_by(dead_owner(), FolderStorage(Path("videos")).staging())
 
     def refuse(*_args: object) -> int:
         raise PermissionError(13, "Permission denied")
@@ -89,6 +89,6 @@ def test_a_sweep_that_fails_costs_no_video(prefect_server, sandbox, image, monke
 def test_a_folder_is_swept_once_in_a_while(prefect_server, sandbox, image):
     """A folder is swept at an interval, and not at each fetch."""
     image_to_video(image, idempotency_key="one")
-    left = left_by(dead_holder(), FolderStorage(Path("videos")).staging())
+    left = left_by(dead_owner(), FolderStorage(Path("videos")).staging())
     image_to_video(image, idempotency_key="two")
     assert left.exists()

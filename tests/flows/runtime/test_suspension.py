@@ -41,7 +41,7 @@ def test_it_goes_on_when_the_collector_has_stored_its_video(
 ):
     """A suspended run holds no process and no lease, buys once, and returns the result."""
     suspended = suspend()
-    assert book["deployed"].holder is None
+    assert book["deployed"].owner is None
     assert book["deployed"].state is State.SUBMITTED
     finish_rendering()
     assert collect().stored == 1
@@ -109,7 +109,7 @@ def test_one_whose_row_is_damaged_sleeps_on_and_the_others_are_resumed(prefect_s
             intent = Intent(
                 idempotency_key=str(run.id), base_url="https://x", flow_run_id=str(run.id)
             )
-            run_sync(book.ledger.add(intent, State.STORED, "claim", task_id="t"))
+            run_sync(book.ledger._insert(intent, State.STORED, "claim", task_id="t"))
         first, *others = sorted(runs, key=lambda run: run.id, reverse=True)
         damage = update(generations).where(generations.c.idempotency_key == str(first.id))
         run_sync(book.ledger.database.rows(damage.values(outputs="nonsense")))

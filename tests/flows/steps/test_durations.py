@@ -37,7 +37,7 @@ async def seen_before(base_url: str, count: int = 20, took: float = TOOK) -> Ent
             billed_seconds=request.billed_seconds(),
         )
         submitted = datetime.now(UTC) - timedelta(minutes=count - number)
-        newest = await ledger.add(
+        newest = await ledger._insert(
             intent,
             State.STORED,
             uuid4().hex,

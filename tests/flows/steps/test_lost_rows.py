@@ -110,7 +110,7 @@ async def test_a_key_that_was_bought_again_keeps_both_purchases(
         by_another_worker = {"task_id": "5d2c5f51-4b6a-4a5c-9d1c-6f1f5e1f7d11", "claim": "theirs"}
         theirs = book["k"].model_copy(update=by_another_worker)
         await lose_all(book)
-        await book.ledger.insert([theirs])
+        await book.ledger.table.insert([theirs])
         finished = await apoll_generation(submission)
         videos = await afetch_output(submission, finished)
         first.extend(await apersist_output(submission, finished, videos))

@@ -125,7 +125,7 @@ def test_a_retried_flow_does_not_send_an_uncertain_submission_again(prefect_serv
     def pipeline() -> None:
         image_to_video(image)
 
-    with pytest.raises(SubmissionUncertain, match="an earlier attempt is open"):
+    with pytest.raises(SubmissionUncertain, match="an earlier attempt is uncertain"):
         pipeline()
     assert len(sandbox.accepted) == 1
     assert len([request for request in sandbox.requests if request.route == "create"]) == 1

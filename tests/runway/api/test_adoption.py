@@ -20,7 +20,7 @@ from prefect_cometapi.runway.api.adoption import Check, adopt, check_task, requi
 from prefect_cometapi.runway.ledger.purchase import attach
 from prefect_cometapi.runway.models.keys import key_of_id
 
-from ..factories import intent, put
+from ..factories import change, intent, put
 
 S = State
 ONE, OTHER = "d1931c01-6ac5-40cd-b005-9f07b078bbcd", "3d957031-9a2a-45e2-9dc7-bc8513059c50"
@@ -151,7 +151,7 @@ async def test_an_id_that_was_finished_alone_is_handed_to_its_key(ledger, finish
         ledger, ID_ONLY.model_copy(update={"idempotency_key": key_of_id(ONE)}), ONE
     )
     if finished:
-        await ledger.change(alone.idempotency_key, S.FAILED, seen=alone)
+        await change(ledger, alone.idempotency_key, S.FAILED, seen=alone)
     await put(ledger, S.UNCERTAIN, charges=1, attempts=1)
     made = await given(ledger, ONE, KNOWN, wish=intent())
     other = await ledger.get(alone.idempotency_key)
@@ -161,8 +161,8 @@ async def test_an_id_that_was_finished_alone_is_handed_to_its_key(ledger, finish
 async def test_a_confirmed_id_is_neither_replaced_nor_withdrawn_nor_forgotten(ledger):
     """A poll that confirms an id wins over a decision that is under way."""
     seen = await attach(ledger, ID_ONLY, ONE, checked=False)
-    await ledger.confirm(seen.idempotency_key, ONE)
-    assert await ledger.change(seen.idempotency_key, S.SUBMITTED, seen=seen, task_id=OTHER) is None
+    await ledger.confirm_id(seen.idempotency_key, ONE)
+    assert await ledger.mark_adopted(seen, "other", OTHER, {}, checked=True) is None
     assert await ledger.withdraw_id(seen) is None
     await ledger.forget(seen)
     assert (await ledger.get(seen.idempotency_key)).task_id == ONE

@@ -84,6 +84,6 @@ async def test_outputs_without_end_do_not_fill_the_ledger(answers, client_of, fi
     reply = answers({"id": "t", "status": "SUCCEEDED", "output": outputs})
     generation = await (await client_of(reply)).get("t")
     ended = Finished(generation=generation, polls=1, waited=1.0)
-    done = await file_ledger.finished(made.submission(), ended)
+    done = await file_ledger.mark_succeeded(made.submission(), ended)
     assert sum(len(str(output)) for output in done.outputs) < 100_000
     assert len(done.outputs) in {0, MAX_OUTPUTS + 1}  # one more shows the excess

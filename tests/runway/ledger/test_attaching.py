@@ -8,7 +8,7 @@ import pytest
 from prefect_cometapi.runway import IdempotencyKeyConflict, State
 from prefect_cometapi.runway.ledger.purchase import attach, buy_once
 
-from ..factories import Service, dead_holder, distant_holder, intent, put, until
+from ..factories import MOMENT, Service, dead_owner, distant_owner, intent, put, until
 
 S = State
 ID_ONLY = intent(route=None, model=None, fingerprint=None, request=None, billed_seconds=None)
@@ -24,7 +24,7 @@ async def test_an_id_is_attached_to_a_new_key(ledger, wish):
     """The entry has the request, if it is known, and nothing is posted."""
     made = await attached(ledger, wish=wish)
     assert (made.state, made.task_id, made.attempts) == (S.SUBMITTED, "task-1", 0)
-    assert (made.holder, made.request) == (None, wish.request)
+    assert (made.owner, made.request) == (None, wish.request)
     assert made.submitted_at
     assert await attached(ledger, wish=wish) == made == await ledger.get("sku-17")
 
@@ -70,7 +70,7 @@ async def test_an_id_of_another_service_is_attached_to_a_free_key(ledger):
     elsewhere = intent(base_url="https://other.example.com")
     made = await attached(ledger, wish=elsewhere)
     assert (made.base_url, made.task_id) == (elsewhere.base_url, "task-1")
-    assert await ledger.find("task-1", elsewhere.base_url) == made
+    assert await ledger.find_by_task_id("task-1", elsewhere.base_url) == made
 
 
 @pytest.mark.parametrize("state", [S.UNCERTAIN, S.WRITTEN_OFF])
@@ -84,14 +84,14 @@ async def test_an_id_of_another_service_is_no_answer_to_a_doubt(ledger, state):
 
 async def test_an_id_is_adopted_for_a_submission_whose_process_is_dead(ledger):
     """The id completes the entry of a dead process that left no answer."""
-    await put(ledger, S.CLAIMED, holder=dead_holder(), attempts=1)
+    await put(ledger, S.CLAIMED, owner=dead_owner(), attempts=1)
     made = await attached(ledger)
-    assert (made.state, made.task_id, made.holder) == (S.SUBMITTED, "task-1", None)
+    assert (made.state, made.task_id, made.owner) == (S.SUBMITTED, "task-1", None)
 
 
 async def test_an_id_waits_for_the_submission_that_is_under_way(ledger, monkeypatch):
     """The key gets the id of that submission, so the attached id needs another key."""
-    theirs = await put(ledger, S.CLAIMED, holder=distant_holder(), attempts=1)
+    theirs = await put(ledger, S.CLAIMED, owner=distant_owner(), attempts=1)
     get, looks = ledger.get, []
 
     async def seen(key):
@@ -102,7 +102,7 @@ async def test_an_id_waits_for_the_submission_that_is_under_way(ledger, monkeypa
     waiting = asyncio.create_task(attached(ledger))
     await until(lambda: len(looks) >= 3)
     assert not waiting.done()
-    await ledger.change("sku-17", S.SUBMITTED, of=theirs, task_id="task-9", holder=None)
+    await ledger.mark_submitted(theirs, "task-9", MOMENT, None)
     with pytest.raises(IdempotencyKeyConflict, match="task id was 'task-9', is 'task-1'"):
         await waiting
 

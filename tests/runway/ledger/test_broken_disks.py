@@ -27,7 +27,7 @@ from prefect_cometapi.runway import (
     SubmissionUncertain,
 )
 from prefect_cometapi.runway.ledger.entry import Kind
-from prefect_cometapi.runway.ledger.purchase import acquire_exclusive, buy_once
+from prefect_cometapi.runway.ledger.purchase import buy_once
 
 from ..factories import Service, Told, buy, finished, intent, put, until
 
@@ -38,11 +38,10 @@ PAGE = 4096
 HAS_ITS_TURN = """
 import asyncio, sys
 from prefect_cometapi.runway import Ledger
-from prefect_cometapi.runway.ledger.purchase import acquire_exclusive
 
 async def work():
-    async with acquire_exclusive(Ledger(sys.argv[1], lease=0.3), "before", "another") as entry:
-        assert "|another" in entry.holder
+    async with Ledger(sys.argv[1], lease=0.3).leases.hold_exclusively("before", "another") as entry:
+        assert "|another" in entry.owner
 
 asyncio.run(work())
 """
@@ -74,7 +73,7 @@ async def test_a_new_ledger_on_a_full_disk_stops_before_anything_is_sent(small_d
 
 def refusals_of(ledger: Ledger, monkeypatch) -> asyncio.Event:
     """Return an event that is set once a change is refused."""
-    change, refused = ledger.change, asyncio.Event()
+    change, refused = ledger._change, asyncio.Event()
 
     async def watched(*arguments, **named):
         try:
@@ -83,7 +82,7 @@ def refusals_of(ledger: Ledger, monkeypatch) -> asyncio.Event:
             refused.set()
             raise
 
-    monkeypatch.setattr(ledger, "change", watched)
+    monkeypatch.setattr(ledger, "_change", watched)
     return refused
 
 
@@ -108,7 +107,7 @@ async def test_an_id_that_finds_the_disk_full_is_recorded_as_soon_as_there_is_ro
 async def test_an_id_that_a_full_disk_keeps_refusing_is_told_and_never_bought_again(on_disk):
     """The run continues, the warning says how to record the id, and the key is uncertain."""
     disk, ledger = on_disk
-    ledger.database.patience = 0.3
+    ledger.database.retry_timeout = 0.3
     service, told = Service().silent(), Told()
     buying = asyncio.create_task(buy(ledger, service, wish=intent("sku 17"), warn=told))
     await service.asked.wait()
@@ -124,7 +123,9 @@ async def test_an_id_that_a_full_disk_keeps_refusing_is_told_and_never_bought_ag
     disk.make_room()
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service, wish=intent("sku 17"))
-    assert await ledger.finished(bought.submission(), finished())  # as the run does at its end
+    assert await ledger.mark_succeeded(
+        bought.submission(), finished()
+    )  # as the run does at its end
     assert (await buy(ledger, service, wish=intent("sku 17"))).task_id == "task-1"
     assert service.posts == 1
 
@@ -134,11 +135,11 @@ async def test_a_lease_that_a_full_disk_does_not_release_lapses(on_disk):
     disk, _ = on_disk
     url = f"sqlite:///{disk.folder}/ledger.db"
     ledger: Any = Ledger(url, lease=0.3)
-    async with acquire_exclusive(ledger, "before", "run") as entry:
+    async with ledger.leases.hold_exclusively("before", "run") as entry:
         assert entry
         disk.fill()
     disk.make_room()
-    assert (await ledger.get("before")).holder == entry.holder
+    assert (await ledger.get("before")).owner == entry.owner
     other = await asyncio.create_subprocess_exec(sys.executable, "-c", HAS_ITS_TURN, url)
     async with asyncio.timeout(20):
         assert await other.wait() == 0
@@ -179,7 +180,7 @@ async def test_a_disk_that_may_only_be_read_stops_before_anything_is_sent(on_dis
     service = Service()
     await ledger.database.close()
     disk.only_read(True)
-    with pytest.raises(LedgerUnavailable, match="let it be written"):
+    with pytest.raises(LedgerUnavailable, match="make it writable"):
         await buy(ledger, service)
     assert service.posts == 0
     disk.only_read(False)
@@ -198,7 +199,7 @@ def test_a_file_that_could_only_be_read_for_a_while_is_written_again():
         async def work() -> None:
             again = Ledger(f"sqlite:///{file}")
             file.chmod(0o400)
-            with pytest.raises(LedgerUnavailable, match="readonly database; let it be written"):
+            with pytest.raises(LedgerUnavailable, match="readonly database; make it writable"):
                 await buy(again, service)
             assert service.posts == 0
             for each in Path(folder).glob("ledger.db*"):
@@ -273,7 +274,7 @@ async def test_a_backup_that_is_put_in_place_while_in_use_is_what_counts(in_use)
 async def test_a_ledger_that_is_deleted_before_the_id_comes_leaves_it_with_the_run(in_use):
     """The warning contains the id and the location, and no new ledger is made."""
     folder, ledger = in_use
-    ledger.database.patience = 0.3
+    ledger.database.retry_timeout = 0.3
     service, told = Service().silent(), Told()
     buying = asyncio.create_task(buy(ledger, service, warn=told))
     await service.asked.wait()
@@ -363,9 +364,11 @@ async def test_an_entry_that_cannot_even_be_decoded_holds_up_no_other(
     await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
     await put(file_ledger, S.SUBMITTED, "good", task_id="t2")
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
-        database.execute(f"UPDATE cometapi_generations SET {column} = {value} WHERE key = 'odd'")
+        database.execute(
+            f"UPDATE cometapi_generations SET {column} = {value} WHERE idempotency_key = 'odd'"
+        )
     damaged: list[LedgerUnavailable] = []
-    found = await file_ledger.entries(tell=damaged.append)
+    found = await file_ledger.entries(on_corrupted=damaged.append)
     assert [entry.idempotency_key for entry in found] == ["good"]
     (told,) = damaged
     assert f"the row of key 'odd' is damaged: {column}" in told.message
@@ -378,9 +381,11 @@ async def test_a_row_whose_state_is_none_is_told_to_who_looks_for_any(file_ledge
     await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
     await put(file_ledger, S.SUBMITTED, "good", task_id="t2")
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
-        database.execute("UPDATE cometapi_generations SET state = 'submytted' WHERE key = 'odd'")
+        database.execute(
+            "UPDATE cometapi_generations SET state = 'submytted' WHERE idempotency_key = 'odd'"
+        )
     damaged: list[LedgerUnavailable] = []
-    found = await file_ledger.entries(states=[S.SUBMITTED], tell=damaged.append)
+    found = await file_ledger.entries(states=[S.SUBMITTED], on_corrupted=damaged.append)
     assert [entry.idempotency_key for entry in found] == ["good"]
     (told,) = damaged
     assert "the row of key 'odd' is damaged: state" in told.message
@@ -390,8 +395,8 @@ async def test_a_key_that_cannot_be_decoded_is_told_as_it_is(file_ledger, tmp_pa
     """The error shows the raw key, so that a person can find and fix it."""
     await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
-        database.execute("UPDATE cometapi_generations SET key = CAST(x'ff6f' AS TEXT)")
-    with pytest.raises(LedgerUnavailable, match=r"xffo.* is damaged: key"):
+        database.execute("UPDATE cometapi_generations SET idempotency_key = CAST(x'ff6f' AS TEXT)")
+    with pytest.raises(LedgerUnavailable, match=r"xffo.* is damaged: idempotency_key"):
         await file_ledger.entries()
 
 
@@ -403,7 +408,9 @@ async def test_how_long_generations_took_is_told_without_those_whose_times_are_d
     for key in ("odd", "good"):
         await put(file_ledger, S.STORED, key, submitted_at=now, finished_at=now)
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
-        database.execute("UPDATE cometapi_generations SET finished_at = '?' WHERE key = 'odd'")
+        database.execute(
+            "UPDATE cometapi_generations SET finished_at = '?' WHERE idempotency_key = 'odd'"
+        )
     wanted = intent()
     assert wanted.route
     assert wanted.model

@@ -23,7 +23,7 @@ from prefect_cometapi.runway import (
 from prefect_cometapi.runway.ledger.budget import Budget
 from prefect_cometapi.runway.models.prices import Price
 
-from ..factories import Service, buy, intent, put
+from ..factories import Service, buy, change, intent, put
 
 S = State
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -86,7 +86,7 @@ async def test_each_submission_of_a_key_counts(ledger):
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service, wish=wish("1"), budget=one)
     for _ in range(2):
-        await ledger.change("b/1", S.RESUBMIT_ALLOWED)
+        await change(ledger, "b/1", S.RESUBMIT_ALLOWED)
         with pytest.raises(BudgetExceeded):
             await buy(ledger, service, wish=wish("1"), budget=one)
     assert service.posts == 1
@@ -130,7 +130,7 @@ async def test_another_request_under_a_key_costs_what_both_cost(ledger):
     service = Service(SubmissionUncertain("?"))
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service, wish=wish("1", cost=3.0, billed_seconds=10.0), budget=budget)
-    await ledger.change("b/1", S.RESUBMIT_ALLOWED)
+    await change(ledger, "b/1", S.RESUBMIT_ALLOWED)
     cheaper = wish("1", cost=1.0, billed_seconds=5.0, fingerprint="b" * 64)
     await buy(ledger, service, wish=cheaper, budget=budget)
     total = await ledger.spent("b/", {})
@@ -166,7 +166,7 @@ async def test_room_that_comes_free_at_the_same_moment_is_used(ledger, monkeypat
 
     async def refused_meanwhile(key):
         if key == "b/1":
-            await ledger.change("b/0", S.REJECTED, charges=0)
+            await change(ledger, "b/0", S.REJECTED, charges=0)
         return await get(key)
 
     monkeypatch.setattr(ledger, "get", refused_meanwhile)
@@ -194,28 +194,28 @@ async def test_two_runs_at_once_keep_to_one_limit(ledger, ledger_url):
 
 async def test_a_claim_that_the_database_did_not_confirm_is_found_again(ledger, monkeypatch):
     """The insert is repeated under the same claim and counts once."""
-    asked, lost = ledger.database.asked_alone, []
+    asked, lost = ledger.database.execute_timed, []
 
-    async def loses_the_first_answer(lock, statement):
-        answer = await asked(lock, statement)
-        if not lost:
+    async def loses_the_first_answer(statement, lock=None):
+        answer = await asked(statement, lock)
+        if lock and not lost:
             lost.append(answer)
-            return await asked(lock, statement)
+            return await asked(statement, lock)
         return answer
 
-    monkeypatch.setattr(ledger.database, "asked_alone", loses_the_first_answer)
+    monkeypatch.setattr(ledger.database, "execute_timed", loses_the_first_answer)
     one = Budget("b/", max_spend=1.0)
     assert (await buy(ledger, Service(), wish=wish("1"), budget=one)).charges == 1
     assert lost
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_a_claim_that_fails_midway_leaves_no_lock(postgres):
     """Another claim under the same prefix does not have to wait."""
-    ledger = Ledger(postgres.create_database(), patience=0.1)
+    ledger = Ledger(postgres.create_database(), retry_timeout=0.1)
     await ledger.get("b/1")
     with pytest.raises(LedgerUnavailable):
-        await ledger.database.asked_alone("b/", "no statement")
+        await ledger.database.execute_timed("b/", "no statement")
     async with asyncio.timeout(20):
         await buy(ledger, Service(), wish=wish("1"), budget=FIVE)
     await ledger.database.close()
@@ -228,7 +228,7 @@ async def test_a_price_of_a_second_is_applied_to_the_length_of_the_video(ledger)
     price = Price(0.2, per_second=True)
     there = await put(ledger, S.SUBMITTED, "b/1", task_id="task-1", charges=1, cost=2.0)
     there = there.model_copy(update={"billed_seconds": None})
-    await ledger.stored(there, "task-1", "/videos", [video(seconds=6.0)], price=price)
+    await ledger.mark_stored(there, "task-1", "/videos", [video(seconds=6.0)], price=price)
     assert await spent(ledger) == pytest.approx(1.2)
 
 
@@ -260,7 +260,7 @@ class Model:
             await buy(self.ledgers[which], service, resubmit=again, **asked)
 
     async def release(self, key: str) -> None:
-        await self.ledgers[0].change(f"b/{key}", S.RESUBMIT_ALLOWED)
+        await change(self.ledgers[0], f"b/{key}", S.RESUBMIT_ALLOWED)
 
 
 claims = st.tuples(
@@ -272,7 +272,7 @@ claims = st.tuples(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=settings().max_examples // 5)  # each opens two ledgers
 @given(limit=st.floats(0, 6), rounds=st.lists(st.lists(claims | st.sampled_from("abcd"))))
 def test_no_order_of_claims_passes_the_limit(limit, rounds):
     """The limit holds for two ledgers with refusals, lost answers, resubmissions and new prices."""

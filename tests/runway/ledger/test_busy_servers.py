@@ -14,7 +14,7 @@ from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
 from ..factories import Service, Told, buy, put
 
 S = State
-pytestmark = pytest.mark.postgres
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def test_a_claim_waits_for_a_connection(postgres):
 async def test_a_server_that_stays_crowded_ends_the_purchase_before_it_is_sent(postgres):
     """The error comes within the retry timeout, with the server's message and advice."""
     url, service = postgres.create_database(), Service()
-    ledger = Ledger(url, patience=0.5)
+    ledger = Ledger(url, retry_timeout=0.5)
     async with crowd(url):
         with pytest.raises(LedgerUnavailable, match=r"too many clients.*; raise max_conn") as told:
             await buy(ledger, service)
@@ -74,7 +74,7 @@ async def test_an_id_waits_for_a_connection_as_well(shared, postgres):
     service, told = Service().silent(), Told()
     buying = asyncio.create_task(buy(shared, service, warn=told))
     await service.asked.wait()
-    url = postgres.url(shared.database.place.rpartition("/")[2])
+    url = postgres.url(shared.database.redacted_url.rpartition("/")[2])
     async with crowd(url) as taken:
         await taken[0].execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -92,7 +92,7 @@ async def test_an_id_waits_for_a_connection_as_well(shared, postgres):
 async def test_a_standby_that_takes_over_is_waited_for(shared, postgres):
     """The standby has the earlier purchases, and new ones wait until it takes over."""
     standby = await asyncio.to_thread(postgres.standby)
-    ledger: Any = Ledger(standby.url(shared.database.place.rpartition("/")[2]))
+    ledger: Any = Ledger(standby.url(shared.database.redacted_url.rpartition("/")[2]))
     service = Service()
     try:
         assert (await ledger.get("before")).task_id == "t"
@@ -111,7 +111,7 @@ async def test_a_standby_that_takes_over_is_waited_for(shared, postgres):
 @pytest.fixture
 def let_write(shared, postgres):
     """Make new connections to the ledger's database writable or read-only."""
-    name = shared.database.place.rpartition("/")[2]
+    name = shared.database.redacted_url.rpartition("/")[2]
 
     def set_to(yes: bool) -> None:
         word = "off" if yes else "on"
@@ -127,14 +127,14 @@ async def test_a_server_that_takes_no_changes_ends_the_purchase_before_it_is_sen
     service = Service()
     let_write(False)
     await shared.database.close()
-    shared.database.patience = 0.5
+    shared.database.retry_timeout = 0.5
     assert (await shared.get("before")).task_id == "t"
     with pytest.raises(LedgerUnavailable, match=r"in a read-only transaction; .* standby") as told:
         await buy(shared, service)
     assert "nothing was charged" in str(told.value)
     assert service.posts == 0
     let_write(True)
-    shared.database.patience = 30
+    shared.database.retry_timeout = 30
     assert (await buy(shared, service)).attempts == 1
 
 

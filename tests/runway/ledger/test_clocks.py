@@ -16,11 +16,10 @@ import pytest
 from sqlalchemy import update
 
 from prefect_cometapi.runway import Ledger, State
-from prefect_cometapi.runway.ledger.owners import holder_name
-from prefect_cometapi.runway.ledger.purchase import acquire_exclusive
+from prefect_cometapi.runway.ledger.owners import owner_name
 from prefect_cometapi.runway.ledger.schema import generations
 
-from ..factories import Service, Told, buy, distant_holder, put, until
+from ..factories import Service, Told, buy, change, distant_owner, put, until
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +55,7 @@ async def work():
     if what == "buys":
         await buying.buy_once(books, intent(), told, run="first")
     else:
-        async with buying.acquire_exclusive(books, "sku-17", "first"):
+        async with books.leases.hold_exclusively("sku-17", "first"):
             await told()
 
 
@@ -120,9 +119,9 @@ async def test_work_under_way_is_not_taken_over(hasty, ledger_url, jump):
     await put(hasty, S.SUBMITTED, task_id="task-1")
     async with other_process(ledger_url, "works"):
         await set_clock(hasty, jump)
-        assert await hasty.acquire("sku-17", holder_name("second")) is None
+        assert await hasty.leases.acquire("sku-17", owner_name("second")) is None
         there = await hasty.get("sku-17")
-        assert "|first" in there.holder
+        assert "|first" in there.owner
         assert 0 < there.lease_left <= LEASE
 
 
@@ -130,19 +129,19 @@ async def test_work_under_way_is_not_taken_over(hasty, ledger_url, jump):
 async def test_work_of_another_run_in_the_same_process_is_not_taken_over(hasty, jump):
     """Within a process the owner is known, whatever the clock says."""
     await put(hasty, S.SUBMITTED, task_id="task-1")
-    async with acquire_exclusive(hasty, "sku-17", "first"):
+    async with hasty.leases.hold_exclusively("sku-17", "first"):
         await set_clock(hasty, jump)
-        assert await hasty.acquire("sku-17", holder_name("second")) is None
+        assert await hasty.leases.acquire("sku-17", owner_name("second")) is None
 
 
 async def test_nobody_waits_a_day_for_a_lease_of_the_dead(ledger_url):
     """A lease that is too long, because the clock was set back, and is not renewed is ignored."""
     ledger = Ledger(ledger_url, lease=0.4)
-    await put(ledger, S.SUBMITTED, task_id="task-1", holder=distant_holder())
+    await put(ledger, S.SUBMITTED, task_id="task-1", owner=distant_owner())
     await set_clock(ledger, -DAY)
-    async with asyncio.timeout(20), acquire_exclusive(ledger, "sku-17", "run") as entry:
+    async with asyncio.timeout(20), ledger.leases.hold_exclusively("sku-17", "run") as entry:
         assert entry
-        assert entry.holder == holder_name("run")
+        assert entry.owner == owner_name("run")
     await ledger.database.close()
 
 
@@ -150,12 +149,12 @@ async def test_what_a_living_process_has_left_is_free_all_the_same(hasty, ledger
     """A lease that could not be released, as on a full disk, expires when it is not renewed."""
     await put(hasty, S.SUBMITTED, task_id="task-1")
     async with other_process(ledger_url, "works") as first:
-        name = (await hasty.get("sku-17")).holder.replace("|first", "|an earlier run")
-        await hasty.change("sku-17", S.SUBMITTED, holder=name)
+        name = (await hasty.get("sku-17")).owner.replace("|first", "|an earlier run")
+        await change(hasty, "sku-17", S.SUBMITTED, owner=name)
         await set_clock(hasty, LEASE + 1)
-        taken = await hasty.acquire("sku-17", holder_name("second"))
+        taken = await hasty.leases.acquire("sku-17", owner_name("second"))
         assert taken
-        assert taken.holder == holder_name("second")
+        assert taken.owner == owner_name("second")
         assert first.returncode is None
 
 

@@ -21,11 +21,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
-from prefect_cometapi.runway.ledger.database import Database, is_transient, ledger_url
+from prefect_cometapi.runway.ledger.database_errors import is_transient
+from prefect_cometapi.runway.ledger.database_url import ledger_url, open_database
 from prefect_cometapi.runway.ledger.purchase import buy_once
 from prefect_cometapi.runway.ledger.store import get_ledger
 
-from ..factories import Service, buy, intent, put, until
+from ..factories import Service, buy, change, intent, put, until
 
 S = State
 NOBODY = 65534
@@ -38,12 +39,12 @@ UNUSABLE = "nothing was charged"
     [
         ("sqlite:///ledger.db", "needs an absolute path (sqlite:////folder/ledger.db)"),
         ("sqlite:///./ledger.db", "needs an absolute path"),
-        ("sqlite://", "one in memory forgets"),
-        ("sqlite:///:memory:", "one in memory forgets"),
-        ("sqlite:////:memory:", "one in memory forgets"),
+        ("sqlite://", "a database in memory is lost with its process"),
+        ("sqlite:///:memory:", "a database in memory is lost with its process"),
+        ("sqlite:////:memory:", "a database in memory is lost with its process"),
         ("sqlite:///file:/tmp/x.db?uri=true", "needs an absolute path"),
-        ("mysql://u:p@host/db", "in SQLite or PostgreSQL, not in mysql"),
-        ("duckdb:////tmp/x", "in SQLite or PostgreSQL, not in duckdb"),
+        ("mysql://u:p@host/db", "must be in SQLite or PostgreSQL, not in mysql"),
+        ("duckdb:////tmp/x", "must be in SQLite or PostgreSQL, not in duckdb"),
         ("nonsense", "write sqlite:////folder/ledger.db or postgresql://user:password@host"),
         ("/folder/ledger.db", "write sqlite:////folder/ledger.db or postgresql://"),
         ("", "write sqlite:////folder/ledger.db or postgresql://"),
@@ -94,33 +95,41 @@ def test_any_text_is_a_url_or_is_refused(url):
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1", "nowhere.invalid"])
 async def test_a_password_is_never_shown(address):
     """The password is hidden in the location and in connection errors."""
-    ledger = Ledger(f"postgresql://user:{PASSWORD}@{address}/db", patience=0.2)
-    assert ledger.database.place.startswith("postgresql")
-    assert f"@{address}/db" in ledger.database.place
+    ledger = Ledger(f"postgresql://user:{PASSWORD}@{address}/db", retry_timeout=0.2)
+    assert ledger.database.redacted_url.startswith("postgresql")
+    assert f"@{address}/db" in ledger.database.redacted_url
     with pytest.raises(LedgerUnavailable) as caught:
         await ledger.get("sku-17")
     assert f"@{address}/db" in caught.value.message
-    for shown in (ledger.database.place, repr(ledger), repr(vars(ledger)), str(caught.value)):
+    for shown in (
+        ledger.database.redacted_url,
+        repr(ledger),
+        repr(vars(ledger)),
+        str(caught.value),
+    ):
         assert PASSWORD not in shown
     assert PASSWORD not in repr(caught.value)
 
 
 def test_a_password_in_the_query_of_a_url_is_not_shown_either():
     """PostgreSQL also accepts a password in the query of a URL."""
-    assert PASSWORD not in Database(f"postgresql://h/d?user=u&password={PASSWORD}").place
+    assert (
+        PASSWORD
+        not in open_database(f"postgresql://h/d?user=u&password={PASSWORD}", 1).redacted_url
+    )
 
 
 @pytest.mark.parametrize("rest", ["127.0.0.1:1/d?sslmode=require", "127.0.0.1:99999/d"])
 async def test_a_url_that_the_driver_does_not_take_makes_the_ledger_unavailable(rest):
     """Every method raises only that error."""
     with pytest.raises(LedgerUnavailable):
-        await Ledger(f"postgresql://u@{rest}", patience=0.2).get("sku-17")
+        await Ledger(f"postgresql://u@{rest}", retry_timeout=0.2).get("sku-17")
 
 
 async def test_a_ledger_that_is_not_there_is_told_quickly():
     """A wrong port or name ends the run within the retry timeout, and nothing is sent."""
     service = Service()
-    ledger = Ledger("postgresql://u@127.0.0.1:1/d", patience=0.5)
+    ledger = Ledger("postgresql://u@127.0.0.1:1/d", retry_timeout=0.5)
     async with asyncio.timeout(5):
         with pytest.raises(LedgerUnavailable, match="ConnectionRefusedError"):
             await buy_once(ledger, intent(), service.post, run="r")
@@ -157,7 +166,7 @@ async def test_a_file_is_flushed_with_every_change(file_ledger):
     assert list(synchronous.values()) == [3]
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_postgresql_commits_synchronously_whatever_its_default_is(postgres):
     """A recorded id is on the disk."""
     url = postgres.create_database()
@@ -177,7 +186,7 @@ async def test_a_damaged_file_is_told_and_left_as_it_is(tmp_path, content):
     """Nothing is bought, and the file is not repaired by dropping data."""
     path, service = tmp_path / "ledger.db", Service()
     path.write_bytes(content)
-    ledger = Ledger(f"sqlite:///{path}", patience=1)
+    ledger = Ledger(f"sqlite:///{path}", retry_timeout=1)
     with pytest.raises(LedgerUnavailable, match=f"sqlite.*{path}.*DatabaseError") as caught:
         await buy_once(ledger, intent(), service.post, run="r")
     assert UNUSABLE in str(caught.value)
@@ -189,7 +198,7 @@ async def test_a_damaged_file_is_told_and_left_as_it_is(tmp_path, content):
 async def test_a_place_where_no_file_can_be_is_told(place):
     """The error has the reason of the operating system."""
     with pytest.raises(LedgerUnavailable, match=r"cannot be used: .+"):
-        await Ledger(f"sqlite:///{place}", patience=0.2).get("sku-17")
+        await Ledger(f"sqlite:///{place}", retry_timeout=0.2).get("sku-17")
 
 
 async def test_a_full_disk_stops_before_anything_is_sent(file_ledger):
@@ -237,11 +246,11 @@ async def test_one_ledger_serves_many_loops_and_threads(ledger):
 async def test_a_change_is_made_although_its_caller_is_gone(ledger):
     """A change is made completely or not at all."""
     await put(ledger, S.UNCERTAIN)
-    change = asyncio.create_task(ledger.change("sku-17", S.WRITTEN_OFF, note="given up"))
+    writing = asyncio.create_task(change(ledger, "sku-17", S.WRITTEN_OFF, note="given up"))
     await asyncio.sleep(0)
-    change.cancel()
+    writing.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await change
+        await writing
 
     async def made():
         return (await ledger.get("sku-17")).state is S.WRITTEN_OFF
@@ -348,7 +357,7 @@ async def test_a_connection_that_may_only_read_is_not_kept(file_ledger):
     """A file that was read-only for a while is written again by the same process."""
     service = Service()
     await file_ledger.database.rows(text("PRAGMA query_only=ON"))
-    with pytest.raises(LedgerUnavailable, match="readonly database; let it be written"):
+    with pytest.raises(LedgerUnavailable, match="readonly database; make it writable"):
         await buy(file_ledger, service)
     assert service.posts == 0
     assert (await buy(file_ledger, service)).task_id == "task-1"
@@ -372,7 +381,9 @@ def test_a_ledger_that_may_only_be_read_stops_before_anything_is_sent(what, mode
                 os.setegid(NOBODY)
                 os.seteuid(NOBODY)
             try:
-                asyncio.run(buy_once(Ledger(url, patience=0.5), intent(), service.post, run="r"))
+                asyncio.run(
+                    buy_once(Ledger(url, retry_timeout=0.5), intent(), service.post, run="r")
+                )
             except LedgerUnavailable as error:
                 writer.send((error.message, service.posts))
 

@@ -15,7 +15,7 @@ from prefect_cometapi.runway import (
     Status,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.ledger.entry import ALLOWED_PREDECESSORS, UNFINISHED, conflict
+from prefect_cometapi.runway.ledger.entry import ALLOWED_PREDECESSORS, UNFINISHED, key_conflict
 from prefect_cometapi.runway.models.generation import AssetURL
 
 from ..factories import BASE, MOMENT, SIGNED, entry, intent, video
@@ -137,21 +137,21 @@ def test_what_is_unfinished_is_bought_and_not_delivered():
 def test_the_same_request_agrees_with_its_own_entry(wish, state, task_id):
     """A repeated run finds its generation, whatever its state."""
     known = entry(state, task_id=task_id, **wish.model_dump(exclude={"idempotency_key"}))
-    assert conflict(known, wish, task_id) is None
+    assert key_conflict(known, wish, task_id) is None
 
 
 @given(wish=wishes, other=wishes, state=st.sampled_from(sorted(FREE)), task_id=ids)
 def test_a_free_key_agrees_with_every_request(wish, other, state, task_id):
     """A free key has no purchase, so it may be used for any request."""
     known = entry(state, task_id=task_id, **wish.model_dump(exclude={"idempotency_key"}))
-    assert conflict(known, other, "task-3") is None
+    assert key_conflict(known, other, "task-3") is None
 
 
 @given(wish=wishes, other=wishes, state=st.sampled_from(sorted(set(S) - FREE)))
 def test_another_request_under_a_taken_key_is_refused(wish, other, state):
     """Another service or body means another video, so the conflict is an error."""
     known = entry(state, **wish.model_dump(exclude={"idempotency_key"}))
-    clash = conflict(known, other)
+    clash = key_conflict(known, other)
     same_body = None in {wish.fingerprint, other.fingerprint} or (
         wish.fingerprint == other.fingerprint
     )
@@ -165,7 +165,7 @@ def test_a_conflict_names_the_fields_that_differ():
         route="video_to_video",
         request={"promptText": "slow zoom", "duration": 10, "seed": 7},
     )
-    clash = conflict(entry(S.SUBMITTED, task_id="task-1"), other)
+    clash = key_conflict(entry(S.SUBMITTED, task_id="task-1"), other)
     assert clash
     assert "route was 'image_to_video', is 'video_to_video'" in clash.message
     assert "duration was 5, is 10" in clash.message
@@ -176,14 +176,14 @@ def test_a_conflict_names_the_fields_that_differ():
 
 def test_a_conflict_that_no_field_shows_is_told_by_the_hashes():
     """Two shortened pictures may look equal."""
-    clash = conflict(entry(S.SUBMITTED), intent(fingerprint="b" * 64))
+    clash = key_conflict(entry(S.SUBMITTED), intent(fingerprint="b" * 64))
     assert clash
     assert "request was 'aaaaaaaaaaaa', is 'bbbbbbbbbbbb'" in clash.message
 
 
 def test_an_id_does_not_take_the_place_of_another():
     """A key identifies one generation."""
-    clash = conflict(entry(S.SUBMITTED, task_id="task-1"), intent(), "task-2")
+    clash = key_conflict(entry(S.SUBMITTED, task_id="task-1"), intent(), "task-2")
     assert clash
     assert clash.message.endswith("task id was 'task-1', is 'task-2'")
 
@@ -191,11 +191,11 @@ def test_an_id_does_not_take_the_place_of_another():
 def test_a_request_is_refused_under_the_key_of_an_attached_id():
     """The request of an attached id is unknown, so it is not taken to be this one."""
     known = entry(S.SUBMITTED, task_id="task-1", fingerprint=None, request=None, route=None)
-    clash = conflict(known, intent())
+    clash = key_conflict(known, intent())
     assert clash
     assert "request was 'unknown', is 'another'" in clash.message
-    assert conflict(known, intent(), "task-1") is None
-    assert conflict(known, intent(fingerprint=None, request=None)) is None
+    assert key_conflict(known, intent(), "task-1") is None
+    assert key_conflict(known, intent(fingerprint=None, request=None)) is None
 
 
 @pytest.mark.parametrize("state", State)

@@ -4,10 +4,9 @@
 import pytest
 
 from prefect_cometapi.runway import GenerationFailed, State
-from prefect_cometapi.runway.ledger.owners import holder_name
-from prefect_cometapi.runway.ledger.purchase import acquire_exclusive, hold_lease
+from prefect_cometapi.runway.ledger.owners import owner_name
 
-from ..factories import Service, buy, distant_holder, finished, put, video
+from ..factories import Service, buy, distant_owner, finished, put, video
 
 S = State
 RUN = "nightly"
@@ -17,81 +16,81 @@ RUN = "nightly"
 def statements(ledger, monkeypatch):
     """Record the statements sent to the ledger's database."""
     counted = []
-    asked = ledger.database.asked
+    asked = ledger.database.execute_timed
 
-    async def counting(statement):
+    async def counting(statement, lock=None):
         counted.append(type(statement).__name__)
-        return await asked(statement)
+        return await asked(statement, lock)
 
-    monkeypatch.setattr(ledger.database, "asked", counting)
+    monkeypatch.setattr(ledger.database, "execute_timed", counting)
     return counted
 
 
 async def test_nobody_gets_between_the_purchase_and_the_delivery(ledger):
     """The change that records the id also acquires the lease."""
-    async with hold_lease(ledger, "sku-17", RUN):
+    async with ledger.leases.hold("sku-17", RUN):
         bought = await buy(ledger, Service(), run=RUN)
-        assert bought.holder == holder_name(RUN)
-        assert await ledger.acquire("sku-17", distant_holder()) is None
-        async with acquire_exclusive(ledger, "sku-17", RUN) as entry:
+        assert bought.owner == owner_name(RUN)
+        assert await ledger.leases.acquire("sku-17", distant_owner()) is None
+        async with ledger.leases.hold_exclusively("sku-17", RUN) as entry:
             assert entry
-            assert (entry.task_id, entry.holder) == (bought.task_id, bought.holder)
-        assert await ledger.acquire("sku-17", distant_holder()) is None
-    assert (await ledger.get("sku-17")).holder is None
+            assert (entry.task_id, entry.owner) == (bought.task_id, bought.owner)
+        assert await ledger.leases.acquire("sku-17", distant_owner()) is None
+    assert (await ledger.get("sku-17")).owner is None
 
 
 async def test_a_submission_alone_keeps_nothing(ledger):
     """The next run, such as a collector, does not have to wait for a lease to expire."""
-    assert (await buy(ledger, Service(), run=RUN)).holder is None
-    assert await ledger.acquire("sku-17", distant_holder())
+    assert (await buy(ledger, Service(), run=RUN)).owner is None
+    assert await ledger.leases.acquire("sku-17", distant_owner())
 
 
 async def test_a_whole_generation_takes_four_statements(ledger, statements):
     """The four statements are the changes to claimed, submitted, succeeded and stored."""
     await ledger.history.check_once()  # a process checks once for an older copy
     statements.clear()
-    async with hold_lease(ledger, "sku-17", RUN):
+    async with ledger.leases.hold("sku-17", RUN):
         submission = (await buy(ledger, Service(), run=RUN)).submission()
-        async with acquire_exclusive(ledger, "sku-17", RUN):
-            async with acquire_exclusive(ledger, "sku-17", RUN) as entry:
+        async with ledger.leases.hold_exclusively("sku-17", RUN):
+            async with ledger.leases.hold_exclusively("sku-17", RUN) as entry:
                 assert entry
                 assert entry.finished() is None
-                await ledger.finished(submission, finished())
-            async with acquire_exclusive(ledger, "sku-17", RUN) as entry:
+                await ledger.mark_succeeded(submission, finished())
+            async with ledger.leases.hold_exclusively("sku-17", RUN) as entry:
                 assert entry
                 assert entry.finished()
-                await ledger.stored(entry, "task-1", "/videos", [video()])
+                await ledger.mark_stored(entry, "task-1", "/videos", [video()])
     assert statements == ["Insert", "Update", "Update", "Update"]
-    assert (await ledger.get("sku-17")).holder is None
+    assert (await ledger.get("sku-17")).owner is None
 
 
 async def test_a_failed_run_leaves_its_last_words(ledger):
     """The error is recorded in the ledger, and the lease is released."""
 
     async def fails():
-        async with hold_lease(ledger, "sku-17", RUN):
+        async with ledger.leases.hold("sku-17", RUN):
             await buy(ledger, Service(), run=RUN)
             raise GenerationFailed("it was moderated")
 
     with pytest.raises(GenerationFailed):
         await fails()
     entry = await ledger.get("sku-17")
-    assert (entry.holder, entry.note) == (None, "it was moderated")
+    assert (entry.owner, entry.note) == (None, "it was moderated")
 
 
 async def test_what_another_run_holds_is_left_to_it(ledger):
     """Failing to acquire a lease does not disturb its owner."""
-    other = distant_holder()
+    other = distant_owner()
     await put(ledger, S.SUBMITTED, task_id="task-1")
-    await ledger.acquire("sku-17", other)
-    async with hold_lease(ledger, "sku-17", RUN):
-        assert (await buy(ledger, Service(), run=RUN)).holder == other
-    assert (await ledger.get("sku-17")).holder == other
+    await ledger.leases.acquire("sku-17", other)
+    async with ledger.leases.hold("sku-17", RUN):
+        assert (await buy(ledger, Service(), run=RUN)).owner == other
+    assert (await ledger.get("sku-17")).owner == other
 
 
 async def test_what_is_known_of_a_generation_is_forgotten_with_it(ledger):
     """A later run reads the entry again, because it may have changed."""
-    async with hold_lease(ledger, "sku-17", RUN):
+    async with ledger.leases.hold("sku-17", RUN):
         await buy(ledger, Service(), run=RUN)
-        assert ledger.last_seen("sku-17").state is S.SUBMITTED
-    assert ledger.last_seen("sku-17") is None
+        assert ledger.leases.held.entry("sku-17").state is S.SUBMITTED
+    assert ledger.leases.held.entry("sku-17") is None

@@ -25,7 +25,7 @@ async def ended(ledger: Any, number: int, state: State = S.STORED, **changes: An
         "polls": number,
     }
     wanted = {name: changes.pop(name) for name in list(changes) if name in intent().model_dump()}
-    assert await ledger.add(intent(f"k{number}", **wanted), state, "c", **(values | changes))
+    assert await ledger._insert(intent(f"k{number}", **wanted), state, "c", **(values | changes))
 
 
 async def test_the_newest_submissions_come_first(ledger):

@@ -9,7 +9,7 @@ import pytest
 from prefect_cometapi.runway import InvalidRequest, Ledger, State, SubmissionUncertain
 from prefect_cometapi.runway.ledger.purchase import attach, buy_once
 
-from ..factories import Service, Told, finished, intent, put, until, video
+from ..factories import Service, Told, change, finished, intent, put, until, video
 
 S = State
 
@@ -29,7 +29,7 @@ class Purchase:
         """Mark the purchase as uncertain, as another machine does if it takes this one for dead."""
         await self.service.asked.wait()
         claimed = await self.ledger.get("sku-17")
-        return await self.ledger.change("sku-17", S.UNCERTAIN, seen=claimed, holder=None)
+        return await change(self.ledger, "sku-17", S.UNCERTAIN, seen=claimed, owner=None)
 
     async def answered(self):
         self.service.answer.set()
@@ -52,7 +52,7 @@ async def test_an_id_is_recorded_although_the_key_was_given_up(ledger, purchase,
     first = purchase("task-1")
     assert await first.resolve_dead_claim()
     if decided:
-        assert await ledger.change("sku-17", decided)
+        assert await change(ledger, "sku-17", decided)
     bought = await first.answered()
     assert (bought.state, bought.task_id) == (S.SUBMITTED, "task-1")
     assert await ids(ledger) == {"sku-17": "task-1"}
@@ -66,7 +66,7 @@ async def test_both_ids_are_recorded_where_the_key_was_released_and_bought_again
     """The first answer comes last and gets its own key, and the user is informed."""
     first = purchase("task-1")
     await first.resolve_dead_claim()
-    await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
+    await change(ledger, "sku-17", S.RESUBMIT_ALLOWED)
     second = await buy_once(ledger, intent(), Service("task-2").post, run="second")
     assert second.task_id == "task-2"
     bought = await first.answered()
@@ -81,7 +81,7 @@ async def test_both_ids_are_recorded_where_the_second_answer_comes_last(ledger, 
     """The first request is answered first, while the second one is still under way."""
     first = purchase("task-1")
     await first.resolve_dead_claim()
-    await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
+    await change(ledger, "sku-17", S.RESUBMIT_ALLOWED)
     service = Service("task-2").silent()
     second = asyncio.create_task(buy_once(ledger, intent(), service.post, run="second"))
     await service.asked.wait()
@@ -109,8 +109,8 @@ async def test_a_late_id_that_was_adopted_meanwhile_is_the_same_generation(
     await first.resolve_dead_claim()
     adopted = await attach(ledger, intent(), "task-1")
     if delivered:
-        await ledger.finished(adopted.submission(), finished())
-        assert await ledger.stored(adopted, "task-1", "/a", [video()])
+        await ledger.mark_succeeded(adopted.submission(), finished())
+        assert await ledger.mark_stored(adopted, "task-1", "/a", [video()])
     bought = await first.answered()
     assert bought.task_id == "task-1"
     assert bought.state is (S.STORED if delivered else S.SUBMITTED)
@@ -122,7 +122,7 @@ async def test_a_late_refusal_does_not_free_a_key_that_was_bought_again(ledger, 
     """The refusal applies only to the first request."""
     first = purchase(InvalidRequest("no"))
     await first.resolve_dead_claim()
-    await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
+    await change(ledger, "sku-17", S.RESUBMIT_ALLOWED)
     await buy_once(ledger, intent(), Service("task-2").post, run="second")
     with pytest.raises(InvalidRequest):
         await first.answered()
@@ -142,14 +142,14 @@ async def test_a_late_error_leaves_the_doubt_to_the_user(ledger, purchase, outco
 
 async def test_an_id_is_recorded_although_the_run_is_cancelled_while_it_is_written(ledger):
     """A write that has begun is completed."""
-    service, change = Service("task-1"), ledger.change
+    service, change = Service("task-1"), ledger._change
     writing = asyncio.Event()
 
     async def seen(*arguments, **named):
         writing.set()
         return await change(*arguments, **named)
 
-    ledger.change = seen
+    ledger._change = seen
     buying = asyncio.create_task(buy_once(ledger, intent(), service.post, run="r"))
     await writing.wait()
     buying.cancel()
@@ -171,7 +171,7 @@ async def waits_for_a_lock(watcher: asyncpg.Connection) -> bool:
     return bool(found)
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
 async def test_an_id_is_recorded_however_strictly_the_server_isolates(postgres, isolation):
     """A lease renewal and an answer that change one row at the same time both succeed."""
@@ -194,7 +194,7 @@ async def test_an_id_is_recorded_however_strictly_the_server_isolates(postgres, 
     await ledger.database.close()
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_a_claim_that_is_still_on_its_way_when_the_run_is_cancelled_is_withdrawn(postgres):
     """Nothing was sent under the claim, so the key is free."""
     url, service = postgres.create_database(), Service()
@@ -205,9 +205,10 @@ async def test_a_claim_that_is_still_on_its_way_when_the_run_is_cancelled_is_wit
     await transaction.start()
     await blocker.execute(
         "INSERT INTO cometapi_generations SELECT 'sku-17', state, task_id, claim, attempts, "
-        "holder, leased_until, base_url, credentials, flow_run_id, route, model, fingerprint, "
+        "owner, leased_until, base_url, credentials, flow_run_id, route, model, fingerprint, "
         "request, billed_seconds, storage, created_at, changed_at, submitted_at, finished_at, "
-        "stored_at, polls, outputs, videos, failure_code, note FROM cometapi_generations"
+        "stored_at, polls, outputs, videos, failure_code, note, charges, cost, claimed_at, "
+        "resubmitted_by, task_id_checked FROM cometapi_generations"
     )
 
     async def busy(condition: str = "TRUE") -> int:

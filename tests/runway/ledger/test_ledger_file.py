@@ -18,10 +18,9 @@ from pathlib import Path
 import pytest
 
 from prefect_cometapi.runway import Ledger, State
-from prefect_cometapi.runway.ledger import database, file_lock, leases, owners
+from prefect_cometapi.runway.ledger import database, file_lock, held_leases, owners
 from prefect_cometapi.runway.ledger.file_lock import FileLock
-from prefect_cometapi.runway.ledger.owners import holder_name
-from prefect_cometapi.runway.ledger.purchase import acquire_exclusive
+from prefect_cometapi.runway.ledger.owners import owner_name
 
 from ..factories import put
 
@@ -77,7 +76,8 @@ def keys_in(file: Path) -> set[str]:
     """Read the keys in a file with SQLite itself."""
     with closing(sqlite3.connect(file)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        return {key for (key,) in connection.execute("SELECT key FROM cometapi_generations")}
+        found = connection.execute("SELECT idempotency_key FROM cometapi_generations")
+        return {key for (key,) in found}
 
 
 def named(prefix: str, count: int = 5) -> list[str]:
@@ -204,15 +204,15 @@ async def test_a_forked_child_has_neither_leases_nor_the_connection_of_its_paren
     """Otherwise the child would keep the leases of a dead parent, and end the parent's work."""
     ledger = Ledger(f"sqlite:///{file}")
     await put(ledger, State.SUBMITTED, "sku-17", task_id="task-1")
-    parent = holder_name("run")
-    async with acquire_exclusive(ledger, "sku-17", "run"):
+    parent = owner_name("run")
+    async with ledger.leases.hold_exclusively("sku-17", "run"):
         child = os.fork()
         if not child:
-            held = ledger.holders_here() or ledger.hold_count("sku-17", parent)
-            os._exit(1 if held or ledger.database._open else 0)
+            held = ledger.leases.held.owners() or ledger.leases.held.count("sku-17", parent)
+            os._exit(1 if held or vars(ledger.database)["_connection"] else 0)
         _, status = await asyncio.to_thread(os.waitpid, child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
-        assert ledger.holders_here() == [parent]
+        assert ledger.leases.held.owners() == [parent]
     await ledger.database.close()
 
 
@@ -220,15 +220,15 @@ async def test_what_a_child_forgets_is_opened_again_when_it_is_used(file):
     """Connection, leases and blocks of the parent are replaced when the child uses them."""
     ledger = Ledger(f"sqlite:///{file}")
     await put(ledger, State.SUBMITTED, "sku-17", task_id="task-1")
-    with ledger.holding("sku-17", holder_name("run")):
+    with ledger.leases.renewing("sku-17", owner_name("run")):
         for forget in (
             database._forget_connections,
-            leases._forget_leases,
-            owners._forget_all,
+            held_leases._forget_leases,
+            owners._forget_workers,
         ):
             forget()
-        assert ledger.holders_here() == []
-        assert ledger.database._open is None
+        assert ledger.leases.held.owners() == []
+        assert vars(ledger.database)["_connection"] is None
     found = await ledger.get("sku-17")
     assert found
     assert found.task_id == "task-1"

@@ -17,10 +17,10 @@ from prefect_cometapi.runway import (
     StorageError,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.ledger.purchase import acquire_exclusive, buy_once
+from prefect_cometapi.runway.ledger.purchase import buy_once
 from prefect_cometapi.runway.ledger.schema import generations
 
-from ..factories import Service, finished, intent, put, until, video
+from ..factories import Service, change, finished, intent, put, until, video
 
 S = State
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -35,7 +35,7 @@ async def as_an_older_copy_has_it(ledger: Ledger, before: State) -> dict[str, An
     """Return the columns of a key before its next purchase, which is now allowed."""
     there = await put(ledger, before, attempts=1)
     if before is S.UNCERTAIN:
-        await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
+        await change(ledger, "sku-17", S.RESUBMIT_ALLOWED)
     return {"state": str(before), "claim": there.claim, "serial": there.serial, "attempts": 1}
 
 
@@ -76,7 +76,7 @@ async def test_a_claim_that_an_older_copy_forgot_gets_its_id_under_the_key(ledge
     buying = Buying(ledger)
     await buying.service.asked.wait()
     this = generations.c.idempotency_key == "sku-17"
-    await ledger.database.rows(update(generations).where(this).values(**old, holder=None))
+    await ledger.database.rows(update(generations).where(this).values(**old, owner=None))
     bought = await buying.answered()
     assert (bought.idempotency_key, bought.task_id, bought.state) == (
         "sku-17",
@@ -116,7 +116,7 @@ async def test_an_open_outcome_that_an_older_copy_forgot_is_recorded_under_its_k
     buying = Buying(ledger, SubmissionUncertain("no answer"))
     await buying.service.asked.wait()
     this = generations.c.idempotency_key == "sku-17"
-    await ledger.database.rows(update(generations).where(this).values(**old, holder=None))
+    await ledger.database.rows(update(generations).where(this).values(**old, owner=None))
     await unanswered(buying)
     (found,) = await ledger.entries()
     assert (found.idempotency_key, found.state, found.note) == ("sku-17", S.UNCERTAIN, "no answer")
@@ -156,8 +156,8 @@ async def test_a_row_that_vanishes_while_a_run_works_on_it_is_written_again(hast
     """The next renewal of the lease writes the row as last read."""
     if state is S.SUCCEEDED:
         there = await hasty.get("sku-17")
-        await hasty.finished(there.submission(), finished())
-    async with acquire_exclusive(hasty, "sku-17", "run") as entry:
+        await hasty.mark_succeeded(there.submission(), finished())
+    async with hasty.leases.hold_exclusively("sku-17", "run") as entry:
         assert entry
         await lose(hasty)
 
@@ -166,7 +166,7 @@ async def test_a_row_that_vanishes_while_a_run_works_on_it_is_written_again(hast
 
         await until(is_back)
         back = await hasty.get("sku-17")
-        assert (back.state, back.task_id, back.holder) == (state, "task-1", entry.holder)
+        assert (back.state, back.task_id, back.owner) == (state, "task-1", entry.owner)
         assert back.outputs == entry.outputs
     assert "had lost the row" in caplog.text
 
@@ -176,12 +176,12 @@ async def test_a_run_that_ends_before_the_next_renewal_leaves_what_it_bought(led
     """The key is not free afterwards, whether the run fails or succeeds."""
     made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
     with suppress(StorageError):
-        async with acquire_exclusive(ledger, "sku-17", "run"):
+        async with ledger.leases.hold_exclusively("sku-17", "run"):
             await lose(ledger)
             if fails:
                 raise StorageError("the disk is full")
     there = await ledger.get("sku-17")
-    assert (there.task_id, there.claim, there.holder) == ("task-1", made.claim, None)
+    assert (there.task_id, there.claim, there.owner) == ("task-1", made.claim, None)
     again = Service()
     assert (await buy_once(ledger, intent(), again.post, run="next")).task_id == "task-1"
     assert again.posts == 0
@@ -189,7 +189,7 @@ async def test_a_run_that_ends_before_the_next_renewal_leaves_what_it_bought(led
 
 async def test_a_purchase_whose_key_was_bought_again_meanwhile_is_recorded_beside_it(hasty, caplog):
     """The next lease renewal writes the purchase beside the other one, so that neither is lost."""
-    async with acquire_exclusive(hasty, "sku-17", "run") as entry:
+    async with hasty.leases.hold_exclusively("sku-17", "run") as entry:
         assert entry
         await lose(hasty)
         await put(hasty, S.SUBMITTED, task_id="task-2")
@@ -246,10 +246,10 @@ async def test_a_claim_that_vanishes_while_its_answer_is_awaited_cannot_be_bough
 
 async def test_what_was_deleted_and_is_not_worked_on_stays_deleted(hasty):
     """Only a run that works on a generation writes its row again."""
-    async with acquire_exclusive(hasty, "sku-17", "run"):
+    async with hasty.leases.hold_exclusively("sku-17", "run"):
         pass
     await put(hasty, S.SUBMITTED, "sku-18", task_id="task-2")
-    async with acquire_exclusive(hasty, "sku-18", "run") as entry:
+    async with hasty.leases.hold_exclusively("sku-18", "run") as entry:
         assert entry
         await lose(hasty)
         before = entry.leased_until
@@ -264,8 +264,8 @@ async def test_what_was_deleted_and_is_not_worked_on_stays_deleted(hasty):
 async def test_a_restored_entry_is_the_same_entry(ledger):
     """A restored entry has all its fields."""
     made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
-    done = await ledger.finished(made.submission(), finished())
-    whole: Any = await ledger.stored(done, "task-1", "/videos", [video()])
+    done = await ledger.mark_succeeded(made.submission(), finished())
+    whole: Any = await ledger.mark_stored(done, "task-1", "/videos", [video()])
     assert await ledger.restore(whole) is None
     await lose(ledger)
     assert await ledger.restore(whole) == whole
@@ -274,14 +274,14 @@ async def test_a_restored_entry_is_the_same_entry(ledger):
 async def test_a_late_failure_of_an_older_purchase_leaves_the_newer_claim_alone(ledger):
     """A poller that was paused reports an id that the key no longer has."""
     old = await put(ledger, S.SUBMITTED, task_id="task-0")
-    await ledger.change("sku-17", S.FAILED, note="no cats")
-    await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
+    await change(ledger, "sku-17", S.FAILED, note="no cats")
+    await change(ledger, "sku-17", S.RESUBMIT_ALLOWED)
     buying = Buying(ledger)
     await buying.service.asked.wait()
     late = GenerationFailed("it failed")
-    assert await ledger.failed(old.submission(), late) is None
-    assert await ledger.finished(old.submission(), finished("task-0")) is None
-    assert await ledger.stored(old, "task-0", "/videos", [video()]) is None
+    assert await ledger.mark_failed(old.submission(), late) is None
+    assert await ledger.mark_succeeded(old.submission(), finished("task-0")) is None
+    assert await ledger.mark_stored(old, "task-0", "/videos", [video()]) is None
     bought = await buying.answered()
     assert (bought.task_id, bought.state) == ("task-1", S.SUBMITTED)
 
@@ -295,9 +295,9 @@ async def test_a_key_that_changes_while_an_outcome_is_recorded_keeps_the_other_o
     buying = Buying(ledger, outcome)
     await buying.service.asked.wait()
     this = generations.c.idempotency_key == "sku-17"
-    stale = {"state": str(S.REJECTED), "claim": "another", "holder": None}
+    stale = {"state": str(S.REJECTED), "claim": "another", "owner": None}
     await ledger.database.rows(update(generations).where(this).values(**stale))
-    get = ledger.get
+    get = ledger.table.get
 
     async def get_and_change(key: str) -> Entry | None:
         seen = await get(key)
@@ -305,7 +305,7 @@ async def test_a_key_that_changes_while_an_outcome_is_recorded_keeps_the_other_o
         await ledger.database.rows(update(generations).where(this).values(**claimed))
         return seen
 
-    monkeypatch.setattr(ledger, "get", get_and_change)
+    monkeypatch.setattr(ledger.table, "get", get_and_change)
     buying.service.answer.set()
     await asyncio.gather(buying.task, return_exceptions=True)
     keys = {entry.idempotency_key for entry in await ledger.entries()}

@@ -26,7 +26,7 @@ from prefect_cometapi.runway.ledger.purchase import attach, buy_once
 from prefect_cometapi.runway.storage.factory import open_storage
 from prefect_cometapi.runway.storage.folder import FolderStorage
 
-from ..factories import Service, intent
+from ..factories import Service, change, intent
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 ONE, OTHER = "a" * 32, "b" * 32
@@ -101,7 +101,7 @@ async def test_a_copy_that_is_put_in_place_under_a_running_process_is_noticed(fi
         await buy_once(ledger, intent("b"), service.post, run="r")
     assert service.posts == 0
     there = await ledger.get("b")
-    assert (there.state, there.charges, there.holder) == (State.REJECTED, 0, None)
+    assert (there.state, there.charges, there.owner) == (State.REJECTED, 0, None)
     await ledger.database.close()
 
 
@@ -155,8 +155,8 @@ async def test_claims_at_the_same_time_raise_no_alarm(ledger):
 async def test_a_claim_made_again_has_a_new_number(ledger):
     """A second purchase of a key also increases the serial number."""
     await bought(ledger, "a", "b")
-    await ledger.change("a", State.FAILED)
-    await ledger.change("a", State.RESUBMIT_ALLOWED)
+    await change(ledger, "a", State.FAILED)
+    await change(ledger, "a", State.RESUBMIT_ALLOWED)
     await bought(ledger, "a")
     assert (await ledger.get("a")).serial == 3
     assert (await ledger.history.mark()).serial == 3

@@ -37,7 +37,7 @@ def run_of(resubmit: object) -> str | None:
         *[(state, living, resubmit, Step.BUY)
           for state in sorted(FREE) for living in (0, 1) for resubmit in (0, 1)],
         *[(S.CLAIMED, True, resubmit, Step.WAIT) for resubmit in (0, 1)],
-        *[(S.CLAIMED, False, resubmit, Step.GIVE_UP) for resubmit in (0, 1)],
+        *[(S.CLAIMED, False, resubmit, Step.RESOLVE_DEAD_CLAIM) for resubmit in (0, 1)],
         *[(S.UNCERTAIN, living, True, Step.BUY) for living in (0, 1)],
         *[(S.UNCERTAIN, living, False, SubmissionUncertain) for living in (0, 1)],
         *[(S.WRITTEN_OFF, living, resubmit, SubmissionUncertain)
@@ -46,7 +46,7 @@ def run_of(resubmit: object) -> str | None:
 )  # fmt: skip
 def test_the_same_request_again(state, living, resubmit, expected):
     """A bought request is attached, a free key is bought, and all else is left to the user."""
-    step = next_step(kept(state, None), intent(), living=living, resubmit_as=run_of(resubmit))
+    step = next_step(kept(state, None), intent(), is_active=living, resubmit_as=run_of(resubmit))
     assert step is expected or type(step) is expected
 
 
@@ -61,22 +61,24 @@ def test_the_same_request_again(state, living, resubmit, expected):
 )
 def test_an_id_that_is_attached(state, known, living, expected):
     """An id is adopted if the key has none, found if it is the same, and refused otherwise."""
-    step = next_step(kept(state, known), intent(), living=living, task_id="task-1")
+    step = next_step(kept(state, known), intent(), is_active=living, task_id="task-1")
     assert step is expected or type(step) is expected
 
 
-@pytest.mark.parametrize(("living", "expected"), [(True, Step.WAIT), (False, Step.GIVE_UP)])
+@pytest.mark.parametrize(
+    ("living", "expected"), [(True, Step.WAIT), (False, Step.RESOLVE_DEAD_CLAIM)]
+)
 def test_an_id_is_not_attached_to_a_key_that_is_just_being_submitted(living, expected):
     """The outcome of the current submission is awaited first."""
-    assert next_step(entry(S.CLAIMED), intent(), living=living, task_id="task-1") is expected
+    assert next_step(entry(S.CLAIMED), intent(), is_active=living, task_id="task-1") is expected
 
 
 @given(resubmit=truth, living=truth)
 def test_a_key_that_nobody_used_is_bought_or_attached(resubmit, living):
     """An unused key needs no decision."""
-    assert next_step(None, intent(), living=living, resubmit_as=run_of(resubmit)) is Step.BUY
+    assert next_step(None, intent(), is_active=living, resubmit_as=run_of(resubmit)) is Step.BUY
     adopted = next_step(
-        None, intent(), living=living, resubmit_as=run_of(resubmit), task_id="task-1"
+        None, intent(), is_active=living, resubmit_as=run_of(resubmit), task_id="task-1"
     )
     assert adopted is Step.ADOPT
 
@@ -87,7 +89,7 @@ def test_another_request_is_told_before_anything_else_is_done(
 ):
     """No run waits for, attaches to or pays for a request other than its own."""
     there = kept(state, known)
-    step = next_step(there, OTHER, living=living, resubmit_as=run_of(resubmit), task_id=task_id)
+    step = next_step(there, OTHER, is_active=living, resubmit_as=run_of(resubmit), task_id=task_id)
     if state in FREE:
         assert step is (Step.ADOPT if task_id else Step.BUY)
     else:
@@ -103,7 +105,7 @@ def test_nothing_is_bought_over_an_id_or_against_a_doubt(
     """A purchase needs a free key, or the user's permission after an unknown outcome."""
     there = entry(state, task_id=known) if odd else kept(state, known)
     wish = intent() if same else OTHER
-    step = next_step(there, wish, living=living, resubmit_as=run_of(resubmit), task_id=task_id)
+    step = next_step(there, wish, is_active=living, resubmit_as=run_of(resubmit), task_id=task_id)
     if step is Step.BUY:
         assert task_id is None
         assert state in FREE or (state is S.UNCERTAIN and resubmit and there.task_id is None)
@@ -113,7 +115,7 @@ def test_nothing_is_bought_over_an_id_or_against_a_doubt(
     if step is Step.ATTACH:
         assert there.task_id
         assert task_id in {None, there.task_id}
-    if step in {Step.WAIT, Step.GIVE_UP}:
+    if step in {Step.WAIT, Step.RESOLVE_DEAD_CLAIM}:
         assert state is S.CLAIMED
         assert living == (step is Step.WAIT)
 
@@ -125,7 +127,7 @@ def test_the_decision_is_the_same_each_time(state, living, resubmit, task_id, kn
 
     def decided():
         step = next_step(
-            there, intent(), living=living, resubmit_as=run_of(resubmit), task_id=task_id
+            there, intent(), is_active=living, resubmit_as=run_of(resubmit), task_id=task_id
         )
         return step if isinstance(step, Step) else (type(step), step.message)
 
@@ -135,7 +137,7 @@ def test_the_decision_is_the_same_each_time(state, living, resubmit, task_id, kn
 @pytest.mark.parametrize("state", [S.UNCERTAIN, S.WRITTEN_OFF])
 def test_a_doubt_is_told_with_what_happened(state):
     """The error has the message of the attempt that left the outcome uncertain."""
-    told = next_step(entry(state, note="the line went dead"), intent(), living=False)
+    told = next_step(entry(state, note="the line went dead"), intent(), is_active=False)
     assert isinstance(told, SubmissionUncertain)
     assert "the line went dead" in told.message
     assert told.idempotency_key == "sku-17"
@@ -145,7 +147,7 @@ def test_a_doubt_is_told_with_what_happened(state):
 def test_a_run_sends_it_again_once_after_an_unknown_outcome(before, run, living):
     """The ledger records which runs have used their permission."""
     there = entry(S.UNCERTAIN, resubmitted_by=tuple(before), note="no answer")
-    step = next_step(there, intent(), living=living, resubmit_as=run)
+    step = next_step(there, intent(), is_active=living, resubmit_as=run)
     if run in before:
         assert isinstance(step, SubmissionUncertain)
         assert not step.may_resubmit

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State, SubmissionUncertain
-from prefect_cometapi.runway.ledger.loop_thread import elsewhere
-from prefect_cometapi.runway.ledger.purchase import acquire_exclusive, buy_once
+from prefect_cometapi.runway.ledger.loop_thread import run_in_background
+from prefect_cometapi.runway.ledger.purchase import buy_once
 
 from ..factories import Service, Told, finished, intent, put, until, video
 
@@ -28,7 +28,7 @@ connection.execute("COMMIT")
 """
 
 MODES = pytest.mark.parametrize("mode", ["fast", "immediate"])
-on_postgres = pytest.mark.postgres
+on_postgres = pytest.mark.heavy
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ async def test_a_restart_between_two_changes_is_not_noticed(shared, postgres, mo
     await asyncio.to_thread(postgres.restart, mode)
     assert await shared.get("sku-17") == bought
     await asyncio.to_thread(postgres.restart, mode)
-    done = await shared.finished(bought.submission(), finished())
+    done = await shared.mark_succeeded(bought.submission(), finished())
     await asyncio.to_thread(postgres.restart, mode)
-    stored = await shared.stored(done, "task-1", "/a", [video()])
+    stored = await shared.mark_stored(done, "task-1", "/a", [video()])
     await asyncio.to_thread(postgres.restart, mode)
     assert await buy_once(shared, intent(), service.post, run="r") == stored
     assert service.posts == 1
@@ -146,7 +146,7 @@ async def test_a_claim_waits_for_a_server_that_comes_back(shared, postgres):
 @on_postgres
 async def test_a_server_that_stays_away_ends_the_purchase_before_it_is_sent(shared, postgres):
     """The error comes within the retry timeout, with the reason and without a charge."""
-    hasty: Any = Ledger(postgres.create_database(), patience=0.5)
+    hasty: Any = Ledger(postgres.create_database(), retry_timeout=0.5)
     await put(hasty, S.SUBMITTED, "before", task_id="t")
     service = Service()
     await asyncio.to_thread(postgres.stop)
@@ -165,7 +165,7 @@ async def test_a_server_that_stays_away_ends_the_purchase_before_it_is_sent(shar
 @on_postgres
 async def test_a_server_that_goes_after_the_charge_leaves_the_id_with_the_run(shared, postgres):
     """The run continues and reports it, and the key is uncertain and not bought again."""
-    hasty: Any = Ledger(postgres.create_database(), patience=0.5)
+    hasty: Any = Ledger(postgres.create_database(), retry_timeout=0.5)
     service, told = Service().silent(), Told()
     buying = asyncio.create_task(buy_once(hasty, intent(), service.post, run="r", warn=told))
     await service.asked.wait()
@@ -179,7 +179,7 @@ async def test_a_server_that_goes_after_the_charge_leaves_the_id_with_the_run(sh
     assert "task-1" in told[0]
     with pytest.raises(SubmissionUncertain):
         await buy_once(hasty, intent(), service.post, run="r")
-    done = await hasty.finished(bought.submission(), finished())
+    done = await hasty.mark_succeeded(bought.submission(), finished())
     assert (done.state, done.task_id) == (S.SUCCEEDED, "task-1")
     assert done.submitted_at == bought.submitted_at
     assert service.posts == 1
@@ -191,23 +191,23 @@ async def test_work_goes_on_through_a_restart_and_keeps_its_lease(shared, postgr
     """The lease renewals continue when the server is back."""
     hasty: Any = Ledger(postgres.create_database(), lease=2)
     await put(hasty, S.SUBMITTED, task_id="task-1")
-    async with acquire_exclusive(hasty, "sku-17", "run") as entry:
+    async with hasty.leases.hold_exclusively("sku-17", "run") as entry:
         assert entry
         await asyncio.to_thread(postgres.restart, "immediate")
 
         async def renewed() -> bool:
             there = await hasty.get("sku-17")
-            return there.lease_left > 1.2 and there.holder == entry.holder
+            return there.lease_left > 1.2 and there.owner == entry.owner
 
         await until(renewed)
-    assert (await hasty.get("sku-17")).holder is None
+    assert (await hasty.get("sku-17")).owner is None
     await hasty.database.close()
 
 
 @on_postgres
 async def test_more_processes_than_the_server_takes_wait_for_each_other(shared, postgres):
     """Too many connections do not end a run."""
-    name = shared.database.place.rpartition("/")[2]
+    name = shared.database.redacted_url.rpartition("/")[2]
     postgres.execute("DROP ROLE IF EXISTS crowd")
     postgres.execute("CREATE ROLE crowd LOGIN CONNECTION LIMIT 2")
     postgres.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO crowd", name)
@@ -255,7 +255,7 @@ async def test_a_file_that_another_process_locks_for_ten_seconds_is_waited_for(f
 
 async def test_a_file_that_stays_locked_ends_the_purchase_before_it_is_sent(file_url, tmp_path):
     """The error comes within the retry timeout, with the reason."""
-    ledger, service = Ledger(file_url, patience=0.5), Service()
+    ledger, service = Ledger(file_url, retry_timeout=0.5), Service()
     await put(ledger, S.SUBMITTED, "before", task_id="t")
     locker = locked(tmp_path / "ledger.db")
     async with asyncio.timeout(5):
@@ -285,13 +285,13 @@ async def test_a_connection_that_is_stuck_in_an_operation_is_replaced(shared):
     """A connection that broke during an operation is unusable, so a new one is opened."""
 
     async def leave_one_at_work() -> "asyncio.Future[Any]":
-        async with (await shared.database._opened()).connect() as connection:
+        async with (await shared.database._connected()).connect() as connection:
             driver = (await connection.get_raw_connection()).driver_connection
             busy = asyncio.ensure_future(driver.fetch("SELECT pg_sleep(20)"))
             await asyncio.sleep(0)  # lets it send its query
             return busy
 
-    busy = await elsewhere(leave_one_at_work())
+    busy = await run_in_background(leave_one_at_work())
     async with asyncio.timeout(10):
         assert (await shared.get("before")).task_id == "t"
     busy.cancel()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway import processes
-from prefect_cometapi.runway.ledger.owners import holder_name, shown_holder
+from prefect_cometapi.runway.ledger.owners import describe_owner, owner_name
 from prefect_cometapi.runway.processes import (
     Process,
     is_alive,
@@ -22,7 +22,7 @@ from prefect_cometapi.runway.processes import (
     this_process,
 )
 
-from ..factories import dead_holder, distant_holder
+from ..factories import dead_owner, distant_owner
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
 
@@ -31,8 +31,8 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ther
 def sleeper():
     """Start a process that runs until the test ends; it names itself."""
     code = (
-        "import sys; from prefect_cometapi.runway.ledger.owners import holder_name\n"
-        "print(holder_name('sleeper'), flush=True); sys.stdin.read()"
+        "import sys; from prefect_cometapi.runway.ledger.owners import owner_name\n"
+        "print(owner_name('sleeper'), flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -58,7 +58,7 @@ def test_a_process_that_was_killed_is_gone(sleeper):
     process.communicate()
     assert is_dead(holder)
     assert not is_alive(holder)
-    assert is_dead(dead_holder())
+    assert is_dead(dead_owner())
 
 
 @on_linux
@@ -73,7 +73,7 @@ def test_a_process_that_nobody_buried_is_gone(sleeper):
 
 def test_this_process_is_not_gone():
     """This process counts as alive under any run."""
-    assert not is_dead(holder_name("a run"))
+    assert not is_dead(owner_name("a run"))
 
 
 @on_linux
@@ -85,8 +85,8 @@ def test_a_number_that_was_given_to_another_process_is_no_proof_of_life():
 
 def test_a_process_of_another_machine_or_container_is_not_judged():
     """A process id has no meaning on another machine."""
-    assert not is_dead(distant_holder())
-    assert not is_alive(distant_holder())
+    assert not is_dead(distant_owner())
+    assert not is_alive(distant_owner())
     assert not is_dead(of(space="0123456789ab", pid=2**22 + 1))
     assert not is_dead(of(space="", pid=2**22 + 1))
 
@@ -101,7 +101,7 @@ def test_a_number_that_no_process_has_is_gone():
 def test_text_that_is_no_holder_is_not_judged(text):
     """Invalid text in the ledger does not count as a dead process."""
     assert not is_dead(text)
-    assert isinstance(shown_holder(text), str)
+    assert isinstance(describe_owner(text), str)
 
 
 @pytest.mark.parametrize(
@@ -132,25 +132,25 @@ def test_a_holder_is_shown_to_people_with_its_run_and_its_place():
     """The shown name has host and process id, without technical details."""
     me = this_process()
     expected = f"flow run 'a|b' on {me.host}, process {os.getpid()}"
-    assert shown_holder(holder_name("flow run 'a|b'")) == expected
-    assert shown_holder(f"{holder_name('nightly')}#claim").startswith("nightly on ")
-    assert shown_holder(distant_holder("nightly")) == "nightly on far-away, process 17"
+    assert describe_owner(owner_name("flow run 'a|b'")) == expected
+    assert describe_owner(f"{owner_name('nightly')}#claim").startswith("nightly on ")
+    assert describe_owner(distant_owner("nightly")) == "nightly on far-away, process 17"
 
 
 def test_the_process_of_a_holder_is_the_same_for_all_its_runs():
     """A run may have any name."""
     for run in ("", "a", "a|b", "a:b#c"):
-        assert process_of(holder_name(run)) == str(this_process())
+        assert process_of(owner_name(run)) == str(this_process())
 
 
 @on_linux
 def test_a_forked_child_is_another_process():
     """A lease of the child is not taken for one of its parent."""
     reader, writer = os.pipe()
-    mine = holder_name("run")
+    mine = owner_name("run")
     child = os.fork()
     if child == 0:  # pragma: no cover -- the child leaves without a report
-        os.write(writer, holder_name("run").encode())
+        os.write(writer, owner_name("run").encode())
         os._exit(0)
     os.waitpid(child, 0)
     theirs = os.read(reader, 1000).decode()
@@ -166,8 +166,8 @@ def test_a_host_name_cannot_break_the_form_of_a_holder(monkeypatch):
     monkeypatch.setattr(processes, "_process", processes._process.__wrapped__)
     me = this_process()
     assert me.host == ("a-b-c" + "d" * 200)[:100]
-    assert not is_dead(holder_name("run"))
-    assert shown_holder(holder_name("run")) == f"run on {me.host}, process {os.getpid()}"
+    assert not is_dead(owner_name("run"))
+    assert describe_owner(owner_name("run")) == f"run on {me.host}, process {os.getpid()}"
 
 
 def test_a_system_without_proc_judges_nobody(monkeypatch, tmp_path):
@@ -178,7 +178,7 @@ def test_a_system_without_proc_judges_nobody(monkeypatch, tmp_path):
     me = this_process()
     assert (me.space, me.started) == ("", "")
     assert not is_dead(before)
-    assert not is_dead(holder_name("run"))
+    assert not is_dead(owner_name("run"))
 
 
 @on_linux

@@ -25,7 +25,7 @@ from prefect_cometapi.runway.ledger import purchase
 from prefect_cometapi.runway.ledger.purchase import attach
 from prefect_cometapi.runway.processes import this_process
 
-from ..factories import Service, Told, buy, dead_holder, distant_holder, intent, put, until
+from ..factories import MOMENT, Service, Told, buy, dead_owner, distant_owner, intent, put, until
 
 S = State
 OTHER = intent(fingerprint="b" * 64, request={"promptText": "slow zoom", "duration": 10})
@@ -60,13 +60,13 @@ async def test_what_is_bought_is_recorded_with_its_request_and_its_id(ledger):
     await service.asked.wait()
     claimed = await ledger.get("sku-17")
     assert (claimed.state, claimed.task_id, claimed.attempts) == (S.CLAIMED, None, 1)
-    assert claimed.holder.startswith(f"{this_process()}|nightly#")
+    assert claimed.owner.startswith(f"{this_process()}|nightly#")
     assert 50 < claimed.lease_left <= 60
     service.answer.set()
     bought = await purchase
     assert bought == await ledger.get("sku-17")
     assert bought.submitted_at
-    assert (bought.state, bought.task_id, bought.holder) == (S.SUBMITTED, "task-1", None)
+    assert (bought.state, bought.task_id, bought.owner) == (S.SUBMITTED, "task-1", None)
     assert began <= bought.created_at <= bought.submitted_at <= datetime.now(UTC)
     for name, value in intent().model_dump().items():
         assert getattr(bought, name) == value
@@ -134,7 +134,7 @@ async def test_a_refusal_leaves_the_key_free(ledger, kind):
     with pytest.raises(kind):
         await buy(ledger, service)
     rejected = await ledger.get("sku-17")
-    assert (rejected.state, rejected.task_id, rejected.holder) == (S.REJECTED, None, None)
+    assert (rejected.state, rejected.task_id, rejected.owner) == (S.REJECTED, None, None)
     assert rejected.note == "no"
     with pytest.raises(kind):
         await buy(ledger, service)
@@ -164,7 +164,7 @@ async def test_an_unknown_outcome_is_never_sent_again(ledger, outcome):
     await attempt()
     assert caught == [outcome]
     known = await ledger.get("sku-17")
-    assert (known.state, known.holder, known.attempts) == (S.UNCERTAIN, None, 1)
+    assert (known.state, known.owner, known.attempts) == (S.UNCERTAIN, None, 1)
     assert ("the line went dead" in known.note) == isinstance(outcome, SubmissionUncertain)
     for _ in range(2):
         with pytest.raises(SubmissionUncertain) as refused:
@@ -213,16 +213,16 @@ async def test_another_request_under_the_key_is_refused_with_what_differs(ledger
     assert service.posts == 1
 
 
-@pytest.mark.parametrize("claimed_by", [dead_holder, distant_holder])
+@pytest.mark.parametrize("claimed_by", [dead_owner, distant_owner])
 async def test_the_claim_of_a_dead_process_is_uncertain_at_once(ledger_url, claimed_by):
     """The process died between claim and id; on another machine the lease must expire first."""
     ledger: Any = Ledger(ledger_url, lease=0.3)
-    await put(ledger, S.CLAIMED, holder=claimed_by(), attempts=1)
+    await put(ledger, S.CLAIMED, owner=claimed_by(), attempts=1)
     service = Service()
     with pytest.raises(SubmissionUncertain, match="left no answer"):
         await buy(ledger, service)
     known = await ledger.get("sku-17")
-    assert (known.state, known.holder, service.posts) == (S.UNCERTAIN, None, 0)
+    assert (known.state, known.owner, service.posts) == (S.UNCERTAIN, None, 0)
     assert (await buy(ledger, service, resubmit=True)).attempts == 2
     await ledger.database.close()
 
@@ -232,13 +232,15 @@ async def test_an_id_that_stands_for_another_request_is_no_receipt(ledger):
     service = Service("task-1", "task-1")
     first = await buy(ledger, service)
     other = intent("sku-18", fingerprint="b" * 64)
-    with pytest.raises(SubmissionUncertain, match=r"id task-1, .* of key 'sku-17' already"):
+    with pytest.raises(
+        SubmissionUncertain, match=r"id task-1, .* already belongs to .* of key 'sku-17'"
+    ):
         await buy(ledger, service, wish=other)
     there = await ledger.get("sku-18")
-    assert (there.state, there.task_id, there.holder) == (S.UNCERTAIN, None, None)
+    assert (there.state, there.task_id, there.owner) == (S.UNCERTAIN, None, None)
     assert "task-1" in there.note
     assert (await ledger.get("sku-17")).state is first.state is S.SUBMITTED
-    with pytest.raises(SubmissionUncertain, match="an earlier attempt is open"):
+    with pytest.raises(SubmissionUncertain, match="an earlier attempt is uncertain"):
         await buy(ledger, service, wish=other)
     assert service.posts == 2
 
@@ -262,19 +264,19 @@ async def test_an_id_that_may_stand_for_both_is_a_receipt(ledger, there):
 async def test_a_claim_elsewhere_is_waited_for_until_its_answer_comes(ledger, monkeypatch):
     """The id of the other run is used, and the expected wait is reported once."""
     monkeypatch.setattr(purchase, "CLAIM_POLL_INTERVAL", 0.01)
-    theirs = await put(ledger, S.CLAIMED, holder=distant_holder("nightly"), attempts=1)
+    theirs = await put(ledger, S.CLAIMED, owner=distant_owner("nightly"), attempts=1)
     told, service = Told(), Service()
-    looks, add = asyncio.Semaphore(0), ledger.add
+    looks, add = asyncio.Semaphore(0), ledger.insert_claim
 
     async def counted(*arguments, **values):
         looks.release()
         return await add(*arguments, **values)
 
-    monkeypatch.setattr(ledger, "add", counted)
+    monkeypatch.setattr(ledger, "insert_claim", counted)
     waiting = asyncio.create_task(buy(ledger, service, warn=told))
     for _ in range(4):
         await looks.acquire()
-    await ledger.change("sku-17", S.SUBMITTED, of=theirs, task_id="task-9", holder=None)
+    await ledger.mark_submitted(theirs, "task-9", MOMENT, None)
     assert (await waiting).task_id == "task-9"
     assert told == ["waiting for nightly on far-away, process 17, which submits this key"]
     assert service.posts == 0
@@ -282,7 +284,7 @@ async def test_a_claim_elsewhere_is_waited_for_until_its_answer_comes(ledger, mo
 
 async def test_who_is_cancelled_while_waiting_disturbs_nothing(ledger):
     """The other run's claim stays unchanged."""
-    theirs = await put(ledger, S.CLAIMED, holder=distant_holder(), attempts=1)
+    theirs = await put(ledger, S.CLAIMED, owner=distant_owner(), attempts=1)
     told, service = Told(), Service()
     waiting = asyncio.create_task(buy(ledger, service, warn=told))
     await told.heard.wait()
@@ -290,20 +292,20 @@ async def test_who_is_cancelled_while_waiting_disturbs_nothing(ledger):
     with pytest.raises(asyncio.CancelledError):
         await waiting
     there = await ledger.get("sku-17")
-    assert (there.state, there.claim, there.holder) == (S.CLAIMED, theirs.claim, theirs.holder)
+    assert (there.state, there.claim, there.owner) == (S.CLAIMED, theirs.claim, theirs.owner)
     assert service.posts == 0
 
 
 async def test_who_is_cancelled_before_sending_leaves_the_key_free(ledger, monkeypatch):
     """Nothing was sent under the claim, so it is withdrawn."""
-    add, made = ledger.add, asyncio.Event()
+    add, made = ledger.insert_claim, asyncio.Event()
 
     async def slow(*arguments, **named):
         await add(*arguments, **named)
         made.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(ledger, "add", slow)
+    monkeypatch.setattr(ledger, "insert_claim", slow)
     service = Service()
     purchase = asyncio.create_task(buy(ledger, service))
     await made.wait()
@@ -319,7 +321,7 @@ async def test_who_is_cancelled_before_sending_leaves_the_key_free(ledger, monke
 @pytest.mark.parametrize("after", [False, True])
 async def test_without_a_claim_nothing_is_sent(ledger, after):
     """Nothing is sent if the claim failed or its confirmation was lost."""
-    repair = out_of_order(ledger, "add", after=after)
+    repair = out_of_order(ledger, "insert_claim", after=after)
     service = Service()
     with pytest.raises(LedgerUnavailable, match="nothing was charged"):
         await buy(ledger, service)
@@ -336,7 +338,9 @@ async def test_an_entry_that_is_deleted_while_it_is_looked_at_is_made_anew(ledge
     get = ledger.get
 
     async def deleted(key):
-        await ledger.database.rows(text("DELETE FROM cometapi_generations WHERE key = 'sku-17'"))
+        await ledger.database.rows(
+            text("DELETE FROM cometapi_generations WHERE idempotency_key = 'sku-17'")
+        )
         return await get(key)
 
     monkeypatch.setattr(ledger, "get", deleted)
@@ -347,7 +351,7 @@ async def test_an_entry_that_is_deleted_while_it_is_looked_at_is_made_anew(ledge
 
 async def test_a_claim_that_could_not_even_be_withdrawn_is_withdrawn_later(ledger):
     """This process knows that it sent nothing, so it frees the key when the ledger is back."""
-    repairs = [out_of_order(ledger, "add", after=True), out_of_order(ledger, "change")]
+    repairs = [out_of_order(ledger, "insert_claim", after=True), out_of_order(ledger, "_change")]
     service = Service()
     with pytest.raises(LedgerUnavailable):
         await buy(ledger, service)
@@ -361,10 +365,10 @@ async def test_a_claim_that_could_not_even_be_withdrawn_is_withdrawn_later(ledge
 async def test_an_id_that_cannot_be_recorded_is_used_all_the_same(ledger):
     """The run continues and reports it, and nothing is bought again."""
     service, told = Service().silent(), Told()
-    ledger.database.patience = 0.3
+    ledger.database.retry_timeout = 0.3
     purchase = asyncio.create_task(buy(ledger, service, warn=told))
     await service.asked.wait()
-    repair = out_of_order(ledger, "change")
+    repair = out_of_order(ledger, "_change")
     service.answer.set()
     bought = await purchase
     assert (bought.state, bought.task_id) == (S.SUBMITTED, "task-1")
@@ -383,7 +387,7 @@ async def test_an_outcome_that_cannot_be_recorded_is_on_the_safe_side(ledger, ou
     service, told = Service(outcome).silent(), Told()
     purchase = asyncio.create_task(buy(ledger, service, warn=told))
     await service.asked.wait()
-    repair = out_of_order(ledger, "change")
+    repair = out_of_order(ledger, "_change")
     service.answer.set()
     with pytest.raises(CometAPIError) as caught:
         await purchase

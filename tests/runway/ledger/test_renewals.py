@@ -13,43 +13,42 @@ import asyncpg
 import pytest
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
-from prefect_cometapi.runway.ledger.owners import holder_name
-from prefect_cometapi.runway.ledger.purchase import acquire_exclusive
+from prefect_cometapi.runway.ledger.owners import owner_name
 
-from ..factories import distant_holder, put, until
+from ..factories import distant_owner, put, until
 
 S = State
 
 
 async def test_work_that_takes_longer_than_the_lease_keeps_it(hasty):
     """The lease is renewed even if the event loop of the run is busy."""
-    async with acquire_exclusive(hasty, "sku-17", "run"):
+    async with hasty.leases.hold_exclusively("sku-17", "run"):
         for _ in range(3):
             time.sleep(0.4)  # noqa: ASYNC251 -- the loop is kept busy on purpose
             assert (await hasty.get("sku-17")).lease_left > 0
         async with asyncio.timeout(0.4):
-            assert await hasty.acquire("sku-17", distant_holder()) is None
+            assert await hasty.leases.acquire("sku-17", distant_owner()) is None
     assert (await hasty.get("sku-17")).lease_left is None
 
 
 def breaks_once(ledger, monkeypatch, error: Exception) -> asyncio.Event:
     """Make the next renewal statement of a ledger fail; the event is set after that."""
-    execute, broken = ledger.database.execute, asyncio.Event()
+    execute, broken = ledger.database.execute_timed, asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    async def once_broken(statement):
+    async def once_broken(statement, lock=None):
         if not broken.is_set():
             loop.call_soon_threadsafe(broken.set)
             raise error
-        return await execute(statement)
+        return await execute(statement, lock)
 
-    monkeypatch.setattr(ledger.database, "execute", once_broken)
+    monkeypatch.setattr(ledger.database, "execute_timed", once_broken)
     return broken
 
 
 async def test_a_lease_is_renewed_again_after_the_ledger_was_out_of_reach(hasty, monkeypatch):
     """A failed renewal does not stop the later ones."""
-    async with acquire_exclusive(hasty, "sku-17", "run"):
+    async with hasty.leases.hold_exclusively("sku-17", "run"):
         await breaks_once(hasty, monkeypatch, LedgerUnavailable("out of reach")).wait()
         before = (await hasty.get("sku-17")).lease_left
 
@@ -61,14 +60,14 @@ async def test_a_lease_is_renewed_again_after_the_ledger_was_out_of_reach(hasty,
 
 async def test_renewals_that_broke_down_begin_anew_with_the_next_block(hasty, monkeypatch):
     """Any failure of the renewals is repaired when the next block acquires a lease."""
-    async with acquire_exclusive(hasty, "sku-17", "run"):
+    async with hasty.leases.hold_exclusively("sku-17", "run"):
         broken = breaks_once(hasty, monkeypatch, RuntimeError("nobody has thought of this"))
         async with asyncio.timeout(10):
             await broken.wait()
         before = (await hasty.get("sku-17")).lease_left
 
         async def renewed():
-            async with acquire_exclusive(hasty, "sku-17", "run"):
+            async with hasty.leases.hold_exclusively("sku-17", "run"):
                 return (await hasty.get("sku-17")).lease_left > before
 
         await until(renewed)
@@ -77,20 +76,20 @@ async def test_renewals_that_broke_down_begin_anew_with_the_next_block(hasty, mo
 async def test_who_goes_during_a_renewal_does_not_end_it(hasty, monkeypatch):
     """The lease that was just released is ignored, and the others are renewed."""
     await put(hasty, State.SUBMITTED, "sku-18", task_id="task-2")
-    execute, asked, gone = hasty.database.execute, asyncio.Event(), threading.Event()
+    execute, asked, gone = hasty.database.execute_timed, asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    async def answered_late(statement):
-        rows = await execute(statement)
+    async def answered_late(statement, lock=None):
+        rows = await execute(statement, lock)
         loop.call_soon_threadsafe(asked.set)
         await asyncio.to_thread(gone.wait)
         return rows
 
-    async with acquire_exclusive(hasty, "sku-18", "stays"):
-        async with acquire_exclusive(hasty, "sku-17", "goes"):
-            monkeypatch.setattr(hasty.database, "execute", answered_late)
+    async with hasty.leases.hold_exclusively("sku-18", "stays"):
+        async with hasty.leases.hold_exclusively("sku-17", "goes"):
+            monkeypatch.setattr(hasty.database, "execute_timed", answered_late)
             await asked.wait()
-            monkeypatch.setattr(hasty.database, "execute", execute)
+            monkeypatch.setattr(hasty.database, "execute_timed", execute)
         gone.set()
         before = (await hasty.get("sku-18")).leased_until
 
@@ -98,7 +97,7 @@ async def test_who_goes_during_a_renewal_does_not_end_it(hasty, monkeypatch):
             return (await hasty.get("sku-18")).leased_until > before
 
         await until(renewed)
-    assert hasty.holders_here() == []
+    assert hasty.leases.held.owners() == []
 
 
 def test_who_comes_during_a_renewal_does_not_end_it(file_ledger):
@@ -107,7 +106,7 @@ def test_who_comes_during_a_renewal_does_not_end_it(file_ledger):
 
     def come_and_go():
         for number in itertools.count():
-            with file_ledger.holding("sku-17", holder_name(f"run {number}")):
+            with file_ledger.leases.renewing("sku-17", owner_name(f"run {number}")):
                 come.set()
             if over.is_set():
                 return
@@ -117,18 +116,18 @@ def test_who_comes_during_a_renewal_does_not_end_it(file_ledger):
     try:
         with ExitStack() as held:
             for number in range(1000):
-                held.enter_context(file_ledger.holding("sku-17", f"{number}"))
+                held.enter_context(file_ledger.leases.renewing("sku-17", f"{number}"))
             others.start()
             come.wait()
             for _ in range(300):
-                assert len(file_ledger.holders_here()) >= 1000
+                assert len(file_ledger.leases.held.owners()) >= 1000
     finally:
         over.set()
         others.join()
         sys.setswitchinterval(usual)
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_a_row_that_somebody_has_locked_keeps_no_other_from_being_renewed(postgres):
     """An operator's transaction may stay open for hours."""
     url = postgres.create_database()
@@ -136,10 +135,15 @@ async def test_a_row_that_somebody_has_locked_keeps_no_other_from_being_renewed(
     for number in (1, 2):
         await put(ledger, State.SUBMITTED, f"sku-{number}", task_id=f"task-{number}")
     operator = await asyncpg.connect(url)
-    async with acquire_exclusive(ledger, "sku-1", "one"), acquire_exclusive(ledger, "sku-2", "two"):
+    async with (
+        ledger.leases.hold_exclusively("sku-1", "one"),
+        ledger.leases.hold_exclusively("sku-2", "two"),
+    ):
         transaction = operator.transaction()
         await transaction.start()
-        await operator.execute("SELECT 1 FROM cometapi_generations WHERE key = 'sku-1' FOR UPDATE")
+        await operator.execute(
+            "SELECT 1 FROM cometapi_generations WHERE idempotency_key = 'sku-1' FOR UPDATE"
+        )
         for _ in range(3):
             before = (await ledger.get("sku-2")).leased_until
 
@@ -157,7 +161,7 @@ def drop_a_loop_at_work(ledger, *, close: bool) -> tuple[asyncio.AbstractEventLo
     loop, working = asyncio.new_event_loop(), asyncio.Event()
 
     async def work():
-        async with acquire_exclusive(ledger, "sku-17", "dropped"):
+        async with ledger.leases.hold_exclusively("sku-17", "dropped"):
             working.set()
             await asyncio.Event().wait()
 
@@ -173,10 +177,10 @@ def drop_a_loop_at_work(ledger, *, close: bool) -> tuple[asyncio.AbstractEventLo
 async def test_a_loop_that_was_dropped_at_work_holds_nothing_for_ever(hasty, close):
     """The lease expires, so the next run takes over, even one with the same name."""
     dropped = await asyncio.to_thread(drop_a_loop_at_work, hasty, close=close)
-    assert hasty.holders_here() == []
+    assert hasty.leases.held.owners() == []
     for run in ("dropped", "next"):
-        async with asyncio.timeout(20), acquire_exclusive(hasty, "sku-17", run) as entry:
+        async with asyncio.timeout(20), hasty.leases.hold_exclusively("sku-17", run) as entry:
             assert entry
-            assert entry.holder == holder_name(run)
-    assert (await hasty.get("sku-17")).holder is None
+            assert entry.owner == owner_name(run)
+    assert (await hasty.get("sku-17")).owner is None
     del dropped  # a task that is collected would let go of its lease

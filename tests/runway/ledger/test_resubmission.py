@@ -52,7 +52,7 @@ def test_a_clock_that_was_ahead_counts_as_just_now():
     assert may_arrive_until(ahead, NOW) == NOW + ARRIVAL_WINDOW
 
 
-def test_a_row_of_an_older_version_is_as_old_as_its_last_change():
+def test_a_row_without_a_claim_time_is_as_old_as_its_last_change():
     """Without a claim time, the last change is the latest time at which it was sent."""
     old = entry(State.WRITTEN_OFF, None, changed_at=NOW - timedelta(minutes=1))
     assert may_arrive_until(old, NOW) == NOW + ARRIVAL_WINDOW - timedelta(minutes=1)

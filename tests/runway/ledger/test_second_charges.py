@@ -8,7 +8,7 @@ import pytest
 
 from prefect_cometapi.runway import InvalidRequest, State, SubmissionUncertain
 
-from ..factories import Service, buy, entry, put
+from ..factories import Service, buy, change, entry, put
 
 S = State
 
@@ -50,7 +50,7 @@ async def test_a_second_charge_that_was_refused_leaves_the_doubt_about_the_first
 
 async def test_a_second_charge_that_was_not_sent_leaves_the_doubt_about_the_first(ledger):
     """The run is cancelled after it got the key and before it sent anything."""
-    service, change, claimed = Service(SubmissionUncertain("?")), ledger.change, asyncio.Event()
+    service, change, claimed = Service(SubmissionUncertain("?")), ledger._change, asyncio.Event()
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service)
 
@@ -61,13 +61,13 @@ async def test_a_second_charge_that_was_not_sent_leaves_the_doubt_about_the_firs
             await asyncio.Event().wait()
         return changed
 
-    ledger.change = slow
+    ledger._change = slow
     buying = asyncio.create_task(buy(ledger, service, resubmit=True))
     await claimed.wait()
     buying.cancel()
     with pytest.raises(asyncio.CancelledError):
         await buying
-    ledger.change = change
+    ledger._change = change
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service)
     assert service.posts == 1
@@ -79,7 +79,7 @@ async def test_what_was_lost_is_not_sent_again_even_so(ledger):
     service = Service()
     with pytest.raises(SubmissionUncertain):
         await buy(ledger, service, resubmit=True)
-    await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
+    await change(ledger, "sku-17", S.RESUBMIT_ALLOWED)
     assert (await buy(ledger, service)).task_id == "task-1"
 
 
@@ -87,8 +87,8 @@ async def test_a_second_purchase_starts_with_a_clean_record(ledger):
     """The new generation does not inherit the error of the failed one."""
     old = await put(ledger, S.SUBMITTED, task_id="task-0", submitted_at=datetime.now(UTC))
     error = entry(S.FAILED, failure_code="SAFETY.INPUT.TEXT", note="no cats").failure()
-    await ledger.failed(old.submission(), error)
-    await ledger.change("sku-17", S.RESUBMIT_ALLOWED)
+    await ledger.mark_failed(old.submission(), error)
+    await change(ledger, "sku-17", S.RESUBMIT_ALLOWED)
     bought = await buy(ledger, Service("task-1"))
     assert (bought.task_id, bought.state) == ("task-1", S.SUBMITTED)
     assert bought.note == ""

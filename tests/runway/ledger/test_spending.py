@@ -19,7 +19,7 @@ PRICES = {"gen4_turbo": Price(0.5), "gen4_aleph": Price(0.2, per_second=True)}
 
 async def bought(ledger, key, charges=1, **wanted):
     """Add a row with a number of charges to the ledger."""
-    assert await ledger.add(intent(key, **wanted), S.SUBMITTED, key, charges=charges)
+    assert await ledger._insert(intent(key, **wanted), S.SUBMITTED, key, charges=charges)
 
 
 @pytest.mark.parametrize(

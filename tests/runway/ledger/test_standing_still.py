@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from prefect_cometapi.runway import Ledger, RunwayClient, ServiceUnavailable, State
-from prefect_cometapi.runway.ledger.clock import Moment
+from prefect_cometapi.runway.ledger.clock import Instant
 from prefect_cometapi.runway.ledger.loop_thread import in_background
-from prefect_cometapi.runway.ledger.owners import holder_name
+from prefect_cometapi.runway.ledger.owners import owner_name
 from prefect_cometapi.runway.ledger.purchase import buy_once, resolve_dead_claim
 
-from ..factories import Service, buy, distant_holder, intent, put, until
+from ..factories import Service, buy, change, distant_owner, intent, put, until
 
 S = State
 ROOT = Path(__file__).parents[3]
@@ -151,7 +151,7 @@ async def test_a_key_that_was_released_meanwhile_is_not_bought_again(
         uncertain = await books.get("sku-17")
         assert uncertain
         assert uncertain.state is S.UNCERTAIN
-        assert await books.change("sku-17", S.RESUBMIT_ALLOWED, seen=uncertain)
+        assert await change(books, "sku-17", S.RESUBMIT_ALLOWED, seen=uncertain)
         second = await buys(ledger_url, service.url, request_)
         refusal, outcome = await sleeper.goes_on()
     assert "stood still" in refusal["refused"]
@@ -185,19 +185,19 @@ async def test_a_sleeper_whose_key_is_in_doubt_leaves_the_doubt_to_the_user(
         await resolve_dead_claim(books, await lapsed(books))
         refusal, outcome = await sleeper.goes_on()
     assert "nothing was sent" in refusal["refused"]
-    assert "an earlier attempt is open" in outcome["refused"]
+    assert "an earlier attempt is uncertain" in outcome["refused"]
     assert service.accepted == []
 
 
 async def test_a_claim_that_is_renewed_is_not_given_up_by_who_saw_it_lapse(ledger):
     """The owner may renew its lease between the check and the decision."""
-    await put(ledger, S.CLAIMED, holder=distant_holder(), attempts=1)
+    await put(ledger, S.CLAIMED, owner=distant_owner(), attempts=1)
     lapsed_ = await ledger.get("sku-17")
     assert lapsed_
 
     async def is_renewed() -> bool:
         """Renew the lease until its end changes, because SQLite's clock has only milliseconds."""
-        renewed = await ledger.acquire("sku-17", distant_holder())
+        renewed = await ledger.leases.acquire("sku-17", distant_owner())
         return renewed.leased_until != lapsed_.leased_until
 
     await until(is_renewed)
@@ -211,7 +211,7 @@ async def test_a_cancelled_claim_is_withdrawn_also_where_it_is_renewed_just_then
     ledger, monkeypatch
 ):
     """Otherwise the claim would look like a submission without an answer."""
-    add, get, claimed = ledger.add, ledger.get, asyncio.Event()
+    add, get, claimed = ledger.insert_claim, ledger.get, asyncio.Event()
 
     async def added_without_an_answer(*args, **values):
         await add(*args, **values)
@@ -220,10 +220,10 @@ async def test_a_cancelled_claim_is_withdrawn_also_where_it_is_renewed_just_then
 
     async def seen_right_before_a_renewal(key):
         entry = await get(key)
-        await ledger.acquire(key, entry.holder)
+        await ledger.leases.acquire(key, entry.owner)
         return entry
 
-    monkeypatch.setattr(ledger, "add", added_without_an_answer)
+    monkeypatch.setattr(ledger, "insert_claim", added_without_an_answer)
     monkeypatch.setattr(ledger, "get", seen_right_before_a_renewal)
     buying = asyncio.create_task(buy(ledger, Service()))
     await claimed.wait()
@@ -243,7 +243,7 @@ async def test_either_clock_tells_that_time_was_lost(ledger, monkeypatch, clock)
 
     async def post(check):
         check()
-        monkeypatch.setattr(time, clock, lambda *which: true(*which) + ledger.lease)
+        monkeypatch.setattr(time, clock, lambda *which: true(*which) + ledger.leases.duration)
         check()
         return await service.post(check)
 
@@ -257,22 +257,22 @@ async def test_either_clock_tells_that_time_was_lost(ledger, monkeypatch, clock)
 async def test_a_claim_that_waited_for_its_turn_counts_from_when_it_was_made(ledger, monkeypatch):
     """With a thousand runs and a slow disk, a claim may wait for longer than a lease."""
     service, wanted = Service(), threading.Event()
-    true, asked = time.clock_gettime, ledger.database.asked
+    true, asked = time.clock_gettime, ledger.database.execute_timed
 
     async def an_hour_passes() -> None:
         wanted.wait()
         monkeypatch.setattr(time, "clock_gettime", lambda which: true(which) + 3600)
 
-    def ask_soon(statement):
+    def ask_soon(statement, lock=None):
         wanted.set()
-        return asked(statement)
+        return asked(statement, lock)
 
     async def post(check):
         check()
         return await service.post(check)
 
     await ledger.get("sku-17")  # opens the ledger
-    monkeypatch.setattr(ledger.database, "asked", ask_soon)
+    monkeypatch.setattr(ledger.database, "execute_timed", ask_soon)
     busy = in_background(an_hour_passes())
     assert (await buy_once(ledger, intent(), post, run="r")).task_id == "task-1"
     assert busy.done()
@@ -293,7 +293,7 @@ async def test_a_long_wait_for_a_connection_is_no_pause(ledger_url):
         first = await lease_ends()
 
         async def renewed_for_longer_than_a_lease():
-            return await lease_ends() > first + books.lease
+            return await lease_ends() > first + books.leases.duration
 
         def may_be_sent():
             with suppress(ServiceUnavailable):  # if this machine was slower than the lease
@@ -311,18 +311,18 @@ async def test_a_long_wait_for_a_connection_is_no_pause(ledger_url):
 
 async def test_who_holds_nothing_is_sure_of_nothing(ledger):
     """A lease is valid only if this run has acquired it."""
-    assert not ledger.lease_is_valid("sku-17", holder_name("r"))
-    with ledger.holding("sku-17", holder_name("r")):
-        assert not ledger.lease_is_valid("sku-17", holder_name("r"))
-        await put(ledger, S.SUBMITTED, task_id="task-1", holder=holder_name("other"))
-        assert not ledger.lease_is_valid("sku-17", holder_name("r"))
+    assert not ledger.leases.held.is_valid("sku-17", owner_name("r"))
+    with ledger.leases.renewing("sku-17", owner_name("r")):
+        assert not ledger.leases.held.is_valid("sku-17", owner_name("r"))
+        await put(ledger, S.SUBMITTED, task_id="task-1", owner=owner_name("other"))
+        assert not ledger.leases.held.is_valid("sku-17", owner_name("r"))
 
 
 @given(seconds=st.floats(0.001, 1e6))
 def test_a_moment_passes_when_its_seconds_have(seconds):
     """A point in time is past only after its seconds are over."""
-    now = Moment.now()
+    now = Instant.now()
     assert not now.later(seconds + 60).has_passed()
     assert now.later(-seconds).has_passed()
-    assert Moment(now.running + 60, now.shown - seconds).has_passed()
-    assert Moment(now.running - seconds, now.shown + 60).has_passed()
+    assert Instant(now.monotonic + 60, now.wall - seconds).has_passed()
+    assert Instant(now.monotonic - seconds, now.wall + 60).has_passed()

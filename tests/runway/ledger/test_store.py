@@ -16,20 +16,32 @@ from prefect_cometapi.runway import (
     GenerationFailed,
     LedgerUnavailable,
     State,
+    Submission,
 )
 from prefect_cometapi.runway.ledger.entry import ALLOWED_PREDECESSORS
 from prefect_cometapi.runway.ledger.schema import generations
 
-from ..factories import BASE, SIGNED, dead_holder, distant_holder, finished, intent, put, video
+from ..factories import (
+    BASE,
+    MOMENT,
+    SIGNED,
+    change,
+    dead_owner,
+    distant_owner,
+    finished,
+    intent,
+    put,
+    video,
+)
 
 S = State
 
 
 async def test_a_key_has_one_entry(ledger):
     """A second claim of the key gets nothing, and the first claim gets its entry again."""
-    first = await ledger.add(intent(), S.CLAIMED, "claim-1", attempts=1, holder="h")
-    assert await ledger.add(intent(model="other"), S.CLAIMED, "claim-2") is None
-    again = await ledger.add(intent(), S.CLAIMED, "claim-1", attempts=1, holder="h")
+    first = await ledger._insert(intent(), S.CLAIMED, "claim-1", attempts=1, owner="h")
+    assert await ledger._insert(intent(model="other"), S.CLAIMED, "claim-2") is None
+    again = await ledger._insert(intent(), S.CLAIMED, "claim-1", attempts=1, owner="h")
     assert (again.claim, again.created_at) == (first.claim, first.created_at)
     there = await ledger.get("sku-17")
     assert (there.claim, there.model, there.attempts) == ("claim-1", "gen4_turbo", 1)
@@ -38,7 +50,7 @@ async def test_a_key_has_one_entry(ledger):
 async def test_of_twenty_claims_at_once_one_is_made(ledger):
     """The database decides which claim wins."""
     made = await asyncio.gather(
-        *[ledger.add(intent(), S.CLAIMED, f"claim-{number}") for number in range(20)]
+        *[ledger._insert(intent(), S.CLAIMED, f"claim-{number}") for number in range(20)]
     )
     assert len([entry for entry in made if entry]) == 1
 
@@ -47,7 +59,7 @@ async def test_a_key_is_told_apart_from_every_other(ledger):
     """Letters, case and spaces distinguish keys."""
     keys = ["a", "A", " a", "a ", "ä", "a\u0308", "%", "_", "a'b", 'a"b', "鍵", "😀"]
     for key in keys:
-        assert await ledger.add(intent(key), S.SUBMITTED, "c", task_id=f"id of {key}")
+        assert await ledger._insert(intent(key), S.SUBMITTED, "c", task_id=f"id of {key}")
     for key in keys:
         assert (await ledger.get(key)).task_id == f"id of {key}"
     assert await ledger.get("b") is None
@@ -63,11 +75,11 @@ async def test_what_was_written_is_read(ledger):
         credentials="cometapi-credentials/prod",
         flow_run_id="0190a1b2",
     )
-    await ledger.add(wish, S.SUBMITTED, "c", task_id="t", attempts=3)
+    await ledger._insert(wish, S.SUBMITTED, "c", task_id="t", attempts=3)
     there = await ledger.get("k")
     assert {name: getattr(there, name) for name in wish.model_dump()} == wish.model_dump()
     assert (there.attempts, there.outputs, there.videos) == (3, (), {})
-    assert (there.holder, there.lease_left, there.failure_code) == (None, None, "")
+    assert (there.owner, there.lease_left, there.failure_code) == (None, None, "")
 
 
 @pytest.mark.parametrize("before", State)
@@ -76,7 +88,7 @@ async def test_a_change_is_made_only_where_it_may_follow(ledger, before):
     for after in State:
         key = f"{before} to {after}"
         was = await put(ledger, before, key, task_id="t")
-        changed = await ledger.change(key, after, note="new")
+        changed = await change(ledger, key, after, note="new")
         there = await ledger.get(key)
         if before in ALLOWED_PREDECESSORS[after]:
             assert changed == there
@@ -93,9 +105,9 @@ async def test_of_two_changes_at_once_one_is_made(ledger):
         key = f"k{number}"
         seen = await put(ledger, S.UNCERTAIN, key)
         made = await asyncio.gather(
-            ledger.change(key, S.CLAIMED, seen=seen, claim="one", holder="h1"),
-            ledger.change(key, S.CLAIMED, seen=seen, claim="two", holder="h2"),
-            ledger.change(key, S.RESUBMIT_ALLOWED, seen=seen),
+            ledger.mark_claimed(seen, "one", "h1", {}),
+            ledger.mark_claimed(seen, "two", "h2", {}),
+            ledger.mark_resubmit_allowed(seen, ""),
         )
         assert len([entry for entry in made if entry]) == 1
 
@@ -103,11 +115,12 @@ async def test_of_two_changes_at_once_one_is_made(ledger):
 async def test_a_change_needs_what_it_was_decided_on(ledger):
     """A change needs the state and claim that were read, or the claim that owns the entry."""
     seen = await put(ledger, S.UNCERTAIN)
-    again = await ledger.change("sku-17", S.CLAIMED, seen=seen, claim="new")
-    assert await ledger.change("sku-17", S.SUBMITTED, seen=seen, task_id="t") is None
-    assert await ledger.change("sku-17", S.SUBMITTED, of=seen, task_id="t") is None
-    assert await ledger.change("unknown", S.SUBMITTED, task_id="t") is None
-    changed = await ledger.change("sku-17", S.SUBMITTED, of=again, task_id="t")
+    again = await ledger.mark_claimed(seen, "new", "h", {})
+    unknown = again.model_copy(update={"idempotency_key": "unknown"})
+    assert await ledger.mark_adopted(seen, "other", "t", {}, checked=True) is None
+    for claimed in (seen, unknown):
+        assert await ledger.mark_submitted(claimed, "t", MOMENT, None) is None
+    changed = await ledger.mark_submitted(again, "t", MOMENT, None)
     assert (changed.state, changed.task_id) == (S.SUBMITTED, "t")
 
 
@@ -117,8 +130,11 @@ async def test_a_change_with_an_id_keeps_another_id(ledger):
     await put(ledger, S.UNCERTAIN, "d")
     await put(ledger, S.SUBMITTED, "b", task_id="task-1")
     await put(ledger, S.SUBMITTED, "c", task_id="task-2")
-    bought = {"bought": "task-1", "bought_by": claim}
-    made = [await ledger.change(key, S.SUCCEEDED, **bought) for key in "abcd"]
+
+    def bought(key: str) -> Submission:
+        return Submission(idempotency_key=key, task_id="task-1", submitted_at=MOMENT, claim=claim)
+
+    made = [await ledger.mark_succeeded(bought(key), finished()) for key in "abcd"]
     assert [entry and entry.task_id for entry in made] == ["task-1", "task-1", None, None]
     assert (await ledger.get("c")).task_id == "task-2"
 
@@ -126,36 +142,36 @@ async def test_a_change_with_an_id_keeps_another_id(ledger):
 async def test_a_claim_whose_answer_was_lost_is_known_again(ledger):
     """Repeating the same claim returns its entry."""
     seen = await put(ledger, S.UNCERTAIN)
-    first = await ledger.change("sku-17", S.CLAIMED, seen=seen, claim="mine", attempts=2)
-    again = await ledger.change("sku-17", S.CLAIMED, seen=seen, claim="mine", attempts=2)
-    assert again == first
-    assert await ledger.change("sku-17", S.CLAIMED, seen=seen, claim="theirs") is None
+    first = await ledger.mark_claimed(seen, "mine", "h", {"attempts": 2})
+    again = await ledger.mark_claimed(seen, "mine", "h", {"attempts": 2})
+    assert (again.claim, again.attempts) == (first.claim, first.attempts) == ("mine", 2)
+    assert await ledger.mark_claimed(seen, "theirs", "h", {}) is None
 
 
 async def test_a_lease_begins_and_ends_with_its_holder(ledger):
     """The length of a lease is measured by the database's clock."""
-    made = await put(ledger, S.CLAIMED, holder="h")
+    made = await put(ledger, S.CLAIMED, owner="h")
     assert made.lease_left
     assert 55 < made.lease_left <= 60
-    changed = await ledger.change("sku-17", S.UNCERTAIN, holder=None)
-    assert (changed.holder, changed.lease_left) == (None, None)
-    taken = await ledger.acquire("sku-17", "other")
-    assert (taken.holder, taken.state) == ("other", S.UNCERTAIN)
-    assert await ledger.acquire("unknown", "other") is None
-    await ledger.release_lease("sku-17", "somebody else", "note")
-    assert (await ledger.get("sku-17")).holder == "other"
-    await ledger.release_lease("sku-17", "other", "done")
+    changed = await change(ledger, "sku-17", S.UNCERTAIN, owner=None)
+    assert (changed.owner, changed.lease_left) == (None, None)
+    taken = await ledger.leases.acquire("sku-17", "other")
+    assert (taken.owner, taken.state) == ("other", S.UNCERTAIN)
+    assert await ledger.leases.acquire("unknown", "other") is None
+    await ledger.leases.release("sku-17", "somebody else", "note")
+    assert (await ledger.get("sku-17")).owner == "other"
+    await ledger.leases.release("sku-17", "other", "done")
     there = await ledger.get("sku-17")
-    assert (there.holder, there.lease_left, there.note) == (None, None, "done")
+    assert (there.owner, there.lease_left, there.note) == (None, None, "done")
 
 
 async def test_who_works_is_living_and_who_is_dead_is_not(ledger):
     """A process elsewhere is alive as long as its lease, a local one as long as it exists."""
-    for holder, living in [(distant_holder(), True), (dead_holder(), False), (None, False)]:
-        there = await put(ledger, S.CLAIMED, str(holder), holder=holder)
-        assert await ledger.is_living(there) is living
+    for holder, living in [(distant_owner(), True), (dead_owner(), False), (None, False)]:
+        there = await put(ledger, S.CLAIMED, str(holder), owner=holder)
+        assert await ledger.leases.is_active(there) is living
         over = there.model_copy(update={"lease_left": -0.1})
-        assert not await ledger.is_living(over)
+        assert not await ledger.leases.is_active(over)
 
 
 async def test_entries_come_newest_first_and_filtered(ledger):
@@ -163,7 +179,7 @@ async def test_entries_come_newest_first_and_filtered(ledger):
     for number in range(6):
         state = S.SUBMITTED if number % 2 else S.STORED
         wish = intent(f"k{number}", flow_run_id="run-1" if number < 3 else "run-2")
-        await ledger.add(wish, state, "c", task_id=str(number))
+        await ledger._insert(wish, state, "c", task_id=str(number))
     every = await ledger.entries()
 
     async def keys(**filters) -> str:
@@ -185,9 +201,9 @@ async def test_an_id_is_found_at_the_service_that_gave_it(ledger):
     """The first of several entries is found, and none of another service."""
     await put(ledger, S.SUBMITTED, "a", task_id="task-1")
     await put(ledger, S.STORED, "b", task_id="task-1")
-    assert (await ledger.find("task-1", BASE)).idempotency_key == "a"
-    assert await ledger.find("task-1", "https://other.example.com") is None
-    assert await ledger.find("task-2", BASE) is None
+    assert (await ledger.find_by_task_id("task-1", BASE)).idempotency_key == "a"
+    assert await ledger.find_by_task_id("task-1", "https://other.example.com") is None
+    assert await ledger.find_by_task_id("task-2", BASE) is None
 
 
 async def test_times_come_back_in_utc(ledger):
@@ -205,18 +221,18 @@ async def test_times_come_back_in_utc(ledger):
 async def test_text_that_no_database_takes_is_kept_as_well_as_possible(ledger):
     """NUL characters and surrogates in a message do not break the entry."""
     odd = "a\0b\ud800c"
-    await put(ledger, S.CLAIMED, holder="h", attempts=1)
-    changed = await ledger.change("sku-17", S.UNCERTAIN, note=odd, failure_code=odd, holder=None)
+    await put(ledger, S.CLAIMED, owner="h", attempts=1)
+    changed = await change(ledger, "sku-17", S.UNCERTAIN, note=odd, failure_code=odd, owner=None)
     for kept in (changed.note, changed.failure_code):
         assert kept.startswith("a")
         assert kept.endswith("c")
     wish = intent("other", request={"promptText": odd, odd: [odd]}, storage=odd)
-    assert (await ledger.add(wish, S.CLAIMED, "c")).storage == changed.note
+    assert (await ledger._insert(wish, S.CLAIMED, "c")).storage == changed.note
 
 
 async def test_a_run_with_an_odd_name_can_hold_a_generation(ledger):
     """A run name with invalid characters is stored as well as possible."""
-    assert await put(ledger, S.CLAIMED, holder="h:1:s:2|a\0b\ud800c")
+    assert await put(ledger, S.CLAIMED, owner="h:1:s:2|a\0b\ud800c")
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -224,8 +240,8 @@ async def test_a_run_with_an_odd_name_can_hold_a_generation(ledger):
 async def test_any_text_can_be_recorded(file_ledger, note, body):
     """Any text can be stored and read as an error or as a request."""
     key = uuid4().hex
-    assert await file_ledger.add(intent(key, request=body), S.CLAIMED, "c")
-    assert await file_ledger.change(key, S.UNCERTAIN, note=note)
+    assert await file_ledger._insert(intent(key, request=body), S.CLAIMED, "c")
+    assert await change(file_ledger, key, S.UNCERTAIN, note=note)
     there = await file_ledger.get(key)
     assert there.request == body
 
@@ -234,7 +250,7 @@ async def test_a_success_is_recorded_with_its_polls_and_without_its_token(ledger
     """A repeated step records the success again."""
     made = await put(ledger, S.SUBMITTED, task_id="task-1", submitted_at=datetime.now(UTC))
     for _ in range(2):
-        done = await ledger.finished(made.submission(), finished())
+        done = await ledger.mark_succeeded(made.submission(), finished())
         assert (done.state, done.polls, done.note) == (S.SUCCEEDED, 3, "")
         assert done.waited == pytest.approx(1.5, abs=0.01)
         assert str(done.outputs[0]).startswith("https://cdn.example.com/out.mp4?<sha256:")
@@ -255,35 +271,35 @@ async def test_a_success_is_recorded_with_its_polls_and_without_its_token(ledger
 async def test_a_bad_end_is_recorded_with_its_reason(ledger, error, state):
     """A recorded failure raises the same error again."""
     made = (await put(ledger, S.SUBMITTED, task_id="task-1")).submission()
-    ended = await ledger.failed(made, error)
+    ended = await ledger.mark_failed(made, error)
     assert ended.state is state
     assert ended.finished_at
     again = ended.failure()
     assert (type(again), again.message, again.code) == (type(error), error.message, error.code)
     other = made.model_copy(update={"task_id": "task-2"})
-    assert await ledger.failed(other, error) is None
+    assert await ledger.mark_failed(other, error) is None
 
 
 async def test_a_video_that_is_stored_in_a_second_place_is_kept_in_the_first(ledger):
     """Both locations are kept, and storing again replaces only the same one."""
     made = await put(ledger, S.SUCCEEDED, task_id="task-1")
-    one = await ledger.stored(made, "task-1", "/one", [video("a")])
-    two = await ledger.stored(one, "task-1", "/two", [video("b"), video("c")])
-    three = await ledger.stored(two, "task-1", "/one", [video("d")])
+    one = await ledger.mark_stored(made, "task-1", "/one", [video("a")])
+    two = await ledger.mark_stored(one, "task-1", "/two", [video("b"), video("c")])
+    three = await ledger.mark_stored(two, "task-1", "/one", [video("d")])
     assert three.state is S.STORED
     assert three.stored_at
     assert three.videos == {"/one": (video("d"),), "/two": (video("b"), video("c"))}
     assert three == await ledger.get("sku-17")
-    assert await ledger.stored(three, "task-2", "/one", []) is None
+    assert await ledger.mark_stored(three, "task-2", "/one", []) is None
 
 
 async def test_the_seconds_that_are_billed_are_measured_where_they_are_not_known(ledger):
     """Seconds that the request gave are not replaced."""
     known = await put(ledger, S.SUCCEEDED, "a", task_id="1")
-    unknown = await ledger.add(intent("b", billed_seconds=None), S.SUCCEEDED, "c", task_id="2")
+    unknown = await ledger._insert(intent("b", billed_seconds=None), S.SUCCEEDED, "c", task_id="2")
     videos = [video("a", 4.0004), video("b", 6.0)]
-    assert (await ledger.stored(known, "1", "/a", videos)).billed_seconds == 5.0
-    assert (await ledger.stored(unknown, "2", "/a", videos)).billed_seconds == 10.0
+    assert (await ledger.mark_stored(known, "1", "/a", videos)).billed_seconds == 5.0
+    assert (await ledger.mark_stored(unknown, "2", "/a", videos)).billed_seconds == 10.0
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from prefect_cometapi.runway.storage.staging import (
     temporary_stagings,
 )
 
-from ..factories import dead_holder
+from ..factories import dead_owner
 
 DAYS = st.floats(0, 1000 * 24 * 3600.0)
 
@@ -192,7 +192,7 @@ def sweep(folder: Path) -> int:
 
 def test_half_a_file_of_a_killed_process_is_removed(folder):
     """Files of live processes and new files of unknown processes are kept."""
-    left_by(dead_holder(), folder)
+    left_by(dead_owner(), folder)
     living = staged_path(folder, "stem", ".mp4")
     living.write_bytes(b"")
     os.utime(living, (0, 0))
@@ -207,7 +207,7 @@ def test_what_is_not_a_staged_file_is_never_touched(folder, tmp_path):
     """Other programs' files, folders and links stay, and no link is followed."""
     victim = tmp_path / "victim.mp4"
     victim.write_bytes(b"mine")
-    name = left_by(dead_holder(), folder, days=100).name
+    name = left_by(dead_owner(), folder, days=100).name
     (folder / name).unlink()
     (folder / name).symlink_to(victim)
     (folder / name.replace("stem", "folder")).mkdir()
@@ -223,7 +223,7 @@ def test_what_is_not_a_staged_file_is_never_touched(folder, tmp_path):
 
 def test_a_folder_that_became_a_link_is_not_swept(folder, tmp_path):
     """Only files in the folder that was checked are removed."""
-    left_by(dead_holder(), folder)
+    left_by(dead_owner(), folder)
     files = abandoned_files(folder, lambda _stem: False)
     folder.rename(tmp_path / "moved")
     folder.symlink_to(tmp_path / "moved")
@@ -234,10 +234,10 @@ def test_a_folder_that_became_a_link_is_not_swept(folder, tmp_path):
 
 def test_files_that_another_run_removes_meanwhile_are_no_error(folder, monkeypatch):
     """Several runs may clean up one folder at the same time."""
-    left_by(dead_holder(), folder).unlink()
+    left_by(dead_owner(), folder).unlink()
     gone = StagedFile("gone.mp4", "gone", 0.0)
     assert remove(folder, [gone]) == 0
-    left_by(dead_holder(), folder)
+    left_by(dead_owner(), folder)
     real = os.scandir
 
     class Vanishing:
