@@ -3,7 +3,7 @@
 
 It completes submissions that were made with ``wait=False`` or ``wait="suspend"``. It also finishes
 generations of runs that were killed, cancelled or timed out. Several collectors may run at once,
-because each works only on generations whose lease it can acquire.
+because each works only on generations own lease it can acquire.
 """
 
 import asyncio
@@ -36,8 +36,8 @@ AT_ONCE = 100
 Location = Annotated[
     str | None,
     Field(
-        description="Where to keep the videos, in place of where each was wanted when it was "
-        "submitted."
+        description="Storage location for the videos, in place of the one that was given at the "
+        "submission."
     ),
 ]
 
@@ -46,20 +46,20 @@ class Collected(Value):
     """Outcome of one generation that the collector processed."""
 
     idempotency_key: str
-    task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")
-    state: State = Field(description="Where it stands in the ledger now.")
-    uris: tuple[str, ...] = Field(default=(), description="Where its videos are.")
-    note: str = Field(default="", description="What is to be known, or done, in words.")
+    task_id: str | None = Field(default=None, description="Task id at CometAPI.")
+    state: State = Field(description="State in the ledger.")
+    uris: tuple[str, ...] = Field(default=(), description="Locations of its videos.")
+    note: str = Field(default="", description="Explanation, or the next step for the user.")
 
 
 class CollectResult(Value):
     """Result of a collector run."""
 
-    stored: int = Field(description="Generations that it stored.")
-    failed: int = Field(description="Generations that upstream gave up.")
-    unfinished: int = Field(description="Bought, and left to the next collector.")
-    uncertain: int = Field(description="Possibly charged; they wait for the user's decision.")
-    generations: tuple[Collected, ...] = Field(description="Each of them.")
+    stored: int = Field(description="Number of generations that were stored.")
+    failed: int = Field(description="Number that failed or were cancelled at CometAPI.")
+    unfinished: int = Field(description="Number that were bought and are left to the next run.")
+    uncertain: int = Field(description="Number that were possibly charged and need a decision.")
+    generations: tuple[Collected, ...] = Field(description="Outcome of each generation.")
 
 
 # Stored results refer to the class by this public module.
@@ -107,7 +107,7 @@ async def acollect(credentials: Credentials = None, storage: Location = None) ->
     # A run may suspend itself just after its generation was stored. Nothing above resumes it.
     await resume_waiting(ledger)
     if len(finished) < len(left):
-        log.logger().info("%d generations are with other runs", len(left) - len(finished))
+        log.logger().info("Skipped %d generations owned by other runs", len(left) - len(finished))
     uncertain = [_undecided(entry) for entry in await entries(State.UNCERTAIN)]
     for generation in uncertain:
         log.logger().warning("Key %s is uncertain: %s", generation.idempotency_key, generation.note)
@@ -139,12 +139,12 @@ async def _finish(context: RunContext, entry: Entry) -> Collected:
     wanted = context.given_storage or entry.storage
     known: dict[str, Any] = {"idempotency_key": entry.idempotency_key, "task_id": entry.task_id}
     try:
-        whose = await credentials_of(entry, context.given_credentials)
-        if whose.base_url != entry.base_url:
-            note = f"it was bought at {entry.base_url}, and the credentials are for another service"
+        own = await credentials_of(entry, context.given_credentials)
+        if own.base_url != entry.base_url:
+            note = f"it was bought at {entry.base_url}, but the credentials are for {own.base_url}"
             return Collected(**known, state=entry.state, note=note)
         with context.active():
-            result = await deliver(entry.submission(), whose, wanted)
+            result = await deliver(entry.submission(), own, wanted)
     except CometAPIError as error:
         error.with_context(idempotency_key=entry.idempotency_key, task_id=entry.task_id)
         log.logger().warning("%s: %s", type(error).__name__, error)

@@ -199,7 +199,7 @@ async def _so_far(context: RunContext, submission: Submission) -> GenerationResu
     entry = await write_best_effort(context, lambda ledger: ledger.get(submission.idempotency_key))
     if entry and (failure := entry.failure()):
         raise failure
-    log.logger().info("Not waited for; the flow collect finishes what is not stored")
+    log.logger().info("This run does not wait: the flow collect finishes the generation")
     if entry:
         return entry.result(context.location)
     return GenerationResult(

@@ -112,24 +112,23 @@ class RunwayJob(JobBlock):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     request: ImageToVideoRequest | VideoToVideoRequest = Field(
-        title="Request", description="What to make, in the names of CometAPI's documentation."
+        title="Request", description="Request to submit, with the field names of CometAPI."
     )
     credentials: CometAPICredentials | None = Field(
         default=None,
         title="Credentials",
-        description="Block with the API key; COMETAPI_KEY where none is given.",
+        description="Block with the API key. Default: COMETAPI_KEY.",
     )
     storage: str | None = Field(
         default=None,
         title="Storage",
-        description="Folder, fsspec URL or storage block that keeps the video; COMETAPI_STORAGE "
-        "where none is given.",
+        description="Folder, fsspec URL or storage block for the video. Default: COMETAPI_STORAGE.",
     )
     idempotency_key: str | None = Field(
         default=None,
-        title="Key",
-        description="Idempotency key; where none is given, each flow run pays for one video. "
-        "Outside of flows and tasks one is required.",
+        title="Idempotency key",
+        description="By default each flow run pays for one video. Required outside of flows and "
+        "tasks.",
     )
 
     async def atrigger(self, *, idempotency_key: str | None = None) -> RunwayJobRun:

@@ -9,49 +9,49 @@ from ..blocks.credentials import CometAPICredentials
 from ..runway.models.keys import MAX_KEY_LENGTH, check_key, check_task_id
 from ..runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
 
-ImageRequest = Annotated[ImageToVideoRequest, Field(description="What to make.")]
-VideoRequest = Annotated[VideoToVideoRequest, Field(description="What to make.")]
+ImageRequest = Annotated[ImageToVideoRequest, Field(description="Request to submit.")]
+VideoRequest = Annotated[VideoToVideoRequest, Field(description="Request to submit.")]
 Credentials = Annotated[
     CometAPICredentials | None,
-    Field(description="Block with the API key; COMETAPI_KEY where none is given."),
+    Field(description="Block with the API key. Default: COMETAPI_KEY."),
 ]
 Location = Annotated[
     str | None,
     Field(
-        description="Folder, fsspec URL or storage block (type-slug/name) that keeps the video; "
-        "COMETAPI_STORAGE where none is given."
+        description="Folder, fsspec URL or storage block (type-slug/name) for the video. "
+        "Default: COMETAPI_STORAGE."
     ),
 ]
 _CheckedId = Annotated[str, Field(min_length=1), AfterValidator(check_task_id)]
-TaskId = Annotated[_CheckedId, Field(description="Id that CometAPI gave the generation.")]
+TaskId = Annotated[_CheckedId, Field(description="Task id of the generation at CometAPI.")]
 AdoptedTaskId = Annotated[
     _CheckedId | None,
     Field(
-        description="Id of a generation that was bought elsewhere (a console, a lost run): it is "
-        "finished, and nothing is bought."
+        description="Task id of a generation that was bought elsewhere, such as in a console or by "
+        "a lost run. The flow finishes it and buys nothing."
     ),
 ]
 Wait = Annotated[
     bool | Literal["suspend"],
     Field(
-        description="Whether to wait for the video. If not, the run ends once it is submitted, "
-        "and the flow collect finishes it. With suspend it leaves its process meanwhile, and "
-        "collect resumes it."
+        description="Whether to wait for the video. If false, the run ends after the submission, "
+        "and the flow collect finishes the generation. With suspend, the run leaves its process "
+        "until collect resumes it."
     ),
 ]
 Variation = Annotated[
     int,
     Field(
         ge=1,
-        description="Which of several videos of the same request in the same run this is: 2 buys "
-        "a second one.",
+        description="Number of this video among several for the same request in one run. 2 buys a "
+        "second one.",
     ),
 ]
 _CheckedKey = Annotated[str, Field(max_length=MAX_KEY_LENGTH), AfterValidator(check_key)]
 IdempotencyKey = Annotated[
     _CheckedKey | None,
     Field(
-        description="Idempotency key. Where none is given, this run pays for this request once, "
-        "however often it is retried; a key of your own holds across runs."
+        description="Idempotency key. By default a run pays for a request once, however often the "
+        "run is retried. A key of your own also applies across runs."
     ),
 ]

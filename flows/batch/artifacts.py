@@ -11,7 +11,7 @@ from ...runway.ledger.figures import figures
 from ...runway.media.inspector import draw_contact_sheet
 from ..runtime.block_storage import resolve_storage
 from ..runtime.log import best_effort
-from ..ui.formatting import plain
+from ..ui.formatting import escape_markdown
 from .progress import ProgressSnapshot
 
 ROWS_SHOWN = 500
@@ -48,7 +48,7 @@ class BatchArtifacts:
                 description=f"{snapshot.total} videos",
             )
             self._table = await acreate_table_artifact(
-                key="cometapi-batch", table=rows, description="Where the batch stands"
+                key="cometapi-batch", table=rows, description="Progress of the batch"
             )
             return
         await aupdate_progress_artifact(self._progress, progress=percent)
@@ -68,7 +68,7 @@ async def show_batch(result: BatchResult, place: str) -> None:
 
     shown = sorted(result.results, key=lambda item: item.outcome is Outcome.STORED)[:ROWS_SHOWN]
     rest = len(result.results) - len(shown)
-    output = plain(str(result.output))
+    output = escape_markdown(str(result.output))
     where = f"; {rest} more in {output}" if rest else f"; all in {output}"
     await acreate_table_artifact(
         table=[_row(item) for item in shown],
@@ -78,7 +78,7 @@ async def show_batch(result: BatchResult, place: str) -> None:
     posters = await _posters(result.results, place)
     if posters:
         sheet = await asyncio.to_thread(draw_contact_sheet, posters)
-        gallery = plain(str(result.gallery))
+        gallery = escape_markdown(str(result.gallery))
         await acreate_image_artifact(
             image_url=f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}",
             key="cometapi-batch-posters",
@@ -91,7 +91,7 @@ def facts_of(snapshot: ProgressSnapshot) -> dict[str, str]:
     facts = {str(outcome): str(count) for outcome, count in snapshot.counts.items() if count}
     facts["running for"] = span(snapshot.seconds)
     if snapshot.left is not None and snapshot.done < snapshot.total:
-        facts["done in about"] = span(snapshot.left)
+        facts["time left, about"] = span(snapshot.left)
     return facts | figures(snapshot.spending)
 
 
@@ -107,12 +107,12 @@ def span(seconds: float) -> str:
 def _row(item: ItemResult) -> dict[str, str]:
     name = (item.uri or "").rpartition("/")[2]
     return {
-        "id": plain(item.id),
+        "id": escape_markdown(item.id),
         "outcome": str(item.outcome),
-        "video, or what happened": plain(name or item.problem()),
+        "video or problem": escape_markdown(name or item.problem()),
         "ready after": f"{item.waited:.0f} s" if item.waited is not None else "",
-        "idempotency key": plain(item.idempotency_key or ""),
-        "stored at": plain(item.uri or ""),
+        "idempotency key": escape_markdown(item.idempotency_key or ""),
+        "stored at": escape_markdown(item.uri or ""),
     }
 
 

@@ -40,52 +40,50 @@ def _check_key(key: str) -> str:
 Requests = Annotated[
     str | list[Any],
     Field(
-        description="A manifest (.jsonl, .csv or .parquet, a path or an fsspec URL; one row a "
-        "request, with an id), or a list of requests."
+        description="Manifest (.jsonl, .csv or .parquet; a path or an fsspec URL) with a request "
+        "and an id in each row, or a list of requests."
     ),
 ]
 BatchKey = Annotated[
     Annotated[str, AfterValidator(_check_key)] | None,
     Field(
-        description="What the items' idempotency keys begin with. Where none is given it is told "
-        "by the manifest's address, so that another run of it buys only what is missing; for a "
-        "list, by this run."
+        description="Prefix of the items' idempotency keys. By default it is derived from the "
+        "location of the manifest, so that another run buys only what is missing. For a list it is "
+        "derived from the run."
     ),
 ]
 Output = Annotated[
     str | None,
     Field(
-        description="Where to write what became of each item (.jsonl or .parquet); beside the "
-        "videos where none is given."
+        description="Location for the outcome of each item (.jsonl or .parquet). Default: beside "
+        "the videos."
     ),
 ]
-AtOnce = Annotated[
+MaxInFlight = Annotated[
     Annotated[int, Field(ge=1)] | None,
     Field(
-        description="Generations that are upstream at a time; COMETAPI_MAX_IN_FLIGHT where not "
-        "given."
+        description="Maximum number of generations in flight at CometAPI. Default: "
+        "COMETAPI_MAX_IN_FLIGHT."
     ),
 ]
 MaxSpend = Annotated[
     Annotated[float, Field(ge=0)] | None,
     Field(
-        description="Most money that all runs under the batch's key may cost together, at the "
-        "prices in COMETAPI_PRICES."
+        description="Maximum cost of all runs with the same batch key together, at the prices in "
+        "COMETAPI_PRICES."
     ),
 ]
 MaxSeconds = Annotated[
     Annotated[float, Field(ge=0)] | None,
     Field(
-        description="Most seconds of video that all runs under the batch's key may buy together."
+        description="Maximum seconds of video that all runs with the same batch key buy together."
     ),
 ]
-Strict = Annotated[
-    bool, Field(description="Whether to buy nothing at all where a row is not valid.")
-]
-FailFast = Annotated[bool, Field(description="Whether to buy no more after the first failure.")]
+Strict = Annotated[bool, Field(description="Whether to buy nothing if any row is not valid.")]
+FailFast = Annotated[bool, Field(description="Whether to stop buying after the first failure.")]
 MaxFailures = Annotated[
     Annotated[int, Field(ge=0)] | None,
-    Field(description="How many items may fail before no more are bought."),
+    Field(description="Number of items that may fail before the batch stops buying."),
 ]
 
 
@@ -97,7 +95,7 @@ async def agenerate_batch(
     storage: Location = None,
     idempotency_key: BatchKey = None,
     output: Output = None,
-    max_in_flight: AtOnce = None,
+    max_in_flight: MaxInFlight = None,
     max_spend: MaxSpend = None,
     max_seconds: MaxSeconds = None,
     strict: Strict = False,

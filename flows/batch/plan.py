@@ -72,8 +72,8 @@ def _batch_key(requests: str | list[Any]) -> str:
     address = _real_name(requests)
     if _PASSING.match(address) or _PASSING.match(canonical_location(requests)):
         raise InvalidRequest(
-            f"{requests} lies in a folder that Prefect makes for this run alone, so the next run "
-            "would buy all of it again: give the batch a key, or the deployment a working_dir"
+            f"{requests} is in a folder that Prefect creates for this run only, so the next run "
+            "would buy everything again. Pass idempotency_key, or set the deployment's working_dir"
         )
     # The query may be a signature, and a new signature does not mean a different file.
     if address.lower().startswith(("http://", "https://")):
@@ -121,7 +121,7 @@ def check_output(requests: str | list[Any], output: str | None) -> None:
         StorageUnavailable: The output is the same file as the manifest.
     """
     if output and isinstance(requests, str) and _real_name(output) == _real_name(requests):
-        raise StorageUnavailable(f"the results would replace the manifest {redact_url(requests)}")
+        raise StorageUnavailable(f"the output would overwrite the manifest {redact_url(requests)}")
 
 
 def check_prices(plan: Plan, budget: Budget) -> None:
@@ -133,8 +133,8 @@ def check_prices(plan: Plan, budget: Budget) -> None:
     missing = {item.request.model for item in plan.items} - set(budget.prices)
     if budget.max_spend is not None and missing:
         raise InvalidRequest(
-            f"max_spend needs the price of {', '.join(sorted(missing))}: set "
-            'COMETAPI_PRICES, as {"gen3a_turbo": 0.32}, or limit max_seconds'
+            f"max_spend needs the price of {', '.join(sorted(missing))}. Set "
+            'COMETAPI_PRICES, such as {"gen3a_turbo": 0.32}, or use max_seconds'
         )
 
 

@@ -45,7 +45,7 @@ class BlockStorage:
     def publish(self, staged: Path, name: str) -> str:
         """Upload a staged file: from the disk if the block supports it, else from memory."""
         check_staged(staged)
-        with self._told("did not take", name, staged):
+        with self._failures("could not store", name, staged):
             if hasattr(self.block, "upload_from_path"):
                 sent = self.block.upload_from_path(str(staged), name)
             else:
@@ -62,7 +62,7 @@ class BlockStorage:
 
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
-        with self._told("does not give back", name):
+        with self._failures("could not read", name):
             return _finished(self.block.read_path(name))
 
     def names(self, folder: str = "") -> list[str] | None:
@@ -72,7 +72,7 @@ class BlockStorage:
         """
         if not hasattr(self.block, "list_objects"):
             return None
-        with self._told("does not list", folder or "its files"):
+        with self._failures("could not list", folder or "its files"):
             found = _finished(self.block.list_objects(folder))
         names = (PurePosixPath(str(entry.get("Key", ""))) for entry in found)
         return sorted({path.name for path in names if not folder or path.parent.name == folder})
@@ -81,7 +81,7 @@ class BlockStorage:
         """Do nothing, because a block has no method to delete a file."""
 
     @contextmanager
-    def _told(self, what: str, name: str, staged: Path | None = None) -> Iterator[None]:
+    def _failures(self, what: str, name: str, staged: Path | None = None) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # noqa: BLE001 -- each block has errors of its own
@@ -123,7 +123,7 @@ async def resolve_storage(place: str) -> Storage:
     """
     if not is_block_name(place):
         return open_storage(place)
-    hint = f"; a folder of that name is written ./{place}"
+    hint = f"; for a folder of that name, write ./{place}"
     return block_storage(await load_block(place, StorageError, hint), place)
 
 
@@ -138,5 +138,5 @@ def block_storage(block: Any, name: str) -> Storage:
     if block.get_block_type_slug() == "remote-file-system":
         return FsspecStorage(block.basepath, **(block.settings or {}))
     if not (hasattr(block, "upload_from_path") or hasattr(block, "write_path")):
-        raise StorageError(f"the block {name} is no storage: it takes no files")
+        raise StorageError(f"the block {name} cannot store files")
     return BlockStorage(block, name)

@@ -25,19 +25,19 @@ def release_leases(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -
     # The process of a cancelled run is certainly over, because a worker has killed it.
     cancelled = state.is_cancelled() or state.is_cancelling()
     try:
-        left = run_sync(_let_go(str(flow_run.id), state.name or "ended", cancelled))
+        left = run_sync(_release(str(flow_run.id), state.name or "ended", cancelled))
     except LedgerUnavailable as error:
-        log.warning("%s; the leases of this run lapse by themselves", error.message)
+        log.warning("%s; the leases of this run expire by themselves", error.message)
         return
     for task_id in left:
         log.warning(
-            "Generation %s is paid for and goes on upstream: `prefect-cometapi collect` finishes "
-            "it, `prefect-cometapi ledger abandon` leaves it",
+            "Generation %s is paid for and continues at CometAPI. Finish it with "
+            "`prefect-cometapi collect`, or give it up with `prefect-cometapi ledger abandon`",
             task_id,
         )
 
 
-async def _let_go(run: str, how: str, certainly_over: bool) -> list[str]:
+async def _release(run: str, how: str, certainly_over: bool) -> list[str]:
     """Release the leases of a run, and return the task ids that it bought but did not deliver.
 
     Args:

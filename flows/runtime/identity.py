@@ -32,7 +32,7 @@ def check_starts(most: int) -> None:
     starts = flow_run.run_count
     if starts > most:
         raise TooManyRunAttempts(
-            f"this flow run was started {starts} times, and may be {most} times"
+            f"this flow run was started {starts} times, and at most {most} are allowed"
         )
 
 
@@ -53,7 +53,7 @@ def resolve_key(
     """
     if key is not None:
         if variation != 1:
-            raise ValueError("give a key of your own or a variation, not both")
+            raise ValueError("pass a key of your own or a variation, not both")
         return check_key(key)
     if run := lasting_run_id():
         return default_key(run, request, variation)

@@ -57,8 +57,8 @@ def other_ledgers(place: str, others: list[LedgerMark]) -> str:
     )
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
     return (
-        f"{place} is used with another ledger too: {named}{more}. Each ledger buys what the other "
-        "one has bought already; workers of one catalogue need one COMETAPI_LEDGER_URL"
+        f"{place} is also used with another ledger: {named}{more}. Each ledger buys again what the "
+        "other has already bought. Set the same COMETAPI_LEDGER_URL for all workers"
     )
 
 
@@ -79,4 +79,4 @@ async def leave_mark(context: RunContext, *, now: bool = True) -> None:
         target = await context.storage()
         await asyncio.to_thread(write_mark, target, await ledger.history.mark())
     except (StorageError, LedgerUnavailable) as error:
-        log.logger().debug("No mark of the ledger in %s: %s", place, error.message)
+        log.logger().debug("Could not write the mark of the ledger in %s: %s", place, error.message)

@@ -25,7 +25,7 @@ store all of them.
 """
 
 
-class _Hush(logging.Filter):
+class _QuietFilter(logging.Filter):
     """Logging filter that drops routine messages of a large batch."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -33,7 +33,7 @@ class _Hush(logging.Filter):
         return record.levelno >= logging.WARNING or not is_quiet.get()
 
 
-logging.getLogger("prefect.task_runs").addFilter(_Hush())
+logging.getLogger("prefect.task_runs").addFilter(_QuietFilter())
 
 
 def logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
@@ -60,7 +60,7 @@ def as_batch(*, quiet: bool) -> Iterator[None]:
         is_quiet.reset(hushed)
 
 
-def tell(message: str, *args: object) -> None:
+def log_progress(message: str, *args: object) -> None:
     """Log a routine message about a generation, unless the batch is quiet."""
     # The filter would drop the message, but creating the logger takes time.
     if not is_quiet.get():
@@ -80,6 +80,6 @@ def best_effort(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[Non
         try:
             await show(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 -- what is only shown must not cost a video
-            logger().debug("Could not show it in the UI: %s", type(error).__name__)
+            logger().debug("Could not update the UI: %s", type(error).__name__)
 
     return shown_or_logged

@@ -40,8 +40,8 @@ async def warn_where_apart(context: RunContext) -> None:
     online = sum(worker.status == "ONLINE" for worker in workers)
     if online > 1:
         log.logger().warning(
-            "%d workers run the pool %s. If they are several machines, share %s; "
-            "`prefect-cometapi doctor` tells more",
+            "%d workers serve the work pool %s. If they run on several machines, share %s. "
+            "`prefect-cometapi doctor` shows the details",
             online,
             pool,
             " and ".join(apart(ledger, context.storage_name)),

@@ -52,7 +52,7 @@ async def suspend_until_finished(context: RunContext, submission: Submission) ->
     if entry and entry.has_ended:
         return
     if reason := _why_not():
-        log.logger().warning("%s, so it waits here for the generation", reason)
+        log.logger().warning("%s, so this run waits for the generation", reason)
         return
     log.logger().info("The flow collect finishes the generation and resumes this run")
     pause = step_key("wait", f"{submission.idempotency_key}\n{submission.task_id}")

@@ -52,7 +52,7 @@ def failures_of(key: str, task_id: str | None = None) -> Iterator[None]:
         error.with_context(idempotency_key=key, task_id=task_id)
         raise
     except OSError as error:
-        what = f"this machine did not keep a file: {error.strerror or type(error).__name__}"
+        what = f"this machine could not keep a file: {error.strerror or type(error).__name__}"
         raise StorageError(what).with_context(idempotency_key=key, task_id=task_id) from error
 
 

@@ -109,9 +109,11 @@ async def deliver(
         if entry and context.location in entry.videos and not again:
             again = await asyncio.to_thread(is_gone, entry.videos[context.location])
             if not again:
-                log.tell("Generation %s: stored already", submission.task_id)
+                log.log_progress("Generation %s: already stored", submission.task_id)
                 return entry.result(context.location)
-            log.logger().warning("Generation %s: its file is gone", submission.task_id)
+            log.logger().warning(
+                "Generation %s: a stored file is missing and is delivered again", submission.task_id
+            )
         asked_again = {"again": True} if again and entry and entry.failure() else {}
         finished = await steps.poll(submission, credentials, **asked_again)
         try:

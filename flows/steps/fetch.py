@@ -80,7 +80,7 @@ async def afetch_output(
     videos: list[FetchedVideo] = []
     with failures_of(submission.idempotency_key, submission.task_id):
         if len(finished.generation.outputs) > MAX_OUTPUTS:
-            raise InvalidOutput(f"CometAPI names more than {MAX_OUTPUTS} outputs")
+            raise InvalidOutput(f"the reply lists more than {MAX_OUTPUTS} outputs")
         async with exclusive_lease(context, submission):
             target = await context.storage()
             staging = await asyncio.to_thread(target.staging)
@@ -108,7 +108,7 @@ async def _fetch(
         async with context.open_client() as client:
             generation = await client.get(submission.task_id)
         if position >= len(generation.outputs):
-            raise OutputExpired("CometAPI names no address for the output any more")
+            raise OutputExpired("CometAPI no longer returns a URL of the output")
         return generation.outputs[position].reveal() or ""
 
     url = finished.generation.outputs[position].reveal() or await request_url()
@@ -120,7 +120,7 @@ async def _fetch(
     except BaseException:
         await asyncio.to_thread(path.unlink, missing_ok=True)
         raise
-    log.tell("Fetched %s of %s", formatting.shown_size(video.size), submission.task_id)
+    log.log_progress("Fetched %s of %s", formatting.shown_size(video.size), submission.task_id)
     return video
 
 

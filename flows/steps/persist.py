@@ -81,7 +81,7 @@ async def apersist_output(
             for position, video in enumerate(videos):
                 await asyncio.to_thread(discard, video, stem_of(submission, position))
     for video in stored:
-        log.tell("Stored %s", video.uri)
+        log.log_progress("Stored %s", video.uri)
         await events.announce("stored", submission, uri=video.uri, sha256=video.sha256)
     return stored
 

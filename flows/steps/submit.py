@@ -149,8 +149,12 @@ def _tallied(context: RunContext, request: GenerationRequest) -> Iterator[None]:
 
 async def _report(submission: Submission, intent: Intent, *, is_new: bool) -> None:
     if not is_new:
-        log.tell("Generation %s: attached, key %s", submission.task_id, submission.idempotency_key)
+        log.log_progress(
+            "Generation %s: already bought, key %s", submission.task_id, submission.idempotency_key
+        )
         return
-    log.tell("Generation %s: submitted, key %s", submission.task_id, submission.idempotency_key)
+    log.log_progress(
+        "Generation %s: submitted, key %s", submission.task_id, submission.idempotency_key
+    )
     if not log.is_quiet.get():
         await events.announce("submitted", submission, route=intent.route, model=intent.model)

@@ -20,10 +20,10 @@ from ...runway.models.generation import (
     StoredVideo,
     Submission,
 )
-from ..runtime.log import best_effort, in_batch, is_quiet, tell
+from ..runtime.log import best_effort, in_batch, is_quiet, log_progress
 from ..runtime.task_state import current_state
 from .events import announce, announce_asset
-from .formatting import as_link, plain, shown_size
+from .formatting import as_link, escape_markdown, shown_size
 
 progress_listener: ContextVar[Callable[[Submission, Generation], None] | None] = ContextVar(
     "progress_listener", default=None
@@ -39,7 +39,7 @@ async def show_reply(submission: Submission, reply: Generation, before: Generati
     if listener:
         listener(submission, reply)
     if before is None or before.status is not reply.status:
-        tell("Generation %s: %s", submission.task_id, reply.status)
+        log_progress("Generation %s: %s", submission.task_id, reply.status)
         if not in_batch.get():
             await announce(reply.status.replace(" ", "_"), submission, word=reply.raw_status)
     if before is None or _percent(before) != _percent(reply):
@@ -100,15 +100,15 @@ async def show_result(submission: Submission, result: GenerationResult) -> None:
             link=as_link(video.uri),
             link_text=video.uri.rpartition("/")[2],
             key="cometapi-video",
-            description=f"Stored at {plain(video.uri)}",
+            description=f"Stored at {escape_markdown(video.uri)}",
         )
         await acreate_table_artifact(
             table=[
-                {"what": what, "value": plain(value)}
+                {"what": what, "value": escape_markdown(value)}
                 for what, value in _facts(submission, result, video).items()
             ],
             key="cometapi-generation",
-            description=f"What generation {submission.task_id} came to",
+            description=f"Result of generation {submission.task_id}",
         )
 
 
@@ -121,19 +121,19 @@ async def show_collected(generations: Sequence[Mapping[str, Any]]) -> None:
         table=[
             {
                 "state": item["state"],
-                "idempotency key": plain(item["idempotency_key"]),
-                "video, or the command that tells more": plain(
+                "idempotency key": escape_markdown(item["idempotency_key"]),
+                "video, or the command for details": escape_markdown(
                     ", ".join(uri.rpartition("/")[2] for uri in item["uris"])
                     or f"prefect-cometapi ledger show {shlex.quote(item['idempotency_key'])}"
                 ),
-                "id": plain(item["task_id"] or ""),
-                "stored at": plain(", ".join(item["uris"])),
-                "note": plain(item["note"]),
+                "id": escape_markdown(item["task_id"] or ""),
+                "stored at": escape_markdown(", ".join(item["uris"])),
+                "note": escape_markdown(item["note"]),
             }
             for item in generations
         ],
         key="cometapi-collected",
-        description=f"{len(generations)} generations that nobody worked on",
+        description=f"{len(generations)} generations without an active owner",
     )
 
 

@@ -5,7 +5,7 @@ import re
 from urllib.parse import quote
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Return untrusted text with its Markdown escaped, for artifact descriptions and table cells.
 
     Prefect's UI renders both as Markdown. Without escaping, a message of the service or the id of a

@@ -224,7 +224,7 @@ def test_a_run_that_was_started_too_often_gives_up(prefect_server, sandbox, monk
     monkeypatch.setenv("COMETAPI_MAX_RUN_ATTEMPTS", "1")
     sandbox.add_fault("create:unauthorized:times=1")
     again = image_to_video.with_options(retries=2, retry_delay_seconds=0)
-    with pytest.raises(TooManyRunAttempts, match="times, and may be 1 times"):
+    with pytest.raises(TooManyRunAttempts, match="times, and at most 1 are allowed"):
         again(
             ImageToVideoRequest(prompt_image="https://example.com/cat.jpg"),
             idempotency_key="unlucky",

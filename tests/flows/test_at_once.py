@@ -98,7 +98,7 @@ async def test_a_collector_leaves_alone_what_a_run_works_on(
     holder = book["awaited"].owner
     result = await acollect()
     assert result.generations == ()
-    assert "1 generations are with other runs" in caplog.text
+    assert "Skipped 1 generations owned by other runs" in caplog.text
     assert book["awaited"].owner == holder
     finish_rendering()
     assert Path((await run).videos[0].uri).exists()

@@ -212,9 +212,10 @@ def test_the_hook_tells_what_is_paid_for(book, sandbox, history, caplog):
     run = run_of(str(state.state_details.flow_run_id))
     release_leases(image_to_video, run, Cancelled())
     (job,) = sandbox.accepted
-    words = f"Generation {job.task_id} is paid for and goes on upstream: `prefect-cometapi collect`"
+    words = f"Generation {job.task_id} is paid for and continues at CometAPI. Finish it with "
+    words += "`prefect-cometapi collect`"
     assert words in caplog.text
-    assert "`prefect-cometapi ledger abandon` leaves it" in caplog.text
+    assert "or give it up with `prefect-cometapi ledger abandon`" in caplog.text
     assert any(words in line for line in history.logs(run.id, until="paid for"))
 
 
@@ -235,7 +236,7 @@ def test_the_hook_only_logs_when_the_ledger_is_away(held, monkeypatch, caplog, u
     """An unreachable ledger does not break a run's end, and the log says that the leases expire."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", url)
     release_leases(image_to_video, held, Crashed())
-    assert "the leases of this run lapse by themselves" in caplog.text
+    assert "the leases of this run expire by themselves" in caplog.text
 
 
 def test_a_holder_in_another_place_lapses(book, held, sandbox):
@@ -269,7 +270,7 @@ def test_two_live_executions_of_one_run_buy_once(
     history.logs(run.id, until="waiting for", seconds=120)
     finish_rendering()
     assert [process.wait(timeout=120) for process in both] == [0, 0]
-    history.logs(run.id, until="stored already")
+    history.logs(run.id, until="already stored")
     (entry,) = book.all()
     assert (entry.state, entry.owner, entry.attempts) == (State.STORED, None, 1)
     assert len(sandbox.accepted) == count(sandbox, "create") == count(sandbox, "asset") == 1

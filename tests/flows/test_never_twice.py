@@ -252,6 +252,8 @@ def test_a_file_that_this_machine_does_not_keep_is_told_with_the_generation(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, name, full)
-    with pytest.raises(StorageError, match="did not keep a file: No space left on device") as told:
+    with pytest.raises(
+        StorageError, match="could not keep a file: No space left on device"
+    ) as told:
         image_to_video(image)
     assert f"prefect-cometapi finish {sandbox.accepted[0].task_id}" in str(told.value)

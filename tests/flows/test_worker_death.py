@@ -52,7 +52,7 @@ def check_that_collect_finishes_it(sandbox, book, finish_rendering) -> None:
 
 def advice(history, run: UUID, entry: Entry) -> None:
     """Check that the hook's message is in the run's logs, which the UI shows."""
-    words = f"Generation {entry.task_id} is paid for and goes on upstream"
+    words = f"Generation {entry.task_id} is paid for and continues at CometAPI"
     (line, *_) = [line for line in history.logs(run, until=words) if words in line]
     assert "`prefect-cometapi collect` finishes it" in line
 

@@ -74,7 +74,7 @@ def test_results_do_not_replace_a_manifest_that_is_reached_through_a_link(tmp_pa
     """Results do not overwrite a manifest through a link to it."""
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "link.jsonl").symlink_to("rows.jsonl")
-    with pytest.raises(StorageUnavailable, match="would replace the manifest"):
+    with pytest.raises(StorageUnavailable, match="would overwrite the manifest"):
         check_output(str(tmp_path / "link.jsonl"), str(tmp_path / "rows.jsonl"))
 
 
@@ -93,12 +93,12 @@ def test_a_manifest_in_a_folder_of_one_run_needs_a_key(tmp_path, monkeypatch):
         rows = Path("catalogue.jsonl")
         rows.write_text('{"id": "a", "promptImage": "https://example.com/cat.jpg"}\n')
         for named in (rows.name, str(rows.absolute()), rows.absolute().as_uri()):
-            with pytest.raises(InvalidRequest, match="give the batch a key, or the deployment a"):
+            with pytest.raises(InvalidRequest, match="Pass idempotency_key, or set"):
                 make_plan(named, None)
         assert make_plan(rows.name, "catalogue").items[0].idempotency_key == "catalogue/a"
         monkeypatch.chdir(tmp_path)
     pulled = f"{tempfile.gettempdir()}/runner_storage/5c9f/catalogue.jsonl"
-    with pytest.raises(InvalidRequest, match="for this run alone"):
+    with pytest.raises(InvalidRequest, match="for this run only"):
         make_plan(pulled, None)
 
 

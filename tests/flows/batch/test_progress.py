@@ -93,7 +93,7 @@ def test_what_was_spent_stands_beside_its_limit():
         "stored": "2",
         "waiting": "3",
         "running for": "1 min 1 s",
-        "done in about": "1 min 30 s",
+        "time left, about": "1 min 30 s",
         "bought by this run": "5 s of video, 0.32 as estimated",
         "bought by this batch so far": "10 of 25 s of video (15 left), "
         "0.64 of 0.70 (0.06 left) as estimated",

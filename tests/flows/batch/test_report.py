@@ -90,7 +90,7 @@ async def test_each_output_has_a_gallery_of_its_own(tmp_path, output, page):
 def test_results_do_not_replace_what_was_asked_for(tmp_path, output):
     """Results are never written over the manifest, which the next run needs."""
     (tmp_path / "rows.jsonl").write_text("{}")
-    with pytest.raises(StorageUnavailable, match="would replace the manifest"):
+    with pytest.raises(StorageUnavailable, match="would overwrite the manifest"):
         check_output("rows.jsonl", output.format(tmp_path))
     check_output("rows.jsonl", "results.jsonl")
     check_output("rows.jsonl", None)

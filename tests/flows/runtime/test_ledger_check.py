@@ -48,7 +48,7 @@ def test_an_older_copy_buys_nothing_until_the_stored_videos_are_read_back(
     assert len(sandbox.accepted) == 2
     done = cli("ledger", "rebuild")
     assert done.returncode == 0, done.stderr
-    assert "purchases known before: 1; restored: 1" in " ".join(done.stdout.split())
+    assert "purchases already in the ledger: 1; restored: 1" in " ".join(done.stdout.split())
     assert book["b"].state is State.STORED
     result = image_to_video(image, idempotency_key="b")
     assert Path(result.videos[0].uri).exists()
@@ -77,7 +77,7 @@ def test_purchases_that_no_stored_video_tells_of_are_the_users_decision(
         sidecar.unlink()
     refused = cli("ledger", "rebuild")
     assert refused.returncode == 1
-    assert "Claims that no stored video explains: up to 1" in refused.stderr
+    assert "Up to 1 purchases are missing" in refused.stderr
     assert "rebuild --accept-missing" in refused.stderr
     with pytest.raises(LedgerOutdated):
         image_to_video(image, idempotency_key="c")
@@ -93,13 +93,13 @@ def test_two_ledgers_for_one_storage_are_reported_and_hide_no_file(
     assert "another ledger" not in caplog.text
     monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{tmp_path}/second.db")
     image_to_video(image, idempotency_key="sku-17")
-    assert "is used with another ledger too" in caplog.text
-    assert "one COMETAPI_LEDGER_URL" in caplog.text
+    assert "is also used with another ledger" in caplog.text
+    assert "the same COMETAPI_LEDGER_URL" in caplog.text
     assert len(sandbox.accepted) == 2
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == 2
     assert len(list((tmp_path / "videos" / FOLDER).iterdir())) == 2
     told = " ".join(cli("doctor").stdout.split())
-    assert "is used with another ledger too" in told
+    assert "is also used with another ledger" in told
 
 
 def test_a_step_of_an_own_flow_compares_too(older_copy, sandbox, image, book):

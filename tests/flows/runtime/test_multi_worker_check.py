@@ -45,4 +45,4 @@ async def test_with_a_ledger_for_all_there_is_nothing_to_tell(
     """Two workers with one PostgreSQL ledger log no warning."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
     await run_in_a_pool(image, 2)
-    assert "workers run the pool" not in caplog.text
+    assert "workers serve the work pool" not in caplog.text

@@ -100,7 +100,9 @@ def test_a_block_that_refuses_a_file_is_a_storage_error(tmp_path):
     storage = block_storage(Shelf(folder=str(tmp_path / "missing")), "test-shelf/mine")
     staged = storage.staging() / "a.mp4"
     staged.write_bytes(b"video")
-    with pytest.raises(StorageError, match=r"test-shelf/mine did not take a\.mp4: .*No such file"):
+    with pytest.raises(
+        StorageError, match=r"test-shelf/mine could not store a\.mp4: .*No such file"
+    ):
         storage.publish(staged, "a.mp4")
 
 
@@ -115,7 +117,7 @@ def test_no_trace_tells_what_a_block_says_of_its_credentials(tmp_path):
 
     storage = block_storage(Leaky(folder="/"), "test-leaky/mine")
     (tmp_path / "a.mp4").write_bytes(b"video")
-    with pytest.raises(StorageError, match=r"test-leaky/mine did not take a\.mp4") as raised:
+    with pytest.raises(StorageError, match=r"test-leaky/mine could not store a\.mp4") as raised:
         storage.publish(tmp_path / "a.mp4", "a.mp4")
     assert "canary" not in "".join(traceback.format_exception(raised.value))
 
@@ -143,7 +145,7 @@ async def test_no_trace_tells_what_stands_in_a_block_that_is_not_valid_any_more(
 
 def test_a_block_that_stores_nothing_is_refused():
     """A block that cannot store files, such as credentials, is refused."""
-    with pytest.raises(StorageError, match="test-nowhere/x is no storage"):
+    with pytest.raises(StorageError, match="test-nowhere/x cannot store files"):
         block_storage(Nowhere(), "test-nowhere/x")
 
 

@@ -17,6 +17,6 @@ async def test_outputs_without_end_are_not_fetched(sandbox):
     generation = Generation(task_id="t", status=Status.SUCCEEDED, outputs=urls)
     finished = Finished(generation=generation, polls=1, waited=0.0)
     submission = Submission(idempotency_key="k", task_id="t", submitted_at=MOMENT)
-    with pytest.raises(InvalidOutput, match=f"names more than {MAX_OUTPUTS} outputs"):
+    with pytest.raises(InvalidOutput, match=f"lists more than {MAX_OUTPUTS} outputs"):
         await afetch_output.fn(submission, finished, None, None)
     assert sandbox.requests == []

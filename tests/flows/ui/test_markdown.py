@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from prefect_cometapi.flows import collect, generate_batch
-from prefect_cometapi.flows.ui.formatting import plain
+from prefect_cometapi.flows.ui.formatting import escape_markdown
 
 from ...runway.static_server import answering
 
@@ -34,13 +34,13 @@ def active(text: str) -> set[str]:
 @example("<https://evil.example>")
 def test_no_text_is_more_than_text(text):
     """Untrusted text is never active Markdown, however it is written."""
-    assert active(plain(text)) == set()
+    assert active(escape_markdown(text)) == set()
 
 
 @pytest.mark.parametrize("text", ["sku-17/november", "InvalidRequest: no cats (HTTP 400)", "50 %"])
 def test_usual_words_are_left_as_they_are(text):
     """Ordinary words stay unchanged, as they are also read outside the UI."""
-    assert plain(text) == text
+    assert escape_markdown(text) == text
 
 
 @pytest.mark.server
