@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import load
 from contestants import CONTESTANTS
-from measuring import Course, Figures, Server, prefect, race
+from measuring import Conditions, Figures, Server, prefect, race
 from service import draw_clip, lean_process
 
 from tests.chaos.harness import markdown
@@ -65,23 +65,23 @@ class Row:
 
 
 ROWS = (
-    Row("seconds", lambda f, _: f.told.seconds),
+    Row("seconds", lambda f, _: f.report.seconds),
     Row("seconds on top of the rendering", lambda f, _: f.on_top),
     Row("seconds until the process ended", lambda f, _: f.ended),
     Row("CPU seconds", lambda f, _: f.cpu),
     Row("CPU milliseconds per item", lambda f, items: 1000 * f.cpu / items),
-    Row("peak memory, MB", lambda f, _: f.told.peak / MEGABYTE, "{:.0f}"),
-    Row("- before the first item, MB", lambda f, _: f.told.memory_before / MEGABYTE, "{:.0f}"),
+    Row("peak memory, MB", lambda f, _: f.report.peak / MEGABYTE, "{:.0f}"),
+    Row("- before the first item, MB", lambda f, _: f.report.memory_before / MEGABYTE, "{:.0f}"),
     Row("polls per item", lambda f, items: f.service.polls / items, "{:.2f}"),
     Row("mean detection lag, s", lambda f, _: f.service.lag_mean, "{:.2f}"),
     Row("p95 detection lag, s", lambda f, _: f.service.lag_p95, "{:.2f}"),
     Row("seconds to submit all", lambda f, _: f.service.submitting, compared=False),
-    Row("Prefect events per item", lambda f, items: f.kept.events / items, "{:.2f}"),
-    Row("Prefect task runs per item", lambda f, items: f.kept.task_runs / items, "{:.2f}"),
-    Row("Prefect log lines per item", lambda f, items: f.kept.logs / items, "{:.2f}"),
-    Row("Prefect database bytes per item", lambda f, items: f.kept.size / items, "{:,.0f}"),
+    Row("Prefect events per item", lambda f, items: f.database.events / items, "{:.2f}"),
+    Row("Prefect task runs per item", lambda f, items: f.database.task_runs / items, "{:.2f}"),
+    Row("Prefect log lines per item", lambda f, items: f.database.logs / items, "{:.2f}"),
+    Row("Prefect database bytes per item", lambda f, items: f.database.size / items, "{:,.0f}"),
     Row("jobs accepted", lambda f, _: f.service.accepted, "{:.0f}", compared=False),
-    Row("whole files in place", lambda f, _: f.whole, "{:.0f}", compared=False),
+    Row("complete files in place", lambda f, _: f.complete, "{:.0f}", compared=False),
     Row("service busy, % of a core", lambda f, _: 100 * f.service.cpu / f.ended, compared=False),
     Row("- late at most, ms", lambda f, _: 1000 * f.service.late, "{:.0f}", compared=False),
 )
@@ -91,12 +91,12 @@ ROWS = (
 class Goal:
     """Goal of the benchmark: its name, the figure reached, and whether that suffices."""
 
-    what: str
-    came_to: str
+    name: str
+    reached: str
     met: bool
 
     def __str__(self) -> str:
-        return f"- {self.what}: {self.came_to}, {'met' if self.met else '**missed**'}"
+        return f"- {self.name}: {self.reached}, {'met' if self.met else '**missed**'}"
 
 
 def goals(races: Mapping[int, Race]) -> Iterator[Goal]:
@@ -124,20 +124,20 @@ def _goals_at(items: int, sound: Mapping[str, Figures]) -> Iterator[Goal]:
             yield _at_most(f"{which}: time on top", known.on_top / base.on_top, 0.75, TIMES)
             yield _at_most(f"{which}: polls", polls, 0.5, TIMES)
     if (bare := sound.get("bare")) and (floor := sound.get("floor")):
-        over = (ours.told.seconds - bare.told.seconds) / floor.told.seconds
+        over = (ours.report.seconds - bare.report.seconds) / floor.report.seconds
         over_cpu = (ours.cpu - bare.cpu) / floor.cpu
         which = f"{items:,} items, over bare, as a share of Prefect's floor"
         yield _at_most(f"{which}: time", over, 1.25, TIMES)
         yield _at_most(f"{which}: CPU", over_cpu, 1.25, TIMES)
-    peak = ours.told.peak / MEGABYTE
+    peak = ours.report.peak / MEGABYTE
     yield _at_most(f"{items:,} items: peak memory", peak, 200 if items <= 1000 else 400, " MB")
-    exact = ours.service.accepted == ours.whole == ours.service.downloads == items
+    exact = ours.service.accepted == ours.complete == ours.service.downloads == items
     what = f"{items:,} items: bought, downloaded and stored once each"
     yield Goal(what, "yes" if exact else "no", exact)
 
 
-def _at_most(what: str, came_to: float, limit: float, unit: str) -> Goal:
-    return Goal(f"{what} at most {limit:g}{unit}", f"{came_to:.2f}{unit}", came_to <= limit)
+def _at_most(what: str, reached: float, limit: float, unit: str) -> Goal:
+    return Goal(f"{what} at most {limit:g}{unit}", f"{reached:.2f}{unit}", reached <= limit)
 
 
 def shown(items: int, race_: Race) -> str:
@@ -158,20 +158,20 @@ def shown(items: int, race_: Race) -> str:
     return "\n\n".join(lines)
 
 
-async def _median(who: str, course: Course, server: Server, rounds: int) -> Figures | str:
+async def _median(who: str, conditions: Conditions, server: Server, rounds: int) -> Figures | str:
     """Return all figures of the round with the median time."""
     found: list[Figures] = []
     for number in range(rounds):
-        figures = await race(who, course, server)
+        figures = await race(who, conditions, server)
         if isinstance(figures, str):
             return figures
         found.append(figures)
-        spent = f"{figures.told.seconds:.1f} s, {figures.whole} of {course.items} files"
-        _tell(f"  {course.items} items, {who}, round {number + 1}: {spent}")
-    return sorted(found, key=lambda figures: figures.told.seconds)[len(found) // 2]
+        spent = f"{figures.report.seconds:.1f} s, {figures.complete} of {conditions.items} files"
+        _log(f"  {conditions.items} items, {who}, round {number + 1}: {spent}")
+    return sorted(found, key=lambda figures: figures.report.seconds)[len(found) // 2]
 
 
-def _tell(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -191,47 +191,48 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _command(asked: argparse.Namespace) -> str:
-    words = ["python benchmarks/batch.py", "--items", *map(str, asked.items)]
-    words += [f"--in-flight {asked.in_flight}", f"--rendering {asked.rendering:g}"]
-    words += [f"--variation {asked.variation:g}"] if asked.variation else []
-    words += [f"--seed {asked.seed}"] if asked.seed != 1 else []
-    words += [f"--rounds {asked.rounds}"] if asked.rounds > 1 else []
-    words += ["--database postgres"] if asked.database == "postgres" else []
-    return " ".join([*words, "--who", *asked.who])
+def _command(options: argparse.Namespace) -> str:
+    words = ["python benchmarks/batch.py", "--items", *map(str, options.items)]
+    words += [f"--in-flight {options.in_flight}", f"--rendering {options.rendering:g}"]
+    words += [f"--variation {options.variation:g}"] if options.variation else []
+    words += [f"--seed {options.seed}"] if options.seed != 1 else []
+    words += [f"--rounds {options.rounds}"] if options.rounds > 1 else []
+    words += ["--database postgres"] if options.database == "postgres" else []
+    return " ".join([*words, "--who", *options.who])
 
 
-async def run(asked: argparse.Namespace) -> str:
+async def run(options: argparse.Namespace) -> str:
     """Run all contestants and return the section of the page."""
     races: dict[int, dict[str, Figures | str]] = {}
     with tempfile.TemporaryDirectory(prefix="cometapi-benchmark-") as folder:
         clip = draw_clip(Path(folder) / "clip.mp4")
         with lean_process(clip) as url:
             capacity = load.shown(await load.measure(url, load.CONNECTIONS))
-        _tell(f"the service takes, over {load.CONNECTIONS} connections\n{capacity}")
-        for items in asked.items:
-            course = Course(
+        _log(f"the service takes, over {load.CONNECTIONS} connections\n{capacity}")
+        for items in options.items:
+            conditions = Conditions(
                 items=items,
-                in_flight=min(items, asked.in_flight),
-                rendering=asked.rendering,
-                variation=asked.variation,
-                seed=asked.seed,
+                in_flight=min(items, options.in_flight),
+                rendering=options.rendering,
+                variation=options.variation,
+                seed=options.seed,
                 clip=clip,
             )
-            async with prefect(asked.database) as server:
+            async with prefect(options.database) as server:
                 races[items] = {
-                    who: await _median(who, course, server, asked.rounds) for who in asked.who
+                    who: await _median(who, conditions, server, options.rounds)
+                    for who in options.who
                 }
         size = clip.stat().st_size / 1000
-    sizes = " and ".join(f"{items:,}" for items in asked.items)
+    sizes = " and ".join(f"{items:,}" for items in options.items)
     parts = [
         f"## A batch of {sizes} videos",
-        _ABOUT.format(command=_command(asked), size=size),
+        _ABOUT.format(command=_command(options), size=size),
         markdown.machine(*PACKAGES),
         f"What the service takes, over {load.CONNECTIONS} connections:\n\n```\n{capacity}\n```",
     ]
     for items, race_ in races.items():
-        in_flight = min(items, asked.in_flight)
+        in_flight = min(items, options.in_flight)
         parts += [f"### {items:,} items, {in_flight:,} in flight", shown(items, race_)]
     reached = [str(goal) for goal in goals(races)]
     if reached:
@@ -254,12 +255,12 @@ first poll that says so."""
 
 def main() -> None:
     """Run, print, and write the report."""
-    asked = arguments()
-    page = asked.report and asked.report.absolute()
-    text = asyncio.run(run(asked))
+    options = arguments()
+    page = options.report and options.report.absolute()
+    text = asyncio.run(run(options))
     print(f"\n{text}")
     if page:
-        markdown.put_section(page, f"batch {' '.join(map(str, asked.items))}", text)
+        markdown.put_section(page, f"batch {' '.join(map(str, options.items))}", text)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,13 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--report", type=Path)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     quiet: list[float] = []
     cancelled: list[float] = []
     async with workbench(COMETAPI_POLL_INTERVAL="0.2") as bench:
-        for first in range(0, chosen.runs, TOGETHER):
+        for first in range(0, options.runs, TOGETHER):
             await _cancel_some(bench, f"cancelled-{first}", quiet, cancelled)
-    command = f"`python benchmarks/cancelled.py --runs {chosen.runs}`"
+    command = f"`python benchmarks/cancelled.py --runs {options.runs}`"
     last, most = statistics.median(quiet), max(quiet)
     ended, latest = statistics.median(cancelled), max(cancelled)
     text = (
@@ -47,8 +47,8 @@ async def main() -> None:
         "`collect`, with a note that it goes on upstream.\n"
     )
     print(text)
-    if chosen.report:
-        markdown.put_section(ROOT / chosen.report, "cancelled", text)
+    if options.report:
+        markdown.put_section(ROOT / options.report, "cancelled", text)
 
 
 async def _cancel_some(bench: Bench, kind: str, quiet: list[float], cancelled: list[float]) -> None:

@@ -2,7 +2,7 @@
 """Ways to make a batch of videos, each in a process of its own, and all with the same duties.
 
 Each contestant submits, waits, downloads to a temporary file, demuxes it to its end, syncs it to
-the disk and renames it into place. `batch.py` starts this file once for each. A contestant prints
+the disk and gives it its final name. `batch.py` starts this file once for each. A contestant prints
 ``ready`` once everything is imported and Prefect has been used once, and begins at the word ``go``.
 """
 
@@ -51,13 +51,13 @@ class Spec:
     in_flight: int
     folder: str
 
-    def place(self, number: int) -> Path:
+    def path_of(self, number: int) -> Path:
         """Return the path of a video."""
         return Path(self.folder) / f"{number}.mp4"
 
 
 @dataclass(frozen=True)
-class Told:
+class Report:
     """Report that a contestant prints at its end.
 
     Attributes:
@@ -93,8 +93,8 @@ def rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def publish(part: Path, place: Path) -> None:
-    """Make a downloaded file visible once it is certain to be a whole video, and on the disk.
+def publish(part: Path, path: Path) -> None:
+    """Make a downloaded file visible once it is certainly a complete video and on the disk.
 
     Raises:
         ValueError: It is cut off.
@@ -113,7 +113,7 @@ def publish(part: Path, place: Path) -> None:
         raise ValueError(f"{part} is cut off")
     with part.open("rb") as file:
         os.fsync(file.fileno())
-    part.replace(place)
+    part.replace(path)
 
 
 def threads(spec: Spec) -> Callable[[], int]:
@@ -139,14 +139,14 @@ def threads(spec: Spec) -> Callable[[], int]:
             duration=row["duration"],
         )
         finished = created.wait_for_task_output()
-        place = spec.place(number)
-        part = place.with_suffix(".part")
+        path = spec.path_of(number)
+        part = path.with_suffix(".part")
         with http.stream("GET", finished.output[0]) as response, part.open("wb") as file:
             response.raise_for_status()
             for chunk in response.iter_bytes():
                 file.write(chunk)
-        publish(part, place)
-        return str(place)
+        publish(part, path)
+        return str(path)
 
     runner: Any = ThreadPoolTaskRunner(max_workers=spec.in_flight)
 
@@ -174,23 +174,23 @@ def bare(spec: Spec) -> Callable[[], int]:
         while True:
             await asyncio.sleep(INTERVAL * (1 + 0.1 * random.random()))
             async with calls:
-                told = await http.get(f"/runwayml/v1/tasks/{task_id}")
-            state = told.raise_for_status().json()
+                reply = await http.get(f"/runwayml/v1/tasks/{task_id}")
+            state = reply.raise_for_status().json()
             if state["status"] == "SUCCEEDED":
                 break
             if state["status"] in {"FAILED", "CANCELLED"}:
                 raise RuntimeError(state)
-        place = spec.place(number)
-        part = place.with_suffix(".part")
+        path = spec.path_of(number)
+        part = path.with_suffix(".part")
         async with calls, http.stream("GET", state["output"][0]) as response:
             response.raise_for_status()
             with part.open("wb") as file:
                 async for chunk in response.aiter_bytes():
                     file.write(chunk)
-        await asyncio.to_thread(publish, part, place)
+        await asyncio.to_thread(publish, part, path)
 
     async def make_videos() -> int:
-        places, calls = asyncio.Semaphore(spec.in_flight), asyncio.Semaphore(CALLS)
+        slots, calls = asyncio.Semaphore(spec.in_flight), asyncio.Semaphore(CALLS)
         async with httpx.AsyncClient(
             base_url=spec.url,
             headers={"Authorization": f"Bearer {KEY}", "X-Runway-Version": "2024-11-06"},
@@ -199,7 +199,7 @@ def bare(spec: Spec) -> Callable[[], int]:
         ) as http:
 
             async def one(number: int, row: dict[str, Any]) -> None:
-                async with places:
+                async with slots:
                     await make_video(http, calls, number, row)
 
             work = (one(number, row) for number, row in enumerate(rows(spec.items)))
@@ -313,14 +313,14 @@ def main() -> None:
     sys.stdin.readline()
     cpu_before, memory_before, started = cpu_seconds(), memory("VmRSS"), time.perf_counter()
     succeeded = run()
-    told = Told(
+    report = Report(
         succeeded=succeeded,
         seconds=time.perf_counter() - started,
         cpu_before=cpu_before,
         memory_before=memory_before,
         peak=memory("VmHWM"),
     )
-    print(json.dumps(asdict(told)), flush=True)
+    print(json.dumps(asdict(report)), flush=True)
 
 
 if __name__ == "__main__":

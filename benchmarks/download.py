@@ -62,9 +62,9 @@ async def fetch(url: str, folder: Path, count: int) -> Fetched:
     tls_context()
     host = urlsplit(url).hostname or ""
     before, cpu, started = memory("VmRSS"), cpu_seconds(), time.perf_counter()
-    places = [folder / f"{number}.mp4" for number in range(count)]
+    paths = [folder / f"{number}.mp4" for number in range(count)]
     async with AssetClients() as clients:
-        await asyncio.gather(*(download(clients, url, place, trusted={host}) for place in places))
+        await asyncio.gather(*(download(clients, url, path, trusted={host}) for path in paths))
     seconds = time.perf_counter() - started
     return Fetched(seconds, cpu_seconds() - cpu, before, memory("VmHWM"))
 
@@ -76,16 +76,16 @@ def ours(url: str, folder: Path, count: int = 1) -> Fetched:
     return Fetched(**json.loads(done.stdout))
 
 
-def curl(url: str, place: Path) -> tuple[Fetched, float]:
+def curl(url: str, path: Path) -> tuple[Fetched, float]:
     """Download a file with curl; time it to its own end and until the file is on the disk."""
     started = time.perf_counter()
-    process = subprocess.Popen(["curl", "-sS", "--fail", "-o", str(place), url])
+    process = subprocess.Popen(["curl", "-sS", "--fail", "-o", str(path), url])
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"curl ended with {process.returncode}")
     seconds = time.perf_counter() - started
-    with place.open("rb") as file:
+    with path.open("rb") as file:
         os.fsync(file.fileno())
     return Fetched(seconds, used.ru_utime + used.ru_stime), time.perf_counter() - started
 
@@ -101,7 +101,7 @@ class Round:
 
 def compare(megabytes: int, rounds: int, folder: Path) -> list[Round]:
     """Fetch a file with each contestant in turn."""
-    found: list[Round] = []
+    rounds_: list[Round] = []
     with script_process("files.py", megabytes * MEGABYTE) as url:
         curl(url, folder / "curl")  # The first fetch only warms the server's page cache.
         for _ in range(rounds):
@@ -109,19 +109,19 @@ def compare(megabytes: int, rounds: int, folder: Path) -> list[Round]:
             (folder / "curl").unlink()
             mine = ours(url, folder)
             (folder / "0.mp4").unlink()
-            found.append(Round(mine, plain, on_disk))
-    return found
+            rounds_.append(Round(mine, plain, on_disk))
+    return rounds_
 
 
 def many(megabytes: int, count: int, folder: Path) -> Fetched:
     """Fetch a file many times at once."""
     with script_process("files.py", megabytes * MEGABYTE) as url:
         fetched = ours(url, folder, count)
-    sizes = {place.stat().st_size for place in folder.glob("*.mp4")}
+    sizes = {path.stat().st_size for path in folder.glob("*.mp4")}
     if sizes != {megabytes * MEGABYTE}:
         raise SystemExit(f"files of {sizes} bytes arrived")
-    for place in folder.glob("*.mp4"):
-        place.unlink()
+    for path in folder.glob("*.mp4"):
+        path.unlink()
     return fetched
 
 
@@ -197,21 +197,21 @@ def main() -> None:
     add("--report", type=Path, metavar="FILE", help="Markdown page to write the figures to")
     for hidden in ("--fetch", "--into", "--count"):
         add(hidden, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.fetch:
-        done = asyncio.run(fetch(asked.fetch, Path(asked.into), int(asked.count)))
+    options = parser.parse_args()
+    if options.fetch:
+        done = asyncio.run(fetch(options.fetch, Path(options.into), int(options.count)))
         print(json.dumps(asdict(done)))
         return
     if not shutil.which("curl"):
         raise SystemExit("curl is not installed (apt-get install curl)")
-    page = asked.report and asked.report.absolute()
+    page = options.report and options.report.absolute()
     command = "python benchmarks/download.py"
-    command += f" --megabytes {asked.megabytes} --rounds {asked.rounds}"
+    command += f" --megabytes {options.megabytes} --rounds {options.rounds}"
     with tempfile.TemporaryDirectory(prefix="cometapi-benchmark-") as name:
         folder = Path(name)
-        rounds = compare(asked.megabytes, asked.rounds, folder)
+        rounds = compare(options.megabytes, options.rounds, folder)
         small, at_once = many(SMALL, 1, folder), many(SMALL, AT_ONCE, folder)
-    text = shown(command, asked.megabytes, rounds, small, at_once)
+    text = shown(command, options.megabytes, rounds, small, at_once)
     print(text)
     if page:
         markdown.put_section(page, "download", text)

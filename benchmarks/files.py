@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import BinaryIO
 
-from plain_http import Answer, Asked, Part, as_json, serve
+from plain_http import Part, Request, Response, as_json, serve
 
 from prefect_cometapi.sandbox.clips.serving import byte_range
 
@@ -28,19 +28,19 @@ class Files:
         self._file = file
         self._size = size
 
-    def answer(self, asked: Asked) -> Answer:
+    def answer(self, request: Request) -> Response:
         """Return the response with the file or the requested part of it."""
-        if asked.method not in {"GET", "HEAD"}:
+        if request.method not in {"GET", "HEAD"}:
             return as_json({"error": "GET it"}, 405)
         headers = {"Content-Type": "video/mp4", "ETag": ETAG, "Accept-Ranges": "bytes"}
-        wanted = asked.header("range")
-        if wanted and (asked.header("if-range") or ETAG) == ETAG:
-            part = byte_range(wanted, self._size)
+        range_header = request.header("range")
+        if range_header and (request.header("if-range") or ETAG) == ETAG:
+            part = byte_range(range_header, self._size)
             if isinstance(part, tuple):
                 first, last = part
                 headers["Content-Range"] = f"bytes {first}-{last}/{self._size}"
-                return Answer(206, Part(self._file, first, last - first + 1), headers)
-        return Answer(200, Part(self._file, 0, self._size), headers)
+                return Response(206, Part(self._file, first, last - first + 1), headers)
+        return Response(200, Part(self._file, 0, self._size), headers)
 
 
 def main() -> None:

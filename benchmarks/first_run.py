@@ -42,7 +42,7 @@ def main() -> None:
     usual_signals()
     parser = argparse.ArgumentParser()
     parser.add_argument("--report", type=Path)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, Sandbox() as sandbox:
         folder = Path(name)
         installing = install(build_wheel(folder), folder / "venv")
@@ -61,8 +61,8 @@ def main() -> None:
     ]
     text = "\n".join([*head, "", "| | |", "| --- | --- |", *rows, total, ""])
     print(text)
-    if chosen.report:
-        markdown.put_section(ROOT / chosen.report, "first run", text)
+    if options.report:
+        markdown.put_section(ROOT / options.report, "first run", text)
 
 
 if __name__ == "__main__":

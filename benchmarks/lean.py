@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from plain_http import Answer, Asked, as_json, serve
+from plain_http import Request, Response, as_json, serve
 from pydantic import BaseModel, ValidationError
 
 from prefect_cometapi.sandbox.api.auth import refusal_of
@@ -57,10 +57,10 @@ def rendering_times(mean: float, variation: float, seed: int) -> Iterator[float]
         variation: Standard deviation as a share of the mean; 0 makes all times equal.
         seed: Seed of the draws.
     """
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     sigma = math.sqrt(math.log(1 + variation**2))
     while True:
-        yield dice.lognormvariate(math.log(mean) - sigma**2 / 2, sigma) if mean else 0.0
+        yield rng.lognormvariate(math.log(mean) - sigma**2 / 2, sigma) if mean else 0.0
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Job:
     downloads: int = 0
 
 
-class Lean:
+class LeanService:
     """Stand-in for CometAPI.
 
     Args:
@@ -96,39 +96,39 @@ class Lean:
         self._times = self._draw()
         self._jobs: dict[str, Job] = {}
         self._late = 0.0
-        self._began = time.process_time()
+        self._started = time.process_time()
 
-    def answer(self, asked: Asked) -> Answer:
+    def answer(self, request: Request) -> Response:
         """Return the response to a request."""
-        path, _, _ = asked.path.partition("?")
+        path, _, _ = request.path.partition("?")
         try:
             if path.startswith("/runwayml/v1/"):
-                return as_json(self._runway(asked, path.removeprefix("/runwayml/v1/")))
-            if path.startswith("/assets/") and asked.method in {"GET", "HEAD"}:
-                return self._asset(asked, path)
+                return as_json(self._runway(request, path.removeprefix("/runwayml/v1/")))
+            if path.startswith("/assets/") and request.method in {"GET", "HEAD"}:
+                return self._asset(request, path)
             if path == "/_stats":
-                if asked.method == "DELETE":
+                if request.method == "DELETE":
                     self._forget()
                 return as_json(self.stats())
-        except ApiFailure as refused:
-            return as_json(refused.body, refused.status)
-        return as_json(no_such_route(asked.method, path), 404)
+        except ApiFailure as failure:
+            return as_json(failure.body, failure.status)
+        return as_json(no_such_route(request.method, path), 404)
 
-    def _runway(self, asked: Asked, route: str) -> dict[str, Any]:
-        scheme, _, key = asked.header("authorization").partition(" ")
+    def _runway(self, request: Request, route: str) -> dict[str, Any]:
+        scheme, _, key = request.header("authorization").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise unauthorized()
-        if asked.method == "GET" and route.startswith("tasks/"):
-            return self._task(route.removeprefix("tasks/"), asked.header("host"))
-        if asked.method == "POST" and route in _BODIES:
-            return self._create(asked, route)
-        raise ApiFailure(404, no_such_route(asked.method, asked.path))
+        if request.method == "GET" and route.startswith("tasks/"):
+            return self._task(route.removeprefix("tasks/"), request.header("host"))
+        if request.method == "POST" and route in _BODIES:
+            return self._create(request, route)
+        raise ApiFailure(404, no_such_route(request.method, request.path))
 
-    def _create(self, asked: Asked, route: str) -> dict[str, Any]:
-        if not asked.header("x-runway-version"):
+    def _create(self, request: Request, route: str) -> dict[str, Any]:
+        if not request.header("x-runway-version"):
             raise invalid_request("X-Runway-Version: Field required")
         try:
-            _BODIES[route].model_validate_json(asked.body)
+            _BODIES[route].model_validate_json(request.body)
         except ValidationError as error:
             raise refusal_of(
                 [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
@@ -160,28 +160,28 @@ class Lean:
             )
         )
 
-    def _asset(self, asked: Asked, path: str) -> Answer:
+    def _asset(self, request: Request, path: str) -> Response:
         job = self._jobs.get(path.split("/")[2])
         if job is None or job.learned is None:
             return as_json({"error": "NoSuchKey"}, 404)
-        job.downloads += asked.method == "GET"
+        job.downloads += request.method == "GET"
         headers = {"Content-Type": "video/mp4", "ETag": self._etag, "Accept-Ranges": "bytes"}
-        wanted = asked.header("range")
-        if wanted and (asked.header("if-range") or self._etag) == self._etag:
-            part = byte_range(wanted, len(self._clip))
+        range_header = request.header("range")
+        if range_header and (request.header("if-range") or self._etag) == self._etag:
+            part = byte_range(range_header, len(self._clip))
             if isinstance(part, tuple):
                 first, last = part
                 headers["Content-Range"] = f"bytes {first}-{last}/{len(self._clip)}"
-                return Answer(206, self._clip[first : last + 1], headers)
-        return Answer(200, self._clip, headers)
+                return Response(206, self._clip[first : last + 1], headers)
+        return Response(200, self._clip, headers)
 
     def stats(self) -> dict[str, Any]:
         """Return the statistics so far."""
         jobs = list(self._jobs.values())
         polls = [job.polls for job in jobs]
         lags = sorted(job.learned - job.accepted - job.takes for job in jobs if job.learned)
-        began = min((job.accepted for job in jobs), default=0.0)
-        seen = Stats(
+        started = min((job.accepted for job in jobs), default=0.0)
+        stats = Stats(
             accepted=len(jobs),
             polls=sum(polls),
             most_polls=max(polls, default=0),
@@ -190,12 +190,12 @@ class Lean:
             lag_p95=lags[math.ceil(0.95 * len(lags)) - 1] if lags else 0.0,
             lag_max=max(lags, default=0.0),
             downloads=sum(job.downloads for job in jobs),
-            submitting=max((job.accepted for job in jobs), default=0.0) - began,
-            last_ready=max((job.accepted + job.takes for job in jobs), default=0.0) - began,
-            cpu=time.process_time() - self._began,
+            submitting=max((job.accepted for job in jobs), default=0.0) - started,
+            last_ready=max((job.accepted + job.takes for job in jobs), default=0.0) - started,
+            cpu=time.process_time() - self._started,
             late=self._late,
         )
-        return asdict(seen)
+        return asdict(stats)
 
     async def watch(self) -> None:
         """Record the highest lag of the event loop, which bounds how long a request had to wait."""
@@ -245,9 +245,9 @@ def main() -> None:
     parser.add_argument("--rendering", type=float, default=20.0, help="seconds, mean")
     parser.add_argument("--variation", type=float, default=0.0, help="deviation / mean")
     parser.add_argument("--seed", type=int, default=1, help="of the rendering times")
-    asked = parser.parse_args()
-    times = partial(rendering_times, asked.rendering, asked.variation, asked.seed)
-    service = Lean(asked.clip.read_bytes(), times)
+    options = parser.parse_args()
+    times = partial(rendering_times, options.rendering, options.variation, options.seed)
+    service = LeanService(options.clip.read_bytes(), times)
     serve(service.answer, service.watch)
 
 

@@ -158,9 +158,8 @@ class Waiting:
 
 async def measure(pairs: int, ledger: Ledger) -> tuple[list[float], list[float], Waiting]:
     """Return the milliseconds of each flow with and without the ledger, and those spent in it."""
-    from prefect_cometapi.flows import aimage_to_video, generate
-    from prefect_cometapi.flows.runtime import ledger_access as flows_ledger
-    from prefect_cometapi.flows.steps import bodies
+    from prefect_cometapi.flows import aimage_to_video
+    from prefect_cometapi.flows.runtime import run_context
 
     waiting = Waiting()
 
@@ -168,9 +167,7 @@ async def measure(pairs: int, ledger: Ledger) -> tuple[list[float], list[float],
         async def chosen(*_args: Any) -> Any:
             return which
 
-        flows_ledger.open_ledger = chosen
-        generate.open_ledger = chosen  # pyright: ignore[reportPrivateImportUsage]
-        bodies.open_ledger = chosen  # pyright: ignore[reportPrivateImportUsage]
+        run_context.open_ledger = chosen  # pyright: ignore[reportPrivateImportUsage]
         started = time.perf_counter()
         result = await aimage_to_video(IMAGE, idempotency_key=key)
         assert result.videos

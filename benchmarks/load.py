@@ -151,8 +151,8 @@ async def ask(
     url: str, connections: int, requests: list[bytes], seconds: float
 ) -> tuple[Rate, list[bytes]]:
     """Send requests in turn for some seconds; return the rate and some of the response bodies."""
-    place = urlsplit(url)
-    host, port = place.hostname or "", place.port or 80
+    address = urlsplit(url)
+    host, port = address.hostname or "", address.port or 80
     before = await asyncio.to_thread(_cpu, url)
     end = time.perf_counter() + seconds
 
@@ -195,7 +195,7 @@ async def _assets(url: str, polls: list[bytes]) -> list[bytes]:
     _, bodies = await ask(url, 1, polls, 0.5)
     outputs = [json.loads(body).get("output") for body in bodies]
     addresses = [urlsplit(output[0]) for output in outputs if output]
-    return [_request(url, "GET", f"{place.path}?{place.query}") for place in addresses]
+    return [_request(url, "GET", f"{address.path}?{address.query}") for address in addresses]
 
 
 def shown(rates: dict[str, Rate]) -> str:
@@ -215,11 +215,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("connections", type=int, nargs="?", default=CONNECTIONS)
     parser.add_argument("--sandbox", action="store_true")
-    asked = parser.parse_args()
-    service: AbstractContextManager[str] = sandbox_process() if asked.sandbox else lean_process()
+    options = parser.parse_args()
+    service: AbstractContextManager[str] = sandbox_process() if options.sandbox else lean_process()
     with service as url:
-        rates = asyncio.run(measure(url, asked.connections))
-    print(f"over {asked.connections} connections")
+        rates = asyncio.run(measure(url, options.connections))
+    print(f"over {options.connections} connections")
     print(shown(rates))
 
 

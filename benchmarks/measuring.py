@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from threading import Timer
 from typing import Any, Literal, Protocol
 from urllib.request import urlopen
 
-from contestants import KEY, Spec, Told
+from contestants import KEY, Report, Spec
 from lean import Stats, rendering_times
 from service import HERE, lean_process
 
@@ -33,11 +33,11 @@ SETTLED_BY = 90.0
 LONGEST = 1800.0
 """Seconds beyond ten times the rendering after which a contestant counts as hung."""
 
-Kept = Literal["sqlite", "postgres"]
+DatabaseKind = Literal["sqlite", "postgres"]
 
 
 @dataclass(frozen=True)
-class Course:
+class Conditions:
     """Conditions that all contestants of a run share. Times are in seconds.
 
     Attributes:
@@ -56,12 +56,12 @@ class Course:
     seed: int
     clip: Path
 
-    def least(self) -> float:
+    def shortest(self) -> float:
         """Return the seconds that the jobs take if each free slot is filled at once."""
-        places = [0.0] * min(self.in_flight, self.items)
+        slots = [0.0] * min(self.in_flight, self.items)
         for takes in islice(rendering_times(self.rendering, self.variation, self.seed), self.items):
-            heapq.heapreplace(places, places[0] + takes)
-        return max(places)
+            heapq.heapreplace(slots, slots[0] + takes)
+        return max(slots)
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,22 @@ class Figures:
     """Figures of one contestant.
 
     Attributes:
-        told: Its own report.
+        report: Report of the contestant.
         cpu: Processor seconds from ``go`` to its end as a process.
         ended: Seconds from ``go`` to its end as a process.
         on_top: Seconds beyond those that the jobs took.
         service: Statistics of the service.
-        kept: Growth of the Prefect server's database.
-        whole: Number of files that are in place and equal to the clip.
+        database: Growth of the Prefect server's database.
+        complete: Number of files that are in place and equal to the clip.
     """
 
-    told: Told
+    report: Report
     cpu: float
     ended: float
     on_top: float
     service: Stats
-    kept: Census
-    whole: int
+    database: Census
+    complete: int
 
 
 class _Database(Protocol):
@@ -138,28 +138,26 @@ class Server:
 
 
 @asynccontextmanager
-async def prefect(kept: Kept) -> AsyncIterator[Server]:
+async def prefect(kind: DatabaseKind) -> AsyncIterator[Server]:
     """Start a fresh Prefect server with its database in a temporary folder."""
-    from tests.chaos.harness.servers import prefect_server
-    from tests.postgres import Postgres, binaries
+    from tests.chaos.harness.servers import postgres_server, prefect_server
+    from tests.machine import how_to_get
 
-    async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(_folder()))
-        url, database = None, _SQLite(folder / "prefect.db")
-        if kept == "postgres":
-            found = binaries()
-            if found is None:
-                raise SystemExit("PostgreSQL is not installed (apt-get install postgresql)")
-            postgres = Postgres(found)
-            stack.callback(postgres.remove)
+    with _folder() as name, postgres_server(wanted=kind == "postgres") as postgres:
+        folder = Path(name)
+        if postgres:
             url = postgres.create_database()
             database = _Postgres(postgres, url)
-        api = await stack.enter_async_context(prefect_server(folder, url))
-        _stand_back()
-        yield Server(api, database)
+        elif kind == "postgres":
+            raise SystemExit(how_to_get("PostgreSQL", "postgresql"))
+        else:
+            url, database = None, _SQLite(folder / "prefect.db")
+        async with prefect_server(folder, url) as api:
+            _lower_priority()
+            yield Server(api, database)
 
 
-def _stand_back() -> None:
+def _lower_priority() -> None:
     """Lower the priority of the child processes, so that they run only on an idle processor.
 
     Prefect's server takes 40 ms of a processor for a task run, whatever its client. In
@@ -187,12 +185,9 @@ def _settled(database: _Database) -> Census:
 
 def _environment(folder: Path, api: str, url: str) -> dict[str, str]:
     """Return an environment without the machine's own settings, which must not matter."""
-    own = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PREFECT_", "COMETAPI_", "RUNWAYML_"))
-    }
-    return own | {
+    from tests.chaos.harness.processes import SETTINGS_PREFIXES, inherited_environment
+
+    return inherited_environment(*SETTINGS_PREFIXES, "RUNWAYML_") | {
         "PREFECT_API_URL": api,
         "PREFECT_HOME": str(folder / "home"),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -208,26 +203,26 @@ def _stats(url: str) -> Stats:
         return Stats(**json.load(reply))
 
 
-def _whole(folder: Path, clip: Path) -> int:
-    wanted = hashlib.sha256(clip.read_bytes()).digest()
-    found = folder.rglob("*.mp4")
-    return sum(hashlib.sha256(path.read_bytes()).digest() == wanted for path in found)
+def _count_complete(folder: Path, clip: Path) -> int:
+    expected = hashlib.sha256(clip.read_bytes()).digest()
+    files = folder.rglob("*.mp4")
+    return sum(hashlib.sha256(path.read_bytes()).digest() == expected for path in files)
 
 
-def _race(who: str, course: Course, folder: Path, server: Server) -> Figures | str:
+def _race(who: str, conditions: Conditions, folder: Path, server: Server) -> Figures | str:
     counted = server.database.census if who == "bare" else lambda: _settled(server.database)
     videos = folder / "videos"
     videos.mkdir()
     with (
         lean_process(
-            course.clip,
-            rendering=course.rendering,
-            variation=course.variation,
-            seed=course.seed,
+            conditions.clip,
+            rendering=conditions.rendering,
+            variation=conditions.variation,
+            seed=conditions.seed,
         ) as url,
         (folder / "errors").open("w+") as errors,
     ):
-        spec = Spec(url, course.items, course.in_flight, str(videos))
+        spec = Spec(url, conditions.items, conditions.in_flight, str(videos))
         process = subprocess.Popen(
             [sys.executable, str(HERE / "contestants.py"), who, json.dumps(asdict(spec))],
             stdin=subprocess.PIPE,
@@ -248,29 +243,31 @@ def _race(who: str, course: Course, folder: Path, server: Server) -> Figures | s
         if first:
             process.stdin.write("go\n")
             process.stdin.flush()
-        limit = Timer(LONGEST + 10 * course.least(), process.kill)
+        limit = Timer(LONGEST + 10 * conditions.shortest(), process.kill)
         limit.start()
         last = process.stdout.readline()
         limit.cancel()
-        _, _, used = os.wait4(process.pid, 0)
+        _, _, usage = os.wait4(process.pid, 0)
         process.returncode = 0
         ended = time.perf_counter() - started
         process.stdin.close()
         process.stdout.close()
         if not last:
             errors.seek(0)
-            raise SystemExit(f"{who} broke down:\n{errors.read()[-4000:]}")
-        told, seen = Told(**json.loads(last)), _stats(url)
+            raise SystemExit(f"{who} failed:\n{errors.read()[-4000:]}")
+        report, stats = Report(**json.loads(last)), _stats(url)
     after = counted()
-    rendering = 0.0 if not seen.accepted else course.least()
+    rendering = 0.0 if not stats.accepted else conditions.shortest()
     return Figures(
-        told=told,
-        cpu=used.ru_utime + used.ru_stime - told.cpu_before,
+        report=report,
+        cpu=usage.ru_utime + usage.ru_stime - report.cpu_before,
         ended=ended,
-        on_top=told.seconds - rendering,
-        service=seen,
-        kept=Census(*(now - then for now, then in zip(_tuple(after), _tuple(before), strict=True))),
-        whole=_whole(videos, course.clip),
+        on_top=report.seconds - rendering,
+        service=stats,
+        database=Census(
+            *(now - then for now, then in zip(_tuple(after), _tuple(before), strict=True))
+        ),
+        complete=_count_complete(videos, conditions.clip),
     )
 
 
@@ -278,7 +275,7 @@ def _tuple(census: Census) -> tuple[int, ...]:
     return tuple(asdict(census).values())
 
 
-async def race(who: str, course: Course, server: Server) -> Figures | str:
+async def race(who: str, conditions: Conditions, server: Server) -> Figures | str:
     """Run a contestant; return its figures, or the reason why it cannot take part."""
     with _folder() as name:
-        return await asyncio.to_thread(_race, who, course, Path(name), server)
+        return await asyncio.to_thread(_race, who, conditions, Path(name), server)

@@ -23,7 +23,7 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """HTTP request."""
 
     method: str
@@ -47,7 +47,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """HTTP response."""
 
     status: int
@@ -64,16 +64,16 @@ class Answer:
         return f"HTTP/1.1 {self.status} {_REASONS[self.status]}\r\n{lines}\r\n".encode()
 
 
-def as_json(value: Any, status: int = 200) -> Answer:
+def as_json(value: Any, status: int = 200) -> Response:
     """Return a response in JSON."""
-    return Answer(status, json.dumps(value, separators=(",", ":")).encode())
+    return Response(status, json.dumps(value, separators=(",", ":")).encode())
 
 
 class Connection(asyncio.Protocol):
     """Connection that answers each request before it reads the next."""
 
-    def __init__(self, answer: Callable[[Asked], Answer], open_: set["Connection"]) -> None:
-        self._answer = answer
+    def __init__(self, respond: Callable[[Request], Response], open_: set["Connection"]) -> None:
+        self._answer = respond
         self._open = open_
         self._buffer = b""
         self._sending: asyncio.Task[None] | None = None
@@ -103,22 +103,22 @@ class Connection(asyncio.Protocol):
                 return
             self._buffer = rest[length:]
             method, path, _ = head.partition(b"\r\n")[0].decode("latin-1").split(" ", 2)
-            self._send(Asked(method, path, head, rest[:length]), last=bool(_CLOSE.search(head)))
+            self._send(Request(method, path, head, rest[:length]), last=bool(_CLOSE.search(head)))
 
-    def _send(self, asked: Asked, *, last: bool) -> None:
-        answer = self._answer(asked)
-        head = answer.head(last=last)
-        if asked.method == "HEAD":
+    def _send(self, request: Request, *, last: bool) -> None:
+        response = self._answer(request)
+        head = response.head(last=last)
+        if request.method == "HEAD":
             self._transport.write(head)
-        elif isinstance(answer.body, Part):
+        elif isinstance(response.body, Part):
             self._transport.write(head)
-            self._sending = asyncio.create_task(self._send_part(answer.body, last=last))
+            self._sending = asyncio.create_task(self._send_part(response.body, last=last))
             return
-        elif len(answer.body) < LONGEST_HEAD:
-            self._transport.write(head + answer.body)
+        elif len(response.body) < LONGEST_HEAD:
+            self._transport.write(head + response.body)
         else:
             self._transport.write(head)
-            self._transport.write(answer.body)
+            self._transport.write(response.body)
         if last:
             self._transport.close()
 
@@ -137,11 +137,11 @@ class Connection(asyncio.Protocol):
 
 
 async def _serve(
-    answer: Callable[[Asked], Answer], beside: Callable[[], Coroutine[Any, Any, None]] | None
+    respond: Callable[[Request], Response], beside: Callable[[], Coroutine[Any, Any, None]] | None
 ) -> None:
     loop, stop, open_ = asyncio.get_running_loop(), asyncio.Event(), set[Connection]()
     server = await loop.create_server(
-        lambda: Connection(answer, open_), "127.0.0.1", 0, backlog=4096
+        lambda: Connection(respond, open_), "127.0.0.1", 0, backlog=4096
     )
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_reader(sys.stdin, stop.set)  # Standard input ends when the parent process ends.
@@ -154,13 +154,13 @@ async def _serve(
 
 
 def serve(
-    answer: Callable[[Asked], Answer],
+    respond: Callable[[Request], Response],
     beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> None:
     """Answer requests until standard input ends; the first line of output is the address.
 
     Args:
-        answer: Returns the response to a request, without waiting.
+        respond: Returns the response to a request, without waiting.
         beside: Coroutine that also runs in the loop.
     """
-    asyncio.run(_serve(answer, beside))
+    asyncio.run(_serve(respond, beside))

@@ -46,22 +46,22 @@ async def measure(profile: Profile, items: int, clip: Path, folder: Path) -> Mea
     with lean_process(clip, rendering=mean, variation=variation) as url:
         os.environ["COMETAPI_BASE_URL"] = url
         for count, key in ((WARM, "earlier"), (items, "counted")):
-            await asyncio.to_thread(_asked, Request(f"{url}/_stats", method="DELETE"))
+            await asyncio.to_thread(_read, Request(f"{url}/_stats", method="DELETE"))
             name = f"{profile.mean:g}-{profile.cv:g}-{key}"
             await agenerate_batch(rows(count), storage=str(folder / name), idempotency_key=name)
-        seen = await asyncio.to_thread(_asked, f"{url}/_stats")
-    return Means(seen["polls"] / seen["accepted"], SCALE * seen["lag_mean"])
+        stats = await asyncio.to_thread(_read, f"{url}/_stats")
+    return Means(stats["polls"] / stats["accepted"], SCALE * stats["lag_mean"])
 
 
-def _asked(request: str | Request) -> dict[str, Any]:
+def _read(request: str | Request) -> dict[str, Any]:
     with urlopen(request) as reply:
         return json.load(reply)
 
 
-def shown(command: str, items: int, found: Sequence[tuple[Profile, Means]]) -> str:
+def shown(command: str, items: int, results: Sequence[tuple[Profile, Means]]) -> str:
     """Return the section of the page."""
     lines = []
-    for profile, means in found:
+    for profile, means in results:
         least = bound(profile)
         ratio = means.polls * means.lag / least
         lines.append(
@@ -114,11 +114,11 @@ async def run(items: int) -> list[tuple[Profile, Means]]:
                 "COMETAPI_MAX_IN_FLIGHT": str(IN_FLIGHT),
                 "COMETAPI_MAX_ITEMS_WITH_STEP_TASKS": "0",
             }
-            found = []
+            results = []
             for profile in PROFILES:
-                found.append((profile, await measure(profile, items, clip, folder)))
-                print(*found[-1], f"least {bound(profile):.1f}", sep="; ", flush=True)
-            return found
+                results.append((profile, await measure(profile, items, clip, folder)))
+                print(*results[-1], f"least {bound(profile):.1f}", sep="; ", flush=True)
+            return results
 
 
 def main() -> None:
@@ -126,10 +126,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--items", type=int, default=500, metavar="N", help="videos that count")
     parser.add_argument("--report", type=Path, metavar="FILE", help="page to write the section to")
-    asked = parser.parse_args()
-    page = asked.report and asked.report.absolute()
-    command = f"python benchmarks/scaled.py --items {asked.items}"
-    text = shown(command, asked.items, asyncio.run(run(asked.items)))
+    options = parser.parse_args()
+    page = options.report and options.report.absolute()
+    command = f"python benchmarks/scaled.py --items {options.items}"
+    text = shown(command, options.items, asyncio.run(run(options.items)))
     print(f"\n{text}")
     if page:
         markdown.put_section(page, "scaled", text)

@@ -6,7 +6,7 @@
 A server on this machine sends a file of one megabyte to each client at 20 to 50 kB/s. Each row is a
 fresh process with one event loop. A download of this package also computes the SHA-256 and ends
 with the file on the disk. The other rows are the usual handwritten code: a stream into a file,
-and a response that is read as a whole.
+and a response that is read in one piece.
 """
 
 import argparse
@@ -32,14 +32,20 @@ SIZE = 1_000_000
 SLOWEST, FASTEST = 20_000, 50_000
 """Bytes per second."""
 
-BEAT = 0.25
+CHUNK_INTERVAL = 0.25
 """Seconds between two chunks."""
 
-RUNS = [("ours", 10), ("ours", 100), ("ours", 1000), ("stream by hand", 1000), ("whole", 1000)]
+RUNS = [
+    ("ours", 10),
+    ("ours", 100),
+    ("ours", 1000),
+    ("stream by hand", 1000),
+    ("in one piece", 1000),
+]
 
 
 @dataclass(frozen=True)
-class Held:
+class Usage:
     """Resources of a process at most: seconds, bytes, descriptors and threads."""
 
     seconds: float
@@ -50,7 +56,7 @@ class Held:
     threads: int
 
 
-async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def send_slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer one request after the other, chunk by chunk."""
     loop, pace = asyncio.get_running_loop(), random.uniform(SLOWEST, FASTEST)
     try:
@@ -58,9 +64,9 @@ async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
             await reader.readuntil(b"\r\n\r\n")
             head = f"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: {SIZE}\r\n\r\n"
             writer.write(head.encode())
-            began, sent = loop.time() + random.uniform(0, BEAT), 0
+            began, sent = loop.time() + random.uniform(0, CHUNK_INTERVAL), 0
             while sent < SIZE:
-                drop = bytes(min(SIZE - sent, int(pace * BEAT)))
+                drop = bytes(min(SIZE - sent, int(pace * CHUNK_INTERVAL)))
                 writer.write(drop)
                 sent += len(drop)
                 await writer.drain()
@@ -71,32 +77,32 @@ async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 async def serve() -> None:
     """Print the address and serve until standard input ends."""
-    server = await asyncio.start_server(drip, "127.0.0.1", 0, backlog=4096)
+    server = await asyncio.start_server(send_slowly, "127.0.0.1", 0, backlog=4096)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/o.mp4", flush=True)
     await asyncio.to_thread(sys.stdin.read)
 
 
-async def fetch(who: str, url: str, folder: Path, count: int) -> Held:
+async def fetch(who: str, url: str, folder: Path, count: int) -> Usage:
     """Download N files at once and record the resources of this process meanwhile."""
     from prefect_cometapi.runway.http_clients import tls_context
     from prefect_cometapi.runway.media.download import AssetClients, download
 
     tls_context()
     most = {"fd": 0, "task": 0}
-    places = [folder / f"{number}.mp4" for number in range(count)]
+    paths = [folder / f"{number}.mp4" for number in range(count)]
 
     async def watch() -> None:
         while True:
             for what, number in most.items():
                 most[what] = max(number, len(list(Path(f"/proc/self/{what}").iterdir())))
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(CHUNK_INTERVAL)
 
-    async def by_hand(http: httpx.AsyncClient, place: Path) -> None:
-        if who == "whole":
-            place.write_bytes((await http.get(url)).raise_for_status().content)
+    async def by_hand(http: httpx.AsyncClient, path: Path) -> None:
+        if who == "in one piece":
+            path.write_bytes((await http.get(url)).raise_for_status().content)
             return
         async with http.stream("GET", url) as response:
-            with place.open("wb") as file:
+            with path.open("wb") as file:
                 async for chunk in response.raise_for_status().aiter_bytes():
                     file.write(chunk)
 
@@ -105,25 +111,25 @@ async def fetch(who: str, url: str, folder: Path, count: int) -> Held:
     if who == "ours":
         async with AssetClients() as clients:
             trusted = {"127.0.0.1"}
-            await asyncio.gather(*(download(clients, url, to, trusted=trusted) for to in places))
+            await asyncio.gather(*(download(clients, url, to, trusted=trusted) for to in paths))
     else:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(timeout=60, limits=limits, verify=tls_context()) as http:
-            await asyncio.gather(*(by_hand(http, place) for place in places))
+            await asyncio.gather(*(by_hand(http, path) for path in paths))
     seconds = time.perf_counter() - began
     watching.cancel()
-    assert all(place.stat().st_size == SIZE for place in places)
-    return Held(seconds, cpu_seconds() - cpu, before, memory("VmHWM"), most["fd"], most["task"])
+    assert all(path.stat().st_size == SIZE for path in paths)
+    return Usage(seconds, cpu_seconds() - cpu, before, memory("VmHWM"), most["fd"], most["task"])
 
 
-def measured(who: str, count: int, url: str) -> Held:
+def measure(who: str, count: int, url: str) -> Usage:
     """Download N files in a fresh process and return its resources."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, __file__, "--who", who, "--url", url, "--into", folder]
         done = subprocess.run(
             [*words, "--count", str(count)], stdout=subprocess.PIPE, text=True, check=True
         )
-        return Held(**json.loads(done.stdout))
+        return Usage(**json.loads(done.stdout))
 
 
 def table() -> str:
@@ -138,16 +144,16 @@ def table() -> str:
         assert server.stdout
         url = server.stdout.readline().strip()
         for who, count in RUNS:
-            held = measured(who, count, url)
+            usage = measure(who, count, url)
             rows.append(
                 (
                     f"{who}, {count:,} at once",
-                    f"{held.seconds:.0f}",
-                    f"{held.cpu:.1f}",
-                    f"{(held.peak - held.before) / 1e6:.0f}",
-                    f"{(held.peak - held.before) / count / 1e3:.0f}",
-                    f"{held.descriptors:,}",
-                    f"{held.threads}",
+                    f"{usage.seconds:.0f}",
+                    f"{usage.cpu:.1f}",
+                    f"{(usage.peak - usage.before) / 1e6:.0f}",
+                    f"{(usage.peak - usage.before) / count / 1e3:.0f}",
+                    f"{usage.descriptors:,}",
+                    f"{usage.threads}",
                 )
             )
             print("  ".join(rows[-1]), flush=True)
@@ -160,10 +166,10 @@ _SECTION = """## A thousand slow downloads
 
 `python benchmarks/slow_downloads.py`
 
-A server on this machine drips a file of a megabyte at 20 to 50 kB/s to each who asks. Each row is a
-fresh process with one event loop. Ours also takes the SHA-256 and has each file on the disk at its
-end; the others are what is written by hand: a stream into a file, and a reply read as a whole. A
-connection takes two descriptors, with its file.
+A server on this machine sends a file of a megabyte at 20 to 50 kB/s to each client. Each row is a
+fresh process with one event loop. Ours also computes the SHA-256 and has each file on the disk at
+its end; the others are the usual handwritten code: a stream into a file, and a reply read in one
+piece. A connection takes two descriptors, with its file.
 
 {machine}
 
@@ -177,20 +183,20 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     for name in ("--who", "--url", "--into", "--count"):
         parser.add_argument(name, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if asked.serve:
+    if options.serve:
         asyncio.run(serve())
-    elif asked.who:
-        held = asyncio.run(fetch(asked.who, asked.url, Path(asked.into), int(asked.count)))
-        print(json.dumps(asdict(held)))
+    elif options.who:
+        usage = asyncio.run(fetch(options.who, options.url, Path(options.into), int(options.count)))
+        print(json.dumps(asdict(usage)))
     else:
         found = table()
         print(found)
-        if asked.report:
+        if options.report:
             text = _SECTION.format(machine=markdown.machine("httpx"), table=found)
-            markdown.put_section(asked.report, "slow downloads", text)
+            markdown.put_section(options.report, "slow downloads", text)
 
 
 if __name__ == "__main__":

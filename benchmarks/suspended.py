@@ -117,15 +117,15 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--report", type=Path)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     async with workbench() as bench:
-        figures = await _in_place(bench) + await _suspended(bench, chosen.runs)
-    command = f"`python benchmarks/suspended.py --runs {chosen.runs}`"
+        figures = await _in_place(bench) + await _suspended(bench, options.runs)
+    command = f"`python benchmarks/suspended.py --runs {options.runs}`"
     machine = markdown.machine("prefect")
     text = f"## Runs that wait\n\n{command}\n\n{machine}\n\n{figures}"
     print(text)
-    if chosen.report:
-        markdown.put_section(ROOT / chosen.report, "suspended", text)
+    if options.report:
+        markdown.put_section(ROOT / options.report, "suspended", text)
 
 
 @asynccontextmanager

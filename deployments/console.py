@@ -176,7 +176,7 @@ def show_results(results: list[tuple[GenerationResult, float]]) -> None:
                 escape(display_path(video.uri)),
                 f"{video.duration:.1f} s",
                 shown_size(video.size),
-                f"{seconds:.1f} s",
+                f"{seconds:.0f} s",
                 str(result.polls),
             )
     console.print()

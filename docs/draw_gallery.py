@@ -95,7 +95,7 @@ NOT_STORED = (
     ItemResult(
         id="lake-poster",
         outcome=Outcome.FAILED,
-        key="lakes/lake-poster",
+        idempotency_key="lakes/lake-poster",
         task_id="7c1f7a52-1f0e-4d0b-8f34-2f1f0b6f8d11",
         model="gen4_turbo",
         prompt="The lake as a film poster, with the name of a famous actor.",
@@ -107,7 +107,7 @@ NOT_STORED = (
     ItemResult(
         id="lake-rain",
         outcome=Outcome.UNCERTAIN,
-        key="lakes/lake-rain",
+        idempotency_key="lakes/lake-rain",
         model="gen4_turbo",
         prompt="Rain on the lake, close to the surface, rings spread and fade.",
         error="SubmissionUncertain",
@@ -116,7 +116,7 @@ NOT_STORED = (
     ItemResult(
         id="lake-snow",
         outcome=Outcome.NOT_BOUGHT,
-        key="lakes/lake-snow",
+        idempotency_key="lakes/lake-snow",
         model="gen4_turbo",
         prompt="First snow, no wind, the far shore fades to white.",
         message="The batch may cost 30 s of video, and 30 s are spent.",
@@ -199,7 +199,7 @@ def make_clip(folder: Path, at: int, item: str, prompt: str, picture: bytes) -> 
     return ItemResult(
         id=item,
         outcome=Outcome.STORED,
-        key=f"lakes/{item}",
+        idempotency_key=f"lakes/{item}",
         task_id=f"3d957031-9a2a-45e2-9dc7-{at:012d}",
         route="image_to_video",
         model="gen4_turbo",

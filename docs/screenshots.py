@@ -90,10 +90,10 @@ def make_runs(videos: str) -> str:
         }
         video_to_video(dawn)
         for key in ("sku-17/november", "sku-18/november"):
-            image_to_video(request, key=key, wait=False)
+            image_to_video(request, idempotency_key=key, wait=False)
         sandbox.add_fault("create:reset-after")
         with suppress(SubmissionUncertain):
-            image_to_video(request, key="sku-19/november")
+            image_to_video(request, idempotency_key="sku-19/november")
         collect()
     return str(state.state_details.flow_run_id)
 
@@ -125,7 +125,7 @@ def make_batch(videos: str) -> str:
             "COMETAPI_PRICES": '{"gen3a_turbo": 0.32}',
         }
         state = generate_batch(
-            requests, key="lakes", max_in_flight=8, max_spend=9, return_state=True
+            requests, idempotency_key="lakes", max_in_flight=8, max_spend=9, return_state=True
         )
     return str(state.state_details.flow_run_id)
 

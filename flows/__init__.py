@@ -21,16 +21,10 @@ if TYPE_CHECKING:
         video_to_video,
     )
     from .job import RunwayJob, RunwayJobRun
-    from .steps.tasks import (
-        afetch_output,
-        apersist_output,
-        apoll_generation,
-        asubmit_generation,
-        fetch_output,
-        persist_output,
-        poll_generation,
-        submit_generation,
-    )
+    from .steps.fetch import afetch_output, fetch_output
+    from .steps.persist import apersist_output, persist_output
+    from .steps.poll import apoll_generation, poll_generation
+    from .steps.submit import asubmit_generation, submit_generation
 
 __all__ = [
     "CollectResult",
@@ -57,7 +51,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "steps.tasks": {"submit_generation", "poll_generation", "fetch_output", "persist_output"},
+    "steps.submit": {"submit_generation"},
+    "steps.poll": {"poll_generation"},
+    "steps.fetch": {"fetch_output"},
+    "steps.persist": {"persist_output"},
     "batch.flow": {"generate_batch"},
     "collector": {"collect", "CollectResult"},
     "job": {"RunwayJob", "RunwayJobRun"},

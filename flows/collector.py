@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ..blocks.credentials import CometAPICredentials
 from ..runway.errors import CometAPIError, LedgerCorrupted
 from ..runway.ledger.entry import UNFINISHED, Entry, State
 from ..runway.ledger.owners import owner_name
 from ..runway.models.generation import Value
 from ..runway.redact import scrub
-from .generate import Credentials
+from .parameters import Credentials
 from .runtime import log
-from .runtime.flow_decorator import recorded_flow
-from .runtime.ledger_access import open_ledger, record, this_run
+from .runtime.flow_decorator import recorded_flow, sync_flow
+from .runtime.ledger_writes import write_best_effort
+from .runtime.run_context import RunContext, run_context
 from .runtime.suspension import resume_waiting
-from .runtime.sync import run_sync
 from .steps.adoption import credentials_of
 from .steps.delivery import deliver
 from .ui import artifacts
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 AT_ONCE = 100
 """Maximum number of generations that one collector works on at a time."""
 
-Place = Annotated[
+Location = Annotated[
     str | None,
     Field(
         description="Where to keep the videos, in place of where each was wanted when it was "
@@ -68,27 +67,14 @@ CollectResult.__module__ = "prefect_cometapi.flows"
 
 
 @recorded_flow("collect")
-async def acollect(credentials: Credentials = None, storage: Place = None) -> CollectResult:
+async def acollect(credentials: Credentials = None, storage: Location = None) -> CollectResult:
     """Finish every bought generation that no other run is working on. Buys nothing.
 
     All generations share one event loop. A generation that fails does not stop the others. A
     ledger row that cannot be read fails the run after the other generations are finished.
     """
-    return await _collect(credentials, storage)
-
-
-@recorded_flow("collect")
-def collect(credentials: Credentials = None, storage: Place = None) -> CollectResult:
-    """Finish every bought generation that no other run is working on. Buys nothing.
-
-    All generations share one event loop. A generation that fails does not stop the others. A
-    ledger row that cannot be read fails the run after the other generations are finished.
-    """
-    return run_sync(_collect(credentials, storage))
-
-
-async def _collect(credentials: CometAPICredentials | None, storage: str | None) -> CollectResult:
-    ledger = await open_ledger()
+    context = run_context(credentials, storage)
+    ledger = await context.ledger()
     damaged: dict[str, LedgerCorrupted] = {}
 
     def told(error: LedgerCorrupted) -> None:
@@ -99,7 +85,7 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
 
     await _give_up_the_dead(ledger, await entries(State.CLAIMED))
     slots = asyncio.Semaphore(AT_ONCE)
-    me = owner_name(this_run())
+    me = owner_name(context.run)
 
     async def finish(key: str) -> Collected | None:
         async with slots:
@@ -108,9 +94,9 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
                 # Another run owns the generation, or has finished it since the list was read.
                 if entry is None or entry.state not in UNFINISHED:
                     return None
-                finished = await _finish(entry, credentials, storage)
+                finished = await _finish(context, entry)
             finally:
-                await record(lambda ledger: ledger.leases.release(key, me))
+                await write_best_effort(context, lambda ledger: ledger.leases.release(key, me))
             if entry.flow_run_id:
                 await resume_waiting(ledger, entry.flow_run_id)
             return finished
@@ -134,6 +120,9 @@ async def _collect(credentials: CometAPICredentials | None, storage: str | None)
     return result
 
 
+collect = sync_flow(acollect)
+
+
 async def _give_up_the_dead(ledger: "Ledger", intended: list[Entry]) -> None:
     from ..runway.ledger.purchase import resolve_dead_claim
 
@@ -142,35 +131,34 @@ async def _give_up_the_dead(ledger: "Ledger", intended: list[Entry]) -> None:
             await resolve_dead_claim(ledger, entry)
 
 
-async def _finish(
-    entry: Entry, credentials: CometAPICredentials | None, storage: str | None
-) -> Collected:
+async def _finish(context: RunContext, entry: Entry) -> Collected:
     """Finish one generation and return its outcome.
 
     A failure is logged and returned, not raised, so that the other generations are not affected.
     """
-    wanted = storage or entry.storage
+    wanted = context.given_storage or entry.storage
     known: dict[str, Any] = {"idempotency_key": entry.idempotency_key, "task_id": entry.task_id}
     try:
-        whose = await credentials_of(entry, credentials)
+        whose = await credentials_of(entry, context.given_credentials)
         if whose.base_url != entry.base_url:
             note = f"it was bought at {entry.base_url}, and the credentials are for another service"
             return Collected(**known, state=entry.state, note=note)
-        result = await deliver(entry.submission(), whose, wanted)
+        with context.active():
+            result = await deliver(entry.submission(), whose, wanted)
     except CometAPIError as error:
         error.with_context(idempotency_key=entry.idempotency_key, task_id=entry.task_id)
         log.logger().warning("%s: %s", type(error).__name__, error)
-        return Collected(**known, state=await _state_of(entry), note=error.message)
+        return Collected(**known, state=await _state_of(context, entry), note=error.message)
     except Exception as error:  # noqa: BLE001 -- the others are finished all the same
         log.logger().exception("Generation %s is left to the next collector", entry.task_id)
         note = f"{type(error).__name__}: {scrub(str(error), limit=200)}"
-        return Collected(**known, state=await _state_of(entry), note=note)
+        return Collected(**known, state=await _state_of(context, entry), note=note)
     uris = tuple(video.uri for video in result.videos)
     return Collected(**known, state=State.STORED, uris=uris)
 
 
-async def _state_of(entry: Entry) -> State:
-    found = await record(lambda ledger: ledger.get(entry.idempotency_key))
+async def _state_of(context: RunContext, entry: Entry) -> State:
+    found = await write_best_effort(context, lambda ledger: ledger.get(entry.idempotency_key))
     return found.state if found else entry.state
 
 

@@ -51,7 +51,7 @@ class RunwayJobRun(JobRun[GenerationResult]):
             GenerationError: The generation failed, was cancelled, is unknown to the service, or
                 did not finish in time.
         """
-        from .steps.tasks import apoll_generation
+        from .steps.poll import apoll_generation
 
         return await apoll_generation(self.submission, self._credentials)
 
@@ -142,10 +142,11 @@ class RunwayJob(JobBlock):
             NotSubmitted: The request was refused or could not be recorded; nothing was bought.
             SubmissionUncertain: The generation was possibly charged.
         """
+        from .runtime.run_context import run_context
         from .steps.delivery import check_storage
-        from .steps.tasks import asubmit_generation
+        from .steps.submit import asubmit_generation
 
-        await check_storage(self.storage)
+        await check_storage(run_context(self.credentials, self.storage))
         submission = await asubmit_generation(
             self.request,
             self.credentials,

@@ -169,6 +169,11 @@ def scrub(text: str, limit: int = 500) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def reason_of(error: Exception) -> str:
+    """Return the reason that the system or a library gives for an error, safe to repeat."""
+    return scrub(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+
+
 def printable(text: str) -> str:
     """Replace characters that control a terminal or are invisible; newlines and tabs stay."""
     return "".join(sign if sign.isprintable() or sign in "\n\t" else _REPLACED for sign in text)

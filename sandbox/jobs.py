@@ -197,7 +197,7 @@ def _ending(job: Job) -> tuple[Stage, str, str]:
         return Stage.CANCELLED, "The task was cancelled.", ""
     if job.fault is not None:
         code = job.fault.value or "INTERNAL.BAD_OUTPUT.CODE01"
-        return Stage.FAILED, _reason(code), code
+        return Stage.FAILED, _failure_of(code), code
     problem = job.clip.exception()
     if problem is None:
         return Stage.SUCCEEDED, "", ""
@@ -206,7 +206,7 @@ def _ending(job: Job) -> tuple[Stage, str, str]:
     return Stage.FAILED, "An unexpected error occurred.", "INTERNAL"
 
 
-def _reason(code: str) -> str:
+def _failure_of(code: str) -> str:
     if code.startswith("SAFETY") or ".SAFETY." in code:
         return "The generation was stopped by content moderation."
     if code.startswith("ASSET"):

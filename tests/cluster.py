@@ -107,7 +107,10 @@ class Cluster:
         """Mark a run as crashed after less than a minute without a heartbeat or a start."""
         soon = timedelta(seconds=HEARTBEAT + 15)
         with temporary_settings({PREFECT_API_URL: self.apis[0]}):
-            for crash in (automations.silent_runs_crash, automations.unbegun_runs_crash):
+            for crash in (
+                automations.mark_silent_runs_crashed,
+                automations.mark_unstarted_runs_crashed,
+            ):
                 quick = crash(soon)
                 quick.id = Automation.read(name=quick.name).id  # pyright: ignore[reportAttributeAccessIssue]
                 quick.update()

@@ -23,17 +23,27 @@ os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 KEY = "sk-canary0f7b1d3c5e9a"
 """The API key of all tests; no output may contain it."""
 
-settings.register_profile("ci", max_examples=300, deadline=None)
-settings.register_profile("default", max_examples=100, deadline=None)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+settings.register_profile("quick", max_examples=30, deadline=None)
+settings.register_profile("thorough", max_examples=300, deadline=None)
+settings.load_profile("quick")  # pytest --hypothesis-profile=thorough replaces it
 
-LONG = ("browser", "kills", "packaging", "slow", "storm")
+LONG = ("heavy", "slow")
 """Markers of slow files; these run first, so that nobody waits for them at the end."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the time limits of the tests."""
     config.pluginmanager.register(limits)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of processes of `pytest -n auto`.
+
+    One more than the machine has cores, since tests also wait for servers and processes. At most
+    four, since each starts a Prefect server and takes up to a gigabyte of memory.
+    """
+    return min(4, (os.cpu_count() or 1) + 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -128,6 +138,15 @@ def redis_server() -> str:
 def chromium() -> str:
     """Start a real browser."""
     return path_of("chromium")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """Start an S3 server process and yield its address."""
+    from .s3 import s3_server
+
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture

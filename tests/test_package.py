@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flows.ui": {"flows.runtime", "blocks", "runway"},
     "flows.steps": {"flows.ui", "flows.runtime", "blocks", "runway"},
     "flows.batch": {
-        "flows.generate",
+        "flows.parameters",
         "flows.steps",
         "flows.ui",
         "flows.runtime",
@@ -235,7 +235,7 @@ def isolated(*words: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.packaging
+@pytest.mark.slow
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     """The wheel adds no folder such as `flows` or `tests` to a user's site-packages."""
     names = zipfile.ZipFile(wheel).namelist()
@@ -255,7 +255,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     assert "prefect_cometapi-0.1.0.dist-info/licenses/LICENSE" in names
 
 
-@pytest.mark.packaging
+@pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_name_comes_from_the_wheel(installed, tmp_path, package):
     """Every public name is imported from the installed wheel."""
@@ -272,7 +272,7 @@ print(module.__file__)
     assert Path(place).parts[-3:] == ("prefect_cometapi", package, "__init__.py")
 
 
-@pytest.mark.packaging
+@pytest.mark.slow
 def test_prefect_finds_the_blocks_of_an_installed_package(installed, tmp_path):
     """`prefect block register` is not needed: the entry point leads Prefect to the blocks."""
     code = """
@@ -287,7 +287,7 @@ print(job.value, job.load().RunwayJob.get_block_type_slug())
     assert job.split() == ["prefect_cometapi.flows.job", "runway-job"]
 
 
-@pytest.mark.packaging
+@pytest.mark.slow
 def test_the_installed_command_runs(installed, tmp_path):
     """The wheel installs the console script, which prints its help and its version."""
     script = installed / "prefect-cometapi"

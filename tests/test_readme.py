@@ -38,7 +38,28 @@ def test_two_commands_set_it_up():
     demo, tests = blocks("sh")[:2]
     assert demo.count("\n") == tests.count("\n") == 1
     assert demo.endswith("prefect-cometapi demo\n")
-    assert tests.endswith(".venv/bin/pytest\n")
+    assert tests.endswith(' && .venv/bin/pytest -n auto --dist worksteal -m "not heavy"\n')
+
+
+def recipe(name: str) -> str:
+    """Return the first command of a recipe of the justfile."""
+    text = (ROOT / "justfile").read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^{name}(?: .*)?:.*\n    (.*)", text, re.MULTILINE)
+    return found.removesuffix(" {{ options }}")
+
+
+def test_the_check_runs_the_command_of_the_readme():
+    """`.ci/run` reads its first test command from this page, and `just test` is the same."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert 'bash -euo pipefail -c "$(readme_command 1)"' in script
+    assert "pytest" not in script.replace("PYTEST_ADDOPTS", "")
+    assert blocks("sh")[1].rstrip().rpartition(" && ")[2] == recipe("test")
+
+
+def test_each_test_is_in_the_command_of_the_readme_or_in_the_heavy_one():
+    """The two commands select all tests between them."""
+    assert '-m "not heavy"' in recipe("test")
+    assert '-m "heavy or hypothesis"' in recipe("test-heavy")
 
 
 def test_every_command_exists():

@@ -46,7 +46,7 @@ def test_the_build_backend_is_locked_too():
         assert need.specifier.contains(versions(LOCK)[need.name])
 
 
-@pytest.mark.packaging
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1], ids=["demo", "tests"])
 def test_the_readme_installs_nothing_that_is_not_locked(number, tmp_path):
     """After the lock, the README's command installs this package without any download."""
@@ -74,7 +74,8 @@ def test_the_readme_installs_nothing_that_is_not_locked(number, tmp_path):
 
 def test_no_command_of_ours_builds_with_what_is_not_locked():
     """Every command that installs this folder builds it with the locked backend."""
-    files = [ROOT / "README.md", ROOT / ".ci" / "run", *(ROOT / "docs").rglob("*.md")]
+    pages = ["README.md", "CONTRIBUTING.md", "justfile", ".ci/run"]
+    files = [*(ROOT / page for page in pages), *(ROOT / "docs").rglob("*.md")]
     installing = [
         line
         for file in files
@@ -142,14 +143,14 @@ def built(folder: Path, kind: str) -> Path:
     return file
 
 
-@pytest.mark.packaging
+@pytest.mark.slow
 def test_anybody_builds_the_same_wheel(tmp_path):
     """Builds from two copies of the sources are equal byte for byte."""
     first, second = (built(tmp_path / name, "wheel").read_bytes() for name in ("one", "two"))
     assert hashlib.sha256(first).hexdigest() == hashlib.sha256(second).hexdigest()
 
 
-@pytest.mark.packaging
+@pytest.mark.slow
 def test_the_source_distribution_holds_what_a_build_needs_and_nothing_else(tmp_path):
     """The source distribution holds no tests, pictures or local settings."""
     with tarfile.open(built(tmp_path, "sdist")) as archive:

@@ -173,7 +173,7 @@ def write_off(idempotency_key: Key) -> None:
     command = f"prefect-cometapi ledger resubmit {shlex.quote(idempotency_key)}"
     _done(
         f"{idempotency_key} is written off. It may have been charged once.",
-        f"nothing; if you still want the video, {minutes}: {command}",
+        f"no further step is needed. To submit it again, {minutes}: {command}",
     )
 
 
@@ -237,7 +237,7 @@ def abandon(idempotency_key: Key) -> None:
     _decide(idempotency_key, State.ABANDONED, "abandoned by hand")
     _done(
         f"{idempotency_key} is abandoned; collect ignores it.",
-        "nothing; a run with the same idempotency key continues it",
+        "no further step is needed. A run with the same idempotency key continues it.",
     )
 
 
@@ -260,9 +260,7 @@ def _decide(key: str, state: State, note: str, seen: Entry | None = None) -> Non
 
     if refused := _run(decide()):
         errors.print(
-            f"[red]{escape(key)} is {refused.state}[/] and cannot become {state}. "
-            "Nothing was changed.",
-            soft_wrap=True,
+            f"[red]{escape(key)} is {refused.state}[/] and cannot become {state}.", soft_wrap=True
         )
         sys.exit(1)
 

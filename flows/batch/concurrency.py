@@ -64,20 +64,71 @@ class RateLimiter:
             await asyncio.sleep(self._last - now)
 
 
+class GlobalLimit:
+    """Prefect's global concurrency limit, whose slots any task may release.
+
+    Prefect's context manager must be left by the task that entered it. Therefore each slot has a
+    task of its own, which waits inside the context manager until the slot is released.
+
+    Args:
+        name: Name of the limit.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        # The event loop keeps only weak references to its tasks.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def acquire(self) -> Callable[[], None]:
+        """Acquire a slot, and return a function that releases it.
+
+        If Prefect grants no slot, the failure is logged and the batch continues.
+        """
+        granted, released = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(self._hold(granted, released))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            await granted.wait()
+        except BaseException:
+            task.cancel()
+            raise
+        return released.set
+
+    async def _hold(self, granted: asyncio.Event, released: asyncio.Event) -> None:
+        from prefect.concurrency.asyncio import concurrency
+
+        try:
+            async with concurrency(self._name, lease_duration=SLOT_LEASE):
+                granted.set()
+                await released.wait()
+        except Exception as error:  # noqa: BLE001 -- CometAPI itself limits an account
+            logger().warning(
+                "The limit %s granted no slot: %s. The batch continues without it",
+                self._name,
+                type(error).__name__,
+            )
+        finally:
+            granted.set()
+
+
 class Slot:
     """Slot for one generation in flight.
 
     Any task may release it. Only the first release has an effect.
     """
 
-    def __init__(self, *give_back: Callable[[], object]) -> None:
-        self._give_back = give_back
+    def __init__(self) -> None:
+        self._releases: list[Callable[[], None]] = []
 
-    def free(self) -> None:
+    def add(self, release: Callable[[], None]) -> None:
+        """Add a function that is called when the slot is released."""
+        self._releases.append(release)
+
+    def release(self) -> None:
         """Release the slot."""
-        give_back, self._give_back = self._give_back, ()
-        for action in give_back:
-            action()
+        while self._releases:
+            self._releases.pop()()
 
 
 class ConcurrencyLimits:
@@ -88,64 +139,36 @@ class ConcurrencyLimits:
         downloads: Maximum number of concurrent downloads.
         per_second: Maximum submissions per second, or None for no limit.
         limit: Name of Prefect's global concurrency limit, if there is one.
+
+    Attributes:
+        started: Items in flight, or finished and waiting for a download.
+        submissions: Submissions at the same time.
+        downloads: Downloads at the same time.
+        rate: Rate limiter of the submissions.
     """
 
     def __init__(
         self, in_flight: int, downloads: int, per_second: float | None, limit: str | None = None
     ) -> None:
         self._in_flight = asyncio.Semaphore(in_flight)
-        self._limit = limit
-        self.open = asyncio.Semaphore(in_flight + _BACKLOG * downloads)
+        self._global_limit = GlobalLimit(limit) if limit else None
+        self.started = asyncio.Semaphore(in_flight + _BACKLOG * downloads)
         self.submissions = asyncio.Semaphore(SUBMISSIONS)
         self.downloads = asyncio.Semaphore(downloads)
-        self.pace = RateLimiter(per_second)
+        self.rate = RateLimiter(per_second)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:
         """Acquire a slot, and release it at the end of the block unless it is released before."""
-        await self._in_flight.acquire()
-        slot = Slot(self._in_flight.release)
+        slot = Slot()
         try:
-            if self._limit:
-                slot = Slot(await _held(self._limit), self._in_flight.release)
+            await self._in_flight.acquire()
+            slot.add(self._in_flight.release)
+            if self._global_limit:
+                slot.add(await self._global_limit.acquire())
             yield slot
         finally:
-            slot.free()
-
-
-async def _held(limit: str) -> Callable[[], object]:
-    """Acquire one of Prefect's slots, and return a function that releases it.
-
-    A separate task has the slot, because Prefect's context manager must be left by the task that
-    entered it. If Prefect grants no slot, the failure is logged and the batch continues.
-    """
-    entered, over = asyncio.Event(), asyncio.Event()
-
-    async def hold() -> None:
-        from prefect.concurrency.asyncio import concurrency
-
-        try:
-            async with concurrency(limit, lease_duration=SLOT_LEASE):
-                entered.set()
-                await over.wait()
-        except Exception as error:  # noqa: BLE001 -- CometAPI itself refuses what is too much
-            logger().warning("No slot of the limit %s: %s", limit, type(error).__name__)
-        finally:
-            entered.set()
-
-    holding = asyncio.create_task(hold())
-    try:
-        await entered.wait()
-    except BaseException:
-        holding.cancel()
-        raise
-    _holding.add(holding)
-    holding.add_done_callback(_holding.discard)
-    return over.set
-
-
-_holding: set[asyncio.Task[None]] = set()
-"""Strong references to the tasks with a slot; the event loop keeps only weak ones."""
+            slot.release()
 
 
 async def limit_across_processes() -> str | None:

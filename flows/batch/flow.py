@@ -2,13 +2,14 @@
 """Batch flow: from a list or a manifest to stored videos and a gallery."""
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 from prefect.states import Completed
 from pydantic import AfterValidator, Field
 
-from ...blocks.credentials import CometAPICredentials
 from ...runway.batch.errors import BatchFailed
 from ...runway.batch.models import BatchResult
 from ...runway.batch.outcomes import invalid
@@ -16,17 +17,16 @@ from ...runway.batch.rows import batch_keys, batch_prefix
 from ...runway.ledger.budget import Budget
 from ...runway.media.download import AssetClients
 from ...runway.settings import CometAPISettings
-from ..generate import Credentials, Place
-from ..runtime.flow_decorator import recorded_flow
-from ..runtime.ledger_access import open_ledger
+from ..parameters import Credentials, Location
+from ..runtime.flow_decorator import recorded_flow, sync_flow
+from ..runtime.identity import check_starts
 from ..runtime.ledger_check import check_ledger, leave_mark
 from ..runtime.multi_worker_check import warn_where_apart
-from ..runtime.run_context import Shared, sharing
-from ..runtime.sync import check_starts, run_sync
+from ..runtime.run_context import RunContext
 from ..steps.delivery import check_storage
 from .artifacts import show_batch
 from .concurrency import ConcurrencyLimits, limit_across_processes
-from .plan import check_output, check_prices, check_rows_of, planned, spending_of
+from .plan import check_output, check_prices, check_rows_of, make_plan, spending_of
 from .progress import BatchProgress
 from .report import Report, report_place
 from .runner import BatchRun
@@ -94,7 +94,7 @@ async def agenerate_batch(
     requests: Requests,
     *,
     credentials: Credentials = None,
-    storage: Place = None,
+    storage: Location = None,
     idempotency_key: BatchKey = None,
     output: Output = None,
     max_in_flight: AtOnce = None,
@@ -111,92 +111,30 @@ async def agenerate_batch(
         BatchFailed: No video was made, or more items failed than allowed.
         CometAPIError: The batch could not start; nothing was bought.
     """
-    limits = _Limits(max_in_flight, max_spend, max_seconds, 0 if fail_fast else max_failures)
-    return await _generate_batch(
-        requests, credentials, storage, idempotency_key, output, limits, strict
-    )
-
-
-@recorded_flow("generate-batch")
-def generate_batch(
-    requests: Requests,
-    *,
-    credentials: Credentials = None,
-    storage: Place = None,
-    idempotency_key: BatchKey = None,
-    output: Output = None,
-    max_in_flight: AtOnce = None,
-    max_spend: MaxSpend = None,
-    max_seconds: MaxSeconds = None,
-    strict: Strict = False,
-    fail_fast: FailFast = False,
-    max_failures: MaxFailures = None,
-) -> BatchResult:
-    """Make many videos in one run. An item that fails does not stop the others.
-
-    Raises:
-        InvalidManifest: No row is valid, or one is not and `strict` is set; nothing was bought.
-        BatchFailed: No video was made, or more items failed than allowed.
-        CometAPIError: The batch could not start; nothing was bought.
-    """
-    limits = _Limits(max_in_flight, max_spend, max_seconds, 0 if fail_fast else max_failures)
-    return run_sync(
-        _generate_batch(requests, credentials, storage, idempotency_key, output, limits, strict)
-    )
-
-
-@dataclass(frozen=True)
-class _Limits:
-    in_flight: int | None
-    spend: float | None
-    seconds: float | None
-    failures: int | None
-
-
-async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
-    requests: str | list[Any],
-    credentials: CometAPICredentials | None,
-    storage: str | None,
-    idempotency_key: str | None,
-    output: str | None,
-    limits: _Limits,
-    strict: bool,
-) -> BatchResult:
-    settings = CometAPISettings()
+    context = RunContext(credentials, storage)
+    settings = context.settings
     check_starts(settings.max_run_attempts)
-    plan = await asyncio.to_thread(planned, requests, idempotency_key)
+    plan = await asyncio.to_thread(make_plan, requests, idempotency_key)
     check_rows_of(plan, strict=strict)
-    budget = Budget(
-        batch_prefix(plan.idempotency_key), settings.prices, limits.spend, limits.seconds
-    )
+    budget = Budget(batch_prefix(plan.idempotency_key), settings.prices, max_spend, max_seconds)
     check_prices(plan, budget)
     check_output(requests, output)
-    await check_storage(storage)
-    output_place = await report_place(plan.idempotency_key, output, storage or settings.storage)
-    credentials = credentials or CometAPICredentials.from_settings(settings)
-    ledger = await open_ledger()
-    await warn_where_apart(ledger, storage or settings.storage)
-    await check_ledger(ledger, storage or settings.storage)
+    await check_storage(context)
+    output_place = await report_place(context, plan.idempotency_key, output)
     progress = BatchProgress(budget, spending_of(plan, budget))
-    async with credentials.get_client() as client, AssetClients() as assets:
-        limited = budget if budget.is_limited else None
-        with sharing(
-            Shared(settings, ledger, (credentials, client), assets, limited, progress.tally)
-        ):
-            run = BatchRun(
-                credentials=credentials,
-                storage=storage,
-                ledger=ledger,
-                progress=progress,
-                budget=budget,
-                concurrency=await _concurrency_limits(settings, limits),
-                max_failures=limits.failures,
-                one_task_run=len(plan.items) > settings.max_items_with_step_tasks,
-            )
-            async with Report(
-                plan.idempotency_key, progress, run.count_spent, *output_place
-            ) as report:
-                await run.run(plan.items, invalid(plan.bad))
+    async with _shared_resources(context, budget, progress) as shared:
+        await warn_where_apart(shared)
+        await check_ledger(shared)
+        run = BatchRun(
+            context=shared,
+            progress=progress,
+            budget=budget,
+            concurrency=await _concurrency_limits(settings, max_in_flight),
+            max_failures=0 if fail_fast else max_failures,
+            one_task_run=len(plan.items) > settings.max_items_with_step_tasks,
+        )
+        async with Report(plan.idempotency_key, progress, run.count_spent, *output_place) as report:
+            await run.run(plan.items, invalid(plan.bad))
     result = BatchResult(
         idempotency_key=plan.idempotency_key,
         results=progress.results(),
@@ -205,14 +143,37 @@ async def _generate_batch(  # noqa: PLR0917 -- the flow's own parameters
         gallery=report.gallery,
         seconds=round(progress.snapshot().seconds, 3),
     )
-    await leave_mark(ledger, storage or settings.storage)
-    await show_batch(result, storage or settings.storage)
+    await leave_mark(context)
+    await show_batch(result, context.storage_name)
     return _as_state(result, run.stopped)
 
 
-async def _concurrency_limits(settings: CometAPISettings, limits: _Limits) -> ConcurrencyLimits:
+generate_batch = sync_flow(agenerate_batch)
+
+
+@asynccontextmanager
+async def _shared_resources(
+    context: RunContext, budget: Budget, progress: BatchProgress
+) -> AsyncIterator[RunContext]:
+    """Let all steps of the batch use the same clients, budget and tally."""
+    async with context.credentials.get_client() as client, AssetClients() as assets:
+        shared = replace(
+            context,
+            opened_ledger=await context.ledger(),
+            client=client,
+            assets=assets,
+            budget=budget if budget.is_limited else None,
+            tally=progress.tally,
+        )
+        with shared.active():
+            yield shared
+
+
+async def _concurrency_limits(
+    settings: CometAPISettings, max_in_flight: int | None
+) -> ConcurrencyLimits:
     return ConcurrencyLimits(
-        limits.in_flight or settings.max_in_flight,
+        max_in_flight or settings.max_in_flight,
         settings.max_concurrent_downloads,
         settings.submissions_per_second,
         await limit_across_processes(),

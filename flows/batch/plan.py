@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -25,14 +25,9 @@ from ...runway.ledger.figures import Spending
 from ...runway.redact import hide_secrets, redact_url
 from ..runtime import log
 from ..runtime.block_storage import canonical_location
-from ..runtime.ledger_access import open_ledger
-from ..runtime.run_context import current_settings
-from ..runtime.sync import lasting_run_id
+from ..runtime.identity import lasting_run_id
+from ..runtime.run_context import RunContext
 from ..steps.delivery import is_gone
-
-if TYPE_CHECKING:
-    from ...runway.ledger.store import Ledger
-
 
 _TEMPORARY = {re.escape(place) for place in (gettempdir(), os.path.realpath(gettempdir()))}
 _PASSING = re.compile(rf"({'|'.join(_TEMPORARY)})/(tmp\w+prefect|runner_storage)/")
@@ -52,7 +47,7 @@ class Plan:
     bad: list[BadRow]
 
 
-def planned(requests: str | list[Any], key: str | None) -> Plan:
+def make_plan(requests: str | list[Any], key: str | None) -> Plan:
     """Read the requests of a batch, and validate every row.
 
     Args:
@@ -170,15 +165,14 @@ class Found:
     results: list[ItemResult]
 
 
-async def looked_up(items: Sequence[BatchItem], ledger: "Ledger", storage: str | None) -> Found:
+async def looked_up(context: RunContext, items: Sequence[BatchItem]) -> Found:
     """Read the ledger entries of all items in one call.
 
     Raises:
         LedgerUnavailable: The ledger cannot be used.
     """
-    known = await ledger.get_many([item.idempotency_key for item in items])
-    place = canonical_location(storage or current_settings().storage)
-    done = await asyncio.to_thread(_stored_already, items, known, place)
+    known = await (await context.ledger()).get_many([item.idempotency_key for item in items])
+    done = await asyncio.to_thread(_stored_already, items, known, context.location)
     return Found(
         bought={key for key, entry in known.items() if not entry.is_free()},
         results=[done.get(item.id) or waiting(item) for item in items],
@@ -206,10 +200,11 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
         InvalidManifest: The manifest cannot be read.
         LedgerUnavailable: The ledger cannot be used.
     """
-    plan = await asyncio.to_thread(planned, requests, key)
-    ledger = await open_ledger()
-    budget = Budget(batch_prefix(plan.idempotency_key), current_settings().prices)
-    found = await looked_up(plan.items, ledger, storage)
+    plan = await asyncio.to_thread(make_plan, requests, key)
+    context = RunContext(None, storage)
+    ledger = await context.ledger()
+    budget = Budget(batch_prefix(plan.idempotency_key), context.settings.prices)
+    found = await looked_up(context, plan.items)
     return BatchResult(
         idempotency_key=plan.idempotency_key,
         results=(*found.results, *invalid(plan.bad)),

@@ -15,13 +15,13 @@ from types import TracebackType
 from typing import Self
 
 from ...runway.batch.models import ItemResult
-from ...runway.batch.results import check_place, next_write, publish_results, split_place
+from ...runway.batch.results import check_location, next_write, publish_results, split_location
 from ...runway.errors import StorageError
 from ...runway.ledger.figures import Spending
 from ...runway.models.keys import batch_stem
 from ...runway.storage.base import Storage, publish_written
 from ..runtime import log
-from ..runtime.block_storage import resolve_storage
+from ..runtime.run_context import RunContext
 from .artifacts import BatchArtifacts
 from .gallery import gallery
 from .progress import BatchProgress
@@ -122,7 +122,7 @@ def _stem(name: str) -> str:
     return PurePosixPath(name.removesuffix(".gz")).stem.removesuffix(".results")
 
 
-async def report_place(key: str, output: str | None, storage: str) -> tuple[Storage, str]:
+async def report_place(context: RunContext, key: str, output: str | None) -> tuple[Storage, str]:
     """Return the storage and the name of the output manifest.
 
     By default, the output manifest is stored beside the videos.
@@ -131,6 +131,6 @@ async def report_place(key: str, output: str | None, storage: str) -> tuple[Stor
         StorageUnavailable: The output cannot be written to the user's location.
     """
     if not output:
-        return await resolve_storage(storage), f"{batch_stem(key)}.results.jsonl"
-    await asyncio.to_thread(check_place, output)
-    return split_place(output)
+        return await context.storage(), f"{batch_stem(key)}.results.jsonl"
+    await asyncio.to_thread(check_location, output)
+    return split_location(output)

@@ -8,41 +8,47 @@ what is missing. Items start in order, as slots become free.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from prefect import task
 
-from ...blocks.credentials import CometAPICredentials
 from ...runway.batch import outcomes
 from ...runway.batch.models import BatchItem, ItemResult
 from ...runway.errors import BudgetExceeded, CometAPIError, LedgerUnavailable
 from ...runway.ledger.budget import Budget, estimate
-from ...runway.models.generation import Finished, GenerationResult
+from ...runway.models.generation import FetchedVideo, Finished, GenerationResult, Submission
 from ..runtime import log
-from ..runtime.ledger_access import record, this_run
-from ..steps.delivery import PLAIN, Steps, deliver, named_after
+from ..runtime.lease import own_lease
+from ..runtime.ledger_writes import write_best_effort
+from ..runtime.run_context import RunContext
+from ..steps import fetch, persist, poll, submit
+from ..steps.common import step_options
+from ..steps.delivery import INLINE, StepSet, deliver, named_after
 from ..steps.retries import retry_on
-from ..steps.tasks import WORTH_RETRYING, step_options
 from .concurrency import ConcurrencyLimits, Slot
 from .plan import looked_up
 from .progress import BatchProgress
 
-if TYPE_CHECKING:
-    from ...runway.ledger.store import Ledger
+RETRIED_ERRORS = (
+    *submit.RETRIED_ERRORS,
+    *poll.RETRIED_ERRORS,
+    *fetch.RETRIED_ERRORS,
+    *persist.RETRIED_ERRORS,
+)
 
 
 @task(
-    **step_options("generate", retries=1000, retry=retry_on(*WORTH_RETRYING, share=0.2)),
-    task_run_name="{item}",
+    **step_options("generate", "{item}", retries=1000, retry=retry_on(*RETRIED_ERRORS, share=0.2)),
 )
 async def agenerate_item(item: str, make: Callable[[], Awaitable[None]]) -> None:
     """Make one item of a large batch, with all four steps in one task run.
 
-    The task takes only the id of the item and returns nothing. Prefect copies the parameters and
-    keeps the result until the end of the flow, for each of thousands of items.
+    The task takes only the id of the item, for the name of its task run, and returns nothing.
+    Prefect copies the parameters and keeps the result until the end of the flow, for each of
+    thousands of items.
     """
-    _ = item  # The parameter is used in the name of the task run.
+    _ = item
     await make()
 
 
@@ -51,9 +57,7 @@ class BatchRun:
     """State and resources of one run of a batch.
 
     Attributes:
-        credentials: Credentials with the API key.
-        storage: Location for the videos.
-        ledger: Ledger that records what is bought.
+        context: Context of the run, with the resources that its items share.
         progress: Results of the items.
         budget: Limits of the spending.
         concurrency: Concurrency limits.
@@ -64,9 +68,7 @@ class BatchRun:
         bought: Idempotency keys with a generation that was bought or possibly charged.
     """
 
-    credentials: CometAPICredentials
-    storage: str | None
-    ledger: "Ledger"
+    context: RunContext
     progress: BatchProgress
     budget: Budget
     concurrency: ConcurrencyLimits
@@ -78,7 +80,7 @@ class BatchRun:
 
     async def run(self, items: Sequence[BatchItem], invalid: Sequence[ItemResult] = ()) -> None:
         """Make every item that is not stored yet, and record the results."""
-        found = await looked_up(items, self.ledger, self.storage)
+        found = await looked_up(self.context, items)
         self.bought = found.bought
         await self.count_spent()
         self.progress.begin([*found.results, *invalid])
@@ -94,11 +96,11 @@ class BatchRun:
         making: set[asyncio.Task[None]] = set()
         try:
             for item in items:
-                await self.concurrency.open.acquire()
+                await self.concurrency.started.acquire()
                 one = asyncio.create_task(self._make(item))
                 making.add(one)
                 one.add_done_callback(making.discard)
-                one.add_done_callback(lambda _done: self.concurrency.open.release())
+                one.add_done_callback(lambda _done: self.concurrency.started.release())
             await asyncio.gather(*making)
         finally:
             for one in making:
@@ -113,7 +115,7 @@ class BatchRun:
             try:
                 await self._check_budget(item)
                 self.progress.put(outcomes.running(item))
-                result = await self._made(item, self._gated(item, slot))
+                result = await self._make_video(item, slot)
             except BudgetExceeded as error:
                 self.progress.put(outcomes.not_bought(item, error.message))
             except Exception as error:  # noqa: BLE001 -- the others go on
@@ -136,13 +138,16 @@ class BatchRun:
         row = {"cost": cost, "billed_seconds": seconds, "charges": 1, "model": item.request.model}
         # If the ledger is unavailable, the submission step retries until it is available.
         with suppress(LedgerUnavailable):
-            spent = await self.ledger.spent(self.budget.prefix, self.budget.prices)
+            ledger = await self.context.ledger()
+            spent = await ledger.spent(self.budget.prefix, self.budget.prices)
             if why := self.budget.objection(spent, *self.budget.cost_of(row)):
                 raise BudgetExceeded(why)
 
     async def count_spent(self) -> None:
         """Read the amounts spent under the keys of the batch from the ledger."""
-        spent = await record(lambda ledger: ledger.spent(self.budget.prefix, self.budget.prices))
+        spent = await write_best_effort(
+            self.context, lambda ledger: ledger.spent(self.budget.prefix, self.budget.prices)
+        )
         self.progress.spent = spent or self.progress.spent
 
     def _failed(self, item: BatchItem, error: Exception) -> None:
@@ -154,39 +159,44 @@ class BatchRun:
         what = error.message if isinstance(error, CometAPIError) else error
         log.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
 
-    async def _made(self, item: BatchItem, by: Steps) -> GenerationResult:
-        made: list[GenerationResult] = []
+    async def _make_video(self, item: BatchItem, slot: Slot) -> GenerationResult:
+        steps = self._limited_steps(item, slot)
+        if not self.one_task_run:
+            return await self._buy_and_deliver(item, steps)
+        results: list[GenerationResult] = []
 
         async def make() -> None:
-            async with self.ledger.leases.hold(item.idempotency_key, this_run()):
-                async with self.concurrency.submissions:
-                    if item.idempotency_key not in self.bought:
-                        await self.concurrency.pace.acquire()
-                    submission = await by.submit(
-                        item.request, self.credentials, item.idempotency_key, storage=self.storage
-                    )
-                made.append(await deliver(submission, self.credentials, self.storage, by=by))
+            results.append(await self._buy_and_deliver(item, steps))
 
-        await (agenerate_item(item.id, make) if self.one_task_run else make())
-        return made[0]
+        await agenerate_item(item.id, make)
+        return results[0]
 
-    def _gated(self, item: BatchItem, slot: Slot) -> Steps:
-        """Return the steps of an item with the limits of the batch.
+    async def _buy_and_deliver(self, item: BatchItem, steps: StepSet) -> GenerationResult:
+        credentials, storage = self.context.given_credentials, self.context.given_storage
+        async with own_lease(self.context, item.idempotency_key):
+            submission = await steps.submit(
+                item.request, credentials, item.idempotency_key, storage=storage
+            )
+            return await deliver(submission, credentials, storage, steps=steps)
 
-        The slot is released when the poll step ends. The fetch step waits for a download slot.
-        """
-        by = PLAIN if self.one_task_run else named_after(item.id)
+    def _limited_steps(self, item: BatchItem, slot: Slot) -> StepSet:
+        """Return the steps of an item under the limits of the batch."""
+        steps = INLINE if self.one_task_run else named_after(item.id)
+        limits = self.concurrency
 
-        async def poll(*arguments: Any) -> Finished:
-            finished = await by.poll(*arguments)
-            slot.free()
+        async def submit(*arguments: Any, **options: Any) -> Submission:
+            async with limits.submissions:
+                if item.idempotency_key not in self.bought:
+                    await limits.rate.acquire()
+                return await steps.submit(*arguments, **options)
+
+        async def poll(*arguments: Any, **options: Any) -> Finished:
+            finished = await steps.poll(*arguments, **options)
+            slot.release()  # The generation is no longer in flight at the service.
             return finished
 
-        def in_turn(step: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-            async def taking_turns(*arguments: Any) -> Any:
-                async with self.concurrency.downloads:
-                    return await step(*arguments)
+        async def fetch(*arguments: Any, **options: Any) -> list[FetchedVideo]:
+            async with limits.downloads:
+                return await steps.fetch(*arguments, **options)
 
-            return taking_turns
-
-        return replace(by, poll=poll, fetch=in_turn(by.fetch))
+        return StepSet(submit, poll, fetch, steps.persist)

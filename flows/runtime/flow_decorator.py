@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable
 from itertools import accumulate
+from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from prefect import Flow
@@ -19,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from ...runway.redact import RedactingFilter, redact_payload
 from .hooks import release_leases
+from .sync import sync_twin
 
 # Prefect logs invalid parameters in full, and they may contain secrets.
 logging.getLogger("prefect.flows").addFilter(RedactingFilter())
@@ -79,16 +81,27 @@ def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
         function.__doc__ = with_arguments(function)
-        return RecordedFlow(
-            function,
-            name=name,
-            persist_result=True,
-            result_serializer=RESULTS,
-            on_cancellation=[release_leases],
-            on_crashed=[release_leases],
-        )
+        return _as_flow(function, name)
 
     return decorate
+
+
+def sync_flow(flow: "Flow[P, CoroutineType[Any, Any, R]]") -> Flow[P, R]:
+    """Return the sync twin of an async flow: the same name, parameters and docstring."""
+    # By default Prefect hashes the file of the function, which is not the one of the flow.
+    return _as_flow(sync_twin(flow.fn), flow.name, flow.version)
+
+
+def _as_flow(function: Callable[P, R], name: str, version: str | None = None) -> Flow[P, R]:
+    return RecordedFlow(
+        function,
+        name=name,
+        version=version,
+        persist_result=True,
+        result_serializer=RESULTS,
+        on_cancellation=[release_leases],
+        on_crashed=[release_leases],
+    )
 
 
 def with_arguments(function: Callable[..., Any]) -> str:

@@ -6,15 +6,11 @@ A mark in a storage records the progress of a ledger. It reveals a ledger that i
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from ...runway.errors import LedgerUnavailable, StorageError
 from ...runway.ledger.marks import LedgerMark, ledgers_in_use, read_marks, write_mark
 from . import log
-from .block_storage import canonical_location, resolve_storage
-
-if TYPE_CHECKING:
-    from ...runway.ledger.store import Ledger
+from .run_context import RunContext
 
 CHECK_AGAIN = 60.0
 """Seconds before a process compares the ledger with the same storage again."""
@@ -23,7 +19,7 @@ MARK_AGAIN = 5.0
 """Minimum seconds between two marks of a ledger in one storage, to limit writes by a batch."""
 
 
-async def check_ledger(ledger: "Ledger", storage: str) -> None:
+async def check_ledger(context: RunContext) -> None:
     """Check that the ledger knows every purchase that the storage knows of.
 
     A storage that does not answer is skipped. If another ledger recently stored videos there, a
@@ -33,14 +29,14 @@ async def check_ledger(ledger: "Ledger", storage: str) -> None:
         LedgerOutdated: The ledger is an older copy of itself.
         LedgerUnavailable: The ledger cannot be used.
     """
-    place = canonical_location(storage)
+    ledger, place = await context.ledger(), context.location
     last, now = ledger.history.places_checked.get(place), time.monotonic()
     if last is not None and now - last < CHECK_AGAIN:
         return
     ledger.history.places_checked[place] = now
     identity = await ledger.history.identity()
     try:
-        target = await resolve_storage(storage)
+        target = await context.storage()
         marks = await asyncio.to_thread(read_marks, target, identity)
     except StorageError:
         marks = []
@@ -66,20 +62,21 @@ def other_ledgers(place: str, others: list[LedgerMark]) -> str:
     )
 
 
-async def leave_mark(ledger: "Ledger", storage: str, *, now: bool = True) -> None:
+async def leave_mark(context: RunContext, *, now: bool = True) -> None:
     """Write a mark with the progress of the ledger into a storage.
 
     Unless ``now`` is set, a mark is skipped if the last one was written less than
     ``MARK_AGAIN`` seconds ago. A mark that cannot be written reduces the protection, but it is not
     an error.
     """
-    place, moment = canonical_location(storage), time.monotonic()
-    last = ledger.history.places_marked.get(place)
-    if not now and last is not None and moment - last < MARK_AGAIN:
-        return
-    ledger.history.places_marked[place] = moment
+    place, moment = context.location, time.monotonic()
     try:
-        target = await resolve_storage(storage)
+        ledger = await context.ledger()
+        last = ledger.history.places_marked.get(place)
+        if not now and last is not None and moment - last < MARK_AGAIN:
+            return
+        ledger.history.places_marked[place] = moment
+        target = await context.storage()
         await asyncio.to_thread(write_mark, target, await ledger.history.mark())
     except (StorageError, LedgerUnavailable) as error:
-        log.logger().debug("No mark of the ledger in %s: %s", storage, error.message)
+        log.logger().debug("No mark of the ledger in %s: %s", place, error.message)

@@ -8,6 +8,7 @@ from prefect.context import FlowRunContext
 
 from . import log
 from .block_storage import canonical_location
+from .run_context import RunContext
 
 if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
@@ -24,15 +25,15 @@ def apart(ledger: "Ledger", storage: str) -> list[str]:
 
 
 @log.best_effort
-async def warn_where_apart(ledger: "Ledger", storage: str) -> None:
+async def warn_where_apart(context: RunContext) -> None:
     """Log a warning if the run's work pool has several workers and the ledger is a local one.
 
     Only the ledger justifies a warning in each run: without a shared ledger, two workers may pay
     twice for one generation. A storage folder may be one that all workers mount.
     """
-    context = FlowRunContext.get()
-    pool = context.flow_run.work_pool_name if context and context.flow_run else None
-    if pool is None or ledger.database.is_shared:
+    prefect_run = FlowRunContext.get()
+    pool = prefect_run.flow_run.work_pool_name if prefect_run and prefect_run.flow_run else None
+    if pool is None or (ledger := await context.ledger()).database.is_shared:
         return
     async with get_client() as client:
         workers = await client.read_workers_for_work_pool(pool)
@@ -43,5 +44,5 @@ async def warn_where_apart(ledger: "Ledger", storage: str) -> None:
             "`prefect-cometapi doctor` tells more",
             online,
             pool,
-            " and ".join(apart(ledger, storage)),
+            " and ".join(apart(ledger, context.storage_name)),
         )

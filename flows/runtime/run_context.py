@@ -1,94 +1,219 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resources that the steps of one run share: settings, ledger, clients, budget and tally.
+"""Context of a run: settings, ledger, credentials, storage and identity, each resolved once.
 
-A flow reads the settings and opens the ledger once for all of its steps. A batch also shares its
-clients, so that thousands of generations use a few connections. A step that runs alone, as a task
-in a user's own flow, reads and opens its own.
+A flow makes one context and its steps use it. A step that runs by itself, as a task in a user's own
+flow, makes its own. A batch also has clients, a budget and a tally in it, so that thousands of
+generations use a few connections and one limit.
 """
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from copy import copy
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+from prefect.runtime import flow_run
 
 from ...blocks.credentials import CometAPICredentials
 from ...runway.api.client import RunwayClient
-from ...runway.ledger.budget import Budget
+from ...runway.ledger.budget import Budget, estimate
+from ...runway.ledger.entry import Entry, Intent
 from ...runway.ledger.figures import Tally
 from ...runway.media.download import AssetClients
+from ...runway.models.generation import Submission
+from ...runway.models.requests import GenerationRequest
 from ...runway.settings import CometAPISettings
+from ...runway.storage.base import Storage
+from .block_storage import canonical_location, resolve_storage
+from .identity import this_run
+from .ledger_access import open_ledger
 
 if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Resources that one run has read and opened."""
+class HeldLease:
+    """Lease of a generation that the run has acquired and renews.
 
-    settings: CometAPISettings
+    Attributes:
+        ledger: Ledger of the generation.
+        idempotency_key: Key of the generation in the ledger.
+        owner: Name under which the run has the lease.
+    """
+
     ledger: "Ledger"
-    client: tuple[CometAPICredentials, RunwayClient] | None = None
+    idempotency_key: str
+    owner: str
+
+    def entry_of(self, submission: Submission) -> Entry | None:
+        """Return the current entry of a submission, or None if this is not a valid lease of it."""
+        entry = self.ledger.leases.held.entry(self.idempotency_key)
+        if entry and entry.owner == self.owner and entry.task_id == submission.task_id:
+            return entry
+        return None
+
+
+@dataclass(eq=False)
+class RunContext:
+    """Resources and identity of a run. Each is resolved when it is first used.
+
+    Attributes:
+        given_credentials: Credentials that the run was given.
+        given_storage: Storage location that the run was given.
+        settings: Settings as read when the run started.
+        client: Client that the generations of a batch share.
+        assets: Download clients that the generations of a batch share.
+        budget: Spending limits of a batch, or None if it has no limits.
+        tally: Tally of what a batch has bought.
+        lease: Lease of the generation that the run works on, while it has one.
+    """
+
+    given_credentials: CometAPICredentials | None = None
+    given_storage: str | None = None
+    _: KW_ONLY
+    settings: CometAPISettings = field(default_factory=CometAPISettings)
+    opened_ledger: "Ledger | None" = None
+    client: RunwayClient | None = None
     assets: AssetClients | None = None
     budget: Budget | None = None
     tally: Tally | None = None
+    lease: HeldLease | None = None
+    _storage: Storage | None = field(default=None, init=False)
+
+    @cached_property
+    def credentials(self) -> CometAPICredentials:
+        """Credentials of the run; those of the settings if none were given.
+
+        Raises:
+            AuthenticationError: There is no API key.
+        """
+        return self.given_credentials or CometAPICredentials.from_settings(self.settings)
+
+    @property
+    def base_url(self) -> str:
+        """Root URL of the service; it is known without an API key."""
+        given = self.given_credentials
+        return given.base_url if given else self.settings.base_url
+
+    @property
+    def storage_name(self) -> str:
+        """Storage location as the user wrote it."""
+        return self.given_storage or self.settings.storage
+
+    @cached_property
+    def location(self) -> str:
+        """Canonical storage location."""
+        return canonical_location(self.storage_name)
+
+    @cached_property
+    def run(self) -> str:
+        """Name of the run for the ledger."""
+        return this_run()
+
+    async def ledger(self) -> "Ledger":
+        """Return the ledger that the settings name.
+
+        Raises:
+            LedgerUnavailable: The ledger cannot be opened.
+        """
+        if self.opened_ledger is None:
+            self.opened_ledger = await open_ledger(self.settings)
+        return self.opened_ledger
+
+    async def storage(self) -> Storage:
+        """Return the storage at the run's location.
+
+        Raises:
+            StorageError: The location cannot be used.
+        """
+        if self._storage is None:
+            self._storage = await resolve_storage(self.storage_name)
+        return self._storage
+
+    def intent(self, key: str, request: GenerationRequest | None = None) -> Intent:
+        """Return the description of a purchase, or of an adoption if there is no request."""
+        wanted: dict[str, Any] = {}
+        if request:
+            wanted = {
+                "route": request.route,
+                "model": request.model,
+                "fingerprint": request.fingerprint(),
+                "request": request.shown(),
+                "billed_seconds": request.billed_seconds(),
+                "cost": estimate(request, self.settings.prices),
+            }
+        return Intent(
+            idempotency_key=key,
+            base_url=self.credentials.base_url,
+            storage=self.location,
+            credentials=self.credentials.saved_as,
+            flow_run_id=str(flow_run.id) if flow_run.id else None,
+            **wanted,
+        )
+
+    @asynccontextmanager
+    async def open_client(self) -> AsyncIterator[RunwayClient]:
+        """Yield the client of the batch, or a new one within the block."""
+        if self.client:
+            yield self.client
+            return
+        async with self.credentials.get_client() as client:
+            yield client
+
+    @asynccontextmanager
+    async def open_assets(self) -> AsyncIterator[AssetClients]:
+        """Yield the download clients of the batch, or new ones within the block."""
+        if self.assets:
+            yield self.assets
+            return
+        async with AssetClients() as clients:
+            yield clients
+
+    def derive(self, credentials: CometAPICredentials | None, storage: str | None) -> "RunContext":
+        """Return the context for other credentials or another storage; None leaves either as is."""
+        same_account = credentials is None or credentials == self.given_credentials
+        if same_account and storage in {None, self.given_storage}:
+            return self
+        return replace(
+            self,
+            given_credentials=credentials or self.given_credentials,
+            given_storage=storage or self.given_storage,
+            client=self.client if same_account else None,
+        )
+
+    @contextmanager
+    def active(self) -> Iterator[Self]:
+        """Let every step within the block use this context."""
+        token = _current.set(self)
+        try:
+            yield self
+        finally:
+            _current.reset(token)
+
+    @contextmanager
+    def holding(self, lease: HeldLease) -> Iterator[None]:
+        """Let every step within the block know that the run has a lease."""
+        holder = copy(self)
+        holder.lease = lease
+        with holder.active():
+            yield
 
 
-_shared: ContextVar[Shared | None] = ContextVar("shared", default=None)
+_current: ContextVar[RunContext | None] = ContextVar("run_context", default=None)
 
 
-@contextmanager
-def sharing(shared: Shared) -> Iterator[None]:
-    """Make every step within the block use these resources."""
-    token = _shared.set(shared)
-    try:
-        yield
-    finally:
-        _shared.reset(token)
+def run_context(
+    credentials: CometAPICredentials | None = None, storage: str | None = None
+) -> RunContext:
+    """Return the context of the current run, or a new one for a step that runs by itself."""
+    current = _current.get()
+    return current.derive(credentials, storage) if current else RunContext(credentials, storage)
 
 
 def current_settings() -> CometAPISettings:
     """Return the settings that the run read at its start, or the current ones outside of a run."""
-    shared = _shared.get()
-    return shared.settings if shared else CometAPISettings()
-
-
-def shared_ledger() -> "Ledger | None":
-    """Return the ledger that the run has opened, or None."""
-    shared = _shared.get()
-    return shared.ledger if shared else None
-
-
-def shared_budget() -> Budget | None:
-    """Return the budget of the batch, or None if it has no limit."""
-    shared = _shared.get()
-    return shared.budget if shared else None
-
-
-def shared_tally() -> Tally | None:
-    """Return the tally of what the run has bought so far, or None if it is not counted."""
-    shared = _shared.get()
-    return shared.tally if shared else None
-
-
-@asynccontextmanager
-async def client_for(credentials: CometAPICredentials) -> AsyncIterator[RunwayClient]:
-    """Yield the shared client for these credentials, or a new one for this step."""
-    shared = _shared.get()
-    if shared and shared.client and shared.client[0] == credentials:
-        yield shared.client[1]
-        return
-    async with credentials.get_client() as client:
-        yield client
-
-
-@asynccontextmanager
-async def clients_for_assets() -> AsyncIterator[AssetClients]:
-    """Yield the shared clients for downloads, or new ones for this step."""
-    shared = _shared.get()
-    if shared and shared.assets:
-        yield shared.assets
-        return
-    async with AssetClients() as clients:
-        yield clients
+    current = _current.get()
+    return current.settings if current else CometAPISettings()

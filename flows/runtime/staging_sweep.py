@@ -17,7 +17,7 @@ from ...runway.storage.fetched import abandoned_files, remove
 from ...runway.storage.folder import FolderStorage
 from ...runway.storage.staging import temporary_stagings
 from . import log
-from .ledger_access import open_ledger
+from .run_context import RunContext
 
 SWEEP_EVERY = 600.0
 """Minimum seconds between two sweeps of one folder by one process."""
@@ -25,15 +25,16 @@ SWEEP_EVERY = 600.0
 _swept: dict[Path, float] = {}
 
 
-async def sweep_staged_files(storage: Storage) -> None:
+async def sweep_staged_files(context: RunContext, storage: Storage) -> None:
     """Remove staged files that certainly belong to no active run; never raise.
 
     Args:
+        context: Context of the run.
         storage: Storage for which a fetch is about to stage files.
     """
     try:
         for folder in await asyncio.to_thread(_folders_to_sweep, storage):
-            await _sweep(folder)
+            await _sweep(context, folder)
     except Exception as error:  # noqa: BLE001 -- tidying up must not cost a video
         log.logger().debug("Staged files were not swept: %s", type(error).__name__)
 
@@ -50,10 +51,10 @@ def _folders_to_sweep(storage: Storage) -> list[Path]:
     return sorted(due)
 
 
-async def _sweep(folder: Path) -> None:
+async def _sweep(context: RunContext, folder: Path) -> None:
     files = await asyncio.to_thread(abandoned_files, folder, lambda _stem: False)
     if any(file.reusable for file in files):
-        needed = await _stems_not_stored()
+        needed = await _stems_not_stored(context)
 
         def is_needed(stem: str) -> bool:
             return stem in needed or stem.rpartition("-")[0] in needed
@@ -64,12 +65,12 @@ async def _sweep(folder: Path) -> None:
         log.logger().info("Removed %d staged files that killed runs left behind", removed)
 
 
-async def _stems_not_stored() -> set[str]:
+async def _stems_not_stored(context: RunContext) -> set[str]:
     """Return the file names, without suffix, of generations that are bought but not stored.
 
     Raises:
         LedgerUnavailable: The ledger, or one of its entries, cannot be read.
     """
-    ledger = await open_ledger()
+    ledger = await context.ledger()
     unfinished = [entry.submission() for entry in await ledger.entries(states=UNFINISHED)]
     return {file_stem(each.idempotency_key, each.task_id, each.submitted_at) for each in unfinished}

@@ -24,7 +24,7 @@ from ...runway.errors import LedgerCorrupted
 from ...runway.models.generation import Submission
 from ...runway.models.keys import step_key
 from . import log
-from .run_context import current_settings
+from .run_context import RunContext
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -38,7 +38,7 @@ _MANY = 200
 """Number of flow runs to request from Prefect's server at a time."""
 
 
-async def leave_until_ended(ledger: "Ledger", submission: Submission) -> None:
+async def suspend_until_finished(context: RunContext, submission: Submission) -> None:
     """Suspend the run until its generation has ended.
 
     A suspended run leaves its process and later starts again from the beginning. The function
@@ -48,7 +48,7 @@ async def leave_until_ended(ledger: "Ledger", submission: Submission) -> None:
     Raises:
         Pause: Prefect's signal that the run is suspended.
     """
-    entry = await ledger.get(submission.idempotency_key)
+    entry = await (await context.ledger()).get(submission.idempotency_key)
     if entry and entry.has_ended:
         return
     if reason := _why_not():
@@ -56,7 +56,7 @@ async def leave_until_ended(ledger: "Ledger", submission: Submission) -> None:
         return
     log.logger().info("The flow collect finishes the generation and resumes this run")
     pause = step_key("wait", f"{submission.idempotency_key}\n{submission.task_id}")
-    await asuspend_flow_run(timeout=int(current_settings().generation_timeout) + _DAY, key=pause)
+    await asuspend_flow_run(timeout=int(context.settings.generation_timeout) + _DAY, key=pause)
 
 
 def _why_not() -> str | None:

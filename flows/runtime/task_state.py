@@ -12,7 +12,7 @@ from ...runway.api.polling import PollState
 
 
 @dataclass
-class Memory:
+class TaskState:
     """State of one task run."""
 
     wait: PollState = field(default_factory=PollState)
@@ -21,18 +21,18 @@ class Memory:
     artifact_id: UUID | None = None
 
 
-_memories: dict[int, Memory] = {}
+_states: dict[int, TaskState] = {}
 
 
-def memory() -> Memory:
+def current_state() -> TaskState:
     """Return the state of the current task run, or a new state outside of a task run."""
     context = TaskRunContext.get()
-    return memory_of(context.task_run) if context else Memory()
+    return state_of(context.task_run) if context else TaskState()
 
 
-def memory_of(task_run: TaskRun) -> Memory:
+def state_of(task_run: TaskRun) -> TaskState:
     """Return the state of a task run."""
-    if id(task_run) not in _memories:
-        _memories[id(task_run)] = Memory()
-        weakref.finalize(task_run, _memories.pop, id(task_run), None)
-    return _memories[id(task_run)]
+    if id(task_run) not in _states:
+        _states[id(task_run)] = TaskState()
+        weakref.finalize(task_run, _states.pop, id(task_run), None)
+    return _states[id(task_run)]

@@ -13,9 +13,8 @@ from ...runway.ledger.entry import Entry, Intent
 from ...runway.models.requests import GenerationRequest
 from ..runtime import log
 from ..runtime.block_loading import load_block
-from ..runtime.ledger_access import open_ledger
-from ..runtime.run_context import client_for, current_settings
-from ..runtime.sync import resolve_key
+from ..runtime.identity import resolve_key
+from ..runtime.run_context import RunContext
 
 if TYPE_CHECKING:
     from ...runway.api.adoption import Check
@@ -43,21 +42,19 @@ async def credentials_of(
     return await load_block(entry.credentials, AuthenticationError)
 
 
-async def check_id(credentials: CometAPICredentials, task_id: str) -> "Check":
+async def check_id(context: RunContext, task_id: str) -> "Check":
     """Check with the service that it knows a task id.
 
     An unknown id is checked again until the grace time of an older generation is over.
     """
     from ...runway.api.adoption import check_task
 
-    interval = current_settings().poll_interval
-    async with client_for(credentials) as client:
+    interval = context.settings.poll_interval
+    async with context.open_client() as client:
         return await check_task(client, task_id, polls=ATTACHED_GRACE, interval=interval)
 
 
-async def adopt_id(
-    ledger: "Ledger", intent: Intent, credentials: CometAPICredentials, task_id: str
-) -> Entry:
+async def adopt_id(context: RunContext, intent: Intent, task_id: str) -> Entry:
     """Record a task id that was given to a run, once the service knows it.
 
     Raises:
@@ -68,9 +65,9 @@ async def adopt_id(
     from ...runway.api.adoption import adopt
 
     async def ask() -> "Check":
-        return await check_id(credentials, task_id)
+        return await check_id(context, task_id)
 
-    return await adopt(ledger, intent, task_id, ask, warn=log.logger().warning)
+    return await adopt(await context.ledger(), intent, task_id, ask, warn=log.logger().warning)
 
 
 async def adopt_by_hand(
@@ -102,8 +99,8 @@ async def adopt_by_hand(
 
 
 async def key_for(
+    context: RunContext,
     request: GenerationRequest,
-    credentials: CometAPICredentials | None,
     idempotency_key: str | None,
     *,
     task_id: str | None,
@@ -114,8 +111,7 @@ async def key_for(
     A task id that an earlier run recorded for the same request keeps its key.
     """
     if idempotency_key is None and task_id is not None:
-        base_url = credentials.base_url if credentials else current_settings().base_url
-        known = await (await open_ledger()).find_by_task_id(task_id, base_url)
+        known = await (await context.ledger()).find_by_task_id(task_id, context.base_url)
         if known and known.fingerprint == request.fingerprint():
             return known.idempotency_key
     return resolve_key(idempotency_key, request, variation, task_id)

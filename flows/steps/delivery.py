@@ -23,16 +23,17 @@ from ...runway.models.generation import (
     Submission,
 )
 from ..runtime import log
-from ..runtime.block_storage import canonical_location, resolve_storage
-from ..runtime.ledger_access import exclusive_lease
-from ..runtime.run_context import current_settings
+from ..runtime.lease import exclusive_lease
+from ..runtime.run_context import RunContext, run_context
 from ..ui import artifacts
-from . import bodies
-from .tasks import afetch_output, apersist_output, apoll_generation, asubmit_generation
+from .fetch import afetch_output
+from .persist import apersist_output
+from .poll import apoll_generation
+from .submit import asubmit_generation
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepSet:
     """Callables for the four steps."""
 
     submit: Callable[..., Awaitable[Submission]]
@@ -41,22 +42,17 @@ class Steps:
     persist: Callable[..., Awaitable[list[StoredVideo]]]
 
 
-TASKS = Steps(
-    asubmit_generation,
-    apoll_generation,
-    afetch_output,
-    apersist_output,
-)
+AS_TASKS = StepSet(asubmit_generation, apoll_generation, afetch_output, apersist_output)
 """Steps that each run as a Prefect task, with retries of their own."""
 
 
-def named_after(id_: str) -> Steps:
-    """Return ``TASKS`` with task runs that are named after an item of a batch."""
+def named_after(id_: str) -> StepSet:
+    """Return ``AS_TASKS`` with task runs that are named after an item of a batch."""
 
     def named(step: Task[Any, Any], what: str) -> Task[Any, Any]:
         return step.with_options(task_run_name=lambda: f"{what} {id_}")
 
-    return Steps(
+    return StepSet(
         named(asubmit_generation, "submit"),
         named(apoll_generation, "poll"),
         named(afetch_output, "fetch"),
@@ -64,18 +60,18 @@ def named_after(id_: str) -> Steps:
     )
 
 
-PLAIN = Steps(bodies.submit, bodies.poll, bodies.fetch, bodies.persist)
+INLINE = StepSet(asubmit_generation.fn, apoll_generation.fn, afetch_output.fn, apersist_output.fn)
 """Steps that run as part of the task run that calls them."""
 
 
-async def check_storage(place: str | None) -> None:
-    """Check that a storage location can keep videos, before one is bought.
+async def check_storage(context: RunContext) -> None:
+    """Check that the storage of a run can keep videos, before one is bought.
 
     Raises:
         StorageUnavailable: The location cannot be used.
     """
     try:
-        storage = await resolve_storage(place or current_settings().storage)
+        storage = await context.storage()
         await asyncio.to_thread(storage.check)
     except StorageError as error:
         raise StorageUnavailable(error.message) from error
@@ -96,7 +92,7 @@ async def deliver(
     storage: str | None,
     *,
     again: bool = False,
-    by: Steps = TASKS,
+    steps: StepSet = AS_TASKS,
 ) -> GenerationResult:
     """Wait for a generation, fetch its output and store it, under the lease of the generation.
 
@@ -106,25 +102,25 @@ async def deliver(
         storage: Location for the videos; from the settings by default.
         again: Whether to repeat a delivery to the same location, and to ask the service again about
             a generation that failed or was cancelled. A missing file is always delivered again.
-        by: Callables for the steps.
+        steps: Callables for the steps.
     """
-    place = canonical_location(storage or current_settings().storage)
-    async with exclusive_lease(submission, place) as entry:
-        if entry and place in entry.videos and not again:
-            again = await asyncio.to_thread(is_gone, entry.videos[place])
+    context = run_context(credentials, storage)
+    async with exclusive_lease(context, submission, context.location) as entry:
+        if entry and context.location in entry.videos and not again:
+            again = await asyncio.to_thread(is_gone, entry.videos[context.location])
             if not again:
                 log.tell("Generation %s: stored already", submission.task_id)
-                return entry.result(place)
+                return entry.result(context.location)
             log.logger().warning("Generation %s: its file is gone", submission.task_id)
         asked_again = {"again": True} if again and entry and entry.failure() else {}
-        finished = await by.poll(submission, credentials, **asked_again)
+        finished = await steps.poll(submission, credentials, **asked_again)
         try:
-            videos = await by.fetch(submission, finished, credentials, storage)
-            stored = await by.persist(submission, finished, videos, storage)
+            videos = await steps.fetch(submission, finished, credentials, storage)
+            stored = await steps.persist(submission, finished, videos, storage)
         # A staged file was lost after the fetch, or the steps run on different machines.
         except StagedFileMissing:
-            videos = await by.fetch(submission, finished, credentials, storage)
-            stored = await by.persist(submission, finished, videos, storage)
+            videos = await steps.fetch(submission, finished, credentials, storage)
+            stored = await steps.persist(submission, finished, videos, storage)
     result = _result(submission, finished, stored)
     await artifacts.show_result(submission, result)
     return result

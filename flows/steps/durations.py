@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from ...runway.api.poll_schedule import HISTORY_SIZE, DurationStats, estimate_durations
 from ...runway.ledger.entry import Entry, Kind
 from ...runway.models.generation import Submission
-from ..runtime.ledger_access import write_in_background
-from ..runtime.run_context import current_settings
+from ..runtime.ledger_writes import write_in_background
+from ..runtime.run_context import RunContext
 
 if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
@@ -29,36 +29,36 @@ The time is in seconds of the monotonic clock.
 
 
 def duration_stats_of(
-    submission: Submission, entry: Entry | None, base_url: str
+    context: RunContext, submission: Submission, entry: Entry | None
 ) -> Callable[[], DurationStats | None]:
     """Return a function that gives the latest duration statistics for a generation.
 
     The function returns None while no statistics are known.
 
     Args:
+        context: Context of the run.
         submission: The generation.
         entry: Its ledger entry, if known.
-        base_url: Root URL of the service.
     """
     if not (submission.route and submission.model):
         return lambda: None
     # The length of a restyled video is not in the request and is known only from the result.
     by_request = submission.route == "image_to_video"
     seconds = entry.billed_seconds if entry and by_request else None
-    kind = Kind(base_url, submission.route, submission.model, seconds)
-    interval = current_settings().poll_interval
+    kind = Kind(context.base_url, submission.route, submission.model, seconds)
+    interval = context.settings.poll_interval
 
     def stats() -> DurationStats | None:
         asked, known = _known.get((kind, interval), (-FRESH, None))
         if time.monotonic() >= asked + FRESH:
-            _ask(kind, interval, known)
+            _ask(context, kind, interval, known)
         return _known[kind, interval][1]
 
     stats()
     return stats
 
 
-def _ask(kind: Kind, interval: float, known: DurationStats | None) -> None:
+def _ask(context: RunContext, kind: Kind, interval: float, known: DurationStats | None) -> None:
     asked = time.monotonic()
     _known[kind, interval] = asked, known
 
@@ -66,4 +66,4 @@ def _ask(kind: Kind, interval: float, known: DurationStats | None) -> None:
         history = await ledger.durations(kind, HISTORY_SIZE)
         _known[kind, interval] = asked, estimate_durations(history, interval)
 
-    write_in_background(learnt)
+    write_in_background(context, learnt)

@@ -6,8 +6,8 @@ information. First, which errors justify another attempt: for a paid step, only 
 is certain that nothing was bought. Second, that the service may request a delay with Retry-After.
 
 Prefect first calls ``retry_condition_fn`` and then reads the delay from the task's list of delays,
-both in the context of the task run. Therefore the condition writes the delay to the ``Memory`` of
-the task run, and the list reads it from there.
+both in the context of the task run. Therefore the condition writes the delay to the ``TaskState``
+of the task run, and the list reads it from there.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from ...runway.errors import (
     SubmissionUncertain,
 )
 from ..runtime.run_context import current_settings
-from ..runtime.task_state import Memory, memory, memory_of
+from ..runtime.task_state import TaskState, current_state, state_of
 
 LONGEST_DELAY = 6
 """Longest delay in poll intervals: 30 s at the documented interval of 5 s."""
@@ -36,15 +36,17 @@ deadline of the generation. They do not continue if something other than the ser
 """
 
 
-class RetryDelays(list[float]):
-    """Delays between attempts in seconds.
+class DelayOfTaskRun(list[float]):
+    """List of one delay, in place of which each task run reads its own.
 
-    A delay in the ``Memory`` of the task run takes precedence over the list.
+    Prefect reads the delay before a retry from a list that all runs of a task share, and accepts
+    nothing but a list there. The retry condition, which Prefect calls just before, has chosen the
+    delay of the current task run.
     """
 
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
-        """Return the delay before the next attempt."""
-        return memory().delay or super().__getitem__(index)
+        """Return the delay of the current task run, or the one in the list if none was chosen."""
+        return current_state().delay or super().__getitem__(index)
 
 
 def delay_before_retry(failures: int, retry_after: float | None, unit: float, cap: float) -> float:
@@ -73,29 +75,25 @@ def retry_on(
 
     # The annotation is a string because a nested function is pickled together with the objects
     # that it refers to.
-    def worth_another_attempt(_task: Any, task_run: TaskRun, state: "State[Any]") -> bool:
-        error, remembered, settings = state.data, memory_of(task_run), current_settings()
-        if not isinstance(error, errors) or _is_permanent(error, remembered):
+    def is_worth_retrying(_task: Any, task_run: TaskRun, state: "State[Any]") -> bool:
+        error, task_state = state.data, state_of(task_run)
+        if not isinstance(error, errors) or _is_permanent(error, task_state):
             return False
-        interval = settings.poll_interval
-        remembered.failures += 1
-        remembered.delay = round(
-            jittered(
-                delay_before_retry(
-                    remembered.failures,
-                    error.retry_after,
-                    unit=interval * share,
-                    cap=interval * LONGEST_DELAY,
-                )
-            ),
-            3,
+        interval = current_settings().poll_interval
+        task_state.failures += 1
+        delay = delay_before_retry(
+            task_state.failures,
+            error.retry_after,
+            unit=interval * share,
+            cap=interval * LONGEST_DELAY,
         )
+        task_state.delay = round(jittered(delay), 3)
         return True
 
-    return worth_another_attempt
+    return is_worth_retrying
 
 
-def _is_permanent(error: CometAPIError, remembered: Memory) -> bool:
+def _is_permanent(error: CometAPIError, task_state: TaskState) -> bool:
     """Return whether another attempt of this step cannot help or is not allowed."""
     # The ledger decides whether this run may send an uncertain request again.
     if isinstance(error, SubmissionUncertain):
@@ -103,4 +101,4 @@ def _is_permanent(error: CometAPIError, remembered: Memory) -> bool:
     if isinstance(error, StagedFileMissing):
         return True
     waits = isinstance(error, ServiceUnavailable) and error.task_id is not None
-    return not waits and remembered.failures >= FAILURES_IN_A_ROW
+    return not waits and task_state.failures >= FAILURES_IN_A_ROW

@@ -21,7 +21,7 @@ from ...runway.models.generation import (
     Submission,
 )
 from ..runtime.log import best_effort, in_batch, is_quiet, tell
-from ..runtime.task_state import memory
+from ..runtime.task_state import current_state
 from .events import announce, announce_asset
 from .formatting import as_link, plain, shown_size
 
@@ -52,15 +52,15 @@ async def _move_progress(submission: Submission, reply: Generation) -> None:
 
     if in_batch.get():
         return
-    remembered = memory()
-    if remembered.artifact_id is None:
-        remembered.artifact_id = await acreate_progress_artifact(
+    state = current_state()
+    if state.artifact_id is None:
+        state.artifact_id = await acreate_progress_artifact(
             key="cometapi-progress",
             progress=_percent(reply),
             description=f"Rendering generation {submission.task_id}",
         )
     else:
-        await aupdate_progress_artifact(remembered.artifact_id, progress=_percent(reply))
+        await aupdate_progress_artifact(state.artifact_id, progress=_percent(reply))
 
 
 def _percent(reply: Generation) -> float:

@@ -167,13 +167,8 @@ def failure_of_exception(error: Exception) -> ApiFailure:
     return ApiFailure(kind, f"{type(error).__name__}: {scrub(str(error)) or 'no detail'}")
 
 
-def failure_of_reply(reply: Reply, now: datetime | None = None) -> ApiFailure | None:
-    """Return the failure in a reply, or None if it is a JSON success; pure.
-
-    Args:
-        reply: Reply to read.
-        now: Time against which a Retry-After date counts; the current time by default.
-    """
+def failure_of_reply(reply: Reply) -> ApiFailure | None:
+    """Return the failure in a reply, or None if it is a JSON success."""
     status = reply.http_status
     code, message = error_of(reply.body) or ("", "")
     if 200 <= status < 300 and reply.is_json and not (code or message):
@@ -188,22 +183,18 @@ def failure_of_reply(reply: Reply, now: datetime | None = None) -> ApiFailure | 
         message=scrub(message) or reply.excerpt or "no detail",
         code=code,
         http_status=status,
-        retry_after=read_retry_after(reply.headers.get("retry-after"), now or datetime.now(UTC)),
+        retry_after=read_retry_after(reply.headers.get("retry-after"), datetime.now(UTC)),
         is_own=is_own,
         is_foreign=not is_own and (kind is FailureKind.MISADDRESSED or 400 <= status < 500),
     )
 
 
-def failure_of_create_reply(reply: Reply, now: datetime | None = None) -> ApiFailure | None:
-    """Return the failure in a reply to a create call, or None if it is a JSON success; pure.
+def failure_of_create_reply(reply: Reply) -> ApiFailure | None:
+    """Return the failure in a reply to a create call, or None if it is a JSON success.
 
     A refusal without a proof has an unknown outcome, whatever its status and its message.
-
-    Args:
-        reply: Reply to read.
-        now: Time against which a Retry-After date counts; the current time by default.
     """
-    failure = failure_of_reply(reply, now)
+    failure = failure_of_reply(reply)
     if failure is None or proof_of_refusal(reply.http_status, reply.body):
         return failure
     return replace(failure, kind=FailureKind.UNKNOWN_OUTCOME)

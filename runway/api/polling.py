@@ -64,9 +64,9 @@ class PollState:
     last_poll: float | None = field(default=None, repr=False)
 
 
-def jittered(seconds: float, share: float = JITTER) -> float:
+def jittered(seconds: float) -> float:
     """Return the time plus random jitter, so that concurrent waits do not stay in step."""
-    return seconds * (1.0 + share * random.random())  # noqa: S311 -- not for secrets
+    return seconds * (1.0 + JITTER * random.random())  # noqa: S311 -- not for secrets
 
 
 def evaluate(

@@ -27,32 +27,32 @@ _SHOWN_COLUMNS = 5
 _ROWS_AT_ONCE = 256  # a row may hold megabytes
 
 
-def read_rows(place: str) -> list[Row]:
+def read_rows(location: str) -> list[Row]:
     """Return the rows of a manifest at a path or any fsspec URL; blank lines are skipped.
 
     Args:
-        place: Location of the manifest. Its suffix determines the format: .jsonl, .ndjson or .csv,
-            each optionally followed by .gz, or .parquet, which needs the extra ``parquet``.
+        location: Path or URL of the manifest. Its suffix determines the format: .jsonl, .ndjson or
+            .csv, each optionally followed by .gz, or .parquet, which needs the extra ``parquet``.
 
     Raises:
         InvalidManifest: It cannot be read, has no rows, or has columns that no request has.
     """
     try:
-        rows = list(_READERS[format_of(place)](place))
+        rows = list(_READERS[format_of(location)](location))
     except Unreadable as error:
         raise InvalidManifest(str(error)) from None
     if not rows:
-        raise InvalidManifest(f"{redact_url(place)} has no rows")
+        raise InvalidManifest(f"{redact_url(location)} has no rows")
     return rows
 
 
-def _json_rows(place: str) -> Iterator[Row]:
-    with open_table(place, text=True) as lines:
+def _json_rows(location: str) -> Iterator[Row]:
+    with open_table(location, text=True) as lines:
         # The size limit keeps a line that is too long from being read as a whole.
         for number, line in enumerate(iter(partial(lines.readline, MAX_CELL_LENGTH + 1), ""), 1):
             if len(line) > MAX_CELL_LENGTH:
                 limit = f"{MAX_CELL_LENGTH:,} characters"
-                raise Unreadable(f"{redact_url(place)}: line {number} is longer than {limit}")
+                raise Unreadable(f"{redact_url(location)}: line {number} is longer than {limit}")
             if line.strip():
                 yield _json_row(number, line)
 
@@ -67,15 +67,15 @@ def _json_row(number: int, line: str) -> Row:
     return Row(number, fields, unit="line")
 
 
-def _csv_rows(place: str) -> Iterator[Row]:
+def _csv_rows(location: str) -> Iterator[Row]:
     # The limit is global to the process, so it is only ever raised.
     csv.field_size_limit(max(MAX_CELL_LENGTH, csv.field_size_limit()))
-    with open_table(place, text=True) as lines:
-        records = _csv_records(place, lines)
+    with open_table(location, text=True) as lines:
+        records = _csv_records(location, lines)
         _, header = next(records, (0, []))
         columns = [name.strip() for name in header]
         if columns:
-            _check_columns(place, columns)
+            _check_columns(location, columns)
         for number, cells in records:
             if len(cells) != len(columns):
                 problem = f"has {len(cells)} cells, but the header has {len(columns)}"
@@ -85,7 +85,7 @@ def _csv_rows(place: str) -> Iterator[Row]:
                 yield Row(number, {name: c for name, c in cell_of if c.strip()}, unit="line")
 
 
-def _csv_records(place: str, lines: Any) -> Iterator[tuple[int, list[str]]]:
+def _csv_records(location: str, lines: Any) -> Iterator[tuple[int, list[str]]]:
     """Yield each record that is not blank, with the number of the line in which it begins."""
     reader = csv.reader(lines, strict=True)
     begins = 1
@@ -96,15 +96,15 @@ def _csv_records(place: str, lines: Any) -> Iterator[tuple[int, list[str]]]:
             begins = reader.line_num + 1
     except csv.Error as error:  # the start of the next record is unknown
         where = f"the record that begins in line {begins}"
-        raise Unreadable(f"{redact_url(place)} is not valid CSV: {where}: {error}") from None
+        raise Unreadable(f"{redact_url(location)} is not valid CSV: {where}: {error}") from None
 
 
-def _parquet_rows(place: str) -> Iterator[Row]:
+def _parquet_rows(location: str) -> Iterator[Row]:
     parquet = parquet_module()
-    with open_table(place, text=False) as file:
+    with open_table(location, text=False) as file:
         table = parquet.ParquetFile(file)
         columns = table.schema_arrow.names
-        _check_columns(place, columns)
+        _check_columns(location, columns)
         wanted = [name for name in columns if not is_own(name)]
         number = 0
         for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
@@ -120,14 +120,14 @@ def _parquet_cell(cell: Any) -> Any:
     return cell.decode("utf-8", "surrogateescape") if isinstance(cell, bytes) else cell
 
 
-def _check_columns(place: str, names: list[str]) -> None:
+def _check_columns(location: str, names: list[str]) -> None:
     problems = [f"column {name}: {problem}" for name, problem in check_names(names)]
     if "id" not in names:
         problems.append("the column id is missing")
     if problems:
         more = len(problems) - _SHOWN_COLUMNS
-        told = [*problems[:_SHOWN_COLUMNS], *([f"and {more} more"] if more > 0 else [])]
-        raise Unreadable(f"{redact_url(place)} cannot be used: {'; '.join(told)}")
+        shown = [*problems[:_SHOWN_COLUMNS], *([f"and {more} more"] if more > 0 else [])]
+        raise Unreadable(f"{redact_url(location)} cannot be used: {'; '.join(shown)}")
 
 
 _READERS: dict[FileFormat, Callable[[str], Iterator[Row]]] = {

@@ -31,9 +31,7 @@ WRITING_SHARE = 0.02
 """Maximum share of a batch's time that writing takes."""
 
 
-def next_write(
-    ended: float, took: float, *, least: float = MIN_WRITE_INTERVAL, share: float = WRITING_SHARE
-) -> float:
+def next_write(ended: float, took: float) -> float:
     """Return the time from which a growing output may be written again; pure.
 
     The cost of a write grows with the number of items, so writing after each item would have a
@@ -43,20 +41,18 @@ def next_write(
     Args:
         ended: End of the last write, in seconds of any clock.
         took: Seconds that the last write took.
-        least: Minimum seconds between the end of a write and the next one.
-        share: Maximum share of the time that writing takes, above 0 and up to 1.
     """
-    return ended + max(least, took * (1 / share - 1))
+    return ended + max(MIN_WRITE_INTERVAL, took * (1 / WRITING_SHARE - 1))
 
 
-def check_place(place: str) -> None:
+def check_location(location: str) -> None:
     """Check that results can be written to a location, before anything is bought.
 
     Raises:
         StorageUnavailable: They cannot be written.
     """
     try:
-        storage, name = split_place(place)
+        storage, name = split_location(location)
         check_name(name)
         storage.check()
     except StorageError as error:
@@ -79,18 +75,18 @@ def check_name(name: str) -> None:
         raise StorageError(str(error)) from None
 
 
-def write_results(results: Sequence[ItemResult], place: str) -> str:
+def write_results(results: Sequence[ItemResult], location: str) -> str:
     """Write results to a path or any fsspec URL, completely or not at all, and return the location.
 
     Args:
         results: All results; an existing file is replaced.
-        place: A file in a folder. Its suffix determines the format: .jsonl or .ndjson (each
+        location: A file in a folder. Its suffix determines the format: .jsonl or .ndjson (each
             optionally followed by .gz), or .parquet, which needs the extra ``parquet``.
 
     Raises:
         StorageError: The results could not be written to the location.
     """
-    storage, name = split_place(place)
+    storage, name = split_location(location)
     return publish_results(results, storage, name)
 
 
@@ -111,39 +107,39 @@ def publish_results(results: Sequence[ItemResult], storage: Storage, name: str) 
     return publish_written(storage, name, write)
 
 
-def read_results(place: str) -> list[ItemResult]:
+def read_results(location: str) -> list[ItemResult]:
     """Return the results that were written to a location.
 
     Raises:
         ValueError: The file cannot be read, or does not hold results.
     """
-    format_ = format_of(place)
+    format_ = format_of(location)
     if format_ is FileFormat.PARQUET:
         parquet = parquet_module()
-        with open_table(place, text=False) as file:
+        with open_table(location, text=False) as file:
             rows = parquet.ParquetFile(file).read().to_pylist()
     elif format_ is FileFormat.JSONL:
-        with open_table(place, text=True) as lines:
+        with open_table(location, text=True) as lines:
             rows = [strict_json(line) for line in lines]
     else:
         raise Unreadable(
-            f"{redact_url(place)} cannot be read: results are .jsonl or .parquet files"
+            f"{redact_url(location)} cannot be read: results are .jsonl or .parquet files"
         )
     return [ItemResult.model_validate(row) for row in rows]
 
 
-def split_place(place: str) -> tuple[Storage, str]:
+def split_location(location: str) -> tuple[Storage, str]:
     """Split a location into its storage and its file name.
 
     Raises:
         StorageError: It is not a file in a folder.
     """
-    path = local_path(place)
+    path = local_path(location)
     if path is not None:
         return FolderStorage(path.parent), path.name
-    folder, _, name = place.rpartition("/")
+    folder, _, name = location.rpartition("/")
     if folder.endswith(":/"):
-        raise StorageError(f"{redact_url(place)} is not a file in a folder")
+        raise StorageError(f"{redact_url(location)} is not a file in a folder")
     return open_storage(folder), name
 
 

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..redact import RedactingFilter, redact_url, scrub
+from ..redact import RedactingFilter, reason_of, redact_url
 from ..storage.paths import is_chained, local_path, whole_path
 
 for _logger in ("fsspec", "fsspec.http"):  # at DEBUG they log complete URLs
@@ -38,23 +38,25 @@ _GZIP = ".gz"
 NO_PYARROW = 'Parquet needs pyarrow: pip install "prefect-cometapi[parquet]"'
 
 
-def format_of(place: str) -> FileFormat:
+def format_of(location: str) -> FileFormat:
     """Return the format of the file at a location, by its suffix; pure.
 
     Raises:
         Unreadable: The suffix is not a known format.
     """
-    name = _name(place).removesuffix(_GZIP)
+    name = _name(location).removesuffix(_GZIP)
     format_ = _FORMATS.get(PurePosixPath(name).suffix)
-    if format_ is None or (format_ is FileFormat.PARQUET and is_gzipped(place)):
+    if format_ is None or (format_ is FileFormat.PARQUET and is_gzipped(location)):
         known = ".jsonl, .ndjson or .csv, each optionally followed by .gz, or in .parquet"
-        raise Unreadable(f"{redact_url(place)} has no known format: its name must end in {known}")
+        raise Unreadable(
+            f"{redact_url(location)} has no known format: its name must end in {known}"
+        )
     return format_
 
 
-def is_gzipped(place: str) -> bool:
+def is_gzipped(location: str) -> bool:
     """Return True if the file at a location is compressed, by its suffix; pure."""
-    return _name(place).endswith(_GZIP)
+    return _name(location).endswith(_GZIP)
 
 
 def parquet_module() -> Any:
@@ -71,44 +73,42 @@ def parquet_module() -> Any:
 
 
 @contextmanager
-def open_table(place: str, *, text: bool) -> Iterator[Any]:
+def open_table(location: str, *, text: bool) -> Iterator[Any]:
     """Open the file at a location for reading, as text (UTF-8, line ends unchanged) or as bytes.
 
     Invalid UTF-8 becomes surrogates, so that one bad cell makes only one bad row.
 
     Raises:
-        Unreadable: The file could not be open_table, or could not be read in the body.
+        Unreadable: The file could not be opened, or could not be read in the body.
     """
     how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""} if text else {}
     try:
-        files, path = _located(place)
-        compression = "gzip" if is_gzipped(place) else None
+        files, path = _located(location)
+        compression = "gzip" if is_gzipped(location) else None
         with files.open(path, "rt" if text else "rb", compression=compression, **how) as file:
             yield file
     except Unreadable:
         raise
+    except FileNotFoundError:
+        raise Unreadable(
+            f"{redact_url(location)} cannot be read: the file does not exist"
+        ) from None
     except Exception as error:  # noqa: BLE001 - file systems and formats have errors of their own
-        raise Unreadable(f"{redact_url(place)} cannot be read: {_reason(error)}") from None
+        raise Unreadable(f"{redact_url(location)} cannot be read: {reason_of(error)}") from None
 
 
-def _located(place: str) -> tuple[Any, str]:
+def _located(location: str) -> tuple[Any, str]:
     import fsspec
     from fsspec.core import url_to_fs
 
-    path = local_path(place)
-    if path is None and is_chained(place):
-        raise Unreadable(f"{redact_url(place)} refers to more than one file system")
+    path = local_path(location)
+    if path is None and is_chained(location):
+        raise Unreadable(f"{redact_url(location)} refers to more than one file system")
     if path is None:
-        return url_to_fs(place)
+        return url_to_fs(location)
     return fsspec.filesystem("file"), str(whole_path(path))
 
 
-def _name(place: str) -> str:
-    is_web = place.lower().startswith(("http://", "https://"))
-    return (urlsplit(place).path if is_web else place).lower()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "the file does not exist"
-    return scrub(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+def _name(location: str) -> str:
+    is_web = location.lower().startswith(("http://", "https://"))
+    return (urlsplit(location).path if is_web else location).lower()

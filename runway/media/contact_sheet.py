@@ -57,11 +57,12 @@ def _dark_tile() -> Any:
 
 
 def _filtered(frames: Sequence[Any], filter_: tuple[str, str]) -> Any:
-    """Return the first frame that a filter of FFmpeg makes of frames of one size in rgb24."""
+    """Return the first frame that a filter of FFmpeg makes of frames of one size and format."""
     graph = Graph()
     graph.threads = 1
+    first = frames[0]
     source = graph.add_buffer(
-        width=frames[0].width, height=frames[0].height, format="rgb24", time_base=Fraction(1, 1)
+        width=first.width, height=first.height, format=first.format, time_base=Fraction(1, 1)
     )
     graph.link_nodes(source, graph.add(*filter_), graph.add("buffersink")).configure()
     for number, frame in enumerate(frames):

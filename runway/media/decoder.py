@@ -73,7 +73,7 @@ def inspect_video(video: BinaryIO) -> dict[str, Any]:
         end = _sibling("truncation.py")["find_end"](video, kind)
         size = video.seek(0, os.SEEK_END)
         _require_bytes(size, end.byte)
-        with _open(video) as container:
+        with _open_container(video) as container:
             stream = _video_stream(container)
             if stream.codec_context is None:
                 raise InvalidVideo("the output has a video stream with an unknown codec")
@@ -175,7 +175,7 @@ def draw_poster(video: BinaryIO, width: int) -> bytes:
     from av.error import FFmpegError
 
     try:
-        with _open(video) as container:
+        with _open_container(video) as container:
             stream = _video_stream(container)
             if stream.codec_context:
                 stream.codec_context.thread_count = 1  # more threads are slower for a single frame
@@ -211,7 +211,7 @@ def as_jpeg(picture: Any) -> bytes:
     return b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode()])
 
 
-def _open(video: BinaryIO) -> Any:
+def _open_container(video: BinaryIO) -> Any:
     import av
 
     none = {"protocol_whitelist": "none"}

@@ -23,7 +23,7 @@ import httpx
 
 from ..errors import DownloadInterrupted, InvalidOutput, OutputExpired, StorageError
 from ..http_clients import tls_context
-from ..redact import RedactingFilter, host_of, origin_of, redact_url, scrub
+from ..redact import RedactingFilter, host_of, origin_of, reason_of, redact_url, scrub
 from .download_file import DownloadWriter
 from .ssrf_guard import check_literal, keep_outside
 
@@ -127,9 +127,8 @@ async def download(
                     raise DownloadInterrupted(problem) from None
                 sha256 = await writer.finish()
     except OSError as error:
-        reason = error.strerror or type(error).__name__
         raise StorageError(
-            f"the download could not be written to {destination.parent}: {reason}"
+            f"the download could not be written to {destination.parent}: {reason_of(error)}"
         ) from error
     if not writer.received:
         raise InvalidOutput("the output is empty")

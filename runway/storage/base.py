@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import StagedFileMissing, StorageError
-from ..redact import scrub
+from ..redact import reason_of
 from .staging import staged_path
 
 PROBE = ".cometapi-probe"
@@ -125,8 +125,9 @@ def publish_written(storage: Storage, name: str, write: Callable[[Path], object]
         write(staged)
         return storage.publish(staged, name)
     except OSError as error:
-        reason = scrub(error.strerror or type(error).__name__)
-        raise StorageError(f"{name} could not be written to {staged.parent}: {reason}") from error
+        raise StorageError(
+            f"{name} could not be written to {staged.parent}: {reason_of(error)}"
+        ) from error
     finally:
         staged.unlink(missing_ok=True)
 
@@ -139,8 +140,3 @@ def check_staged(staged: Path) -> None:
     """
     if not staged.exists():
         raise StagedFileMissing(f"{staged} no longer exists on this machine") from None
-
-
-def reason_of(error: Exception) -> str:
-    """Return the reason that the system or the file system gives for an error, redacted."""
-    return scrub(getattr(error, "strerror", None) or str(error) or type(error).__name__)

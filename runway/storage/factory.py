@@ -7,7 +7,7 @@ from .fsspec import FsspecStorage
 from .paths import local_path
 
 
-def open_storage(place: str) -> Storage:
+def open_storage(location: str) -> Storage:
     """Return the storage at a path or an fsspec URL."""
-    path = local_path(place)
-    return FsspecStorage(place) if path is None else FolderStorage(path)
+    path = local_path(location)
+    return FsspecStorage(location) if path is None else FolderStorage(path)

@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 from ..errors import StorageError
-from .base import check_staged, reason_of
+from ..redact import reason_of
+from .base import check_staged
 from .paths import whole_path
 from .staging import staged_path, staging_inside, temporary_staging
 

@@ -10,8 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import StorageError
-from ..redact import redact_url
-from .base import check_staged, reason_of
+from ..redact import reason_of, redact_url
+from .base import check_staged
 from .paths import is_chained
 from .staging import temporary_staging
 
@@ -84,9 +84,9 @@ class FsspecStorage:
             raise
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
             check_staged(staged)
-            place = redact_url(self.url)
+            location = redact_url(self.url)
             raise StorageError(
-                f"{name} could not be written to {place}: {reason_of(error)}"
+                f"{name} could not be written to {location}: {reason_of(error)}"
             ) from None
         return self.uri(name)
 
@@ -162,5 +162,5 @@ class FsspecStorage:
         try:
             yield
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
-            place = redact_url(self.url)
-            raise StorageError(f"{what} {place}: {reason_of(error)}") from None
+            location = redact_url(self.url)
+            raise StorageError(f"{what} {location}: {reason_of(error)}") from None

@@ -7,21 +7,21 @@ from pathlib import Path
 from urllib.parse import unquote
 
 
-def local_path(place: str) -> Path | None:
+def local_path(location: str) -> Path | None:
     """Return the path of a location on this machine, or None for any other location; pure."""
-    if place.startswith("file://"):
-        return Path(unquote(re.sub("^file://(localhost(?=/))?", "", place)))
-    return None if "://" in place else Path(place)
+    if location.startswith("file://"):
+        return Path(unquote(re.sub("^file://(localhost(?=/))?", "", location)))
+    return None if "://" in location else Path(location)
 
 
-def is_chained(place: str) -> bool:
+def is_chained(location: str) -> bool:
     """Return True if fsspec would read the URL as a chain of file systems; pure.
 
     No storage of this package needs a chain, and some chains are dangerous. The reference file
     system reads instructions from the file behind it: these may name files of this machine, and
     contain templates that older versions of fsspec execute.
     """
-    return "::" in place
+    return "::" in location
 
 
 def whole_path(path: Path) -> Path:

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from ..errors import StorageError
 from ..processes import is_alive, is_dead, this_process
-from ..redact import scrub
+from ..redact import reason_of
 
 INCOMING = ".incoming"
 """Staging folder inside a storage folder; ``.incoming-UID`` if another user owns the first."""
@@ -84,7 +84,7 @@ def staging_inside(folder: Path) -> Path | None:
                 inside.rmdir()
                 return None
         except OSError as error:
-            raise StorageError(f"{inside} cannot be created: {_reason(error)}") from error
+            raise StorageError(f"{inside} cannot be created: {reason_of(error)}") from error
     return None
 
 
@@ -99,7 +99,7 @@ def own_folder(folder: Path) -> Path:
         if is_own(folder):
             return folder
     except OSError as error:
-        raise StorageError(f"{folder} cannot be created: {_reason(error)}") from error
+        raise StorageError(f"{folder} cannot be created: {reason_of(error)}") from error
     raise StorageError(f"{folder} is owned or writable by another user; remove it, or set TMPDIR")
 
 
@@ -214,7 +214,3 @@ def _make_private(folder: Path) -> bool:
 
 def _digest(location: str) -> str:
     return hashlib.sha256(location.encode()).hexdigest()[:12]
-
-
-def _reason(error: OSError) -> str:
-    return scrub(error.strerror or type(error).__name__)

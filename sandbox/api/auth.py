@@ -86,5 +86,5 @@ def _is_missing_field(problem: dict[str, Any]) -> bool:
 
 
 def _in_words(problem: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"] if part != "body") or "body"
-    return f"{place}: {problem['msg']}"
+    path = ".".join(str(part) for part in problem["loc"] if part != "body") or "body"
+    return f"{path}: {problem['msg']}"

@@ -65,10 +65,10 @@ def clip_response(clip: bytes, headers: Mapping[str, str], *, ranges: bool = Tru
     """
     etag = f'"{hashlib.sha256(clip).hexdigest()[:32]}"'
     common = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, max-age=0"}
-    asked = headers.get("range") if ranges else None
-    if asked is None or headers.get("if-range", etag) != etag:
+    range_header = headers.get("range") if ranges else None
+    if range_header is None or headers.get("if-range", etag) != etag:
         return Response(clip, headers=common, media_type="video/mp4")
-    part = byte_range(asked, len(clip))
+    part = byte_range(range_header, len(clip))
     if part == "none":
         return Response(clip, headers=common, media_type="video/mp4")
     if part == "unsatisfiable":
@@ -78,18 +78,18 @@ def clip_response(clip: bytes, headers: Mapping[str, str], *, ranges: bool = Tru
     return Response(clip[first : last + 1], 206, headers=common, media_type="video/mp4")
 
 
-def byte_range(asked: str, size: int) -> tuple[int, int] | Literal["none", "unsatisfiable"]:
+def byte_range(range_header: str, size: int) -> tuple[int, int] | Literal["none", "unsatisfiable"]:
     """Return the positions of the first and the last byte that a Range header asks for.
 
     Args:
-        asked: Value of the Range header.
+        range_header: Value of the Range header.
         size: Size of the file in bytes.
 
     Returns:
         The two positions; ``none`` for a header to be ignored (another unit, several ranges);
         ``unsatisfiable`` for one that begins after the end of the file.
     """
-    match = _RANGE.fullmatch(asked.strip())
+    match = _RANGE.fullmatch(range_header.strip())
     if match is None or match.groups() == ("", ""):
         return "none"
     first, last = match.groups()

@@ -150,9 +150,7 @@ class Fault(BaseModel):
     def _makes_sense(self) -> Self:
         routes = KINDS[self.kind].routes
         if self.route not in routes:
-            raise ValueError(
-                f"{self.kind} happens on {' or '.join(routes)}, not on {self.route}"
-            )
+            raise ValueError(f"{self.kind} happens on {' or '.join(routes)}, not on {self.route}")
         if self.rate is not None and "times" in self.model_fields_set:
             raise ValueError("rate and times exclude each other")
         self._check_value()
@@ -225,41 +223,41 @@ class FaultPlan:
     def __init__(self, faults: Iterable[Fault], seed: int = 0) -> None:
         self.faults = tuple(faults)
         self.seed = seed
-        self._taken: dict[tuple[FaultRoute, int], Fault] = {}
+        self._assigned: dict[tuple[FaultRoute, int], Fault] = {}
         for fault in self.faults:
             if fault.rate is None:
-                self._take(fault)
+                self._assign(fault)
 
-    def _take(self, fault: Fault) -> None:
+    def _assign(self, fault: Fault) -> None:
         number, left = fault.after, fault.times
         while left:
-            if (fault.route, number) not in self._taken:
-                self._taken[fault.route, number] = fault
+            if (fault.route, number) not in self._assigned:
+                self._assigned[fault.route, number] = fault
                 left -= 1
             number += 1
 
     def decide(self, route: FaultRoute, number: int) -> Fault | None:
         """Return the fault of the request with this number (from 0) on its route, if any."""
-        if fault := self._taken.get((route, number)):
+        if fault := self._assigned.get((route, number)):
             return fault
-        for place, fault in enumerate(self.faults):
+        for index, fault in enumerate(self.faults):
             if (
                 fault.rate is not None
                 and fault.route == route
                 and number >= fault.after
-                and _chance(self.seed, route, number, place) < fault.rate
+                and _chance(self.seed, route, number, index) < fault.rate
             ):
                 return fault
         return None
 
-    def adding(self, fault: Fault, already_seen: int) -> "FaultPlan":
+    def adding(self, fault: Fault, already_received: int) -> "FaultPlan":
         """Return a plan with one more fault, which counts from the next request of its route."""
         later = Fault.model_validate(
-            fault.model_dump(exclude_unset=True) | {"after": fault.after + already_seen}
+            fault.model_dump(exclude_unset=True) | {"after": fault.after + already_received}
         )
         return FaultPlan([*self.faults, later], self.seed)
 
 
-def _chance(seed: int, route: FaultRoute, number: int, place: int) -> float:
+def _chance(seed: int, route: FaultRoute, number: int, index: int) -> float:
     """Return a number in [0, 1) that depends on the arguments alone."""
-    return random.Random(f"{seed}:{route}:{number}:{place}").random()  # noqa: S311 - no secrets
+    return random.Random(f"{seed}:{route}:{number}:{index}").random()  # noqa: S311 - no secrets

@@ -49,7 +49,7 @@ def shape(reply: httpx.Response) -> tuple[int, object]:
     return reply.status_code, names(reply.json())
 
 
-def test_it_speaks_as_the_sandbox_does(lean: httpx.Client) -> None:
+def test_it_replies_as_the_sandbox_does(lean: httpx.Client) -> None:
     """The benchmark service gives the same replies as the sandbox."""
     with (
         Sandbox(render_seconds=2) as sandbox,
@@ -88,7 +88,7 @@ def test_it_speaks_as_the_sandbox_does(lean: httpx.Client) -> None:
         assert [shape(reply) for reply in told[0]] == [shape(reply) for reply in told[1]]
 
 
-def test_it_tells_when_a_client_learned_of_an_end(lean: httpx.Client) -> None:
+def test_it_measures_when_a_client_learned_of_an_end(lean: httpx.Client) -> None:
     """The lag in the tables is the service's own measurement."""
     from lean import Stats
 
@@ -105,7 +105,7 @@ def test_it_tells_when_a_client_learned_of_an_end(lean: httpx.Client) -> None:
     assert seen.last_ready == pytest.approx(0.3)
 
 
-def test_times_are_as_asked_and_the_same_for_the_same_seed() -> None:
+def test_times_follow_the_parameters_and_repeat_with_the_seed() -> None:
     """The same seed gives the same times, so all contestants wait for the same generations."""
     from lean import rendering_times
 

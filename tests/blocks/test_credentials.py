@@ -98,7 +98,7 @@ async def test_a_flow_takes_the_block_in_every_form_that_prefect_has(saved, form
 
 
 @pytest.mark.server
-def test_the_server_tells_the_key_to_nobody_who_does_not_ask_for_secrets(saved, prefect_server):
+def test_the_server_masks_the_api_key_unless_secrets_are_requested(saved, prefect_server):
     """The API masks the API key with asterisks unless secrets are requested."""
     address = f"{prefect_server}/block_documents/{saved._block_document_id}"
     shown = httpx.get(address).raise_for_status()

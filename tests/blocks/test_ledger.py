@@ -92,7 +92,7 @@ async def test_a_block_leads_to_its_ledger(tmp_path):
     await ledger.database.close()
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 def test_a_block_leads_to_a_ledger_in_postgresql(postgres):
     """A block can point to a ledger in PostgreSQL, which several machines share."""
     ledger = block(postgres.create_database()).get_ledger()
@@ -127,7 +127,7 @@ async def test_a_block_is_loaded_by_its_type_and_name(saved):
 
 
 @pytest.mark.server
-def test_the_server_tells_the_url_to_nobody_who_does_not_ask_for_secrets(saved, prefect_server):
+def test_the_server_masks_the_url_unless_secrets_are_requested(saved, prefect_server):
     """The API masks the URL with asterisks unless secrets are requested."""
     address = f"{prefect_server}/block_documents/{saved._block_document_id}"
     shown = httpx.get(address).raise_for_status()

@@ -21,7 +21,7 @@ from prefect_cometapi.deployments import automations
 from prefect_cometapi.flows import image_to_video
 from prefect_cometapi.runway import ImageToVideoRequest, TooManyRunAttempts
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.heavy]
 
 
 @flow(name="an ordinary flow")
@@ -184,7 +184,7 @@ async def hook(letterbox):
     await CustomWebhookNotificationBlock.adelete(name)
 
 
-async def test_somebody_hears_of_a_failure(client, armed, hook):
+async def test_a_failure_is_notified(client, armed, hook):
     """The notification of a failure has the run's name, its reason and its address."""
     block, posted = hook
     await armed(automations.notify_on_failure(block))
@@ -202,7 +202,7 @@ async def test_somebody_hears_of_a_failure(client, armed, hook):
     assert letter["body"] == f"GenerationFailed: moderated\nRun {ours}"
 
 
-async def test_somebody_hears_of_an_uncertain_one(client, armed, hook):
+async def test_an_uncertain_submission_is_notified(client, armed, hook):
     """The notification of an uncertain submission has its key and the command that decides."""
     block, posted = hook
     await armed(automations.notify_on_uncertain(block))

@@ -82,7 +82,7 @@ def test_a_local_video_is_restyled_and_a_bought_one_finished(shell, picture):
 
 
 @pytest.mark.server
-def test_a_wrong_key_is_told_without_showing_it(shell, picture):
+def test_a_wrong_api_key_is_reported_without_showing_it(shell, picture):
     """A refused API key costs nothing, and the message says where to get a valid one."""
     told = refused(shell("image-to-video", picture, COMETAPI_KEY="wrong-key"))
     assert told.startswith("AuthenticationError: ")
@@ -93,7 +93,7 @@ def test_a_wrong_key_is_told_without_showing_it(shell, picture):
 
 
 @pytest.mark.server
-def test_a_lost_answer_is_told_with_the_money_and_the_next_command(shell, picture):
+def test_a_lost_reply_is_reported_with_the_money_and_the_next_command(shell, picture):
     """After a lost reply, the message says that it may be charged and how to find out."""
     shell.sandbox.add_fault("create:reset-after")
     told = refused(shell("image-to-video", picture, "--idempotency-key", "sku-17"))
@@ -138,7 +138,7 @@ def test_an_interrupted_command_says_how_to_go_on(shell, picture, script):
 
 
 @pytest.mark.server
-def test_an_address_without_a_prefect_server_is_told(shell, picture):
+def test_an_address_without_a_prefect_server_is_reported(shell, picture):
     """An unreachable Prefect server is named with the fix, and nothing is bought."""
     told = refused(
         shell("image-to-video", picture, PREFECT_API_URL=f"http://127.0.0.1:{closed_port()}/api")

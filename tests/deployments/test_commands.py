@@ -71,7 +71,7 @@ def test_without_a_key_nothing_is_sent(shell, picture, monkeypatch, capsys, comm
 
 
 @pytest.mark.server
-def test_a_bad_setting_is_told_by_the_name_of_its_variable(
+def test_an_invalid_setting_is_reported_by_its_variable(
     shell, picture, monkeypatch, capsys, command
 ):
     """An invalid setting is reported by the name of its environment variable."""
@@ -183,9 +183,7 @@ def test_an_interrupt_before_anything_was_bought_is_quiet(monkeypatch, capsys, c
         "Timed out while attempting to connect to ephemeral Prefect API server.",
     ],
 )
-def test_a_prefect_that_cannot_be_reached_is_told_in_its_own_words(
-    words, monkeypatch, command, capsys
-):
+def test_an_unreachable_prefect_is_reported_in_its_own_words(words, monkeypatch, command, capsys):
     """An unreachable server or one that does not start is reported without a stack trace."""
 
     def away() -> None:
@@ -263,7 +261,7 @@ def test_a_path_below_the_home_folder_is_found(monkeypatch, tmp_path):
         ("a\0b", "null byte"),
     ],
 )
-def test_what_is_neither_address_nor_file_is_told(place, reason):
+def test_text_that_is_neither_url_nor_file_is_refused(place, reason):
     """A mistyped path is reported as a missing file, and not as a bad URL."""
     with pytest.raises(
         InvalidRequest, match="neither an https:// URL nor a readable file"
@@ -316,7 +314,7 @@ def test_a_failure_is_shown_line_by_line_and_never_wrapped(capsys):
         ),
     ],
 )
-def test_a_validation_error_is_told_field_by_field(make, told, capsys):
+def test_a_validation_error_is_reported_field_by_field(make, told, capsys):
     """A validation error names each field as the user knows it, without pydantic's own text."""
     with pytest.raises(ValidationError) as caught:
         make()

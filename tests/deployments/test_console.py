@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from prefect_cometapi.deployments import console
-from prefect_cometapi.runway import InvalidManifest, State
+from prefect_cometapi.deployments.console import display_path
+from prefect_cometapi.runway import GenerationResult, InvalidManifest, State, StoredVideo
 from prefect_cometapi.runway.batch.rows import BadRow
 from prefect_cometapi.runway.ledger.entry import Intent
 from prefect_cometapi.runway.ledger.store import get_ledger
@@ -62,3 +63,17 @@ def test_a_key_stands_in_a_command_as_it_is(command, capsys):
     record("order:100:video")
     assert command("ledger", "list") == 0
     assert "prefect-cometapi ledger adopt order:100:video TASK_ID" in capsys.readouterr().out
+
+
+def test_a_slow_video_has_one_row_in_a_terminal_of_80_columns(tmp_path, monkeypatch, capsys):
+    """A run of several minutes does not widen the table, so the path can be copied."""
+    monkeypatch.setattr(console.console, "width", 80)
+    video = StoredVideo.model_construct(
+        uri=str(tmp_path / "videos" / "20261128-235646-run-b30a94be-o7p3tybh5h.mp4"),
+        duration=5.0,
+        size=900_000,
+    )
+    result = GenerationResult.model_construct(videos=(video,), polls=114)
+    console.show_results([(result, 604.5)])
+    _, row = capsys.readouterr().out.strip().splitlines()
+    assert row.split() == [display_path(video.uri), "5.0", "s", "0.9", "MB", "604", "s", "114"]

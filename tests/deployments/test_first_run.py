@@ -5,7 +5,7 @@ import pytest
 
 from ..first_run import COMMANDS, first_day, own_server
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.packaging]
+pytestmark = pytest.mark.server
 
 
 def test_it_takes_five_commands_at_most():
@@ -15,6 +15,7 @@ def test_it_takes_five_commands_at_most():
     assert COMMANDS[-1] == "prefect worker start --pool videos"
 
 
+@pytest.mark.heavy
 def test_a_schedule_makes_a_video_after_the_commands_of_the_page(sandbox, installed, tmp_path):
     """The commands and the package alone make a video on a schedule."""
     with own_server(tmp_path) as api:

@@ -104,7 +104,7 @@ def test_nothing_is_bought_before_the_user_says_so(deployed, flow):
 
 
 @pytest.mark.parametrize("flow", NAMES)
-def test_a_deployment_tells_what_it_is(deployed, flow):
+def test_a_deployment_has_a_description_and_tags(deployed, flow):
     """Description and tags in the file are those in the UI."""
     deployment = deployed.deployment(flow)
     bids = "Set your parameters before you activate the schedule." in deployment["description"]
@@ -121,7 +121,7 @@ def test_a_deployment_has_a_limit_of_runs_at_a_time(deployed, flow):
     assert strategy == ("CANCEL_NEW" if flow == "collect" else "ENQUEUE")
 
 
-def test_what_was_bought_is_swept_up_by_itself(deployed):
+def test_the_collector_is_scheduled_from_the_start(deployed):
     """The collector, which buys nothing, is scheduled from the start."""
     deployment = deployed.deployment("collect")
     (schedule,) = deployment["schedules"]

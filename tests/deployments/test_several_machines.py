@@ -18,7 +18,7 @@ from ..cluster import Cluster, cluster, dumped, places_of, run_states, scheduled
 from ..conftest import KEY
 from ..waiting import until
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.heavy]
 
 ROWS = 12
 PATIENCE = 240

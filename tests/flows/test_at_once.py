@@ -6,6 +6,7 @@ import json
 import threading
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,7 +17,7 @@ from prefect_cometapi.flows import (
     aimage_to_video,
     image_to_video,
 )
-from prefect_cometapi.flows.steps import bodies
+from prefect_cometapi.flows.steps import fetch, persist
 from prefect_cometapi.runway import GenerationFailed, State
 
 pytestmark = pytest.mark.server
@@ -198,8 +199,8 @@ def test_a_storage_wanted_later_downloads_once_more_and_buys_nothing(
 def gate(monkeypatch):
     """Make a step's function wait until all calls are let through."""
 
-    def shut(name: str) -> tuple[list[int], threading.Event]:
-        function = getattr(bodies, name)
+    def shut(module: ModuleType, name: str) -> tuple[list[int], threading.Event]:
+        function = getattr(module, name)
         arrived: list[int] = []
         opened = threading.Event()
 
@@ -214,7 +215,7 @@ def gate(monkeypatch):
             return function(*args, **kwargs)
 
         waits = gated if asyncio.iscoroutinefunction(function) else gated_thread
-        monkeypatch.setattr(bodies, name, waits)
+        monkeypatch.setattr(module, name, waits)
         return arrived, opened
 
     return shut
@@ -238,7 +239,7 @@ async def test_two_new_storages_at_once_are_both_remembered(
     """A clip that two runs copy to new storages at once is recorded at both locations."""
     places = [str(tmp_path / name) for name in "abc"]
     await aimage_to_video(image, idempotency_key="wanted", storage=places[0])
-    arrived, opened = gate("_persist")
+    arrived, opened = gate(persist, "_persist")
     await two_at_once(image, places[1:], arrived, opened, caplog)
     assert sorted(book["wanted"].videos) == places
 
@@ -248,6 +249,6 @@ async def test_two_runs_that_want_one_new_storage_share_the_download(
 ):
     """Two runs that copy a clip to the same new storage share one download."""
     await aimage_to_video(image, idempotency_key="wanted", storage=str(tmp_path / "a"))
-    arrived, opened = gate("download")
+    arrived, opened = gate(fetch, "download")
     await two_at_once(image, [str(tmp_path / "b")] * 2, arrived, opened, caplog)
     assert list(downloads(sandbox).values()) == [2]

@@ -6,17 +6,18 @@ import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import av
 import pytest
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
+from prefect_cometapi import flows
 from prefect_cometapi.flows import (
     afetch_output,
-    afinish_generation,
     aimage_to_video,
     apersist_output,
     apoll_generation,
@@ -217,15 +218,25 @@ async def test_the_functions_of_the_tasks_need_no_prefect(sandbox):
     assert Path(stored[0].uri).exists()
 
 
-def test_sync_and_async_flows_share_one_history():
-    """Both twins carry the same flow name and the same parameters."""
-    for plain, twin in [
-        (image_to_video, aimage_to_video),
-        (video_to_video, avideo_to_video),
-        (finish_generation, afinish_generation),
-    ]:
-        assert plain.name == twin.name
-        assert plain.parameters.model_dump() == twin.parameters.model_dump()
+TWINS = sorted({name for name in flows.__all__ if f"a{name}" in flows.__all__})
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_sync_flow_or_task_equals_its_async_twin(name):
+    """Twins have one name, one parameter schema, one docstring and the same type hints."""
+    sync, twin = getattr(flows, name), getattr(flows, f"a{name}")
+    assert (sync.isasync, twin.isasync) == (False, True)
+    assert (sync.name, sync.description) == (twin.name, twin.description)
+    assert sync.fn.__name__ == name
+    assert sync.fn.__module__ == twin.fn.__module__
+    assert get_type_hints(sync.fn) == get_type_hints(twin.fn)
+    assert parameter_schema(sync.fn) == parameter_schema(twin.fn)
+    assert getattr(sync, "version", None) == getattr(twin, "version", None)
+
+
+def test_each_flow_and_task_has_a_sync_twin():
+    """Every async flow and task of the package has a sync one."""
+    assert len(TWINS) == 9
 
 
 def test_a_generation_that_was_bought_elsewhere_is_finished(prefect_server, sandbox, image):

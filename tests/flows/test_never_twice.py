@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def creates(sandbox) -> int:
 
 def test_a_timeout_during_the_submission_is_not_submitted_again(prefect_server, sandbox, image):
     """A flow that times out during the submission and is retried buys once."""
-    sandbox.add_fault("create:silent-after:value=30")
+    sandbox.add_fault("create:silent-after:value=8")
     impatient = image_to_video.with_options(timeout_seconds=4, retries=1)
     with pytest.raises(SubmissionUncertain, match="an earlier attempt is uncertain"):
         impatient(image)
@@ -215,9 +216,9 @@ async def test_two_runs_that_fetch_one_generation_do_not_mix_their_files(
 
 def test_a_staged_file_that_changed_is_fetched_again(prefect_server, sandbox, image, monkeypatch):
     """The published file is the checked one, byte for byte."""
-    from prefect_cometapi.flows.steps import bodies
+    from prefect_cometapi.flows.steps import fetch
 
-    examined = bodies._examined
+    examined = fetch._examined
     cuts: list[Path] = []
 
     def cut_once(path: Path, sha256: str):
@@ -227,7 +228,7 @@ def test_a_staged_file_that_changed_is_fetched_again(prefect_server, sandbox, im
             path.write_bytes(path.read_bytes()[:1000])
         return video
 
-    monkeypatch.setattr(bodies, "_examined", cut_once)
+    monkeypatch.setattr(fetch, "_examined", cut_once)
     video = image_to_video(image).videos[0]
     assert Path(video.uri).stat().st_size == video.size > 1000
 
@@ -240,17 +241,17 @@ def test_a_place_that_does_not_exist_costs_nothing(prefect_server, sandbox, imag
     assert sandbox.requests == []
 
 
-@pytest.mark.parametrize("name", ["_origin", "draw_poster"])
+@pytest.mark.parametrize(("step", "name"), [("persist", "_origin"), ("fetch", "draw_poster")])
 def test_a_file_that_this_machine_does_not_keep_is_told_with_the_generation(
-    prefect_server, sandbox, image, monkeypatch, name
+    prefect_server, sandbox, image, monkeypatch, step, name
 ):
     """A full disk during the delivery is reported with the paid generation and the next step."""
-    from prefect_cometapi.flows.steps import bodies
+    module = import_module(f"prefect_cometapi.flows.steps.{step}")
 
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bodies, name, full)
+    monkeypatch.setattr(module, name, full)
     with pytest.raises(StorageError, match="did not keep a file: No space left on device") as told:
         image_to_video(image)
     assert f"prefect-cometapi finish {sandbox.accepted[0].task_id}" in str(told.value)

@@ -16,23 +16,23 @@ from prefect_cometapi.runway import AuthenticationError, LedgerUnavailable, Stat
 pytestmark = pytest.mark.server
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_database_that_restarts_while_a_clip_renders_costs_nothing(
     prefect_server, sandbox, image, postgres, monkeypatch, mode
 ):
     """A run that polls while PostgreSQL stops or crashes ends stored and recorded."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
-    from prefect_cometapi.flows.steps import bodies
+    from prefect_cometapi.flows.steps import poll
 
     restarts: list[str] = []
-    patience = bodies._patience
+    patience = poll._policy
 
     def restart_and_wait(*args):
         restarts.append(postgres.restart(mode))
         return patience(*args)
 
-    monkeypatch.setattr(bodies, "_patience", restart_and_wait)
+    monkeypatch.setattr(poll, "_policy", restart_and_wait)
     result = image_to_video(image, idempotency_key="restarted")
     monkeypatch.undo()
     assert len(restarts) == 1
@@ -40,29 +40,29 @@ def test_a_database_that_restarts_while_a_clip_renders_costs_nothing(
     assert len(sandbox.accepted) == 1
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 def test_a_ledger_that_goes_away_after_the_purchase_costs_no_clip(
     prefect_server, sandbox, image, postgres, monkeypatch, caplog, book
 ):
     """A clip is delivered without the ledger, with a warning, and is recorded later."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
-    from prefect_cometapi.flows.steps import bodies
+    from prefect_cometapi.flows.steps import poll
 
-    patience = bodies._patience
+    patience = poll._policy
 
     def stop_and_wait(*args):
         book.ledger.database.retry_timeout = 0.2
         postgres.stop("immediate")
         return patience(*args)
 
-    monkeypatch.setattr(bodies, "_patience", stop_and_wait)
+    monkeypatch.setattr(poll, "_policy", stop_and_wait)
     try:
         first = image_to_video(image, idempotency_key="gone")
     finally:
         postgres.start()
-    monkeypatch.setattr(bodies, "_patience", patience)
+    monkeypatch.setattr(poll, "_policy", patience)
     assert Path(first.videos[0].uri).exists()
-    assert "the delivery goes on without it" in caplog.text
+    assert "the delivery continues without it" in caplog.text
     assert book["gone"].state is State.SUBMITTED
     assert collect().stored == 1
     assert book["gone"].state is State.STORED
@@ -91,19 +91,19 @@ def test_a_disk_under_the_ledger_that_fills_after_the_purchase_costs_no_clip(
     """A full disk under the ledger after the purchase leaves a clip that `collect` stores later."""
     disk = small_disk(1000)
     monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{disk.folder}/ledger.db")
-    from prefect_cometapi.flows.steps import bodies
+    from prefect_cometapi.flows.steps import poll
 
-    patience = bodies._patience
+    patience = poll._policy
 
     def fill_and_wait(*args):
         disk.fill()
         return patience(*args)
 
-    monkeypatch.setattr(bodies, "_patience", fill_and_wait)
+    monkeypatch.setattr(poll, "_policy", fill_and_wait)
     first = image_to_video(image, idempotency_key="filled")
-    monkeypatch.setattr(bodies, "_patience", patience)
+    monkeypatch.setattr(poll, "_policy", patience)
     assert Path(first.videos[0].uri).exists()
-    assert "is full; make room on its disk; the delivery goes on without it" in caplog.text
+    assert "is full; make room on its disk; the delivery continues without it" in caplog.text
     disk.make_room()
     assert book["filled"].state is State.SUBMITTED
     assert collect().stored == 1
@@ -153,6 +153,6 @@ def test_a_saved_block_says_where_the_ledger_is(
     assert (tmp_path / "block.db").exists()
     LocalFileSystem(basepath=str(tmp_path)).save("no-ledger", overwrite=True)
     monkeypatch.setenv("COMETAPI_LEDGER_URL", "local-file-system/no-ledger")
-    with pytest.raises(LedgerUnavailable, match="no-ledger is no GenerationLedger"):
+    with pytest.raises(LedgerUnavailable, match="no-ledger is not a Generation Ledger block"):
         image_to_video(image, idempotency_key="by-block", wait=False)
     assert len(sandbox.accepted) == 1

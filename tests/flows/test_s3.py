@@ -21,16 +21,9 @@ from prefect_cometapi.runway.ledger.marks import FOLDER
 from prefect_cometapi.runway.storage.base import probe
 from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 
-from ..s3 import environment, s3_server
+from ..s3 import environment
 
-pytestmark = pytest.mark.server
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """Start a real S3 server process and return its address."""
-    with s3_server() as url:
-        yield url
+pytestmark = [pytest.mark.server, pytest.mark.heavy]
 
 
 @pytest.fixture

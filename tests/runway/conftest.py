@@ -132,7 +132,7 @@ def file_url(tmp_path) -> str:
     return f"sqlite:///{tmp_path}/ledger.db"
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.heavy)])
 def ledger_url(request, file_url) -> Iterator[str]:
     """Return the URL of a new ledger, once in SQLite and once in PostgreSQL."""
     if request.param == "sqlite":

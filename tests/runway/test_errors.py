@@ -180,7 +180,7 @@ POLLS = [
         GenerationFailed,
         "CometAPI gave no reason",
         "Money: accepted",
-        "new key",
+        "new idempotency key",
     ),
     (
         {"id": "task-1", "status": "CANCELLED"},
@@ -221,7 +221,7 @@ async def test_a_submission_that_goes_wrong_is_explained(
     assert type(caught.value) is error
     told = str(caught.value.with_context(idempotency_key="sku-17")).splitlines()
     assert happened in told[0]
-    assert told[1] == "Generation: key sku-17."
+    assert told[1] == "Generation: idempotency key sku-17."
     assert told[2].startswith(money)
     assert told[3].startswith("Next: ")
     assert following in told[3]
@@ -246,7 +246,7 @@ async def test_a_generation_that_goes_wrong_is_explained(
     assert type(caught.value) is error
     told = str(caught.value).splitlines()
     assert happened in told[0]
-    assert told[1] == "Generation: key sku-17, task id task-1."
+    assert told[1] == "Generation: idempotency key sku-17, task id task-1."
     assert told[2].startswith(money)
     assert following in told[3]
 
@@ -330,7 +330,7 @@ def test_what_is_known_already_is_not_overwritten():
     error = CometAPIError("it broke").with_context(task_id="first")
     assert error.with_context(idempotency_key="sku-17", task_id="second").task_id == "first"
     assert error.with_context(idempotency_key="sku-18").idempotency_key == "sku-17"
-    assert str(error) == "it broke\nGeneration: key sku-17, task id first."
+    assert str(error) == "it broke\nGeneration: idempotency key sku-17, task id first."
 
 
 def test_nothing_that_is_raised_before_buying_is_a_generation_error():

@@ -17,7 +17,7 @@ with an error or answered without an id. Other submissions fail or are cancelled
 
 
 @pytest.mark.server
-@pytest.mark.storm
+@pytest.mark.heavy
 async def test_a_storm_of_faults_costs_nothing_twice_and_loses_nothing(tmp_path):
     """No generation is paid twice, and each paid one is stored, failed upstream or decided."""
     async with prefect(tmp_path) as api:

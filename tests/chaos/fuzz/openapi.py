@@ -24,11 +24,11 @@ from prefect_cometapi.sandbox import Sandbox
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 HOOKS = Path(__file__).with_name("openapi_hooks.py")
-SINGLY = "examples,coverage,fuzzing"
-CHAINED = "stateful"
+SINGLE_REQUESTS = "examples,coverage,fuzzing"
+CHAINS = "stateful"
 SANDBOXES: dict[str, dict[str, Any]] = {
-    SINGLY: {"faults": ["create:cancelled:rate=1"]},
-    CHAINED: {"faults": ["create:failed:rate=0.2"], "shapes": ["bare", "wrapped", "flat"]},
+    SINGLE_REQUESTS: {"faults": ["create:cancelled:rate=1"]},
+    CHAINS: {"faults": ["create:failed:rate=0.2"], "shapes": ["bare", "wrapped", "flat"]},
 }
 """Limits that let no single request draw a clip, and let most chains lead to one, in the reply
 shapes whose output address is linked."""
@@ -40,22 +40,22 @@ class Findings:
 
     Attributes:
         ok: Whether nothing was wrong.
-        said: Output of schemathesis.
+        output: Output of schemathesis.
         report: Report in JSON.
-        answers: Counts of each status on each route.
+        statuses: Counts of each status on each route.
     """
 
     ok: bool
-    said: str
+    output: str
     report: dict[str, Any]
-    answers: Counter[str]
+    statuses: Counter[str]
 
 
-def hold(phases: str, *, seed: int, examples: int = 100, seconds: int = 0) -> Findings:
+def run_schemathesis(phases: str, *, seed: int, examples: int = 100, seconds: int = 0) -> Findings:
     """Run schemathesis against a sandbox.
 
     Args:
-        phases: Phases to run: `SINGLY` or `CHAINED`.
+        phases: Phases to run: `SINGLE_REQUESTS` or `CHAINS`.
         seed: Seed of the generated requests.
         examples: Number of generated requests, or chains, per operation.
         seconds: Duration of the run; 0 ends after the examples.
@@ -76,12 +76,12 @@ def hold(phases: str, *, seed: int, examples: int = 100, seconds: int = 0) -> Fi
         done = subprocess.run(
             command, cwd=folder, env=env, capture_output=True, text=True, check=False
         )
-        said = done.stdout + done.stderr
+        output = done.stdout + done.stderr
         if not file.exists():
-            raise RuntimeError(f"schemathesis did not get to its end:\n{said}")
+            raise RuntimeError(f"schemathesis ended early:\n{output}")
         report = json.loads(file.read_text(encoding="utf-8"))
-        answers = Counter(f"{one.method} {one.route} {one.status}" for one in sandbox.requests)
-    return Findings(done.returncode == 0, said, report, answers)
+        statuses = Counter(f"{one.method} {one.route} {one.status}" for one in sandbox.requests)
+    return Findings(done.returncode == 0, output, report, statuses)
 
 
 def main() -> None:
@@ -89,12 +89,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=240)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10_000)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     wrong = False
-    for phases in (SINGLY, CHAINED):
-        found = hold(phases, seed=chosen.seed, seconds=chosen.seconds // 2)
-        print(found.said, *found.answers.most_common(), sep="\n")
-        wrong = wrong or not found.ok
+    for phases in (SINGLE_REQUESTS, CHAINS):
+        findings = run_schemathesis(phases, seed=options.seed, seconds=options.seconds // 2)
+        print(findings.output, *findings.statuses.most_common(), sep="\n")
+        wrong = wrong or not findings.ok
     raise SystemExit(wrong)
 
 

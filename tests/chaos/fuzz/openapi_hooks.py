@@ -9,11 +9,13 @@ import httpx
 import schemathesis
 
 SOURCE = "http://127.0.0.1:9/cat"
-GOOD = {
+VALID_BODIES = {
     "/runwayml/v1/image_to_video": {"promptImage": SOURCE, "model": "gen3a_turbo"},
     "/runwayml/v1/video_to_video": {"videoUri": SOURCE, "model": "gen4_aleph", "promptText": "x"},
 }
-NEEDED = {path: body.keys() for path, body in GOOD.items()} | {"/runway/feed": {"task_id"}}
+REQUIRED_FIELDS = {path: body.keys() for path, body in VALID_BODIES.items()} | {
+    "/runway/feed": {"task_id"}
+}
 OUTPUTS = {"Task": "#/output/0", "Wrapped": "#/data/data/output/0", "Flat": "#/result_url"}
 """Places of an output's address in some of the reply shapes."""
 
@@ -50,17 +52,17 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     """Make purchases in chains equal, so that each clip is drawn once, and vary the ranges."""
     if _is_purchase_in_a_chain(case):
-        case.body = GOOD[case.operation.path]
-    elif case.operation.path.startswith("/assets/") and (asked := next(RANGES)):
-        case.headers["Range"] = asked
+        case.body = VALID_BODIES[case.operation.path]
+    elif case.operation.path.startswith("/assets/") and (range_header := next(RANGES)):
+        case.headers["Range"] = range_header
 
 
 @schemathesis.hook
 def after_call(context: Any, case: Any, response: Any) -> None:
     """Wait until all tasks are over, so that the following requests find their outputs."""
     if _is_purchase_in_a_chain(case):
-        census = httpx.URL(response.request.url).copy_with(path="/_sandbox")
-        while {"PENDING", "RUNNING"} & httpx.get(census).json()["jobs"].keys():
+        status_url = httpx.URL(response.request.url).copy_with(path="/_sandbox")
+        while {"PENDING", "RUNNING"} & httpx.get(status_url).json()["jobs"].keys():
             pass
 
 
@@ -68,25 +70,25 @@ def after_call(context: Any, case: Any, response: Any) -> None:
 def refusals_have_their_reason(ctx: Any, response: Any, case: Any) -> None:
     """Check that 500 means a missing field, 503 an unknown model, a good 400 an unknown task."""
     status, path = response.status_code, case.operation.path
-    said = json.loads(response.content) if status in {400, 500, 503} else {}
+    reply = json.loads(response.content) if status in {400, 500, 503} else {}
     if status == 500:
-        assert said["error"]["code"] == "invalid_request"
+        assert reply["error"]["code"] == "invalid_request"
         assert _lacks_a_field(path, case.body), "no field is missing"
     elif status == 503:
-        assert said["error"]["code"] == "model_not_found"
-        assert case.body["model"] != GOOD[path]["model"], "the model is known"
+        assert reply["error"]["code"] == "model_not_found"
+        assert case.body["model"] != VALID_BODIES[path]["model"], "the model is known"
     elif status == 400 and case.meta.generation.mode.is_positive:
-        assert said.get("code") == "task_not_exist", "nothing is wrong with it"
+        assert reply.get("code") == "task_not_exist", "nothing is wrong with it"
     else:
         assert status < 500, "nothing of the kind is documented"
 
 
 def _is_purchase_in_a_chain(case: Any) -> bool:
-    return case.meta.phase.name == "stateful" and case.operation.path in GOOD
+    return case.meta.phase.name == "stateful" and case.operation.path in VALID_BODIES
 
 
 def _lacks_a_field(path: str, body: dict[str, Any]) -> bool:
     references = body.get("references")
     inner = references if isinstance(references, list) else []
     lacking = [{"type", "uri"} - one.keys() for one in inner if isinstance(one, dict)]
-    return any([NEEDED[path] - body.keys(), *lacking])
+    return any([REQUIRED_FIELDS[path] - body.keys(), *lacking])

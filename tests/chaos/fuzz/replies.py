@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fuzz the client with documented replies that a seed bends and breaks.
+"""Fuzz the client with documented replies that a seed mutates and corrupts.
 
     python -m tests.chaos.fuzz.replies --replies 100000 [--seed 1]
 
@@ -30,9 +30,10 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.states import Failed
 from pydantic import SecretStr
 
-from prefect_cometapi.flows.runtime.run_context import Shared, sharing
-from prefect_cometapi.flows.runtime.task_state import memory_of
-from prefect_cometapi.flows.steps.tasks import POLL, SUBMIT
+from prefect_cometapi.flows.runtime.run_context import RunContext
+from prefect_cometapi.flows.runtime.task_state import state_of
+from prefect_cometapi.flows.steps.poll import POLL
+from prefect_cometapi.flows.steps.submit import SUBMIT
 from prefect_cometapi.runway import (
     CometAPIError,
     CometAPISettings,
@@ -81,77 +82,75 @@ _WORDS += ["SUCCEEDED", "task_not_exist", "FAILURE", "", " ", "\x00", "\ud800", 
 
 
 def _bodies() -> list[Any]:
-    found = [sample["body"] for sample in DOCUMENTED["tasks"].values()]
-    found += [body for body, _ in DOCUMENTED["created"].values()]
-    return found + [body for _, body, _ in DOCUMENTED["errors"].values()]
+    bodies = [sample["body"] for sample in DOCUMENTED["tasks"].values()]
+    bodies += [body for body, _ in DOCUMENTED["created"].values()]
+    return bodies + [body for _, body, _ in DOCUMENTED["errors"].values()]
 
 
 BODIES = _bodies()
 
 
-class Bender:
+class ReplyMutator:
     """Source of replies that a seed determines."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.said = b""
-        self.asked = "any"
+        self.content = b""
+        self.task_id = "any"
         self.garbled = False
 
     def reply(self) -> httpx.Response:
         """Return the next reply."""
-        chance = self.random
-        body = json.loads(json.dumps(chance.choice(BODIES)))
-        self.asked = read_task_id(body) or "any"
-        body = self.bent(body, chance.randrange(6))
+        rng = self.random
+        body = json.loads(json.dumps(rng.choice(BODIES)))
+        self.task_id = read_task_id(body) or "any"
+        body = self.mutate(body, rng.randrange(6))
         self.garbled = False
-        text = json.dumps(body, ensure_ascii=chance.random() < 0.5)
+        text = json.dumps(body, ensure_ascii=rng.random() < 0.5)
         content = text.encode("utf-8", "surrogatepass")
-        headers = {"content-type": chance.choice(_TYPES)}
-        if chance.random() < 0.3:
-            content = self.broken(content)
-        self.said = content
-        if chance.random() < 0.1:
-            content, headers["content-encoding"] = self.packed(content)
-        if chance.random() < 0.1:
-            headers["retry-after"] = chance.choice(["1", "-1", "1e400", "nan", "soon", "9" * 400])
-        if chance.random() < 0.05:
-            headers["location"] = chance.choice(
-                [f"https://h/?_jwt={TOKEN}", "http://[", "//", "\x7f"]
-            )
+        headers = {"content-type": rng.choice(_TYPES)}
+        if rng.random() < 0.3:
+            content = self.corrupt(content)
+        self.content = content
+        if rng.random() < 0.1:
+            content, headers["content-encoding"] = self.encode(content)
+        if rng.random() < 0.1:
+            headers["retry-after"] = rng.choice(["1", "-1", "1e400", "nan", "soon", "9" * 400])
+        if rng.random() < 0.05:
+            headers["location"] = rng.choice([f"https://h/?_jwt={TOKEN}", "http://[", "//", "\x7f"])
         stream = httpx.ByteStream(content)
-        return httpx.Response(chance.choice(_STATUSES), headers=headers, stream=stream)
+        return httpx.Response(rng.choice(_STATUSES), headers=headers, stream=stream)
 
-    def bent(self, body: Any, times: int) -> Any:
+    def mutate(self, body: Any, times: int) -> Any:
         """Return a JSON value with random changes."""
         for _ in range(times):
-            body = self.random.choice(_BENDS)(self, body)
+            body = self.random.choice(_MUTATIONS)(self, body)
         return body
 
     def value(self) -> Any:
         """Return a value of a kind that does not belong there."""
-        chance = self.random
-        return chance.choice(
+        rng = self.random
+        return rng.choice(
             [
                 None,
                 True,
                 -1,
-                10 ** chance.randrange(1, 400),
-                chance.random() * 10 ** chance.randrange(-300, 300),
-                chance.choice(_WORDS),
-                "".join(chance.choices(string.printable, k=chance.randrange(40))),
-                "x" * 10 ** chance.randrange(6),
+                10 ** rng.randrange(1, 400),
+                rng.random() * 10 ** rng.randrange(-300, 300),
+                rng.choice(_WORDS),
+                "".join(rng.choices(string.printable, k=rng.randrange(40))),
+                "x" * 10 ** rng.randrange(6),
                 f"https://cdn.example.com/o.mp4?_jwt={TOKEN}",
                 f"data:image/png;base64,{TOKEN}",
                 f"Bearer {KEY}",
                 f'Bearer "{TOKEN}"',
                 [],
                 {},
-                [f"https://h/{n}?_jwt={TOKEN}" for n in range(chance.randrange(50))],
+                [f"https://h/{n}?_jwt={TOKEN}" for n in range(rng.randrange(50))],
             ]
         )
 
-    def place(self, body: Any) -> tuple[Any, Any] | None:
+    def choose_slot(self, body: Any) -> tuple[Any, Any] | None:
         """Return a container somewhere in the value, and one of its keys."""
         while isinstance(body, (dict, list)) and body:
             keys = list(body) if isinstance(body, dict) else list(range(len(body)))
@@ -162,20 +161,20 @@ class Bender:
             body = inner
         return None
 
-    def broken(self, content: bytes) -> bytes:
+    def corrupt(self, content: bytes) -> bytes:
         """Return bytes that may no longer be JSON."""
-        chance = self.random
-        at = chance.randrange(len(content) + 1)
+        rng = self.random
+        at = rng.randrange(len(content) + 1)
         # This byte may be part of the mark by which a secret is recognized.
-        if chance.random() < 0.2:
+        if rng.random() < 0.2:
             self.garbled = True
-            return content[:at] + bytes([chance.randrange(256)]) + content[at + 1 :]
-        return chance.choice(
+            return content[:at] + bytes([rng.randrange(256)]) + content[at + 1 :]
+        return rng.choice(
             [
                 content[:at],
                 content * 2,
                 b"\xef\xbb\xbf" + content,
-                b"[" * chance.randrange(100_000),
+                b"[" * rng.randrange(100_000),
                 b'{"data":' * 3000 + content + b"}" * 3000,
                 b'{"id":' + b"9" * 5000 + b"}",
                 b"",
@@ -184,12 +183,12 @@ class Bender:
             ]
         )
 
-    def packed(self, content: bytes) -> tuple[bytes, str]:
+    def encode(self, content: bytes) -> tuple[bytes, str]:
         """Return a body with a content encoding, which may be false or a decompression bomb."""
-        chance = self.random
-        if chance.random() < 0.02:
+        rng = self.random
+        if rng.random() < 0.02:
             return gzip.compress(b" " * 64_000_000, 9), "gzip"
-        return chance.choice(
+        return rng.choice(
             [
                 (gzip.compress(content), "gzip"),
                 (zlib.compress(content), "deflate"),
@@ -201,45 +200,45 @@ class Bender:
         )
 
 
-def _replaced(bender: Bender, body: Any) -> Any:
-    if place := bender.place(body):
-        holder, key = place
-        holder[key] = bender.value()
+def _replace(mutator: ReplyMutator, body: Any) -> Any:
+    if slot := mutator.choose_slot(body):
+        holder, key = slot
+        holder[key] = mutator.value()
         return body
-    return bender.value()
+    return mutator.value()
 
 
-def _dropped(bender: Bender, body: Any) -> Any:
-    if place := bender.place(body):
-        holder, key = place
+def _drop(mutator: ReplyMutator, body: Any) -> Any:
+    if slot := mutator.choose_slot(body):
+        holder, key = slot
         del holder[key]
     return body
 
 
-def _added(bender: Bender, body: Any) -> Any:
+def _add(mutator: ReplyMutator, body: Any) -> Any:
     if isinstance(body, dict):
-        body[bender.random.choice(_WORDS)] = bender.value()
+        body[mutator.random.choice(_WORDS)] = mutator.value()
     return body
 
 
-def _wrapped(bender: Bender, body: Any) -> Any:
-    return {"code": bender.random.choice(["success", 200, "no", None]), "data": body}
+def _wrap(mutator: ReplyMutator, body: Any) -> Any:
+    return {"code": mutator.random.choice(["success", 200, "no", None]), "data": body}
 
 
-def _listed(_bender: Bender, body: Any) -> Any:
+def _list(_mutator: ReplyMutator, body: Any) -> Any:
     return [body]
 
 
-def _moved(bender: Bender, body: Any) -> Any:
-    if place := bender.place(body):
-        holder, key = place
+def _move(mutator: ReplyMutator, body: Any) -> Any:
+    if slot := mutator.choose_slot(body):
+        holder, key = slot
         if isinstance(holder, dict):
-            holder[bender.random.choice(_WORDS)] = holder.pop(key)
+            holder[mutator.random.choice(_WORDS)] = holder.pop(key)
     return body
 
 
-_BENDS: list[Callable[[Bender, Any], Any]] = [
-    _replaced, _replaced, _dropped, _added, _wrapped, _listed, _moved,
+_MUTATIONS: list[Callable[[ReplyMutator, Any], Any]] = [
+    _replace, _replace, _drop, _add, _wrap, _list, _move,
 ]  # fmt: skip
 
 
@@ -250,92 +249,94 @@ class Findings:
     replies: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    again: int = 0
+    retried: int = 0
     slowest: float = 0.0
     grown: float = 0.0
 
 
 async def fuzz(replies: int, seed: int) -> Findings:
     """Send N replies and check the results."""
-    found, bender = Findings(), Bender(seed)
+    findings, mutator = Findings(), ReplyMutator(seed)
     reply = httpx.Response(200)
     transport = httpx.MockTransport(lambda _request: reply)
     async with RunwayClient(SecretStr(KEY), transport=transport) as client:
         calls: list[tuple[str, Callable[[], Any]]] = [
             ("create", lambda: client.create(REQUEST)),
-            ("get", lambda: client.get(bender.asked)),
-            ("feed", lambda: client.feed(bender.asked)),
+            ("get", lambda: client.get(mutator.task_id)),
+            ("feed", lambda: client.feed(mutator.task_id)),
         ]
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for number in range(replies):
             name, call = calls[number % len(calls)]
-            reply = bender.reply()
-            begun = time.perf_counter()
+            reply = mutator.reply()
+            started = time.perf_counter()
             try:
                 outcome: Any = await asyncio.wait_for(call(), SLOWEST)
-            except Exception as error:  # noqa: BLE001 -- which it is, is looked at
+            except Exception as error:  # noqa: BLE001 -- the check examines its type
                 outcome = error
-            took = time.perf_counter() - begun
-            found.replies += 1
-            found.slowest = max(found.slowest, took)
-            found.outcomes[f"{name}: {_kind(outcome)}"] += 1
-            problem = _problem(name, outcome, reply, bender.said, garbled=bender.garbled)
-            if problem := problem or _wrong_decision(name, outcome, found):
-                found.wrong.append(f"seed {seed}, reply {number}, {name}: {problem}")
-    found.grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
-    return found
+            seconds = time.perf_counter() - started
+            findings.replies += 1
+            findings.slowest = max(findings.slowest, seconds)
+            findings.outcomes[f"{name}: {_kind(outcome)}"] += 1
+            problem = _problem(name, outcome, reply, mutator.content, garbled=mutator.garbled)
+            if problem := problem or _wrong_decision(name, outcome, findings):
+                findings.wrong.append(f"seed {seed}, reply {number}, {name}: {problem}")
+    findings.grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
+    return findings
 
 
 def _kind(outcome: Any) -> str:
     return type(outcome).__name__ if not isinstance(outcome, str) else "an id"
 
 
-def _problem(name: str, outcome: Any, reply: httpx.Response, said: bytes, *, garbled: bool) -> str:
+def _problem(
+    name: str, outcome: Any, reply: httpx.Response, content: bytes, *, garbled: bool
+) -> str:
     """Return the problem of an outcome, or an empty text; pure."""
     if isinstance(outcome, CometAPIError):
-        told = f"{outcome}{outcome!r}{outcome.__cause__!r}{outcome.__context__!r}"
-        if (KEY in told or TOKEN in told) and not garbled:
-            return f"a secret is told: {told[:300]}"
+        text = f"{outcome}{outcome!r}{outcome.__cause__!r}{outcome.__context__!r}"
+        if (KEY in text or TOKEN in text) and not garbled:
+            return f"a secret is in the error: {text[:300]}"
         if len(str(outcome)) > LONGEST_MESSAGE:
-            return "the message has no end"
+            return "the message is too long"
         if name == "create" and reply.is_success and not isinstance(outcome, SubmissionUncertain):
-            return "" if _says_no(said) else "a success counts as nothing bought"
+            return "" if _is_refusal(content) else "a success counts as nothing bought"
         return ""
     if isinstance(outcome, Exception):
-        return f"{type(outcome).__name__} is no error of ours"
+        return f"{type(outcome).__name__} is not an error of the package"
     if isinstance(outcome, Generation):
         urls = [url.reveal() or "" for url in outcome.outputs]
         if not all(url.lower().startswith(("http://", "https://")) for url in urls):
             return "an output is no URL"
         if outcome.progress is not None and not 0 <= outcome.progress <= 1:
-            return "a progress beyond its end"
-        return "a secret is shown" if TOKEN in repr(outcome) else ""
+            return "the progress is out of range"
+        return "a secret is in the repr" if TOKEN in repr(outcome) else ""
     return "" if isinstance(outcome, str) and outcome.strip() else "no id, and no error"
 
 
-def _wrong_decision(name: str, outcome: Any, found: Findings) -> str:
+def _wrong_decision(name: str, outcome: Any, findings: Findings) -> str:
     """Return the problem of the decision to retry after this outcome, or of its delay."""
     if not isinstance(outcome, CometAPIError):
         return ""
     task_run = TaskRun(task_key="step", dynamic_key="0")
     step = SUBMIT if name == "create" else POLL
-    with sharing(Shared(SETTINGS, NO_LEDGER)):
-        again = step["retry_condition_fn"](None, task_run, Failed(data=outcome))
-    found.again += again
-    if again and name == "create" and not isinstance(outcome, ServiceUnavailable):
-        return f"a purchase that ended as {type(outcome).__name__} is sent again"
-    delay = memory_of(task_run).delay
-    if again and not (delay is not None and 0 <= delay <= LONGEST_WAIT):
-        return f"it is tried again after {delay} s"
+    with RunContext(settings=SETTINGS, opened_ledger=NO_LEDGER).active():
+        is_retried = step["retry_condition_fn"](None, task_run, Failed(data=outcome))
+    findings.retried += is_retried
+    if is_retried and name == "create" and not isinstance(outcome, ServiceUnavailable):
+        return f"a purchase that ended as {type(outcome).__name__} is retried"
+    delay = state_of(task_run).delay
+    if is_retried and not (delay is not None and 0 <= delay <= LONGEST_WAIT):
+        return f"it is retried after {delay} s"
     return ""
 
 
-def _says_no(said: bytes) -> bool:
+def _is_refusal(content: bytes) -> bool:
     """Return whether a body can be a refusal: an error in JSON, or an HTML page."""
     try:
-        body = json.loads(said)
+        body = json.loads(content)
     except (ValueError, RecursionError):
-        return said.lstrip().startswith(b"<")
+        return content.lstrip().startswith(b"<")
     return isinstance(body, dict) and bool({"error", "code"} & body.keys())
 
 
@@ -344,17 +345,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--replies", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
-    chosen = parser.parse_args()
-    begun = time.perf_counter()
-    found = asyncio.run(fuzz(chosen.replies, chosen.seed))
-    print(f"{found.replies:,} replies in {time.perf_counter() - begun:.0f} s, seed {chosen.seed}")
-    print(f"slowest {found.slowest:.2f} s, {found.grown:.0f} MB more at the peak")
-    print(f"{found.again:,} would be tried again")
-    for name, count in sorted(found.outcomes.items()):
+    options = parser.parse_args()
+    started = time.perf_counter()
+    findings = asyncio.run(fuzz(options.replies, options.seed))
+    seconds = time.perf_counter() - started
+    print(f"{findings.replies:,} replies in {seconds:.0f} s, seed {options.seed}")
+    print(f"slowest {findings.slowest:.2f} s, {findings.grown:.0f} MB more at the peak")
+    print(f"{findings.retried:,} would be retried")
+    for name, count in sorted(findings.outcomes.items()):
         print(f"  {count:>7,}  {name}")
-    for problem in found.wrong[:20]:
+    for problem in findings.wrong[:20]:
         print(f"WRONG {problem}")
-    raise SystemExit(bool(found.wrong))
+    raise SystemExit(bool(findings.wrong))
 
 
 if __name__ == "__main__":

@@ -39,12 +39,12 @@ def with_row(row: Row) -> Snapshot:
 
 
 def test_a_storm_that_ended_as_promised_is_clean():
-    """Stored, failed, uncertain and refused generations are not find_violations."""
+    """Stored, failed, uncertain and refused generations are no violations."""
     assert find_violations(CLEAN) == []
     assert find_violations(ALL_STORED, decided=True) == []
 
 
-def test_a_cancellation_may_be_told_as_a_failure():
+def test_a_cancellation_may_be_reported_as_a_failure():
     """If the service has no word for a cancellation, its report of a failure is accepted."""
     cancelled = Job("id-b", "b", "cancelled")
     reported = replace(CLEAN, jobs=[CLEAN.jobs[0], cancelled, CLEAN.jobs[2]])
@@ -62,7 +62,7 @@ def test_a_generation_that_was_paid_twice_is_found():
     assert count(ViolationKind.DUPLICATE, find_violations(twice)) == 1
 
 
-def test_an_entry_that_nobody_asked_for_is_found():
+def test_an_entry_that_was_never_requested_is_found():
     """A second purchase is found even if it is recorded under another key."""
     rows = [*CLEAN.rows, Row("a+id-x", "submitted", "id-x")]
     jobs = [*CLEAN.jobs, Job("id-x", "a+id-x")]
@@ -127,12 +127,12 @@ def test_a_wrong_file_is_found(damaged):
 @pytest.mark.parametrize(
     "more", [{"a.mp4.part": "sha-3"}, {"x.mp4": "sha-3"}, {"a.json": ""}, {"a.jpg": ""}]
 )
-def test_what_is_visible_and_not_whole_is_found(more):
+def test_a_partial_or_unknown_file_is_found(more):
     """A temporary, incomplete or unknown file in the storage is found."""
     assert kinds(replace(CLEAN, files=FILES | more)) == {ViolationKind.PARTIAL_FILE}
 
 
-def test_an_error_of_no_known_type_is_found():
+def test_an_error_of_another_package_is_found():
     """A run that ended with an error of another package is found, even if it recovered."""
     endings = [Ending("a", "KeyError", typed=False, text="id"), *CLEAN.endings]
     assert kinds(replace(CLEAN, endings=endings)) == {ViolationKind.UNTYPED}
@@ -141,7 +141,7 @@ def test_an_error_of_no_known_type_is_found():
 @pytest.mark.parametrize(
     "state", ["uncertain", "rejected", "submitted", "claimed", "resubmit_allowed"]
 )
-def test_what_is_unsettled_in_the_end_is_found(state):
+def test_an_unsettled_generation_is_found(state):
     """A generation that is not stored, failed or cancelled after the user's decisions is found."""
     found = replace(ALL_STORED, keys=["a", "z"], rows=[STORED, Row("z", state)])
     assert kinds(found) == set()

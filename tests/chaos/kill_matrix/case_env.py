@@ -46,7 +46,7 @@ class CaseEnv:
         pictures: Address of a server that has a picture under every name.
         forks: Client of the fork server, which starts the processes.
         api: Address of the Prefect server's API.
-        mutant: Fault that is put into the product on purpose.
+        mutant: Bug that is put into the product on purpose.
         objects: S3 server, for cases that keep their videos there.
         storages: Storage in which a case keeps its videos, if it is not a folder.
         ledger: Ledger, as the runner reads it.

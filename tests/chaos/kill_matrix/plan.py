@@ -118,9 +118,7 @@ class Case:
         """Return the states that recovery alone may leave: stored, uncertain or nothing."""
         if self.boundary is Boundary.BEFORE_CLAIM:
             return {"stored"} if self.recovery in RECOVERIES_WITH_RUN else {"nothing"}
-        expired = (
-            self.crash is CrashKind.TIMEOUT
-        )  # A timeout acts at the next await, if there is one.
+        expired = self.crash is CrashKind.TIMEOUT  # It acts at the next await, if there is one.
         if self.boundary in UNCERTAIN_AT:
             answered = expired and self.boundary in {Boundary.POST_SENT, Boundary.UNREAD}
             return {"uncertain", "stored"} if answered else {"uncertain"}

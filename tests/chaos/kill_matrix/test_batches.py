@@ -12,9 +12,8 @@ import pytest
 from .batches import BatchResult, check, run_batch
 
 
-@pytest.mark.kills
 @pytest.mark.server
-@pytest.mark.slow
+@pytest.mark.heavy
 async def test_a_killed_batch_continues_where_it_was(prefect_server, tmp_path):
     """A batch that is killed twice amid its purchases buys and stores each row once."""
     result = await run_batch(rows=24, kills=2, seed=3, folder=tmp_path, api=prefect_server)

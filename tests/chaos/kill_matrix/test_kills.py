@@ -13,7 +13,7 @@ import pytest
 
 from prefect_cometapi.runway.ledger.entry import State
 
-from ...postgres import Postgres, binaries
+from ...postgres import Postgres
 from ..harness.markdown import cells
 from .plan import (
     INTERRUPTIONS,
@@ -44,9 +44,14 @@ MUTANTS = {
 }
 
 
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="the processes are forked as Linux does it"
+)
+
+
 @dataclass(frozen=True)
 class Sample:
-    """Results of the sample and of each mutant."""
+    """Results of cases and of each mutant."""
 
     results: list[CaseResult]
     differences: list[str]
@@ -54,19 +59,21 @@ class Sample:
 
 
 @pytest.fixture(scope="module")
-def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """Run the sample once; without PostgreSQL, its cases there are left out."""
-    if sys.platform != "linux":
-        pytest.skip("the processes are forked as Linux does it")
-    postgres = request.getfixturevalue("postgres") if binaries() else None
-    return asyncio.run(run_sample(tmp_path_factory.mktemp("kills"), postgres))
+def sample(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    """Run the cases on PostgreSQL and on object stores, and the mutants, once for all tests."""
+    return asyncio.run(run_heavy_cases(tmp_path_factory.mktemp("kills"), postgres))
 
 
-async def run_sample(folder: Path, postgres: Postgres | None) -> Sample:
+async def run_on_sqlite(folder: Path, api: str) -> Sample:
+    """Run one kill at each boundary, and four interruptions."""
+    async with case_envs(folder, api=api) as groups:
+        return Sample(await run_cases(groups, SQLITE), await audit(groups), {})
+
+
+async def run_heavy_cases(folder: Path, postgres: Postgres) -> Sample:
     """Run the cases in two environments, and the mutants in a third."""
     async with case_envs(folder, postgres=postgres, at_once=3, remote=True) as (*groups, apart):
-        cases = SQLITE + REMOTE_CASES + (POSTGRESQL if postgres else [])
-        results = await run_cases(groups, cases)
+        results = await run_cases(groups, REMOTE_CASES + POSTGRESQL)
         differences = await audit(groups)
         mutants: dict[str, CaseResult] = {}
         env = apart["SQLite"]
@@ -79,20 +86,31 @@ async def run_sample(folder: Path, postgres: Postgres | None) -> Sample:
         return Sample(results, differences, mutants)
 
 
-@pytest.mark.kills
-@pytest.mark.server
-@pytest.mark.slow
-def test_a_killed_run_pays_once_and_what_is_paid_for_is_stored(sample):
-    """A run that is killed at any step and recovered in any way pays once and stores its clip."""
+def check(sample: Sample, cases: int) -> None:
+    """Check that each case ended well and nothing was paid twice or lost."""
     assert problems_of(sample.results) == []
     assert sample.differences == []
     assert sum(result.duplicates + result.lost for result in sample.results) == 0
-    assert len(sample.results) >= len(SQLITE) + len(REMOTE_CASES)
+    assert len(sample.results) == cases
 
 
-@pytest.mark.kills
+@on_linux
 @pytest.mark.server
 @pytest.mark.slow
+async def test_a_killed_run_pays_once_and_what_is_paid_for_is_stored(prefect_server, tmp_path):
+    """A run that is killed at any step and recovered in any way pays once and stores its clip."""
+    check(await run_on_sqlite(tmp_path, prefect_server), len(SQLITE))
+
+
+@on_linux
+@pytest.mark.heavy
+def test_kills_cost_nothing_with_postgresql_and_with_object_stores(sample):
+    """Killed runs pay once and store their clips on PostgreSQL, with an S3 URL and a block."""
+    check(sample, len(REMOTE_CASES) + len(POSTGRESQL))
+
+
+@on_linux
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("mutant", "problem"),
     [

@@ -25,10 +25,9 @@ from sqlalchemy import delete
 from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.deployments.cli import app
 from prefect_cometapi.flows import collector
-from prefect_cometapi.flows.runtime.ledger_access import this_run
-from prefect_cometapi.flows.runtime.run_context import Shared, sharing
-from prefect_cometapi.flows.steps import bodies
-from prefect_cometapi.flows.steps.delivery import PLAIN, deliver
+from prefect_cometapi.flows.runtime.identity import this_run
+from prefect_cometapi.flows.runtime.run_context import RunContext
+from prefect_cometapi.flows.steps.delivery import INLINE, StepSet, deliver
 from prefect_cometapi.runway import CometAPISettings, Entry, Ledger, State
 from prefect_cometapi.runway.api import client
 from prefect_cometapi.runway.api.client import RunwayClient
@@ -154,7 +153,10 @@ async def _shared(ledger: Ledger) -> AsyncIterator[None]:
     settings = CometAPISettings()
     credentials = CometAPICredentials.from_settings(settings)
     async with credentials.get_client() as caller, AssetClients() as assets:
-        with sharing(Shared(settings, ledger, (credentials, caller), assets)):
+        context = RunContext(
+            credentials, settings=settings, opened_ledger=ledger, client=caller, assets=assets
+        )
+        with context.active():
             yield
 
 
@@ -226,14 +228,14 @@ class Buyer:
                 await buy_key(ledger, key, wait=random.random() >= self.unfinished)
 
 
-async def buy_key(ledger: Ledger, key: str, *, wait: bool = True, steps: Any = PLAIN) -> None:
+async def buy_key(ledger: Ledger, key: str, *, wait: bool = True, steps: StepSet = INLINE) -> None:
     """Buy a key, or continue the purchase under it, and deliver it; retry transient errors."""
     for left in reversed(range(ATTEMPTS)):
         try:
             async with ledger.leases.hold(key, this_run()):
-                submission = await bodies.submit(request_of(key), None, key)
+                submission = await steps.submit(request_of(key), None, key)
                 if wait:
-                    await deliver(submission, None, None, by=steps)
+                    await deliver(submission, None, None, steps=steps)
                 return
         except ServiceUnavailable:
             if not left:
@@ -300,14 +302,14 @@ class _calling_at:  # noqa: N801 -- it reads as a function
 
         async def poll(*args: Any) -> Any:
             await self._once("polling")
-            return await PLAIN.poll(*args)
+            return await INLINE.poll(*args)
 
         async def persist(*args: Any) -> Any:
             await self._once("persisting")
-            return await PLAIN.persist(*args)
+            return await INLINE.persist(*args)
 
         setattr(RunwayClient, "create", create)  # noqa: B010 -- its signature is wider
-        return replace(PLAIN, poll=poll, persist=persist)
+        return replace(INLINE, poll=poll, persist=persist)
 
     def __exit__(self, *_error: object) -> None:
         RunwayClient.create = self._create
@@ -315,12 +317,12 @@ class _calling_at:  # noqa: N801 -- it reads as a function
 
 def collect(env: ActorEnv) -> None:
     """Finish purchases that nobody works on, as the flow ``collect`` does."""
-    setattr(collector, "deliver", partial(deliver, by=PLAIN))  # noqa: B010 -- it only imports it
+    setattr(collector, "deliver", partial(deliver, steps=INLINE))  # noqa: B010 -- it only imports it
     ledger = Ledger(env.ledger_url, lease=LEASE, retry_timeout=DATABASE_TIMEOUT)
 
     async def collect_once() -> None:
         async with _shared(ledger), reported(env.events, "collect"):
-            await collector._collect(None, None)
+            await collector.acollect.fn()
         await ledger.database.close()
 
     asyncio.run(collect_once())

@@ -50,7 +50,7 @@ FAULTS = {
 DECISIONS = {
     "adopt": "adopted",
     "permission": "one more submission allowed",
-    "write-off": "given up",
+    "write-off": "written off",
     "abandon": "abandoned",
 }
 

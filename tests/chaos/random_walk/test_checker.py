@@ -129,12 +129,12 @@ def test_a_partial_file_is_found(more):
 
 
 @pytest.mark.parametrize("state", ["uncertain", "submitted", "written_off", "claimed"])
-def test_what_is_unsettled_in_the_end_is_found(state):
+def test_an_unsettled_key_is_found(state):
     """A key that is neither stored nor failed after all decisions is found."""
     rows = [*CLEAN.rows, Row("d", state)]
     assert kinds(replace(CLEAN, keys=[*CLEAN.keys, "d"], rows=rows)) == {ViolationKind.UNSETTLED}
 
 
-def test_an_error_of_no_known_type_is_found():
+def test_an_error_of_another_package_is_found():
     """An actor that ended with an error of another package is found."""
     assert kinds(replace(CLEAN, untyped=["KeyError: id"])) == {ViolationKind.UNTYPED}

@@ -16,8 +16,7 @@ from .disturbances import DISTURBANCES
 from .report import Outcome, markdown, missing
 
 
-@pytest.mark.slow
-@pytest.mark.storm
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", [1])
 def test_whatever_happens_nothing_is_paid_twice_without_leave_or_lost(tmp_path, seed):
     """Every disturbance of the walk happens, and the checks of its end find nothing."""

@@ -38,8 +38,7 @@ async def environment(postgres, tmp_path):
 
 
 @pytest.mark.server
-@pytest.mark.postgres
-@pytest.mark.storm
+@pytest.mark.heavy
 async def test_kills_restarts_and_faults_cost_nothing_and_lose_nothing(
     environment, postgres, tmp_path
 ):

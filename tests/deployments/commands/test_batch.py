@@ -141,7 +141,7 @@ def test_json_is_one_document(shell, catalogue):
         (["catalogue.csv", "--output", "results.csv"], "results.csv"),
     ],
 )
-def test_what_cannot_be_done_is_told_before_anything_is_bought(shell, catalogue, words, told):
+def test_an_impossible_batch_is_refused_before_anything_is_bought(shell, catalogue, words, told):
     """An impossible batch is refused before anything is bought, without a stack trace."""
     done = shell("batch", *words)
     assert done.returncode == 1
@@ -150,7 +150,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_bought(shell, catalogue,
     assert not shell.sandbox.requests
 
 
-def test_the_end_of_a_batch_is_told_whatever_it_is(shell, command, catalogue, capsys, monkeypatch):
+def test_every_end_of_a_batch_is_printed(shell, command, catalogue, capsys, monkeypatch):
     """The end of a batch is printed: refused, out of budget, repeated, or complete."""
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.5}')
     shell.sandbox.add_fault(Fault.parse("create:invalid-request"))

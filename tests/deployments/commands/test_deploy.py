@@ -90,7 +90,7 @@ def test_a_pool_that_is_not_there_is_named_before_anything_is_deployed(
 
 
 @pytest.mark.parametrize("words", ["setup", "deploy", "serve"])
-def test_a_server_that_is_down_is_told_without_a_stack_trace(
+def test_an_unreachable_server_is_reported_without_a_stack_trace(
     prefect_server, command, capsys, words
 ):
     """An unreachable server is reported without a stack trace, with the command that starts one."""

@@ -62,7 +62,7 @@ def test_a_good_machine_gets_a_good_report(shell, tmp_path):
         ("LEDGER_URL", "generation-ledger/none", "✗ ledger", "correct COMETAPI_LEDGER_URL"),
     ],
 )
-def test_what_is_wrong_is_told_with_what_mends_it(told, monkeypatch, setting, value, found, fix):
+def test_each_problem_is_reported_with_its_fix(told, monkeypatch, setting, value, found, fix):
     """Each problem is printed with its fix, and the exit status is 1."""
     monkeypatch.setenv(f"COMETAPI_{setting}", value)
     status, report = told()
@@ -71,7 +71,7 @@ def test_what_is_wrong_is_told_with_what_mends_it(told, monkeypatch, setting, va
     assert fix in report
 
 
-def test_a_server_that_is_down_is_told(told):
+def test_an_unreachable_server_is_reported(told):
     """An unreachable server is reported without a stack trace, with the setting of its address."""
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         status, report = told()
@@ -96,7 +96,7 @@ def test_without_a_server_it_says_what_is_missing(told):
         ("task:429", "! CometAPI"),
     ],
 )
-def test_what_the_service_says_is_told(told, sandbox, fault, found):
+def test_the_reply_of_the_service_is_reported(told, sandbox, fault, found):
     """A refused key, a wrong address and a busy service are reported without the API key."""
     sandbox.add_fault(f"{fault}:times=20")
     status, report = told()
@@ -136,7 +136,7 @@ def test_a_clock_that_is_off_is_found(told, monkeypatch):
     assert "s ahead of CometAPI's clock Fix: enable NTP" in report
 
 
-def test_a_pool_that_is_not_there_is_told(told):
+def test_a_missing_pool_is_reported(told):
     """A missing pool is reported with the command that creates it."""
     _, report = told("--pool", "nowhere")
     assert "there is no work pool nowhere Fix: prefect-cometapi setup --pool nowhere" in report
@@ -154,7 +154,7 @@ def test_a_pool_that_is_not_there_is_told(told):
     ],
     ids=["confined", "free", "broken"],
 )
-def test_what_a_strangers_video_could_reach_is_told(told, monkeypatch, reached, found):
+def test_a_decoder_that_is_not_confined_is_reported(told, monkeypatch, reached, found):
     """The report says what an untrusted video in the decoder could reach."""
 
     def reaches():
@@ -168,7 +168,7 @@ def test_what_a_strangers_video_could_reach_is_told(told, monkeypatch, reached, 
     assert status == ("✗" in found)
 
 
-async def test_a_pool_without_workers_is_told(clean_server, sandbox):
+async def test_a_pool_without_workers_is_reported(clean_server, sandbox):
     """A pool without workers is reported with the command that starts one."""
     await workers()
     found = await doctor.run_checks(CometAPISettings(), None, POOL)
@@ -186,7 +186,7 @@ async def test_one_worker_needs_nothing_shared(clean_server, sandbox):
     )
 
 
-async def test_several_workers_with_places_of_their_own_are_told(clean_server, sandbox):
+async def test_workers_without_shared_locations_are_reported(clean_server, sandbox):
     """Several workers with separate ledgers and folders are reported with the settings to share."""
     await workers("first", "second")
     found = await doctor.run_checks(CometAPISettings(), None, POOL)
@@ -195,7 +195,7 @@ async def test_several_workers_with_places_of_their_own_are_told(clean_server, s
     assert "COMETAPI_STORAGE=s3://" in found[-1].fix
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_several_workers_with_shared_places_are_well(
     clean_server, sandbox, postgres, monkeypatch
 ):
@@ -207,7 +207,7 @@ async def test_several_workers_with_shared_places_are_well(
 
 
 @given(st.floats(-1e6, 1e6))
-def test_a_clock_that_is_off_is_told(ahead):
+def test_a_wrong_clock_is_reported(ahead):
     """A clock that is off by more than half a minute is reported."""
     found = clock_finding(ahead)
     assert (found.health is Health.FAILED) == (abs(ahead) > SKEW)

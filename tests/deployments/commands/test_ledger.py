@@ -67,7 +67,7 @@ def test_every_option_of_the_ledger_is_explained():
         assert [item.name for item in arguments if not item.parameter.help] == [], name
 
 
-def test_the_list_tells_what_waits_for_whom(command, capsys):
+def test_the_list_has_the_next_commands(command, capsys):
     """The list shows the three commands for uncertain entries, and collect for bought ones."""
     entry("sku 1", note="no answer")
     entry("sku-2", State.SUBMITTED, task_id="3d957031-9a2a")
@@ -108,7 +108,7 @@ def test_the_list_is_filtered(command, capsys):
 
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]], ids=["table", "json", "csv"])
-def test_a_damaged_row_is_told_beside_the_others(command, capsys, form):
+def test_a_corrupted_row_is_reported_beside_the_others(command, capsys, form):
     """A damaged row is reported beside the others, as it may be a purchase."""
     entry("sku-1")
     entry("sku-2")
@@ -154,7 +154,7 @@ def test_one_generation_is_shown_whole(command, capsys):
     assert json.loads(capsys.readouterr().out)["task_id"] == "id-1"
 
 
-def test_an_unknown_key_is_told(command, capsys):
+def test_an_unknown_key_is_reported(command, capsys):
     """An unknown key exits with 1, and prints the command that lists the keys."""
     for words in (["show"], ["write-off"], ["resubmit"], ["abandon"]):
         assert command("ledger", *words, "nothing") == 1
@@ -194,7 +194,7 @@ def test_what_is_stored_is_not_decided_about(command, capsys, decision):
     assert known("sku-17").state is State.STORED
 
 
-def test_a_ledger_that_is_none_is_told(command, capsys, monkeypatch):
+def test_an_invalid_ledger_url_is_reported(command, capsys, monkeypatch):
     """A setting that is not a valid ledger URL is an error without a stack trace."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", "mysql://localhost/ledger")
     assert command("ledger", "list") == 1

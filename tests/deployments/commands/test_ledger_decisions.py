@@ -54,7 +54,7 @@ def test_a_submission_that_may_still_arrive_is_not_sent_again(command, capsys, s
 
 
 @pytest.mark.parametrize("state", [State.UNCERTAIN, State.WRITTEN_OFF])
-def test_the_user_may_insist_and_is_told_the_risk(command, capsys, state):
+def test_the_user_may_insist_and_is_warned(command, capsys, state):
     """`--now` releases the key at once, and warns that both submissions may be charged."""
     entry("sku-17", state, claimed_at=ago(minutes=1))
     assert command("ledger", "resubmit", "sku-17", "--now") == 0
@@ -64,7 +64,7 @@ def test_the_user_may_insist_and_is_told_the_risk(command, capsys, state):
     assert known("sku-17").state is State.RESUBMIT_ALLOWED
 
 
-def test_an_old_submission_is_released_and_its_time_is_told(command, capsys):
+def test_an_old_submission_may_be_sent_again_and_its_time_is_printed(command, capsys):
     """After 15 minutes, a submission is released without `--now`, and its time is printed."""
     sent = ago(hours=3)
     entry("sku-17", claimed_at=sent)

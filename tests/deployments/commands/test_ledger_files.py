@@ -66,7 +66,7 @@ def test_no_file_is_overwritten_and_none_is_left_half(tmp_path):
     assert not (tmp_path / "copy.db").exists()
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 def test_a_ledger_in_postgresql_is_left_to_its_own_tool(postgres, monkeypatch, tmp_path):
     """The command names PostgreSQL's own backup tool for a ledger there."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())

@@ -73,9 +73,9 @@ async def test_a_slot_that_is_freed_early_is_freed_once():
     """A slot that is freed early is freed once, so the next item begins during the download."""
     concurrency = ConcurrencyLimits(in_flight=1, downloads=1, per_second=None)
     async with concurrency.slot() as first:
-        first.free()
+        first.release()
         async with asyncio.timeout(5), concurrency.slot():
-            first.free()
+            first.release()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.02), concurrency.slot():
                     pass

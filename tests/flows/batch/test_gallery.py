@@ -197,7 +197,7 @@ def test_a_page_loads_nothing_by_itself():
     assert not re.search(r"https?:", "".join(read.raw["script"]))
 
 
-def test_a_page_tells_no_secret():
+def test_a_page_contains_no_secret():
     """Keys, tokens and passwords in messages and addresses are redacted."""
     item = an_item(
         message="403 for https://cdn.example/a.mp4?token=t0ken with sk-abcdefghijkl",

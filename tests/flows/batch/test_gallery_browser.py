@@ -13,7 +13,7 @@ from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
 from prefect_cometapi.sandbox.clips.render import Recipe, render
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.heavy
 
 NAMES = ("dawn", "noon", "dusk", "night", "storm", "snow")
 ATTACKS = (

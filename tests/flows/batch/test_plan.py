@@ -9,7 +9,7 @@ import pytest
 from prefect.runner import Runner
 from prefect.workers.process import ProcessWorker
 
-from prefect_cometapi.flows.batch.plan import _batch_key, check_output, planned
+from prefect_cometapi.flows.batch.plan import _batch_key, check_output, make_plan
 from prefect_cometapi.runway import InvalidRequest, StorageUnavailable
 from prefect_cometapi.runway.batch.rows import batch_keys
 
@@ -94,12 +94,12 @@ def test_a_manifest_in_a_folder_of_one_run_needs_a_key(tmp_path, monkeypatch):
         rows.write_text('{"id": "a", "promptImage": "https://example.com/cat.jpg"}\n')
         for named in (rows.name, str(rows.absolute()), rows.absolute().as_uri()):
             with pytest.raises(InvalidRequest, match="give the batch a key, or the deployment a"):
-                planned(named, None)
-        assert planned(rows.name, "catalogue").items[0].idempotency_key == "catalogue/a"
+                make_plan(named, None)
+        assert make_plan(rows.name, "catalogue").items[0].idempotency_key == "catalogue/a"
         monkeypatch.chdir(tmp_path)
     pulled = f"{tempfile.gettempdir()}/runner_storage/5c9f/catalogue.jsonl"
     with pytest.raises(InvalidRequest, match="for this run alone"):
-        planned(pulled, None)
+        make_plan(pulled, None)
 
 
 def test_prefect_makes_such_folders():

@@ -119,7 +119,7 @@ def test_two_runs_of_a_task_are_two_runs(prefect_server, sandbox, image):
 @pytest.mark.parametrize("step", [submit_generation, submit_generation.fn])
 def test_a_call_in_no_run_needs_a_key(prefect_server, sandbox, image, step):
     """A call outside of a run is refused with the name of the key's parameter."""
-    with pytest.raises(InvalidRequest, match="the parameter idempotency_key= is missing") as caught:
+    with pytest.raises(InvalidRequest, match="the parameter idempotency_key is missing") as caught:
         step(image)
     assert "nothing was charged" in str(caught.value)
     assert sandbox.requests == []

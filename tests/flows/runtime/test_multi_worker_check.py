@@ -38,6 +38,7 @@ async def test_two_workers_with_a_ledger_each_are_told(
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 async def test_with_a_ledger_for_all_there_is_nothing_to_tell(
     prefect_server, sandbox, image, caplog, postgres, monkeypatch
 ):

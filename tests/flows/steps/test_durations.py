@@ -11,6 +11,7 @@ import pytest
 
 from prefect_cometapi.flows import image_to_video
 from prefect_cometapi.flows.runtime.ledger_access import open_ledger
+from prefect_cometapi.flows.runtime.run_context import RunContext
 from prefect_cometapi.flows.steps import durations
 from prefect_cometapi.flows.steps.durations import duration_stats_of
 from prefect_cometapi.runway import Entry, ImageToVideoRequest, State, Submission
@@ -65,7 +66,7 @@ def nothing_known(monkeypatch):
 async def test_the_ledger_is_asked_without_waiting_for_it(sandbox):
     """Duration statistics are unknown at first, and available after the ledger has answered."""
     entry = await seen_before(sandbox.url)
-    look = duration_stats_of(entry.submission(), entry, sandbox.url)
+    look = duration_stats_of(RunContext(), entry.submission(), entry)
     stats = await known(look)
     assert stats.typical == pytest.approx(TOOK, abs=0.3)
 
@@ -81,7 +82,7 @@ async def test_too_few_teach_nothing(sandbox, count):
         route="image_to_video",
         model="gen3a_turbo",
     )
-    look = duration_stats_of(submission, entry, sandbox.url)
+    look = duration_stats_of(RunContext(), submission, entry)
     ledger = await open_ledger()
     await ledger.entries()  # The earlier query has been answered by then.
     assert look() is None
@@ -91,16 +92,18 @@ async def test_an_id_without_a_request_has_no_kind(sandbox):
     """An adopted id without a request has no kind, so no statistics apply to it."""
     await seen_before(sandbox.url)
     submission = Submission(idempotency_key="k", task_id="t", submitted_at=datetime.now(UTC))
-    assert duration_stats_of(submission, None, sandbox.url)() is None
+    assert duration_stats_of(RunContext(), submission, None)() is None
 
 
 async def test_many_of_a_kind_ask_once(sandbox, monkeypatch):
     """A batch of a thousand items queries the ledger once in half a minute."""
     entry = await seen_before(sandbox.url)
     asked = []
-    monkeypatch.setattr(durations, "write_in_background", asked.append)
+    monkeypatch.setattr(
+        durations, "write_in_background", lambda _context, change: asked.append(change)
+    )
     for _ in range(100):
-        duration_stats_of(entry.submission(), entry, sandbox.url)()
+        duration_stats_of(RunContext(), entry.submission(), entry)()
     assert len(asked) == 1
 
 

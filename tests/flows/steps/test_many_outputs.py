@@ -3,7 +3,7 @@
 
 import pytest
 
-from prefect_cometapi.flows.steps.bodies import fetch
+from prefect_cometapi.flows.steps.fetch import afetch_output
 from prefect_cometapi.runway import InvalidOutput, Submission
 from prefect_cometapi.runway.api.reply_parser import MAX_OUTPUTS
 from prefect_cometapi.runway.models.generation import AssetURL, Finished, Generation, Status
@@ -18,5 +18,5 @@ async def test_outputs_without_end_are_not_fetched(sandbox):
     finished = Finished(generation=generation, polls=1, waited=0.0)
     submission = Submission(idempotency_key="k", task_id="t", submitted_at=MOMENT)
     with pytest.raises(InvalidOutput, match=f"names more than {MAX_OUTPUTS} outputs"):
-        await fetch(submission, finished, None, None)
+        await afetch_output.fn(submission, finished, None, None)
     assert sandbox.requests == []

@@ -3,7 +3,7 @@
 
 import pytest
 
-from prefect_cometapi.flows.steps.bodies import fetch
+from prefect_cometapi.flows.steps.fetch import afetch_output
 from prefect_cometapi.runway import InvalidOutput, Submission
 from prefect_cometapi.runway.models.generation import AssetURL, Finished, Generation, Status
 
@@ -23,7 +23,7 @@ async def test_what_else_listens_beside_the_service_is_not_asked(sandbox):
     async with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n") as (port, arrived):
         finished = ended_with(f"http://127.0.0.1:{port}/api/admin/settings")
         with pytest.raises(InvalidOutput, match="is not https"):
-            await fetch(submission, finished, None, None)
+            await afetch_output.fn(submission, finished, None, None)
     assert arrived == []
     with pytest.raises(InvalidOutput, match="the server sent text instead"):
-        await fetch(submission, ended_with(f"{sandbox.url}/openapi.json"), None, None)
+        await afetch_output.fn(submission, ended_with(f"{sandbox.url}/openapi.json"), None, None)

@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[3] / "docs" / "screenshots.py"
 
 
-@pytest.mark.browser
+@pytest.mark.heavy
 def test_the_ui_shows_what_the_pages_show(chromium, tmp_path):
     """The UI shows retries, posters, tables, a validated form, automations and a block."""
     done = subprocess.run(

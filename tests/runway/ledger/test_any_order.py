@@ -337,7 +337,7 @@ class OneKey(RuleBasedStateMachine):
 
 
 QUICK = settings(
-    max_examples=50,
+    max_examples=settings().max_examples // 2,  # each is a whole life of a ledger
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

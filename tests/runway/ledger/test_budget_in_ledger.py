@@ -211,7 +211,7 @@ async def test_a_claim_that_the_database_did_not_confirm_is_found_again(ledger, 
     assert lost
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_a_claim_that_fails_midway_leaves_no_lock(postgres):
     """Another claim under the same prefix does not have to wait."""
     ledger = Ledger(postgres.create_database(), retry_timeout=0.1)
@@ -274,7 +274,7 @@ claims = st.tuples(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=settings().max_examples // 5)  # each opens two ledgers
 @given(limit=st.floats(0, 6), rounds=st.lists(st.lists(claims | st.sampled_from("abcd"))))
 def test_no_order_of_claims_passes_the_limit(limit, rounds):
     """The limit holds for two ledgers with refusals, lost answers, resubmissions and new prices."""

@@ -14,7 +14,7 @@ from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
 from ..factories import Service, Told, buy, put
 
 S = State
-pytestmark = pytest.mark.postgres
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture

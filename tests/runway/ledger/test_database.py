@@ -166,7 +166,7 @@ async def test_a_file_is_flushed_with_every_change(file_ledger):
     assert list(synchronous.values()) == [3]
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_postgresql_commits_synchronously_whatever_its_default_is(postgres):
     """A recorded id is on the disk."""
     url = postgres.create_database()

@@ -171,7 +171,7 @@ async def waits_for_a_lock(watcher: asyncpg.Connection) -> bool:
     return bool(found)
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
 async def test_an_id_is_recorded_however_strictly_the_server_isolates(postgres, isolation):
     """A lease renewal and an answer that change one row at the same time both succeed."""
@@ -194,7 +194,7 @@ async def test_an_id_is_recorded_however_strictly_the_server_isolates(postgres, 
     await ledger.database.close()
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_a_claim_that_is_still_on_its_way_when_the_run_is_cancelled_is_withdrawn(postgres):
     """Nothing was sent under the claim, so the key is free."""
     url, service = postgres.create_database(), Service()

@@ -28,7 +28,7 @@ connection.execute("COMMIT")
 """
 
 MODES = pytest.mark.parametrize("mode", ["fast", "immediate"])
-on_postgres = pytest.mark.postgres
+on_postgres = pytest.mark.heavy
 
 
 @pytest.fixture

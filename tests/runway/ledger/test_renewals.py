@@ -127,7 +127,7 @@ def test_who_comes_during_a_renewal_does_not_end_it(file_ledger):
         sys.setswitchinterval(usual)
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_a_row_that_somebody_has_locked_keeps_no_other_from_being_renewed(postgres):
     """An operator's transaction may stay open for hours."""
     url = postgres.create_database()

@@ -91,7 +91,7 @@ async def test_a_ledger_of_another_version_is_refused_and_left_as_it_is(old, ver
         await each.database.close()
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_who_may_make_no_table_is_told_so(postgres):
     """The error has PostgreSQL's own message and comes at once."""
     url = postgres.create_database()
@@ -103,7 +103,7 @@ async def test_who_may_make_no_table_is_told_so(postgres):
             await ledger.get("sku-17")
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_a_server_that_restarts_while_the_table_is_made_is_waited_for(postgres, mode):
     """Opening the ledger is tried again."""
@@ -124,7 +124,7 @@ async def test_a_server_that_restarts_while_the_table_is_made_is_waited_for(post
     await ledger.database.close()
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_two_roles_with_search_paths_of_their_own_share_one_ledger(postgres):
     """Otherwise each role would buy what the other one has."""
     url = postgres.create_database()
@@ -144,7 +144,7 @@ async def test_two_roles_with_search_paths_of_their_own_share_one_ledger(postgre
         await ledger.database.close()
 
 
-@pytest.mark.postgres
+@pytest.mark.heavy
 async def test_the_url_may_name_a_schema_of_its_own(postgres):
     """The URL names the schema as in libpq, and the tables are created there."""
     url = postgres.create_database()

@@ -7,7 +7,7 @@ import pytest
 
 from prefect_cometapi.runway import InvalidManifest, StorageError
 from prefect_cometapi.runway.batch.manifest import read_rows
-from prefect_cometapi.runway.batch.results import split_place
+from prefect_cometapi.runway.batch.results import split_location
 from prefect_cometapi.runway.storage.factory import open_storage
 
 from ..static_server import answering
@@ -22,7 +22,7 @@ async def test_an_address_runs_nobodys_templates():
         chained = f"reference://a.csv::http://127.0.0.1:{port}/evil.jsonl"
         with pytest.raises(InvalidManifest, match="refers to more than one file system"):
             await asyncio.to_thread(read_rows, chained)
-        for what in (open_storage, split_place):
+        for what in (open_storage, split_location):
             with pytest.raises(StorageError, match="refers to more than one file system"):
                 what(chained)
     assert arrived == []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Count the modules, functions and module borders that one ``image_to_video`` crosses.
 
-    python benchmarks/way_of_a_clip.py
+    python benchmarks/call_path.py
 
 It runs the flow once against the sandbox, with a profiler in every thread. A function counts once,
 however often it is called. A border is a pair of modules of which one calls the other; calls that

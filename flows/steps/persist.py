@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Persist step: publishes fetched videos to the storage, and records this in the ledger."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+
+from ...runway.errors import StorageError
+from ...runway.ledger.entry import Entry
+from ...runway.models.generation import FetchedVideo, Finished, StoredVideo, Submission
+from ...runway.storage.base import Storage
+from ...runway.storage.fetched import discard, publish_checked
+from ...runway.storage.staging import staged_path
+from ..runtime import log
+from ..runtime.lease import exclusive_lease
+from ..runtime.ledger_check import leave_mark
+from ..runtime.ledger_writes import restoring, write_best_effort
+from ..runtime.run_context import run_context
+from ..runtime.sync import sync_twin
+from ..ui import events
+from .common import failures_of, stem_of, step_options
+from .retries import retry_on
+
+if TYPE_CHECKING:
+    from ...runway.ledger.store import Ledger
+
+RETRIED_ERRORS = (StorageError,)
+
+PERSIST = step_options(
+    "persist-generation",
+    "persist {submission.short_id}",
+    retries=3,
+    retry=retry_on(*RETRIED_ERRORS, share=0.2),
+)
+
+
+@task(**PERSIST)
+async def apersist_output(
+    submission: Submission,
+    finished: Finished,
+    videos: Sequence[FetchedVideo],
+    storage: str | None = None,
+) -> list[StoredVideo]:
+    """Publish fetched videos to the storage, each with a poster and a JSON file of its origin.
+
+    Raises:
+        StorageError: The storage did not accept a file.
+        StagedFileMissing: A staged file is gone, and the output must be fetched again.
+    """
+    context = run_context(storage=storage)
+    with failures_of(submission.idempotency_key, submission.task_id):
+        async with exclusive_lease(context, submission, context.location) as entry:
+            kept = entry.videos.get(context.location) if entry else None
+            if kept and not await asyncio.to_thread(_any_staged, videos):
+                return list(kept)
+            target = await context.storage()
+            ledger_id = None
+            if entry:
+                ledger_id = await write_best_effort(context, lambda to: to.history.identity())
+            origin = _origin(submission, finished, entry, ledger_id)
+            stored = [
+                await asyncio.to_thread(_persist, submission, origin, video, position, target)
+                for position, video in enumerate(videos)
+            ]
+            if entry:
+                price = context.settings.prices.get(entry.model or "")
+
+                async def now_stored(to: "Ledger", it: Submission) -> Entry | None:
+                    named = entry.model_copy(update={"idempotency_key": it.idempotency_key})
+                    return await to.mark_stored(
+                        named, it.task_id, context.location, stored, price=price
+                    )
+
+                await write_best_effort(context, restoring(submission, entry, now_stored))
+                await leave_mark(context, now=context.tally is None)
+            for position, video in enumerate(videos):
+                await asyncio.to_thread(discard, video, stem_of(submission, position))
+    for video in stored:
+        log.tell("Stored %s", video.uri)
+        await events.announce("stored", submission, uri=video.uri, sha256=video.sha256)
+    return stored
+
+
+persist_output = task(**PERSIST)(sync_twin(apersist_output.fn))
+
+
+def _any_staged(videos: Sequence[FetchedVideo]) -> bool:
+    return any(Path(video.path).exists() for video in videos)
+
+
+def _persist(
+    submission: Submission,
+    origin: dict[str, Any],
+    video: FetchedVideo,
+    position: int,
+    place: Storage,
+) -> StoredVideo:
+    """Publish poster, video and sidecar, in this order.
+
+    The order gives two guarantees: a video in the storage has its poster there, and a sidecar in
+    the storage means that the other files are there.
+    """
+    stem = stem_of(submission, position)
+
+    def publish(path: str, sha256: str | None) -> str:
+        staged = Path(path)
+        return publish_checked(place, staged, f"{stem}{staged.suffix}", sha256)
+
+    poster = publish(video.poster, video.poster_sha256) if video.poster else None
+    stored = StoredVideo(
+        uri=publish(video.path, video.sha256),
+        poster=poster,
+        sidecar=place.uri(f"{stem}.json"),
+        **video.model_dump(exclude={"path", "poster", "poster_sha256"}),
+    )
+    described = {**origin, "video": stored.model_dump(mode="json")}
+    sidecar = staged_path(place.staging(), stem, ".json")
+    try:
+        sidecar.write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
+        place.publish(sidecar, f"{stem}.json")
+    finally:
+        sidecar.unlink(missing_ok=True)
+    return stored
+
+
+def _origin(
+    submission: Submission, finished: Finished, entry: Entry | None, ledger: str | None
+) -> dict[str, Any]:
+    """Return the content of a sidecar: submission, number of polls and time waited.
+
+    It also contains the id of the ledger and data of the entry, so that the entry can be restored.
+    """
+    known = {"billed_seconds", "cost", "charges", "credentials", "flow_run_id", "serial"}
+    return {
+        **submission.model_dump(mode="json"),
+        "polls": finished.polls,
+        "waited": round(finished.waited, 3),
+        "stored_at": datetime.now(UTC).isoformat(),
+        **(entry.model_dump(mode="json", include=known) if entry else {}),
+        "ledger": ledger,
+    }

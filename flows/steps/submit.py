@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Submit step: buys a generation with one POST, or finds the one that its key already has."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.runtime import task_run
+from pydantic import ValidationError
+
+from ...blocks.credentials import CometAPICredentials
+from ...runway.errors import (
+    CometAPIError,
+    LedgerUnavailable,
+    ServiceUnavailable,
+    SubmissionUncertain,
+)
+from ...runway.ledger.budget import estimate, seconds_of
+from ...runway.ledger.entry import Entry, Intent
+from ...runway.ledger.figures import Tally
+from ...runway.models.generation import Submission
+from ...runway.models.keys import check_task_id
+from ...runway.models.requests import GenerationRequest, as_request
+from ..runtime import log
+from ..runtime.identity import lasting_run_id
+from ..runtime.ledger_check import check_ledger
+from ..runtime.run_context import RunContext, run_context
+from ..runtime.sync import sync_twin
+from ..ui import events
+from .adoption import adopt_id, key_for
+from .common import failures_of, step_options
+from .retries import retry_on
+
+if TYPE_CHECKING:
+    from ...runway.ledger.purchase import Check
+
+RETRIED_ERRORS = (ServiceUnavailable, LedgerUnavailable, SubmissionUncertain)
+
+
+def _submission_name() -> str:
+    """Return the name of a submission's task run; the request may be a dict."""
+    with suppress(ValidationError):
+        request = as_request(task_run.parameters["request"])
+        return f"submit {request.route} {request.model}"
+    return "submit"
+
+
+SUBMIT = step_options(
+    "submit-generation", _submission_name, retries=5, retry=retry_on(*RETRIED_ERRORS, share=0.2)
+)
+
+
+@task(**SUBMIT)
+async def asubmit_generation(
+    request: GenerationRequest | dict[str, Any],
+    credentials: CometAPICredentials | None = None,
+    idempotency_key: str | None = None,
+    *,
+    storage: str | None = None,
+    task_id: str | None = None,
+    variation: int = 1,
+) -> Submission:
+    """Buy a generation with one POST, or return the one that its idempotency key already has.
+
+    The task is retried only if it is certain that nothing was bought, or if the user allows an
+    uncertain request to be sent again.
+
+    Args:
+        request: Request to submit; a dict is validated as a request.
+        credentials: Credentials with the API key; from the settings by default.
+        idempotency_key: Makes two calls the same purchase. The default is derived from the
+            outermost run and the request. It is required where no run keeps its id across
+            retries: outside your flows and tasks, and in a thread without Prefect's context.
+        storage: Location for the videos, in case another run has to finish the generation.
+        task_id: Id of a generation that was bought elsewhere; then nothing is bought.
+        variation: Number of this video among several for the same request in one run.
+
+    Raises:
+        NotSubmitted: The request was refused or could not be recorded; nothing was bought.
+        SubmissionUncertain: The generation was possibly charged, now or in an earlier attempt.
+        ServiceUnavailable: Nothing was bought, and no retries are left.
+    """
+    # Unlike the parameters of a flow, those of a task are not validated by Prefect.
+    request = as_request(request)
+    task_id = None if task_id is None else check_task_id(task_id)
+    context = run_context(credentials, storage)
+    key = await key_for(context, request, idempotency_key, task_id=task_id, variation=variation)
+    with failures_of(key):
+        intent = context.intent(key, request)
+        if task_id is None:
+            await check_ledger(context)
+        try:
+            if task_id is not None:
+                entry, is_new = await adopt_id(context, intent, task_id), False
+            else:
+                entry, is_new = await _buy(context, request, intent)
+        except SubmissionUncertain as error:
+            await events.announce_uncertain(key, error)
+            raise
+    submission = entry.submission()
+    await _report(submission, intent, is_new=is_new)
+    return submission
+
+
+submit_generation = task(**SUBMIT)(sync_twin(asubmit_generation.fn))
+
+
+async def _buy(
+    context: RunContext, request: GenerationRequest, intent: Intent
+) -> tuple[Entry, bool]:
+    """Return the entry of a generation, and whether this call bought it."""
+    from ...runway.ledger.purchase import buy_once
+
+    posted: list[str] = []
+    resubmits = context.settings.on_uncertain == "resubmit"
+    async with context.open_client() as client:
+
+        async def post(check_lease: "Check") -> str:
+            with _tallied(context, request):
+                posted.append(await client.create(request, before_sending=check_lease))
+            return posted[0]
+
+        entry = await buy_once(
+            await context.ledger(),
+            intent,
+            post,
+            run=context.run,
+            resubmit_as=lasting_run_id() if resubmits else None,
+            budget=context.budget,
+            warn=log.logger().warning,
+        )
+    return entry, bool(posted)
+
+
+@contextmanager
+def _tallied(context: RunContext, request: GenerationRequest) -> Iterator[None]:
+    """Add a submission to the tally of the run, unless it is certain that nothing was bought."""
+    tally = context.tally or Tally()
+    cost = seconds_of(request), estimate(request, context.settings.prices)
+    tally.add(*cost)
+    try:
+        yield
+    except CometAPIError as error:
+        if not isinstance(error, SubmissionUncertain):
+            tally.take_back(*cost)
+        raise
+
+
+async def _report(submission: Submission, intent: Intent, *, is_new: bool) -> None:
+    if not is_new:
+        log.tell("Generation %s: attached, key %s", submission.task_id, submission.idempotency_key)
+        return
+    log.tell("Generation %s: submitted, key %s", submission.task_id, submission.idempotency_key)
+    if not log.is_quiet.get():
+        await events.announce("submitted", submission, route=intent.route, model=intent.model)
