@@ -39,7 +39,9 @@ class Spent(Value):
         default=0.0, description="Estimated money, in the currency of COMETAPI_PRICES."
     )
     seconds: float = Field(default=0.0, description="Seconds of video.")
-    charges: int = Field(default=0, description="Submissions that were, or may be, charged.")
+    charges: int = Field(
+        default=0, description="Number of submissions that were or may have been charged."
+    )
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class Budget:
         )
         for before, more, limit, form in limits:
             if limit is not None and before + more > limit + TOLERANCE:
-                told = form.format(before, limit, more)
-                return f"it would pass the limit of what the batch may spend ({told})"
+                amounts = form.format(before, limit, more)
+                return f"it would exceed the spending limit of the batch ({amounts})"
         return None
 
 

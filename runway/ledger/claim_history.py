@@ -142,8 +142,8 @@ class ClaimHistory:
             self._mark_file.write(await self.mark())
 
 
-def _outdated(place: str, serial: int, known: int) -> LedgerOutdated:
+def _outdated(location: str, serial: int, known: int) -> LedgerOutdated:
     return LedgerOutdated(
-        f"the ledger at {place} knows claims up to number {serial}, and there were {known}: it is "
-        "an older copy, which has forgotten purchases"
+        f"the ledger at {location} has claims up to number {serial}, but claim {known} was seen "
+        "before: it is an older copy, which lacks purchases"
     )

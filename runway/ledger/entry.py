@@ -93,23 +93,25 @@ class Intent(Value):
     """Generation that is about to be bought or adopted, as first recorded in the ledger."""
 
     idempotency_key: str = Field(description="Idempotency key of the generation.")
-    base_url: str = Field(description="Root of the service that it is bought from.")
+    base_url: str = Field(description="Base URL of the service that sells it.")
     route: str | None = Field(default=None, description="image_to_video or video_to_video.")
     model: str | None = Field(default=None, description="Runway model.")
     fingerprint: str | None = Field(default=None, description="SHA-256 of the request, in hex.")
     request: dict[str, Any] | None = Field(
-        default=None, description="The body, signed URLs and data URIs shortened."
+        default=None, description="Body of the request, with signed URLs and data URIs redacted."
     )
     billed_seconds: float | None = Field(
-        default=None, description="Seconds of video that the model bills, where known."
+        default=None, description="Seconds of video that are billed, if known."
     )
     cost: float | None = Field(
         default=None,
         description="Estimated money for one submission, in the currency of COMETAPI_PRICES.",
     )
-    storage: str | None = Field(default=None, description="Where the video is wanted.")
-    credentials: str | None = Field(default=None, description="Name of the saved block, if any.")
-    flow_run_id: str | None = Field(default=None, description="Prefect flow run that asked.")
+    storage: str | None = Field(default=None, description="Location for the video.")
+    credentials: str | None = Field(
+        default=None, description="Name of the credentials block, if one is used."
+    )
+    flow_run_id: str | None = Field(default=None, description="Prefect flow run that requested it.")
 
     def wanted(self, *, only_known: bool = False) -> dict[str, Any]:
         """Return the columns of the intent; for an entry, leave out its other columns."""
@@ -121,8 +123,8 @@ class Entry(Intent):
     """Ledger entry of one generation."""
 
     state: State
-    task_id: str | None = Field(default=None, description="Id that CometAPI gave it.")
-    claim: str = Field(description="Which attempt owns the submission; random.")
+    task_id: str | None = Field(default=None, description="Task id at CometAPI.")
+    claim: str = Field(description="Random id of the attempt that owns the submission.")
     attempts: int = Field(default=0, description="POSTs that may have been sent.")
     owner: str | None = Field(default=None, description="Owner of the lease, if there is one.")
     leased_until: float | None = Field(
@@ -131,37 +133,42 @@ class Entry(Intent):
     lease_left: float | None = Field(
         default=None, description="Seconds until the lease ends; negative after its end."
     )
-    created_at: AwareDatetime = Field(description="When it was claimed or attached.")
-    changed_at: AwareDatetime = Field(description="When its state changed last.")
-    submitted_at: AwareDatetime | None = Field(default=None, description="When it was accepted.")
-    finished_at: AwareDatetime | None = Field(
-        default=None, description="When its end upstream was seen."
+    created_at: AwareDatetime = Field(description="Time of the first claim or adoption.")
+    changed_at: AwareDatetime = Field(description="Time of the last change of the state.")
+    submitted_at: AwareDatetime | None = Field(
+        default=None, description="Time at which the service accepted it."
     )
-    stored_at: AwareDatetime | None = Field(default=None, description="When it was stored.")
-    polls: int = Field(default=0, description="Requests that asked for its state.")
+    finished_at: AwareDatetime | None = Field(
+        default=None, description="Time at which its end at the service was detected."
+    )
+    stored_at: AwareDatetime | None = Field(
+        default=None, description="Time at which it was stored."
+    )
+    polls: int = Field(default=0, description="Number of polls.")
     outputs: tuple[AssetURL, ...] = Field(
-        default=(), description="Addresses of the results, without their tokens."
+        default=(), description="URLs of the results, without their tokens."
     )
     videos: dict[str, tuple[StoredVideo, ...]] = Field(
-        default={}, description="What is stored, by storage."
+        default={}, description="Stored videos, by location."
     )
-    failure_code: str = Field(default="", description="The service's code of a failure.")
-    note: str = Field(default="", description="What happened last, in words.")
+    failure_code: str = Field(default="", description="Failure code of the service.")
+    note: str = Field(default="", description="Description of the last event.")
     charges: int = Field(
         default=0,
-        description="Submissions that were charged, or may have been; refusals give back.",
+        description="Number of submissions that were or may have been charged.",
     )
     claimed_at: AwareDatetime | None = Field(
-        default=None, description="When the latest submission was claimed, just before it was sent."
+        default=None, description="Time of the latest claim, just before its request was sent."
     )
     resubmitted_by: tuple[str, ...] = Field(
-        default=(), description="Runs that have sent it again after an unknown outcome, each once."
+        default=(), description="Runs that sent it again after an unknown outcome, each once."
     )
     task_id_checked: bool = Field(
-        default=True, description="Whether the service has confirmed the task id."
+        default=True, description="True if the service has confirmed the task id."
     )
     serial: int | None = Field(
-        default=None, description="Number of the latest claim in this ledger; it only grows."
+        default=None,
+        description="Serial number of the latest claim; later claims have higher ones.",
     )
 
     @property
@@ -183,7 +190,7 @@ class Entry(Intent):
             SubmissionUncertain: The task id is not known.
         """
         if self.task_id is None:
-            raise SubmissionUncertain("the ledger knows no id for this key").with_context(
+            raise SubmissionUncertain("the ledger has no task id for this key").with_context(
                 idempotency_key=self.idempotency_key
             )
         return Submission(
@@ -233,14 +240,14 @@ class Entry(Intent):
         )
         return Finished(generation=generation, polls=self.polls, waited=self.waited)
 
-    def result(self, place: str | None = None) -> GenerationResult:
+    def result(self, location: str | None = None) -> GenerationResult:
         """Return the result for a flow, with the videos at a location, if there are any."""
         submission = self.submission()
         return GenerationResult(
             idempotency_key=self.idempotency_key,
             task_id=submission.task_id,
             status=_STATUS.get(self.state, Status.PENDING),
-            videos=self.videos.get(place or "", ()),
+            videos=self.videos.get(location or "", ()),
             polls=self.polls,
             waited=round(self.waited, 3),
             submitted_at=submission.submitted_at,
@@ -316,8 +323,10 @@ def key_conflict(
         pairs += [pair for pair in fields if pair[1] != pair[2]] or hidden
     elif intent.fingerprint and not (entry.fingerprint or replaced or task_id == entry.task_id):
         pairs.append(("request", "unknown", "another"))
-    told = ", ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new)
-    return IdempotencyKeyConflict(f"the key belongs to another request: {told}") if told else None
+    differing = [f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new]
+    if not differing:
+        return None
+    return IdempotencyKeyConflict(f"the key belongs to another request: {', '.join(differing)}")
 
 
 def is_another_purchase(there: Entry, entry: Entry) -> bool:

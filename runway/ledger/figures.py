@@ -44,10 +44,10 @@ class Spending(Value):
     run_spent: float | None = Field(
         default=None, description="Money for what was bought by this run."
     )
-    max_seconds: float | None = Field(default=None, description="The user's limit in seconds.")
-    max_spend: float | None = Field(default=None, description="The user's limit in money.")
+    max_seconds: float | None = Field(default=None, description="Limit in seconds of video.")
+    max_spend: float | None = Field(default=None, description="Limit in money.")
 
-    @computed_field(description="Money left under the limit; None without one.")
+    @computed_field(description="Money left under the limit; None without a limit.")
     @property
     def remaining(self) -> float | None:
         """Money left under the limit, or None without one."""
@@ -90,7 +90,7 @@ def in_words(
 
 
 def _against(amount: float, limit: float | None, form: str, unit: str = "") -> str:
-    told = f"{amount:,{form}}"
+    used = f"{amount:,{form}}"
     if limit is None:
-        return f"{told}{unit}"
-    return f"{told} of {limit:,{form}}{unit} ({max(0.0, limit - amount):,{form}} left)"
+        return f"{used}{unit}"
+    return f"{used} of {limit:,{form}}{unit} ({max(0.0, limit - amount):,{form}} left)"

@@ -37,11 +37,15 @@ _MOST = 32
 class LedgerMark(Value):
     """Progress of a ledger at a point in time."""
 
-    identity: str = Field(max_length=64, pattern="^[0-9a-f]+$", description="Which ledger.")
+    identity: str = Field(
+        max_length=64, pattern="^[0-9a-f]+$", description="Identity of the ledger."
+    )
     serial: int = Field(ge=0, description="Serial of its newest claim.")
-    location: str = Field(default="", max_length=500, description="Where it is, without secrets.")
+    location: str = Field(
+        default="", max_length=500, description="URL of the ledger, without secrets."
+    )
     host: str = Field(default="", max_length=200, description="Machine that wrote the mark.")
-    written_at: AwareDatetime = Field(description="When that was.")
+    written_at: AwareDatetime = Field(description="Time at which the mark was written.")
 
     @classmethod
     def of(cls, identity: str, serial: int, location: str) -> "LedgerMark":

@@ -62,7 +62,7 @@ def read_sidecars(storage: Storage) -> tuple[list[dict[str, Any]], list[str]]:
     """
     names = storage.names()
     if names is None:
-        raise StorageError("this storage cannot list its files; name it by its address instead")
+        raise StorageError("this storage cannot list its files; name it by its URL instead")
     found: list[dict[str, Any]] = []
     unreadable: list[str] = []
     wanted = [name for name in names if name.endswith(SUFFIX)]

@@ -105,7 +105,7 @@ async def test_an_unconfirmed_id_is_replaced_and_a_confirmed_one_stays(ledger):
     await put(ledger, S.UNCERTAIN, attempts=1)
     first = await given(ledger, ONE, AWAY, warn=warned.append)
     assert (first.task_id, first.task_id_checked) == (ONE, False)
-    assert "recorded unchecked: away" in warned[0]
+    assert "recorded without a check: away" in warned[0]
     second = await given(ledger, OTHER, AWAY)
     assert (second.task_id, second.attempts) == (OTHER, 1)
     third = await given(ledger, OTHER, KNOWN)

@@ -105,7 +105,7 @@ def test_what_passes_a_limit_is_refused_with_the_figures(limits, spent, why):
     budget = Budget("b/", PRICES, **limits)
     assert budget.is_limited == bool(limits)
     objection = budget.objection(spent, *budget.cost_of(ROW))
-    assert objection == (why and f"it would pass the limit of what the batch may spend ({why})")
+    assert objection == (why and f"it would exceed the spending limit of the batch ({why})")
 
 
 def test_ten_times_a_tenth_is_one():

@@ -101,7 +101,9 @@ async def test_a_resubmission_after_an_unknown_outcome_needs_room(ledger):
     with pytest.raises(SubmissionUncertain) as first:
         await buy(ledger, service, wish=wish("1"), budget=one, resubmit=True)
     assert first.value.may_resubmit
-    with pytest.raises(SubmissionUncertain, match=r"no answer.*pass the limit") as caught:
+    with pytest.raises(
+        SubmissionUncertain, match=r"no answer.*exceed the spending limit"
+    ) as caught:
         await buy(ledger, service, wish=wish("1"), budget=one, resubmit=True)
     assert not caught.value.may_resubmit
     assert service.posts == 1

@@ -309,6 +309,14 @@ def test_a_forked_process_opens_a_ledger_of_its_own(ledger_url):
     asyncio.run(ledger.database.close())
 
 
+def test_a_child_forgets_the_server_connections_of_its_parent():
+    """The child opens its own connections, and leaves those of the parent alone."""
+    database = open_database("postgresql://u@127.0.0.1:1/d", 1)
+    parent = vars(database)["_engine"] = object()
+    database.forget_connection()
+    assert vars(database)["_engine"] is not parent
+
+
 def sql_error(orig: Exception, *, lost: bool = False, cause: Exception | None = None) -> DBAPIError:
     orig.__cause__ = cause
     return OperationalError("SELECT 1", {}, orig, connection_invalidated=lost)

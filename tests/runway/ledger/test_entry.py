@@ -214,7 +214,7 @@ def test_an_entry_with_an_id_is_a_submission(state):
 
 def test_an_entry_without_an_id_is_none():
     """A submission without an id was possibly charged, and the error names its key."""
-    with pytest.raises(SubmissionUncertain, match="knows no id") as caught:
+    with pytest.raises(SubmissionUncertain, match="has no task id") as caught:
         entry(S.UNCERTAIN).submission()
     assert caught.value.idempotency_key == "sku-17"
 

@@ -130,7 +130,7 @@ async def test_a_storage_that_cannot_be_listed_says_so(ledger):
             return None
 
     storage: Any = Silent()
-    with pytest.raises(StorageError, match="name it by its address"):
+    with pytest.raises(StorageError, match="name it by its URL"):
         await rebuilt(ledger, storage)
 
 
