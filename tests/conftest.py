@@ -67,12 +67,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Hide the settings and files of the machine from every test."""
     for name in [name for name in os.environ if name.startswith("COMETAPI_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("COMETAPI_LEDGER_URL", f"sqlite:///{tmp_path}/ledger.db")
     monkeypatch.chdir(tmp_path)
+    before = set(os.environ)
+    yield
+    for name in {name for name in set(os.environ) - before if name.startswith("PREFECT_")}:
+        del os.environ[name]  # a command that runs in this process makes Prefect quiet
 
 
 @pytest.fixture(scope="session")

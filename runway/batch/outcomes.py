@@ -17,7 +17,7 @@ from ..errors import (
     SubmissionUncertain,
     UnexpectedResponse,
 )
-from ..ledger.budget import seconds_of
+from ..ledger.budget import EXCEEDS_LIMIT, seconds_of
 from ..models.generation import GenerationResult
 from ..redact import scrub
 from .models import BatchItem, ItemResult, Outcome
@@ -95,9 +95,6 @@ def invalid(rows: Iterable[BadRow]) -> list[ItemResult]:
     ]
 
 
-PASSES_LIMIT = "it would pass the limit"
-"""Beginning of the message of an item that was not bought because a limit has no room for it."""
-
 _BEFORE_BUYING = {
     kind.__name__
     for kind in (
@@ -135,7 +132,7 @@ def again(results: Iterable[ItemResult]) -> Again:
 
 def _use_of(result: ItemResult) -> Again:
     if result.outcome is Outcome.NOT_BOUGHT:
-        has_room = not (result.message or "").startswith(PASSES_LIMIT)
+        has_room = not (result.message or "").startswith(EXCEEDS_LIMIT)
         return Again.BUYS if has_room else Again.NOTHING
     if not result.outcome.is_final:
         return Again.FINISHES if result.task_id else Again.BUYS

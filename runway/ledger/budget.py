@@ -91,9 +91,12 @@ class Budget:
         for before, more, limit, form in limits:
             if limit is not None and before + more > limit + TOLERANCE:
                 amounts = form.format(before, limit, more)
-                return f"it would exceed the spending limit of the batch ({amounts})"
+                return f"{EXCEEDS_LIMIT} ({amounts})"
         return None
 
+
+EXCEEDS_LIMIT = "it would exceed the spending limit of the batch"
+"""Beginning of the reason why a submission has no room under a limit."""
 
 TOLERANCE = 1e-6
 """Amount by which a limit may be exceeded, since sums of floats are not exact."""

@@ -54,7 +54,7 @@ def advice(history, run: UUID, entry: Entry) -> None:
     """Check that the hook's message is in the run's logs, which the UI shows."""
     words = f"Generation {entry.task_id} is paid for and continues at CometAPI"
     (line, *_) = [line for line in history.logs(run, until=words) if words in line]
-    assert "`prefect-cometapi collect` finishes it" in line
+    assert "Finish it with `prefect-cometapi collect`" in line
 
 
 def test_a_cancelled_run_hands_its_work_over(

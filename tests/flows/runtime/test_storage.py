@@ -152,7 +152,7 @@ def test_a_block_that_stores_nothing_is_refused():
 @pytest.mark.server
 async def test_a_missing_block_is_told_with_the_way_to_write_a_folder(prefect_server):
     """The error for a missing block explains the notation of a folder with such a name."""
-    with pytest.raises(StorageError, match=r"block s3-bucket/nope .* written \./s3-bucket/nope"):
+    with pytest.raises(StorageError, match=r"block s3-bucket/nope .* write \./s3-bucket/nope"):
         await resolve_storage("s3-bucket/nope")
 
 

@@ -263,7 +263,7 @@ def test_a_video_that_vanished_before_it_was_stored_is_fetched_again(
         (["create:invalid-request"], InvalidRequest, "nothing was charged"),
         (["create:model-not-found"], InvalidRequest, "model"),
         (["create:html"], SubmissionUncertain, "COMETAPI_BASE_URL"),
-        (["create:redirect"], SubmissionUncertain, "redirects to"),
+        (["create:redirect"], SubmissionUncertain, "a redirect to"),
         (["create:503:times=6"], ServiceUnavailable, "nothing was charged"),
         (["create:failed:value=SAFETY.INPUT.TEXT"], GenerationFailed, "SAFETY.INPUT.TEXT"),
         (["create:cancelled"], GenerationCancelled, "cancelled"),

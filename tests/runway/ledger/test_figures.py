@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from prefect_cometapi import runway
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
-from prefect_cometapi.runway.batch.outcomes import PASSES_LIMIT, Again, again
+from prefect_cometapi.runway.batch.outcomes import Again, again
+from prefect_cometapi.runway.ledger.budget import EXCEEDS_LIMIT
 from prefect_cometapi.runway.ledger.figures import Spending, Tally, figures, in_words
 
 NOT_ENDED = [Outcome.WAITING, Outcome.RUNNING]
@@ -48,7 +49,7 @@ def test_what_was_refused_is_not_counted(costs):
         (item(Outcome.INVALID, error="InvalidManifest"), Again.NOTHING),
         (item(Outcome.UNCERTAIN, error="SubmissionUncertain"), Again.NOTHING),
         (item(Outcome.NOT_BOUGHT, message="2 items failed, and at most 1 may"), Again.BUYS),
-        (item(Outcome.NOT_BOUGHT, message=f"{PASSES_LIMIT} of what may be spent"), Again.NOTHING),
+        (item(Outcome.NOT_BOUGHT, message=f"{EXCEEDS_LIMIT} (0 more)"), Again.NOTHING),
         *((item(outcome), Again.BUYS) for outcome in NOT_ENDED),
         *((item(outcome, task_id="task-1"), Again.FINISHES) for outcome in NOT_ENDED),
         *(

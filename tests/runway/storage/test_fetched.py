@@ -83,9 +83,7 @@ def test_a_lost_or_changed_poster_is_drawn_again(storage, video):
     assert find_fetched(storage, "stem") == video.model_copy(update={"poster": None})
 
 
-@pytest.mark.parametrize(
-    "_change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")]
-)
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
 def test_a_lost_or_changed_video_is_fetched_again(storage, video, change):
     """The remaining files of an incomplete fetch are deleted."""
     change(Path(video.path))
