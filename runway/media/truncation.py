@@ -19,7 +19,7 @@ _BOXES = set(b"ftyp styp moov moof mdat sidx ssix mfra free skip wide uuid meta 
 _NESTED = {b"moov": b"trak", b"trak": b"mdia", b"mdia": b"minf", b"minf": b"stbl"}
 """Boxes with the tables of a track, each with the inner box that is read next."""
 
-_SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+_SEGMENT, _CLUSTER, _BLOCK = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", b"\xa3"
 
 
 class End(NamedTuple):
@@ -134,6 +134,9 @@ def _end_of_webm(video: BinaryIO, size: int) -> End:
         name, length, start = _element(head, at)
         if length is None and name not in {_SEGMENT, _CLUSTER}:
             raise ValueError(f"an element has no length at byte {at:,}")
+        if name == _BLOCK and head[start - at :][:1] == b"\0":
+            # FFmpeg skips such a block, and reports no error.
+            raise ValueError(f"a block names no track at byte {at:,}")
         if length is not None:
             end = max(end, start + length)
         if name == _SEGMENT and length is not None:

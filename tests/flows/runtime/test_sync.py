@@ -6,10 +6,14 @@ import ctypes
 import os
 import signal
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 
 from prefect_cometapi.flows.runtime.sync import run_sync
+
+from ...waiting import until
 
 
 class Interruption(BaseException):
@@ -57,3 +61,43 @@ def test_an_interruption_ends_the_call_whatever_runs_at_that_moment(interrupt):
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert ends == ["cancelled"]
+
+
+def test_an_interruption_at_any_moment_ends_the_call():
+    """A signal during the start, the wait or the end of the coroutine leaves nothing running."""
+    begun = ended = 0
+    is_armed = False
+
+    def handle(*_):
+        if is_armed:
+            raise Interruption
+
+    def interrupt_after(seconds):
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    async def core():
+        nonlocal begun, ended
+        begun += 1
+        try:
+            await asyncio.sleep(0.002)
+        finally:
+            ended += 1
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    threads = threading.active_count()
+    try:
+        for number in range(200):
+            other = threading.Thread(target=interrupt_after, args=(number * 2e-5,))
+            other.start()
+            is_armed = True
+            with suppress(Interruption):
+                try:
+                    run_sync(core())
+                finally:
+                    is_armed = False
+            other.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert 0 < begun == ended
+    until(lambda: threading.active_count() == threads, "the end of all threads", 10)

@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, func, select, text
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
 from prefect_cometapi.runway.ledger import schema
@@ -154,3 +154,15 @@ async def test_the_url_may_name_a_schema_of_its_own(postgres):
     found = "SELECT schemaname FROM pg_tables WHERE tablename = 'cometapi_generations'"
     assert await rows(ledger, found) == [("videos",)]
     await ledger.database.close()
+
+
+def test_tables_that_another_process_creates_meanwhile_stay_as_they_are(tmp_path, monkeypatch):
+    """The second look, in the transaction, finds them, and the ledger keeps one identity."""
+    engine = create_engine(f"sqlite:///{tmp_path}/ledger.db", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        schema.create_tables(connection, ["BEGIN IMMEDIATE"])
+        looks = iter([False, True])
+        monkeypatch.setattr(schema, "_has_tables", lambda _connection: next(looks))
+        schema.create_tables(connection, ["BEGIN IMMEDIATE"])
+        assert connection.execute(select(func.count()).select_from(schema.versions)).scalar() == 1
+    engine.dispose()
