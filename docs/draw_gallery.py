@@ -237,9 +237,8 @@ def take(browser: Browser, images: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = browser.new_page(viewport={"width": 1360, "height": 1080})
         page.goto(make_gallery(Path(folder)).as_uri())
-        page.wait_for_function(
-            "[...document.images].slice(0, 4).every(image => image.naturalWidth === 640)"
-        )
+        for poster in page.locator("img").all()[:4]:
+            poster.evaluate("image => image.decode()")
         page.screenshot(path=images / "gallery.png")
         page.close()
 

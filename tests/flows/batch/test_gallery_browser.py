@@ -13,6 +13,8 @@ from prefect_cometapi.runway.batch.models import ItemResult, Outcome
 from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
 from prefect_cometapi.sandbox.clips.render import Recipe, render
 
+from ...waiting import until
+
 pytestmark = pytest.mark.heavy
 
 NAMES = ("dawn", "noon", "dusk", "night", "storm", "snow")
@@ -148,9 +150,9 @@ def opened(browser, written) -> Iterator[Opened]:
 
 def test_a_page_opens_from_a_file_and_asks_for_nothing_else(opened, written):
     """A page from a file shows its posters, loads no video, and sends no request elsewhere."""
-    opened.page.wait_for_function(
-        "() => [...document.images].every((image) => image.naturalWidth === 160)"
-    )
+    # The page's policy forbids what Playwright's own wait evaluates in it later.
+    are_loaded = "[...document.images].every((image) => image.naturalWidth === 160)"
+    until(lambda: opened.page.evaluate(are_loaded), "all posters")
     here = written.parent.as_uri()
     asked = [url for url in opened.requests if not url.startswith("data:")]
     assert len([url for url in asked if url.endswith(".jpg")]) == len(NAMES)
@@ -310,7 +312,7 @@ def test_the_policy_holds_where_the_escaping_would_not(browser, written, tmp_pat
     attacks = "".join(ATTACKS) + "<img src=https://elsewhere.example/x.png>"
     broken.write_text(html.replace("<main>", f"<main>{attacks}"), encoding="utf-8")
     opened = Opened(browser, broken)
-    opened.page.wait_for_function("() => window.violations.length >= 3")
+    until(lambda: opened.page.evaluate("window.violations.length >= 3"), "three violations")
     assert opened.page.evaluate("window.hit") is None
     assert "img-src https://elsewhere.example/x.png" in opened.page.evaluate("window.violations")
     opened.context.close()
