@@ -25,7 +25,6 @@ from ..runtime.run_context import RunContext
 from ..steps import fetch, persist, poll, submit
 from ..steps.common import step_options
 from ..steps.delivery import INLINE, StepSet, deliver, named_after
-from ..steps.retries import retry_on
 from .concurrency import ConcurrencyLimits, Slot
 from .plan import looked_up
 from .progress import BatchProgress
@@ -39,7 +38,7 @@ RETRIED_ERRORS = (
 
 
 @task(
-    **step_options("generate", "{item}", retries=1000, retry=retry_on(*RETRIED_ERRORS, share=0.2)),
+    **step_options("generate", "{item}", *RETRIED_ERRORS, retries=1000),
 )
 async def agenerate_item(item: str, make: Callable[[], Awaitable[None]]) -> None:
     """Make one item of a large batch, with all four steps in one task run.

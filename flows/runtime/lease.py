@@ -13,7 +13,7 @@ from ...runway.ledger.entry import Entry
 from ...runway.ledger.owners import owner_name
 from ...runway.models.generation import Submission
 from .log import logger
-from .run_context import HeldLease, RunContext
+from .run_context import RunContext, RunLease
 
 
 @asynccontextmanager
@@ -25,7 +25,7 @@ async def own_lease(context: RunContext, key: str) -> AsyncIterator[None]:
     """
     ledger = await context.ledger()
     async with ledger.leases.hold(key, context.run) as owner:
-        with context.holding(HeldLease(ledger, key, owner)):
+        with context.holding(RunLease(ledger, key, owner)):
             yield
 
 
@@ -83,6 +83,6 @@ async def _acquire(
         own = await ledger.restore(known, logger().warning) if known else None
         entry = await acquire(own.idempotency_key) if own else entry
     if entry:
-        lease = HeldLease(ledger, entry.idempotency_key, owner_name(context.run))
+        lease = RunLease(ledger, entry.idempotency_key, owner_name(context.run))
         stack.enter_context(context.holding(lease))
     return entry

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HeldLease:
+class RunLease:
     """Lease of a generation that the run has acquired and renews.
 
     Attributes:
@@ -80,7 +80,7 @@ class RunContext:
     assets: AssetClients | None = None
     budget: Budget | None = None
     tally: Tally | None = None
-    lease: HeldLease | None = None
+    lease: RunLease | None = None
     _storage: Storage | None = field(default=None, init=False)
 
     @cached_property
@@ -194,7 +194,7 @@ class RunContext:
             _current.reset(token)
 
     @contextmanager
-    def holding(self, lease: HeldLease) -> Iterator[None]:
+    def holding(self, lease: RunLease) -> Iterator[None]:
         """Let every step within the block know that the run has a lease."""
         holder = copy(self)
         holder.lease = lease

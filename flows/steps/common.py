@@ -14,11 +14,15 @@ from prefect.cache_policies import NO_CACHE
 from ...runway.errors import CometAPIError, StorageError
 from ...runway.models.generation import Submission
 from ...runway.models.keys import file_stem
-from .retries import DelayOfTaskRun
+from .retries import DelayOfTaskRun, retry_on
 
 
 def step_options(
-    name: str, run_name: str | Callable[[], str], *, retries: int, retry: Any
+    name: str,
+    run_name: str | Callable[[], str],
+    *errors: type[CometAPIError],
+    retries: int,
+    share: float = 0.2,
 ) -> dict[str, Any]:
     """Return the arguments of Prefect's ``task`` that all steps share.
 
@@ -29,8 +33,9 @@ def step_options(
     Args:
         name: Name of the task.
         run_name: Name of its task runs.
+        errors: Error types that justify a retry.
         retries: Maximum number of retries.
-        retry: Condition for a retry.
+        share: Delay before the first retry, as a share of the poll interval.
     """
     return {
         "name": name,
@@ -39,7 +44,7 @@ def step_options(
         "cache_policy": NO_CACHE,
         "retries": retries,
         "retry_delay_seconds": lambda _retries: DelayOfTaskRun([5.0]),
-        "retry_condition_fn": retry,
+        "retry_condition_fn": retry_on(*errors, share=share),
     }
 
 

@@ -36,7 +36,6 @@ from ..runtime.staging_sweep import sweep_staged_files
 from ..runtime.sync import sync_twin
 from ..ui import artifacts, formatting
 from .common import failures_of, stem_of, step_options
-from .retries import retry_on
 
 RETRIED_ERRORS = (
     ServiceUnavailable,
@@ -49,8 +48,8 @@ RETRIED_ERRORS = (
 FETCH = step_options(
     "fetch-generation",
     "fetch {submission.short_id}",
+    *RETRIED_ERRORS,
     retries=5,
-    retry=retry_on(*RETRIED_ERRORS, share=0.2),
 )
 
 

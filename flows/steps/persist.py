@@ -24,7 +24,6 @@ from ..runtime.run_context import run_context
 from ..runtime.sync import sync_twin
 from ..ui import events
 from .common import failures_of, stem_of, step_options
-from .retries import retry_on
 
 if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
@@ -34,8 +33,8 @@ RETRIED_ERRORS = (StorageError,)
 PERSIST = step_options(
     "persist-generation",
     "persist {submission.short_id}",
+    *RETRIED_ERRORS,
     retries=3,
-    retry=retry_on(*RETRIED_ERRORS, share=0.2),
 )
 
 

@@ -22,15 +22,15 @@ from ..ui import artifacts
 from .adoption import ATTACHED_GRACE
 from .common import step_options
 from .durations import duration_stats_of
-from .retries import retry_on
 
 RETRIED_ERRORS = (ServiceUnavailable, UnexpectedResponse)
 
 POLL = step_options(
     "poll-generation",
     "poll {submission.short_id}",
+    *RETRIED_ERRORS,
     retries=1000,
-    retry=retry_on(*RETRIED_ERRORS, share=1),
+    share=1,
 )
 
 

@@ -30,7 +30,6 @@ from ..runtime.sync import sync_twin
 from ..ui import events
 from .adoption import adopt_id, key_for
 from .common import failures_of, step_options
-from .retries import retry_on
 
 if TYPE_CHECKING:
     from ...runway.ledger.purchase import Check
@@ -46,9 +45,7 @@ def _submission_name() -> str:
     return "submit"
 
 
-SUBMIT = step_options(
-    "submit-generation", _submission_name, retries=5, retry=retry_on(*RETRIED_ERRORS, share=0.2)
-)
+SUBMIT = step_options("submit-generation", _submission_name, *RETRIED_ERRORS, retries=5)
 
 
 @task(**SUBMIT)
@@ -148,13 +145,9 @@ def _tallied(context: RunContext, request: GenerationRequest) -> Iterator[None]:
 
 
 async def _report(submission: Submission, intent: Intent, *, is_new: bool) -> None:
-    if not is_new:
-        log.log_progress(
-            "Generation %s: already bought, key %s", submission.task_id, submission.idempotency_key
-        )
-        return
+    how = "submitted" if is_new else "already bought"
     log.log_progress(
-        "Generation %s: submitted, key %s", submission.task_id, submission.idempotency_key
+        "Generation %s: %s, key %s", submission.task_id, how, submission.idempotency_key
     )
-    if not log.is_quiet.get():
+    if is_new and not log.is_quiet.get():
         await events.announce("submitted", submission, route=intent.route, model=intent.model)
