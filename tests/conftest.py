@@ -107,8 +107,13 @@ def point_to(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, folder: Path) ->
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start a Prefect server with its own database and results, and yield its API address."""
+    """Start a Prefect server with its own database and results, and yield its API address.
+
+    Runs of this process send no heartbeats: a synchronous flow ends only after the thread that
+    sends them, which wakes once a second. Tests of heartbeats have servers of their own.
+    """
     from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
         PREFECT_LOCAL_STORAGE_PATH,
         get_current_settings,
         temporary_settings,
@@ -118,7 +123,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     results = tmp_path_factory.mktemp("results")
     with (
         prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_LOCAL_STORAGE_PATH: results}),
+        temporary_settings(
+            {PREFECT_LOCAL_STORAGE_PATH: results, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+        ),
     ):
         yield str(get_current_settings().api.url)
 
