@@ -27,7 +27,7 @@ from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.ledger.claim_history import ClaimHistory
 from prefect_cometapi.runway.ledger.clock import Instant
 from prefect_cometapi.runway.ledger.database import Database
-from prefect_cometapi.runway.ledger.entry import Intent, Kind
+from prefect_cometapi.runway.ledger.entry import GenerationKind, Intent
 from prefect_cometapi.runway.ledger.held_leases import HeldLeases
 from prefect_cometapi.runway.ledger.leases import Leases
 from prefect_cometapi.runway.ledger.marks import LedgerMark
@@ -49,7 +49,7 @@ class NoHistory(ClaimHistory):
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
-        self.places_checked = self.places_marked = JustNow()
+        self.locations_checked = self.locations_marked = JustNow()
 
     async def mark(self) -> LedgerMark:
         return LedgerMark.of("0", 0, "")
@@ -105,7 +105,7 @@ class NoLedger(Ledger):
     async def insert_claim(self, intent: Intent, claim: str, owner: str, **_values: Any) -> Entry:
         now = datetime.now(UTC)
         self.now = Entry(
-            **intent.wanted(), state=State.CLAIMED, claim=claim, created_at=now, changed_at=now
+            **intent.columns(), state=State.CLAIMED, claim=claim, created_at=now, changed_at=now
         )
         return self.now
 
@@ -119,7 +119,7 @@ class NoLedger(Ledger):
     async def get(self, key: str) -> None:
         return None
 
-    async def durations(self, kind: Kind, limit: int) -> list[tuple[float, int]]:
+    async def durations(self, kind: GenerationKind, limit: int) -> list[tuple[float, int]]:
         return []
 
 

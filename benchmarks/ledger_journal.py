@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from prefect_cometapi.runway import Finished, Generation, Ledger, Status, StoredVideo
+from prefect_cometapi.runway import CompletedGeneration, Generation, Ledger, Status, StoredVideo
 from prefect_cometapi.runway.ledger import sqlite
 from prefect_cometapi.runway.ledger.entry import Intent
 from prefect_cometapi.runway.ledger.purchase import Check, buy_once
@@ -60,7 +60,7 @@ async def generate(ledger: Ledger, key: str) -> float:
         outputs=(AssetURL("https://cdn.example.com/a.mp4"),),
     )
     done = await ledger.mark_succeeded(
-        entry.submission(), Finished(generation=generation, polls=3, waited=1.5)
+        entry.submission(), CompletedGeneration(generation=generation, polls=3, waited=1.5)
     )
     assert done
     assert await ledger.mark_stored(done, f"task-{key}", "/videos", [VIDEO])

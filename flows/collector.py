@@ -15,7 +15,7 @@ from pydantic import Field
 from ..runway.errors import CometAPIError, LedgerCorrupted
 from ..runway.ledger.entry import UNFINISHED, Entry, State
 from ..runway.ledger.owners import owner_name
-from ..runway.models.generation import Value
+from ..runway.models.generation import FrozenModel
 from ..runway.redact import scrub
 from .parameters import Credentials
 from .runtime import log
@@ -42,7 +42,7 @@ Location = Annotated[
 ]
 
 
-class Collected(Value):
+class Collected(FrozenModel):
     """Outcome of one generation that the collector processed."""
 
     idempotency_key: str
@@ -52,7 +52,7 @@ class Collected(Value):
     note: str = Field(default="", description="Explanation, or the next step for the user.")
 
 
-class CollectResult(Value):
+class CollectResult(FrozenModel):
     """Result of a collector run."""
 
     stored: int = Field(description="Number of generations that were stored.")
@@ -77,11 +77,11 @@ async def acollect(credentials: Credentials = None, storage: Location = None) ->
     ledger = await context.ledger()
     damaged: dict[str, LedgerCorrupted] = {}
 
-    def told(error: LedgerCorrupted) -> None:
+    def report(error: LedgerCorrupted) -> None:
         damaged[error.message] = error
 
     async def entries(*states: State) -> list[Entry]:
-        return await ledger.entries(states=states, on_corrupted=told)
+        return await ledger.entries(states=states, on_corrupted=report)
 
     await _give_up_the_dead(ledger, await entries(State.CLAIMED))
     slots = asyncio.Semaphore(AT_ONCE)

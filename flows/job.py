@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, HttpUrl
 
 from ..blocks.credentials import CometAPICredentials
 from ..blocks.metadata import DOCUMENTATION, LOGO
-from ..runway.models.generation import Finished, GenerationResult, Submission
+from ..runway.models.generation import CompletedGeneration, GenerationResult, Submission
 from ..runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
 from .runtime.sync import loop_is_running, run_sync
 
@@ -44,7 +44,7 @@ class RunwayJobRun(JobRun[GenerationResult]):
         self._credentials = credentials
         self._storage = storage
 
-    async def await_for_completion(self) -> Finished:
+    async def await_for_completion(self) -> CompletedGeneration:
         """Wait until the generation has succeeded, in a task run with retries.
 
         Raises:

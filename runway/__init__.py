@@ -38,8 +38,8 @@ from .errors import (
 from .ledger.entry import Entry, State
 from .models.generation import (
     AssetURL,
+    CompletedGeneration,
     FetchedVideo,
-    Finished,
     Generation,
     GenerationResult,
     Status,
@@ -66,12 +66,12 @@ __all__ = [
     "BudgetExceeded",
     "CometAPIError",
     "CometAPISettings",
+    "CompletedGeneration",
     "ContentModeration",
     "DeliveryError",
     "DownloadInterrupted",
     "Entry",
     "FetchedVideo",
-    "Finished",
     "Generation",
     "GenerationCancelled",
     "GenerationError",

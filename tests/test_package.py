@@ -28,12 +28,13 @@ MODULES = [
 EXPORTS = {
     "runway": """
         AssetURL AuthenticationError BatchFailed BatchResult BudgetExceeded CometAPIError
-        CometAPISettings ContentModeration DeliveryError DownloadInterrupted Entry FetchedVideo
-        Finished Generation GenerationCancelled GenerationError GenerationFailed GenerationNotFound
-        GenerationRequest GenerationResult GenerationTimeout IdempotencyKeyConflict
-        ImageToVideoRequest InvalidManifest InvalidOutput InvalidRequest ItemResult Ledger
-        LedgerCorrupted LedgerOutdated LedgerUnavailable NotSubmitted Outcome OutputExpired
-        QuotaExceeded Reference RunwayClient ServiceUnavailable StagedFileMissing State Status
+        CometAPISettings CompletedGeneration ContentModeration DeliveryError
+        DownloadInterrupted Entry FetchedVideo Generation GenerationCancelled
+        GenerationError GenerationFailed GenerationNotFound GenerationRequest
+        GenerationResult GenerationTimeout IdempotencyKeyConflict ImageToVideoRequest
+        InvalidManifest InvalidOutput InvalidRequest ItemResult Ledger LedgerCorrupted
+        LedgerOutdated LedgerUnavailable NotSubmitted Outcome OutputExpired QuotaExceeded
+        Reference RunwayClient ServiceUnavailable StagedFileMissing State Status
         StorageError StorageUnavailable StoredVideo Submission SubmissionUncertain
         TooManyRunAttempts UnexpectedResponse UnknownTaskId VideoToVideoRequest
     """,

@@ -17,7 +17,12 @@ from ...runway.batch import outcomes
 from ...runway.batch.models import BatchItem, ItemResult
 from ...runway.errors import BudgetExceeded, CometAPIError, LedgerUnavailable
 from ...runway.ledger.budget import Budget, estimate
-from ...runway.models.generation import FetchedVideo, Finished, GenerationResult, Submission
+from ...runway.models.generation import (
+    CompletedGeneration,
+    FetchedVideo,
+    GenerationResult,
+    Submission,
+)
 from ..runtime import log
 from ..runtime.lease import own_lease
 from ..runtime.ledger_writes import write_best_effort
@@ -189,7 +194,7 @@ class BatchRun:
                     await limits.rate.acquire()
                 return await steps.submit(*arguments, **options)
 
-        async def poll(*arguments: Any, **options: Any) -> Finished:
+        async def poll(*arguments: Any, **options: Any) -> CompletedGeneration:
             finished = await steps.poll(*arguments, **options)
             slot.release()  # The generation is no longer in flight at the service.
             return finished

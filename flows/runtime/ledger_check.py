@@ -30,10 +30,10 @@ async def check_ledger(context: RunContext) -> None:
         LedgerUnavailable: The ledger cannot be used.
     """
     ledger, place = await context.ledger(), context.location
-    last, now = ledger.history.places_checked.get(place), time.monotonic()
+    last, now = ledger.history.locations_checked.get(place), time.monotonic()
     if last is not None and now - last < CHECK_AGAIN:
         return
-    ledger.history.places_checked[place] = now
+    ledger.history.locations_checked[place] = now
     identity = await ledger.history.identity()
     try:
         target = await context.storage()
@@ -43,7 +43,7 @@ async def check_ledger(context: RunContext) -> None:
     try:
         await ledger.history.check_current(marks)
     except BaseException:
-        ledger.history.places_checked.pop(place, None)
+        ledger.history.locations_checked.pop(place, None)
         raise
     if others := ledgers_in_use(marks, identity):
         log.logger().warning("%s", other_ledgers(place, others))
@@ -72,10 +72,10 @@ async def leave_mark(context: RunContext, *, now: bool = True) -> None:
     place, moment = context.location, time.monotonic()
     try:
         ledger = await context.ledger()
-        last = ledger.history.places_marked.get(place)
+        last = ledger.history.locations_marked.get(place)
         if not now and last is not None and moment - last < MARK_AGAIN:
             return
-        ledger.history.places_marked[place] = moment
+        ledger.history.locations_marked[place] = moment
         target = await context.storage()
         await asyncio.to_thread(write_mark, target, await ledger.history.mark())
     except (StorageError, LedgerUnavailable) as error:

@@ -16,8 +16,8 @@ from prefect import Task
 from ...blocks.credentials import CometAPICredentials
 from ...runway.errors import StagedFileMissing, StorageError, StorageUnavailable
 from ...runway.models.generation import (
+    CompletedGeneration,
     FetchedVideo,
-    Finished,
     GenerationResult,
     StoredVideo,
     Submission,
@@ -37,7 +37,7 @@ class StepSet:
     """Callables for the four steps."""
 
     submit: Callable[..., Awaitable[Submission]]
-    poll: Callable[..., Awaitable[Finished]]
+    poll: Callable[..., Awaitable[CompletedGeneration]]
     fetch: Callable[..., Awaitable[list[FetchedVideo]]]
     persist: Callable[..., Awaitable[list[StoredVideo]]]
 
@@ -129,7 +129,7 @@ async def deliver(
 
 
 def _result(
-    submission: Submission, finished: Finished, stored: Sequence[StoredVideo]
+    submission: Submission, finished: CompletedGeneration, stored: Sequence[StoredVideo]
 ) -> GenerationResult:
     return GenerationResult(
         idempotency_key=submission.idempotency_key,

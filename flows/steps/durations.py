@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...runway.api.poll_schedule import HISTORY_SIZE, DurationStats, estimate_durations
-from ...runway.ledger.entry import Entry, Kind
+from ...runway.ledger.entry import Entry, GenerationKind
 from ...runway.models.generation import Submission
 from ..runtime.ledger_writes import write_in_background
 from ..runtime.run_context import RunContext
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FRESH = 30.0
 """Seconds for which cached statistics are used before the ledger is queried again."""
 
-_known: dict[tuple[Kind, float], tuple[float, DurationStats | None]] = {}
+_known: dict[tuple[GenerationKind, float], tuple[float, DurationStats | None]] = {}
 """Time of the last query and its statistics, by kind and poll interval.
 
 The time is in seconds of the monotonic clock.
@@ -45,7 +45,7 @@ def duration_stats_of(
     # The length of a restyled video is not in the request and is known only from the result.
     by_request = submission.route == "image_to_video"
     seconds = entry.billed_seconds if entry and by_request else None
-    kind = Kind(context.base_url, submission.route, submission.model, seconds)
+    kind = GenerationKind(context.base_url, submission.route, submission.model, seconds)
     interval = context.settings.poll_interval
 
     def stats() -> DurationStats | None:
@@ -58,7 +58,9 @@ def duration_stats_of(
     return stats
 
 
-def _ask(context: RunContext, kind: Kind, interval: float, known: DurationStats | None) -> None:
+def _ask(
+    context: RunContext, kind: GenerationKind, interval: float, known: DurationStats | None
+) -> None:
     asked = time.monotonic()
     _known[kind, interval] = asked, known
 

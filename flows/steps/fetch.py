@@ -25,7 +25,7 @@ from ...runway.errors import (
 )
 from ...runway.media.download import download
 from ...runway.media.inspector import draw_poster, inspect_video
-from ...runway.models.generation import FetchedVideo, Finished, Submission
+from ...runway.models.generation import CompletedGeneration, FetchedVideo, Submission
 from ...runway.redact import origin_of
 from ...runway.storage.fetched import find_fetched, remember, sha256_of
 from ...runway.storage.staging import staged_path
@@ -56,7 +56,7 @@ FETCH = step_options(
 @task(**FETCH)
 async def afetch_output(
     submission: Submission,
-    finished: Finished,
+    finished: CompletedGeneration,
     credentials: CometAPICredentials | None = None,
     storage: str | None = None,
 ) -> list[FetchedVideo]:
@@ -101,7 +101,11 @@ fetch_output = task(**FETCH)(sync_twin(afetch_output.fn))
 
 
 async def _fetch(
-    context: RunContext, submission: Submission, finished: Finished, position: int, path: Path
+    context: RunContext,
+    submission: Submission,
+    finished: CompletedGeneration,
+    position: int,
+    path: Path,
 ) -> FetchedVideo:
     async def request_url() -> str:
         async with context.open_client() as client:

@@ -12,7 +12,7 @@ from prefect import task
 
 from ...runway.errors import StorageError
 from ...runway.ledger.entry import Entry
-from ...runway.models.generation import FetchedVideo, Finished, StoredVideo, Submission
+from ...runway.models.generation import CompletedGeneration, FetchedVideo, StoredVideo, Submission
 from ...runway.storage.base import Storage
 from ...runway.storage.fetched import discard, publish_checked
 from ...runway.storage.staging import staged_path
@@ -41,7 +41,7 @@ PERSIST = step_options(
 @task(**PERSIST)
 async def apersist_output(
     submission: Submission,
-    finished: Finished,
+    finished: CompletedGeneration,
     videos: Sequence[FetchedVideo],
     storage: str | None = None,
 ) -> list[StoredVideo]:
@@ -128,7 +128,7 @@ def _persist(
 
 
 def _origin(
-    submission: Submission, finished: Finished, entry: Entry | None, ledger: str | None
+    submission: Submission, finished: CompletedGeneration, entry: Entry | None, ledger: str | None
 ) -> dict[str, Any]:
     """Return the content of a sidecar: submission, number of polls and time waited.
 

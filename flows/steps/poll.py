@@ -11,7 +11,7 @@ from ...runway.errors import (
     ServiceUnavailable,
     UnexpectedResponse,
 )
-from ...runway.models.generation import Finished, Generation, Status, Submission
+from ...runway.models.generation import CompletedGeneration, Generation, Status, Submission
 from ...runway.settings import CometAPISettings
 from ..runtime.lease import exclusive_lease
 from ..runtime.ledger_writes import restoring, write_best_effort, write_in_background
@@ -37,7 +37,7 @@ POLL = step_options(
 @task(**POLL)
 async def apoll_generation(
     submission: Submission, credentials: CometAPICredentials | None = None, *, again: bool = False
-) -> Finished:
+) -> CompletedGeneration:
     """Wait until a generation has succeeded.
 
     Prefect retries a poll that the service does not answer, and the wait continues from there. So

@@ -24,7 +24,7 @@ from ..errors import (
     InvalidOutput,
     ServiceUnavailable,
 )
-from ..models.generation import Finished, Generation, Status, Submission
+from ..models.generation import CompletedGeneration, Generation, Status, Submission
 from .client import RunwayClient
 from .poll_schedule import JITTER, DurationStats, first_delay, next_delay
 
@@ -146,7 +146,7 @@ async def wait_until_finished(
     wait: PollState | None = None,
     on_reply: Callable[[Generation, Generation | None], Awaitable[None]] | None = None,
     stats: Callable[[], DurationStats | None] = lambda: None,
-) -> Finished:
+) -> CompletedGeneration:
     """Poll a generation until it succeeds.
 
     Args:
@@ -185,7 +185,7 @@ async def wait_until_finished(
             )
         if result:
             waited = round(submission.age(), 3)
-            return Finished(generation=result, polls=wait.polls, waited=waited)
+            return CompletedGeneration(generation=result, polls=wait.polls, waited=waited)
         wait.route = next_route(reply, wait.route)
 
 

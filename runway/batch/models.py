@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, AwareDatetime, Field, computed_field
 
 from ..ledger.figures import Spending
-from ..models.generation import Value
+from ..models.generation import FrozenModel
 from ..models.requests import ImageToVideoRequest, VideoToVideoRequest
 from ..redact import redact_payload
 
@@ -30,7 +30,7 @@ class Outcome(StrEnum):
         return self not in {Outcome.WAITING, Outcome.RUNNING}
 
 
-class BatchItem(Value):
+class BatchItem(FrozenModel):
     """Request of one generation in a batch."""
 
     id: str = Field(description="Name that the user gave the item; unique in the batch.")
@@ -40,7 +40,7 @@ class BatchItem(Value):
     )
 
 
-class ItemResult(Value):
+class ItemResult(FrozenModel):
     """Result of one item: a row of the output manifest."""
 
     id: str = Field(description="Name that the user gave the item.")
@@ -77,7 +77,7 @@ class ItemResult(Value):
         return ": ".join(filter(None, [self.error, self.message]))
 
 
-class BatchResult(Value):
+class BatchResult(FrozenModel):
     """Result of a batch."""
 
     idempotency_key: str = Field(description="Prefix of the idempotency keys of its items.")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ..models.generation import Value
+from ..models.generation import FrozenModel
 from ..models.keys import MAX_KEY_LENGTH, check_key
 from ..models.requests import GenerationRequest
 from .models import BatchItem
@@ -40,7 +40,7 @@ class Row:
     needs_id: bool = True
 
 
-class BadRow(Value):
+class BadRow(FrozenModel):
     """One problem of a row, which may have several."""
 
     row: int = Field(description="Position of the row, from 1.")

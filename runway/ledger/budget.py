@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ..models.generation import Value
+from ..models.generation import FrozenModel
 from ..models.prices import Price
 from ..models.requests import GenerationRequest
 
@@ -32,7 +32,7 @@ def estimate(request: GenerationRequest, prices: Mapping[str, Price]) -> float |
     return price.of(seconds_of(request)) if price else None
 
 
-class Spent(Value):
+class Spent(FrozenModel):
     """Total of the certain and possible charges of a batch, across all of its runs."""
 
     money: float = Field(

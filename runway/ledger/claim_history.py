@@ -26,15 +26,15 @@ class ClaimHistory:
 
     Attributes:
         newest: Highest serial that this process knows; a later claim has a higher one.
-        places_checked: Storages whose marks were compared, with the monotonic time of the check.
-        places_marked: Storages in which a mark was written, with the monotonic time of the write.
+        locations_checked: Storages whose marks were compared, and the monotonic time of it.
+        locations_marked: Storages with a mark of this process, and the monotonic time of its write.
     """
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.newest = 0
-        self.places_checked: dict[str, float] = {}
-        self.places_marked: dict[str, float] = {}
+        self.locations_checked: dict[str, float] = {}
+        self.locations_marked: dict[str, float] = {}
         self._mark_file = MarkFile(database.file) if database.file else None
         self._compared = False
         self._identity = ""

@@ -37,13 +37,13 @@ from ..errors import (
 )
 from ..models.generation import (
     AssetURL,
-    Finished,
+    CompletedGeneration,
+    FrozenModel,
     Generation,
     GenerationResult,
     Status,
     StoredVideo,
     Submission,
-    Value,
 )
 
 
@@ -89,7 +89,7 @@ ALLOWED_PREDECESSORS: dict[State, frozenset[State]] = {
 """Allowed predecessors of each state. A state that may follow itself is a repeated write."""
 
 
-class Intent(Value):
+class Intent(FrozenModel):
     """Generation that is about to be bought or adopted, as first recorded in the ledger."""
 
     idempotency_key: str = Field(description="Idempotency key of the generation.")
@@ -113,7 +113,7 @@ class Intent(Value):
     )
     flow_run_id: str | None = Field(default=None, description="Prefect flow run that requested it.")
 
-    def wanted(self, *, only_known: bool = False) -> dict[str, Any]:
+    def columns(self, *, only_known: bool = False) -> dict[str, Any]:
         """Return the columns of the intent; for an entry, leave out its other columns."""
         fields = set(Intent.model_fields)
         return self.model_dump(mode="json", include=fields, exclude_none=only_known)
@@ -226,7 +226,7 @@ class Entry(Intent):
             changed_at=datetime.now(UTC),
         )
 
-    def finished(self) -> Finished | None:
+    def finished(self) -> CompletedGeneration | None:
         """Return the completed generation, or None unless it succeeded.
 
         The output URLs have lost their tokens.
@@ -238,7 +238,7 @@ class Entry(Intent):
         generation = Generation(
             task_id=self.task_id, status=Status.SUCCEEDED, outputs=self.outputs, progress=1.0
         )
-        return Finished(generation=generation, polls=self.polls, waited=self.waited)
+        return CompletedGeneration(generation=generation, polls=self.polls, waited=self.waited)
 
     def result(self, location: str | None = None) -> GenerationResult:
         """Return the result for a flow, with the videos at a location, if there are any."""
@@ -279,7 +279,7 @@ _STATUS = {
 }
 
 
-class Kind(NamedTuple):
+class GenerationKind(NamedTuple):
     """Group of generations that take about the same time.
 
     Attributes:

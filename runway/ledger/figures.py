@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import Field, computed_field
 
-from ..models.generation import Value
+from ..models.generation import FrozenModel
 
 BY_RUN = "bought by this run"
 BY_BATCH = "bought by this batch so far"
@@ -29,7 +29,7 @@ class Tally:
         self.add(-seconds, None if money is None else -money)
 
 
-class Spending(Value):
+class Spending(FrozenModel):
     """Spending of a batch. Money is in the currency of the prices, and None without prices."""
 
     seconds: float = Field(description="Seconds of video estimated for all valid items.")

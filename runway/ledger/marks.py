@@ -21,7 +21,7 @@ from uuid import uuid4
 from pydantic import AwareDatetime, Field, ValidationError
 
 from ..errors import StorageError
-from ..models.generation import Value
+from ..models.generation import FrozenModel
 from ..storage.base import Storage, publish_written
 
 FOLDER = ".cometapi-ledgers"
@@ -34,7 +34,7 @@ _MOST = 32
 """Maximum number of marks that are read from one storage."""
 
 
-class LedgerMark(Value):
+class LedgerMark(FrozenModel):
     """Progress of a ledger at a point in time."""
 
     identity: str = Field(

@@ -127,7 +127,7 @@ class _Purchase:
         is_open = entry.state is State.UNCERTAIN
         runs = [self.resubmit_as] if self.resubmit_as and is_open else []
         columns = {
-            **_columns_of(self.intent.wanted(), entry),
+            **_columns_of(self.intent.columns(), entry),
             **_costs(entry, self.intent),
             "resubmitted_by": [*entry.resubmitted_by, *runs],
             "attempts": entry.attempts + 1,
@@ -170,7 +170,7 @@ class _Adoption:
     async def update(self, ledger: Ledger, entry: Entry) -> Entry | None:
         """Record the id in an entry, or return None if it has changed since it was read."""
         columns = {
-            **_columns_of(self.intent.wanted(only_known=True), entry),
+            **_columns_of(self.intent.columns(only_known=True), entry),
             "charges": max(1, entry.charges),
             "note": "",
         }

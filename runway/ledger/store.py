@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, or_, select
 
 from ..errors import BudgetExceeded, GenerationCancelled, GenerationError, LedgerCorrupted
-from ..models.generation import Finished, StoredVideo, Submission
+from ..models.generation import CompletedGeneration, StoredVideo, Submission
 from ..models.prices import Price
 from .budget import Budget, Spent
 from .claim_history import ClaimHistory
@@ -32,7 +32,7 @@ from .conditions import (
 )
 from .database import RETRY_TIMEOUT
 from .database_url import ledger_url, open_database
-from .entry import ALLOWED_PREDECESSORS, UNFINISHED, Entry, Intent, Kind, State
+from .entry import ALLOWED_PREDECESSORS, UNFINISHED, Entry, GenerationKind, Intent, State
 from .held_leases import HeldLeases
 from .leases import LEASE, Leases
 from .restore import restore_entry
@@ -141,7 +141,7 @@ class Ledger:
             found |= {(row["task_id"], row["base_url"]) for row in rows}
         return found
 
-    async def durations(self, kind: Kind, limit: int) -> list[tuple[float, int]]:
+    async def durations(self, kind: GenerationKind, limit: int) -> list[tuple[float, int]]:
         """Return the duration and the number of polls of succeeded generations of a kind.
 
         A duration is the time from the submission to the detected end, in seconds. The newest
@@ -320,7 +320,9 @@ class Ledger:
 
     # Progress of a bought generation
 
-    async def mark_succeeded(self, submission: Submission, finished: Finished) -> Entry | None:
+    async def mark_succeeded(
+        self, submission: Submission, finished: CompletedGeneration
+    ) -> Entry | None:
         """Record that a generation succeeded upstream; after any state in which it may be bought.
 
         Failed and cancelled may precede it, too, since upstream may correct itself.
@@ -482,7 +484,7 @@ class Ledger:
         """Write a new entry, or return None if the key has an entry of another claim."""
         now = datetime.now(UTC)
         row = {
-            **intent.wanted(),
+            **intent.columns(),
             "state": str(state),
             "claim": claim,
             "attempts": 0,

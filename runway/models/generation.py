@@ -68,13 +68,13 @@ class AssetURL:
         )
 
 
-class Value(BaseModel):
+class FrozenModel(BaseModel):
     """Base of the immutable data models."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Submission(Value):
+class Submission(FrozenModel):
     """Generation that CometAPI accepted, or that was bought elsewhere and adopted."""
 
     idempotency_key: str = Field(description="Idempotency key of the generation.")
@@ -103,7 +103,7 @@ class Submission(Value):
         return max(0.0, (datetime.now(UTC) - self.submitted_at).total_seconds())
 
 
-class Generation(Value):
+class Generation(FrozenModel):
     """State of a generation, as reported by one reply.
 
     Attributes:
@@ -122,7 +122,7 @@ class Generation(Value):
     raw_status: str = ""
 
 
-class Finished(Value):
+class CompletedGeneration(FrozenModel):
     """Generation that succeeded, with the number of polls and the time it took."""
 
     generation: Generation
@@ -130,7 +130,7 @@ class Finished(Value):
     waited: float = Field(description="Seconds from submission to its detected end.")
 
 
-class VideoFacts(Value):
+class VideoFacts(FrozenModel):
     """Properties of a video file."""
 
     sha256: str = Field(description="SHA-256 of the file, in hex.")
@@ -160,7 +160,7 @@ class StoredVideo(VideoFacts):
     sidecar: str = Field(description="Location of the JSON file that describes its origin.")
 
 
-class GenerationResult(Value):
+class GenerationResult(FrozenModel):
     """Result of a flow: the stored videos of one generation, its polls and its waiting time."""
 
     idempotency_key: str

@@ -10,7 +10,15 @@ from functools import cache
 from typing import Any
 from uuid import uuid4
 
-from prefect_cometapi.runway import Entry, Finished, Generation, Ledger, State, Status, StoredVideo
+from prefect_cometapi.runway import (
+    CompletedGeneration,
+    Entry,
+    Generation,
+    Ledger,
+    State,
+    Status,
+    StoredVideo,
+)
 from prefect_cometapi.runway.ledger.conditions import is_unchanged_since
 from prefect_cometapi.runway.ledger.entry import Intent
 from prefect_cometapi.runway.ledger.purchase import Check, buy_once
@@ -47,12 +55,12 @@ def entry(state: State, **changes: Any) -> Entry:
     return Entry(**(known | changes))
 
 
-def finished(task_id: str = "task-1", url: str = SIGNED) -> Finished:
+def finished(task_id: str = "task-1", url: str = SIGNED) -> CompletedGeneration:
     """Make a finished generation."""
     generation = Generation(
         task_id=task_id, status=Status.SUCCEEDED, outputs=(AssetURL(url),), progress=1.0
     )
-    return Finished(generation=generation, polls=3, waited=1.5)
+    return CompletedGeneration(generation=generation, polls=3, waited=1.5)
 
 
 def video(name: str = "a", seconds: float = 5.0) -> StoredVideo:

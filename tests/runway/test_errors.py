@@ -359,9 +359,10 @@ def test_the_failure_code_is_the_services_own():
 def test_the_exported_names_are_these_and_all_there():
     """No exported name disappears or is added unnoticed."""
     others = """
-        AssetURL BatchResult CometAPISettings ContentModeration Entry FetchedVideo Finished
-        Generation GenerationRequest GenerationResult ImageToVideoRequest ItemResult Ledger Outcome
-        Reference RunwayClient State Status StoredVideo Submission VideoToVideoRequest
+        AssetURL BatchResult CometAPISettings CompletedGeneration ContentModeration Entry
+        FetchedVideo Generation GenerationRequest GenerationResult ImageToVideoRequest
+        ItemResult Ledger Outcome Reference RunwayClient State Status StoredVideo Submission
+        VideoToVideoRequest
     """
     assert set(runway.__all__) == {*others.split(), *(error.__name__ for error in ALL)}
     assert all(hasattr(runway, name) for name in runway.__all__)

@@ -118,7 +118,7 @@ DOWNLOADS = {
 
 
 @pytest.mark.parametrize("faults", DOWNLOADS.values(), ids=DOWNLOADS)
-async def test_a_video_arrives_whole_whatever_the_weather(
+async def test_a_video_arrives_whole_over_any_connection(
     faults, sandbox, request_, client_of, tmp_path, no_waiting, monkeypatch
 ):
     """The downloaded file equals that of the service, to the last byte."""

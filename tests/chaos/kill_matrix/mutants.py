@@ -25,7 +25,7 @@ def unclaimed() -> None:
     ) -> Entry | None:
         now = datetime.now(UTC)
         new = {"state": State.CLAIMED, "claim": claim, "created_at": now, "changed_at": now}
-        return Entry.model_validate(intent.wanted() | new)
+        return Entry.model_validate(intent.columns() | new)
 
     @around(ClaimHistory, "check_claim")
     def _(_original: Any, _history: ClaimHistory, _claimed: Entry, _newest_before: int) -> None:

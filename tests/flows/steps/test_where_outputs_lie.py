@@ -5,16 +5,21 @@ import pytest
 
 from prefect_cometapi.flows.steps.fetch import afetch_output
 from prefect_cometapi.runway import InvalidOutput, Submission
-from prefect_cometapi.runway.models.generation import AssetURL, Finished, Generation, Status
+from prefect_cometapi.runway.models.generation import (
+    AssetURL,
+    CompletedGeneration,
+    Generation,
+    Status,
+)
 
 from ...runway.factories import MOMENT
 from ...runway.static_server import answering
 
 
-def ended_with(url: str) -> Finished:
+def ended_with(url: str) -> CompletedGeneration:
     """Return a succeeded generation with one output at an address."""
     generation = Generation(task_id="t", status=Status.SUCCEEDED, outputs=(AssetURL(url),))
-    return Finished(generation=generation, polls=1, waited=0.0)
+    return CompletedGeneration(generation=generation, polls=1, waited=0.0)
 
 
 async def test_what_else_listens_beside_the_service_is_not_asked(sandbox):

@@ -7,7 +7,12 @@ import zlib
 
 import pytest
 
-from prefect_cometapi.runway import Finished, ServiceUnavailable, State, SubmissionUncertain
+from prefect_cometapi.runway import (
+    CompletedGeneration,
+    ServiceUnavailable,
+    State,
+    SubmissionUncertain,
+)
 from prefect_cometapi.runway.api import client as wire
 from prefect_cometapi.runway.api.reply_parser import MAX_OUTPUTS
 
@@ -83,7 +88,7 @@ async def test_outputs_without_end_do_not_fill_the_ledger(answers, client_of, fi
     made = await put(file_ledger, State.SUBMITTED, task_id="t")
     reply = answers({"id": "t", "status": "SUCCEEDED", "output": outputs})
     generation = await (await client_of(reply)).get("t")
-    ended = Finished(generation=generation, polls=1, waited=1.0)
+    ended = CompletedGeneration(generation=generation, polls=1, waited=1.0)
     done = await file_ledger.mark_succeeded(made.submission(), ended)
     assert sum(len(str(output)) for output in done.outputs) < 100_000
     assert len(done.outputs) in {0, MAX_OUTPUTS + 1}  # one more shows the excess

@@ -26,7 +26,7 @@ from prefect_cometapi.runway import (
     State,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.ledger.entry import Kind
+from prefect_cometapi.runway.ledger.entry import GenerationKind
 from prefect_cometapi.runway.ledger.purchase import buy_once
 
 from ..factories import Service, Told, buy, finished, intent, put, until
@@ -414,5 +414,5 @@ async def test_how_long_generations_took_is_told_without_those_whose_times_are_d
     wanted = intent()
     assert wanted.route
     assert wanted.model
-    kind = Kind(wanted.base_url, wanted.route, wanted.model, None)
+    kind = GenerationKind(wanted.base_url, wanted.route, wanted.model, None)
     assert len(await file_ledger.durations(kind, 10)) == 1

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from prefect_cometapi.runway import State
-from prefect_cometapi.runway.ledger.entry import Kind
+from prefect_cometapi.runway.ledger.entry import GenerationKind
 
 from ..factories import BASE, MOMENT, intent
 
 S = State
-KIND = Kind(BASE, "image_to_video", "gen4_turbo", 5.0)
+KIND = GenerationKind(BASE, "image_to_video", "gen4_turbo", 5.0)
 
 
 async def ended(ledger: Any, number: int, state: State = S.STORED, **changes: Any) -> None:

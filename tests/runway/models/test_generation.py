@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from prefect_cometapi.runway import AssetURL, Finished, Generation, Status, Submission
+from prefect_cometapi.runway import AssetURL, CompletedGeneration, Generation, Status, Submission
 
 TOKEN = "_jwt=s3cr3t"
 URL = f"https://cdn.example.com/o.mp4?{TOKEN}"
 
 
-def finished() -> Finished:
+def finished() -> CompletedGeneration:
     generation = Generation(task_id="a", status=Status.SUCCEEDED, outputs=(AssetURL(URL),))
-    return Finished(generation=generation, polls=3, waited=12.5)
+    return CompletedGeneration(generation=generation, polls=3, waited=12.5)
 
 
 @pytest.mark.parametrize("status", Status)
@@ -63,7 +63,7 @@ def test_a_stored_address_is_known_to_be_useless():
     """A stored address is recognised as redacted, so a new one is requested."""
     stored = pickle.loads(pickle.dumps(AssetURL(URL)))
     assert stored.reveal() is None
-    again = Finished.model_validate_json(finished().model_dump_json())
+    again = CompletedGeneration.model_validate_json(finished().model_dump_json())
     assert again.generation.outputs[0].reveal() is None
     assert pickle.loads(pickle.dumps(stored)) == stored
 
