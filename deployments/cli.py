@@ -33,8 +33,8 @@ from .console import (
     stop_at_prefect,
     terminable,
 )
-from .data_uris import as_source
 from .prefect_env import quieten_prefect, start_prefect
+from .source_arguments import as_source
 
 # Prefect raises these as a bare RuntimeError before a flow run starts.
 _PREFECT_IS_AWAY = re.compile("Failed to reach API|Timed out while attempting to connect")
@@ -95,7 +95,9 @@ def demo(storage: Storage = None) -> None:
 
 @app.command(name="image-to-video")
 def image_to_video(
-    image: Annotated[str, Parameter(help="HTTPS URL of an image, or a local file.")],
+    image: Annotated[
+        str, Parameter(help="Image: URL, local file, s3:// address or TYPE/BLOCK/FILE.")
+    ],
     prompt: Annotated[str | None, Parameter(help="Text that describes the video.")] = None,
     *,
     model: Annotated[str, Parameter(help="Runway model to use.")] = "gen3a_turbo",
@@ -135,12 +137,14 @@ def image_to_video(
 
 @app.command(name="video-to-video")
 def video_to_video(
-    video: Annotated[str, Parameter(help="HTTPS URL of a video, or a local file.")],
+    video: Annotated[
+        str, Parameter(help="Video: URL, local file, s3:// address or TYPE/BLOCK/FILE.")
+    ],
     prompt: Annotated[str, Parameter(help="Text that describes the change.")],
     *,
     model: Annotated[str, Parameter(help="Runway model to use.")] = "gen4_aleph",
     reference: Annotated[
-        str | None, Parameter(help="Image with the wanted style: HTTPS URL or local file.")
+        str | None, Parameter(help="Image with the wanted style, given like the video.")
     ] = None,
     seed: Annotated[
         int | None, Parameter(help="Seed; the same seed gives a similar video.")

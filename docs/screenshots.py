@@ -62,7 +62,6 @@ def prefect_server(home: str) -> Iterator[str]:
 def make_runs(videos: str) -> str:
     """Run the flows against the sandbox, and return the id of the run with retries."""
     from prefect_cometapi.deployments.commands.demo import PICTURE
-    from prefect_cometapi.deployments.data_uris import as_source
     from prefect_cometapi.flows import collect, image_to_video, video_to_video
     from prefect_cometapi.runway import SubmissionUncertain
     from prefect_cometapi.sandbox import Sandbox
@@ -76,7 +75,7 @@ def make_runs(videos: str) -> str:
             "COMETAPI_STORAGE": videos,
         }
         request = {
-            "promptImage": as_source(str(PICTURE)),
+            "promptImage": str(PICTURE),
             "promptText": "The comet drifts over the lake, slow zoom.",
             "ratio": "1280:768",
             "seed": 4,
@@ -84,7 +83,7 @@ def make_runs(videos: str) -> str:
         state = image_to_video(request, return_state=True)
         clip = state.result().videos[0].uri
         dawn = {
-            "videoUri": as_source(clip),
+            "videoUri": clip,
             "promptText": "Turn the night into a warm dawn.",
             "seed": 6,
         }

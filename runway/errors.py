@@ -6,6 +6,9 @@
     CometAPIError
     ├── NotSubmitted                  nothing was bought
     │   ├── InvalidRequest            the service does not accept this request
+    │   │   └── InvalidSource         it does not accept an image or a video of the request
+    │   ├── SourceUnavailable         an image or a video of the request cannot be read
+    │   │   └── SourceUnreachable     its storage does not answer for now; can be retried
     │   ├── InvalidManifest           a manifest, or some of its rows, cannot be used
     │   ├── QuotaExceeded             the account has no balance
     │   ├── BudgetExceeded            one more submission would exceed the spending limit of a batch
@@ -128,6 +131,30 @@ class InvalidRequest(NotSubmitted):
     """Error for a request that the service does not accept."""
 
     advice = "correct the request and run it again."
+
+
+class InvalidSource(InvalidRequest):
+    """Error for an image or a video that the service does not accept."""
+
+    advice = (
+        "use a JPEG, PNG or WebP, or a video, within the size that the message names, and run it "
+        "again."
+    )
+
+
+class SourceUnavailable(NotSubmitted):
+    """Error for an image or a video that cannot be read on the machine that submits it."""
+
+    advice = (
+        "correct the address, or let that machine read it (permissions, credentials, the same "
+        "path), and run it again."
+    )
+
+
+class SourceUnreachable(SourceUnavailable):
+    """Error for the storage of an image or a video that does not answer for now."""
+
+    advice = "wait and run it again; nothing is bought before the source is read."
 
 
 class QuotaExceeded(NotSubmitted):

@@ -32,9 +32,10 @@ EXPORTS = {
         DownloadInterrupted Entry FetchedVideo Generation GenerationCancelled
         GenerationError GenerationFailed GenerationNotFound GenerationRequest
         GenerationResult GenerationTimeout IdempotencyKeyConflict ImageToVideoRequest
-        InvalidManifest InvalidOutput InvalidRequest ItemResult Ledger LedgerCorrupted
+        InvalidManifest InvalidOutput InvalidRequest InvalidSource ItemResult Ledger LedgerCorrupted
         LedgerOutdated LedgerUnavailable NotSubmitted Outcome OutputExpired QuotaExceeded
-        Reference RunwayClient ServiceUnavailable StagedFileMissing State Status
+        Reference RunwayClient ServiceUnavailable SourceUnavailable SourceUnreachable
+        StagedFileMissing State Status
         StorageError StorageUnavailable StoredVideo Submission SubmissionUncertain
         TooManyRunAttempts UnexpectedResponse UnknownTaskId VideoToVideoRequest
     """,
@@ -59,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runway.storage": {f"runway.{name}" for name in (*_GROUND, "models")},
     "runway.media": {f"runway.{name}" for name in (*_GROUND, "models")},
     "runway.ledger": {f"runway.{name}" for name in (*_GROUND, "models", "storage")},
+    "runway.sources": {f"runway.{name}" for name in (*_GROUND, "models", "storage", "media")},
     "runway.api": {f"runway.{name}" for name in (*_GROUND, "models", "ledger", "settings")},
     "runway.batch": {f"runway.{name}" for name in (*_GROUND, "models", "ledger", "storage")},
     "runway": {"runway"},

@@ -7,7 +7,6 @@ from pathlib import Path
 from ...runway.models.generation import GenerationResult
 from ...runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
 from ..console import Stopwatch, console, progress_of, show_results
-from ..data_uris import as_source
 from ..prefect_env import quieten_prefect, start_prefect, use_embedded_server
 
 PICTURE = Path(__file__).parent / "comet.jpg"
@@ -44,7 +43,7 @@ def _make_two_videos(storage: str | None) -> list[tuple[GenerationResult, float]
         watch = Stopwatch()
         first = image_to_video(
             ImageToVideoRequest(
-                prompt_image=as_source(str(PICTURE)),
+                prompt_image=str(PICTURE),
                 prompt_text="The comet drifts over the lake, slow zoom.",
                 duration=5,
                 ratio="1280:768",
@@ -56,7 +55,7 @@ def _make_two_videos(storage: str | None) -> list[tuple[GenerationResult, float]
     with progress_of("video-to-video"):
         second = video_to_video(
             VideoToVideoRequest(
-                video_uri=as_source(first.videos[0].uri),
+                video_uri=first.videos[0].uri,
                 prompt_text="Turn the night into a warm dawn.",
                 seed=6,
             ),

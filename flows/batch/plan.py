@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from tempfile import gettempdir
 from typing import Any
@@ -16,7 +16,7 @@ from uuid import uuid4
 from ...runway.batch.errors import InvalidManifest
 from ...runway.batch.manifest import read_rows
 from ...runway.batch.models import BatchItem, BatchResult, ItemResult
-from ...runway.batch.outcomes import invalid, stored, waiting
+from ...runway.batch.outcomes import invalid, stored, unusable, waiting
 from ...runway.batch.rows import BadRow, Row, batch_keys, batch_prefix, check_rows, rows_of
 from ...runway.errors import InvalidRequest, StorageUnavailable
 from ...runway.ledger.budget import Budget, Spent, estimate, seconds_of
@@ -28,6 +28,7 @@ from ..runtime.block_storage import canonical_location
 from ..runtime.identity import lasting_run_id
 from ..runtime.run_context import RunContext
 from ..steps.delivery import is_gone
+from .source_check import check_sources
 
 _TEMPORARY = {re.escape(place) for place in (gettempdir(), os.path.realpath(gettempdir()))}
 _PASSING = re.compile(rf"({'|'.join(_TEMPORARY)})/(tmp\w+prefect|runner_storage)/")
@@ -185,7 +186,7 @@ def _stored_already(
     done: dict[str, ItemResult] = {}
     for item in items:
         entry = known.get(item.idempotency_key)
-        if entry is None or entry.fingerprint != item.request.fingerprint():
+        if entry is None or not entry.is_of(item.request):
             continue
         videos = entry.videos.get(place, ())
         if videos and not is_gone(videos):
@@ -196,6 +197,8 @@ def _stored_already(
 async def foreseen(requests: str | list[Any], key: str | None, storage: str | None) -> BatchResult:
     """Return the result and cost to expect of a batch, from its rows and the ledger. Buys nothing.
 
+    The sources of each item that is not bought yet are read and checked.
+
     Raises:
         InvalidManifest: The manifest cannot be read.
         LedgerUnavailable: The ledger cannot be used.
@@ -205,8 +208,15 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
     ledger = await context.ledger()
     budget = Budget(batch_prefix(plan.idempotency_key), context.settings.prices)
     found = await looked_up(context, plan.items)
+    missing = [item for item in plan.items if item.idempotency_key not in found.bought]
+    problems = await check_sources(missing)
+    results = [
+        unusable(item, problems[item.id]) if item.id in problems else result
+        for item, result in zip(plan.items, found.results, strict=True)
+    ]
+    usable = replace(plan, items=[item for item in plan.items if item.id not in problems])
     return BatchResult(
         idempotency_key=plan.idempotency_key,
-        results=(*found.results, *invalid(plan.bad)),
-        spending=spending_of(plan, budget, await ledger.spent(budget.prefix, budget.prices)),
+        results=(*results, *invalid(plan.bad)),
+        spending=spending_of(usable, budget, await ledger.spent(budget.prefix, budget.prices)),
     )

@@ -50,20 +50,20 @@ class BlockStorage:
                 sent = self.block.upload_from_path(str(staged), name)
             else:
                 sent = self.block.write_path(name, staged.read_bytes())
-            _finished(sent)
+            finished(sent)
         return self.uri(name)
 
     def sha256(self, name: str) -> str | None:
         """Return the SHA-256 of a file, or None if the block cannot read the file."""
         try:
-            return hashlib.sha256(_finished(self.block.read_path(name))).hexdigest()
+            return hashlib.sha256(finished(self.block.read_path(name))).hexdigest()
         except Exception:  # noqa: BLE001 -- each block has errors of its own
             return None
 
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
         with self._failures("could not read", name):
-            return _finished(self.block.read_path(name))
+            return finished(self.block.read_path(name))
 
     def names(self, folder: str = "") -> list[str] | None:
         """Return the file names in a folder, or None if the block cannot list files.
@@ -73,7 +73,7 @@ class BlockStorage:
         if not hasattr(self.block, "list_objects"):
             return None
         with self._failures("could not list", folder or "its files"):
-            found = _finished(self.block.list_objects(folder))
+            found = finished(self.block.list_objects(folder))
         names = (PurePosixPath(str(entry.get("Key", ""))) for entry in found)
         return sorted({path.name for path in names if not folder or path.parent.name == folder})
 
@@ -92,7 +92,7 @@ class BlockStorage:
             raise StorageError(told) from None
 
 
-def _finished(call: Any) -> Any:
+def finished(call: Any) -> Any:
     """Return the result of a block's method, which may be async.
 
     A storage is called in a thread without a running event loop, so ``asyncio.run`` can be used.

@@ -6,7 +6,7 @@ flow, makes its own. A batch also has clients, a budget and a tally in it, so th
 generations use a few connections and one limit.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from copy import copy
@@ -133,15 +133,26 @@ class RunContext:
             self._storage = await resolve_storage(self.storage_name)
         return self._storage
 
-    def intent(self, key: str, request: GenerationRequest | None = None) -> Intent:
-        """Return the description of a purchase, or of an adoption if there is no request."""
+    def intent(
+        self,
+        key: str,
+        request: GenerationRequest | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> Intent:
+        """Return the description of a purchase, or of an adoption if there is no request.
+
+        Args:
+            key: Idempotency key of the generation.
+            request: Request to submit, if there is one.
+            versions: Versions of its stored sources.
+        """
         wanted: dict[str, Any] = {}
         if request:
             wanted = {
                 "route": request.route,
                 "model": request.model,
-                "fingerprint": request.fingerprint(),
-                "request": request.shown(),
+                "fingerprint": request.fingerprint(versions),
+                "request": request.shown(versions),
                 "billed_seconds": request.billed_seconds(),
                 "cost": estimate(request, self.settings.prices),
             }

@@ -112,6 +112,6 @@ async def key_for(
     """
     if idempotency_key is None and task_id is not None:
         known = await (await context.ledger()).find_by_task_id(task_id, context.base_url)
-        if known and known.fingerprint == request.fingerprint():
+        if known and known.is_of(request):
             return known.idempotency_key
     return resolve_key(idempotency_key, request, variation, task_id)

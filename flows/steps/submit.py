@@ -14,6 +14,7 @@ from ...runway.errors import (
     CometAPIError,
     LedgerUnavailable,
     ServiceUnavailable,
+    SourceUnreachable,
     SubmissionUncertain,
 )
 from ...runway.ledger.budget import estimate, seconds_of
@@ -22,6 +23,7 @@ from ...runway.ledger.figures import Tally
 from ...runway.models.generation import Submission
 from ...runway.models.keys import check_task_id
 from ...runway.models.requests import GenerationRequest, as_request
+from ...runway.sources.preparation import PreparedRequest
 from ..runtime import log
 from ..runtime.identity import lasting_run_id
 from ..runtime.ledger_check import check_ledger
@@ -30,11 +32,12 @@ from ..runtime.sync import sync_twin
 from ..ui import events
 from .adoption import adopt_id, key_for
 from .common import failures_of, step_options
+from .sources import prepare_sources
 
 if TYPE_CHECKING:
     from ...runway.ledger.purchase import Check
 
-RETRIED_ERRORS = (ServiceUnavailable, LedgerUnavailable, SubmissionUncertain)
+RETRIED_ERRORS = (ServiceUnavailable, LedgerUnavailable, SourceUnreachable, SubmissionUncertain)
 
 
 def _submission_name() -> str:
@@ -74,7 +77,8 @@ async def asubmit_generation(
         variation: Number of this video among several for the same request in one run.
 
     Raises:
-        NotSubmitted: The request was refused or could not be recorded; nothing was bought.
+        NotSubmitted: The request was refused or could not be recorded, or a source of it could not
+            be read; nothing was bought.
         SubmissionUncertain: The generation was possibly charged, now or in an earlier attempt.
         ServiceUnavailable: Nothing was bought, and no retries are left.
     """
@@ -84,14 +88,15 @@ async def asubmit_generation(
     context = run_context(credentials, storage)
     key = await key_for(context, request, idempotency_key, task_id=task_id, variation=variation)
     with failures_of(key):
-        intent = context.intent(key, request)
         if task_id is None:
             await check_ledger(context)
+        prepared = await prepare_sources(context, request, key, adopts=task_id is not None)
+        intent = context.intent(key, request, prepared.versions)
         try:
             if task_id is not None:
                 entry, is_new = await adopt_id(context, intent, task_id), False
             else:
-                entry, is_new = await _buy(context, request, intent)
+                entry, is_new = await _buy(context, prepared, intent)
         except SubmissionUncertain as error:
             await events.announce_uncertain(key, error)
             raise
@@ -104,18 +109,20 @@ submit_generation = task(**SUBMIT)(sync_twin(asubmit_generation.fn))
 
 
 async def _buy(
-    context: RunContext, request: GenerationRequest, intent: Intent
+    context: RunContext, prepared: PreparedRequest, intent: Intent
 ) -> tuple[Entry, bool]:
     """Return the entry of a generation, and whether this call bought it."""
     from ...runway.ledger.purchase import buy_once
 
     posted: list[str] = []
-    resubmits = context.settings.on_uncertain == "resubmit"
+    resubmits = context.settings.on_uncertain == "resubmit" and prepared.problem is None
     async with context.open_client() as client:
 
         async def post(check_lease: "Check") -> str:
+            request, body = prepared.request, prepared.body()
             with _tallied(context, request):
-                posted.append(await client.create(request, before_sending=check_lease))
+                sent = client.create(request, body=body, before_sending=check_lease)
+                posted.append(await sent)
             return posted[0]
 
         entry = await buy_once(

@@ -19,6 +19,7 @@ from ..errors import (
     CometAPIError,
     GenerationNotFound,
     InvalidRequest,
+    InvalidSource,
     QuotaExceeded,
     ServiceUnavailable,
     SubmissionUncertain,
@@ -28,6 +29,7 @@ from ..http_clients import SINGLE, ClientPool, tls_context
 from ..models.generation import Generation, Status
 from ..models.keys import is_task_id
 from ..models.requests import GenerationRequest
+from ..models.sources import stored_sources
 from ..redact import redact_url, scrub
 from ..settings import API_KEY_PATTERN, DEFAULT_BASE_URL, DEFAULT_RUNWAY_VERSION
 from .error_mapping import (
@@ -156,18 +158,22 @@ class RunwayClient:
         self,
         request: GenerationRequest,
         *,
+        body: dict[str, Any] | None = None,
         before_sending: Callable[[], None] = lambda: None,
     ) -> str:
         """Buy a generation with one POST, and return its task id.
 
         Args:
             request: Generation to buy.
+            body: Body to send, if sources of the request had to be read first. By default, the
+                request is sent as it is.
             before_sending: Called once the connection is established (through the proxy, if there
                 is one), right before anything is sent over it. If it raises, the request is not
                 sent.
 
         Raises:
             InvalidRequest: The service refuses the request.
+            InvalidSource: A source is a file or an address that only this package can read.
             AuthenticationError: The API key is missing, wrong or not permitted.
             QuotaExceeded: The account has no balance.
             ServiceUnavailable: The request was certainly not accepted and may be sent again.
@@ -175,7 +181,13 @@ class RunwayClient:
             SubmissionUncertain: The request may have been accepted and must not be sent again.
         """
         path = f"/runwayml/v1/{request.route}"
-        outcome = await self._send("POST", path, request.to_wire(), before_paying=before_sending)
+        payload = request.to_wire() if body is None else body
+        if unread := dict(stored_sources(payload)):
+            raise InvalidSource(
+                f"{', '.join(unread)} must be read before the request is sent; a client sends URLs "
+                "and data URIs only. submit_generation and the flows read it"
+            )
+        outcome = await self._send("POST", path, payload, before_paying=before_sending)
         if isinstance(outcome, ApiFailure):
             refused = outcome.kind is FailureKind.NOT_FOUND  # an unknown source task, for example
             raise self._error(outcome, otherwise=InvalidRequest if refused else SubmissionUncertain)

@@ -10,9 +10,12 @@ from ..errors import (
     DeliveryError,
     GenerationNotFound,
     InvalidRequest,
+    InvalidSource,
     LedgerUnavailable,
     QuotaExceeded,
     ServiceUnavailable,
+    SourceUnavailable,
+    SourceUnreachable,
     StorageUnavailable,
     SubmissionUncertain,
     UnexpectedResponse,
@@ -74,6 +77,11 @@ def ended(item: BatchItem, error: Exception) -> ItemResult:
     )
 
 
+def unusable(item: BatchItem, error: CometAPIError) -> ItemResult:
+    """Return the result of an item that cannot be bought, because of one of its sources."""
+    return ended(item, error).model_copy(update={"outcome": Outcome.INVALID})
+
+
 def not_bought(item: BatchItem, why: str) -> ItemResult:
     """Return the result of an item that was not bought, with the reason."""
     return waiting(item).model_copy(update={"outcome": Outcome.NOT_BOUGHT, "message": why})
@@ -100,9 +108,12 @@ _BEFORE_BUYING = {
     for kind in (
         AuthenticationError,
         InvalidRequest,  # refused, so the idempotency key is free
+        InvalidSource,
         LedgerUnavailable,
         QuotaExceeded,
         ServiceUnavailable,
+        SourceUnavailable,
+        SourceUnreachable,
         StorageUnavailable,
         UnexpectedResponse,
     )

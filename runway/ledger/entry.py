@@ -45,6 +45,7 @@ from ..models.generation import (
     StoredVideo,
     Submission,
 )
+from ..models.requests import GenerationRequest
 
 
 class State(StrEnum):
@@ -175,6 +176,16 @@ class Entry(Intent):
     def has_ended(self) -> bool:
         """True if the generation is stored, or failed or was cancelled upstream."""
         return self.state in {State.STORED, State.FAILED, State.CANCELLED}
+
+    @property
+    def source_versions(self) -> dict[str, str]:
+        """Versions of the stored sources at the submission, by their paths in the request."""
+        recorded = (self.request or {}).get("sources")
+        return recorded if isinstance(recorded, dict) else {}
+
+    def is_of(self, request: GenerationRequest) -> bool:
+        """Return True if this is the entry of a request, whatever is at its sources by now."""
+        return self.fingerprint == request.fingerprint(self.source_versions)
 
     @property
     def waited(self) -> float:

@@ -166,6 +166,39 @@ def _end_of_samples(container: Any) -> int:
     return max((entry.pos + entry.size for index in indexes for entry in index), default=0)
 
 
+_IMAGES = ((b"\xff\xd8\xff", "jpeg_pipe"), (b"\x89PNG", "png_pipe"), (b"RIFF", "webp_pipe"))
+"""FFmpeg's names of the formats of images, by the first bytes."""
+
+
+def inspect_image(image: BinaryIO) -> dict[str, Any]:
+    """Decode an image and describe it; an animated WebP, which FFmpeg cannot decode, has no size.
+
+    Raises:
+        InvalidVideo: It is not a JPEG, PNG or WebP, or it is not complete.
+    """
+    import av
+    from av.error import FFmpegError
+
+    image.seek(0)
+    head = image.read(21)
+    kind = next((name for start, name in _IMAGES if head.startswith(start)), None)
+    if kind is None:
+        raise InvalidVideo(f"the output is not a JPEG, PNG or WebP; it begins with {head[:12]!r}")
+    if head[12:16] == b"VP8X" and head[20] & 2:
+        return {}
+    image.seek(0)
+    try:
+        opened: Any = av.open(image, format=kind, options={"protocol_whitelist": "none"})
+        with opened as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"err_detect": "explode"}  # else half a JPEG is decoded
+            frame = next(container.decode(stream))
+    except (FFmpegError, StopIteration, ValueError, LookupError, EOFError) as error:
+        raise InvalidVideo(f"the output cannot be decoded: {_reason(error)}") from None
+    return {"width": frame.width, "height": frame.height}
+
+
 def draw_poster(video: BinaryIO, width: int) -> bytes:
     """Return a frame from the middle of a video as a JPEG of the given width in pixels.
 
@@ -290,6 +323,8 @@ def _answer(file: BinaryIO, question: dict[str, Any]) -> dict[str, Any]:
             return {"poster": base64.b64encode(draw_poster(file, width)).decode()}
         if sizes := question.get("posters"):
             return {"sheet": base64.b64encode(draw_contact_sheet(file, sizes)).decode()}
+        if question.get("image"):
+            return {"info": inspect_image(file)}
         return {"info": inspect_video(file)}
     except InvalidVideo as error:
         return {"refused": str(error)}

@@ -56,7 +56,16 @@ class VideoInfo:
     codec: _Name
 
 
+@dataclass(frozen=True)
+class ImageInfo:
+    """Properties of an image: width and height in pixels."""
+
+    width: _Count
+    height: _Count
+
+
 _INFO = TypeAdapter(VideoInfo)
+_IMAGE_INFO = TypeAdapter(ImageInfo)
 _MAX_ANSWER = 8 << 20
 """Maximum characters of an answer; a poster takes about 100,000."""
 
@@ -71,6 +80,20 @@ def inspect_video(path: Path) -> VideoInfo:
     """
     with _reject_malformed():
         return _INFO.validate_python(_decoder(os.getpid()).ask(path)["info"])
+
+
+def inspect_image(path: Path) -> ImageInfo | None:
+    """Decode a JPEG, PNG or WebP and describe it; return None for an animation.
+
+    FFmpeg cannot decode an animated WebP, which may be complete all the same.
+
+    Raises:
+        InvalidOutput: It is none of these, is not complete, or broke the decoder.
+        StorageError: It cannot be read on this machine.
+    """
+    with _reject_malformed():
+        info = _decoder(os.getpid()).ask(path, image=True)["info"]
+        return None if info == {} else _IMAGE_INFO.validate_python(info)
 
 
 def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:

@@ -26,7 +26,7 @@ from .model_limits import (
     exceeded,
     limits_schema,
 )
-from .sources import Source
+from .sources import Source, StoredSource, stored_sources
 
 
 class _WireModel(BaseModel):
@@ -43,7 +43,7 @@ class Reference(_WireModel):
     """Image that shows the desired style or subject."""
 
     type: Literal["image"] = Field(default="image", description="Kind of reference.")
-    uri: Source = Field(description="HTTPS URL of the image.")
+    uri: Source = Field(description="Image: an HTTPS URL, a path, or an s3:// address.")
 
 
 class ContentModeration(_WireModel):
@@ -67,14 +67,29 @@ class GenerationRequest(_WireModel):
         """Return the JSON body to send: the API's field names, and only the fields that are set."""
         return self.model_dump(mode="python", by_alias=True, exclude_none=True)
 
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of route and body in hex; equal requests have equal fingerprints."""
-        content = json.dumps([self.route, self.to_wire()], sort_keys=True, ensure_ascii=False)
+    def fingerprint(self, versions: Mapping[str, str] | None = None) -> str:
+        """Return the SHA-256 of route and body in hex; equal requests have equal fingerprints.
+
+        Args:
+            versions: Versions of the stored sources, by their paths in the body. The body has
+                only their addresses, and what is at an address may change.
+        """
+        parts = [self.route, self.to_wire(), *([dict(versions)] if versions else [])]
+        content = json.dumps(parts, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def shown(self) -> dict[str, Any]:
-        """Return the body as it is safe to show, with signed URLs and data URIs redacted."""
-        return redact_payload(self.to_wire())
+    def shown(self, versions: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Return the body as it is safe to show, with signed URLs and data URIs redacted.
+
+        Args:
+            versions: Versions of the stored sources, which are added as ``sources``.
+        """
+        shown = redact_payload(self.to_wire())
+        return {**shown, "sources": dict(versions)} if versions else shown
+
+    def stored_sources(self) -> dict[str, StoredSource]:
+        """Return the sources that are read at the submission, by their paths in the body."""
+        return dict(stored_sources(self.to_wire()))
 
     def billed_seconds(self) -> float | None:
         """Return the seconds of video to be billed, or None if they depend on the result."""
@@ -112,7 +127,9 @@ class ImageToVideoRequest(GenerationRequest):
 
     prompt_image: Source = Field(
         title="Image",
-        description="Stable HTTPS URL of the image to animate, or a base64 data URI of it.",
+        description="Image to animate: a stable HTTPS URL, a base64 data URI, a path, an address "
+        "of an object store (s3://, gs://, az://), or a file in a storage block "
+        "(type-slug/name/file).",
         examples=["https://upload.wikimedia.org/wikipedia/commons/3/3a/Cat03.jpg"],
     )
     model: str = Field(
@@ -148,7 +165,9 @@ class VideoToVideoRequest(GenerationRequest):
 
     video_uri: Source = Field(
         title="Video",
-        description="HTTPS URL of the video to restyle, or a base64 data URI of it.",
+        description="Video to restyle: a stable HTTPS URL, a base64 data URI, a path, an address "
+        "of an object store (s3://, gs://, az://), or a file in a storage block "
+        "(type-slug/name/file).",
         examples=["https://media.w3.org/2010/05/sintel/trailer.mp4"],
     )
     prompt_text: str = Field(

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from prefect_cometapi.deployments import cli, console
 from prefect_cometapi.deployments.console import display_path
-from prefect_cometapi.deployments.data_uris import as_source
+from prefect_cometapi.deployments.source_arguments import as_source
 from prefect_cometapi.runway import (
     CometAPISettings,
     GenerationFailed,
-    InvalidRequest,
+    SourceUnavailable,
     VideoToVideoRequest,
 )
 from prefect_cometapi.sandbox import SandboxConfig
@@ -221,53 +221,51 @@ def test_an_interrupt_while_nothing_is_known_still_warns(capsys):
 
 @pytest.mark.parametrize(
     "place",
-    ["https://example.com/a.jpg", "s3://bucket/a.jpg", "data:image/png;base64,AA==", "DATA:x,y"],
+    [
+        "https://example.com/a.jpg",
+        "s3://bucket/a.jpg",
+        "s3-bucket/prod/a.jpg",
+        "data:image/png;base64,AA==",
+        "DATA:x,y",
+    ],
 )
-def test_an_address_is_sent_as_it_is(place):
-    """A URL or a data URI is sent unchanged, and is not read as a file name."""
+def test_an_address_is_taken_as_it_is(place):
+    """A URL, a data URI or a file in a block is not looked up on this machine."""
     assert as_source(place) == place
 
 
-@pytest.mark.parametrize(
-    ("name", "media_type"),
-    [
-        ("a.png", "image/png"),
-        ("a b.JPG", "image/jpeg"),
-        ("clip.mp4", "video/mp4"),
-        ("noname", "application/octet-stream"),
-    ],
-)
-def test_a_file_is_sent_with_its_media_type(name, media_type):
-    """A file is sent inside the request, with the media type of its name."""
-    Path(name).write_bytes(b"\x00\x01")
-    assert as_source(name) == f"data:{media_type};base64,AAE="
-
-
-def test_a_path_below_the_home_folder_is_found(monkeypatch, tmp_path):
-    """A tilde that the shell did not expand is the home folder."""
+def test_a_readable_file_is_taken_as_its_path(monkeypatch, tmp_path):
+    """A path stays a path, and a tilde that the shell did not expand is the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    Path(tmp_path / "a.png").write_bytes(b"x")
-    assert as_source("~/a.png") == "data:image/png;base64,eA=="
+    (tmp_path / "a b.png").write_bytes(b"x")
+    assert as_source("~/a b.png") == "~/a b.png"
+    assert as_source(f"file://{tmp_path}/a%20b.png") == f"file://{tmp_path}/a%20b.png"
+
+
+def test_a_file_that_looks_like_one_in_a_block_is_the_file():
+    """A path as the shell completes it is a file if there is one."""
+    Path("assets/in").mkdir(parents=True)
+    Path("assets/in/a.png").write_bytes(b"x")
+    assert as_source("assets/in/a.png") == "./assets/in/a.png"
+    assert as_source("assets/in/b.png") == "assets/in/b.png"
 
 
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
         ("missing.jpg", "No such file or directory"),
-        ("example.com/cat.jpg", "No such file or directory"),
-        (".", "Is a directory"),
-        ("~nobody-of-this-name/a.jpg", "Could not determine home directory"),
+        (".", "it is not a file"),
+        ("~nobody-of-this-name/a.jpg", "No such file or directory"),
         ("a" * 5000, "File name too long"),
         ("a\0b", "null byte"),
     ],
 )
-def test_text_that_is_neither_url_nor_file_is_refused(place, reason):
-    """A mistyped path is reported as a missing file, and not as a bad URL."""
-    with pytest.raises(
-        InvalidRequest, match="neither an https:// URL nor a readable file"
-    ) as caught:
+def test_a_path_without_a_readable_file_is_refused_at_once(place, reason):
+    """A mistyped path is reported before anything starts, with the machine and the money."""
+    with pytest.raises(SourceUnavailable, match=r"cannot be read on .*, which submits") as caught:
         as_source(place)
     assert reason in str(caught.value)
+    assert "Money: nothing was charged." in str(caught.value)
 
 
 def test_a_place_is_shown_from_here_where_it_is_below_here(tmp_path):

@@ -67,10 +67,8 @@ def test_an_image_becomes_a_stored_and_playable_video(prefect_server, sandbox, t
 def test_a_video_is_restyled(prefect_server, sandbox, image):
     """Video to video restyles a clip that image to video made."""
     first = image_to_video(image)
-    from prefect_cometapi.deployments.data_uris import as_source
-
     request = VideoToVideoRequest(
-        video_uri=as_source(first.videos[0].uri), prompt_text="a warm dawn", seed=4294967295
+        video_uri=first.videos[0].uri, prompt_text="a warm dawn", seed=4294967295
     )
     second = video_to_video(request)
     assert second.videos[0].sha256 != first.videos[0].sha256

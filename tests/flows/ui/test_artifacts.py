@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Artifacts, events and logs of a run in the Prefect UI, without secrets."""
 
+import base64
 import json
 import logging
 from pathlib import Path
@@ -169,9 +170,9 @@ def test_sizes_read_well(size, text):
 def test_parameters_are_stored_without_pictures(prefect_server, sandbox, history):
     """A data URI in the parameters, even in a dict, is stored as its type, hash and size."""
     from prefect_cometapi.deployments.commands.demo import PICTURE
-    from prefect_cometapi.deployments.data_uris import as_source
 
-    picture = as_source(str(PICTURE))
+    content = base64.b64encode(PICTURE.read_bytes()).decode()
+    picture = f"data:image/jpeg;base64,{content}"
     request: Any = {"promptImage": picture, "seed": 3}
     state = image_to_video.with_options(retries=1)(request, return_state=True)
     assert state.is_completed()

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sources as they are written on the command line."""
+
+from pathlib import Path
+
+from ..runway.models.sources import is_stored, split_block_path
+from ..runway.sources.files import LocalFile
+from ..runway.storage.paths import local_path
+
+
+def as_source(location: str) -> str:
+    """Return a source as a request takes it, once a local file was found to be readable.
+
+    A file of the working directory wins over a storage block of the same name: shells complete the
+    names of files, and without a leading ``./``.
+
+    Raises:
+        SourceUnavailable: It is a path, and there is no such file.
+    """
+    path = local_path(location) if is_stored(location) else None
+    if path is None or location[:5].lower() == "data:":
+        return location
+    if split_block_path(location):
+        return f"./{location}" if Path(location).is_file() else location
+    LocalFile(path, location)
+    return location
