@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures in a private bucket: small ones go as bytes, large ones as a presigned URL."""
+
+import base64
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+import boto3
+import httpx
+import pytest
+from prefect_aws import AwsCredentials, S3Bucket
+from prefect_aws.client_parameters import AwsClientParameters
+from pydantic import SecretStr
+
+from prefect_cometapi.flows import image_to_video, video_to_video
+from prefect_cometapi.runway import IdempotencyKeyConflict, SourceUnavailable
+
+from ..pictures import noise, picture
+from ..s3 import KEY_ID, SECRET, environment
+
+pytestmark = [pytest.mark.server, pytest.mark.heavy]
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch):
+    """Create a bucket that the usual environment variables lead to."""
+    for name, value in environment(s3).items():
+        monkeypatch.setenv(name, value)
+    s3_of_boto: Any = boto3.resource("s3")
+    made = s3_of_boto.Bucket(f"pictures-{uuid4().hex[:8]}")
+    made.create()
+    return made
+
+
+@pytest.fixture
+def block(bucket, s3) -> str:
+    """Save an S3Bucket with a folder of its own, and return its name."""
+    S3Bucket(
+        bucket_name=bucket.name,
+        bucket_folder="blocks",
+        credentials=AwsCredentials(
+            aws_access_key_id=KEY_ID,
+            aws_secret_access_key=SecretStr(SECRET),
+            region_name="us-east-1",
+            aws_client_parameters=AwsClientParameters(endpoint_url=s3),
+        ),
+    ).save("of-pictures", overwrite=True)
+    return "s3-bucket/of-pictures"
+
+
+def test_a_small_picture_goes_as_a_data_uri(prefect_server, sandbox, bucket, book):
+    """The bytes are those of the object; another object under the same key is a conflict."""
+    bucket.put_object(Key="pics/cat.png", Body=picture())
+    request = {"promptImage": f"s3://{bucket.name}/pics/cat.png"}
+    first = image_to_video(request, idempotency_key="sku")
+    data = base64.b64encode(picture()).decode()
+    assert sandbox.accepted[0].body["promptImage"] == f"data:image/png;base64,{data}"
+    bucket.put_object(Key="pics/cat.png", Body=picture(), ContentType="image/png")
+    assert image_to_video(request, idempotency_key="sku").task_id == first.task_id
+    bucket.put_object(Key="pics/cat.png", Body=picture("JPEG"))
+    with pytest.raises(IdempotencyKeyConflict, match="sources was"):
+        image_to_video(request, idempotency_key="sku")
+    assert len(sandbox.accepted) == 1
+
+
+@pytest.mark.parametrize("by_block", [False, True])
+def test_a_large_picture_goes_as_a_presigned_url(
+    prefect_server, sandbox, bucket, book, block, by_block
+):
+    """Anyone can fetch it for an hour, with the type of its content; the ledger has its ETag."""
+    content = noise(5_200_000)
+    bucket.put_object(Key="blocks/large", Body=content)
+    address = f"{block}/large" if by_block else f"s3://{bucket.name}/blocks/large"
+    video = image_to_video({"promptImage": address}, idempotency_key="sku").videos[0]
+    url = sandbox.accepted[0].body["promptImage"]
+    query = parse_qs(urlsplit(url).query)
+    assert "X-Amz-Signature" in query or "Signature" in query
+    reply = httpx.get(url)
+    assert reply.content == content
+    assert reply.headers["content-type"] == "image/png"
+    etag = bucket.Object("blocks/large").e_tag.strip('"')
+    assert book["sku"].source_versions == {"promptImage": f"etag:{etag}"}
+    assert "Signature" not in book["sku"].model_dump_json()
+    assert image_to_video({"promptImage": address}, idempotency_key="sku").videos[0] == video
+    bucket.put_object(Key="blocks/large", Body=noise(5_100_000))
+    with pytest.raises(IdempotencyKeyConflict, match=etag):
+        image_to_video({"promptImage": address}, idempotency_key="sku")
+    assert len(sandbox.accepted) == 1
+
+
+def test_a_video_in_a_block_is_the_source_of_the_next_flow(
+    prefect_server, sandbox, bucket, block, image
+):
+    """The location of a stored video in a block leads to the video."""
+    bucket.put_object(Key="blocks/cat.png", Body=picture())
+    first = image_to_video({"promptImage": f"{block}/cat.png"}, storage=block)
+    assert first.videos[0].uri.startswith(block)
+    video_to_video({"videoUri": first.videos[0].uri, "promptText": "snow"})
+    assert sandbox.accepted[1].body["videoUri"].startswith("data:video/mp4;base64,")
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("s3://{bucket}/missing.png", "it does not exist"),
+        ("s3://no-such-bucket-of-ours/cat.png", "it does not exist"),
+        ("{block}/missing.png", "Not Found"),
+    ],
+)
+def test_a_missing_object_costs_nothing(prefect_server, sandbox, bucket, block, book, address, why):
+    """The message names the address, and no credentials."""
+    place = address.format(bucket=bucket.name, block=block)
+    with pytest.raises(SourceUnavailable) as caught:
+        image_to_video({"promptImage": place}, idempotency_key="sku")
+    assert place in str(caught.value)
+    assert why in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert sandbox.requests == []
+    assert book.all() == []
