@@ -11,7 +11,10 @@ from prefect_cometapi.runway import CometAPISettings, State
 from prefect_cometapi.runway.batch.manifest import read_rows
 from prefect_cometapi.runway.batch.models import Outcome
 from prefect_cometapi.runway.batch.rows import batch_keys, check_rows
+from prefect_cometapi.runway.models.sources import MAX_DATA_BYTES, MAX_FETCHED_BYTES
 from prefect_cometapi.sandbox.faults.plan import KINDS
+
+from .pictures import picture
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -80,6 +83,26 @@ def test_the_job_of_the_page_runs_as_written(prefect_server, sandbox, capsys):
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(example, "production.md", "exec"), {})
     assert Path(capsys.readouterr().out.split()[-1]).exists()
+
+
+@pytest.mark.server
+def test_the_example_of_the_sources_runs_as_written(prefect_server, sandbox, capsys, tmp_path):
+    """The example animates a picture of the working directory and restyles the video."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/cat.jpg").write_bytes(picture("JPEG"))
+    page = (ROOT / "docs" / "sources.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(example, "sources.md", "exec"), {})
+    assert Path(capsys.readouterr().out.split()[-1]).exists()
+    assert [job.route for job in sandbox.accepted] == ["image_to_video", "video_to_video"]
+
+
+def test_the_sizes_of_sources_are_on_their_page():
+    """The limits in the table are those that are checked."""
+    page = (ROOT / "docs" / "sources.md").read_text(encoding="utf-8")
+    for kind in ("image", "video"):
+        limits = f"{MAX_DATA_BYTES[kind]:,} bytes | {MAX_FETCHED_BYTES[kind]:,} bytes"
+        assert f"| {kind} | {limits} |" in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

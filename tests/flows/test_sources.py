@@ -10,11 +10,13 @@ import fsspec
 import pytest
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
+from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.flows import generate_batch, image_to_video, video_to_video
 from prefect_cometapi.flows.batch.plan import foreseen
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import (
     IdempotencyKeyConflict,
+    ImageToVideoRequest,
     InvalidSource,
     Outcome,
     SourceUnavailable,
@@ -191,8 +193,14 @@ def test_an_uncertain_submission_is_not_repeated_without_its_picture(
 
 def test_an_adopted_generation_needs_no_picture(prefect_server, sandbox, cat, book):
     """Nothing is sent, so nothing is read; the key belongs to the request all the same."""
-    bought = book.buy("elsewhere").task_id
-    run_sync(book.ledger.forget(book["elsewhere"]))
+
+    async def buy_elsewhere() -> str:
+        async with CometAPICredentials.from_settings().get_client() as client:
+            return await client.create(
+                ImageToVideoRequest(prompt_image="https://example.com/a.jpg")
+            )
+
+    bought = run_sync(buy_elsewhere())
     gone = {"promptImage": "memory://pics/gone.png"}
     image_to_video(gone, idempotency_key="sku", task_id=bought)
     assert image_to_video(gone, idempotency_key="sku").task_id == bought

@@ -12,7 +12,9 @@ from pydantic import SecretStr
 from prefect_cometapi.runway import (
     AuthenticationError,
     GenerationNotFound,
+    ImageToVideoRequest,
     InvalidRequest,
+    InvalidSource,
     QuotaExceeded,
     RunwayClient,
     ServiceUnavailable,
@@ -40,6 +42,19 @@ async def test_an_accepted_request_gives_its_id(sandbox, client_of, request_):
     assert [job.task_id for job in service.accepted] == [task_id]
     assert service.accepted[0].body == request_.to_wire()
     assert service.accepted[0].route == "image_to_video"
+
+
+async def test_a_source_that_was_not_read_is_never_sent(sandbox, client_of):
+    """A client sends URLs and data URIs; a path would be useless to the service."""
+    service = sandbox()
+    client = await client_of(service.url)
+    request = ImageToVideoRequest(prompt_image="s3://bucket/cat.png")
+    with pytest.raises(InvalidSource, match="promptImage must be read before"):
+        await client.create(request)
+    assert service.requests == []
+    body = {**request.to_wire(), "promptImage": "https://example.com/cat.png"}
+    await client.create(request, body=body)
+    assert service.accepted[0].body == body
 
 
 async def test_nothing_is_sent_where_the_last_moment_says_no(sandbox, client_of, request_):

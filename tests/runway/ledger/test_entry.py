@@ -11,6 +11,7 @@ from prefect_cometapi.runway import (
     Entry,
     GenerationCancelled,
     GenerationFailed,
+    ImageToVideoRequest,
     State,
     Status,
     SubmissionUncertain,
@@ -316,3 +317,24 @@ def test_times_of_an_entry_have_a_zone():
     """A time without a zone would be ambiguous."""
     with pytest.raises(ValueError, match="timezone"):
         entry(S.SUBMITTED, submitted_at=datetime(2026, 11, 21))  # noqa: DTZ001
+
+
+def test_an_entry_is_of_the_request_whatever_is_at_its_sources_by_now():
+    """The versions are those of the purchase, so a stored video is found without reading again."""
+    request = ImageToVideoRequest(prompt_image="s3://bucket/cat.png")
+    versions = {"promptImage": "etag:1"}
+    bought = entry(
+        State.SUBMITTED, fingerprint=request.fingerprint(versions), request=request.shown(versions)
+    )
+    assert bought.source_versions == versions
+    assert bought.is_of(request)
+    assert not bought.is_of(ImageToVideoRequest(prompt_image="s3://bucket/dog.png"))
+
+
+@pytest.mark.parametrize("request_", [None, {}, {"sources": "of another version"}])
+def test_an_entry_without_versions_is_of_a_request_by_its_addresses(request_):
+    """An adopted generation was not sent from here, so nothing is known of its sources."""
+    request = ImageToVideoRequest(prompt_image="s3://bucket/cat.png")
+    adopted = entry(State.SUBMITTED, fingerprint=request.fingerprint(), request=request_)
+    assert adopted.source_versions == {}
+    assert adopted.is_of(request)

@@ -23,6 +23,8 @@ from prefect_cometapi.runway import InvalidOutput, StorageError
 from prefect_cometapi.runway.media import decoder
 from prefect_cometapi.runway.media.inspector import Decoder
 
+from ...pictures import animation, picture
+
 
 @pytest.fixture
 def asked():
@@ -338,3 +340,20 @@ def test_without_what_windows_lacks_it_still_reads(clips, monkeypatch, capsys):
     monkeypatch.delattr(signal, "setitimer")
     decoder.main()
     assert json.loads(capsys.readouterr().out.splitlines()[1])["info"]["frames"] == 48
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        (picture("WEBP"), {"info": {"width": 64, "height": 48}}),
+        (animation("WEBP"), {"info": {}}),
+        (picture("PNG")[:-60], "cannot be decoded"),
+        (animation("GIF"), "is not a JPEG, PNG or WebP"),
+    ],
+)
+def test_an_image_is_decoded_in_the_same_process(tmp_path, content, answer):
+    """The question says that it is about an image."""
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    found = told(path, image=True)
+    assert found == answer or answer in str(found.get("refused"))

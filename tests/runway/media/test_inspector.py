@@ -7,7 +7,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway import InvalidOutput
-from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
+from prefect_cometapi.runway.media.inspector import (
+    ImageInfo,
+    draw_poster,
+    inspect_image,
+    inspect_video,
+)
+
+from ...pictures import animation, picture
 
 
 @pytest.mark.parametrize(
@@ -116,3 +123,35 @@ def test_a_video_without_a_decodable_frame_has_no_poster(clips, tmp_path, name):
     with pytest.raises(InvalidOutput, match="no frame of the output can be decoded"):
         draw_poster(clips / name, tmp_path / "poster.jpg")
     assert not (tmp_path / "poster.jpg").exists()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_image_is_described(tmp_path, kind):
+    """Width and height come from the decoded image."""
+    path = tmp_path / "image"
+    path.write_bytes(picture(kind, 320, 200))
+    assert inspect_image(path) == ImageInfo(320, 200)
+
+
+def test_an_animated_image_is_not_described(tmp_path):
+    """FFmpeg cannot decode an animated WebP, so nothing is known about it."""
+    path = tmp_path / "image"
+    path.write_bytes(animation("WEBP"))
+    assert inspect_image(path) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (animation("GIF"), "is not a JPEG, PNG or WebP"),
+        (picture("JPEG", 640, 480)[:-200], "cannot be decoded"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "cannot be decoded"),
+        (b"", "is not a JPEG, PNG or WebP; it begins with b''"),
+    ],
+)
+def test_what_is_no_whole_image_is_refused(tmp_path, content, reason):
+    """A broken picture breaks only the decoder's answer."""
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    with pytest.raises(InvalidOutput, match=reason):
+        inspect_image(path)
