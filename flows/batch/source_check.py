@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from ...runway.batch.models import BatchItem
 from ...runway.errors import InvalidSource, SourceUnavailable
 from ...runway.models.sources import StoredSource
-from ...runway.sources.preparation import MIN_VALIDITY, read_source
+from ...runway.sources.preparation import MIN_VALIDITY, SourceProblem, named, read_source
 from ..runtime.block_sources import open_source
 
 MAX_CONCURRENT_READS = 8
 """Maximum number of sources that are read at the same time."""
-
-SourceProblem = InvalidSource | SourceUnavailable
 
 
 async def check_sources(items: Sequence[BatchItem]) -> dict[str, SourceProblem]:
@@ -40,7 +38,7 @@ async def check_sources(items: Sequence[BatchItem]) -> dict[str, SourceProblem]:
                 checks[name] = checks.get(name) or group.create_task(check(source))
     problems: dict[str, SourceProblem] = {}
     for item in items:
-        for source in item.request.stored_sources().values():
+        for path, source in item.request.stored_sources().items():
             if problem := checks[str(source), source.kind].result():
-                problems.setdefault(item.id, problem)
+                problems.setdefault(item.id, named(problem, path))
     return problems

@@ -88,10 +88,12 @@ async def asubmit_generation(
     context = run_context(credentials, storage)
     key = await key_for(context, request, idempotency_key, task_id=task_id, variation=variation)
     with failures_of(key):
+        intent = context.intent(key, request)
         if task_id is None:
             await check_ledger(context)
         prepared = await prepare_sources(context, request, key, adopts=task_id is not None)
-        intent = context.intent(key, request, prepared.versions)
+        if prepared.versions:
+            intent = context.intent(key, request, prepared.versions)
         try:
             if task_id is not None:
                 entry, is_new = await adopt_id(context, intent, task_id), False

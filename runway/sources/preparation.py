@@ -39,6 +39,9 @@ from .files import Signer, SourceFile
 OpenSource = Callable[[StoredSource], Awaitable[SourceFile]]
 """Function that opens the file of a stored source."""
 
+SourceProblem = InvalidSource | SourceUnavailable
+"""Error for a source that cannot be sent."""
+
 SUBMISSION_SECONDS = 900.0
 """Seconds that a submission may take with all of its retries: six calls of at most 120 seconds, and
 five delays of at most 30 seconds."""
@@ -120,18 +123,22 @@ async def prepare(
     """
     read: dict[str, ReadSource] = {}
     for path, source in request.stored_sources().items():
-        file = await open_source(source)
         try:
+            file = await open_source(source)
             read[path] = await asyncio.to_thread(read_source, file, source, valid_seconds)
         except (InvalidSource, SourceUnavailable) as error:
-            error.message = f"{path}: {error.message}"
-            raise
+            raise named(error, path) from None
     return PreparedRequest(
         request,
         versions={path: one.version for path, one in read.items()},
         sent={path: one.sent for path, one in read.items()},
         summaries={path: one.summary for path, one in read.items()},
     )
+
+
+def named(error: SourceProblem, path: str) -> SourceProblem:
+    """Return the problem with a source together with the path of its field; pure."""
+    return type(error)(f"{path}: {error.message}")
 
 
 def read_source(file: SourceFile, source: StoredSource, valid_seconds: int) -> ReadSource:

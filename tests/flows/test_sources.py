@@ -15,6 +15,7 @@ from prefect_cometapi.flows import generate_batch, image_to_video, video_to_vide
 from prefect_cometapi.flows.batch.plan import foreseen
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import (
+    GenerationResult,
     IdempotencyKeyConflict,
     ImageToVideoRequest,
     InvalidSource,
@@ -30,6 +31,16 @@ from ..runway.sources.stores import signing_store
 pytestmark = pytest.mark.server
 
 ADDRESS = "memory://pics/cat.png"
+
+
+def pictured(source: str) -> Any:
+    """Return a request as a dict, which a flow takes too."""
+    return {"promptImage": source}
+
+
+def restyled(result: GenerationResult) -> Any:
+    """Return a request whose source is the video of a result."""
+    return {"videoUri": result.videos[0].uri, "promptText": "snow"}
 
 
 def put(address: str, content: bytes) -> str:
@@ -53,7 +64,7 @@ def test_a_stored_picture_is_sent_and_only_its_address_is_kept(
     prefect_server, sandbox, cat, book, history
 ):
     """The service gets the bytes; the ledger, Prefect and the sidecar have address and hash."""
-    state = image_to_video({"promptImage": cat}, idempotency_key="sku", return_state=True)
+    state = image_to_video(pictured(cat), idempotency_key="sku", return_state=True)
     (video,) = state.result().videos
     data = base64.b64encode(picture("JPEG")).decode()
     assert sandbox.accepted[0].body["promptImage"] == f"data:image/jpeg;base64,{data}"
@@ -72,19 +83,19 @@ def test_the_same_content_is_the_same_purchase_and_another_is_not(
     prefect_server, sandbox, cat, book
 ):
     """A changed picture under the same key is a conflict, and the message has both versions."""
-    first = image_to_video({"promptImage": cat}, idempotency_key="sku")
+    first = image_to_video(pictured(cat), idempotency_key="sku")
     put(cat, picture("JPEG"))
-    assert image_to_video({"promptImage": cat}, idempotency_key="sku").task_id == first.task_id
+    assert image_to_video(pictured(cat), idempotency_key="sku").task_id == first.task_id
     put(cat, picture("PNG"))
     with pytest.raises(IdempotencyKeyConflict, match=r"sources was .*sha256:.*, is .*sha256:"):
-        image_to_video({"promptImage": cat}, idempotency_key="sku")
+        image_to_video(pictured(cat), idempotency_key="sku")
     assert len(sandbox.accepted) == 1
 
 
 def test_a_video_is_found_again_when_its_picture_is_gone(prefect_server, sandbox, tmp_path, book):
     """What is bought needs its picture no more; a run that is started again gets its video."""
     (tmp_path / "cat.png").write_bytes(picture())
-    request = {"promptImage": str(tmp_path / "cat.png")}
+    request = pictured(str(tmp_path / "cat.png"))
     first = image_to_video(request, idempotency_key="sku")
     (tmp_path / "cat.png").unlink()
     assert image_to_video(request, idempotency_key="sku") == first
@@ -109,7 +120,7 @@ def test_a_picture_that_cannot_be_used_costs_nothing(
     if content is not None:
         (tmp_path / "cat.png").write_bytes(content)
     with pytest.raises(error, match=why) as caught:
-        image_to_video({"promptImage": "./cat.png"}, idempotency_key="sku")
+        image_to_video(pictured("./cat.png"), idempotency_key="sku")
     assert "Money: nothing was charged." in str(caught.value)
     assert "Next: " in str(caught.value)
     assert [request.route for request in sandbox.requests] == []
@@ -124,19 +135,19 @@ def test_a_picture_lies_in_a_block(prefect_server, sandbox, tmp_path):
     LocalFileSystem(basepath=str(tmp_path / "pics")).save("of-pics", overwrite=True)
     RemoteFileSystem(basepath="memory://pics").save("of-pics", overwrite=True)
     for block in ("local-file-system", "remote-file-system"):
-        image_to_video({"promptImage": f"{block}/of-pics/cat.png"})
+        image_to_video(pictured(f"{block}/of-pics/cat.png"))
     bodies = {job.body["promptImage"] for job in sandbox.accepted}
     assert bodies == {f"data:image/png;base64,{base64.b64encode(picture()).decode()}"}
     with pytest.raises(SourceUnavailable, match=r"must not lead out of the block"):
-        image_to_video({"promptImage": "local-file-system/of-pics/../secret.png"})
+        image_to_video(pictured("local-file-system/of-pics/../secret.png"))
     with pytest.raises(SourceUnavailable, match=r"write \./assets/in/cat\.png"):
-        image_to_video({"promptImage": "assets/in/cat.png"})
+        image_to_video(pictured("assets/in/cat.png"))
 
 
 def test_the_video_of_one_flow_is_the_source_of_the_next(prefect_server, sandbox, image):
     """The location of a stored video can be passed on as it is."""
     first = image_to_video(image, storage="memory://chain")
-    video_to_video({"videoUri": first.videos[0].uri, "promptText": "snow"})
+    video_to_video(restyled(first))
     assert sandbox.accepted[1].body["videoUri"].startswith("data:video/mp4;base64,")
 
 
@@ -146,12 +157,12 @@ def test_a_large_picture_is_sent_as_a_signed_url_that_is_kept_nowhere(
     """Each attempt signs again, for longer than it may wait, and the key stays the same."""
     address = put("gs://bucket/cat.png", noise(5_200_000))
     sandbox.add_fault("create:429:times=1")
-    state = image_to_video({"promptImage": address}, idempotency_key="sku", return_state=True)
+    state = image_to_video(pictured(address), idempotency_key="sku", return_state=True)
     (video,) = state.result().videos
     assert [one["expiration"] for one in store.signed] == [3600, 3600]
     assert sandbox.accepted[0].body["promptImage"].endswith("?X-Goog-Signature=canary-2")
     assert book["sku"].source_versions["promptImage"].startswith("etag:")
-    again = image_to_video({"promptImage": address}, idempotency_key="sku")
+    again = image_to_video(pictured(address), idempotency_key="sku")
     assert again.task_id == state.result().task_id
     logs = history.logs(state.state_details.flow_run_id, until="Source promptImage")
     texts = [book["sku"].model_dump_json(), Path(video.sidecar).read_text(), *logs]
@@ -170,7 +181,7 @@ def test_an_unreachable_storage_is_tried_again(prefect_server, sandbox, store, b
         return info(self, path, **options)
 
     monkeypatch.setattr(store, "info", flaky)
-    assert image_to_video({"promptImage": address}, idempotency_key="sku").videos
+    assert image_to_video(pictured(address), idempotency_key="sku").videos
     assert len(sandbox.accepted) == 1
 
 
@@ -179,7 +190,7 @@ def test_an_uncertain_submission_is_not_repeated_without_its_picture(
 ):
     """A submission that may be repeated stays uncertain while its source cannot be read."""
     (tmp_path / "cat.png").write_bytes(picture())
-    request = {"promptImage": str(tmp_path / "cat.png")}
+    request = pictured(str(tmp_path / "cat.png"))
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
         image_to_video(request, idempotency_key="sku")
@@ -201,13 +212,13 @@ def test_an_adopted_generation_needs_no_picture(prefect_server, sandbox, cat, bo
             )
 
     bought = run_sync(buy_elsewhere())
-    gone = {"promptImage": "memory://pics/gone.png"}
+    gone = pictured("memory://pics/gone.png")
     image_to_video(gone, idempotency_key="sku", task_id=bought)
     assert image_to_video(gone, idempotency_key="sku").task_id == bought
     put(gone["promptImage"], picture())
     assert image_to_video(gone, idempotency_key="sku").task_id == bought
     with pytest.raises(IdempotencyKeyConflict):
-        image_to_video({"promptImage": cat}, idempotency_key="sku")
+        image_to_video(pictured(cat), idempotency_key="sku")
     assert len(sandbox.accepted) == 1
 
 

@@ -14,12 +14,22 @@ from prefect_aws.client_parameters import AwsClientParameters
 from pydantic import SecretStr
 
 from prefect_cometapi.flows import image_to_video, video_to_video
-from prefect_cometapi.runway import IdempotencyKeyConflict, SourceUnavailable
+from prefect_cometapi.runway import GenerationResult, IdempotencyKeyConflict, SourceUnavailable
 
 from ..pictures import noise, picture
 from ..s3 import KEY_ID, SECRET, environment
 
 pytestmark = [pytest.mark.server, pytest.mark.heavy]
+
+
+def pictured(source: str) -> Any:
+    """Return a request as a dict, which a flow takes too."""
+    return {"promptImage": source}
+
+
+def restyled(result: GenerationResult) -> Any:
+    """Return a request whose source is the video of a result."""
+    return {"videoUri": result.videos[0].uri, "promptText": "snow"}
 
 
 @pytest.fixture
@@ -52,7 +62,7 @@ def block(bucket, s3) -> str:
 def test_a_small_picture_goes_as_a_data_uri(prefect_server, sandbox, bucket, book):
     """The bytes are those of the object; another object under the same key is a conflict."""
     bucket.put_object(Key="pics/cat.png", Body=picture())
-    request = {"promptImage": f"s3://{bucket.name}/pics/cat.png"}
+    request = pictured(f"s3://{bucket.name}/pics/cat.png")
     first = image_to_video(request, idempotency_key="sku")
     data = base64.b64encode(picture()).decode()
     assert sandbox.accepted[0].body["promptImage"] == f"data:image/png;base64,{data}"
@@ -72,7 +82,7 @@ def test_a_large_picture_goes_as_a_presigned_url(
     content = noise(5_200_000)
     bucket.put_object(Key="blocks/large", Body=content)
     address = f"{block}/large" if by_block else f"s3://{bucket.name}/blocks/large"
-    video = image_to_video({"promptImage": address}, idempotency_key="sku").videos[0]
+    video = image_to_video(pictured(address), idempotency_key="sku").videos[0]
     url = sandbox.accepted[0].body["promptImage"]
     query = parse_qs(urlsplit(url).query)
     assert "X-Amz-Signature" in query or "Signature" in query
@@ -80,12 +90,12 @@ def test_a_large_picture_goes_as_a_presigned_url(
     assert reply.content == content
     assert reply.headers["content-type"] == "image/png"
     etag = bucket.Object("blocks/large").e_tag.strip('"')
-    assert book["sku"].source_versions == {"promptImage": f"etag:{etag}"}
+    assert book["sku"].source_versions == pictured(f"etag:{etag}")
     assert "Signature" not in book["sku"].model_dump_json()
-    assert image_to_video({"promptImage": address}, idempotency_key="sku").videos[0] == video
+    assert image_to_video(pictured(address), idempotency_key="sku").videos[0] == video
     bucket.put_object(Key="blocks/large", Body=noise(5_100_000))
     with pytest.raises(IdempotencyKeyConflict, match=etag):
-        image_to_video({"promptImage": address}, idempotency_key="sku")
+        image_to_video(pictured(address), idempotency_key="sku")
     assert len(sandbox.accepted) == 1
 
 
@@ -94,9 +104,9 @@ def test_a_video_in_a_block_is_the_source_of_the_next_flow(
 ):
     """The location of a stored video in a block leads to the video."""
     bucket.put_object(Key="blocks/cat.png", Body=picture())
-    first = image_to_video({"promptImage": f"{block}/cat.png"}, storage=block)
+    first = image_to_video(pictured(f"{block}/cat.png"), storage=block)
     assert first.videos[0].uri.startswith(block)
-    video_to_video({"videoUri": first.videos[0].uri, "promptText": "snow"})
+    video_to_video(restyled(first))
     assert sandbox.accepted[1].body["videoUri"].startswith("data:video/mp4;base64,")
 
 
@@ -112,7 +122,7 @@ def test_a_missing_object_costs_nothing(prefect_server, sandbox, bucket, block, 
     """The message names the address, and no credentials."""
     place = address.format(bucket=bucket.name, block=block)
     with pytest.raises(SourceUnavailable) as caught:
-        image_to_video({"promptImage": place}, idempotency_key="sku")
+        image_to_video(pictured(place), idempotency_key="sku")
     assert place in str(caught.value)
     assert why in str(caught.value)
     assert SECRET not in str(caught.value)

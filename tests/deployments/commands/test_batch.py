@@ -47,7 +47,9 @@ def test_a_dry_run_says_what_it_comes_to_and_buys_nothing(shell, catalogue):
 
 def test_a_dry_run_names_every_bad_row(shell, catalogue):
     """A dry run names every bad row with its line and field, and exits with 1."""
-    bad = CATALOGUE.replace(",5,A", ",7,A").replace("https://example.com/dog", "dog")
+    bad = CATALOGUE.replace(",5,A", ",7,A").replace(
+        "https://example.com/dog", "http://example.com/dog"
+    )
     catalogue.write_text(bad, encoding="utf-8")
     done = shell("batch", catalogue.name, "--dry-run")
     assert done.returncode == 1
@@ -57,6 +59,15 @@ def test_a_dry_run_names_every_bad_row(shell, catalogue):
     assert "duration" in told
     assert "line 3" in told
     assert "promptImage" in told
+
+
+def test_a_dry_run_reads_the_pictures_and_sends_nothing(shell, catalogue):
+    """A picture that is missing on this machine is named before anything is bought."""
+    catalogue.write_text(CATALOGUE.replace("https://example.com/dog", "dog"), encoding="utf-8")
+    done = shell("batch", catalogue.name, "--dry-run")
+    assert done.returncode == 1
+    assert "SourceUnavailable: promptImage: dog.jpg cannot be read on " in done.stdout
+    assert shell.sandbox.requests == []
 
 
 def test_a_catalogue_becomes_videos_results_and_a_gallery(shell, catalogue):

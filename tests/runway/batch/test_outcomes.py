@@ -10,18 +10,24 @@ from prefect_cometapi.runway import (
     GenerationResult,
     ImageToVideoRequest,
     InvalidRequest,
+    InvalidSource,
     QuotaExceeded,
+    SourceUnavailable,
+    SourceUnreachable,
     Status,
     SubmissionUncertain,
 )
 from prefect_cometapi.runway.batch.models import BatchItem, BatchResult, Outcome
 from prefect_cometapi.runway.batch.outcomes import (
+    Again,
+    again,
     ended,
     invalid,
     not_bought,
     reason_to_stop,
     running,
     stored,
+    unusable,
     waiting,
 )
 from prefect_cometapi.runway.batch.rows import BadRow
@@ -126,6 +132,19 @@ def test_each_bad_row_is_one_result_with_all_its_problems():
     assert {item.outcome for item in found} == {Outcome.INVALID}
     assert found[0].message == "duration: 5 or 10 seconds, got 7; ratio: write width:height"
     assert found[1].message == "is not a JSON object"
+
+
+def test_an_item_with_an_unusable_source_is_invalid_before_it_is_bought():
+    """A dry run reports it like a row that cannot be used."""
+    found = unusable(ITEM, SourceUnavailable("cat.png cannot be read"))
+    assert (found.outcome, found.error) == (Outcome.INVALID, "SourceUnavailable")
+    assert found.message == "cat.png cannot be read"
+
+
+@pytest.mark.parametrize("error", [SourceUnavailable, SourceUnreachable, InvalidSource])
+def test_another_run_buys_an_item_whose_source_was_not_usable(error):
+    """Nothing was bought, so the key is free."""
+    assert again([ended(ITEM, error("?"))]) is Again.BUYS
 
 
 def test_a_result_counts_its_items():

@@ -17,8 +17,8 @@ class SigningStore(MemoryFileSystem):
 
     protocol = ("gs",)
     cachable = False
-    store: ClassVar[dict[str, Any]] = {}
-    pseudo_dirs: ClassVar[list[str]] = [""]
+    store: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
+    pseudo_dirs: ClassVar[list[str]] = [""]  # of its own, not that of memory://
     error: ClassVar[Exception | None] = None
     host: ClassVar[str] = "https://storage.example.com"
     signed: ClassVar[list[dict[str, Any]]] = []
