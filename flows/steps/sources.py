@@ -7,7 +7,13 @@ reads them again, and gets new signatures.
 
 from ...runway.errors import InvalidSource, SourceUnavailable
 from ...runway.models.requests import GenerationRequest
-from ...runway.sources.preparation import PreparedRequest, prepare, validity
+from ...runway.sources.preparation import (
+    PreparedRequest,
+    SourceProblem,
+    for_purchase,
+    prepare,
+    validity,
+)
 from ..runtime import log
 from ..runtime.block_sources import open_source
 from ..runtime.run_context import RunContext
@@ -18,9 +24,7 @@ async def prepare_sources(
 ) -> PreparedRequest:
     """Return a request with what its submission sends, and the versions of its stored sources.
 
-    A request that is bought already needs no sources any more. So if they are gone, the versions
-    are those that were bought. If they have changed, the versions are the new ones, and the
-    purchase ends as an ``IdempotencyKeyConflict``.
+    A request that is bought already needs no sources any more (``for_purchase``).
 
     Args:
         context: Context of the run.
@@ -36,22 +40,24 @@ async def prepare_sources(
     if not request.stored_sources():
         return PreparedRequest(request)
     entry = await (await context.ledger()).get(key)
-    bought = entry if entry and not entry.is_free() and entry.is_of(request) else None
+    is_bought = entry is not None and not entry.is_free() and entry.is_of(request)
+    versions = entry.source_versions if entry and is_bought else None
     if adopts:
-        return PreparedRequest(request, bought.source_versions if bought else {})
+        return PreparedRequest(request, versions or {})
+    seconds = validity(context.settings.generation_timeout)
+    read: PreparedRequest | SourceProblem
     try:
-        prepared = await prepare(
-            request, open_source, validity(context.settings.generation_timeout)
-        )
+        read = await prepare(request, open_source, seconds)
     except (InvalidSource, SourceUnavailable) as error:
-        if bought is None:
-            raise
+        read = error
+    prepared = for_purchase(request, versions, read)
+    if not isinstance(prepared, PreparedRequest):
+        raise prepared
+    if prepared.problem:
         log.logger().warning(
-            "%s; this key has a submission already, which needs the source no more", error.message
+            "%s; this key has a submission already, which needs the source no more",
+            prepared.problem.message,
         )
-        return PreparedRequest(request, bought.source_versions, problem=error)
     for path, summary in prepared.summaries.items():
         log.log_progress("Source %s: %s", path, summary)
-    if bought and not bought.source_versions:  # adopted, when nothing was known of its sources
-        return PreparedRequest(request, {}, prepared.sent)
     return prepared

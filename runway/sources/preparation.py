@@ -10,7 +10,7 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -107,6 +107,30 @@ def validity(generation_timeout: float) -> int:
     return min(MAX_VALIDITY, max(MIN_VALIDITY, ceil(SUBMISSION_SECONDS + generation_timeout)))
 
 
+def for_purchase(
+    request: GenerationRequest,
+    bought: Mapping[str, str] | None,
+    read: "PreparedRequest | SourceProblem",
+) -> "PreparedRequest | SourceProblem":
+    """Return the request under a key that may be bought already, or why it cannot be sent; pure.
+
+    A purchase needs its sources no more. So if they cannot be read, the request has the versions
+    that were bought, and continues with the purchase. If they have changed, it has the new
+    versions, and conflicts with the purchase. If nothing is known of them, as for an adopted
+    generation, they cannot have changed.
+
+    Args:
+        request: Request under the key.
+        bought: Versions of the sources in the purchase of this request, or None if there is none.
+        read: Request with its sources as they are now, or why they cannot be used.
+    """
+    if bought is None:
+        return read
+    if not isinstance(read, PreparedRequest):
+        return PreparedRequest(request, bought, problem=read)
+    return replace(read, versions={}) if not bought else read
+
+
 async def prepare(
     request: GenerationRequest, open_source: OpenSource, valid_seconds: int
 ) -> PreparedRequest:
@@ -153,7 +177,7 @@ def read_source(file: SourceFile, source: StoredSource, valid_seconds: int) -> R
     is_large = file.size is not None and file.size > limit
     content = b"" if is_large else file.read(limit + 1)
     if len(content) > limit:  # the storage did not say its size, or the file has grown
-        _check_size(file, source, len(content))
+        _check_size(file, source, len(content), f"more than {limit:,}")
         is_large = True
     if is_large and file.signer:
         media_type = _type_of(file.read(HEAD_BYTES), source)
@@ -181,7 +205,9 @@ def _url_of(signer: Signer, source: StoredSource, valid_seconds: int, media_type
         ) from None
 
 
-def _check_size(file: SourceFile, source: StoredSource, size: int | None) -> None:
+def _check_size(
+    file: SourceFile, source: StoredSource, size: int | None, shown: str | None = None
+) -> None:
     kind = source.kind
     most = (MAX_FETCHED_BYTES if file.signer else MAX_DATA_BYTES)[kind]
     if size is None or 0 < size <= most:
@@ -197,8 +223,8 @@ def _check_size(file: SourceFile, source: StoredSource, size: int | None) -> Non
         )
     )
     raise InvalidSource(
-        f"{redact_url(source)} is too large: it has {size:,} bytes, and {most:,} bytes of {kind} "
-        f"are allowed{elsewhere}"
+        f"{redact_url(source)} is too large: it has {shown or f'{size:,}'} bytes, and {most:,} "
+        f"bytes of {kind} are allowed{elsewhere}"
     )
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources in storage blocks: whole files, and objects of an S3 bucket that can be signed."""
 
+import asyncio
 import io
 from types import SimpleNamespace
 from typing import Any
@@ -76,7 +77,7 @@ async def test_a_block_that_reads_whole_files_has_no_size_and_no_signatures(save
     saved(Block())
     file = await open_source(StoredSource("memory-block/prod/pics/cat.png"))
     assert (file.size, file.signer) == (None, None)
-    assert await block_sources.asyncio.to_thread(file.read, 4) == b"0123"
+    assert await asyncio.to_thread(file.read, 4) == b"0123"
 
 
 async def test_a_file_that_a_block_does_not_have_is_unavailable(saved):
@@ -84,7 +85,7 @@ async def test_a_file_that_a_block_does_not_have_is_unavailable(saved):
     saved(Block())
     file = await open_source(StoredSource("memory-block/prod/dog.png"))
     with pytest.raises(SourceUnavailable, match=r"memory-block/prod/dog\.png cannot be read"):
-        await block_sources.asyncio.to_thread(file.read, 4)
+        await asyncio.to_thread(file.read, 4)
 
 
 async def test_a_block_that_is_no_storage_is_refused(saved):
