@@ -14,7 +14,10 @@ from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.flows import generate_batch, image_to_video, video_to_video
 from prefect_cometapi.flows.batch.plan import foreseen
 from prefect_cometapi.flows.runtime.sync import run_sync
+from prefect_cometapi.flows.steps.retries import LONGEST_DELAY
+from prefect_cometapi.flows.steps.submit import SUBMIT
 from prefect_cometapi.runway import (
+    CometAPISettings,
     GenerationResult,
     IdempotencyKeyConflict,
     ImageToVideoRequest,
@@ -24,6 +27,8 @@ from prefect_cometapi.runway import (
     State,
     SubmissionUncertain,
 )
+from prefect_cometapi.runway.api.client import TOTAL_TIMEOUT
+from prefect_cometapi.runway.sources.preparation import SUBMISSION_SECONDS
 
 from ..pictures import animation, noise, picture
 from ..runway.sources.stores import signing_store
@@ -167,6 +172,13 @@ def test_a_large_picture_is_sent_as_a_signed_url_that_is_kept_nowhere(
     logs = history.logs(state.state_details.flow_run_id, until="Source promptImage")
     texts = [book["sku"].model_dump_json(), Path(video.sidecar).read_text(), *logs]
     assert not [text for text in texts if "canary" in text]
+
+
+def test_a_signature_is_valid_for_longer_than_a_submission_with_its_retries():
+    """All attempts together, and the delays between them, fit into the assumed time."""
+    interval = CometAPISettings().poll_interval
+    attempts = TOTAL_TIMEOUT * (SUBMIT["retries"] + 1)
+    assert attempts + SUBMIT["retries"] * LONGEST_DELAY * interval <= SUBMISSION_SECONDS
 
 
 def test_an_unreachable_storage_is_tried_again(prefect_server, sandbox, store, book, monkeypatch):
