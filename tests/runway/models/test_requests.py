@@ -134,6 +134,10 @@ def test_the_fingerprint_is_the_same_in_every_process():
     assert ImageToVideoRequest(prompt_image=IMAGE, prompt_text="ä").fingerprint() == (
         "bdfd82f178e6b1e513855383f34caedb2024dfa236a64bbce6bc4475b3bca89c"
     )
+    source = f"data:image/png;base64,{base64.b64encode(b'x' * 30).decode()}"
+    assert ImageToVideoRequest(prompt_image=source).fingerprint() == (
+        "ef72dfd34a7191e77ce7e4d13e3e085392dce936308ba9b55d1721caa758bc30"
+    )
 
 
 def test_snake_case_and_camel_case_name_the_same_fields():
