@@ -26,7 +26,7 @@ async def open_source(source: StoredSource) -> SourceFile:
         return await asyncio.to_thread(open_file, source)
     name, path = found
     hint = f"; for a file in a folder of that name, write ./{source}"
-    if ".." in PurePosixPath(path).parts:
+    if path.startswith("/") or ".." in PurePosixPath(path).parts:
         raise SourceUnavailable(f"{source} must not lead out of the block{hint}")
     block = await load_block(name, SourceUnavailable, hint)
     return await asyncio.to_thread(_open_in_block, block, name, path)

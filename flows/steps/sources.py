@@ -55,7 +55,7 @@ async def prepare_sources(
         raise prepared
     if prepared.problem:
         log.logger().warning(
-            "%s; this key has a submission already, which needs the source no more",
+            "%s; this key has a submission already, which no longer needs the source",
             prepared.problem.message,
         )
     for path, summary in prepared.summaries.items():

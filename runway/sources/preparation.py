@@ -114,7 +114,7 @@ def for_purchase(
 ) -> "PreparedRequest | SourceProblem":
     """Return the request under a key that may be bought already, or why it cannot be sent; pure.
 
-    A purchase needs its sources no more. So if they cannot be read, the request has the versions
+    A purchase no longer needs its sources. So if they cannot be read, the request has the versions
     that were bought, and continues with the purchase. If they have changed, it has the new
     versions, and conflicts with the purchase. If nothing is known of them, as for an adopted
     generation, they cannot have changed.

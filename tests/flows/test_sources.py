@@ -98,7 +98,7 @@ def test_the_same_content_is_the_same_purchase_and_another_is_not(
 
 
 def test_a_video_is_found_again_when_its_picture_is_gone(prefect_server, sandbox, tmp_path, book):
-    """What is bought needs its picture no more; a run that is started again gets its video."""
+    """A purchase no longer needs its picture; a run that is started again gets its video."""
     (tmp_path / "cat.png").write_bytes(picture())
     request = pictured(str(tmp_path / "cat.png"))
     first = image_to_video(request, idempotency_key="sku")

@@ -95,6 +95,14 @@ async def test_a_block_that_is_no_storage_is_refused(saved):
         await open_source(StoredSource("secret/prod/cat.png"))
 
 
+@pytest.mark.parametrize("path", ["../cat.png", "pics/../../cat.png", "/etc/cat.png"])
+async def test_a_path_in_a_block_stays_in_it(saved, path):
+    """A block gives access to its own files only."""
+    saved(Block())
+    with pytest.raises(SourceUnavailable, match="must not lead out of the block"):
+        await open_source(StoredSource(f"memory-block/prod/{path}"))
+
+
 async def test_an_object_of_a_bucket_can_be_signed(saved):
     """Its credentials sign for the object below its folder, with the type of the content."""
     bucket = saved(Bucket())
