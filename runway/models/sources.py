@@ -87,7 +87,8 @@ def _as_stored(value: str, info: ValidationInfo) -> str:
 
 
 def _kind_of(info: ValidationInfo) -> Kind:
-    return "video" if "video" in (info.field_name or "") else "image"
+    named = (info.data or {}).get("type")  # of a source whose field does not name the kind
+    return "video" if "video" in (info.field_name or "") or named == "video" else "image"
 
 
 def is_stored(address: str) -> bool:

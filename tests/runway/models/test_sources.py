@@ -5,15 +5,16 @@ import base64
 import copy
 import json
 import pickle
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from prefect_cometapi.runway import ImageToVideoRequest, Reference, VideoToVideoRequest
 from prefect_cometapi.runway.models.sources import (
+    Source,
     StoredSource,
     split_block_path,
     stored_sources,
@@ -51,6 +52,19 @@ def test_an_address_that_is_read_later_is_kept_as_it_is_written(address):
         assert one.stored_sources()["promptImage"].kind == "image"
     assert request.stored_sources() == {"videoUri": address, "references[0].uri": address}
     assert request.stored_sources()["videoUri"].kind == "video"
+
+
+def test_a_field_beside_a_source_may_name_its_kind():
+    """The kind is that of the field ``type``, where the source's own field does not name it."""
+
+    class Performance(BaseModel):
+        type: Literal["image", "video"]
+        uri: Source
+
+    for kind in ("image", "video"):
+        performance = Performance(type=kind, uri="s3://bucket/act")
+        assert isinstance(performance.uri, StoredSource)
+        assert performance.uri.kind == kind
 
 
 @pytest.mark.parametrize(
