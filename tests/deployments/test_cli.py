@@ -59,6 +59,7 @@ def test_json_output_can_be_piped_into_another_program(shell, picture):
     assert "image-to-video" in done.stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.server
 def test_a_local_video_is_restyled_and_a_bought_one_finished(shell, picture):
     """The next command restyles a stored video, and `finish` fetches it without a purchase."""
@@ -81,6 +82,7 @@ def test_a_local_video_is_restyled_and_a_bought_one_finished(shell, picture):
     assert len(shell.sandbox.accepted) == 2
 
 
+@pytest.mark.heavy
 @pytest.mark.server
 def test_a_wrong_api_key_is_reported_without_showing_it(shell, picture):
     """A refused API key costs nothing, and the message says where to get a valid one."""
@@ -137,6 +139,7 @@ def test_an_interrupted_command_says_how_to_go_on(shell, picture, script):
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.server
 def test_an_address_without_a_prefect_server_is_reported(shell, picture):
     """An unreachable Prefect server is named with the fix, and nothing is bought."""

@@ -181,6 +181,7 @@ def test_another_model_is_not_held_to_these_limits(deployed):
     deployed.http.delete(f"/flow_runs/{answer.json()['id']}").raise_for_status()
 
 
+@pytest.mark.heavy
 def test_a_worker_runs_the_deployment_as_it_comes(
     deployed, sandbox, tmp_path, prefect_server, monkeypatch
 ):

@@ -32,8 +32,8 @@ from .run_case import CaseResult, problems_of, run_case
 from .run_matrix import audit, case_envs, run_cases
 
 SEED = 8
-SQLITE = plan("SQLite", 16, 4, SEED)
-POSTGRESQL = plan("PostgreSQL", 5, 1, SEED)
+SQLITE = plan("SQLite", 16, 0, SEED)
+POSTGRESQL = plan("PostgreSQL", 5, 5, SEED)
 REMOTE_CASES = remote_plan(12, SEED)
 
 MUTANTS = {
@@ -65,7 +65,7 @@ def sample(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Samp
 
 
 async def run_on_sqlite(folder: Path, api: str) -> Sample:
-    """Run one kill at each boundary, and four interruptions."""
+    """Run one kill at each boundary."""
     async with case_envs(folder, api=api) as groups:
         return Sample(await run_cases(groups, SQLITE), await audit(groups), {})
 

@@ -52,6 +52,7 @@ def shown(folder, tmp_path_factory):
     return done
 
 
+@pytest.mark.heavy
 def test_two_clips_lie_in_the_folder_afterwards(shown, folder):
     """The demo leaves two whole videos, each with its poster and its sidecar."""
     videos = folder / "videos"

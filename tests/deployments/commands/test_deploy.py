@@ -41,6 +41,7 @@ def test_one_command_deploys_all_flows(clean_server, shell):
     assert sorted(asyncio.run(found())) == ["catalogue", "collector", "daily", "weekly"]
 
 
+@pytest.mark.heavy
 def test_a_file_beside_the_command_is_not_run(clean_server, shell, tmp_path):
     """A module in the working directory with the name of one of Prefect's is never imported."""
     for name in ("prefect", "yaml", "httpx"):
@@ -51,6 +52,7 @@ def test_a_file_beside_the_command_is_not_run(clean_server, shell, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.heavy
 async def test_what_the_user_changed_survives_the_next_deployment(clean_server, shell):
     """Parameters, schedules and tags from the UI are kept when a new version is deployed."""
     assert shell("setup", "--pool", "of-deploy").returncode == 0

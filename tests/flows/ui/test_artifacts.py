@@ -68,6 +68,7 @@ def test_the_log_tells_changes_and_not_polls(prefect_server, sandbox, history, i
     assert len([r for r in sandbox.requests if r.route == "task"]) >= 7
 
 
+@pytest.mark.heavy
 def test_no_secret_is_left_anywhere(prefect_server, sandbox, tmp_path, caplog, capfd):
     """API key, signed URLs and data URIs are in no row, result, log, artifact or file."""
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, get_current_settings
