@@ -149,12 +149,39 @@ def is_within(name: str, rooms: set[str]) -> bool:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_floor_of_the_house_knows_the_floors_above(path):
+def test_no_module_imports_from_a_higher_layer(path):
     """Lower layers do not import higher ones, and the sandbox shares no code with what it tests."""
     room = room_of(path)
     assert {name for name in known(path) if not is_within(name, {room, *MAY_IMPORT[room]})} == set()
     if path.relative_to(ROOT).parts[0] in {"runway", "sandbox"}:
         assert not [name for name in imported(path) if name.split(".")[0] == "prefect"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_state_of_a_process_has_its_reason(path):
+    """A module-level collection that fills up while the process runs says why it is there."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    silent = [
+        ast.unparse(statement)
+        for statement, follower in zip(body, [*body[1:], None], strict=True)
+        if is_empty_collection(statement) and not is_text(follower)
+    ]
+    assert silent == []
+
+
+def is_empty_collection(statement: ast.stmt) -> bool:
+    """Return whether a statement assigns a collection without elements."""
+    value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
+    if isinstance(value, ast.Call) and not value.args:
+        return ast.unparse(value.func).split(".")[-1] in {"set", "dict", "list", "WeakSet"}
+    if isinstance(value, ast.Call):
+        return ast.unparse(value.func) == "defaultdict"
+    return isinstance(value, ast.Dict | ast.List) and not ast.unparse(value)[1:-1]
+
+
+def is_text(statement: ast.stmt | None) -> bool:
+    """Return whether a statement is a string, as the docstring of a name is."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def test_no_modules_import_each_other_in_a_circle():

@@ -583,6 +583,7 @@ class Ledger:
 
 
 _ledgers: dict[tuple[int, str], Ledger] = {}
+"""Ledgers by process and URL. Of the process, since its threads share leases and connections."""
 
 
 def get_ledger(url: str) -> Ledger:
@@ -592,4 +593,5 @@ def get_ledger(url: str) -> Ledger:
         LedgerUnavailable: The URL is not valid for a ledger.
     """
     checked = ledger_url(url)
-    return _ledgers.setdefault((os.getpid(), checked), Ledger(checked))
+    here = os.getpid(), checked
+    return _ledgers.get(here) or _ledgers.setdefault(here, Ledger(checked))
