@@ -189,6 +189,7 @@ def test_a_process_that_does_not_end_by_itself_is_killed_with_its_children(tmp_p
     assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.heavy
 @pytest.mark.server
 def test_a_schedule_of_a_test_ends_with_it(prefect_server):
     """A schedule is removed at the end of its test, even a failed one, and starts no later run."""

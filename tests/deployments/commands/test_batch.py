@@ -3,6 +3,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ pytestmark = [
     pytest.mark.server,
     pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens"),
 ]
+
+heavy = partial(pytest.param, marks=pytest.mark.heavy)
 
 CATALOGUE = """id,promptImage,promptText,duration,x_shelf
 sku-1,https://example.com/cat.jpg,slow zoom,5,A
@@ -142,8 +145,8 @@ def test_json_is_one_document(shell, catalogue):
     ("words", "told"),
     [
         (["missing.csv"], "missing.csv"),
-        (["catalogue.csv", "--max-spend", "1"], "COMETAPI_PRICES"),
-        (["catalogue.csv", "--output", "results.csv"], "results.csv"),
+        heavy(["catalogue.csv", "--max-spend", "1"], "COMETAPI_PRICES"),
+        heavy(["catalogue.csv", "--output", "results.csv"], "results.csv"),
     ],
 )
 def test_an_impossible_batch_is_refused_before_anything_is_bought(shell, catalogue, words, told):
