@@ -75,8 +75,7 @@ def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Return a decorator that makes a function a flow with a persisted result.
 
     With a persisted result, a retried parent flow does not run a finished subflow again. The result
-    is stored as compressed JSON. Plain JSON does not work: Prefect 3.8 takes a flow result of the
-    form ``{"data": …}``, which every model has, for a record of an older format and returns a dict.
+    is stored as JSON, and compressed since the result of a batch can be long.
     """
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
