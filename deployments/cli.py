@@ -4,6 +4,7 @@
 import re
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from threading import Event
 from typing import Annotated, Any
 
@@ -300,6 +301,9 @@ def _run(
 
 def main() -> None:
     """Run the command line; after an expected failure, print a message and exit with 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # for what Prefect and Cyclopts write
+            stream.reconfigure(errors="backslashreplace")
     try:
         with terminable():
             app()
