@@ -269,7 +269,7 @@ class RunwayClient:
                 asyncio.timeout(TOTAL_TIMEOUT),
                 http.stream(method, path, json=payload, extensions=extensions) as response,
             ):
-                reply = await _read(response, self._key)
+                reply = await read_reply(response, self._key)
         except _FAILURES as error:
             return failure_of_exception(error)
         return (failure_of_create_reply(reply) if paid else failure_of_reply(reply)) or reply
@@ -315,7 +315,8 @@ _FOREIGN = (
 )
 
 
-async def _read(response: httpx.Response, key: str) -> Reply:
+async def read_reply(response: httpx.Response, key: str) -> Reply:
+    """Read a reply up to ``MAX_REPLY_BYTES``, without the secret that the request carried."""
     if response.is_stream_consumed:  # by a custom transport
         content = bytearray(response.content)
     else:
