@@ -77,7 +77,7 @@ async def afetch_output(
     """
     context = run_context(credentials, storage)
     videos: list[FetchedVideo] = []
-    with failures_of(submission.idempotency_key, submission.task_id):
+    with failures_of(submission.idempotency_key, submission.task_id, submission.request_id):
         if len(finished.generation.outputs) > MAX_OUTPUTS:
             raise InvalidOutput(f"the reply lists more than {MAX_OUTPUTS} outputs")
         async with exclusive_lease(context, submission):

@@ -52,7 +52,7 @@ async def apersist_output(
         StagedFileMissing: A staged file is gone, and the output must be fetched again.
     """
     context = run_context(storage=storage)
-    with failures_of(submission.idempotency_key, submission.task_id):
+    with failures_of(submission.idempotency_key, submission.task_id, submission.request_id):
         async with exclusive_lease(context, submission, context.location) as entry:
             kept = entry.videos.get(context.location) if entry else None
             if kept and not await asyncio.to_thread(_any_staged, videos):

@@ -110,12 +110,17 @@ async def _buy(
     from ...runway.ledger.purchase import buy_once
 
     posted: list[str] = []
+    request_ids: list[str] = []
     resubmits = context.settings.on_uncertain == "resubmit"
     async with context.open_client() as client:
 
         async def post(check_lease: "Check") -> str:
             with _tallied(context, request):
-                posted.append(await client.create(request, before_sending=check_lease))
+                posted.append(
+                    await client.create(
+                        request, before_sending=check_lease, on_request_id=request_ids.append
+                    )
+                )
             return posted[0]
 
         entry = await buy_once(
@@ -125,6 +130,7 @@ async def _buy(
             run=context.run,
             resubmit_as=lasting_run_id() if resubmits else None,
             budget=context.budget,
+            request_id=lambda: request_ids[-1] if request_ids else None,
             warn=log.logger().warning,
         )
     return entry, bool(posted)

@@ -180,9 +180,7 @@ async def wait_until_finished(
         missing_for = now - (wait.missing_since or now)
         result = evaluate(reply, now - wait.started, missing_for, policy)
         if isinstance(result, CometAPIError):
-            raise result.with_context(
-                idempotency_key=submission.idempotency_key, task_id=submission.task_id
-            )
+            raise result.with_context(**submission.ids)
         if result:
             waited = round(submission.age(), 3)
             return CompletedGeneration(generation=result, polls=wait.polls, waited=waited)
@@ -226,7 +224,7 @@ async def _ask_within(
 ) -> Generation:
     """Poll once, until the deadline at most; after it, one last poll may take one interval."""
     end = (wait.started or 0.0) + policy.timeout
-    which = {"idempotency_key": submission.idempotency_key, "task_id": submission.task_id}
+    which = submission.ids
     ask = client.get if wait.route is Route.TASK else client.feed
     wait.last_poll = time.monotonic()
     wait.polls += 1

@@ -170,6 +170,9 @@ class Entry(Intent):
         default=None,
         description="Serial number of the latest claim; later claims have higher ones.",
     )
+    request_id: str | None = Field(
+        default=None, description="CometAPI's id of the latest submission, for its support."
+    )
 
     @property
     def has_ended(self) -> bool:
@@ -191,7 +194,7 @@ class Entry(Intent):
         """
         if self.task_id is None:
             raise SubmissionUncertain("the ledger has no task id for this key").with_context(
-                idempotency_key=self.idempotency_key
+                idempotency_key=self.idempotency_key, request_id=self.request_id
             )
         return Submission(
             idempotency_key=self.idempotency_key,
@@ -203,6 +206,7 @@ class Entry(Intent):
             request=self.request,
             claim=self.claim,
             base_url=self.base_url,
+            request_id=self.request_id,
         )
 
     @classmethod
@@ -261,7 +265,11 @@ class Entry(Intent):
         elif self.state is State.CANCELLED:
             error = GenerationCancelled(self.note or "it was cancelled", code=self.failure_code)
         return (
-            error.with_context(idempotency_key=self.idempotency_key, task_id=self.task_id)
+            error.with_context(
+                idempotency_key=self.idempotency_key,
+                task_id=self.task_id,
+                request_id=self.request_id,
+            )
             if error
             else None
         )

@@ -92,6 +92,18 @@ class Submission(FrozenModel):
     base_url: str | None = Field(
         default=None, description="Root URL of the service that it was bought from."
     )
+    request_id: str | None = Field(
+        default=None, description="CometAPI's id of the call that bought it, for its support."
+    )
+
+    @property
+    def ids(self) -> dict[str, str | None]:
+        """Ids by which the user, CometAPI and its support find the generation."""
+        return {
+            "idempotency_key": self.idempotency_key,
+            "task_id": self.task_id,
+            "request_id": self.request_id,
+        }
 
     @property
     def short_id(self) -> str:

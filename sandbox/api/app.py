@@ -18,6 +18,7 @@ from ..messages.replies import ReplyShape, Snapshot, Stage, feed_reply, task_rep
 from ..messages.requests import ImageToVideoBody, VideoToVideoBody
 from ..request_log import RequestLog
 from . import openapi
+from .account import account_routes, fault_of
 from .auth import RunwayVersion, refuse_as_cometapi, require_key
 
 
@@ -35,7 +36,7 @@ class SandboxApp(FaultMiddleware):
     def __init__(self, config: SandboxConfig) -> None:
         self.jobs = JobStore(config)
         self.log = RequestLog()
-        routes = _routes(self.jobs, self.log, Signer(config.asset_ttl))
+        routes = _routes(config, self.jobs, self.log)
         super().__init__(routes, self.log, FaultPlan(config.faults, config.seed))
 
     def add_fault(self, fault: Fault) -> None:
@@ -54,12 +55,14 @@ def create_app(config: SandboxConfig | None = None) -> SandboxApp:
     return SandboxApp(config or SandboxConfig())
 
 
-def _routes(jobs: JobStore, log: RequestLog, signer: Signer) -> FastAPI:
+def _routes(config: SandboxConfig, jobs: JobStore, log: RequestLog) -> FastAPI:
+    signer = Signer(config.asset_ttl)
     app = FastAPI(**openapi.ABOUT, docs_url=None, redoc_url=None)
     refuse_as_cometapi(app)
     app.include_router(_creates(jobs))
     app.include_router(_polls(jobs, signer))
     app.include_router(_outputs(jobs, signer))
+    app.include_router(account_routes(config, jobs))
     app.include_router(_sandbox_routes(jobs, log))
     openapi.remove_unsent_responses(app)
     return app
@@ -169,5 +172,5 @@ def _sandbox_routes(jobs: JobStore, log: RequestLog) -> APIRouter:
 
 def _fault_of(request: Request) -> str | None:
     """Return the kind of fault that the route has to apply to this request, if any."""
-    fault: Fault | None = request.scope.get(FAULT)
+    fault = fault_of(request)
     return fault.kind if fault else None
