@@ -9,7 +9,7 @@ from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
 from ..runway.api.account import AccountClient
-from ..runway.api.catalogue import CatalogueClient
+from ..runway.api.catalogue import Catalogue
 from ..runway.api.client import RunwayClient
 from ..runway.errors import AuthenticationError
 from ..runway.settings import (
@@ -153,10 +153,10 @@ class CometAPICredentials(CredentialsBlock):
             transport=transport,
         )
 
-    def get_catalogue(self, transport: httpx.AsyncBaseTransport | None = None) -> CatalogueClient:
-        """Return a client for the public catalogue of models, as an async context manager.
+    def get_catalogue(self, transport: httpx.AsyncBaseTransport | None = None) -> Catalogue:
+        """Return the public catalogue of models, which is read without any secret.
 
         Args:
             transport: Transport for httpx in place of the default one.
         """
-        return CatalogueClient(self.base_url, transport)
+        return Catalogue(self.base_url, transport)

@@ -15,12 +15,14 @@ from pydantic import ValidationError
 from ..runway.errors import CometAPIError
 from ..runway.models.keys import check_key
 from ..runway.models.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
+from ..sandbox.config import ACCESS_TOKEN
 from ..sandbox.messages.replies import ReplyShape
 from .commands.batch import batch
 from .commands.deploy import deploy, serve
 from .commands.doctor import doctor
 from .commands.ledger import app as ledger_app
 from .commands.ledger import valid_task_id
+from .commands.models import models
 from .commands.setup import setup
 from .console import (
     Stopwatch,
@@ -53,6 +55,7 @@ app.command(setup)
 app.command(deploy)
 app.command(serve)
 app.command(doctor)
+app.command(models)
 
 
 def _check_key(_type: Any, key: str | None) -> None:
@@ -266,6 +269,7 @@ def _print_usage(url: str) -> None:
     )
     console.print("[dim]In another terminal:[/]")
     console.print(f"  export COMETAPI_BASE_URL={url} COMETAPI_KEY=sandbox", soft_wrap=True)
+    console.print(f"  export COMETAPI_ACCESS_TOKEN={ACCESS_TOKEN}", soft_wrap=True)
     console.print('  prefect-cometapi image-to-video https://example.com/cat.jpg "slow zoom"')
     console.print("[dim]Press Ctrl-C to stop.[/]")
 

@@ -149,7 +149,7 @@ async def _adopt(context: RunContext, task_id: str, idempotency_key: str | None)
     """
     from ..runway.api.adoption import require_known
 
-    intent = context.intent(idempotency_key or key_of_id(task_id))
+    intent = await context.intent(idempotency_key or key_of_id(task_id))
     try:
         ledger = await context.ledger()
         known = None if idempotency_key else await ledger.find_by_task_id(task_id, context.base_url)

@@ -5,7 +5,7 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -15,7 +15,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from .models.prices import Prices
+from .models.prices import Prices, decode_prices
 from .redact import host_of, is_loopback
 
 DEFAULT_BASE_URL = "https://api.cometapi.com"
@@ -193,10 +193,13 @@ class CometAPISettings(BaseSettings):
         description="Comma-separated hosts from which a video may be fetched at a non-public "
         "address or over plain http.",
     )
-    prices: Prices = Field(
-        default={},
-        description='Price of a generation by model, for example {"gen3a_turbo": 0.32}, or of a '
-        'second of video, for example {"gen4_aleph": "0.15/s"}.',
+    prices: Annotated[Prices | Literal["catalogue"], NoDecode, BeforeValidator(decode_prices)] = (
+        Field(
+            default={},
+            description='Price of a generation by model, for example {"gen3a_turbo": 0.32}, or of '
+            'a second of video, for example {"gen4_aleph": "0.15/s"}. The word catalogue takes '
+            "the prices of CometAPI's catalogue.",
+        )
     )
 
     @classmethod

@@ -16,6 +16,7 @@ from cyclopts import Parameter
 
 from ..console import console, stop_at_prefect
 from ..prefect_env import quieten_prefect
+from .models import warn_of_unsold
 
 Pool = Annotated[str, Parameter(help="Work pool whose workers run the flows.")]
 
@@ -28,7 +29,15 @@ def deploy(*, pool: Pool = "videos") -> None:
     new = asyncio.run(_missing(wanted["deployments"], pool))
     if new:
         _deploy_file(wanted | {"deployments": new})
+    asyncio.run(_warn())
     console.print(f"[dim]Next:[/] prefect worker start --pool {pool}")
+
+
+async def _warn() -> None:
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        await warn_of_unsold(client)
 
 
 async def _missing(wanted: list[dict[str, Any]], pool: str) -> list[dict[str, Any]]:

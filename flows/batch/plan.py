@@ -134,7 +134,7 @@ def check_prices(plan: Plan, budget: Budget) -> None:
     if budget.max_spend is not None and missing:
         raise InvalidRequest(
             f"max_spend needs the price of {', '.join(sorted(missing))}. Set "
-            'COMETAPI_PRICES, such as {"gen3a_turbo": 0.32}, or use max_seconds'
+            'COMETAPI_PRICES, such as {"gen3a_turbo": 0.32} or catalogue, or use max_seconds'
         )
 
 
@@ -203,7 +203,7 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
     plan = await asyncio.to_thread(make_plan, requests, key)
     context = RunContext(None, storage)
     ledger = await context.ledger()
-    budget = Budget(batch_prefix(plan.idempotency_key), context.settings.prices)
+    budget = Budget(batch_prefix(plan.idempotency_key), await context.prices())
     found = await looked_up(context, plan.items)
     return BatchResult(
         idempotency_key=plan.idempotency_key,

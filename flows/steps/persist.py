@@ -67,7 +67,7 @@ async def apersist_output(
                 for position, video in enumerate(videos)
             ]
             if entry:
-                price = context.settings.prices.get(entry.model or "")
+                price = (await context.prices()).get(entry.model or "")
 
                 async def now_stored(to: "Ledger", it: Submission) -> Entry | None:
                     named = entry.model_copy(update={"idempotency_key": it.idempotency_key})

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from ...blocks.credentials import CometAPICredentials
 from ...runway.errors import (
     CometAPIError,
+    InvalidRequest,
     LedgerUnavailable,
     ServiceUnavailable,
     SubmissionUncertain,
 )
-from ...runway.ledger.budget import estimate, seconds_of
+from ...runway.ledger.budget import seconds_of
 from ...runway.ledger.entry import Entry, Intent
 from ...runway.ledger.figures import Tally
 from ...runway.models.generation import Submission
@@ -84,7 +85,7 @@ async def asubmit_generation(
     context = run_context(credentials, storage)
     key = await key_for(context, request, idempotency_key, task_id=task_id, variation=variation)
     with failures_of(key):
-        intent = context.intent(key, request)
+        intent = await context.intent(key, request)
         if task_id is None:
             await check_ledger(context)
         try:
@@ -92,6 +93,9 @@ async def asubmit_generation(
                 entry, is_new = await adopt_id(context, intent, task_id), False
             else:
                 entry, is_new = await _buy(context, request, intent)
+        except InvalidRequest as error:
+            await _name_sold_models(context, request, error)
+            raise
         except SubmissionUncertain as error:
             await events.announce_uncertain(key, error)
             raise
@@ -112,10 +116,11 @@ async def _buy(
     posted: list[str] = []
     request_ids: list[str] = []
     resubmits = context.settings.on_uncertain == "resubmit"
+    cost = seconds_of(request), intent.cost
     async with context.open_client() as client:
 
         async def post(check_lease: "Check") -> str:
-            with _tallied(context, request):
+            with _tallied(context, *cost):
                 posted.append(
                     await client.create(
                         request, before_sending=check_lease, on_request_id=request_ids.append
@@ -136,17 +141,27 @@ async def _buy(
     return entry, bool(posted)
 
 
+async def _name_sold_models(
+    context: RunContext, request: GenerationRequest, error: InvalidRequest
+) -> None:
+    """Add the models of the request's route to an error for a model that CometAPI does not sell."""
+    if error.code != "model_not_found":
+        return
+    sold = (await context.models()).sold_for(request.route)
+    if sold:
+        error.message += f"; CometAPI's catalogue has for {request.route}: {', '.join(sold)}"
+
+
 @contextmanager
-def _tallied(context: RunContext, request: GenerationRequest) -> Iterator[None]:
+def _tallied(context: RunContext, seconds: float, cost: float | None) -> Iterator[None]:
     """Add a submission to the tally of the run, unless it is certain that nothing was bought."""
     tally = context.tally or Tally()
-    cost = seconds_of(request), estimate(request, context.settings.prices)
-    tally.add(*cost)
+    tally.add(seconds, cost)
     try:
         yield
     except CometAPIError as error:
         if not isinstance(error, SubmissionUncertain):
-            tally.take_back(*cost)
+            tally.take_back(seconds, cost)
         raise
 
 

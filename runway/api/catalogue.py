@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Client for CometAPI's public catalogue of models. It sends no secret, and nothing needs it."""
 
-import asyncio
 import time
-from types import TracebackType
-from typing import Self
 
 import httpx
 
@@ -19,8 +16,10 @@ KEEP_FAILURE_SECONDS = 60.0
 """Seconds for which a failure is kept, so that a missing catalogue does not delay each run."""
 
 
-class CatalogueClient:
-    """Client for the catalogue, which keeps it for an hour; use it as an async context manager.
+class Catalogue:
+    """CometAPI's catalogue, which is read when it is needed and kept for an hour.
+
+    It keeps no connection, so steps in several event loops can share it.
 
     Args:
         base_url: Root URL of the service.
@@ -32,33 +31,22 @@ class CatalogueClient:
         base_url: str = DEFAULT_BASE_URL,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = read_only_client(base_url, transport)
+        self.base_url = base_url
+        self._transport = transport
         self._kept: CatalogueReply | None = None
         self._kept_until = 0.0
-        self._lock = asyncio.Lock()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._http.aclose()
 
     async def models(self) -> CatalogueReply:
-        """Return the catalogue; concurrent callers share one request."""
-        async with self._lock:
-            if self._kept is None or time.monotonic() >= self._kept_until:
-                self._kept = await self._ask()
-                seconds = KEEP_SECONDS if self._kept.models else KEEP_FAILURE_SECONDS
-                self._kept_until = time.monotonic() + seconds
-            return self._kept
+        """Return the catalogue, or the reason why it is unknown."""
+        if self._kept is None or time.monotonic() >= self._kept_until:
+            self._kept = await self._ask()
+            seconds = KEEP_SECONDS if self._kept.models else KEEP_FAILURE_SECONDS
+            self._kept_until = time.monotonic() + seconds
+        return self._kept
 
     async def _ask(self) -> CatalogueReply:
-        answer = await fetch(self._http, "/api/models", {})
+        async with read_only_client(self.base_url, self._transport) as http:
+            answer = await fetch(http, "/api/models", {})
         if answer.problem:
             return CatalogueReply(problem=answer.problem)
         return read_catalogue(answer.body)

@@ -77,6 +77,10 @@ class CatalogueReply(BaseModel):
         """Return the ids of the models that the catalogue names for a Runway route."""
         return tuple(sorted(model.id for model in self.models if route in model.routes))
 
+    def prices(self) -> dict[str, Price]:
+        """Return the prices of the models that have one."""
+        return {model.id: model.price for model in self.models if model.price}
+
     @property
     def runway_models(self) -> tuple[CatalogueModel, ...]:
         """Models of Runway or with a Runway route, by id."""

@@ -214,6 +214,7 @@ def test_the_sandbox_answers_at_the_address_that_it_prints(running):
 def test_the_sandbox_ends_quietly_with_ctrl_c(running):
     """Ctrl-C ends the sandbox at once without an error, after it printed its usage."""
     assert f"export COMETAPI_BASE_URL={running.url} COMETAPI_KEY=sandbox" in running.told
+    assert "export COMETAPI_ACCESS_TOKEN=sandbox-access-token" in running.told
     assert "prefect-cometapi image-to-video" in running.told
     running.process.send_signal(signal.SIGINT)
     assert running.process.communicate(timeout=10) == ("", "")

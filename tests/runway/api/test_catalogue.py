@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.runway.api.catalogue import CatalogueClient
+from prefect_cometapi.runway.api.catalogue import Catalogue
 from prefect_cometapi.runway.models.catalogue import (
     CatalogueModel,
     CatalogueReply,
@@ -28,8 +28,7 @@ def model(**fields: Any) -> dict[str, Any]:
 async def test_what_is_sold_is_known(sandbox):
     """Models, prices and Runway's routes come from the catalogue, without a key."""
     running = sandbox()
-    async with CatalogueClient(running.url) as client:
-        found = await client.models()
+    found = await Catalogue(running.url).models()
     assert (found.is_complete, found.problem) == (True, None)
     assert [model.id for model in found.runway_models] == ["gen3a_turbo", "gen4.5", "gen4_aleph"]
     assert found.sold_for("image_to_video") == ("gen3a_turbo", "gen4.5")
@@ -47,8 +46,7 @@ async def test_what_is_sold_is_known(sandbox):
 )
 async def test_a_catalogue_that_goes_wrong_is_unknown(sandbox, fault):
     """No failure raises an error, and no model counts as not sold."""
-    async with CatalogueClient(sandbox(f"models:{fault}").url) as client:
-        found = await client.models()
+    found = await Catalogue(sandbox(f"models:{fault}").url).models()
     assert found.models == ()
     assert found.problem
     assert found.is_sold("gen4.5") is None
@@ -59,18 +57,18 @@ async def test_the_catalogue_is_kept_for_an_hour(answers, monkeypatch):
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     service = answers((500, {}), {"data": [model()]})
-    async with CatalogueClient(transport=service) as client:
-        assert not (await client.models()).models
-        now += 59
-        assert not (await client.models()).models
-        now += 1
-        assert (await client.models()).models
-        now += 3599
-        assert (await client.models()).models
-        assert len(service.requests) == 2
-        now += 1
-        await client.models()
-        assert len(service.requests) == 3
+    client = Catalogue(transport=service)
+    assert not (await client.models()).models
+    now += 59
+    assert not (await client.models()).models
+    now += 1
+    assert (await client.models()).models
+    now += 3599
+    assert (await client.models()).models
+    assert len(service.requests) == 2
+    now += 1
+    await client.models()
+    assert len(service.requests) == 3
 
 
 @pytest.mark.parametrize(
@@ -175,8 +173,7 @@ def test_a_model_of_another_company_is_no_runway_model():
 
 async def test_an_unreachable_catalogue_is_unknown(closed_port):
     """Without a server, the reason is named."""
-    async with CatalogueClient(closed_port) as client:
-        assert "no answer" in ((await client.models()).problem or "")
+    found = await Catalogue(closed_port).models()
+    assert "no answer" in (found.problem or "")
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"data": [model()]}))
-    async with CatalogueClient(transport=transport) as client:
-        assert (await client.models()).models
+    assert (await Catalogue(transport=transport).models()).models
