@@ -33,7 +33,7 @@ def waiting(item: BatchItem) -> ItemResult:
         idempotency_key=item.idempotency_key,
         route=request.route,
         model=request.model,
-        prompt=request.prompt_text,
+        prompt=request.prompt,
     )
 
 

@@ -80,7 +80,7 @@ class Submission(FrozenModel):
     idempotency_key: str = Field(description="Idempotency key of the generation.")
     task_id: str = Field(description="Task id from CometAPI.")
     submitted_at: AwareDatetime = Field(description="Time of its acceptance or adoption, in UTC.")
-    route: str | None = Field(default=None, description="image_to_video or video_to_video.")
+    route: str | None = Field(default=None, description="Route, such as image_to_video.")
     model: str | None = Field(default=None, description="Runway model.")
     fingerprint: str | None = Field(default=None, description="SHA-256 of the request, in hex.")
     request: dict[str, Any] | None = Field(
