@@ -128,8 +128,8 @@ class Fault(BaseModel):
     """Fault to inject, and the requests that it hits.
 
     Attributes:
-        route: ``create`` (both POSTs), ``task`` (GET a task), ``feed`` (POST /runway/feed) or
-            ``asset`` (download a clip).
+        route: ``create`` (the POSTs that buy), ``task`` (GET a task), ``feed`` (POST /runway/feed)
+            or ``asset`` (download a clip).
         kind: Kind of fault; each kind is limited to some routes.
         times: Number of requests of the route that it hits.
         after: Number of requests of the route that it leaves alone first.
