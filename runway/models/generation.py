@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data models of one generation, from its submission to the stored video."""
 
+import base64
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
@@ -131,7 +133,7 @@ class CompletedGeneration(FrozenModel):
 
 
 class VideoFacts(FrozenModel):
-    """Properties of a video file."""
+    """Properties of a video file, or of a picture file: one frame without a duration."""
 
     sha256: str = Field(description="SHA-256 of the file, in hex.")
     size: int = Field(description="Bytes.")
@@ -140,10 +142,16 @@ class VideoFacts(FrozenModel):
     duration: float = Field(description="Seconds.")
     frames: int = Field(description="Number of frames.")
     codec: str = Field(description="Codec of the video stream, for example h264.")
+    media_type: str = Field(default="video/mp4", description="Media type of the file.")
+
+    @property
+    def is_picture(self) -> bool:
+        """True for a picture, False for a video."""
+        return self.media_type.startswith("image/")
 
 
 class FetchedVideo(VideoFacts):
-    """Complete and valid video on this machine, not yet in the storage."""
+    """Complete and valid video or picture on this machine, not yet in the storage."""
 
     path: str = Field(description="Path of the staged file.")
     poster: str | None = Field(
@@ -153,20 +161,37 @@ class FetchedVideo(VideoFacts):
 
 
 class StoredVideo(VideoFacts):
-    """Video in the storage."""
+    """Video or picture in the storage."""
 
-    uri: str = Field(description="Location of the video.")
+    uri: str = Field(description="Location of the file.")
     poster: str | None = Field(default=None, description="Location of the poster.")
     sidecar: str = Field(description="Location of the JSON file that describes its origin.")
 
+    def data_uri(self) -> str:
+        """Return a file in a folder of this machine as a base64 data URI, for the next request.
+
+        Raises:
+            ValueError: The file is not in a folder of this machine, or cannot be read.
+        """
+        try:
+            content = Path(self.uri).read_bytes()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ValueError(
+                f"{redact_url(self.uri)} cannot be read as a file of this machine: {reason}"
+            ) from None
+        return f"data:{self.media_type};base64,{base64.b64encode(content).decode()}"
+
 
 class GenerationResult(FrozenModel):
-    """Result of a flow: the stored videos of one generation, its polls and its waiting time."""
+    """Result of a flow: the stored outputs of one generation, its polls and its waiting time."""
 
     idempotency_key: str
     task_id: str
     status: Status
-    videos: tuple[StoredVideo, ...]
+    videos: tuple[StoredVideo, ...] = Field(
+        description="Stored outputs: videos, or pictures if the route makes pictures."
+    )
     polls: int = Field(description="Number of polls.")
     waited: float = Field(description="Seconds from submission to its detected end.")
     submitted_at: AwareDatetime
