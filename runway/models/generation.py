@@ -113,6 +113,8 @@ class Generation(FrozenModel):
         outputs: URLs of the results; they expire.
         failure: The service's reason for a failure, or an empty text.
         raw_status: The service's own word for the status, as in the reply.
+        unknown_status: Word in the reply for a status that is not known here, or an empty text.
+        is_vague: True for an end by a word that does not say what happened, such as ``timeout``.
     """
 
     task_id: str
@@ -122,6 +124,8 @@ class Generation(FrozenModel):
     failure: str = ""
     failure_code: str = ""
     raw_status: str = ""
+    unknown_status: str = ""
+    is_vague: bool = False
 
 
 class CompletedGeneration(FrozenModel):

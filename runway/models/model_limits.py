@@ -252,8 +252,7 @@ def limits_schema(route: str, default: str) -> Callable[[dict[str, Any]], None]:
     def add(schema: dict[str, Any]) -> None:
         known = known_models(route)
         properties = schema["properties"]
-        if extra := properties.pop("extra", None):
-            properties["extra"] = extra  # a base class declares it, and a form ends with it
+        properties["extra"] = properties.pop("extra")  # a base class declares it; a form ends so
         for name, described in properties.items():
             described["description"] += _described(name, known)
         own = properties.keys() - {"model", "extra"}

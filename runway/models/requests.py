@@ -20,7 +20,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     PlainSerializer,
     TypeAdapter,
     WrapValidator,
@@ -149,7 +148,7 @@ class Performance(_WireModel):
 
 
 Extra = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,99}$")], JsonValue],
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,99}$")], Any],
     PlainSerializer(partial(redact_payload, urls=False), when_used="json", return_type=dict),
 ]
 """Fields that this package does not know, by the API's names. In JSON, data URIs are redacted."""
@@ -240,9 +239,7 @@ class GenerationRequest(_WireModel):
 
     @field_validator("extra")
     @classmethod
-    def _add_only_unknown_fields(
-        cls, extra: dict[str, JsonValue] | None
-    ) -> dict[str, JsonValue] | None:
+    def _add_only_unknown_fields(cls, extra: dict[str, Any] | None) -> dict[str, Any] | None:
         own = {_folded(name): str(info.alias) for name, info in cls.model_fields.items()}
         for name in extra or {}:
             if known := own.get(_folded(name)):
@@ -250,8 +247,8 @@ class GenerationRequest(_WireModel):
         if _has_redacted(extra):
             raise ValueError("it contains only the redacted form of a data URI; pass the original")
         try:
-            json.dumps(extra, allow_nan=False).encode()
-        except ValueError:
+            json.dumps(extra, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError):
             raise ValueError("it must be JSON that can be sent") from None
         return extra or None
 
