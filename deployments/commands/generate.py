@@ -25,7 +25,7 @@ from ...runway.models.sources import Source
 from ...runway.redact import scrub
 from ..data_uris import as_source
 
-_IS_SOURCE = Source.__metadata__[0]
+_IS_SOURCE = get_args(Source)[1]
 _TAGGED = re.compile(r"([A-Za-z][A-Za-z0-9_]{2,15})=(.+)", re.DOTALL)
 
 Convert = Callable[[Any], Any]
@@ -66,7 +66,7 @@ def command_of(
     parameters = [*(option.parameter for option in options), *shared]
     command.__name__ = kind.route
     command.__doc__ = f"{kind.summary}. Buys one generation."
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {it.name: it.annotation for it in parameters}
     return command
 

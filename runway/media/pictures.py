@@ -63,7 +63,8 @@ def decode(file: BinaryIO, kind: str) -> Any:
     file.seek(0)
     options = {"protocol_whitelist": "none"}
     try:
-        with av.open(file, format=f"{kind}_pipe", options=options) as container:
+        opened: Any = av.open(file, format=f"{kind}_pipe", options=options)
+        with opened as container:
             context = container.streams.video[0].codec_context
             context.options, context.thread_count = STRICT, 1
             return next(container.decode(video=0))
