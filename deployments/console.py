@@ -177,7 +177,7 @@ def show_results(results: list[tuple[GenerationResult, float]]) -> None:
         for video in result.videos:
             table.add_row(
                 escape(display_path(video.uri)),
-                f"{video.duration:.1f} s",
+                "" if video.is_picture else f"{video.duration:.1f} s",
                 shown_size(video.size),
                 f"{seconds:.0f} s",
                 str(result.polls),

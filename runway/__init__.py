@@ -47,10 +47,19 @@ from .models.generation import (
     Submission,
 )
 from .models.requests import (
+    ROUTES,
+    Character,
+    CharacterPerformanceRequest,
     ContentModeration,
     GenerationRequest,
     ImageToVideoRequest,
+    Keyframe,
+    KeyframeRange,
+    Performance,
+    PositionedImage,
     Reference,
+    TaggedImage,
+    TextToImageRequest,
     VideoToVideoRequest,
 )
 from .settings import CometAPISettings
@@ -64,6 +73,8 @@ __all__ = [
     "BatchFailed",
     "BatchResult",
     "BudgetExceeded",
+    "Character",
+    "CharacterPerformanceRequest",
     "CometAPIError",
     "CometAPISettings",
     "CompletedGeneration",
@@ -86,6 +97,8 @@ __all__ = [
     "InvalidOutput",
     "InvalidRequest",
     "ItemResult",
+    "Keyframe",
+    "KeyframeRange",
     "Ledger",
     "LedgerCorrupted",
     "LedgerOutdated",
@@ -93,6 +106,8 @@ __all__ = [
     "NotSubmitted",
     "Outcome",
     "OutputExpired",
+    "Performance",
+    "PositionedImage",
     "QuotaExceeded",
     "Reference",
     "RunwayClient",
@@ -105,11 +120,17 @@ __all__ = [
     "StoredVideo",
     "Submission",
     "SubmissionUncertain",
+    "TaggedImage",
+    "TextToImageRequest",
     "TooManyRunAttempts",
     "UnexpectedResponse",
     "UnknownTaskId",
     "VideoToVideoRequest",
 ]
+
+# A route that the table declares adds the class of its requests.
+_routes = {request.__name__: request for request in ROUTES.values()}
+globals().update(_routes, __all__=sorted({*__all__, *_routes}))
 
 # Stored results and pickles refer to a class by its public path, so that they stay readable when
 # the class moves to another module.

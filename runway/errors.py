@@ -57,8 +57,8 @@ class CometAPIError(Exception):
         then_finish: True if a bought generation can be finished once the advice is followed.
     """
 
-    money: ClassVar[str] = ""
-    advice: ClassVar[str] = ""
+    money: str = ""
+    advice: str = ""
     then_finish: ClassVar[bool] = False
 
     def __init__(

@@ -16,6 +16,7 @@ from .clips.sources import InvalidSourceError
 from .config import SandboxConfig
 from .faults.plan import Fault
 from .messages.errors import REQUEST_ID
+from .messages.model_table import PICTURES
 from .messages.replies import ReplyShape, Snapshot, Stage
 
 MAX_RENDERERS = 2
@@ -31,7 +32,7 @@ class AcceptedJob:
 
     Attributes:
         task_id: Id that the sandbox gave the job.
-        route: ``image_to_video`` or ``video_to_video``.
+        route: Route of the request, such as ``image_to_video``.
         body: Body of the request as received.
         accepted_at: Time of acceptance, in seconds of `time.monotonic`.
         request_id: ``X-Cometapi-Request-Id`` of the request.
@@ -140,12 +141,16 @@ class JobStore:
         return snapshot
 
     def finished_clip(self, task_id: str) -> bytes | None:
-        """Return the MP4 of a job that has succeeded, else None."""
+        """Return the output of a job that has succeeded, an MP4 or a PNG, else None."""
         with self._lock:
             job = self._jobs.get(task_id)
         if job is None or self._snapshot(job).stage is not Stage.SUCCEEDED:
             return None
         return job.clip.result()
+
+    def suffix(self, job: Job) -> str:
+        """Return the suffix of the output of `job`."""
+        return ".png" if job.accepted.route in PICTURES else ".mp4"
 
     def stages(self) -> dict[str, int]:
         """Return the number of jobs in each stage."""

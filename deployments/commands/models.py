@@ -10,8 +10,9 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from ...runway.api.catalogue import Catalogue
-from ...runway.models.catalogue import CatalogueReply, known_limits, known_models
-from ...runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
+from ...runway.models.catalogue import CatalogueReply
+from ...runway.models.model_limits import known_models
+from ...runway.models.requests import ROUTES, route_of
 from ...runway.settings import CometAPISettings
 from ..console import console, escape
 
@@ -62,21 +63,18 @@ def model_rows(found: CatalogueReply) -> list[ModelRow]:
     """Return the Runway models of a catalogue, and those whose limits are known; pure."""
     sold = {model.id: model for model in found.runway_models}
     rows: list[ModelRow] = []
-    for name in sorted({*sold, *known_models()}):
+    known = known_models()
+    for name in sorted({*sold, *known}):
         listed = sold.get(name) or found.find(name)
-        routes = [
-            route
-            for route in ("image_to_video", "video_to_video")
-            if name in known_models(route) and not (listed and listed.routes)
-        ]
+        own = (known[name].route,) if name in known else ()
         rows.append(
             ModelRow(
                 model=name,
                 name=listed.name if listed else "",
-                routes=listed.routes if listed and listed.routes else tuple(routes),
+                routes=(listed and listed.routes) or own,
                 price=str(listed.price) if listed and listed.price else None,
                 sold=found.is_sold(name),
-                limits_known=known_limits(name) is not None,
+                limits_known=name in known,
             )
         )
     return rows
@@ -103,8 +101,7 @@ def unsold(found: CatalogueReply, wanted: Mapping[str, Iterable[str]]) -> list[s
 def default_models() -> dict[str, list[str]]:
     """Return the default model of each flow."""
     return {
-        f"default of {kind.route}": [kind.model_fields["model"].default]
-        for kind in (ImageToVideoRequest, VideoToVideoRequest)
+        f"default of {kind.route}": [kind.model_fields["model"].default] for kind in ROUTES.values()
     }
 
 
@@ -112,12 +109,17 @@ def models_of(parameters: Mapping[str, Any]) -> list[str]:
     """Return the models in the parameters of a deployment; those of a manifest are unknown."""
     requests = parameters.get("requests")
     given = [parameters.get("request"), *(requests if isinstance(requests, list) else [])]
-    return [_model_of(request) for request in given if isinstance(request, Mapping)]
+    named = [_model_of(request) for request in given if isinstance(request, Mapping)]
+    return [model for model in named if model]
 
 
-def _model_of(request: Mapping[str, Any]) -> str:
-    kind = VideoToVideoRequest if {"videoUri", "video_uri"} & set(request) else ImageToVideoRequest
-    return str(request.get("model") or kind.model_fields["model"].default)
+def _model_of(request: Mapping[str, Any]) -> str | None:
+    """Return the model of a request, or None if nothing says which it is."""
+    try:
+        kind = ROUTES[route_of(request, request.get("route"))]
+    except ValueError:
+        return request.get("model")
+    return request.get("model") or kind.model_fields["model"].default
 
 
 async def models_of_deployments(client: "PrefectClient") -> dict[str, list[str]]:

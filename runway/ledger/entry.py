@@ -94,7 +94,7 @@ class Intent(FrozenModel):
 
     idempotency_key: str = Field(description="Idempotency key of the generation.")
     base_url: str = Field(description="Base URL of the service that sells it.")
-    route: str | None = Field(default=None, description="image_to_video or video_to_video.")
+    route: str | None = Field(default=None, description="Route, such as image_to_video.")
     model: str | None = Field(default=None, description="Runway model.")
     fingerprint: str | None = Field(default=None, description="SHA-256 of the request, in hex.")
     request: dict[str, Any] | None = Field(
@@ -292,7 +292,7 @@ class GenerationKind(NamedTuple):
 
     Attributes:
         base_url: Root of the service.
-        route: image_to_video or video_to_video.
+        route: Route, such as image_to_video.
         model: Runway model.
         seconds: Seconds of video, or None if the request does not say.
     """

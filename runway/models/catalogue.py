@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 from ..redact import scrub
 from .account import read_number
-from .model_limits import IMAGE_TO_VIDEO_MODELS, VIDEO_TO_VIDEO_MODELS, Limits
 from .prices import Price
 
 _ROUTE = re.compile(r"runwayml/v1/([a-z][a-z0-9_]{2,40})")
@@ -158,24 +157,3 @@ def _text(value: Any) -> str:
 def _price(value: Any) -> float | None:
     price = read_number(value)
     return price if price and price > 0 else None
-
-
-def known_limits(model: str, route: str | None = None) -> Limits | None:
-    """Return the limits that this package knows for a model, or None.
-
-    Args:
-        model: Model.
-        route: Route; every route if it is None.
-    """
-    return known_models(route).get(model)
-
-
-def known_models(route: str | None = None) -> dict[str, Limits]:
-    """Return the models whose limits this package knows, of one route or of all."""
-    routes = {"image_to_video": IMAGE_TO_VIDEO_MODELS, "video_to_video": VIDEO_TO_VIDEO_MODELS}
-    return {
-        model: limits
-        for name, models in routes.items()
-        if route in {None, name}
-        for model, limits in models.items()
-    }

@@ -28,7 +28,7 @@ def check_source(value: object, info: ValidationInfo) -> object:
     """
     if not isinstance(value, str):
         return value
-    kind = "video" if "video" in (info.field_name or "") else "image"
+    kind = _kind_of(info)
     if is_redacted(value):
         raise ValueError(
             "this is only the redacted form of a data URI; pass the original, or better an "
@@ -37,6 +37,11 @@ def check_source(value: object, info: ValidationInfo) -> object:
     if value[:5].lower() == "data:":
         return _checked_data_uri(value, kind)
     return _checked_url(value)
+
+
+def _kind_of(info: ValidationInfo) -> str:
+    told = (info.data or {}).get("type")  # of a source whose field does not name the kind
+    return "video" if "video" in (info.field_name or "") or told == "video" else "image"
 
 
 def _checked_data_uri(uri: str, kind: str) -> str:

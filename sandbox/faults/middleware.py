@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..messages.errors import REQUEST_ID, new_request_id
+from ..messages.model_table import ROUTES as CREATES
 from ..request_log import RecordedRequest, RequestLog
 from . import sockets
 from .plan import Fault, FaultPlan, FaultRoute
@@ -18,7 +19,7 @@ FAULT = "prefect_cometapi.sandbox.fault"
 """Name in the ASGI scope under which a route finds the fault that it has to apply itself."""
 
 _ROUTES = (
-    ("POST", re.compile(r"/runwayml/v1/(image|video)_to_video"), "create"),
+    ("POST", re.compile(rf"/runwayml/v1/({'|'.join(CREATES)})"), "create"),
     ("GET", re.compile(r"/runwayml/v1/tasks/[^/]+"), "task"),
     ("POST", re.compile(r"/runway/feed"), "feed"),
     ("GET", re.compile(r"/assets/.+"), "asset"),

@@ -149,7 +149,7 @@ class Fault(BaseModel):
     """Fault to inject, and the requests that it hits.
 
     Attributes:
-        route: ``create`` (both POSTs), ``task`` (GET a task), ``feed`` (POST /runway/feed),
+        route: ``create`` (the POSTs that buy), ``task`` (GET a task), ``feed`` (POST /runway/feed),
             ``asset`` (download a clip), ``models`` (the catalogue), ``tasks`` and ``log`` (lists of
             the account) or ``billing`` (the balance).
         kind: Kind of fault; each kind is limited to some routes.

@@ -13,8 +13,6 @@ from prefect_cometapi.runway.api.catalogue import Catalogue
 from prefect_cometapi.runway.models.catalogue import (
     CatalogueModel,
     CatalogueReply,
-    known_limits,
-    known_models,
     read_catalogue,
 )
 from prefect_cometapi.runway.models.prices import Price
@@ -151,16 +149,6 @@ def test_no_json_of_a_catalogue_raises(body):
     """An odd reply is an unknown catalogue."""
     found = read_catalogue(body)
     assert found.is_complete == (found.problem is None)
-
-
-def test_known_models_are_those_of_the_routes():
-    """The limits of a model are known for its own route."""
-    assert known_models("image_to_video").keys() == {"gen3a_turbo"}
-    assert known_models().keys() == {"gen3a_turbo", "gen4_aleph"}
-    assert known_models("text_to_image") == {}
-    assert known_limits("gen4_aleph")
-    assert known_limits("gen4_aleph", "image_to_video") is None
-    assert known_limits("gen9") is None
 
 
 def test_a_model_of_another_company_is_no_runway_model():
