@@ -36,7 +36,7 @@ from ..models.account import (
 )
 from ..redact import redact_url, scrub
 from ..settings import API_KEY_PATTERN, DEFAULT_BASE_URL
-from .client import read_reply
+from .client import MIN_SECRET_LENGTH, read_reply
 
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 """Timeouts in seconds without network activity."""
@@ -114,13 +114,22 @@ async def fetch(
     status = reply.http_status
     if not reply.is_json:
         return Answer(problem=f"HTTP {status} without JSON: {reply.excerpt}", http_status=status)
-    if status != httpx.codes.OK or reply.body.get("success") is False or reply.body.get("error"):
-        return Answer(problem=f"HTTP {status}: {_message(reply.body)}", http_status=status)
-    return Answer(reply.body, http_status=status)
+    body = _without(reply.body, secret)
+    if status != httpx.codes.OK or body.get("success") is False or body.get("error"):
+        return Answer(problem=f"HTTP {status}: {_message(body)}", http_status=status)
+    return Answer(body, http_status=status)
 
 
 def _hide(text: str, secret: str) -> str:
     return text.replace(secret, "<hidden key>") if secret else text
+
+
+def _without(body: dict[str, Any], secret: str) -> dict[str, Any]:
+    """Return a JSON object without a secret that the reply contained in escaped form."""
+    text = json.dumps(body, ensure_ascii=False)
+    if len(secret) < MIN_SECRET_LENGTH or secret not in text:
+        return body
+    return json.loads(_hide(text, secret))
 
 
 def _message(body: dict[str, Any]) -> str:

@@ -164,6 +164,7 @@ def test_help_lists_the_commands(script):
         "finish",
         "image-to-video",
         "ledger",
+        "models",
         "sandbox",
         "serve",
         "setup",

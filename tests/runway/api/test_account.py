@@ -399,6 +399,9 @@ async def test_no_secret_is_in_an_answer(answers):
     assert OTHER_TOKEN not in f"{found} {found.problem}"
     service = answers(listed(row(model_name=OTHER_TOKEN), total=1))
     assert OTHER_TOKEN not in str(await tasks_of(service, token=OTHER_TOKEN))
+    escaped = "".join(f"\\u{ord(sign):04x}" for sign in OTHER_TOKEN)
+    service = answers((500, f'{{"message": "{escaped}"}}'.encode()))
+    assert "<hidden key>" in str(await tasks_of(service, token=OTHER_TOKEN))
     service = answers(httpx.ConnectError(f"cannot send {OTHER_TOKEN}"))
     assert OTHER_TOKEN not in str(await tasks_of(service, token=OTHER_TOKEN))
     async with client(answers((500, KEY.encode()))) as asked:

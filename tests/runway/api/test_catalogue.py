@@ -34,6 +34,7 @@ async def test_what_is_sold_is_known(sandbox):
     assert prices["gen3a_turbo"] == Price(0.256)
     assert prices["gen4_aleph"] == Price(0.12, per_second=True)
     assert prices["gpt-5-mini"] is None
+    assert found.prices() == {name: price for name, price in prices.items() if price}
     assert (found.is_sold("gen4.5"), found.is_sold("gen9")) == (True, False)
     (request,) = running.requests
     assert "authorization" not in request.headers
