@@ -154,6 +154,7 @@ def test_help_lists_the_commands(script):
     commands = re.findall(r"^│ ([a-z][a-z-]+) ", shown, re.MULTILINE)
     assert commands == [
         "batch",
+        "character-performance",
         "collect",
         "demo",
         "deploy",
@@ -164,6 +165,7 @@ def test_help_lists_the_commands(script):
         "sandbox",
         "serve",
         "setup",
+        "text-to-image",
         "video-to-video",
     ]
 
