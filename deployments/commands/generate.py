@@ -53,8 +53,13 @@ def command_of(
     """
     options = [_option(name, info, kind) for name, info in kind.model_fields.items()]
     options.sort(key=lambda option: _position(option.field, kind))
+    shared = inspect.signature(common).parameters.values()
+    parameters = [*(option.parameter for option in options), *shared]
 
-    def command(**given: Any) -> None:
+    def command(*arguments: Any, **named: Any) -> None:
+        bound = inspect.Signature(parameters).bind(*arguments, **named)
+        bound.apply_defaults()
+        given = bound.arguments
         fields = {
             option.field: option.convert(value)
             for option in options
@@ -62,8 +67,6 @@ def command_of(
         }
         run(kind.model_validate(fields), **given)
 
-    shared = inspect.signature(common).parameters.values()
-    parameters = [*(option.parameter for option in options), *shared]
     command.__name__ = kind.route
     command.__doc__ = f"{kind.summary}. Buys one generation."
     command.__signature__ = inspect.Signature(parameters)

@@ -386,6 +386,7 @@ class CharacterPerformanceRequest(GenerationRequest):
     arguments: ClassVar[tuple[str, ...]] = ("character", "reference")
 
     character: Character = Field(
+        title="Character",
         description="Image or video of the character, whose face is visible.",
         examples=[{"type": "image", "uri": _CAT}],
     )

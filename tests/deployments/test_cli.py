@@ -157,6 +157,7 @@ def test_help_lists_the_commands(script):
     commands = re.findall(r"^│ ([a-z][a-z-]+) ", shown, re.MULTILINE)
     assert commands == [
         "batch",
+        "character-performance",
         "collect",
         "demo",
         "deploy",
@@ -168,6 +169,7 @@ def test_help_lists_the_commands(script):
         "sandbox",
         "serve",
         "setup",
+        "text-to-image",
         "video-to-video",
     ]
 

@@ -11,6 +11,7 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_cometapi.deployments.commands.deploy import in_pool, served
+from prefect_cometapi.runway.models.requests import ROUTES
 
 from ..test_prefect_yaml import PREFECT_YAML
 
@@ -38,7 +39,8 @@ def test_one_command_deploys_all_flows(clean_server, shell):
             deployments = await client.read_deployments()
         return [one.name for one in deployments if one.work_pool_name == "of-deploy"]
 
-    assert sorted(asyncio.run(found())) == ["catalogue", "collector", "daily", "weekly"]
+    names = ["catalogue", "collector", "daily", "monthly", "picture", "weekly"]
+    assert sorted(asyncio.run(found())) == names
 
 
 @pytest.mark.heavy
@@ -77,7 +79,8 @@ def test_what_is_served_buys_nothing_by_itself(prefect_server):
     """Of the served deployments, only the collector has a schedule."""
     deployments = served()
     names = {one.flow_name: len(one.schedules or []) for one in deployments}
-    assert names == {"image-to-video": 0, "video-to-video": 0, "generate-batch": 0, "collect": 1}
+    routes = {route.replace("_", "-"): 0 for route in ROUTES}
+    assert names == routes | {"generate-batch": 0, "collect": 1}
     assert all(re.match(r"prefect_cometapi\.flows\.", one.entrypoint) for one in deployments)
 
 

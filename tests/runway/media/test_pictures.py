@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from prefect_cometapi.runway import InvalidOutput
-from prefect_cometapi.runway.media import pictures
+from prefect_cometapi.runway.media import decoder, pictures
 from prefect_cometapi.runway.media.inspector import PICTURES, draw_poster, inspect_output
 
 SIZE = (96, 64)
@@ -57,6 +57,22 @@ def test_a_png_of_any_colours_is_taken(tmp_path, mode):
 
 
 @pytest.mark.parametrize("name", [*PICTURES])
+def test_the_decoder_describes_a_picture_and_draws_its_poster(name):
+    """The functions of the decoder process work on an open file."""
+    file = io.BytesIO(WHOLE[name])
+    assert decoder.inspect_output(file, "picture")["codec"] == name
+    assert decoder.inspect_output(file, None)["frames"] == 1
+    assert decoder.draw_poster(file, 48).startswith(b"\xff\xd8\xff")
+    for content, makes, reason in (
+        (WHOLE[name], "video", "not an MP4"),
+        (b"GIF89a", "picture", "not a PNG"),
+        (WHOLE[name][:-9], "picture", "truncated|decoded"),
+    ):
+        with pytest.raises(decoder.InvalidVideo, match=reason):
+            decoder.inspect_output(io.BytesIO(content), makes)
+
+
+@pytest.mark.parametrize("name", [*PICTURES])
 @given(kept=st.floats(0.0, 1.0, exclude_max=True))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_a_picture_that_was_cut_off_is_refused(tmp_path, name, kept):
@@ -91,10 +107,11 @@ def test_a_png_that_ends_without_its_image_is_refused(tmp_path):
         return struct.pack(">I", len(content)) + summed + struct.pack(">I", zlib.crc32(summed))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
+    empty = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        pictures.inspect(io.BytesIO(empty), "png")
     with pytest.raises(InvalidOutput, match="cannot be decoded"):
-        inspect_output(
-            written(tmp_path, b"\x89PNG\r\n\x1a\n" + header + chunk(b"IEND", b"")), "picture"
-        )
+        inspect_output(written(tmp_path, empty), "picture")
 
 
 def test_a_jpeg_without_its_end_is_refused():
@@ -103,6 +120,20 @@ def test_a_jpeg_without_its_end_is_refused():
     with pytest.raises(ValueError, match="truncated"):
         pictures.require_end(io.BytesIO(whole[:-2]), "jpeg")
     pictures.require_end(io.BytesIO(whole + b"appended"), "jpeg")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (WHOLE["png"][:-12], "truncated"),
+        (WHOLE["png"][:-20], "truncated"),
+        (WHOLE["png"][:60] + b"?" + WHOLE["png"][61:], "a checksum is wrong at byte"),
+    ],
+)
+def test_each_part_of_a_png_is_checked(content, reason):
+    """A missing part, half of a part and a changed byte are told apart."""
+    with pytest.raises(ValueError, match=reason):
+        pictures.require_end(io.BytesIO(content), "png")
 
 
 def test_a_huge_file_is_not_read(monkeypatch):
