@@ -30,6 +30,10 @@ coverage:
     .venv/bin/coverage report --include='runway/*' --fail-under=100
     for package in blocks flows deployments sandbox; do .venv/bin/coverage report --include="$package/*" --fail-under=90 || exit 1; done
 
+# Install the newest of everything, as a user gets it, for each Python found here; run demo and core
+newest:
+    .venv/bin/python -m tests.newest
+
 # Check style and formatting
 lint:
     .venv/bin/ruff check .

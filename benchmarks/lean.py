@@ -38,14 +38,13 @@ from prefect_cometapi.sandbox.messages.errors import (
     unauthorized,
 )
 from prefect_cometapi.sandbox.messages.replies import Snapshot, Stage, bare
-from prefect_cometapi.sandbox.messages.requests import ImageToVideoBody, VideoToVideoBody
+from prefect_cometapi.sandbox.messages.requests import BODIES
 
 TICK = 0.05
 """Seconds between two checks of the event loop's lag."""
 
 _BODIES: dict[str, type[BaseModel]] = {
-    "image_to_video": ImageToVideoBody,
-    "video_to_video": VideoToVideoBody,
+    route: BODIES[route][0] for route in ("image_to_video", "video_to_video")
 }
 
 

@@ -8,6 +8,8 @@ import httpx
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
+from ..runway.api.account import AccountClient
+from ..runway.api.catalogue import Catalogue
 from ..runway.api.client import RunwayClient
 from ..runway.errors import AuthenticationError
 from ..runway.settings import (
@@ -26,6 +28,7 @@ class CometAPICredentials(CredentialsBlock):
 
     Attributes:
         api_key: API key of CometAPI.
+        access_token: Access token of the account, or None.
         runway_version: Value of the header X-Runway-Version.
         base_url: Root URL of the service, without a path.
 
@@ -56,6 +59,13 @@ class CometAPICredentials(CredentialsBlock):
         title="API key",
         description="API key from CometAPI's console. It is sent only to the base URL.",
     )
+    access_token: SecretStr | None = Field(
+        default=None,
+        title="Access token",
+        description="Access token of the account, from the personal settings of CometAPI's "
+        "console. With it, the account's own tasks and charges can be listed. It is sent only to "
+        "the base URL.",
+    )
     runway_version: str = Field(
         default=DEFAULT_RUNWAY_VERSION,
         pattern=RUNWAY_VERSION_PATTERN,
@@ -82,6 +92,18 @@ class CometAPICredentials(CredentialsBlock):
             )
         return SecretStr(text)
 
+    @field_validator("access_token")
+    @classmethod
+    def _check_access_token(cls, access_token: SecretStr | None) -> SecretStr | None:
+        text = access_token.get_secret_value().strip() if access_token else ""
+        if not text:  # an empty field of the form
+            return None
+        if set(text) == {"*"}:
+            raise ValueError("this is a masked access token; load the saved block again")
+        if not re.fullmatch(API_KEY_PATTERN, text):
+            raise ValueError("the access token contains characters that it cannot have")
+        return SecretStr(text)
+
     @classmethod
     def from_settings(cls, settings: CometAPISettings | None = None) -> Self:
         """Create credentials from ``COMETAPI_KEY`` and the other settings.
@@ -94,6 +116,7 @@ class CometAPICredentials(CredentialsBlock):
             raise AuthenticationError("there is no API key")
         return cls(
             api_key=settings.key,
+            access_token=settings.access_token,
             runway_version=settings.runway_version,
             base_url=settings.base_url,
         )
@@ -116,3 +139,24 @@ class CometAPICredentials(CredentialsBlock):
             runway_version=self.runway_version,
             transport=transport,
         )
+
+    def get_account(self, transport: httpx.AsyncBaseTransport | None = None) -> AccountClient:
+        """Return a read-only client for the account, to use as an async context manager.
+
+        Args:
+            transport: Transport for httpx in place of the default one.
+        """
+        return AccountClient(
+            api_key=self.api_key,
+            access_token=self.access_token,
+            base_url=self.base_url,
+            transport=transport,
+        )
+
+    def get_catalogue(self, transport: httpx.AsyncBaseTransport | None = None) -> Catalogue:
+        """Return the public catalogue of models, which is read without any secret.
+
+        Args:
+            transport: Transport for httpx in place of the default one.
+        """
+        return Catalogue(self.base_url, transport)

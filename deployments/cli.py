@@ -4,6 +4,7 @@
 import re
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from threading import Event
 from typing import Annotated, Any
 
@@ -13,13 +14,16 @@ from pydantic import ValidationError
 
 from ..runway.errors import CometAPIError
 from ..runway.models.keys import check_key
-from ..runway.models.requests import GenerationRequest, ImageToVideoRequest, VideoToVideoRequest
+from ..runway.models.requests import ROUTES, GenerationRequest
+from ..sandbox.config import ACCESS_TOKEN
 from ..sandbox.messages.replies import ReplyShape
 from .commands.batch import batch
 from .commands.deploy import deploy, serve
 from .commands.doctor import doctor
+from .commands.generate import command_of
 from .commands.ledger import app as ledger_app
 from .commands.ledger import valid_task_id
+from .commands.models import models
 from .commands.setup import setup
 from .console import (
     Stopwatch,
@@ -34,7 +38,6 @@ from .console import (
     terminable,
 )
 from .prefect_env import quieten_prefect, start_prefect
-from .source_arguments import as_source
 
 # Prefect raises these as a bare RuntimeError before a flow run starts.
 _PREFECT_IS_AWAY = re.compile("Failed to reach API|Timed out while attempting to connect")
@@ -52,6 +55,7 @@ app.command(setup)
 app.command(deploy)
 app.command(serve)
 app.command(doctor)
+app.command(models)
 
 
 def _check_key(_type: Any, key: str | None) -> None:
@@ -93,86 +97,24 @@ def demo(storage: Storage = None) -> None:
     run_demo(storage)
 
 
-@app.command(name="image-to-video")
-def image_to_video(
-    image: Annotated[
-        str, Parameter(help="Image: URL, local file, s3:// address or TYPE/BLOCK/FILE.")
-    ],
-    prompt: Annotated[str | None, Parameter(help="Text that describes the video.")] = None,
+def _common(
     *,
-    model: Annotated[str, Parameter(help="Runway model to use.")] = "gen3a_turbo",
-    duration: Annotated[
-        int | None, Parameter(help="Length of the video in seconds: 5 or 10.")
-    ] = None,
-    ratio: Annotated[
-        str | None, Parameter(help="Width and height in pixels, such as 1280:720.")
-    ] = None,
-    seed: Annotated[
-        int | None, Parameter(help="Seed; the same seed gives a similar video.")
-    ] = None,
     storage: Storage = None,
     idempotency_key: Key = None,
     wait: WaitOption = True,
     task_id: TaskId = None,
     json: AsJson = False,
 ) -> None:
-    """Make a video from an image. Buys one generation."""
-    request = ImageToVideoRequest(
-        prompt_image=as_source(image),
-        prompt_text=prompt,
-        model=model,
-        duration=duration,
-        ratio=ratio,
-        seed=seed,
-    )
-    _generate(
-        request,
-        storage=storage,
-        idempotency_key=idempotency_key,
-        wait=wait,
-        task_id=task_id,
-        as_json=json,
-    )
+    """Declare the options that the commands of all routes share."""
 
 
-@app.command(name="video-to-video")
-def video_to_video(
-    video: Annotated[
-        str, Parameter(help="Video: URL, local file, s3:// address or TYPE/BLOCK/FILE.")
-    ],
-    prompt: Annotated[str, Parameter(help="Text that describes the change.")],
-    *,
-    model: Annotated[str, Parameter(help="Runway model to use.")] = "gen4_aleph",
-    reference: Annotated[
-        str | None, Parameter(help="Image with the wanted style, given like the video.")
-    ] = None,
-    seed: Annotated[
-        int | None, Parameter(help="Seed; the same seed gives a similar video.")
-    ] = None,
-    storage: Storage = None,
-    idempotency_key: Key = None,
-    wait: WaitOption = True,
-    task_id: TaskId = None,
-    json: AsJson = False,
-) -> None:
-    """Restyle a video. Buys one generation."""
-    request = VideoToVideoRequest.model_validate(
-        {
-            "video_uri": as_source(video),
-            "prompt_text": prompt,
-            "model": model,
-            "references": [{"uri": as_source(reference)}] if reference else None,
-            "seed": seed,
-        }
-    )
-    _generate(
-        request,
-        storage=storage,
-        idempotency_key=idempotency_key,
-        wait=wait,
-        task_id=task_id,
-        as_json=json,
-    )
+def _generate(request: GenerationRequest, *, json: bool, **options: Any) -> None:
+    title = f"{request.route.replace('_', '-')} {request.model}"
+    _run(request.route, request, title, as_json=json, **options)
+
+
+for _kind in ROUTES.values():
+    app.command(command_of(_kind, _common, _generate), name=_kind.route.replace("_", "-"))
 
 
 @app.command
@@ -269,12 +211,9 @@ def _print_usage(url: str) -> None:
     )
     console.print("[dim]In another terminal:[/]")
     console.print(f"  export COMETAPI_BASE_URL={url} COMETAPI_KEY=sandbox", soft_wrap=True)
+    console.print(f"  export COMETAPI_ACCESS_TOKEN={ACCESS_TOKEN}", soft_wrap=True)
     console.print('  prefect-cometapi image-to-video https://example.com/cat.jpg "slow zoom"')
     console.print("[dim]Press Ctrl-C to stop.[/]")
-
-
-def _generate(request: GenerationRequest, **options: Any) -> None:
-    _run(request.route, request, f"{request.route.replace('_', '-')} {request.model}", **options)
 
 
 def _run(
@@ -304,6 +243,9 @@ def _run(
 
 def main() -> None:
     """Run the command line; after an expected failure, print a message and exit with 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # for what Prefect and Cyclopts write
+            stream.reconfigure(errors="backslashreplace")
     try:
         with terminable():
             app()

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn, cast
 
 from pydantic import ValidationError
 from rich import markup
@@ -21,13 +21,14 @@ from ..runway.errors import CometAPIError
 from ..runway.models.generation import Generation, GenerationResult, Status, Submission
 from ..runway.redact import printable
 from ..runway.settings import CometAPISettings
+from .output import ERRORS, OUTPUT
 
 if TYPE_CHECKING:
     from ..flows import CollectResult
 
 # An idempotency key may contain the name of an emoji, and the user has to be able to copy it.
-console = Console(highlight=False, emoji=False)
-errors = Console(stderr=True, highlight=False, emoji=False)
+console = Console(file=cast("IO[str]", OUTPUT), highlight=False, emoji=False)
+errors = Console(file=cast("IO[str]", ERRORS), stderr=True, highlight=False, emoji=False)
 
 _STATUS_TEXT = {
     Status.NOT_FOUND: "submitted, not found yet",
@@ -56,7 +57,9 @@ def bar(title: str, where: Console) -> Iterator[Callable[..., None]]:
     An error in the block hides the bar.
     """
     columns = (
-        SpinnerColumn(finished_text="[green]✓[/]"),
+        SpinnerColumn(
+            "dots" if where.encoding.startswith("utf") else "line", finished_text="[green]✓[/]"
+        ),
         TextColumn("[bold]{task.fields[title]}"),
         BarColumn(bar_width=28),
         TextColumn("{task.description}", justify="left"),
@@ -174,7 +177,7 @@ def show_results(results: list[tuple[GenerationResult, float]]) -> None:
         for video in result.videos:
             table.add_row(
                 escape(display_path(video.uri)),
-                f"{video.duration:.1f} s",
+                "" if video.is_picture else f"{video.duration:.1f} s",
                 shown_size(video.size),
                 f"{seconds:.0f} s",
                 str(result.polls),

@@ -9,15 +9,21 @@ about 20 ms. Therefore a module is loaded only when one of its names is first us
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..runway.models.requests import ROUTES
+
 if TYPE_CHECKING:
     from .batch.flow import agenerate_batch, generate_batch
     from .collector import CollectResult, acollect, collect
     from .generate import (
+        acharacter_performance,
         afinish_generation,
         aimage_to_video,
+        atext_to_image,
         avideo_to_video,
+        character_performance,
         finish_generation,
         image_to_video,
+        text_to_image,
         video_to_video,
     )
     from .job import RunwayJob, RunwayJobRun
@@ -30,6 +36,7 @@ __all__ = [
     "CollectResult",
     "RunwayJob",
     "RunwayJobRun",
+    "acharacter_performance",
     "acollect",
     "afetch_output",
     "afinish_generation",
@@ -38,7 +45,9 @@ __all__ = [
     "apersist_output",
     "apoll_generation",
     "asubmit_generation",
+    "atext_to_image",
     "avideo_to_video",
+    "character_performance",
     "collect",
     "fetch_output",
     "finish_generation",
@@ -47,8 +56,13 @@ __all__ = [
     "persist_output",
     "poll_generation",
     "submit_generation",
+    "text_to_image",
     "video_to_video",
 ]
+
+# A route that the table declares adds its flow and the async twin.
+_routes = {name for route in ROUTES for name in (route, f"a{route}")}
+globals()["__all__"] = sorted({*__all__, *_routes})
 
 _HOMES = {
     "steps.submit": {"submit_generation"},

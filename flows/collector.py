@@ -146,7 +146,7 @@ async def _finish(context: RunContext, entry: Entry) -> Collected:
         with context.active():
             result = await deliver(entry.submission(), own, wanted)
     except CometAPIError as error:
-        error.with_context(idempotency_key=entry.idempotency_key, task_id=entry.task_id)
+        error.with_context(**known, request_id=entry.request_id)
         log.logger().warning("%s: %s", type(error).__name__, error)
         return Collected(**known, state=await _state_of(context, entry), note=error.message)
     except Exception as error:  # noqa: BLE001 -- the others are finished all the same

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, HttpUrl
 from ..blocks.credentials import CometAPICredentials
 from ..blocks.metadata import DOCUMENTATION, LOGO
 from ..runway.models.generation import CompletedGeneration, GenerationResult, Submission
-from ..runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
+from ..runway.models.requests import AnyRequest
 from .runtime.sync import loop_is_running, run_sync
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class RunwayJob(JobBlock):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    request: ImageToVideoRequest | VideoToVideoRequest = Field(
+    request: AnyRequest = Field(
         title="Request", description="Request to submit, with the field names of CometAPI."
     )
     credentials: CometAPICredentials | None = Field(

@@ -7,10 +7,10 @@ from pydantic import AfterValidator, Field
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.models.keys import MAX_KEY_LENGTH, check_key, check_task_id
-from ..runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
 
-ImageRequest = Annotated[ImageToVideoRequest, Field(description="Request to submit.")]
-VideoRequest = Annotated[VideoToVideoRequest, Field(description="Request to submit.")]
+REQUEST = Field(description="Request to submit.")
+"""Description of the request of a route."""
+
 Credentials = Annotated[
     CometAPICredentials | None,
     Field(description="Block with the API key. Default: COMETAPI_KEY."),

@@ -5,8 +5,10 @@ Every public name can be imported from here. A module loads when one of its name
 which keeps the import of the package itself light.
 """
 
+import json
 from importlib import import_module
 from importlib.metadata import version
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
         CollectResult,
         RunwayJob,
         RunwayJobRun,
+        acharacter_performance,
         acollect,
         afetch_output,
         afinish_generation,
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
         apersist_output,
         apoll_generation,
         asubmit_generation,
+        atext_to_image,
         avideo_to_video,
+        character_performance,
         collect,
         fetch_output,
         finish_generation,
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
         persist_output,
         poll_generation,
         submit_generation,
+        text_to_image,
         video_to_video,
     )
     from .runway import (
@@ -43,6 +49,8 @@ if TYPE_CHECKING:
         BatchFailed,
         BatchResult,
         BudgetExceeded,
+        Character,
+        CharacterPerformanceRequest,
         CometAPIError,
         CometAPISettings,
         CompletedGeneration,
@@ -66,6 +74,8 @@ if TYPE_CHECKING:
         InvalidRequest,
         InvalidSource,
         ItemResult,
+        Keyframe,
+        KeyframeRange,
         Ledger,
         LedgerCorrupted,
         LedgerOutdated,
@@ -73,6 +83,8 @@ if TYPE_CHECKING:
         NotSubmitted,
         Outcome,
         OutputExpired,
+        Performance,
+        PositionedImage,
         QuotaExceeded,
         Reference,
         RunwayClient,
@@ -87,6 +99,8 @@ if TYPE_CHECKING:
         StoredVideo,
         Submission,
         SubmissionUncertain,
+        TaggedImage,
+        TextToImageRequest,
         TooManyRunAttempts,
         UnexpectedResponse,
         UnknownTaskId,
@@ -101,6 +115,8 @@ __all__ = [
     "BatchFailed",
     "BatchResult",
     "BudgetExceeded",
+    "Character",
+    "CharacterPerformanceRequest",
     "CollectResult",
     "CometAPICredentials",
     "CometAPIError",
@@ -127,6 +143,8 @@ __all__ = [
     "InvalidRequest",
     "InvalidSource",
     "ItemResult",
+    "Keyframe",
+    "KeyframeRange",
     "Ledger",
     "LedgerCorrupted",
     "LedgerOutdated",
@@ -134,6 +152,8 @@ __all__ = [
     "NotSubmitted",
     "Outcome",
     "OutputExpired",
+    "Performance",
+    "PositionedImage",
     "QuotaExceeded",
     "Reference",
     "RunwayClient",
@@ -150,11 +170,14 @@ __all__ = [
     "StoredVideo",
     "Submission",
     "SubmissionUncertain",
+    "TaggedImage",
+    "TextToImageRequest",
     "TooManyRunAttempts",
     "UnexpectedResponse",
     "UnknownTaskId",
     "VideoToVideoRequest",
     "__version__",
+    "acharacter_performance",
     "acollect",
     "afetch_output",
     "afinish_generation",
@@ -163,7 +186,9 @@ __all__ = [
     "apersist_output",
     "apoll_generation",
     "asubmit_generation",
+    "atext_to_image",
     "avideo_to_video",
+    "character_performance",
     "collect",
     "fetch_output",
     "finish_generation",
@@ -172,8 +197,15 @@ __all__ = [
     "persist_output",
     "poll_generation",
     "submit_generation",
+    "text_to_image",
     "video_to_video",
 ]
+
+# A route that the table of models declares adds its two flows and the class of its requests. The
+# table is read here, because the modules that know it are slow to import.
+_routes = json.loads((files(__name__) / "models.json").read_text(encoding="utf-8"))["routes"]
+_names = {name for route, its in _routes.items() for name in (route, f"a{route}", its["request"])}
+globals()["__all__"] = sorted({*__all__, *_names})
 
 _BLOCKS = {"CometAPICredentials", "GenerationLedger"}
 

@@ -50,10 +50,19 @@ from .models.generation import (
     Submission,
 )
 from .models.requests import (
+    ROUTES,
+    Character,
+    CharacterPerformanceRequest,
     ContentModeration,
     GenerationRequest,
     ImageToVideoRequest,
+    Keyframe,
+    KeyframeRange,
+    Performance,
+    PositionedImage,
     Reference,
+    TaggedImage,
+    TextToImageRequest,
     VideoToVideoRequest,
 )
 from .settings import CometAPISettings
@@ -67,6 +76,8 @@ __all__ = [
     "BatchFailed",
     "BatchResult",
     "BudgetExceeded",
+    "Character",
+    "CharacterPerformanceRequest",
     "CometAPIError",
     "CometAPISettings",
     "CompletedGeneration",
@@ -90,6 +101,8 @@ __all__ = [
     "InvalidRequest",
     "InvalidSource",
     "ItemResult",
+    "Keyframe",
+    "KeyframeRange",
     "Ledger",
     "LedgerCorrupted",
     "LedgerOutdated",
@@ -97,6 +110,8 @@ __all__ = [
     "NotSubmitted",
     "Outcome",
     "OutputExpired",
+    "Performance",
+    "PositionedImage",
     "QuotaExceeded",
     "Reference",
     "RunwayClient",
@@ -111,11 +126,17 @@ __all__ = [
     "StoredVideo",
     "Submission",
     "SubmissionUncertain",
+    "TaggedImage",
+    "TextToImageRequest",
     "TooManyRunAttempts",
     "UnexpectedResponse",
     "UnknownTaskId",
     "VideoToVideoRequest",
 ]
+
+# A route that the table declares adds the class of its requests.
+_routes = {request.__name__: request for request in ROUTES.values()}
+globals().update(_routes, __all__=sorted({*__all__, *_routes}))
 
 # Stored results and pickles refer to a class by its public path, so that they stay readable when
 # the class moves to another module.

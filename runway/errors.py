@@ -50,6 +50,8 @@ class CometAPIError(Exception):
         message: The problem in one sentence.
         idempotency_key: Idempotency key of the generation, or None if it is not known.
         task_id: Task id from CometAPI, or None if it is not known.
+        request_id: CometAPI's id of the failed call, or of the submission, or None if it is not
+            known. CometAPI's support finds the call by it.
         code: The service's own error code, or an empty string.
         http_status: HTTP status of the reply, or None if there was no reply.
         retry_after: Seconds to wait before the next attempt, or None if the service named none.
@@ -58,8 +60,8 @@ class CometAPIError(Exception):
         then_finish: True if a bought generation can be finished once the advice is followed.
     """
 
-    money: ClassVar[str] = ""
-    advice: ClassVar[str] = ""
+    money: str = ""
+    advice: str = ""
     then_finish: ClassVar[bool] = False
 
     def __init__(
@@ -77,16 +79,22 @@ class CometAPIError(Exception):
         self.retry_after = retry_after
         self.idempotency_key: str | None = None
         self.task_id: str | None = None
+        self.request_id: str | None = None
 
     def with_context(
-        self, *, idempotency_key: str | None = None, task_id: str | None = None
+        self,
+        *,
+        idempotency_key: str | None = None,
+        task_id: str | None = None,
+        request_id: str | None = None,
     ) -> "CometAPIError":
-        """Add the idempotency key and the task id of the generation, and return the error itself.
+        """Add the ids of the generation and of the request, and return the error itself.
 
         Values that are known already stay as they are.
         """
         self.idempotency_key = self.idempotency_key or idempotency_key
         self.task_id = self.task_id or task_id
+        self.request_id = self.request_id or request_id
         return self
 
     def __str__(self) -> str:
@@ -113,6 +121,7 @@ class CometAPIError(Exception):
             f"Generation: {which}." if which else "",
             f"Money: {self.money}" if self.money else "",
             f"Next: {advice}" if advice else "",
+            f"Support: CometAPI's request id is {self.request_id}." if self.request_id else "",
         ]
 
     def _happened(self) -> str:

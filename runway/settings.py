@@ -5,7 +5,7 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -15,7 +15,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from .models.prices import Prices
+from .models.prices import Prices, decode_prices
 from .redact import host_of, is_loopback
 
 DEFAULT_BASE_URL = "https://api.cometapi.com"
@@ -79,28 +79,30 @@ def check_hosts(hosts: object) -> object:
 class _OfThisFolder(DotEnvSettingsSource):
     """Source of settings in an untrusted ``.env`` file.
 
-    The folder may come from somebody else. Its ``.env`` may not redirect an API key that comes from
-    another source to a server of its own.
+    The folder may come from somebody else. Its ``.env`` may not redirect an API key or an access
+    token that comes from another source to a server of its own.
     """
 
     def __call__(self) -> dict[str, Any]:
         """Return the settings in the file.
 
         Raises:
-            ValidationError: The file sets a base URL on another machine, and the API key comes
-                from another source.
+            ValidationError: The file sets a base URL on another machine, and the API key or the
+                access token comes from another source.
         """
         found = super().__call__()
         stronger = self.current_state
         leads_away = "base_url" in found and not is_loopback(str(found["base_url"]))
-        if leads_away and "base_url" not in stronger and "key" in stronger:
+        secret = next((name for name in ("key", "access_token") if name in stronger), None)
+        if leads_away and "base_url" not in stronger and secret:
             what = (
-                "a .env file may set COMETAPI_BASE_URL only if the API key comes from the same "
-                "file; set COMETAPI_BASE_URL where COMETAPI_KEY is set"
+                "a .env file may set COMETAPI_BASE_URL only if {secret} comes from the same file; "
+                "set COMETAPI_BASE_URL where {secret} is set"
             )
-            problem = InitErrorDetails(
-                type=PydanticCustomError("foreign_base_url", what), loc=("base_url",), input=None
+            reason = PydanticCustomError(
+                "foreign_base_url", what, {"secret": f"COMETAPI_{secret.upper()}"}
             )
+            problem = InitErrorDetails(type=reason, loc=("base_url",), input=None)
             raise ValidationError.from_exception_data("CometAPISettings", [problem])
         return found
 
@@ -117,6 +119,11 @@ class CometAPISettings(BaseSettings):
     )
 
     key: SecretStr | None = Field(default=None, description="API key of CometAPI.")
+    access_token: SecretStr | None = Field(
+        default=None,
+        description="Access token of the CometAPI account, with which its tasks and charges can be "
+        "listed.",
+    )
     base_url: str = Field(
         default=DEFAULT_BASE_URL, description="Root URL of the service, without a path."
     )
@@ -186,10 +193,13 @@ class CometAPISettings(BaseSettings):
         description="Comma-separated hosts from which a video may be fetched at a non-public "
         "address or over plain http.",
     )
-    prices: Prices = Field(
-        default={},
-        description='Price of a generation by model, for example {"gen3a_turbo": 0.32}, or of a '
-        'second of video, for example {"gen4_aleph": "0.15/s"}.',
+    prices: Annotated[Prices | Literal["catalogue"], NoDecode, BeforeValidator(decode_prices)] = (
+        Field(
+            default={},
+            description='Price of a generation by model, for example {"gen3a_turbo": 0.32}, or of '
+            'a second of video, for example {"gen4_aleph": "0.15/s"}. The word catalogue takes '
+            "the prices of CometAPI's catalogue.",
+        )
     )
 
     @classmethod

@@ -8,6 +8,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from .faults.plan import Fault, as_faults
 from .messages.replies import ReplyShape
 
+ACCESS_TOKEN = "sandbox-access-token"  # noqa: S105 - it opens nothing but a sandbox
+"""Access token that a sandbox requires if it is not configured."""
+
 
 def _faults(given: Any) -> Any:
     return as_faults(given) if isinstance(given, list | tuple) else given
@@ -23,6 +26,9 @@ class SandboxConfig(BaseModel):
         render_seconds: Minimum seconds that a job takes. A real clip is rendered meanwhile.
         not_visible_polls: Number of polls of a new job that answer ``task_not_exist``.
         asset_ttl: Seconds that an output's URL is valid. Each poll of the task returns a new URL.
+        access_token: Access token that the account's lists require.
+        balance: US dollars of the account before the first job; ``None`` for an API key without a
+            limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,3 +39,5 @@ class SandboxConfig(BaseModel):
     render_seconds: float = Field(default=0.0, ge=0)
     not_visible_polls: int = Field(default=0, ge=0)
     asset_ttl: float = Field(default=3600.0, ge=0)
+    access_token: str = Field(default=ACCESS_TOKEN, min_length=1)
+    balance: float | None = 100.0

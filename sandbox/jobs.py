@@ -15,6 +15,8 @@ from .clips.render import Recipe
 from .clips.sources import InvalidSourceError
 from .config import SandboxConfig
 from .faults.plan import Fault
+from .messages.errors import REQUEST_ID
+from .messages.model_table import PICTURES
 from .messages.replies import ReplyShape, Snapshot, Stage
 
 MAX_RENDERERS = 2
@@ -30,15 +32,17 @@ class AcceptedJob:
 
     Attributes:
         task_id: Id that the sandbox gave the job.
-        route: ``image_to_video`` or ``video_to_video``.
+        route: Route of the request, such as ``image_to_video``.
         body: Body of the request as received.
         accepted_at: Time of acceptance, in seconds of `time.monotonic`.
+        request_id: ``X-Cometapi-Request-Id`` of the request.
     """
 
     task_id: str
     route: str
     body: dict[str, Any]
     accepted_at: float
+    request_id: str = ""
 
 
 @dataclass
@@ -102,7 +106,9 @@ class JobStore:
             body: Body of the request as received, for the record.
             fault: Fault that makes the job fail or be cancelled. Nothing is rendered then.
         """
-        accepted = AcceptedJob(str(uuid.uuid4()), recipe.route, body, time.monotonic())
+        accepted = AcceptedJob(
+            str(uuid.uuid4()), recipe.route, body, time.monotonic(), REQUEST_ID.get()
+        )
         clip = _nothing() if fault else self._renderers.submit(CLIPS.clip, recipe)
         with self._lock:
             shape = self._config.shapes[len(self._jobs) % len(self._config.shapes)]
@@ -135,18 +141,28 @@ class JobStore:
         return snapshot
 
     def finished_clip(self, task_id: str) -> bytes | None:
-        """Return the MP4 of a job that has succeeded, else None."""
+        """Return the output of a job that has succeeded, an MP4 or a PNG, else None."""
         with self._lock:
             job = self._jobs.get(task_id)
         if job is None or self._snapshot(job).stage is not Stage.SUCCEEDED:
             return None
         return job.clip.result()
 
+    def suffix(self, job: Job) -> str:
+        """Return the suffix of the output of `job`."""
+        return ".png" if job.accepted.route in PICTURES else ".mp4"
+
     def stages(self) -> dict[str, int]:
         """Return the number of jobs in each stage."""
         with self._lock:
             jobs = list(self._jobs.values())
         return dict(Counter(self._snapshot(job).stage.value for job in jobs))
+
+    def snapshots(self) -> list[tuple[AcceptedJob, Snapshot]]:
+        """Return each job with its current snapshot, in order of acceptance; no poll is counted."""
+        with self._lock:
+            jobs = list(self._jobs.values())
+        return [(job.accepted, self._snapshot(job)) for job in jobs]
 
     def settle(self, timeout: float | None = None) -> None:
         """Wait until every clip is rendered or has failed to render.

@@ -16,11 +16,12 @@ class RecordedRequest:
     Attributes:
         method: ``GET``, ``POST``, ...
         path: Path without the query, which may contain a token.
-        route: ``create``, ``task``, ``feed``, ``asset``, or ``other``.
+        route: Route of a `Fault`, such as ``create``, or ``other``.
         headers: Headers with lower-case names; ``authorization`` is kept as received.
         at: Time of arrival, in seconds of `time.monotonic`.
         fault: Kind of the fault that was applied to it, if any.
         status: HTTP status of the answer; ``None`` if no answer was sent, or not yet.
+        request_id: Value of the header ``X-Cometapi-Request-Id`` of the answer, if it has one.
     """
 
     method: str
@@ -30,6 +31,7 @@ class RecordedRequest:
     at: float
     fault: str | None = None
     status: int | None = None
+    request_id: str = ""
 
 
 class RequestLog:

@@ -12,7 +12,7 @@ from typing import Self
 import uvicorn
 
 from .api.app import SandboxApp, create_app
-from .config import SandboxConfig
+from .config import ACCESS_TOKEN, SandboxConfig
 from .faults.plan import Fault, as_faults
 from .jobs import AcceptedJob
 from .messages.replies import ReplyShape
@@ -39,6 +39,8 @@ class Sandbox:
         render_seconds: Minimum seconds that a job takes.
         not_visible_polls: Number of polls of a new job that answer ``task_not_exist``.
         asset_ttl: Seconds that an output's URL is valid.
+        access_token: Access token that the account's lists require.
+        balance: US dollars of the account before the first job; ``None`` for no limit.
         host: Address to listen on.
     """
 
@@ -52,6 +54,8 @@ class Sandbox:
         render_seconds: float = 0.0,
         not_visible_polls: int = 0,
         asset_ttl: float = 3600.0,
+        access_token: str = ACCESS_TOKEN,
+        balance: float | None = 100.0,
         host: str = "127.0.0.1",
     ) -> None:
         config = SandboxConfig(
@@ -61,6 +65,8 @@ class Sandbox:
             render_seconds=render_seconds,
             not_visible_polls=not_visible_polls,
             asset_ttl=asset_ttl,
+            access_token=access_token,
+            balance=balance,
         )
         self._app = create_app(config)
         self._address = (host, port)

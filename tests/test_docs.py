@@ -138,6 +138,18 @@ def test_the_example_of_the_sandbox_runs_as_written():
         exec(compile(example, "sandbox.md", "exec"), {})
 
 
+def test_the_example_of_the_account_runs_as_written(sandbox, monkeypatch, capsys):
+    """The copied example lists the tasks of the account, or says why it cannot."""
+    page = (ROOT / "docs" / "account.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = compile(example, "account.md", "exec")
+    exec(code, {})
+    assert "incomplete: there is no access token" in capsys.readouterr().out
+    monkeypatch.setenv("COMETAPI_ACCESS_TOKEN", "sandbox-access-token")
+    exec(code, {})
+    assert capsys.readouterr().out == ""
+
+
 def test_every_module_that_the_architecture_names_is_there():
     """A reader finds each subject in the file that the page names."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

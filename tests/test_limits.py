@@ -117,6 +117,7 @@ def test_a_wait_without_end_fails_its_test_alone(tmp_path):
     assert shown.count(" - Failed: still running after 2 s\n") == 9
 
 
+@pytest.mark.heavy
 def test_a_test_of_ctrl_c_passes_in_the_background(tmp_path):
     """Signals that tests send work even if the shell has set them to be ignored."""
     test = "tests/deployments/test_cli.py::test_the_sandbox_ends_quietly_with_ctrl_c"
@@ -125,6 +126,7 @@ def test_a_test_of_ctrl_c_passes_in_the_background(tmp_path):
     assert run.returncode == 0, shown
 
 
+@pytest.mark.heavy
 def test_what_a_machine_lacks_is_skipped_and_named_once(tmp_path):
     """If programs are missing, each is reported in one line that says how to get it."""
     tests = [
@@ -156,6 +158,7 @@ def test_ci_installs_what_its_tests_may_not_skip():
     assert set(re.findall(r"missing\+=\((.*?)\)", script)) == IN_CI
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_tests_that_are_stopped_leave_no_process(tmp_path, number):
     """Ctrl-C and `kill` end the processes of a test, also in the background."""
@@ -186,6 +189,7 @@ def test_a_process_that_does_not_end_by_itself_is_killed_with_its_children(tmp_p
     assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.heavy
 @pytest.mark.server
 def test_a_schedule_of_a_test_ends_with_it(prefect_server):
     """A schedule is removed at the end of its test, even a failed one, and starts no later run."""

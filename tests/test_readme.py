@@ -2,6 +2,7 @@
 """The README is true: its example runs, its commands exist, its tables match the code."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from prefect_cometapi import runway
 from prefect_cometapi.runway import CometAPISettings, errors
+from prefect_cometapi.runway.models.model_limits import known_models, model_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -90,6 +92,24 @@ def test_every_setting_stands_in_the_table_with_its_default():
         default = f"{field.default:g}" if isinstance(field.default, float) else field.default
         unset = default is None or default == frozenset()
         assert rows[name.upper()] == ("" if unset else str(default))
+
+
+def test_the_table_of_models_is_the_one_that_is_checked():
+    """The README shows the limits, sources and dates that a request is checked against."""
+    printed = runpy.run_path(str(ROOT / "docs" / "models.py"))["rows"]()
+    assert "\n".join(printed) in section("Models")
+
+
+def test_the_example_prices_are_those_of_the_table():
+    """Each example of a price is the known one, with its seller and its date."""
+    (row,) = [line for line in README.splitlines() if line.startswith("| `COMETAPI_PRICES`")]
+    examples = re.findall(r'`\{"([\w.]+)": "?([\d./s]+)"?\}` \((\w+), ([\d-]+)\)', row)
+    assert len(examples) == 2
+    for model, price, seller, date in examples:
+        known = known_models()[model].price
+        assert known is not None
+        source = model_table().sources[known.source]
+        assert (str(known.price()), source.seller, source.date) == (price, seller, date)
 
 
 def test_every_error_stands_in_the_table():

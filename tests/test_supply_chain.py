@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from . import newest
 from .installation import ROOT, copied_sources, empty_environment
 
 PAGE = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
 LOCK = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 TEST_LOCK = (ROOT / "constraints-test.txt").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 VIRAL = re.compile(r"\b(AGPL|Affero|(?<!L)GPL(?!.*exception)|SSPL)\b", re.IGNORECASE)
 
 
@@ -30,7 +33,7 @@ def versions(lock: str) -> dict[str, str]:
 def test_every_dependency_is_bounded_above():
     """Each dependency has an upper bound and a reason, so a new major version is tried first."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for wanted in tomllib.loads(text)["project"]["dependencies"]:
+    for wanted in PROJECT["dependencies"]:
         assert "<" in wanted, wanted
         assert re.search(rf'"{re.escape(wanted)}",\s+# \w', text), wanted
 
@@ -160,3 +163,49 @@ def test_the_source_distribution_holds_what_a_build_needs_and_nothing_else(tmp_p
     files = {"pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "setup.cfg"}
     assert tops == packages | files | {"prefect_cometapi.egg-info"}
     assert {f"{package}/__init__.py" for package in packages} <= names
+
+
+def test_the_newest_versions_are_tried_on_every_python_of_the_classifiers():
+    """`.ci/run` tries what a user installs today, on each Python that the package claims."""
+    assert re.search(r"^for recipe in .*\bnewest\b", CI, re.MULTILINE)
+    assert newest.VERSIONS[0] == PROJECT["requires-python"].removeprefix(">=")
+    assert len(newest.VERSIONS) >= 3
+
+
+def test_the_newest_versions_are_not_held_back(monkeypatch):
+    """A variable that pins versions, or one of Prefect, does not reach the new environment."""
+    for name in ("PIP_CONSTRAINT", "PYTHONPATH", "PREFECT_API_URL", "COMETAPI_KEY"):
+        monkeypatch.setenv(name, "here")
+    seen = newest.run(Path("somewhere"), sys.executable, "-c", "import os; print(*os.environ)")
+    assert not {"PIP_CONSTRAINT", "PYTHONPATH", "PREFECT_API_URL", "COMETAPI_KEY"} & set(
+        seen.split()
+    )
+
+
+def test_a_command_that_fails_with_the_newest_versions_fails_the_check():
+    """A failed command ends the check with its output."""
+    with pytest.raises(SystemExit, match=r"(?s)why it failed.*exit status 3"):
+        newest.run(Path("somewhere"), sys.executable, "-c", "print('why it failed'); exit(3)")
+
+
+def test_an_interpreter_that_does_not_start_is_not_taken(tmp_path, monkeypatch):
+    """A command of pyenv for a version that is not selected does not count as that version."""
+    for place in (tmp_path / "python3.99", tmp_path / "versions/3.99.1/bin/python3.99"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("#!/bin/sh\nexit 127\n")
+        place.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    assert len(list(newest.interpreters("3.99"))) == 2
+    assert newest.find_interpreter("3.99") is None
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert newest.find_interpreter(here) == Path(sys.executable)
+
+
+def test_the_versions_that_differ_from_the_lock_are_named():
+    """The result names each package whose newest version is not the locked one."""
+    frozen = "".join(f"{name}=={version}\n" for name, version in versions(TEST_LOCK).items())
+    assert newest.changes(frozen) == "nothing"
+    locked = versions(TEST_LOCK)["prefect"]
+    newer = frozen.replace(f"prefect=={locked}\n", "Prefect==99.1\n") + "new_one==1.0\n"
+    assert newest.changes(newer) == f"new-one (not locked) -> 1.0, prefect {locked} -> 99.1"

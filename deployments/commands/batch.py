@@ -74,6 +74,13 @@ def batch(
     strict: Annotated[
         bool, Parameter(negative="", help="Buy nothing if any row is not valid.")
     ] = False,
+    ignore_balance: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="Start even if the account's balance does not cover the estimated cost.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         Parameter(negative="", help="Check the rows and estimate the cost. Buys nothing."),
@@ -102,6 +109,7 @@ def batch(
                 max_seconds=max_seconds,
                 max_failures=max_failures,
                 strict=strict,
+                ignore_balance=ignore_balance,
             )
     except BatchFailed as failed:
         show_error(failed)

@@ -14,8 +14,10 @@ from typing import Annotated, Any
 import yaml
 from cyclopts import Parameter
 
+from ...runway.models.requests import ROUTES
 from ..console import console, stop_at_prefect
 from ..prefect_env import quieten_prefect
+from .models import warn_of_unsold
 
 Pool = Annotated[str, Parameter(help="Work pool whose workers run the flows.")]
 
@@ -24,11 +26,19 @@ def deploy(*, pool: Pool = "videos") -> None:
     """Deploy the flows to a work pool. Keeps parameters and schedules that you changed."""
     quieten_prefect()
     text = (files("prefect_cometapi.deployments") / "prefect.yaml").read_text(encoding="utf-8")
-    wanted = yaml.safe_load(in_pool(text, pool))
+    wanted = with_all_routes(yaml.safe_load(in_pool(text, pool)), pool)
     new = asyncio.run(_missing(wanted["deployments"], pool))
     if new:
         _deploy_file(wanted | {"deployments": new})
+    asyncio.run(_warn())
     console.print(f"[dim]Next:[/] prefect worker start --pool {pool}")
+
+
+async def _warn() -> None:
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        await warn_of_unsold(client)
 
 
 async def _missing(wanted: list[dict[str, Any]], pool: str) -> list[dict[str, Any]]:
@@ -93,6 +103,31 @@ def in_pool(text: str, pool: str) -> str:
     return re.sub(r"(work_pool:\n\s+name: )\S+", lambda found: found[1] + pool, text)
 
 
+def with_all_routes(content: dict[str, Any], pool: str) -> dict[str, Any]:
+    """Return the content of a prefect.yaml with a deployment for each route; pure.
+
+    A route without an entry in the file gets one without a schedule, with the example of its
+    request.
+    """
+    entries = content["deployments"]
+    deployed = {entry["entrypoint"].rpartition(".")[2] for entry in entries}
+    added = [
+        {
+            "name": "example",
+            "entrypoint": f"prefect_cometapi.flows.{route}",
+            "description": f"{request.summary}. Set your parameters before you run it.",
+            "tags": ["cometapi", route.replace("_", "-")],
+            "parameters": {"request": request.example()},
+            "schedules": [],
+            "concurrency_limit": {"limit": 10, "collision_strategy": "ENQUEUE"},
+            "work_pool": {"name": pool, "job_variables": {"working_dir": "."}},
+        }
+        for route, request in ROUTES.items()
+        if route not in deployed
+    ]
+    return {**content, "deployments": [*entries, *added]}
+
+
 def serve(
     *,
     limit: Annotated[int, Parameter(help="Maximum number of flow runs at a time.")] = 10,
@@ -101,7 +136,8 @@ def serve(
     quieten_prefect()
     from prefect import serve as prefect_serve
 
-    console.print("Serving image-to-video, video-to-video, generate-batch and collect.")
+    names = ", ".join(route.replace("_", "-") for route in ROUTES)
+    console.print(f"Serving {names}, generate-batch and collect.")
     console.print("[dim]Press Ctrl-C to stop. Submitted generations continue at CometAPI.[/]")
     prefect_serve(*served(), limit=limit, print_starting_message=False)
 
@@ -113,7 +149,7 @@ def served() -> list[Any]:
     """
     from prefect.types.entrypoint import EntrypointType
 
-    from ...flows import collect, generate_batch, image_to_video, video_to_video
+    from ... import flows
 
     def deployment(flow: Any, **options: Any) -> Any:
         return flow.to_deployment(
@@ -125,8 +161,7 @@ def served() -> list[Any]:
         )
 
     return [
-        deployment(image_to_video),
-        deployment(video_to_video),
-        deployment(generate_batch, concurrency_limit=1),
-        deployment(collect, interval=300, concurrency_limit=1),
+        *(deployment(getattr(flows, route)) for route in ROUTES),
+        deployment(flows.generate_batch, concurrency_limit=1),
+        deployment(flows.collect, interval=300, concurrency_limit=1),
     ]

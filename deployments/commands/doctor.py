@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import httpx
 from cyclopts import Parameter
 
+from ...runway.api.account import AccountClient
+from ...runway.api.catalogue import Catalogue
 from ...runway.errors import CometAPIError, ServiceUnavailable
 from ...runway.http_clients import tls_context
+from ...runway.models.account import AccountBalance, TokenCheck
+from ...runway.models.catalogue import CatalogueReply
 from ...runway.settings import CometAPISettings
 from ..console import console, escape
 from ..prefect_env import quieten_prefect
+from .models import default_models, models_of_deployments, unsold
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -67,7 +72,7 @@ def doctor(
     ] = None,
     pool: Annotated[str, Parameter(help="Work pool to check.")] = "videos",
 ) -> None:
-    """Check API key, clock, storage, decoder, ledger, Prefect and workers. Buys nothing."""
+    """Check account, clock, storage, decoder, ledger, Prefect and workers. Buys nothing."""
     quieten_prefect()
     findings = asyncio.run(run_checks(CometAPISettings(), storage, pool))
     colours = {
@@ -86,6 +91,7 @@ async def run_checks(settings: CometAPISettings, storage: str | None, pool: str)
     """Run all checks, and return their findings in the order in which to fix them."""
     location = storage or settings.storage
     findings = [await _key(settings), await _clock(settings.base_url)]
+    findings += await _account(settings)
     findings += [await _storage(location), await _decoder(), await _ledger(location)]
     findings += await _prefect(pool, location)
     return findings
@@ -113,6 +119,68 @@ async def _key(settings: CometAPISettings) -> Finding:
         fix = "try again later; CometAPI neither accepted nor refused the API key"
         return warning(check, error.message, fix)
     return passed(check, f"{settings.base_url} accepts the API key")
+
+
+async def _account(settings: CometAPISettings) -> list[Finding]:
+    """Check the balance, the access token and the catalogue. None of them is needed for a run."""
+    account = AccountClient(
+        api_key=settings.key, access_token=settings.access_token, base_url=settings.base_url
+    )
+    async with account:
+        balance, token, found = await asyncio.gather(
+            account.balance(), account.check_token(), Catalogue(settings.base_url).models()
+        )
+    findings = [balance_finding(balance)] if settings.key else []
+    if account.has_access_token:
+        findings.append(token_finding(token))
+    if found.problem:
+        fix = "try again later; nothing needs the catalogue"
+        return [*findings, warning("catalogue", f"unknown or incomplete: {found.problem}", fix)]
+    message = f"{len(found.runway_models)} models with Runway's routes"
+    findings.append(passed("catalogue", message))
+    return [*findings, *await _models(found)]
+
+
+def balance_finding(balance: AccountBalance) -> Finding:
+    """Return the finding for a balance; pure."""
+    check, top_up = "balance", "top up the account at https://www.cometapi.com/console"
+    if balance.is_unlimited:
+        return passed(check, "the API key has no limit of its own")
+    if balance.usd is None:
+        fix = "try again later; nothing needs the balance"
+        return warning(check, f"unknown: {balance.problem}", fix)
+    message = f"{balance.usd:,.2f} USD"
+    return passed(check, message) if balance.usd > 0 else warning(check, message, top_up)
+
+
+def token_finding(token: TokenCheck) -> Finding:
+    """Return the finding for an access token; pure."""
+    check = "access token"
+    if token.is_accepted:
+        return passed(check, "CometAPI lists the account's tasks")
+    if token.is_accepted is False:
+        fix = "set COMETAPI_ACCESS_TOKEN to the token of the personal settings in the console"
+        return failed(check, f"rejected: {token.problem}", fix)
+    fix = "try again later; CometAPI neither accepted nor refused the access token"
+    return warning(check, f"unknown: {token.problem}", fix)
+
+
+async def _models(found: CatalogueReply) -> list[Finding]:
+    """Check that the default models and those of the deployments are sold."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import get_current_settings
+
+    wanted = default_models()
+    if get_current_settings().api.url:
+        try:
+            async with get_client() as client:
+                wanted |= await models_of_deployments(client)
+        except (httpx.HTTPError, RuntimeError):
+            pass  # the check of Prefect reports it
+    return [
+        warning("models", sentence, "choose a model of: prefect-cometapi models")
+        for sentence in unsold(found, wanted)
+    ]
 
 
 async def _clock(base_url: str) -> Finding:

@@ -23,6 +23,7 @@ from ...runway.ledger.resubmission import (
 )
 from ...runway.models.keys import check_task_id
 from ..console import console, errors, escape, show_error
+from ..output import OUTPUT
 from ..prefect_env import quieten_prefect
 from .ledger_files import backup, rebuild
 from .ledger_table import as_csv, as_json, facts_of, shown_time, table_of
@@ -103,9 +104,9 @@ def list_entries(
 
     entries = _run(look())
     if json:
-        print(json_text.dumps([as_json(entry) for entry in entries], indent=2))
+        OUTPUT.write(json_text.dumps([as_json(entry) for entry in entries], indent=2) + "\n")
     elif csv:
-        print(as_csv(entries), end="")
+        OUTPUT.write(as_csv(entries))
     elif entries:
         console.print(table_of(entries))
         _advise(entries)
@@ -126,7 +127,7 @@ def show(
     """Show all recorded facts about one generation."""
     entry = _run(_known(idempotency_key))
     if json:
-        print(json_text.dumps(as_json(entry), indent=2))
+        OUTPUT.write(json_text.dumps(as_json(entry), indent=2) + "\n")
         return
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     for name, value in facts_of(entry).items():

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from ..console import console, escape, stop_at_prefect
 from ..prefect_env import quieten_prefect
+from .models import warn_of_unsold
 
 if TYPE_CHECKING:
     from prefect.automations import Automation
@@ -105,6 +106,7 @@ class Setup:
             await self._limit(client, plan.limit or settings.max_in_flight)
             for automation in await _automations(client, plan):
                 await self._automation(automation)
+            await warn_of_unsold(client)
         self._advise(plan)
 
     async def _blocks(self, client: "PrefectClient", settings: Any, name: str) -> None:

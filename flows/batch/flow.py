@@ -25,6 +25,7 @@ from ..runtime.multi_worker_check import warn_where_apart
 from ..runtime.run_context import RunContext
 from ..steps.delivery import check_storage
 from .artifacts import show_batch
+from .balance import check_balance
 from .concurrency import ConcurrencyLimits, limit_across_processes
 from .plan import check_output, check_prices, check_rows_of, make_plan, spending_of
 from .progress import BatchProgress
@@ -86,6 +87,14 @@ MaxFailures = Annotated[
     Field(description="Number of items that may fail before the batch stops buying."),
 ]
 
+IgnoreBalance = Annotated[
+    bool,
+    Field(
+        description="Whether to start even if the account's balance does not cover the estimated "
+        "cost. The balance is in US dollars, so the prices should be, too."
+    ),
+]
+
 
 @recorded_flow("generate-batch")
 async def agenerate_batch(
@@ -101,11 +110,13 @@ async def agenerate_batch(
     strict: Strict = False,
     fail_fast: FailFast = False,
     max_failures: MaxFailures = None,
+    ignore_balance: IgnoreBalance = False,
 ) -> BatchResult:
     """Make many videos in one run. An item that fails does not stop the others.
 
     Raises:
         InvalidManifest: No row is valid, or one is not and `strict` is set; nothing was bought.
+        QuotaExceeded: The balance does not cover the estimated cost; nothing was bought.
         BatchFailed: No video was made, or more items failed than allowed.
         CometAPIError: The batch could not start; nothing was bought.
     """
@@ -114,7 +125,8 @@ async def agenerate_batch(
     check_starts(settings.max_run_attempts)
     plan = await asyncio.to_thread(make_plan, requests, idempotency_key)
     check_rows_of(plan, strict=strict)
-    budget = Budget(batch_prefix(plan.idempotency_key), settings.prices, max_spend, max_seconds)
+    prices = await context.prices()
+    budget = Budget(batch_prefix(plan.idempotency_key), prices, max_spend, max_seconds)
     check_prices(plan, budget)
     check_output(requests, output)
     await check_storage(context)
@@ -123,6 +135,8 @@ async def agenerate_batch(
     async with _shared_resources(context, budget, progress) as shared:
         await warn_where_apart(shared)
         await check_ledger(shared)
+        if not ignore_balance:
+            await check_balance(shared, plan, budget)
         run = BatchRun(
             context=shared,
             progress=progress,

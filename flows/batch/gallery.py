@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from ... import runway
 from ...runway.batch.models import ItemResult, Outcome
 from ...runway.ledger.figures import Spending, figures
+from ...runway.models.requests import ROUTES
 from ...runway.redact import hide_secrets
 from ..ui.formatting import shown_size
 from .urls import address, origins, without_login
@@ -99,8 +100,9 @@ class _Card:
 
     Attributes:
         video: URL of the video, if a browser can open it.
+        picture: URL of the picture, if the item is one and a browser can open it.
         poster: URL of an image.
-        location: Location of the video, if a browser cannot open it.
+        location: Location of the file, if a browser cannot open it.
         facts: Lines of short facts.
         error: Type of the error.
         message: Error message.
@@ -114,6 +116,7 @@ class _Card:
     prompt: str
     length: str
     video: str | None
+    picture: str | None
     poster: str | None
     location: str
     facts: list[str]
@@ -130,14 +133,16 @@ class _Card:
 
 
 def _card(result: ItemResult, base: str, embedded: str | None) -> _Card:
-    video = address(result.uri, base) if result.uri else None
+    file = address(result.uri, base) if result.uri else None
+    request = ROUTES.get(result.route or "")
+    is_picture = request is not None and request.makes() == "picture"
     poster = address(result.poster, base) if result.poster else None
     if embedded and _PICTURE.fullmatch(embedded):
         poster = embedded
     location = _clean(without_login(result.uri or ""))
     message, advice = _message_and_advice(result)
     ids = {
-        "file": location if video else None,
+        "file": location if file else None,
         "idempotency key": result.idempotency_key,
         "task id": result.task_id,
         "sha256": result.sha256,
@@ -152,9 +157,10 @@ def _card(result: ItemResult, base: str, embedded: str | None) -> _Card:
         outcome=result.outcome,
         prompt=_clean(result.prompt or ""),
         length=_seconds(result.duration),
-        video=video,
+        video=None if is_picture else file,
+        picture=file if is_picture else None,
         poster=poster,
-        location="" if video else location,
+        location="" if file else location,
         facts=_facts(result),
         error=_clean(result.error or ""),
         message=message,

@@ -5,7 +5,7 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from tempfile import gettempdir
@@ -22,6 +22,7 @@ from ...runway.errors import InvalidRequest, StorageUnavailable
 from ...runway.ledger.budget import Budget, Spent, estimate, seconds_of
 from ...runway.ledger.entry import Entry
 from ...runway.ledger.figures import Spending
+from ...runway.models.model_limits import known_models, model_table
 from ...runway.redact import hide_secrets, redact_url
 from ..runtime import log
 from ..runtime.block_storage import canonical_location
@@ -134,9 +135,19 @@ def check_prices(plan: Plan, budget: Budget) -> None:
     missing = {item.request.model for item in plan.items} - set(budget.prices)
     if budget.max_spend is not None and missing:
         raise InvalidRequest(
-            f"max_spend needs the price of {', '.join(sorted(missing))}. Set "
-            'COMETAPI_PRICES, such as {"gen3a_turbo": 0.32}, or use max_seconds'
+            f"max_spend needs the price of {', '.join(sorted(missing))}. Set COMETAPI_PRICES, "
+            f"such as {_example_price(missing)} or catalogue, or use max_seconds"
         )
+
+
+def _example_price(models: Collection[str]) -> str:
+    """Return an example of COMETAPI_PRICES, with a published price and its date."""
+    priced = {name: its.price for name, its in known_models().items() if its.price}
+    named = next((name for name in sorted(models) if name in priced), "gen3a_turbo")
+    source = model_table().sources[priced[named].source]
+    price = priced[named].price()
+    value = f'"{price}"' if price.per_second else str(price)
+    return f'{{"{named}": {value}}} ({source.seller}, {source.date})'
 
 
 def spending_of(plan: Plan, budget: Budget, spent: Spent | None = None) -> Spending:
@@ -206,7 +217,7 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
     plan = await asyncio.to_thread(make_plan, requests, key)
     context = RunContext(None, storage)
     ledger = await context.ledger()
-    budget = Budget(batch_prefix(plan.idempotency_key), context.settings.prices)
+    budget = Budget(batch_prefix(plan.idempotency_key), await context.prices())
     found = await looked_up(context, plan.items)
     missing = [item for item in plan.items if item.idempotency_key not in found.bought]
     problems = await check_sources(missing)

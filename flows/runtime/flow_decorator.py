@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from prefect import Flow
 from prefect.serializers import CompressedSerializer, JSONSerializer, Serializer
+from prefect.types.entrypoint import EntrypointType
 from pydantic.fields import FieldInfo
 
 from ...runway.redact import RedactingFilter, redact_payload
@@ -45,8 +46,18 @@ def _beginning(value: Any) -> Any:
     return [*items[:kept], *more]
 
 
+_PUBLIC_MODULE = __name__.removesuffix(".runtime.flow_decorator")
+"""Module that a deployment names, so that it survives a move of the code within the package."""
+
+_BY_MODULE = {"entrypoint_type": EntrypointType.MODULE_PATH}
+"""Prefect's default is the path of the file, which cannot import the package around it."""
+
+
 class RecordedFlow(Flow[P, R]):
-    """Prefect flow that shortens data URIs and long lists in its stored parameters."""
+    """Prefect flow that shortens data URIs and long lists in its stored parameters.
+
+    Its deployments find it by its module path, however they are made.
+    """
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Return the parameters in the form in which Prefect stores them."""
@@ -55,10 +66,31 @@ class RecordedFlow(Flow[P, R]):
             return stored
         return {name: _beginning(value) for name, value in stored.items()}
 
+    def to_deployment(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a deployment that imports the flow from the installed package."""
+        return super().to_deployment(*args, **_BY_MODULE | kwargs)
+
+    def ato_deployment(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a deployment that imports the flow from the installed package."""
+        return super().ato_deployment(*args, **_BY_MODULE | kwargs)
+
+    def serve(self, *args: Any, **kwargs: Any) -> None:
+        """Serve the flow from the installed package."""
+        super().serve(*args, **_BY_MODULE | kwargs)
+
+    def deploy(self, *args: Any, **kwargs: Any) -> Any:
+        """Deploy the flow from the installed package."""
+        return super().deploy(*args, **_BY_MODULE | kwargs)
+
+    def adeploy(self, *args: Any, **kwargs: Any) -> Any:
+        """Deploy the flow from the installed package."""
+        return super().adeploy(*args, **_BY_MODULE | kwargs)
+
     def with_options(self, *args: Any, **kwargs: Any) -> Flow[P, R]:
         """Return a copy with other options that also shortens its stored parameters."""
         copy = super().with_options(*args, **kwargs)
         copy.__class__ = RecordedFlow  # Prefect creates the copy as a plain Flow.
+        copy.__module__ = self.__module__
         return copy
 
 
@@ -75,8 +107,7 @@ def recorded_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Return a decorator that makes a function a flow with a persisted result.
 
     With a persisted result, a retried parent flow does not run a finished subflow again. The result
-    is stored as compressed JSON. Plain JSON does not work: Prefect 3.8 takes a flow result of the
-    form ``{"data": …}``, which every model has, for a record of an older format and returns a dict.
+    is stored as JSON, and compressed since the result of a batch can be long.
     """
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
@@ -93,7 +124,7 @@ def sync_flow(flow: "Flow[P, CoroutineType[Any, Any, R]]") -> Flow[P, R]:
 
 
 def _as_flow(function: Callable[P, R], name: str, version: str | None = None) -> Flow[P, R]:
-    return RecordedFlow(
+    flow = RecordedFlow(
         function,
         name=name,
         version=version,
@@ -102,6 +133,8 @@ def _as_flow(function: Callable[P, R], name: str, version: str | None = None) ->
         on_cancellation=[release_leases],
         on_crashed=[release_leases],
     )
+    flow.__module__ = _PUBLIC_MODULE
+    return flow
 
 
 def with_arguments(function: Callable[..., Any]) -> str:

@@ -17,15 +17,19 @@ from typing import TYPE_CHECKING, Any, Self
 from prefect.runtime import flow_run
 
 from ...blocks.credentials import CometAPICredentials
+from ...runway.api.catalogue import Catalogue
 from ...runway.api.client import RunwayClient
 from ...runway.ledger.budget import Budget, estimate
 from ...runway.ledger.entry import Entry, Intent
 from ...runway.ledger.figures import Tally
 from ...runway.media.download import AssetClients
+from ...runway.models.catalogue import CatalogueReply
 from ...runway.models.generation import Submission
+from ...runway.models.prices import Price
 from ...runway.models.requests import GenerationRequest
 from ...runway.settings import CometAPISettings
 from ...runway.storage.base import Storage
+from . import log
 from .block_storage import canonical_location, resolve_storage
 from .identity import this_run
 from .ledger_access import open_ledger
@@ -69,6 +73,7 @@ class RunContext:
         budget: Spending limits of a batch, or None if it has no limits.
         tally: Tally of what a batch has bought.
         lease: Lease of the generation that the run works on, while it has one.
+        catalogue: CometAPI's catalogue of models, which all steps of the run share.
     """
 
     given_credentials: CometAPICredentials | None = None
@@ -81,7 +86,13 @@ class RunContext:
     budget: Budget | None = None
     tally: Tally | None = None
     lease: RunLease | None = None
+    catalogue: Catalogue | None = None
     _storage: Storage | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Create the catalogue, which copies of the context share."""
+        if self.catalogue is None or self.catalogue.base_url != self.base_url:
+            self.catalogue = Catalogue(self.base_url)
 
     @cached_property
     def credentials(self) -> CometAPICredentials:
@@ -133,7 +144,28 @@ class RunContext:
             self._storage = await resolve_storage(self.storage_name)
         return self._storage
 
-    def intent(
+    async def models(self) -> CatalogueReply:
+        """Return CometAPI's catalogue, or the reason why it is unknown."""
+        return await (self.catalogue or Catalogue(self.base_url)).models()
+
+    async def prices(self) -> Mapping[str, Price]:
+        """Return the prices of the settings, or those of CometAPI's catalogue if they name it.
+
+        If the catalogue does not answer, no price is known, and the log says so; a batch says it
+        once.
+        """
+        if not isinstance(self.settings.prices, str):
+            return self.settings.prices
+        found = await self.models()
+        if found.problem and self.tally is None:
+            log.logger().warning(
+                "COMETAPI_PRICES=catalogue: %s at CometAPI's catalogue: %s",
+                "some prices are unknown" if found.models else "the prices are unknown",
+                found.problem,
+            )
+        return found.prices()
+
+    async def intent(
         self,
         key: str,
         request: GenerationRequest | None = None,
@@ -154,7 +186,7 @@ class RunContext:
                 "fingerprint": request.fingerprint(versions),
                 "request": request.shown(versions),
                 "billed_seconds": request.billed_seconds(),
-                "cost": estimate(request, self.settings.prices),
+                "cost": estimate(request, await self.prices()),
             }
         return Intent(
             idempotency_key=key,

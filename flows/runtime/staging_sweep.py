@@ -23,6 +23,7 @@ SWEEP_EVERY = 600.0
 """Minimum seconds between two sweeps of one folder by one process."""
 
 _swept: dict[Path, float] = {}
+"""Time of the last sweep of each folder. Of the process, since each run has its own context."""
 
 
 async def sweep_staged_files(context: RunContext, storage: Storage) -> None:

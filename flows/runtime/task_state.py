@@ -22,6 +22,7 @@ class TaskState:
 
 
 _states: dict[int, TaskState] = {}
+"""States by the id of the task run. Of the process, as a task run has no place for other data."""
 
 
 def current_state() -> TaskState:

@@ -49,12 +49,14 @@ def step_options(
 
 
 @contextmanager
-def failures_of(key: str, task_id: str | None = None) -> Iterator[None]:
-    """Add the idempotency key and task id to errors, and turn ``OSError`` into ``StorageError``."""
+def failures_of(
+    key: str, task_id: str | None = None, request_id: str | None = None
+) -> Iterator[None]:
+    """Add the ids of the generation to errors, and turn ``OSError`` into ``StorageError``."""
     try:
         yield
     except CometAPIError as error:
-        error.with_context(idempotency_key=key, task_id=task_id)
+        error.with_context(idempotency_key=key, task_id=task_id, request_id=request_id)
         raise
     except OSError as error:
         what = f"this machine could not keep a file: {error.strerror or type(error).__name__}"

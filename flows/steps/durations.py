@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ...runway.api.poll_schedule import HISTORY_SIZE, DurationStats, estimate_durations
 from ...runway.ledger.entry import Entry, GenerationKind
 from ...runway.models.generation import Submission
+from ...runway.models.requests import ROUTES
 from ..runtime.ledger_writes import write_in_background
 from ..runtime.run_context import RunContext
 
@@ -43,7 +44,8 @@ def duration_stats_of(
     if not (submission.route and submission.model):
         return lambda: None
     # The length of a restyled video is not in the request and is known only from the result.
-    by_request = submission.route == "image_to_video"
+    request = ROUTES.get(submission.route)
+    by_request = request is not None and "duration" in request.model_fields
     seconds = entry.billed_seconds if entry and by_request else None
     kind = GenerationKind(context.base_url, submission.route, submission.model, seconds)
     interval = context.settings.poll_interval

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetch step: downloads each output to this machine and checks that it is a complete video.
+"""Fetch step: downloads each output to this machine and checks that it is complete.
 
 Files of an earlier attempt on this machine are found by a record beside them and not downloaded
 again.
@@ -24,8 +24,10 @@ from ...runway.errors import (
     StorageError,
 )
 from ...runway.media.download import download
-from ...runway.media.inspector import draw_poster, inspect_video
+from ...runway.media.inspector import PICTURES, draw_poster, inspect_output
 from ...runway.models.generation import CompletedGeneration, FetchedVideo, Submission
+from ...runway.models.model_limits import Makes
+from ...runway.models.requests import ROUTES
 from ...runway.redact import origin_of
 from ...runway.storage.fetched import find_fetched, remember, sha256_of
 from ...runway.storage.staging import staged_path
@@ -77,7 +79,7 @@ async def afetch_output(
     """
     context = run_context(credentials, storage)
     videos: list[FetchedVideo] = []
-    with failures_of(submission.idempotency_key, submission.task_id):
+    with failures_of(submission.idempotency_key, submission.task_id, submission.request_id):
         if len(finished.generation.outputs) > MAX_OUTPUTS:
             raise InvalidOutput(f"the reply lists more than {MAX_OUTPUTS} outputs")
         async with exclusive_lease(context, submission):
@@ -91,7 +93,8 @@ async def afetch_output(
                     path = staged_path(staging, stem, ".mp4")
                     video = await _fetch(context, submission, finished, position, path)
                 elif video.poster is None:
-                    video = await _examine(Path(video.path), video.sha256)
+                    path = Path(video.path)
+                    video = await _examine(path, video.sha256, _makes(submission))
                 await asyncio.to_thread(remember, video, stem)
                 videos.append(video)
     return videos
@@ -119,7 +122,7 @@ async def _fetch(
         trusted = context.settings.allowed_asset_hosts | {origin_of(context.base_url)}
         async with context.open_assets() as clients:
             sha256 = await download(clients, url, path, renew=request_url, trusted=trusted)
-        video = await _examine(path, sha256)
+        video = await _examine(path, sha256, _makes(submission))
     except BaseException:
         await asyncio.to_thread(path.unlink, missing_ok=True)
         raise
@@ -127,28 +130,39 @@ async def _fetch(
     return video
 
 
-async def _examine(path: Path, sha256: str) -> FetchedVideo:
+def _makes(submission: Submission) -> Makes | None:
+    """Return the kind of file that a generation makes, or None if its route is not known."""
+    request = ROUTES.get(submission.route or "")
+    return request.makes() if request else None
+
+
+async def _examine(path: Path, sha256: str, makes: Makes | None) -> FetchedVideo:
     loop = asyncio.get_running_loop()
-    video = await loop.run_in_executor(_examiner(os.getpid()), _examined, path, sha256)
-    await artifacts.show_poster(path.with_suffix(".jpg"))
+    video = await loop.run_in_executor(_examiner(os.getpid()), _examined, path, sha256, makes)
+    await artifacts.show_poster(video)
     return video
 
 
-def _examined(path: Path, sha256: str) -> FetchedVideo:
+def _examined(path: Path, sha256: str, makes: Makes | None) -> FetchedVideo:
     """Inspect a downloaded file, draw its poster, and return both as a fetched video.
 
+    A picture gets its own suffix, which is known only now.
+
     Raises:
-        InvalidOutput: The file is not a complete video.
+        InvalidOutput: The file is not a complete video or picture.
     """
-    info = inspect_video(path)
+    info = inspect_output(path, makes)
     poster = path.with_suffix(".jpg")
     draw_poster(path, poster)
+    suffix, media_type = PICTURES.get(info.codec, (path.suffix, "video/mp4"))
+    path = path.rename(path.with_suffix(suffix))
     return FetchedVideo(
         path=str(path),
         poster=str(poster),
         poster_sha256=sha256_of(poster),
         sha256=sha256,
         size=path.stat().st_size,
+        media_type=media_type,
         **asdict(info),
     )
 

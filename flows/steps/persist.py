@@ -52,7 +52,7 @@ async def apersist_output(
         StagedFileMissing: A staged file is gone, and the output must be fetched again.
     """
     context = run_context(storage=storage)
-    with failures_of(submission.idempotency_key, submission.task_id):
+    with failures_of(submission.idempotency_key, submission.task_id, submission.request_id):
         async with exclusive_lease(context, submission, context.location) as entry:
             kept = entry.videos.get(context.location) if entry else None
             if kept and not await asyncio.to_thread(_any_staged, videos):
@@ -67,7 +67,7 @@ async def apersist_output(
                 for position, video in enumerate(videos)
             ]
             if entry:
-                price = context.settings.prices.get(entry.model or "")
+                price = (await context.prices()).get(entry.model or "")
 
                 async def now_stored(to: "Ledger", it: Submission) -> Entry | None:
                     named = entry.model_copy(update={"idempotency_key": it.idempotency_key})

@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from ...blocks.credentials import CometAPICredentials
 from ...runway.errors import (
     CometAPIError,
+    InvalidRequest,
     LedgerUnavailable,
     ServiceUnavailable,
     SourceUnreachable,
     SubmissionUncertain,
 )
-from ...runway.ledger.budget import estimate, seconds_of
+from ...runway.ledger.budget import seconds_of
 from ...runway.ledger.entry import Entry, Intent
 from ...runway.ledger.figures import Tally
 from ...runway.models.generation import Submission
@@ -88,17 +89,18 @@ async def asubmit_generation(
     context = run_context(credentials, storage)
     key = await key_for(context, request, idempotency_key, task_id=task_id, variation=variation)
     with failures_of(key):
-        intent = context.intent(key, request)
         if task_id is None:
             await check_ledger(context)
         prepared = await prepare_sources(context, request, key, adopts=task_id is not None)
-        if prepared.versions:
-            intent = context.intent(key, request, prepared.versions)
+        intent = await context.intent(key, request, prepared.versions)
         try:
             if task_id is not None:
                 entry, is_new = await adopt_id(context, intent, task_id), False
             else:
                 entry, is_new = await _buy(context, prepared, intent)
+        except InvalidRequest as error:
+            await _name_sold_models(context, request, error)
+            raise
         except SubmissionUncertain as error:
             await events.announce_uncertain(key, error)
             raise
@@ -117,14 +119,22 @@ async def _buy(
     from ...runway.ledger.purchase import buy_once
 
     posted: list[str] = []
+    request_ids: list[str] = []
     resubmits = context.settings.on_uncertain == "resubmit" and prepared.problem is None
+    cost = seconds_of(prepared.request), intent.cost
     async with context.open_client() as client:
 
         async def post(check_lease: "Check") -> str:
-            request, body = prepared.request, prepared.body()
-            with _tallied(context, request):
-                sent = client.create(request, body=body, before_sending=check_lease)
-                posted.append(await sent)
+            body = prepared.body()
+            with _tallied(context, *cost):
+                posted.append(
+                    await client.create(
+                        prepared.request,
+                        body=body,
+                        before_sending=check_lease,
+                        on_request_id=request_ids.append,
+                    )
+                )
             return posted[0]
 
         entry = await buy_once(
@@ -134,22 +144,33 @@ async def _buy(
             run=context.run,
             resubmit_as=lasting_run_id() if resubmits else None,
             budget=context.budget,
+            request_id=lambda: request_ids[-1] if request_ids else None,
             warn=log.logger().warning,
         )
     return entry, bool(posted)
 
 
+async def _name_sold_models(
+    context: RunContext, request: GenerationRequest, error: InvalidRequest
+) -> None:
+    """Add the models of the request's route to an error for a model that CometAPI does not sell."""
+    if error.code != "model_not_found":
+        return
+    sold = (await context.models()).sold_for(request.route)
+    if sold:
+        error.message += f"; CometAPI's catalogue has for {request.route}: {', '.join(sold)}"
+
+
 @contextmanager
-def _tallied(context: RunContext, request: GenerationRequest) -> Iterator[None]:
+def _tallied(context: RunContext, seconds: float, cost: float | None) -> Iterator[None]:
     """Add a submission to the tally of the run, unless it is certain that nothing was bought."""
     tally = context.tally or Tally()
-    cost = seconds_of(request), estimate(request, context.settings.prices)
-    tally.add(*cost)
+    tally.add(seconds, cost)
     try:
         yield
     except CometAPIError as error:
         if not isinstance(error, SubmissionUncertain):
-            tally.take_back(*cost)
+            tally.take_back(seconds, cost)
         raise
 
 

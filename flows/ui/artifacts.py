@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runway.models.generation import (
+    FetchedVideo,
     Generation,
     GenerationResult,
     Status,
@@ -69,26 +70,29 @@ def _percent(reply: Generation) -> float:
 
 
 @best_effort
-async def show_poster(poster: Path) -> None:
-    """Create an artifact with a frame of the video.
+async def show_poster(video: FetchedVideo) -> None:
+    """Create an artifact with a frame of the video, or with the picture.
 
     The image is embedded, because a browser may not be able to reach the storage.
     """
     from prefect.artifacts import acreate_image_artifact
 
-    if in_batch.get():
+    if in_batch.get() or not video.poster:
         return
+    poster = Path(video.poster)
+    name = f"{poster.name.partition('.')[0]}{Path(video.path).suffix}"
+    what = "A scaled copy of" if video.is_picture else "A frame from the middle of"
     picture = base64.b64encode(await asyncio.to_thread(poster.read_bytes)).decode()
     await acreate_image_artifact(
         image_url=f"data:image/jpeg;base64,{picture}",
         key="cometapi-poster",
-        description=f"A frame from the middle of {poster.name.partition('.')[0]}.mp4",
+        description=f"{what} {name}",
     )
 
 
 @best_effort
 async def show_result(submission: Submission, result: GenerationResult) -> None:
-    """Create a link and a table of facts for each stored video."""
+    """Create a link and a table of facts for each stored video or picture."""
     from prefect.artifacts import acreate_link_artifact, acreate_table_artifact
 
     for video in result.videos:
@@ -138,9 +142,10 @@ async def show_collected(generations: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _facts(submission: Submission, result: GenerationResult, video: StoredVideo) -> dict[str, str]:
+    duration = {} if video.is_picture else {"duration": f"{video.duration:.1f} s"}
     return {
         "file": video.uri.rpartition("/")[2],
-        "duration": f"{video.duration:.1f} s",
+        **duration,
         "frame": f"{video.width} × {video.height} pixels",  # noqa: RUF001 -- the sign for it
         "size": shown_size(video.size),
         "submitted": f"{submission.submitted_at:%Y-%m-%d %H:%M:%S} UTC",

@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -39,6 +40,7 @@ from .error_mapping import (
     failure_of_create_reply,
     failure_of_exception,
     failure_of_reply,
+    read_request_id,
 )
 from .reply_parser import read_generation, read_task_id
 
@@ -160,6 +162,7 @@ class RunwayClient:
         *,
         body: dict[str, Any] | None = None,
         before_sending: Callable[[], None] = lambda: None,
+        on_request_id: Callable[[str], None] = lambda _request_id: None,
     ) -> str:
         """Buy a generation with one POST, and return its task id.
 
@@ -170,6 +173,7 @@ class RunwayClient:
             before_sending: Called once the connection is established (through the proxy, if there
                 is one), right before anything is sent over it. If it raises, the request is not
                 sent.
+            on_request_id: Called with CometAPI's id of the call, if the reply has one.
 
         Raises:
             InvalidRequest: The service refuses the request.
@@ -188,6 +192,8 @@ class RunwayClient:
                 "and data URIs only. submit_generation and the flows read it"
             )
         outcome = await self._send("POST", path, payload, before_paying=before_sending)
+        if outcome.request_id:
+            on_request_id(outcome.request_id)
         if isinstance(outcome, ApiFailure):
             refused = outcome.kind is FailureKind.NOT_FOUND  # an unknown source task, for example
             raise self._error(outcome, otherwise=InvalidRequest if refused else SubmissionUncertain)
@@ -197,7 +203,7 @@ class RunwayClient:
             raise SubmissionUncertain(
                 f"CometAPI reported success but returned {named}",
                 http_status=outcome.http_status,
-            )
+            ).with_context(request_id=outcome.request_id)
         return task_id
 
     async def get(self, task_id: str) -> Generation:
@@ -233,7 +239,12 @@ class RunwayClient:
             if not outcome.is_foreign or outcome.kind in _TEMPORARY:
                 raise self._error(outcome, otherwise=ServiceUnavailable)
         said = outcome.message if isinstance(outcome, ApiFailure) else outcome.excerpt
-        foreign = ApiFailure(FailureKind.MISADDRESSED, said, http_status=outcome.http_status)
+        foreign = ApiFailure(
+            FailureKind.MISADDRESSED,
+            said,
+            http_status=outcome.http_status,
+            request_id=outcome.request_id,
+        )
         raise self._error(foreign, otherwise=UnexpectedResponse)
 
     async def feed(self, task_id: str) -> Generation:
@@ -254,14 +265,14 @@ class RunwayClient:
                     f"CometAPI did not return the generation's state: {outcome.message}",
                     code=outcome.code,
                     http_status=outcome.http_status,
-                ).with_context(task_id=task_id)
+                ).with_context(task_id=task_id, request_id=outcome.request_id)
             raise self._error(outcome, otherwise=ServiceUnavailable).with_context(task_id=task_id)
         generation = read_generation(outcome.body, task_id)
         if generation is None:
             raise ServiceUnavailable(
                 "CometAPI reported success but returned no state",
                 http_status=outcome.http_status,
-            ).with_context(task_id=task_id)
+            ).with_context(task_id=task_id, request_id=outcome.request_id)
         return generation
 
     async def _send(
@@ -275,15 +286,17 @@ class RunwayClient:
         # A paid call already has its claim, so it does not wait for a free connection.
         paid, extensions = before_paying is not None, _trace(before_paying)
         client = nullcontext(self._http_once) if paid else self._pool.acquire()
+        request_id = None
         try:
             async with (
                 client as http,
                 asyncio.timeout(TOTAL_TIMEOUT),
                 http.stream(method, path, json=payload, extensions=extensions) as response,
             ):
-                reply = await _read(response, self._key)
-        except _FAILURES as error:
-            return failure_of_exception(error)
+                request_id = read_request_id(response.headers)
+                reply = await read_reply(response, self._key)
+        except _FAILURES as error:  # a reply that broke off may have had its request id
+            return replace(failure_of_exception(error), request_id=request_id)
         return (failure_of_create_reply(reply) if paid else failure_of_reply(reply)) or reply
 
     def _error(self, failure: ApiFailure, otherwise: type[CometAPIError]) -> CometAPIError:
@@ -296,7 +309,7 @@ class RunwayClient:
             code=failure.code,
             http_status=failure.http_status,
             retry_after=failure.retry_after,
-        )
+        ).with_context(request_id=failure.request_id)
 
 
 def _trace(before_sending: Callable[[], None] | None) -> dict[str, Any] | None:
@@ -327,7 +340,8 @@ _FOREIGN = (
 )
 
 
-async def _read(response: httpx.Response, key: str) -> Reply:
+async def read_reply(response: httpx.Response, key: str) -> Reply:
+    """Read a reply up to ``MAX_REPLY_BYTES``, without the secret that the request carried."""
     if response.is_stream_consumed:  # by a custom transport
         content = bytearray(response.content)
     else:

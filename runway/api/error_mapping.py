@@ -15,6 +15,7 @@ channel as 503 ``model_not_found``, an empty balance as 403 ``quota_not_enough``
 """
 
 import math
+import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -58,6 +59,7 @@ class ApiFailure:
         retry_after: Seconds to wait before another attempt, if the reply names them.
         is_own: True if the error comes from CometAPI itself, in one of its error shapes.
         is_foreign: True if something else seems to answer: another server, or a proxy on the way.
+        request_id: CometAPI's id of the call, or None.
     """
 
     kind: FailureKind
@@ -67,6 +69,7 @@ class ApiFailure:
     retry_after: float | None = None
     is_own: bool = False
     is_foreign: bool = False
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,11 @@ class Reply:
     is_json: bool = False
     excerpt: str = ""
     is_page: bool = False
+
+    @property
+    def request_id(self) -> str | None:
+        """CometAPI's id of the call, or None."""
+        return read_request_id(self.headers)
 
 
 _NEVER_SENT = (
@@ -174,11 +182,14 @@ def failure_of_reply(reply: Reply) -> ApiFailure | None:
     if 200 <= status < 300 and reply.is_json and not (code or message):
         if says_not_found(reply.body):
             sentence = "CometAPI does not know the generation"
-            return ApiFailure(FailureKind.NOT_FOUND, sentence, is_own=True)
+            return ApiFailure(
+                FailureKind.NOT_FOUND, sentence, is_own=True, request_id=reply.request_id
+            )
         return None
     kind = _kind_of(_Error(reply, code.lower(), message.lower()))
     is_own = own_error(reply.body) is not None
     return ApiFailure(
+        request_id=reply.request_id,
         kind=kind,
         message=scrub(message) or reply.excerpt or "no detail",
         code=code,
@@ -208,6 +219,12 @@ def _kind_of(error: _Error) -> FailureKind:
         if error.status in statuses:
             return kind
     return FailureKind.UNKNOWN_OUTCOME
+
+
+def read_request_id(headers: Mapping[str, str]) -> str | None:
+    """Return the id of a call, or None if its header is missing or is not an id; pure."""
+    value = headers.get("x-cometapi-request-id", "").strip()
+    return value if re.fullmatch(r"[0-9A-Za-z._-]{1,100}", value) else None
 
 
 def read_retry_after(value: str | None, now: datetime) -> float | None:

@@ -83,17 +83,42 @@ def evaluate(
     """
     if reply.status is Status.SUCCEEDED and reply.outputs:
         return reply
-    if reply.status is Status.FAILED:
-        reason = reply.failure or "CometAPI gave no reason"
-        return GenerationFailed(f"the generation failed: {reason}", code=reply.failure_code)
-    if reply.status is Status.CANCELLED:
-        return GenerationCancelled("the generation was cancelled upstream", code=reply.failure_code)
+    if reply.status in {Status.FAILED, Status.CANCELLED}:
+        return _end_error(reply)
     if is_missing(reply) and missing_for >= policy.not_found_grace:
         return _missing_error(reply, missing_for)
     if elapsed >= policy.timeout:
         done = reply.status is Status.SUCCEEDED
         return _missing_error(reply, missing_for) if done else timeout_error(reply, policy)
     return None
+
+
+def _end_error(reply: Generation) -> CometAPIError:
+    """Return the error of a generation that failed or was cancelled."""
+    word = f" (status {reply.raw_status!r})" if reply.is_vague else ""
+    error: CometAPIError
+    if reply.status is Status.FAILED:
+        reason = reply.failure or "CometAPI gave no reason"
+        error = GenerationFailed(f"the generation failed: {reason}{word}", code=reply.failure_code)
+    else:
+        message = f"the generation was cancelled upstream{word}"
+        error = GenerationCancelled(message, code=reply.failure_code)
+    if reply.is_vague:
+        error.money, error.advice = UNKNOWN_END, ASK_AGAIN
+    return error
+
+
+UNKNOWN_END = (
+    "accepted, then ended; the reply does not say whether the generation failed at Runway or the "
+    "service gave up, so it may have been charged."
+)
+"""What is known about the money after a vague end."""
+
+ASK_AGAIN = (
+    "ask once more with prefect-cometapi finish {task_id}; another attempt needs a new "
+    "idempotency key."
+)
+"""Next step after a vague end."""
 
 
 def is_missing(reply: Generation) -> bool:
@@ -125,6 +150,8 @@ def next_route(reply: Generation, route: Route) -> Route:
 def timeout_error(reply: Generation | None, policy: PollPolicy) -> GenerationTimeout:
     """Return the error of a generation that did not finish in time."""
     state = f"last known state: {reply.status}" if reply else "no reply had a state"
+    if reply and reply.unknown_status:
+        state += f", which CometAPI calls {reply.unknown_status!r}, a word that is not known here"
     return GenerationTimeout(f"the generation did not finish within {policy.timeout:g} s; {state}")
 
 
@@ -180,9 +207,7 @@ async def wait_until_finished(
         missing_for = now - (wait.missing_since or now)
         result = evaluate(reply, now - wait.started, missing_for, policy)
         if isinstance(result, CometAPIError):
-            raise result.with_context(
-                idempotency_key=submission.idempotency_key, task_id=submission.task_id
-            )
+            raise result.with_context(**submission.ids)
         if result:
             waited = round(submission.age(), 3)
             return CompletedGeneration(generation=result, polls=wait.polls, waited=waited)
@@ -226,7 +251,7 @@ async def _ask_within(
 ) -> Generation:
     """Poll once, until the deadline at most; after it, one last poll may take one interval."""
     end = (wait.started or 0.0) + policy.timeout
-    which = {"idempotency_key": submission.idempotency_key, "task_id": submission.task_id}
+    which = submission.ids
     ask = client.get if wait.route is Route.TASK else client.feed
     wait.last_poll = time.monotonic()
     wait.polls += 1

@@ -8,7 +8,8 @@ structure and never by a version:
 
 - the layers of a reply are the object itself and the objects under `data`, from the outside in;
 - a failure or cancellation in any layer is final; a success needs a success word, and its URL may
-  come later; anything unknown means "keep waiting";
+  come later; a vague word such as `timeout` is final unless another layer reports success; anything
+  unknown means "keep waiting";
 - a result is any http(s) URL in a field where some version of the API puts results.
 """
 
@@ -32,11 +33,24 @@ _WORDS = {
     Status.PENDING: "not_start submitted queued unknown pending throttled 0 1",
     Status.RUNNING: "in_progress running processing",
     Status.SUCCEEDED: "success succeed succeeded completed finished ready done 3",
-    Status.FAILED: "failure failed fail rejected",
+    Status.FAILED: "failure failed fail",
     Status.CANCELLED: "cancelled canceled",
     Status.NOT_FOUND: f"{NOT_FOUND_CODE} task_origin_not_exist",
 }
-_STATUS_OF_WORD = {word: status for status, words in _WORDS.items() for word in words.split()}
+_VAGUE_WORDS = {
+    Status.FAILED: "error errored exception rejected timeout timed_out timedout expired",
+    Status.CANCELLED: "aborted terminated revoked",
+}
+"""Words of related gateways for an end that may not be Runway's: the gateway gave up, for example.
+They end a wait, but a success in another layer of the reply counts more."""
+
+_STATUS_OF_WORD = {
+    word: status
+    for meanings in (_WORDS, _VAGUE_WORDS)
+    for status, words in meanings.items()
+    for word in words.split()
+}
+_VAGUE = {word for words in _VAGUE_WORDS.values() for word in words.split()}
 _UNSUCCESSFUL = {Status.FAILED, Status.CANCELLED}
 _IDS = ("task_id", "id")
 _SUCCESS_CODES = {"", "success", "200", "0", "ok"}
@@ -49,7 +63,8 @@ def read_generation(body: Any, task_id: str) -> Generation | None:
     if not words or error_of(body) or not _is_about(layers, task_id):
         return None
     outputs = tuple(AssetURL(url) for url in _outputs(layers))
-    status = _combined({_status(word, bool(outputs)) for word in words})
+    status, is_vague = _combined(words, bool(outputs))
+    unknown = [word for word in words if not _is_known(word)]
     if status in _UNSUCCESSFUL and not _named(layers):
         # A server on the way may have failed instead. A wrong failure would lose a paid video.
         return None
@@ -61,7 +76,13 @@ def read_generation(body: Any, task_id: str) -> Generation | None:
         failure=_failure(layers) if status in _UNSUCCESSFUL else "",
         failure_code=scrub(_text(layers, "failureCode", "failure_code"), limit=80),
         raw_status=scrub(words[-1], limit=40),
+        unknown_status=scrub(unknown[-1], limit=40) if unknown else "",
+        is_vague=is_vague,
     )
+
+
+def _is_known(word: str) -> bool:
+    return word == "2" or word.lower() in _STATUS_OF_WORD
 
 
 def _is_about(layers: list[dict[str, Any]], task_id: str) -> bool:
@@ -148,15 +169,23 @@ def _status(word: str, has_output: bool) -> Status | None:
     return _STATUS_OF_WORD.get(word.lower())
 
 
-def _combined(statuses: set[Status | None]) -> Status:
+def _combined(words: list[str], has_output: bool) -> tuple[Status, bool]:
+    """Return the status that the words of all layers result in, and whether its word is vague."""
+    clear = {_status(word, has_output) for word in words if word.lower() not in _VAGUE}
+    vague = {_status(word, has_output) for word in words if word.lower() in _VAGUE}
     by_weight = (
-        Status.CANCELLED,  # first, since the gateway has no word for it and wraps it in FAILURE
-        Status.FAILED,
-        Status.SUCCEEDED,
-        Status.RUNNING,
-        Status.NOT_FOUND,
+        (Status.CANCELLED, clear),  # first, since the gateway has no word for it but FAILURE
+        (Status.FAILED, clear),
+        (Status.SUCCEEDED, clear),
+        (Status.CANCELLED, vague),
+        (Status.FAILED, vague),
+        (Status.RUNNING, clear),
+        (Status.NOT_FOUND, clear),
     )
-    return next((status for status in by_weight if status in statuses), Status.PENDING)
+    for status, statuses in by_weight:
+        if status in statuses:
+            return status, statuses is vague
+    return Status.PENDING, False
 
 
 def _outputs(layers: list[dict[str, Any]]) -> list[str]:

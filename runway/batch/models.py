@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, computed_field
 
 from ..ledger.figures import Spending
 from ..models.generation import FrozenModel
-from ..models.requests import ImageToVideoRequest, VideoToVideoRequest
+from ..models.requests import AnyRequest
 from ..redact import redact_payload
 
 
@@ -35,9 +35,7 @@ class BatchItem(FrozenModel):
 
     id: str = Field(description="Name that the user gave the item; unique in the batch.")
     idempotency_key: str = Field(description="Idempotency key of its generation.")
-    request: ImageToVideoRequest | VideoToVideoRequest = Field(
-        description="Request of the generation."
-    )
+    request: AnyRequest = Field(description="Request of the generation.")
 
 
 class ItemResult(FrozenModel):
@@ -49,7 +47,7 @@ class ItemResult(FrozenModel):
         default=None, description="Idempotency key of its generation."
     )
     task_id: str | None = Field(default=None, description="Task id from CometAPI.")
-    route: str | None = Field(default=None, description="image_to_video or video_to_video.")
+    route: str | None = Field(default=None, description="Route, such as image_to_video.")
     model: str | None = Field(default=None, description="Runway model.")
     prompt: Annotated[str | None, AfterValidator(redact_payload)] = Field(
         default=None, description="Prompt, with signed URLs and other secrets redacted."

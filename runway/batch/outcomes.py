@@ -36,7 +36,7 @@ def waiting(item: BatchItem) -> ItemResult:
         idempotency_key=item.idempotency_key,
         route=request.route,
         model=request.model,
-        prompt=request.prompt_text,
+        prompt=request.prompt,
     )
 
 
@@ -46,9 +46,9 @@ def running(item: BatchItem) -> ItemResult:
 
 
 def stored(item: BatchItem, result: GenerationResult) -> ItemResult:
-    """Return the result of an item whose video is stored."""
+    """Return the result of an item whose video or picture is stored."""
     first = result.videos[0]
-    facts = {"uri", "poster", "sha256", "size", "width", "height", "duration"}
+    facts = {"uri", "poster", "sha256", "size", "width", "height"}
     return waiting(item).model_copy(
         update={
             "outcome": Outcome.STORED,
@@ -57,6 +57,7 @@ def stored(item: BatchItem, result: GenerationResult) -> ItemResult:
             "submitted_at": result.submitted_at,
             "waited": result.waited,
             "polls": result.polls,
+            "duration": None if first.is_picture else first.duration,
             **first.model_dump(include=facts),
         }
     )

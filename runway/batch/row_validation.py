@@ -14,13 +14,14 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..models.model_limits import LimitsExceeded
-from ..models.requests import ImageToVideoRequest, VideoToVideoRequest
+from ..models.requests import ROUTES, GenerationRequest, route_of
 from ..redact import hide_secrets, scrub
 from .strict_json import strict_json
 
@@ -33,30 +34,48 @@ MAX_NAME_PROBLEMS = 20
 MAX_NUMBER = 2**63 - 1
 """Maximum number in a field or an id; Python refuses to convert far larger ones to text."""
 
+_UNKNOWN_MODEL = "unknown"
+"""Model without limits."""
+
 Problem = tuple[str | None, str]
 """Name of the field, or None if it is not about one field, and the problem."""
 
-Request = ImageToVideoRequest | VideoToVideoRequest
-
-_MODELS: dict[str, type[ImageToVideoRequest] | type[VideoToVideoRequest]] = {
-    model.route: model for model in (ImageToVideoRequest, VideoToVideoRequest)
-}
 _FIELDS = {
     route: {str(info.alias) for info in model.model_fields.values()}
-    for route, model in _MODELS.items()
+    for route, model in ROUTES.items()
 }
 _SPELLINGS = {"id": "id", "route": "route"} | {
     spelling: str(info.alias)
-    for model in _MODELS.values()
+    for model in ROUTES.values()
     for name, info in model.model_fields.items()
     for spelling in (name, str(info.alias))
 }
-_SOURCES = {"promptImage": "image_to_video", "videoUri": "video_to_video"}
-_NESTED = {"references", "contentModeration"}
 _STAND_INS = {
-    "image_to_video": {"promptImage": "https://localhost"},
-    "video_to_video": {"videoUri": "https://localhost", "promptText": "any"},
+    route: {
+        str(info.alias): info.examples[0]
+        for info in model.model_fields.values()
+        if info.is_required() and info.examples
+    }
+    for route, model in ROUTES.items()
 }
+
+
+def _holds(annotation: Any, kinds: tuple[type, ...]) -> bool:
+    """Return True if the type of a field is one of some kinds, or a union with one of them."""
+    origin = get_origin(annotation) or annotation
+    if isinstance(origin, type) and issubclass(origin, kinds):
+        return True
+    is_choice = origin in {Union, UnionType, Annotated}
+    return is_choice and any(_holds(choice, kinds) for choice in get_args(annotation))
+
+
+_NESTED = {
+    str(info.alias): _holds(info.annotation, (str,))
+    for model in ROUTES.values()
+    for info in model.model_fields.values()
+    if _holds(info.annotation, (BaseModel, list, dict))
+}
+"""Fields that are lists or objects, as JSON in a text; True for those that may also be a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +89,7 @@ class CheckedFields:
     """
 
     id: str | None
-    request: Request | None
+    request: GenerationRequest | None
     problems: list[Problem]
 
 
@@ -174,7 +193,8 @@ def _prepared(name: str, value: Any) -> Any:
     if name == "id":
         return check_id(value)
     if name in _NESTED:
-        value = _without_nulls(strict_json(value) if isinstance(value, str) else value)
+        is_json = isinstance(value, str) and (not _NESTED[name] or value.lstrip()[:1] == "[")
+        value = _without_nulls(strict_json(value) if is_json else value)
     if isinstance(value, int) and abs(value) > MAX_NUMBER:
         raise ValueError("is too large")
     if not _is_unicode(value):
@@ -212,45 +232,38 @@ def _is_unicode(value: Any) -> bool:
 
 def _route_of(named: Any, given: Mapping[str, Any]) -> str:
     if named is not None:
-        route = named.strip().lower().replace("-", "_") if isinstance(named, str) else None
-        if route not in _MODELS:
-            raise ValueError(f"must be one of {', '.join(_MODELS)}")
-        return route
-    routes = [route for source, route in _SOURCES.items() if source in given]
-    if len(routes) != 1:
-        raise ValueError(
-            "has promptImage (image_to_video) and videoUri (video_to_video); only one is allowed"
-            if routes
-            else "needs promptImage (image_to_video) or videoUri (video_to_video)"
-        )
-    return routes[0]
+        return route_of(given, named if isinstance(named, str) else "")
+    return route_of(given)
 
 
 def _read_request(
     route: str, values: Mapping[str, Any], named: set[str]
-) -> tuple[Request | None, list[Problem]]:
+) -> tuple[GenerationRequest | None, list[Problem]]:
     """Return the request of a route, and the problems of fields that were not reported yet."""
     body = {name: value for name, value in values.items() if name in _FIELDS[route]}
     foreign = values.keys() - body.keys() - {"id", "route"}
     problems: list[Problem] = [(name, f"is not a field of {route}") for name in sorted(foreign)]
     if "model" in named:
-        body["model"] = "unknown"  # so that the limits of the default model do not apply
+        body["model"] = _UNKNOWN_MODEL  # so that the limits of the default model do not apply
     request, of_request = _validate(route, body)
     problems += [problem for problem in of_request if problem[0] not in named]
     return request, problems
 
 
-def _validate(route: str, body: Mapping[str, Any]) -> tuple[Request | None, list[Problem]]:
+def _validate(
+    route: str, body: Mapping[str, Any]
+) -> tuple[GenerationRequest | None, list[Problem]]:
     """Return the request of a body, or all of its problems."""
     try:
-        return _MODELS[route].model_validate(body), []
+        return ROUTES[route].model_validate(body), []
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
     invalid = {str(detail["loc"][0]) for detail in details if detail["loc"]}
     problems = [problem for detail in details for problem in _problems_of(detail)]
     if invalid and "model" not in invalid:
         valid = {name: value for name, value in body.items() if name not in invalid}
-        problems += _exceeded_limits(route, valid)
+        found = _exceeded_limits(route, valid)
+        problems += [problem for problem in found if problem[0] not in invalid]
     return None, problems
 
 

@@ -200,5 +200,5 @@ def _no_row(number: int, problem: str) -> Row:
 
 def _fields_of(given: object) -> Mapping[Any, Any] | None:
     if isinstance(given, GenerationRequest):
-        return {"route": given.route, **given.to_wire()}
+        return {"route": given.route, **given.fields()}
     return given if isinstance(given, Mapping) else None

@@ -23,7 +23,8 @@ ASSUMED_SECONDS = 10.0
 
 def seconds_of(request: GenerationRequest) -> float:
     """Return the seconds of video that a request is billed for, or an assumption."""
-    return request.billed_seconds() or ASSUMED_SECONDS
+    seconds = request.billed_seconds()
+    return ASSUMED_SECONDS if seconds is None else seconds
 
 
 def estimate(request: GenerationRequest, prices: Mapping[str, Price]) -> float | None:

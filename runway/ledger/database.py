@@ -141,6 +141,8 @@ def fetch(result: CursorResult[Any]) -> list[Any]:
 
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
+"""Databases of this process, whose connections a forked child must not use."""
+
 _inherited: list[object] = []
 """Connections of the parent process, referenced here so that this process never closes them."""
 

@@ -13,7 +13,7 @@ from ..redact import scrub
 
 DATABASE_ERRORS = (
     SQLAlchemyError,
-    asyncpg.PostgresError,  # refused connection; SQLAlchemy 2.0 does not wrap this error
+    asyncpg.PostgresError,  # refused connection; SQLAlchemy wraps this error only from 2.1 on
     OSError,
     TimeoutError,
     TypeError,  # raised by drivers for invalid parameters in a URL

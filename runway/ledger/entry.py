@@ -95,7 +95,7 @@ class Intent(FrozenModel):
 
     idempotency_key: str = Field(description="Idempotency key of the generation.")
     base_url: str = Field(description="Base URL of the service that sells it.")
-    route: str | None = Field(default=None, description="image_to_video or video_to_video.")
+    route: str | None = Field(default=None, description="Route, such as image_to_video.")
     model: str | None = Field(default=None, description="Runway model.")
     fingerprint: str | None = Field(default=None, description="SHA-256 of the request, in hex.")
     request: dict[str, Any] | None = Field(
@@ -171,6 +171,9 @@ class Entry(Intent):
         default=None,
         description="Serial number of the latest claim; later claims have higher ones.",
     )
+    request_id: str | None = Field(
+        default=None, description="CometAPI's id of the latest submission, for its support."
+    )
 
     @property
     def has_ended(self) -> bool:
@@ -202,7 +205,7 @@ class Entry(Intent):
         """
         if self.task_id is None:
             raise SubmissionUncertain("the ledger has no task id for this key").with_context(
-                idempotency_key=self.idempotency_key
+                idempotency_key=self.idempotency_key, request_id=self.request_id
             )
         return Submission(
             idempotency_key=self.idempotency_key,
@@ -214,6 +217,7 @@ class Entry(Intent):
             request=self.request,
             claim=self.claim,
             base_url=self.base_url,
+            request_id=self.request_id,
         )
 
     @classmethod
@@ -272,7 +276,11 @@ class Entry(Intent):
         elif self.state is State.CANCELLED:
             error = GenerationCancelled(self.note or "it was cancelled", code=self.failure_code)
         return (
-            error.with_context(idempotency_key=self.idempotency_key, task_id=self.task_id)
+            error.with_context(
+                idempotency_key=self.idempotency_key,
+                task_id=self.task_id,
+                request_id=self.request_id,
+            )
             if error
             else None
         )
@@ -295,7 +303,7 @@ class GenerationKind(NamedTuple):
 
     Attributes:
         base_url: Root of the service.
-        route: image_to_video or video_to_video.
+        route: Route, such as image_to_video.
         model: Runway model.
         seconds: Seconds of video, or None if the request does not say.
     """

@@ -160,6 +160,7 @@ class HeldLeases:
 
 
 _all_held: weakref.WeakSet[HeldLeases] = weakref.WeakSet()
+"""Leases of all ledgers of this process, which a forked child must not renew."""
 
 
 def _forget_leases() -> None:

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 _lock = threading.Lock()
 _loops: dict[int, asyncio.AbstractEventLoop] = {}
+"""Event loop of each process; a forked child finds that of its parent, and starts its own."""
 
 
 def _background() -> asyncio.AbstractEventLoop:

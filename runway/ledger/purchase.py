@@ -95,7 +95,7 @@ def _may_resubmit(entry: Entry, run: str | None) -> bool:
 def _still_uncertain(entry: Entry, why_not_again: str = "") -> CometAPIError:
     reasons = [f"an earlier attempt is uncertain: {entry.note}", why_not_again]
     return SubmissionUncertain("; ".join(filter(None, reasons))).with_context(
-        idempotency_key=entry.idempotency_key
+        idempotency_key=entry.idempotency_key, request_id=entry.request_id
     )
 
 
@@ -133,6 +133,7 @@ class _Purchase:
             "attempts": entry.attempts + 1,
             "charges": entry.charges + 1,
             "note": entry.note if is_open else "",
+            "request_id": entry.request_id if is_open else None,
         }
         try:
             return await ledger.mark_claimed(
@@ -187,6 +188,7 @@ async def buy_once(
     run: str,
     resubmit_as: str | None = None,
     budget: Budget | None = None,
+    request_id: Callable[[], str | None] = lambda: None,
     warn: Warn = lambda _text: None,
 ) -> Entry:
     """Return the generation of a key: an earlier purchase, or one that is bought now with ``post``.
@@ -200,6 +202,7 @@ async def buy_once(
         resubmit_as: Id of the run, the same for all its retries, if the user allows each run to
             send the request once more after an unknown outcome. The ledger records that it did.
         budget: Spending limits of the key's batch, or None.
+        request_id: Returns the service's id of the call that ``post`` made, once it is known.
         warn: Called with warnings that do not stop the purchase.
 
     Raises:
@@ -224,10 +227,11 @@ async def buy_once(
             ledger.history.check_claim(entry, newest_before)
             task_id = await post(lambda: _check_lease(ledger, key, owner))
         except BaseException as error:
-            await _record_failed_post(ledger, entry, error, warn)
+            await _record_failed_post(ledger, entry, error, request_id(), warn)
             if isinstance(error, SubmissionUncertain):
                 error.may_resubmit = _may_resubmit(entry, resubmit_as)
             raise
+        entry = entry.model_copy(update={"request_id": request_id()})
         stays = ledger.leases.held.count(key, run_owner) > 0
         return await _finish_despite_cancellation(
             _record_task_id(ledger, entry, task_id, run_owner if stays else None, warn)
@@ -442,7 +446,8 @@ async def _record_task_id(
         )
         return bought
     except SubmissionUncertain as error:
-        await _record_failed_post(ledger, claimed, error, warn)
+        error.with_context(request_id=claimed.request_id)
+        await _record_failed_post(ledger, claimed, error, claimed.request_id, warn)
         raise
 
 
@@ -466,7 +471,7 @@ async def _retry_until(change: Callable[[], Awaitable[Entry]], seconds: float) -
 
 
 async def _record_failed_post(
-    ledger: Ledger, claimed: Entry, error: BaseException, warn: Warn
+    ledger: Ledger, claimed: Entry, error: BaseException, request_id: str | None, warn: Warn
 ) -> None:
     """Record the outcome of a failed POST.
 
@@ -476,6 +481,9 @@ async def _record_failed_post(
     refused = isinstance(error, CometAPIError) and not isinstance(error, SubmissionUncertain)
     note = error.message if isinstance(error, CometAPIError) else _NO_ANSWER
     refund = _refund(claimed) if refused else {}
+    # A refusal after an uncertain submission leaves the id of the uncertain one.
+    known = {"request_id": request_id} if request_id and not (refused and claimed.note) else {}
+    refund |= known
     try:
         if refused and not claimed.note:
             await ledger.mark_rejected(claimed, note, **refund)
@@ -483,7 +491,7 @@ async def _record_failed_post(
         if refused:
             note = f"{claimed.note}; another one was refused: {note}"
         if await ledger.mark_uncertain(claimed, note, **refund) is None:
-            uncertain = {"state": State.UNCERTAIN, "owner": None, "note": note}
+            uncertain = {"state": State.UNCERTAIN, "owner": None, "note": note, **known}
             lost = claimed.model_copy(update={**uncertain, "changed_at": datetime.now(UTC)})
             await ledger.restore(lost, warn)
     except LedgerUnavailable as trouble:

@@ -137,6 +137,7 @@ generations = Table(
     Column("resubmitted_by", JSON, nullable=False),
     Column("task_id_checked", Boolean, nullable=False),
     Column("serial", BigInteger),
+    Column("request_id", Text),
     Index("ix_cometapi_generations_kind", "base_url", "route", "model", "submitted_at"),
     Index("ix_cometapi_generations_serial", "serial"),
 )

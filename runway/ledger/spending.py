@@ -36,7 +36,7 @@ def after_prefix(prefix: str) -> str | None:
 
 def total_spent(
     prefix: str, prices: Mapping[str, Price], *, without: str | None = None
-) -> Select[tuple[float, float, int]]:
+) -> Select[*tuple[Any, ...]]:
     """Return a query for the money, the seconds of video and the charges of all keys with a prefix.
 
     Args:

@@ -276,8 +276,8 @@ class Ledger:
         """Record the task id that a claimed request received; after any state without a task id.
 
         Args:
-            claimed: Entry as claimed. Its claim must still be the one in the ledger, and no entry
-                of another request may have the task id.
+            claimed: Entry as claimed, with the request id of the call. Its claim must still be
+                the one in the ledger, and no entry of another request may have the task id.
             task_id: Task id that the service returned.
             submitted_at: Time of the answer.
             owner: Owner of the lease from now on, or None.
@@ -290,6 +290,7 @@ class Ledger:
             submitted_at=submitted_at,
             owner=owner,
             note="",
+            request_id=claimed.request_id,
         )
 
     async def mark_rejected(
@@ -583,6 +584,7 @@ class Ledger:
 
 
 _ledgers: dict[tuple[int, str], Ledger] = {}
+"""Ledgers by process and URL. Of the process, since its threads share leases and connections."""
 
 
 def get_ledger(url: str) -> Ledger:
@@ -592,4 +594,5 @@ def get_ledger(url: str) -> Ledger:
         LedgerUnavailable: The URL is not valid for a ledger.
     """
     checked = ledger_url(url)
-    return _ledgers.setdefault((os.getpid(), checked), Ledger(checked))
+    here = os.getpid(), checked
+    return _ledgers.get(here) or _ledgers.setdefault(here, Ledger(checked))

@@ -13,7 +13,8 @@ after 95 % of it was cut off. So three checks look for a missing end: the length
 states are followed to its end (truncation.py), the index is compared with the length of the file,
 and the file is demuxed to its last packet, which takes milliseconds. Packets of zeros come from a
 download that left a gap. Only the two containers that Runway delivers are opened, and only the file
-itself, so a disguised playlist cannot reach a network.
+itself, so a disguised playlist cannot reach a network. A picture is decoded as a whole instead
+(pictures.py), and only where one is expected.
 """
 
 import base64
@@ -96,6 +97,30 @@ def inspect_video(video: BinaryIO) -> dict[str, Any]:
     if not (info["width"] and info["height"]):
         raise InvalidVideo("the output's frames have no size")
     return info
+
+
+def inspect_output(file: BinaryIO, makes: str | None) -> dict[str, Any]:
+    """Describe a complete video or picture.
+
+    Args:
+        file: The file; its read position changes.
+        makes: ``video`` or ``picture``, or None if both are possible.
+
+    Raises:
+        InvalidVideo: The file is not complete, or of another kind.
+    """
+    pictures = _sibling("pictures.py")
+    kind = pictures["kind_of"](file) if makes != "video" else None
+    if kind is None and makes != "picture":
+        return inspect_video(file)
+    if kind is None:
+        file.seek(0)
+        head = file.read(12)
+        raise InvalidVideo(f"the output is not a PNG, JPEG or WebP; it begins with {head!r}")
+    try:
+        return pictures["inspect"](file, kind)
+    except ValueError as error:
+        raise InvalidVideo(str(error)) from None
 
 
 @dataclass
@@ -202,12 +227,17 @@ def inspect_image(image: BinaryIO) -> dict[str, Any]:
 def draw_poster(video: BinaryIO, width: int) -> bytes:
     """Return a frame from the middle of a video as a JPEG of the given width in pixels.
 
+    A picture is scaled.
+
     Raises:
         InvalidVideo: No frame can be decoded.
     """
     from av.error import FFmpegError
 
+    pictures = _sibling("pictures.py")
     try:
+        if kind := pictures["kind_of"](video):
+            return _scaled_jpeg(pictures["decode"](video, kind), width)
         with _open_container(video) as container:
             stream = _video_stream(container)
             if stream.codec_context:
@@ -215,10 +245,14 @@ def draw_poster(video: BinaryIO, width: int) -> bytes:
             if container.duration:
                 container.seek(container.duration // 2)
             frame = next(container.decode(stream))
-        height = max(2, round(frame.height * width / frame.width / 2) * 2)
-        return as_jpeg(frame.reformat(width=width, height=height, format="yuvj420p", threads=1))
+        return _scaled_jpeg(frame, width)
     except (FFmpegError, StopIteration, ValueError) as error:
         raise InvalidVideo(f"no frame of the output can be decoded: {_reason(error)}") from None
+
+
+def _scaled_jpeg(frame: Any, width: int) -> bytes:
+    height = max(2, round(frame.height * width / frame.width / 2) * 2)
+    return as_jpeg(frame.reformat(width=width, height=height, format="yuvj420p", threads=1))
 
 
 def draw_contact_sheet(posters: BinaryIO, sizes: Sequence[int]) -> bytes:
@@ -325,7 +359,7 @@ def _answer(file: BinaryIO, question: dict[str, Any]) -> dict[str, Any]:
             return {"sheet": base64.b64encode(draw_contact_sheet(file, sizes)).decode()}
         if question.get("image"):
             return {"info": inspect_image(file)}
-        return {"info": inspect_video(file)}
+        return {"info": inspect_output(file, question.get("makes", "video"))}
     except InvalidVideo as error:
         return {"refused": str(error)}
     except MemoryError:
@@ -350,7 +384,7 @@ def load() -> None:
     import av.subtitles.codeccontext
     import av.subtitles.stream  # noqa: F401
 
-    for name in ("confinement.py", "contact_sheet.py", "truncation.py"):
+    for name in ("confinement.py", "contact_sheet.py", "pictures.py", "truncation.py"):
         _sibling(name)
 
 

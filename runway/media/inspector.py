@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inspection and posters of videos, done in a separate decoder process (decoder.py)."""
+"""Inspection and posters of videos and pictures, in a separate decoder process (decoder.py)."""
 
 import atexit
 import base64
@@ -21,6 +21,7 @@ from typing import Annotated, Any, BinaryIO
 from pydantic import Field, TypeAdapter
 
 from ..errors import InvalidOutput, StorageError
+from ..models.model_limits import Makes
 from ..redact import scrub
 
 POSTER_WIDTH = 640
@@ -64,6 +65,13 @@ class ImageInfo:
     height: _Count
 
 
+PICTURES = {
+    "png": (".png", "image/png"),
+    "jpeg": (".jpeg", "image/jpeg"),  # not .jpg, which is the suffix of its poster
+    "webp": (".webp", "image/webp"),
+}
+"""Suffix and media type of each kind of picture."""
+
 _INFO = TypeAdapter(VideoInfo)
 _IMAGE_INFO = TypeAdapter(ImageInfo)
 _MAX_ANSWER = 8 << 20
@@ -96,8 +104,25 @@ def inspect_image(path: Path) -> ImageInfo | None:
         return None if info == {} else _IMAGE_INFO.validate_python(info)
 
 
+def inspect_output(path: Path, makes: Makes | None) -> VideoInfo:
+    """Describe a complete video or picture; the ``codec`` of a picture is a key of ``PICTURES``.
+
+    Args:
+        path: The file.
+        makes: Kind of file that is expected, or None if that is not known.
+
+    Raises:
+        InvalidOutput: It is of another kind, is not complete, or broke the decoder.
+        StorageError: It cannot be read on this machine.
+    """
+    with _reject_malformed():
+        return _INFO.validate_python(_decoder(os.getpid()).ask(path, makes=makes)["info"])
+
+
 def draw_poster(video: Path, poster: Path, width: int = POSTER_WIDTH) -> None:
     """Write a frame from the middle of a video as a JPEG of the given width in pixels.
+
+    The poster of a picture is a scaled copy of it.
 
     Raises:
         InvalidOutput: No frame can be decoded.

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data models of one generation, from its submission to the stored video."""
 
+import base64
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
@@ -80,7 +82,7 @@ class Submission(FrozenModel):
     idempotency_key: str = Field(description="Idempotency key of the generation.")
     task_id: str = Field(description="Task id from CometAPI.")
     submitted_at: AwareDatetime = Field(description="Time of its acceptance or adoption, in UTC.")
-    route: str | None = Field(default=None, description="image_to_video or video_to_video.")
+    route: str | None = Field(default=None, description="Route, such as image_to_video.")
     model: str | None = Field(default=None, description="Runway model.")
     fingerprint: str | None = Field(default=None, description="SHA-256 of the request, in hex.")
     request: dict[str, Any] | None = Field(
@@ -92,6 +94,18 @@ class Submission(FrozenModel):
     base_url: str | None = Field(
         default=None, description="Root URL of the service that it was bought from."
     )
+    request_id: str | None = Field(
+        default=None, description="CometAPI's id of the call that bought it, for its support."
+    )
+
+    @property
+    def ids(self) -> dict[str, str | None]:
+        """Ids by which the user, CometAPI and its support find the generation."""
+        return {
+            "idempotency_key": self.idempotency_key,
+            "task_id": self.task_id,
+            "request_id": self.request_id,
+        }
 
     @property
     def short_id(self) -> str:
@@ -111,6 +125,8 @@ class Generation(FrozenModel):
         outputs: URLs of the results; they expire.
         failure: The service's reason for a failure, or an empty text.
         raw_status: The service's own word for the status, as in the reply.
+        unknown_status: Word in the reply for a status that is not known here, or an empty text.
+        is_vague: True for an end by a word that does not say what happened, such as ``timeout``.
     """
 
     task_id: str
@@ -120,6 +136,8 @@ class Generation(FrozenModel):
     failure: str = ""
     failure_code: str = ""
     raw_status: str = ""
+    unknown_status: str = ""
+    is_vague: bool = False
 
 
 class CompletedGeneration(FrozenModel):
@@ -131,7 +149,7 @@ class CompletedGeneration(FrozenModel):
 
 
 class VideoFacts(FrozenModel):
-    """Properties of a video file."""
+    """Properties of a video file, or of a picture file: one frame without a duration."""
 
     sha256: str = Field(description="SHA-256 of the file, in hex.")
     size: int = Field(description="Bytes.")
@@ -140,10 +158,16 @@ class VideoFacts(FrozenModel):
     duration: float = Field(description="Seconds.")
     frames: int = Field(description="Number of frames.")
     codec: str = Field(description="Codec of the video stream, for example h264.")
+    media_type: str = Field(default="video/mp4", description="Media type of the file.")
+
+    @property
+    def is_picture(self) -> bool:
+        """True for a picture, False for a video."""
+        return self.media_type.startswith("image/")
 
 
 class FetchedVideo(VideoFacts):
-    """Complete and valid video on this machine, not yet in the storage."""
+    """Complete and valid video or picture on this machine, not yet in the storage."""
 
     path: str = Field(description="Path of the staged file.")
     poster: str | None = Field(
@@ -153,20 +177,37 @@ class FetchedVideo(VideoFacts):
 
 
 class StoredVideo(VideoFacts):
-    """Video in the storage."""
+    """Video or picture in the storage."""
 
-    uri: str = Field(description="Location of the video.")
+    uri: str = Field(description="Location of the file.")
     poster: str | None = Field(default=None, description="Location of the poster.")
     sidecar: str = Field(description="Location of the JSON file that describes its origin.")
 
+    def data_uri(self) -> str:
+        """Return a file in a folder of this machine as a base64 data URI, for the next request.
+
+        Raises:
+            ValueError: The file is not in a folder of this machine, or cannot be read.
+        """
+        try:
+            content = Path(self.uri).read_bytes()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ValueError(
+                f"{redact_url(self.uri)} cannot be read as a file of this machine: {reason}"
+            ) from None
+        return f"data:{self.media_type};base64,{base64.b64encode(content).decode()}"
+
 
 class GenerationResult(FrozenModel):
-    """Result of a flow: the stored videos of one generation, its polls and its waiting time."""
+    """Result of a flow: the stored outputs of one generation, its polls and its waiting time."""
 
     idempotency_key: str
     task_id: str
     status: Status
-    videos: tuple[StoredVideo, ...]
+    videos: tuple[StoredVideo, ...] = Field(
+        description="Stored outputs: videos, or pictures if the route makes pictures."
+    )
     polls: int = Field(description="Number of polls.")
     waited: float = Field(description="Seconds from submission to its detected end.")
     submitted_at: AwareDatetime

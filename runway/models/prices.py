@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prices of generations, as written in the settings."""
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
+
+CATALOGUE = "catalogue"
+"""Value of COMETAPI_PRICES that takes the prices of CometAPI's catalogue."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,22 @@ def parse_price(value: Any) -> Price:
     if not found or isinstance(value, bool):
         raise ValueError('write 0.32 for a generation, or "0.05/s" for a second of video')
     return Price(float(found[1]), per_second=bool(found[2]))
+
+
+def decode_prices(value: Any) -> Any:
+    """Return the value of COMETAPI_PRICES: prices in JSON, or the word ``catalogue``.
+
+    Raises:
+        ValueError: The text is neither.
+    """
+    if not isinstance(value, str) or value.strip().lower() == CATALOGUE:
+        return value.strip().lower() if isinstance(value, str) else value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError(
+            'write JSON such as {"gen3a_turbo": 0.32}, or the word catalogue'
+        ) from None
 
 
 Prices = dict[str, Annotated[Price, BeforeValidator(parse_price), PlainSerializer(str)]]

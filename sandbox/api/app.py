@@ -15,9 +15,10 @@ from ..faults.responses import expired, gone
 from ..jobs import JobStore
 from ..messages.errors import task_not_exist
 from ..messages.replies import ReplyShape, Snapshot, Stage, feed_reply, task_reply
-from ..messages.requests import ImageToVideoBody, VideoToVideoBody
+from ..messages.requests import BODIES, JobBody
 from ..request_log import RequestLog
 from . import openapi
+from .account import account_routes, fault_of
 from .auth import RunwayVersion, refuse_as_cometapi, require_key
 
 
@@ -35,7 +36,7 @@ class SandboxApp(FaultMiddleware):
     def __init__(self, config: SandboxConfig) -> None:
         self.jobs = JobStore(config)
         self.log = RequestLog()
-        routes = _routes(self.jobs, self.log, Signer(config.asset_ttl))
+        routes = _routes(config, self.jobs, self.log)
         super().__init__(routes, self.log, FaultPlan(config.faults, config.seed))
 
     def add_fault(self, fault: Fault) -> None:
@@ -54,12 +55,14 @@ def create_app(config: SandboxConfig | None = None) -> SandboxApp:
     return SandboxApp(config or SandboxConfig())
 
 
-def _routes(jobs: JobStore, log: RequestLog, signer: Signer) -> FastAPI:
+def _routes(config: SandboxConfig, jobs: JobStore, log: RequestLog) -> FastAPI:
+    signer = Signer(config.asset_ttl)
     app = FastAPI(**openapi.ABOUT, docs_url=None, redoc_url=None)
     refuse_as_cometapi(app)
     app.include_router(_creates(jobs))
     app.include_router(_polls(jobs, signer))
     app.include_router(_outputs(jobs, signer))
+    app.include_router(account_routes(config, jobs))
     app.include_router(_sandbox_routes(jobs, log))
     openapi.remove_unsent_responses(app)
     return app
@@ -71,29 +74,22 @@ _FAULTS_OF_JOBS = {"failed", "cancelled"}
 def _creates(jobs: JobStore) -> APIRouter:
     router = APIRouter(dependencies=[Depends(require_key)])
 
-    def accept(request: Request, body: ImageToVideoBody | VideoToVideoBody) -> openapi.Created:
-        fault = request.scope.get(FAULT) if _fault_of(request) in _FAULTS_OF_JOBS else None
-        job = jobs.accept(body.recipe(), body.model_dump(exclude_unset=True), fault)
-        return openapi.Created(id=job.task_id)
+    def declare(route: str) -> None:
+        async def create(
+            request: Request,
+            body: JobBody,
+            version: RunwayVersion,  # noqa: ARG001 - the header is required but has no effect
+        ) -> openapi.Created:
+            fault = request.scope.get(FAULT) if _fault_of(request) in _FAULTS_OF_JOBS else None
+            job = jobs.accept(body.recipe(), body.model_dump(exclude_unset=True), fault)
+            return openapi.Created(id=job.task_id)
 
-    @router.post("/runwayml/v1/image_to_video", **openapi.CREATE)
-    async def image_to_video(
-        request: Request,
-        body: openapi.ImageToVideoExample,
-        version: RunwayVersion,  # noqa: ARG001 - the header is required but has no effect
-    ) -> openapi.Created:
-        """Animate an image."""
-        return accept(request, body)
+        create.__annotations__["body"] = openapi.body_of(route)
+        summary = f"Create a job of {route}."
+        router.post(f"/runwayml/v1/{route}", name=route, summary=summary, **openapi.CREATE)(create)
 
-    @router.post("/runwayml/v1/video_to_video", **openapi.CREATE)
-    async def video_to_video(
-        request: Request,
-        body: openapi.VideoToVideoExample,
-        version: RunwayVersion,  # noqa: ARG001 - the header is required but has no effect
-    ) -> openapi.Created:
-        """Restyle a video."""
-        return accept(request, body)
-
+    for route in BODIES:
+        declare(route)
     return router
 
 
@@ -106,7 +102,7 @@ def _polls(jobs: JobStore, signer: Signer) -> APIRouter:
         if job is None:
             raise task_not_exist()
         name = f"{task_id}/0"
-        url = f"{request.base_url}assets/{name}.mp4"
+        url = f"{request.base_url}assets/{name}{jobs.suffix(job)}"
         snapshot = jobs.report(job, lambda: (f"{url}?_jwt={signer.sign(name)}",))
         if _fault_of(request) == "unknown-status":
             snapshot = replace(snapshot, stage=Stage.UNKNOWN, urls=())
@@ -139,11 +135,13 @@ def _outputs(jobs: JobStore, signer: Signer) -> APIRouter:
             clip = clip[: len(clip) // 2]
         return clip_response(clip, request.headers, ranges=fault != "ignore-range")
 
+    @router.get("/assets/{task_id}/{index}.png", include_in_schema=False)
     @router.get("/assets/{task_id}/{index}.mp4", **openapi.ASSET)
     async def output(request: Request, task_id: str, index: str, _jwt: str = "") -> Response:
         """Download an output."""
         return serve(request, task_id, index, _jwt)
 
+    @router.head("/assets/{task_id}/{index}.png", include_in_schema=False)
     @router.head("/assets/{task_id}/{index}.mp4", **openapi.ASSET)
     async def output_headers(
         request: Request, task_id: str, index: str, _jwt: str = ""
@@ -169,5 +167,5 @@ def _sandbox_routes(jobs: JobStore, log: RequestLog) -> APIRouter:
 
 def _fault_of(request: Request) -> str | None:
     """Return the kind of fault that the route has to apply to this request, if any."""
-    fault: Fault | None = request.scope.get(FAULT)
+    fault = fault_of(request)
     return fault.kind if fault else None

@@ -74,17 +74,26 @@ def refusal_of(problems: list[dict[str, Any]]) -> ApiFailure:
         problems: Validation errors from pydantic.
     """
     for problem in problems:
-        if problem["loc"] == ("body", "model") and isinstance(problem["input"], str):
-            return model_not_found(problem["input"])
+        given = problem["input"]
+        if problem["type"].startswith("union_tag") and problem["loc"] == ("body",):
+            given = given.get("model") if isinstance(given, dict) else None
+        elif problem["loc"] != ("body", "model"):
+            continue
+        if isinstance(given, str):
+            return model_not_found(given)
     message = "; ".join(map(_in_words, problems))
     missing = any(_is_missing_field(problem) for problem in problems)
     return invalid_request(message, status=500 if missing else 400)
 
 
 def _is_missing_field(problem: dict[str, Any]) -> bool:
+    if problem["type"] == "union_tag_not_found" and isinstance(problem["input"], dict):
+        return "model" not in problem["input"]
     return problem["type"] == "missing" and problem["loc"][0] == "body" and len(problem["loc"]) > 1
 
 
 def _in_words(problem: dict[str, Any]) -> str:
+    if problem["type"].startswith("union_tag") and problem["loc"] == ("body",):
+        return f"model: {problem['msg']}"
     path = ".".join(str(part) for part in problem["loc"] if part != "body") or "body"
     return f"{path}: {problem['msg']}"

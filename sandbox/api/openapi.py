@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenAPI metadata of the routes that their types do not express."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 from fastapi import Body, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from ..messages.errors import ErrorEnvelope, FlatError
 from ..messages.reply_schemas import FeedReply, TaskReply
-from ..messages.requests import ImageToVideoBody, VideoToVideoBody
+from ..messages.requests import BODIES
 
 ABOUT: dict[str, Any] = {
     "title": "CometAPI Runway sandbox",
@@ -138,40 +138,58 @@ ASSET: dict[str, Any] = {
     },
 }
 
-ImageToVideoExample = Annotated[
-    ImageToVideoBody,
-    Body(
-        openapi_examples={
-            "cat": {
-                "summary": "Five seconds of a cat",
-                "value": {
-                    "promptImage": "https://example.com/cat.jpg",
-                    "model": "gen3a_turbo",
-                    "promptText": "slow zoom",
-                    "duration": 5,
-                    "ratio": "1280:720",
-                },
-            }
-        }
+_EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "image_to_video": (
+        "Five seconds of a cat",
+        {
+            "promptImage": "https://example.com/cat.jpg",
+            "model": "gen3a_turbo",
+            "promptText": "slow zoom",
+            "duration": 5,
+            "ratio": "1280:720",
+        },
     ),
-]
+    "video_to_video": (
+        "A trailer, restyled",
+        {
+            "videoUri": "https://media.w3.org/2010/05/sintel/trailer.mp4",
+            "promptText": "Make the motion feel cinematic.",
+            "model": "gen4_aleph",
+            "ratio": "1280:720",
+        },
+    ),
+    "character_performance": (
+        "A cat that acts",
+        {
+            "character": {"type": "image", "uri": "https://example.com/cat.jpg"},
+            "reference": {"type": "video", "uri": "https://example.com/actor.mp4"},
+            "model": "act_two",
+            "ratio": "1280:720",
+        },
+    ),
+    "text_to_image": (
+        "A painting of a cat",
+        {
+            "promptText": "@cat as an oil painting",
+            "model": "gen4_image",
+            "ratio": "1280:720",
+            "referenceImages": [{"uri": "https://example.com/cat.jpg", "tag": "cat"}],
+        },
+    ),
+}
 
-VideoToVideoExample = Annotated[
-    VideoToVideoBody,
-    Body(
-        openapi_examples={
-            "sintel": {
-                "summary": "A trailer, restyled",
-                "value": {
-                    "videoUri": "https://media.w3.org/2010/05/sintel/trailer.mp4",
-                    "promptText": "Make the motion feel cinematic.",
-                    "model": "gen4_aleph",
-                    "ratio": "1280:720",
-                },
-            }
-        }
-    ),
-]
+
+def body_of(route: str) -> Any:
+    """Return the type of the body of a route, for its parameter: the model decides which one."""
+    title, example = _EXAMPLES.get(route, ("", None))
+    shown: Any = {"example": {"summary": title, "value": example}} if example else None
+    bodies = BODIES[route]
+    if len(bodies) == 1:
+        return Annotated[bodies[0], Body(openapi_examples=shown)]
+    return Annotated[
+        Union[tuple(bodies)],  # noqa: UP007 - made of values
+        Body(discriminator="model", openapi_examples=shown),
+    ]
 
 
 class FeedBody(BaseModel):

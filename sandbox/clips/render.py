@@ -9,6 +9,7 @@ recipe alone: the same recipe gives the same picture.
   camera moves by half pixels and does not jitter.
 - A video keeps its size and its length (up to ten seconds) and gets other colours: hue, gamma and a
   tint. The tint also shows on black-and-white material.
+- A picture is the image in other colours, as a PNG of the requested size.
 - Without a source, a gradient is drawn with colours that depend on the address of the source.
 """
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Literal
 
 import av
 from av.error import FFmpegError
@@ -52,13 +54,15 @@ class Recipe:
     """Complete description of a clip's picture.
 
     Attributes:
-        route: ``image_to_video`` or ``video_to_video``.
+        route: Route of the request.
         uri: Address of the source; a stand-in derives its colours from it.
         prompt: Prompt of the request; it varies the camera movement or the colours.
         seed: Number that makes one clip of a source differ from the next.
         width: Pixels. A video that could be read keeps its own width.
         height: Pixels. A video that could be read keeps its own height.
         seconds: Length of a clip made from an image.
+        draws: What is drawn: a camera movement over an image, a video in other colours, or a
+            picture. By default the route decides between the first two.
     """
 
     route: str
@@ -68,6 +72,7 @@ class Recipe:
     width: int
     height: int
     seconds: int
+    draws: Literal["camera", "video", "picture"] | None = None
 
     def dice(self) -> random.Random:
         """Return a random generator that depends on the seed and the prompt alone."""
@@ -75,14 +80,33 @@ class Recipe:
 
 
 def render(recipe: Recipe, source: bytes | None) -> bytes:
-    """Return the finished MP4.
+    """Return the finished MP4, or the finished PNG of a picture.
 
     Raises:
         InvalidSourceError: FFmpeg cannot read `source` as a picture or a video.
     """
-    if recipe.route == "image_to_video":
+    draws = recipe.draws or ("video" if recipe.route == "video_to_video" else "camera")
+    if draws == "picture":
+        return _render_picture(recipe, source)
+    if draws == "camera":
         return _encode(_camera(recipe, source), recipe.width, recipe.height)
     return _render_video(recipe, source)
+
+
+def _render_picture(recipe: Recipe, source: bytes | None) -> bytes:
+    picture = _first_frame(source) if source is not None else _drawn_frame(recipe)
+    picture.pts, picture.time_base = 0, Fraction(1, FRAMES_PER_SECOND)
+    size = f"{recipe.width}:{recipe.height}"
+    filters = [
+        ("scale", f"{size}:force_original_aspect_ratio=increase"),
+        ("crop", size),
+        *grading_filters(recipe),
+    ]
+    frame = next(_through(iter([picture]), filters)).reformat(format="rgb24")
+    encoder = av.VideoCodecContext.create("png", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "rgb24"
+    encoder.time_base = Fraction(1, FRAMES_PER_SECOND)
+    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
 
 
 def _camera(recipe: Recipe, source: bytes | None) -> Iterator[VideoFrame]:

@@ -17,6 +17,10 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 """Range of bytes. No position in a file has more digits, and Python rejects thousands of them."""
 
 
+PNG = b"\x89PNG"
+"""Beginning of a PNG."""
+
+
 class Signer:
     """Signer of the URLs of outputs. Its secret lives as long as the object.
 
@@ -59,23 +63,24 @@ def clip_response(clip: bytes, headers: Mapping[str, str], *, ranges: bool = Tru
     """Return the clip, or the part of it that the request's headers ask for.
 
     Args:
-        clip: MP4 to serve.
+        clip: MP4 or PNG to serve.
         headers: Headers of the request.
         ranges: ``False`` for a server that ignores ranges and sends the whole file.
     """
     etag = f'"{hashlib.sha256(clip).hexdigest()[:32]}"'
     common = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, max-age=0"}
+    media_type = "image/png" if clip.startswith(PNG) else "video/mp4"
     range_header = headers.get("range") if ranges else None
     if range_header is None or headers.get("if-range", etag) != etag:
-        return Response(clip, headers=common, media_type="video/mp4")
+        return Response(clip, headers=common, media_type=media_type)
     part = byte_range(range_header, len(clip))
     if part == "none":
-        return Response(clip, headers=common, media_type="video/mp4")
+        return Response(clip, headers=common, media_type=media_type)
     if part == "unsatisfiable":
         return Response(status_code=416, headers=common | {"Content-Range": f"bytes */{len(clip)}"})
     first, last = part
     common["Content-Range"] = f"bytes {first}-{last}/{len(clip)}"
-    return Response(clip[first : last + 1], 206, headers=common, media_type="video/mp4")
+    return Response(clip[first : last + 1], 206, headers=common, media_type=media_type)
 
 
 def byte_range(range_header: str, size: int) -> tuple[int, int] | Literal["none", "unsatisfiable"]:

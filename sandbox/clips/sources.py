@@ -79,6 +79,7 @@ def _fetch_from_the_web(uri: str) -> bytes | None:
 
 
 _silent_hosts: set[str] = set()
+"""Hosts that did not answer once. Of the process, so that no later clip waits for them again."""
 
 
 def _fetch(uri: str, *, trust_env: bool) -> bytes | None:

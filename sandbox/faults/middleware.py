@@ -8,6 +8,8 @@ from typing import get_args
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..messages.errors import REQUEST_ID, new_request_id
+from ..messages.model_table import ROUTES as CREATES
 from ..request_log import RecordedRequest, RequestLog
 from . import sockets
 from .plan import Fault, FaultPlan, FaultRoute
@@ -17,11 +19,15 @@ FAULT = "prefect_cometapi.sandbox.fault"
 """Name in the ASGI scope under which a route finds the fault that it has to apply itself."""
 
 _ROUTES = (
-    ("POST", re.compile(r"/runwayml/v1/(image|video)_to_video"), "create"),
+    ("POST", re.compile(rf"/runwayml/v1/({'|'.join(CREATES)})"), "create"),
     ("GET", re.compile(r"/runwayml/v1/tasks/[^/]+"), "task"),
     ("POST", re.compile(r"/runway/feed"), "feed"),
     ("GET", re.compile(r"/assets/.+"), "asset"),
     ("HEAD", re.compile(r"/assets/.+"), "asset"),
+    ("GET", re.compile(r"/api/models"), "models"),
+    ("GET", re.compile(r"/api/task/self"), "tasks"),
+    ("GET", re.compile(r"/api/log/self"), "log"),
+    ("GET", re.compile(r"/v1/dashboard/billing/(subscription|usage)"), "billing"),
 )
 
 
@@ -53,12 +59,15 @@ class FaultMiddleware:
             await self._app(scope, receive, send)
             return
         record = _record(scope)
+        REQUEST_ID.set(record.request_id)
         number = self._log.add(record)
         fault = self._fault(record.route, number)
         if fault is None:
             await self._app(scope, receive, _noting(record, send))
             return
         record.fault = fault.kind
+        if fault.kind in _FROM_PROXIES:
+            record.request_id = ""
         scope[FAULT] = fault
         await self._go_wrong(fault, record, scope, receive, send)
 
@@ -108,24 +117,34 @@ class FaultMiddleware:
 
 _AFTERWARDS = {"reset-after", "silent-after", "error-after", "no-id", "slow", "truncated"}
 
+_FROM_PROXIES = {"502", "504", "524", "error-after", "html", "cloudflare", "redirect"}
+"""Faults whose answers come from a proxy, so they do not have the gateway's request id."""
+
+_WITH_REQUEST_ID = {"create", "task", "feed"}
+
 
 def _record(scope: Scope) -> RecordedRequest:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    route = route_of(scope["method"], scope["path"])
     return RecordedRequest(
         method=scope["method"],
         path=scope["path"],
-        route=route_of(scope["method"], scope["path"]),
+        route=route,
         headers=headers,
         at=time.monotonic(),
+        request_id=new_request_id() if route in _WITH_REQUEST_ID else "",
     )
 
 
 def _noting(record: RecordedRequest, send: Send) -> Send:
-    """Return a `send` that also records the status."""
+    """Return a `send` that records the status and adds the request id of the gateway."""
 
     async def noted(message: Message) -> None:
         if message["type"] == "http.response.start":
             record.status = message["status"]
+            if record.request_id:
+                header = (b"x-cometapi-request-id", record.request_id.encode())
+                message = {**message, "headers": [*message.get("headers", []), header]}
         await send(message)
 
     return noted

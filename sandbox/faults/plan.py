@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-FaultRoute = Literal["create", "task", "feed", "asset"]
+FaultRoute = Literal["create", "task", "feed", "asset", "models", "tasks", "log", "billing"]
 
 FaultKind = Literal[
     "429",
@@ -48,13 +48,19 @@ FaultKind = Literal[
     "empty",
     "ignore-range",
     "slow",
+    "late-rows",
+    "foreign-rows",
+    "missing-pages",
+    "changing-total",
 ]
 
 _API: tuple[FaultRoute, ...] = ("create", "task", "feed")
-_EVERYWHERE: tuple[FaultRoute, ...] = (*_API, "asset")
+_ACCOUNT: tuple[FaultRoute, ...] = ("models", "tasks", "log", "billing")
+_EVERYWHERE: tuple[FaultRoute, ...] = (*_API, "asset", *_ACCOUNT)
 _CREATE: tuple[FaultRoute, ...] = ("create",)
 _POLLS: tuple[FaultRoute, ...] = ("task", "feed")
 _ASSET: tuple[FaultRoute, ...] = ("asset",)
+_LISTS: tuple[FaultRoute, ...] = ("tasks", "log")
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ KINDS: dict[FaultKind, KindOfFault] = {
     "invalid-request": KindOfFault(_API, "500 with the code invalid_request; retries do not help."),
     "model-not-found": KindOfFault(_API, "503 with the code model_not_found; retries do not help."),
     "quota": KindOfFault(_API, "403 with the code quota_not_enough."),
-    "unauthorized": KindOfFault(_API, "401."),
+    "unauthorized": KindOfFault((*_API, "tasks", "log", "billing"), "401."),
     "reset-before": KindOfFault(_EVERYWHERE, "The connection is reset and nothing was done."),
     "reset-after": KindOfFault(_CREATE, "The job is accepted, then the connection is reset."),
     "silent-after": KindOfFault(
@@ -93,14 +99,14 @@ KINDS: dict[FaultKind, KindOfFault] = {
         "connection is closed.",
     ),
     "error-after": KindOfFault(_CREATE, "The job is accepted; the answer is status `value` (504)."),
-    "html": KindOfFault(_API, "200 with a web page."),
+    "html": KindOfFault((*_API, *_ACCOUNT), "200 with a web page."),
     "cloudflare": KindOfFault(_EVERYWHERE, "502 with Cloudflare's web page."),
     "redirect": KindOfFault(_EVERYWHERE, "301 to a web page."),
     "no-id": KindOfFault(_CREATE, "The job is accepted; the answer is an empty object."),
     "not-visible": KindOfFault(_POLLS, "400 with the code task_not_exist."),
     "not-visible-200": KindOfFault(_POLLS, "200 with task_not_exist as the status."),
     "unknown-status": KindOfFault(_POLLS, "An unknown status."),
-    "error-in-200": KindOfFault(_API, "200 with an error inside."),
+    "error-in-200": KindOfFault((*_API, *_ACCOUNT), "200 with an error inside."),
     "failed": KindOfFault(
         _CREATE, "The job is accepted and will fail, with the failure code `value`."
     ),
@@ -108,19 +114,34 @@ KINDS: dict[FaultKind, KindOfFault] = {
     "expired": KindOfFault(_ASSET, "403, as for an expired signed URL."),
     "gone": KindOfFault(_ASSET, "404."),
     "truncated": KindOfFault(
-        _ASSET, "The full Content-Length and half of the bytes, then the connection is closed."
+        (*_ASSET, *_ACCOUNT),
+        "The full Content-Length and half of the bytes, then the connection is closed.",
     ),
     "truncated-silent": KindOfFault(
-        _ASSET, "Half of the file, presented as complete; it still opens as a video."
+        (*_ASSET, *_ACCOUNT),
+        "Half of the file or of the JSON, presented as complete; half a file still opens as a "
+        "video.",
     ),
     "html-asset": KindOfFault(_ASSET, "200 with a web page."),
     "empty": KindOfFault(_ASSET, "200 with an empty body."),
     "ignore-range": KindOfFault(_ASSET, "200 with the whole file, whatever Range requests."),
     "slow": KindOfFault(_EVERYWHERE, "The answer is sent in pieces, over `value` seconds (5)."),
+    "late-rows": KindOfFault(_LISTS, "The rows of the last `value` seconds (120) are missing."),
+    "foreign-rows": KindOfFault(
+        _LISTS, "`value` rows (3) of other clients are added, at the time of the newest row."
+    ),
+    "missing-pages": KindOfFault(_LISTS, "Each page after the first is empty."),
+    "changing-total": KindOfFault(_LISTS, "The total is too large by one."),
 }
 """Descriptions of all kinds of faults."""
 
-_NUMBERS = {"silent-after": float, "slow": float, "error-after": int}
+_NUMBERS = {
+    "silent-after": float,
+    "slow": float,
+    "error-after": int,
+    "late-rows": float,
+    "foreign-rows": int,
+}
 _FORM = "ROUTE:KIND or ROUTE:KIND:times=N,after=N,rate=P,value=TEXT"
 
 
@@ -128,8 +149,9 @@ class Fault(BaseModel):
     """Fault to inject, and the requests that it hits.
 
     Attributes:
-        route: ``create`` (both POSTs), ``task`` (GET a task), ``feed`` (POST /runway/feed) or
-            ``asset`` (download a clip).
+        route: ``create`` (the POSTs that buy), ``task`` (GET a task), ``feed`` (POST /runway/feed),
+            ``asset`` (download a clip), ``models`` (the catalogue), ``tasks`` and ``log`` (lists of
+            the account) or ``billing`` (the balance).
         kind: Kind of fault; each kind is limited to some routes.
         times: Number of requests of the route that it hits.
         after: Number of requests of the route that it leaves alone first.

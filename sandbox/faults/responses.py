@@ -4,11 +4,13 @@
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from typing import Any
 
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from ..messages.errors import (
     ApiFailure,
+    access_denied,
     invalid_request,
     model_not_found,
     quota_not_enough,
@@ -70,6 +72,15 @@ def _too_many(fault: Fault) -> Response:
     return as_response(answer)
 
 
+_LISTS = {"tasks", "log"}
+
+
+def _error_in_200(route: str) -> dict[str, Any]:
+    if route in {"models", *_LISTS}:
+        return {"success": False, "message": "system error"}
+    return {"code": 500, "msg": "system error", "data": None}
+
+
 _ANSWERS: dict[str, Callable[[Fault], Response]] = {
     "429": _too_many,
     "500": lambda _: as_response(refusal(500, "", "Internal server error")),
@@ -80,13 +91,15 @@ _ANSWERS: dict[str, Callable[[Fault], Response]] = {
     "invalid-request": lambda _: as_response(invalid_request("field promptImage is required", 500)),
     "model-not-found": lambda _: as_response(model_not_found("gen3a_turbo")),
     "quota": lambda _: as_response(quota_not_enough()),
-    "unauthorized": lambda _: as_response(unauthorized()),
+    "unauthorized": lambda fault: as_response(
+        access_denied() if fault.route in _LISTS else unauthorized()
+    ),
     "html": lambda _: HTMLResponse(_WEB_PAGE),
     "cloudflare": lambda _: HTMLResponse(_CLOUDFLARE_PAGE, 502),
     "redirect": lambda _: HTMLResponse("", 301, headers={"Location": "https://www.cometapi.com/"}),
     "not-visible": lambda _: as_response(task_not_exist()),
     "not-visible-200": lambda _: JSONResponse({"status": "task_not_exist"}),
-    "error-in-200": lambda _: JSONResponse({"code": 500, "msg": "system error", "data": None}),
+    "error-in-200": lambda fault: JSONResponse(_error_in_200(fault.route)),
     "expired": lambda _: expired(),
     "gone": lambda _: gone(),
     "html-asset": lambda _: HTMLResponse(_WEB_PAGE),

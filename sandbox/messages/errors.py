@@ -7,11 +7,15 @@ fixes.
 """
 
 import secrets
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""Request id of the request that is being answered; empty outside of one."""
 
 
 class _Exactly(BaseModel):
@@ -64,7 +68,7 @@ def refusal(status: int, code: str, message: str, **headers: str) -> ApiFailure:
     """
     sendable = message.encode(errors="replace").decode()
     detail = {
-        "message": f"{sendable} (request id: {_request_id()})",
+        "message": f"{sendable} (request id: {REQUEST_ID.get() or new_request_id()})",
         "type": "comet_api_error",
         "param": "",
         "code": code,
@@ -75,6 +79,11 @@ def refusal(status: int, code: str, message: str, **headers: str) -> ApiFailure:
 def unauthorized() -> ApiFailure:
     """Return the error for a missing or wrong API key."""
     return refusal(401, "", "Invalid token", **{"WWW-Authenticate": "Bearer"})
+
+
+def access_denied() -> ApiFailure:
+    """Return the error of the account's lists for a missing or wrong access token."""
+    return ApiFailure(401, {"success": False, "message": "Unauthorized, invalid access token"})
 
 
 def invalid_request(message: str, status: int = 400) -> ApiFailure:
@@ -109,5 +118,6 @@ def no_such_route(method: str, path: str) -> dict[str, Any]:
     return {"error": detail}
 
 
-def _request_id() -> str:
+def new_request_id() -> str:
+    """Return a request id as the gateway makes it."""
     return f"{datetime.now(UTC):%Y%m%d%H%M%S%f}{secrets.token_hex(4)}"

@@ -12,6 +12,10 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic requires this one below Python 3.12
 
+from .model_table import ROUTES
+
+Action = Annotated[str, Field(json_schema_extra={"enum": [route.upper() for route in ROUTES]})]
+
 _exactly = with_config(ConfigDict(extra="forbid"))
 
 Moment = Annotated[int, Field(ge=0, description="Unix seconds; 0 before the event.")]
@@ -43,7 +47,7 @@ class RunwayTask(TypedDict):
 
 class _GatewayTask(TypedDict):
     task_id: str
-    action: Literal["IMAGE_TO_VIDEO", "VIDEO_TO_VIDEO"]
+    action: Action
     status: Literal["QUEUED", "IN_PROGRESS", "SUCCESS", "FAILURE"]
     fail_reason: Annotated[
         str, Field(description="The reason; an old gateway puts the output's URL here on success.")

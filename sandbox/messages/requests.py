@@ -1,32 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that create a job, with the limits that CometAPI's docs state.
+"""Requests that create a job, with the limits that the docs state.
 
-Only the documented model of each route is accepted, and its limits are taken literally. CometAPI's
-page for image-to-video says 512 characters and seeds below 1,000,000,000, although Runway itself
-allows more. Types are strict and unknown fields are rejected, because the purpose of a stand-in is
-to find the mistakes of a client.
+Each model has a body of its own: the fields that models.json lists for it, with their limits taken
+literally. CometAPI's page for image-to-video says 512 characters and seeds below 1,000,000,000,
+although Runway itself allows more. Types are strict, and unknown fields and models are rejected,
+because the purpose of a stand-in is to find the mistakes of a client.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from ..clips.render import Recipe
-
-Ratio = Literal[
-    "1280:720",
-    "720:1280",
-    "1104:832",
-    "832:1104",
-    "960:960",
-    "1584:672",
-    "1280:768",
-    "768:1280",
-]
+from .model_table import PICTURES, ROUTES, models_of
 
 MAX_PIXELS = 1584 * 672
 """Pixels of the largest clip that is rendered; 9999:9999 would take minutes and gigabytes."""
+
+MAX_PICTURE_PIXELS = 1920 * 1080
+"""Pixels of the largest picture that is rendered."""
+
+STANDARD_RATIO = "1280:720"
+"""Size of a clip whose request does not set one."""
 
 _WEB = r"https://[^/\x00-\x20\x7f-\xa0]|http://(127\.0\.0\.1|localhost|\[::1\])([:/]|$)"
 """Pattern of a URL. It avoids ``\\s``, which differs between JSON Schema and pydantic."""
@@ -58,42 +55,61 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class ImageToVideoBody(_Body):
-    """Body of POST /runwayml/v1/image_to_video."""
-
-    promptImage: ImageUri  # noqa: N815 - the wire's name
-    model: Literal["gen3a_turbo"]
-    promptText: Annotated[str, Field(max_length=512, examples=["slow zoom"])] = ""  # noqa: N815
-    seed: Annotated[
-        int,
-        Field(ge=0, le=999_999_999, description="Without a seed, the sandbox draws as with 0."),
-        BeforeValidator(_whole),
-    ] = 0
-    watermark: bool = False
-    duration: Annotated[Literal[5, 10], Field(description="Seconds.")] = 5
-    ratio: Annotated[Ratio, Field(description="Width and height of the clip in pixels.")] = (
-        "1280:720"
-    )
-
-    def recipe(self) -> Recipe:
-        """Return the recipe of the clip."""
-        width, height = _size(self.ratio)
-        return Recipe(
-            route="image_to_video",
-            uri=self.promptImage,
-            prompt=self.promptText,
-            seed=self.seed,
-            width=width,
-            height=height,
-            seconds=self.duration,
-        )
-
-
-class Reference(_Body):
-    """Picture that sets the style of the video."""
-
+class _Source(_Body):
     type: Literal["image"]
     uri: ImageUri
+
+
+class Reference(_Source):
+    """Picture that sets the style of the video."""
+
+
+class PositionedImage(_Body):
+    """Picture at a position of the video."""
+
+    uri: ImageUri
+    position: Literal["first", "last"]
+
+
+class TaggedImage(_Body):
+    """Picture that another one is based on."""
+
+    uri: ImageUri
+    tag: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{2,15}$", examples=["cat"])] = "image"
+
+
+class Window(_Body):
+    """Part of a video."""
+
+    start_seconds: Annotated[int, Field(ge=0)]
+    end_seconds: Annotated[int, Field(ge=0)]
+
+
+class KeyframeInSeconds(_Body):
+    """Picture that guides the change of a video, at a time."""
+
+    uri: ImageUri
+    seconds: Annotated[float, Field(ge=0)]
+    range: Window | None = None
+
+
+class KeyframeAtShare(_Body):
+    """Picture that guides the change of a video, at a share of its length."""
+
+    uri: ImageUri
+    at: Annotated[float, Field(ge=0, le=1)]
+    range: Window | None = None
+
+
+class CharacterImage(_Source):
+    """Picture of the character."""
+
+
+class CharacterVideo(_Body):
+    """Video of the character, or of the person who performs."""
+
+    type: Literal["video"]
+    uri: VideoUri
 
 
 class ContentModeration(_Body):
@@ -102,49 +118,151 @@ class ContentModeration(_Body):
     publicFigureThreshold: Literal["auto", "low"] = "auto"  # noqa: N815 - the wire's name
 
 
-class VideoToVideoBody(_Body):
-    """Body of POST /runwayml/v1/video_to_video."""
-
-    videoUri: VideoUri  # noqa: N815 - the wire's name
-    model: Literal["gen4_aleph"]
-    promptText: Annotated[  # noqa: N815 - the wire's name
-        str, Field(min_length=1, max_length=1000, examples=["Make the motion feel cinematic."])
-    ]
-    seed: Annotated[
-        int,
-        Field(ge=0, le=4_294_967_295, description="Without a seed, the sandbox draws as with 0."),
-        BeforeValidator(_whole),
-    ] = 0
-    references: Annotated[list[Reference], Field(max_length=1)] = []
-    ratio: Annotated[
-        str,
-        Field(
-            pattern=r"^[1-9][0-9]{2,3}:[1-9][0-9]{2,3}$",
-            description=(
-                "Size of the stand-in if the video cannot be fetched, or its proportions if "
-                "that is too large; otherwise the clip keeps the size of the video, as with Runway."
-            ),
-            examples=["1280:720"],
+AnyRatio = Annotated[
+    str,
+    Field(
+        pattern=r"^[1-9][0-9]{2,3}:[1-9][0-9]{2,3}$",
+        description=(
+            "Size of the stand-in if the video cannot be fetched, or its proportions if that is "
+            "too large; otherwise the clip keeps the size of the video, as with Runway."
         ),
-    ] = "1280:720"
-    contentModeration: ContentModeration = ContentModeration()  # noqa: N815 - the wire's name
+        examples=[STANDARD_RATIO],
+    ),
+]
+
+_TYPES: dict[str, Any] = {
+    "promptImage": ImageUri,
+    "promptText": str,
+    "videoUri": VideoUri,
+    "watermark": bool,
+    "duration": int,
+    "ratio": AnyRatio,
+    "seed": int,
+    "references": list[Reference],
+    "contentModeration": ContentModeration,
+    "keyframes": list[KeyframeInSeconds | KeyframeAtShare],
+    "targetAspectRatio": str,
+    "character": Annotated[CharacterImage | CharacterVideo, Field(discriminator="type")],
+    "reference": CharacterVideo,
+    "bodyControl": bool,
+    "expressionIntensity": int,
+    "referenceImages": list[TaggedImage],
+}
+"""Type of each field. A simple one may be given in models.json."""
+
+_SIMPLE: dict[str, Any] = {"text": str, "whole": int, "flag": bool}
+
+
+def _type_of(name: str, limits: dict[str, Any]) -> Any:
+    """Return the type of a field of a model, with its limits."""
+    given = _TYPES.get(name) or _SIMPLE[limits["type"]]
+    if values := limits.get("values"):
+        return Annotated[Literal[tuple(values)], BeforeValidator(_whole)]
+    rules: list[Any] = []
+    if given is int:
+        rules = [Field(ge=limits.get("min", 0), le=limits.get("max")), BeforeValidator(_whole)]
+    elif given is str and name == "promptText":
+        required = 1 if limits.get("unit") != "characters" else 0
+        rules = [Field(min_length=required, max_length=limits.get("max_length"))]
+        if limits.get("unit") != "characters" and "max_length" in limits:
+            rules.append(AfterValidator(_counts_utf16(limits["max_length"])))
+    elif "max_items" in limits:
+        rules = [Field(min_length=limits.get("min_items"), max_length=limits["max_items"])]
+    if positions := limits.get("positions"):
+        image = _create_model(
+            "PositionedImage",
+            __base__=PositionedImage,
+            position=(Literal[tuple(positions)], ...),
+        )
+        several = Annotated[list[image], Field(min_length=1, max_length=len(positions))]
+        return Union[given, several]  # noqa: UP007 - made of values
+    return Annotated[given, *rules] if rules else given
+
+
+def _counts_utf16(longest: int) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        units = len(text.encode("utf-16-be", "surrogatepass")) // 2
+        if units > longest:
+            raise ValueError(f"must have at most {longest} UTF-16 code units, but has {units}")
+        return text
+
+    return check
+
+
+class JobBody(_Body):
+    """Body of a POST that creates a job; its fields depend on its model."""
+
+    route: ClassVar[str]
+
+    model: str
 
     def recipe(self) -> Recipe:
-        """Return the recipe of the clip."""
-        width, height = _size(self.ratio)
+        """Return the recipe of the clip or of the picture."""
+        body = self.model_dump(exclude_unset=True)
+        uri, is_video = _source_of(body)
+        is_picture = self.route in PICTURES
+        limit = MAX_PICTURE_PIXELS if is_picture else MAX_PIXELS
+        width, height = _size(body.get("ratio", STANDARD_RATIO), limit)
         return Recipe(
-            route="video_to_video",
-            uri=self.videoUri,
-            prompt=self.promptText,
-            seed=self.seed,
+            route=self.route,
+            uri=uri,
+            prompt=body.get("promptText", ""),
+            seed=body.get("seed", 0),
             width=width,
             height=height,
-            seconds=5,
+            seconds=body.get("duration", 5),
+            draws="picture" if is_picture else "video" if is_video else "camera",
         )
 
 
-def _size(ratio: str) -> tuple[int, int]:
-    """Return an even width and height, scaled down if larger than Runway's largest clip."""
+def _source_of(body: dict[str, Any]) -> tuple[str, bool]:
+    """Return the URI of the source that is drawn, and whether it is a video."""
+    if "videoUri" in body:
+        return body["videoUri"], True
+    if "character" in body:
+        return body["character"]["uri"], body["character"]["type"] == "video"
+    images = body["promptImage"] if "promptImage" in body else body["referenceImages"]
+    return images if isinstance(images, str) else images[0]["uri"], False
+
+
+def _size(ratio: str, limit: int) -> tuple[int, int]:
+    """Return an even width and height, scaled down if larger than Runway's largest output."""
     width, height = map(int, ratio.split(":"))
-    scale = min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
+    scale = min(1.0, math.sqrt(limit / (width * height)))
     return int(width * scale) // 2 * 2, int(height * scale) // 2 * 2
+
+
+_create_model: Any = create_model  # whose types do not allow for fields that are data
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    """Remove the default from a JSON schema: a field may be absent, but not null."""
+    schema.pop("default", None)
+
+
+def _body_of(route: str, model: str, its: dict[str, Any]) -> type[JobBody]:
+    """Return the class of the bodies of one model."""
+    required = {name: (_type_of(name, its["fields"][name]), ...) for name in its["required"]}
+    optional = {
+        name: (_type_of(name, limits), Field(default=None, json_schema_extra=_without_default))
+        for name, limits in its["fields"].items()
+        if name not in its["required"]
+    }
+    name = "".join(word.capitalize() for word in model.replace(".", "_").split("_"))
+    made = _create_model(
+        f"{name}Body",
+        __base__=JobBody,
+        __doc__=f"Body of POST /runwayml/v1/{route} for {model}.",
+        **required,
+        model=(Literal[model], ...),
+        **optional,
+    )
+    made.route = route
+    return made
+
+
+BODIES: dict[str, tuple[type[JobBody], ...]] = {
+    route: tuple(_body_of(route, model, its) for model, its in models_of(route).items())
+    for route in ROUTES
+}
+"""Bodies of each route, one for each of its models."""

@@ -277,6 +277,54 @@ async def test_the_client_sends_through_the_transport_that_it_is_given():
     assert [sent.url.host for sent in seen] == ["api.cometapi.com"]
 
 
+TOKEN = "at-canary5c0ffee5c0ffee"
+
+
+@pytest.mark.parametrize("show", [repr, str, "{}".format, CometAPICredentials.model_dump_json])
+def test_a_block_never_prints_its_access_token(show):
+    """The access token is masked like the API key."""
+    block = CometAPICredentials(api_key=SecretStr(KEY), access_token=SecretStr(f" {TOKEN}\n"))
+    assert TOKEN not in show(block)
+    assert block.access_token
+    assert block.access_token.get_secret_value() == TOKEN
+
+
+@pytest.mark.parametrize("token", [None, SecretStr(""), SecretStr("  ")])
+def test_an_access_token_is_optional(token):
+    """An empty field of the form is no access token."""
+    assert CometAPICredentials(api_key=SecretStr(KEY), access_token=token).access_token is None
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"), [("********", "masked access token"), ("a b", "contains characters")]
+)
+def test_what_can_be_no_access_token_is_refused(token, reason):
+    """The refusal does not repeat the token."""
+    with pytest.raises(ValidationError, match=reason) as caught:
+        CometAPICredentials(api_key=SecretStr(KEY), access_token=SecretStr(token))
+    assert "a b" not in str(caught.value)
+
+
+async def test_the_access_token_goes_to_the_lists_and_the_key_to_the_rest(sandbox, monkeypatch):
+    """The clients of a block send each secret to its own routes only, and none to the catalogue."""
+    monkeypatch.setenv("COMETAPI_KEY", KEY)
+    monkeypatch.setenv("COMETAPI_ACCESS_TOKEN", "sandbox-access-token")
+    monkeypatch.setenv("COMETAPI_BASE_URL", sandbox.url)
+    block = CometAPICredentials.from_settings()
+    async with block.get_account() as account, block.get_client() as client:
+        assert (await account.check_token()).is_accepted
+        assert (await account.balance()).usd is not None
+        await client.get("task-1")
+    assert (await block.get_catalogue().models()).is_complete
+    sent = {request.route: request.headers.get("authorization") for request in sandbox.requests}
+    assert sent == {
+        "tasks": "Bearer sandbox-access-token",
+        "billing": f"Bearer {KEY}",
+        "task": f"Bearer {KEY}",
+        "models": None,
+    }
+
+
 def test_a_masked_key_is_no_key():
     """A masked API key is refused with advice and is never sent."""
     with pytest.raises(ValidationError, match="a masked API key; load the saved block again"):

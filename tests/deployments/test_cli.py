@@ -59,6 +59,7 @@ def test_json_output_can_be_piped_into_another_program(shell, picture):
     assert "image-to-video" in done.stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.server
 def test_a_local_video_is_restyled_and_a_bought_one_finished(shell, picture):
     """The next command restyles a stored video, and `finish` fetches it without a purchase."""
@@ -81,6 +82,7 @@ def test_a_local_video_is_restyled_and_a_bought_one_finished(shell, picture):
     assert len(shell.sandbox.accepted) == 2
 
 
+@pytest.mark.heavy
 @pytest.mark.server
 def test_a_wrong_api_key_is_reported_without_showing_it(shell, picture):
     """A refused API key costs nothing, and the message says where to get a valid one."""
@@ -137,6 +139,7 @@ def test_an_interrupted_command_says_how_to_go_on(shell, picture, script):
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.server
 def test_an_address_without_a_prefect_server_is_reported(shell, picture):
     """An unreachable Prefect server is named with the fix, and nothing is bought."""
@@ -154,6 +157,7 @@ def test_help_lists_the_commands(script):
     commands = re.findall(r"^│ ([a-z][a-z-]+) ", shown, re.MULTILINE)
     assert commands == [
         "batch",
+        "character-performance",
         "collect",
         "demo",
         "deploy",
@@ -161,9 +165,11 @@ def test_help_lists_the_commands(script):
         "finish",
         "image-to-video",
         "ledger",
+        "models",
         "sandbox",
         "serve",
         "setup",
+        "text-to-image",
         "video-to-video",
     ]
 
@@ -211,6 +217,7 @@ def test_the_sandbox_answers_at_the_address_that_it_prints(running):
 def test_the_sandbox_ends_quietly_with_ctrl_c(running):
     """Ctrl-C ends the sandbox at once without an error, after it printed its usage."""
     assert f"export COMETAPI_BASE_URL={running.url} COMETAPI_KEY=sandbox" in running.told
+    assert "export COMETAPI_ACCESS_TOKEN=sandbox-access-token" in running.told
     assert "prefect-cometapi image-to-video" in running.told
     running.process.send_signal(signal.SIGINT)
     assert running.process.communicate(timeout=10) == ("", "")

@@ -102,7 +102,7 @@ def test_a_duration_that_the_model_does_not_make_is_refused(sandbox, picture, ca
         (["sandbox", "--port", "65536"], "Must be <= 65535."),
         (["sandbox", "--port", "-1"], "Must be >= 0."),
         (["sandbox", "--shape", "round"], 'Choose from: "bare", "wrapped"'),
-        (["video-to-video", "x"], 'Command "video-to-video" parameter --prompt requires'),
+        (["text-to-image"], 'Command "text-to-image" parameter --prompt requires'),
         (["imagine"], 'Unknown command "imagine"'),
     ],
 )
@@ -293,7 +293,7 @@ def test_a_failure_is_shown_line_by_line_and_never_wrapped(capsys):
             lambda: VideoToVideoRequest.model_validate({"videoUri": "https://e.com/a.mp4"}),
             [
                 "The request is not valid. Nothing was sent or charged.",
-                "  promptText: Field required",
+                "  promptText: is missing (model gen4_aleph)",
             ],
         ),
         (

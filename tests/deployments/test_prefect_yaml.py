@@ -22,10 +22,12 @@ PREFECT_YAML = (files("prefect_cometapi.deployments") / "prefect.yaml").read_tex
 NAMES = {
     "image-to-video": "daily",
     "video-to-video": "weekly",
+    "character-performance": "monthly",
+    "text-to-image": "picture",
     "generate-batch": "catalogue",
     "collect": "collector",
 }
-SINGLE = ["image-to-video", "video-to-video"]
+SINGLE = ["image-to-video", "video-to-video", "character-performance", "text-to-image"]
 BUYING = [*SINGLE, "generate-batch"]
 
 
@@ -143,7 +145,7 @@ def test_every_field_of_the_form_has_a_title_and_a_description(deployed, flow):
         "variation",
     ]
     (request,) = (
-        model for name, model in schema["definitions"].items() if name.endswith("VideoRequest")
+        model for name, model in schema["definitions"].items() if name.endswith("Request")
     )
     own = {name: field for name, field in schema["properties"].items() if name != "request"}
     for name, field in {**own, **request["properties"]}.items():
@@ -161,6 +163,10 @@ def test_every_field_of_the_form_has_a_title_and_a_description(deployed, flow):
         ("image-to-video", {"durationn": 5}, "'durationn' was unexpected"),
         ("video-to-video", {"promptText": "x" * 1001}, "is too long"),
         ("video-to-video", {"promptText": ""}, "should be non-empty"),
+        ("image-to-video", {"model": "gen4.5"}, "'1280:768' is not one of ['1280:720'"),
+        ("video-to-video", {"model": "aleph2", "references": []}, "is not of type 'null'"),
+        ("character-performance", {"expressionIntensity": 6}, "6 is greater than the maximum of 5"),
+        ("text-to-image", {"referenceImages": []}, "should be non-empty"),
     ],
 )
 def test_a_run_that_would_fail_is_refused_before_it_exists(deployed, flow, change, reason):
@@ -181,6 +187,7 @@ def test_another_model_is_not_held_to_these_limits(deployed):
     deployed.http.delete(f"/flow_runs/{answer.json()['id']}").raise_for_status()
 
 
+@pytest.mark.heavy
 def test_a_worker_runs_the_deployment_as_it_comes(
     deployed, sandbox, tmp_path, prefect_server, monkeypatch
 ):
@@ -199,6 +206,6 @@ def test_a_worker_runs_the_deployment_as_it_comes(
     (file,) = (tmp_path / "videos").glob("*.mp4")
     with av.open(str(file), "r") as video:
         stream = video.streams.video[0]
-        assert (stream.width, stream.height) == (1280, 720)
+        assert (stream.width, stream.height) == (1280, 768)
     origin = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
     assert origin["task_id"] == sandbox.accepted[0].task_id

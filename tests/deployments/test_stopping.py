@@ -66,13 +66,8 @@ def ended(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> list[
 
 @pytest.mark.slow
 @pytest.mark.server
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(signal.SIGTERM, id="SIGTERM"),
-        pytest.param(signal.SIGHUP, id="SIGHUP", marks=pytest.mark.heavy),
-    ],
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_command_that_is_terminated_ends_like_an_interrupted_one(background, tmp_path, number):
     """SIGTERM or SIGHUP makes a command print how to finish, and stops its Prefect server."""
     with Sandbox(render_seconds=600) as slow:

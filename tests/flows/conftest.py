@@ -228,7 +228,12 @@ def start_worker(prefect_server, tmp_path_factory) -> Iterator[Callable[[str], W
         yield begin
 
 
-@pytest.fixture(params=["four task runs each", "one task run each"])
+@pytest.fixture(
+    params=[
+        "four task runs each",
+        pytest.param("one task run each", marks=pytest.mark.heavy),
+    ]
+)
 def history_mode(request, monkeypatch):
     """Run the test with a small batch, which shows all steps, and a large one with items only."""
     if request.param == "one task run each":

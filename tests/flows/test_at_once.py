@@ -62,7 +62,7 @@ def check_that_each_was_stored_once(sandbox, book, place: Path) -> None:
     assert [entry.owner for entry in book.all()] == [None] * len(KEYS)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_collectors_in_two_processes_do_nothing_twice(
     prefect_server, sandbox, book, start, tmp_path
 ):

@@ -104,9 +104,9 @@ def test_what_a_killed_process_waited_for_is_finished_at_once(
     ("script", "number"),
     [
         pytest.param(SYNC, signal.SIGTERM, id="sync, SIGTERM"),
-        pytest.param(SYNC, signal.SIGINT, id="sync, SIGINT"),
-        pytest.param(ASYNC, signal.SIGTERM, id="async, SIGTERM"),
-        pytest.param(ASYNC, signal.SIGINT, id="async, SIGINT"),
+        pytest.param(SYNC, signal.SIGINT, id="sync, SIGINT", marks=pytest.mark.heavy),
+        pytest.param(ASYNC, signal.SIGTERM, id="async, SIGTERM", marks=pytest.mark.heavy),
+        pytest.param(ASYNC, signal.SIGINT, id="async, SIGINT", marks=pytest.mark.heavy),
         pytest.param(NOTEBOOK, signal.SIGINT, id="notebook, SIGINT"),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_collector_that_is_stopped_leaves_its_work_to_the_next(
     assert len(sandbox.accepted) == count(sandbox, "asset") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_false_alarm_takes_no_work_away(sandbox, image, book, polling, finish_rendering, caplog):
     """A run that is wrongly marked as crashed keeps its lease, and ends well."""
     process = polling("-c", SYNC.format(image, "alive"))

@@ -77,7 +77,7 @@ async def test_an_async_flow_makes_two_cuts_at_once(prefect_server, sandbox):
     assert len(sandbox.accepted) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_steps_run_on_dask(prefect_server, sandbox):
     """Each step runs as a task on a Dask worker, with one purchase for each key across runs."""
     on_dask = example("on_dask")

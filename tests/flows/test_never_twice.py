@@ -221,8 +221,8 @@ def test_a_staged_file_that_changed_is_fetched_again(prefect_server, sandbox, im
     examined = fetch._examined
     cuts: list[Path] = []
 
-    def cut_once(path: Path, sha256: str):
-        video = examined(path, sha256)
+    def cut_once(path: Path, sha256: str, makes):
+        video = examined(path, sha256, makes)
         if not cuts:
             cuts.append(path)
             path.write_bytes(path.read_bytes()[:1000])

@@ -57,6 +57,7 @@ def advice(history, run: UUID, entry: Entry) -> None:
     assert "Finish it with `prefect-cometapi collect`" in line
 
 
+@pytest.mark.heavy
 def test_a_cancelled_run_hands_its_work_over(
     worker, bought, sandbox, book, history, finish_rendering, wait_until
 ):
@@ -84,6 +85,7 @@ def test_a_killed_run_under_a_living_worker_hands_its_work_over(
     check_that_collect_finishes_it(sandbox, book, finish_rendering)
 
 
+@pytest.mark.heavy
 def test_when_run_and_worker_are_killed_nobody_waits(
     start_worker, bought, sandbox, book, finish_rendering
 ):

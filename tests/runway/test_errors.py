@@ -34,6 +34,7 @@ from prefect_cometapi.runway.api.polling import PollPolicy, wait_until_finished
 from prefect_cometapi.runway.batch import errors as batch_errors
 from prefect_cometapi.runway.batch.rows import BadRow
 from prefect_cometapi.runway.media.inspector import inspect_video
+from prefect_cometapi.runway.models.requests import ROUTES
 
 from .media.fetching import download
 
@@ -359,10 +360,12 @@ def test_the_failure_code_is_the_services_own():
 def test_the_exported_names_are_these_and_all_there():
     """No exported name disappears or is added unnoticed."""
     others = """
-        AssetURL BatchResult CometAPISettings CompletedGeneration ContentModeration Entry
-        FetchedVideo Generation GenerationRequest GenerationResult ImageToVideoRequest
-        ItemResult Ledger Outcome Reference RunwayClient State Status StoredVideo Submission
-        VideoToVideoRequest
+        AssetURL BatchResult Character CometAPISettings CompletedGeneration ContentModeration Entry
+        FetchedVideo Generation GenerationRequest GenerationResult ItemResult Keyframe
+        KeyframeRange Ledger Outcome Performance PositionedImage Reference RunwayClient State
+        Status StoredVideo Submission TaggedImage
     """
-    assert set(runway.__all__) == {*others.split(), *(error.__name__ for error in ALL)}
+    requests = {request.__name__ for request in ROUTES.values()}
+    expected = {*others.split(), *requests, *(error.__name__ for error in ALL)}
+    assert set(runway.__all__) == expected
     assert all(hasattr(runway, name) for name in runway.__all__)

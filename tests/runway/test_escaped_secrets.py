@@ -269,7 +269,16 @@ ENDLESS += ["?a=\n", "\n", "YWFh", "6161", "sig: ", "'sig'", "data:", "a/", "://
 
 
 @pytest.mark.parametrize("again", ENDLESS)
-@pytest.mark.parametrize("begun", ["", "sig", "https://h/?", "&#", "x-"])
+@pytest.mark.parametrize(
+    "begun",
+    [
+        "",
+        *(
+            pytest.param(text, marks=pytest.mark.heavy)
+            for text in ["sig", "https://h/?", "&#", "x-"]
+        ),
+    ],
+)
 def test_the_time_grows_with_the_text_alone(begun, again):
     """The search for secrets takes linear time, whatever a service writes."""
     few, many = (_seconds(begun + again * (size // len(again))) for size in (10**4, 10**5))

@@ -55,6 +55,14 @@ def test_a_dotenv_file_has_no_key_of_somebody_else_sent_away(monkeypatch, tmp_pa
     assert "sk-from" not in str(caught.value)
 
 
+def test_a_dotenv_file_has_no_access_token_of_somebody_else_sent_away(monkeypatch, tmp_path):
+    """An untrusted .env file may not redirect an access token of the environment either."""
+    (tmp_path / ".env").write_text(f"{ELSEWHERE}COMETAPI_KEY=sk-from-file\n")
+    monkeypatch.setenv("COMETAPI_ACCESS_TOKEN", "at-from-the-environment")
+    with pytest.raises(ValidationError, match="only if COMETAPI_ACCESS_TOKEN comes from the same"):
+        CometAPISettings()
+
+
 def test_a_service_is_named_where_its_key_is(monkeypatch, tmp_path):
     """Key and base URL come from the same source, or the base URL is a sandbox on this machine."""
     (tmp_path / ".env").write_text(ELSEWHERE + "COMETAPI_KEY=sk-from-file\n")

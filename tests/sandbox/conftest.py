@@ -48,6 +48,11 @@ class Conversation:
         """POST for the feed of a task."""
         return self.client.post("/runway/feed", json={"task_id": task_id})
 
+    def account(self, path: str, **query: Any) -> httpx.Response:
+        """GET a list of the account."""
+        token = {"Authorization": "Bearer sandbox-access-token"}
+        return self.client.get(path, params=query, headers=token)
+
     def finished(self, **changes: Any) -> str:
         """Create a job, wait until it is drawn, and return its id."""
         return self.drawn(self.create(**changes))

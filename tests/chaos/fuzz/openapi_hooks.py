@@ -2,20 +2,42 @@
 """Hooks that describe the sandbox to schemathesis, in a module that only its process imports."""
 
 import json
+from importlib.resources import files
 from itertools import cycle
 from typing import Any
 
 import httpx
 import schemathesis
 
+MODELS = json.loads((files("prefect_cometapi") / "models.json").read_text("utf-8"))["models"]
 SOURCE = "http://127.0.0.1:9/cat"
 VALID_BODIES = {
     "/runwayml/v1/image_to_video": {"promptImage": SOURCE, "model": "gen3a_turbo"},
     "/runwayml/v1/video_to_video": {"videoUri": SOURCE, "model": "gen4_aleph", "promptText": "x"},
+    "/runwayml/v1/character_performance": {
+        "character": {"type": "image", "uri": SOURCE},
+        "reference": {"type": "video", "uri": SOURCE},
+        "model": "act_two",
+    },
+    "/runwayml/v1/text_to_image": {
+        "promptText": "x",
+        "model": "gen4_image",
+        "ratio": "1280:720",
+        "referenceImages": [{"uri": SOURCE}],
+    },
 }
-REQUIRED_FIELDS = {path: body.keys() for path, body in VALID_BODIES.items()} | {
-    "/runway/feed": {"task_id"}
+REQUIRED_FIELDS = {model: {*its["required"], "model"} for model, its in MODELS.items()}
+INNER_FIELDS = {
+    "references": [{"type", "uri"}],
+    "promptImage": [{"position", "uri"}],
+    "referenceImages": [{"uri"}],
+    "keyframes": [{"uri", "seconds"}, {"uri", "at"}],
+    "character": [{"type", "uri"}],
+    "reference": [{"type", "uri"}],
+    "range": [{"start_seconds", "end_seconds"}],
 }
+"""Required fields of the objects within a body, in each form that they may have."""
+
 OUTPUTS = {"Task": "#/output/0", "Wrapped": "#/data/data/output/0", "Flat": "#/result_url"}
 """Places of an output's address in some of the reply shapes."""
 
@@ -76,7 +98,9 @@ def refusals_have_their_reason(ctx: Any, response: Any, case: Any) -> None:
         assert _lacks_a_field(path, case.body), "no field is missing"
     elif status == 503:
         assert reply["error"]["code"] == "model_not_found"
-        assert case.body["model"] != VALID_BODIES[path]["model"], "the model is known"
+        route = path.rpartition("/")[2]
+        its = MODELS.get(case.body["model"])
+        assert its is None or its["route"] != route, "the model is known"
     elif status == 400 and case.meta.generation.mode.is_positive:
         assert reply.get("code") == "task_not_exist", "nothing is wrong with it"
     else:
@@ -88,7 +112,17 @@ def _is_purchase_in_a_chain(case: Any) -> bool:
 
 
 def _lacks_a_field(path: str, body: dict[str, Any]) -> bool:
-    references = body.get("references")
-    inner = references if isinstance(references, list) else []
-    lacking = [{"type", "uri"} - one.keys() for one in inner if isinstance(one, dict)]
-    return any([REQUIRED_FIELDS[path] - body.keys(), *lacking])
+    if path == "/runway/feed":
+        return "task_id" not in body
+    required = REQUIRED_FIELDS.get(str(body.get("model")), {"model"})
+    return bool(required - body.keys()) or _lacks_an_inner_field(body)
+
+
+def _lacks_an_inner_field(inner: dict[str, Any]) -> bool:
+    for name, value in inner.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict):
+                forms = INNER_FIELDS.get(name, [set()])
+                if any(form - item.keys() for form in forms) or _lacks_an_inner_field(item):
+                    return True
+    return False

@@ -3,6 +3,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ pytestmark = [
     pytest.mark.server,
     pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens"),
 ]
+
+heavy = partial(pytest.param, marks=pytest.mark.heavy)
 
 CATALOGUE = """id,promptImage,promptText,duration,x_shelf
 sku-1,https://example.com/cat.jpg,slow zoom,5,A
@@ -28,6 +31,7 @@ def catalogue(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.heavy
 def test_a_dry_run_says_what_it_comes_to_and_buys_nothing(shell, catalogue):
     """A dry run prints videos, seconds, money and stored items, and buys nothing."""
     prices = {"COMETAPI_PRICES": '{"gen3a_turbo": "0.05/s"}'}
@@ -88,6 +92,7 @@ def test_a_catalogue_becomes_videos_results_and_a_gallery(shell, catalogue):
     assert len(shell.sandbox.accepted) == 2
 
 
+@pytest.mark.heavy
 def test_what_is_missing_is_listed_with_the_command_that_goes_on(shell, catalogue):
     """An incomplete batch exits with 1, lists its items, and the same command buys the rest."""
     shell.sandbox.add_fault(Fault.parse("create:invalid-request"))
@@ -101,6 +106,7 @@ def test_what_is_missing_is_listed_with_the_command_that_goes_on(shell, catalogu
     assert len(shell.sandbox.accepted) == 2
 
 
+@pytest.mark.heavy
 def test_the_money_figures_are_the_same_wherever_they_are_shown(shell, catalogue, tmp_path):
     """Terminal, JSON, gallery and dry run use the same names and values in every run."""
     prices = {"COMETAPI_PRICES": '{"gen3a_turbo": "0.05/s"}'}
@@ -118,6 +124,7 @@ def test_the_money_figures_are_the_same_wherever_they_are_shown(shell, catalogue
     assert (spending["run_spent"], spending["spent"], spending["estimate"]) == (0.0, 0.75, 0.75)
 
 
+@pytest.mark.heavy
 def test_a_batch_that_fails_says_so_in_words(shell, catalogue):
     """A failed batch prints its error and then each item."""
     shell.sandbox.add_fault(Fault.parse("create:quota:times=9"))
@@ -128,6 +135,7 @@ def test_a_batch_that_fails_says_so_in_words(shell, catalogue):
     assert "sku-2 not bought" in done.stdout
 
 
+@pytest.mark.heavy
 def test_an_uncertain_item_leads_to_the_ledger(shell, catalogue):
     """An uncertain item is printed with the ledger commands that decide about it."""
     shell.sandbox.add_fault(Fault.parse("create:reset-after"))
@@ -148,8 +156,8 @@ def test_json_is_one_document(shell, catalogue):
     ("words", "told"),
     [
         (["missing.csv"], "missing.csv"),
-        (["catalogue.csv", "--max-spend", "1"], "COMETAPI_PRICES"),
-        (["catalogue.csv", "--output", "results.csv"], "results.csv"),
+        heavy(["catalogue.csv", "--max-spend", "1"], "COMETAPI_PRICES"),
+        heavy(["catalogue.csv", "--output", "results.csv"], "results.csv"),
     ],
 )
 def test_an_impossible_batch_is_refused_before_anything_is_bought(shell, catalogue, words, told):
@@ -161,6 +169,7 @@ def test_an_impossible_batch_is_refused_before_anything_is_bought(shell, catalog
     assert not shell.sandbox.requests
 
 
+@pytest.mark.heavy
 def test_every_end_of_a_batch_is_printed(shell, command, catalogue, capsys, monkeypatch):
     """The end of a batch is printed: refused, out of budget, repeated, or complete."""
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.5}')

@@ -52,6 +52,7 @@ def shown(folder, tmp_path_factory):
     return done
 
 
+@pytest.mark.heavy
 def test_two_clips_lie_in_the_folder_afterwards(shown, folder):
     """The demo leaves two whole videos, each with its poster and its sidecar."""
     videos = folder / "videos"
@@ -74,6 +75,7 @@ def test_two_clips_lie_in_the_folder_afterwards(shown, folder):
             assert still.width >= 320
 
 
+@pytest.mark.heavy
 def test_the_second_clip_is_the_first_one_restyled(shown, folder):
     """The demo shows both routes, and the second clip is the first one restyled."""
     first, second = (json.loads(path.read_text()) for path in sorted(folder.glob("videos/*.json")))
@@ -82,6 +84,7 @@ def test_the_second_clip_is_the_first_one_restyled(shown, folder):
     assert second["request"]["videoUri"].startswith("data:video/mp4;base64,<sha256:")
 
 
+@pytest.mark.heavy
 def test_it_ends_with_what_came_of_it_and_what_to_do_next(shown, folder):
     """The last lines are a table of the two files and the commands to continue with."""
     table, _, after = shown.stdout.rpartition("\nNext\n")
@@ -98,6 +101,7 @@ def test_it_ends_with_what_came_of_it_and_what_to_do_next(shown, folder):
     ]
 
 
+@pytest.mark.heavy
 def test_it_prints_nothing_of_its_machinery(shown):
     """The output has no log lines, banners or warnings of Prefect."""
     assert shown.stderr == ""

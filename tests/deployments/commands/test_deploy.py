@@ -11,6 +11,7 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_cometapi.deployments.commands.deploy import in_pool, served
+from prefect_cometapi.runway.models.requests import ROUTES
 
 from ..test_prefect_yaml import PREFECT_YAML
 
@@ -38,9 +39,11 @@ def test_one_command_deploys_all_flows(clean_server, shell):
             deployments = await client.read_deployments()
         return [one.name for one in deployments if one.work_pool_name == "of-deploy"]
 
-    assert sorted(asyncio.run(found())) == ["catalogue", "collector", "daily", "weekly"]
+    names = ["catalogue", "collector", "daily", "monthly", "picture", "weekly"]
+    assert sorted(asyncio.run(found())) == names
 
 
+@pytest.mark.heavy
 def test_a_file_beside_the_command_is_not_run(clean_server, shell, tmp_path):
     """A module in the working directory with the name of one of Prefect's is never imported."""
     for name in ("prefect", "yaml", "httpx"):
@@ -51,6 +54,7 @@ def test_a_file_beside_the_command_is_not_run(clean_server, shell, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.heavy
 async def test_what_the_user_changed_survives_the_next_deployment(clean_server, shell):
     """Parameters, schedules and tags from the UI are kept when a new version is deployed."""
     assert shell("setup", "--pool", "of-deploy").returncode == 0
@@ -75,7 +79,8 @@ def test_what_is_served_buys_nothing_by_itself(prefect_server):
     """Of the served deployments, only the collector has a schedule."""
     deployments = served()
     names = {one.flow_name: len(one.schedules or []) for one in deployments}
-    assert names == {"image-to-video": 0, "video-to-video": 0, "generate-batch": 0, "collect": 1}
+    routes = {route.replace("_", "-"): 0 for route in ROUTES}
+    assert names == routes | {"generate-batch": 0, "collect": 1}
     assert all(re.match(r"prefect_cometapi\.flows\.", one.entrypoint) for one in deployments)
 
 

@@ -13,9 +13,15 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_cometapi.deployments.commands import doctor
-from prefect_cometapi.deployments.commands.doctor import SKEW, Health, clock_finding
+from prefect_cometapi.deployments.commands.doctor import (
+    SKEW,
+    Health,
+    balance_finding,
+    clock_finding,
+)
 from prefect_cometapi.runway import CometAPISettings, StorageError
 from prefect_cometapi.runway.media import inspector
+from prefect_cometapi.runway.models.account import AccountBalance
 
 pytestmark = pytest.mark.server
 
@@ -103,6 +109,39 @@ def test_the_reply_of_the_service_is_reported(told, sandbox, fault, found):
     assert status == ("✗" in found)
     assert found in report
     assert "sk-canary" not in report
+
+
+@pytest.mark.parametrize(
+    ("fault", "token", "found", "is_failure"),
+    [
+        ("", None, "✓ balance", False),
+        ("", None, "✓ catalogue 3 models with Runway's routes", False),
+        ("", "sandbox-access-token", "✓ access token CometAPI lists the account's tasks", False),
+        ("", "at-wrong-wrong", "✗ access token rejected: HTTP 401", True),
+        ("tasks:500", "sandbox-access-token", "! access token unknown: HTTP 500", False),
+        ("billing:html", None, "! balance unknown: /v1/dashboard/billing/subscription", False),
+        ("models:500", None, "! catalogue unknown or incomplete: HTTP 500", False),
+    ],
+)
+def test_the_account_is_reported(told, sandbox, monkeypatch, fault, token, found, is_failure):
+    """Balance, access token and catalogue are checked; what does not answer is a warning."""
+    if token:
+        monkeypatch.setenv("COMETAPI_ACCESS_TOKEN", token)
+    if fault:
+        sandbox.add_fault(fault)
+    status, report = told()
+    assert found in report
+    assert status == is_failure
+    assert "at-wrong" not in report
+
+
+def test_each_balance_has_its_finding():
+    """An empty account is a warning, and a key without a limit is not."""
+    empty = balance_finding(AccountBalance(usd=0))
+    assert (empty.health, empty.message) == (Health.WARNING, "0.00 USD")
+    assert "top up" in empty.fix
+    assert balance_finding(AccountBalance(is_unlimited=True)).health is Health.PASSED
+    assert balance_finding(AccountBalance(usd=1)).health is Health.PASSED
 
 
 def test_another_service_is_not_taken_for_cometapi(told, monkeypatch):

@@ -57,6 +57,7 @@ def test_an_older_copy_buys_nothing_until_the_stored_videos_are_read_back(
     assert len(sandbox.accepted) == 3
 
 
+@pytest.mark.heavy
 def test_a_video_that_was_read_back_and_is_deleted_is_delivered_again(
     older_copy, sandbox, image, book
 ):
@@ -85,6 +86,7 @@ def test_purchases_that_no_stored_video_tells_of_are_the_users_decision(
     assert image_to_video(image, idempotency_key="c").videos
 
 
+@pytest.mark.heavy
 def test_two_ledgers_for_one_storage_are_reported_and_hide_no_file(
     prefect_server, sandbox, image, book, tmp_path, monkeypatch, caplog
 ):

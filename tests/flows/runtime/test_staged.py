@@ -5,6 +5,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,6 +35,8 @@ from prefect_cometapi.runway.storage.base import Storage
 from prefect_cometapi.runway.storage.folder import FolderStorage
 from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 
+heavy = partial(pytest.param, marks=pytest.mark.heavy)
+
 
 class Bucket(Block):
     """Object store that takes files from the disk, and refuses those that a test names."""
@@ -53,7 +56,7 @@ class Bucket(Block):
         return (Path(self.folder) / path).read_bytes()
 
 
-@pytest.fixture(params=["folder", "memory", "block"])
+@pytest.fixture(params=["folder", heavy("memory"), heavy("block")])
 def location(request, tmp_path, monkeypatch) -> str:
     """Return a storage of each kind, with a folder of its own for temporary files."""
     (tmp_path / "tmp").mkdir()
@@ -115,7 +118,7 @@ def check_whole(location: str, video: Any, tmp_path: Path) -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize("location", ["block"], indirect=True)
-@pytest.mark.parametrize("suffix", [".mp4", ".jpg", ".json"])
+@pytest.mark.parametrize("suffix", [".mp4", heavy(".jpg"), heavy(".json")])
 def test_one_passing_error_of_a_block_strands_no_video(
     prefect_server, sandbox, image, tmp_path, location, suffix
 ):
@@ -129,7 +132,8 @@ def test_one_passing_error_of_a_block_strands_no_video(
 
 @pytest.mark.server
 @pytest.mark.parametrize(
-    ("suffix", "cleared"), [(".jpg", True), (".mp4", True), (".json", True), (".mp4", False)]
+    ("suffix", "cleared"),
+    [heavy(".jpg", True), (".mp4", True), heavy(".json", True), (".mp4", False)],
 )
 def test_a_storage_that_is_away_for_long_strands_no_video(
     prefect_server, sandbox, image, tmp_path, location, refuse, suffix, cleared
@@ -149,7 +153,7 @@ def test_a_storage_that_is_away_for_long_strands_no_video(
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("lost", ["the video", "the poster", "the folder"])
+@pytest.mark.parametrize("lost", ["the video", heavy("the poster"), heavy("the folder")])
 def test_a_retried_flow_of_ones_own_fetches_what_was_lost(
     prefect_server, sandbox, image, tmp_path, location, lost
 ):

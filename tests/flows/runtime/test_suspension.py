@@ -53,6 +53,7 @@ def test_it_goes_on_when_the_collector_has_stored_its_video(
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_it_fails_when_its_generation_failed(
     worker, sandbox, suspend, finish_rendering, wait_until
 ):
@@ -65,6 +66,7 @@ def test_it_fails_when_its_generation_failed(
     assert "GenerationFailed" in worker.client.read_flow_run(suspended).state.message
 
 
+@pytest.mark.heavy
 def test_one_that_was_suspended_too_late_is_resumed_by_the_next_collector(
     worker, sandbox, book, suspend, finish_rendering, wait_until
 ):

@@ -69,12 +69,15 @@ def test_the_log_tells_changes_and_not_polls(prefect_server, sandbox, history, i
     assert len([r for r in sandbox.requests if r.route == "task"]) >= 7
 
 
-def test_no_secret_is_left_anywhere(prefect_server, sandbox, tmp_path, caplog, capfd):
-    """API key, signed URLs and data URIs are in no row, result, log, artifact or file."""
+@pytest.mark.heavy
+def test_no_secret_is_left_anywhere(prefect_server, sandbox, tmp_path, caplog, capfd, monkeypatch):
+    """API key, access token, signed URLs and data URIs are in no row, result, log or file."""
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, get_current_settings
 
     broken, canary = "Y2FuYXJ5LXBpY3R1cmU", "Y2FuYXJ5LXBpY3R1cmUK"  # The base64 of a picture.
-    key = "sk-canary0f7b1d3c5e9a"
+    key, access_token = "sk-canary0f7b1d3c5e9a", "at-canary0f7b1d3c5e9a"
+    monkeypatch.setenv("COMETAPI_ACCESS_TOKEN", access_token)
+    monkeypatch.setenv("COMETAPI_PRICES", "catalogue")
     caplog.set_level(logging.DEBUG)
     with temporary_settings({PREFECT_LOGGING_LEVEL: "DEBUG"}):
         for request in (
@@ -100,6 +103,8 @@ def test_no_secret_is_left_anywhere(prefect_server, sandbox, tmp_path, caplog, c
     everything = "\n".join(written)
     assert len(everything) > 100_000
     assert key not in everything
+    assert access_token not in everything
+    assert not any(access_token in str(request.headers) for request in sandbox.requests)
     assert broken not in everything
     for token in tokens:
         assert token not in everything

@@ -17,6 +17,7 @@ from prefect_cometapi.runway import (
     CometAPIError,
     Generation,
     GenerationCancelled,
+    GenerationError,
     GenerationFailed,
     GenerationNotFound,
     GenerationTimeout,
@@ -384,3 +385,31 @@ def test_a_success_without_output_at_the_deadline_is_not_called_running():
     error = evaluate(reply, elapsed=60, missing_for=5, policy=PollPolicy(timeout=30))
     assert isinstance(error, InvalidOutput)
     assert "returned no output" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(Status.FAILED, GenerationFailed), (Status.CANCELLED, GenerationCancelled)],
+)
+def test_a_vague_end_names_its_word_and_claims_nothing_about_the_money(status, kind):
+    """The message has the service's word, says that it may be charged, and how to ask again."""
+    reply = Generation(task_id="task-1", status=status, raw_status="EXPIRED", is_vague=True)
+    error = evaluate(reply, 1, 0, QUICK)
+    assert isinstance(error, GenerationError)
+    assert type(error) is kind
+    shown = str(error.with_context(task_id="task-1"))
+    assert "(status 'EXPIRED')" in shown
+    assert "may have been charged" in shown
+    assert "prefect-cometapi finish task-1" in shown
+    clear = evaluate(reply.model_copy(update={"is_vague": False}), 1, 0, QUICK)
+    assert isinstance(clear, GenerationError)
+    assert "EXPIRED" not in str(clear)
+    assert clear.money == kind.money
+
+
+def test_a_timeout_names_an_unknown_status():
+    """A wait that ends at its deadline says which word of the service it did not know."""
+    reply = Generation(task_id="task-1", status=Status.PENDING, unknown_status="Remixing")
+    error = evaluate(reply, QUICK.timeout, 0, QUICK)
+    assert isinstance(error, GenerationTimeout)
+    assert "which CometAPI calls 'Remixing', a word that is not known here" in str(error)

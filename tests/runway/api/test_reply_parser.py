@@ -24,6 +24,13 @@ WORDS = [
     *SUCCESS_WORDS,
     *["QUEUED", "RUNNING", "FAILED", "cancelled", "task_not_exist", "0", "1", "2", "odd"],
 ]
+FINISHED = {"status": "SUCCEEDED", "output": ["https://example.com/o.mp4"]}
+FAILURES = "error errored exception rejected timeout timed_out timedout expired"
+ENDS = dict.fromkeys(FAILURES.split(), Status.FAILED) | dict.fromkeys(
+    ("aborted", "terminated", "revoked"), Status.CANCELLED
+)
+"""Words for an end in related gateways, and the status that each means."""
+
 NAMES = st.sampled_from(
     [
         "id",
@@ -202,10 +209,42 @@ def test_a_success_word_counts_in_any_case(word):
     assert generation.raw_status == word.upper()
 
 
+@pytest.mark.parametrize(("word", "status"), ENDS.items())
+def test_an_end_of_a_related_gateway_ends_a_wait(word, status):
+    """Each of these words is an end in any letter case, and is marked as a vague one."""
+    found = read_generation({"id": "a", "status": word.upper()}, "a")
+    assert found is not None
+    assert (found.status, found.raw_status, found.is_vague) == (status, word.upper(), True)
+    plain = read_generation({"id": "a", "status": "FAILED"}, "a")
+    assert plain is not None
+    assert not plain.is_vague
+
+
+@pytest.mark.parametrize("word", ENDS)
+def test_a_vague_end_never_hides_a_success(word):
+    """A gateway that gave up does not lose a video that Runway finished."""
+    outer = {"task_id": "a", "status": word, "data": {**FINISHED, "id": "a"}}
+    found = read_generation({"code": "success", "data": outer}, "a")
+    assert found is not None
+    assert (found.status, len(found.outputs), found.is_vague) == (Status.SUCCEEDED, 1, False)
+    assert read_generation({"status": word, "message": "no id, so not surely of ours"}, "a") is None
+
+
+def test_an_unknown_word_is_kept():
+    """The word is named in the error if the wait ends without a result."""
+    body = {"status": "QUEUED", "data": {"status": "Remixing"}}
+    found = read_generation(body, "a")
+    assert found is not None
+    assert (found.status, found.unknown_status) == (Status.PENDING, "Remixing")
+    known = read_generation({"status": "QUEUED", "data": {"status": "2"}, "id": "a"}, "a")
+    assert known is not None
+    assert known.unknown_status == ""
+
+
 @given(word=st.text(min_size=1, max_size=20))
 def test_an_unknown_word_means_keep_waiting(word):
     """A new upstream state neither fails nor finishes a generation."""
-    known = {*SUCCESS_WORDS, "failure", "failed", "fail", "rejected", "cancelled", "canceled", "2"}
+    known = {*SUCCESS_WORDS, *ENDS, "failure", "failed", "fail", "cancelled", "canceled", "2"}
     generation = read_generation({"status": word}, "a")
     if generation is not None and word.strip().lower() not in known:
         assert not generation.status.is_final

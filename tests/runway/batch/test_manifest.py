@@ -141,7 +141,7 @@ def test_a_manifest_is_read_from_wherever_it_is(form, suffix, tmp_path, memory, 
         "memory": put(f"{memory}/{name}", content),
     }[form]
     ((item,), bad) = checked(place)
-    assert (item.id, item.request.prompt_text, bad) == ("a", ROW["promptText"], [])
+    assert (item.id, item.request.prompt, bad) == ("a", ROW["promptText"], [])
 
 
 class Web(fsspec.AbstractFileSystem):
@@ -196,7 +196,7 @@ def test_jsonl_may_have_a_mark_blank_lines_and_any_line_ends(tmp_path):
     place.write_bytes(f"\ufeff{one}\r\n\r\n  \n{two}\n[]".encode())
     items, bad = checked(str(place))
     assert [item.id for item in items] == ["a", "ü"]
-    assert items[1].request.prompt_text == "a\u2028b\x85c"
+    assert items[1].request.prompt == "a\u2028b\x85c"
     assert [row.row for row in bad] == [5]
 
 
@@ -264,7 +264,7 @@ def test_csv_rows_are_named_by_the_line_in_which_they_begin(tmp_path):
     )
     items, bad = checked(str(place))
     assert [item.id for item in items] == ["a", "e"]
-    assert (items[0].request.prompt_text, items[0].request.to_wire()["duration"]) == (
+    assert (items[0].request.prompt, items[0].request.to_wire()["duration"]) == (
         "two\r\nlines",
         10,
     )

@@ -53,6 +53,17 @@ def test_prices_are_a_setting(monkeypatch):
         CometAPISettings()
 
 
+@pytest.mark.parametrize("word", ["catalogue", " Catalogue "])
+def test_prices_can_come_from_the_catalogue(monkeypatch, word):
+    """The word takes the prices of CometAPI's catalogue, and any other word is refused."""
+    monkeypatch.setenv("COMETAPI_PRICES", word)
+    assert CometAPISettings().prices == "catalogue"
+    monkeypatch.setenv("COMETAPI_PRICES", "catalog")
+    with pytest.raises(ValidationError, match="or the word catalogue"):
+        CometAPISettings()
+    assert CometAPISettings(prices={"gen3a_turbo": Price(1)}).prices == {"gen3a_turbo": Price(1)}
+
+
 def test_an_estimate_needs_a_price():
     """Without a price there is no estimate, rather than zero."""
     assert estimate(IMAGE, PRICES) == 0.32

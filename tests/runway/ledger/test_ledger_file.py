@@ -96,6 +96,7 @@ def test_a_copy_by_a_process_that_has_it_open_loses_nothing(user, file, tmp_path
     assert keys_in(file) == {*named("a"), *named("b"), *named("c")}
 
 
+@pytest.mark.heavy
 def test_processes_that_copy_it_while_they_write_do_not_destroy_it(user, file):
     """Each copy drops SQLite's own locks, but not the lock beside the file."""
     users = [user() for _ in range(4)]

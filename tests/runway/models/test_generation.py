@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from prefect_cometapi.runway import AssetURL, CompletedGeneration, Generation, Status, Submission
+from prefect_cometapi.runway import (
+    AssetURL,
+    CompletedGeneration,
+    Generation,
+    Status,
+    StoredVideo,
+    Submission,
+)
 
 TOKEN = "_jwt=s3cr3t"
 URL = f"https://cdn.example.com/o.mp4?{TOKEN}"
@@ -117,3 +124,30 @@ def test_values_cannot_be_changed():
     """A step cannot change a value that another step uses."""
     with pytest.raises(ValidationError):
         finished().polls = 4
+
+
+def stored_at(uri: str, media_type: str = "image/png") -> StoredVideo:
+    facts = {"sha256": "0" * 64, "size": 3, "width": 2, "height": 2, "frames": 1}
+    return StoredVideo(
+        uri=uri, sidecar="s.json", duration=0.0, codec="png", media_type=media_type, **facts
+    )
+
+
+def test_a_stored_picture_is_the_source_of_the_next_request(tmp_path):
+    """A picture in a folder becomes a data URI of its own media type."""
+    (tmp_path / "a.png").write_bytes(b"abc")
+    assert stored_at(str(tmp_path / "a.png")).data_uri() == "data:image/png;base64,YWJj"
+
+
+def test_a_file_that_is_elsewhere_is_no_data_uri():
+    """The error names the location without a signature in it."""
+    with pytest.raises(ValueError, match="cannot be read as a file of this machine") as caught:
+        stored_at("s3://bucket/a.png?sig=s3cr3t").data_uri()
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_picture_is_told_by_its_media_type():
+    """Results that were stored before pictures existed are videos."""
+    assert stored_at("a.png").is_picture
+    old = stored_at("a.mp4").model_dump(exclude={"media_type"})
+    assert not StoredVideo.model_validate(old).is_picture

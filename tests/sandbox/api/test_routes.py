@@ -240,3 +240,64 @@ def test_clearing_forgets_everything(talk):
     conversation.sandbox.clear()
     assert (conversation.sandbox.accepted, conversation.sandbox.requests) == ([], [])
     assert conversation.create().status_code == 200
+
+
+IMAGE, VIDEO = "http://127.0.0.1:9/cat.jpg", "http://127.0.0.1:9/cat.mp4"
+BODIES = {
+    "gen4.5": {"promptImage": IMAGE, "promptText": "x", "ratio": "960:960", "duration": 2},
+    "gen4_turbo": {"promptImage": [{"uri": IMAGE, "position": "first"}], "ratio": "960:960"},
+    "aleph2": {"videoUri": VIDEO, "keyframes": [{"uri": IMAGE, "seconds": 1.5}]},
+    "act_two": {
+        "character": {"type": "video", "uri": VIDEO},
+        "reference": {"type": "video", "uri": VIDEO},
+    },
+    "gen4_image": {"promptText": "x", "ratio": "720:720", "referenceImages": [{"uri": IMAGE}]},
+}
+ROUTES = {
+    "gen4.5": "image_to_video",
+    "gen4_turbo": "image_to_video",
+    "aleph2": "video_to_video",
+    "act_two": "character_performance",
+    "gen4_image": "text_to_image",
+}
+
+
+@pytest.mark.parametrize("model", BODIES)
+def test_each_known_model_is_served_on_its_route(talk, model):
+    """Each model is accepted with its own fields, and its job ends with a file."""
+    conversation = talk()
+    path = f"/runwayml/v1/{ROUTES[model]}"
+    created = conversation.client.post(path, json={**BODIES[model], "model": model})
+    assert created.status_code == 200, created.text
+    url = conversation.output(conversation.drawn(created))
+    file = conversation.client.get(url)
+    is_picture = model == "gen4_image"
+    assert file.headers["content-type"] == ("image/png" if is_picture else "video/mp4")
+    assert file.content[:4] == b"\x89PNG" if is_picture else file.content[4:8] == b"ftyp"
+    assert conversation.client.head(url).headers["etag"] == file.headers["etag"]
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "status", "named"),
+    [
+        ("gen4.5", {"duration": 11}, 400, "duration"),
+        ("gen4.5", {"duration": None}, 500, "duration"),
+        ("gen4.5", {"promptText": "\N{PARTY POPPER}" * 501}, 400, "1002"),
+        ("gen4_turbo", {"promptImage": [{"uri": IMAGE, "position": "last"}]}, 400, "position"),
+        ("aleph2", {"references": []}, 400, "references"),
+        ("act_two", {"expressionIntensity": 6}, 400, "expressionIntensity"),
+        ("act_two", {"reference": {"type": "image", "uri": IMAGE}}, 400, "reference"),
+        ("gen4_image", {"referenceImages": []}, 400, "referenceImages"),
+        ("gen4_image", {"referenceImages": None}, 500, "referenceImages"),
+    ],
+)
+def test_what_a_model_does_not_allow_is_refused(talk, model, changes, status, named):
+    """A field outside the limits of its model is a 400 that names it, a missing one a 500."""
+    conversation = talk()
+    body = {**BODIES[model], "model": model, **changes}
+    sent = {name: value for name, value in body.items() if value is not None}
+    refused = conversation.client.post(f"/runwayml/v1/{ROUTES[model]}", json=sent)
+    assert refused.status_code == status
+    assert refused.json()["error"]["code"] == "invalid_request"
+    assert named in refused.json()["error"]["message"]
+    assert conversation.sandbox.accepted == []

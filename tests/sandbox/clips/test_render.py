@@ -9,7 +9,7 @@ import pytest
 from prefect_cometapi.sandbox.clips.cache import ClipStore
 from prefect_cometapi.sandbox.clips.render import Recipe, render
 from prefect_cometapi.sandbox.clips.sources import InvalidSourceError
-from prefect_cometapi.sandbox.messages.requests import VideoToVideoBody
+from prefect_cometapi.sandbox.messages.requests import BODIES
 
 
 def recipe(**changes):
@@ -93,9 +93,8 @@ def test_a_long_video_is_cut_after_ten_seconds(clip):
 @pytest.mark.parametrize("ratio", ["9999:9999", "9999:100", "100:9999", "1584:672", "640:480"])
 def test_a_drawn_video_is_never_larger_than_runways(ratio):
     """An allowed but huge ratio is scaled down in proportion."""
-    recipe = VideoToVideoBody(
-        videoUri="https://a.invalid/a.mp4", model="gen4_aleph", promptText="x", ratio=ratio
-    ).recipe()
+    sent = {"videoUri": "https://a.invalid/a.mp4", "model": "gen4_aleph", "promptText": "x"}
+    recipe = BODIES["video_to_video"][0].model_validate(sent | {"ratio": ratio}).recipe()
     width, height = map(int, ratio.split(":"))
     assert recipe.width * recipe.height <= 1584 * 672
     assert recipe.width / recipe.height == pytest.approx(width / height, rel=0.02)

@@ -36,6 +36,12 @@ ANSWERS = {
     "empty": (200, ""),
 }
 
+DASHBOARD = {
+    "unauthorized": (401, "invalid access token"),
+    "error-in-200": (200, '{"success":false,"message":"system error"}'),
+}
+"""Answers of the routes below /api, which have the envelope of the dashboard."""
+
 
 @pytest.mark.parametrize(
     ("route", "kind"),
@@ -51,9 +57,15 @@ def test_a_fault_answers_instead_of_the_service_and_is_then_over(talk, route, ki
         "task": lambda: conversation.task(task_id),
         "feed": lambda: conversation.feed(task_id),
         "asset": lambda: conversation.client.get(url),
+        "models": lambda: conversation.client.get("/api/models"),
+        "tasks": lambda: conversation.account("/api/task/self"),
+        "log": lambda: conversation.account("/api/log/self"),
+        "billing": lambda: conversation.client.get("/v1/dashboard/billing/usage"),
     }[route]
     conversation.sandbox.add_fault(f"{route}:{kind}")
-    status, text = ANSWERS[kind]
+    status, text = (DASHBOARD if route in {"models", "tasks", "log"} else {}).get(
+        kind, ANSWERS[kind]
+    )
     answer = ask()
     assert (answer.status_code, text in answer.text) == (status, True)
     assert len(conversation.sandbox.accepted) == 1

@@ -101,7 +101,7 @@ def test_a_fault_fits_on_a_command_line(text, fault):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "route Input should be 'create', 'task', 'feed' or 'asset'"),
+        ("", "route Input should be 'create', 'task', 'feed', 'asset', 'models'"),
         ("create", "kind Input should be '429', '500'"),
         ("make:429", "route Input should be"),
         ("create:418", "kind Input should be"),
