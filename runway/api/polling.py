@@ -18,6 +18,7 @@ from enum import StrEnum
 from ..errors import (
     CometAPIError,
     GenerationCancelled,
+    GenerationError,
     GenerationFailed,
     GenerationNotFound,
     GenerationTimeout,
@@ -83,17 +84,27 @@ def evaluate(
     """
     if reply.status is Status.SUCCEEDED and reply.outputs:
         return reply
-    if reply.status is Status.FAILED:
-        reason = reply.failure or "CometAPI gave no reason"
-        return GenerationFailed(f"the generation failed: {reason}", code=reply.failure_code)
-    if reply.status is Status.CANCELLED:
-        return GenerationCancelled("the generation was cancelled upstream", code=reply.failure_code)
+    if reply.status in {Status.FAILED, Status.CANCELLED}:
+        return _ended_error(reply)
     if is_missing(reply) and missing_for >= policy.not_found_grace:
         return _missing_error(reply, missing_for)
     if elapsed >= policy.timeout:
         done = reply.status is Status.SUCCEEDED
         return _missing_error(reply, missing_for) if done else timeout_error(reply, policy)
     return None
+
+
+def _ended_error(reply: Generation) -> GenerationError:
+    error: GenerationError
+    if reply.status is Status.CANCELLED:
+        error = GenerationCancelled(
+            "the generation was cancelled upstream", code=reply.failure_code
+        )
+    else:
+        reason = reply.failure or "CometAPI gave no reason"
+        error = GenerationFailed(f"the generation failed: {reason}", code=reply.failure_code)
+    error.credits = reply.credits
+    return error
 
 
 def is_missing(reply: Generation) -> bool:

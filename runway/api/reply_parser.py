@@ -15,7 +15,7 @@ structure and never by a version:
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from ..models.generation import AssetURL, Generation, Status
 from ..redact import scrub
@@ -61,6 +61,7 @@ def read_generation(body: Any, task_id: str) -> Generation | None:
         failure=_failure(layers) if status in _UNSUCCESSFUL else "",
         failure_code=scrub(_text(layers, "failureCode", "failure_code"), limit=80),
         raw_status=scrub(words[-1], limit=40),
+        credits=_credits(layers),
     )
 
 
@@ -200,6 +201,17 @@ def _fraction(value: Any) -> float | None:
     if not math.isfinite(number):
         return None
     return min(1.0, max(0.0, number / 100 if percent or number > 1 else number))
+
+
+def _credits(layers: list[dict[str, Any]]) -> float | None:
+    """Return Runway's credits for the task, which its SDK reads as ``cost`` of a finished one."""
+    for layer in reversed(layers):
+        for name in ("cost", "estimatedCost"):
+            cost = layer.get(name)
+            value = cast("dict[str, Any]", cost).get("credits") if isinstance(cost, dict) else None
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value) if math.isfinite(value) and value >= 0 else None
+    return None
 
 
 def _failure(layers: list[dict[str, Any]]) -> str:

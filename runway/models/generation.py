@@ -123,6 +123,7 @@ class Generation(FrozenModel):
         outputs: URLs of the results; they expire.
         failure: The service's reason for a failure, or an empty text.
         raw_status: The service's own word for the status, as in the reply.
+        credits: Runway's credits for it, or None if the reply does not name them.
     """
 
     task_id: str
@@ -132,6 +133,7 @@ class Generation(FrozenModel):
     failure: str = ""
     failure_code: str = ""
     raw_status: str = ""
+    credits: float | None = None
 
 
 class CompletedGeneration(FrozenModel):
@@ -182,3 +184,8 @@ class GenerationResult(FrozenModel):
     polls: int = Field(description="Number of polls.")
     waited: float = Field(description="Seconds from submission to its detected end.")
     submitted_at: AwareDatetime
+    cost: float | None = Field(default=None, description="Money for one submission, if known.")
+    currency: str | None = Field(default=None, description="Currency of the cost.")
+    cost_source: str | None = Field(
+        default=None, description="Origin of the cost: estimated, listed or billed."
+    )
