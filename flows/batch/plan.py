@@ -214,10 +214,13 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
     plan = await asyncio.to_thread(make_plan, requests, key)
     context = RunContext(None, storage)
     ledger = await context.ledger()
-    budget = Budget(batch_prefix(plan.idempotency_key), await context.prices())
+    prefix, prices = batch_prefix(plan.idempotency_key), await context.prices()
+    budget = Budget(prefix, prices, currency=context.currency)
     found = await looked_up(context, plan.items)
     return BatchResult(
         idempotency_key=plan.idempotency_key,
         results=(*found.results, *invalid(plan.bad)),
-        spending=spending_of(plan, budget, await ledger.spent(budget.prefix, budget.prices)),
+        spending=spending_of(
+            plan, budget, await ledger.spent(budget.prefix, budget.prices, budget.currency)
+        ),
     )
