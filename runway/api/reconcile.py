@@ -26,11 +26,9 @@ from ..ledger.unresolved import (
 )
 from ..models.account import AccountTasks
 from ..models.model_limits import known_models
+from ..models.requests import ROUTES
 from .adoption import check_task
 from .client import RunwayClient
-
-ROUTES = ("image_to_video", "video_to_video")
-"""Routes that a row of the account's list may name."""
 
 ListTasks = Callable[[datetime, datetime], Awaitable[AccountTasks]]
 """Function that returns the account's tasks in a period."""
@@ -85,7 +83,7 @@ async def examine(
             *known_models(),
             *await models_in_use(ledger, base_url),
         },
-        routes=ROUTES,
+        routes=tuple(ROUTES),
     )
     return [
         Reconciled(entry, decision)
