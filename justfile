@@ -61,5 +61,6 @@ bench:
 chaos:
     .venv/bin/python tests/chaos/kill_matrix/matrix.py --sqlite 100 --postgresql 50
     .venv/bin/python tests/chaos/fault_storm/storm.py --generations 300 --seed 1 2
+    .venv/bin/python tests/chaos/reconcile/reconcile.py --generations 300 --kills 3 --seed 1
     .venv/bin/python tests/chaos/soak/soak.py --minutes 20
     .venv/bin/python -m tests.chaos.random_walk --minutes 60 --database sqlite

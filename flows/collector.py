@@ -3,11 +3,11 @@
 
 It completes submissions that were made with ``wait=False`` or ``wait="suspend"``. It also finishes
 generations of runs that were killed, cancelled or timed out. Several collectors may run at once,
-because each works only on generations own lease it can acquire.
+because each works only on generations whose lease it can acquire.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -24,10 +24,13 @@ from .runtime.ledger_writes import write_best_effort
 from .runtime.run_context import RunContext, run_context
 from .runtime.suspension import resume_waiting
 from .steps.adoption import credentials_of
+from .steps.costs import update_unbilled
 from .steps.delivery import deliver
+from .steps.reconcile import reconcile_entries
 from .ui import artifacts
 
 if TYPE_CHECKING:
+    from ..runway.api.reconcile import Reconciled
     from ..runway.ledger.store import Ledger
 
 AT_ONCE = 100
@@ -84,6 +87,7 @@ async def acollect(credentials: Credentials = None, storage: Location = None) ->
         return await ledger.entries(states=states, on_corrupted=report)
 
     await _give_up_the_dead(ledger, await entries(State.CLAIMED))
+    verdicts = await _reconcile(context, await entries(State.UNCERTAIN))
     slots = asyncio.Semaphore(AT_ONCE)
     me = owner_name(context.run)
 
@@ -108,9 +112,8 @@ async def acollect(credentials: Credentials = None, storage: Location = None) ->
     await resume_waiting(ledger)
     if len(finished) < len(left):
         log.logger().info("Skipped %d generations owned by other runs", len(left) - len(finished))
-    uncertain = [_undecided(entry) for entry in await entries(State.UNCERTAIN)]
-    for generation in uncertain:
-        log.logger().warning("Key %s is uncertain: %s", generation.idempotency_key, generation.note)
+    uncertain = _uncertain(await entries(State.UNCERTAIN), verdicts)
+    await update_unbilled(context)
     result = _summary([*finished, *uncertain])
     await artifacts.show_collected([item.model_dump(mode="json") for item in result.generations])
     for error in damaged.values():
@@ -162,14 +165,45 @@ async def _state_of(context: RunContext, entry: Entry) -> State:
     return found.state if found else entry.state
 
 
-def _undecided(entry: Entry) -> Collected:
+async def _reconcile(context: RunContext, uncertain: Sequence[Entry]) -> "dict[str, Reconciled]":
+    """Return the verdicts of the account by key; carry them out if the settings allow it."""
+    reconciles = context.settings.on_uncertain == "reconcile"
+    try:
+        found = await reconcile_entries(context, uncertain, apply=reconciles)
+    except CometAPIError as error:
+        log.logger().warning("The account was not asked: %s", error.message)
+        return {}
+    return {one.entry.idempotency_key: one for one in found}
+
+
+def _uncertain(entries: Sequence[Entry], verdicts: "Mapping[str, Reconciled]") -> list[Collected]:
+    """Return the outcomes of submissions that are uncertain, or were until this run."""
+    from ..runway.ledger.reconciliation import Action
+
+    left = [_undecided(entry, verdicts.get(entry.idempotency_key)) for entry in entries]
+    for generation in left:
+        log.logger().warning("Key %s is uncertain: %s", generation.idempotency_key, generation.note)
+    return left + [_freed(one) for one in verdicts.values() if one.done is Action.RESUBMIT]
+
+
+def _undecided(entry: Entry, found: "Reconciled | None") -> Collected:
     from ..runway.errors import SubmissionUncertain
 
     advice = (
         SubmissionUncertain(entry.note).with_context(idempotency_key=entry.idempotency_key).hint()
     )
+    verdict = found.decision.in_words() if found else ""
+    why_not = found.why_not if found else ""
+    note = "; ".join(filter(None, [entry.note, verdict, why_not, advice]))
+    return Collected(idempotency_key=entry.idempotency_key, state=entry.state, note=note)
+
+
+def _freed(found: "Reconciled") -> Collected:
+    log.logger().info("Key %s may be bought again", found.entry.idempotency_key)
     return Collected(
-        idempotency_key=entry.idempotency_key, state=entry.state, note=f"{entry.note}; {advice}"
+        idempotency_key=found.entry.idempotency_key,
+        state=found.entry.state,
+        note=f"{found.decision.in_words()}; run it again with the same idempotency key",
     )
 
 

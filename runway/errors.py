@@ -253,12 +253,15 @@ class SubmissionUncertain(CometAPIError):
 
     Attributes:
         may_resubmit: True if the user allows this run one resubmission, and it has not used it.
+        may_reconcile: True if the user allows the account to decide, and it may do so later.
     """
 
     may_resubmit: bool = False
+    may_reconcile: bool = False
     money = "possibly charged, once. The submission is never repeated automatically."
     advice = (
-        "look in CometAPI's console. If it is there: "
+        "prefect-cometapi ledger reconcile {idempotency_key} asks the account, or look in "
+        "CometAPI's console. If it is there: "
         "prefect-cometapi ledger adopt {idempotency_key} TASK_ID. "
         "If it is still not there 15 minutes after it was sent: "
         "prefect-cometapi ledger resubmit {idempotency_key}. Then run it again."
@@ -266,8 +269,13 @@ class SubmissionUncertain(CometAPIError):
 
 
 class GenerationError(CometAPIError):
-    """Base class of errors of a generation that was bought and did not succeed."""
+    """Base class of errors of a generation that was bought and did not succeed.
 
+    Attributes:
+        credits: Runway's credits for the generation, or None if the service did not name them.
+    """
+
+    credits: float | None = None
     money = "the generation was accepted, so it may have been charged."
 
 

@@ -142,10 +142,28 @@ class CometAPISettings(BaseSettings):
         description="Database or GenerationLedger block (generation-ledger/name) that records the "
         "purchases; a SQLite file in Prefect's home if not set.",
     )
-    on_uncertain: Literal["stop", "resubmit"] = Field(
+    on_uncertain: Literal["stop", "resubmit", "reconcile"] = Field(
         default="stop",
         description="Reaction of a later attempt to a submission with an unknown outcome; "
-        "'resubmit' risks a second charge.",
+        "'resubmit' risks a second charge, and 'reconcile' asks the account, which presumes that "
+        "nothing else uses it.",
+    )
+    account_delay: float = Field(
+        default=120.0,
+        ge=0,
+        description="Seconds after an attempt within which CometAPI may still add a task to the "
+        "account's list.",
+    )
+    clock_slack: float = Field(
+        default=5.0,
+        ge=0,
+        description="Seconds by which the clocks of this machine and of CometAPI may differ.",
+    )
+    currency: str = Field(
+        default="USD",
+        pattern=r"^[A-Z]{3}$",
+        description="Currency of COMETAPI_PRICES. CometAPI bills in USD, so a billed cost replaces "
+        "an estimate only in USD.",
     )
     poll_interval: float = Field(
         default=5.0,

@@ -26,6 +26,7 @@ from ..console import console, errors, escape, show_error
 from ..output import OUTPUT
 from ..prefect_env import quieten_prefect
 from .ledger_files import backup, rebuild
+from .ledger_reconcile import reconcile
 from .ledger_table import as_csv, as_json, facts_of, shown_time, table_of
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ T = TypeVar("T")
 app = App(name="ledger", help="List bought generations, and resolve uncertain submissions.")
 app.command(backup)
 app.command(rebuild)
+app.command(reconcile)
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -302,8 +304,9 @@ def _advise(entries: Sequence[Entry]) -> None:
     if undecided:
         key = shlex.quote(undecided[0].idempotency_key)
         console.print(
-            f"\n[yellow]Uncertain submissions: {len(undecided)}[/], each possibly charged. Look "
-            "for them in CometAPI's console. Next, for each:",
+            f"\n[yellow]Uncertain submissions: {len(undecided)}[/], each possibly charged. "
+            "prefect-cometapi ledger reconcile asks the account; or look in CometAPI's console. "
+            "Next, for each:",
             soft_wrap=True,
         )
         for command, when in (

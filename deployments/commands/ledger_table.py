@@ -16,6 +16,7 @@ from ...runway.ledger.entry import Entry, State
 from ...runway.ledger.figures import in_words
 from ...runway.ledger.owners import describe_owner
 from ...runway.models.generation import StoredVideo
+from ...runway.models.prices import shown_cost
 from ...runway.redact import printable
 from ..console import escape
 
@@ -44,11 +45,16 @@ _CSV_COLUMNS = (
     "waited",
     "polls",
     "billed_seconds",
+    "cost",
+    "currency",
+    "cost_source",
+    "charges",
     "attempts",
     "flow_run_id",
     "failure_code",
     "request_id",
     "note",
+    "evidence",
     "uris",
     "sha256",
 )
@@ -121,7 +127,9 @@ def facts_of(entry: Entry) -> dict[str, str]:
         "stored": shown_time(entry.stored_at),
         "polls": str(entry.polls or ""),
         "submissions": str(entry.attempts),
+        "cost": shown_cost(entry.cost, entry.currency, entry.cost_source),
         "charged so far": _charged(entry),
+        "evidence": entry.evidence,
         "flow run": entry.flow_run_id or "",
         "lease owner": describe_owner(entry.owner) if entry.owner else "",
         "videos": "\n".join(video.uri for video in _videos(entry)),

@@ -139,21 +139,31 @@ class ConcurrencyLimits:
         downloads: Maximum number of concurrent downloads.
         per_second: Maximum submissions per second, or None for no limit.
         limit: Name of Prefect's global concurrency limit, if there is one.
+        apart: Seconds between an uncertain submission and the next one, for a batch whose uncertain
+            submissions are looked up in the account, or None. Submissions then follow one another,
+            since two that overlap cannot be told apart in the account's list.
 
     Attributes:
         started: Items in flight, or finished and waiting for a download.
         submissions: Submissions at the same time.
+        apart: Seconds between an uncertain submission and the next one.
         downloads: Downloads at the same time.
         rate: Rate limiter of the submissions.
     """
 
     def __init__(
-        self, in_flight: int, downloads: int, per_second: float | None, limit: str | None = None
+        self,
+        in_flight: int,
+        downloads: int,
+        per_second: float | None,
+        limit: str | None = None,
+        apart: float | None = None,
     ) -> None:
         self._in_flight = asyncio.Semaphore(in_flight)
         self._global_limit = GlobalLimit(limit) if limit else None
         self.started = asyncio.Semaphore(in_flight + _BACKLOG * downloads)
-        self.submissions = asyncio.Semaphore(SUBMISSIONS)
+        self.submissions = asyncio.Semaphore(SUBMISSIONS if apart is None else 1)
+        self.apart = apart or 0.0
         self.downloads = asyncio.Semaphore(downloads)
         self.rate = RateLimiter(per_second)
 

@@ -125,8 +125,8 @@ async def agenerate_batch(
     check_starts(settings.max_run_attempts)
     plan = await asyncio.to_thread(make_plan, requests, idempotency_key)
     check_rows_of(plan, strict=strict)
-    prices = await context.prices()
-    budget = Budget(batch_prefix(plan.idempotency_key), prices, max_spend, max_seconds)
+    prices, prefix = await context.prices(), batch_prefix(plan.idempotency_key)
+    budget = Budget(prefix, prices, max_spend, max_seconds, context.currency)
     check_prices(plan, budget)
     check_output(requests, output)
     await check_storage(context)
@@ -184,11 +184,13 @@ async def _shared_resources(
 async def _concurrency_limits(
     settings: CometAPISettings, max_in_flight: int | None
 ) -> ConcurrencyLimits:
+    reconciles = settings.on_uncertain == "reconcile"
     return ConcurrencyLimits(
         max_in_flight or settings.max_in_flight,
         settings.max_concurrent_downloads,
         settings.submissions_per_second,
         await limit_across_processes(),
+        apart=2 * settings.clock_slack + 1 if reconciles else None,
     )
 
 

@@ -217,7 +217,8 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
     plan = await asyncio.to_thread(make_plan, requests, key)
     context = RunContext(None, storage)
     ledger = await context.ledger()
-    budget = Budget(batch_prefix(plan.idempotency_key), await context.prices())
+    prefix, prices = batch_prefix(plan.idempotency_key), await context.prices()
+    budget = Budget(prefix, prices, currency=context.currency)
     found = await looked_up(context, plan.items)
     missing = [item for item in plan.items if item.idempotency_key not in found.bought]
     problems = await check_sources(missing)
@@ -229,5 +230,7 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
     return BatchResult(
         idempotency_key=plan.idempotency_key,
         results=(*results, *invalid(plan.bad)),
-        spending=spending_of(usable, budget, await ledger.spent(budget.prefix, budget.prices)),
+        spending=spending_of(
+            usable, budget, await ledger.spent(budget.prefix, budget.prices, budget.currency)
+        ),
     )

@@ -15,8 +15,14 @@ from prefect import task
 
 from ...runway.batch import outcomes
 from ...runway.batch.models import BatchItem, ItemResult
-from ...runway.errors import BudgetExceeded, CometAPIError, LedgerUnavailable
+from ...runway.errors import (
+    BudgetExceeded,
+    CometAPIError,
+    LedgerUnavailable,
+    SubmissionUncertain,
+)
 from ...runway.ledger.budget import Budget, estimate
+from ...runway.ledger.entry import CostSource, Entry
 from ...runway.models.generation import (
     CompletedGeneration,
     FetchedVideo,
@@ -29,7 +35,9 @@ from ..runtime.ledger_writes import write_best_effort
 from ..runtime.run_context import RunContext
 from ..steps import fetch, persist, poll, submit
 from ..steps.common import step_options
+from ..steps.costs import update_billed
 from ..steps.delivery import INLINE, StepSet, deliver, named_after
+from ..steps.reconcile import reconcile_quietly
 from .concurrency import ConcurrencyLimits, Slot
 from .plan import looked_up
 from .progress import BatchProgress
@@ -84,6 +92,7 @@ class BatchRun:
 
     async def run(self, items: Sequence[BatchItem], invalid: Sequence[ItemResult] = ()) -> None:
         """Make every item that is not stored yet, and record the results."""
+        await self._reconcile_earlier(items)
         found = await looked_up(self.context, items)
         self.bought = found.bought
         await self.count_spent()
@@ -95,6 +104,36 @@ class BatchRun:
         ]
         with log.as_batch(quiet=self.one_task_run):
             await self._make_all(missing)
+        await self._add_costs(items)
+
+    async def _reconcile_earlier(self, items: Sequence[BatchItem]) -> None:
+        """Let the account decide about uncertain items of earlier runs, if the settings allow it.
+
+        This comes before the first submission, so that none overlaps with an earlier one.
+        """
+        if self.context.settings.on_uncertain == "reconcile":
+            keys = [item.idempotency_key for item in items]
+            await reconcile_quietly(self.context, keys, resolve_claims=True)
+
+    async def _add_costs(self, items: Sequence[BatchItem]) -> None:
+        """Look up the charges of the items, and add the costs to their results."""
+        keys = [item.idempotency_key for item in items]
+
+        async def known() -> dict[str, Entry]:
+            return await write_best_effort(self.context, lambda to: to.get_many(keys)) or {}
+
+        entries = await known()
+        unbilled = [
+            entry
+            for entry in entries.values()
+            if entry.has_ended and entry.cost_source is not CostSource.BILLED
+        ]
+        if await update_billed(self.context, unbilled):
+            entries = await known()
+        for result in self.progress.results():
+            entry = entries.get(result.idempotency_key or "")
+            if (priced := outcomes.with_cost(result, entry)) != result:
+                self.progress.put(priced)
 
     async def _make_all(self, items: Sequence[BatchItem]) -> None:
         making: set[asyncio.Task[None]] = set()
@@ -143,14 +182,17 @@ class BatchRun:
         # If the ledger is unavailable, the submission step retries until it is available.
         with suppress(LedgerUnavailable):
             ledger = await self.context.ledger()
-            spent = await ledger.spent(self.budget.prefix, self.budget.prices)
+            spent = await ledger.spent(self.budget.prefix, self.budget.prices, self.budget.currency)
             if why := self.budget.objection(spent, *self.budget.cost_of(row)):
                 raise BudgetExceeded(why)
 
     async def count_spent(self) -> None:
         """Read the amounts spent under the keys of the batch from the ledger."""
         spent = await write_best_effort(
-            self.context, lambda ledger: ledger.spent(self.budget.prefix, self.budget.prices)
+            self.context,
+            lambda ledger: ledger.spent(
+                self.budget.prefix, self.budget.prices, self.budget.currency
+            ),
         )
         self.progress.spent = spent or self.progress.spent
 
@@ -192,7 +234,11 @@ class BatchRun:
             async with limits.submissions:
                 if item.idempotency_key not in self.bought:
                     await limits.rate.acquire()
-                return await steps.submit(*arguments, **options)
+                try:
+                    return await steps.submit(*arguments, **options)
+                except SubmissionUncertain:
+                    await asyncio.sleep(limits.apart)
+                    raise
 
         async def poll(*arguments: Any, **options: Any) -> CompletedGeneration:
             finished = await steps.poll(*arguments, **options)

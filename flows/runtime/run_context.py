@@ -20,7 +20,8 @@ from ...blocks.credentials import CometAPICredentials
 from ...runway.api.catalogue import Catalogue
 from ...runway.api.client import RunwayClient
 from ...runway.ledger.budget import Budget, estimate
-from ...runway.ledger.entry import Entry, Intent
+from ...runway.ledger.costs import BILLED_CURRENCY
+from ...runway.ledger.entry import CostSource, Entry, Intent
 from ...runway.ledger.figures import Tally
 from ...runway.media.download import AssetClients
 from ...runway.models.catalogue import CatalogueReply
@@ -148,6 +149,12 @@ class RunContext:
         """Return CometAPI's catalogue, or the reason why it is unknown."""
         return await (self.catalogue or Catalogue(self.base_url)).models()
 
+    @property
+    def currency(self) -> str:
+        """Currency of the prices; the catalogue has prices in US dollars."""
+        settings = self.settings
+        return BILLED_CURRENCY if isinstance(settings.prices, str) else settings.currency
+
     async def prices(self) -> Mapping[str, Price]:
         """Return the prices of the settings, or those of CometAPI's catalogue if they name it.
 
@@ -180,13 +187,16 @@ class RunContext:
         """
         wanted: dict[str, Any] = {}
         if request:
+            cost = estimate(request, await self.prices())
             wanted = {
                 "route": request.route,
                 "model": request.model,
                 "fingerprint": request.fingerprint(versions),
                 "request": request.shown(versions),
                 "billed_seconds": request.billed_seconds(),
-                "cost": estimate(request, await self.prices()),
+                "cost": cost,
+                "currency": None if cost is None else self.currency,
+                "cost_source": None if cost is None else CostSource.ESTIMATED,
             }
         return Intent(
             idempotency_key=key,

@@ -24,8 +24,10 @@ from ...runway.models.generation import (
 )
 from ..runtime import log
 from ..runtime.lease import exclusive_lease
+from ..runtime.ledger_writes import write_best_effort
 from ..runtime.run_context import RunContext, run_context
 from ..ui import artifacts
+from .costs import update_billed
 from .fetch import afetch_output
 from .persist import apersist_output
 from .poll import apoll_generation
@@ -123,8 +125,20 @@ async def deliver(
         except StagedFileMissing:
             videos = await steps.fetch(submission, finished, credentials, storage)
             stored = await steps.persist(submission, finished, videos, storage)
-    result = _result(submission, finished, stored)
+    result = await _with_cost(context, _result(submission, finished, stored))
     await artifacts.show_result(submission, result)
+    return result
+
+
+async def _with_cost(context: RunContext, result: GenerationResult) -> GenerationResult:
+    """Return a result with its cost, and look up its charge unless it is part of a batch."""
+    key = result.idempotency_key
+    entry = await write_best_effort(context, lambda ledger: ledger.get(key))
+    if entry and entry.task_id == result.task_id:
+        if context.tally is None and await update_billed(context, [entry]):
+            entry = await write_best_effort(context, lambda ledger: ledger.get(key)) or entry
+        costs = {"cost": entry.cost, "currency": entry.currency, "cost_source": entry.cost_source}
+        return result.model_copy(update=costs)
     return result
 
 

@@ -67,12 +67,17 @@ async def apersist_output(
                 for position, video in enumerate(videos)
             ]
             if entry:
-                price = (await context.prices()).get(entry.model or "")
+                price, currency = (await context.prices()).get(entry.model or ""), context.currency
 
                 async def now_stored(to: "Ledger", it: Submission) -> Entry | None:
                     named = entry.model_copy(update={"idempotency_key": it.idempotency_key})
                     return await to.mark_stored(
-                        named, it.task_id, context.location, stored, price=price
+                        named,
+                        it.task_id,
+                        context.location,
+                        stored,
+                        price=price,
+                        currency=currency,
                     )
 
                 await write_best_effort(context, restoring(submission, entry, now_stored))
@@ -134,7 +139,16 @@ def _origin(
 
     It also contains the id of the ledger and data of the entry, so that the entry can be restored.
     """
-    known = {"billed_seconds", "cost", "charges", "credentials", "flow_run_id", "serial"}
+    known = {
+        "billed_seconds",
+        "cost",
+        "currency",
+        "cost_source",
+        "charges",
+        "credentials",
+        "flow_run_id",
+        "serial",
+    }
     return {
         **submission.model_dump(mode="json"),
         "polls": finished.polls,

@@ -21,6 +21,7 @@ from ..runtime.task_state import current_state
 from ..ui import artifacts
 from .adoption import ATTACHED_GRACE
 from .common import step_options
+from .costs import record_credits
 from .durations import duration_stats_of
 
 RETRIED_ERRORS = (ServiceUnavailable, UnexpectedResponse)
@@ -90,9 +91,11 @@ async def apoll_generation(
             if given_up is None:
                 failed = restoring(submission, entry, lambda to, it: to.mark_failed(it, failure))
                 await write_best_effort(context, failed)
+                await record_credits(context, submission, failure.credits)
             raise
         ended = restoring(submission, entry, lambda to, it: to.mark_succeeded(it, finished))
         write_in_background(context, ended)
+        await record_credits(context, submission, finished.generation.credits)
         return finished
 
 

@@ -97,7 +97,8 @@ def _is_permanent(error: CometAPIError, task_state: TaskState) -> bool:
     """Return whether another attempt of this step cannot help or is not allowed."""
     # The ledger decides whether this run may send an uncertain request again.
     if isinstance(error, SubmissionUncertain):
-        return not error.may_resubmit
+        looks = error.may_reconcile and task_state.failures < FAILURES_IN_A_ROW
+        return not (error.may_resubmit or looks)
     if isinstance(error, StagedFileMissing):
         return True
     waits = isinstance(error, ServiceUnavailable) and error.task_id is not None

@@ -30,13 +30,18 @@ from ..runtime.identity import lasting_run_id
 from ..runtime.ledger_check import check_ledger
 from ..runtime.run_context import RunContext, run_context
 from ..runtime.sync import sync_twin
+from ..runtime.task_state import current_state
 from ..ui import events
 from .adoption import adopt_id, key_for
 from .common import failures_of, step_options
+from .reconcile import reconcile_quietly
 from .sources import prepare_sources
 
 if TYPE_CHECKING:
     from ...runway.ledger.purchase import Check
+
+LOOKS_WITHIN_DELAY = 4
+"""Number of looks at the account within the time in which CometAPI may still add a task to it."""
 
 RETRIED_ERRORS = (ServiceUnavailable, LedgerUnavailable, SourceUnreachable, SubmissionUncertain)
 
@@ -65,7 +70,7 @@ async def asubmit_generation(
     """Buy a generation with one POST, or return the one that its idempotency key already has.
 
     The task is retried only if it is certain that nothing was bought, or if the user allows an
-    uncertain request to be sent again.
+    uncertain request to be sent again or to be looked up in the account.
 
     Args:
         request: Request to submit; a dict is validated as a request.
@@ -102,7 +107,9 @@ async def asubmit_generation(
             await _name_sold_models(context, request, error)
             raise
         except SubmissionUncertain as error:
-            await events.announce_uncertain(key, error)
+            # An automation may notify a person, which one event of a submission is enough for.
+            if not (error.may_reconcile and current_state().failures):
+                await events.announce_uncertain(key, error)
             raise
     submission = entry.submission()
     await _report(submission, intent, is_new=is_new)
@@ -137,17 +144,47 @@ async def _buy(
                 )
             return posted[0]
 
-        entry = await buy_once(
-            await context.ledger(),
-            intent,
-            post,
-            run=context.run,
-            resubmit_as=lasting_run_id() if resubmits else None,
-            budget=context.budget,
-            request_id=lambda: request_ids[-1] if request_ids else None,
-            warn=log.logger().warning,
-        )
+        async def buy() -> Entry:
+            return await buy_once(
+                await context.ledger(),
+                intent,
+                post,
+                run=context.run,
+                resubmit_as=lasting_run_id() if resubmits else None,
+                budget=context.budget,
+                request_id=lambda: request_ids[-1] if request_ids else None,
+                warn=log.logger().warning,
+            )
+
+        try:
+            entry = await buy()
+        except SubmissionUncertain as error:
+            if not await _is_reconciled(context, intent.idempotency_key, error):
+                raise
+            request_ids.clear()
+            entry = await buy()
     return entry, bool(posted)
+
+
+async def _is_reconciled(context: RunContext, key: str, error: SubmissionUncertain) -> bool:
+    """Return True if the account decided about an uncertain submission, and the user allows that.
+
+    Otherwise the error says if another look at the account may help.
+    """
+    from ...runway.ledger.reconciliation import Action, Verdict
+
+    if context.settings.on_uncertain != "reconcile":
+        return False
+    results = await reconcile_quietly(context, [key])
+    if not results:
+        return False
+    found = results[0]
+    if found.done is not Action.NONE:
+        return True
+    if found.decision.verdict is Verdict.UNDECIDED and not found.decision.candidates:
+        error.may_reconcile = True
+        error.retry_after = context.settings.account_delay / LOOKS_WITHIN_DELAY
+    return False
 
 
 async def _name_sold_models(

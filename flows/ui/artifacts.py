@@ -21,6 +21,7 @@ from ...runway.models.generation import (
     StoredVideo,
     Submission,
 )
+from ...runway.models.prices import shown_cost
 from ..runtime.log import best_effort, in_batch, is_quiet, log_progress
 from ..runtime.task_state import current_state
 from .events import announce, announce_asset
@@ -152,6 +153,7 @@ def _facts(submission: Submission, result: GenerationResult, video: StoredVideo)
         "ready after": f"{result.waited:.1f} s",
         "polls": str(result.polls),
         "model": submission.model or "unknown",
+        "cost": shown_cost(result.cost, result.currency, result.cost_source) or "unknown",
         "idempotency key": submission.idempotency_key,
         "sha256": video.sha256,
     }

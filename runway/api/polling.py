@@ -18,6 +18,7 @@ from enum import StrEnum
 from ..errors import (
     CometAPIError,
     GenerationCancelled,
+    GenerationError,
     GenerationFailed,
     GenerationNotFound,
     GenerationTimeout,
@@ -93,16 +94,17 @@ def evaluate(
     return None
 
 
-def _end_error(reply: Generation) -> CometAPIError:
+def _end_error(reply: Generation) -> GenerationError:
     """Return the error of a generation that failed or was cancelled."""
     word = f" (status {reply.raw_status!r})" if reply.is_vague else ""
-    error: CometAPIError
+    error: GenerationError
     if reply.status is Status.FAILED:
         reason = reply.failure or "CometAPI gave no reason"
         error = GenerationFailed(f"the generation failed: {reason}{word}", code=reply.failure_code)
     else:
         message = f"the generation was cancelled upstream{word}"
         error = GenerationCancelled(message, code=reply.failure_code)
+    error.credits = reply.credits
     if reply.is_vague:
         error.money, error.advice = UNKNOWN_END, ASK_AGAIN
     return error

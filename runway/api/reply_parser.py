@@ -16,7 +16,7 @@ structure and never by a version:
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from ..models.generation import AssetURL, Generation, Status
 from ..redact import scrub
@@ -78,6 +78,7 @@ def read_generation(body: Any, task_id: str) -> Generation | None:
         raw_status=scrub(words[-1], limit=40),
         unknown_status=scrub(unknown[-1], limit=40) if unknown else "",
         is_vague=is_vague,
+        credits=_credits(layers),
     )
 
 
@@ -229,6 +230,17 @@ def _fraction(value: Any) -> float | None:
     if not math.isfinite(number):
         return None
     return min(1.0, max(0.0, number / 100 if percent or number > 1 else number))
+
+
+def _credits(layers: list[dict[str, Any]]) -> float | None:
+    """Return Runway's credits for the task, which its SDK reads as ``cost`` of a finished one."""
+    for layer in reversed(layers):
+        for name in ("cost", "estimatedCost"):
+            cost = layer.get(name)
+            value = cast("dict[str, Any]", cost).get("credits") if isinstance(cost, dict) else None
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value) if math.isfinite(value) and value >= 0 else None
+    return None
 
 
 def _failure(layers: list[dict[str, Any]]) -> str:

@@ -62,6 +62,11 @@ class ItemResult(FrozenModel):
     billed_seconds: float | None = Field(
         default=None, description="Billed seconds of video, if known."
     )
+    cost: float | None = Field(default=None, description="Money for one submission, if known.")
+    currency: str | None = Field(default=None, description="Currency of the cost.")
+    cost_source: str | None = Field(
+        default=None, description="Origin of the cost: estimated, listed or billed."
+    )
     submitted_at: AwareDatetime | None = Field(default=None, description="Time of its acceptance.")
     waited: float | None = Field(
         default=None, description="Seconds from submission to its detected end."

@@ -21,6 +21,7 @@ from ..errors import (
     UnexpectedResponse,
 )
 from ..ledger.budget import EXCEEDS_LIMIT, seconds_of
+from ..ledger.entry import Entry
 from ..models.generation import GenerationResult
 from ..redact import scrub
 from .models import BatchItem, ItemResult, Outcome
@@ -61,6 +62,18 @@ def stored(item: BatchItem, result: GenerationResult) -> ItemResult:
             **first.model_dump(include=facts),
         }
     )
+
+
+def with_cost(result: ItemResult, entry: Entry | None) -> ItemResult:
+    """Return a result with the cost that the ledger has for it, if it was or may be charged."""
+    if entry is None or not entry.charges:
+        return result
+    costs = {
+        "cost": entry.cost,
+        "currency": entry.currency,
+        "cost_source": str(entry.cost_source) if entry.cost_source else None,
+    }
+    return result.model_copy(update=costs)
 
 
 def ended(item: BatchItem, error: Exception) -> ItemResult:

@@ -16,6 +16,8 @@ from pydantic import Field
 from ..models.generation import FrozenModel
 from ..models.prices import Price
 from ..models.requests import GenerationRequest
+from .costs import BILLED_CURRENCY
+from .entry import CostSource
 
 ASSUMED_SECONDS = 10.0
 """Seconds of video assumed as billed where neither the request nor the docs give the number."""
@@ -57,12 +59,14 @@ class Budget:
         prices: Prices by model.
         max_spend: Maximum amount of money, or None for no limit.
         max_seconds: Maximum seconds of video, or None for no limit.
+        currency: Currency of the prices and of the limit.
     """
 
     prefix: str
     prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
     max_spend: float | None = None
     max_seconds: float | None = None
+    currency: str = BILLED_CURRENCY
 
     @property
     def is_limited(self) -> bool:
@@ -76,11 +80,12 @@ class Budget:
         """
         seconds = row["billed_seconds"]
         seconds = ASSUMED_SECONDS if seconds is None else seconds
-        money = row["cost"]
-        if money is None:
+        money = row["cost"] if row.get("currency") in {None, self.currency} else None
+        is_listed = row.get("cost_source") == CostSource.LISTED
+        if money is None or is_listed:
             price = self.prices.get(row["model"])
             known = [price] if price else self.prices.values()
-            money = max((each.of(seconds) for each in known), default=0.0)
+            money = max((money or 0.0, *(each.of(seconds) for each in known)))
         return row["charges"] * money, row["charges"] * seconds
 
     def objection(self, spent: Spent, money: float, seconds: float) -> str | None:

@@ -90,6 +90,14 @@ ALLOWED_PREDECESSORS: dict[State, frozenset[State]] = {
 """Allowed predecessors of each state. A state that may follow itself is a repeated write."""
 
 
+class CostSource(StrEnum):
+    """Origin of a cost."""
+
+    ESTIMATED = "estimated"
+    LISTED = "listed"
+    BILLED = "billed"
+
+
 class Intent(FrozenModel):
     """Generation that is about to be bought or adopted, as first recorded in the ledger."""
 
@@ -104,9 +112,12 @@ class Intent(FrozenModel):
     billed_seconds: float | None = Field(
         default=None, description="Seconds of video that are billed, if known."
     )
-    cost: float | None = Field(
+    cost: float | None = Field(default=None, description="Money for one submission.")
+    currency: str | None = Field(default=None, description="Currency of the cost, such as USD.")
+    cost_source: CostSource | None = Field(
         default=None,
-        description="Estimated money for one submission, in the currency of COMETAPI_PRICES.",
+        description="Origin of the cost: estimated (COMETAPI_PRICES), listed (Runway's list price) "
+        "or billed (by CometAPI).",
     )
     storage: str | None = Field(default=None, description="Location for the video.")
     credentials: str | None = Field(
@@ -160,6 +171,14 @@ class Entry(Intent):
     )
     claimed_at: AwareDatetime | None = Field(
         default=None, description="Time of the latest claim, just before its request was sent."
+    )
+    unresolved_since: AwareDatetime | None = Field(
+        default=None,
+        description="Time of the earliest claim whose request has an unknown outcome; the claim in "
+        "progress counts.",
+    )
+    evidence: str = Field(
+        default="", description="What the account's list showed about it, and when."
     )
     resubmitted_by: tuple[str, ...] = Field(
         default=(), description="Runs that sent it again after an unknown outcome, each once."
@@ -266,6 +285,9 @@ class Entry(Intent):
             polls=self.polls,
             waited=round(self.waited, 3),
             submitted_at=submission.submitted_at,
+            cost=self.cost,
+            currency=self.currency,
+            cost_source=self.cost_source,
         )
 
     def failure(self) -> CometAPIError | None:

@@ -26,7 +26,7 @@ from ..errors import (
     SubmissionUncertain,
 )
 from .budget import Budget
-from .entry import Entry, Intent, State, key_conflict
+from .entry import CostSource, Entry, Intent, State, key_conflict
 from .owners import describe_owner, owner_name
 from .store import Ledger
 
@@ -257,6 +257,18 @@ async def attach(ledger: Ledger, intent: Intent, task_id: str, *, checked: bool 
     return await _take_key(ledger, adoption, lambda _text: None)
 
 
+async def adopt_into(ledger: Ledger, seen: Entry, task_id: str, claim: str) -> Entry | None:
+    """Record an unconfirmed task id in an entry; return None if the entry has changed.
+
+    Args:
+        ledger: Ledger that records the generation.
+        seen: Entry as read for the decision; it must not have changed since.
+        task_id: Task id of the generation.
+        claim: Random id of the adoption.
+    """
+    return await _Adoption(seen, task_id, checked=False, claim=claim).update(ledger, seen)
+
+
 # Claim
 
 
@@ -337,6 +349,8 @@ def _costs(entry: Entry, intent: Intent) -> dict[str, Any]:
     """
     earlier = entry if entry.charges else intent
     pairs = {name: (getattr(earlier, name), getattr(intent, name)) for name in _PER_SUBMISSION}
+    if earlier.currency != intent.currency or earlier.cost_source is CostSource.LISTED:
+        pairs["cost"] = (None, None)  # counts at the present price
     return {name: None if None in pair else max(pair) for name, pair in pairs.items()}
 
 

@@ -117,7 +117,17 @@ def _entry_of(
     videos = [StoredVideo.model_validate(part["video"]) for part in parts]
     submitted = datetime.fromisoformat(first["submitted_at"])
     stored = max(datetime.fromisoformat(part["stored_at"]) for part in parts)
-    optional = {"route", "model", "fingerprint", "request", "credentials", "flow_run_id", "cost"}
+    optional = {
+        "route",
+        "model",
+        "fingerprint",
+        "request",
+        "credentials",
+        "flow_run_id",
+        "cost",
+        "currency",
+        "cost_source",
+    }
     billed = first.get("billed_seconds") or round(sum(video.duration for video in videos), 3)
     known: dict[str, Any] = {name: first.get(name) for name in optional}
     return Entry(

@@ -6,7 +6,8 @@ it, may accept it minutes later, and a second submission is then a second charge
 must be old enough before the user decides that it never arrived.
 """
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from .entry import Entry, State
 
@@ -18,6 +19,11 @@ still retransmits data that the peer has not acknowledged: Linux for about 100 s
 is closed (``tcp_orphan_retries``). A gateway in between may then hold the request for its own
 timeout, which is some minutes. The window is twice the sum.
 """
+
+
+def last_arrival(sent: datetime) -> datetime:
+    """Return the time after which a submission that was sent at a time cannot be accepted."""
+    return sent + ARRIVAL_WINDOW
 
 
 def outcome_is_unknown(entry: Entry) -> bool:
@@ -44,5 +50,26 @@ def may_arrive_until(entry: Entry, now: datetime) -> datetime | None:
 
     The result is None if that time is over, or if the outcome is known.
     """
-    until = sent_at(entry, now) + ARRIVAL_WINDOW
+    until = last_arrival(sent_at(entry, now))
     return until if outcome_is_unknown(entry) and now < until else None
+
+
+def claim_times(seen: Entry | None = None) -> dict[str, Any]:
+    """Return the columns of a new claim that contain its time.
+
+    Args:
+        seen: Entry that is claimed again, or None. An earlier submission of it without an answer
+            stays unresolved.
+    """
+    now = datetime.now(UTC)
+    earlier = seen.unresolved_since if seen else None
+    return {"claimed_at": now, "unresolved_since": min(earlier or now, now)}
+
+
+def earlier_unresolved(entry: Entry) -> datetime | None:
+    """Return the time of the earliest submission without an answer before the latest claim; pure.
+
+    The result is None if there is none, so that only the latest submission was unresolved.
+    """
+    since, latest = entry.unresolved_since, entry.claimed_at
+    return since if since and latest and since < latest else None

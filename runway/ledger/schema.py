@@ -133,7 +133,11 @@ generations = Table(
     Column("note", Text, nullable=False),
     Column("charges", Integer, nullable=False),
     Column("cost", Double),
+    Column("currency", Text),
+    Column("cost_source", Text),
     Column("claimed_at", UtcTime),
+    Column("unresolved_since", UtcTime),
+    Column("evidence", Text, nullable=False),
     Column("resubmitted_by", JSON, nullable=False),
     Column("task_id_checked", Boolean, nullable=False),
     Column("serial", BigInteger),
@@ -144,7 +148,10 @@ generations = Table(
 Index(
     "ix_cometapi_generations_spending",
     binary_key(generations.c.idempotency_key),
-    *(generations.c[name] for name in ("charges", "cost", "billed_seconds", "model")),
+    *(
+        generations.c[name]
+        for name in ("charges", "cost", "currency", "cost_source", "billed_seconds", "model")
+    ),
 )
 
 versions = Table(

@@ -2,8 +2,9 @@
 """SQL for the spending under the idempotency keys of a batch.
 
 The rows of the ledger are the only record. Each submission that was charged, or may have been
-charged, counts once (``charges``), at the cost that was estimated when it was claimed (``cost``). A
-row without a cost was written without a price, and counts at the present price of its model. If the
+charged, counts once (``charges``), at the cost that was billed or estimated (``cost``). A row
+without a cost was written without a price, and counts at the present price of its model. So does a
+row whose cost is in another currency. Runway's list price counts only if it is higher. If the
 model is unknown or has no price, the row counts at the highest of all prices, so that missing data
 cannot exceed a limit.
 """
@@ -11,10 +12,23 @@ cannot exceed a limit.
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Select, and_, case, func, literal, select, true
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Select,
+    and_,
+    case,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+)
 
 from ..models.prices import Price
 from .budget import ASSUMED_SECONDS, TOLERANCE, Budget
+from .costs import BILLED_CURRENCY
+from .entry import CostSource
 from .schema import binary_key, generations
 
 _HIGHEST_CODE_POINT = 0x10FFFF
@@ -35,18 +49,23 @@ def after_prefix(prefix: str) -> str | None:
 
 
 def total_spent(
-    prefix: str, prices: Mapping[str, Price], *, without: str | None = None
+    prefix: str,
+    prices: Mapping[str, Price],
+    currency: str = BILLED_CURRENCY,
+    *,
+    without: str | None = None,
 ) -> Select[*tuple[Any, ...]]:
     """Return a query for the money, the seconds of video and the charges of all keys with a prefix.
 
     Args:
         prefix: Prefix of the keys.
-        prices: Prices by model, for submissions without a recorded cost.
+        prices: Prices by model, for submissions without a recorded cost in the currency.
+        currency: Currency of the prices.
         without: Key to leave out, or None.
     """
     table = generations.alias()
     query = select(
-        func.coalesce(func.sum(_money(table, prices)), 0.0).label("money"),
+        func.coalesce(func.sum(_money(table, prices, currency)), 0.0).label("money"),
         func.coalesce(func.sum(_seconds(table)), 0.0).label("seconds"),
         func.coalesce(func.sum(table.c.charges), 0).label("charges"),
     ).where(under(table, prefix))
@@ -61,7 +80,7 @@ def is_within(budget: Budget, key: str, row: Mapping[str, Any]) -> ColumnElement
     that.
     """
     money, seconds = budget.cost_of(row)
-    spent = total_spent(budget.prefix, budget.prices, without=key).subquery()
+    spent = total_spent(budget.prefix, budget.prices, budget.currency, without=key).subquery()
     limits = [
         (spent.c.money + money, budget.max_spend),
         (spent.c.seconds + seconds, budget.max_seconds),
@@ -81,12 +100,21 @@ def _seconds(table: FromClause) -> ColumnElement[float]:
     return table.c.charges * func.coalesce(table.c.billed_seconds, ASSUMED_SECONDS)
 
 
-def _money(table: FromClause, prices: Mapping[str, Price]) -> ColumnElement[float]:
+def _money(table: FromClause, prices: Mapping[str, Price], currency: str) -> ColumnElement[float]:
+    """Return the money of a row; ``Budget.cost_of`` is the same rule."""
     seconds = func.coalesce(table.c.billed_seconds, ASSUMED_SECONDS)
     each = [(table.c.model == model, _cost(price, seconds)) for model, price in prices.items()]
     highest = _highest(prices, seconds)
     known = case(*each, else_=highest) if each else highest
-    return table.c.charges * func.coalesce(table.c.cost, known)
+    in_currency = or_(table.c.currency.is_(None), table.c.currency == currency)
+    is_listed = table.c.cost_source == str(CostSource.LISTED)
+    is_recorded = and_(table.c.cost.is_not(None), in_currency)
+    each_cost = case(
+        (and_(is_recorded, or_(table.c.cost_source.is_(None), ~is_listed)), table.c.cost),
+        (and_(is_recorded, table.c.cost > known), table.c.cost),
+        else_=known,
+    )
+    return table.c.charges * each_cost
 
 
 def _cost(price: Price, seconds: ColumnElement[float]) -> ColumnElement[float]:

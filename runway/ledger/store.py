@@ -30,12 +30,15 @@ from .conditions import (
     is_unchanged_since,
     no_other_request_has,
 )
+from .costs import BILLED_CURRENCY, stored_cost
 from .database import RETRY_TIMEOUT
 from .database_url import ledger_url, open_database
+from .duration_query import durations_of
 from .entry import ALLOWED_PREDECESSORS, UNFINISHED, Entry, GenerationKind, Intent, State
 from .held_leases import HeldLeases
 from .leases import LEASE, Leases
 from .restore import restore_entry
+from .resubmission import claim_times, earlier_unresolved
 from .schema import generations, last_serial
 from .spending import is_within, total_spent
 from .table import ENTRIES, MAX_BIND_VALUES, EntryTable
@@ -147,22 +150,7 @@ class Ledger:
         A duration is the time from the submission to the detected end, in seconds. The newest
         submission comes first.
         """
-        query = (
-            select(_table.submitted_at, _table.finished_at, _table.polls)
-            .where(
-                _table.base_url == kind.base_url,
-                _table.route == kind.route,
-                _table.model == kind.model,
-                _table.state.in_([str(State.SUCCEEDED), str(State.STORED)]),
-                _table.submitted_at.is_not(None),
-                _table.finished_at.is_not(None),
-            )
-            .order_by(_table.submitted_at.desc())
-            .limit(limit)
-        )
-        if kind.seconds is not None:
-            query = query.where(_table.billed_seconds == kind.seconds)
-        rows = await self.database.rows(query)
+        rows = await self.database.rows(durations_of(kind, limit))
         return [
             ((row["finished_at"] - row["submitted_at"]).total_seconds(), row["polls"])
             for row in rows
@@ -170,14 +158,17 @@ class Ledger:
             and isinstance(row["submitted_at"], datetime)
         ]
 
-    async def spent(self, prefix: str, prices: Mapping[str, Price]) -> Spent:
+    async def spent(
+        self, prefix: str, prices: Mapping[str, Price], currency: str = BILLED_CURRENCY
+    ) -> Spent:
         """Return the certain and possible charges under all keys with a prefix.
 
         Args:
             prefix: Prefix of the keys; ``batch_prefix`` returns the one of a batch.
-            prices: Prices by model, for submissions without a recorded cost.
+            prices: Prices by model, for submissions without a recorded cost in the currency.
+            currency: Currency of the prices.
         """
-        (row,) = await self.database.rows(total_spent(prefix, prices))
+        (row,) = await self.database.rows(total_spent(prefix, prices, currency))
         return Spent.model_validate(dict(row))
 
     # Claims and adoptions
@@ -196,7 +187,7 @@ class Ledger:
         Raises:
             BudgetExceeded: The entry would exceed the limits of the budget.
         """
-        values = {"owner": owner, "attempts": 1, "charges": 1, "claimed_at": datetime.now(UTC)}
+        values = {"owner": owner, "attempts": 1, "charges": 1, **claim_times()}
         return await self._insert(intent, State.CLAIMED, claim, budget=budget, **values)
 
     async def insert_adopted(
@@ -239,7 +230,7 @@ class Ledger:
         Raises:
             BudgetExceeded: The entry would exceed the limits of the budget.
         """
-        values = {**columns, "claimed_at": datetime.now(UTC), "owner": owner, "task_id": None}
+        values = {**columns, **claim_times(seen), "owner": owner, "task_id": None}
         return await self._renew_claim(seen, State.CLAIMED, claim, values, budget)
 
     async def mark_adopted(
@@ -265,6 +256,7 @@ class Ledger:
             "task_id": task_id,
             "task_id_checked": checked,
             "submitted_at": datetime.now(UTC),
+            "unresolved_since": earlier_unresolved(seen),
         }
         return await self._renew_claim(seen, State.SUBMITTED, claim, values)
 
@@ -288,6 +280,7 @@ class Ledger:
             [*has_claim(claimed), no_other_request_has(task_id, claimed)],
             task_id=task_id,
             submitted_at=submitted_at,
+            unresolved_since=earlier_unresolved(claimed),
             owner=owner,
             note="",
             request_id=claimed.request_id,
@@ -304,7 +297,8 @@ class Ledger:
             unchanged: True if the lease must not have been renewed since the entry was read.
             refund: Columns that take back the charge.
         """
-        return await self._end_claim(claimed, State.REJECTED, note, unchanged, refund)
+        values = {**refund, "unresolved_since": earlier_unresolved(claimed)}
+        return await self._end_claim(claimed, State.REJECTED, note, unchanged, values)
 
     async def mark_uncertain(
         self, claimed: Entry, note: str, *, unchanged: bool = False, **refund: Any
@@ -361,6 +355,7 @@ class Ledger:
         videos: Sequence[StoredVideo],
         *,
         price: Price | None = None,
+        currency: str = BILLED_CURRENCY,
     ) -> Entry | None:
         """Record that the videos of a generation are in a storage, and release its lease.
 
@@ -372,15 +367,11 @@ class Ledger:
             task_id: Task id of the generation.
             location: Location of the storage.
             videos: Videos in this storage.
-            price: Price of its model. A price per second is applied to the length of the videos if
-                the billed seconds were unknown before.
+            price: Price of its model, for its cost if the length was not known before.
+            currency: Currency of the price.
         """
         delivered = {**entry.videos, location: tuple(videos)}
         billed = entry.billed_seconds or sum(video.duration for video in videos)
-        is_estimate = price and price.per_second and entry.billed_seconds is None
-        costs: dict[str, Any] = (
-            {"cost": round(price.of(billed), 6)} if price and is_estimate else {}
-        )
         return await self._change(
             entry.idempotency_key,
             State.STORED,
@@ -395,7 +386,7 @@ class Ledger:
             owner=None,
             failure_code="",
             note="",
-            **costs,
+            **stored_cost(entry, billed, price, currency),
         )
 
     async def restore(
@@ -496,6 +487,7 @@ class Ledger:
             "videos": {},
             "failure_code": "",
             "note": "",
+            "evidence": "",
             "charges": 0,
             "resubmitted_by": [],
             "task_id_checked": True,
@@ -577,7 +569,7 @@ class Ledger:
         Raises:
             BudgetExceeded: The row would exceed a limit.
         """
-        left_out = total_spent(budget.prefix, budget.prices, without=key)
+        left_out = total_spent(budget.prefix, budget.prices, budget.currency, without=key)
         (found,) = await self.database.rows(left_out)
         if why := budget.objection(Spent.model_validate(dict(found)), *budget.cost_of(row)):
             raise BudgetExceeded(why).with_context(idempotency_key=key)

@@ -127,6 +127,7 @@ class Generation(FrozenModel):
         raw_status: The service's own word for the status, as in the reply.
         unknown_status: Word in the reply for a status that is not known here, or an empty text.
         is_vague: True for an end by a word that does not say what happened, such as ``timeout``.
+        credits: Runway's credits for it, or None if the reply does not name them.
     """
 
     task_id: str
@@ -138,6 +139,7 @@ class Generation(FrozenModel):
     raw_status: str = ""
     unknown_status: str = ""
     is_vague: bool = False
+    credits: float | None = None
 
 
 class CompletedGeneration(FrozenModel):
@@ -211,3 +213,8 @@ class GenerationResult(FrozenModel):
     polls: int = Field(description="Number of polls.")
     waited: float = Field(description="Seconds from submission to its detected end.")
     submitted_at: AwareDatetime
+    cost: float | None = Field(default=None, description="Money for one submission, if known.")
+    currency: str | None = Field(default=None, description="Currency of the cost.")
+    cost_source: str | None = Field(
+        default=None, description="Origin of the cost: estimated, listed or billed."
+    )

@@ -59,3 +59,14 @@ def decode_prices(value: Any) -> Any:
 
 Prices = dict[str, Annotated[Price, BeforeValidator(parse_price), PlainSerializer(str)]]
 """Prices by model."""
+
+
+def shown_cost(cost: float | None, currency: str | None, source: str | None) -> str:
+    """Return a cost such as ``0.26 USD (billed)``, or an empty text if it is unknown; pure."""
+    if cost is None:
+        return ""
+    amount = f"{cost:,.4f}".rstrip("0")
+    whole, _, cents = amount.partition(".")
+    text = f"{whole}.{cents.ljust(2, '0')}"
+    named = " ".join(filter(None, [text, currency]))
+    return f"{named} ({source})" if source else named

@@ -39,6 +39,10 @@ SOLD = (
     SoldModel("gen3a_turbo", "Gen-3 Alpha Turbo", "Runway", 0.256, routes=("image_to_video",)),
     SoldModel("gen4_aleph", "Gen-4 Aleph", "Runway", per_second=0.12, routes=("video_to_video",)),
     SoldModel("gen4.5", "Gen-4.5", "Runway", per_second=0.096, routes=("image_to_video",)),
+    SoldModel("gen4_turbo", "Gen-4 Turbo", "Runway", per_second=0.04, routes=("image_to_video",)),
+    SoldModel("aleph2", "Aleph 2", "Runway", per_second=0.32, routes=("video_to_video",)),
+    SoldModel("act_two", "Act-Two", "Runway", per_second=0.04, routes=("character_performance",)),
+    SoldModel("gen4_image", "Gen-4 Image", "Runway", 0.064, routes=("text_to_image",)),
     SoldModel("gpt-5-mini", "GPT-5 mini", "OpenAI"),
 )
 """Models of the sandbox's catalogue. One of them has no Runway route."""

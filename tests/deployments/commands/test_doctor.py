@@ -115,7 +115,7 @@ def test_the_reply_of_the_service_is_reported(told, sandbox, fault, found):
     ("fault", "token", "found", "is_failure"),
     [
         ("", None, "✓ balance", False),
-        ("", None, "✓ catalogue 3 models with Runway's routes", False),
+        ("", None, "✓ catalogue 7 models with Runway's routes", False),
         ("", "sandbox-access-token", "✓ access token CometAPI lists the account's tasks", False),
         ("", "at-wrong-wrong", "✗ access token rejected: HTTP 401", True),
         ("tasks:500", "sandbox-access-token", "! access token unknown: HTTP 500", False),

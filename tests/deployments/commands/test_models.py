@@ -16,6 +16,7 @@ from prefect_cometapi.deployments.commands.models import (
 )
 from prefect_cometapi.flows import image_to_video
 from prefect_cometapi.runway.models.catalogue import CatalogueModel, CatalogueReply
+from prefect_cometapi.runway.models.model_limits import known_models
 
 SOLD = CatalogueModel(id="gen4.5", is_runway=True, routes=("image_to_video",), per_second=0.1)
 
@@ -36,7 +37,7 @@ def test_what_is_sold_is_listed_with_its_price(sandbox, listed):
     status, shown = listed()
     assert status == 0
     assert "gen3a_turbo Gen-3 Alpha Turbo image_to_video 0.256 yes yes" in shown
-    assert "gen4.5 Gen-4.5 image_to_video 0.096/s yes no" in shown
+    assert "gen4.5 Gen-4.5 image_to_video 0.096/s yes yes" in shown
     assert "gpt-5-mini" not in shown
     assert [request.headers.get("authorization") for request in sandbox.requests] == [None]
 
@@ -69,11 +70,8 @@ def test_a_known_model_that_is_not_in_the_catalogue_is_not_sold():
     """Only a complete catalogue says so."""
     for is_complete, sold in ((True, False), (False, None)):
         rows = model_rows(CatalogueReply(models=(SOLD,), is_complete=is_complete))
-        assert {row.model: row.sold for row in rows} == {
-            "gen3a_turbo": sold,
-            "gen4.5": True,
-            "gen4_aleph": sold,
-        }
+        others = dict.fromkeys(known_models(), sold)
+        assert {row.model: row.sold for row in rows} == others | {"gen4.5": True}
 
 
 def test_only_a_complete_catalogue_gives_a_warning():
@@ -96,6 +94,8 @@ def test_the_models_of_a_deployment_are_those_of_its_requests():
     assert default_models() == {
         "default of image_to_video": ["gen3a_turbo"],
         "default of video_to_video": ["gen4_aleph"],
+        "default of character_performance": ["act_two"],
+        "default of text_to_image": ["gen4_image"],
     }
 
 

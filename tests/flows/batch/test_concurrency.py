@@ -13,6 +13,7 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 
 from prefect_cometapi.flows.batch.concurrency import (
     IN_FLIGHT_LIMIT,
+    SUBMISSIONS,
     ConcurrencyLimits,
     RateLimiter,
     limit_across_processes,
@@ -133,3 +134,11 @@ async def test_a_global_limit_holds_across_processes(three_slots):
     async with asyncio.timeout(120):
         await asyncio.gather(*[item(concurrency) for concurrency in two for _ in range(4)])
     assert most == 3
+
+
+def test_submissions_that_are_looked_up_follow_one_another():
+    """With `COMETAPI_ON_UNCERTAIN=reconcile`, no two submissions of a batch overlap."""
+    usual = ConcurrencyLimits(in_flight=10, downloads=1, per_second=None)
+    assert (usual.submissions._value, usual.apart) == (SUBMISSIONS, 0.0)
+    apart = ConcurrencyLimits(in_flight=10, downloads=1, per_second=None, apart=11.0)
+    assert (apart.submissions._value, apart.apart) == (1, 11.0)

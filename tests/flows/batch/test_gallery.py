@@ -280,7 +280,7 @@ def test_a_failed_item_says_what_to_do(kind):
     ("item", "step"),
     [
         (an_item(error="OSError"), "Next: prefect-cometapi ledger show november/sku-2"),
-        (an_item(Outcome.UNCERTAIN), "Next: look in CometAPI's console"),
+        (an_item(Outcome.UNCERTAIN), "Next: prefect-cometapi ledger reconcile"),
         (an_item(Outcome.INVALID, error="ValidationError"), "Next: correct the request"),
         (an_item(Outcome.NOT_BOUGHT), "Next: raise the limit"),
     ],

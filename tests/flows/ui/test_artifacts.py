@@ -104,7 +104,8 @@ def test_no_secret_is_left_anywhere(prefect_server, sandbox, tmp_path, caplog, c
     assert len(everything) > 100_000
     assert key not in everything
     assert access_token not in everything
-    assert not any(access_token in str(request.headers) for request in sandbox.requests)
+    others = [request for request in sandbox.requests if request.route not in {"tasks", "log"}]
+    assert not any(access_token in str(request.headers) for request in others)
     assert broken not in everything
     for token in tokens:
         assert token not in everything

@@ -15,6 +15,7 @@ from prefect_cometapi.runway.models.catalogue import (
     CatalogueReply,
     read_catalogue,
 )
+from prefect_cometapi.runway.models.model_limits import known_models
 from prefect_cometapi.runway.models.prices import Price
 
 
@@ -28,8 +29,8 @@ async def test_what_is_sold_is_known(sandbox):
     running = sandbox()
     found = await Catalogue(running.url).models()
     assert (found.is_complete, found.problem) == (True, None)
-    assert [model.id for model in found.runway_models] == ["gen3a_turbo", "gen4.5", "gen4_aleph"]
-    assert found.sold_for("image_to_video") == ("gen3a_turbo", "gen4.5")
+    assert {model.id for model in found.runway_models} == set(known_models())
+    assert found.sold_for("image_to_video") == ("gen3a_turbo", "gen4.5", "gen4_turbo")
     prices = {model.id: model.price for model in found.models}
     assert prices["gen3a_turbo"] == Price(0.256)
     assert prices["gen4_aleph"] == Price(0.12, per_second=True)
