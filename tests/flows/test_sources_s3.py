@@ -15,9 +15,11 @@ from pydantic import SecretStr
 
 from prefect_cometapi.flows import image_to_video, video_to_video
 from prefect_cometapi.runway import GenerationResult, IdempotencyKeyConflict, SourceUnavailable
+from prefect_cometapi.sandbox.config import ACCESS_TOKEN
 
 from ..pictures import noise, picture
 from ..s3 import KEY_ID, SECRET, environment
+from .test_examples import example
 
 pytestmark = [pytest.mark.server, pytest.mark.heavy]
 
@@ -128,3 +130,19 @@ def test_a_missing_object_costs_nothing(prefect_server, sandbox, bucket, block, 
     assert SECRET not in str(caught.value)
     assert sandbox.requests == []
     assert book.all() == []
+
+
+def test_a_short_film_is_made_from_a_picture_in_a_bucket(
+    bucket, prefect_server, sandbox, monkeypatch, tmp_path
+):
+    """Three routes in one flow read what the one before stored, and each result has its cost."""
+    monkeypatch.setenv("COMETAPI_PRICES", "catalogue")
+    monkeypatch.setenv("COMETAPI_ACCESS_TOKEN", ACCESS_TOKEN)
+    bucket.put_object(Key="cat.png", Body=picture("PNG", 320, 320))
+    film = example("short_film").short_film
+    made = film(f"s3://{bucket.name}/cat.png", f"s3://{bucket.name}/films")
+    assert [result.videos[0].is_picture for result in made] == [True, False, False]
+    assert all(result.videos[0].uri.startswith(f"s3://{bucket.name}/films/") for result in made)
+    assert [result.cost_source for result in made] == ["billed"] * 3
+    assert all(result.cost for result in made)
+    assert len(sandbox.accepted) == 3
