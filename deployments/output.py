@@ -28,8 +28,13 @@ class Output(io.TextIOBase):
 
     @property
     def _stream(self) -> TextIO | None:
-        """Return the current stream; a process without a terminal may have none."""
-        return getattr(sys, self._name)
+        """Return the current stream; a process without a terminal may have none.
+
+        While rich shows a progress bar in a terminal, it puts a stream of its own in this place,
+        which prints through the console, and so through this stream again.
+        """
+        stream = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)
 
     @property
     def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -11,6 +11,7 @@ from typing import IO, cast
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from prefect_cometapi.deployments.output import Output
 from prefect_cometapi.runway import State
@@ -72,6 +73,19 @@ def test_a_closed_pipe_drops_the_rest(monkeypatch):
         output.write("more\n" * 10_000)
         output.flush()
     stream.close()
+
+
+def test_a_progress_bar_in_a_terminal_prints_once(monkeypatch):
+    """Rich prints what other code writes meanwhile above the bar, once."""
+    raw = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", raw)
+    console = Console(file=cast("IO[str]", Output("stdout")), force_terminal=True)
+    with Progress(console=console) as progress:
+        progress.add_task("storing", total=None)
+        sys.stdout.write("from elsewhere\n")
+        console.print("from the command")
+    assert raw.getvalue().count("from elsewhere") == 1
+    assert raw.getvalue().count("from the command") == 1
 
 
 @pytest.mark.parametrize("stream", [None, "closed"])
