@@ -81,7 +81,8 @@ def test_the_second_clip_is_the_first_one_restyled(shown, folder):
     first, second = (json.loads(path.read_text()) for path in sorted(folder.glob("videos/*.json")))
     assert [first["route"], second["route"]] == ["image_to_video", "video_to_video"]
     assert first["video"]["sha256"] != second["video"]["sha256"]
-    assert second["request"]["videoUri"].startswith("data:video/mp4;base64,<sha256:")
+    assert second["request"]["videoUri"] == first["video"]["uri"]
+    assert second["request"]["sources"] == {"videoUri": f"sha256:{first['video']['sha256']}"}
 
 
 @pytest.mark.heavy
