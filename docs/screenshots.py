@@ -185,7 +185,7 @@ def take_production(page: Page, server: str, folder: Path) -> None:
     daily = httpx.get(f"{api}/deployments/name/image-to-video/daily").json()["id"]
     page.set_viewport_size({"width": WIDTH, "height": 1300})
     page.goto(f"{server}/deployments/deployment/{daily}/run")
-    page.get_by_text("Seconds of video: 5 or 10").wait_for(timeout=60_000)
+    page.get_by_text("Seconds of video.").wait_for(timeout=60_000)
     duration, *_others = page.locator("input[type=number]").all()
     duration.fill("7")
     page.get_by_text("Submit", exact=True).last.click()
