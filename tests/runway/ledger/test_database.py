@@ -14,6 +14,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -402,3 +403,9 @@ def test_a_ledger_that_may_only_be_read_stops_before_anything_is_sent(what, mode
         Path(folder).chmod(0o700)
     assert "OperationalError" in told[0]
     assert told[1] == 0
+
+
+def test_a_refused_connection_is_transient_without_a_wrapper():
+    """The driver's own error counts, as SQLAlchemy 2.0 passes it on for a refused connection."""
+    assert is_transient(asyncpg.exceptions.CannotConnectNowError("the database is starting up"))
+    assert not is_transient(asyncpg.exceptions.InvalidPasswordError("wrong password"))
