@@ -6,10 +6,10 @@ for async code. Prefect builds a parameter schema for every flow when it is decl
 about 20 ms. Therefore a module is loaded only when one of its names is first used.
 """
 
+import json
 from importlib import import_module
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
-
-from ..runway.models.requests import ROUTES
 
 if TYPE_CHECKING:
     from .batch.flow import agenerate_batch, generate_batch
@@ -60,8 +60,10 @@ __all__ = [
     "video_to_video",
 ]
 
-# A route that the table declares adds its flow and the async twin.
-_routes = {name for route in ROUTES for name in (route, f"a{route}")}
+# A route that the table declares adds its flow and the async twin. The file is read as it is, since
+# its models would add the time of their import to every `import prefect_cometapi.flows`.
+_table = json.loads((files("prefect_cometapi") / "models.json").read_bytes())
+_routes = {name for route in _table["routes"] for name in (route, f"a{route}")}
 globals()["__all__"] = sorted({*__all__, *_routes})
 
 _HOMES = {

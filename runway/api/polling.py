@@ -114,7 +114,7 @@ UNKNOWN_END = (
     "accepted, then ended; the reply does not say whether the generation failed at Runway or the "
     "service gave up, so it may have been charged."
 )
-"""What is known about the money after a vague end."""
+"""Knowledge about the money after a vague end."""
 
 ASK_AGAIN = (
     "ask once more with prefect-cometapi finish {task_id}; another attempt needs a new "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What CometAPI reports about an account: its tasks, its charges and its balance.
+"""Report of CometAPI about an account: its tasks, its charges and its balance.
 
 Each list says whether it is complete. An incomplete list is never evidence that something is
 absent.
