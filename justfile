@@ -3,7 +3,7 @@
 _list:
     @just --list
 
-# Make .venv with everything that the tests need (1.4 GB)
+# Make .venv with everything that the tests need (1.8 GB)
 setup:
     python3 -m venv .venv
     .venv/bin/pip install -q --no-deps -r constraints-test.txt
@@ -50,7 +50,11 @@ types: link
 
 # Check that the pages are true: commands, links, settings, examples
 docs:
-    .venv/bin/pytest tests/test_docs.py tests/test_readme.py
+    .venv/bin/pytest tests/test_docs.py tests/test_readme.py tests/test_reference.py tests/test_release.py
+
+# Build the site of docs/ in build/site
+site:
+    .venv/bin/python docs/site.py
 
 # Measure the import time and what the ledger costs
 bench:

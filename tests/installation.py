@@ -24,7 +24,9 @@ def copied_sources(folder: Path) -> Path:
     generated = shutil.ignore_patterns(
         "__pycache__", "build", "dist", "*.egg-info", ".*", "videos", "tmp*"
     )
-    return shutil.copytree(ROOT, folder / "project", ignore=generated)
+    copy = shutil.copytree(ROOT, folder / "project", ignore=generated)
+    shutil.copy(ROOT / ".dockerignore", copy)
+    return copy
 
 
 def install(wheel: Path, home: Path) -> Path:

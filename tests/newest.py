@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The newest versions of all dependencies, as `pip install prefect-cometapi` gets them.
 
-``python -m tests.newest`` builds the wheel and, for each Python version of the classifiers that
-this machine has, installs it without the lock into an environment of its own. There it runs the
-demo of the README and a small core of the tests.
+``python -m tests.newest [WHEEL]`` builds the wheel, unless it gets one, and for each Python version
+of the classifiers that this machine has, installs it without the lock into an environment of its
+own. There it runs the demo of the README and a small core of the tests.
 """
 
 import os
@@ -151,8 +151,12 @@ def check(version: str, python: Path, wheel: Path) -> str:
     return f"Python {version}: {summary}\n  {times}\n  not as locked: {changes(frozen)}"
 
 
-def main() -> None:
-    """Check each interpreter of the machine and print the result."""
+def main(wheel: Path | None = None) -> None:
+    """Check each interpreter of the machine and print the result.
+
+    Args:
+        wheel: Built wheel to check; if None, one is built from the sources.
+    """
     found = {version: find_interpreter(version) for version in VERSIONS}
     for version in [version for version, python in found.items() if python is None]:
         print(f"Python {version}: not checked, since this machine does not have it")
@@ -160,10 +164,10 @@ def main() -> None:
     if not pythons:
         sys.exit(f"none of {', '.join(VERSIONS)} is installed")
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(AT_ONCE) as pool:
-        wheel = build_wheel(Path(scratch))
-        for paragraph in pool.map(lambda each: check(each[0], each[1], wheel), pythons):
+        built = wheel or build_wheel(Path(scratch))
+        for paragraph in pool.map(lambda each: check(each[0], each[1], built), pythons):
             print(paragraph, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(*(Path(word).resolve() for word in sys.argv[1:]))

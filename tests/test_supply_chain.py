@@ -51,12 +51,13 @@ def test_the_build_backend_is_locked_too():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1], ids=["demo", "tests"])
+@pytest.mark.heavy
 def test_the_readme_installs_nothing_that_is_not_locked(number, tmp_path):
     """After the lock, the README's command installs this package without any download."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     command = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[number]
     _venv, lock, package, _use = command.split(" && ")
-    assert lock.startswith(".venv/bin/pip install -q --no-deps -r constraints")
+    assert lock.startswith(".venv/bin/pip install --no-deps -r constraints")
     program, *words = shlex.split(package)
     assert program == ".venv/bin/pip"
     copy = copied_sources(tmp_path)
@@ -147,6 +148,7 @@ def built(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_anybody_builds_the_same_wheel(tmp_path):
     """Builds from two copies of the sources are equal byte for byte."""
     first, second = (built(tmp_path / name, "wheel").read_bytes() for name in ("one", "two"))
@@ -154,14 +156,16 @@ def test_anybody_builds_the_same_wheel(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_the_source_distribution_holds_what_a_build_needs_and_nothing_else(tmp_path):
-    """The source distribution holds no tests, pictures or local settings."""
+    """The source distribution holds the image's Dockerfile, and no tests or local settings."""
     with tarfile.open(built(tmp_path, "sdist")) as archive:
         names = {"/".join(name.split("/")[1:]) for name in archive.getnames()}
     tops = {name.split("/")[0] for name in names if name}
     packages = {"package", "runway", "blocks", "flows", "deployments", "sandbox"}
     files = {"pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "setup.cfg"}
-    assert tops == packages | files | {"prefect_cometapi.egg-info"}
+    image = {"Dockerfile", ".dockerignore", "constraints.txt"}
+    assert tops == packages | files | image | {"prefect_cometapi.egg-info"}
     assert {f"{package}/__init__.py" for package in packages} <= names
 
 
