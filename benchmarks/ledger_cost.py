@@ -25,12 +25,13 @@ from service import sandbox_process
 
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.ledger.claim_history import ClaimHistory
-from prefect_cometapi.runway.ledger.clock import Instant
-from prefect_cometapi.runway.ledger.database import Database
+from prefect_cometapi.runway.ledger.database import Answer, Database
 from prefect_cometapi.runway.ledger.entry import GenerationKind, Intent
 from prefect_cometapi.runway.ledger.held_leases import HeldLeases
 from prefect_cometapi.runway.ledger.leases import Leases
 from prefect_cometapi.runway.ledger.marks import LedgerMark
+from prefect_cometapi.runway.ledger.sqlite import SQLite
+from prefect_cometapi.runway.ledger.statement import Sql
 from prefect_cometapi.runway.ledger.store import Ledger
 
 GOAL_MILLISECONDS = 10.0
@@ -131,7 +132,7 @@ class Waiting:
         self.statements = 0
         self.awaited = 0
         self.flows: list[float] = []
-        self._execute = Database.execute_timed
+        self._execute = SQLite.execute_timed
 
     def next_flow(self) -> None:
         """Record the waiting time of the flow that ended and start counting for the next one."""
@@ -141,19 +142,17 @@ class Waiting:
     def install(self) -> None:
         waiting, execute = self, self._execute
 
-        async def timed(
-            database: Database, statement: Any, lock: str | None = None
-        ) -> tuple[Instant, list[Any]]:
+        async def timed(self: SQLite, statement: Sql, lock: str | None = None) -> Answer:
             started = time.perf_counter()
             try:
-                return await execute(database, statement, lock)
+                return await execute(self, statement, lock)
             finally:
                 waiting.statements += 1
                 if threading.current_thread() is threading.main_thread():
                     waiting.awaited += 1
                     waiting.seconds += time.perf_counter() - started
 
-        Database.execute_timed = timed  # pyright: ignore[reportAttributeAccessIssue]
+        SQLite.execute_timed = timed
 
 
 async def measure(pairs: int, ledger: Ledger) -> tuple[list[float], list[float], Waiting]:

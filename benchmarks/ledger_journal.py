@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from sqlite3 import Connection
 
 from prefect_cometapi.runway import CompletedGeneration, Generation, Ledger, Status, StoredVideo
 from prefect_cometapi.runway.ledger import sqlite
@@ -34,11 +34,11 @@ VIDEO = StoredVideo(
 )
 
 
-def with_log(prepare: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+def with_log(prepare: Callable[[Connection], None]) -> Callable[[Connection], None]:
     """Return the function that prepares a connection with a write-ahead log."""
 
-    def prepared(connection: Any, record: Any) -> None:
-        prepare(connection, record)
+    def prepared(connection: Connection) -> None:
+        prepare(connection)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
 

@@ -5,17 +5,14 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import or_
-
-from .conditions import has_key
+from .conditions import has_claim
 from .costs import billed_cost, listed_cost
 from .entry import CostSource, Entry, State
-from .schema import generations
+from .statement import Sql, texts_in
 from .store import Ledger
-from .table import ENTRIES
+from .table import entries_where
 
-_table = generations.c
-_ENDED = [str(state) for state in (State.STORED, State.FAILED, State.CANCELLED)]
+_ENDED = texts_in([State.STORED, State.FAILED, State.CANCELLED])
 _UNSUCCESSFUL = {State.FAILED, State.CANCELLED}
 
 REFUNDED = "CometAPI refunded it"
@@ -45,9 +42,11 @@ async def _record(
         changes["note"] = "; ".join(filter(None, [there.note, refund]))
     if not changes:
         return None
-    same = [has_key(there.idempotency_key), _table.claim == there.claim]
-    unchanged = [_table.state == str(there.state), _table.charges == there.charges]
-    return await ledger.table.update([*same, *unchanged], changes)
+    unchanged = Sql(
+        "state = :seen_state AND charges = :seen_charges",
+        {"seen_state": str(there.state), "seen_charges": there.charges},
+    )
+    return await ledger.table.update([*has_claim(there), unchanged], changes)
 
 
 async def unbilled_entries(ledger: Ledger, since: datetime, limit: int) -> list[Entry]:
@@ -58,11 +57,11 @@ async def unbilled_entries(ledger: Ledger, since: datetime, limit: int) -> list[
         since: Time since which they were submitted.
         limit: Maximum number of entries.
     """
-    billed = str(CostSource.BILLED)
-    query = ENTRIES.where(
-        _table.state.in_(_ENDED),
-        _table.task_id.is_not(None),
-        _table.submitted_at >= since,
-        or_(_table.cost_source.is_(None), _table.cost_source != billed),
+    # An expression for the state keeps SQLite from reading all ended rows by the index of states.
+    unbilled = Sql(
+        f"state || '' IN {_ENDED} AND task_id IS NOT NULL AND submitted_at >= :since "
+        f"AND (cost_source IS NULL OR cost_source <> '{CostSource.BILLED}')",
+        {"since": since},
     )
-    return await ledger.table.fetch(query.order_by(_table.submitted_at.desc()).limit(limit))
+    newest = Sql(" ORDER BY submitted_at DESC LIMIT :limit", {"limit": limit})
+    return await ledger.table.fetch(entries_where(unbilled) + newest)

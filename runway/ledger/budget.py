@@ -46,6 +46,12 @@ class Spent(FrozenModel):
         default=0, description="Number of submissions that were or may have been charged."
     )
 
+    def with_one_more(self, money: float, seconds: float) -> "Spent":
+        """Return the total after one more submission; pure."""
+        return Spent(
+            money=self.money + money, seconds=self.seconds + seconds, charges=self.charges + 1
+        )
+
 
 @dataclass(frozen=True)
 class Budget:

@@ -7,13 +7,12 @@ has lost claims, so it would buy their idempotency keys again.
 
 from collections.abc import Sequence
 
-from sqlalchemy import case, select, update
-
 from ..errors import LedgerCorrupted, LedgerOutdated
 from .database import Database
 from .entry import Entry
 from .marks import LedgerMark, MarkFile, highest_serial
-from .schema import generations, last_serial, versions
+from .schema import GENERATIONS, LAST_SERIAL, VERSIONS
+from .statement import Sql
 
 
 class ClaimHistory:
@@ -45,8 +44,8 @@ class ClaimHistory:
         Raises:
             LedgerCorrupted: The identity or the serial is corrupted.
         """
-        query = select(versions.c.identity, last_serial.label("serial"))
-        rows = await self.database.rows(query)
+        query = f"SELECT identity, {LAST_SERIAL.text} AS serial FROM {VERSIONS}"
+        rows = await self.database.rows(Sql(query))
         try:
             (row,) = rows
             mark = LedgerMark.of(row["identity"], row["serial"], self.database.redacted_url)
@@ -122,7 +121,7 @@ class ClaimHistory:
     async def claims_since(self, serial: int) -> set[int]:
         """Return the serials in the ledger that are higher than the given one."""
         rows = await self.database.rows(
-            select(generations.c.serial).where(generations.c.serial > serial)
+            Sql(f"SELECT serial FROM {GENERATIONS} WHERE serial > :serial", {"serial": serial})
         )
         return {row["serial"] for row in rows}
 
@@ -132,8 +131,8 @@ class ClaimHistory:
 
     async def skip_to(self, serial: int) -> None:
         """Give later claims serials above the given one, even if the ledger lacks that claim."""
-        floor = case((versions.c.serial_floor > serial, versions.c.serial_floor), else_=serial)
-        await self.database.rows(update(versions).values(serial_floor=floor))
+        raised = f"UPDATE {VERSIONS} SET serial_floor = :serial WHERE serial_floor < :serial"
+        await self.database.rows(Sql(raised, {"serial": serial}))
 
     async def accept_missing(self, serial: int) -> None:
         """Continue without the missing claims up to a serial, as the user decided."""

@@ -70,7 +70,13 @@ def stored_cost(entry: Entry, seconds: float, price: Price | None, currency: str
     if is_known or price is None or not price.per_second:
         return {}
     amount = round(price.of(seconds), 6)
-    return {"cost": amount, "currency": currency, "cost_source": str(CostSource.ESTIMATED)}
+    return {
+        "cost": amount,
+        "currency": currency,
+        "cost_source": str(CostSource.ESTIMATED),
+        "list_cost": amount,
+        "list_currency": currency,
+    }
 
 
 def billed_amount(task: AccountTask, refunds: Sequence[AccountCharge]) -> float | None:

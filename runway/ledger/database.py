@@ -1,70 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base of the ledger's databases: one statement at a time, with retries, in the background thread.
+"""Base of the ledger's databases: statements with retries, in the background thread.
 
-Every statement is a transaction of its own. ``SQLite`` and ``PostgreSQL`` own everything in which
-the two databases differ.
+Each statement takes effect completely or not at all, whatever becomes of the others. ``SQLite`` and
+``PostgreSQL`` own everything in which the two databases differ.
 """
 
-import asyncio
 import os
 import time
 import weakref
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
-
-from sqlalchemy import CursorResult, Table
-from sqlalchemy.engine import URL
+from typing import ClassVar
 
 from ..errors import LedgerUnavailable
 from .clock import Instant
-from .database_errors import DATABASE_ERRORS, describe, is_transient
+from .database_errors import describe, is_transient
+from .database_url import DatabaseURL
 from .loop_thread import run_in_background
+from .statement import Row, Sql
 
 RETRY_TIMEOUT = 30.0
 """Maximum seconds to wait for a database that is locked or restarting."""
 
-ENGINE_OPTIONS: dict[str, Any] = {
-    "isolation_level": "AUTOCOMMIT",
-    "pool_reset_on_return": None,  # no transaction is ever left open
-    "hide_parameters": True,
-}
-"""Options of every SQLAlchemy engine."""
+Answer = tuple[Instant, list[Row]]
+"""Time at which a statement started, and its rows."""
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
+
+
+@dataclass
+class Retries:
+    """Retries of one statement while the database is locked or unreachable.
+
+    Attributes:
+        end: Monotonic time after which there are none.
+        pause: Seconds before the next one.
+    """
+
+    end: float
+    pause: float = _FIRST_PAUSE
+
+    def next_pause(self, error: Exception) -> float | None:
+        """Return the seconds before the next retry after an error, or None if there is none."""
+        pause, self.pause = self.pause, min(2 * self.pause, _LONGEST_PAUSE)
+        return pause if is_transient(error) and time.monotonic() + pause <= self.end else None
 
 
 class Database(ABC):
     """Database that any event loop of this process can use; it connects on first use.
 
     Args:
-        url: URL with the driver of the database.
+        url: URL of the database.
         retry_timeout: Maximum seconds to wait for a database that is locked or unreachable.
 
     Attributes:
         is_shared: True if other machines can use the database.
+        errors: Errors that a statement, or the connection for it, may raise.
     """
 
     is_shared: ClassVar[bool]
+    errors: ClassVar[tuple[type[Exception], ...]]
 
-    def __init__(self, url: URL, retry_timeout: float) -> None:
+    def __init__(self, url: DatabaseURL, retry_timeout: float) -> None:
         self._url = url
         self.retry_timeout = retry_timeout
         _databases.add(self)
 
-    @property
+    @cached_property
     def redacted_url(self) -> str:
         """URL of the database, without password and query."""
-        return self._url.set(query={}).render_as_string(hide_password=True)
+        return self._url.redacted
 
     @property
     def file(self) -> Path | None:
         """Path of the database file, or None for a server."""
         return None
 
-    async def rows(self, statement: Any) -> list[Any]:
+    async def rows(self, statement: Sql) -> list[Row]:
         """Return the rows of a statement.
 
         Raises:
@@ -72,47 +88,38 @@ class Database(ABC):
         """
         return (await self.execute_timed(statement))[1]
 
-    async def execute_timed(
-        self, statement: Any, lock: str | None = None
-    ) -> tuple[Instant, list[Any]]:
+    @abstractmethod
+    async def execute_timed(self, statement: Sql, lock: str | None = None) -> Answer:
         """Return the time at which a statement started, and its rows.
 
         The statement may start long after the call, for example while the database is unreachable.
+        What it changed is committed. It runs in the background thread, and continues when the
+        caller is cancelled, so that a change is made completely or not at all.
 
         Args:
-            statement: Statement to run in a transaction of its own.
+            statement: Statement to run.
             lock: Name of a lock, or None. No process runs another statement under the same lock at
                 the same time. So the rows that the statement reads cannot change before it writes.
 
         Raises:
             LedgerUnavailable: The statement failed, or did not succeed within ``retry_timeout``.
         """
-        return await run_in_background(self._with_retries(statement, lock))
-
-    async def _with_retries(self, statement: Any, lock: str | None) -> tuple[Instant, list[Any]]:
-        """Run a statement, with retries while the database is locked or unreachable."""
-        end = time.monotonic() + self.retry_timeout
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                return await self._execute(statement, lock)
-            except DATABASE_ERRORS as error:
-                if not is_transient(error) or time.monotonic() + pause > end:
-                    raise LedgerUnavailable(
-                        f"the ledger at {self.redacted_url} cannot be used: {describe(error)}"
-                    ) from error
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
-    @abstractmethod
-    async def _execute(self, statement: Any, lock: str | None) -> tuple[Instant, list[Any]]:
-        """Run a statement once, as ``execute_timed`` describes; connect first if necessary."""
         ...
 
-    @abstractmethod
-    def insert_new(self, table: Table) -> Any:
-        """Return an insert statement without values, which skips rows whose keys exist."""
-        ...
+    def _retries(self) -> "Retries":
+        return Retries(time.monotonic() + self.retry_timeout)
+
+    def _unavailable(self, error: Exception) -> Exception:
+        """Return the error for a caller; one that no driver raised is the caller's as it is."""
+        if isinstance(error, LedgerUnavailable):  # a copy, since callers add their keys to it
+            return LedgerUnavailable(error.message)
+        if not isinstance(error, self.errors):
+            return error
+        unavailable = LedgerUnavailable(
+            f"the ledger at {self.redacted_url} cannot be used: {describe(error)}"
+        )
+        unavailable.__cause__ = error
+        return unavailable
 
     async def close(self) -> None:
         """Close the connections; the next use opens them again."""
@@ -133,11 +140,6 @@ class Database(ABC):
     def _detach(self) -> object:
         """Return the open connection, and forget it with its locks."""
         ...
-
-
-def fetch(result: CursorResult[Any]) -> list[Any]:
-    """Return the rows of a result; a statement that returns none has an empty list."""
-    return list(result.mappings()) if result.returns_rows else []
 
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()

@@ -1,31 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """SQL for the durations of succeeded generations."""
 
-from typing import Any
-
-from sqlalchemy import Select, select
-
-from .entry import GenerationKind, State
-from .schema import generations
-
-_table = generations.c
+from .entry import GenerationKind
+from .schema import DELIVERED, GENERATIONS
+from .statement import Sql
 
 
-def durations_of(kind: GenerationKind, limit: int) -> Select[*tuple[Any, ...]]:
+def durations_of(kind: GenerationKind, limit: int) -> Sql:
     """Return a query for times and polls of the newest succeeded generations of a kind."""
-    query = (
-        select(_table.submitted_at, _table.finished_at, _table.polls)
-        .where(
-            _table.base_url == kind.base_url,
-            _table.route == kind.route,
-            _table.model == kind.model,
-            _table.state.in_([str(State.SUCCEEDED), str(State.STORED)]),
-            _table.submitted_at.is_not(None),
-            _table.finished_at.is_not(None),
-        )
-        .order_by(_table.submitted_at.desc())
-        .limit(limit)
+    same_length = "" if kind.seconds is None else "AND billed_seconds = :seconds "
+    return Sql(
+        f"SELECT submitted_at, finished_at, polls FROM {GENERATIONS} "
+        f"WHERE base_url = :base_url AND route = :route AND model = :model {same_length}"
+        f"AND {DELIVERED} AND submitted_at IS NOT NULL AND finished_at IS NOT NULL "
+        "ORDER BY submitted_at DESC LIMIT :limit",
+        {
+            "base_url": kind.base_url,
+            "route": kind.route,
+            "model": kind.model,
+            "limit": limit,
+            **({} if kind.seconds is None else {"seconds": kind.seconds}),
+        },
     )
-    if kind.seconds is not None:
-        query = query.where(_table.billed_seconds == kind.seconds)
-    return query

@@ -124,6 +124,17 @@ class Intent(FrozenModel):
         default=None, description="Name of the credentials block, if one is used."
     )
     flow_run_id: str | None = Field(default=None, description="Prefect flow run that requested it.")
+    deployment_id: str | None = Field(
+        default=None, description="Deployment of the flow run that requested it."
+    )
+    deployment: str | None = Field(default=None, description="Name of that deployment, if known.")
+    tags: tuple[str, ...] | None = Field(
+        default=None, description="Tags of the flow run and of the call; None if not recorded."
+    )
+    list_cost: float | None = Field(
+        default=None, description="Cost of one submission at the price known when it was sent."
+    )
+    list_currency: str | None = Field(default=None, description="Currency of the list cost.")
 
     def columns(self, *, only_known: bool = False) -> dict[str, Any]:
         """Return the columns of the intent; for an entry, leave out its other columns."""

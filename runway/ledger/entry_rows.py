@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversion between rows of the ledger's table and entries."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Select, literal, select
 
 from ..errors import LedgerCorrupted
 from ..redact import scrub
 from .entry import Entry
-from .schema import generations
+from .schema import JSON_COLUMNS, TIME_COLUMNS
+from .statement import Row, Sql, Value
+
+_UNREADABLE = "unreadable"
 
 
 def read_entries(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     location: str,
     on_corrupted: Callable[[LedgerCorrupted], None] | None = None,
 ) -> list[Entry]:
@@ -41,15 +45,43 @@ def read_entries(
     return found
 
 
-def _entry(row: Mapping[str, Any], location: str) -> Entry:
+def _entry(row: Row, location: str) -> Entry:
+    values = dict(row)
+    for name in JSON_COLUMNS:
+        values[name] = _read_json(values[name])
+    for name in TIME_COLUMNS:
+        values[name] = read_time(values[name])
     try:
-        return Entry.model_validate(dict(row))
+        return Entry.model_validate(values)
     except ValidationError as error:
         columns = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
         key = scrub(str(row["idempotency_key"]))
         raise LedgerCorrupted(
             f"in the ledger at {location} the row of key {key!r} is damaged: {columns}"
         ) from None
+
+
+def _read_json(value: Any) -> Any:
+    """Parse JSON; return a corrupted text unchanged, which the validation then rejects."""
+    try:
+        return None if value is None else json.loads(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def read_time(value: Any) -> datetime | str | None:
+    """Return the time that a database returned, or an invalid text for a corrupted one.
+
+    SQLite has no times: they are texts in UTC without a zone. A number must not pass, since the
+    validation would take it for seconds since 1970.
+    """
+    if value is None or isinstance(value, datetime):
+        return value
+    try:
+        read = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return _UNREADABLE
+    return read if read.tzinfo else read.replace(tzinfo=UTC)
 
 
 def columns_of(entry: Entry) -> dict[str, Any]:
@@ -62,21 +94,19 @@ def columns_of(entry: Entry) -> dict[str, Any]:
     return known
 
 
-def as_columns(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return column values with texts that every database can store: valid UTF-8 without NUL."""
-    return {
-        name: value.encode("utf-8", "replace").decode().replace("\0", "")
-        if isinstance(value, str)
-        else value
-        for name, value in values.items()
-    }
+def as_columns(values: Mapping[str, Any]) -> dict[str, Value | Sql]:
+    """Return column values as every database can store them.
+
+    Texts become valid UTF-8 without NUL, and structures become JSON. Times get UTC.
+    """
+    return {name: _column(name, value) for name, value in values.items()}
 
 
-def as_select(row: Mapping[str, Any]) -> Select[Any]:
-    """Return a query that selects values, of which some may be expressions, as columns."""
-    return select(
-        *[
-            value if isinstance(value, ColumnElement) else literal(value, generations.c[name].type)
-            for name, value in row.items()
-        ]
-    )
+def _column(name: str, value: Any) -> Value | Sql:
+    if name in JSON_COLUMNS:
+        return json.dumps(value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\0", "")
+    if isinstance(value, datetime):
+        return value.astimezone(UTC)
+    return value

@@ -54,10 +54,6 @@ class Spending(FrozenModel):
         left = None if self.max_spend is None else self.max_spend - (self.spent or 0.0)
         return None if left is None else round(max(0.0, left), 6)
 
-    def in_words(self) -> str:
-        """Return every figure with its name, and the remainder where there is a limit."""
-        return "; ".join(f"{name}: {amount}" for name, amount in figures(self).items())
-
 
 def figures(spending: Spending, *, of_run: bool = True) -> dict[str, str]:
     """Return the figures of a batch as texts by name; pure.

@@ -10,18 +10,17 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from enum import Enum, auto
 
-from sqlalchemy import and_, or_, select, update
-
 from ..errors import CometAPIError, LedgerUnavailable
 from ..processes import is_alive, is_dead
-from .conditions import has_key, has_lease_of
+from .conditions import has_key, has_lease_of, has_owner
 from .entry import Entry
 from .held_leases import HeldLeases
 from .loop_thread import in_background
 from .owners import describe_owner, is_of_this_process, owner_name, register_owner, workers_of
 from .restore import restore_entry
-from .schema import generations
-from .table import ENTRIES, LEASE_LEFT, MAX_BIND_VALUES, NOW, EntryTable
+from .schema import GENERATIONS
+from .statement import Sql
+from .table import LEASE_LEFT, MAX_VALUES, EntryTable, entries_where
 
 LEASE = 60.0
 """Seconds after which an owner that stops renewing counts as gone; renewals run every quarter."""
@@ -29,7 +28,12 @@ LEASE = 60.0
 POLL_INTERVAL = 0.25
 """Seconds between two attempts to acquire a lease that another owner has."""
 
-_table = generations.c
+# Locked rows are skipped, so that one of them does not block all other renewals.
+_RENEWAL = (
+    f"UPDATE {GENERATIONS} SET leased_until = {{now}} + :lease "
+    f"WHERE owner {{any:owners}} AND idempotency_key IN (SELECT idempotency_key FROM {GENERATIONS} "
+    f"WHERE owner {{any:owners}}{{skip_locked}}) RETURNING idempotency_key, owner, {LEASE_LEFT}"
+)
 
 
 class OwnerStatus(Enum):
@@ -159,13 +163,13 @@ class Leases:
 
         The result is also None if the key has no entry.
         """
-        free = or_(_table.owner.is_(None), _table.owner == owner)
+        free = Sql("(owner IS NULL OR owner = :owner)", {"owner": owner})
         if acquired := await self._table.update([has_key(key), free], {"owner": owner}):
             return acquired
         entry = await self._table.get(key)
         if entry is None or entry.owner is None or await self.is_active(entry):
             return None
-        unchanged = [has_key(key), _table.owner == entry.owner, has_lease_of(entry)]
+        unchanged = [has_key(key), has_owner(entry.owner), has_lease_of(entry)]
         return await self._table.update(unchanged, {"owner": owner})
 
     async def release(self, key: str, owner: str, note: str | None = None) -> Entry | None:
@@ -175,7 +179,7 @@ class Leases:
             The entry, or None if the owner has no lease on it.
         """
         changes = {"owner": None} if note is None else {"owner": None, "note": note}
-        return await self._table.update([has_key(key), _table.owner == owner], changes)
+        return await self._table.update([has_key(key), has_owner(owner)], changes)
 
     async def is_active(self, entry: Entry) -> bool:
         """Return True if the owner of an entry is still active.
@@ -192,9 +196,9 @@ class Leases:
 
     async def entries_of_run(self, run: str) -> list[Entry]:
         """Return the entries on which a run has a lease, in any process."""
-        return await self._table.fetch(
-            ENTRIES.where(_table.owner.contains(f"|{run}", autoescape=True))
-        )
+        # Few rows have an owner. SQLite finds them in its index by a range, not by IS NOT NULL.
+        held = Sql("owner > '' AND {position}(owner, :run) > 0", {"run": f"|{run}"})
+        return await self._table.fetch(entries_where(held))
 
     @contextmanager
     def renewing(self, key: str, owner: str) -> Iterator[None]:
@@ -221,15 +225,10 @@ class Leases:
         owners = self.held.owners()
         before = self.held.entries_of(owners)
         renewed: set[str] = set()
-        for start in range(0, len(owners), MAX_BIND_VALUES):
-            some = _table.owner.in_(owners[start : start + MAX_BIND_VALUES])
-            # Locked rows are skipped, so that one of them does not block all other renewals.
-            free = select(_table.idempotency_key).where(some).with_for_update(skip_locked=True)
-            ours = and_(some, _table.idempotency_key.in_(free))
-            renewal = update(generations).where(ours).values(leased_until=NOW + self.duration)
-            started, rows = await self._table.database.execute_timed(
-                renewal.returning(_table.idempotency_key, _table.owner, LEASE_LEFT)
-            )
+        for start in range(0, len(owners), MAX_VALUES):
+            some = owners[start : start + MAX_VALUES]
+            renewal = Sql(_RENEWAL, {"lease": self.duration, "owners": some})
+            started, rows = await self._table.database.execute_timed(renewal)
             for row in rows:
                 key = row["idempotency_key"]
                 renewed.add(key)
@@ -244,13 +243,12 @@ class Leases:
         Another run may have bought the key in the meantime. Then the entry is written under another
         key.
         """
-        for start in range(0, len(missing), MAX_BIND_VALUES):
-            some = missing[start : start + MAX_BIND_VALUES]
+        for start in range(0, len(missing), MAX_VALUES):
+            some = missing[start : start + MAX_VALUES]
             keys = [entry.idempotency_key for entry in some]
-            query = select(_table.idempotency_key, _table.task_id).where(
-                _table.idempotency_key.in_(keys)
-            )
-            rows = await self._table.database.rows(query)
+            query = f"SELECT idempotency_key, task_id FROM {GENERATIONS} "
+            query += "WHERE idempotency_key {any:keys}"
+            rows = await self._table.database.rows(Sql(query, {"keys": keys}))
             recorded = {(row["idempotency_key"], row["task_id"]) for row in rows}
             for entry in some:
                 is_recorded = (entry.idempotency_key, entry.task_id) in recorded

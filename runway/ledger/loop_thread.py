@@ -19,7 +19,8 @@ _loops: dict[int, asyncio.AbstractEventLoop] = {}
 """Event loop of each process; a forked child finds that of its parent, and starts its own."""
 
 
-def _background() -> asyncio.AbstractEventLoop:
+def background_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop of the background thread, which starts on first use."""
     with _lock:
         loop = _loops.get(os.getpid())  # a forked child has no threads
         if loop is None:
@@ -30,7 +31,7 @@ def _background() -> asyncio.AbstractEventLoop:
 
 def in_background(work: Coroutine[Any, Any, T]) -> Future[T]:
     """Start a coroutine in the background thread."""
-    return asyncio.run_coroutine_threadsafe(work, _background())
+    return asyncio.run_coroutine_threadsafe(work, background_loop())
 
 
 async def run_in_background(work: Coroutine[Any, Any, T]) -> T:

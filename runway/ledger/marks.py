@@ -125,10 +125,11 @@ class MarkFile:
         """Write the mark; errors of the file system are ignored."""
         part = self.path.with_name(f"{self.path.name}.{uuid4().hex[:8]}.part")
         with suppress(OSError):
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
-                descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                     file.write(mark.model_dump_json())
                 part.replace(self.path)
-            finally:
+            except BaseException:
                 part.unlink(missing_ok=True)
+                raise

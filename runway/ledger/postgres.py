@@ -7,26 +7,34 @@ the search path of the role is.
 
 import asyncio
 import hashlib
-import re
+from collections.abc import AsyncIterator, Generator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import asyncpg
-from sqlalchemy import ExceptionContext, Table, event
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from asyncpg.pool import Pool, PoolConnectionProxy
 
+from ..errors import LedgerUnavailable
+from ..http_clients import tls_context
 from .clock import Instant
-from .database import ENGINE_OPTIONS, Database, fetch
-from .database_errors import cause_of
-from .schema import create_tables
+from .database import Answer, Database
+from .database_errors import COMMON_ERRORS
+from .database_url import DatabaseURL
+from .libpq import Connection, connection_of
+from .loop_thread import run_in_background
+from .schema import creation, missing_columns, missing_indexes
+from .statement import POSTGRESQL, Row, Sql, render
 
 CREATION_LOCK = 0x636F6D6574  # "comet"
 """Number of the advisory lock under which the tables are created."""
 
-_READ_ONLY = "25006"
-_DEFAULT_SCHEMA = "public"
-_SEARCH_PATH = re.compile(r"-c\s*search_path=(\w+)")
+_BEGIN = ("BEGIN", f"SELECT pg_advisory_xact_lock({CREATION_LOCK})")
+_CREATION_TIMEOUT = 600.0  # seconds; an index over a million rows takes some
+_MOST_CONNECTIONS = 8
+_POOL_TIMEOUT = 30.0
+_CLOSE_TIMEOUT = 5.0
+_ROOTS = Path("~/.postgresql/root.crt")  # where libpq and asyncpg look for them
 
 
 class PostgreSQL(Database):
@@ -38,102 +46,162 @@ class PostgreSQL(Database):
     """
 
     is_shared = True
+    errors = (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        *COMMON_ERRORS,
+    )
 
-    def __init__(self, url: URL, retry_timeout: float) -> None:
+    def __init__(self, url: DatabaseURL, retry_timeout: float) -> None:
         super().__init__(url, retry_timeout)
-        self._engine: AsyncEngine | None = None
+        self._pool: Pool | None = None
         self._connecting = asyncio.Lock()
         self._locking = asyncio.Lock()
 
-    def insert_new(self, table: Table) -> Any:
-        """Return an insert statement without values, which skips rows whose keys exist."""
-        return postgresql.insert(table).on_conflict_do_nothing()
+    async def execute_timed(self, statement: Sql, lock: str | None = None) -> Answer:
+        """Return the time at which a statement started, and its rows; the base describes it."""
+        return await run_in_background(self._with_retries(statement, lock))
 
-    async def _execute(self, statement: Any, lock: str | None) -> tuple[Instant, list[Any]]:
-        engine = await self._connected()
+    async def _with_retries(self, statement: Sql, lock: str | None) -> Answer:
+        retries = self._retries()
+        while True:
+            try:
+                return await self._execute(statement, lock)
+            except self.errors as error:
+                pause = retries.next_pause(error)
+                if pause is None:
+                    raise self._unavailable(error) from error
+            await asyncio.sleep(pause)
+
+    async def _execute(self, statement: Sql, lock: str | None) -> Answer:
         if lock is not None:
             async with self._locking:  # else every pooled connection could wait for the lock
-                return await _execute_locked(engine, statement, lock)
-        async with engine.connect() as connection:
+                return await self._execute_locked(statement, lock)
+        async with _usable_connection(await self._connected()) as connection:
             started = Instant.now()
-            return started, fetch(await connection.execute(statement))
+            return started, await _rows(connection, statement)
 
-    async def _connected(self) -> AsyncEngine:
+    async def _execute_locked(self, statement: Sql, lock: str) -> Answer:
+        """Run a statement under an advisory lock; the time is the one after it was acquired."""
+        number = int.from_bytes(hashlib.sha256(lock.encode()).digest()[:8], signed=True)
+        async with _usable_connection(await self._connected()) as connection:
+            try:
+                await connection.execute(
+                    f"BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({number})"
+                )
+                started = Instant.now()
+                rows = await _rows(connection, statement)
+                await connection.execute("COMMIT")
+            except BaseException:
+                connection.terminate()  # the server then rolls the transaction back
+                raise
+        return started, rows
+
+    async def _connected(self) -> Pool:
         async with self._connecting:
-            if self._engine is None:
-                self._engine = await self._connect()
-            return self._engine
+            if self._pool is None:
+                self._pool = await self._connect()
+            return self._pool
 
-    async def _connect(self) -> AsyncEngine:
-        settings = {
-            "synchronous_commit": "on",
-            "application_name": "prefect-cometapi",
-            "search_path": _schema_of(self._url),
-        }
-        arguments = {"timeout": 10, "command_timeout": 30, "server_settings": settings}
-        url = self._url.difference_update_query(["options"])  # asyncpg rejects this parameter
-        engine = create_async_engine(
-            url, connect_args=arguments, pool_pre_ping=True, pool_size=4, **ENGINE_OPTIONS
+    async def _connect(self) -> Pool:
+        given = connection_of(self._url)
+        pool = await asyncpg.create_pool(
+            min_size=0,
+            max_size=_MOST_CONNECTIONS,
+            reset=_keep_as_it_is,
+            **given.arguments | _tls_of(given),
         )
-        event.listen(engine.sync_engine, "handle_error", _discard_unusable_connections)
-        begin = ("BEGIN", f"SELECT pg_advisory_xact_lock({CREATION_LOCK})")
         try:
-            async with engine.connect() as connection:
-                await connection.run_sync(create_tables, begin=begin)
+            async with _usable_connection(pool) as connection:
+                await _create(connection, creation(_BEGIN))
+                await _create(connection, missing_columns(_BEGIN))
+                # A ledger without the newest indexes is only slower.
+                with suppress(*self.errors):
+                    await _create(connection, missing_indexes(_BEGIN))
         except BaseException:
-            await engine.dispose()
+            pool.terminate()
             raise
-        return engine
+        return pool
 
     async def _close(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine:
-            await engine.dispose()
+        pool, self._pool = self._pool, None
+        if pool:
+            with suppress(*self.errors):
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                    await pool.close()
 
     def _detach(self) -> object:
-        engine, self._engine = self._engine, None
+        pool, self._pool = self._pool, None
         self._connecting = asyncio.Lock()
         self._locking = asyncio.Lock()
-        return engine
+        return pool
 
 
-async def _execute_locked(
-    engine: AsyncEngine, statement: Any, lock: str
-) -> tuple[Instant, list[Any]]:
-    """Run a statement under an advisory lock; the time is the one after the lock was acquired."""
-    number = int.from_bytes(hashlib.sha256(lock.encode()).digest()[:8], signed=True)
-    async with engine.connect() as connection:
-        try:
-            await connection.exec_driver_sql("BEGIN ISOLATION LEVEL READ COMMITTED")
-            await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({number})")
-            started = Instant.now()
-            rows = fetch(await connection.execute(statement))
-            await connection.exec_driver_sql("COMMIT")
-        except BaseException:
-            await connection.invalidate()  # the server then rolls the transaction back
-            raise
-    return started, rows
-
-
-def _schema_of(url: URL) -> str:
-    """Return the schema of the tables, from ``options=-csearch_path=NAME`` in the URL, or public.
-
-    Otherwise two roles with different search paths would each use a ledger of their own in the same
-    database.
-    """
-    options = url.query.get("options", "")
-    named = _SEARCH_PATH.search(options if isinstance(options, str) else " ".join(options))
-    return named[1] if named else _DEFAULT_SCHEMA
-
-
-def _discard_unusable_connections(context: ExceptionContext) -> None:
-    """Mark connections as lost that would reject all further statements, so that they are replaced.
+@asynccontextmanager
+async def _usable_connection(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
+    """Provide a connection, and drop it if it would reject all further statements.
 
     A standby server rejects changes. Another server takes its place, or it accepts changes again
     later. A connection that broke at a bad moment reports forever that an operation is in progress.
+
+    Raises:
+        ConnectionResetError: The connection cannot be used any more.
     """
-    error = context.original_exception
-    cause = cause_of(error)
-    is_stuck = isinstance(cause, asyncpg.InternalClientError | asyncpg.InterfaceError)
-    if getattr(error, "sqlstate", None) == _READ_ONLY or is_stuck:
-        context.is_disconnect = True
+    try:
+        async with pool.acquire(timeout=_POOL_TIMEOUT) as connection:
+            try:
+                yield connection
+            except asyncpg.ReadOnlySQLTransactionError:
+                connection.terminate()
+                await pool.expire_connections()  # the others lead to the same server
+                raise
+            except (asyncpg.InterfaceError, asyncpg.InternalClientError):
+                connection.terminate()
+                raise
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        if isinstance(error, ValueError):  # an invalid argument, which does not pass by itself
+            raise
+        raise ConnectionResetError(str(error)) from error
+
+
+async def _rows(
+    connection: PoolConnectionProxy, statement: Sql, seconds: float | None = None
+) -> list[Row]:
+    rendered = render(statement.text, POSTGRESQL)
+    values = [statement.values[name] for name in rendered.names]
+    return [dict(row) for row in await connection.fetch(rendered.text, *values, timeout=seconds)]
+
+
+async def _create(
+    connection: PoolConnectionProxy, steps: Generator[Sql, Sequence[Row], None]
+) -> None:
+    """Run the statements that create tables or indexes; all of them or none take effect."""
+    try:
+        statement = next(steps, None)
+        while statement:
+            rows = await _rows(connection, statement, _CREATION_TIMEOUT)
+            try:
+                statement = steps.send(rows)
+            except StopIteration:
+                statement = None
+    except BaseException:
+        connection.terminate()  # the server then rolls the transaction back
+        raise
+
+
+async def _keep_as_it_is(_connection: PoolConnectionProxy) -> None:
+    """Skip the reset of a connection that goes back to the pool: no statement changes its state."""
+
+
+def _tls_of(given: Connection) -> dict[str, Any]:
+    """Return the TLS arguments of a connection for which its URL names no certificates.
+
+    Raises:
+        LedgerUnavailable: The URL names a file that does not exist.
+    """
+    for name, path in given.files.items():
+        if not Path(path).is_file():
+            raise LedgerUnavailable(f"the ledger's URL has {name}={path}, which is not a file")
+    uses_system = given.trusts_system and not _ROOTS.expanduser().is_file()
+    return {"ssl": tls_context()} if uses_system else {}

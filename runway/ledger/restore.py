@@ -12,8 +12,8 @@ from ..redact import scrub
 from .conditions import has_key, has_task_id, is_unchanged_since
 from .entry import Entry, is_another_purchase, is_outdated
 from .entry_rows import columns_of
-from .schema import generations, last_serial
-from .table import ENTRIES, EntryTable
+from .schema import NEXT_SERIAL
+from .table import EntryTable, entries_where
 
 _logger = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ async def restore_entry(
 
 
 async def _find(table: EntryTable, task_id: str, base_url: str) -> Entry | None:
-    same = ENTRIES.where(has_task_id(task_id, base_url))
-    return await table.first(same.order_by(generations.c.created_at))
+    same = entries_where(has_task_id(task_id, base_url))
+    return await table.first(same + " ORDER BY created_at")
 
 
 async def _replace(table: EntryTable, there: Entry, entry: Entry) -> Entry | None:
@@ -64,7 +64,7 @@ async def _replace(table: EntryTable, there: Entry, entry: Entry) -> Entry | Non
     values = columns_of(entry) | {
         "attempts": max(entry.attempts, there.attempts + 1),
         "charges": max(entry.charges, there.charges + 1),
-        "serial": last_serial + 1,
+        "serial": NEXT_SERIAL,
     }
     return await table.update([has_key(entry.idempotency_key), *is_unchanged_since(there)], values)
 

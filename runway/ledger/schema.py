@@ -1,212 +1,233 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of the ledger, and their creation."""
 
-from collections.abc import Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Boolean,
-    Column,
-    DateTime,
-    Dialect,
-    Double,
-    Index,
-    Integer,
-    MetaData,
-    Table,
-    Text,
-    TypeDecorator,
-    case,
-    func,
-    inspect,
-    select,
-)
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import FunctionElement
-
 from ..errors import LedgerUnavailable
+from .entry import State
+from .statement import Row, Sql, texts_in
 
 VERSION = 1
 """Version of the tables. A ledger with another version is refused."""
 
+GENERATIONS = "cometapi_generations"
+"""Name of the table with one row for each generation."""
 
-class UtcTime(TypeDecorator[datetime]):
-    """Time with its zone, also on databases without time zones."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Convert the time to UTC before it is written."""
-        _ = dialect
-        return value.astimezone(UTC) if value else None
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Add UTC to a time that was read without a zone."""
-        _ = dialect
-        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
-
-    def result_processor(self, dialect: Dialect, coltype: Any) -> Any:
-        """Return a function that reads a time, and turns a corrupted one into an invalid text."""
-        read = super().result_processor(dialect, coltype)
-
-        def read_or_unreadable(value: Any) -> Any:
-            try:
-                return read(value) if read else value
-            except (TypeError, ValueError):
-                return "unreadable"
-
-        return read_or_unreadable
+VERSIONS = "cometapi_ledger_version"
+"""Name of the table with one row: the version of the tables, the identity of the ledger, and the
+serial floor. The next claim gets a serial above the floor. The floor rises when the user accepts
+that claims are missing, and when an entry is deleted."""
 
 
-class database_time(FunctionElement[float]):  # noqa: N801 -- reads as SQL's own functions do
-    """Seconds since 1970 on the database's clock, the only clock that all owners share."""
+class Column(NamedTuple):
+    """Column of a table.
 
-    type = Double()
-    inherit_cache = True
+    Attributes:
+        name: Name of the column.
+        type: Type in SQL; ``{time}`` and ``{double}`` differ between the databases.
+        required: True if the column is never NULL.
+    """
 
+    name: str
+    type: str
+    required: bool = False
 
-@compiles(database_time, "postgresql")
-def _postgresql_time(*_args: Any, **_kwargs: Any) -> str:
-    return "extract(epoch FROM clock_timestamp())::double precision"
-
-
-@compiles(database_time, "sqlite")
-def _sqlite_time(*_args: Any, **_kwargs: Any) -> str:
-    return "((julianday('now') - 2440587.5) * 86400.0)"
-
-
-class binary_key(FunctionElement[str]):  # noqa: N801 -- reads as SQL's own functions do
-    """Key with byte-by-byte comparison, so that a range of keys is exact on every database."""
-
-    type = Text()
-    inherit_cache = True
+    def definition(self) -> str:
+        """Return the column as part of ``CREATE TABLE``."""
+        return f"{self.name} {self.type}{' NOT NULL' if self.required else ''}"
 
 
-@compiles(binary_key, "postgresql")
-def _postgresql_key(element: Any, compiler: Any, **options: Any) -> str:
-    return f'{compiler.process(element.clauses, **options)} COLLATE "C"'
-
-
-@compiles(binary_key, "sqlite")
-def _sqlite_key(element: Any, compiler: Any, **options: Any) -> str:
-    return f"{compiler.process(element.clauses, **options)} COLLATE BINARY"
-
-
-_metadata = MetaData()
-
-generations = Table(
-    "cometapi_generations",
-    _metadata,
-    Column("idempotency_key", Text, primary_key=True),
-    Column("state", Text, nullable=False, index=True),
-    Column("task_id", Text, index=True),
-    Column("claim", Text, nullable=False),
-    Column("attempts", Integer, nullable=False),
-    Column("owner", Text, index=True),
-    Column("leased_until", Double),
-    Column("base_url", Text, nullable=False),
-    Column("credentials", Text),
-    Column("flow_run_id", Text, index=True),
-    Column("route", Text),
-    Column("model", Text),
-    Column("fingerprint", Text),
-    Column("request", JSON),
-    Column("billed_seconds", Double),
-    Column("storage", Text),
-    Column("created_at", UtcTime, nullable=False, index=True),
-    Column("changed_at", UtcTime, nullable=False),
-    Column("submitted_at", UtcTime),
-    Column("finished_at", UtcTime),
-    Column("stored_at", UtcTime),
-    Column("polls", Integer, nullable=False),
-    Column("outputs", JSON, nullable=False),
-    Column("videos", JSON, nullable=False),
-    Column("failure_code", Text, nullable=False),
-    Column("note", Text, nullable=False),
-    Column("charges", Integer, nullable=False),
-    Column("cost", Double),
-    Column("currency", Text),
-    Column("cost_source", Text),
-    Column("claimed_at", UtcTime),
-    Column("unresolved_since", UtcTime),
-    Column("evidence", Text, nullable=False),
-    Column("resubmitted_by", JSON, nullable=False),
-    Column("task_id_checked", Boolean, nullable=False),
-    Column("serial", BigInteger),
-    Column("request_id", Text),
-    Index("ix_cometapi_generations_kind", "base_url", "route", "model", "submitted_at"),
-    Index("ix_cometapi_generations_serial", "serial"),
+COLUMNS = (
+    Column("idempotency_key", "TEXT", required=True),
+    Column("state", "TEXT", required=True),
+    Column("task_id", "TEXT"),
+    Column("claim", "TEXT", required=True),
+    Column("attempts", "INTEGER", required=True),
+    Column("owner", "TEXT"),
+    Column("leased_until", "{double}"),
+    Column("base_url", "TEXT", required=True),
+    Column("credentials", "TEXT"),
+    Column("flow_run_id", "TEXT"),
+    Column("route", "TEXT"),
+    Column("model", "TEXT"),
+    Column("fingerprint", "TEXT"),
+    Column("request", "JSON"),
+    Column("billed_seconds", "{double}"),
+    Column("storage", "TEXT"),
+    Column("created_at", "{time}", required=True),
+    Column("changed_at", "{time}", required=True),
+    Column("submitted_at", "{time}"),
+    Column("finished_at", "{time}"),
+    Column("stored_at", "{time}"),
+    Column("polls", "INTEGER", required=True),
+    Column("outputs", "JSON", required=True),
+    Column("videos", "JSON", required=True),
+    Column("failure_code", "TEXT", required=True),
+    Column("note", "TEXT", required=True),
+    Column("charges", "INTEGER", required=True),
+    Column("cost", "{double}"),
+    Column("currency", "TEXT"),
+    Column("cost_source", "TEXT"),
+    Column("claimed_at", "{time}"),
+    Column("unresolved_since", "{time}"),
+    Column("evidence", "TEXT", required=True),
+    Column("resubmitted_by", "JSON", required=True),
+    Column("task_id_checked", "BOOLEAN", required=True),
+    Column("serial", "BIGINT"),
+    Column("request_id", "TEXT"),
+    Column("deployment_id", "TEXT"),
+    Column("deployment", "TEXT"),
+    Column("tags", "JSON"),
+    Column("list_cost", "{double}"),
+    Column("list_currency", "TEXT"),
 )
-Index(
-    "ix_cometapi_generations_spending",
-    binary_key(generations.c.idempotency_key),
-    *(
-        generations.c[name]
-        for name in ("charges", "cost", "currency", "cost_source", "billed_seconds", "model")
-    ),
+"""Columns of the generations. Rows are read and written by these names. A ledger of an older
+release gets the columns that it lacks, so a new column must not be required."""
+
+JSON_COLUMNS = frozenset(column.name for column in COLUMNS if column.type == "JSON")
+TIME_COLUMNS = frozenset(column.name for column in COLUMNS if column.type == "{time}")
+
+UNKNOWN_STATE = f"state NOT IN {texts_in(State)}"
+"""Condition that a row has none of the states, so it is corrupted."""
+
+DELIVERED = f"state IN {texts_in([State.SUCCEEDED, State.STORED])}"
+"""Condition that a row is of a generation that succeeded."""
+
+UNRESOLVED = (
+    f"(state IN {texts_in([State.CLAIMED, State.UNCERTAIN, State.WRITTEN_OFF])} "
+    "OR unresolved_since IS NOT NULL OR (task_id IS NOT NULL AND task_id_checked = FALSE))"
 )
+"""Condition that a row has a submission whose outcome is unknown."""
 
-versions = Table(
-    "cometapi_ledger_version",
-    _metadata,
-    Column("version", Integer, nullable=False),
-    Column("identity", Text),
-    Column("serial_floor", BigInteger, nullable=False),
+BINARY_KEY = "idempotency_key COLLATE {binary}"
+"""Key with byte-by-byte comparison, so that a range of keys is exact on every database."""
+
+_INDEXES = {
+    "created_at": "(created_at)",
+    "state_created": "(state, created_at)",
+    "unknown_state": f"(created_at) WHERE {UNKNOWN_STATE}",
+    "unresolved": f"(base_url, created_at) WHERE {UNRESOLVED}",
+    "submitted_at": "(submitted_at)",
+    "kind": "(base_url, route, model, submitted_at)",
+    "kind_seconds": "(base_url, model, route, billed_seconds, submitted_at)",
+    "serial": "(serial)",
+    "owner": "(owner)",
+    "flow_run_id": "(flow_run_id)",
+    "task_id": "(task_id)",
+    "spending": f"({BINARY_KEY}, charges, cost, currency, cost_source, billed_seconds, model)",
+}
+"""Indexes of the generations. A partial index needs a new name when its condition changes."""
+
+LAST_SERIAL = Sql(
+    f"""(SELECT CASE WHEN highest > floor THEN highest ELSE floor END FROM
+    (SELECT (SELECT coalesce(max(serial), 0) FROM {GENERATIONS}) AS highest,
+    (SELECT coalesce(max(serial_floor), 0) FROM {VERSIONS}) AS floor) AS serials)"""
 )
-"""Table with one row: the version of the tables, the identity of the ledger, and the serial floor.
-The next claim gets a serial above the floor. The floor rises when the user accepts that claims are
-missing, and when an entry is deleted."""
+"""Serial of the newest claim, or the serial floor if that is higher. It only grows, unless rows are
+lost."""
 
-_highest = select(func.coalesce(func.max(generations.c.serial), 0)).scalar_subquery()
-_floor = select(func.coalesce(func.max(versions.c.serial_floor), 0)).scalar_subquery()
-last_serial = case((_highest > _floor, _highest), else_=_floor)
-"""SQL expression for the serial of the newest claim, or the serial floor if that is higher. It only
-grows, unless rows are lost."""
+NEXT_SERIAL = LAST_SERIAL + " + 1"
+"""Serial of the next claim."""
 
 
-def create_tables(connection: Connection, begin: Sequence[str]) -> None:
-    """Create the tables of a new ledger, while other processes that create them wait.
+def index_name(name: str) -> str:
+    """Return the name in the database of an index of the generations."""
+    return f"ix_{GENERATIONS}_{name}"
+
+
+def creation(begin: Sequence[str]) -> Generator[Sql, Sequence[Row], None]:
+    """Yield the statements that create the tables of a new ledger; send the rows of each.
 
     Args:
-        connection: Connection to the database.
-        begin: Statements that begin a transaction and make the other processes wait.
+        begin: Statements that begin a transaction and make other processes wait that create them.
 
     Raises:
         LedgerUnavailable: The tables have another version.
     """
-    if _has_tables(connection):
+    if (yield from _has_tables()):
         return
     for statement in begin:
-        connection.exec_driver_sql(statement)
-    try:
-        if not _has_tables(connection):
-            _metadata.create_all(connection)
-            connection.execute(
-                versions.insert().values(version=VERSION, identity=uuid4().hex, serial_floor=0)
-            )
-    except BaseException:
-        with suppress(SQLAlchemyError):  # a lost connection has rolled back already
-            connection.exec_driver_sql("ROLLBACK")
-        raise
-    connection.exec_driver_sql("COMMIT")
+        yield Sql(statement)
+    if not (yield from _has_tables()):
+        columns = ", ".join(column.definition() for column in COLUMNS)
+        yield Sql(f"CREATE TABLE {GENERATIONS} ({columns}, PRIMARY KEY (idempotency_key))")
+        yield Sql(
+            f"CREATE TABLE {VERSIONS} (version INTEGER NOT NULL, identity TEXT, "
+            "serial_floor BIGINT NOT NULL)"
+        )
+        for name in _INDEXES:
+            yield _index(name)
+        yield Sql(
+            f"INSERT INTO {VERSIONS} (version, identity, serial_floor) "
+            "VALUES (:version, :identity, 0)",
+            {"version": VERSION, "identity": uuid4().hex},
+        )
+    yield Sql("COMMIT")
 
 
-def _has_tables(connection: Connection) -> bool:
+def missing_columns(begin: Sequence[str]) -> Generator[Sql, Sequence[Row], None]:
+    """Yield the statements that add the columns that an older ledger lacks; send the rows of each.
+
+    An older release still uses such a ledger: it reads and writes columns by their names.
+
+    Args:
+        begin: Same as for ``creation``.
+    """
+    if not (yield from _lacking()):
+        return
+    for statement in begin:
+        yield Sql(statement)
+    for column in (yield from _lacking()):  # another process may have added them meanwhile
+        yield Sql(f"ALTER TABLE {GENERATIONS} ADD COLUMN {column.definition()}")
+    yield Sql("COMMIT")
+
+
+def missing_indexes(begin: Sequence[str]) -> Generator[Sql, Sequence[Row], None]:
+    """Yield the statements that add the indexes that an older ledger lacks; send the rows of each.
+
+    Args:
+        begin: Same as for ``creation``.
+    """
+    missing = yield from _missing()
+    if not missing:
+        return
+    for statement in begin:
+        yield Sql(statement)
+    for name in missing:
+        yield _index(name)
+    yield Sql("COMMIT")
+
+
+def _index(name: str) -> Sql:
+    return Sql(f"CREATE INDEX IF NOT EXISTS {index_name(name)} ON {GENERATIONS} {_INDEXES[name]}")
+
+
+def _relations() -> Generator[Sql, Sequence[Row], set[str]]:
+    rows = yield Sql("{relations}")
+    return {str(row["name"]) for row in rows}
+
+
+def _lacking() -> Generator[Sql, Sequence[Row], list[Column]]:
+    rows = yield Sql(f"{{columns}} '{GENERATIONS}'")
+    there = {str(row["name"]) for row in rows}
+    return [column for column in COLUMNS if column.name not in there]
+
+
+def _missing() -> Generator[Sql, Sequence[Row], list[str]]:
+    there = yield from _relations()
+    return [name for name in _INDEXES if index_name(name) not in there]
+
+
+def _has_tables() -> Generator[Sql, Sequence[Row], bool]:
     """Return True if the tables exist in this version, or False if there are none."""
-    if not inspect(connection).has_table(versions.name):
+    if VERSIONS not in (yield from _relations()):
         return False
-    found = connection.execute(select(func.max(versions.c.version))).scalar()
-    if found != VERSION:
+    (row,) = yield Sql(f"SELECT max(version) AS version FROM {VERSIONS}")
+    if row["version"] != VERSION:
         raise LedgerUnavailable(
-            f"the ledger has version {found} and this package uses version {VERSION}: "
+            f"the ledger has version {row['version']} and this package uses version {VERSION}: "
             "install the version of prefect-cometapi that wrote the ledger"
         )
     return True

@@ -12,27 +12,17 @@ cannot exceed a limit.
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    FromClause,
-    Select,
-    and_,
-    case,
-    func,
-    literal,
-    or_,
-    select,
-    true,
-)
-
 from ..models.prices import Price
 from .budget import ASSUMED_SECONDS, TOLERANCE, Budget
 from .costs import BILLED_CURRENCY
 from .entry import CostSource
-from .schema import binary_key, generations
+from .schema import BINARY_KEY, GENERATIONS
+from .statement import Sql, Value, all_of
 
 _HIGHEST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
+
+_SECONDS = f"coalesce(billed_seconds, {ASSUMED_SECONDS})"
 
 
 def after_prefix(prefix: str) -> str | None:
@@ -54,7 +44,7 @@ def total_spent(
     currency: str = BILLED_CURRENCY,
     *,
     without: str | None = None,
-) -> Select[*tuple[Any, ...]]:
+) -> Sql:
     """Return a query for the money, the seconds of video and the charges of all keys with a prefix.
 
     Args:
@@ -63,68 +53,83 @@ def total_spent(
         currency: Currency of the prices.
         without: Key to leave out, or None.
     """
-    table = generations.alias()
-    query = select(
-        func.coalesce(func.sum(_money(table, prices, currency)), 0.0).label("money"),
-        func.coalesce(func.sum(_seconds(table)), 0.0).label("seconds"),
-        func.coalesce(func.sum(table.c.charges), 0).label("charges"),
-    ).where(under(table, prefix))
-    return query if without is None else query.where(table.c.idempotency_key != without)
+    counted = [under(prefix)]
+    if without is not None:
+        counted.append(Sql("idempotency_key <> :without", {"without": without}))
+    return (
+        Sql("SELECT coalesce(sum(charges * ")
+        + _cost_of_one(prices, currency)
+        + f"), 0.0) AS money, coalesce(sum(charges * {_SECONDS}), 0.0) AS seconds, "
+        f"coalesce(sum(charges), 0) AS charges FROM {GENERATIONS} WHERE " + all_of(counted)
+    )
 
 
-def is_within(budget: Budget, key: str, row: Mapping[str, Any]) -> ColumnElement[bool]:
+def is_within(budget: Budget, key: str, row: Mapping[str, Any]) -> Sql:
     """Return the condition that the budget is kept when the row of a key gets these values.
 
     As part of the statement that writes the row, the condition enforces the limit, provided that no
-    other statement for the same prefix runs at the same time. ``Database.asked_alone`` ensures
-    that.
+    other statement for the same prefix runs at the same time. The lock of
+    ``Database.execute_timed`` ensures that.
     """
     money, seconds = budget.cost_of(row)
-    spent = total_spent(budget.prefix, budget.prices, budget.currency, without=key).subquery()
+    spent = total_spent(budget.prefix, budget.prices, budget.currency, without=key)
     limits = [
-        (spent.c.money + money, budget.max_spend),
-        (spent.c.seconds + seconds, budget.max_seconds),
+        ("money", money, budget.max_spend),
+        ("seconds", seconds, budget.max_seconds),
     ]
-    kept = [amount <= limit + TOLERANCE for amount, limit in limits if limit is not None]
-    return select(and_(true(), *kept)).scalar_subquery()
+    kept = [
+        Sql(f"spent.{name} + :more_{name} <= :max_{name}", _limit(name, amount, limit))
+        for name, amount, limit in limits
+        if limit is not None
+    ]
+    return Sql("(SELECT ") + all_of([Sql("TRUE"), *kept]) + " FROM (" + spent + ") AS spent)"
 
 
-def under(table: FromClause, prefix: str) -> ColumnElement[bool]:
+def _limit(name: str, amount: float, limit: float) -> dict[str, Value]:
+    return {f"more_{name}": amount, f"max_{name}": limit + TOLERANCE}
+
+
+def under(prefix: str) -> Sql:
     """Return the condition that a key begins with a prefix, in which no character is a wildcard."""
-    key = binary_key(table.c.idempotency_key)
     end = after_prefix(prefix)
-    return and_(key >= prefix, key < end) if end is not None else key >= prefix
+    begins = Sql(f"{BINARY_KEY} >= :prefix", {"prefix": prefix})
+    return begins if end is None else begins + Sql(f" AND {BINARY_KEY} < :end", {"end": end})
 
 
-def _seconds(table: FromClause) -> ColumnElement[float]:
-    return table.c.charges * func.coalesce(table.c.billed_seconds, ASSUMED_SECONDS)
-
-
-def _money(table: FromClause, prices: Mapping[str, Price], currency: str) -> ColumnElement[float]:
-    """Return the money of a row; ``Budget.cost_of`` is the same rule."""
-    seconds = func.coalesce(table.c.billed_seconds, ASSUMED_SECONDS)
-    each = [(table.c.model == model, _cost(price, seconds)) for model, price in prices.items()]
-    highest = _highest(prices, seconds)
-    known = case(*each, else_=highest) if each else highest
-    in_currency = or_(table.c.currency.is_(None), table.c.currency == currency)
-    is_listed = table.c.cost_source == str(CostSource.LISTED)
-    is_recorded = and_(table.c.cost.is_not(None), in_currency)
-    each_cost = case(
-        (and_(is_recorded, or_(table.c.cost_source.is_(None), ~is_listed)), table.c.cost),
-        (and_(is_recorded, table.c.cost > known), table.c.cost),
-        else_=known,
+def _cost_of_one(prices: Mapping[str, Price], currency: str) -> Sql:
+    """Return the cost of one submission of a row; ``Budget.cost_of`` is the same rule."""
+    known = _present_price(prices)
+    in_currency = Sql("(currency IS NULL OR currency = :currency)", {"currency": currency})
+    recorded = Sql("cost IS NOT NULL AND ") + in_currency
+    listed = f"cost_source = '{CostSource.LISTED}'"
+    return (
+        (Sql("CASE WHEN ") + recorded + f" AND (cost_source IS NULL OR NOT {listed}) THEN cost")
+        + (Sql(" WHEN ") + recorded + " AND cost > " + known + " THEN cost ELSE ")
+        + (known + " END")
     )
-    return table.c.charges * each_cost
 
 
-def _cost(price: Price, seconds: ColumnElement[float]) -> ColumnElement[float]:
-    amount = literal(price.amount)
-    return amount * seconds if price.per_second else amount
+def _present_price(prices: Mapping[str, Price]) -> Sql:
+    """Return the present price of a row: that of its model, or else the highest of all prices."""
+    highest = _highest(prices)
+    if not prices:
+        return highest
+    cases, values = "", dict(highest.values)
+    for number, (model, price) in enumerate(prices.items()):
+        cost = f"CAST(:price_{number} AS DOUBLE PRECISION)"
+        cost = f"{cost} * {_SECONDS}" if price.per_second else cost
+        cases += f"WHEN model = :model_{number} THEN {cost} "
+        values |= {f"model_{number}": model, f"price_{number}": price.amount}
+    return Sql(f"CASE {cases}ELSE {highest.text} END", values)
 
 
-def _highest(prices: Mapping[str, Price], seconds: ColumnElement[float]) -> ColumnElement[float]:
+def _highest(prices: Mapping[str, Price]) -> Sql:
     """Return the highest cost; SQLite and PostgreSQL share no function for this maximum."""
     amounts = [price.amount for price in prices.values() if not price.per_second]
     rates = [price.amount for price in prices.values() if price.per_second]
-    flat, timed = literal(max(amounts, default=0.0)), literal(max(rates, default=0.0)) * seconds
-    return case((timed > flat, timed), else_=flat)
+    flat = "CAST(:flat AS DOUBLE PRECISION)"
+    timed = f"CAST(:rate AS DOUBLE PRECISION) * {_SECONDS}"
+    return Sql(
+        f"CASE WHEN {timed} > {flat} THEN {timed} ELSE {flat} END",
+        {"flat": max(amounts, default=0.0), "rate": max(rates, default=0.0)},
+    )

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, or_, select
-
 from ..errors import BudgetExceeded, GenerationCancelled, GenerationError, LedgerCorrupted
 from ..models.generation import CompletedGeneration, StoredVideo, Submission
 from ..models.prices import Price
@@ -32,19 +30,21 @@ from .conditions import (
 )
 from .costs import BILLED_CURRENCY, stored_cost
 from .database import RETRY_TIMEOUT
-from .database_url import ledger_url, open_database
 from .duration_query import durations_of
 from .entry import ALLOWED_PREDECESSORS, UNFINISHED, Entry, GenerationKind, Intent, State
+from .entry_rows import read_time
 from .held_leases import HeldLeases
 from .leases import LEASE, Leases
+from .listing import listing
+from .open_database import ledger_url, open_database
 from .restore import restore_entry
 from .resubmission import claim_times, earlier_unresolved
-from .schema import generations, last_serial
+from .schema import GENERATIONS, NEXT_SERIAL
 from .spending import is_within, total_spent
-from .table import ENTRIES, MAX_BIND_VALUES, EntryTable
+from .statement import Sql, all_of, texts_in
+from .table import MAX_VALUES, EntryTable, entries_where
 
 _logger = logging.getLogger(__name__)
-_table = generations.c
 
 
 class Ledger:
@@ -54,7 +54,7 @@ class Ledger:
     the changed entry, or None if the present state of the entry does not allow the decision.
 
     Args:
-        url: SQLAlchemy URL of a SQLite file (absolute path) or a PostgreSQL database.
+        url: URL of a SQLite file (absolute path) or of a PostgreSQL database.
         lease: Seconds after which an owner that does not renew counts as gone.
         retry_timeout: Maximum seconds to wait for a database that is locked or unreachable.
 
@@ -83,9 +83,10 @@ class Ledger:
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Return the entries of the given keys, by key; keys without an entry are left out."""
         found: dict[str, Entry] = {}
-        for start in range(0, len(keys), MAX_BIND_VALUES):
-            some = ENTRIES.where(_table.idempotency_key.in_(keys[start : start + MAX_BIND_VALUES]))
-            found |= {entry.idempotency_key: entry for entry in await self.table.fetch(some)}
+        for start in range(0, len(keys), MAX_VALUES):
+            some = Sql("idempotency_key {any:keys}", {"keys": keys[start : start + MAX_VALUES]})
+            entries = await self.table.fetch(entries_where(some))
+            found |= {entry.idempotency_key: entry for entry in entries}
         return found
 
     async def find_by_task_id(
@@ -98,12 +99,13 @@ class Ledger:
             base_url: Root of the service.
             except_key: Key whose entry is left out.
         """
-        same = ENTRIES.where(has_task_id(task_id, base_url), _table.idempotency_key != except_key)
-        return await self.table.first(same.order_by(_table.created_at))
+        other = Sql("idempotency_key <> :except_key", {"except_key": except_key})
+        same = entries_where(has_task_id(task_id, base_url), other)
+        return await self.table.first(same + " ORDER BY created_at")
 
     async def find_other_request(self, task_id: str, claimed: Entry) -> Entry | None:
         """Return an entry that has this task id for another request than the claimed one."""
-        return await self.table.first(ENTRIES.where(has_id_of_other_request(task_id, claimed)))
+        return await self.table.first(entries_where(has_id_of_other_request(task_id, claimed)))
 
     async def entries(
         self,
@@ -124,23 +126,22 @@ class Ledger:
             on_corrupted: Called with the error of each corrupted row, which is then skipped. Rows
                 with an invalid state are included in this.
         """
-        query = ENTRIES.order_by(_table.created_at.desc()).limit(limit)
-        if states:
-            wanted = _table.state.in_([str(state) for state in states])
-            unknown = _table.state.not_in([str(state) for state in State])
-            query = query.where(or_(wanted, unknown) if on_corrupted else wanted)
-        if since:
-            query = query.where(_table.created_at >= since)
-        if flow_run_id:
-            query = query.where(_table.flow_run_id == flow_run_id)
+        query = listing(
+            states=states,
+            since=since,
+            flow_run_id=flow_run_id,
+            limit=limit,
+            with_unknown_states=on_corrupted is not None,
+        )
         return await self.table.fetch(query, on_corrupted)
 
     async def known_ids(self, task_ids: Sequence[str]) -> set[tuple[str, str]]:
         """Return the given task ids that the ledger has, each with the base URL of its service."""
         found: set[tuple[str, str]] = set()
-        for start in range(0, len(task_ids), MAX_BIND_VALUES):
-            some = _table.task_id.in_(task_ids[start : start + MAX_BIND_VALUES])
-            rows = await self.database.rows(select(_table.task_id, _table.base_url).where(some))
+        query = f"SELECT task_id, base_url FROM {GENERATIONS} WHERE task_id {{any:ids}}"
+        for start in range(0, len(task_ids), MAX_VALUES):
+            some = {"ids": task_ids[start : start + MAX_VALUES]}
+            rows = await self.database.rows(Sql(query, some))
             found |= {(row["task_id"], row["base_url"]) for row in rows}
         return found
 
@@ -151,11 +152,11 @@ class Ledger:
         submission comes first.
         """
         rows = await self.database.rows(durations_of(kind, limit))
+        times = [(read_time(row["submitted_at"]), read_time(row["finished_at"])) for row in rows]
         return [
-            ((row["finished_at"] - row["submitted_at"]).total_seconds(), row["polls"])
-            for row in rows
-            if isinstance(row["finished_at"], datetime)
-            and isinstance(row["submitted_at"], datetime)
+            ((finished - submitted).total_seconds(), row["polls"])
+            for (submitted, finished), row in zip(times, rows, strict=True)
+            if isinstance(submitted, datetime) and isinstance(finished, datetime)
         ]
 
     async def spent(
@@ -335,6 +336,10 @@ class Ledger:
             note="",
         )
 
+    async def mark_withheld(self, entry: Entry, note: str) -> Entry | None:
+        """Record why the files of a finished generation are not published."""
+        return await self._decide(entry, State.SUCCEEDED, note)
+
     async def mark_failed(self, submission: Submission, error: GenerationError) -> Entry | None:
         """Record that a generation failed or was cancelled upstream; not after stored."""
         return await self._change(
@@ -437,7 +442,8 @@ class Ledger:
     async def confirm_id(self, key: str, task_id: str) -> Entry | None:
         """Record that the service has confirmed the task id of an entry."""
         return await self.table.update(
-            [has_key(key), _table.task_id == task_id], {"task_id_checked": True}
+            [has_key(key), Sql("task_id = :task_id", {"task_id": task_id})],
+            {"task_id_checked": True},
         )
 
     async def withdraw_id(self, entry: Entry) -> Entry | None:
@@ -458,9 +464,9 @@ class Ledger:
         Its serial is not used again. Otherwise the ledger would look like an older copy of itself.
         """
         await self.history.skip_to(entry.serial or 0)
-        only_an_id = [_table.attempts == 0, _table.fingerprint.is_(None)]
-        gone = delete(generations).where(*has_unconfirmed_id(entry), *only_an_id)
-        await self.database.rows(gone.returning(_table.idempotency_key))
+        only_an_id = Sql("attempts = 0 AND fingerprint IS NULL")
+        gone = Sql(f"DELETE FROM {GENERATIONS} WHERE ")
+        await self.database.rows(gone + all_of([*has_unconfirmed_id(entry), only_an_id]))
 
     # Statements
 
@@ -491,7 +497,7 @@ class Ledger:
             "charges": 0,
             "resubmitted_by": [],
             "task_id_checked": True,
-            "serial": last_serial + 1,
+            "serial": NEXT_SERIAL,
             "owner": None,
             **values,
         }
@@ -514,7 +520,7 @@ class Ledger:
     ) -> Entry | None:
         """Give an entry a new claim, or return None if it has changed since it was read."""
         key = seen.idempotency_key
-        values = {**values, "claim": claim, "serial": last_serial + 1}
+        values = {**values, "claim": claim, "serial": NEXT_SERIAL}
         where = is_unchanged_since(seen)
         if budget:
             where.append(is_within(budget, key, values))
@@ -545,7 +551,7 @@ class Ledger:
         self,
         key: str,
         state: State,
-        where: Sequence[ColumnElement[bool]] = (),
+        where: Sequence[Sql] = (),
         *,
         lock: str | None = None,
         **values: Any,
@@ -559,9 +565,8 @@ class Ledger:
             lock: Name of the lock under which the statement runs, or None.
             values: Other columns to change. A value for ``owner`` starts a lease; None ends it.
         """
-        allowed = _table.state.in_([str(before) for before in ALLOWED_PREDECESSORS[state]])
         changes = {**values, "state": str(state), "changed_at": datetime.now(UTC)}
-        return await self.table.update([has_key(key), allowed, *where], changes, lock)
+        return await self.table.update([has_key(key), _MAY_BECOME[state], *where], changes, lock)
 
     async def _check_budget(self, budget: Budget, key: str, row: Mapping[str, Any]) -> None:
         """Check that a row with these values would keep the budget, given the present spending.
@@ -574,6 +579,11 @@ class Ledger:
         if why := budget.objection(Spent.model_validate(dict(found)), *budget.cost_of(row)):
             raise BudgetExceeded(why).with_context(idempotency_key=key)
 
+
+_MAY_BECOME = {
+    state: Sql(f"state IN {texts_in(before)}") for state, before in ALLOWED_PREDECESSORS.items()
+}
+"""Condition that an entry may get a state."""
 
 _ledgers: dict[tuple[int, str], Ledger] = {}
 """Ledgers by process and URL. Of the process, since its threads share leases and connections."""

@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Table of the ledger: statements that return entries."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from sqlalchemy import ColumnElement, Select, select, update
 
 from ..errors import LedgerCorrupted
 from .clock import Instant
 from .database import Database
 from .entry import Entry
-from .entry_rows import as_columns, as_select, columns_of, read_entries
-from .schema import database_time, generations
+from .entry_rows import as_columns, columns_of, read_entries
+from .schema import COLUMNS, GENERATIONS
+from .statement import Sql, Value, all_of, join
 
-MAX_BIND_VALUES = 500
-"""Maximum number of values in one statement; databases limit it."""
+MAX_VALUES = 500
+"""Maximum number of keys, ids or rows that are sent to the database at once."""
 
-NOW = database_time()
-LEASE_LEFT = (generations.c.leased_until - NOW).label("lease_left")
-ENTRIES = select(generations, LEASE_LEFT)
-"""Query for entries; callers add their conditions."""
+LEASE_LEFT = "leased_until - {now} AS lease_left"
+_ENTRY = f"{', '.join(column.name for column in COLUMNS)}, {LEASE_LEFT}"
+_RETURNING = f" RETURNING {_ENTRY}"
+
+
+def entries_where(*conditions: Sql) -> Sql:
+    """Return a query for the entries that satisfy all conditions; callers add the order."""
+    query = f"SELECT {_ENTRY} FROM {GENERATIONS}"
+    return Sql(f"{query} WHERE ") + all_of(conditions) if conditions else Sql(query)
 
 
 class EntryTable:
@@ -46,15 +51,15 @@ class EntryTable:
 
     async def get(self, key: str) -> Entry | None:
         """Return the entry of a key, or None."""
-        return await self.fetch_one(ENTRIES.where(generations.c.idempotency_key == key))
+        return await self.fetch_one(entries_where(Sql("idempotency_key = :key", {"key": key})))
 
-    async def first(self, query: Select[Any]) -> Entry | None:
+    async def first(self, query: Sql) -> Entry | None:
         """Return the first entry of a query, or None."""
-        found = await self.fetch(query.limit(1))
+        found = await self.fetch(query + " LIMIT 1")
         return found[0] if found else None
 
     async def fetch(
-        self, query: Select[Any], on_corrupted: Callable[[LedgerCorrupted], None] | None = None
+        self, query: Sql, on_corrupted: Callable[[LedgerCorrupted], None] | None = None
     ) -> list[Entry]:
         """Return the entries of a query.
 
@@ -65,20 +70,21 @@ class EntryTable:
         rows = await self.database.rows(query)
         return read_entries(rows, self.database.redacted_url, on_corrupted)
 
-    async def fetch_one(self, statement: Any, lock: str | None = None) -> Entry | None:
+    async def fetch_one(self, statement: Sql, lock: str | None = None) -> Entry | None:
         """Return the entry that a statement for one key returns, or None.
 
         Args:
             statement: Statement that returns whole entries.
             lock: Name of the lock under which the statement runs, or None.
         """
-        return next(iter(await self._fetch_observed(statement, lock)), None)
+        started, rows = await self.database.execute_timed(statement, lock)
+        entries = read_entries(rows, self.database.redacted_url)
+        for entry in entries:
+            self._observe(entry, started)
+        return next(iter(entries), None)
 
     async def update(
-        self,
-        where: Sequence[ColumnElement[bool]],
-        values: dict[str, Any],
-        lock: str | None = None,
+        self, where: Sequence[Sql], values: Mapping[str, Any], lock: str | None = None
     ) -> Entry | None:
         """Change the entry that satisfies all conditions; return it, or None if there is none.
 
@@ -87,14 +93,12 @@ class EntryTable:
             values: Columns to change. A value for ``owner`` starts a lease; None ends it.
             lock: Name of the lock under which the statement runs, or None.
         """
-        statement = update(generations).where(*where).values(self._columns(values))
-        return await self.fetch_one(statement.returning(generations, LEASE_LEFT), lock)
+        changes = [Sql(f"{name} = ") + new for name, new in self._new_values(values)]
+        statement = Sql(f"UPDATE {GENERATIONS} SET ") + join(", ", changes)
+        return await self.fetch_one(statement + " WHERE " + all_of(where) + _RETURNING, lock)
 
     async def insert_if(
-        self,
-        values: dict[str, Any],
-        condition: ColumnElement[bool] | None = None,
-        lock: str | None = None,
+        self, values: Mapping[str, Any], condition: Sql | None = None, lock: str | None = None
     ) -> Entry | None:
         """Write a new entry; return it, or None if its key exists or the condition fails.
 
@@ -103,34 +107,36 @@ class EntryTable:
             condition: Condition for the write, or None.
             lock: Name of the lock under which the statement runs, or None.
         """
-        row = self._columns(values)
-        insert = self.database.insert_new(generations)
-        if condition is None:
-            insert = insert.values(row)
-        else:
-            insert = insert.from_select([*row], as_select(row).where(condition))
-        return await self.fetch_one(insert.returning(generations, LEASE_LEFT), lock)
+        row = self._new_values(values)
+        names = ", ".join(name for name, _ in row)
+        statement = (
+            Sql(f"INSERT INTO {GENERATIONS} ({names}) SELECT ")
+            + join(", ", [new for _, new in row])
+            + " WHERE "
+            + (condition or Sql("TRUE"))
+            + f" ON CONFLICT DO NOTHING{_RETURNING}"
+        )
+        return await self.fetch_one(statement, lock)
 
     async def insert(self, entries: Sequence[Entry]) -> list[Entry]:
         """Write complete entries whose keys the ledger lacks, and return the written ones."""
         written: list[Entry] = []
-        for start in range(0, len(entries), MAX_BIND_VALUES):
-            some = entries[start : start + MAX_BIND_VALUES]
-            rows = [self._columns(columns_of(entry)) for entry in some]
-            insert = self.database.insert_new(generations).values(rows)
-            written += await self._fetch_observed(insert.returning(generations, LEASE_LEFT))
+        for start in range(0, len(entries), MAX_VALUES):
+            some = entries[start : start + MAX_VALUES]
+            rows = await asyncio.gather(*(self.insert_if(columns_of(entry)) for entry in some))
+            written += [row for row in rows if row]
         return written
 
-    async def _fetch_observed(self, statement: Any, lock: str | None = None) -> list[Entry]:
-        started, rows = await self.database.execute_timed(statement, lock)
-        entries = read_entries(rows, self.database.redacted_url)
-        for entry in entries:
-            self._observe(entry, started)
-        return entries
-
-    def _columns(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return storable column values, with the end of the lease where there is an owner."""
+    def _new_values(self, values: Mapping[str, Any]) -> list[tuple[str, Sql]]:
+        """Return the columns with their values as SQL, and the end of the lease of an owner."""
         columns = as_columns(values)
-        if "owner" in columns:
-            columns["leased_until"] = NOW + self.lease_duration if columns["owner"] else None
-        return columns
+        new = [(name, _new_value(name, value)) for name, value in columns.items()]
+        if columns.get("owner"):
+            new.append(("leased_until", Sql("{now} + :lease", {"lease": self.lease_duration})))
+        elif "owner" in columns:
+            new.append(("leased_until", Sql("NULL")))
+        return new
+
+
+def _new_value(name: str, value: Value | Sql) -> Sql:
+    return value if isinstance(value, Sql) else Sql(f":new_{name}", {f"new_{name}": value})

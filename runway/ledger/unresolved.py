@@ -6,26 +6,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import and_, or_, select
-
 from ..models.account import AccountTask
 from .conditions import has_key, is_unchanged_since
 from .entry import Entry, State
 from .purchase import adopt_into
 from .reconciliation import Account, Decision, Tolerance, period_of, reconcile
 from .resubmission import outcome_is_unknown
-from .schema import generations
+from .schema import GENERATIONS, UNRESOLVED
+from .statement import Sql
 from .store import Ledger
-from .table import ENTRIES
+from .table import entries_where
 
 PURCHASES = 5
 """Number of known purchases that the account's list must contain."""
 
 OLDEST_PURCHASE = timedelta(days=7)
 """Age from which a purchase is too old to be looked up in the account's list."""
-
-_table = generations.c
-_OPEN = [str(state) for state in (State.CLAIMED, State.UNCERTAIN, State.WRITTEN_OFF)]
 
 
 async def unresolved_entries(ledger: Ledger, base_url: str) -> list[Entry]:
@@ -34,10 +30,9 @@ async def unresolved_entries(ledger: Ledger, base_url: str) -> list[Entry]:
     They include submissions in progress, those that were written off, and those that were allowed
     to be sent again: a task of the account may belong to any of them.
     """
-    unconfirmed = and_(_table.task_id.is_not(None), _table.task_id_checked.is_(False))
-    is_open = or_(_table.state.in_(_OPEN), _table.unresolved_since.is_not(None), unconfirmed)
-    query = ENTRIES.where(_table.base_url == base_url, is_open)
-    return await ledger.table.fetch(query.order_by(_table.created_at))
+    at = Sql("base_url = :base_url", {"base_url": base_url})
+    query = entries_where(at, Sql(UNRESOLVED))
+    return await ledger.table.fetch(query + " ORDER BY created_at")
 
 
 async def known_purchases(
@@ -51,16 +46,20 @@ async def known_purchases(
         credentials: Name of the credentials block that they were bought with, or None.
         before: Time before which they were submitted.
     """
-    query = ENTRIES.where(
-        _table.base_url == base_url,
-        _table.credentials.is_not_distinct_from(credentials),
-        _table.task_id.is_not(None),
-        _table.task_id_checked.is_(True),
-        _table.claimed_at.is_not(None),
-        _table.submitted_at < before,
-        _table.claimed_at > before - OLDEST_PURCHASE,
+    # An expression for the URL keeps SQLite from reading all rows of a service by another index.
+    bought = Sql(
+        "base_url || '' = :base_url AND credentials {same} :credentials "
+        "AND task_id IS NOT NULL AND task_id_checked = TRUE "
+        "AND claimed_at > :since AND submitted_at < :before AND submitted_at > :since",
+        {
+            "base_url": base_url,
+            "credentials": credentials,
+            "since": before - OLDEST_PURCHASE,
+            "before": before,
+        },
     )
-    return await ledger.table.fetch(query.order_by(_table.submitted_at.desc()).limit(PURCHASES))
+    newest = Sql(" ORDER BY submitted_at DESC LIMIT :limit", {"limit": PURCHASES})
+    return await ledger.table.fetch(entries_where(bought) + newest)
 
 
 async def period_to_list(
@@ -167,13 +166,19 @@ async def record_evidence(ledger: Ledger, seen: Entry, decision: Decision) -> No
 
 async def uncertain_entries(ledger: Ledger, keys: Sequence[str] | None = None) -> list[Entry]:
     """Return the uncertain entries, oldest first; with keys, only theirs."""
-    query = ENTRIES.where(_table.state == str(State.UNCERTAIN)).order_by(_table.created_at)
-    found = await ledger.table.fetch(query)
+    query = entries_where(Sql(f"state = '{State.UNCERTAIN}'"))
+    found = await ledger.table.fetch(query + " ORDER BY created_at")
     wanted = None if keys is None else set(keys)
     return [entry for entry in found if wanted is None or entry.idempotency_key in wanted]
 
 
 async def models_in_use(ledger: Ledger, base_url: str) -> set[str]:
-    """Return the models of all entries of a service."""
-    query = select(_table.model).where(_table.base_url == base_url, _table.model.is_not(None))
-    return {row["model"] for row in await ledger.database.rows(query.distinct())}
+    """Return the models of all entries of a service, with one look in the index for each."""
+    first = f"SELECT min(model) FROM {GENERATIONS} WHERE base_url = :base_url"
+    query = (
+        f"WITH RECURSIVE known (model) AS ({first} UNION ALL SELECT ({first} "
+        "AND model > known.model) FROM known WHERE known.model IS NOT NULL) "
+        "SELECT model FROM known WHERE model IS NOT NULL"
+    )
+    rows = await ledger.database.rows(Sql(query, {"base_url": base_url}))
+    return {row["model"] for row in rows}

@@ -350,6 +350,7 @@ def test_nothing_is_paid_twice_and_nothing_is_lost_in_any_order(monkeypatch):
     run_state_machine_as_test(OneKey, settings=QUICK)
 
 
+@pytest.mark.heavy
 def test_a_purchase_without_leave_is_noticed(monkeypatch):
     """If an uncertain outcome counted as a refusal, the test above would fail."""
 

@@ -226,6 +226,7 @@ def test_a_file_that_could_only_be_read_for_a_while_is_written_again():
 async def in_use(tmp_path):
     """Return a ledger in use, in its own folder."""
     folder = tmp_path / "books"
+    folder.mkdir(exist_ok=True)
     ledger = Ledger(f"sqlite:///{folder}/ledger.db")
     await put(ledger, S.SUBMITTED, "before", task_id="t")
     yield folder, ledger
@@ -287,6 +288,7 @@ async def test_a_ledger_that_is_deleted_before_the_id_comes_leaves_it_with_the_r
 
 
 @pytest.mark.parametrize("damage", ["zeros", "noise", "half noise"])
+@pytest.mark.heavy
 async def test_a_damaged_page_never_makes_a_key_look_free(tmp_path, damage):
     """The key is found, or the error says what to do and nothing is bought."""
     path, dice = tmp_path / "ledger.db", random.Random(damage)

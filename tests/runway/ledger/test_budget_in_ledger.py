@@ -21,6 +21,7 @@ from prefect_cometapi.runway import (
     SubmissionUncertain,
 )
 from prefect_cometapi.runway.ledger.budget import Budget
+from prefect_cometapi.runway.ledger.statement import Sql
 from prefect_cometapi.runway.models.prices import Price
 
 from ..factories import Service, buy, change, intent, put
@@ -217,7 +218,7 @@ async def test_a_claim_that_fails_midway_leaves_no_lock(postgres):
     ledger = Ledger(postgres.create_database(), retry_timeout=0.1)
     await ledger.get("b/1")
     with pytest.raises(LedgerUnavailable):
-        await ledger.database.execute_timed("b/", "no statement")
+        await ledger.database.execute_timed(Sql("no statement"), "b/")
     async with asyncio.timeout(20):
         await buy(ledger, Service(), wish=wish("1"), budget=FIVE)
     await ledger.database.close()

@@ -7,9 +7,9 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import text
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
+from prefect_cometapi.runway.ledger.statement import Sql
 
 from ..factories import Service, Told, buy, put
 
@@ -145,7 +145,7 @@ async def test_an_id_is_recorded_once_the_server_takes_changes_again(shared, let
     await service.asked.wait()
     let_write(False)
     await shared.database.close()
-    await shared.database.rows(text("SELECT 1"))  # the read-only connection stays open
+    await shared.database.rows(Sql("SELECT 1"))  # the read-only connection stays open
     service.answer.set()
     done, _ = await asyncio.wait([buying], timeout=0.5)
     assert not done

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
 
 from prefect_cometapi.runway import Ledger, State
 from prefect_cometapi.runway.ledger.owners import owner_name
-from prefect_cometapi.runway.ledger.schema import generations
+from prefect_cometapi.runway.ledger.statement import Sql
 
 from ..factories import Service, Told, buy, change, distant_owner, put, until
 
@@ -66,8 +65,8 @@ asyncio.run(work())
 
 async def set_clock(ledger: Ledger, ahead: float) -> None:
     """Simulate a jump of the database's clock by a number of seconds."""
-    moved = update(generations).values(leased_until=generations.c.leased_until - ahead)
-    await ledger.database.rows(moved)
+    moved = "UPDATE cometapi_generations SET leased_until = leased_until - :ahead"
+    await ledger.database.rows(Sql(moved, {"ahead": ahead}))
 
 
 @asynccontextmanager
@@ -99,6 +98,7 @@ JUMPS = pytest.mark.parametrize("jump", [DAY, -DAY], ids=["ahead", "back"])
 
 
 @JUMPS
+@pytest.mark.heavy
 async def test_a_purchase_under_way_is_not_taken_for_an_uncertain_one(hasty, ledger_url, jump):
     """A clock change neither makes a purchase uncertain nor leads to a second one."""
     service, told = Service(), Told()
@@ -114,6 +114,7 @@ async def test_a_purchase_under_way_is_not_taken_for_an_uncertain_one(hasty, led
 
 
 @JUMPS
+@pytest.mark.heavy
 async def test_work_under_way_is_not_taken_over(hasty, ledger_url, jump):
     """The process is alive and renews its lease at the new time."""
     await put(hasty, S.SUBMITTED, task_id="task-1")
@@ -159,6 +160,7 @@ async def test_what_a_living_process_has_left_is_free_all_the_same(hasty, ledger
 
 
 @pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+@pytest.mark.heavy
 async def test_machines_whose_clocks_differ_by_an_hour_share_a_ledger(hasty, ledger_url, ahead):
     """A lease has the same length on every machine, and its purchase is waited for."""
     service, told = Service(), Told()

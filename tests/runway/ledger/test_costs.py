@@ -86,7 +86,13 @@ def test_a_price_per_second_needs_the_length_unless_it_is_billed():
     """The length of the stored videos gives an estimate, if none was known before."""
     unknown = stored(1.0, ESTIMATED, billed_seconds=None)
     changes = stored_cost(unknown, 8.0, PRICES["gen4_aleph"], "EUR")
-    assert changes == {"cost": 0.8, "currency": "EUR", "cost_source": "estimated"}
+    assert changes == {
+        "cost": 0.8,
+        "currency": "EUR",
+        "cost_source": "estimated",
+        "list_cost": 0.8,
+        "list_currency": "EUR",
+    }
     assert stored_cost(unknown, 8.0, PRICES["gen4_turbo"], "EUR") == {}
     assert stored_cost(unknown, 8.0, None, "EUR") == {}
     billed = stored(1.0, BILLED, billed_seconds=None)

@@ -27,7 +27,6 @@ def test_every_figure_has_its_name_and_its_limit():
         "estimated for all": "2,000 s of video",
     }
     assert list(figures(spending, of_run=False)) == list(figures(spending))[1:]
-    assert spending.in_words().startswith("bought by this run: 5 s of video; bought by")
     assert in_words(5, 0.5, None, 0.4) == "5 s of video, 0.50 of 0.40 (0.00 left) as estimated"
 
 

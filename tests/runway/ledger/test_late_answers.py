@@ -8,7 +8,7 @@ import pytest
 
 from prefect_cometapi.runway import InvalidRequest, Ledger, State, SubmissionUncertain
 from prefect_cometapi.runway.ledger.purchase import attach, buy_once
-from prefect_cometapi.runway.ledger.schema import generations
+from prefect_cometapi.runway.ledger.schema import COLUMNS
 
 from ..factories import Service, Told, change, finished, intent, put, until, video
 
@@ -205,7 +205,7 @@ async def test_a_claim_that_is_still_on_its_way_when_the_run_is_cancelled_is_wit
     transaction = blocker.transaction()
     await transaction.start()
     own = {"idempotency_key", "serial"}
-    others = ", ".join(column.name for column in generations.columns if column.name not in own)
+    others = ", ".join(column.name for column in COLUMNS if column.name not in own)
     await blocker.execute(
         f"INSERT INTO cometapi_generations (idempotency_key, {others}) "
         f"SELECT 'sku-17', {others} FROM cometapi_generations"

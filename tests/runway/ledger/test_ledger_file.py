@@ -84,6 +84,7 @@ def named(prefix: str, count: int = 5) -> list[str]:
     return [f"{prefix}{number}" for number in range(count)]
 
 
+@pytest.mark.heavy
 def test_a_copy_by_a_process_that_has_it_open_loses_nothing(user, file, tmp_path):
     """POSIX drops a process's locks when it copies the file; the ledger does not need them."""
     first, second = user(), user()
@@ -148,6 +149,7 @@ def test_another_error_of_the_lock_is_not_hidden(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.heavy
 def test_a_daemon_that_forks_with_it_open_loses_nothing(user, file):
     """The end of the parent does not close the connection of the child."""
     daemon = user()
@@ -173,6 +175,7 @@ def test_a_copy_of_the_file_in_use_has_what_was_bought_before(user, file, tmp_pa
         assert keys_in(copy) == bought
 
 
+@pytest.mark.heavy
 def test_after_a_kill_the_one_file_may_be_moved(user, file, tmp_path):
     """All purchases are in the one file, so it may be moved after a kill."""
     buyer = user()
@@ -183,6 +186,7 @@ def test_after_a_kill_the_one_file_may_be_moved(user, file, tmp_path):
     assert User(f"sqlite:///{moved}").does("count") == "5"
 
 
+@pytest.mark.heavy
 def test_a_ledger_with_a_write_ahead_log_is_converted(user, file):
     """Entries that are only in the write-ahead log are kept."""
     user().does(f"buy {' '.join(named('a'))}")

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CROWD = Path(__file__).with_name("concurrent_buyers.py")
 
 
@@ -22,6 +24,7 @@ def crowd(what: str, count: int, url: str, file: Path) -> list[dict[str, str | N
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.heavy
 def test_twenty_processes_with_one_key_send_one_request(ledger_url, tmp_path):
     """The ledger is new to all processes."""
     posts = tmp_path / "posts"
@@ -32,6 +35,7 @@ def test_twenty_processes_with_one_key_send_one_request(ledger_url, tmp_path):
     assert posts.read_text().split() == [task_id]
 
 
+@pytest.mark.heavy
 def test_eight_processes_open_a_fresh_ledger_at_once(ledger_url, tmp_path):
     """One process creates the ledger, and the others use it."""
     assert crowd("look", 8, ledger_url, tmp_path / "posts") == [{"task_id": None}] * 8

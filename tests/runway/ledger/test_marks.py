@@ -139,7 +139,7 @@ async def test_later_claims_come_after_those_that_are_missing(ledger):
 
 async def test_claims_at_the_same_time_raise_no_alarm(ledger):
     """Two claims may get the same number, and answers may come in any order."""
-    other = Ledger(str(ledger.database._url.render_as_string(hide_password=False)))
+    other = Ledger(ledger.database._url.text)
     service = Service()
     buying = [
         buy_once(which, intent(f"{number}"), service.post, run="r")
@@ -218,3 +218,12 @@ def test_a_mark_beside_a_ledger_that_cannot_be_written_stops_nothing(tmp_path):
     beside = MarkFile(tmp_path / "missing" / "ledger.db")
     beside.write(LedgerMark.of(ONE, 1, "here"))
     assert beside.read() is None
+
+
+def test_a_mark_that_cannot_be_put_in_place_leaves_nothing_behind(tmp_path):
+    """If the name of the mark is taken by a folder, no temporary file stays."""
+    (tmp_path / "ledger.db.mark").mkdir()
+    beside = MarkFile(tmp_path / "ledger.db")
+    beside.write(LedgerMark.of("0" * 32, 7, "sqlite"))
+    assert beside.read() is None
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.db.mark"]

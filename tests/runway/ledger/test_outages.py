@@ -236,6 +236,7 @@ def locked(path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 async def test_a_file_that_another_process_locks_for_ten_seconds_is_waited_for(file_url, tmp_path):
     """The change is made as soon as a lock, such as that of a backup, is released."""
     ledger, service = Ledger(file_url), Service()
@@ -285,9 +286,8 @@ async def test_a_connection_that_is_stuck_in_an_operation_is_replaced(shared):
     """A connection that broke during an operation is unusable, so a new one is opened."""
 
     async def leave_one_at_work() -> "asyncio.Future[Any]":
-        async with (await shared.database._connected()).connect() as connection:
-            driver = (await connection.get_raw_connection()).driver_connection
-            busy = asyncio.ensure_future(driver.fetch("SELECT pg_sleep(20)"))
+        async with (await shared.database._connected()).acquire() as connection:
+            busy = asyncio.ensure_future(connection.fetch("SELECT pg_sleep(20)"))
             await asyncio.sleep(0)  # lets it send its query
             return busy
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from prefect_cometapi.runway import (
     AuthenticationError,
@@ -25,7 +24,18 @@ from prefect_cometapi.runway.ledger import purchase
 from prefect_cometapi.runway.ledger.purchase import attach
 from prefect_cometapi.runway.processes import this_process
 
-from ..factories import MOMENT, Service, Told, buy, dead_owner, distant_owner, intent, put, until
+from ..factories import (
+    MOMENT,
+    Service,
+    Told,
+    buy,
+    dead_owner,
+    delete_row,
+    distant_owner,
+    intent,
+    put,
+    until,
+)
 
 S = State
 OTHER = intent(fingerprint="b" * 64, request={"promptText": "slow zoom", "duration": 10})
@@ -214,6 +224,7 @@ async def test_another_request_under_the_key_is_refused_with_what_differs(ledger
 
 
 @pytest.mark.parametrize("claimed_by", [dead_owner, distant_owner])
+@pytest.mark.heavy
 async def test_the_claim_of_a_dead_process_is_uncertain_at_once(ledger_url, claimed_by):
     """The process died between claim and id; on another machine the lease must expire first."""
     ledger: Any = Ledger(ledger_url, lease=0.3)
@@ -338,9 +349,7 @@ async def test_an_entry_that_is_deleted_while_it_is_looked_at_is_made_anew(ledge
     get = ledger.get
 
     async def deleted(key):
-        await ledger.database.rows(
-            text("DELETE FROM cometapi_generations WHERE idempotency_key = 'sku-17'")
-        )
+        await delete_row(ledger, "sku-17")
         return await get(key)
 
     monkeypatch.setattr(ledger, "get", deleted)

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from prefect_cometapi.runway import CometAPIError, ImageToVideoRequest
+from prefect_cometapi.runway.api.account import AccountClient
 from prefect_cometapi.runway.api.client import RunwayClient
 from prefect_cometapi.runway.media.download import AssetClients, download
 
@@ -32,7 +33,10 @@ async def main(service):
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     async with RunwayClient(SecretStr("sk-out-of-files"), base_url=service) as client:
         async with AssetClients() as clients:
-            await told(client.get("any"))  # libraries import some of their parts late
+            # libraries import some of their parts late: httpx of the account, aiohttp of a poll
+            async with AccountClient(api_key=SecretStr("sk"), base_url=service) as account:
+                await account.balance()
+            await told(client.get("any"))
             held = []
             with suppress(OSError):
                 while True:

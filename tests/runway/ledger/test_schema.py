@@ -6,12 +6,12 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import create_engine, func, select, text
 
 from prefect_cometapi.runway import Ledger, LedgerUnavailable, State
 from prefect_cometapi.runway.ledger import schema
 from prefect_cometapi.runway.ledger.postgres import CREATION_LOCK
 from prefect_cometapi.runway.ledger.purchase import buy_once
+from prefect_cometapi.runway.ledger.statement import Sql
 
 from ..factories import Service, intent, put, until
 
@@ -28,7 +28,7 @@ async def old(ledger_url):
 
 
 async def rows(ledger: Ledger, statement: str) -> list[tuple[object, ...]]:
-    return [tuple(row.values()) for row in await ledger.database.rows(text(statement))]
+    return [tuple(row.values()) for row in await ledger.database.rows(Sql(statement))]
 
 
 async def test_a_fresh_ledger_is_empty_and_of_the_present_version(ledger):
@@ -60,6 +60,21 @@ async def test_a_creation_that_breaks_off_leaves_no_table(ledger_url, monkeypatc
     assert await ledger.get("old") is None
     assert await rows(ledger, "SELECT version FROM cometapi_ledger_version") == [(schema.VERSION,)]
     await ledger.database.close()
+
+
+async def test_columns_that_are_missing_are_added_once(old):
+    """Processes that open an older ledger at the same time all find its new columns and its row."""
+    ledger = Ledger(old)
+    newer = [column.name for column in schema.COLUMNS][-5:]
+    for name in newer:
+        await rows(ledger, f"ALTER TABLE cometapi_generations DROP COLUMN {name}")
+    await ledger.database.close()
+    ledgers = [Ledger(old) for _ in range(4)]
+    found = await asyncio.gather(*[each.get("old") for each in ledgers])
+    assert {(entry.task_id, entry.tags) for entry in found if entry} == {("task-0", None)}
+    await rows(ledgers[0], f"SELECT {', '.join(newer)} FROM cometapi_generations")
+    for each in ledgers:
+        await each.database.close()
 
 
 @pytest.mark.parametrize("version", [0, 99])
@@ -156,13 +171,16 @@ async def test_the_url_may_name_a_schema_of_its_own(postgres):
     await ledger.database.close()
 
 
-def test_tables_that_another_process_creates_meanwhile_stay_as_they_are(tmp_path, monkeypatch):
+async def test_tables_that_another_process_creates_meanwhile_stay_as_they_are(ledger_url):
     """The second look, in the transaction, finds them, and the ledger keeps one identity."""
-    engine = create_engine(f"sqlite:///{tmp_path}/ledger.db", isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        schema.create_tables(connection, ["BEGIN IMMEDIATE"])
-        looks = iter([False, True])
-        monkeypatch.setattr(schema, "_has_tables", lambda _connection: next(looks))
-        schema.create_tables(connection, ["BEGIN IMMEDIATE"])
-        assert connection.execute(select(func.count()).select_from(schema.versions)).scalar() == 1
-    engine.dispose()
+    ledger = Ledger(ledger_url)
+    identity = (await ledger.history.mark()).identity
+    steps = schema.creation(["BEGIN"])
+    assert next(steps).text == "{relations}"
+    assert steps.send([]).text == "BEGIN"  # there were no tables yet
+    assert steps.send([]).text == "{relations}"
+    found = await ledger.database.rows(Sql("{relations}"))
+    version = steps.send(found)
+    assert steps.send(await ledger.database.rows(version)).text == "COMMIT"
+    assert (await ledger.history.mark()).identity == identity
+    await ledger.database.close()

@@ -162,6 +162,7 @@ async def test_a_key_that_was_released_meanwhile_is_not_bought_again(
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 async def test_a_sleeper_whose_key_nobody_wanted_buys_it_once(sandbox, books, ledger_url):
     """The stopped process claims its key again, or continues if its lease is still valid."""
     service = sandbox()
@@ -176,6 +177,7 @@ async def test_a_sleeper_whose_key_nobody_wanted_buys_it_once(sandbox, books, le
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 async def test_a_sleeper_whose_key_is_in_doubt_leaves_the_doubt_to_the_user(
     sandbox, books, ledger_url
 ):

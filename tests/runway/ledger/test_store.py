@@ -9,7 +9,6 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text, update
 
 from prefect_cometapi.runway import (
     GenerationCancelled,
@@ -19,7 +18,7 @@ from prefect_cometapi.runway import (
     Submission,
 )
 from prefect_cometapi.runway.ledger.entry import ALLOWED_PREDECESSORS
-from prefect_cometapi.runway.ledger.schema import generations
+from prefect_cometapi.runway.ledger.statement import Sql
 
 from ..factories import (
     BASE,
@@ -31,6 +30,7 @@ from ..factories import (
     finished,
     intent,
     put,
+    set_columns,
     video,
 )
 
@@ -255,7 +255,7 @@ async def test_a_success_is_recorded_with_its_polls_and_without_its_token(ledger
         assert done.waited == pytest.approx(1.5, abs=0.01)
         assert str(done.outputs[0]).startswith("https://cdn.example.com/out.mp4?<sha256:")
     async with asyncio.timeout(5):
-        rows = await ledger.database.rows(text("SELECT * FROM cometapi_generations"))
+        rows = await ledger.database.rows(Sql("SELECT * FROM cometapi_generations"))
     assert "topsecret" not in str(rows)
     assert SIGNED not in json.dumps(str(rows))
     assert (await ledger.get("sku-17")).finished().polls == 3
@@ -310,10 +310,7 @@ async def test_a_row_that_cannot_be_read_is_named_and_stops_what_needs_it(ledger
     """The error names a key that is possibly bought, and shows no other columns."""
     await put(ledger, S.SUBMITTED, "odd", task_id="canary")
     await put(ledger, S.SUBMITTED, "good", task_id="t")
-    damage = (
-        update(generations).where(generations.c.idempotency_key == "odd").values({column: value})
-    )
-    await ledger.database.rows(damage)
+    await set_columns(ledger, "odd", **{column: value})
     told = f"row of key 'odd' is damaged: {column}"
     for look in (ledger.entries(), ledger.get_many(["odd", "good"]), ledger.get("odd")):
         with pytest.raises(LedgerUnavailable, match=told) as raised:
