@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors that concern a whole batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import CometAPIError, NotSubmitted
@@ -9,6 +9,26 @@ from ..errors import CometAPIError, NotSubmitted
 if TYPE_CHECKING:
     from .models import BatchResult
     from .rows import BadRow
+
+
+_NAMED = 3
+
+
+def once_each(rows: Iterable["BadRow"]) -> list[str]:
+    """Return the problems of rows, each of them once, with its first rows and their number.
+
+    A misspelt field is the same problem in each line.
+    """
+    found: dict[tuple[str | None, str], list[BadRow]] = {}
+    for row in rows:
+        found.setdefault((row.field, row.problem), []).append(row)
+    return [f"{first_names([row.name for row in rows])}: {rows[0].what}" for rows in found.values()]
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return a few of many names in words, as ``line 2, line 3, line 4 and 12 more``."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 class InvalidManifest(NotSubmitted):
@@ -27,8 +47,9 @@ class InvalidManifest(NotSubmitted):
 
     def _lines(self) -> list[str]:
         first, *rest = super()._lines()
-        problems = [f"  {row}" for row in self.rows[: self.shown]]
-        if (more := len(self.rows) - self.shown) > 0:
+        told = once_each(self.rows)
+        problems = [f"  {problem}" for problem in told[: self.shown]]
+        if (more := len(told) - self.shown) > 0:
             problems.append(f"  and {more:,} more")
         return [first, *problems, *rest]
 

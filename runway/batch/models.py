@@ -59,6 +59,12 @@ class ItemResult(FrozenModel):
     width: int | None = Field(default=None, description="Pixels.")
     height: int | None = Field(default=None, description="Pixels.")
     duration: float | None = Field(default=None, description="Seconds of video.")
+    c2pa: bool | None = Field(
+        default=None, description="True if the file has a C2PA manifest that can be read."
+    )
+    c2pa_signer: str | None = Field(
+        default=None, description="Organization in the certificate of the manifest, not verified."
+    )
     billed_seconds: float | None = Field(
         default=None, description="Billed seconds of video, if known."
     )
@@ -73,11 +79,16 @@ class ItemResult(FrozenModel):
     )
     polls: int | None = Field(default=None, description="Number of polls.")
     error: str | None = Field(default=None, description="Type of the error, if it has no video.")
+    failure_code: str | None = Field(
+        default=None, description="CometAPI's or Runway's code of the error, if it named one."
+    )
     message: str | None = Field(default=None, description="Reason in words, if it has no video.")
 
     def problem(self) -> str:
-        """Return the kind of the error and its message, or an empty text."""
-        return ": ".join(filter(None, [self.error, self.message]))
+        """Return the kind of the error, its code and its message, or an empty text."""
+        code = f"({self.failure_code})" if self.failure_code else None
+        kind = " ".join(filter(None, [self.error, code]))
+        return ": ".join(filter(None, [kind, self.message]))
 
 
 class BatchResult(FrozenModel):

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of batch items, derived from the result or the error of each; pure functions."""
 
-from collections.abc import Iterable
-from enum import StrEnum
+from collections.abc import Iterable, Sequence
+from enum import Enum, StrEnum, auto
 
 from ..errors import (
     AuthenticationError,
     CometAPIError,
     DeliveryError,
+    GenerationCancelled,
+    GenerationFailed,
     GenerationNotFound,
     InvalidRequest,
     InvalidSource,
     LedgerUnavailable,
+    ProvenanceMissing,
     QuotaExceeded,
     ServiceUnavailable,
     SourceUnavailable,
@@ -19,6 +22,7 @@ from ..errors import (
     StorageUnavailable,
     SubmissionUncertain,
     UnexpectedResponse,
+    is_moderation,
 )
 from ..ledger.budget import EXCEEDS_LIMIT, seconds_of
 from ..ledger.entry import Entry
@@ -49,6 +53,7 @@ def running(item: BatchItem) -> ItemResult:
 def stored(item: BatchItem, result: GenerationResult) -> ItemResult:
     """Return the result of an item whose video or picture is stored."""
     first = result.videos[0]
+    made = first.provenance
     facts = {"uri", "poster", "sha256", "size", "width", "height"}
     return waiting(item).model_copy(
         update={
@@ -59,6 +64,8 @@ def stored(item: BatchItem, result: GenerationResult) -> ItemResult:
             "waited": result.waited,
             "polls": result.polls,
             "duration": None if first.is_picture else first.duration,
+            "c2pa": made and made.found,
+            "c2pa_signer": made and made.signer,
             **first.model_dump(include=facts),
         }
     )
@@ -86,6 +93,7 @@ def ended(item: BatchItem, error: Exception) -> ItemResult:
             "task_id": error.task_id if known else None,
             "billed_seconds": seconds_of(item.request) if uncertain else None,
             "error": type(error).__name__,
+            "failure_code": (error.code or None) if known else None,
             "message": error.message if known else scrub(str(error), limit=200),
         }
     )
@@ -132,9 +140,11 @@ _BEFORE_BUYING = {
         UnexpectedResponse,
     )
 }
+_WITHHELD = ProvenanceMissing.__name__
 _AFTER_BUYING = {
     kind.__name__ for kind in (*DeliveryError.__subclasses__(), GenerationNotFound)
 } | {"GenerationTimeout", "StagedFileMissing"}
+_AFTER_BUYING.remove(_WITHHELD)  # the same settings withhold the file again
 
 
 class Again(StrEnum):
@@ -166,6 +176,76 @@ def _use_of(result: ItemResult) -> Again:
     if result.task_id and result.error in _AFTER_BUYING | _BEFORE_BUYING:
         return Again.FINISHES
     return Again.BUYS if result.error in _BEFORE_BUYING else Again.NOTHING
+
+
+_REFUSED = {InvalidRequest.__name__, InvalidSource.__name__}
+_ENDED = {GenerationFailed.__name__, GenerationCancelled.__name__}
+
+
+def corrections(results: Sequence[ItemResult]) -> list[str]:
+    """Return what to change in the rows that would fail again as they are; pure."""
+    invalid = [result for result in results if result.outcome is Outcome.INVALID]
+    failed = [result for result in results if result.outcome is Outcome.FAILED]
+    ended = [result for result in failed if result.error in _ENDED]
+    moderated = [result for result in ended if is_moderation(result.failure_code or "")]
+    refused = [result for result in failed if result.error in _REFUSED]
+    withheld = [result for result in failed if result.error == _WITHHELD]
+    sentences = {
+        "invalid: correct the row or its source, and run the batch again": len(invalid),
+        "moderated: change the prompt or the image and use a new id, since the same request is "
+        "refused again": len(moderated),
+        "failed upstream: use a new id to buy it again, since the old one reports the same error": (
+            len(ended) - len(moderated)
+        ),
+        "refused: correct the request; its id is free": len(refused),
+        "withheld without provenance: paid for and kept; COMETAPI_REQUIRE_PROVENANCE=false and "
+        "another run publish them as they are": len(withheld),
+    }
+    return [f"{count} {sentence}" for sentence, count in sentences.items() if count]
+
+
+def next_step(results: Sequence[ItemResult]) -> str:
+    """Return what to do after a batch that failed; pure."""
+    use = again(results)
+    steps = corrections(results)
+    if any(result.outcome is Outcome.UNCERTAIN for result in results):
+        steps.append("prefect-cometapi ledger list --state uncertain")
+    if use is not Again.NOTHING:
+        steps.append(f"run the batch again with the same idempotency key; it {use}")
+    return "; ".join(steps or ["correct what the messages of the items name"]) + "."
+
+
+class FollowUp(Enum):
+    """Reaction of a batch to the failure of an item."""
+
+    NONE = auto()
+    PAUSE = auto()
+    PAUSE_AND_REPEAT = auto()
+
+
+def follow_up(error: Exception, earlier: Sequence[Exception], *, is_bought: bool) -> FollowUp:
+    """Return the reaction of a batch to the failure of an item; pure.
+
+    After a submission without a reply of CometAPI, the batch pauses until CometAPI answers a free
+    request. The item is sent again only if it is certain that nothing was bought. A refused API key
+    counts once it is refused again, since a gateway may refuse a valid one for a moment.
+
+    Args:
+        error: Error of the item.
+        earlier: Errors after which the item was sent again.
+        is_bought: True if the item was bought, or possibly charged, before this run.
+    """
+    is_of_service = isinstance(
+        error, ServiceUnavailable | AuthenticationError | SubmissionUncertain
+    )
+    if not is_of_service or is_bought or error.task_id:
+        return FollowUp.NONE
+    if isinstance(error, SubmissionUncertain):
+        return FollowUp.PAUSE
+    if isinstance(error, ServiceUnavailable):
+        return FollowUp.PAUSE_AND_REPEAT
+    is_first = not any(isinstance(one, AuthenticationError) for one in earlier)
+    return FollowUp.PAUSE_AND_REPEAT if is_first and error.http_status else FollowUp.NONE
 
 
 def reason_to_stop(error: Exception, failures: int, max_failures: int | None) -> str | None:

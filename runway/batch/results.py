@@ -22,16 +22,24 @@ from ..storage.folder import FolderStorage
 from ..storage.paths import local_path
 from .models import ItemResult
 from .strict_json import strict_json
-from .table_files import FileFormat, Unreadable, format_of, is_gzipped, open_table, parquet_module
+from .table_files import (
+    FileFormat,
+    Unreadable,
+    as_text,
+    format_of,
+    is_gzipped,
+    open_table,
+    parquet_module,
+)
 
 MIN_WRITE_INTERVAL = 10.0
 """Minimum seconds between two writes of a growing output."""
 
 WRITING_SHARE = 0.02
-"""Maximum share of a batch's time that writing takes."""
+"""Maximum share of a batch's time that writing a growing file takes."""
 
 
-def next_write(ended: float, took: float) -> float:
+def next_write(ended: float, took: float, share: float = WRITING_SHARE) -> float:
     """Return the time from which a growing output may be written again; pure.
 
     The cost of a write grows with the number of items, so writing after each item would have a
@@ -41,8 +49,9 @@ def next_write(ended: float, took: float) -> float:
     Args:
         ended: End of the last write, in seconds of any clock.
         took: Seconds that the last write took.
+        share: Maximum share of the time.
     """
-    return ended + max(MIN_WRITE_INTERVAL, took * (1 / WRITING_SHARE - 1))
+    return ended + max(MIN_WRITE_INTERVAL, took * (1 / share - 1))
 
 
 def check_location(location: str) -> None:
@@ -116,11 +125,11 @@ def read_results(location: str) -> list[ItemResult]:
     format_ = format_of(location)
     if format_ is FileFormat.PARQUET:
         parquet = parquet_module()
-        with open_table(location, text=False) as file:
+        with open_table(location) as file:
             rows = parquet.ParquetFile(file).read().to_pylist()
     elif format_ is FileFormat.JSONL:
-        with open_table(location, text=True) as lines:
-            rows = [strict_json(line) for line in lines]
+        with open_table(location) as file:
+            rows = [strict_json(line) for line in as_text(file, "utf-8-sig")]
     else:
         raise Unreadable(
             f"{redact_url(location)} cannot be read: results are .jsonl or .parquet files"
@@ -153,6 +162,7 @@ def _write_parquet(path: Path, results: Iterable[ItemResult]) -> None:
     import pyarrow as pa
 
     types = {
+        bool: pa.bool_(),
         int: pa.int64(),
         float: pa.float64(),
         AwareDatetime: pa.timestamp("us", tz="UTC"),

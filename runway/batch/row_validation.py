@@ -3,7 +3,8 @@
 
 A row names the request's fields as the API does (``promptImage``) or as Python does
 (``prompt_image``). It also has an ``id`` and, optionally, a ``route``. Text is converted where a
-number, a boolean or JSON is expected, and a field without a value is not set. Names that begin with
+number, a boolean or JSON is expected, and a field without a value, or with NaN, is not set. Blanks
+around names and values do not count. Names that begin with
 ``x_`` or ``_`` are the user's own and are ignored. Any other unknown name makes the row invalid: a
 misspelt option would be paid for and have no effect.
 
@@ -11,8 +12,11 @@ No message repeats a value that may be a secret.
 """
 
 import difflib
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -20,8 +24,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ..models.keys import one_form
 from ..models.model_limits import LimitsExceeded
 from ..models.requests import ROUTES, GenerationRequest, route_of
+from ..models.sources import IS_SOURCE
 from ..redact import hide_secrets, scrub
 from .strict_json import strict_json
 
@@ -31,8 +37,32 @@ MAX_ID_LENGTH = 200
 MAX_NAME_PROBLEMS = 20
 """Maximum number of wrong names that are reported for one row."""
 
+MAX_EXACT = 2**53
+"""Maximum float that is certainly the whole number that was written."""
+
 MAX_NUMBER = 2**63 - 1
 """Maximum number in a field or an id; Python refuses to convert far larger ones to text."""
+
+_LEVELS = 5  # of a nested field, in which unset members are left out
+_PANDAS_NAME = re.compile(r"Unnamed: \d+")
+PLACEHOLDERS = frozenset(
+    [
+        "nan",
+        "NaN",
+        "<NA>",
+        "NaT",
+        "None",
+        "#N/A",
+        "#NV",
+        "#REF!",
+        "#NAME?",
+        "#VALUE!",
+        "#DIV/0!",
+        "#NUM!",
+        "#NULL!",
+        "#ERROR!",
+    ]
+)
 
 _UNKNOWN_MODEL = "unknown"
 """Model without limits."""
@@ -77,6 +107,14 @@ _NESTED = {
 }
 """Fields that are lists or objects, as JSON in a text; True for those that may also be a text."""
 
+_MAY_BE_BYTES = {name for name in _SPELLINGS.values() if name in _NESTED} | {
+    str(info.alias)
+    for model in ROUTES.values()
+    for info in model.model_fields.values()
+    if any(part is IS_SOURCE for part in info.metadata)
+}
+"""Fields that are sources or hold some; in any other field, pydantic would take bytes as text."""
+
 
 @dataclass(frozen=True, slots=True)
 class CheckedFields:
@@ -95,6 +133,7 @@ class CheckedFields:
 
 def check_fields(fields: Mapping[Any, Any]) -> CheckedFields:
     """Check the fields of a row, whatever their types; pure."""
+    fields = _named(fields)
     problems = check_names(fields)
     given = _given(fields)
     values: dict[str, Any] = {}
@@ -121,7 +160,7 @@ def check_names(names: Iterable[object]) -> list[Problem]:
         if len(problems) == MAX_NAME_PROBLEMS:
             problems.append((None, "has more invalid fields"))
             break
-        known = _SPELLINGS.get(name) if isinstance(name, str) else None
+        known = _known(name)
         if known in seen:
             problems.append((shown_name(name), f"{known} is given twice"))
         elif known:
@@ -133,7 +172,29 @@ def check_names(names: Iterable[object]) -> list[Problem]:
 
 def is_own(name: object) -> bool:
     """Return True if a field is the user's own and therefore ignored; pure."""
-    return isinstance(name, str) and name.startswith(("x_", "_"))
+    return isinstance(name, str) and name.strip().startswith(("x_", "_"))
+
+
+def is_known(name: str) -> bool:
+    """Return True for the name of a field or of an own column; pure."""
+    return _known(name) is not None or is_own(name)
+
+
+def is_nameless(name: object) -> bool:
+    """Return True for a column without a name, or with the one that pandas makes for it; pure."""
+    return isinstance(name, str) and (not name.strip() or bool(_PANDAS_NAME.fullmatch(name)))
+
+
+def is_unset(value: object) -> bool:
+    """Return True for a value that stands for none: None, NaN, and NaT and NA of pandas; pure.
+
+    pandas is not imported for it.
+    """
+    if value is None or type(value).__name__ in {"NaTType", "NAType"}:
+        return True
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    return isinstance(value, float) and math.isnan(value)
 
 
 def shown_name(name: object) -> str:
@@ -142,15 +203,17 @@ def shown_name(name: object) -> str:
 
 
 def check_id(value: object) -> str:
-    """Return an id as text; pure.
+    """Return an id as text, in its one Unicode form; pure.
 
     Raises:
         ValueError: It is neither a text nor a whole number, or it is not safe to show.
     """
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT:
+        value = int(value)  # a column of numbers with a gap is one of floats in pandas
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER:
         return str(value)
     if isinstance(value, str):
-        return _checked_text(value)
+        return _checked_text(one_form(value))
     raise ValueError("must be text or a whole number")
 
 
@@ -183,13 +246,44 @@ def _given(fields: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the values that are set, by the API's names; the first of two spellings wins."""
     given: dict[str, Any] = {}
     for name, value in fields.items():
-        known = _SPELLINGS.get(name) if isinstance(name, str) else None
-        if known and value is not None:
+        value = _plain(value)  # noqa: PLW2901
+        if (known := _known(name)) and not is_unset(value):
             given.setdefault(known, value)
     return given
 
 
+def _known(name: object) -> str | None:
+    return _SPELLINGS.get(name.strip()) if isinstance(name, str) else None
+
+
+def _named(fields: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return the fields without columns that have neither a name nor a value, and without an index.
+
+    pandas names them ``Unnamed: 7`` when it reads the empty columns of a spreadsheet, and
+    ``Unnamed: 0`` when it reads the index that it wrote itself.
+    """
+    if not any(is_nameless(name) for name in fields):
+        return fields
+    return {
+        name: value
+        for name, value in fields.items()
+        if not is_nameless(name)
+        or not (is_unset(value) or (name == "Unnamed: 0" and isinstance(value, int)))
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar or an array of NumPy as a value of Python, and text without its margins."""
+    if type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "tolist"):
+        value = value.tolist()
+    return value.strip() if isinstance(value, str) else value
+
+
 def _prepared(name: str, value: Any) -> Any:
+    if isinstance(value, str) and value in PLACEHOLDERS:
+        raise ValueError(
+            f"is {value}, as spreadsheets and data frames write a missing value; leave it empty"
+        )
     if name == "id":
         return check_id(value)
     if name in _NESTED:
@@ -197,22 +291,24 @@ def _prepared(name: str, value: Any) -> Any:
         value = _without_nulls(strict_json(value) if is_json else value)
     if isinstance(value, int) and abs(value) > MAX_NUMBER:
         raise ValueError("is too large")
-    if not _is_unicode(value):
+    if not _is_unicode(value, bytes_too=name in _MAY_BE_BYTES):
         raise ValueError("must be text in valid Unicode (UTF-8)")
     return value
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: Any, levels: int = _LEVELS) -> Any:
     """Return a nested field without unset members, which Parquet adds to every row."""
-    if isinstance(value, list):
-        return [_without_nulls(item) if isinstance(item, dict) else item for item in value]
-    if isinstance(value, dict):
-        return {name: item for name, item in value.items() if item is not None}
+    value = _plain(value)
+    if isinstance(value, list) and levels:
+        return [_without_nulls(item, levels - 1) for item in value]
+    if isinstance(value, dict) and levels:
+        set_ = {name: item for name, item in value.items() if not is_unset(item)}
+        return {name: _without_nulls(item, levels - 1) for name, item in set_.items()}
     return value
 
 
-def _is_unicode(value: Any) -> bool:
-    """Return True if all text in a value can be sent; bytes cannot, but pydantic accepts them."""
+def _is_unicode(value: Any, *, bytes_too: bool) -> bool:
+    """Return True if all text in a value can be sent, and all bytes in it if they are a source."""
     left = [value]
     while left:
         item = left.pop()
@@ -220,7 +316,7 @@ def _is_unicode(value: Any) -> bool:
             left += [*item.keys(), *item.values()]
         elif isinstance(item, list | tuple):
             left += item
-        elif isinstance(item, bytes | bytearray | memoryview):
+        elif isinstance(item, bytes | bytearray | memoryview) and not bytes_too:
             return False
         elif isinstance(item, str) and not item.isascii():
             try:

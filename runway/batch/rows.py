@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of a batch, all of them validated before anything is bought."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ KeyOf = Callable[[str | None, GenerationRequest, int], str]
 request, and its position, from 1, among the equal requests that have no id."""
 
 Unit = Literal["line", "row"]
+
+_FLOAT = re.compile(r"\A(-?\d+)\.0\Z")
+"""Id of a column of whole numbers after pandas has read a gap in it; 7.0 and 7 are one purchase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,13 @@ class BadRow(FrozenModel):
         """Problem, with the name of the field."""
         return f"{self.field}: {self.problem}" if self.field else self.problem
 
+    @property
+    def name(self) -> str:
+        """Position of the row, and its id."""
+        return f"{self.unit} {self.row}" + (f" (id {self.id})" if self.id else "")
+
     def __str__(self) -> str:
-        which = f" (id {self.id})" if self.id else ""
-        return f"{self.unit} {self.row}{which}: {self.what}"
+        return f"{self.name}: {self.what}"
 
 
 def batch_prefix(batch_key: str) -> str:
@@ -78,12 +86,14 @@ def batch_keys(batch_key: str) -> KeyOf:
     """
     if "/" in batch_key:
         raise ValueError("the idempotency key of a batch must not contain a slash")
+    batch_key = check_key(batch_key)
     room = MAX_KEY_LENGTH - MAX_ID_LENGTH - 1
-    if len(check_key(batch_key)) > room:
+    if len(batch_key) > room:
         raise ValueError(f"the idempotency key of a batch may have at most {room} characters")
 
     def key_of(id_: str | None, request: GenerationRequest, variation: int) -> str:
-        key = f"{batch_prefix(batch_key)}{id_ or request.fingerprint()[:16]}"
+        part = _FLOAT.sub(r"\1", id_) if id_ else request.fingerprint()[:16]
+        key = f"{batch_prefix(batch_key)}{part}"
         return key if variation == 1 else f"{key}-variation-{variation}"
 
     return key_of

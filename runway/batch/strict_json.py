@@ -5,15 +5,19 @@ import json
 from typing import Any
 
 
-def strict_json(text: str) -> Any:
+def strict_json(text: str, *, missing_numbers: bool = False) -> Any:
     """Return the value of a JSON text; pure.
+
+    Args:
+        text: The text.
+        missing_numbers: Whether NaN, which data frames write for a missing value, is null.
 
     Raises:
         ValueError: It is not valid JSON, names a field of an object twice, or is nested too deeply.
             The message repeats no part of the text.
     """
     try:
-        return _DECODER.decode(text.strip())
+        return (_OF_FRAMES if missing_numbers else _DECODER).decode(text.strip())
     except json.JSONDecodeError as error:
         what = error.msg.removesuffix(" at")
         raise ValueError(f"is not valid JSON: {what}, at character {error.pos + 1}") from None
@@ -40,4 +44,10 @@ def _no_constant(_name: str) -> Any:
     raise _Refused("is not valid JSON: NaN and Infinity are not allowed")
 
 
+def _nan_as_null(name: str) -> None:
+    if name != "NaN":
+        _no_constant(name)
+
+
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+_OF_FRAMES = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_nan_as_null)

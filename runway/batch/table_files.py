@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Table files: the format of a file, and how to open it at a path or an fsspec URL."""
 
+import gzip
+import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +11,9 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..http_clients import untraced
 from ..redact import RedactingFilter, reason_of, redact_url
+from ..storage.drivers import failure_of
 from ..storage.paths import is_chained, local_path, whole_path
 
 for _logger in ("fsspec", "fsspec.http"):  # at DEBUG they log complete URLs
@@ -34,7 +38,14 @@ _FORMATS = {
     ".csv": FileFormat.CSV,
     ".parquet": FileFormat.PARQUET,
 }
+_ALSO_READ = {
+    ".json": FileFormat.JSONL,
+    ".tsv": FileFormat.CSV,
+    ".tab": FileFormat.CSV,
+    ".txt": FileFormat.CSV,  # Excel's "Unicode text": tabs in UTF-16
+}
 _GZIP = ".gz"
+_GZIP_MARK = b"\x1f\x8b"
 NO_PYARROW = 'Parquet needs pyarrow: pip install "prefect-cometapi[parquet]"'
 
 
@@ -44,14 +55,21 @@ def format_of(location: str) -> FileFormat:
     Raises:
         Unreadable: The suffix is not a known format.
     """
-    name = _name(location).removesuffix(_GZIP)
-    format_ = _FORMATS.get(PurePosixPath(name).suffix)
+    format_ = _FORMATS.get(_suffix(location))
     if format_ is None or (format_ is FileFormat.PARQUET and is_gzipped(location)):
         known = ".jsonl, .ndjson or .csv, each optionally followed by .gz, or in .parquet"
         raise Unreadable(
             f"{redact_url(location)} has no known format: its name must end in {known}"
         )
     return format_
+
+
+def suffix_format(location: str) -> FileFormat | None:
+    """Return the format in which to read a file, by its suffix, or None if that does not say; pure.
+
+    More formats are read than written.
+    """
+    return (_FORMATS | _ALSO_READ).get(_suffix(location))
 
 
 def is_gzipped(location: str) -> bool:
@@ -73,31 +91,67 @@ def parquet_module() -> Any:
 
 
 @contextmanager
-def open_table(location: str, *, text: bool) -> Iterator[Any]:
-    """Open the file at a location for reading, as text (UTF-8, line ends unchanged) or as bytes.
-
-    Invalid UTF-8 becomes surrogates, so that one bad cell makes only one bad row.
-
-    Raises:
-        Unreadable: The file could not be opened, or could not be read in the body.
-    """
-    how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""} if text else {}
+def reading(location: str) -> Iterator[None]:
+    """Turn every error of the block into ``Unreadable``, without a secret, and trace nothing."""
     try:
-        files, path = _located(location)
-        compression = "gzip" if is_gzipped(location) else None
-        with files.open(path, "rt" if text else "rb", compression=compression, **how) as file:
-            yield file
+        with untraced():
+            yield
     except Unreadable:
         raise
     except FileNotFoundError:
         raise Unreadable(
             f"{redact_url(location)} cannot be read: the file does not exist"
         ) from None
+    except UnicodeError as error:
+        encoding = getattr(error, "encoding", "its encoding")
+        raise Unreadable(
+            f"{redact_url(location)} is not in {encoding}: {reason_of(error)}"
+        ) from None
     except Exception as error:  # noqa: BLE001 - file systems and formats have errors of their own
-        raise Unreadable(f"{redact_url(location)} cannot be read: {reason_of(error)}") from None
+        why = failure_of(location, error)
+        raise Unreadable(f"{redact_url(location)} cannot be read: {why}") from None
 
 
-def _located(location: str) -> tuple[Any, str]:
+@contextmanager
+def open_table(location: str) -> Iterator[Any]:
+    """Open the file at a location for reading as bytes, decompressed.
+
+    Raises:
+        Unreadable: The file could not be opened, or could not be read in the body.
+    """
+    with reading(location):
+        files, path = located(location)
+        with files.open(path, "rb") as file:
+            yield decompressed(file, must=is_gzipped(location))
+
+
+def as_text(file: Any, encoding: str) -> Any:
+    """Return the text of an open file, with its line ends unchanged.
+
+    Invalid UTF-8 becomes surrogates, so that one bad cell makes only one bad row.
+    """
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+    return io.TextIOWrapper(file, encoding, errors, newline="")
+
+
+def decompressed(file: Any, *, must: bool) -> Any:
+    """Return an open file, decompressed if its first bytes are those of gzip.
+
+    Args:
+        file: Open file, which can seek.
+        must: Whether the file has to be compressed, by its name.
+    """
+    start = file.read(2)
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file, mode="rb") if must or start == _GZIP_MARK else file
+
+
+def located(location: str) -> tuple[Any, str]:
+    """Return the file system of a location, and the path in it.
+
+    Raises:
+        Unreadable: The location refers to more than one file system.
+    """
     import fsspec
     from fsspec.core import url_to_fs
 
@@ -109,6 +163,14 @@ def _located(location: str) -> tuple[Any, str]:
     return fsspec.filesystem("file"), str(whole_path(path))
 
 
+def _suffix(location: str) -> str:
+    return PurePosixPath(_name(location).rstrip("/").removesuffix(_GZIP)).suffix
+
+
 def _name(location: str) -> str:
-    is_web = location.lower().startswith(("http://", "https://"))
-    return (urlsplit(location).path if is_web else location).lower()
+    return (urlsplit(location).path if is_web(location) else location).lower()
+
+
+def is_web(location: str) -> bool:
+    """Return True for an address of the web; pure."""
+    return location.lower().startswith(("http://", "https://"))

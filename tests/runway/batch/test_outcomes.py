@@ -2,16 +2,22 @@
 """Each item reports its own outcome, and decides whether the batch continues."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prefect_cometapi.runway import (
     AuthenticationError,
     CometAPIError,
     GenerationFailed,
     GenerationResult,
+    IdempotencyKeyConflict,
     ImageToVideoRequest,
     InvalidRequest,
     InvalidSource,
+    Provenance,
+    ProvenanceMissing,
     QuotaExceeded,
+    ServiceUnavailable,
     SourceUnavailable,
     SourceUnreachable,
     Status,
@@ -20,9 +26,13 @@ from prefect_cometapi.runway import (
 from prefect_cometapi.runway.batch.models import BatchItem, BatchResult, Outcome
 from prefect_cometapi.runway.batch.outcomes import (
     Again,
+    FollowUp,
     again,
+    corrections,
     ended,
+    follow_up,
     invalid,
+    next_step,
     not_bought,
     reason_to_stop,
     running,
@@ -42,6 +52,39 @@ ITEM = BatchItem(
         prompt_image="https://example.com/cat.jpg?sig=secret", prompt_text="slow zoom"
     ),
 )
+
+
+@pytest.mark.parametrize(
+    ("provenance", "row"),
+    [
+        (None, (None, None)),
+        (Provenance(found=False), (False, None)),
+        (Provenance(found=True, signer="RUNWAY AI, INC."), (True, "RUNWAY AI, INC.")),
+    ],
+    ids=str,
+)
+def test_a_stored_item_says_whether_its_file_is_signed(provenance, row):
+    """The output manifest has a column for the C2PA manifest and one for its signer."""
+    made = video().model_copy(update={"provenance": provenance})
+    result = GenerationResult(
+        idempotency_key=ITEM.idempotency_key,
+        task_id="t",
+        status=Status.SUCCEEDED,
+        videos=(made,),
+        polls=1,
+        waited=1.0,
+        submitted_at=MOMENT,
+    )
+    item = stored(ITEM, result)
+    assert (item.c2pa, item.c2pa_signer) == row
+
+
+def test_a_withheld_file_waits_for_the_user():
+    """Another run with the same settings changes nothing, and the next step names the setting."""
+    error = ProvenanceMissing("no manifest").with_context(task_id="t")
+    results = [ended(ITEM, error)]
+    assert again(results) is Again.NOTHING
+    assert "COMETAPI_REQUIRE_PROVENANCE=false" in next_step(results)
 
 
 def test_an_item_says_what_it_asks_for_from_the_start():
@@ -163,3 +206,87 @@ def test_a_result_counts_its_items():
     assert result.sentence() == "1 stored, 1 failed, 1 uncertain, 1 not bought, 1 invalid"
     assert result.model_dump()["succeeded"] == 1
     assert BatchResult.model_validate_json(result.model_dump_json()) == result
+
+
+@given(
+    kind=st.sampled_from(
+        [
+            AuthenticationError,
+            GenerationFailed,
+            InvalidRequest,
+            QuotaExceeded,
+            ServiceUnavailable,
+            SubmissionUncertain,
+        ]
+    ),
+    earlier=st.lists(st.sampled_from([ServiceUnavailable("a"), AuthenticationError("b")])),
+    task_id=st.none() | st.just("t"),
+    is_bought=st.booleans(),
+    http_status=st.none() | st.just(401),
+)
+def test_an_item_is_sent_again_only_if_nothing_was_bought(
+    kind, earlier, task_id, is_bought, http_status
+):
+    """Neither a possible purchase nor a second refusal of the API key is repeated."""
+    error = kind("no", http_status=http_status).with_context(task_id=task_id)
+    follow = follow_up(error, earlier, is_bought=is_bought)
+    if follow is FollowUp.PAUSE_AND_REPEAT:
+        assert isinstance(error, ServiceUnavailable | AuthenticationError)
+        assert not task_id
+        assert not is_bought
+        repeated = any(isinstance(one, AuthenticationError) for one in earlier)
+        assert isinstance(error, ServiceUnavailable) or not repeated
+    is_uncertain = isinstance(error, SubmissionUncertain) and not (is_bought or task_id)
+    assert (follow is FollowUp.PAUSE) == is_uncertain
+
+
+def test_only_the_services_reply_refuses_an_api_key():
+    """A key that is missing here is not asked for again."""
+    missing, refused = (
+        AuthenticationError("there is none"),
+        AuthenticationError("", http_status=401),
+    )
+    assert follow_up(missing, [], is_bought=False) is FollowUp.NONE
+    assert follow_up(refused, [], is_bought=False) is FollowUp.PAUSE_AND_REPEAT
+    assert follow_up(refused, [refused], is_bought=False) is FollowUp.NONE
+    assert follow_up(ValueError(), [], is_bought=False) is FollowUp.NONE
+
+
+FAILED_ROWS = {
+    "moderated": GenerationFailed("no", code="SAFETY.INPUT.TEXT"),
+    "failed upstream": GenerationFailed("no", code="INTERNAL.BAD_OUTPUT.CODE01"),
+    "refused": InvalidRequest("no", code="invalid_request"),
+}
+
+
+@pytest.mark.parametrize(("word", "error"), FAILED_ROWS.items())
+def test_a_failed_row_keeps_its_code_and_has_its_own_advice(word, error):
+    """The result names the service's code, and what to change in such a row."""
+    item = ended(ITEM, error.with_context(task_id="task-1" if word != "refused" else None))
+    assert item.failure_code == error.code
+    assert item.problem() == f"{type(error).__name__} ({error.code}): no"
+    (sentence,) = corrections([item, item])
+    assert sentence.startswith(f"2 {word}: ")
+
+
+def test_an_invalid_row_has_its_own_advice():
+    """A row or a source that cannot be used is corrected, and then the batch is run again."""
+    rows = invalid([BadRow(row=4, id="sku-3", problem="duration: 7 seconds")])
+    rows.append(unusable(ITEM, InvalidSource("no picture")))
+    advice = "2 invalid: correct the row or its source, and run the batch again"
+    assert corrections(rows) == [advice]
+    assert next_step(rows) == f"{advice}."
+
+
+def test_the_next_step_of_a_batch_names_only_what_helps():
+    """Another run is advised only if it buys or finishes something."""
+    moderated, refused = (ended(ITEM, FAILED_ROWS[name]) for name in ("moderated", "refused"))
+    assert "run the batch again" not in next_step([moderated])
+    assert "use a new id" in next_step([moderated])
+    assert next_step([moderated, not_bought(ITEM, "later")]).endswith(
+        "run the batch again with the same idempotency key; it buys what is missing."
+    )
+    assert "refused: correct the request" in next_step([refused])
+    assert "--state uncertain" in next_step([ended(ITEM, SubmissionUncertain("?"))])
+    conflict = ended(ITEM, IdempotencyKeyConflict("another request"))
+    assert next_step([conflict]) == "correct what the messages of the items name."
