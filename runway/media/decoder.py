@@ -19,10 +19,12 @@ itself, so a disguised playlist cannot reach a network. A picture is decoded as 
 
 import base64
 import contextlib
+import gc
 import json
 import os
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +33,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from runpy import run_path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 MAX_MEMORY = 2 << 30
 """Maximum address space in bytes."""
@@ -42,12 +44,24 @@ CPU_TIMEOUT = 60.0
 _READ_SIZE = 256 << 10
 """Maximum bytes of one read."""
 
-_FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}
+_FIRST_BOXES = set(b"ftyp styp moov moof mdat sidx emsg wide free skip junk pnot uuid udta".split())
 """Boxes that an MP4 or MOV can begin with; old MOV files have no ftyp."""
 
+_PICTURE_CODECS = {"mjpeg", "png", "bmp", "gif", "tiff", "webp"}
+"""Codecs of cover pictures, which some programs write as a video stream of one frame."""
 
-_ZEROS = {"h264": 64, "hevc": 64, "mpeg4": 64, "vp8": 256, "vp9": 256}
-"""Number of consecutive zero bytes that no packet of a codec contains.
+MAX_PIXEL_RATIO = 4.0
+"""Largest ratio of the sides of a pixel that is believed; more would give a poster without end."""
+
+
+_ZEROS = {
+    "h264": bytes(64),
+    "hevc": bytes(64),
+    "mpeg4": bytes(64),
+    "vp8": bytes(256),
+    "vp9": bytes(256),
+}
+"""Zeros that no packet of a codec contains.
 
 H.264 and HEVC escape the third consecutive zero. The other encoders wrote at most 5 for still
 pictures, in sizes up to 4K. AV1 may be padded with zeros.
@@ -57,15 +71,55 @@ _NEVER_ZERO = {*_ZEROS, "av1", "libdav1d", "aac", "opus", "libopus"}
 """Codecs that never write a packet of zeros only, unlike silence in PCM."""
 
 
+Facts = dict[str, Any]
+"""Properties of a video or picture, as in the answer to the parent process."""
+
+
 class InvalidVideo(Exception):
     """File that is not a complete video."""
 
 
-def inspect_video(video: BinaryIO) -> dict[str, Any]:
-    """Demux a video to its end and describe it: width and height in pixels, duration in seconds.
+def examine(file: BinaryIO, makes: str | None, poster_width: int = 0) -> tuple[Facts, bytes]:
+    """Describe a complete video or picture, and draw its poster.
+
+    Args:
+        file: The file; its read position changes.
+        makes: ``video`` or ``picture``, or None if both are possible.
+        poster_width: Width of the poster in pixels, or 0 for none.
 
     Raises:
-        InvalidVideo: It is not an MP4, MOV or WebM, has no video, or is not complete.
+        InvalidVideo: The file is not complete, or of another kind.
+    """
+    pictures = _sibling("pictures.py")
+    kind = pictures["kind_of"](file) if makes != "video" else None
+    if kind is None and makes != "picture":
+        return examine_video(file, poster_width)
+    if kind is None:
+        file.seek(0)
+        head = file.read(12)
+        raise InvalidVideo(f"the output is not a PNG, JPEG or WebP; it begins with {head!r}")
+    try:
+        picture = pictures["decode"](file, kind)
+        facts = {"width": picture.width, "height": picture.height}
+        facts |= {"duration": 0.0, "frames": 1, "codec": kind}
+        return facts, _poster_of(picture, poster_width) if poster_width else b""
+    except ValueError as error:
+        raise InvalidVideo(str(error)) from None
+
+
+def examine_video(video: BinaryIO, poster_width: int = 0) -> tuple[Facts, bytes]:
+    """Demux a video to its end, describe it, and draw a poster from its middle.
+
+    Args:
+        video: The file; its read position changes.
+        poster_width: Width of the poster in pixels, or 0 for none.
+
+    Returns:
+        Width and height in pixels, duration in seconds, number of frames and codec; and a JPEG.
+
+    Raises:
+        InvalidVideo: It is not an MP4, MOV or WebM, has no video, is not complete, or its poster
+            cannot be drawn.
     """
     from av.error import FFmpegError
 
@@ -74,93 +128,109 @@ def inspect_video(video: BinaryIO) -> dict[str, Any]:
         end = _sibling("truncation.py")["find_end"](video, kind)
         size = video.seek(0, os.SEEK_END)
         _require_bytes(size, end.byte)
-        with _open_container(video) as container:
-            stream = _video_stream(container)
+        is_stated = kind == "mp4" and not end.open
+        with _open_container(video, kind, decodes=not (is_stated and poster_width)) as container:
+            films = _films(container)
+            tracks = _demux(container)
+            stream = _film(films, tracks)
             if stream.codec_context is None:
                 raise InvalidVideo("the output has a video stream with an unknown codec")
-            packets = _demux(container, stream)
+            film = tracks.get(stream.index, _Track())
             if kind == "mp4":
                 _require_bytes(size, _end_of_samples(container))
             if end.open:
-                _require_seconds(packets, end.seconds or _stated_seconds(container, kind))
-            info = {
-                "width": stream.width,
-                "height": stream.height,
-                "duration": round(packets.ends[stream.index], 3),
-                "frames": len(packets.starts),
-                "codec": stream.codec_context.name,
-            }
+                _require_seconds(tracks, film, end.seconds or _stated_seconds(container, kind))
+            if not film.starts:
+                raise InvalidVideo("the output is truncated: it has no frames")
+            if not poster_width:
+                return _facts(stream, film, stream), b""
+            frame, poster = _draw(container, stream, film, poster_width)
+            return _facts(stream, film, frame), poster
     except (FFmpegError, ValueError, EOFError) as error:
         raise InvalidVideo(f"the output is not a readable video: {_reason(error)}") from None
-    if not packets.starts:
-        raise InvalidVideo("the output is truncated: it has no frames")
-    if not (info["width"] and info["height"]):
-        raise InvalidVideo("the output's frames have no size")
-    return info
 
 
-def inspect_output(file: BinaryIO, makes: str | None) -> dict[str, Any]:
-    """Describe a complete video or picture.
-
-    Args:
-        file: The file; its read position changes.
-        makes: ``video`` or ``picture``, or None if both are possible.
+def _facts(stream: Any, film: "_Track", sized: Any) -> Facts:
+    """Describe a film that has the size of its stream, or of one of its frames.
 
     Raises:
-        InvalidVideo: The file is not complete, or of another kind.
+        InvalidVideo: It has no size.
     """
-    pictures = _sibling("pictures.py")
-    kind = pictures["kind_of"](file) if makes != "video" else None
-    if kind is None and makes != "picture":
-        return inspect_video(file)
-    if kind is None:
-        file.seek(0)
-        head = file.read(12)
-        raise InvalidVideo(f"the output is not a PNG, JPEG or WebP; it begins with {head!r}")
-    try:
-        return pictures["inspect"](file, kind)
-    except ValueError as error:
-        raise InvalidVideo(str(error)) from None
+    if not (sized.width and sized.height):
+        raise InvalidVideo("the output's frames have no size")
+    return {
+        "width": sized.width,
+        "height": sized.height,
+        "duration": round(film.duration(), 3),
+        "frames": len(film.starts),
+        "codec": stream.codec_context.name,
+    }
 
 
 @dataclass
-class _Packets:
-    """Packets of a file, in seconds: the end of each stream, and the start of each film frame."""
+class _Track:
+    """Packets of a stream that are shown: their starts, and the end of the last one, in ticks.
 
-    ends: dict[int, float]
-    starts: list[float] = field(default_factory=list)
+    Ticks are integers. Fractions of seconds would take longer than the demuxing itself.
+
+    Attributes:
+        tick: Seconds of a tick.
+        middle: Middle of the film.
+        key_frame: Packet with the last key frame before the middle, or with the first one.
+    """
+
+    tick: Fraction = Fraction(1)
+    middle: int = 0
+    starts: list[int] = field(default_factory=list)
+    end: int = 0
+    key_frame: Any = None
+
+    def duration(self) -> float:
+        """Return the seconds from the first start, which need not be zero, to the end."""
+        return float((self.end - min(self.starts, default=0)) * self.tick)
 
 
-def _demux(container: Any, stream: Any) -> _Packets:
-    """Read every packet.
+def _demux(container: Any) -> dict[int, _Track]:
+    """Read every packet, and return the tracks by the index of their stream.
 
     Raises:
         InvalidVideo: A packet is incomplete or filled with zeros.
     """
-    packets = _Packets({stream.index: 0.0})
+    tracks: dict[int, _Track] = {}
+    codecs = {stream.index: _codec_without_zeros(stream) for stream in container.streams}
+    middle = Fraction((container.start_time or 0) + (container.duration or 0) // 2, 1_000_000)
     for packet in container.demux():
-        if packet.is_corrupt or _has_zeroed_data(packet):
+        index, size, start = packet.stream_index, packet.size, packet.pts
+        codec = codecs[index]
+        if packet.is_corrupt or (codec and size and _has_zeroed_data(packet, codec)):
             raise InvalidVideo(
                 f"the output is truncated: the packet at byte {packet.pos:,} is incomplete"
             )
-        if packet.pts is None or not packet.size or packet.time_base is None:
+        track = tracks.get(index)
+        tick = track.tick if track else packet.time_base  # PyAV makes it anew, which takes long
+        is_shown = size and not packet.is_discard  # an edit list may leave some out
+        if start is None or not is_shown or tick is None:
             continue
-        index, start = packet.stream_index, packet.pts * packet.time_base
-        end = float(start + (packet.duration or 0) * packet.time_base)
-        packets.ends[index] = max(packets.ends.get(index, 0.0), end)
-        if index == stream.index:
-            packets.starts.append(float(start))
-    return packets
+        if track is None:
+            track = tracks[index] = _Track(tick, int(middle / tick))
+        track.starts.append(start)
+        track.end = max(track.end, start + (packet.duration or 0))
+        if packet.is_keyframe and (track.key_frame is None or start <= track.middle):
+            track.key_frame = packet
+    return tracks
 
 
-def _has_zeroed_data(packet: Any) -> bool:
+def _codec_without_zeros(stream: Any) -> str | None:
+    """Return the codec of a stream, or None if it may write packets of zeros."""
+    context = stream.codec_context
+    return context.name if context is not None and context.name in _NEVER_ZERO else None
+
+
+def _has_zeroed_data(packet: Any, codec: str) -> bool:
     """Return True if a packet holds zeros where its codec writes none."""
-    context = packet.stream.codec_context
-    if not packet.size or context is None or context.name not in _NEVER_ZERO:
-        return False
     content = bytes(packet)
-    zeros = _ZEROS.get(context.name)
-    return not any(content) or (zeros is not None and bytes(zeros) in content)
+    zeros = _ZEROS.get(codec)
+    return not any(content) or (zeros is not None and zeros in content)
 
 
 def _require_bytes(size: int, end: int) -> None:
@@ -168,11 +238,12 @@ def _require_bytes(size: int, end: int) -> None:
         raise InvalidVideo(f"the output is truncated: it has {size:,} of at least {end:,} bytes")
 
 
-def _require_seconds(packets: _Packets, stated: float) -> None:
+def _require_seconds(tracks: dict[int, _Track], film: _Track, stated: float) -> None:
     """Reject a film that ends more than two frames early; the second one allows for rounding."""
-    starts = sorted(packets.starts)
-    frame = max((later - earlier for earlier, later in pairwise(starts)), default=stated)
-    arrived = max(packets.ends.values())
+    starts = sorted(film.starts)
+    gap = max((later - earlier for earlier, later in pairwise(starts)), default=None)
+    frame = stated if gap is None else float(gap * film.tick)
+    arrived = max((float(track.end * track.tick) for track in tracks.values()), default=0.0)
     if arrived < stated - 2 * frame:
         raise InvalidVideo(f"the output is truncated: it has {arrived:g} s of {stated:g} s")
 
@@ -224,35 +295,127 @@ def inspect_image(image: BinaryIO) -> dict[str, Any]:
     return {"width": frame.width, "height": frame.height}
 
 
-def draw_poster(video: BinaryIO, width: int) -> bytes:
-    """Return a frame from the middle of a video as a JPEG of the given width in pixels.
-
-    A picture is scaled.
+def _draw(container: Any, stream: Any, film: _Track, width: int) -> tuple[Any, bytes]:
+    """Return a frame from the middle of a film, and a JPEG of it of the given width in pixels.
 
     Raises:
         InvalidVideo: No frame can be decoded.
     """
     from av.error import FFmpegError
 
-    pictures = _sibling("pictures.py")
+    stream.codec_context.thread_count = 1  # more threads are slower for a single frame
     try:
-        if kind := pictures["kind_of"](video):
-            return _scaled_jpeg(pictures["decode"](video, kind), width)
-        with _open_container(video) as container:
-            stream = _video_stream(container)
-            if stream.codec_context:
-                stream.codec_context.thread_count = 1  # more threads are slower for a single frame
-            if container.duration:
-                container.seek(container.duration // 2)
-            frame = next(container.decode(stream))
-        return _scaled_jpeg(frame, width)
+        frame = _decode_alone(film.key_frame) or _first_frame(container, stream)
+        return frame, _poster_of(frame, width, _pixel_ratio(stream))
     except (FFmpegError, StopIteration, ValueError) as error:
         raise InvalidVideo(f"no frame of the output can be decoded: {_reason(error)}") from None
 
 
-def _scaled_jpeg(frame: Any, width: int) -> bytes:
-    height = max(2, round(frame.height * width / frame.width / 2) * 2)
-    return as_jpeg(frame.reformat(width=width, height=height, format="yuvj420p", threads=1))
+def _decode_alone(key_frame: Any) -> Any:
+    """Return the frame of a packet, or None if the decoder needs others for it.
+
+    The end after the packet makes the decoder return the frame at once. It would otherwise first
+    decode the next ones, which may have to be shown earlier.
+    """
+    from av.error import FFmpegError
+
+    if key_frame is None:
+        return None
+    try:
+        context = key_frame.stream.codec_context
+        return next(iter([*context.decode(key_frame), *context.decode(None)]), None)
+    except FFmpegError:
+        return None
+
+
+def _first_frame(container: Any, stream: Any) -> Any:
+    """Return the first frame of a film that can be decoded."""
+    container.seek(0)
+    return next(container.decode(stream))
+
+
+def _pixel_ratio(stream: Any) -> float:
+    """Return the width of a pixel divided by its height."""
+    ratio = float(stream.sample_aspect_ratio or 1)
+    return ratio if 1 / MAX_PIXEL_RATIO <= ratio <= MAX_PIXEL_RATIO else 1.0
+
+
+class _Orientation(NamedTuple):
+    """Turn of a frame before it is shown: swap its axes first, then mirror it."""
+
+    swaps: bool = False
+    mirrors_x: bool = False
+    mirrors_y: bool = False
+
+
+def orientation_of(matrix: bytes) -> _Orientation:
+    """Return the orientation that a display matrix stands for, to the nearest right angle; pure.
+
+    The matrix maps a point (x, y) of the frame to (a x + c y, b x + d y).
+    """
+    a, b, _, c, d = struct.unpack("5i", matrix[:20])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return _Orientation(swaps=True, mirrors_x=c < 0, mirrors_y=b < 0)
+    return _Orientation(mirrors_x=a < 0, mirrors_y=d < 0)
+
+
+_QUARTERS = (
+    _Orientation(),
+    _Orientation(swaps=True, mirrors_y=True),
+    _Orientation(mirrors_x=True, mirrors_y=True),
+    _Orientation(swaps=True, mirrors_x=True),
+)
+"""Orientations by the number of quarter turns to the left."""
+
+
+def _orientation(frame: Any) -> _Orientation:
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 cannot list the side data of a photograph, which has EXIF data
+        return _QUARTERS[round(frame.rotation / 90) % 4]
+    return orientation_of(bytes(matrix)) if matrix else _Orientation()
+
+
+def _poster_of(frame: Any, width: int, pixel_ratio: float = 1.0) -> bytes:
+    """Return a frame as a JPEG of a width, in the position and proportions in which it is shown."""
+    turn = _orientation(frame)
+    across, down = frame.width * pixel_ratio, float(frame.height)
+    if turn.swaps:
+        across, down = down, across
+    size = (width, max(2, round(down * width / across / 2) * 2))
+    wide, high = reversed(size) if turn.swaps else size
+    small = _scaler().reformat(frame, width=wide, height=high, format="yuvj420p", threads=1)
+    return as_jpeg(_turned(small, turn) if any(turn) else small)
+
+
+@cache
+def _scaler() -> Any:
+    """Return the scaler of all posters, which keeps its tables while the sizes stay the same."""
+    from av.video.reformatter import VideoReformatter
+
+    return VideoReformatter()
+
+
+def _turned(frame: Any, turn: _Orientation) -> Any:
+    from av.filter import Graph
+
+    filters = (
+        ("transpose", "dir=cclock_flip", turn.swaps),
+        ("hflip", "", turn.mirrors_x),
+        ("vflip", "", turn.mirrors_y),
+    )
+    graph = Graph()
+    graph.threads = 1
+    chain = [
+        graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25)
+        )
+    ]
+    chain += [graph.add(name, arguments) for name, arguments, is_needed in filters if is_needed]
+    graph.link_nodes(*chain, graph.add("buffersink")).configure()
+    frame.pts, frame.time_base = 0, Fraction(1, 25)
+    chain[0].push(frame)
+    return graph.vpull()
 
 
 def draw_contact_sheet(posters: BinaryIO, sizes: Sequence[int]) -> bytes:
@@ -278,27 +441,53 @@ def as_jpeg(picture: Any) -> bytes:
     return b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode()])
 
 
-def _open_container(video: BinaryIO) -> Any:
+_UNDECODED = {"probesize": "32", "skip_frame": "all"}
+"""Options of FFmpeg for a file that is opened without a decoded frame. It would otherwise decode
+one to fill in what the header may lack, which takes as long as the frame of the poster."""
+
+
+def _open_container(video: BinaryIO, kind: str, *, decodes: bool) -> Any:
+    """Open a video.
+
+    Args:
+        video: The file; its read position changes.
+        kind: Container, as FFmpeg calls it.
+        decodes: True to decode a frame of each stream. The header of an MP4 with tables states
+            everything but the size of a frame for certain. That of a fragmented MP4 or a WebM may
+            lack the duration of a frame, too.
+    """
     import av
 
-    none = {"protocol_whitelist": "none"}
-    kind = _container(video)
+    options = {"protocol_whitelist": "none", **({} if decodes else _UNDECODED)}
     video.seek(0)
-    return av.open(video, format=kind, buffer_size=_READ_SIZE, options=none)
+    return av.open(video, format=kind, buffer_size=_READ_SIZE, options=options)
 
 
-def _video_stream(container: Any) -> Any:
-    """Return the first video stream that is not a cover picture.
+def _films(container: Any) -> list[Any]:
+    """Return the video streams that are not marked as a cover picture.
 
     Raises:
         InvalidVideo: There is no such stream.
     """
     from av.stream import Disposition
 
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            return stream
-    raise InvalidVideo("the output contains no video")
+    cover = Disposition.attached_pic
+    found = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not found:
+        raise InvalidVideo("the output contains no video")
+    return found
+
+
+def _film(films: Sequence[Any], tracks: dict[int, _Track]) -> Any:
+    """Return the stream with the most frames; a cover may be listed first, and without a mark."""
+
+    def weight(stream: Any) -> tuple[int, bool, int]:
+        context = stream.codec_context
+        is_moving = context is not None and context.name not in _PICTURE_CODECS
+        frames = len(tracks[stream.index].starts) if stream.index in tracks else 0
+        return frames, is_moving, context.width * context.height if context else 0
+
+    return max(films, key=weight)
 
 
 def _container(video: BinaryIO) -> str:
@@ -348,18 +537,23 @@ def serve(
     for file, question in questions:
         _alarm_after(cpu_seconds)
         print(json.dumps(_answer(file, question)), file=answers, flush=True)
+        gc.collect()  # PyAV's frame and its side data refer to each other, and would pile up
         _alarm_after(0)
 
 
 def _answer(file: BinaryIO, question: dict[str, Any]) -> dict[str, Any]:
     try:
-        if width := question.get("poster_width"):
-            return {"poster": base64.b64encode(draw_poster(file, width)).decode()}
         if sizes := question.get("posters"):
             return {"sheet": base64.b64encode(draw_contact_sheet(file, sizes)).decode()}
         if question.get("image"):
             return {"info": inspect_image(file)}
-        return {"info": inspect_output(file, question.get("makes", "video"))}
+        read_manifest = _sibling("manifest_store.py")["read_manifest"]
+        if question.get("manifest"):
+            return {"manifest": read_manifest(file)}
+        makes, width = question.get("makes", "video"), question.get("poster_width", 0)
+        info, poster = examine(file, makes, width)
+        drawn = base64.b64encode(poster).decode()
+        return {"info": info, "poster": drawn, "manifest": read_manifest(file)}
     except InvalidVideo as error:
         return {"refused": str(error)}
     except MemoryError:
@@ -384,13 +578,20 @@ def load() -> None:
     import av.subtitles.codeccontext
     import av.subtitles.stream  # noqa: F401
 
-    for name in ("confinement.py", "contact_sheet.py", "pictures.py", "truncation.py"):
+    for name in (
+        "confinement.py",
+        "contact_sheet.py",
+        "manifest_store.py",
+        "pictures.py",
+        "truncation.py",
+    ):
         _sibling(name)
 
 
 def main() -> None:
     """Run the decoder process."""
     load()
+    gc.freeze()  # so that the collection after each question visits only what the question left
     _sibling("confinement.py")["confine"](MAX_MEMORY)
     serve(read_questions(), sys.stdout)
 

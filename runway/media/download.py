@@ -5,7 +5,9 @@ The URL is untrusted, it expires, and connections break. So the API key is never
 redirects are followed manually, and a broken download resumes at its last byte, but only if the
 server confirms that the file has not changed. The length and the SHA-256 are computed on the way.
 Output URLs are valid for a day or two (Runway's docs, Outputs), those of CometAPI "for a limited
-time". An expired URL has its own error, since a fresh one can be requested.
+time". Object stores refuse an expired URL with various statuses (S3 and Google 400 or 403, Azure
+and CloudFront 403, others 401, 404 or 410), so any refusal is worth one fresh URL. They label
+videos in many ways, as text too, so the content is judged by its bytes alone (inspector.py).
 """
 
 import asyncio
@@ -13,7 +15,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import aclosing
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Self
@@ -22,26 +24,25 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from ..errors import DownloadInterrupted, InvalidOutput, OutputExpired, StorageError
-from ..http_clients import tls_context
+from ..http_clients import NetworkTransport, streaming, untraced
 from ..redact import RedactingFilter, host_of, origin_of, reason_of, redact_url, scrub
 from .download_file import DownloadWriter
-from .ssrf_guard import check_literal, keep_outside
+from .ssrf_guard import PublicAddresses, check_literal
 
 MAX_REDIRECTS = 5
 MAX_RESUMPTIONS = 4
 """Maximum number of consecutive breaks without a single new byte, before the download fails."""
 
-MAX_RENEWALS = 2
-"""Maximum number of fresh URLs without a single new byte, before the output counts as lost."""
+MAX_RENEWALS = 1
+"""Maximum number of fresh URLs without a single new byte, before the download fails."""
 
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 MIN_RATE, RATE_GRACE = 10_000, 120.0
 """Minimum average rate in bytes per second, and seconds before the rate is checked."""
 
 HTTPCORE_LOGGERS = ("connection", "http11", "http2", "proxy", "socks")
-_EXPIRED = {401, 403, 404, 410}
-_IS_TEXT = re.compile(r"^text/|html|xml|json|javascript")
-"""Media types that are certainly not a video; storage services label videos in many ways."""
+_BUSY = {408, 425, 429}
+"""Statuses of a server that refuses a request only for now; they say nothing about the URL."""
 
 MAX_SECONDS = 3600.0
 """Maximum seconds for one whole download, so that a slowly dripping file cannot hold its run
@@ -55,7 +56,7 @@ for _logger in ("httpx", *(f"httpcore.{part}" for part in HTTPCORE_LOGGERS)):
 
 
 class AssetClients:
-    """Two HTTP clients that have no API key, keep no cookies and follow no redirects.
+    """Two transports that have no API key, keep no cookies and follow no redirects.
 
     Use it as an async context manager. Many downloads may share it.
 
@@ -68,8 +69,8 @@ class AssetClients:
     """
 
     def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self.outside, self.trusted = _asset_client(transport), _asset_client(transport)
-        keep_outside(self.outside)
+        self.outside = transport or NetworkTransport(PublicAddresses())
+        self.trusted = transport or NetworkTransport()
 
     async def __aenter__(self) -> Self:
         return self
@@ -79,17 +80,6 @@ class AssetClients:
         await self.trusted.aclose()
 
 
-def _asset_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        timeout=TIMEOUT,
-        transport=transport,
-        verify=tls_context(),
-        follow_redirects=False,
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-    )
-
-
 async def download(
     clients: AssetClients,
     url: str,
@@ -97,6 +87,7 @@ async def download(
     *,
     renew: Callable[[], Awaitable[str]] | None = None,
     trusted: Collection[str] = (),
+    dead: dict[str, int] | None = None,
 ) -> str:
     """Stream an asset to a new file, flushed to disk, and return its SHA-256 in hex.
 
@@ -108,20 +99,26 @@ async def download(
         trusted: Hosts and origins that may be requested over plain http and at any address: hosts
             in lower case, as the user names them, and origins (``origin_of``), such as that of the
             configured service.
+        dead: URLs that earlier attempts found dead, with their statuses. They are not requested
+            again, and further ones are added.
 
     Raises:
-        OutputExpired: The URL is no longer valid (401, 403, 404, 410).
+        OutputExpired: The URL is no longer valid: a status from 400 to 499.
         DownloadInterrupted: The connection broke, and resuming did not help.
-        InvalidOutput: The asset is empty, a text instead of a video, longer than announced or
-            allowed, or its URL does not lead to the internet.
+        InvalidOutput: The asset is empty, longer than announced or allowed, or its URL does not
+            lead to the internet.
         StorageError: The file cannot be written.
     """
+    dead = {} if dead is None else dead
+    for refused in [url for url, status in dead.items() if may_recover(url, status)]:
+        del dead[refused]
     try:
         with destination.open("wb") as file:
             async with aclosing(DownloadWriter(file)) as writer:
                 try:
-                    async with asyncio.timeout(MAX_SECONDS):
-                        await _receive_all(clients, url, writer, renew, trusted)
+                    with untraced():
+                        async with asyncio.timeout(MAX_SECONDS):
+                            await _receive_all(_Source(clients, trusted, dead), url, writer, renew)
                 except TimeoutError:
                     problem = f"the download took longer than {MAX_SECONDS:,.0f} s"
                     raise DownloadInterrupted(problem) from None
@@ -135,39 +132,13 @@ async def download(
     return sha256
 
 
-async def _receive_all(
-    clients: AssetClients,
-    url: str,
-    writer: DownloadWriter,
-    renew: Callable[[], Awaitable[str]] | None,
-    trusted: Collection[str],
-) -> None:
-    breaks, rate = 0, _RateCheck()
-    while True:
-        before = writer.received
-        try:
-            await _receive(clients, url, writer, trusted, rate)
-        except OutputExpired:
-            if renew is None or breaks >= MAX_RENEWALS:
-                raise
-            url, breaks = await renew(), breaks + 1
-            continue
-        except (httpx.HTTPError, httpx.StreamError) as error:
-            problem = f"{type(error).__name__}: {scrub(str(error))}"
-        except (httpx.InvalidURL, ValueError) as error:  # httpx parses every Location header
-            what = f"the server of the output sent an invalid reply: {scrub(str(error), limit=120)}"
-            raise InvalidOutput(what) from None
-        else:
-            if writer.total is None or writer.received == writer.total:
-                return
-            problem = f"{writer.received:,} of {writer.total:,} bytes arrived"
-        breaks = breaks + 1 if writer.received <= before else 0
-        rate.check()
-        if breaks >= MAX_RESUMPTIONS:
-            raise DownloadInterrupted(
-                f"the download from {host_of(url)} was interrupted: {problem}"
-            )
-        await asyncio.sleep(min(5.0, 0.1 * 4**breaks))
+def may_recover(url: str, status: int) -> bool:
+    """Return True if a refused URL may become valid later; pure.
+
+    A signature that was refused stays refused. A URL without one cannot expire, and a file may
+    still be on its way to the server that does not find it.
+    """
+    return "?" not in url or status == 404
 
 
 class _RateCheck:
@@ -187,28 +158,81 @@ class _RateCheck:
             raise DownloadInterrupted(f"the download is slower than {MIN_RATE:,} bytes/s")
 
 
-async def _receive(
-    clients: AssetClients,
+@dataclass
+class _Source:
+    """Clients of a download, what they may request, and the rate at which it arrives."""
+
+    clients: AssetClients
+    trusted: Collection[str]
+    dead: dict[str, int]
+    rate: _RateCheck = field(default_factory=_RateCheck)
+
+
+async def _receive_all(
+    source: _Source,
     url: str,
     writer: DownloadWriter,
-    trusted: Collection[str],
-    rate: _RateCheck,
+    renew: Callable[[], Awaitable[str]] | None,
 ) -> None:
-    headers = {"Accept-Encoding": "identity"}
+    breaks, renewals, renewed_at = 0, 0, -1
+    while True:
+        before = writer.received
+        try:
+            await _receive(source, url, writer)
+        except OutputExpired:
+            renewals = renewals if writer.received == renewed_at else 0
+            if renew is None or renewals >= MAX_RENEWALS:
+                raise
+            url, renewals, renewed_at = await renew(), renewals + 1, writer.received
+            continue
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            problem = f"{type(error).__name__}: {scrub(str(error))}"
+        except (httpx.InvalidURL, ValueError) as error:  # httpx parses every Location header
+            what = f"the server of the output sent an invalid reply: {scrub(str(error), limit=120)}"
+            raise InvalidOutput(what) from None
+        else:
+            if writer.total is None or writer.received == writer.total:
+                return
+            problem = f"{writer.received:,} of {writer.total:,} bytes arrived"
+        breaks = breaks + 1 if writer.received <= before else 0
+        source.rate.check()
+        if breaks >= MAX_RESUMPTIONS:
+            raise DownloadInterrupted(
+                f"the download from {host_of(url)} was interrupted: {problem}"
+            )
+        await asyncio.sleep(min(5.0, 0.1 * 4**breaks))
+
+
+async def _receive(source: _Source, url: str, writer: DownloadWriter) -> None:
+    headers = {"Accept-Encoding": "identity", "User-Agent": "prefect-cometapi"}
     if writer.received and writer.etag:
         headers |= {"Range": f"bytes={writer.received}-", "If-Range": writer.etag}
     for _ in range(MAX_REDIRECTS + 1):
-        http = clients.trusted if _is_trusted(url, trusted) else clients.outside
-        async with http.stream("GET", url, headers=headers) as response:
+        clients = source.clients
+        transport = clients.trusted if _is_trusted(url, source.trusted) else clients.outside
+        if url in source.dead:
+            raise _expired(source.dead[url])
+        request = httpx.Request(
+            "GET", url, headers=headers, extensions={"timeout": TIMEOUT.as_dict()}
+        )
+        async with streaming(transport, request) as response:
             if response.has_redirect_location:
                 url = _redirected(url, response.headers["location"])
                 continue
+            status = response.status_code
+            if 400 <= status < 500 and status not in {*_BUSY, 416}:
+                source.dead[url] = status
+                raise _expired(status)
             await _prepare_for(response, writer)
             async for chunk in response.aiter_raw():
-                rate.check(len(chunk))
+                source.rate.check(len(chunk))
                 await writer.append(chunk)
             return
     raise InvalidOutput(f"the URL of the output redirects more than {MAX_REDIRECTS} times")
+
+
+def _expired(status: int) -> OutputExpired:
+    return OutputExpired("the URL of the output is no longer valid", http_status=status)
 
 
 def _redirected(url: str, location: str) -> str:
@@ -240,18 +264,12 @@ def _is_trusted(url: str, trusted: Collection[str]) -> bool:
 async def _prepare_for(response: httpx.Response, writer: DownloadWriter) -> None:
     """Prepare for the body of a good reply, or raise the error of a bad one."""
     status = response.status_code
-    if status in _EXPIRED:
-        raise OutputExpired("the URL of the output is no longer valid", http_status=status)
     if status == 416:
         await writer.start_again()
-    if status in {416, 429} or status >= 500:
+    if status in {*_BUSY, 416} or status >= 500:
         raise httpx.RemoteProtocolError(f"HTTP {status}")
     if status not in {200, 206}:
         raise DownloadInterrupted("the output cannot be downloaded", http_status=status)
-    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if _IS_TEXT.search(media_type):
-        what = f"the server sent text instead of a video ({scrub(media_type, limit=60)})"
-        raise InvalidOutput(what, http_status=status)
     length = response.headers.get("content-length", "")
     rest = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
     if not (status == 206 and _continues(response, writer)):

@@ -21,6 +21,14 @@ MAX_BLOCK = 2 * 1024**2
 """Maximum bytes that are passed to the thread at a time. With smaller blocks the thread and the
 loop wait for each other more often; a quarter of this size is a third slower."""
 
+FLUSH_BYTES = 16 * 1024**2
+"""Bytes after which the system is asked to start to write to the disk. Otherwise it writes a large
+file only at its end, while nothing else is done."""
+
+MAX_PIECES = 32
+"""Maximum number of pieces of a block that are written one by one. More and smaller ones are joined
+first: a thread waits for the interpreter after each piece."""
+
 MAX_IN_MEMORY, MIN_BLOCK = 64 * 1024**2, 32 * 1024
 """Maximum bytes of all files together that wait for the thread, and the minimum that each file may
 have in any case."""
@@ -49,6 +57,7 @@ class DownloadWriter:
         self._hash = hashlib.sha256()
         self._buffer: list[bytes] = []
         self._size = 0
+        self._flushed = 0
         self._writing: asyncio.Task[None] | None = None
 
     async def aclose(self) -> None:
@@ -63,7 +72,7 @@ class DownloadWriter:
         self._file.seek(0)
         self._file.truncate()
         self.received, self.total, self.etag = 0, None, ""
-        self._hash, self._buffer, self._size = hashlib.sha256(), [], 0
+        self._hash, self._buffer, self._size, self._flushed = hashlib.sha256(), [], 0, 0
 
     def expect(self, more: int | None) -> None:
         """Record the announced number of further bytes, or None if it is unknown.
@@ -115,10 +124,22 @@ class DownloadWriter:
         self._writing = asyncio.create_task(asyncio.to_thread(write, chunks))
 
     def _write(self, chunks: list[bytes]) -> None:
-        block = b"".join(chunks)
-        chunks.clear()
-        self._file.write(block)
-        self._hash.update(block)
+        pieces = chunks if len(chunks) <= MAX_PIECES else [b"".join(chunks)]
+        for piece in pieces:
+            self._file.write(piece)
+            self._hash.update(piece)
+        self._start_flush()
+
+    def _start_flush(self) -> None:
+        """Ask the system to write what is complete to the disk, without waiting for it."""
+        written = self._file.tell()
+        start, size = self._flushed, written - self._flushed
+        if size < FLUSH_BYTES or not hasattr(os, "posix_fadvise"):
+            return
+        self._flushed = written
+        with suppress(OSError):  # advice, which some file systems do not take
+            # Linux starts to write what it would have to drop, and keeps it until it is written.
+            os.posix_fadvise(self._file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
 
     def _write_last(self, chunks: list[bytes]) -> None:
         self._write(chunks)

@@ -34,29 +34,17 @@ def kind_of(file: BinaryIO) -> str | None:
     return "webp" if head[:4] == b"RIFF" and head[8:] == b"WEBP" else None
 
 
-def inspect(file: BinaryIO, kind: str) -> dict[str, Any]:
-    """Decode a picture completely and describe it.
+def decode(file: BinaryIO, kind: str) -> Any:
+    """Decode a picture completely and return its frame.
 
     Raises:
         ValueError: The picture is not complete, or cannot be decoded without an error.
     """
     require_end(file, kind)
-    frame = decode(file, kind)
-    return {
-        "width": frame.width,
-        "height": frame.height,
-        "duration": 0.0,
-        "frames": 1,
-        "codec": kind,
-    }
+    return _decode(file, kind)
 
 
-def decode(file: BinaryIO, kind: str) -> Any:
-    """Return the decoded picture.
-
-    Raises:
-        ValueError: It cannot be decoded without an error.
-    """
+def _decode(file: BinaryIO, kind: str) -> Any:
     import av
     from av.error import FFmpegError
 

@@ -10,14 +10,15 @@ differently a moment later gains nothing. Behind a proxy, the proxy resolves nam
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
-from ipaddress import IPv6Address, ip_address, ip_network
-from time import monotonic
-from typing import Any
-
-import httpcore
-import httpx
+from collections.abc import Awaitable, Callable
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 
 from ..errors import InvalidOutput
 
@@ -30,30 +31,81 @@ _NOT_OUTSIDE = tuple(
         "168.63.129.16/32",  # Azure's metadata and DNS, although the address is public
         "192.0.0.0/24",  # IETF protocol assignments, and Oracle's metadata
         "192.88.99.0/24",  # 6to4 relays
-        "::/96",  # IPv4-compatible IPv6, deprecated
-        "::ffff:0:0/96",  # IPv4-mapped IPv6
-        "64:ff9b::/96",  # IPv4 behind NAT64
-        "64:ff9b:1::/48",  # IPv4 behind a local NAT64
-        "2001::/32",  # IPv4 in Teredo
-        "2002::/16",  # IPv4 in 6to4
         "fec0::/10",  # site-local, deprecated
     )
 )
+_FAKE = ip_network("198.18.0.0/15")
+_NOBODY = ip_network("0.0.0.0/8")
+_NAT64, _LOCAL_NAT64 = ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48")
+_COMPATIBLE, _TEREDO = ip_network("::/96"), ip_network("2001::/32")
+_ISATAP = {0x0000_5EFE, 0x0200_5EFE}
+_LAST = (1 << 32) - 1
 
 
 def is_public(address: str) -> bool:
     """Return True for an IP address that is public on the internet; pure.
 
-    Forms that embed another address are rejected, since they may lead anywhere.
+    An address that carries another one is judged by the one inside, since its packets go there.
     """
     try:
         ip = ip_address(address)
     except ValueError:
         return False
-    if isinstance(ip, IPv6Address) and ip.scope_id:
+    if isinstance(ip, IPv4Address):
+        return _is_outside(ip)
+    if ip.scope_id:
         return False
+    carried = _carried(ip)
+    if carried is not None:
+        # Nobody has an address that begins with zero: there is none at this position.
+        inner = [each for each in carried if each not in _NOBODY]
+        return bool(inner) and all(map(_is_outside, inner))
+    number = int(ip)
+    is_isatap = number >> 32 & _LAST in _ISATAP
+    return _is_outside(ip) and (not is_isatap or _is_outside(IPv4Address(number & _LAST)))
+
+
+def _is_outside(ip: IPv4Address | IPv6Address) -> bool:
     held_back = ip.is_multicast or ip.is_reserved or any(ip in net for net in _NOT_OUTSIDE)
     return ip.is_global and not held_back
+
+
+def _carried(ip: IPv6Address) -> list[IPv4Address] | None:
+    """Return the IPv4 addresses in an IPv6 address that stands for them, or None for any other.
+
+    A local NAT64 cuts its prefix after 48, 56, 64 or 96 bits (RFC 6052), which cannot be seen, so
+    the addresses at all four positions are returned.
+    """
+    number = int(ip)
+    last = IPv4Address(number & _LAST)
+    if ip.ipv4_mapped or ip in _NAT64 or ip in _COMPATIBLE:
+        return [last]
+    if ip.sixtofour:
+        return [ip.sixtofour]
+    if ip in _TEREDO:
+        return [IPv4Address(number >> 64 & _LAST), IPv4Address(number & _LAST ^ _LAST)]
+    if ip in _LOCAL_NAT64:
+        # The eight bits after the first half are always empty, and belong to no address.
+        joined = number >> 64 << 56 | number & ((1 << 56) - 1)
+        return [last, *(IPv4Address(joined >> shift & _LAST) for shift in (40, 32, 24))]
+    return None
+
+
+def is_fake(address: str) -> bool:
+    """Return True for an address that a VPN or proxy invents for each name (fake-IP DNS); pure."""
+    return _is_in(address, _FAKE)
+
+
+def is_nat64(address: str) -> bool:
+    """Return True for an IPv4 address behind NAT64, as a network without IPv4 has; pure."""
+    return _is_in(address, _NAT64, _LOCAL_NAT64)
+
+
+def _is_in(address: str, *networks: IPv4Network | IPv6Network) -> bool:
+    try:
+        return any(ip_address(address) in network for network in networks)
+    except ValueError:
+        return False
 
 
 def check_literal(host: str) -> None:
@@ -71,9 +123,10 @@ def check_literal(host: str) -> None:
 
 
 def _inside(host: str, address: str) -> InvalidOutput:
+    origin = ", which a VPN or proxy made up (fake-IP DNS)" if is_fake(address) else ""
     return InvalidOutput(
-        f"the host {host} of the output has the non-public address {address}; if this is intended, "
-        "add the host to COMETAPI_ALLOWED_ASSET_HOSTS"
+        f"the host {host} of the output has the non-public address {address}{origin}; if this is "
+        "intended, add the host to COMETAPI_ALLOWED_ASSET_HOSTS"
     )
 
 
@@ -88,80 +141,34 @@ async def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(where[0]) for *_rest, where in found))
 
 
-class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
-    """Network backend that connects to public addresses only.
+class PublicAddresses:
+    """Guard of a transport, which allows public addresses only.
 
     Args:
-        resolve: Returns the addresses of a host.
-        network: Backend that makes the connections.
+        find: Returns the addresses of a host.
     """
 
-    def __init__(
-        self, resolve: Resolve = resolve, network: httpcore.AsyncNetworkBackend | None = None
-    ) -> None:
-        self._resolve = resolve
-        plain: Any = httpcore.AnyIOBackend  # a different class if anyio is not installed
-        self._network: httpcore.AsyncNetworkBackend = network or plain()
+    def __init__(self, find: Resolve = resolve) -> None:
+        self._find = find
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 -- httpcore's own interface
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first public address of a host that answers, all within the timeout.
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """Return the public addresses of a host.
 
         Raises:
-            InvalidOutput: The host has no public address.
-            httpcore.ConnectError: The host is unknown, or none of its addresses answers.
-            httpcore.ConnectTimeout: The host was not resolved, or no address answered, in time.
+            InvalidOutput: The host has addresses, and none of them is public.
+            OSError: The host is unknown.
         """
-        end = None if timeout is None else monotonic() + timeout
-        async with _in_time(host, timeout):
-            addresses = await self._public_addresses(host, port)
-        problem: Exception | None = None
-        for number, address in enumerate(addresses):
-            left = None if end is None else max(0.0, end - monotonic())
-            share = left and left / (len(addresses) - number)
-            try:
-                return await self._network.connect_tcp(
-                    address, port, share, local_address, socket_options
-                )
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                problem = error
-        raise problem or httpcore.ConnectError(f"{host} has no address")
-
-    async def _public_addresses(self, host: str, port: int) -> list[str]:
-        try:
-            found = await self._resolve(host, port)
-        except OSError as error:
-            raise httpcore.ConnectError(
-                f"the host name {host} cannot be resolved: {error}"
-            ) from error
+        found = await self._find(host, port)
         public = [address for address in found if is_public(address)]
         if found and not public:
             raise _inside(host, found[0])
         return public
 
+    def check(self, address: str) -> None:
+        """Reject an address that is not public, or a host that is not an IP address.
 
-@asynccontextmanager
-async def _in_time(host: str, seconds: float | None) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise httpcore.ConnectTimeout(f"the host name {host} was not resolved in time") from None
-
-
-def keep_outside(http: httpx.AsyncClient) -> None:
-    """Make a client connect to public addresses only, except through a proxy of the environment.
-
-    httpx has no argument for the network backend of its own transport, and a custom transport would
-    ignore the proxies of the environment. So the backend is replaced inside httpcore.
-    """
-    transport = http._transport  # noqa: SLF001 -- held by tests/runway/media/test_ssrf_guard.py
-    if isinstance(transport, httpx.AsyncHTTPTransport):
-        pool: Any = transport._pool  # noqa: SLF001
-        pool._network_backend = PublicOnlyBackend()  # noqa: SLF001
+        Raises:
+            InvalidOutput: It is not a public address.
+        """
+        if not is_public(address):
+            raise _inside(address, address)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ..errors import SourceUnavailable, SourceUnreachable
 from ..redact import reason_of, redact_url
+from ..storage.drivers import failure_of
 from ..storage.paths import local_path, whole_path
 
 
@@ -140,6 +141,7 @@ class FsspecFile:
     """
 
     def __init__(self, url: str, address: str, **options: Any) -> None:
+        self._url = url
         self._address = address
         self._scheme = url.partition("://")[0].lower()
         with self._readable():
@@ -188,10 +190,8 @@ class FsspecFile:
             return self._unavailable("it does not exist")
         if isinstance(error, PermissionError):
             return self._unavailable("the credentials of this machine do not permit it")
-        why = f"{what}{reason_of(error)}"
+        why = f"{what}{failure_of(self._url, error)}"
         name = type(error).__name__
-        if isinstance(error, ImportError) and self._scheme in {"s3", "s3a"}:
-            return self._unavailable(f"{why} (pip install 'prefect-cometapi[s3]')")
         if isinstance(error, _PERMANENT) or any(part in name for part in _NO_CREDENTIALS):
             return self._unavailable(why)
         return SourceUnreachable(f"{redact_url(self._address)} cannot be read for now: {why}")

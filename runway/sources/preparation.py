@@ -24,16 +24,20 @@ from ..errors import (
     StorageError,
 )
 from ..media.inspector import inspect_image, inspect_video
-from ..models.requests import GenerationRequest
-from ..models.sources import (
+from ..models.media_types import (
+    HEAD_BYTES,
     MAX_DATA_BYTES,
     MAX_FETCHED_BYTES,
+    media_type_of,
+    problem_of_type,
+)
+from ..models.requests import GenerationRequest
+from ..models.sources import (
     StoredSource,
     checked_url,
     with_sources,
 )
 from ..redact import reason_of, redact_url
-from .content import HEAD_BYTES, media_type_of, problem_of_type
 from .files import Signer, SourceFile
 
 OpenSource = Callable[[StoredSource], Awaitable[SourceFile]]
@@ -214,6 +218,7 @@ def _check_size(
         return
     if size == 0:
         raise InvalidSource(f"{redact_url(source)} is empty")
+    _type_of(file.read(HEAD_BYTES), source)  # a smaller file of a wrong type would not help
     elsewhere = (
         ""
         if file.signer

@@ -4,10 +4,13 @@
 A complete fetch leaves a record beside its files. When a step runs again, in this process or in
 another one on the machine, it finds the record. It uses the files only if their hashes still match.
 Missing or changed files are fetched again, so a record never prevents the delivery of a paid video.
+
+A file whose stamp is unchanged is neither read again to compare its hash nor flushed again.
 """
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +19,17 @@ from pydantic import ValidationError
 
 from ..errors import StagedFileMissing
 from ..models.generation import FetchedVideo
+from ..processes import this_process
 from .base import Storage
 from .staging import RECORD, StagedFile, is_abandoned, staged_files, staged_path
+
+TIME_STEP = 10_000_000
+"""Nanoseconds between two different times of a write at most. Linux takes them from a clock that
+advances every 1 to 10 ms. FAT and exFAT keep multiples of 2 s and 10 ms."""
+
+_FRACTION = 1_000
+"""Nanoseconds after a multiple of TIME_STEP, which only a precise file system keeps. Windows keeps
+multiples of 100 ns."""
 
 
 def sha256_of(path: Path) -> str | None:
@@ -27,6 +39,41 @@ def sha256_of(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
+
+
+def stamp(path: Path) -> str | None:
+    """Set the time of a file to one that no later write sets, and return the state of the file.
+
+    The state changes whenever the file is written to or replaced, even at once: the time is a
+    little past, and a write sets a later one. Only a program that restores the time within
+    ``TIME_STEP`` would hide its change. The state is None if the file is gone, or if its file
+    system rounds times.
+    """
+    time_ = (time.time_ns() // TIME_STEP - 2) * TIME_STEP + _FRACTION
+    try:
+        os.utime(path, ns=(time_, time_))
+        found = path.stat()
+    except OSError:
+        return None
+    return _state(found) if found.st_mtime_ns == time_ else None
+
+
+def stamp_of(path: Path) -> str | None:
+    """Return the state of a file, to compare it with an earlier stamp, or None if it is gone."""
+    try:
+        return _state(path.stat())
+    except OSError:
+        return None
+
+
+def _state(found: os.stat_result) -> str:
+    """Return the state of a file of this process.
+
+    The identity of the process is in it, so that no other process compares it after a restart or on
+    another machine.
+    """
+    identity = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return ":".join(map(str, [this_process(), *identity]))
 
 
 def remember(video: FetchedVideo, stem: str) -> None:
@@ -72,25 +119,31 @@ def find_fetched(storage: Storage, stem: str) -> FetchedVideo | None:
     return video if has_poster else video.model_copy(update={"poster": None})
 
 
-def publish_checked(storage: Storage, staged: Path, name: str, sha256: str | None) -> str:
-    """Publish a staged file whose hash still matches, and return its URI.
+def publish_checked(
+    storage: Storage, staged: Path, name: str, sha256: str | None, stamp: str | None = None
+) -> str:
+    """Publish a staged file whose stamp or hash still matches, and return its URI.
 
     If the staged file is gone or changed, but an earlier attempt published the expected file, that
-    one stays and its URI is returned.
+    one stays and its URI is returned. Another file of the video has to be published next.
 
     Args:
         storage: Storage that receives the file.
         staged: Path of the staged file.
         name: Name of the file in the storage.
         sha256: Expected SHA-256 in hex, or None if it is not known.
+        stamp: Stamp of the file when its hash was computed, or None to compare the hash.
 
     Raises:
         StagedFileMissing: The staged file is gone or changed, and must be fetched again.
         StorageError: The storage rejected the file.
     """
+    if stamp is not None and stamp == stamp_of(staged):
+        # The download has flushed it, and nothing has written to it since.
+        return storage.publish(staged, name, more=True, flushed=True)
     found = sha256_of(staged)
     if found is not None and sha256 in {found, None}:
-        return storage.publish(staged, name)
+        return storage.publish(staged, name, more=True)
     if _is_published(storage, name, sha256):
         return storage.uri(name)
     why = "has changed since it was fetched" if found else "no longer exists on this machine"
@@ -124,12 +177,18 @@ def remove(folder: Path, files: Collection[StagedFile]) -> int:
     """Delete staged files from a folder, and return the number of deleted files.
 
     The folder is opened without following a symbolic link, and each name is deleted relative to it.
-    So nothing outside the folder can be deleted.
+    So nothing outside the folder can be deleted. Windows cannot open folders.
 
     Raises:
         OSError: The folder cannot be opened, or a file cannot be deleted.
     """
     removed = 0
+    if os.unlink not in os.supports_dir_fd or not hasattr(os, "O_DIRECTORY"):
+        for file in files:
+            with suppress(FileNotFoundError):
+                (folder / file.name).unlink()
+                removed += 1
+        return removed
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         for file in files:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Storage in a folder, which publishes a flushed file by a rename."""
 
+import errno
 import hashlib
 import os
 import shutil
-import tempfile
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from ..errors import StorageError
+from ..models.keys import LONGEST_STEM
 from ..redact import reason_of
-from .base import check_staged
+from .base import LACKS, NO_RENAME, PROBE, check_staged, code_of, probe, require_space
 from .paths import whole_path
 from .staging import staged_path, staging_inside, temporary_staging
 
@@ -29,36 +32,35 @@ class FolderStorage:
         return staging_inside(self.folder) or temporary_staging(str(self.folder))
 
     def check(self) -> None:
-        """Write a temporary file into the folder, which deletes itself."""
-        staging = self.staging()
-        try:
-            for folder in {staging, staging if staging.parent == self.folder else self.folder}:
-                with tempfile.TemporaryFile(dir=folder) as file:
-                    file.write(b"probe")
-        except OSError as error:
-            raise StorageError(f"{self.folder} is not writable: {reason_of(error)}") from error
+        """Publish a small file in the folder, read it back, and delete it if that is possible."""
+        self.staging()
+        require_space(self.folder)
+        name = f"{PROBE}-{uuid4().hex}".ljust(LONGEST_STEM + len(".mp4"), "-")
+        probe(self, name, strict=False)
 
     def uri(self, name: str) -> str:
         """Return the absolute path of the file."""
         return str(self.folder / name)
 
-    def publish(self, staged: Path, name: str) -> str:
-        """Flush the file to disk, rename it, and flush the folder.
+    def publish(self, staged: Path, name: str, *, more: bool = False, flushed: bool = False) -> str:
+        """Flush the file to disk, rename it, and flush the folder unless more files follow.
 
-        A staged file on another file system is copied first.
+        A staged file on another file system is copied first. What the file system of the folder
+        cannot do is left out: without a rename, the file is copied to its final name.
         """
         target = self.folder / name
-        check_staged(staged)
+        moved = False
         try:
             target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if staged.stat().st_dev == target.parent.stat().st_dev:
+            if not flushed:
                 _flush(staged)
-                staged.replace(target)
-            else:
-                _copy_and_rename(staged, target)
-            _flush(target.parent)
+            _move(staged, target)
+            moved = True
+            if not more:
+                _flush(target.parent)
         except OSError as error:
-            check_staged(staged)
+            if not moved:
+                check_staged(staged)
             raise StorageError(
                 f"{name} could not be written to {self.folder}: {reason_of(error)}"
             ) from error
@@ -78,7 +80,8 @@ class FolderStorage:
             return (self.folder / name).read_bytes()
         except OSError as error:
             raise StorageError(
-                f"{name} cannot be read from {self.folder}: {reason_of(error)}"
+                f"{name} cannot be read from {self.folder}: {reason_of(error)}",
+                code=code_of(error),
             ) from error
 
     def names(self, folder: str = "") -> list[str] | None:
@@ -101,23 +104,71 @@ class FolderStorage:
             ) from error
 
 
+def _move(staged: Path, target: Path) -> None:
+    """Give a flushed file its final name: by a rename, or by a copy where there is no rename."""
+    try:
+        staged.replace(target)
+    except OSError as error:
+        if error.errno not in {*NO_RENAME, errno.EXDEV}:
+            raise
+        _copy_and_rename(staged, target)
+
+
 def _copy_and_rename(staged: Path, target: Path) -> None:
-    """Copy a file to another file system, under a hidden name until the copy is complete."""
+    """Copy a file to another file system, under a hidden name until the copy is complete.
+
+    A file system without a rename gets the copy under its final name.
+    """
     hidden = staged_path(target.parent, ".copy", ".part")
     try:
-        with staged.open("rb") as source, hidden.open("xb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
-            copy.flush()
-            os.fsync(copy.fileno())
+        _copy(staged, hidden)
         hidden.replace(target)
+    except BaseException as error:
+        with suppress(OSError):  # the first error is the one to report
+            hidden.unlink(missing_ok=True)
+        if not (isinstance(error, OSError) and error.errno in NO_RENAME):
+            raise
+    else:
+        return
+    _copy(staged, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file completely, or leave nothing of it."""
+    try:
+        with source.open("rb") as original, target.open("wb") as copy:
+            shutil.copyfileobj(original, copy, 1 << 20)
+            copy.flush()
+            _flush_descriptor(copy.fileno())
+        sizes = target.stat().st_size, source.stat().st_size
+        if sizes[0] != sizes[1]:
+            raise OSError(errno.EIO, f"{sizes[0]:,} of {sizes[1]:,} bytes were written")
     except BaseException:
-        hidden.unlink(missing_ok=True)
+        with suppress(OSError):
+            target.unlink(missing_ok=True)
         raise
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file or a folder to disk, as far as its file system can.
+
+    Windows cannot open folders, and flushes only files that are open for writing.
+    """
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    except OSError as error:
+        if error.errno in {*LACKS, errno.EACCES, errno.EPERM, errno.EISDIR}:
+            return
+        raise
+    try:
+        _flush_descriptor(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_descriptor(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {*LACKS, errno.EBADF, errno.EISDIR}:
+            raise

@@ -10,13 +10,14 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import StorageError
-from ..redact import reason_of, redact_url
-from .base import check_staged
+from ..redact import redact_url
+from .base import LACKS, check_staged, code_of, probe
+from .drivers import failure_of
 from .paths import is_chained
 from .staging import temporary_staging
+from .upload_options import put_options
 
-_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
-_OBJECT_STORES = _BUCKETS | {"memory"}
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
 _IN_PARTS: dict[str, dict[str, Any]] = {
     "s3": {"chunksize": 8 << 20, "max_concurrency": 2},  # the default reads 100 MB at once
     "s3a": {"chunksize": 8 << 20, "max_concurrency": 2},
@@ -54,24 +55,21 @@ class FsspecStorage:
         return temporary_staging(self.url)
 
     def check(self) -> None:
-        """Check that fsspec has a file system for the URL, and that its bucket exists."""
-        self.staging()
+        """Upload a small file, read it back, and delete it if the credentials may do that."""
         try:
-            files, path = self._opened()
-            if self._protocol in _BUCKETS:
-                files.info(path.partition("/")[0])
-        except PermissionError:  # a user who may write may lack the right to list
-            return
+            self._opened()
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
+            location = redact_url(self.url)
             raise StorageError(
-                f"{redact_url(self.url)} cannot be used as a storage: {reason_of(error)}"
+                f"{location} cannot be used as a storage: {failure_of(self.url, error)}"
             ) from None
+        probe(self, strict=False)
 
     def uri(self, name: str) -> str:
         """Return the URL of the file."""
         return f"{self.url}/{name}"
 
-    def publish(self, staged: Path, name: str) -> str:
+    def publish(self, staged: Path, name: str, **_hints: bool) -> str:
         """Upload the file, check the uploaded size, and rename it if it has a temporary name."""
         check_staged(staged)
         try:
@@ -86,28 +84,39 @@ class FsspecStorage:
             check_staged(staged)
             location = redact_url(self.url)
             raise StorageError(
-                f"{name} could not be written to {location}: {reason_of(error)}"
+                f"{name} could not be written to {location}: {failure_of(self.url, error)}"
             ) from None
         return self.uri(name)
 
     def _upload_and_rename(self, files: Any, staged: Path, target: str, name: str) -> None:
-        """Upload a file under a temporary name that no other process uses, and rename it."""
-        files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        """Upload a file under a temporary name that no other process uses, and rename it.
+
+        A file system without a rename gets the upload under its final name.
+        """
+        with suppress(NotImplementedError):
+            files.makedirs(target.rpartition("/")[0], exist_ok=True)
         upload = f"{target}.{uuid4().hex[:8]}.part"
         try:
             self._upload(files, staged, upload, name)
             files.mv(upload, target)
-        except BaseException:
+        except BaseException as error:
             with suppress(Exception):  # it may not exist, or the file system may be unreachable
                 files.rm_file(upload)
-            raise
+            lacks_rename = isinstance(error, OSError) and error.errno in LACKS
+            if not (lacks_rename or isinstance(error, NotImplementedError)):
+                raise
+        else:
+            return
+        self._upload(files, staged, target, name)
 
     def _upload(self, files: Any, staged: Path, target: str, name: str) -> None:
         """Upload a file, and delete it again if it arrived incomplete."""
-        files.put_file(str(staged), target, **_IN_PARTS.get(self._protocol, {}))
-        written, wanted = files.info(target)["size"], staged.stat().st_size
-        if written != wanted:
-            files.rm_file(target)
+        options = {**_IN_PARTS.get(self._protocol, {}), **put_options(self._protocol, name)}
+        files.put_file(str(staged), target, **options)
+        written, wanted = files.info(target).get("size"), staged.stat().st_size
+        if written not in {wanted, None}:  # some file systems do not report sizes
+            with suppress(Exception):  # the first error is the one to report
+                files.rm_file(target)
             raise StorageError(
                 f"{name} has {written} bytes in the storage, but {wanted} on this machine"
             )
@@ -163,4 +172,5 @@ class FsspecStorage:
             yield
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
             location = redact_url(self.url)
-            raise StorageError(f"{what} {location}: {reason_of(error)}") from None
+            why = failure_of(self.url, error)
+            raise StorageError(f"{what} {location}: {why}", code=code_of(error)) from None

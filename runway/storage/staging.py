@@ -10,6 +10,7 @@ import getpass
 import hashlib
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -72,16 +73,17 @@ def staging_inside(folder: Path) -> Path | None:
     Raises:
         StorageError: A folder cannot be created in the storage folder.
     """
-    for name in (INCOMING, f"{INCOMING}-{os.getuid()}"):
+    for name in (INCOMING, f"{INCOMING}-{_account()}"):
         inside = folder / name
         try:
             with suppress(FileExistsError):
                 folder.mkdir(mode=0o755, parents=True)
             made = _make_private(inside)
-            if is_own(inside):
+            if is_own(inside) and not (made and _lacks_rename(inside)):
                 return inside
             if made:  # the file system assigns another owner, to a second one too
-                inside.rmdir()
+                with suppress(OSError):
+                    inside.rmdir()
                 return None
         except OSError as error:
             raise StorageError(f"{inside} cannot be created: {reason_of(error)}") from error
@@ -110,6 +112,8 @@ def is_own(folder: Path) -> bool:
         OSError: The path does not exist.
     """
     found = folder.lstat()
+    if not hasattr(os, "getuid"):  # Windows keeps the temporary files of its users apart
+        return stat.S_ISDIR(found.st_mode)
     is_private = found.st_uid == os.getuid() and not found.st_mode & 0o022
     return stat.S_ISDIR(found.st_mode) and is_private
 
@@ -199,8 +203,58 @@ def _owner_runs(named: re.Match[str]) -> bool | None:
     return False if is_dead(holder) else None
 
 
+def rename_staged(path: Path, new: Path) -> Path:
+    """Rename a staged file, or copy it if its file system has no rename, and return its new path.
+
+    Raises:
+        OSError: It can be neither renamed nor copied.
+    """
+    if new == path:
+        return path
+    try:
+        return path.rename(new)
+    except OSError:
+        shutil.copyfile(path, new)
+        with suppress(OSError):
+            path.unlink()
+        return new
+
+
+def _lacks_rename(folder: Path) -> bool:
+    """Return True if files in a new folder cannot be renamed, as downloads are."""
+    first, second = (staged_path(folder, "probe", suffix) for suffix in (".txt", ".new"))
+    try:
+        first.touch()
+        first.rename(second)
+    except OSError:
+        return True
+    finally:
+        for left in (first, second):
+            with suppress(OSError):
+                left.unlink()
+    return False
+
+
 def _temporary_root() -> Path:
-    return Path(tempfile.gettempdir()) / f"prefect-cometapi-{getpass.getuser()}"
+    try:
+        root = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise StorageError(
+            "this machine has no writable folder for temporary files; set TMPDIR to one"
+        ) from error
+    return Path(root) / f"prefect-cometapi-{_user()}"
+
+
+def _user() -> str:
+    """Return the name of the user, or the number of one without a name, as in many containers."""
+    try:
+        return re.sub(r"[^\w.-]", "_", getpass.getuser())
+    except (KeyError, OSError, ImportError, AttributeError):  # the last two: Windows
+        return _account()
+
+
+def _account() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else "user"
 
 
 def _make_private(folder: Path) -> bool:

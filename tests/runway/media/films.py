@@ -3,6 +3,7 @@
 
 import io
 import itertools
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -121,6 +122,13 @@ def _without_size(clip: bytes) -> bytes:
     return bytes(broken)
 
 
+def turned(clip: bytes, a: float, b: float, c: float, d: float) -> bytes:
+    """Return an MP4 whose first track is shown through a matrix: x to ax + cy, y to bx + dy."""
+    at = clip.index(b"tkhd") + 44
+    numbers = [round(65536 * number) for number in (a, b, 0, c, d, 0, 0, 0)]
+    return clip[:at] + struct.pack(">9i", *numbers, 1 << 30) + clip[at + 36 :]
+
+
 def write_clips(folder: Path) -> None:
     """Write good clips and bad ones."""
     _write_clip(str(folder / "clip.mp4"), "libx264", "mp4", movflags="+faststart")
@@ -136,6 +144,7 @@ def write_clips(folder: Path) -> None:
     clip = (folder / "clip.mp4").read_bytes()
     (folder / "unknown-codec.mp4").write_bytes(clip.replace(b"avc1", b"zzzz"))
     (folder / "no-size.mp4").write_bytes(_without_size(clip))
+    (folder / "turned.mp4").write_bytes(turned(clip, 0, 1, -1, 0))
 
 
 _SMALL = {"cluster_size_limit": "2000"}
@@ -179,6 +188,19 @@ FILMS: dict[str, dict[str, Any]] = {
     "shorter sound.webm": {"codec": "libvpx", "sound": _OPUS, "seconds": 1},
     "uneven.webm": {"codec": "libvpx", "uneven": True, **_SMALL},
     "live.webm": {"codec": "libvpx", "pipe": True},
+    "cover first.mp4": {"cover": True, "movflags": "+faststart"},
+    "cover first.mov": {"cover": True, "sound": _AAC},
+    "cover first.mkv": {"cover": True},
+    "fragments after a cover.mp4": {"cover": True, "movflags": _FRAGMENTS},
+    "sound first.mp4": {"sound": _AAC, "sound_first": True},
+    "sound first.webm": {"codec": "libvpx", "sound": _OPUS, "sound_first": True},
+    "timecode.mov": {"sound": _AAC, "tags": {"timecode": "01:00:00:00"}},
+    "film.mkv": {"sound": _AAC},
+    "two frames.mp4": {"frames": 2},
+    "late.mp4": {"start": 240},
+    "late.webm": {"codec": "libvpx", "start": 240},
+    "late fragments.mp4": {"movflags": _FRAGMENTS, "start": 240},
+    "wide pixels.mp4": {"pixel": Fraction(2, 1)},
     "live with sound.webm": {"codec": "libvpx-vp9", "sound": _OPUS, "pipe": True},
     "uneven live.webm": {"codec": "libvpx", "uneven": True, "pipe": True},
 }
@@ -201,18 +223,42 @@ def _film(
     uneven: bool = False,
     silent: bool = False,
     pipe: bool = False,
+    cover: bool = False,
+    sound_first: bool = False,
+    start: int = 0,
+    pixel: Fraction | None = None,
+    tags: dict[str, str] | None = None,
     **options: str,
 ) -> bytes:
     piped = _Pipe()
     with (
         NamedTemporaryFile() as file,
-        av.open(piped if pipe else file.name, "w", format=container, options=options) as output,
+        av.open(
+            piped if pipe else file.name,
+            "w",
+            format={"mkv": "matroska"}.get(container, container),
+            options=options,
+        ) as output,
     ):
+        output.metadata.update(tags or {})
+        picture: Any = cover and output.add_stream("mjpeg", rate=1)
+        audio: Any = None
+        if sound and sound_first:
+            audio = output.add_stream(sound[0], rate=sound[1], layout="mono")
         video: Any = output.add_stream(codec, rate=24, options={"g": "12", **(encoder or {})})
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        audio: Any = sound and output.add_stream(sound[0], rate=sound[1], layout="mono")
+        if pixel:
+            video.codec_context.sample_aspect_ratio = pixel
+        if sound and not sound_first:
+            audio = output.add_stream(sound[0], rate=sound[1], layout="mono")
+        if cover:
+            picture.width, picture.height, picture.pix_fmt = 320, 240, "yuvj420p"
+            blank = av.VideoFrame(320, 240, "yuvj420p")
+            blank.pts, blank.time_base = 0, Fraction(1, 1)
+            output.mux(picture.encode(blank))
+            output.mux(picture.encode(None))
         packets = _tones(audio, seconds, silent=silent) if sound else iter(())
-        time = 0
+        time = start
         for number, frame in enumerate(_frames(frames)):
             frame.pts, frame.time_base = time, Fraction(1, 24)
             time += 1 + 7 * number % 5 if uneven else 1

@@ -55,6 +55,7 @@ def is_denied(outcome: int) -> bool:
 
 @machines
 @pytest.mark.parametrize("name", sorted(CALLS))
+@pytest.mark.heavy
 def test_no_call_reaches_another_process_a_file_or_what_is_shared(machine, name):
     """Each call is denied by its number on every machine, with arguments for another process."""
     number = CALLS[name][COLUMNS[machine]]

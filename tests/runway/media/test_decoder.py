@@ -22,8 +22,10 @@ import pytest
 from prefect_cometapi.runway import InvalidOutput, StorageError
 from prefect_cometapi.runway.media import decoder
 from prefect_cometapi.runway.media.inspector import Decoder
+from prefect_cometapi.sandbox.clips.render import Recipe, render
 
 from ...pictures import animation, picture
+from .manifests import manifest, mp4, store
 
 
 @pytest.fixture
@@ -67,6 +69,7 @@ CLIPS = [
     "live.webm",
     "sound.webm",
     "subtitled.mp4",
+    "turned.mp4",
     "sound.mp4",
     "no-size.mp4",
     "unknown-codec.mp4",
@@ -75,6 +78,7 @@ CLIPS = [
 
 @pytest.mark.parametrize("name", CLIPS)
 @pytest.mark.parametrize("wanted", [{}, {"poster_width": 320}], ids=["info", "poster"])
+@pytest.mark.heavy
 def test_the_process_tells_what_the_functions_find(clips, asked, name, wanted):
     """The confined process accepts and refuses the same files as the functions in this process."""
     answer = told(clips / name, **wanted)
@@ -112,12 +116,14 @@ def test_a_file_that_kills_the_decoder_is_refused_and_the_next_one_is_read(
     asked.ask(clips / "clip.mp4")
     pipe = tmp_path / "endless.mp4"
     os.mkfifo(pipe)
+    os.kill(process_of(asked), signal.SIGSTOP)  # so that it dies before it reads the question
 
-    def kill_once_it_reads() -> None:
+    def kill_once_it_is_asked() -> None:
         with pipe.open("wb"):
             os.kill(process_of(asked), signal.SIGSEGV)
+            os.kill(process_of(asked), signal.SIGCONT)
 
-    killing = threading.Thread(target=kill_once_it_reads)
+    killing = threading.Thread(target=kill_once_it_is_asked)
     killing.start()
     with pytest.raises(InvalidOutput, match="broke the decoder, which was ended by SIGSEGV"):
         asked.ask(pipe, **wanted)
@@ -148,6 +154,25 @@ def test_a_file_that_takes_too_long_ends_the_process(tmp_path):
     one = Decoder(program)
     with pytest.raises(InvalidOutput, match="ended by SIGPROF"):
         one.ask(program)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_kept_for_the_next_file(tmp_path, asked):
+    """The kernel need not provide the memory of a frame anew for each file."""
+
+    def page_faults() -> int:
+        state = Path("/proc", str(process_of(asked)), "stat").read_text()
+        return int(state.rpartition(")")[2].split()[7])
+
+    path = tmp_path / "clip.mp4"
+    recipe = Recipe("image_to_video", "https://example.com/a.jpg", "zoom", 1, 960, 960, 2)
+    path.write_bytes(render(recipe, None))
+    for _ in range(3):
+        asked.ask(path, poster_width=640)
+    before = page_faults()
+    for _ in range(5):
+        asked.ask(path, poster_width=640)
+    assert page_faults() - before < 300  # a frame alone has 337 pages
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -220,12 +245,22 @@ def test_a_disk_that_fails_while_it_is_read_is_the_machines_fault(asked):
 def test_a_video_that_needs_too_much_memory_is_refused(clips, monkeypatch):
     """The error names the memory limit."""
 
-    def greedy(_video: object) -> None:
+    def greedy(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decoder, "inspect_video", greedy)
+    monkeypatch.setattr(decoder, "examine_video", greedy)
     refused = {"refused": "the output takes more than 2 GB of memory to read"}
     assert told(clips / "clip.mp4") == refused
+
+
+def test_a_manifest_is_read_with_a_video_or_alone(clips, tmp_path):
+    """Each answer about a video has what its manifest states, and so has a question for it."""
+    (tmp_path / "signed.mp4").write_bytes(mp4(store(manifest())))
+    assert told(clips / "clip.mp4")["manifest"] == {"found": False}
+    answer = told(tmp_path / "signed.mp4", manifest=True)
+    assert answer.keys() == {"manifest"}
+    stated: Any = answer["manifest"]
+    assert stated["found"]
 
 
 def test_a_decoder_that_has_ended_leaves_nothing_open(clips, asked):
@@ -322,6 +357,7 @@ def test_on_windows_a_video_is_opened_by_its_path(clips, tmp_path, monkeypatch):
     program = tmp_path / "windows.py"
     program.write_text(WINDOWS.format(folder=str(Path(decoder.__file__).parent)))
     monkeypatch.delattr(socket, "send_fds")
+    monkeypatch.delattr(select, "poll")
     one = Decoder(program)
     for name in ("clip.mp4", "index-last.mp4"):
         assert one.ask(clips / name)["info"]["frames"] == 48

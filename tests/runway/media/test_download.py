@@ -17,7 +17,7 @@ from prefect_cometapi.runway import (
 )
 from prefect_cometapi.runway.api.polling import PollPolicy, wait_until_finished
 from prefect_cometapi.runway.media import download as module
-from prefect_cometapi.runway.media.download import MAX_REDIRECTS, MAX_RENEWALS, MAX_RESUMPTIONS
+from prefect_cometapi.runway.media.download import MAX_REDIRECTS, MAX_RESUMPTIONS
 from prefect_cometapi.runway.media.inspector import inspect_video
 
 from .fetching import BODY, URL, digest, download
@@ -148,25 +148,122 @@ async def test_an_address_whose_time_is_over_is_renewed_at_the_start(
     service, url, _ = await finished_job(asset_ttl=0.0)
     with pytest.raises(OutputExpired):
         await download(url, target, trusted={"127.0.0.1"})
-    fresh = iter([url, url])
 
     async def renew_in_vain() -> str:
-        return next(fresh)
+        return url
 
     with pytest.raises(OutputExpired) as caught:
         await download(url, target, renew=renew_in_vain, trusted={"127.0.0.1"})
     assert caught.value.http_status == 403
-    assert len(asset_requests(service)) == 1 + 1 + MAX_RENEWALS
+    assert len(asset_requests(service)) == 1 + 1
+
+
+REFUSALS = [400, 401, 402, 403, 404, 405, 409, 410, 411, 412, 414, 418, 421, 422, 423, 451, 499]
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+async def test_any_refusal_is_worth_one_fresh_address(answers, target, status):
+    """Each store refuses an expired signature in its own way, and none is asked again."""
+    script = answers((status, b"<Error/>"), (status, b"<Error/>"))
+    fresh = iter([f"{URL}-2", f"{URL}-3", f"{URL}-4"])
+
+    async def renew() -> str:
+        return next(fresh)
+
+    dead: dict[str, int] = {}
+    with pytest.raises(OutputExpired) as caught:
+        await download(URL, target, renew=renew, transport=script, dead=dead)
+    assert caught.value.http_status == status
+    assert [str(request.url) for request in script.requests] == [URL, f"{URL}-2"]
+    assert dead == {URL: status, f"{URL}-2": status}
+    assert "s3cr3t" not in str(caught.value)
+
+
+async def test_a_dead_address_is_not_asked_in_a_later_attempt(answers, target):
+    """Only a fresh address is asked; the service may still return the old one."""
+    script = answers((200, BODY))
+    dead = {URL: 400}
+
+    async def renew(found: str = URL) -> str:
+        return found
+
+    with pytest.raises(OutputExpired, match="HTTP 400"):
+        await download(URL, target, renew=renew, transport=script, dead=dead)
+    assert script.requests == []
+
+    async def renew_in_time() -> str:
+        return f"{URL}-2"
+
+    sha256 = await download(URL, target, renew=renew_in_time, transport=script, dead=dead)
+    assert sha256 == digest(BODY)
+    assert [str(request.url) for request in script.requests] == [f"{URL}-2"]
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason"), [("html-asset", "the server sent text instead"), ("empty", "empty")]
+    ("url", "status"), [(URL, 404), (URL.partition("?")[0], 404), (URL.partition("?")[0], 403)]
+)
+async def test_what_may_recover_is_asked_in_a_later_attempt(answers, target, url, status):
+    """A file may still be on its way to its server, and an address without a signature stays."""
+    assert await download(
+        url, target, transport=answers((200, BODY)), dead={url: status}
+    ) == digest(BODY)
+
+
+async def test_a_redirect_to_a_dead_address_is_not_followed_again(answers, target):
+    """A fixed address may lead to a fresh one the next time."""
+    moved = {"location": "https://other.example.com/o.mp4?t=1"}
+    fresh = {"location": "https://other.example.com/o.mp4?t=2"}
+    script = answers((302, b"", moved), (400, b""), (302, b"", fresh), (200, BODY))
+
+    async def renew() -> str:
+        return URL
+
+    assert await download(URL, target, renew=renew, transport=script) == digest(BODY)
+    same = answers((302, b"", moved), (400, b""), (302, b"", moved), (200, BODY))
+    with pytest.raises(OutputExpired):
+        await download(URL, target, renew=renew, transport=same)
+    assert len(same.requests) == 3
+
+
+async def test_an_address_may_expire_many_times_while_data_arrives(answers, target, no_waiting):
+    """A long download with short signatures takes a fresh one for each part."""
+    tag = {"etag": '"1"', "content-length": str(len(BODY))}
+    parts: list[object] = []
+    for start in range(0, 3000, 1000):
+        rest = {"content-range": f"bytes {start}-9/10"} if start else {}
+        content = BODY[start : start + 1000]
+        parts += [(206 if start else 200, content, {**tag, "content-length": "9000", **rest})]
+        parts += [(403, b"")]
+    end = {"content-range": f"bytes 3000-{len(BODY) - 1}/{len(BODY)}"}
+    numbers = iter(range(9))
+
+    async def renew() -> str:
+        return f"{URL}{next(numbers)}"
+
+    script = answers(*parts, (206, BODY[3000:], end))
+    assert await download(URL, target, renew=renew, transport=script) == digest(BODY)
+
+
+@pytest.mark.parametrize("status", [408, 425, 429])
+async def test_a_busy_store_is_asked_again(answers, target, no_waiting, status):
+    """A server that is busy says nothing about the address."""
+    script = answers((status, b""), (200, BODY))
+    assert await download(URL, target, transport=script) == digest(BODY)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("html-asset", "begins with b'<!doctype ht'"), ("empty", "is empty")]
 )
 async def test_what_is_no_output_is_refused(finished_job, target, fault, reason):
     """A page or an empty body is not accepted as a video."""
     _, url, _ = await finished_job(f"asset:{fault}")
-    with pytest.raises(InvalidOutput, match=reason):
+
+    async def deliver() -> None:
         await download(url, target, trusted={"127.0.0.1"})
+        inspect_video(target)
+
+    with pytest.raises(InvalidOutput, match=reason):
+        await deliver()
 
 
 async def test_a_file_that_was_cut_before_it_was_sent_is_found_out(finished_job, target):
@@ -187,10 +284,12 @@ async def test_the_api_key_never_goes_to_the_assets_host(finished_job, target, a
 
 
 async def test_a_log_line_shows_a_signed_url_without_its_token(finished_job, target, caplog):
-    """At INFO, httpx logs every URL, so the tokens of outputs are hidden in its logs."""
+    """At INFO, httpx logs every URL of a client, so the tokens of outputs are hidden there."""
     caplog.set_level(logging.INFO, logger="httpx")
     _, url, _ = await finished_job()
     await download(url, target, trusted={"127.0.0.1"})
+    async with httpx.AsyncClient() as http:
+        await http.get(url)
     token = url.partition("_jwt=")[2]
     lines = [record.getMessage() for record in caplog.records if "/assets/" in record.getMessage()]
     assert lines
@@ -352,7 +451,7 @@ async def test_the_configured_service_may_serve_plain_http(answers, target):
         await download("http://127.0.0.2:1/o", target, trusted={"127.0.0.1"}, transport=script)
 
 
-@pytest.mark.parametrize("status", [204, 302, 400, 418])
+@pytest.mark.parametrize("status", [204, 302, 304])
 async def test_an_answer_that_is_no_file_is_told_with_its_status(answers, target, status):
     """The download is not retried here, but the whole step may be."""
     script = answers((status, b""))

@@ -2,6 +2,7 @@
 """A file is written block by block while it arrives, up to a maximum length."""
 
 import errno
+import os
 from contextlib import AsyncExitStack, aclosing
 
 import httpx
@@ -47,6 +48,28 @@ async def test_a_file_is_written_while_it_arrives(target, monkeypatch):
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Chunks()))
     assert await download(URL, target, transport=transport) == digest(BODY)
     assert target.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_large_file_goes_to_the_disk_while_it_arrives(tmp_path, monkeypatch, refused):
+    """The system is asked to write each part once; a file system that refuses breaks nothing."""
+    monkeypatch.setattr(download_file, "MAX_BLOCK", 1000)
+    monkeypatch.setattr(download_file, "FLUSH_BYTES", 5000)
+    parts: list[tuple[int, int]] = []
+
+    def advise(_file: int, start: int, size: int, _advice: int) -> None:
+        parts.append((start, size))
+        if refused:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    with (tmp_path / "o").open("wb") as file:
+        async with aclosing(DownloadWriter(file)) as writer:
+            for start in range(0, len(BODY), 1000):
+                await writer.append(BODY[start : start + 1000])
+            assert await writer.finish() == digest(BODY)
+    assert parts == [(0, 5000), (5000, 5000)]
 
 
 async def test_a_disk_that_is_full_on_the_way_is_told(target, monkeypatch):

@@ -12,9 +12,10 @@ from PIL import Image
 
 from prefect_cometapi.runway import InvalidOutput
 from prefect_cometapi.runway.media import decoder, pictures
-from prefect_cometapi.runway.media.inspector import PICTURES, draw_poster, inspect_output
+from prefect_cometapi.runway.media.inspector import examine_output
 
 SIZE = (96, 64)
+PICTURES = ("png", "jpeg", "webp")
 
 
 def drawn(kind: str, mode: str = "RGB") -> bytes:
@@ -42,7 +43,7 @@ def written(tmp_path, content):
 @pytest.mark.parametrize("makes", ["picture", None])
 def test_a_whole_picture_is_described(tmp_path, kind, makes):
     """Size and kind match the content of the file; a picture has one frame and no duration."""
-    info = inspect_output(written(tmp_path, WHOLE[kind]), makes)
+    info, _ = examine_output(written(tmp_path, WHOLE[kind]), makes)
     assert (info.width, info.height, info.frames, info.duration) == (*SIZE, 1, 0.0)
     assert info.codec == kind
 
@@ -51,25 +52,26 @@ def test_a_whole_picture_is_described(tmp_path, kind, makes):
 def test_a_png_of_any_colours_is_taken(tmp_path, mode):
     """A picture with a palette, an alpha channel or only grey is complete, and has a poster."""
     path = written(tmp_path, drawn("png", mode))
-    assert inspect_output(path, "picture").codec == "png"
-    draw_poster(path, tmp_path / "poster.jpg")
-    assert (tmp_path / "poster.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+    info, poster = examine_output(path, "picture")
+    assert info.codec == "png"
+    assert poster.startswith(b"\xff\xd8\xff")
 
 
 @pytest.mark.parametrize("name", [*PICTURES])
 def test_the_decoder_describes_a_picture_and_draws_its_poster(name):
     """The functions of the decoder process work on an open file."""
     file = io.BytesIO(WHOLE[name])
-    assert decoder.inspect_output(file, "picture")["codec"] == name
-    assert decoder.inspect_output(file, None)["frames"] == 1
-    assert decoder.draw_poster(file, 48).startswith(b"\xff\xd8\xff")
+    assert decoder.examine(file, "picture")[0]["codec"] == name
+    facts, poster = decoder.examine(file, None, 48)
+    assert facts["frames"] == 1
+    assert poster.startswith(b"\xff\xd8\xff")
     for content, makes, reason in (
         (WHOLE[name], "video", "not an MP4"),
         (b"GIF89a", "picture", "not a PNG"),
         (WHOLE[name][:-9], "picture", "truncated|decoded"),
     ):
         with pytest.raises(decoder.InvalidVideo, match=reason):
-            decoder.inspect_output(io.BytesIO(content), makes)
+            decoder.examine(io.BytesIO(content), makes)
 
 
 @pytest.mark.parametrize("name", [*PICTURES])
@@ -80,7 +82,7 @@ def test_a_picture_that_was_cut_off_is_refused(tmp_path, name, kept):
     whole = WHOLE[name]
     path = written(tmp_path, whole[: int(len(whole) * kept)])
     with pytest.raises(InvalidOutput):
-        inspect_output(path, "picture")
+        examine_output(path, "picture")
 
 
 @pytest.mark.parametrize("name", [*PICTURES])
@@ -92,7 +94,7 @@ def test_a_damaged_picture_never_breaks_the_inspection(tmp_path, name, position,
     at = int(len(damaged) * position)
     was, damaged[at] = damaged[at], value
     try:
-        described = inspect_output(written(tmp_path, damaged), "picture")
+        described, _ = examine_output(written(tmp_path, damaged), "picture")
     except InvalidOutput:
         return
     assert described.width > 0
@@ -109,9 +111,9 @@ def test_a_png_that_ends_without_its_image_is_refused(tmp_path):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
     empty = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IEND", b"")
     with pytest.raises(ValueError, match="cannot be decoded"):
-        pictures.inspect(io.BytesIO(empty), "png")
+        pictures.decode(io.BytesIO(empty), "png")
     with pytest.raises(InvalidOutput, match="cannot be decoded"):
-        inspect_output(written(tmp_path, empty), "picture")
+        examine_output(written(tmp_path, empty), "picture")
 
 
 def test_a_jpeg_without_its_end_is_refused():
@@ -155,25 +157,18 @@ def test_a_huge_file_is_not_read(monkeypatch):
 def test_a_file_of_another_kind_is_refused(tmp_path, content, makes, reason):
     """A route that makes videos delivers no picture, and the other way round."""
     with pytest.raises(InvalidOutput, match=reason):
-        inspect_output(written(tmp_path, content), makes)
+        examine_output(written(tmp_path, content), makes)
 
 
 def test_a_video_of_an_unknown_route_is_taken(clips):
     """A generation whose route is not known may have made either kind of file."""
-    assert inspect_output(clips / "clip.mp4", None).codec == "h264"
+    assert examine_output(clips / "clip.mp4", None)[0].codec == "h264"
     with pytest.raises(InvalidOutput, match="not a PNG, JPEG or WebP"):
-        inspect_output(clips / "clip.mp4", "picture")
+        examine_output(clips / "clip.mp4", "picture")
 
 
 def test_the_poster_of_a_picture_is_a_scaled_copy(tmp_path, kind):
     """The poster has the requested width and the proportions of the picture."""
-    draw_poster(written(tmp_path, WHOLE[kind]), tmp_path / "poster.jpg", width=48)
-    with Image.open(tmp_path / "poster.jpg") as poster:
+    _, drawn = examine_output(written(tmp_path, WHOLE[kind]), None, poster_width=48)
+    with Image.open(io.BytesIO(drawn)) as poster:
         assert (poster.format, poster.size) == ("JPEG", (48, 32))
-
-
-def test_a_picture_that_cannot_be_decoded_has_no_poster(tmp_path):
-    """The file is refused, and no empty poster remains."""
-    with pytest.raises(InvalidOutput, match="cannot be decoded"):
-        draw_poster(written(tmp_path, WHOLE["webp"][:40]), tmp_path / "poster.jpg")
-    assert not (tmp_path / "poster.jpg").exists()

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway.media import decoder
-from prefect_cometapi.runway.media.decoder import InvalidVideo, inspect_video
+from prefect_cometapi.runway.media.decoder import InvalidVideo, examine_video
 
 from .films import FILMS, film
 
@@ -30,7 +30,7 @@ places = st.integers(0, 10**9)
 
 
 def inspected(content: bytes) -> dict[str, object]:
-    return inspect_video(io.BytesIO(content))
+    return examine_video(io.BytesIO(content))[0]
 
 
 def boxes(content: bytes) -> list[tuple[int, bytes]]:
@@ -229,10 +229,10 @@ def test_what_is_no_element_is_refused(head):
 
 
 def test_a_cover_picture_is_not_the_film():
-    """A cover picture may be listed before the film."""
+    """A stream that is marked as a cover picture is not the film."""
     cover, film = (SimpleNamespace(disposition=one) for one in (Disposition.attached_pic, 0))
     container = SimpleNamespace(streams=SimpleNamespace(video=[cover, film]))
-    assert decoder._video_stream(container) is film
+    assert decoder._films(container) == [film]
 
 
 def test_a_live_film_that_was_cut_in_the_head_of_an_element_is_refused():

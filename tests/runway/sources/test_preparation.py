@@ -18,7 +18,8 @@ from prefect_cometapi.runway import (
     StorageError,
     VideoToVideoRequest,
 )
-from prefect_cometapi.runway.models.sources import MAX_DATA_BYTES, StoredSource
+from prefect_cometapi.runway.models.media_types import MAX_DATA_BYTES
+from prefect_cometapi.runway.models.sources import StoredSource
 from prefect_cometapi.runway.sources import preparation
 from prefect_cometapi.runway.sources.preparation import (
     SUBMISSION_SECONDS,
@@ -70,6 +71,11 @@ def image(address: str = "s3://bucket/cat.png") -> StoredSource:
 
 def video(address: str = "s3://bucket/cat.mp4") -> StoredSource:
     return StoredSource(address, "video")
+
+
+def jpeg_of(size: int) -> bytes:
+    """Return content of a size that begins like a JPEG."""
+    return b"\xff\xd8\xff".ljust(size, b"\0")
 
 
 def problem_of(file: File, source: StoredSource) -> str:
@@ -148,7 +154,7 @@ def test_a_large_file_without_signatures_is_too_large(says_size):
     """The message has the size and both limits."""
     size = MAX_DATA_BYTES["image"] + 1
     shown = f"{size:,}" if says_size else "more than 5,000,000"
-    message = problem_of(File(bytes(size), says_size=says_size), image("/data/cat.png"))
+    message = problem_of(File(jpeg_of(size), says_size=says_size), image("/data/cat.png"))
     assert f"is too large: it has {shown} bytes, and 5,000,000 bytes of image" in message
     assert "signs URLs (s3://, gs://, az://) or an https:// URL allows 16,000,000" in message
 
@@ -174,13 +180,20 @@ def test_a_file_whose_base64_form_is_too_large_goes_as_a_signed_url_if_there_can
 
 def test_a_file_that_is_too_large_for_a_url_is_refused():
     """The limit of a URL is that of Runway's docs."""
-    message = problem_of(File(bytes(16_000_001), signs=True), image())
+    message = problem_of(File(jpeg_of(16_000_001), signs=True), image())
     assert message.endswith("it has 16,000,001 bytes, and 16,000,000 bytes of image are allowed")
 
 
 def test_a_large_file_that_is_not_an_image_is_refused():
     """The beginning of a large file is enough to recognise it."""
     assert "its content is not" in problem_of(File(bytes(5_000_001), signs=True), image())
+
+
+@pytest.mark.parametrize("signs", [True, False])
+def test_a_file_of_a_wrong_type_is_told_as_such_however_large(signs):
+    """A smaller one would be refused, too."""
+    film = b"\0\0\0\x18ftypisom".ljust(16_000_001, b"\0")
+    assert "it is video/mp4, but the field takes" in problem_of(File(film, signs), image())
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,28 @@
 
 import hashlib
 import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from prefect_cometapi.runway import StagedFileMissing
 from prefect_cometapi.runway.models.generation import FetchedVideo
+from prefect_cometapi.runway.storage import fetched, folder
 from prefect_cometapi.runway.storage.fetched import (
+    TIME_STEP,
     abandoned_files,
     discard,
     find_fetched,
     publish_checked,
     remember,
+    stamp_of,
 )
 from prefect_cometapi.runway.storage.folder import FolderStorage
 from prefect_cometapi.runway.storage.staging import RECORD
 
+from ... import waiting
 from .test_staging import left_by
 
 DEAD = "host:17:0123456789ab:5"
@@ -36,7 +42,7 @@ def video(storage) -> FetchedVideo:
     path = left_by(DEAD, storage.staging())
     poster = path.with_suffix(".jpg")
     poster.write_bytes(b"poster")
-    fetched = FetchedVideo(
+    complete = FetchedVideo(
         path=str(path),
         poster=str(poster),
         poster_sha256=hashlib.sha256(b"poster").hexdigest(),
@@ -48,8 +54,8 @@ def video(storage) -> FetchedVideo:
         frames=120,
         codec="h264",
     )
-    remember(fetched, "stem")
-    return fetched
+    remember(complete, "stem")
+    return complete
 
 
 def names(storage: FolderStorage) -> set[str]:
@@ -114,6 +120,101 @@ def test_what_is_published_is_what_was_checked(storage, video):
         publish_checked(storage, path, "a.mp4", video.sha256)
     with pytest.raises(StagedFileMissing):
         publish_checked(storage, path, "a.mp4", None)
+
+
+def settled_stamp(path: Path) -> str:
+    """Return the stamp of a file once a change has another time, even if a program restores one."""
+    stamped = fetched.stamp(path)
+    assert stamped
+    changed = path.stat().st_ctime_ns
+    waiting.until(lambda: time.time_ns() - changed > TIME_STEP, "the next time")
+    return stamped
+
+
+def test_a_file_with_an_unchanged_stamp_is_not_read_again(storage, video, monkeypatch):
+    """Publishing right after the fetch costs no second hash of the file."""
+    path = Path(video.path)
+    stamp = settled_stamp(path)
+    monkeypatch.setattr(fetched, "sha256_of", lambda _path: pytest.fail("it was read again"))
+    assert publish_checked(storage, path, "a.mp4", video.sha256, stamp) == storage.uri("a.mp4")
+
+
+def test_a_file_is_flushed_again_if_it_may_have_changed(tmp_path, video, monkeypatch):
+    """A file with an unchanged stamp is on the disk since its download."""
+    flushed: list[str] = []
+    monkeypatch.setattr(folder, "_flush", lambda path: flushed.append(path.name))
+    place, path = FolderStorage(tmp_path / "videos"), Path(video.path)
+    stamp = settled_stamp(path)
+    publish_checked(place, path, "a.mp4", video.sha256, stamp)
+    assert flushed == []
+    path.write_bytes((tmp_path / "videos" / "a.mp4").read_bytes())
+    publish_checked(place, path, "a.mp4", video.sha256, stamp)
+    assert flushed == [path.name]
+
+
+def rewrite(path: Path) -> None:
+    """Write other content of the same size, and restore the time of the last write."""
+    before = path.stat()
+    path.write_bytes(b"HALF")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace(path: Path) -> None:
+    """Put another file of the same size and time in the place of a file."""
+    other = path.with_suffix(".other")
+    shutil.copy2(path, other)
+    rewrite(other)
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [rewrite, replace])
+def test_a_change_after_the_hash_is_found_even_with_the_same_size_and_time(storage, video, change):
+    """A file that was changed between its hash and its publication is not published."""
+    path = Path(video.path)
+    stamp = settled_stamp(path)
+    change(path)
+    assert stamp_of(path) != stamp
+    with pytest.raises(StagedFileMissing, match="has changed since it was fetched"):
+        publish_checked(storage, path, "a.mp4", video.sha256, stamp)
+
+
+def test_a_write_right_after_the_stamp_changes_it(video):
+    """Two writes may get the same time from the system, but none gets the time of a stamp."""
+    path = Path(video.path)
+    for _ in range(100):
+        path.write_bytes(b"half")
+        stamped = fetched.stamp(path)
+        assert stamped
+        assert stamped == stamp_of(path)
+        path.write_bytes(b"HALF")
+        assert stamp_of(path) != stamped
+
+
+def test_a_stamp_is_of_one_process(video, monkeypatch):
+    """Another process computes the hash, as after a restart."""
+    path = Path(video.path)
+    stamped = fetched.stamp(path)
+    monkeypatch.setattr(fetched, "this_process", lambda: "another")
+    assert stamp_of(path) != stamped
+
+
+@pytest.mark.parametrize("step", [10_000_000, 2_000_000_000], ids=["exFAT", "FAT"])
+def test_a_file_has_no_stamp_where_times_are_rounded(video, monkeypatch, step):
+    """A change could hide there, so the hash is compared instead."""
+    set_time = os.utime
+
+    def rounding(path: Path, ns: tuple[int, int]) -> None:
+        set_time(path, ns=(ns[0] // step * step, ns[1] // step * step))
+
+    monkeypatch.setattr(os, "utime", rounding)
+    assert fetched.stamp(Path(video.path)) is None
+
+
+def test_a_file_that_is_gone_has_no_stamp(video):
+    """Neither a new one nor one to compare."""
+    Path(video.path).unlink()
+    assert fetched.stamp(Path(video.path)) is None
+    assert stamp_of(Path(video.path)) is None
 
 
 def test_a_file_of_unknown_content_is_published_as_it_is(storage, video):

@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from prefect_cometapi.runway.storage.staging import (
     RETENTION,
     StagedFile,
     is_abandoned,
+    rename_staged,
     staged_files,
     staged_path,
     temporary_stagings,
@@ -265,3 +267,96 @@ def test_every_temporary_staging_folder_is_found(shared_place):
     assert set(temporary_stagings()) == folders
     shared_place.chmod(0o777)
     assert temporary_stagings() == []
+
+
+# Machines without what Linux has
+
+
+@pytest.mark.parametrize("error", [KeyError("uid not found"), OSError(), ImportError("pwd")])
+def test_a_user_without_a_name_has_a_temporary_folder(tmp_path, monkeypatch, error):
+    """Many containers run under a number that no list of users knows."""
+
+    def unknown() -> str:
+        raise error
+
+    monkeypatch.setattr(getpass, "getuser", unknown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = FsspecStorage("memory://videos").staging()
+    assert folder.parent.name == f"prefect-cometapi-{os.getuid()}"
+
+
+def test_a_name_of_a_user_is_no_path(tmp_path, monkeypatch):
+    """A user of a domain has a name with a separator."""
+    monkeypatch.setattr(getpass, "getuser", lambda: "OFFICE\\me/../x")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = FsspecStorage("memory://videos").staging()
+    assert folder.parent == tmp_path / "prefect-cometapi-OFFICE_me_.._x"
+
+
+def test_a_machine_without_temporary_folders_says_so(tmp_path, monkeypatch):
+    """A folder needs none; an object store is refused with the variable to set."""
+
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    FolderStorage(tmp_path / "videos").check()
+    with pytest.raises(StorageError, match="no writable folder for temporary files; set TMPDIR"):
+        FsspecStorage("memory://videos").check()
+
+
+def test_a_machine_without_user_numbers_stores_in_folders(tmp_path, monkeypatch):
+    """Windows has no numbers of users."""
+    monkeypatch.delattr(os, "getuid")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(getpass, "getuser", lambda: "me")
+    place = FolderStorage(tmp_path / "videos")
+    place.check()
+    assert place.staging() == tmp_path / "videos" / INCOMING
+    assert FsspecStorage("memory://videos").staging().is_dir()
+    (tmp_path / "videos" / INCOMING).rmdir()
+    (tmp_path / "videos" / INCOMING).write_text("")
+    assert place.staging() == tmp_path / "videos" / f"{INCOMING}-user"
+
+
+@pytest.mark.parametrize("name", ["O_DIRECTORY", "supports_dir_fd"])
+def test_a_machine_that_cannot_open_folders_removes_staged_files(folder, monkeypatch, name):
+    """Windows deletes files by their paths."""
+    if name == "supports_dir_fd":
+        monkeypatch.setattr(os, name, set())
+    else:
+        monkeypatch.delattr(os, name)
+    (folder / "a").write_text("")
+    assert remove(folder, [StagedFile("a", "a", 0), StagedFile("gone", "a", 0)]) == 1
+    assert list(folder.iterdir()) == []
+
+
+def test_where_nothing_can_be_renamed_files_are_staged_elsewhere(videos, monkeypatch, shared_place):
+    """A download is renamed while it is staged, which a mounted object store may refuse."""
+    rename = os.rename
+
+    def refuse(source: Any, target: Any) -> None:
+        if str(source).startswith(str(videos)):
+            raise OSError(38, "Function not implemented")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
+    assert FolderStorage(videos).staging().parent == shared_place
+    assert list(videos.iterdir()) == []
+
+
+@pytest.mark.parametrize("deletes", [True, False])
+def test_a_staged_file_that_cannot_be_renamed_is_copied(tmp_path, monkeypatch, deletes):
+    """The new name has the content; the old one may stay where nothing can be deleted."""
+
+    def refuse(*_args: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    (tmp_path / "a.mp4").write_bytes(b"video")
+    assert rename_staged(tmp_path / "a.mp4", tmp_path / "a.mp4") == tmp_path / "a.mp4"
+    monkeypatch.setattr(os, "rename", refuse)
+    if not deletes:
+        monkeypatch.setattr(os, "unlink", refuse)
+    assert rename_staged(tmp_path / "a.mp4", tmp_path / "a.webm").read_bytes() == b"video"
+    assert (tmp_path / "a.mp4").exists() is not deletes

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file appears under its final name only when it is complete, in every kind of storage."""
 
+import errno
 import hashlib
 import shutil
 import traceback
@@ -16,13 +17,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from prefect_cometapi.runway import StagedFileMissing, StorageError
 from prefect_cometapi.runway.storage import folder as module
-from prefect_cometapi.runway.storage.base import PROBE, probe
+from prefect_cometapi.runway.storage.base import _PROBE_TEXT, PROBE, probe
 from prefect_cometapi.runway.storage.factory import open_storage
 from prefect_cometapi.runway.storage.folder import FolderStorage
 from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 from prefect_cometapi.runway.storage.staging import INCOMING
 
-OLD, NEW = b"old" * 1000, b"new" * 2000
+from .conftest import NEW, OLD
 
 
 class NoCredentials(Exception):
@@ -59,18 +60,6 @@ def fresh_file_systems(monkeypatch):
     monkeypatch.setattr(Watched, "calls", [])
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
-
-
-@pytest.fixture
-def staged(tmp_path):
-    """Return a function that makes a staged file."""
-
-    def make(content: bytes = NEW) -> Path:
-        file = tmp_path / "staged.mp4"
-        file.write_bytes(content)
-        return file
-
-    return make
 
 
 @pytest.fixture(params=["folder", "file", "memory", "local", "watched"])
@@ -171,13 +160,33 @@ def test_in_a_folder_the_old_file_stands_until_the_new_one_is_on_the_disk(
     assert seen == [("staged.mp4", OLD), ("videos", NEW)]
 
 
+def test_the_files_of_a_clip_share_the_flush_of_their_folder(tmp_path, staged, monkeypatch):
+    """The last of several files makes all of them permanent, and each is on the disk before."""
+    flushed: list[str] = []
+    monkeypatch.setattr(module, "_flush", lambda path: flushed.append(path.name))
+    place = FolderStorage(tmp_path / "videos")
+    place.publish(staged(NEW), "a.mp4", more=True)
+    place.publish(staged(NEW), "a.json")
+    assert flushed == ["staged.mp4", "staged.mp4", "videos"]
+
+
+def test_a_file_that_is_on_the_disk_is_not_flushed_again(tmp_path, staged, monkeypatch):
+    """The flush of its folder makes its new name permanent."""
+    flushed: list[str] = []
+    monkeypatch.setattr(module, "_flush", lambda path: flushed.append(path.name))
+    place = FolderStorage(tmp_path / "videos")
+    place.publish(staged(NEW), "a.mp4", more=True, flushed=True)
+    place.publish(staged(NEW), "b.mp4", flushed=True)
+    assert flushed == ["videos"]
+    assert (tmp_path / "videos" / "a.mp4").read_bytes() == NEW
+
+
 def test_a_staged_file_on_another_disk_is_copied_before_it_is_renamed(tmp_path):
     """A rename cannot cross disks, and a copy to the final name would be visible too early."""
 
     class Elsewhere(type(Path())):
-        def stat(self, **_: Any) -> Any:
-            real = Path(str(self)).stat()
-            return SimpleNamespace(st_dev=-1, st_mode=real.st_mode, st_size=real.st_size)
+        def replace(self, target: Any) -> Any:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     file = Elsewhere(tmp_path / "staged.mp4")
     file.write_bytes(NEW)
@@ -376,13 +385,35 @@ def test_a_storage_is_checked_without_leaving_anything(tmp_path):
 
 def test_a_folder_that_takes_no_files_fails_its_check(tmp_path, monkeypatch):
     """An existing folder may be read-only or full."""
-
-    def full(**_options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(StorageError, match="videos is not writable: No space left on device"):
+    monkeypatch.setattr("os.fsync", _full)
+    with pytest.raises(
+        StorageError, match=r"a test file could not be written to .*videos: No space left on device"
+    ):
         FolderStorage(tmp_path / "videos").check()
+    assert list((tmp_path / "videos" / INCOMING).iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["", "memory://videos"])
+def test_a_disk_that_is_nearly_full_fails_the_check(tmp_path, monkeypatch, place):
+    """A small test file would still fit where a video does not."""
+    usage = SimpleNamespace(total=10**9, free=2_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: usage)
+    with pytest.raises(
+        StorageError, match=r"is full: 2\.0 MB are free, and a video may need 17 MB"
+    ):
+        open_storage(f"{place}{tmp_path}").check()
+
+
+def test_a_disk_without_a_size_is_not_called_full(tmp_path, monkeypatch):
+    """Some mounted file systems report zero bytes, and others report nothing."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: SimpleNamespace(total=0, free=0))
+    FolderStorage(tmp_path).check()
+
+    def unknown(_folder: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("shutil.disk_usage", unknown)
+    FolderStorage(tmp_path).check()
 
 
 def test_a_url_without_a_file_system_fails_its_check():
@@ -428,15 +459,30 @@ def test_a_probe_that_cannot_be_staged_is_told(tmp_path, monkeypatch):
         probe(storage)
 
 
-def test_who_may_write_need_not_be_allowed_to_look(monkeypatch):
-    """Credentials of an object store that may only write pass the check."""
+@pytest.mark.parametrize(
+    "denial",
+    [PermissionError("Forbidden"), NoCredentials("An error occurred (AccessDenied)")],
+    ids=["fsspec", "boto"],
+)
+def test_who_may_write_need_not_be_allowed_to_look(monkeypatch, denial):
+    """Credentials of an object store that may only write pass the check; `doctor` says so."""
 
     class WriteOnly:
-        def info(self, _bucket: str) -> None:
-            raise PermissionError("Forbidden")
+        def put_file(self, *_args: object, **_options: object) -> None:
+            pass
 
-    monkeypatch.setattr(FsspecStorage, "_opened", lambda _self: (WriteOnly(), "videos/clips"))
+        def info(self, _path: str) -> dict[str, object]:
+            return {"size": len(_PROBE_TEXT)}
+
+        def cat_file(self, _path: str) -> None:
+            raise denial
+
+        rm_file = cat_file
+
+    monkeypatch.setattr(FsspecStorage, "_opened", lambda _self, name="": (WriteOnly(), name))
     FsspecStorage("s3://videos/clips").check()
+    with pytest.raises(StorageError, match="a test file cannot be read from s3://videos/clips"):
+        probe(FsspecStorage("s3://videos/clips"))
 
 
 @pytest.mark.parametrize(
