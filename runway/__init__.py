@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """CometAPI client with its requests, results, errors and ledger; does not depend on Prefect."""
 
-from typing import TYPE_CHECKING, Any
-
 from .api.client import RunwayClient
 from .batch.errors import BatchFailed, InvalidManifest
 from .batch.models import BatchResult, ItemResult, Outcome
@@ -18,6 +16,7 @@ from .errors import (
     GenerationNotFound,
     GenerationTimeout,
     IdempotencyKeyConflict,
+    InvalidEnvironment,
     InvalidOutput,
     InvalidRequest,
     InvalidSource,
@@ -26,8 +25,10 @@ from .errors import (
     LedgerUnavailable,
     NotSubmitted,
     OutputExpired,
+    ProvenanceMissing,
     QuotaExceeded,
     ServiceUnavailable,
+    SigningError,
     SourceUnavailable,
     SourceUnreachable,
     StagedFileMissing,
@@ -39,12 +40,15 @@ from .errors import (
     UnknownTaskId,
 )
 from .ledger.entry import Entry, State
+from .ledger.store import Ledger
+from .media.signing import Verification, sign_copy, verify_provenance
 from .models.generation import (
     AssetURL,
     CompletedGeneration,
     FetchedVideo,
     Generation,
     GenerationResult,
+    Provenance,
     Status,
     StoredVideo,
     Submission,
@@ -66,9 +70,6 @@ from .models.requests import (
     VideoToVideoRequest,
 )
 from .settings import CometAPISettings
-
-if TYPE_CHECKING:
-    from .ledger.store import Ledger
 
 __all__ = [
     "AssetURL",
@@ -96,6 +97,7 @@ __all__ = [
     "GenerationTimeout",
     "IdempotencyKeyConflict",
     "ImageToVideoRequest",
+    "InvalidEnvironment",
     "InvalidManifest",
     "InvalidOutput",
     "InvalidRequest",
@@ -112,10 +114,13 @@ __all__ = [
     "OutputExpired",
     "Performance",
     "PositionedImage",
+    "Provenance",
+    "ProvenanceMissing",
     "QuotaExceeded",
     "Reference",
     "RunwayClient",
     "ServiceUnavailable",
+    "SigningError",
     "SourceUnavailable",
     "SourceUnreachable",
     "StagedFileMissing",
@@ -131,7 +136,10 @@ __all__ = [
     "TooManyRunAttempts",
     "UnexpectedResponse",
     "UnknownTaskId",
+    "Verification",
     "VideoToVideoRequest",
+    "sign_copy",
+    "verify_provenance",
 ]
 
 # A route that the table declares adds the class of its requests.
@@ -141,14 +149,4 @@ globals().update(_routes, __all__=sorted({*__all__, *_routes}))
 # Stored results and pickles refer to a class by its public path, so that they stay readable when
 # the class moves to another module.
 for _name in __all__:
-    if isinstance(_public := globals().get(_name), type):
-        _public.__module__ = __name__
-
-
-def __getattr__(name: str) -> Any:
-    if name == "Ledger":  # SQLAlchemy is slow to import, so it waits
-        from .ledger.store import Ledger
-
-        Ledger.__module__ = __name__
-        return Ledger
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[_name].__module__ = __name__

@@ -17,6 +17,7 @@
     │   │   └── LedgerCorrupted       a row of the ledger is corrupted
     │   ├── LedgerOutdated            the ledger is an older copy and lacks purchases
     │   └── StorageUnavailable        the requested storage cannot take a video
+    ├── InvalidEnvironment            a variable of the environment, or .env, cannot be used
     ├── AuthenticationError           no API key, a wrong one, or one without permission
     ├── UnexpectedResponse            the server at the base URL is not CometAPI
     ├── ServiceUnavailable            busy or unreachable for now; can be retried
@@ -31,8 +32,10 @@
     │   ├── DownloadInterrupted       the download broke off; can be retried
     │   ├── OutputExpired             the output URL is no longer valid; can be retried
     │   ├── InvalidOutput             the downloaded file is not a complete video
+    │   ├── ProvenanceMissing         it has no C2PA manifest, and the settings require one
     │   └── StorageError              the storage rejected the video
     │       └── StagedFileMissing     the downloaded file is gone from this machine
+    ├── SigningError                  a copy cannot be signed, or a manifest not verified
     ├── BatchFailed                   no item of a batch succeeded, or too many failed
     └── TooManyRunAttempts            a flow run was started too often
 
@@ -40,7 +43,7 @@ Every message names the problem, the generation, what is known about the money, 
 """
 
 import shlex
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class CometAPIError(Exception):
@@ -110,21 +113,22 @@ class CometAPIError(Exception):
         return advice
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._happened()!r})"
+        return f"{type(self).__name__}({self.summary()!r})"
 
     def _lines(self) -> list[str]:
         known = [("idempotency key", self.idempotency_key), ("task id", self.task_id)]
         which = ", ".join(f"{name} {value}" for name, value in known if value)
         advice = self.hint()
         return [
-            self._happened(),
+            self.summary(),
             f"Generation: {which}." if which else "",
             f"Money: {self.money}" if self.money else "",
             f"Next: {advice}" if advice else "",
             f"Support: CometAPI's request id is {self.request_id}." if self.request_id else "",
         ]
 
-    def _happened(self) -> str:
+    def summary(self) -> str:
+        """Return the problem in one line, with the service's code and the HTTP status."""
         status = f"HTTP {self.http_status}" if self.http_status else ""
         details = ", ".join(part for part in (self.code, status) if part)
         return f"{self.message} ({details})" if details else self.message
@@ -219,6 +223,14 @@ class StorageUnavailable(NotSubmitted):
     advice = "choose a writable storage (storage, or COMETAPI_STORAGE) and run it again."
 
 
+class InvalidEnvironment(CometAPIError):
+    """Error for a variable of the environment, or a ``.env`` file, that cannot be used."""
+
+    money = "nothing was charged for this call."
+    advice = "correct what the message names, and run it again."
+    then_finish = True
+
+
 class AuthenticationError(CometAPIError):
     """Error for an API key that is missing, wrong or without permission."""
 
@@ -298,6 +310,24 @@ class UnknownTaskId(GenerationNotFound):
     )
 
 
+MODERATED = (
+    "content moderation refused it, so the same request is refused again: change the prompt or the "
+    "image, and use a new idempotency key."
+)
+"""Next step after a failure by content moderation."""
+
+BAD_ASSET = (
+    "Runway cannot use the image or the video of the request: replace it, and use a new "
+    "idempotency key."
+)
+"""Next step after a failure by a source."""
+
+
+def is_moderation(code: str) -> bool:
+    """Return True for the code of a failure by content moderation, such as SAFETY.INPUT.TEXT."""
+    return "SAFETY" in code.upper().split(".")
+
+
 class GenerationFailed(GenerationError):
     """Error for a generation that failed upstream.
 
@@ -308,6 +338,13 @@ class GenerationFailed(GenerationError):
 
     money = "accepted, then failed; whether CometAPI refunds it depends on the reason."
     advice = "change the image or the prompt; another attempt needs a new idempotency key."
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message, **details)
+        if is_moderation(self.code):
+            self.advice = MODERATED
+        elif self.code.upper().startswith("ASSET"):
+            self.advice = BAD_ASSET
 
     @property
     def failure_code(self) -> str:
@@ -349,12 +386,31 @@ class InvalidOutput(DeliveryError):
     """Error for a download that is not a complete video; nothing was published in the storage."""
 
 
+class ProvenanceMissing(DeliveryError):
+    """Error for an output without a C2PA manifest, if the settings require one.
+
+    Nothing was published in the storage, and the downloaded file is kept.
+    """
+
+    advice = (
+        "to publish it as it is: COMETAPI_REQUIRE_PROVENANCE=false prefect-cometapi finish "
+        "{task_id}   (to ask the service for the file once more: delete it, then finish)"
+    )
+
+
 class StorageError(DeliveryError):
     """Error for a storage that rejected the video."""
 
 
 class StagedFileMissing(StorageError):
     """Error for a downloaded file that is gone from this machine and must be fetched again."""
+
+
+class SigningError(CometAPIError):
+    """Error for a copy that cannot be signed, or for a manifest that cannot be verified."""
+
+    money = "nothing was charged for this call, and the original is unchanged."
+    advice = "correct what the message names, then run it again."
 
 
 class TooManyRunAttempts(CometAPIError):

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .escapes import WRAP, peel
+from .signatures import without_signature
 
 HIDDEN = "<sha256:"
 """Start of the mark that replaces a secret; a URL with this mark no longer works."""
@@ -66,6 +67,9 @@ _KEY = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{6,}")
 MAX_LAYERS = 8
 """Number of nested escapes that are decoded; a word with more of them is redacted as a whole."""
 
+LONGEST_SEARCHED = 20_000
+"""Maximum characters of a text that is searched for secrets; for megabytes, that takes minutes."""
+
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _MARKED_DATA_URI = re.compile(rf"data:[^,]*,{HIDDEN}[0-9a-f]{{12}}, [0-9]+ characters>")
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
@@ -74,6 +78,15 @@ _REPLACED = "\N{REPLACEMENT CHARACTER}"
 def redact_url(url: str) -> str:
     """Return the URL without user info, with a hash as its query, and with its path redacted."""
     return hide_secrets(_without_query(url))
+
+
+def _signed_url(url: str) -> str:
+    """Redact the URL of a source; the hash does not change when it is signed anew."""
+    bare = without_signature(url)
+    if bare == url:
+        return redact_url(url)
+    address, _, query = bare.partition("?")
+    return hide_secrets(f"{_USER_INFO.sub('://', address)}?{_mark(query)}")
 
 
 def _without_query(url: str) -> str:
@@ -97,7 +110,8 @@ def redact_source(source: str) -> str:
 def redact_payload(value: Any, *, urls: bool = True) -> Any:
     """Return a JSON value with the secrets in each of its texts redacted.
 
-    A text that begins with a data URI counts as one data URI as a whole.
+    A text that begins with a data URI counts as one data URI as a whole. A text that is too long to
+    be searched counts as a secret.
 
     Args:
         value: The value; a text in it may be a source, a prompt, or anything else.
@@ -112,9 +126,11 @@ def redact_payload(value: Any, *, urls: bool = True) -> Any:
         return value
     if value[:5].lower() == "data:":
         return redact_source(value)
+    if len(value) > LONGEST_SEARCHED:
+        return f"{HIDDEN}{_digest(value)}, {len(value)} characters>"
     is_url = _WEB.match(value) and not re.search(r"\s", value)
     if urls:
-        return redact_url(value) if is_url else hide_secrets(value, bearer=_LONG_BEARER)
+        return _signed_url(value) if is_url else hide_secrets(value, bearer=_LONG_BEARER)
     return value if is_url else _without_payloads(value)
 
 
@@ -183,12 +199,17 @@ class RedactingFilter(logging.Filter):
     """Filter for the loggers of libraries that log their inputs, such as URLs (httpx, fsspec)."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass, with the secrets in its message and its traceback redacted."""
-        record.msg, record.args = hide_secrets(record.getMessage()), None
+        """Let every record pass, cut and with the secrets in its message and traceback redacted."""
+        record.msg, record.args = _shown_in_log(record.getMessage()), None
         if record.exc_info:
             trace = logging.Formatter().formatException(record.exc_info)
-            record.exc_info, record.exc_text = None, hide_secrets(trace)
+            record.exc_info, record.exc_text = None, _shown_in_log(trace)
         return True
+
+
+def _shown_in_log(text: str) -> str:
+    cut = text[:LONGEST_SEARCHED]  # a library may log the picture that it was given
+    return hide_secrets(cut) + (f"… ({len(text):,} characters)" if len(text) > len(cut) else "")
 
 
 def host_of(url: str) -> str:

@@ -2,10 +2,19 @@
 """Settings, read from the environment or from a .env file."""
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -15,8 +24,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from .errors import InvalidEnvironment
 from .models.prices import Prices, decode_prices
-from .redact import host_of, is_loopback
+from .plain_help import PlainHelp
+from .redact import host_of, is_loopback, reason_of
 
 DEFAULT_BASE_URL = "https://api.cometapi.com"
 DEFAULT_RUNWAY_VERSION = "2024-11-06"
@@ -24,6 +35,12 @@ DEFAULT_RUNWAY_VERSION = "2024-11-06"
 
 API_KEY_PATTERN = r"[!-~]+"
 """Pattern of an API key: the characters that an HTTP header can carry."""
+
+_QUOTES = "\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
+_VARIABLE = re.compile(r"\$\w+|\$\{\w+\}|%\w+%|\$env:\w+", re.IGNORECASE)
+_AROUND_SECRET = re.compile(
+    rf"^[{_QUOTES}]|[{_QUOTES}]$|^bearer\b|^\*+$|^(?:{_VARIABLE.pattern})$", re.IGNORECASE
+)
 
 RUNWAY_VERSION_PATTERN = r"^[0-9A-Za-z._-]{1,40}$"
 """Pattern of a value for the header X-Runway-Version."""
@@ -76,6 +93,57 @@ def check_hosts(hosts: object) -> object:
     return [host_of(f"https://{name}") for name in names]
 
 
+def check_secret(secret: SecretStr, what: str) -> SecretStr:
+    """Return a secret without surrounding blanks; an empty one stays empty.
+
+    Args:
+        secret: API key or access token.
+        what: Name of it for messages.
+
+    Raises:
+        ValueError: An HTTP header cannot carry it, or it has more around it than the secret. The
+            message does not repeat it.
+    """
+    text = secret.get_secret_value().strip()
+    if not text or (re.fullmatch(API_KEY_PATTERN, text) and not _AROUND_SECRET.search(text)):
+        return SecretStr(text)
+    if re.fullmatch(r"\*+", text):
+        raise ValueError(f"this is a masked {what}; load the saved block again")
+    if text[0] in _QUOTES or text[-1] in _QUOTES:
+        raise ValueError(f"the {what} has quotes around it; leave them out")
+    if re.match(r"bearer\b", text, re.IGNORECASE):
+        raise ValueError(f"the {what} begins with the word Bearer; leave that out")
+    if _VARIABLE.fullmatch(text):
+        raise ValueError(f"this is the name of a variable, and not the {what} in it")
+    if re.search(r"\s", text):
+        raise ValueError(f"the {what} has a blank or a line break in it; copy it again")
+    raise ValueError(
+        f"the {what} has characters that cannot be in it, such as letters beyond ASCII or "
+        "invisible ones; copy it again"
+    )
+
+
+def check_dotenv() -> None:
+    """Check that the ``.env`` file of this folder, if there is one, can be read.
+
+    Prefect reads it, too, while it is imported.
+
+    Raises:
+        InvalidEnvironment: It is not in UTF-8, or cannot be opened.
+    """
+    file = Path(".env")
+    try:
+        if file.is_file():
+            file.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidEnvironment(
+            f"{file.absolute()} is not in UTF-8: save it as UTF-8, in PowerShell with "
+            "Set-Content -Encoding utf8"
+        ) from None
+    except OSError as error:
+        raise InvalidEnvironment(f"{file.absolute()} cannot be read: {reason_of(error)}") from None
+
+
 class _OfThisFolder(DotEnvSettingsSource):
     """Source of settings in an untrusted ``.env`` file.
 
@@ -83,10 +151,15 @@ class _OfThisFolder(DotEnvSettingsSource):
     token that comes from another source to a server of its own.
     """
 
+    def _read_env_files(self) -> Mapping[str, str | None]:
+        check_dotenv()
+        return super()._read_env_files()
+
     def __call__(self) -> dict[str, Any]:
         """Return the settings in the file.
 
         Raises:
+            InvalidEnvironment: The file cannot be read.
             ValidationError: The file sets a base URL on another machine, and the API key or the
                 access token comes from another source.
         """
@@ -107,7 +180,7 @@ class _OfThisFolder(DotEnvSettingsSource):
         return found
 
 
-class CometAPISettings(BaseSettings):
+class CometAPISettings(BaseSettings, metaclass=PlainHelp):
     """Settings of this package; each is read from `COMETAPI_<NAME>` when a flow run starts."""
 
     model_config = SettingsConfigDict(
@@ -177,9 +250,22 @@ class CometAPISettings(BaseSettings):
     not_found_grace: float = Field(
         default=120.0,
         ge=0,
-        description="Seconds during which a new generation may be unknown to the service.",
+        description="Seconds during which a new generation may be unknown to the service, or any "
+        "one refused by it, before the wait ends.",
     )
 
+    require_provenance: bool = Field(
+        default=False,
+        description="Refuse to publish a file without a C2PA manifest. The file is kept on the "
+        "machine that downloaded it.",
+    )
+    signing_certificate: Path | None = Field(
+        default=None,
+        description="PEM file with the certificate chain, with which copies are signed by C2PA.",
+    )
+    signing_key: Path | None = Field(
+        default=None, description="PEM file with the private key of the certificate."
+    )
     max_run_attempts: int = Field(
         default=5,
         ge=1,
@@ -205,6 +291,12 @@ class CometAPISettings(BaseSettings):
         ge=0,
         description="Maximum number of items with which a batch has four task runs for each; a "
         "larger batch has one.",
+    )
+    items_per_task_run: int = Field(
+        default=1,
+        ge=1,
+        description="Number of items of a larger batch that share one task run, to relieve "
+        "Prefect's server.",
     )
     allowed_asset_hosts: Annotated[frozenset[str], NoDecode] = Field(
         default=frozenset(),
@@ -232,6 +324,12 @@ class CometAPISettings(BaseSettings):
         """Return the sources in their usual order, with an untrusted ``.env`` file."""
         _ = dotenv_settings
         return init_settings, env_settings, _OfThisFolder(settings_cls), file_secret_settings
+
+    @field_validator("key", "access_token")
+    @classmethod
+    def _check_secret(cls, secret: SecretStr | None, its: ValidationInfo) -> SecretStr | None:
+        what = "API key" if its.field_name == "key" else "access token"
+        return check_secret(secret, what) if secret else secret
 
     _check_base_url = field_validator("base_url")(check_base_url)
     _check_asset_hosts = field_validator("allowed_asset_hosts", mode="before")(check_hosts)

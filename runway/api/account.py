@@ -36,6 +36,7 @@ from ..models.account import (
 )
 from ..redact import redact_url, scrub
 from ..settings import API_KEY_PATTERN, DEFAULT_BASE_URL
+from .certainty import own_error
 from .client import MIN_SECRET_LENGTH, read_reply
 
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
@@ -59,11 +60,19 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Answer:
-    """JSON object that a route returned, or the reason why there is none."""
+    """JSON object that a route returned, or the reason why there is none.
+
+    Attributes:
+        body: JSON object, empty if there is none.
+        problem: Reason why there is none, or None.
+        http_status: HTTP status of the reply, or None if there was no reply.
+        is_rejected: True if CometAPI says in its own JSON that it does not accept the secret.
+    """
 
     body: dict[str, Any] = field(default_factory=dict[str, Any])
     problem: str | None = None
     http_status: int | None = None
+    is_rejected: bool = False
 
 
 def read_only_client(
@@ -116,7 +125,12 @@ async def fetch(
         return Answer(problem=f"HTTP {status} without JSON: {reply.excerpt}", http_status=status)
     body = _without(reply.body, secret)
     if status != httpx.codes.OK or body.get("success") is False or body.get("error"):
-        return Answer(problem=f"HTTP {status}: {_message(body)}", http_status=status)
+        is_own = body.get("success") is False or own_error(body) is not None
+        return Answer(
+            problem=f"HTTP {status}: {_message(body)}",
+            http_status=status,
+            is_rejected=is_own and status in _REJECTED,
+        )
     return Answer(body, http_status=status)
 
 
@@ -313,8 +327,7 @@ class AccountClient:
                 is_accepted=answered or None,
                 problem=None if answered else "/api/task/self: the reply has no list",
             )
-        is_rejected = answer.http_status in _REJECTED
-        return TokenCheck(is_accepted=False if is_rejected else None, problem=answer.problem)
+        return TokenCheck(is_accepted=False if answer.is_rejected else None, problem=answer.problem)
 
     async def _list(
         self, path: str, query: dict[str, str | int], read: Callable[[dict[str, Any]], Row]

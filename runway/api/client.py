@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +26,7 @@ from ..errors import (
     SubmissionUncertain,
     UnexpectedResponse,
 )
-from ..http_clients import SINGLE, ClientPool, tls_context
+from ..http_clients import NetworkTransport, streaming, tls_context
 from ..models.generation import Generation, Status
 from ..models.keys import is_task_id
 from ..models.requests import GenerationRequest
@@ -42,7 +42,7 @@ from .error_mapping import (
     failure_of_reply,
     read_request_id,
 )
-from .reply_parser import read_generation, read_task_id
+from .reply_parser import error_of, read_generation, read_task_id, why_unread
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 """Maximum bytes of a reply. It holds an id or a state; a larger one is not read to its end."""
@@ -115,34 +115,36 @@ class RunwayClient:
             raise AuthenticationError("the API key is empty or contains invalid characters")
         self.base_url = base_url
         self._key = text
-        options: dict[str, Any] = {
-            "base_url": base_url,
-            "headers": {
+        self._headers = httpx.Headers(
+            {
                 "Authorization": f"Bearer {text}",
                 "X-Runway-Version": runway_version.strip(),
                 "Accept": "application/json",
                 "Accept-Encoding": "identity",  # a compressed reply could expand to any size
                 "User-Agent": "prefect-cometapi",
-            },
-            "timeout": TIMEOUT,
-            "transport": transport,
-            "verify": tls_context(),
-            # Without TLS a proxy could read the API key, and this machine needs no proxy.
-            "trust_env": not base_url.lower().startswith("http:"),
-            "follow_redirects": False,
-        }
-        self._pool = ClientPool(
-            lambda: httpx.AsyncClient(**options, limits=SINGLE), MAX_CONCURRENT_CALLS
+            }
         )
+        # Without TLS a proxy could read the API key, and this machine needs no proxy.
+        use_proxies = not base_url.lower().startswith("http:")
         # A paid call uses a new connection: bytes that an earlier reply left in a kept connection
         # would be read as its answer.
         try:
             self._http_once = httpx.AsyncClient(
-                **options, limits=httpx.Limits(max_keepalive_connections=0)
+                base_url=base_url,
+                headers=self._headers,
+                timeout=TIMEOUT,
+                transport=transport,
+                verify=tls_context(),
+                trust_env=use_proxies,
+                follow_redirects=False,
+                limits=httpx.Limits(max_keepalive_connections=0),
             )
         except (httpx.InvalidURL, ValueError) as error:
             what = f"{redact_url(base_url)} is not a valid URL: {scrub(str(error))}"
             raise UnexpectedResponse(what) from None
+        self._root = str(self._http_once.base_url).rstrip("/")
+        self._free_calls = transport or NetworkTransport(use_proxies=use_proxies)
+        self._turns = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -153,7 +155,7 @@ class RunwayClient:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._pool.aclose()
+        await self._free_calls.aclose()
         await self._http_once.aclose()
 
     async def create(
@@ -212,10 +214,11 @@ class RunwayClient:
         An id that the service does not know (yet) has a state too, ``Status.NOT_FOUND``.
 
         Raises:
-            AuthenticationError: The API key is missing, wrong or not permitted.
-            UnexpectedResponse: The base URL does not lead to CometAPI.
-            GenerationNotFound: The service refuses to return the state.
-            ServiceUnavailable: There is no answer at the moment; another request is free.
+            AuthenticationError: CometAPI says that the API key is wrong or not permitted.
+            UnexpectedResponse: CometAPI says that the base URL has a path that it does not know.
+            GenerationNotFound: CometAPI refuses to return the state.
+            ServiceUnavailable: There is no answer of CometAPI at the moment, or something else
+                answers in its place; another request is free.
         """
         outcome = await self._send("GET", f"/runwayml/v1/tasks/{quote(task_id, safe='')}")
         return self._state(task_id, outcome)
@@ -238,7 +241,8 @@ class RunwayClient:
                 return
             if not outcome.is_foreign or outcome.kind in _TEMPORARY:
                 raise self._error(outcome, otherwise=ServiceUnavailable)
-        said = outcome.message if isinstance(outcome, ApiFailure) else outcome.excerpt
+        is_failure = isinstance(outcome, ApiFailure)
+        said = outcome.message if is_failure else "a success for a generation that does not exist"
         foreign = ApiFailure(
             FailureKind.MISADDRESSED,
             said,
@@ -266,11 +270,14 @@ class RunwayClient:
                     code=outcome.code,
                     http_status=outcome.http_status,
                 ).with_context(task_id=task_id, request_id=outcome.request_id)
-            raise self._error(outcome, otherwise=ServiceUnavailable).with_context(task_id=task_id)
+            raise self._error(
+                _unreachable(outcome, self.base_url), otherwise=ServiceUnavailable
+            ).with_context(task_id=task_id)
         generation = read_generation(outcome.body, task_id)
         if generation is None:
+            why = why_unread(outcome.body, task_id)
             raise ServiceUnavailable(
-                "CometAPI reported success but returned no state",
+                f"CometAPI reported success but returned no state: {why}",
                 http_status=outcome.http_status,
             ).with_context(task_id=task_id, request_id=outcome.request_id)
         return generation
@@ -283,21 +290,39 @@ class RunwayClient:
         *,
         before_paying: Callable[[], None] | None = None,
     ) -> Reply | ApiFailure:
-        # A paid call already has its claim, so it does not wait for a free connection.
-        paid, extensions = before_paying is not None, _trace(before_paying)
-        client = nullcontext(self._http_once) if paid else self._pool.acquire()
-        request_id = None
+        # A paid call already has its claim, so it does not wait for a turn.
+        paid, request_id = before_paying is not None, None
         try:
             async with (
-                client as http,
+                nullcontext() if paid else self._turns,
                 asyncio.timeout(TOTAL_TIMEOUT),
-                http.stream(method, path, json=payload, extensions=extensions) as response,
+                self._call(method, path, payload, before_paying) as response,
             ):
                 request_id = read_request_id(response.headers)
                 reply = await read_reply(response, self._key)
         except _FAILURES as error:  # a reply that broke off may have had its request id
             return replace(failure_of_exception(error), request_id=request_id)
         return (failure_of_create_reply(reply) if paid else failure_of_reply(reply)) or reply
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        payload: dict[str, Any] | None,
+        before_paying: Callable[[], None] | None,
+    ) -> AbstractAsyncContextManager[httpx.Response]:
+        if before_paying:
+            extensions = _trace(before_paying)
+            return self._http_once.stream(method, path, json=payload, extensions=extensions)
+        # A client's own method to build a request parses the URL three times instead of once.
+        request = httpx.Request(
+            method,
+            f"{self._root}{path}",
+            headers=self._headers,
+            json=payload,
+            extensions={"timeout": TIMEOUT.as_dict()},
+        )
+        return streaming(self._free_calls, request)
 
     def _error(self, failure: ApiFailure, otherwise: type[CometAPIError]) -> CometAPIError:
         error_type = _ERRORS.get(failure.kind, otherwise)
@@ -312,10 +337,16 @@ class RunwayClient:
         ).with_context(request_id=failure.request_id)
 
 
-def _trace(before_sending: Callable[[], None] | None) -> dict[str, Any] | None:
+def _unreachable(failure: ApiFailure, base_url: str) -> ApiFailure:
+    """Return a failure whose reply is not CometAPI's as one of a service that is not reached."""
+    if failure.kind is not FailureKind.MISADDRESSED or failure.is_own:
+        return failure
+    message = _FOREIGN.format(message=failure.message, base_url=base_url)
+    return replace(failure, kind=FailureKind.UNREACHABLE, message=message)
+
+
+def _trace(before_sending: Callable[[], None]) -> dict[str, Any]:
     """Return httpx extensions that call a function right before a request is sent."""
-    if before_sending is None:
-        return None
 
     async def trace(event: str, _info: dict[str, Any]) -> None:
         if event.endswith("send_request_headers.started"):
@@ -328,7 +359,7 @@ _SENTENCES: dict[type[CometAPIError], str] = {
     InvalidRequest: "CometAPI rejected the request: {message}",
     AuthenticationError: "CometAPI rejected the API key: {message}",
     QuotaExceeded: "the account balance is too low: {message}",
-    ServiceUnavailable: "CometAPI is unavailable: {message}",
+    ServiceUnavailable: "CometAPI at {base_url} is unavailable: {message}",
     UnexpectedResponse: "{base_url} does not respond like CometAPI: {message}",
     SubmissionUncertain: "no reply confirms whether the submission was accepted: {message}",
 }
@@ -350,16 +381,19 @@ async def read_reply(response: httpx.Response, key: str) -> Reply:
     is_secret = len(key) >= MIN_SECRET_LENGTH
     if is_secret:  # some services repeat the API key in their errors
         content = content.replace(key.encode(), b"<hidden key>")
-    excerpt = _excerpt(response, bytes(content[:400]))
     try:
-        body, is_json = json.loads(content), True
+        body = json.loads(content)
     except (ValueError, RecursionError):
-        body, is_json = None, False
+        body = None
+    is_json = isinstance(body, dict)
+    excerpt = ""  # needed only for a reply that may be a failure; it takes as long as the parser
+    if not (is_json and response.is_success and error_of(body) is None):
+        excerpt = _excerpt(response, bytes(content[:400]))
     return Reply(
         http_status=response.status_code,
-        headers={name.lower(): value for name, value in response.headers.items()},
+        headers=response.headers,
         body=body,
-        is_json=is_json and isinstance(body, dict),
+        is_json=is_json,
         excerpt=excerpt.replace(key, "<hidden key>") if is_secret else excerpt,
         is_page=is_page,
     )

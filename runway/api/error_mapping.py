@@ -12,6 +12,10 @@ again.
 The table of statuses is CometAPI's ("Error codes and retry strategy"), corrected where its gateway
 is known to answer differently: a missing field as 500 ``invalid_request``, a model without a
 channel as 503 ``model_not_found``, an empty balance as 403 ``quota_not_enough``.
+
+Only an error in CometAPI's own JSON says anything about the API key, the balance, the request or
+the generation. A firewall, a captive portal or another web server answers with the same statuses.
+Its reply says only that CometAPI was not reached.
 """
 
 import math
@@ -78,10 +82,10 @@ class Reply:
 
     Attributes:
         http_status: HTTP status.
-        headers: Headers, with their names in lower case.
+        headers: Headers by their names in lower case.
         body: Parsed JSON, or None.
         is_json: True if the body is a JSON object.
-        excerpt: Short description by which a person recognises the reply.
+        excerpt: Short description by which a person recognises a reply that may be a failure.
         is_page: True for a web page, by its content type and its first characters.
     """
 
@@ -113,6 +117,7 @@ class _Error(NamedTuple):
     reply: Reply
     code: str
     message: str
+    is_own: bool
 
     @property
     def status(self) -> int:
@@ -143,12 +148,10 @@ _KIND_BY_CONTENT: tuple[tuple[FailureKind, Callable[[_Error], bool]], ...] = (
     (FailureKind.INVALID, lambda error: _NO_CHANNEL in error.message),
     (FailureKind.UNAUTHENTICATED, lambda error: error.code in _API_KEY_CODES),
     (FailureKind.BUSY, lambda error: error.code in _BEFORE_SUBMISSION_CODES),
-    # A JSON 404 is about the generation, unless it says that the route does not exist.
+    # An own 404 is about the generation, unless it says that the route does not exist.
     (
         FailureKind.NOT_FOUND,
-        lambda error: (
-            error.status == 404 and error.reply.is_json and _NO_ROUTE not in error.message
-        ),
+        lambda error: error.status == 404 and error.is_own and _NO_ROUTE not in error.message,
     ),
     # A success with a web page comes from a web site. One with anything else may be a receipt.
     (FailureKind.MISADDRESSED, lambda error: 200 <= error.status < 300 and error.reply.is_page),
@@ -166,6 +169,10 @@ _KIND_BY_STATUS: tuple[tuple[Container[int], FailureKind], ...] = (
     ({501}, FailureKind.INVALID),
 )
 """Kinds of failure by status; the first row wins, and any other status has an unknown outcome."""
+
+_ONLY_OWN = {FailureKind.INVALID, FailureKind.UNAUTHENTICATED, FailureKind.NO_BALANCE}
+"""Kinds of failure that only CometAPI can state. In the words of anything else they mean that
+CometAPI was not reached."""
 
 
 def failure_of_exception(error: Exception) -> ApiFailure:
@@ -186,8 +193,10 @@ def failure_of_reply(reply: Reply) -> ApiFailure | None:
                 FailureKind.NOT_FOUND, sentence, is_own=True, request_id=reply.request_id
             )
         return None
-    kind = _kind_of(_Error(reply, code.lower(), message.lower()))
     is_own = own_error(reply.body) is not None
+    kind = _kind_of(_Error(reply, code.lower(), message.lower(), is_own))
+    if kind in _ONLY_OWN and not is_own:
+        kind = FailureKind.MISADDRESSED
     return ApiFailure(
         request_id=reply.request_id,
         kind=kind,

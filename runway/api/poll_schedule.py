@@ -5,7 +5,7 @@ The service asks for at least five seconds between two polls of one generation. 
 one rule decides: a poll is due once the lag that has probably built up since the last one is worth
 a request. This is optimal, because it makes the polls as dense as the square root of the hazard;
 docs/polling.md derives it and has the figures. Without earlier generations the schedule is a fixed
-interval, and with them it never polls more often than that.
+interval, of which ``cohort`` leaves out polls, and with them it never polls more often than that.
 
 All functions are pure: a random number is an argument, and the caller enforces deadlines. All times
 are in seconds.

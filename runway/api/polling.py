@@ -6,6 +6,10 @@ that a batch does not poll in step. A new id may be unknown for a while ("a few 
 docs, minutes in practice), and so may an id that was known before. In both cases polling continues,
 on the feed route and the task route in turn, and neither is a reason to buy again. A success may
 arrive before its output; the same grace time applies to it.
+
+A bought generation is waited for until its timeout, whatever stands between here and the service: a
+firewall's page, a captive portal, another server. Only the service's own refusal ends a wait, and
+only if it is repeated for minutes, since a gateway may refuse a valid API key for a moment.
 """
 
 import asyncio
@@ -27,6 +31,7 @@ from ..errors import (
 )
 from ..models.generation import CompletedGeneration, Generation, Status, Submission
 from .client import RunwayClient
+from .cohort import Cohort, recheck_delay
 from .poll_schedule import JITTER, DurationStats, first_delay, next_delay
 
 
@@ -39,11 +44,14 @@ class PollPolicy:
         timeout: Maximum wait, including the request in flight.
         not_found_grace: Maximum time for which the service may not know the id, or may report a
             success without an output.
+        refusal_grace: Maximum time for which the service may refuse to return the state, for
+            example because of the API key.
     """
 
     interval: float = 5.0
     timeout: float = 1800.0
     not_found_grace: float = 120.0
+    refusal_grace: float = 120.0
 
 
 class Route(StrEnum):
@@ -55,14 +63,29 @@ class Route(StrEnum):
 
 @dataclass
 class PollState:
-    """State of one wait. It outlives a broken connection, so that the wait can continue."""
+    """State of one wait. It outlives a broken connection, so that the wait can continue.
+
+    Attributes:
+        started: Time at which the wait started, or None.
+        polls: Number of polls.
+        route: Route of the next poll.
+        missing_since: Time since when the id or the output has been missing, or None.
+        refused_since: Time of the first refusal since the last state, or None.
+        last: Latest state.
+        problem: Reason why the latest poll returned no state, or an empty text.
+        last_poll: Time of the latest poll, or None.
+        is_scout: Whether every poll is made when it is due, whatever the cohort shows.
+    """
 
     started: float | None = None
     polls: int = 0
     route: Route = Route.TASK
     missing_since: float | None = None
+    refused_since: float | None = None
     last: Generation | None = None
+    problem: str = ""
     last_poll: float | None = field(default=None, repr=False)
+    is_scout: bool = True
 
 
 def jittered(seconds: float) -> float:
@@ -110,6 +133,9 @@ def _end_error(reply: Generation) -> GenerationError:
     return error
 
 
+UNKNOWN_STATE = "accepted, so it is charged if it succeeds or has succeeded."
+"""Knowledge about the money after a status that is not known here."""
+
 UNKNOWN_END = (
     "accepted, then ended; the reply does not say whether the generation failed at Runway or the "
     "service gave up, so it may have been charged."
@@ -149,22 +175,74 @@ def next_route(reply: Generation, route: Route) -> Route:
     return Route.FEED if route is Route.TASK else Route.TASK
 
 
-def timeout_error(reply: Generation | None, policy: PollPolicy) -> GenerationTimeout:
-    """Return the error of a generation that did not finish in time."""
+def timeout_error(
+    reply: Generation | None, policy: PollPolicy, problem: str = ""
+) -> GenerationTimeout:
+    """Return the error of a generation that did not finish in time.
+
+    Args:
+        reply: Latest reply with a state, or None.
+        policy: Polling limits.
+        problem: Reason why the latest poll returned no state, or an empty text.
+    """
     state = f"last known state: {reply.status}" if reply else "no reply had a state"
     if reply and reply.unknown_status:
         state += f", which CometAPI calls {reply.unknown_status!r}, a word that is not known here"
-    return GenerationTimeout(f"the generation did not finish within {policy.timeout:g} s; {state}")
+    if reply and reply.unread:
+        state += f"; {reply.unread}"
+    if problem:
+        state += f"; the last poll returned no state: {problem}"
+    error = GenerationTimeout(f"the generation did not finish within {policy.timeout:g} s; {state}")
+    if reply and reply.unknown_status:
+        error.money = UNKNOWN_STATE
+    return error
 
 
 def _missing_error(reply: Generation, missing_for: float) -> CometAPIError:
     if reply.status is Status.SUCCEEDED:
+        unread = f"; {reply.unread}" if reply.unread else ""
         return InvalidOutput(
-            f"CometAPI reports success but has returned no output for {missing_for:.0f} s"
+            f"CometAPI reports success but has returned no output for {missing_for:.0f} s{unread}"
         )
     return GenerationNotFound(
         f"CometAPI does not know the generation after {missing_for:.0f} s", code=reply.raw_status
     )
+
+
+def failed_poll(error: CometAPIError, refused_for: float, policy: PollPolicy) -> CometAPIError:
+    """Return the error with which a poll without a state ends; pure.
+
+    A refusal that is not repeated for long enough is unavailability: the next poll may be accepted.
+
+    Args:
+        error: Error of the poll.
+        refused_for: Seconds since the first refusal after the last state.
+        policy: Polling limits.
+    """
+    if refused_for >= policy.refusal_grace:
+        return error
+    return as_outage(
+        error, f"CometAPI is asked again until it refuses for {policy.refusal_grace:g} s"
+    )
+
+
+def as_outage(error: CometAPIError, note: str) -> ServiceUnavailable:
+    """Return the refusal of a request about a bought generation as unavailability; pure.
+
+    Args:
+        error: Error of the request.
+        note: Next step, for the message.
+    """
+    if isinstance(error, ServiceUnavailable):
+        return error
+    outage = ServiceUnavailable(
+        f"{error.message}; the generation is bought, so {note}",
+        code=error.code,
+        http_status=error.http_status,
+        retry_after=error.retry_after,
+    )
+    outage.with_context(task_id=error.task_id, request_id=error.request_id)
+    return outage
 
 
 async def wait_until_finished(
@@ -175,6 +253,7 @@ async def wait_until_finished(
     wait: PollState | None = None,
     on_reply: Callable[[Generation, Generation | None], Awaitable[None]] | None = None,
     stats: Callable[[], DurationStats | None] = lambda: None,
+    cohort: Cohort | None = None,
 ) -> CompletedGeneration:
     """Poll a generation until it succeeds.
 
@@ -185,6 +264,7 @@ async def wait_until_finished(
         wait: State of an earlier wait to continue, after a call that used it raised an error.
         on_reply: Awaited with each reply and the one before it.
         stats: Returns the duration statistics of the same kind of generation, once they are known.
+        cohort: Generations of the same kind that the run waits for together.
 
     Raises:
         GenerationFailed: The generation failed.
@@ -192,15 +272,19 @@ async def wait_until_finished(
         GenerationNotFound: The service did not know the id for the whole grace time.
         GenerationTimeout: The generation did not finish within the deadline.
         InvalidOutput: It succeeded, but no output was named within the grace time.
-        CometAPIError: The client raised it; the wait can continue with the same ``wait``.
+        ServiceUnavailable: The poll returned no state; the wait can continue with the same
+            ``wait``.
+        CometAPIError: The service refused to return the state for the whole grace time.
     """
-    wait = wait or PollState()
+    wait, cohort = wait or PollState(), cohort or Cohort()
     if wait.started is None:
         wait.started = time.monotonic()
+        wait.is_scout = cohort.join()
         await _sleep_until_first(submission, wait, policy, stats)
     while True:
         await _keep_interval(submission, wait, policy, stats())
-        before = wait.last
+        await _hold(submission, wait, policy, stats, cohort)
+        before, unobserved = wait.last, _unobserved(submission, wait)
         reply = await _ask_within(client, submission, wait, policy)
         if on_reply:
             await on_reply(reply, before)
@@ -212,6 +296,7 @@ async def wait_until_finished(
             raise result.with_context(**submission.ids)
         if result:
             waited = round(submission.age(), 3)
+            cohort.add_end(waited, unobserved, policy.interval)
             return CompletedGeneration(generation=result, polls=wait.polls, waited=waited)
         wait.route = next_route(reply, wait.route)
 
@@ -248,6 +333,33 @@ async def _keep_interval(
     await asyncio.sleep(due - now)
 
 
+async def _hold(
+    submission: Submission,
+    wait: PollState,
+    policy: PollPolicy,
+    stats: Callable[[], DurationStats | None],
+    cohort: Cohort,
+) -> None:
+    """Sleep while the cohort shows that the due poll can wait, until the deadline at most."""
+    if wait.is_scout or wait.missing_since is not None or wait.refused_since is not None:
+        return  # the state has to be confirmed, whatever the others show
+    end = (wait.started or 0.0) + policy.timeout
+    while (
+        stats() is None
+        and (left := end - time.monotonic()) > 0
+        and cohort.can_hold(submission.age(), _unobserved(submission, wait), policy.interval)
+    ):
+        chance = random.random()  # noqa: S311 -- not for secrets
+        await asyncio.sleep(min(recheck_delay(policy.interval, chance), left))
+
+
+def _unobserved(submission: Submission, wait: PollState) -> float:
+    """Return the seconds since the last poll, or since the submission."""
+    if wait.last_poll is None:
+        return submission.age()
+    return time.monotonic() - wait.last_poll
+
+
 async def _ask_within(
     client: RunwayClient, submission: Submission, wait: PollState, policy: PollPolicy
 ) -> Generation:
@@ -261,16 +373,31 @@ async def _ask_within(
         async with asyncio.timeout(max(end - wait.last_poll, policy.interval)):
             wait.last = await ask(submission.task_id)
     except TimeoutError as error:
-        raise timeout_error(wait.last, policy).with_context(**which) from error
-    except ServiceUnavailable as error:
-        wait.route = Route.TASK
-        if time.monotonic() >= end:
-            raise timeout_error(wait.last, policy).with_context(**which) from error
-        raise error.with_context(**which) from None
+        problem = wait.problem or "no answer"  # a reply before says more than its absence
+        raise timeout_error(wait.last, policy, problem).with_context(**which) from error
     except CometAPIError as error:
-        if wait.route is Route.TASK:
-            raise error.with_context(**which) from None
+        is_outage = isinstance(error, ServiceUnavailable)
+        if wait.route is Route.TASK or is_outage:
+            ended = _without_state(error, wait, policy).with_context(**which)
+            raise ended from None if ended is error else error
         wait.last = Generation(  # the docs guarantee nothing about the feed: the task route decides
             task_id=submission.task_id, status=Status.NOT_FOUND, raw_status=error.code
         )
+    else:
+        wait.refused_since = None
+    wait.problem = ""
     return wait.last
+
+
+def _without_state(error: CometAPIError, wait: PollState, policy: PollPolicy) -> CometAPIError:
+    """Note that a poll returned no state, and return the error with which it ends."""
+    now = time.monotonic()
+    wait.route = Route.TASK
+    wait.problem = error.summary()
+    if not isinstance(error, ServiceUnavailable) and wait.refused_since is None:
+        wait.refused_since = now
+    ended = failed_poll(error, now - (wait.refused_since or now), policy)
+    is_late = wait.started is not None and now >= wait.started + policy.timeout
+    if is_late and isinstance(ended, ServiceUnavailable):
+        return timeout_error(wait.last, policy, wait.problem)
+    return ended

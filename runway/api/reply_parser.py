@@ -15,7 +15,8 @@ structure and never by a version:
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, cast
 
 from ..models.generation import AssetURL, Generation, Status
@@ -26,8 +27,12 @@ MAX_OUTPUTS, MAX_URL_LENGTH = 16, 16_000
 """Maximum number of outputs of one generation (the documented models make one), and maximum length
 of a URL in characters."""
 
+MAX_FIELDS, MAX_FIELD_DEPTH = 500, 8
+"""Maximum number and depth of the fields that the description of a reply considers."""
+
 NOT_FOUND_CODE = "task_not_exist"
 _WEB = re.compile("https?://", re.IGNORECASE)
+_RUNWAYS_CODE = re.compile(r"\b[A-Z][A-Z_]{3,}(?:\.[A-Z0-9_]+)+\b")
 
 _WORDS = {
     Status.PENDING: "not_start submitted queued unknown pending throttled 0 1",
@@ -53,47 +58,102 @@ _STATUS_OF_WORD = {
 _VAGUE = {word for words in _VAGUE_WORDS.values() for word in words.split()}
 _UNSUCCESSFUL = {Status.FAILED, Status.CANCELLED}
 _IDS = ("task_id", "id")
+_STATUS_FIELDS = ("status", "state")
 _SUCCESS_CODES = {"", "success", "200", "0", "ok"}
 
 
 def read_generation(body: Any, task_id: str) -> Generation | None:
     """Return the state in a reply to a poll, or None if it says nothing about this generation."""
-    layers = list(_layers(body))
-    words = [word for layer in layers if (word := _word(layer))]
-    if not words or error_of(body) or not _is_about(layers, task_id):
+    if why_unread(body, task_id):
         return None
+    layers = list(_layers(body))
+    words = _words(layers)
     outputs = tuple(AssetURL(url) for url in _outputs(layers))
     status, is_vague = _combined(words, bool(outputs))
     unknown = [word for word in words if not _is_known(word)]
-    if status in _UNSUCCESSFUL and not _named(layers):
-        # A server on the way may have failed instead. A wrong failure would lose a paid video.
-        return None
+    is_unread = bool(unknown) or (status is Status.SUCCEEDED and not outputs)
     return Generation(
         task_id=task_id,
         status=status,
         progress=_progress(layers),
         outputs=outputs if status is Status.SUCCEEDED else (),
         failure=_failure(layers) if status in _UNSUCCESSFUL else "",
-        failure_code=scrub(_text(layers, "failureCode", "failure_code"), limit=80),
-        raw_status=scrub(words[-1], limit=40),
+        failure_code=_failure_code(layers) if status in _UNSUCCESSFUL else "",
+        raw_status=words[-1] if _is_known(words[-1]) else scrub(words[-1], limit=40),
         unknown_status=scrub(unknown[-1], limit=40) if unknown else "",
+        unread="; ".join(filter(None, (_reason(layers), _unread(body)))) if is_unread else "",
         is_vague=is_vague,
         credits=_credits(layers),
     )
 
 
+def why_unread(body: Any, task_id: str) -> str:
+    """Return the reason why a reply says nothing about a generation, or an empty text; pure."""
+    layers = list(_layers(body))
+    words = _words(layers)
+    if error_of(body):
+        return "the reply is an error"
+    if not words:
+        return _without_word(body, layers)
+    named = _named(layers)
+    if named and task_id.lower() not in named:
+        # A server on the way may answer a poll with the reply to a different one, which names the
+        # video of another generation.
+        others = ", ".join(scrub(id_, limit=80) for id_ in sorted(named))
+        return f"the reply is about the generation {others}"
+    outputs = _outputs(layers)
+    status, _is_vague = _combined(words, bool(outputs))
+    is_end = status in _UNSUCCESSFUL or (status is Status.SUCCEEDED and not outputs)
+    if not named and (is_end or not any(map(_is_known, words))):
+        # A server on the way may have answered instead: a health page has a status, too. A wrong
+        # end would lose a paid video.
+        return f"the reply has the status {scrub(words[-1], limit=40)!r} and names no generation"
+    return ""
+
+
+def _reason(layers: list[dict[str, Any]]) -> str:
+    """Quote the reason of a failure in a reply whose status is not known."""
+    reason = _text(layers, "failure", "fail_reason", "failureCode", "failure_code")
+    return f"the reply has the reason {scrub(reason)!r}" if reason else ""
+
+
+def _without_word(body: Any, layers: list[dict[str, Any]]) -> str:
+    """Describe a reply in which no status was found."""
+    values = [layer.get(name) for layer in layers for name in _STATUS_FIELDS]
+    if value := next((value for value in values if value not in (None, "")), None):
+        return f"the reply has the status {scrub(str(value), limit=40)!r}, which is not known here"
+    return f"the reply has no status; {_unread(body)}"
+
+
+def _unread(body: Any) -> str:
+    """Describe a reply by its fields with a web address, or else by all of its fields.
+
+    The addresses themselves may be signed, so they are not named.
+    """
+    found = list(islice(_fields(body), MAX_FIELDS))
+    urls = [path for path, value in found if isinstance(value, str) and _WEB.match(value)]
+    shown = ", ".join(scrub(path, limit=80) for path in (urls or [path for path, _ in found])[:8])
+    if urls:
+        return f"the reply has a web address in {shown}"
+    return f"the reply has the fields {shown}" if shown else "the reply is empty"
+
+
+def _fields(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield the path and the value of each field, such as ``data.videos.0.link``."""
+    if depth > MAX_FIELD_DEPTH or not isinstance(value, dict | list):
+        yield path, value
+        return
+    items = enumerate(value) if isinstance(value, list) else value.items()
+    for name, inner in cast("Iterable[tuple[Any, Any]]", items):
+        yield from _fields(inner, f"{path}.{name}" if path else str(name), depth + 1)
+
+
+def _words(layers: list[dict[str, Any]]) -> list[str]:
+    return [word for layer in layers if (word := _word(layer))]
+
+
 def _is_known(word: str) -> bool:
     return word == "2" or word.lower() in _STATUS_OF_WORD
-
-
-def _is_about(layers: list[dict[str, Any]], task_id: str) -> bool:
-    """Return True if the reply names the requested id, or no id at all.
-
-    A server on the way may answer a poll with the reply to a different one, which names the video
-    of another generation.
-    """
-    named = _named(layers)
-    return not named or task_id.lower() in named
 
 
 def _named(layers: list[dict[str, Any]]) -> set[str]:
@@ -155,7 +215,7 @@ def _layers(body: Any) -> Iterator[dict[str, Any]]:
 
 
 def _word(layer: dict[str, Any]) -> str:
-    for name in ("status", "state"):
+    for name in _STATUS_FIELDS:
         value = layer.get(name)
         if isinstance(value, str) and value.strip():
             return value.strip()
@@ -249,6 +309,18 @@ def _failure(layers: list[dict[str, Any]]) -> str:
         if reason:
             return scrub(reason)
     return ""
+
+
+def _failure_code(layers: list[dict[str, Any]]) -> str:
+    """Return the code of a failure: a field of its own, part of an error, or part of the reason."""
+    if code := _text(layers, "failureCode", "failure_code"):
+        return scrub(code, limit=80)
+    for layer in reversed(layers):
+        error = layer.get("error")
+        if isinstance(error, dict) and (code := _slug(cast("dict[str, Any]", error).get("code"))):
+            return code
+    found = _RUNWAYS_CODE.search(_failure(layers))
+    return scrub(found[0], limit=80) if found else ""
 
 
 def _text(layers: list[dict[str, Any]], *names: str) -> str:

@@ -10,7 +10,10 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from ..plain_help import PlainHelp
 from ..redact import is_redacted, redact_url
+from . import notebook
+from .prices import shown_cost
 
 
 class Status(StrEnum):
@@ -70,7 +73,7 @@ class AssetURL:
         )
 
 
-class FrozenModel(BaseModel):
+class FrozenModel(BaseModel, metaclass=PlainHelp):
     """Base of the immutable data models."""
 
     model_config = ConfigDict(frozen=True)
@@ -126,6 +129,8 @@ class Generation(FrozenModel):
         failure: The service's reason for a failure, or an empty text.
         raw_status: The service's own word for the status, as in the reply.
         unknown_status: Word in the reply for a status that is not known here, or an empty text.
+        unread: Description of what the reply has in place of a known end or a known output, or an
+            empty text. It names fields and no content.
         is_vague: True for an end by a word that does not say what happened, such as ``timeout``.
         credits: Runway's credits for it, or None if the reply does not name them.
     """
@@ -138,6 +143,7 @@ class Generation(FrozenModel):
     failure_code: str = ""
     raw_status: str = ""
     unknown_status: str = ""
+    unread: str = ""
     is_vague: bool = False
     credits: float | None = None
 
@@ -148,6 +154,29 @@ class CompletedGeneration(FrozenModel):
     generation: Generation
     polls: int = Field(description="Number of polls.")
     waited: float = Field(description="Seconds from submission to its detected end.")
+
+
+class Provenance(FrozenModel):
+    """C2PA manifest of a file, as the file states it. Its signature is not verified."""
+
+    found: bool = Field(description="True if the file has a C2PA manifest that can be read.")
+    signer: str | None = Field(
+        default=None, description="Organization in the certificate of the signature."
+    )
+    digital_source_type: str | None = Field(
+        default=None, description="IPTC's term for how the media was made, if it is stated."
+    )
+    generator: str | None = Field(default=None, description="Program that wrote the manifest.")
+    manifest: str | None = Field(default=None, description="Label of the active manifest.")
+    problem: str | None = Field(
+        default=None, description="Reason why C2PA data in the file was not read."
+    )
+
+    def in_words(self) -> str:
+        """Return a short description, as ``signed by RUNWAY AI, INC. (not verified)``."""
+        if self.found:
+            return f"signed by {self.signer or 'an unnamed signer'} (not verified)"
+        return f"none: {self.problem}" if self.problem else "none"
 
 
 class VideoFacts(FrozenModel):
@@ -161,6 +190,9 @@ class VideoFacts(FrozenModel):
     frames: int = Field(description="Number of frames.")
     codec: str = Field(description="Codec of the video stream, for example h264.")
     media_type: str = Field(default="video/mp4", description="Media type of the file.")
+    provenance: Provenance | None = Field(
+        default=None, description="C2PA manifest of the file; None if the file was not examined."
+    )
 
     @property
     def is_picture(self) -> bool:
@@ -176,6 +208,7 @@ class FetchedVideo(VideoFacts):
         default=None, description="Path of a staged JPEG of one of its frames."
     )
     poster_sha256: str | None = Field(default=None, description="SHA-256 of the poster, in hex.")
+    stamp: str | None = Field(default=None, description="State of the file when it was hashed.")
 
 
 class StoredVideo(VideoFacts):
@@ -200,6 +233,21 @@ class StoredVideo(VideoFacts):
             ) from None
         return f"data:{self.media_type};base64,{base64.b64encode(content).decode()}"
 
+    def _repr_html_(self) -> str:
+        """Return the HTML by which a notebook shows the video, or the picture."""
+        facts = {
+            "location": redact_url(self.uri),
+            "duration": "" if self.is_picture else f"{self.duration:.1f} s",
+            "frame": f"{self.width} × {self.height} pixels",  # noqa: RUF001 -- the sign for it
+            "size": f"{self.size:,} bytes",
+        }
+        shown = (
+            notebook.picture(self.uri, self.poster)
+            if self.is_picture
+            else notebook.player(self.uri, self.poster, self.media_type)
+        )
+        return f"<div>{shown}{notebook.table(facts)}</div>"
+
 
 class GenerationResult(FrozenModel):
     """Result of a flow: the stored outputs of one generation, its polls and its waiting time."""
@@ -218,3 +266,14 @@ class GenerationResult(FrozenModel):
     cost_source: str | None = Field(
         default=None, description="Origin of the cost: estimated, listed or billed."
     )
+
+    def _repr_html_(self) -> str:
+        """Return the HTML by which a notebook shows the result."""
+        facts = {
+            "status": str(self.status),
+            "task id": self.task_id,
+            "idempotency key": self.idempotency_key,
+            "cost": shown_cost(self.cost, self.currency, self.cost_source),
+        }
+        videos = "".join(video._repr_html_() for video in self.videos)
+        return f"{videos}{notebook.table(facts)}"

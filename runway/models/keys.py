@@ -6,6 +6,7 @@ import hashlib
 import re
 import unicodedata
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from ..redact import hide_secrets
 from .requests import GenerationRequest
@@ -14,6 +15,7 @@ MAX_KEY_LENGTH = 512
 _UUID = re.compile(
     r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(-[0-9a-f]{16})?\b"
 )
+_VARIATION = re.compile(r"run-.+-variation-(\d{1,9})")
 _DOCUMENTED_ID = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|task_[0-9a-z]{8,}",
     re.IGNORECASE,
@@ -34,13 +36,29 @@ def default_key(run_id: object, request: GenerationRequest, variation: int = 1) 
     return key if variation == 1 else f"{key}-variation-{variation}"
 
 
+def variation_of(key: str) -> int:
+    """Return the variation in a key of `default_key`; any other key is of the first one."""
+    found = _VARIATION.fullmatch(key)
+    return int(found[1]) if found else 1
+
+
+def one_form(text: str) -> str:
+    """Return the Unicode form (NFC) in which keys and ids are compared and stored.
+
+    macOS and some editors write a letter and its accent as two characters. The same key in both
+    forms looks the same, and would be bought twice.
+    """
+    return unicodedata.normalize("NFC", text)
+
+
 def check_key(key: str) -> str:
-    """Return a user's own idempotency key unchanged.
+    """Return a user's own idempotency key in its one Unicode form.
 
     Raises:
         ValueError: The key is empty or too long, begins or ends with a blank, contains control
             characters, or contains a secret.
     """
+    key = one_form(key)
     if hide_secrets(key) != key:
         raise ValueError(
             "an idempotency key must not contain an API key, a data URI or the query of a URL, "
@@ -90,6 +108,7 @@ def step_key(step: str, key: str) -> str:
     return f"cometapi-{step}-{_digest(key, 32)}"
 
 
+@lru_cache(maxsize=1024)
 def file_stem(key: str, task_id: str, submitted_at: datetime, position: int = 0) -> str:
     """Return the name of an output file without its suffix: UTC time, readable key, hash.
 
@@ -102,6 +121,10 @@ def file_stem(key: str, task_id: str, submitted_at: datetime, position: int = 0)
     suffix = f"-{position + 1}" if position else ""
     mark = _mark(f"{key}\n{task_id}")
     return f"{time}-{_readable(key, 'video')}-{mark}{suffix}"
+
+
+LONGEST_STEM = 90
+"""Maximum characters of a file stem: time, readable key, hash, and the position of an output."""
 
 
 def batch_stem(key: str) -> str:

@@ -254,7 +254,8 @@ def limits_schema(route: str, default: str) -> Callable[[dict[str, Any]], None]:
         properties = schema["properties"]
         properties["extra"] = properties.pop("extra")  # a base class declares it; a form ends so
         for name, described in properties.items():
-            described["description"] += _described(name, known)
+            described["description"] += described_limits(name, known)
+        _offer(properties["model"], known)
         own = properties.keys() - {"model", "extra"}
         schema["allOf"] = [
             {
@@ -277,6 +278,16 @@ def limits_schema(route: str, default: str) -> Callable[[dict[str, Any]], None]:
     return add
 
 
+def _offer(model: dict[str, Any], known: Iterable[str]) -> None:
+    """Make the schema of the field `model` a list of the known models, or any other name.
+
+    Prefect's form shows a switch between the two. The list has no type, because the form opens the
+    first part whose type is that of the value, and only the text can show every value.
+    """
+    own = {name: model.pop(name) for name in ("type", "minLength", "maxLength")}
+    model["anyOf"] = [{"title": "Known models", "enum": [*known]}, {"title": "Name", **own}]
+
+
 def _schema_of(described: Mapping[str, Any], model: ModelLimits, name: str) -> dict[str, Any]:
     if name not in model.fields:
         return {"type": "null"}
@@ -286,7 +297,7 @@ def _schema_of(described: Mapping[str, Any], model: ModelLimits, name: str) -> d
         return {"type": "string"}
     if limits.values:
         return {"enum": [*limits.values, *([] if required else [None])]}
-    schema: dict[str, Any] = {"not": {"type": "null"}} if required and "null" in kinds else {}
+    schema: dict[str, Any] = {"not": {"type": "null"}} if required else {}
     if limits.max is not None:
         schema |= {"minimum": limits.min, "maximum": limits.max}
     if limits.max_length is not None:
@@ -301,8 +312,13 @@ def _schema_of(described: Mapping[str, Any], model: ModelLimits, name: str) -> d
     return schema
 
 
-def _described(name: str, known: Mapping[str, ModelLimits]) -> str:
-    """Return what the known models of a route say about a field, to append to its description."""
+def described_limits(name: str, known: Mapping[str, ModelLimits]) -> str:
+    """Return the limits of a field in known models, to append to its description; pure.
+
+    Args:
+        name: Field by the name of the API.
+        known: Known models of a route.
+    """
     have = {model: limits for model, limits in known.items() if name in limits.fields}
     if not have or name == "model":
         return ""

@@ -20,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
     TypeAdapter,
     WrapValidator,
@@ -27,8 +28,12 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema
 
+from ..plain_help import PlainHelp
 from ..redact import is_redacted, redact_payload
+from ..signatures import unsigned
+from .field_names import accept_names
 from .model_limits import (
     LimitsExceeded,
     Makes,
@@ -44,14 +49,26 @@ from .sources import Source, StoredSource, stored_sources
 _RATIO = "1280:720"
 
 
-class _WireModel(BaseModel):
+class _WireModel(BaseModel, metaclass=PlainHelp):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         alias_generator=to_camel,
         populate_by_name=True,
+        serialize_by_alias=True,
         hide_input_in_errors=True,
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the JSON schema, which accepts the fields by both of their names."""
+        described = handler(core_schema)
+        names = {str(info.alias): name for name, info in cls.model_fields.items()}
+        others = {alias: name for alias, name in names.items() if alias != name}
+        accept_names(handler.resolve_ref_schema(described), others)
+        return described
 
 
 class Reference(_WireModel):
@@ -64,14 +81,14 @@ class Reference(_WireModel):
 class PositionedImage(_WireModel):
     """Image at a position of the video."""
 
-    uri: Source = Field(description="HTTPS URL of the image.")
+    uri: Source = Field(description="Image: an HTTPS URL, a path, or an s3:// address.")
     position: Position = Field(description="Frame of the video that the image becomes.")
 
 
 class TaggedImage(_WireModel):
     """Image that a picture is based on."""
 
-    uri: Source = Field(description="HTTPS URL of the image.")
+    uri: Source = Field(description="Image: an HTTPS URL, a path, or an s3:// address.")
     tag: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{2,15}$")] | None = Field(
         default=None, description="Name by which the prompt refers to the image, as @name."
     )
@@ -107,7 +124,7 @@ class KeyframeRange(_WireModel):
 class Keyframe(_WireModel):
     """Image that guides the change of a video at one time."""
 
-    uri: Source = Field(description="HTTPS URL of the image.")
+    uri: Source = Field(description="Image: an HTTPS URL, a path, or an s3:// address.")
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=None, description="Time in the video in seconds."
     )
@@ -137,14 +154,16 @@ class Character(_WireModel):
     """Image or video of the character that performs."""
 
     type: Literal["image", "video"] = Field(description="Kind of source.")
-    uri: Source = Field(description="HTTPS URL of the image or video.")
+    uri: Source = Field(description="Image or video: an HTTPS URL, a path, or an s3:// address.")
 
 
 class Performance(_WireModel):
     """Video of the person whose performance the character takes over."""
 
     type: Literal["video"] = Field(default="video", description="Kind of source.")
-    uri: Source = Field(description="HTTPS URL of the video, of 3 to 30 seconds.")
+    uri: Source = Field(
+        description="Video of 3 to 30 seconds: an HTTPS URL, a path, or an s3:// address."
+    )
 
 
 Extra = Annotated[
@@ -210,21 +229,27 @@ class GenerationRequest(_WireModel):
 
     def fields(self) -> dict[str, Any]:
         """Return the fields that are set, by the API's names, with ``extra`` as one of them."""
-        return self.model_dump(mode="python", by_alias=True, exclude_none=True)
+        return self.model_dump(mode="python", exclude_none=True)
 
     def to_wire(self) -> dict[str, Any]:
         """Return the JSON body to send: the API's field names, and only the fields that are set."""
-        body = self.model_dump(mode="python", by_alias=True, exclude_none=True, exclude={"extra"})
+        body = self.model_dump(mode="python", exclude_none=True, exclude={"extra"})
         return {**body, **(self.extra or {})}
 
     def fingerprint(self, versions: Mapping[str, str] | None = None) -> str:
         """Return the SHA-256 of route and body in hex; equal requests have equal fingerprints.
 
+        A URL counts without its signature: signed anew, it is still the same picture.
+
         Args:
             versions: Versions of the stored sources, by their paths in the body. The body has
                 only their addresses, and what is at an address may change.
         """
-        parts = [self.route, self.to_wire(), *([dict(versions)] if versions else [])]
+        body = {
+            name: value if name == "promptText" else unsigned(value)
+            for name, value in self.to_wire().items()
+        }
+        parts = [self.route, body, *([dict(versions)] if versions else [])]
         content = json.dumps(parts, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 

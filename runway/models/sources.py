@@ -1,31 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images and videos that a request refers to, as the user writes them.
 
-A URL or a data URI is sent as it is; only its form is checked, and CometAPI fetches it. Any other
-address (a file, an object store, a storage block) is a stored source: the machine that submits the
-request reads it then. The request keeps the address, so the ledger and Prefect never hold bytes or
-signatures.
+A URL is sent as it is; only its form is checked, and CometAPI fetches it. A data URI is checked by
+its content, and sent in one form, however it is written. Any other address (a file, an object
+store, a storage block) is a stored source: the machine that submits the request reads it then. The
+request keeps the address, so the ledger and Prefect never hold bytes or signatures.
 """
 
-import base64
-import binascii
 import ipaddress
+import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, ValidationInfo
 
 from ..redact import is_loopback, is_redacted, redact_payload, redact_url
+from .data_uris import checked_data_uri, data_uri_of_base64
+from .media_types import Kind
+from .python_sources import source_text
 
 MAX_URL_LENGTH = 2048
-MAX_DATA_BYTES = {"image": 5_000_000, "video": 16_000_000}
-"""Maximum bytes of a decoded data URI (Runway's docs, Inputs)."""
-
-MAX_FETCHED_BYTES = {"image": 16_000_000, "video": 32_000_000}
-"""Maximum bytes of a file behind a URL (Runway's docs, Inputs)."""
 
 MAX_PATH_LENGTH = 4096
 
@@ -34,13 +31,9 @@ OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 
 _STORED_SCHEMES = OBJECT_STORES | {"file", "memory"}
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # one letter is a drive of Windows
-_DATA_URI = re.compile(r"data:(\w+)/([\w.+-]+);base64,([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
 _IN_BLOCK = re.compile(
     r"(?P<block>[a-z0-9]+(?:-[a-z0-9]+)*/[A-Za-z0-9][A-Za-z0-9 _-]*)/(?P<file>.+)"
 )
-_GIF = (b"GIF87a", b"GIF89a")
-
-Kind = Literal["image", "video"]
 
 
 class StoredSource(str):
@@ -61,24 +54,26 @@ class StoredSource(str):
         return source
 
 
-def check_source(value: object, info: ValidationInfo) -> object:
-    """Return the source unchanged; a value that is not a text is left to pydantic.
+def check_source(value: object, info: ValidationInfo) -> str:
+    """Return the text of a source that a request may have.
 
     Raises:
         ValueError: The source cannot be sent or read, or it is only a redacted form.
     """
-    if not isinstance(value, str):
-        return value
-    if is_redacted(value):
+    kind = _kind_of(info)
+    source = source_text(value, kind)
+    if isinstance(value, os.PathLike) and (split_block_path(source) or not is_stored(source)):
+        source = f"./{source}"  # a path is never a file in a block, nor a URL
+    if is_redacted(source):
         raise ValueError(
             "this is only the redacted form of a data URI; pass the original, or better an "
             "https:// URL"
         )
-    if value[:5].lower() == "data:":
-        return _checked_data_uri(value, _kind_of(info))
-    if is_stored(value):
-        return _checked_address(value)
-    return checked_url(value)
+    if source[:5].lower() == "data:":
+        return checked_data_uri(source, kind)
+    if not is_stored(source):
+        return checked_url(source)
+    return data_uri_of_base64(source, kind) or _checked_address(source)
 
 
 def _as_stored(value: str, info: ValidationInfo) -> str:
@@ -125,24 +120,6 @@ def _checked_address(address: str) -> str:
     if not re.fullmatch(r"[^:]+://[^/]+/.*[^/]", address):
         raise ValueError("must name a file, for example s3://bucket/cat.png")
     return address
-
-
-def _checked_data_uri(uri: str, kind: str) -> str:
-    match = _DATA_URI.fullmatch(uri)
-    if not match or match[1].lower() != kind:
-        raise ValueError(f"a data URI must have the form data:{kind}/<type>;base64,<data>")
-    try:
-        content = base64.b64decode(match[3], validate=True)
-    except binascii.Error:
-        raise ValueError("the data URI is not valid base64") from None
-    if len(content) > MAX_DATA_BYTES[kind]:
-        raise ValueError(
-            f"a data URI may contain at most {MAX_DATA_BYTES[kind]:,} bytes of {kind}, but this "
-            f"one has {len(content):,}; pass an https:// URL"
-        )
-    if kind == "image" and (match[2].lower() == "gif" or content.startswith(_GIF)):
-        raise ValueError("Runway does not take GIF images; pass a JPEG, PNG or WebP")
-    return uri
 
 
 def checked_url(url: str) -> str:
@@ -213,9 +190,12 @@ def with_sources(body: Any, sent: Mapping[str, str], path: str = "") -> Any:
     return body
 
 
+IS_SOURCE = BeforeValidator(check_source)
+"""Metadata by which the fields that are sources are found."""
+
 Source = Annotated[
     str,
-    BeforeValidator(check_source),
+    IS_SOURCE,
     AfterValidator(_as_stored),
     PlainSerializer(partial(redact_payload, urls=False), when_used="json", return_type=str),
 ]

@@ -21,7 +21,9 @@ from prefect_cometapi.runway import (
 )
 from prefect_cometapi.runway.ledger.conditions import is_unchanged_since
 from prefect_cometapi.runway.ledger.entry import Intent
+from prefect_cometapi.runway.ledger.entry_rows import as_columns
 from prefect_cometapi.runway.ledger.purchase import Check, buy_once
+from prefect_cometapi.runway.ledger.statement import Sql
 from prefect_cometapi.runway.models.generation import AssetURL
 
 BASE = "https://api.example.com"
@@ -90,6 +92,20 @@ async def change(
 ) -> Any:
     """Move an entry to a state that its present one allows, whatever decision leads there."""
     return await ledger._change(key, state, is_unchanged_since(seen) if seen else [], **values)
+
+
+async def set_columns(ledger: Ledger, key: str, **values: Any) -> None:
+    """Change columns of a row as a person at the database does, who knows no rules."""
+    columns: Any = as_columns(values)
+    changes = ", ".join(f"{name} = :{name}" for name in columns)
+    statement = f"UPDATE cometapi_generations SET {changes} WHERE idempotency_key = :this"
+    await ledger.database.rows(Sql(statement, {**columns, "this": key}))
+
+
+async def delete_row(ledger: Ledger, key: str) -> None:
+    """Delete a row, as a person at the database does."""
+    statement = "DELETE FROM cometapi_generations WHERE idempotency_key = :key"
+    await ledger.database.rows(Sql(statement, {"key": key}))
 
 
 def dead_owner(run: str = "gone") -> str:

@@ -7,8 +7,11 @@ import pickle
 from datetime import UTC, datetime
 from typing import Any
 
+import cloudpickle
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prefect_cometapi import runway
 from prefect_cometapi.runway import (
@@ -174,7 +177,7 @@ POLLS = [
         GenerationFailed,
         "failed: moderated (SAFETY.INPUT.TEXT)",
         "Money: accepted, then failed",
-        "Next: change the image or the prompt",
+        "Next: content moderation refused it, so the same request is refused again: change",
     ),
     (
         {"id": "task-1", "status": "FAILURE"},
@@ -197,10 +200,16 @@ POLLS = [
         "Money: accepted and still running upstream",
         FINISH,
     ),
-    ({"status": "SUCCEEDED"}, InvalidOutput, "success but has returned no output", PAID, FINISH),
+    (
+        {"id": "task-1", "status": "SUCCEEDED", "at": 1},
+        InvalidOutput,
+        "returned no output for 0 s; the reply has the fields id, status, at",
+        PAID,
+        FINISH,
+    ),
 ]
 OUTPUTS = [
-    ((200, b"<html>", HTML), InvalidOutput, "the server sent text instead of a video (text/html)"),
+    ((200, b"<html>", HTML), InvalidOutput, "not an MP4 or WebM file; it begins with b'<html>'"),
     ((200, b""), InvalidOutput, "the output is empty"),
     ((200, b"GIF89a......"), InvalidOutput, "the output is not an MP4 or WebM"),
     ((403, b"<Error>"), OutputExpired, "the URL of the output is no longer valid (HTTP 403)"),
@@ -269,14 +278,28 @@ async def test_an_output_that_goes_wrong_is_explained(answers, tmp_path, answer,
 
 
 @pytest.mark.parametrize("error_type", ALL)
-def test_an_error_survives_the_way_to_another_process(error_type):
-    """Prefect pickles exceptions, and the key and the id survive that."""
-    error = error_type("it broke", code="odd", http_status=503, retry_after=2.5)
-    error.with_context(idempotency_key="sku-17", task_id="task-1")
-    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+@given(
+    message=st.text(),
+    code=st.sampled_from(["", "odd", "SAFETY.INPUT.TEXT", "ASSET.INVALID"]),
+    status=st.none() | st.integers(400, 599),
+    after=st.none() | st.floats(0, 60),
+    ids=st.dictionaries(st.sampled_from(["idempotency_key", "task_id", "request_id"]), st.text()),
+    later=st.dictionaries(st.sampled_from(["money", "advice", "credits"]), st.just("of the call")),
+)
+def test_an_error_survives_the_way_to_another_process(
+    error_type, message, code, status, after, ids, later
+):
+    """Prefect pickles errors, and Dask and Ray do with cloudpickle; nothing of them is lost."""
+    error = error_type(message, code=code, http_status=status, retry_after=after)
+    error.with_context(**ids)
+    for name, value in later.items():
+        setattr(error, name, value)
+    ways = pickle.loads(pickle.dumps(error)), cloudpickle.loads(cloudpickle.dumps(error))
+    for again in (*ways, copy.copy(error)):
         assert type(again) is error_type
-        assert str(again) == str(error)
+        assert again.args == error.args
         assert vars(again) == vars(error)
+        assert (str(again), repr(again)) == (str(error), repr(error))
 
 
 @pytest.mark.parametrize("error_type", ALL)
@@ -309,20 +332,24 @@ def test_trouble_while_waiting_tells_how_to_go_on(error_type):
 
 
 def test_the_error_shows_the_first_bad_rows_and_holds_all_of_them():
-    """The message shows the first five bad rows, and the attribute holds all of them."""
-    bad = [BadRow(row=n, unit="line", field="seed", problem="is wrong") for n in range(2, 1009)]
+    """The message shows five problems, each once, and the attribute holds all bad rows."""
+    bad = [
+        BadRow(row=n, unit="line", field="seed", problem=f"is wrong {n if n > 6 else ''}".strip())
+        for n in range(2, 1009)
+    ]
     error = InvalidManifest("rows.csv has bad rows, so nothing was bought", rows=bad)
     assert error.rows == tuple(bad)
     assert str(error).splitlines() == [
         "rows.csv has bad rows, so nothing was bought",
-        *(f"  line {n}: seed: is wrong" for n in range(2, 7)),
-        "  and 1,002 more",
+        "  line 2, line 3, line 4 and 2 more: seed: is wrong",
+        *(f"  line {n}: seed: is wrong {n}" for n in range(7, 11)),
+        "  and 998 more",
         "Money: nothing was charged.",
         "Next: correct the manifest and run it again.",
     ]
     assert pickle.loads(pickle.dumps(error)).rows == error.rows
-    few = str(InvalidManifest("no", rows=bad[:5]))
-    assert "line 6" in few
+    few = str(InvalidManifest("no", rows=bad[:3]))
+    assert "line 2, line 3, line 4: seed: is wrong" in few
     assert "more" not in few
 
 
@@ -357,13 +384,30 @@ def test_the_failure_code_is_the_services_own():
     assert GenerationFailed("x").failure_code == ""
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("SAFETY.INPUT.TEXT", "content moderation refused it"),
+        ("INPUT_PREPROCESSING.SAFETY.TEXT", "content moderation refused it"),
+        ("ASSET.INVALID", "replace it"),
+        ("INTERNAL.BAD_OUTPUT.CODE01", "change the image or the prompt;"),
+        ("", "change the image or the prompt;"),
+    ],
+)
+def test_the_advice_for_a_failure_follows_its_code(code, words):
+    """A moderated request is changed, an unusable source is replaced; both need a new key."""
+    error = GenerationFailed("no", code=code)
+    assert words in error.hint()
+    assert "new idempotency key" in error.hint()
+
+
 def test_the_exported_names_are_these_and_all_there():
     """No exported name disappears or is added unnoticed."""
     others = """
         AssetURL BatchResult Character CometAPISettings CompletedGeneration ContentModeration Entry
         FetchedVideo Generation GenerationRequest GenerationResult ItemResult Keyframe
-        KeyframeRange Ledger Outcome Performance PositionedImage Reference RunwayClient State
-        Status StoredVideo Submission TaggedImage
+        KeyframeRange Ledger Outcome Performance PositionedImage Provenance Reference RunwayClient
+        State Status StoredVideo Submission TaggedImage Verification sign_copy verify_provenance
     """
     requests = {request.__name__ for request in ROUTES.values()}
     expected = {*others.split(), *requests, *(error.__name__ for error in ALL)}

@@ -185,6 +185,7 @@ def test_no_escaping_lets_a_signature_through(plain, one, other, frame):
 
 
 @pytest.mark.parametrize("plain", PLAIN)
+@pytest.mark.heavy
 def test_each_form_of_a_signature_is_hidden_in_each_escape(plain):
     """Every form of a signature is hidden in every pair of escapes."""
     through = [
@@ -279,6 +280,7 @@ ENDLESS += ["?a=\n", "\n", "YWFh", "6161", "sig: ", "'sig'", "data:", "a/", "://
         ),
     ],
 )
+@pytest.mark.heavy
 def test_the_time_grows_with_the_text_alone(begun, again):
     """The search for secrets takes linear time, whatever a service writes."""
     few, many = (_seconds(begun + again * (size // len(again))) for size in (10**4, 10**5))

@@ -12,6 +12,7 @@ import pytest
 from prefect_cometapi.runway import ServiceUnavailable, Status, SubmissionUncertain
 from prefect_cometapi.runway.api import client as wire
 from prefect_cometapi.runway.errors import NotSubmitted
+from prefect_cometapi.runway.media import download as downloads
 from prefect_cometapi.runway.media.download import download
 
 from ..network import NO_FAULTS, NetworkFaults, network
@@ -59,6 +60,7 @@ async def test_a_purchase_is_never_taken_for_less_than_it_may_be(
 
 
 @pytest.mark.parametrize("faults", CREATE.values(), ids=CREATE)
+@pytest.mark.heavy
 async def test_a_poll_succeeds_once_the_network_recovers(
     faults, sandbox, request_, client_of, monkeypatch
 ):
@@ -132,7 +134,7 @@ async def test_a_video_arrives_whole_over_any_connection(
         async with httpx.AsyncClient() as plain:
             whole = (await plain.get(address)).content
         async with AssetClients() as clients:
-            clients.trusted.timeout = httpx.Timeout(1.0)
+            monkeypatch.setattr(downloads, "TIMEOUT", httpx.Timeout(1.0))
             proxy.faults = faults
             proxy.connections = 0
             sha256 = await download(clients, address, tmp_path / "o.mp4", trusted={"127.0.0.1"})

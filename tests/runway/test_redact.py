@@ -193,6 +193,7 @@ ENDLESS = ["a", "?a", "%3F", "%3D", "http:", "://a@", "data:a", "base64,", "bear
 
 @pytest.mark.parametrize("begun", ["", "?", "bearer ", "http://"])
 @pytest.mark.parametrize("again", ENDLESS)
+@pytest.mark.heavy
 def test_ten_times_the_text_takes_ten_times_the_time(begun, again):
     """The search for secrets takes linear time, whatever untrusted text it reads."""
     few, many = (_seconds_to_hide(begun + again * (size // len(again))) for size in (10**4, 10**5))

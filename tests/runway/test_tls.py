@@ -8,27 +8,21 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trustme
 
-from prefect_cometapi.runway import DownloadInterrupted, ServiceUnavailable, http_clients
+from prefect_cometapi.runway import DownloadInterrupted, ServiceUnavailable, Status
 
 from ..proxies import http_proxy, socks_proxy
 from .media.fetching import BODY, digest, download
 from .static_server import answering
 
-CREATED = (
-    b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{"id":"t"}'
+BODY_OF_A_TASK = b'{"id":"t","status":"RUNNING"}'
+CREATED = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
+    len(BODY_OF_A_TASK),
+    BODY_OF_A_TASK,
 )
 HOST = "api.cometapi.com"
 
 
-@pytest.fixture(autouse=True)
-def certificates_are_read_anew(monkeypatch):
-    """Clear the cached certificates, so that each test has its own."""
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    http_clients.tls_context.cache_clear()
-    yield
-    http_clients.tls_context.cache_clear()
+pytestmark = pytest.mark.usefixtures("plain_network")
 
 
 @pytest.fixture
@@ -91,7 +85,9 @@ async def test_an_authority_of_ones_own_is_trusted_by_the_usual_variable(
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     async with service(good(authority)) as (address, _):
-        assert await (await client_of(f"https://{address}")).create(request_) == "t"
+        client = await client_of(f"https://{address}")
+        assert await client.create(request_) == "t"
+        assert (await client.get("t")).status is Status.RUNNING
     video = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)
     async with service(good(authority), video) as (address, _):
         sha256 = await download(f"https://{address}/o", tmp_path / "o", trusted={"localhost"})
@@ -118,8 +114,9 @@ async def test_a_proxy_of_the_environment_is_gone_through(
         monkeypatch.setenv(variable, f"{scheme}://{to_service.address}")
         client = await client_of(f"https://{HOST}")
         assert await client.create(request_) == "t"
-        assert to_service.asked == [f"{HOST}:443"]
-        assert f"Bearer {api_key}".encode() in arrived[0]
+        assert (await client.get("t")).status is Status.RUNNING
+        assert to_service.asked == [f"{HOST}:443"] * 2
+        assert [f"Bearer {api_key}".encode() in head for head in arrived] == [True, True]
         monkeypatch.setenv(variable, f"{scheme}://{to_cdn.address}")
         sha256 = await download("https://cdn.example.com/o", tmp_path / "o")
         assert sha256 == digest(BODY)
@@ -133,7 +130,9 @@ async def test_no_proxy_is_heeded(authority, monkeypatch, tmp_path, client_of, r
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "localhost")
     async with service(good(authority)) as (address, _):
-        assert await (await client_of(f"https://{address}")).create(request_) == "t"
+        client = await client_of(f"https://{address}")
+        assert await client.create(request_) == "t"
+        assert (await client.get("t")).status is Status.RUNNING
 
 
 async def test_a_proxy_that_is_down_is_told_and_nothing_was_bought(
@@ -142,5 +141,6 @@ async def test_a_proxy_that_is_down_is_told_and_nothing_was_bought(
     """The submission was not sent, so it may be retried."""
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
     client = await client_of(f"https://{HOST}")
-    with pytest.raises(ServiceUnavailable, match="nothing was charged"):
-        await client.create(request_)
+    for call in (client.create(request_), client.get("t")):
+        with pytest.raises(ServiceUnavailable, match="nothing was charged"):
+            await call

@@ -114,6 +114,7 @@ async def test_every_task_of_the_account_is_listed(sandbox, monkeypatch):
         ("500:after=1", "HTTP 500"),
     ],
 )
+@pytest.mark.heavy
 async def test_a_list_that_goes_wrong_is_incomplete(sandbox, monkeypatch, fault, problem):
     """No failure raises an error, and none lets a list pass as complete."""
     monkeypatch.setattr(account, "PAGE_SIZE", 2)
@@ -347,6 +348,8 @@ def test_an_unknown_balance_covers_everything(usd, estimate):
         ("500:after=9", OTHER_TOKEN, False, "401"),
         ("500", TOKEN, None, "500"),
         ("html", TOKEN, None, "text/html"),
+        ("firewall", TOKEN, None, "HTTP 403 without JSON"),
+        ("firewall:value=401", OTHER_TOKEN, None, "HTTP 401 without JSON"),
         ("500", None, None, "no access token"),
     ],
 )

@@ -205,6 +205,7 @@ every = pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.he
 
 
 @every
+@pytest.mark.heavy
 async def test_no_status_claims_that_nothing_was_bought_unless_it_is_certain(step):
     """Every status from 100 to 599, with all sorts of bodies and headers, is on the safe side."""
     bodies = [b"", PAGE, b"ok", b"{}", b'{"id": "a"}', b'{"id": "a', SLUG, RECEIPT]

@@ -205,6 +205,7 @@ async def test_a_refused_connection_may_be_tried_again(closed_port, client_of, r
         ("unauthorized", AuthenticationError, "Invalid token"),
     ],
 )
+@pytest.mark.heavy
 async def test_a_refusal_is_told_in_the_services_own_words(
     sandbox, client_of, request_, fault, error, words
 ):
@@ -234,8 +235,9 @@ async def test_another_server_is_named_and_no_redirect_is_followed(
     with pytest.raises(SubmissionUncertain, match=words) as caught:
         await client.create(request_)
     assert f"{service.url} does not respond like CometAPI" in str(caught.value)
-    with pytest.raises(UnexpectedResponse, match=words):
+    with pytest.raises(ServiceUnavailable, match=words) as told:
         await client.get("task-1")
+    assert f"{service.url} does not respond like CometAPI" in str(told.value)
     assert len(service.requests) == 2
     assert service.accepted == []
 
@@ -262,6 +264,7 @@ async def test_a_base_url_with_a_path_is_recognised_by_what_it_answers(sandbox, 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("route", ["get", "feed"])
+@pytest.mark.heavy
 async def test_every_shape_of_reply_tells_the_same(sandbox, client_of, request_, shape, route):
     """A success has its output in every shape of reply and on every route."""
     service = sandbox(shapes=(shape,))
@@ -328,9 +331,33 @@ async def test_another_service_never_counts_as_one_that_takes_the_key(
 
 @pytest.mark.parametrize("body", [{"detail": "Not Found"}, {"message": "no route"}])
 async def test_a_404_of_something_else_does_not_end_a_wait(answers, client_of, body):
-    """A purchased generation is polled for its whole grace time."""
+    """A 404 that is not CometAPI's says nothing about a generation, so it can be asked again."""
     client = await client_of(answers((404, body)))
+    with pytest.raises(ServiceUnavailable, match="does not respond like CometAPI"):
+        await client.get("task-1")
+
+
+async def test_an_own_404_is_about_the_generation(answers, client_of):
+    """A 404 in CometAPI's own words says that it does not know the id."""
+    client = await client_of(answers((404, {"error": {**OWN, "message": "task not found"}})))
     assert (await client.get("task-1")).status is Status.NOT_FOUND
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 407, 413, 422, 501])
+@pytest.mark.parametrize(
+    "body",
+    [b"<!doctype html><title>Just a moment...</title>", b"", b"denied", {"error": "forbidden"}],
+)
+async def test_only_cometapis_own_words_are_about_key_balance_or_request(
+    answers, client_of, status, body
+):
+    """A refusal by anything else means that CometAPI was not reached, under any status."""
+    client = await client_of(answers((status, body, {"content-type": "text/html"})))
+    for ask in (client.get, client.feed):
+        with pytest.raises(ServiceUnavailable, match="does not respond like CometAPI"):
+            await ask("task-1")
+    with pytest.raises(UnexpectedResponse):
+        await client.check_key()
 
 
 @pytest.mark.parametrize(
@@ -342,10 +369,12 @@ async def test_a_404_of_something_else_does_not_end_a_wait(answers, client_of, b
         (httpx.ReadTimeout(""), ServiceUnavailable),
         ({"code": "success", "message": "", "data": None}, ServiceUnavailable),
         ({}, ServiceUnavailable),
-        ((401, {"error": {"message": "Invalid token"}}), AuthenticationError),
-        ((200, b"<html>", {"content-type": "text/html"}), UnexpectedResponse),
-        ((400, {"error": {"message": "odd", "code": "invalid_request"}}), GenerationNotFound),
-        ((403, {"code": "quota_not_enough", "message": "empty"}), GenerationNotFound),
+        ((401, {"error": OWN}), AuthenticationError),
+        ((401, {"error": {"message": "Invalid token"}}), ServiceUnavailable),
+        ((200, b"<html>", {"content-type": "text/html"}), ServiceUnavailable),
+        ((404, {"error": {**OWN, "message": "Invalid URL (GET /v1)"}}), UnexpectedResponse),
+        ((400, {"error": {**OWN, "code": "invalid_request"}}), GenerationNotFound),
+        ((403, {"code": "quota_not_enough", "message": "", "data": None}), GenerationNotFound),
     ],
     ids=repr,
 )

@@ -208,24 +208,42 @@ def test_a_web_page_or_a_redirect_is_another_address(status, content_type):
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "meaning"),
+    ("status", "own", "foreign"),
     [
-        (401, {}, FailureKind.UNAUTHENTICATED),
-        (402, {}, FailureKind.NO_BALANCE),
-        (403, None, FailureKind.UNAUTHENTICATED),
-        (404, {"error": "no such thing"}, FailureKind.NOT_FOUND),
-        (405, {}, FailureKind.MISADDRESSED),
-        (408, {}, FailureKind.UNKNOWN_OUTCOME),
-        (413, {}, FailureKind.INVALID),
-        (425, {}, FailureKind.BUSY),
-        (499, {}, FailureKind.UNKNOWN_OUTCOME),
+        (400, FailureKind.INVALID, FailureKind.MISADDRESSED),
+        (401, FailureKind.UNAUTHENTICATED, FailureKind.MISADDRESSED),
+        (402, FailureKind.NO_BALANCE, FailureKind.MISADDRESSED),
+        (403, FailureKind.UNAUTHENTICATED, FailureKind.MISADDRESSED),
+        (404, FailureKind.NOT_FOUND, FailureKind.MISADDRESSED),
+        (405, FailureKind.MISADDRESSED, FailureKind.MISADDRESSED),
+        (407, FailureKind.INVALID, FailureKind.MISADDRESSED),
+        (408, FailureKind.UNKNOWN_OUTCOME, FailureKind.UNKNOWN_OUTCOME),
+        (413, FailureKind.INVALID, FailureKind.MISADDRESSED),
+        (425, FailureKind.BUSY, FailureKind.BUSY),
+        (499, FailureKind.UNKNOWN_OUTCOME, FailureKind.UNKNOWN_OUTCOME),
+        (501, FailureKind.INVALID, FailureKind.MISADDRESSED),
     ],
 )
-def test_a_bare_status_has_its_meaning(status, body, meaning):
-    """If the body has no meaning, the status decides."""
-    failure = failure_of_reply(Reply(status, {}, body, isinstance(body, dict)))
+def test_a_bare_status_has_its_meaning_only_in_cometapis_words(status, own, foreign):
+    """If the words have no meaning, the status decides, but only where CometAPI wrote them."""
+    words = {"error": {"type": "comet_api_error", "message": "no such thing", "code": ""}}
+    assert _kind(Reply(status, {}, words, is_json=True)) is own
+    for body in ({}, None, {"error": "no such thing"}, {"detail": "no"}):
+        assert _kind(Reply(status, {}, body, isinstance(body, dict))) is foreign
+
+
+def _kind(reply: Reply) -> FailureKind:
+    failure = failure_of_reply(reply)
     assert failure is not None
-    assert failure.kind is meaning
+    return failure.kind
+
+
+@given(reply=replies(100, 599))
+def test_nothing_but_cometapis_own_json_speaks_about_key_balance_or_request(reply):
+    """No other reply refuses an API key, empties a balance or rejects a request."""
+    failure = failure_of_reply(reply)
+    about = {FailureKind.INVALID, FailureKind.UNAUTHENTICATED, FailureKind.NO_BALANCE}
+    assert failure is None or failure.is_own or failure.kind not in about
 
 
 def test_a_refusal_is_told_in_the_services_words_without_secrets():

@@ -206,6 +206,7 @@ def test_most_done_at_the_first_look_is_not_taken_for_a_duration(waited, count):
 
 
 @pytest.mark.parametrize(("mean", "cv"), LEAST)
+@pytest.mark.heavy
 def test_what_it_learned_itself_comes_close_to_the_least_possible(mean, cv):
     """Polls times lag is within a quarter of the optimum, and the lag is near the interval's."""
     draw = Random(f"{mean} {cv}")

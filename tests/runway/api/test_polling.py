@@ -3,6 +3,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 
@@ -33,6 +34,7 @@ from prefect_cometapi.runway.api.polling import (
     PollState,
     Route,
     evaluate,
+    failed_poll,
     is_missing,
     jittered,
     next_route,
@@ -44,6 +46,7 @@ QUICK = PollPolicy(interval=0.01, timeout=20.0, not_found_grace=10.0)
 SHAPES = get_args(ReplyShape)
 DONE = {"id": "task-1", "status": "SUCCEEDED", "output": ["https://example.com/o.mp4"]}
 RUNNING = {"id": "task-1", "status": "RUNNING", "progress": 0.5}
+OWN = {"type": "comet_api_error", "message": "Invalid token", "code": ""}
 UNKNOWN = (400, {"code": "task_not_exist", "message": "task_not_exist", "data": None})
 TASK, FEED = "/runwayml/v1/tasks/task-1", "/runway/feed"
 
@@ -291,22 +294,100 @@ async def test_no_answer_at_the_deadline_is_a_timeout(answers, client_of, submit
 
 @pytest.mark.parametrize(
     ("answer", "error"),
-    [((401, {}), AuthenticationError), ((301, b"", {"location": "/"}), UnexpectedResponse)],
+    [
+        ((401, {"error": OWN}), AuthenticationError),
+        ((403, {"error": {**OWN, "code": "permission_denied"}}), AuthenticationError),
+        ((403, {"error": {**OWN, "code": "quota_not_enough"}}), GenerationNotFound),
+        ((400, {"error": {**OWN, "code": "invalid_request"}}), GenerationNotFound),
+        ((404, {"error": {**OWN, "message": "Invalid URL (GET /v1)"}}), UnexpectedResponse),
+    ],
 )
-async def test_what_more_polls_would_not_mend_ends_the_wait(
+async def test_a_refusal_ends_a_wait_only_if_it_is_repeated(
     answers, client_of, submitted, answer, error
 ):
-    """The error names the key and the id, so that the generation can be attached again."""
-    with pytest.raises(error) as caught:
-        await wait_until_finished(await client_of(answers(answer)), submitted(), QUICK)
-    assert (caught.value.idempotency_key, caught.value.task_id) == ("sku-17", "task-1")
+    """The service's refusal counts once it has lasted for its grace time, and names key and id."""
+    client, wait = await client_of(answers(answer, RUNNING, answer)), PollState()
+    policy = replace(QUICK, refusal_grace=0.05)
+
+    async def poll() -> CometAPIError:
+        with pytest.raises(CometAPIError) as caught:
+            await wait_until_finished(client, submitted(), policy, wait=wait)
+        assert (caught.value.idempotency_key, caught.value.task_id) == ("sku-17", "task-1")
+        return caught.value
+
+    assert "asked again until it refuses for 0.05 s" in str(await poll())
+    first = await poll()  # after a state in between, which begins the grace time anew
+    assert isinstance(first, ServiceUnavailable)
+    assert (first.http_status, wait.last and wait.last.status) == (answer[0], Status.RUNNING)
+    seen: list[CometAPIError] = [first]
+    while isinstance(seen[-1], ServiceUnavailable):
+        seen.append(await poll())
+    assert isinstance(seen[-1], error)
+    assert len(seen) > 1
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        (404, {"error": {"message": "Invalid URL (POST /runway/feed)"}}),
-        (403, {"error": {"message": "no", "code": "permission_denied"}}),
+        (403, b"<title>Just a moment...</title>", {"content-type": "text/html"}),
+        (200, b"<html>Log in to the hotel's network", {"content-type": "text/html"}),
+        (503, b"<html>busy", {"content-type": "text/html"}),
+        (302, b"", {"location": "https://portal.example/"}),
+        (200, b"\x1f\x8bgarbage", {"content-encoding": "gzip"}),
+        (404, {"detail": "Not Found"}),
+        (401, {"error": "who are you?"}),
+        (200, {"status": "ok"}),
+        (501, b"<html>Unsupported method", {"content-type": "text/html"}),
+    ],
+    ids=repr,
+)
+async def test_what_stands_in_between_never_ends_a_wait(answers, client_of, submitted, answer):
+    """Whatever answers in the service's place, the wait continues until its deadline."""
+    script = answers(*[answer] * 20, RUNNING, *[answer] * 20, DONE)
+    client, wait = await client_of(script), PollState()
+    policy, failed = PollPolicy(interval=0.001, refusal_grace=0, not_found_grace=0), 0
+    while True:
+        try:
+            await wait_until_finished(client, submitted(), policy, wait=wait)
+            break
+        except ServiceUnavailable:
+            failed += 1
+    assert failed == 40
+
+
+async def test_a_timeout_names_what_stood_in_between(answers, client_of, submitted):
+    """The error at the deadline has the last state, and what answered the last poll."""
+    script = answers(RUNNING, (403, b"<h1>Blocked</h1>", {"content-type": "text/html"}))
+    client, wait = await client_of(script), PollState()
+    with pytest.raises(ServiceUnavailable):
+        await wait_until_finished(client, submitted(), QUICK, wait=wait)
+    wait.started = time.monotonic() - 100
+    with pytest.raises(GenerationTimeout) as caught:
+        await wait_until_finished(client, submitted(), QUICK, wait=wait)
+    assert "last known state: running; the last poll returned no state: " in str(caught.value)
+    assert "<h1>Blocked</h1>" in str(caught.value)
+    assert "HTTP 403" in str(caught.value)
+
+
+@given(
+    refused_for=seconds,
+    grace=seconds,
+    kind=st.sampled_from([AuthenticationError, GenerationNotFound, ServiceUnavailable]),
+)
+def test_a_refusal_counts_only_after_its_grace_time(refused_for, grace, kind):
+    """A shorter refusal is unavailability, and keeps its status, code and delay."""
+    error = kind("no", code="c", http_status=401, retry_after=3.0)
+    ended = failed_poll(error, refused_for, PollPolicy(refusal_grace=grace))
+    assert (ended is error) == (kind is ServiceUnavailable or refused_for >= grace)
+    assert isinstance(ended, ServiceUnavailable) or ended is error
+    assert (ended.code, ended.http_status, ended.retry_after) == ("c", 401, 3.0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (404, {"error": {**OWN, "message": "Invalid URL (POST /runway/feed)"}}),
+        (403, {"error": {**OWN, "code": "permission_denied"}}),
         (400, {"code": "invalid_request", "message": "unknown id", "data": None}),
     ],
     ids=["no such route", "not permitted", "refused"],
@@ -413,3 +494,23 @@ def test_a_timeout_names_an_unknown_status():
     error = evaluate(reply, QUICK.timeout, 0, QUICK)
     assert isinstance(error, GenerationTimeout)
     assert "which CometAPI calls 'Remixing', a word that is not known here" in str(error)
+    reply = reply.model_copy(update={"unread": "the reply has a web address in output.0"})
+    error = evaluate(reply, QUICK.timeout, 0, QUICK)
+    assert "not known here; the reply has a web address in output.0" in str(error)
+    assert "charged if it succeeds or has succeeded" in str(error)
+
+
+def test_a_success_without_output_names_what_the_reply_has():
+    """The error names the fields in which the video may be."""
+    reply = Generation(task_id="t", status=Status.SUCCEEDED, unread="the reply has the fields id")
+    error = evaluate(reply, 1, QUICK.not_found_grace, QUICK)
+    assert isinstance(error, InvalidOutput)
+    assert "no output for 10 s; the reply has the fields id" in str(error)
+
+
+async def test_a_timeout_names_the_id_of_another_reply(answers, client_of, submitted):
+    """A reply about another generation is not used, and the error at the deadline names it."""
+    client = await client_of(answers({**DONE, "id": "task-2"}))
+    wait = PollState(started=time.monotonic() - 100)
+    with pytest.raises(GenerationTimeout, match="the reply is about the generation task-2"):
+        await wait_until_finished(client, submitted(), QUICK, wait=wait)

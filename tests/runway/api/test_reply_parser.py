@@ -15,6 +15,7 @@ from prefect_cometapi.runway.api.reply_parser import (
     read_generation,
     read_task_id,
     says_not_found,
+    why_unread,
 )
 
 DOCUMENTED = json.loads((Path(__file__).parents[1] / "documented.json").read_text(encoding="utf-8"))
@@ -123,6 +124,74 @@ def test_a_failure_of_nobody_is_no_answer(word):
     assert read_generation({"id": "a", "status": word}, "a") is not None
 
 
+@pytest.mark.parametrize("word", ["ok", "success", "done", "healthy", "failed", "Remixing"])
+def test_a_status_of_nobody_is_no_answer(word):
+    """A status of a health page or a portal is not the state of a paid generation."""
+    assert read_generation({"status": word}, "a") is None
+    assert "names no generation" in why_unread({"status": word}, "a")
+    assert read_generation({"id": "a", "status": word}, "a") is not None
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"error": {"message": "no"}}, "the reply is an error"),
+        (
+            {"code": "success", "data": None},
+            "the reply has no status; the reply has the fields code, data",
+        ),
+        ({}, "the reply has no status; the reply is empty"),
+        ({"id": "a", "status": 5}, "the reply has the status '5', which is not known here"),
+        (
+            {"id": "a", "phase": "done", "video": "https://h/a?sig=s3cr3t"},
+            "the reply has no status; the reply has a web address in video",
+        ),
+        ({"id": "b-7", "status": "SUCCEEDED"}, "the reply is about the generation b-7"),
+        ({"id": "a", "status": "Remixing"}, ""),
+    ],
+)
+def test_a_reply_that_says_nothing_is_explained(body, why):
+    """The reason names what the reply has instead of the state of the generation."""
+    assert why_unread(body, "a") == why
+    assert (read_generation(body, "a") is None) == bool(why)
+
+
+@pytest.mark.parametrize(
+    ("body", "unread"),
+    [
+        (
+            {"status": "SUCCEEDED", "result": {"videos": [{"link": "https://h/a?sig=s3cr3t"}]}},
+            "the reply has a web address in result.videos.0.link",
+        ),
+        ({"status": "SUCCEEDED", "at": 7}, "the reply has the fields status, at, id"),
+        (
+            {"status": "RENDERED", "output": ["https://h/a?sig=s3cr3t"]},
+            "the reply has a web address in output.0",
+        ),
+        (
+            {"status": "BLOCKED", "failure": "moderated"},
+            "the reply has the reason 'moderated'; the reply has the fields status, failure, id",
+        ),
+        ({"status": "RUNNING"}, ""),
+        ({"status": "SUCCEEDED", "output": "https://h/a"}, ""),
+        ({"status": "FAILED", "failure": "no"}, ""),
+    ],
+)
+def test_what_is_not_understood_is_named_without_its_content(body, unread):
+    """Fields with a web address are named, or else all fields; a signed address is not shown."""
+    found = read_generation({**body, "id": "a"}, "a")
+    assert found is not None
+    assert found.unread == unread
+
+
+@given(body=JSON | REPLIES)
+def test_any_reply_can_be_described(body):
+    """The description of a reply is short, and has no address, whatever the reply contains."""
+    found = read_generation(body, "a")
+    told = why_unread(body, "a") + (found.unread if found else "")
+    assert len(told) < 2000
+
+
 @pytest.mark.parametrize("name", DOCUMENTED["created"])
 def test_the_id_is_found_in_every_documented_reply_to_a_create_call(name):
     """A paid generation is never lost because of the shape of its reply."""
@@ -145,7 +214,7 @@ def test_no_reply_is_too_strange_to_be_read(body):
 @pytest.mark.parametrize("name", ["url", "data", "error"])
 def test_a_reply_nested_beyond_reason_is_read(name):
     """A deeply nested reply does not exceed Python's recursion limit."""
-    generation = read_generation(nested(5000, name), "a")
+    generation = read_generation(nested(5000, name) | {"id": "a"}, "a")
     assert generation is not None
     assert generation.outputs == ()
 
@@ -289,7 +358,7 @@ def test_a_reply_without_a_state_says_nothing(body):
 )
 def test_outputs_are_found_in_every_form(output, urls):
     """Outputs are a string, a list of strings or a list of objects; each address is used once."""
-    generation = read_generation({"status": "SUCCEEDED", "output": output}, "a")
+    generation = read_generation({"id": "a", "status": "SUCCEEDED", "output": output}, "a")
     assert generation is not None
     expected = urls if urls is not None else ["https://h/1.mp4", "HTTPS://h/2.mp4"]
     assert [url.reveal() for url in generation.outputs] == expected
@@ -314,7 +383,7 @@ def test_runways_own_progress_goes_before_the_gateways():
 
 def test_a_picture_is_not_taken_for_the_video():
     """Old feeds also contain a poster and a last frame, which are not the video."""
-    body = {"status": "3", "poster": "https://h/p.jpg", "last_frame": "https://h/l.jpg"}
+    body = {"id": "a", "status": "3", "poster": "https://h/p.jpg", "last_frame": "https://h/l.jpg"}
     generation = read_generation(body, "a")
     assert generation is not None
     assert generation.outputs == ()
@@ -385,3 +454,28 @@ def test_an_unknown_id_is_recognised_in_every_form(body, expected):
 def test_no_id_is_made_up(body):
     """A reply without an id makes the submission uncertain."""
     assert read_task_id(body) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"failureCode": "SAFETY.INPUT.TEXT", "failure": "no"},
+        {"data": {"status": "FAILED", "failure_code": "SAFETY.INPUT.TEXT"}},
+        {"error": {"code": "SAFETY.INPUT.TEXT", "message": "no"}},
+        {"fail_reason": "task failed: SAFETY.INPUT.TEXT, moderated"},
+        {"fail_reason": '{"failureCode":"SAFETY.INPUT.TEXT"}'},
+    ],
+)
+def test_the_code_of_a_failure_is_found_wherever_it_is(body):
+    """A code is a field, a part of an error, or a part of the reason."""
+    found = read_generation({"id": "a", "status": "FAILURE", **body}, "a")
+    assert found is not None
+    assert (found.status, found.failure_code) == (Status.FAILED, "SAFETY.INPUT.TEXT")
+
+
+@pytest.mark.parametrize("reason", ["the U.S. market", "www.example.com", "HTTP/1.1 503", ""])
+def test_a_reason_without_a_code_has_none(reason):
+    """Only words in the form of Runway's codes are codes."""
+    found = read_generation({"id": "a", "status": "FAILURE", "fail_reason": reason}, "a")
+    assert found is not None
+    assert found.failure_code == ""

@@ -70,10 +70,7 @@ async def test_a_reply_that_breaks_off_has_its_id_nevertheless(client_of, reques
     [
         ((200, {"data": None}, HEADER), ServiceUnavailable),
         ((503, {"error": {"message": "busy"}}, HEADER), ServiceUnavailable),
-        (
-            (400, {"error": {"code": "invalid_request", "message": "no"}}, HEADER),
-            GenerationNotFound,
-        ),
+        ((400, {"error": own("invalid_request")}, HEADER), GenerationNotFound),
     ],
 )
 async def test_the_error_of_a_poll_names_the_id(answers, client_of, answer, error):

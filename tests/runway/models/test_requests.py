@@ -164,7 +164,7 @@ def test_snake_case_and_camel_case_name_the_same_fields():
         ("promptImage", "https://example.com/a cat.jpg", "must not contain spaces"),
         ("promptImage", "https://example.com:port/cat.jpg", "this is not a valid URL"),
         ("promptImage", f"https://example.com/{'x' * 2048}", "2048 characters"),
-        ("promptImage", 5, "valid string"),
+        ("promptImage", 5, "a stored result, and not int"),
         ("promptImage", data_uri(9, "video/mp4"), "data:image/<type>;base64,<data>"),
         ("promptImage", "data:image/png;base64,abcde", "is not valid base64"),
         ("promptImage", data_uri(5_000_001), "5,000,000 bytes of image"),

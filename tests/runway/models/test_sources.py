@@ -86,8 +86,11 @@ def test_a_field_beside_a_source_may_name_its_kind():
         ("runway:upload", "must be an https:// URL"),
         ("https://93.184.216.34/cat.png", "must be a name, because Runway refuses 93.184.216.34"),
         ("https://[2606:2800:220:1::1]/cat.png", "must be a name"),
-        ("data:image/gif;base64,AAAA", "does not take GIF"),
-        (f"data:image/png;base64,{base64.b64encode(b'GIF89a...').decode()}", "does not take GIF"),
+        ("data:image/gif;base64,AAAA", "it is image/gif, but Runway takes only JPEG, PNG and WebP"),
+        (
+            f"data:image/png;base64,{base64.b64encode(b'GIF89a...').decode()}",
+            "it is image/gif, but Runway takes only JPEG, PNG and WebP",
+        ),
     ],
 )
 def test_a_source_that_can_neither_be_sent_nor_read_is_refused(address, problem):
