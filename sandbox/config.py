@@ -3,8 +3,9 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from .clips.content_credentials import is_available
 from .faults.plan import Fault, as_faults
 from .messages.replies import ReplyShape
 
@@ -29,6 +30,7 @@ class SandboxConfig(BaseModel):
         access_token: Access token that the account's lists require.
         balance: US dollars of the account before the first job; ``None`` for an API key without a
             limit.
+        c2pa: Whether outputs have a signed C2PA manifest. This needs the extra ``c2pa``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,3 +43,11 @@ class SandboxConfig(BaseModel):
     asset_ttl: float = Field(default=3600.0, ge=0)
     access_token: str = Field(default=ACCESS_TOKEN, min_length=1)
     balance: float | None = 100.0
+    c2pa: bool = False
+
+    @field_validator("c2pa")
+    @classmethod
+    def _check_c2pa(cls, wanted: bool) -> bool:
+        if wanted and not is_available():
+            raise ValueError("this needs the extra c2pa: pip install 'prefect-cometapi[c2pa]'")
+        return wanted

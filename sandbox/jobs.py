@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Any
 
 from .clips.cache import CLIPS
+from .clips.content_credentials import with_manifest
 from .clips.render import Recipe
 from .clips.sources import InvalidSourceError
 from .config import SandboxConfig
@@ -109,7 +110,7 @@ class JobStore:
         accepted = AcceptedJob(
             str(uuid.uuid4()), recipe.route, body, time.monotonic(), REQUEST_ID.get()
         )
-        clip = _nothing() if fault else self._renderers.submit(CLIPS.clip, recipe)
+        clip = _nothing() if fault else self._renderers.submit(self._clip, recipe)
         with self._lock:
             shape = self._config.shapes[len(self._jobs) % len(self._config.shapes)]
             self._jobs[accepted.task_id] = Job(accepted, shape, time.time(), clip, fault)
@@ -139,6 +140,10 @@ class JobStore:
             job.final_replies += snapshot.stage.over
             job.last_reply = replace(snapshot, before=None)
         return snapshot
+
+    def _clip(self, recipe: Recipe) -> bytes:
+        clip = CLIPS.clip(recipe)
+        return with_manifest(clip) if self._config.c2pa else clip
 
     def finished_clip(self, task_id: str) -> bytes | None:
         """Return the output of a job that has succeeded, an MP4 or a PNG, else None."""

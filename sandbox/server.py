@@ -41,6 +41,7 @@ class Sandbox:
         asset_ttl: Seconds that an output's URL is valid.
         access_token: Access token that the account's lists require.
         balance: US dollars of the account before the first job; ``None`` for no limit.
+        c2pa: Whether outputs have a signed C2PA manifest; needs the extra ``c2pa``.
         host: Address to listen on.
     """
 
@@ -56,6 +57,7 @@ class Sandbox:
         asset_ttl: float = 3600.0,
         access_token: str = ACCESS_TOKEN,
         balance: float | None = 100.0,
+        c2pa: bool = False,
         host: str = "127.0.0.1",
     ) -> None:
         config = SandboxConfig(
@@ -67,6 +69,7 @@ class Sandbox:
             asset_ttl=asset_ttl,
             access_token=access_token,
             balance=balance,
+            c2pa=c2pa,
         )
         self._app = create_app(config)
         self._address = (host, port)

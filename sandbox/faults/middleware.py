@@ -117,7 +117,7 @@ class FaultMiddleware:
 
 _AFTERWARDS = {"reset-after", "silent-after", "error-after", "no-id", "slow", "truncated"}
 
-_FROM_PROXIES = {"502", "504", "524", "error-after", "html", "cloudflare", "redirect"}
+_FROM_PROXIES = {"502", "504", "524", "error-after", "html", "cloudflare", "firewall", "redirect"}
 """Faults whose answers come from a proxy, so they do not have the gateway's request id."""
 
 _WITH_REQUEST_ID = {"create", "task", "feed"}

@@ -32,6 +32,7 @@ FaultKind = Literal[
     "error-after",
     "html",
     "cloudflare",
+    "firewall",
     "redirect",
     "no-id",
     "not-visible",
@@ -101,6 +102,9 @@ KINDS: dict[FaultKind, KindOfFault] = {
     "error-after": KindOfFault(_CREATE, "The job is accepted; the answer is status `value` (504)."),
     "html": KindOfFault((*_API, *_ACCOUNT), "200 with a web page."),
     "cloudflare": KindOfFault(_EVERYWHERE, "502 with Cloudflare's web page."),
+    "firewall": KindOfFault(
+        (*_API, *_ACCOUNT), "A firewall's web page, with the status `value` (403)."
+    ),
     "redirect": KindOfFault(_EVERYWHERE, "301 to a web page."),
     "no-id": KindOfFault(_CREATE, "The job is accepted; the answer is an empty object."),
     "not-visible": KindOfFault(_POLLS, "400 with the code task_not_exist."),
@@ -111,7 +115,7 @@ KINDS: dict[FaultKind, KindOfFault] = {
         _CREATE, "The job is accepted and will fail, with the failure code `value`."
     ),
     "cancelled": KindOfFault(_CREATE, "The job is accepted and will end cancelled."),
-    "expired": KindOfFault(_ASSET, "403, as for an expired signed URL."),
+    "expired": KindOfFault(_ASSET, "Status `value` (403), as for an expired signed URL."),
     "gone": KindOfFault(_ASSET, "404."),
     "truncated": KindOfFault(
         (*_ASSET, *_ACCOUNT),
@@ -139,6 +143,8 @@ _NUMBERS = {
     "silent-after": float,
     "slow": float,
     "error-after": int,
+    "firewall": int,
+    "expired": int,
     "late-rows": float,
     "foreign-rows": int,
 }

@@ -28,6 +28,10 @@ _CLOUDFLARE_PAGE = """<!doctype html>
 <html><head><title>api.cometapi.com | 502: Bad gateway</title></head>
 <body><h1>Bad gateway <span>Error code 502</span></h1><p>Cloudflare</p></body></html>
 """
+_FIREWALL_PAGE = """<!doctype html>
+<html><head><title>Just a moment...</title></head>
+<body><h1>Access denied</h1></body></html>
+"""
 _DENIED = """<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>{code}</Code><Message>{message}</Message></Error>
 """
@@ -49,10 +53,11 @@ def error_page(status: int) -> Response:
     return PlainTextResponse(f"error code: {status}", status)
 
 
-def expired() -> Response:
+def expired(status: int = 403) -> Response:
     """Return the error of a CDN for a URL that has expired or was never signed."""
-    page = _DENIED.format(code="AccessDenied", message="Access denied")
-    return Response(page, 403, media_type="application/xml")
+    code = "ExpiredToken" if status == 400 else "AccessDenied"
+    page = _DENIED.format(code=code, message="Access denied")
+    return Response(page, status, media_type="application/xml")
 
 
 def gone() -> Response:
@@ -96,11 +101,12 @@ _ANSWERS: dict[str, Callable[[Fault], Response]] = {
     ),
     "html": lambda _: HTMLResponse(_WEB_PAGE),
     "cloudflare": lambda _: HTMLResponse(_CLOUDFLARE_PAGE, 502),
+    "firewall": lambda fault: HTMLResponse(_FIREWALL_PAGE, int(fault.number(403))),
     "redirect": lambda _: HTMLResponse("", 301, headers={"Location": "https://www.cometapi.com/"}),
     "not-visible": lambda _: as_response(task_not_exist()),
     "not-visible-200": lambda _: JSONResponse({"status": "task_not_exist"}),
     "error-in-200": lambda fault: JSONResponse(_error_in_200(fault.route)),
-    "expired": lambda _: expired(),
+    "expired": lambda fault: expired(int(fault.value or 403)),
     "gone": lambda _: gone(),
     "html-asset": lambda _: HTMLResponse(_WEB_PAGE),
     "empty": lambda _: Response(b"", media_type="video/mp4"),

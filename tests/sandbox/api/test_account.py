@@ -25,6 +25,7 @@ def balance(conversation: Any) -> float:
     return limit - conversation.client.get(f"{BILLING}/usage").json()["total_usage"] / 100
 
 
+@pytest.mark.heavy
 def test_each_job_is_a_row_with_its_quota_and_its_times(talk):
     """The list of tasks has the sandbox's jobs, newest first, with 500,000 units for a dollar."""
     conversation = talk()

@@ -35,6 +35,7 @@ class Routes:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_each_request_is_answered_as_the_openapi_says():
     """Each response to a valid or invalid request matches the OpenAPI in every part."""
     found = run_schemathesis(SINGLE_REQUESTS, seed=1, examples=30)
@@ -66,6 +67,7 @@ def test_each_chain_from_a_purchase_to_its_output_is_as_the_openapi_says():
         ("CANCELLED", {"faults": ["create:cancelled:rate=1"]}),
     ],
 )
+@pytest.mark.heavy
 def test_every_shape_is_announced_at_every_stage(talk, stage, options):
     """A task and its feed match the OpenAPI in every shape at every stage."""
     conversation = talk(shapes=SHAPES, **options)

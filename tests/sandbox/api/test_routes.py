@@ -19,6 +19,7 @@ from prefect_cometapi.sandbox import AcceptedJob
         {"promptImage": "https://kätzchen.invalid/cat.jpg"},
     ],
 )
+@pytest.mark.heavy
 def test_what_the_docs_allow_is_accepted(talk, changes):
     """An image-to-video request within the documented limits gets an id."""
     conversation = talk(render_seconds=60)
@@ -41,6 +42,7 @@ def test_what_the_docs_allow_is_accepted(talk, changes):
         {"contentModeration": {"publicFigureThreshold": "low"}, "references": []},
     ],
 )
+@pytest.mark.heavy
 def test_what_the_docs_allow_for_videos_is_accepted(talk, changes):
     """A video-to-video request within the documented limits gets an id."""
     conversation = talk(render_seconds=60)
@@ -263,6 +265,7 @@ ROUTES = {
 
 
 @pytest.mark.parametrize("model", BODIES)
+@pytest.mark.heavy
 def test_each_known_model_is_served_on_its_route(talk, model):
     """Each model is accepted with its own fields, and its job ends with a file."""
     conversation = talk()

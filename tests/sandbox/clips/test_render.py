@@ -26,6 +26,7 @@ def recipe(**changes):
 
 
 @pytest.mark.parametrize(("ratio", "duration"), [("1280:720", 5), ("720:1280", 10), ("960:960", 5)])
+@pytest.mark.heavy
 def test_a_clip_has_the_ratio_and_the_duration_that_were_asked_for(
     talk, clip, photo_uri, ratio, duration
 ):
@@ -64,6 +65,7 @@ def test_another_prompt_gives_another_clip():
     assert render(recipe(prompt="zoom in"), None) != render(recipe(prompt="zoom out"), None)
 
 
+@pytest.mark.heavy
 def test_a_video_keeps_its_size_and_length_and_changes_its_colours(talk, clip):
     """Video-to-video visibly restyles its source and keeps its size and length."""
     conversation = talk()

@@ -80,6 +80,7 @@ def test_a_part_behind_the_end_cannot_be_had(output):
     ],
     ids=lambda asked: asked[:15],
 )
+@pytest.mark.heavy
 def test_a_range_that_cannot_be_read_is_ignored(output, asked):
     """An invalid Range header returns the whole file."""
     assert httpx.get(output, headers={"Range": asked}).status_code == 200

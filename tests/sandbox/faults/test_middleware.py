@@ -26,6 +26,7 @@ ANSWERS = {
     "unauthorized": (401, "Invalid token"),
     "html": (200, "<!doctype html>"),
     "cloudflare": (502, "Cloudflare"),
+    "firewall": (403, "Just a moment..."),
     "redirect": (301, ""),
     "not-visible": (400, '{"code":"task_not_exist","message":"task_not_exist","data":null}'),
     "not-visible-200": (200, '{"status":"task_not_exist"}'),
@@ -47,6 +48,7 @@ DASHBOARD = {
     ("route", "kind"),
     [(route, kind) for kind in KINDS if kind in ANSWERS for route in KINDS[kind].routes],
 )
+@pytest.mark.heavy
 def test_a_fault_answers_instead_of_the_service_and_is_then_over(talk, route, kind):
     """A fault replaces one response and accepts no job, and the next request succeeds."""
     conversation = talk()

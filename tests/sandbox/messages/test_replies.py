@@ -49,6 +49,7 @@ def snapshot(stage, **changes):
 
 
 @pytest.mark.parametrize("shape", get_args(ReplyShape))
+@pytest.mark.heavy
 def test_every_shape_leads_to_the_video(talk, shape):
     """A finished job names its output where its shape has it, and the video can be downloaded."""
     conversation = talk(shapes=[shape])
@@ -59,6 +60,7 @@ def test_every_shape_leads_to_the_video(talk, shape):
 
 
 @pytest.mark.parametrize("shape", get_args(ReplyShape))
+@pytest.mark.heavy
 def test_the_feed_leads_to_the_video_too(talk, shape):
     """The feed has the job's own shape if that is an envelope, and is flat otherwise."""
     conversation = talk(shapes=[shape])
