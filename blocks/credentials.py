@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefect block with the CometAPI API key and the connection options."""
 
-import re
 from typing import ClassVar, Self
 
 import httpx
@@ -11,19 +10,20 @@ from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 from ..runway.api.account import AccountClient
 from ..runway.api.catalogue import Catalogue
 from ..runway.api.client import RunwayClient
-from ..runway.errors import AuthenticationError
+from ..runway.environment import read_settings, require_api_key
+from ..runway.plain_help import PlainHelp
 from ..runway.settings import (
-    API_KEY_PATTERN,
     DEFAULT_BASE_URL,
     DEFAULT_RUNWAY_VERSION,
     RUNWAY_VERSION_PATTERN,
     CometAPISettings,
     check_base_url,
+    check_secret,
 )
 from .metadata import DOCUMENTATION, LOGO
 
 
-class CometAPICredentials(CredentialsBlock):
+class CometAPICredentials(CredentialsBlock, metaclass=PlainHelp):
     """API key and connection options for Runway videos through CometAPI.
 
     Attributes:
@@ -83,26 +83,16 @@ class CometAPICredentials(CredentialsBlock):
     @field_validator("api_key")
     @classmethod
     def _check_api_key(cls, api_key: SecretStr) -> SecretStr:
-        text = api_key.get_secret_value().strip()
-        if set(text) == {"*"}:
-            raise ValueError("this is a masked API key; load the saved block again")
-        if not re.fullmatch(API_KEY_PATTERN, text):
-            raise ValueError(
-                "the API key is empty or contains characters that an API key cannot have"
-            )
-        return SecretStr(text)
+        checked = check_secret(api_key, "API key")
+        if not checked.get_secret_value():
+            raise ValueError("the API key is empty")
+        return checked
 
     @field_validator("access_token")
     @classmethod
     def _check_access_token(cls, access_token: SecretStr | None) -> SecretStr | None:
-        text = access_token.get_secret_value().strip() if access_token else ""
-        if not text:  # an empty field of the form
-            return None
-        if set(text) == {"*"}:
-            raise ValueError("this is a masked access token; load the saved block again")
-        if not re.fullmatch(API_KEY_PATTERN, text):
-            raise ValueError("the access token contains characters that it cannot have")
-        return SecretStr(text)
+        checked = check_secret(access_token or SecretStr(""), "access token")
+        return checked if checked.get_secret_value() else None  # an empty field of the form
 
     @classmethod
     def from_settings(cls, settings: CometAPISettings | None = None) -> Self:
@@ -111,11 +101,9 @@ class CometAPICredentials(CredentialsBlock):
         Raises:
             AuthenticationError: No API key is set.
         """
-        settings = settings or CometAPISettings()
-        if settings.key is None or not settings.key.get_secret_value().strip():
-            raise AuthenticationError("there is no API key")
+        settings = settings or read_settings()
         return cls(
-            api_key=settings.key,
+            api_key=require_api_key(settings),
             access_token=settings.access_token,
             runway_version=settings.runway_version,
             base_url=settings.base_url,

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, ClassVar
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
+from ..runway.plain_help import PlainHelp
 from .metadata import DOCUMENTATION, LOGO
 
 if TYPE_CHECKING:
     from ..runway.ledger.store import Ledger
 
 
-class GenerationLedger(Block):
+class GenerationLedger(Block, metaclass=PlainHelp):
     """Database that records every generation that was bought or possibly charged.
 
     Attributes:
-        url: SQLAlchemy URL of the database.
+        url: URL of the database.
 
     Example:
         Load a saved block and list the latest generations:
@@ -49,7 +50,7 @@ class GenerationLedger(Block):
     @classmethod
     def _check_url(cls, url: SecretStr) -> SecretStr:
         from ..runway.errors import LedgerUnavailable
-        from ..runway.ledger.database_url import ledger_url
+        from ..runway.ledger.open_database import ledger_url
 
         try:
             ledger_url(url.get_secret_value())

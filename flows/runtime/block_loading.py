@@ -4,8 +4,6 @@
 import re
 from typing import Any
 
-from prefect.blocks.core import Block
-
 from ...runway.errors import CometAPIError
 from ...runway.redact import scrub
 
@@ -25,6 +23,8 @@ async def load_block(name: str, lack: type[CometAPIError], hint: str = "") -> An
         lack: Type of the error to raise if the block cannot be loaded.
         hint: Text to append to the error message.
     """
+    from prefect.blocks.core import Block  # the name alone needs no Prefect
+
     try:
         return await Block.aload(name)
     except Exception as error:  # noqa: BLE001 -- Prefect raises many kinds

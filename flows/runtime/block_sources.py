@@ -5,22 +5,32 @@ import asyncio
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...runway.errors import SourceUnavailable
+from ...runway.errors import SourceUnavailable, StorageError
 from ...runway.models.sources import StoredSource, split_block_path
 from ...runway.redact import scrub
 from ...runway.sources.files import FsspecFile, LocalFile, Signer, SourceFile, open_file
-from .block_loading import load_block
-from .block_storage import finished
+from .block_loading import is_block_name, load_block
+from .block_storage import BlockStorage, finished
+from .run_context import RunContext
 
 
-async def open_source(source: StoredSource) -> SourceFile:
+async def open_source(source: StoredSource, context: RunContext | None = None) -> SourceFile:
     """Return the file of a stored source: a path, an address of an object store, or in a block.
 
-    A relative path that looks like a path in a block must be written with a leading ``./``.
+    A relative path that looks like a path in a block must be written with a leading ``./``. An
+    address in the storage block of the run, such as that of a stored video, is read with the
+    credentials of that block.
+
+    Args:
+        source: Address of the source.
+        context: Context of the run, whose storage may have the source.
 
     Raises:
         SourceUnavailable: There is no such file or block, or it cannot be read.
     """
+    storage = await _block_of(context) if context else None
+    if storage and (own := storage.path_of(source)) and ".." not in PurePosixPath(own).parts:
+        return await asyncio.to_thread(_open_in_block, storage.block, storage.name, own)
     found = split_block_path(source)
     if found is None:
         return await asyncio.to_thread(open_file, source)
@@ -30,6 +40,17 @@ async def open_source(source: StoredSource) -> SourceFile:
         raise SourceUnavailable(f"{source} must not lead out of the block{hint}")
     block = await load_block(name, SourceUnavailable, hint)
     return await asyncio.to_thread(_open_in_block, block, name, path)
+
+
+async def _block_of(context: RunContext) -> BlockStorage | None:
+    """Return the storage of a run if it is a block; the step that stores reports any problem."""
+    if not is_block_name(context.storage_name):
+        return None
+    try:
+        storage = await context.storage()
+    except StorageError:
+        return None
+    return storage if isinstance(storage, BlockStorage) else None
 
 
 def _open_in_block(block: Any, name: str, path: str) -> SourceFile:

@@ -4,50 +4,99 @@
 import asyncio
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...runway.errors import StorageError
 from ...runway.redact import scrub
-from ...runway.storage.base import Storage, check_staged
+from ...runway.storage.base import Storage, check_staged, code_of, probe
 from ...runway.storage.factory import open_storage
 from ...runway.storage.folder import FolderStorage
 from ...runway.storage.fsspec import FsspecStorage
 from ...runway.storage.paths import local_path, whole_path
 from ...runway.storage.staging import temporary_staging
+from ...runway.storage.upload_options import azure_settings, media_type_of_name
 from .block_loading import is_block_name, load_block
 
 
+@dataclass(frozen=True)
+class ObjectStore:
+    """Kind of block that stores files in an object store.
+
+    Attributes:
+        scheme: Scheme of the addresses of its objects.
+        bucket: Field of the block with the name of the bucket or container.
+        folder: Field of the block with the folder in it.
+        options: Function that returns the options of an upload for a media type.
+    """
+
+    scheme: str
+    bucket: str
+    folder: str
+    options: Callable[[str], dict[str, Any]]
+
+    def address(self, block: Any, name: str) -> str:
+        """Return the address of a file that a block stores."""
+        key = PurePosixPath(getattr(block, self.folder) or "") / name
+        return f"{self.scheme}://{getattr(block, self.bucket)}/{key}"
+
+
+OBJECT_STORES = {
+    "s3-bucket": ObjectStore(
+        "s3", "bucket_name", "bucket_folder", lambda kind: {"ExtraArgs": {"ContentType": kind}}
+    ),
+    "gcs-bucket": ObjectStore("gs", "bucket", "bucket_folder", lambda kind: {"content_type": kind}),
+    "azure-blob-storage-container": ObjectStore(
+        "az",
+        "container_name",
+        "base_folder",
+        # Azure refuses to replace a file unless it is told to.
+        lambda kind: {"content_settings": azure_settings(kind), "overwrite": True},
+    ),
+}
+"""Blocks of object stores (prefect-aws, prefect-gcp, prefect-azure), by their type."""
+
+
 class BlockStorage:
-    """Storage in a Prefect block that accepts single files, such as ``prefect_aws.S3Bucket``."""
+    """Storage in a Prefect block that accepts single files, such as ``prefect_aws.S3Bucket``.
+
+    Attributes:
+        block: The loaded block.
+        name: Name of the block, ``type-slug/name``.
+    """
 
     def __init__(self, block: Any, name: str) -> None:
         self.block = block
         self.name = name
+        self._store = OBJECT_STORES.get(block.get_block_type_slug())
 
     def staging(self) -> Path:
         """Return a folder for temporary files that only this block uses."""
         return temporary_staging(f"block://{self.name}")
 
     def check(self) -> None:
-        """Check that the staging folder can be used.
-
-        The block itself is not tested: beyond loading it, a test would have to write to it.
-        """
-        self.staging()
+        """Upload a small file and read it back. It stays, because a block cannot delete files."""
+        probe(self, strict=False)
 
     def uri(self, name: str) -> str:
-        """Return the name of the block, followed by the path in it."""
-        return f"{self.name}/{name}"
+        """Return the object's own address, or the name of the block with the path in it."""
+        return self._store.address(self.block, name) if self._store else f"{self.name}/{name}"
 
-    def publish(self, staged: Path, name: str) -> str:
+    def path_of(self, address: str) -> str | None:
+        """Return the path in the block of an address that ``uri`` returned, or None."""
+        path = address.removeprefix(self.uri("_")[:-1])
+        return path if path != address else None
+
+    def publish(self, staged: Path, name: str, **_hints: bool) -> str:
         """Upload a staged file: from the disk if the block supports it, else from memory."""
         check_staged(staged)
         with self._failures("could not store", name, staged):
             if hasattr(self.block, "upload_from_path"):
-                sent = self.block.upload_from_path(str(staged), name)
+                options = self._store.options(media_type_of_name(name)) if self._store else {}
+                sent = self.block.upload_from_path(str(staged), name, **options)
             else:
                 sent = self.block.write_path(name, staged.read_bytes())
             finished(sent)
@@ -89,7 +138,7 @@ class BlockStorage:
                 check_staged(staged)
             # The error is not chained, because its text may contain secrets of the block.
             told = f"the block {self.name} {what} {name}: {scrub(str(error))}"
-            raise StorageError(told) from None
+            raise StorageError(told, code="" if staged else code_of(error)) from None
 
 
 def finished(call: Any) -> Any:

@@ -1,21 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
 """Identity of the current run: its name, its number of starts, and the keys that it derives."""
 
+import os
 from collections.abc import Iterator
-from contextvars import Token
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from typing import NamedTuple
 
 from prefect.client.schemas.objects import TaskRun, TaskRunResult
-from prefect.context import TaskRunContext
-from prefect.runtime import flow_run
+from prefect.context import FlowRunContext, TagsContext, TaskRunContext
+from prefect.runtime import deployment, flow_run
 
 from ...runway.errors import InvalidRequest, TooManyRunAttempts
 from ...runway.models.keys import check_key, default_key
 from ...runway.models.requests import GenerationRequest
+from ...runway.redact import hide_secrets
 
 
 def this_run() -> str:
     """Return the name of the current run for the ledger: the flow run id, or ``a script``."""
     return str(flow_run.id or "a script")
+
+
+class Deployment(NamedTuple):
+    """Deployment of a run.
+
+    Attributes:
+        id: Id, or None if the run belongs to no deployment.
+        name: Name without that of the flow, or None if the process that started the run did not
+            pass it on.
+    """
+
+    id: str | None = None
+    name: str | None = None
+
+
+def this_deployment() -> Deployment:
+    """Return the deployment of the outermost flow run, without a request to Prefect's server.
+
+    Workers and served flows name the run and the deployment in the environment of its process. For
+    a run without a deployment, Prefect would ask its server, so a run that was started in any other
+    way is not looked up.
+    """
+    if "PREFECT__FLOW_RUN_ID" not in os.environ:
+        context = FlowRunContext.get()
+        own = context.flow_run.deployment_id if context and context.flow_run else None
+        return Deployment(str(own)) if own else Deployment()
+    try:
+        found = deployment.id
+    except Exception:  # noqa: BLE001 -- what only reports need must not stop a purchase
+        return Deployment()
+    return Deployment(found, os.environ.get("PREFECT__DEPLOYMENT_NAME")) if found else Deployment()
+
+
+_outer_tags: ContextVar[tuple[str, ...]] = ContextVar("outer_tags", default=())
+"""Tags of the flow runs around the current one. Prefect gives a subflow run only the tags of
+``with tags(…)``, and not those of its parent or of its deployment."""
+
+
+def current_tags() -> tuple[str, ...]:
+    """Return the tags of the flow runs around a call, and those of ``with tags(…)``, sorted.
+
+    A secret in a tag is hidden.
+    """
+    context = FlowRunContext.get()
+    of_run = context.flow_run.tags if context and context.flow_run else []
+    around = {*_outer_tags.get(), *of_run, *TagsContext.get().current_tags}
+    return tuple(sorted(map(hide_secrets, around)))
+
+
+@contextmanager
+def passing_tags_on() -> Iterator[None]:
+    """Let a subflow within the block know the tags of its parent."""
+    token = _outer_tags.set(current_tags())
+    try:
+        yield
+    finally:
+        _outer_tags.reset(token)
 
 
 def check_starts(most: int) -> None:

@@ -12,7 +12,7 @@ from ...runway.errors import LedgerUnavailable
 from ...runway.ledger.entry import Entry
 from ...runway.ledger.owners import owner_name
 from ...runway.models.generation import Submission
-from .log import logger
+from .log import logger, show_waiting
 from .run_context import RunContext, RunLease
 
 
@@ -61,6 +61,11 @@ async def exclusive_lease(
         yield entry
 
 
+def _report(text: str) -> None:
+    logger().info(text)
+    show_waiting(text)
+
+
 async def _acquire(
     stack: AsyncExitStack, context: RunContext, submission: Submission, location: str | None
 ) -> Entry | None:
@@ -72,9 +77,7 @@ async def _acquire(
     ledger = await context.ledger()
 
     async def acquire(key: str) -> Entry | None:
-        block = ledger.leases.hold_exclusively(
-            key, context.run, report=logger().info, is_done=is_enough
-        )
+        block = ledger.leases.hold_exclusively(key, context.run, report=_report, is_done=is_enough)
         return await stack.enter_async_context(block)
 
     entry = await acquire(submission.idempotency_key)

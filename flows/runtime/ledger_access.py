@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opening of the ledger that the settings name, by a URL or a block."""
 
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from urllib.parse import quote
 
-from prefect.settings import get_current_settings
-
-from ...blocks.ledger import GenerationLedger
+from ...runway.environment import read_settings
 from ...runway.errors import LedgerUnavailable
+from ...runway.ledger.store import Ledger, get_ledger
 from ...runway.settings import CometAPISettings
 from .block_loading import is_block_name, load_block
-
-if TYPE_CHECKING:
-    from ...runway.ledger.store import Ledger
+from .prefect_home import prefect_home
 
 
-async def open_ledger(settings: CometAPISettings | None = None) -> "Ledger":
+async def open_ledger(settings: CometAPISettings | None = None) -> Ledger:
     """Return the ledger that the settings name.
 
     The ledger connects to its database when it is first used.
@@ -23,13 +21,15 @@ async def open_ledger(settings: CometAPISettings | None = None) -> "Ledger":
         LedgerUnavailable: The block cannot be loaded or is not a ledger block, or the URL is not a
             valid database URL.
     """
-    # The import is here so that SQLAlchemy is loaded only when a ledger is first used.
-    from ...runway.ledger.store import get_ledger
-
-    secret = (settings or CometAPISettings()).ledger_url
+    secret = (settings or read_settings()).ledger_url
     location = secret.get_secret_value() if secret else _default_url()
+    if secret is None:
+        with suppress(OSError):  # the ledger reports that its folder is missing
+            prefect_home().mkdir(mode=0o700, parents=True, exist_ok=True)
     if not is_block_name(location):
         return get_ledger(location)
+    from ...blocks.ledger import GenerationLedger
+
     block = await load_block(location, LedgerUnavailable)
     if not isinstance(block, GenerationLedger):
         raise LedgerUnavailable(f"the block {location} is not a Generation Ledger block")
@@ -37,4 +37,5 @@ async def open_ledger(settings: CometAPISettings | None = None) -> "Ledger":
 
 
 def _default_url() -> str:
-    return f"sqlite:///{get_current_settings().home.expanduser().absolute()}/cometapi-ledger.db"
+    # A question mark in the path would begin the query of the URL.
+    return f"sqlite:///{quote(str(prefect_home()))}/cometapi-ledger.db"

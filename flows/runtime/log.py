@@ -67,6 +67,16 @@ def log_progress(message: str, *args: object) -> None:
         logger().info(message, *args)
 
 
+wait_listener: ContextVar[Callable[[str], None] | None] = ContextVar("wait_listener", default=None)
+"""Callback with what a run waits for; the command line shows it beside its progress bar."""
+
+
+def show_waiting(reason: str) -> None:
+    """Report what the run waits for from now on."""
+    if listener := wait_listener.get():
+        listener(reason)
+
+
 def best_effort(show: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
     """Decorate a display function so that its errors are logged and not raised.
 

@@ -6,10 +6,10 @@ flow, makes its own. A batch also has clients, a budget and a tally in it, so th
 generations use a few connections and one limit.
 """
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from copy import copy
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -19,9 +19,12 @@ from prefect.runtime import flow_run
 from ...blocks.credentials import CometAPICredentials
 from ...runway.api.catalogue import Catalogue
 from ...runway.api.client import RunwayClient
+from ...runway.api.cohort import Cohort
+from ...runway.environment import check_environment, read_settings
+from ...runway.errors import CometAPIError, StorageUnavailable
 from ...runway.ledger.budget import Budget, estimate
 from ...runway.ledger.costs import BILLED_CURRENCY
-from ...runway.ledger.entry import CostSource, Entry, Intent
+from ...runway.ledger.entry import CostSource, Entry, GenerationKind, Intent
 from ...runway.ledger.figures import Tally
 from ...runway.media.download import AssetClients
 from ...runway.models.catalogue import CatalogueReply
@@ -32,7 +35,8 @@ from ...runway.settings import CometAPISettings
 from ...runway.storage.base import Storage
 from . import log
 from .block_storage import canonical_location, resolve_storage
-from .identity import this_run
+from .given import GivenCredentials, GivenStorage, as_credentials, as_location
+from .identity import Deployment, current_tags, this_deployment, this_run
 from .ledger_access import open_ledger
 
 if TYPE_CHECKING:
@@ -73,25 +77,34 @@ class RunContext:
         assets: Download clients that the generations of a batch share.
         budget: Spending limits of a batch, or None if it has no limits.
         tally: Tally of what a batch has bought.
-        lease: Lease of the generation that the run works on, while it has one.
         catalogue: CometAPI's catalogue of models, which all steps of the run share.
+        cohorts: Generations that the run waits for together, by kind.
+        sharing_checked: Whether it was checked that other runs can see what this one buys.
     """
 
     given_credentials: CometAPICredentials | None = None
     given_storage: str | None = None
     _: KW_ONLY
-    settings: CometAPISettings = field(default_factory=CometAPISettings)
+    settings: CometAPISettings = field(default_factory=read_settings)
     opened_ledger: "Ledger | None" = None
     client: RunwayClient | None = None
     assets: AssetClients | None = None
     budget: Budget | None = None
     tally: Tally | None = None
-    lease: RunLease | None = None
     catalogue: Catalogue | None = None
+    cohorts: defaultdict[GenerationKind, Cohort] = field(
+        default_factory=lambda: defaultdict(Cohort)
+    )
+    sharing_checked: bool = False
     _storage: Storage | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        """Create the catalogue, which copies of the context share."""
+        """Create the catalogue, which copies of the context share.
+
+        Raises:
+            InvalidEnvironment: A proxy, the certificates or ``.env`` cannot be used.
+        """
+        check_environment()
         if self.catalogue is None or self.catalogue.base_url != self.base_url:
             self.catalogue = Catalogue(self.base_url)
 
@@ -103,6 +116,11 @@ class RunContext:
             AuthenticationError: There is no API key.
         """
         return self.given_credentials or CometAPICredentials.from_settings(self.settings)
+
+    @property
+    def lease(self) -> RunLease | None:
+        """Lease of the generation that the caller works on, while it has one."""
+        return _lease.get()
 
     @property
     def base_url(self) -> str:
@@ -124,6 +142,11 @@ class RunContext:
     def run(self) -> str:
         """Name of the run for the ledger."""
         return this_run()
+
+    @cached_property
+    def deployment(self) -> Deployment:
+        """Deployment of the run, as far as it is known without a request to Prefect."""
+        return this_deployment()
 
     async def ledger(self) -> "Ledger":
         """Return the ledger that the settings name.
@@ -197,6 +220,8 @@ class RunContext:
                 "cost": cost,
                 "currency": None if cost is None else self.currency,
                 "cost_source": None if cost is None else CostSource.ESTIMATED,
+                "list_cost": cost,
+                "list_currency": None if cost is None else self.currency,
             }
         return Intent(
             idempotency_key=key,
@@ -204,6 +229,9 @@ class RunContext:
             storage=self.location,
             credentials=self.credentials.saved_as,
             flow_run_id=str(flow_run.id) if flow_run.id else None,
+            deployment_id=self.deployment.id,
+            deployment=self.deployment.name,
+            tags=current_tags(),
             **wanted,
         )
 
@@ -249,24 +277,47 @@ class RunContext:
     @contextmanager
     def holding(self, lease: RunLease) -> Iterator[None]:
         """Let every step within the block know that the run has a lease."""
-        holder = copy(self)
-        holder.lease = lease
-        with holder.active():
-            yield
+        token = _lease.set(lease)
+        try:
+            with self.active():
+                yield
+        finally:
+            _lease.reset(token)
 
 
 _current: ContextVar[RunContext | None] = ContextVar("run_context", default=None)
+_lease: ContextVar[RunLease | None] = ContextVar("run_lease", default=None)
+
+
+def new_context(credentials: GivenCredentials, storage: GivenStorage) -> RunContext:
+    """Return a new context for a flow.
+
+    Raises:
+        AuthenticationError: The credentials are a name, and there is no such block.
+        StorageUnavailable: The storage is a block that is not saved.
+    """
+    return RunContext(as_credentials(credentials), as_location(storage))
 
 
 def run_context(
-    credentials: CometAPICredentials | None = None, storage: str | None = None
+    credentials: GivenCredentials = None,
+    storage: GivenStorage = None,
+    *,
+    lack: type[CometAPIError] = StorageUnavailable,
 ) -> RunContext:
-    """Return the context of the current run, or a new one for a step that runs by itself."""
+    """Return the context of the current run, or a new one for a step that runs by itself.
+
+    Args:
+        credentials: Credentials, or the name of their block.
+        storage: Location for the videos, or its block.
+        lack: Type of the error for a storage block that is not saved.
+    """
+    account, location = as_credentials(credentials), as_location(storage, lack)
     current = _current.get()
-    return current.derive(credentials, storage) if current else RunContext(credentials, storage)
+    return current.derive(account, location) if current else RunContext(account, location)
 
 
 def current_settings() -> CometAPISettings:
     """Return the settings that the run read at its start, or the current ones outside of a run."""
     current = _current.get()
-    return current.settings if current else CometAPISettings()
+    return current.settings if current else read_settings()

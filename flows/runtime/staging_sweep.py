@@ -26,30 +26,38 @@ _swept: dict[Path, float] = {}
 """Time of the last sweep of each folder. Of the process, since each run has its own context."""
 
 
-async def sweep_staged_files(context: RunContext, storage: Storage) -> None:
+async def sweep_staged_files(context: RunContext, storage: Storage, staging: Path) -> None:
     """Remove staged files that certainly belong to no active run; never raise.
 
     Args:
         context: Context of the run.
         storage: Storage for which a fetch is about to stage files.
+        staging: Staging folder of the storage.
     """
+    if not _is_due(staging):
+        return
+    _swept[staging] = time.monotonic()
     try:
-        for folder in await asyncio.to_thread(_folders_to_sweep, storage):
+        await _sweep(context, staging)
+        for folder in await asyncio.to_thread(_other_folders, storage, staging):
             await _sweep(context, folder)
     except Exception as error:  # noqa: BLE001 -- tidying up must not cost a video
         log.logger().debug("Staged files were not swept: %s", type(error).__name__)
 
 
-def _folders_to_sweep(storage: Storage) -> list[Path]:
-    """Return the folders that are due for a sweep, and record them as swept."""
-    folders = {storage.staging(), *temporary_stagings()}
-    if isinstance(storage, FolderStorage) and storage.staging().parent != storage.folder:
+def _is_due(folder: Path) -> bool:
+    return time.monotonic() - _swept.get(folder, -SWEEP_EVERY) >= SWEEP_EVERY
+
+
+def _other_folders(storage: Storage, staging: Path) -> list[Path]:
+    """Return the other folders that are due for a sweep, and record them as swept."""
+    folders = set(temporary_stagings())
+    if isinstance(storage, FolderStorage) and staging.parent != storage.folder:
         # A file that is copied from another file system is first written to this folder.
         folders.add(storage.folder)
-    now = time.monotonic()
-    due = [folder for folder in folders if now - _swept.get(folder, -SWEEP_EVERY) >= SWEEP_EVERY]
-    _swept.update(dict.fromkeys(due, now))
-    return sorted(due)
+    due = sorted(filter(_is_due, folders))
+    _swept.update(dict.fromkeys(due, time.monotonic()))
+    return due
 
 
 async def _sweep(context: RunContext, folder: Path) -> None:

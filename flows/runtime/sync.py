@@ -2,13 +2,19 @@
 """Execution of async code for sync callers, and sync twins of async functions."""
 
 import asyncio
+import inspect
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from functools import wraps
+from types import FrameType
 from typing import Any, Generic, ParamSpec, TypeVar
+
+from prefect.context import TaskRunContext, get_run_context
+from prefect.exceptions import MissingContextError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -100,10 +106,36 @@ def sync_twin(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     return twin
 
 
-def loop_is_running() -> bool:
-    """Return whether an event loop is running in the current thread."""
+def in_async_code() -> bool:
+    """Return whether the caller is async code, so that it needs a coroutine instead of a result.
+
+    The rule is that of Prefect's own blocks: within a run, its function decides. So a sync flow is
+    sync code even if an event loop runs around it, as in a notebook or in an async function that
+    calls the flow. There are two differences, both where Prefect's rule gives a value that the
+    caller cannot use. In a thread without a running loop nobody can await, even if the thread
+    belongs to an async flow; and an async function that a sync flow runs in a loop of its own does
+    await.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return False
-    return True
+    try:
+        context = get_run_context()
+    except MissingContextError:
+        return True
+    running = context.task if isinstance(context, TaskRunContext) else context.flow
+    return getattr(running, "isasync", True) or _is_within_coroutine(sys._getframe(1))  # noqa: SLF001
+
+
+def _is_within_coroutine(frame: FrameType | None) -> bool:
+    """Return whether a coroutine is between a frame and the engine of the run around it."""
+    while frame and frame.f_globals.get("__name__") not in _ENGINES:
+        if frame.f_code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+            return True
+        frame = frame.f_back
+    return False
+
+
+_ENGINES = {"prefect.flow_engine", "prefect.task_engine"}
+"""Modules of Prefect that call the function of a flow or a task."""

@@ -208,7 +208,7 @@ def test_a_base_url_is_read_as_the_root_that_it_means(url, root):
 @pytest.mark.parametrize("key", ["", "   ", "\n", "sk-ключ", "sk-a b", "sk-a\x00b", "“sk-a”"])
 def test_what_can_be_no_key_is_refused_at_once(key):
     """An empty API key, or one with an invalid character, is refused before it is sent."""
-    with pytest.raises(ValidationError, match="the API key is empty or contains characters that"):
+    with pytest.raises(ValidationError, match=r"the API key (is empty|has )"):
         CometAPICredentials(api_key=SecretStr(key))
 
 
@@ -296,13 +296,14 @@ def test_an_access_token_is_optional(token):
 
 
 @pytest.mark.parametrize(
-    ("token", "reason"), [("********", "masked access token"), ("a b", "contains characters")]
+    ("token", "reason"),
+    [("********", "masked access token"), ("at-1 2", "has a blank or a line break in it")],
 )
 def test_what_can_be_no_access_token_is_refused(token, reason):
     """The refusal does not repeat the token."""
     with pytest.raises(ValidationError, match=reason) as caught:
         CometAPICredentials(api_key=SecretStr(KEY), access_token=SecretStr(token))
-    assert "a b" not in str(caught.value)
+    assert token not in str(caught.value)
 
 
 async def test_the_access_token_goes_to_the_lists_and_the_key_to_the_rest(sandbox, monkeypatch):

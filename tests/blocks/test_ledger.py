@@ -29,7 +29,7 @@ def block(url: str = URL) -> GenerationLedger:
         ("sqlite:///ledger.db", "needs an absolute path (sqlite:////folder/ledger.db)"),
         ("sqlite://", "a database in memory is lost"),
         ("mysql://u:p@host/db", "in SQLite or PostgreSQL, not in mysql"),
-        ("ledger.db", "write sqlite:////folder/ledger.db or postgresql://user:password@host"),
+        ("ledger.db", "the path 'ledger.db', and not a database URL: for that file, write"),
         ("", "write sqlite:////folder/ledger.db or postgresql://user:password@host/database"),
         ("**********", "write sqlite:////folder/ledger.db or postgresql://"),
     ],

@@ -50,6 +50,7 @@ def test_a_ledger_of_an_earlier_schema_leads_to_its_database(prefect_server, tmp
     assert loaded.url == url
 
 
+@pytest.mark.heavy
 def test_a_job_without_key_and_storage_runs(prefect_server, sandbox, image):
     """New fields of a saved job have defaults that keep the earlier behaviour."""
     saved(RunwayJob, request=(dict, image))

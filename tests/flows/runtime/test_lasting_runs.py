@@ -90,6 +90,7 @@ def test_a_task_that_is_retried_outside_of_a_flow_pays_once(prefect_server, sand
 
 
 @pytest.mark.parametrize("step", [asubmit_generation, aimage_to_video])
+@pytest.mark.heavy
 async def test_an_async_task_that_is_retried_pays_once(prefect_server, sandbox, image, step):
     """A retried async task outside of a flow pays once."""
     attempts: list[int] = []
@@ -162,6 +163,7 @@ def test_an_id_is_attached_in_no_run(prefect_server, sandbox, image):
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_the_flows_need_no_key_in_a_script(prefect_server, sandbox, image):
     """The flows need no key in a script, as each call is a flow run of its own."""
     assert image_to_video(image).idempotency_key != image_to_video(image).idempotency_key

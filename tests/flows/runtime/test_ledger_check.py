@@ -70,6 +70,7 @@ def test_a_video_that_was_read_back_and_is_deleted_is_delivered_again(
     assert len(sandbox.accepted) == 2
 
 
+@pytest.mark.heavy
 def test_purchases_that_no_stored_video_tells_of_are_the_users_decision(
     older_copy, sandbox, image, book, tmp_path
 ):
@@ -104,6 +105,7 @@ def test_two_ledgers_for_one_storage_are_reported_and_hide_no_file(
     assert "is also used with another ledger" in told
 
 
+@pytest.mark.heavy
 def test_a_step_of_an_own_flow_compares_too(older_copy, sandbox, image, book):
     """A step of a user's own flow compares ledger and storage, too."""
     with pytest.raises(LedgerOutdated):
@@ -111,6 +113,7 @@ def test_a_step_of_an_own_flow_compares_too(older_copy, sandbox, image, book):
     assert len(sandbox.accepted) == 2
 
 
+@pytest.mark.heavy
 def test_a_batch_compares_once_and_leaves_a_mark_at_its_end(
     prefect_server, sandbox, image, book, tmp_path
 ):

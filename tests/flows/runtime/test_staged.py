@@ -83,12 +83,17 @@ def refuse(monkeypatch) -> Callable[..., None]:
             original = kind.publish
 
             def publish(
-                storage: Storage, staged: Path, name: str, *, original: Any = original
+                storage: Storage,
+                staged: Path,
+                name: str,
+                *,
+                original: Any = original,
+                **options: Any,
             ) -> str:
                 if left and name.endswith(left[0]):
                     left.pop(0)
                     raise StorageError("the storage is away")
-                return original(storage, staged, name)
+                return original(storage, staged, name, **options)
 
             monkeypatch.setattr(kind, "publish", publish)
 
@@ -119,6 +124,7 @@ def check_whole(location: str, video: Any, tmp_path: Path) -> None:
 @pytest.mark.server
 @pytest.mark.parametrize("location", ["block"], indirect=True)
 @pytest.mark.parametrize("suffix", [".mp4", heavy(".jpg"), heavy(".json")])
+@pytest.mark.heavy
 def test_one_passing_error_of_a_block_strands_no_video(
     prefect_server, sandbox, image, tmp_path, location, suffix
 ):
@@ -135,6 +141,7 @@ def test_one_passing_error_of_a_block_strands_no_video(
     ("suffix", "cleared"),
     [heavy(".jpg", True), (".mp4", True), heavy(".json", True), (".mp4", False)],
 )
+@pytest.mark.heavy
 def test_a_storage_that_is_away_for_long_strands_no_video(
     prefect_server, sandbox, image, tmp_path, location, refuse, suffix, cleared
 ):
@@ -184,6 +191,7 @@ def test_a_retried_flow_of_ones_own_fetches_what_was_lost(
 
 @pytest.mark.server
 @pytest.mark.parametrize("changed", [".mp4", ".jpg"])
+@pytest.mark.heavy
 def test_a_changed_file_is_not_published(
     prefect_server, sandbox, image, tmp_path, location, refuse, changed
 ):
@@ -200,6 +208,7 @@ def test_a_changed_file_is_not_published(
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_what_a_broken_run_fetched_is_not_fetched_again(
     prefect_server, sandbox, image, tmp_path, location, refuse
 ):
@@ -213,6 +222,7 @@ def test_what_a_broken_run_fetched_is_not_fetched_again(
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_what_is_in_the_storage_needs_no_address_that_still_works(
     prefect_server, sandbox, image, tmp_path, location, refuse
 ):
@@ -229,6 +239,7 @@ def test_what_is_in_the_storage_needs_no_address_that_still_works(
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_a_batch_ends_what_a_passing_error_broke_off(
     prefect_server, sandbox, image, tmp_path, location, refuse, history_mode
 ):
@@ -240,6 +251,7 @@ def test_a_batch_ends_what_a_passing_error_broke_off(
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_finish_delivers_what_was_lost_there(
     prefect_server, sandbox, image, tmp_path, location, refuse
 ):

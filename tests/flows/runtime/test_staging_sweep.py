@@ -10,12 +10,14 @@ import pytest
 from prefect_cometapi.flows import image_to_video
 from prefect_cometapi.flows.runtime import staging_sweep
 from prefect_cometapi.flows.runtime.block_storage import resolve_storage
+from prefect_cometapi.flows.runtime.run_context import RunContext
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import StorageError
 from prefect_cometapi.runway.processes import this_process
+from prefect_cometapi.runway.storage.base import PROBE
 from prefect_cometapi.runway.storage.folder import FolderStorage
 from prefect_cometapi.runway.storage.fsspec import FsspecStorage
-from prefect_cometapi.runway.storage.staging import staged_path
+from prefect_cometapi.runway.storage.staging import StagedFile, staged_path
 
 from ...runway.factories import dead_owner
 from ...runway.storage.test_staging import left_by
@@ -32,6 +34,7 @@ def own_temporary_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("location", ["./videos", "memory://swept"])
+@pytest.mark.heavy
 def test_a_run_removes_what_a_killed_one_left(prefect_server, sandbox, image, location):
     """A run removes the leftovers of a killed run in its staging folder and in other storages'."""
     staging = run_sync(resolve_storage(location)).staging()
@@ -45,12 +48,16 @@ def test_a_run_removes_what_a_killed_one_left(prefect_server, sandbox, image, lo
     assert list(staging.iterdir()) == [living]
 
 
+@pytest.mark.heavy
 def test_what_is_not_stored_yet_stays_however_old_it_is(
     prefect_server, sandbox, image, monkeypatch, tmp_path
 ):
     """An unstored video stays staged at any age, as its address may have expired."""
+    publish = FolderStorage.publish
 
-    def refuse(*_args: object) -> str:
+    def refuse(storage: FolderStorage, staged: Path, name: str, **_options: bool) -> str:
+        if name.startswith(PROBE):  # the storage is checked before the purchase
+            return publish(storage, staged, name)
         raise StorageError("the storage is away")
 
     with monkeypatch.context() as away:
@@ -86,6 +93,22 @@ def test_a_sweep_that_fails_costs_no_video(prefect_server, sandbox, image, monke
     assert left.exists()
 
 
+async def test_no_folder_is_listed_while_no_sweep_is_due(tmp_path, monkeypatch):
+    """The sweep costs a fetch nothing until its time has come."""
+    listed: list[Path] = []
+
+    def listing(folder: Path, _is_needed: object) -> list[StagedFile]:
+        listed.append(folder)
+        return []
+
+    monkeypatch.setattr(staging_sweep, "abandoned_files", listing)
+    storage = FolderStorage(tmp_path / "videos")
+    for _ in range(3):
+        await staging_sweep.sweep_staged_files(RunContext(), storage, storage.staging())
+    assert listed == [storage.staging()]
+
+
+@pytest.mark.heavy
 def test_a_folder_is_swept_once_in_a_while(prefect_server, sandbox, image):
     """A folder is swept at an interval, and not at each fetch."""
     image_to_video(image, idempotency_key="one")

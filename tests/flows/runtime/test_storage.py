@@ -59,6 +59,7 @@ class Nowhere(Block):
 
 @pytest.mark.server
 @pytest.mark.parametrize("kind", ["folder", "file", "memory", "local-block", "remote-block"])
+@pytest.mark.heavy
 def test_a_video_lands_in_each_kind_of_storage(prefect_server, sandbox, image, tmp_path, kind):
     """Each kind of storage has the whole video, poster and sidecar, and the URI leads to them."""
     LocalFileSystem(basepath=str(tmp_path / "block")).save("test-local", overwrite=True)

@@ -7,14 +7,14 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.states import Suspended
-from sqlalchemy import update
 
 from prefect_cometapi.flows import collect, finish_generation, image_to_video
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.runway import State
 from prefect_cometapi.runway.ledger.entry import Intent
-from prefect_cometapi.runway.ledger.schema import generations
 from prefect_cometapi.sandbox import Fault
+
+from ...runway.factories import set_columns
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -37,9 +37,9 @@ def suspend(worker, sandbox, book, image, finish_rendering, wait_until):
 
 
 def test_it_goes_on_when_the_collector_has_stored_its_video(
-    worker, sandbox, book, suspend, finish_rendering, wait_until
+    worker, sandbox, book, suspend, finish_rendering, wait_until, history
 ):
-    """A suspended run holds no process and no lease, buys once, and returns the result."""
+    """A suspended run holds no process or lease, buys once, and ends with result and artifacts."""
     suspended = suspend()
     assert book["deployed"].owner is None
     assert book["deployed"].state is State.SUBMITTED
@@ -51,6 +51,9 @@ def test_it_goes_on_when_the_collector_has_stored_its_video(
     (kept,) = book["deployed"].videos.values()
     assert result.videos == kept
     assert len(sandbox.accepted) == 1
+    shown = history.artifacts(suspended)
+    assert set(shown) == {"Poster", "Video", "Facts"}
+    assert kept[0].uri in shown["Video"]["data"]
 
 
 @pytest.mark.heavy
@@ -113,8 +116,7 @@ def test_one_whose_row_is_damaged_sleeps_on_and_the_others_are_resumed(prefect_s
             )
             run_sync(book.ledger._insert(intent, State.STORED, "claim", task_id="t"))
         first, *others = sorted(runs, key=lambda run: run.id, reverse=True)
-        damage = update(generations).where(generations.c.idempotency_key == str(first.id))
-        run_sync(book.ledger.database.rows(damage.values(outputs="nonsense")))
+        run_sync(set_columns(book.ledger, str(first.id), outputs="nonsense"))
         collect()
         assert client.read_flow_run(first.id).state_name == "Suspended"
         states = [client.read_flow_run(run.id).state_name for run in others]
@@ -129,6 +131,7 @@ def test_without_a_deployment_it_waits_in_place(prefect_server, sandbox, image, 
     assert "A run without a deployment cannot be started again" in caplog.text
 
 
+@pytest.mark.heavy
 def test_a_subflow_waits_in_place(prefect_server, sandbox, image, caplog):
     """A subflow waits in its process, as Prefect suspends whole runs only."""
 
