@@ -11,6 +11,7 @@ from ...blocks.credentials import CometAPICredentials
 from ...runway.errors import AuthenticationError
 from ...runway.ledger.entry import Entry, Intent
 from ...runway.models.requests import GenerationRequest
+from ...runway.settings import CometAPISettings
 from ..runtime import log
 from ..runtime.block_loading import load_block
 from ..runtime.identity import resolve_key
@@ -28,17 +29,24 @@ The service may not know the id during this time.
 
 
 async def credentials_of(
-    entry: Entry, credentials: CometAPICredentials | None
+    entry: Entry,
+    credentials: CometAPICredentials | None,
+    settings: CometAPISettings | None = None,
 ) -> CometAPICredentials:
     """Return the given credentials, or those of the block that the entry was bought with.
 
     Without either, the credentials come from the settings.
 
+    Args:
+        entry: Entry of the generation.
+        credentials: Credentials that the run was given, or None.
+        settings: Settings that the run has read; read anew by default.
+
     Raises:
         AuthenticationError: There are no credentials, or the block cannot be loaded.
     """
     if credentials or not entry.credentials:
-        return credentials or CometAPICredentials.from_settings()
+        return credentials or CometAPICredentials.from_settings(settings)
     return await load_block(entry.credentials, AuthenticationError)
 
 

@@ -14,7 +14,12 @@ from prefect.cache_policies import NO_CACHE
 from ...runway.errors import CometAPIError, StorageError
 from ...runway.models.generation import Submission
 from ...runway.models.keys import file_stem
+from ...runway.models.model_limits import Makes
+from ...runway.models.requests import ROUTES
 from .retries import DelayOfTaskRun, retry_on
+
+FIRST_DELAY = 0.2
+"""Delay before the first retry of most steps, as a share of the poll interval."""
 
 
 def step_options(
@@ -22,7 +27,7 @@ def step_options(
     run_name: str | Callable[[], str],
     *errors: type[CometAPIError],
     retries: int,
-    share: float = 0.2,
+    share: float = FIRST_DELAY,
 ) -> dict[str, Any]:
     """Return the arguments of Prefect's ``task`` that all steps share.
 
@@ -68,3 +73,9 @@ def stem_of(submission: Submission, position: int) -> str:
     return file_stem(
         submission.idempotency_key, submission.task_id, submission.submitted_at, position
     )
+
+
+def makes_of(submission: Submission) -> Makes | None:
+    """Return the kind of file that a generation makes, or None if its route is not known."""
+    request = ROUTES.get(submission.route or "")
+    return request.makes() if request else None

@@ -14,6 +14,7 @@ from ...runway.models.generation import Submission
 from ..runtime.ledger_writes import write_best_effort
 from ..runtime.log import logger
 from ..runtime.run_context import RunContext
+from ..ui import metrics
 from .adoption import credentials_of
 
 BILLED_WITHIN = timedelta(days=7)
@@ -75,7 +76,7 @@ async def _update_group(context: RunContext, entries: Sequence[Entry]) -> int:
     from ...runway.ledger.billing import record_billed
     from ...runway.ledger.costs import billed_amount
 
-    own = await credentials_of(entries[0], context.given_credentials)
+    own = await credentials_of(entries[0], context.given_credentials, context.settings)
     if own.access_token is None or own.base_url != entries[0].base_url:
         return 0
     sent = [entry.claimed_at or entry.submitted_at for entry in entries]
@@ -90,6 +91,7 @@ async def _update_group(context: RunContext, entries: Sequence[Entry]) -> int:
     changed, ledger = 0, await context.ledger()
     for entry, task in found:
         amount = billed_amount(task, refunds)
-        if amount is not None and await record_billed(ledger, entry, amount):
+        if amount is not None and (billed := await record_billed(ledger, entry, amount)):
+            await metrics.count_billed(entry, billed)
             changed += 1
     return changed

@@ -13,7 +13,6 @@ from typing import Any
 
 from prefect import Task
 
-from ...blocks.credentials import CometAPICredentials
 from ...runway.errors import StagedFileMissing, StorageError, StorageUnavailable
 from ...runway.models.generation import (
     CompletedGeneration,
@@ -22,7 +21,8 @@ from ...runway.models.generation import (
     StoredVideo,
     Submission,
 )
-from ..runtime import log
+from ..runtime import assets, log
+from ..runtime.given import GivenCredentials, GivenStorage
 from ..runtime.lease import exclusive_lease
 from ..runtime.ledger_writes import write_best_effort
 from ..runtime.run_context import RunContext, run_context
@@ -90,8 +90,8 @@ def is_gone(videos: Sequence[StoredVideo]) -> bool:
 
 async def deliver(
     submission: Submission,
-    credentials: CometAPICredentials | None,
-    storage: str | None,
+    credentials: GivenCredentials,
+    storage: GivenStorage,
     *,
     again: bool = False,
     steps: StepSet = AS_TASKS,
@@ -106,13 +106,17 @@ async def deliver(
             a generation that failed or was cancelled. A missing file is always delivered again.
         steps: Callables for the steps.
     """
-    context = run_context(credentials, storage)
+    context = run_context(credentials, storage, lack=StorageError)
     async with exclusive_lease(context, submission, context.location) as entry:
         if entry and context.location in entry.videos and not again:
             again = await asyncio.to_thread(is_gone, entry.videos[context.location])
             if not again:
                 log.log_progress("Generation %s: already stored", submission.task_id)
-                return entry.result(context.location)
+                result = entry.result(context.location)
+                await artifacts.show_posters(result.videos, context)
+                await artifacts.show_result(submission, result)
+                await assets.follow_from_submission(result.videos, submission)
+                return result
             log.logger().warning(
                 "Generation %s: a stored file is missing and is delivered again", submission.task_id
             )
@@ -131,11 +135,16 @@ async def deliver(
 
 
 async def _with_cost(context: RunContext, result: GenerationResult) -> GenerationResult:
-    """Return a result with its cost, and look up its charge unless it is part of a batch."""
+    """Return a result with its cost, after a look at its charge.
+
+    A batch does both for all of its items together, at its end.
+    """
+    if context.tally is not None:
+        return result
     key = result.idempotency_key
     entry = await write_best_effort(context, lambda ledger: ledger.get(key))
     if entry and entry.task_id == result.task_id:
-        if context.tally is None and await update_billed(context, [entry]):
+        if await update_billed(context, [entry]):
             entry = await write_best_effort(context, lambda ledger: ledger.get(key)) or entry
         costs = {"cost": entry.cost, "currency": entry.currency, "cost_source": entry.cost_source}
         return result.model_copy(update=costs)

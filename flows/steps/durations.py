@@ -7,8 +7,10 @@ the query: the answer arrives while a new generation is still too young to be po
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from ...runway.api.cohort import Cohort
 from ...runway.api.poll_schedule import HISTORY_SIZE, DurationStats, estimate_durations
 from ...runway.ledger.entry import Entry, GenerationKind
 from ...runway.models.generation import Submission
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 FRESH = 30.0
 """Seconds for which cached statistics are used before the ledger is queried again."""
+
+LONGEST_POST = timedelta(minutes=2)
+"""Maximum time from the claim of a generation to the answer that has its id. A later id was
+adopted."""
 
 _known: dict[tuple[GenerationKind, float], tuple[float, DurationStats | None]] = {}
 """Time of the last query and its statistics, by kind and poll interval.
@@ -41,13 +47,9 @@ def duration_stats_of(
         submission: The generation.
         entry: Its ledger entry, if known.
     """
-    if not (submission.route and submission.model):
+    kind = _kind_of(context, submission, entry)
+    if kind is None:
         return lambda: None
-    # The length of a restyled video is not in the request and is known only from the result.
-    request = ROUTES.get(submission.route)
-    by_request = request is not None and "duration" in request.model_fields
-    seconds = entry.billed_seconds if entry and by_request else None
-    kind = GenerationKind(context.base_url, submission.route, submission.model, seconds)
     interval = context.settings.poll_interval
 
     def stats() -> DurationStats | None:
@@ -58,6 +60,37 @@ def duration_stats_of(
 
     stats()
     return stats
+
+
+def cohort_of(context: RunContext, submission: Submission, entry: Entry | None) -> Cohort | None:
+    """Return the generations of the same kind that the run waits for together.
+
+    The result is None if the kind or the age of the generation is not known. An adopted id may be
+    much older than its entry says, so its first poll must not wait for other generations.
+
+    Args:
+        context: Context of the run.
+        submission: The generation.
+        entry: Its ledger entry, if known.
+    """
+    kind = _kind_of(context, submission, entry)
+    claimed_at = entry and entry.claimed_at
+    if kind is None or claimed_at is None or submission.submitted_at > claimed_at + LONGEST_POST:
+        return None
+    return context.cohorts[kind]
+
+
+def _kind_of(
+    context: RunContext, submission: Submission, entry: Entry | None
+) -> GenerationKind | None:
+    """Return the kind of a generation, or None if its request is not known."""
+    if not (submission.route and submission.model):
+        return None
+    # The length of a restyled video is not in the request and is known only from the result.
+    request = ROUTES.get(submission.route)
+    by_request = request is not None and "duration" in request.model_fields
+    seconds = entry.billed_seconds if entry and by_request else None
+    return GenerationKind(context.base_url, submission.route, submission.model, seconds)
 
 
 def _ask(

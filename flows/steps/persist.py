@@ -2,28 +2,38 @@
 """Persist step: publishes fetched videos to the storage, and records this in the ledger."""
 
 import asyncio
-import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
+from pydantic_core import to_json
 
 from ...runway.errors import StorageError
 from ...runway.ledger.entry import Entry
-from ...runway.models.generation import CompletedGeneration, FetchedVideo, StoredVideo, Submission
+from ...runway.models.disclosure import disclosure, provenance_facts
+from ...runway.models.generation import (
+    CompletedGeneration,
+    FetchedVideo,
+    StoredVideo,
+    Submission,
+    VideoFacts,
+)
 from ...runway.storage.base import Storage
 from ...runway.storage.fetched import discard, publish_checked
 from ...runway.storage.staging import staged_path
-from ..runtime import log
+from ..runtime import assets, log
+from ..runtime.given import GivenStorage
 from ..runtime.lease import exclusive_lease
 from ..runtime.ledger_check import leave_mark
 from ..runtime.ledger_writes import restoring, write_best_effort
 from ..runtime.run_context import run_context
 from ..runtime.sync import sync_twin
-from ..ui import events
-from .common import failures_of, stem_of, step_options
+from ..ui import artifacts, events, metrics
+from .common import failures_of, makes_of, stem_of, step_options
+from .provenance import require_provenance
 
 if TYPE_CHECKING:
     from ...runway.ledger.store import Ledger
@@ -43,20 +53,24 @@ async def apersist_output(
     submission: Submission,
     finished: CompletedGeneration,
     videos: Sequence[FetchedVideo],
-    storage: str | None = None,
+    storage: GivenStorage = None,
 ) -> list[StoredVideo]:
     """Publish fetched videos to the storage, each with a poster and a JSON file of its origin.
 
     Raises:
+        ProvenanceMissing: A file has no C2PA manifest, and the settings require one.
         StorageError: The storage did not accept a file.
         StagedFileMissing: A staged file is gone, and the output must be fetched again.
     """
-    context = run_context(storage=storage)
+    context = run_context(storage=storage, lack=StorageError)
     with failures_of(submission.idempotency_key, submission.task_id, submission.request_id):
         async with exclusive_lease(context, submission, context.location) as entry:
+            recorded = entry
             kept = entry.videos.get(context.location) if entry else None
             if kept and not await asyncio.to_thread(_any_staged, videos):
+                await assets.follow_from_step(kept)
                 return list(kept)
+            await require_provenance(context, entry, videos)
             target = await context.storage()
             ledger_id = None
             if entry:
@@ -66,12 +80,17 @@ async def apersist_output(
                 await asyncio.to_thread(_persist, submission, origin, video, position, target)
                 for position, video in enumerate(videos)
             ]
+            # A cover picture may be listed before its film; users take the first file.
+            stored.sort(
+                key=lambda video: video.is_picture is not (makes_of(submission) == "picture")
+            )
             if entry:
                 price, currency = (await context.prices()).get(entry.model or ""), context.currency
 
                 async def now_stored(to: "Ledger", it: Submission) -> Entry | None:
+                    nonlocal recorded
                     named = entry.model_copy(update={"idempotency_key": it.idempotency_key})
-                    return await to.mark_stored(
+                    changed = await to.mark_stored(
                         named,
                         it.task_id,
                         context.location,
@@ -79,14 +98,22 @@ async def apersist_output(
                         price=price,
                         currency=currency,
                     )
+                    recorded = changed or recorded
+                    return changed
 
                 await write_best_effort(context, restoring(submission, entry, now_stored))
                 await leave_mark(context, now=context.tally is None)
             for position, video in enumerate(videos):
                 await asyncio.to_thread(discard, video, stem_of(submission, position))
+    await metrics.count_stored(submission, recorded)
+    facts = {**events.billing_of(recorded), "location": context.location}
     for video in stored:
         log.log_progress("Stored %s", video.uri)
-        await events.announce("stored", submission, uri=video.uri, sha256=video.sha256)
+        known = {"uri": video.uri, "sha256": video.sha256, **provenance_facts(video), **facts}
+        await events.announce("stored", submission, **known)
+    await artifacts.show_posters(stored, context)
+    await assets.materialize(submission, stored, facts)
+    await assets.follow_from_step(stored)
     return stored
 
 
@@ -111,24 +138,25 @@ def _persist(
     """
     stem = stem_of(submission, position)
 
-    def publish(path: str, sha256: str | None) -> str:
+    def publish(path: str, sha256: str | None, stamp: str | None = None) -> str:
         staged = Path(path)
-        return publish_checked(place, staged, f"{stem}{staged.suffix}", sha256)
+        return publish_checked(place, staged, f"{stem}{staged.suffix}", sha256, stamp)
 
-    poster = publish(video.poster, video.poster_sha256) if video.poster else None
+    poster = video.poster and publish(video.poster, video.poster_sha256)
     stored = StoredVideo(
-        uri=publish(video.path, video.sha256),
+        uri=publish(video.path, video.sha256, video.stamp),
         poster=poster,
         sidecar=place.uri(f"{stem}.json"),
-        **video.model_dump(exclude={"path", "poster", "poster_sha256"}),
+        **video.model_dump(include=set(VideoFacts.model_fields)),
     )
-    described = {**origin, "video": stored.model_dump(mode="json")}
     sidecar = staged_path(place.staging(), stem, ".json")
     try:
-        sidecar.write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
+        about = disclosure(submission, stored, assets.source_keys(submission.request or {}))
+        sidecar.write_bytes(to_json({**origin, "video": stored, "disclosure": about}, indent=2))
         place.publish(sidecar, f"{stem}.json")
     finally:
-        sidecar.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to report
+            sidecar.unlink(missing_ok=True)
     return stored
 
 
@@ -147,13 +175,18 @@ def _origin(
         "charges",
         "credentials",
         "flow_run_id",
+        "deployment_id",
+        "deployment",
+        "tags",
+        "list_cost",
+        "list_currency",
         "serial",
     }
     return {
-        **submission.model_dump(mode="json"),
+        **submission.model_dump(),
         "polls": finished.polls,
         "waited": round(finished.waited, 3),
         "stored_at": datetime.now(UTC).isoformat(),
-        **(entry.model_dump(mode="json", include=known) if entry else {}),
+        **(entry.model_dump(include=known) if entry else {}),
         "ledger": ledger,
     }

@@ -3,16 +3,11 @@
 
 from prefect import task
 
-from ...blocks.credentials import CometAPICredentials
 from ...runway.api.polling import PollPolicy, wait_until_finished
-from ...runway.errors import (
-    GenerationCancelled,
-    GenerationFailed,
-    ServiceUnavailable,
-    UnexpectedResponse,
-)
+from ...runway.errors import GenerationCancelled, GenerationFailed, ServiceUnavailable
 from ...runway.models.generation import CompletedGeneration, Generation, Status, Submission
 from ...runway.settings import CometAPISettings
+from ..runtime.given import GivenCredentials
 from ..runtime.lease import exclusive_lease
 from ..runtime.ledger_writes import restoring, write_best_effort, write_in_background
 from ..runtime.run_context import run_context
@@ -22,27 +17,30 @@ from ..ui import artifacts
 from .adoption import ATTACHED_GRACE
 from .common import step_options
 from .costs import record_credits
-from .durations import duration_stats_of
+from .durations import cohort_of, duration_stats_of
 
-RETRIED_ERRORS = (ServiceUnavailable, UnexpectedResponse)
+RETRIED_ERRORS = (ServiceUnavailable,)
+
+MANY = 1_000_000
+"""Maximum number of retries of a poll; the deadline of the generation ends them long before."""
 
 POLL = step_options(
     "poll-generation",
     "poll {submission.short_id}",
     *RETRIED_ERRORS,
-    retries=1000,
+    retries=MANY,
     share=1,
 )
 
 
 @task(**POLL)
 async def apoll_generation(
-    submission: Submission, credentials: CometAPICredentials | None = None, *, again: bool = False
+    submission: Submission, credentials: GivenCredentials = None, *, again: bool = False
 ) -> CompletedGeneration:
     """Wait until a generation has succeeded.
 
     Prefect retries a poll that the service does not answer, and the wait continues from there. So
-    one task run covers the whole wait, with one deadline.
+    one task run covers the whole wait, with one deadline, whatever answers in the service's place.
 
     Args:
         submission: Generation to wait for.
@@ -53,6 +51,7 @@ async def apoll_generation(
     Raises:
         GenerationError: The generation failed, was cancelled, is unknown to the service, or did
             not finish in time.
+        AuthenticationError: The service refused the API key for minutes.
     """
     context = run_context(credentials)
     state = current_state()
@@ -85,6 +84,7 @@ async def apoll_generation(
                     wait=state.wait,
                     on_reply=on_reply,
                     stats=duration_stats_of(context, submission, entry),
+                    cohort=cohort_of(context, submission, entry),
                 )
         except (GenerationFailed, GenerationCancelled) as error:
             failure = error
@@ -114,4 +114,5 @@ def _policy(submission: Submission, settings: CometAPISettings) -> PollPolicy:
         interval=settings.poll_interval,
         timeout=settings.generation_timeout,
         not_found_grace=shorter if older else settings.not_found_grace,
+        refusal_grace=settings.not_found_grace,
     )

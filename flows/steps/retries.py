@@ -22,6 +22,7 @@ from ...runway.errors import (
     StagedFileMissing,
     SubmissionUncertain,
 )
+from ..runtime.log import show_waiting
 from ..runtime.run_context import current_settings
 from ..runtime.task_state import TaskState, current_state, state_of
 
@@ -31,8 +32,8 @@ LONGEST_DELAY = 6
 FAILURES_IN_A_ROW = 5
 """Failed attempts in a row after which the next attempt is the last one.
 
-A bought generation is an exception: while the service is unavailable, retries continue until the
-deadline of the generation. They do not continue if something other than the service replies.
+A bought generation is an exception: while the service is unavailable, or something else replies in
+its place, retries continue until the deadline of the generation.
 """
 
 
@@ -63,6 +64,32 @@ def delay_before_retry(failures: int, retry_after: float | None, unit: float, ca
     return max(retry_after or 0.0, min(cap, unit * 2.0 ** min(failures - 1, 30)))
 
 
+def plan_retry(
+    error: object, errors: tuple[type[CometAPIError], ...], state: TaskState, share: float
+) -> bool:
+    """Return True if a failed attempt is repeated, and write its delay to the state.
+
+    Args:
+        error: Error of the attempt.
+        errors: Error types that justify another attempt.
+        state: State of the task run or of the item.
+        share: First delay as a share of the poll interval.
+    """
+    if not isinstance(error, errors) or _is_permanent(error, state):
+        return False
+    interval = current_settings().poll_interval
+    state.failures += 1
+    delay = delay_before_retry(
+        state.failures,
+        error.retry_after,
+        unit=interval * share,
+        cap=interval * LONGEST_DELAY,
+    )
+    state.delay = round(jittered(delay), 3)
+    show_waiting(f"attempt {state.failures + 1} in {state.delay:.0f} s: {error.summary()}")
+    return True
+
+
 def retry_on(
     *errors: type[CometAPIError], share: float
 ) -> Callable[[Any, TaskRun, State[Any]], bool]:
@@ -76,25 +103,13 @@ def retry_on(
     # The annotation is a string because a nested function is pickled together with the objects
     # that it refers to.
     def is_worth_retrying(_task: Any, task_run: TaskRun, state: "State[Any]") -> bool:
-        error, task_state = state.data, state_of(task_run)
-        if not isinstance(error, errors) or _is_permanent(error, task_state):
-            return False
-        interval = current_settings().poll_interval
-        task_state.failures += 1
-        delay = delay_before_retry(
-            task_state.failures,
-            error.retry_after,
-            unit=interval * share,
-            cap=interval * LONGEST_DELAY,
-        )
-        task_state.delay = round(jittered(delay), 3)
-        return True
+        return plan_retry(state.data, errors, state_of(task_run), share)
 
     return is_worth_retrying
 
 
 def _is_permanent(error: CometAPIError, task_state: TaskState) -> bool:
-    """Return whether another attempt of this step cannot help or is not allowed."""
+    """Return True if another attempt of this step cannot help or is not allowed."""
     # The ledger decides whether this run may send an uncertain request again.
     if isinstance(error, SubmissionUncertain):
         looks = error.may_reconcile and task_state.failures < FAILURES_IN_A_ROW

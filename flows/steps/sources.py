@@ -5,6 +5,8 @@ They are read before the key is claimed, so a source that cannot be used costs n
 reads them again, and gets new signatures.
 """
 
+from functools import partial
+
 from ...runway.errors import InvalidSource, SourceUnavailable
 from ...runway.models.requests import GenerationRequest
 from ...runway.sources.preparation import (
@@ -47,7 +49,7 @@ async def prepare_sources(
     seconds = validity(context.settings.generation_timeout)
     read: PreparedRequest | SourceProblem
     try:
-        read = await prepare(request, open_source, seconds)
+        read = await prepare(request, partial(open_source, context=context), seconds)
     except (InvalidSource, SourceUnavailable) as error:
         read = error
     prepared = for_purchase(request, versions, read)

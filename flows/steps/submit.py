@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Submit step: buys a generation with one POST, or finds the one that its key already has."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,6 @@ from prefect import task
 from prefect.runtime import task_run
 from pydantic import ValidationError
 
-from ...blocks.credentials import CometAPICredentials
 from ...runway.errors import (
     CometAPIError,
     InvalidRequest,
@@ -25,13 +24,15 @@ from ...runway.models.generation import Submission
 from ...runway.models.keys import check_task_id
 from ...runway.models.requests import GenerationRequest, as_request
 from ...runway.sources.preparation import PreparedRequest
-from ..runtime import log
+from ..runtime import assets, log
+from ..runtime.given import GivenCredentials, GivenStorage
 from ..runtime.identity import lasting_run_id
 from ..runtime.ledger_check import check_ledger
+from ..runtime.multi_worker_check import check_sharing
 from ..runtime.run_context import RunContext, run_context
 from ..runtime.sync import sync_twin
 from ..runtime.task_state import current_state
-from ..ui import events
+from ..ui import events, metrics
 from .adoption import adopt_id, key_for
 from .common import failures_of, step_options
 from .reconcile import reconcile_quietly
@@ -59,11 +60,11 @@ SUBMIT = step_options("submit-generation", _submission_name, *RETRIED_ERRORS, re
 
 @task(**SUBMIT)
 async def asubmit_generation(
-    request: GenerationRequest | dict[str, Any],
-    credentials: CometAPICredentials | None = None,
+    request: GenerationRequest | Mapping[str, Any],
+    credentials: GivenCredentials = None,
     idempotency_key: str | None = None,
     *,
-    storage: str | None = None,
+    storage: GivenStorage = None,
     task_id: str | None = None,
     variation: int = 1,
 ) -> Submission:
@@ -73,12 +74,13 @@ async def asubmit_generation(
     uncertain request to be sent again or to be looked up in the account.
 
     Args:
-        request: Request to submit; a dict is validated as a request.
-        credentials: Credentials with the API key; from the settings by default.
+        request: Request to submit; a mapping is validated as a request.
+        credentials: Credentials with the API key, or the name of their block; from the settings by
+            default.
         idempotency_key: Makes two calls the same purchase. The default is derived from the
             outermost run and the request. It is required where no run keeps its id across
             retries: outside your flows and tasks, and in a thread without Prefect's context.
-        storage: Location for the videos, in case another run has to finish the generation.
+        storage: Location for the videos, or its block, in case another run has to finish it.
         task_id: Id of a generation that was bought elsewhere; then nothing is bought.
         variation: Number of this video among several for the same request in one run.
 
@@ -95,6 +97,7 @@ async def asubmit_generation(
     key = await key_for(context, request, idempotency_key, task_id=task_id, variation=variation)
     with failures_of(key):
         if task_id is None:
+            await check_sharing(context, stores=False)
             await check_ledger(context)
         prepared = await prepare_sources(context, request, key, adopts=task_id is not None)
         intent = await context.intent(key, request, prepared.versions)
@@ -112,7 +115,8 @@ async def asubmit_generation(
                 await events.announce_uncertain(key, error)
             raise
     submission = entry.submission()
-    await _report(submission, intent, is_new=is_new)
+    await _report(context, submission, intent, is_new=is_new)
+    await assets.depend_on_sources(request)
     return submission
 
 
@@ -133,15 +137,19 @@ async def _buy(
 
         async def post(check_lease: "Check") -> str:
             body = prepared.body()
-            with _tallied(context, *cost):
-                posted.append(
-                    await client.create(
-                        prepared.request,
-                        body=body,
-                        before_sending=check_lease,
-                        on_request_id=request_ids.append,
+            try:
+                with _tallied(context, *cost):
+                    posted.append(
+                        await client.create(
+                            prepared.request,
+                            body=body,
+                            before_sending=check_lease,
+                            on_request_id=request_ids.append,
+                        )
                     )
-                )
+            except SubmissionUncertain:
+                await metrics.count_uncertain(intent)
+                raise
             return posted[0]
 
         async def buy() -> Entry:
@@ -153,7 +161,7 @@ async def _buy(
                 resubmit_as=lasting_run_id() if resubmits else None,
                 budget=context.budget,
                 request_id=lambda: request_ids[-1] if request_ids else None,
-                warn=log.logger().warning,
+                warn=_warn,
             )
 
         try:
@@ -164,6 +172,11 @@ async def _buy(
             request_ids.clear()
             entry = await buy()
     return entry, bool(posted)
+
+
+def _warn(text: str) -> None:
+    log.logger().warning(text)
+    log.show_waiting(text)
 
 
 async def _is_reconciled(context: RunContext, key: str, error: SubmissionUncertain) -> bool:
@@ -211,10 +224,19 @@ def _tallied(context: RunContext, seconds: float, cost: float | None) -> Iterato
         raise
 
 
-async def _report(submission: Submission, intent: Intent, *, is_new: bool) -> None:
+async def _report(
+    context: RunContext, submission: Submission, intent: Intent, *, is_new: bool
+) -> None:
     how = "submitted" if is_new else "already bought"
     log.log_progress(
         "Generation %s: %s, key %s", submission.task_id, how, submission.idempotency_key
     )
+    if is_new:
+        await metrics.count_bought(intent)
     if is_new and not log.is_quiet.get():
-        await events.announce("submitted", submission, route=intent.route, model=intent.model)
+        await events.announce(
+            "submitted",
+            submission,
+            **events.billing_of(intent) | {"route": intent.route, "model": intent.model},
+            location=context.location,
+        )

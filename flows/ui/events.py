@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events that a run emits about generations and stored videos."""
+"""Events that a run emits about generations."""
 
 from typing import Any
 
-from prefect.context import AssetContext
 from prefect.events import emit_event
 
 from ...runway.errors import SubmissionUncertain
-from ...runway.models.generation import StoredVideo, Submission
+from ...runway.ledger.entry import Intent
+from ...runway.models.generation import Submission
 from ..runtime.log import best_effort
-from .formatting import as_link
 
 
 @best_effort
@@ -27,9 +26,23 @@ async def announce(what: str, submission: Submission, **payload: Any) -> None:
         payload={
             "task_id": submission.task_id,
             "idempotency_key": submission.idempotency_key,
+            "route": submission.route,
+            "model": submission.model,
             **payload,
         },
     )
+
+
+def billing_of(intent: Intent | None) -> dict[str, Any]:
+    """Return what is known of the billed seconds and the cost of a generation, for an event."""
+    if intent is None:
+        return {"seconds": None, "cost": None, "currency": None, "cost_source": None}
+    return {
+        "seconds": intent.billed_seconds,
+        "cost": intent.cost,
+        "currency": intent.currency,
+        "cost_source": intent.cost_source,
+    }
 
 
 @best_effort
@@ -39,26 +52,4 @@ async def announce_uncertain(key: str, error: SubmissionUncertain) -> None:
         "cometapi.generation.uncertain",
         resource={"prefect.resource.id": f"cometapi.key.{key}", "prefect.resource.name": key},
         payload={"idempotency_key": key, "message": error.message},
-    )
-
-
-def announce_asset(video: StoredVideo, submission: Submission) -> None:
-    """Emit Prefect's asset materialization event for a stored video.
-
-    Prefect's own decorator needs the asset key before the task runs, but the name of the video is
-    known only afterwards.
-    """
-    from prefect.assets import Asset, AssetProperties
-
-    name = video.uri.rpartition("/")[2]
-    asset = Asset(key=as_link(video.uri).lower(), properties=AssetProperties(name=name))
-    emit_event(
-        "prefect.asset.materialization.succeeded",
-        resource=AssetContext.asset_as_resource(asset),
-        related=[AssetContext.related_materialized_by("prefect-cometapi")],
-        payload={
-            "task_id": submission.task_id,
-            "idempotency_key": submission.idempotency_key,
-            **video.model_dump(include={"sha256", "size", "width", "height", "duration"}),
-        },
     )

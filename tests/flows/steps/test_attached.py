@@ -79,6 +79,7 @@ def test_an_attached_id_is_that_runs_generation(prefect_server, sandbox, image, 
     assert posts(sandbox) == 1
 
 
+@pytest.mark.heavy
 def test_an_id_need_not_be_waited_for(prefect_server, sandbox, image, book, elsewhere):
     """`task_id=` with `wait=False` only checks and records the id, for the collector."""
     result = image_to_video(image, idempotency_key="noted", task_id=f" {elsewhere} ", wait=False)
@@ -87,6 +88,7 @@ def test_an_id_need_not_be_waited_for(prefect_server, sandbox, image, book, else
     assert collect().stored == 1
 
 
+@pytest.mark.heavy
 def test_an_id_settles_an_uncertain_key(prefect_server, sandbox, image, book):
     """The id from the console settles an uncertain key, and nothing is submitted again."""
     sandbox.add_fault("create:reset-after")
@@ -100,6 +102,7 @@ def test_an_id_settles_an_uncertain_key(prefect_server, sandbox, image, book):
     assert posts(sandbox) == 1
 
 
+@pytest.mark.heavy
 def test_a_key_has_one_id(prefect_server, sandbox, image, elsewhere):
     """Another id under a used key is refused with both ids named, and nothing is sent."""
     bought = image_to_video(image, idempotency_key="sku-17").task_id
@@ -110,6 +113,7 @@ def test_a_key_has_one_id(prefect_server, sandbox, image, elsewhere):
 
 
 @pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.heavy
 def test_an_id_that_is_unknown_is_reported_and_uses_up_nothing(
     prefect_server, sandbox, image, book, wait
 ):
@@ -137,6 +141,7 @@ def test_an_id_that_the_service_knows_late_is_finished(prefect_server, sandbox, 
     assert Path(finish_generation(elsewhere).videos[0].uri).exists()
 
 
+@pytest.mark.heavy
 def test_an_id_is_confirmed_by_the_first_poll_that_knows_it(
     prefect_server, sandbox, image, book, elsewhere
 ):
@@ -158,6 +163,7 @@ def test_an_id_that_was_recorded_unchecked_and_is_unknown_leaves_no_row(
     assert book.all() == []
 
 
+@pytest.mark.heavy
 def test_an_unconfirmed_id_is_replaced_by_the_right_one(
     prefect_server, sandbox, image, book, elsewhere
 ):
@@ -186,6 +192,7 @@ def test_an_id_of_another_key_is_refused(prefect_server, sandbox, image, book):
     assert posts(sandbox) == 1
 
 
+@pytest.mark.heavy
 def test_an_id_stays_with_its_key_in_another_run(prefect_server, sandbox, image, book, elsewhere):
     """Without a key, a second run with the same id gets the same generation."""
     first = image_to_video(image, task_id=elsewhere)
@@ -194,6 +201,7 @@ def test_an_id_stays_with_its_key_in_another_run(prefect_server, sandbox, image,
     assert len(book.all()) == 1
 
 
+@pytest.mark.heavy
 def test_an_id_that_was_finished_alone_may_get_its_key(prefect_server, sandbox, image, book):
     """An id that was finished alone may get a key later, and both then lead to one video."""
     sandbox.add_fault("create:reset-after")
@@ -232,6 +240,7 @@ def told_once(monkeypatch):
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
+@pytest.mark.heavy
 def test_a_failure_that_passed_is_asked_for_again(
     prefect_server, sandbox, image, book, told_once, status
 ):
@@ -269,6 +278,7 @@ def test_an_empty_id_is_refused_before_anything_is_sent(prefect_server, sandbox,
     assert sandbox.requests == []
 
 
+@pytest.mark.heavy
 def test_a_blank_id_is_no_id(prefect_server, sandbox, image, book):
     """A blank id is refused and does not use up the key."""
     with pytest.raises((ParameterTypeError, ValueError), match="id"):
@@ -283,6 +293,7 @@ def test_a_blank_id_buys_nothing(prefect_server, sandbox, image):
     assert posts(sandbox) == 0
 
 
+@pytest.mark.heavy
 def test_one_id_may_be_reached_by_key_and_by_id(prefect_server, sandbox, image, book, elsewhere):
     """`finish-generation` and `task_id=` under the same key lead to the same generation."""
     finished = finish_generation(elsewhere, idempotency_key="sku-17")
@@ -296,6 +307,7 @@ def test_one_id_may_be_reached_by_key_and_by_id(prefect_server, sandbox, image, 
 # variation=
 
 
+@pytest.mark.heavy
 def test_a_second_take_is_a_second_video(prefect_server, sandbox, image):
     """In one run, the same request is the same clip, and `variation=2` is another one."""
 
@@ -363,6 +375,7 @@ def test_a_user_may_allow_a_second_submission(
     assert len(sandbox.accepted) == posts(sandbox) == 2
 
 
+@pytest.mark.heavy
 def test_a_submission_of_an_earlier_run_may_be_repeated_too(
     prefect_server, sandbox, image, book, monkeypatch
 ):
@@ -376,6 +389,7 @@ def test_a_submission_of_an_earlier_run_may_be_repeated_too(
 
 
 @pytest.mark.parametrize("setting", [None, "stop"])
+@pytest.mark.heavy
 def test_without_leave_nothing_is_sent_twice(
     prefect_server, sandbox, image, book, monkeypatch, setting
 ):

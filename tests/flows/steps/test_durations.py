@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -13,7 +14,7 @@ from prefect_cometapi.flows import image_to_video
 from prefect_cometapi.flows.runtime.ledger_access import open_ledger
 from prefect_cometapi.flows.runtime.run_context import RunContext
 from prefect_cometapi.flows.steps import durations
-from prefect_cometapi.flows.steps.durations import duration_stats_of
+from prefect_cometapi.flows.steps.durations import cohort_of, duration_stats_of
 from prefect_cometapi.runway import Entry, ImageToVideoRequest, State, Submission
 from prefect_cometapi.runway.api.poll_schedule import DurationStats
 from prefect_cometapi.runway.ledger.entry import Intent
@@ -95,6 +96,24 @@ async def test_an_id_without_a_request_has_no_kind(sandbox):
     assert duration_stats_of(RunContext(), submission, None)() is None
 
 
+async def test_the_generations_of_a_run_are_one_cohort_for_each_kind(sandbox):
+    """All contexts of a run share it; an adopted id, whose age is not known, has none."""
+    adopted = await seen_before(sandbox.url)
+    bought = adopted.model_copy(update={"claimed_at": adopted.submitted_at})
+    longer = bought.model_copy(update={"billed_seconds": 10})
+    context, other = RunContext(), RunContext()
+    cohort = cohort_of(context, bought.submission(), bought)
+    assert cohort is not None
+    assert cohort_of(copy(context), bought.submission(), bought) is cohort
+    assert cohort_of(context.derive(None, "elsewhere"), bought.submission(), bought) is cohort
+    assert cohort_of(context, longer.submission(), longer) is not cohort
+    assert cohort_of(other, bought.submission(), bought) is not cohort
+    assert cohort_of(context, adopted.submission(), adopted) is None
+    assert cohort_of(context, bought.submission(), None) is None
+    no_request = bought.model_copy(update={"route": None})
+    assert cohort_of(context, no_request.submission(), no_request) is None
+
+
 async def test_many_of_a_kind_ask_once(sandbox, monkeypatch):
     """A batch of a thousand items queries the ledger once in half a minute."""
     entry = await seen_before(sandbox.url)
@@ -108,6 +127,7 @@ async def test_many_of_a_kind_ask_once(sandbox, monkeypatch):
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_what_is_known_saves_polls(prefect_server, sandbox, monkeypatch):
     """A generation of a known kind is polled less while it is young."""
     with Sandbox(render_seconds=TOOK) as slow:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from prefect import flow
-from sqlalchemy import delete
 
 from prefect_cometapi.flows import (
     afetch_output,
@@ -19,14 +18,14 @@ from prefect_cometapi.flows import (
     asubmit_generation,
 )
 from prefect_cometapi.runway import GenerationFailed, ImageToVideoRequest, State, StoredVideo
-from prefect_cometapi.runway.ledger.schema import generations
+from prefect_cometapi.runway.ledger.statement import Sql
 
 pytestmark = pytest.mark.server
 
 
 async def lose_all(book: Any) -> None:
     """Delete every row, as a database that is replaced by an older copy does."""
-    await book.ledger.database.rows(delete(generations))
+    await book.ledger.database.rows(Sql("DELETE FROM cometapi_generations"))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -123,6 +122,7 @@ async def test_a_key_that_was_bought_again_keeps_both_purchases(
     assert (book["k"].state, book["k"].claim) == (State.SUBMITTED, "theirs")
 
 
+@pytest.mark.heavy
 async def test_a_run_that_is_cancelled_after_its_row_was_lost_leaves_its_purchase(
     prefect_server, sandbox, image, book, finish_rendering
 ):

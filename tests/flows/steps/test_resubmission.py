@@ -80,6 +80,7 @@ def test_a_users_task_with_retries_sends_it_once_more(prefect_server, sandbox, i
     assert creates(sandbox) == 2
 
 
+@pytest.mark.heavy
 def test_a_batch_sends_each_item_once_more(
     prefect_server, sandbox, tmp_path, history_mode, resubmits
 ):
@@ -90,6 +91,7 @@ def test_a_batch_sends_each_item_once_more(
     assert creates(sandbox) == 4
 
 
+@pytest.mark.heavy
 def test_a_refused_resubmission_leaves_the_run_its_leave(
     prefect_server, sandbox, image, book, resubmits
 ):
@@ -140,6 +142,7 @@ def test_a_retry_after_the_users_decision_submits_again(
 
 
 @pytest.mark.parametrize("setting", ["flow", "results", "tasks"])
+@pytest.mark.heavy
 def test_a_flow_that_keeps_its_results_submits_again_too(
     prefect_server, sandbox, image, book, setting
 ):

@@ -30,5 +30,5 @@ async def test_what_else_listens_beside_the_service_is_not_asked(sandbox):
         with pytest.raises(InvalidOutput, match="is not https"):
             await afetch_output.fn(submission, finished, None, None)
     assert arrived == []
-    with pytest.raises(InvalidOutput, match="the server sent text instead"):
+    with pytest.raises(InvalidOutput, match="not an MP4 or WebM file"):
         await afetch_output.fn(submission, ended_with(f"{sandbox.url}/openapi.json"), None, None)

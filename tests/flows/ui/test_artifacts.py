@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Artifacts, events and logs of a run in the Prefect UI, without secrets."""
 
+import asyncio
 import base64
 import json
 import logging
@@ -8,33 +9,112 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_LOGGING_LEVEL, temporary_settings
 
 from prefect_cometapi.flows import image_to_video
+from prefect_cometapi.flows.batch.artifacts import BatchArtifacts
+from prefect_cometapi.flows.batch.progress import BatchProgress
 from prefect_cometapi.flows.ui import artifacts, formatting
-from prefect_cometapi.runway import Generation, GenerationResult, Status, StoredVideo, Submission
+from prefect_cometapi.runway import (
+    Generation,
+    GenerationResult,
+    Status,
+    StorageError,
+    StoredVideo,
+    Submission,
+)
+from prefect_cometapi.runway.batch.models import ItemResult, Outcome
+from prefect_cometapi.runway.ledger.budget import Budget
+from prefect_cometapi.runway.storage.folder import FolderStorage
 
 pytestmark = pytest.mark.server
 
 
-def test_the_run_page_shows_progress_poster_link_and_facts(prefect_server, sandbox, history, image):
-    """Four artifacts show the progress, the poster, the link and the facts of a clip."""
+def test_the_run_page_shows_progress_poster_address_and_facts(
+    prefect_server, sandbox, history, image
+):
+    """Four artifacts show the progress, the poster, the address and the facts of a clip."""
     state = image_to_video(image, return_state=True)
     shown = history.artifacts(state.state_details.flow_run_id)
-    assert set(shown) == {
-        "cometapi-progress",
-        "cometapi-poster",
-        "cometapi-video",
-        "cometapi-generation",
-    }
-    assert shown["cometapi-progress"]["data"] == 100.0
-    assert shown["cometapi-poster"]["data"].startswith("data:image/jpeg;base64,")
-    assert len(shown["cometapi-poster"]["data"]) < 200_000
-    assert ".mp4" in shown["cometapi-video"]["data"]
-    facts = {row["what"]: row["value"] for row in json.loads(shown["cometapi-generation"]["data"])}
+    assert set(shown) == {"Rendering", "Poster", "Video", "Facts"}
+    assert shown["Rendering"]["data"] == 100.0
+    assert shown["Poster"]["data"].startswith("![](data:image/jpeg;base64,")
+    assert len(shown["Poster"]["data"]) < 200_000
+    facts = {row["what"]: row["value"] for row in json.loads(shown["Facts"]["data"])}
     assert facts["duration"] == "5.0 s"
     assert int(facts["polls"]) >= 1
     assert facts["idempotency key"].startswith("run-")
+
+
+def test_titles_name_the_stored_file_and_no_artifact_is_a_fixed_tile(
+    prefect_server, sandbox, history, image
+):
+    """Poster, address and facts are named after the stored file; none has a key, and so a tile."""
+    state = image_to_video(image, idempotency_key="v1.5 über", return_state=True)
+    name = Path(state.result().videos[0].uri).name
+    shown = history.artifacts(state.state_details.flow_run_id)
+    titles = {one["description"].partition("\n")[0] for one in shown.values()}
+    assert titles >= {f"### {kind} {name}" for kind in ("Poster of", "Video", "Facts about")}
+    assert {one["key"] for one in shown.values()} == {None}
+
+
+def test_a_local_file_is_an_address_to_copy_and_not_a_link(prefect_server, sandbox, history, image):
+    """The address of a file in a folder is code, since a browser opens no link to it."""
+    state = image_to_video(image, return_state=True)
+    address = history.artifacts(state.state_details.flow_run_id)["Video"]["data"]
+    assert address == f"```text\n{state.result().videos[0].uri}\n```"
+
+
+@pytest.mark.parametrize(
+    ("uri", "link"),
+    [
+        ("https://videos.example.com/a.mp4", True),
+        ("http://10.0.0.1/a.mp4", True),
+        ("s3://videos/a.mp4", False),
+        ("file:///videos/a.mp4", False),
+        ("/videos/a.mp4", False),
+        ("C:\\videos\\a.mp4", False),
+        ("javascript://x", False),
+    ],
+)
+def test_only_a_web_address_is_a_link(uri, link):
+    """Only an address that a browser opens from the UI is shown as a link."""
+    assert formatting.is_web_address(uri) is link
+
+
+def test_a_run_that_finds_its_video_stored_ends_with_its_own_artifacts(
+    prefect_server, sandbox, history, image
+):
+    """A run with a stored video, such as a resumed one, has the poster, address and facts."""
+    first = image_to_video(image, idempotency_key="once", return_state=True)
+    again = image_to_video(image, idempotency_key="once", return_state=True)
+    before, after = (history.artifacts(state.state_details.flow_run_id) for state in (first, again))
+    assert set(after) == {"Poster", "Video", "Facts"}
+    for title, shown in after.items():
+        assert shown["description"] == before[title]["description"]
+        assert shown["data"] == before[title]["data"]
+    assert len(sandbox.accepted) == 1
+
+
+def test_a_poster_that_cannot_be_read_does_not_stop_a_run(
+    prefect_server, sandbox, history, image, monkeypatch
+):
+    """A run that cannot read the stored poster ends with the address and the facts."""
+    image_to_video(image, idempotency_key="once")
+
+    read = FolderStorage.read
+
+    def unreadable(storage: FolderStorage, name: str) -> bytes:
+        if name.endswith(".jpg"):
+            raise StorageError(f"{name} cannot be read")
+        return read(storage, name)
+
+    monkeypatch.setattr(FolderStorage, "read", unreadable)
+    again = image_to_video(image, idempotency_key="once", return_state=True)
+    assert again.is_completed()
+    assert set(history.artifacts(again.state_details.flow_run_id)) == {"Video", "Facts"}
 
 
 def test_an_event_tells_each_change(prefect_server, sandbox, history, image):
@@ -44,17 +124,22 @@ def test_an_event_tells_each_change(prefect_server, sandbox, history, image):
     events = history.events(flow_run_id, until="prefect.asset.materialization.succeeded")
     names = [event["event"] for event in events]
     assert names[0] == "cometapi.generation.submitted"
-    assert names[-3:] == [
+    assert names[-4:] == [
         "cometapi.generation.succeeded",
         "cometapi.generation.stored",
+        "prefect.asset.referenced",
         "prefect.asset.materialization.succeeded",
     ]
     assert len(names) == len(set(names))
     task_id = sandbox.accepted[0].task_id
     assert events[0]["resource"]["prefect.resource.id"] == f"cometapi.generation.{task_id}"
-    asset = events[-1]
+    source, asset = events[-2:]
+    assert source["resource"]["prefect.resource.id"] == image["promptImage"]
     assert asset["resource"]["prefect.resource.id"].startswith("file:///")
-    assert asset["payload"]["task_id"] == task_id
+    known = {"route": "image_to_video", "model": "gen3a_turbo", "seconds": 5.0}
+    for event in (events[0], events[-3], asset):
+        assert event["payload"].items() >= {"task_id": task_id, **known}.items()
+        assert {"cost", "currency", "location"} <= event["payload"].keys()
 
 
 def test_the_log_tells_changes_and_not_polls(prefect_server, sandbox, history, image):
@@ -119,7 +204,11 @@ def test_what_cannot_be_shown_costs_no_video(prefect_server, sandbox, image, mon
     async def broken(*_args: object, **_kwargs: object) -> None:
         raise ConnectionError("the server is away")
 
-    for name in ("acreate_progress_artifact", "acreate_image_artifact", "acreate_link_artifact"):
+    for name in (
+        "acreate_progress_artifact",
+        "acreate_markdown_artifact",
+        "acreate_table_artifact",
+    ):
         monkeypatch.setattr(f"prefect.artifacts.{name}", broken)
     result = image_to_video(image)
     assert Path(result.videos[0].uri).exists()
@@ -173,6 +262,7 @@ def test_sizes_read_well(size, text):
     assert formatting.shown_size(size) == text
 
 
+@pytest.mark.heavy
 def test_parameters_are_stored_without_pictures(prefect_server, sandbox, history):
     """A data URI in the parameters, even in a dict, is stored as its type, hash and size."""
     from prefect_cometapi.deployments.commands.demo import PICTURE
@@ -189,3 +279,26 @@ def test_parameters_are_stored_without_pictures(prefect_server, sandbox, history
     stored = runs[0]["parameters"]["request"]
     assert stored["promptImage"].startswith("data:image/jpeg;base64,<sha256:")
     assert stored["seed"] == 3
+
+
+def test_the_progress_of_a_batch_begins_with_its_items(prefect_server, history):
+    """The artifacts of a batch count its items from the first moment, and never show 0 of 0."""
+    progress = BatchProgress(Budget("b/"))
+    shown = BatchArtifacts("lakes/[2026]")
+
+    @flow
+    async def batch() -> None:
+        await shown.show(progress.snapshot())
+        assert history.artifacts(flow_run.id) == {}
+        progress.begin(ItemResult(id=name, outcome=Outcome.WAITING) for name in "ab")
+        await shown.show(progress.snapshot())
+        first = history.artifacts(flow_run.id)
+        progress.put(ItemResult(id="a", outcome=Outcome.STORED))
+        await shown.show(progress.snapshot())
+        then = history.artifacts(flow_run.id)
+        assert [one["Batch"]["data"] for one in (first, then)] == [0, 50]
+        assert "0 of 2 items done" in first["Batch"]["description"]
+        assert then["Batch"]["description"] == "### Batch lakes/\\[2026]\n\n1 of 2 items done"
+        assert json.loads(then["Counts"]["data"])[0] == {"what": "waiting", "value": "1"}
+
+    asyncio.run(batch())

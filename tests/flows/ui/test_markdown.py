@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from prefect_cometapi.flows import collect, generate_batch
-from prefect_cometapi.flows.ui.formatting import escape_markdown
+from prefect_cometapi.flows.ui.formatting import as_code, as_code_block, escape_markdown, titled
 
 from ...runway.static_server import answering
 
@@ -37,6 +37,35 @@ def test_no_text_is_more_than_text(text):
     assert active(escape_markdown(text)) == set()
 
 
+@given(st.text(st.sampled_from("![]()<>\\`:/a .&#;\n\"'*_~-")))
+@example("``` \n</pre>")
+@example("`a`")
+@example("~~~\n![x](http://evil.example/pixel.png)")
+def test_text_in_code_is_shown_as_it_is(text):
+    """Untrusted text in code is one block or span of code with that text, however it is written."""
+    (block,) = MarkdownIt("commonmark").parse(as_code_block(text))
+    assert block.type == "fence"
+    assert block.content.removesuffix("\n") == text
+    words = " ".join(text.split())
+    spans = [
+        token
+        for block in MarkdownIt("commonmark").parse(as_code(text))
+        for token in block.children or []
+    ]
+    assert [(token.type, token.content) for token in spans] == (
+        [("code_inline", words)] if words else []
+    )
+
+
+@given(st.text(st.sampled_from("![]()<>\\`:/a .&#;\n\"'*_-")), st.text(max_size=9))
+def test_a_title_is_one_heading(title, text):
+    """The title of an artifact is one line, of which no part is active."""
+    first, *_rest = titled(title, text).split("\n")
+    blocks = MarkdownIt("commonmark").parse(first)
+    assert blocks[0].type == "heading_open"
+    assert active(first) == set()
+
+
 @pytest.mark.parametrize("text", ["sku-17/november", "InvalidRequest: no cats (HTTP 400)", "50 %"])
 def test_usual_words_are_left_as_they_are(text):
     """Ordinary words stay unchanged, as they are also read outside the UI."""
@@ -53,9 +82,10 @@ async def test_no_table_shows_a_strangers_picture_or_link(
     row = {"id": PICTURE, "promptImage": "https://example.com/cat.jpg"}
     async with answering(f"{head}\r\n\r\n".encode() + told) as (port, _):
         monkeypatch.setenv("COMETAPI_BASE_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("COMETAPI_GENERATION_TIMEOUT", "1")  # the batch waits that long for it
         batch = await asyncio.to_thread(generate_batch, [row], return_state=True)
         collected = await asyncio.to_thread(collect, return_state=True)
-    for state, key in ((batch, "cometapi-batch-results"), (collected, "cometapi-collected")):
+    for state, key in ((batch, "Results"), (collected, "Collected")):
         shown = history.artifacts(state.state_details.flow_run_id)[key]
         (cells,) = json.loads(shown["data"])
         assert "evil.example" in str(cells)
