@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batch.flow import agenerate_batch, generate_batch
+    from .batch.shard import agenerate_batch_shard, generate_batch_shard
     from .collector import CollectResult, acollect, collect
     from .generate import (
         acharacter_performance,
@@ -41,6 +42,7 @@ __all__ = [
     "afetch_output",
     "afinish_generation",
     "agenerate_batch",
+    "agenerate_batch_shard",
     "aimage_to_video",
     "apersist_output",
     "apoll_generation",
@@ -52,6 +54,7 @@ __all__ = [
     "fetch_output",
     "finish_generation",
     "generate_batch",
+    "generate_batch_shard",
     "image_to_video",
     "persist_output",
     "poll_generation",
@@ -72,6 +75,7 @@ _HOMES = {
     "steps.fetch": {"fetch_output"},
     "steps.persist": {"persist_output"},
     "batch.flow": {"generate_batch"},
+    "batch.shard": {"generate_batch_shard"},
     "collector": {"collect", "CollectResult"},
     "job": {"RunwayJob", "RunwayJobRun"},
 }

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ..runway.errors import CometAPIError, LedgerCorrupted
 from ..runway.ledger.entry import UNFINISHED, Entry, State
@@ -20,7 +20,9 @@ from ..runway.redact import scrub
 from .parameters import Credentials
 from .runtime import log
 from .runtime.flow_decorator import recorded_flow, sync_flow
+from .runtime.given import GivenStorage, as_location
 from .runtime.ledger_writes import write_best_effort
+from .runtime.multi_worker_check import check_sharing
 from .runtime.run_context import RunContext, run_context
 from .runtime.suspension import resume_waiting
 from .steps.adoption import credentials_of
@@ -36,13 +38,17 @@ if TYPE_CHECKING:
 AT_ONCE = 100
 """Maximum number of generations that one collector works on at a time."""
 
-Location = Annotated[
-    str | None,
-    Field(
-        description="Storage location for the videos, in place of the one that was given at the "
-        "submission."
-    ),
-]
+if TYPE_CHECKING:
+    Location = GivenStorage
+else:
+    Location = Annotated[
+        str | None,
+        BeforeValidator(as_location),
+        Field(
+            description="Storage location for the videos, in place of the one that was given at "
+            "the submission."
+        ),
+    ]
 
 
 class Collected(FrozenModel):
@@ -78,6 +84,7 @@ async def acollect(credentials: Credentials = None, storage: Location = None) ->
     """
     context = run_context(credentials, storage)
     ledger = await context.ledger()
+    await check_sharing(context, stores=False)
     damaged: dict[str, LedgerCorrupted] = {}
 
     def report(error: LedgerCorrupted) -> None:

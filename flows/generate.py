@@ -7,12 +7,12 @@ are declared when they are first used. ``finish_generation`` starts from an exis
 buys nothing.
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from threading import Lock
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
-from ..blocks.credentials import CometAPICredentials
 from ..runway.errors import GenerationNotFound, LedgerUnavailable
 from ..runway.models.generation import GenerationResult, Status, Submission
 from ..runway.models.keys import check_task_id, key_of_id
@@ -36,11 +36,12 @@ from .parameters import (
 )
 from .runtime import log
 from .runtime.flow_decorator import recorded_flow, sync_flow
+from .runtime.given import GivenCredentials, GivenStorage
 from .runtime.identity import check_starts
 from .runtime.lease import own_lease
 from .runtime.ledger_writes import write_best_effort
-from .runtime.multi_worker_check import warn_where_apart
-from .runtime.run_context import RunContext
+from .runtime.multi_worker_check import check_sharing
+from .runtime.run_context import RunContext, new_context
 from .runtime.suspension import suspend_until_finished
 from .steps.adoption import adopt_id, check_id, key_for
 from .steps.delivery import check_storage, deliver
@@ -57,7 +58,7 @@ def declare_flow(kind: type[R]):  # noqa: ANN201 -- inferred, with the parameter
     """Return the async flow of the route that a class of requests belongs to."""
 
     async def generate(
-        request: R,
+        request: R | Mapping[str, Any],
         credentials: Credentials = None,
         storage: Location = None,
         idempotency_key: IdempotencyKey = None,
@@ -67,7 +68,7 @@ def declare_flow(kind: type[R]):  # noqa: ANN201 -- inferred, with the parameter
         variation: Variation = 1,
     ) -> GenerationResult:
         return await _generate(
-            request,
+            cast("R", request),  # Prefect has validated it
             credentials,
             storage,
             idempotency_key,
@@ -126,8 +127,9 @@ async def afinish_generation(
             not finish in time.
         DeliveryError: The generation finished, but its output could not be stored.
     """
-    context = RunContext(credentials, storage)
+    context = new_context(credentials, storage)
     await check_storage(context)
+    await check_sharing(context)
     submission = await _adopt(context, check_task_id(task_id), idempotency_key)
     with context.active():
         try:
@@ -175,19 +177,19 @@ async def _adopt(context: RunContext, task_id: str, idempotency_key: str | None)
 
 async def _generate(
     request: GenerationRequest,
-    credentials: CometAPICredentials | None,
-    storage: str | None,
+    credentials: GivenCredentials,
+    storage: GivenStorage,
     idempotency_key: str | None,
     *,
     wait: bool | Literal["suspend"],
     task_id: str | None,
     variation: int,
 ) -> GenerationResult:
-    context = RunContext(credentials, storage)
+    context = new_context(credentials, storage)
     check_starts(context.settings.max_run_attempts)
     await check_storage(context)
     await context.ledger()  # Nothing is bought without it.
-    await warn_where_apart(context)
+    await check_sharing(context)
     key = await key_for(context, request, idempotency_key, task_id=task_id, variation=variation)
     with context.active():
         async with own_lease(context, key) if wait is True else nullcontext():

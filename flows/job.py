@@ -4,17 +4,19 @@
 The block holds a request and its settings. Any flow can load and trigger it.
 """
 
-from collections.abc import Coroutine
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Awaitable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from prefect.blocks.abstract import JobBlock, JobRun
-from pydantic import ConfigDict, Field, HttpUrl
+from pydantic import ConfigDict, Field, HttpUrl, field_validator
 
 from ..blocks.credentials import CometAPICredentials
 from ..blocks.metadata import DOCUMENTATION, LOGO
 from ..runway.models.generation import CompletedGeneration, GenerationResult, Submission
-from ..runway.models.requests import AnyRequest
-from .runtime.sync import loop_is_running, run_sync
+from ..runway.models.requests import AnyRequest, GenerationRequest
+from ..runway.plain_help import PlainHelp
+from .runtime.given import GivenCredentials, GivenStorage, as_credentials, as_location
+from .runtime.sync import in_async_code, run_sync
 
 T = TypeVar("T")
 
@@ -24,21 +26,21 @@ def _either(work: Coroutine[Any, Any, T]) -> Any:
 
     Prefect's own blocks do the same.
     """
-    return work if loop_is_running() else run_sync(work)
+    return work if in_async_code() else run_sync(work)
 
 
 class RunwayJobRun(JobRun[GenerationResult]):
     """Run of a ``RunwayJob``: one generation, bought now or earlier.
 
-    The plain methods are called in sync code and awaited in async code. The methods with the prefix
-    ``a`` are always awaited.
+    The plain methods are called in sync code, such as a sync flow in a notebook, and awaited in
+    async code. ``await_for_completion`` and ``afetch_result`` are always awaited.
 
     Attributes:
         submission: The generation, with its task id and its idempotency key.
     """
 
     def __init__(
-        self, submission: Submission, credentials: CometAPICredentials | None, storage: str | None
+        self, submission: Submission, credentials: GivenCredentials, storage: GivenStorage
     ) -> None:
         self.submission = submission
         self._credentials = credentials
@@ -69,16 +71,16 @@ class RunwayJobRun(JobRun[GenerationResult]):
 
         return await deliver(self.submission, self._credentials, self._storage)
 
-    def wait_for_completion(self) -> Any:
+    def wait_for_completion(self) -> "CompletedNow":  # pyright: ignore[reportIncompatibleMethodOverride] -- also for sync code
         """Run ``await_for_completion`` in sync code; in async code, await the call."""
         return _either(self.await_for_completion())
 
-    def fetch_result(self) -> Any:
+    def fetch_result(self) -> "ResultNow":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Run ``afetch_result`` in sync code; in async code, await the call."""
         return _either(self.afetch_result())
 
 
-class RunwayJob(JobBlock):
+class RunwayJob(JobBlock, metaclass=PlainHelp):
     """Job block that makes a video with Runway through CometAPI.
 
     Attributes:
@@ -131,6 +133,20 @@ class RunwayJob(JobBlock):
         "tasks.",
     )
 
+    if TYPE_CHECKING:  # a mapping is validated as a request
+
+        def __init__(
+            self,
+            *,
+            request: GenerationRequest | Mapping[str, Any],
+            credentials: GivenCredentials = None,
+            storage: GivenStorage = None,
+            idempotency_key: str | None = None,
+        ) -> None: ...
+
+    _load_credentials = field_validator("credentials", mode="before")(as_credentials)
+    _name_storage = field_validator("storage", mode="before")(as_location)
+
     async def atrigger(self, *, idempotency_key: str | None = None) -> RunwayJobRun:
         """Buy the generation in a task run, or return the one that its idempotency key already has.
 
@@ -154,9 +170,23 @@ class RunwayJob(JobBlock):
         )
         return RunwayJobRun(submission, self.credentials, self.storage)
 
-    def trigger(self, *, idempotency_key: str | None = None) -> Any:
+    def trigger(self, *, idempotency_key: str | None = None) -> "RunNow":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Run ``atrigger`` in sync code; in async code, await the call."""
         return _either(self.atrigger(idempotency_key=idempotency_key))
+
+
+if TYPE_CHECKING:
+    # No type says "a result in sync code and a coroutine in async code".
+    class CompletedNow(CompletedGeneration, Awaitable[CompletedGeneration]):
+        """Completed generation that async code awaits."""
+
+    class ResultNow(GenerationResult, Awaitable[GenerationResult]):
+        """Result that async code awaits."""
+
+    class RunNow(RunwayJobRun, Awaitable[RunwayJobRun]):
+        """Run of a job that async code awaits."""
+else:
+    CompletedNow, ResultNow, RunNow = CompletedGeneration, GenerationResult, RunwayJobRun
 
 
 # Saved blocks, their code examples and pickles refer to the classes by this public module.

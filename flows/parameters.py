@@ -1,27 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Annotated parameters of the flows; Prefect shows the descriptions in the form of its UI."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.models.keys import MAX_KEY_LENGTH, check_key, check_task_id
+from .runtime.given import GivenCredentials, GivenStorage, as_credentials, as_location
 
 REQUEST = Field(description="Request to submit.")
 """Description of the request of a route."""
 
-Credentials = Annotated[
-    CometAPICredentials | None,
-    Field(description="Block with the API key. Default: COMETAPI_KEY."),
-]
-Location = Annotated[
-    str | None,
-    Field(
-        description="Folder, fsspec URL or storage block (type-slug/name) for the video. "
-        "Default: COMETAPI_STORAGE."
-    ),
-]
+if TYPE_CHECKING:
+    Credentials = GivenCredentials
+    Location = GivenStorage
+    _Wait = bool | Literal["suspend"]
+else:
+    # A form shows a list of values as one choice, and a union as a switch between types.
+    _Wait = Literal[True, "suspend", False]
+    Credentials = Annotated[
+        CometAPICredentials | str | None,
+        BeforeValidator(as_credentials),
+        Field(description="Block with the API key, or its name. Default: COMETAPI_KEY."),
+    ]
+    Location = Annotated[
+        str | None,
+        BeforeValidator(as_location),
+        Field(
+            description="Folder, fsspec URL or storage block (type-slug/name) for the video. "
+            "Default: COMETAPI_STORAGE."
+        ),
+    ]
 _CheckedId = Annotated[str, Field(min_length=1), AfterValidator(check_task_id)]
 TaskId = Annotated[_CheckedId, Field(description="Task id of the generation at CometAPI.")]
 AdoptedTaskId = Annotated[
@@ -32,11 +42,11 @@ AdoptedTaskId = Annotated[
     ),
 ]
 Wait = Annotated[
-    bool | Literal["suspend"],
+    _Wait,
     Field(
-        description="Whether to wait for the video. If false, the run ends after the submission, "
-        "and the flow collect finishes the generation. With suspend, the run leaves its process "
-        "until collect resumes it."
+        description="Wait for the video. If false, the run ends after the submission, and the flow "
+        "collect finishes the generation. With suspend, the run leaves its process until collect "
+        "resumes it."
     ),
 ]
 Variation = Annotated[

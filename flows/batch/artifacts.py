@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Artifacts of a batch in the Prefect UI: progress, results and posters."""
+"""Artifacts of a batch in the Prefect UI: progress, results and posters.
+
+They have titles and no keys, like those of a single generation.
+"""
 
 import asyncio
-import base64
 import json
 from uuid import UUID
 
@@ -11,7 +13,8 @@ from ...runway.ledger.figures import figures
 from ...runway.media.inspector import draw_contact_sheet
 from ..runtime.block_storage import resolve_storage
 from ..runtime.log import best_effort
-from ..ui.formatting import escape_markdown
+from ..ui.artifacts import read_posters
+from ..ui.formatting import as_code, as_picture, escape_markdown, titled
 from .progress import ProgressSnapshot
 
 ROWS_SHOWN = 500
@@ -22,15 +25,20 @@ POSTERS_SHOWN = 24
 
 
 class BatchArtifacts:
-    """Progress bar and table of counts, created once and then updated in place."""
+    """Progress bar and table of counts, created once and then updated in place.
 
-    def __init__(self) -> None:
+    Args:
+        key: Key of the batch.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key
         self._progress: UUID | None = None
         self._table: UUID | None = None
 
     @best_effort
     async def show(self, snapshot: ProgressSnapshot) -> None:
-        """Create or update the artifacts with the current progress."""
+        """Create or update the artifacts with the current progress, once the items are known."""
         from prefect.artifacts import (
             acreate_progress_artifact,
             acreate_table_artifact,
@@ -39,51 +47,59 @@ class BatchArtifacts:
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.actions import ArtifactUpdate
 
-        percent = round(100 * snapshot.done / snapshot.total, 1) if snapshot.total else 0.0
+        if not snapshot.total:
+            return
+        percent = round(100 * snapshot.done / snapshot.total, 1)
+        done = titled(f"Batch {self._key}", f"{snapshot.done:,} of {snapshot.total:,} items done")
         rows = [{"what": what, "value": value} for what, value in facts_of(snapshot).items()]
-        if self._progress is None or self._table is None:
-            self._progress = await acreate_progress_artifact(
-                key="cometapi-batch-progress",
-                progress=percent,
-                description=f"{snapshot.total} videos",
-            )
+        if self._progress is None:
+            self._progress = await acreate_progress_artifact(percent, description=done)
+        else:
+            await aupdate_progress_artifact(self._progress, percent, description=done)
+        if self._table is None:
             self._table = await acreate_table_artifact(
-                key="cometapi-batch", table=rows, description="Progress of the batch"
+                rows, description=titled(f"Counts of batch {self._key}")
             )
             return
-        await aupdate_progress_artifact(self._progress, progress=percent)
         async with get_client() as client:
             await client.update_artifact(self._table, ArtifactUpdate(data=json.dumps(rows)))
 
 
 @best_effort
-async def show_batch(result: BatchResult, place: str) -> None:
+async def show_batch(result: BatchResult, location: str) -> None:
     """Create a table of the results and a contact sheet of the posters.
 
     Args:
         result: Result of the batch.
-        place: Storage location of the posters.
+        location: Storage location of the posters.
     """
-    from prefect.artifacts import acreate_image_artifact, acreate_table_artifact
+    from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
     shown = sorted(result.results, key=lambda item: item.outcome is Outcome.STORED)[:ROWS_SHOWN]
     rest = len(result.results) - len(shown)
-    output = escape_markdown(str(result.output))
-    where = f"; {rest} more in {output}" if rest else f"; all in {output}"
+    key = result.idempotency_key
     await acreate_table_artifact(
         table=[_row(item) for item in shown],
-        key="cometapi-batch-results",
-        description=f"{result.sentence()}; {result.spending.in_words()}{where}",
+        description=titled(f"Results of batch {key}", _summary(result, rest)),
     )
-    posters = await _posters(result.results, place)
+    kept = [item.poster for item in result.results if item.poster][:POSTERS_SHOWN]
+    posters = await read_posters(await resolve_storage(location), kept)
     if posters:
         sheet = await asyncio.to_thread(draw_contact_sheet, posters)
-        gallery = escape_markdown(str(result.gallery))
-        await acreate_image_artifact(
-            image_url=f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}",
-            key="cometapi-batch-posters",
-            description=f"The first {len(posters)} of {result.succeeded}; all in {gallery}",
+        count = f"The first {len(posters)} of {result.succeeded}"
+        text = f"{count}; all are in {as_code(str(result.gallery))}"
+        await acreate_markdown_artifact(
+            markdown=as_picture(sheet),
+            description=titled(f"Posters of batch {key}", text),
         )
+
+
+def _summary(result: BatchResult, rest: int) -> str:
+    """Return counts, spending and location of the results, in Markdown."""
+    others = f"{rest:,} more results" if rest else "all results"
+    lines = [f"{name}: {amount}" for name, amount in figures(result.spending).items()]
+    parts = [result.sentence(), *lines, f"{others}: {as_code(str(result.output))}"]
+    return "\n".join(f"- {part}" for part in parts)
 
 
 def facts_of(snapshot: ProgressSnapshot) -> dict[str, str]:
@@ -112,15 +128,5 @@ def _row(item: ItemResult) -> dict[str, str]:
         "video or problem": escape_markdown(name or item.problem()),
         "ready after": f"{item.waited:.0f} s" if item.waited is not None else "",
         "idempotency key": escape_markdown(item.idempotency_key or ""),
-        "stored at": escape_markdown(item.uri or ""),
+        "stored at": as_code(item.uri or ""),
     }
-
-
-async def _posters(results: tuple[ItemResult, ...], place: str) -> list[bytes]:
-    """Read the first posters from the storage, without those that cannot be read."""
-    storage = await resolve_storage(place)
-    kept = [item.poster for item in results if item.poster][:POSTERS_SHOWN]
-    names = [poster.replace("\\", "/").rpartition("/")[2] for poster in kept]
-    read = (asyncio.to_thread(storage.read, name) for name in names)
-    found = await asyncio.gather(*read, return_exceptions=True)
-    return [poster for poster in found if isinstance(poster, bytes)]

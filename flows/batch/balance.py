@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from ...runway.batch.models import BatchItem
 from ...runway.errors import QuotaExceeded
 from ...runway.ledger.budget import Budget, Spent, estimate
+from ...runway.ledger.costs import BILLED_CURRENCY
 from ...runway.models.account import AccountBalance
 from ..runtime.run_context import RunContext
 from .plan import Plan
@@ -43,12 +44,14 @@ def refusal(amount: float, balance: AccountBalance) -> QuotaExceeded | None:
 async def check_balance(context: RunContext, plan: Plan, budget: Budget) -> None:
     """Refuse a batch whose estimated cost exceeds the balance. An unknown balance refuses nothing.
 
+    The balance is in US dollars; with prices in another currency it is not asked for.
+
     Raises:
         QuotaExceeded: The balance does not cover the estimate; nothing was bought.
         LedgerUnavailable: The ledger cannot be used.
     """
-    if not amount_to_buy(plan.items, (), budget, Spent()):
-        return
+    if context.currency != BILLED_CURRENCY or not amount_to_buy(plan.items, (), budget, Spent()):
+        return  # amounts in two currencies cannot be compared
     ledger = await context.ledger()
     known = await ledger.get_many([item.idempotency_key for item in plan.items])
     bought = {key for key, entry in known.items() if not entry.is_free()}

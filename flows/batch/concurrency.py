@@ -9,8 +9,9 @@ the slots of all processes also count against that limit.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from ..runtime.log import logger
 
@@ -179,6 +180,36 @@ class ConcurrencyLimits:
             yield slot
         finally:
             slot.release()
+
+
+@asynccontextmanager
+async def all_together() -> AsyncIterator[
+    Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+]:
+    """Yield a function that starts tasks; the block ends when all of them have ended.
+
+    If one fails, or the block is cancelled, the others are cancelled. A failed one raises its own
+    error, not an ``ExceptionGroup``.
+    """
+    running: set[asyncio.Task[None]] = set()
+
+    def forget_if_successful(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            running.discard(task)
+
+    def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        running.add(task)
+        task.add_done_callback(forget_if_successful)
+        return task
+
+    try:
+        yield start
+        await asyncio.gather(*running)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def limit_across_processes() -> str | None:

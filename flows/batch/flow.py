@@ -2,47 +2,51 @@
 """Batch flow: from a list or a manifest to stored videos and a gallery."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Annotated, Any, cast
+from contextlib import nullcontext
+from typing import Annotated, Any, Literal, cast
 
 from prefect.states import Completed
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ...runway.batch.errors import BatchFailed
 from ...runway.batch.models import BatchResult
-from ...runway.batch.outcomes import invalid
+from ...runway.batch.outcomes import invalid, next_step
 from ...runway.batch.rows import batch_keys, batch_prefix
 from ...runway.ledger.budget import Budget
-from ...runway.media.download import AssetClients
-from ...runway.settings import CometAPISettings
+from ...runway.models.keys import check_key
 from ..parameters import Credentials, Location
 from ..runtime.flow_decorator import recorded_flow, sync_flow
+from ..runtime.garbage_collection import rarer_collections
+from ..runtime.given import path_as_text
 from ..runtime.identity import check_starts
 from ..runtime.ledger_check import check_ledger, leave_mark
-from ..runtime.multi_worker_check import warn_where_apart
-from ..runtime.run_context import RunContext
+from ..runtime.multi_worker_check import check_sharing
+from ..runtime.run_context import new_context
 from ..steps.delivery import check_storage
 from .artifacts import show_batch
 from .balance import check_balance
-from .concurrency import ConcurrencyLimits, limit_across_processes
-from .plan import check_output, check_prices, check_rows_of, make_plan, spending_of
+from .cancellation import cancel_shards
+from .plan import Reading, check_output, check_prices, check_rows_of, make_plan, spending_of
 from .progress import BatchProgress
 from .report import Report, report_place
+from .resources import concurrency_limits, shared_resources
 from .runner import BatchRun
+from .shard_checks import check_shards
+from .shards import ShardedRun
+from .task_runs import TaskRuns, task_runs_of
 
 
 def _check_key(key: str) -> str:
     batch_keys(key)
-    return key
+    return check_key(key)
 
 
 Requests = Annotated[
     str | list[Any],
+    BeforeValidator(path_as_text),
     Field(
-        description="Manifest (.jsonl, .csv or .parquet; a path or an fsspec URL) with a request "
-        "and an id in each row, or a list of requests."
+        description="Manifest (.jsonl, .csv or .parquet, or a folder of them; a path or an fsspec "
+        "URL) with a request and an id in each row, or a list of requests."
     ),
 ]
 BatchKey = Annotated[
@@ -55,6 +59,7 @@ BatchKey = Annotated[
 ]
 Output = Annotated[
     str | None,
+    BeforeValidator(path_as_text),
     Field(
         description="Location for the outcome of each item (.jsonl or .parquet). Default: beside "
         "the videos."
@@ -94,9 +99,36 @@ IgnoreBalance = Annotated[
         "cost. The balance is in US dollars, so the prices should be, too."
     ),
 ]
+ManifestFormat = Annotated[
+    Literal["csv", "jsonl", "parquet"] | None,
+    Field(description="Format of the manifest, if neither its name nor its content says it."),
+]
+ManifestEncoding = Annotated[
+    str | None,
+    Field(
+        description="Encoding of the manifest's text, such as windows-1252, if it is not UTF-8 and "
+        "has no byte order mark."
+    ),
+]
 
 
-@recorded_flow("generate-batch")
+Shards = Annotated[
+    Annotated[int, Field(ge=1, le=1000)],
+    Field(
+        description="Number of flow runs that share the batch, on any workers. They need a "
+        "deployment of the flow generate-batch-shard."
+    ),
+]
+ShardDeployment = Annotated[
+    str | None,
+    Field(
+        description="Name of the deployment that runs the shards. By default it is the only one of "
+        "the flow generate-batch-shard."
+    ),
+]
+
+
+@recorded_flow("generate-batch", on_cancellation=[cancel_shards])
 async def agenerate_batch(
     requests: Requests,
     *,
@@ -111,8 +143,12 @@ async def agenerate_batch(
     fail_fast: FailFast = False,
     max_failures: MaxFailures = None,
     ignore_balance: IgnoreBalance = False,
+    manifest_format: ManifestFormat = None,
+    manifest_encoding: ManifestEncoding = None,
+    shards: Shards = 1,
+    shard_deployment: ShardDeployment = None,
 ) -> BatchResult:
-    """Make many videos in one run. An item that fails does not stop the others.
+    """Make many videos in one run, or in several. An item that fails does not stop the others.
 
     Raises:
         InvalidManifest: No row is valid, or one is not and `strict` is set; nothing was bought.
@@ -120,33 +156,40 @@ async def agenerate_batch(
         BatchFailed: No video was made, or more items failed than allowed.
         CometAPIError: The batch could not start; nothing was bought.
     """
-    context = RunContext(credentials, storage)
+    context = new_context(credentials, storage)
     settings = context.settings
     check_starts(settings.max_run_attempts)
-    plan = await asyncio.to_thread(make_plan, requests, idempotency_key)
+    reading = Reading(manifest_format, manifest_encoding)
+    plan = await asyncio.to_thread(make_plan, requests, idempotency_key, reading)
     check_rows_of(plan, strict=strict)
     prices, prefix = await context.prices(), batch_prefix(plan.idempotency_key)
     budget = Budget(prefix, prices, max_spend, max_seconds, context.currency)
     check_prices(plan, budget)
     check_output(requests, output)
+    most = max_in_flight or settings.max_in_flight
+    deployment = None
+    if shards > 1:
+        deployment = await check_shards(context, shards, most, shard_deployment)
     await check_storage(context)
     output_place = await report_place(context, plan.idempotency_key, output)
     progress = BatchProgress(budget, spending_of(plan, budget))
-    async with _shared_resources(context, budget, progress) as shared:
-        await warn_where_apart(shared)
+    async with shared_resources(context, budget, progress) as shared:
+        await check_sharing(shared)
         await check_ledger(shared)
         if not ignore_balance:
             await check_balance(shared, plan, budget)
-        run = BatchRun(
-            context=shared,
-            progress=progress,
-            budget=budget,
-            concurrency=await _concurrency_limits(settings, max_in_flight),
-            max_failures=0 if fail_fast else max_failures,
-            one_task_run=len(plan.items) > settings.max_items_with_step_tasks,
-        )
+        failures = 0 if fail_fast else max_failures
+        task_runs = task_runs_of(len(plan.items), settings)
+        run: BatchRun | ShardedRun
+        if deployment:
+            run = ShardedRun(shared, progress, budget, deployment, shards, most, failures)
+        else:
+            limits = await concurrency_limits(settings, most, settings.submissions_per_second)
+            run = BatchRun(shared, progress, budget, limits, failures, task_runs)
+        is_large = task_runs is not TaskRuns.PER_STEP
         async with Report(plan.idempotency_key, progress, run.count_spent, *output_place) as report:
-            await run.run(plan.items, invalid(plan.bad))
+            with rarer_collections() if is_large else nullcontext():
+                await run.run(plan.items, invalid(plan.bad))
     result = BatchResult(
         idempotency_key=plan.idempotency_key,
         results=progress.results(),
@@ -163,37 +206,6 @@ async def agenerate_batch(
 generate_batch = sync_flow(agenerate_batch)
 
 
-@asynccontextmanager
-async def _shared_resources(
-    context: RunContext, budget: Budget, progress: BatchProgress
-) -> AsyncIterator[RunContext]:
-    """Let all steps of the batch use the same clients, budget and tally."""
-    async with context.credentials.get_client() as client, AssetClients() as assets:
-        shared = replace(
-            context,
-            opened_ledger=await context.ledger(),
-            client=client,
-            assets=assets,
-            budget=budget if budget.is_limited else None,
-            tally=progress.tally,
-        )
-        with shared.active():
-            yield shared
-
-
-async def _concurrency_limits(
-    settings: CometAPISettings, max_in_flight: int | None
-) -> ConcurrencyLimits:
-    reconciles = settings.on_uncertain == "reconcile"
-    return ConcurrencyLimits(
-        max_in_flight or settings.max_in_flight,
-        settings.max_concurrent_downloads,
-        settings.submissions_per_second,
-        await limit_across_processes(),
-        apart=2 * settings.clock_slack + 1 if reconciles else None,
-    )
-
-
 def _as_state(result: BatchResult, stopped: str | None) -> BatchResult:
     """Return the result as a Prefect state with the number of stored videos.
 
@@ -202,7 +214,9 @@ def _as_state(result: BatchResult, stopped: str | None) -> BatchResult:
     """
     sentence = result.sentence()
     if stopped or not result.succeeded:
-        raise BatchFailed(f"{sentence}; {stopped}" if stopped else sentence, result)
+        error = BatchFailed(f"{sentence}; {stopped}" if stopped else sentence, result)
+        error.advice = next_step(result.results)
+        raise error
     whole = result.succeeded == len(result.results)
     state = Completed(name="Completed" if whole else "PartlyStored", message=sentence, data=result)
     return cast("BatchResult", state)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from ... import runway
 from ...runway.batch.models import ItemResult, Outcome
@@ -30,8 +30,8 @@ from .urls import address, origins, without_login
 if TYPE_CHECKING:
     from jinja2 import Template
 
-NAME = "gallery.html"
-"""Name of the template of the page."""
+NAME, CARD_NAME = "gallery.html", "gallery.card.html"
+"""Names of the templates of the page, and of the card of one item."""
 
 _HERE = Path(__file__).parent
 _OUTCOME_ORDER = (
@@ -77,13 +77,21 @@ def gallery(
             seconds of the items.
         written_at: Time to show as the time of writing; by default none is shown.
     """
+    article = cast("Any", _template(CARD_NAME).module).article
     posters = posters or {}
-    cards = [_card(result, base, posters.get(result.id)) for result in results]
+    pictures: set[str] = set()
+    videos: set[str] = set()
+    cards: list[str] = []
+    for result in results:  # one card at a time, since its text takes less memory than its parts
+        card = _card(result, base, posters.get(result.id))
+        pictures.update(origins([card.poster] if card.poster else []))
+        videos.update(origins([card.video] if card.video else []))
+        cards.append(article(card))
     style = f"{_source('gallery.css')}{_frame(results)}"
     script = _source("gallery.js")
-    return _template().render(
+    return _template(NAME).render(
         title=_clean(title),
-        policy=_policy(style, script, cards),
+        policy=_policy(style, script, pictures, videos),
         style=style,
         script=script,
         cards=cards,
@@ -143,6 +151,7 @@ def _card(result: ItemResult, base: str, embedded: str | None) -> _Card:
     message, advice = _message_and_advice(result)
     ids = {
         "file": location if file else None,
+        "failure code": result.failure_code,
         "idempotency key": result.idempotency_key,
         "task id": result.task_id,
         "sha256": result.sha256,
@@ -175,8 +184,15 @@ def _facts(result: ItemResult) -> list[str]:
     size = shown_size(result.size) if result.size else ""
     took = "".join(f"took {_span(seconds)}" for seconds in _known(result.waited))
     polls = _count(result.polls, "poll") if result.polls is not None else ""
-    lines = [(_clean(result.model or ""), frame, size), (took, polls)]
+    lines = [(_clean(result.model or ""), frame, size), (took, polls), (_provenance(result),)]
     return [" · ".join(filter(None, line)) for line in lines if any(line)]
+
+
+def _provenance(result: ItemResult) -> str:
+    """Return the line about the C2PA manifest of a file, or an empty text if it is not known."""
+    if not result.c2pa:
+        return "" if result.c2pa is None else "no C2PA manifest"
+    return f"C2PA, signed by {_clean(result.c2pa_signer or 'an unnamed signer')} (not verified)"
 
 
 def _message_and_advice(result: ItemResult) -> tuple[str, dict[str, str]]:
@@ -184,7 +200,9 @@ def _message_and_advice(result: ItemResult) -> tuple[str, dict[str, str]]:
 
     The advice comes from the text of the error, or else from the type of the error.
     """
-    text = _clean(hide_secrets(result.message or ""))
+    if not result.message:
+        return "", _default_advice(result)
+    text = _clean(hide_secrets(result.message))
     parts = re.split(r"^(Generation|Money|Next): ", text, flags=re.MULTILINE)
     own = {label: part.strip() for label, part in zip(parts[1::2], parts[2::2], strict=True)}
     advice = _default_advice(result) | own
@@ -198,7 +216,7 @@ def _default_advice(result: ItemResult) -> dict[str, str]:
     if not (isinstance(kind, type) and issubclass(kind, runway.CometAPIError)):
         kind = _ADVICE_WITHOUT_ERROR.get(result.outcome)
     if kind:
-        error = kind("").with_context(
+        error = kind("", code=result.failure_code or "").with_context(
             idempotency_key=result.idempotency_key, task_id=result.task_id
         )
         return {"Money": error.money, "Next": _clean(error.hint())}
@@ -258,17 +276,16 @@ def _frame(results: Sequence[ItemResult]) -> str:
     return f":root{{{narrow}--frame:{ratio.numerator}/{ratio.denominator}}}\n"
 
 
-def _policy(style: str, script: str, cards: Sequence[_Card]) -> str:
-    pictures = [card.poster for card in cards if card.poster]
-    videos = [card.video for card in cards if card.video]
+def _policy(style: str, script: str, pictures: set[str], videos: set[str]) -> str:
+    """Return the policy of a page that loads only from these sources, beside what is in it."""
     return "; ".join(
         [
             "default-src 'none'",
             f"style-src {_hash(style)}",
             f"script-src {_hash(script)}",
             # The icon of the page is a data: URI.
-            " ".join(["img-src", *origins(["data:", *pictures])]),
-            " ".join(["media-src", *(origins(videos) or ["'none'"])]),
+            " ".join(["img-src", *sorted({"data:", *pictures})]),
+            " ".join(["media-src", *(sorted(videos) or ["'none'"])]),
             "base-uri 'none'",
             "form-action 'none'",
         ]
@@ -286,7 +303,7 @@ def _source(name: str) -> str:
 
 
 @cache
-def _template() -> "Template":
+def _template(name: str) -> "Template":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -296,11 +313,13 @@ def _template() -> "Template":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(NAME)
+    return environment.get_template(name)
 
 
 def _clean(text: str) -> str:
     """Return the text with the characters replaced that are not allowed in HTML."""
+    if text.isprintable() and text.isascii():  # the usual case, without two searches
+        return text
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", re.sub(r"\r\n?", "\n", text))
 
 

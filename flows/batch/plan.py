@@ -7,21 +7,31 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import PurePosixPath
 from tempfile import gettempdir
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
-from ...runway.batch.errors import InvalidManifest
+from ...runway.batch.errors import InvalidManifest, once_each
 from ...runway.batch.manifest import read_rows
 from ...runway.batch.models import BatchItem, BatchResult, ItemResult
 from ...runway.batch.outcomes import invalid, stored, unusable, waiting
-from ...runway.batch.rows import BadRow, Row, batch_keys, batch_prefix, check_rows, rows_of
+from ...runway.batch.rows import (
+    BadRow,
+    Row,
+    batch_keys,
+    batch_prefix,
+    check_rows,
+    rows_of,
+)
+from ...runway.batch.table_files import FileFormat
 from ...runway.errors import InvalidRequest, StorageUnavailable
 from ...runway.ledger.budget import Budget, Spent, estimate, seconds_of
 from ...runway.ledger.entry import Entry
 from ...runway.ledger.figures import Spending
+from ...runway.models.keys import one_form
 from ...runway.models.model_limits import known_models, model_table
 from ...runway.redact import hide_secrets, redact_url
 from ..runtime import log
@@ -31,13 +41,45 @@ from ..runtime.run_context import RunContext
 from ..steps.delivery import is_gone
 from .source_check import check_sources
 
-_TEMPORARY = {re.escape(place) for place in (gettempdir(), os.path.realpath(gettempdir()))}
-_PASSING = re.compile(rf"({'|'.join(_TEMPORARY)})/(tmp\w+prefect|runner_storage)/")
-"""Pattern of the temporary folders that Prefect creates for one run.
+if TYPE_CHECKING:
+    from ...runway.ledger.store import Ledger
 
-The process worker runs a deployment without a working directory in one of them. The runner keeps
-pulled code in the other. tests/flows/batch/test_plan.py checks both against Prefect.
-"""
+
+@cache
+def _passing() -> re.Pattern[str]:
+    """Return the pattern of the temporary folders that Prefect creates for one run.
+
+    The process worker runs a deployment without a working directory in one of them. The runner
+    keeps pulled code in the other. tests/flows/batch/test_plan.py checks both against Prefect.
+    """
+    try:
+        places = {gettempdir(), os.path.realpath(gettempdir())}
+    except FileNotFoundError:  # no folder for temporary files is writable
+        return re.compile("(?!)")
+    temporary = "|".join(map(re.escape, places))
+    return re.compile(rf"({temporary})/(tmp\w+prefect|runner_storage)/")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Properties of a manifest that the user names, because its name and content do not say them.
+
+    Attributes:
+        file_format: Format, as csv, jsonl or parquet.
+        encoding: Encoding of the text, as windows-1252.
+    """
+
+    file_format: str | None = None
+    encoding: str | None = None
+
+    def rows(self, location: str) -> list[Row]:
+        """Return the rows of a manifest.
+
+        Raises:
+            InvalidManifest: The manifest cannot be read.
+        """
+        named = FileFormat[self.file_format.upper()] if self.file_format else None
+        return read_rows(location, file_format=named, encoding=self.encoding)
 
 
 @dataclass(frozen=True)
@@ -49,21 +91,22 @@ class Plan:
     bad: list[BadRow]
 
 
-def make_plan(requests: str | list[Any], key: str | None) -> Plan:
+def make_plan(requests: str | list[Any], key: str | None, reading: Reading = Reading()) -> Plan:
     """Read the requests of a batch, and validate every row.
 
     Args:
         requests: Location of a manifest, or a list of requests.
         key: Prefix of the items' idempotency keys. By default it is derived from the location of
             the manifest, or from the run if there is none.
+        reading: Properties of the manifest that the user names.
 
     Raises:
         InvalidManifest: The manifest cannot be read.
         InvalidRequest: No key is given, and the manifest is in a folder that exists for one run
             only, so the next run would derive a different key.
     """
-    key = key or _batch_key(requests)
-    rows: Sequence[Row] = read_rows(requests) if isinstance(requests, str) else rows_of(requests)
+    key = one_form(key or _batch_key(requests))
+    rows: Sequence[Row] = reading.rows(requests) if isinstance(requests, str) else rows_of(requests)
     items, bad = check_rows(rows, batch_keys(key))
     return Plan(key, items, bad)
 
@@ -71,20 +114,29 @@ def make_plan(requests: str | list[Any], key: str | None) -> Plan:
 def _batch_key(requests: str | list[Any]) -> str:
     if not isinstance(requests, str):
         return f"run-{lasting_run_id() or uuid4()}"
-    address = _real_name(requests)
-    if _PASSING.match(address) or _PASSING.match(canonical_location(requests)):
+    address = one_form(_real_name(requests)).rstrip("/")  # macOS decomposes the names of files
+    if _passing().match(address) or _passing().match(canonical_location(requests)):
         raise InvalidRequest(
             f"{requests} is in a folder that Prefect creates for this run only, so the next run "
             "would buy everything again. Pass idempotency_key, or set the deployment's working_dir"
         )
-    # The query may be a signature, and a new signature does not mean a different file.
     if address.lower().startswith(("http://", "https://")):
-        parts = urlsplit(address)
-        host = parts.netloc.rpartition("@")[2].lower()
-        address = f"{parts.scheme}://{host}{parts.path}"
+        address = _file_at(address)
     stem = PurePosixPath(address).name.partition(".")[0][:60]
     stem = stem if hide_secrets(stem) == stem else "batch"  # A key must not look like a secret.
     return f"{stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+
+
+def _file_at(url: str) -> str:
+    """Return the address of a manifest without login and query; pure.
+
+    The query may be a signature, and a new signature does not mean a different file. Only the
+    number of a sheet in a document of Google does.
+    """
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2].lower()
+    sheet = parse_qs(parts.query).get("gid", [""])[0] if host == "docs.google.com" else ""
+    return f"{parts.scheme}://{host}{parts.path}" + (f"?gid={sheet}" if sheet else "")
 
 
 def _real_name(place: str) -> str:
@@ -107,10 +159,11 @@ def check_rows_of(plan: Plan, *, strict: bool) -> None:
     Raises:
         InvalidManifest: No row is valid, or one is not and ``strict`` is set.
     """
-    for row in plan.bad[:20]:
-        log.logger().warning("%s", row)
-    if len(plan.bad) > 20:
-        log.logger().warning("… and %d more problems", len(plan.bad) - 20)
+    told = once_each(plan.bad)
+    for problem in told[:20]:
+        log.logger().warning("%s", problem)
+    if len(told) > 20:
+        log.logger().warning("… and %d more problems", len(told) - 20)
     if not plan.items or (strict and plan.bad):
         what = "no row is valid" if not plan.items else "not every row is valid"
         raise InvalidManifest(what, rows=plan.bad)
@@ -148,6 +201,15 @@ def _example_price(models: Collection[str]) -> str:
     price = priced[named].price()
     value = f'"{price}"' if price.per_second else str(price)
     return f'{{"{named}": {value}}} ({source.seller}, {source.date})'
+
+
+async def read_spent(budget: Budget, ledger: "Ledger") -> Spent:
+    """Return the amounts spent under the keys of a budget, as the ledger has them.
+
+    Raises:
+        LedgerUnavailable: The ledger cannot be used.
+    """
+    return await ledger.spent(budget.prefix, budget.prices, budget.currency)
 
 
 def spending_of(plan: Plan, budget: Budget, spent: Spent | None = None) -> Spending:
@@ -205,7 +267,12 @@ def _stored_already(
     return done
 
 
-async def foreseen(requests: str | list[Any], key: str | None, storage: str | None) -> BatchResult:
+async def foreseen(
+    requests: str | list[Any],
+    key: str | None,
+    storage: str | None,
+    reading: Reading = Reading(),
+) -> BatchResult:
     """Return the result and cost to expect of a batch, from its rows and the ledger. Buys nothing.
 
     The sources of each item that is not bought yet are read and checked.
@@ -214,14 +281,14 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
         InvalidManifest: The manifest cannot be read.
         LedgerUnavailable: The ledger cannot be used.
     """
-    plan = await asyncio.to_thread(make_plan, requests, key)
+    plan = await asyncio.to_thread(make_plan, requests, key, reading)
     context = RunContext(None, storage)
     ledger = await context.ledger()
     prefix, prices = batch_prefix(plan.idempotency_key), await context.prices()
     budget = Budget(prefix, prices, currency=context.currency)
     found = await looked_up(context, plan.items)
     missing = [item for item in plan.items if item.idempotency_key not in found.bought]
-    problems = await check_sources(missing)
+    problems = await check_sources(missing, context)
     results = [
         unusable(item, problems[item.id]) if item.id in problems else result
         for item, result in zip(plan.items, found.results, strict=True)
@@ -230,7 +297,5 @@ async def foreseen(requests: str | list[Any], key: str | None, storage: str | No
     return BatchResult(
         idempotency_key=plan.idempotency_key,
         results=(*results, *invalid(plan.bad)),
-        spending=spending_of(
-            usable, budget, await ledger.spent(budget.prefix, budget.prices, budget.currency)
-        ),
+        spending=spending_of(usable, budget, await read_spent(budget, ledger)),
     )

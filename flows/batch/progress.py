@@ -88,6 +88,7 @@ class BatchProgress:
         for result in results:
             self._results[result.id] = result
             self._counts[result.outcome] += 1
+        self.changes += 1
         self._done_before = self.snapshot().done
 
     def put(self, result: ItemResult) -> None:
@@ -98,6 +99,11 @@ class BatchProgress:
         self.changes += 1
         if listener := batch_listener.get():
             listener(self.snapshot())
+
+    def put_if_changed(self, result: ItemResult) -> None:
+        """Replace the result of an item that the batch has, unless it is the same."""
+        if self._results.get(result.id, result) != result:
+            self.put(result)
 
     def results(self) -> tuple[ItemResult, ...]:
         """Return the results in the order of the items."""

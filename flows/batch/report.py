@@ -15,7 +15,13 @@ from types import TracebackType
 from typing import Self
 
 from ...runway.batch.models import ItemResult
-from ...runway.batch.results import check_location, next_write, publish_results, split_location
+from ...runway.batch.results import (
+    WRITING_SHARE,
+    check_location,
+    next_write,
+    publish_results,
+    split_location,
+)
 from ...runway.errors import StorageError
 from ...runway.ledger.figures import Spending
 from ...runway.models.keys import batch_stem
@@ -29,6 +35,12 @@ from .progress import BatchProgress
 SHOW_EVERY = 5.0
 """Seconds between two checks for new results to show."""
 
+GALLERY_SHARE = 0.005
+"""Maximum share of a batch's time that writing the gallery takes before its end. A card takes ten
+times as long as a row of the output manifest, and delays the event loop meanwhile."""
+
+_Write = Callable[[tuple[ItemResult, ...], Spending], None]
+
 
 class Report:
     """Context manager that updates the report while the block runs, and completes it at the end.
@@ -39,6 +51,7 @@ class Report:
         count_spent: Function that reads the spent amounts from the ledger.
         place: Storage for the output manifest and the gallery.
         name: Name of the output manifest in the storage.
+        has_gallery: Whether to write a gallery; one shard of a batch has none.
 
     Attributes:
         output: Location of the output manifest, once it is written.
@@ -52,6 +65,8 @@ class Report:
         count_spent: Callable[[], Awaitable[None]],
         place: Storage,
         name: str,
+        *,
+        has_gallery: bool = True,
     ) -> None:
         self.output: str | None = None
         self.gallery: str | None = None
@@ -60,7 +75,8 @@ class Report:
         self._count_spent = count_spent
         self._place = place
         self._name = name
-        self._artifacts = BatchArtifacts()
+        self._has_gallery = has_gallery
+        self._artifacts = BatchArtifacts(key)
         self._over = asyncio.Event()
         self._showing: asyncio.Task[None] | None = None
 
@@ -78,19 +94,22 @@ class Report:
         if self._showing:
             # A cancelled task could leave a second artifact, or overwrite the final output.
             await self._showing
+        if not self._progress.changes:
+            return  # The items are not known: an empty report would replace that of an earlier run.
         await self._show()  # This also reads the spent amounts, which the gallery shows.
-        await self._write()
+        await self._write(self._write_rows)
+        await self._write(self._write_gallery)
 
     async def _keep_showing(self) -> None:
-        seen, due = -1, 0.0
+        seen, rows_due, gallery_due = 0, 0.0, 0.0
         while not self._over.is_set():
             if seen != self._progress.changes:
                 seen = self._progress.changes
                 await self._show()
-                if time.monotonic() >= due:
-                    started = time.monotonic()
-                    await self._write()
-                    due = next_write(time.monotonic(), time.monotonic() - started)
+                rows_due = await self._write_if_due(self._write_rows, rows_due, WRITING_SHARE)
+                gallery_due = await self._write_if_due(
+                    self._write_gallery, gallery_due, GALLERY_SHARE
+                )
             with suppress(TimeoutError):
                 async with asyncio.timeout(SHOW_EVERY):
                     await self._over.wait()
@@ -99,16 +118,29 @@ class Report:
         await self._count_spent()
         await self._artifacts.show(self._progress.snapshot())
 
-    async def _write(self) -> None:
+    async def _write_if_due(self, write: _Write, due: float, share: float) -> float:
+        """Write a file if the time has come, and return the time of its next write."""
+        started = time.monotonic()
+        if started < due:
+            return due
+        await self._write(write)
+        ended = time.monotonic()
+        return next_write(ended, ended - started, share)
+
+    async def _write(self, write: _Write) -> None:
         results, spending = self._progress.results(), self._progress.spending()
         try:
-            await asyncio.to_thread(self._publish, results, spending)
+            await asyncio.to_thread(write, results, spending)
         except StorageError as error:  # The videos are stored and recorded in the ledger.
-            log.logger().warning("The output manifest could not be written: %s", error.message)
+            log.logger().warning("The report could not be written: %s", error.message)
 
-    def _publish(self, results: tuple[ItemResult, ...], spending: Spending) -> None:
+    def _write_rows(self, results: tuple[ItemResult, ...], _spending: Spending) -> None:
         self.output = publish_results(results, self._place, self._name)
-        base = self.output.rpartition("/")[0]
+
+    def _write_gallery(self, results: tuple[ItemResult, ...], spending: Spending) -> None:
+        if not self._has_gallery:
+            return
+        base = self._place.uri(self._name).rpartition("/")[0]
         page = gallery(results, title=self._key, base=base, spending=spending)
         self.gallery = publish_written(
             self._place,

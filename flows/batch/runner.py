@@ -6,22 +6,23 @@ what is missing. Items start in order, as slots become free.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-
-from prefect import task
 
 from ...runway.batch import outcomes
 from ...runway.batch.models import BatchItem, ItemResult
+from ...runway.batch.outcomes import FollowUp
 from ...runway.errors import (
     BudgetExceeded,
     CometAPIError,
     LedgerUnavailable,
     SubmissionUncertain,
 )
-from ...runway.ledger.budget import Budget, estimate
+from ...runway.ledger.budget import Budget, Spent, estimate
 from ...runway.ledger.entry import CostSource, Entry
 from ...runway.models.generation import (
     CompletedGeneration,
@@ -29,39 +30,23 @@ from ...runway.models.generation import (
     GenerationResult,
     Submission,
 )
+from ...runway.redact import origin_of
 from ..runtime import log
 from ..runtime.lease import own_lease
 from ..runtime.ledger_writes import write_best_effort
 from ..runtime.run_context import RunContext
-from ..steps import fetch, persist, poll, submit
-from ..steps.common import step_options
 from ..steps.costs import update_billed
 from ..steps.delivery import INLINE, StepSet, deliver, named_after
 from ..steps.reconcile import reconcile_quietly
-from .concurrency import ConcurrencyLimits, Slot
-from .plan import looked_up
+from .availability import Availability
+from .concurrency import ConcurrencyLimits, Slot, all_together
+from .plan import looked_up, read_spent
 from .progress import BatchProgress
-
-RETRIED_ERRORS = (
-    *submit.RETRIED_ERRORS,
-    *poll.RETRIED_ERRORS,
-    *fetch.RETRIED_ERRORS,
-    *persist.RETRIED_ERRORS,
-)
+from .task_runs import TaskRuns, agenerate_group, agenerate_item, name_of, with_retries
 
 
-@task(
-    **step_options("generate", "{item}", *RETRIED_ERRORS, retries=1000),
-)
-async def agenerate_item(item: str, make: Callable[[], Awaitable[None]]) -> None:
-    """Make one item of a large batch, with all four steps in one task run.
-
-    The task takes only the id of the item, for the name of its task run, and returns nothing.
-    Prefect copies the parameters and keeps the result until the end of the flow, for each of
-    thousands of items.
-    """
-    _ = item
-    await make()
+class _Stopped(Exception):
+    """Item that is not sent, since the batch was stopped while the item waited for its turn."""
 
 
 @dataclass
@@ -74,10 +59,11 @@ class BatchRun:
         budget: Limits of the spending.
         concurrency: Concurrency limits.
         max_failures: Number of items that may fail before no more are bought, or None for no limit.
-        one_task_run: Whether an item is one task run instead of four.
+        task_runs: Extent of a task run.
         stopped: Reason why no more items are bought, or None.
         failures: Number of items that failed in this run.
         bought: Idempotency keys with a generation that was bought or possibly charged.
+        expected: Spending as last read from the ledger, and the cost of each item begun since.
     """
 
     context: RunContext
@@ -85,10 +71,27 @@ class BatchRun:
     budget: Budget
     concurrency: ConcurrencyLimits
     max_failures: int | None = None
-    one_task_run: bool = False
+    task_runs: TaskRuns = TaskRuns.PER_STEP
     stopped: str | None = None
     failures: int = 0
     bought: set[str] = field(default_factory=set[str])
+    expected: Spent = field(default_factory=Spent)
+    service: Availability = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Create the pause that all items share."""
+        settings = self.context.settings
+        self.service = Availability(
+            self._ask_service,
+            interval=settings.poll_interval,
+            patience=settings.generation_timeout,
+            address=origin_of(self.context.base_url),
+        )
+
+    async def _ask_service(self) -> None:
+        """Send a free request that only CometAPI answers in its own words."""
+        async with self.context.open_client() as client:
+            await client.check_key()
 
     async def run(self, items: Sequence[BatchItem], invalid: Sequence[ItemResult] = ()) -> None:
         """Make every item that is not stored yet, and record the results."""
@@ -96,13 +99,14 @@ class BatchRun:
         found = await looked_up(self.context, items)
         self.bought = found.bought
         await self.count_spent()
+        self.expected = self.progress.spent
         self.progress.begin([*found.results, *invalid])
         missing = [
             item
             for item, result in zip(items, found.results, strict=True)
             if not result.outcome.is_final
         ]
-        with log.as_batch(quiet=self.one_task_run):
+        with log.as_batch(quiet=self.task_runs is not TaskRuns.PER_STEP):
             await self._make_all(missing)
         await self._add_costs(items)
 
@@ -136,40 +140,84 @@ class BatchRun:
                 self.progress.put(priced)
 
     async def _make_all(self, items: Sequence[BatchItem]) -> None:
-        making: set[asyncio.Task[None]] = set()
-        try:
+        if self.task_runs is not TaskRuns.PER_GROUP:
+            await self._start_in_order(items)
+            return
+        size = self.context.settings.items_per_task_run
+        async with all_together() as start:
+            for first in range(0, len(items), size):
+                group = items[first : first + size]
+                all_started = asyncio.Event()
+                make = partial(self._start_in_order, group, all_started.set)
+                running = start(agenerate_group(name_of(group), make))
+                running.add_done_callback(lambda _done, event=all_started: event.set())
+                await all_started.wait()
+
+    async def _start_in_order(
+        self, items: Sequence[BatchItem], on_all_started: Callable[[], None] = lambda: None
+    ) -> None:
+        """Make items; each one starts as soon as there is a slot for it."""
+        async with all_together() as start:
             for item in items:
                 await self.concurrency.started.acquire()
-                one = asyncio.create_task(self._make(item))
-                making.add(one)
-                one.add_done_callback(making.discard)
-                one.add_done_callback(lambda _done: self.concurrency.started.release())
-            await asyncio.gather(*making)
-        finally:
-            for one in making:
-                one.cancel()
-            await asyncio.gather(*making, return_exceptions=True)
+                making = start(self._make(item))
+                making.add_done_callback(lambda _done: self.concurrency.started.release())
+            on_all_started()
 
     async def _make(self, item: BatchItem) -> None:
         async with self.concurrency.slot() as slot:
-            if self.stopped:
-                self.progress.put(outcomes.not_bought(item, self.stopped))
-                return
-            try:
-                await self._check_budget(item)
-                self.progress.put(outcomes.running(item))
-                result = await self._make_video(item, slot)
-            except BudgetExceeded as error:
-                self.progress.put(outcomes.not_bought(item, error.message))
-            except Exception as error:  # noqa: BLE001 -- the others go on
-                self._failed(item, error)
-            else:
-                self.progress.put(outcomes.stored(item, result))
+            earlier: list[Exception] = []
+            since = 0.0
+            while not self.stopped:
+                try:
+                    await self._check_budget(item)
+                    self.progress.put(outcomes.running(item))
+                    result = await self._make_video(item, slot)
+                except BudgetExceeded as error:
+                    self.progress.put(outcomes.not_bought(item, error.message))
+                    return
+                except _Stopped:
+                    continue
+                except Exception as error:  # noqa: BLE001 -- the others go on
+                    since = since if earlier else time.monotonic()
+                    if not await self._is_sent_again(item, error, earlier, since):
+                        return
+                    earlier.append(error)
+                else:
+                    self.progress.put(outcomes.stored(item, result))
+                    return
+            self.progress.put(outcomes.not_bought(item, self.stopped))
+
+    async def _is_sent_again(
+        self, item: BatchItem, error: Exception, earlier: Sequence[Exception], since: float
+    ) -> bool:
+        """Return True if an item is sent again, once CometAPI is reached; else record its failure.
+
+        Args:
+            item: Item that failed.
+            error: Its error.
+            earlier: Errors after which it was sent again in this run.
+            since: Time of the first of them, in seconds of the monotonic clock.
+        """
+        follow = outcomes.follow_up(error, earlier, is_bought=item.idempotency_key in self.bought)
+        if follow is not FollowUp.PAUSE_AND_REPEAT:
+            self._failed(item, error)
+        if follow is FollowUp.NONE or not isinstance(error, CometAPIError):
+            return False
+        try:
+            gave_up = await self.service.recover(error, since)
+        except CometAPIError as refusal:
+            if follow is FollowUp.PAUSE_AND_REPEAT:
+                self._failed(item, refusal)
+            return False
+        self.stopped = self.stopped or gave_up
+        return follow is FollowUp.PAUSE_AND_REPEAT
 
     async def _check_budget(self, item: BatchItem) -> None:
         """Refuse an item that exceeds the budget before a task run starts and fails for it.
 
-        This is not the decisive check: the claim in the ledger enforces the limit.
+        This is not the decisive check: the claim in the ledger enforces the limit. The ledger adds
+        up all rows of the batch, so it is asked only if the item does not fit into what is left.
 
         Raises:
             BudgetExceeded: The item does not fit into the budget.
@@ -179,21 +227,18 @@ class BatchRun:
         seconds = item.request.billed_seconds()
         cost = estimate(item.request, self.budget.prices)
         row = {"cost": cost, "billed_seconds": seconds, "charges": 1, "model": item.request.model}
+        money, seconds = self.budget.cost_of(row)
         # If the ledger is unavailable, the submission step retries until it is available.
         with suppress(LedgerUnavailable):
-            ledger = await self.context.ledger()
-            spent = await ledger.spent(self.budget.prefix, self.budget.prices, self.budget.currency)
-            if why := self.budget.objection(spent, *self.budget.cost_of(row)):
+            if self.budget.objection(self.expected, money, seconds):
+                self.expected = await read_spent(self.budget, await self.context.ledger())
+            if why := self.budget.objection(self.expected, money, seconds):
                 raise BudgetExceeded(why)
+        self.expected = self.expected.with_one_more(money, seconds)
 
     async def count_spent(self) -> None:
         """Read the amounts spent under the keys of the batch from the ledger."""
-        spent = await write_best_effort(
-            self.context,
-            lambda ledger: ledger.spent(
-                self.budget.prefix, self.budget.prices, self.budget.currency
-            ),
-        )
+        spent = await write_best_effort(self.context, partial(read_spent, self.budget))
         self.progress.spent = spent or self.progress.spent
 
     def _failed(self, item: BatchItem, error: Exception) -> None:
@@ -206,15 +251,17 @@ class BatchRun:
         log.logger().warning("%s: %s: %s", item.id, type(error).__name__, what)
 
     async def _make_video(self, item: BatchItem, slot: Slot) -> GenerationResult:
-        steps = self._limited_steps(item, slot)
-        if not self.one_task_run:
-            return await self._buy_and_deliver(item, steps)
+        make = partial(self._buy_and_deliver, item, self._limited_steps(item, slot))
+        if self.task_runs is TaskRuns.PER_STEP:
+            return await make()
+        if self.task_runs is TaskRuns.PER_GROUP:
+            return await with_retries(make)
         results: list[GenerationResult] = []
 
-        async def make() -> None:
-            results.append(await self._buy_and_deliver(item, steps))
+        async def make_and_keep() -> None:
+            results.append(await make())
 
-        await agenerate_item(item.id, make)
+        await agenerate_item(item.id, make_and_keep)
         return results[0]
 
     async def _buy_and_deliver(self, item: BatchItem, steps: StepSet) -> GenerationResult:
@@ -227,18 +274,24 @@ class BatchRun:
 
     def _limited_steps(self, item: BatchItem, slot: Slot) -> StepSet:
         """Return the steps of an item under the limits of the batch."""
-        steps = INLINE if self.one_task_run else named_after(item.id)
+        steps = named_after(item.id) if self.task_runs is TaskRuns.PER_STEP else INLINE
         limits = self.concurrency
 
         async def submit(*arguments: Any, **options: Any) -> Submission:
             async with limits.submissions:
                 if item.idempotency_key not in self.bought:
                     await limits.rate.acquire()
+                    await self.service.reached()
+                    if self.stopped:
+                        raise _Stopped(self.stopped)
                 try:
-                    return await steps.submit(*arguments, **options)
+                    submission = await steps.submit(*arguments, **options)
                 except SubmissionUncertain:
                     await asyncio.sleep(limits.apart)
                     raise
+            if item.idempotency_key not in self.bought:
+                self.service.note_answer()
+            return submission
 
         async def poll(*arguments: Any, **options: Any) -> CompletedGeneration:
             finished = await steps.poll(*arguments, **options)

@@ -9,12 +9,15 @@ from ...runway.errors import InvalidSource, SourceUnavailable
 from ...runway.models.sources import StoredSource
 from ...runway.sources.preparation import MIN_VALIDITY, SourceProblem, named, read_source
 from ..runtime.block_sources import open_source
+from ..runtime.run_context import RunContext
 
 MAX_CONCURRENT_READS = 8
 """Maximum number of sources that are read at the same time."""
 
 
-async def check_sources(items: Sequence[BatchItem]) -> dict[str, SourceProblem]:
+async def check_sources(
+    items: Sequence[BatchItem], context: RunContext
+) -> dict[str, SourceProblem]:
     """Return the problem with a source of each item that has one, by the ids of the items.
 
     A source that several items share is read once.
@@ -25,7 +28,7 @@ async def check_sources(items: Sequence[BatchItem]) -> dict[str, SourceProblem]:
     async def check(source: StoredSource) -> SourceProblem | None:
         async with turns:
             try:
-                file = await open_source(source)
+                file = await open_source(source, context)
                 await asyncio.to_thread(read_source, file, source, MIN_VALIDITY)
             except (InvalidSource, SourceUnavailable) as error:
                 return error

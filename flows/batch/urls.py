@@ -9,6 +9,7 @@ import ntpath
 import posixpath
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from urllib.parse import quote, unquote
 
@@ -30,11 +31,10 @@ def address(place: str, base: str) -> str | None:
         base: Folder of the page, as path or URL. A file in the folder or below it gets a relative
             URL, so that the folder can be moved, copied or served.
     """
-    path, folder = _local(place), _local(base)
+    path, folder = _local(place), _folder(base)
     if path is None:
         return _remote(without_login(place), without_login(base))
-    if isinstance(folder, type(path)) and path != folder and path.is_relative_to(folder):
-        below = path.relative_to(folder).parts
+    if isinstance(folder, type(path)) and (below := _below(path, folder)):
         return _joined(below) if ".." not in below else None
     return _file_url(path) if path.is_absolute() else None
 
@@ -66,6 +66,20 @@ def _local(place: str) -> PurePath | None:
     if _DRIVE.match(place):
         return PureWindowsPath(ntpath.normpath(place))
     return PurePosixPath(re.sub(r"^/+", "/", posixpath.normpath(place)))
+
+
+def _below(path: PurePath, folder: PurePath) -> tuple[str, ...]:
+    """Return the names that lead from a folder to a path, or none if it is not below the folder."""
+    try:
+        return path.relative_to(folder).parts
+    except ValueError:
+        return ()
+
+
+@lru_cache(maxsize=8)
+def _folder(base: str) -> PurePath | None:
+    """Return the folder of a page; all files of a batch are compared with the same one."""
+    return _local(base)
 
 
 def _remote(url: str, base: str) -> str | None:

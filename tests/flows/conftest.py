@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -28,6 +28,21 @@ from prefect_cometapi.sandbox import Sandbox
 from .. import waiting
 
 IMAGE = {"promptImage": "https://example.com/cat.jpg", "promptText": "slow zoom"}
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Create a bucket that the usual environment variables lead to."""
+    import boto3
+
+    from ..s3 import environment
+
+    for name, value in environment(s3).items():
+        monkeypatch.setenv(name, value)
+    resource: Any = boto3.resource("s3")
+    made = resource.Bucket(f"videos-{uuid4().hex[:8]}")
+    made.create()
+    return made
 
 
 class History:
@@ -57,8 +72,15 @@ class History:
         return [state["name"] for state in states]
 
     def artifacts(self, flow_run_id: Any) -> dict[str, dict[str, Any]]:
+        """Return the artifacts of a flow run, by the first words of their titles."""
         found = self.filter("artifacts", artifacts={"flow_run_id": {"any_": [str(flow_run_id)]}})
-        return {artifact["key"]: artifact for artifact in found if artifact["key"]}
+        titled = [artifact for artifact in found if artifact["description"]]  # not results
+        named = {
+            artifact["description"].removeprefix("### ").split()[0].rstrip(":"): artifact
+            for artifact in titled
+        }
+        assert len(named) == len(titled)
+        return named
 
     def events(self, flow_run_id: Any, until: str) -> list[dict[str, Any]]:
         """Return this package's events of a flow run, once the one named last has arrived."""
@@ -232,10 +254,13 @@ def start_worker(prefect_server, tmp_path_factory) -> Iterator[Callable[[str], W
     params=[
         "four task runs each",
         pytest.param("one task run each", marks=pytest.mark.heavy),
+        pytest.param("one task run for two", marks=pytest.mark.heavy),
     ]
 )
 def history_mode(request, monkeypatch):
-    """Run the test with a small batch, which shows all steps, and a large one with items only."""
-    if request.param == "one task run each":
+    """Run the test with a small batch, which shows all steps, and with two kinds of large ones."""
+    if request.param != "four task runs each":
         monkeypatch.setenv("COMETAPI_MAX_ITEMS_WITH_STEP_TASKS", "0")
+    if request.param == "one task run for two":
+        monkeypatch.setenv("COMETAPI_ITEMS_PER_TASK_RUN", "2")
     return request.param

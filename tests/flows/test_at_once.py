@@ -80,6 +80,7 @@ def test_collectors_in_two_processes_do_nothing_twice(
     check_that_each_was_stored_once(sandbox, book, tmp_path / "videos")
 
 
+@pytest.mark.heavy
 async def test_collectors_in_one_process_do_nothing_twice(prefect_server, sandbox, book, tmp_path):
     """Two collectors in one process share the work or wait for each other."""
     for key in KEYS:
@@ -137,6 +138,7 @@ async def test_a_follower_of_a_failure_fails_alike(
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 async def test_a_follower_takes_over_from_a_run_that_is_stopped(
     prefect_server, sandbox, image, book, finish_rendering, caplog
 ):
@@ -153,6 +155,7 @@ async def test_a_follower_takes_over_from_a_run_that_is_stopped(
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 async def test_finishing_by_id_waits_for_the_run_that_works_on_it(
     prefect_server, sandbox, image, book, finish_rendering, caplog
 ):
@@ -183,6 +186,7 @@ async def test_not_waiting_does_not_wait_for_the_run_that_waits(
     assert (await run).task_id == glance.task_id
 
 
+@pytest.mark.heavy
 def test_a_storage_wanted_later_downloads_once_more_and_buys_nothing(
     prefect_server, sandbox, image, book, tmp_path
 ):
@@ -233,6 +237,7 @@ async def two_at_once(image, places, arrived, opened, caplog) -> None:
     await asyncio.gather(first, second)
 
 
+@pytest.mark.heavy
 async def test_two_new_storages_at_once_are_both_remembered(
     prefect_server, sandbox, image, book, tmp_path, gate, caplog
 ):
@@ -244,6 +249,7 @@ async def test_two_new_storages_at_once_are_both_remembered(
     assert sorted(book["wanted"].videos) == places
 
 
+@pytest.mark.heavy
 async def test_two_runs_that_want_one_new_storage_share_the_download(
     prefect_server, sandbox, image, tmp_path, gate, caplog
 ):

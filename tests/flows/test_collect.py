@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from prefect.client.schemas.objects import State as RunState
 from pydantic import SecretStr
-from sqlalchemy import update
 
 from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.flows import CollectResult, acollect, collect, finish_generation
@@ -23,7 +22,8 @@ from prefect_cometapi.runway import (
     Status,
     SubmissionUncertain,
 )
-from prefect_cometapi.runway.ledger.schema import generations
+
+from ..runway.factories import set_columns
 
 pytestmark = pytest.mark.server
 
@@ -59,6 +59,7 @@ def test_what_is_stored_is_given_also_without_waiting(prefect_server, sandbox, i
     assert len(sandbox.requests) == before
 
 
+@pytest.mark.heavy
 def test_each_is_kept_where_it_was_wanted(prefect_server, sandbox, book, tmp_path):
     """A collector stores each generation in the storage that its own run named."""
     places = {"a": tmp_path / "first", "b": tmp_path / "second"}
@@ -77,6 +78,7 @@ def test_each_is_kept_where_it_was_wanted(prefect_server, sandbox, book, tmp_pat
     assert len(sandbox.accepted) == asked(sandbox, "create") == 3
 
 
+@pytest.mark.heavy
 def test_a_collector_may_keep_all_in_one_place(prefect_server, sandbox, image, book, tmp_path):
     """A collector's own storage overrides that of each run."""
     for key in "ab":
@@ -94,18 +96,22 @@ def test_the_history_shows_what_a_collector_did(prefect_server, sandbox, history
     steps = history.task_runs(run)
     assert set(steps) == {"poll", "fetch", "persist"}
     assert {step["state_name"] for step in steps.values()} == {"Completed"}
-    artifact = history.artifacts(run)["cometapi-collected"]
+    artifact = history.artifacts(run)["Collected"]
     (row,) = json.loads(artifact["data"])
     assert (row["state"], row["idempotency key"], row["id"]) == ("stored", "shown", bought.task_id)
-    assert Path(row["stored at"]).exists()
+    assert Path(row["stored at"].strip("`")).exists()
 
 
-def test_nothing_to_collect_is_no_trouble(prefect_server, sandbox):
-    """A collector with an empty ledger succeeds, and sends no request to the service."""
-    assert collect() == CollectResult(stored=0, failed=0, unfinished=0, uncertain=0, generations=())
+def test_nothing_to_collect_is_no_trouble(prefect_server, sandbox, history):
+    """A collector with an empty ledger succeeds without a request to the service or an artifact."""
+    state: RunState[CollectResult] = collect(return_state=True)
+    nothing = CollectResult(stored=0, failed=0, unfinished=0, uncertain=0, generations=())
+    assert state.result() == nothing
     assert sandbox.requests == []
+    assert history.artifacts(state.state_details.flow_run_id) == {}
 
 
+@pytest.mark.heavy
 def test_what_is_stored_is_not_collected_again(prefect_server, sandbox, book):
     """A second collector after the first one finds no work and sends no request."""
     book.buy("once")
@@ -115,6 +121,7 @@ def test_what_is_stored_is_not_collected_again(prefect_server, sandbox, book):
     assert len(sandbox.requests) == before
 
 
+@pytest.mark.heavy
 def test_a_failure_does_not_stop_the_others(prefect_server, sandbox, image, book):
     """A collector reports a failed generation, stores the rest, and does not poll it again."""
     sandbox.add_fault("create:failed:value=SAFETY.INPUT.TEXT")
@@ -163,6 +170,7 @@ def test_what_is_abandoned_is_left_alone_until_its_key_is_run(prefect_server, sa
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_another_service_is_not_asked(prefect_server, sandbox, book, monkeypatch):
     """An id is sent only to the base URL that issued it, and the collector names that URL."""
     book.buy("theirs")
@@ -190,6 +198,7 @@ def keys_used(sandbox, route: str) -> set[str]:
     return {headers["authorization"].removeprefix("Bearer ") for headers in used}
 
 
+@pytest.mark.heavy
 def test_each_is_asked_for_with_the_account_that_bought_it(
     prefect_server, sandbox, image, book, account
 ):
@@ -200,6 +209,7 @@ def test_each_is_asked_for_with_the_account_that_bought_it(
     assert keys_used(sandbox, "create") == keys_used(sandbox, "task") == {OTHER_KEY}
 
 
+@pytest.mark.heavy
 def test_given_credentials_overrule_the_recorded_ones(prefect_server, sandbox, book, account):
     """Explicit credentials of a collector override the recorded blocks."""
     book.buy("second", credentials=account)
@@ -207,6 +217,7 @@ def test_given_credentials_overrule_the_recorded_ones(prefect_server, sandbox, b
     assert OTHER_KEY not in keys_used(sandbox, "task")
 
 
+@pytest.mark.heavy
 def test_a_missing_block_is_told_and_the_others_are_finished(
     prefect_server, sandbox, book, account
 ):
@@ -222,6 +233,7 @@ def test_a_missing_block_is_told_and_the_others_are_finished(
 
 
 @pytest.mark.parametrize("trouble", ["another service", "no block"])
+@pytest.mark.heavy
 def test_a_collector_holds_nothing_when_it_ends(
     prefect_server, sandbox, book, account, monkeypatch, trouble
 ):
@@ -233,6 +245,7 @@ def test_a_collector_holds_nothing_when_it_ends(
     assert book["waiting"].owner is None
 
 
+@pytest.mark.heavy
 def test_a_delivery_that_fails_is_left_to_the_next_collector(prefect_server, sandbox, book):
     """A collector reports an output that it cannot download, and a later one stores it."""
     sandbox.add_fault("asset:gone:times=18")  # These faults strike all attempts of one collector.
@@ -246,6 +259,7 @@ def test_a_delivery_that_fails_is_left_to_the_next_collector(prefect_server, san
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 async def test_the_async_twin_collects_too(prefect_server, sandbox, book):
     """An async flow awaits `acollect`, with the same result."""
     for key in "ab":
@@ -255,6 +269,7 @@ async def test_the_async_twin_collects_too(prefect_server, sandbox, book):
     assert result.stored == 2
 
 
+@pytest.mark.heavy
 def test_a_collected_clip_is_the_result_of_a_later_run(prefect_server, sandbox, image, book):
     """After a collection, both the key and the task id lead to the stored clip."""
     bought = book.buy("sku-17")
@@ -267,6 +282,7 @@ def test_a_collected_clip_is_the_result_of_a_later_run(prefect_server, sandbox, 
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["not waiting", "timed out"])
+@pytest.mark.heavy
 def test_a_run_takes_an_abandoned_generation_up_for_good(
     prefect_server, sandbox, image, book, finish_rendering, waits
 ):
@@ -295,6 +311,7 @@ def test_a_run_that_times_out_is_collected(
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_a_missing_storage_is_told_and_the_others_are_finished(prefect_server, sandbox, book):
     """A collector names a deleted storage block, and finishes its clip in another storage."""
     book.buy("homeless", storage="s3-bucket/deleted")
@@ -308,6 +325,7 @@ def test_a_missing_storage_is_told_and_the_others_are_finished(prefect_server, s
 
 
 @pytest.mark.parametrize("column", ["outputs", "state"])
+@pytest.mark.heavy
 def test_a_damaged_row_fails_the_run_once_the_others_are_finished(
     prefect_server, sandbox, book, caplog, column
 ):
@@ -315,11 +333,10 @@ def test_a_damaged_row_fails_the_run_once_the_others_are_finished(
     book.buy("damaged")
     book.buy("fine")
     right = [] if column == "outputs" else State.SUBMITTED
-    row = update(generations).where(generations.c.idempotency_key == "damaged")
-    run_sync(book.ledger.database.rows(row.values({column: "nonsense"})))
+    run_sync(set_columns(book.ledger, "damaged", **{column: "nonsense"}))
     with pytest.raises(LedgerCorrupted, match=f"the row of key 'damaged' is damaged: {column}"):
         collect()
     assert [record.module for record in caplog.records].count("collector") == 1
     assert book["fine"].state is State.STORED
-    run_sync(book.ledger.database.rows(row.values({column: right})))
+    run_sync(set_columns(book.ledger, "damaged", **{column: right}))
     assert collect().stored == 1

@@ -82,6 +82,7 @@ def check_that_collect_finishes_it(sandbox, book, key: str, finish_rendering) ->
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_what_a_killed_process_waited_for_is_finished_at_once(
     sandbox, image, book, polling, finish_rendering
 ):
@@ -110,6 +111,7 @@ def test_what_a_killed_process_waited_for_is_finished_at_once(
         pytest.param(NOTEBOOK, signal.SIGINT, id="notebook, SIGINT"),
     ],
 )
+@pytest.mark.heavy
 def test_a_process_that_is_told_to_stop_hands_its_work_over(
     sandbox, image, book, polling, finish_rendering, capfd, script, number
 ):
@@ -127,6 +129,7 @@ def test_a_process_that_is_told_to_stop_hands_its_work_over(
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_a_process_that_is_told_to_stop_inside_the_post_leaves_it_uncertain(
     sandbox, image, book, start, wait_until
 ):
@@ -144,6 +147,7 @@ def test_a_process_that_is_told_to_stop_inside_the_post_leaves_it_uncertain(
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_a_collector_that_is_stopped_leaves_its_work_to_the_next(
     sandbox, book, polling, finish_rendering
 ):
@@ -239,6 +243,7 @@ def test_the_hook_only_logs_when_the_ledger_is_away(held, monkeypatch, caplog, u
     assert "the leases of this run expire by themselves" in caplog.text
 
 
+@pytest.mark.heavy
 def test_a_holder_in_another_place_lapses(book, held, sandbox):
     """An owner on another machine or in another container is over when its lease expires."""
     distant = "far-away:17:0123456789ab:4711|its-run"
@@ -258,6 +263,7 @@ def test_a_holder_in_another_place_lapses(book, held, sandbox):
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_two_live_executions_of_one_run_buy_once(
     sandbox, image, book, history, start, finish_rendering, wait_until
 ):

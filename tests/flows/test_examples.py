@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from prefect_cometapi.runway import State
+from prefect_cometapi.runway import GenerationFailed, State
 from prefect_cometapi.sandbox import Fault
 
 pytestmark = pytest.mark.server
@@ -42,6 +42,7 @@ def shop(tmp_path) -> Path:
     return database
 
 
+@pytest.mark.heavy
 def test_a_product_table_gets_its_clips(prefect_server, sandbox, shop, book):
     """A failed product is missing from the table, and is filled once the user allows it again."""
     catalogue = example("catalogue")
@@ -59,6 +60,7 @@ def test_a_product_table_gets_its_clips(prefect_server, sandbox, shop, book):
         assert seconds > 0
 
 
+@pytest.mark.heavy
 def test_a_table_that_was_lost_is_filled_without_a_purchase(prefect_server, sandbox, shop):
     """A lost table is filled again from the keys, without a purchase."""
     catalogue = example("catalogue")
@@ -68,6 +70,7 @@ def test_a_table_that_was_lost_is_filled_without_a_purchase(prefect_server, sand
     assert len(sandbox.accepted) == 3
 
 
+@pytest.mark.heavy
 async def test_an_async_flow_makes_two_cuts_at_once(prefect_server, sandbox):
     """An async flow makes two videos at once, and a second run costs nothing."""
     campaign = example("campaign")
@@ -86,3 +89,17 @@ def test_the_steps_run_on_dask(prefect_server, sandbox):
     assert all(Path(uri).is_file() for uri in uris.values())
     assert on_dask.on_dask(photos) == uris
     assert len(sandbox.accepted) == 3
+
+
+@pytest.mark.heavy
+def test_a_failure_on_dask_is_raised_as_it_was(prefect_server, sandbox):
+    """A generation that fails on a Dask worker raises its own error, with all that it knows."""
+    sandbox.add_fault(Fault.parse("create:failed:times=1"))
+    with pytest.raises(GenerationFailed) as caught:
+        example("on_dask").on_dask({"cat": "https://example.com/cat.jpg"})
+    assert (caught.value.code, caught.value.idempotency_key) == (
+        "INTERNAL.BAD_OUTPUT.CODE01",
+        "cat",
+    )
+    assert caught.value.task_id == sandbox.accepted[0].task_id
+    assert "Next: change the image or the prompt" in str(caught.value)

@@ -65,6 +65,7 @@ def test_an_image_becomes_a_stored_and_playable_video(prefect_server, sandbox, t
     assert result.polls >= 1
 
 
+@pytest.mark.heavy
 def test_a_video_is_restyled(prefect_server, sandbox, image):
     """Video to video restyles a clip that image to video made."""
     first = image_to_video(image)
@@ -77,6 +78,7 @@ def test_a_video_is_restyled(prefect_server, sandbox, image):
     assert [job.route for job in sandbox.accepted] == ["image_to_video", "video_to_video"]
 
 
+@pytest.mark.heavy
 def test_the_sidecar_tells_the_origin_of_the_video(prefect_server, sandbox):
     """The sidecar has request, id, hash and timings, and no tokens of signed URLs."""
     request = ImageToVideoRequest(
@@ -105,6 +107,7 @@ def test_nothing_but_whole_files_is_left_in_the_storage(prefect_server, sandbox,
     assert sorted(path.suffix for path in files) == [".jpg", ".json", ".mp4"]
 
 
+@pytest.mark.heavy
 def test_every_reply_shape_leads_to_a_stored_video(prefect_server, monkeypatch, tmp_path, image):
     """The clip is stored for every documented reply shape."""
     from typing import get_args
@@ -156,6 +159,7 @@ async def test_it_works_where_an_event_loop_runs_already(prefect_server, sandbox
     assert Path(result.videos[0].uri).exists()
 
 
+@pytest.mark.heavy
 def test_the_tasks_compose_in_a_sync_flow(prefect_server, sandbox, history):
     """A sync flow of the four tasks works, and the history shows them by name."""
 
@@ -235,9 +239,10 @@ def test_a_sync_flow_or_task_equals_its_async_twin(name):
 
 def test_each_flow_and_task_has_a_sync_twin():
     """Every async flow and task of the package has a sync one."""
-    assert len(TWINS) == 7 + len(ROUTES)
+    assert len(TWINS) == 8 + len(ROUTES)
 
 
+@pytest.mark.heavy
 def test_a_generation_that_was_bought_elsewhere_is_finished(prefect_server, sandbox, image):
     """A task id is polled, fetched and stored, and nothing is bought."""
     task_id = image_to_video(image).task_id
@@ -256,6 +261,7 @@ def test_a_bad_request_is_refused_before_anything_is_sent(prefect_server, sandbo
     assert sandbox.requests == []
 
 
+@pytest.mark.heavy
 def test_a_model_that_is_not_documented_is_passed_on(prefect_server, sandbox, image):
     """An undocumented model is sent to the service, and its own reply is shown."""
     with pytest.raises(InvalidRequest, match="No available channel for model gen9"):

@@ -62,6 +62,7 @@ async def test_an_async_flow_awaits_the_same_calls(prefect_server, sandbox, imag
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_a_key_of_its_own_pays_once_across_runs(prefect_server, sandbox, image):
     """A block's key gives one video across runs, and another key gives another one."""
 
@@ -78,6 +79,7 @@ def test_a_key_of_its_own_pays_once_across_runs(prefect_server, sandbox, image):
     assert len(sandbox.accepted) == 2
 
 
+@pytest.mark.heavy
 def test_a_saved_job_is_what_was_saved(prefect_server, sandbox, image):
     """A saved job has the request, credentials, storage and key when it is loaded, and runs."""
     credentials = CometAPICredentials.from_settings()

@@ -77,6 +77,7 @@ def test_a_process_killed_during_the_submission_costs_nobody_twice(
         ("generation-ledger/missing", "the block generation-ledger/missing cannot be loaded"),
     ],
 )
+@pytest.mark.heavy
 def test_a_submission_that_cannot_be_recorded_is_not_made(
     prefect_server, sandbox, image, monkeypatch, tmp_path, url, words
 ):
@@ -89,6 +90,7 @@ def test_a_submission_that_cannot_be_recorded_is_not_made(
     assert sandbox.requests == []
 
 
+@pytest.mark.heavy
 def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
     prefect_server, sandbox, image, monkeypatch, caplog, book
 ):
@@ -106,6 +108,7 @@ def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_a_damaged_ledger_is_not_taken_for_an_empty_one(prefect_server, sandbox, image, tmp_path):
     """An unreadable ledger never causes a second purchase."""
     image_to_video(image, idempotency_key="damaged")
@@ -118,6 +121,7 @@ def test_a_damaged_ledger_is_not_taken_for_an_empty_one(prefect_server, sandbox,
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_a_refreshed_cache_attaches_to_what_was_bought(prefect_server, sandbox, image):
     """`PREFECT_TASKS_REFRESH_CACHE` repeats steps, but not the paid one."""
     with temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}):
@@ -157,6 +161,7 @@ async def test_identical_requests_at_once_are_one_generation(prefect_server, san
     assert len(sandbox.accepted) == creates(sandbox) == 1
 
 
+@pytest.mark.heavy
 def test_after_a_certain_refusal_the_same_key_may_be_submitted(prefect_server, sandbox, image):
     """A key whose submissions were all refused with certainty may be submitted again."""
     sandbox.add_fault("create:503:times=6")
@@ -174,6 +179,7 @@ def test_a_proxys_own_503_leaves_the_outcome_open(prefect_server, sandbox, image
     assert len(sandbox.accepted) == creates(sandbox) == 1
 
 
+@pytest.mark.heavy
 def test_a_used_key_with_another_storage_delivers_there(prefect_server, sandbox, image, tmp_path):
     """A key with another storage is delivered there, too, and bought once."""
     places = [tmp_path / "a", tmp_path / "b"]
@@ -186,6 +192,7 @@ def test_a_used_key_with_another_storage_delivers_there(prefect_server, sandbox,
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_finishing_again_delivers_again(prefect_server, sandbox, image):
     """A stored clip that was lost is delivered again, as the advice of delivery errors says."""
     task_id = image_to_video(image).task_id
@@ -196,6 +203,7 @@ def test_finishing_again_delivers_again(prefect_server, sandbox, image):
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 async def test_two_runs_that_fetch_one_generation_do_not_mix_their_files(
     prefect_server, sandbox, image
 ):
@@ -214,6 +222,7 @@ async def test_two_runs_that_fetch_one_generation_do_not_mix_their_files(
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_a_staged_file_that_changed_is_fetched_again(prefect_server, sandbox, image, monkeypatch):
     """The published file is the checked one, byte for byte."""
     from prefect_cometapi.flows.steps import fetch
@@ -221,8 +230,8 @@ def test_a_staged_file_that_changed_is_fetched_again(prefect_server, sandbox, im
     examined = fetch._examined
     cuts: list[Path] = []
 
-    def cut_once(path: Path, sha256: str, makes):
-        video = examined(path, sha256, makes)
+    def cut_once(path: Path, *arguments):
+        video = examined(path, *arguments)
         if not cuts:
             cuts.append(path)
             path.write_bytes(path.read_bytes()[:1000])
@@ -241,7 +250,8 @@ def test_a_place_that_does_not_exist_costs_nothing(prefect_server, sandbox, imag
     assert sandbox.requests == []
 
 
-@pytest.mark.parametrize(("step", "name"), [("persist", "_origin"), ("fetch", "draw_poster")])
+@pytest.mark.parametrize(("step", "name"), [("persist", "_origin"), ("fetch", "examine_output")])
+@pytest.mark.heavy
 def test_a_file_that_this_machine_does_not_keep_is_told_with_the_generation(
     prefect_server, sandbox, image, monkeypatch, step, name
 ):

@@ -148,6 +148,7 @@ def test_a_retried_flow_keeps_its_id_and_its_subflows_do_not(prefect_server):
 
 
 @pytest.mark.parametrize("submitted", [False, True], ids=["called", "submitted"])
+@pytest.mark.heavy
 def test_a_task_knows_the_outermost_run(prefect_server, submitted):
     """A task knows the outermost run, even below a subflow and in a task runner's thread."""
     seen: list[UUID] = []
@@ -252,6 +253,7 @@ class Model(BaseModel):
 
 
 @pytest.mark.parametrize("serializer", ["compressed/json", "json"])
+@pytest.mark.heavy
 def test_a_subflows_result_comes_back_as_a_model(prefect_server, serializer):
     """A stored result of a subflow is restored as a model, by either serializer."""
     made: list[Model] = []

@@ -90,6 +90,7 @@ def test_a_list_that_never_answers_leaves_it_to_a_person(
     assert announced == ["sku-17"]
 
 
+@pytest.mark.heavy
 def test_a_request_that_was_lost_on_its_way_is_sent_again(
     prefect_server, sandbox, image, book, reconciles, nothing_is_late
 ):
@@ -126,6 +127,7 @@ def test_the_collector_shows_the_verdict(prefect_server, sandbox, image, book, t
     assert book["sku-17"].state is State.UNCERTAIN
 
 
+@pytest.mark.heavy
 def test_the_collector_acts_with_the_setting(
     prefect_server, sandbox, image, book, reconciles, nothing_is_late, monkeypatch
 ):
@@ -170,6 +172,7 @@ def test_a_batch_with_lost_replies_is_stored(prefect_server, sandbox, book, reco
     assert {row.cost_source for row in result.results} == {"billed"}
 
 
+@pytest.mark.heavy
 def test_charges_and_refunds_are_recorded_by_the_collector(
     prefect_server, sandbox, image, book, token, monkeypatch
 ):

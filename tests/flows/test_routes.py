@@ -38,6 +38,7 @@ PICTURE = TextToImageRequest(
 )
 
 
+@pytest.mark.heavy
 def test_a_picture_becomes_a_video_that_is_restyled(prefect_server, sandbox, history):
     """Three routes in one flow, each with the output of the one before as its source."""
 

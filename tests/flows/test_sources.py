@@ -97,6 +97,7 @@ def test_the_same_content_is_the_same_purchase_and_another_is_not(
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_a_video_is_found_again_when_its_picture_is_gone(prefect_server, sandbox, tmp_path, book):
     """A purchase no longer needs its picture; a run that is started again gets its video."""
     (tmp_path / "cat.png").write_bytes(picture())
@@ -132,6 +133,7 @@ def test_a_picture_that_cannot_be_used_costs_nothing(
     assert book.all() == []
 
 
+@pytest.mark.heavy
 def test_a_picture_lies_in_a_block(prefect_server, sandbox, tmp_path):
     """A block has its own folder and credentials; a path may not lead out of it."""
     (tmp_path / "pics").mkdir()
@@ -149,6 +151,7 @@ def test_a_picture_lies_in_a_block(prefect_server, sandbox, tmp_path):
         image_to_video(pictured("assets/in/cat.png"))
 
 
+@pytest.mark.heavy
 def test_the_video_of_one_flow_is_the_source_of_the_next(prefect_server, sandbox, image):
     """The location of a stored video can be passed on as it is."""
     first = image_to_video(image, storage="memory://chain")
@@ -214,6 +217,7 @@ def test_an_uncertain_submission_is_not_repeated_without_its_picture(
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_an_adopted_generation_needs_no_picture(prefect_server, sandbox, cat, book):
     """Nothing is sent, so nothing is read; the key belongs to the request all the same."""
 
@@ -234,6 +238,7 @@ def test_an_adopted_generation_needs_no_picture(prefect_server, sandbox, cat, bo
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_an_item_of_a_batch_without_its_picture_fails_alone(prefect_server, sandbox, cat, tmp_path):
     """Each row is read when it is submitted; a repeated batch buys what failed, and no more."""
     rows = [

@@ -72,6 +72,7 @@ def test_a_cancelled_run_hands_its_work_over(
     check_that_collect_finishes_it(sandbox, book, finish_rendering)
 
 
+@pytest.mark.heavy
 def test_a_killed_run_under_a_living_worker_hands_its_work_over(
     worker, bought, sandbox, book, history, finish_rendering, wait_until
 ):

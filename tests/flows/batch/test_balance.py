@@ -70,6 +70,7 @@ def poor(own_settings, monkeypatch, tmp_path):
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_a_batch_that_the_balance_does_not_cover_is_not_begun(prefect_server, poor, tmp_path):
     """Nothing is sent; a smaller batch runs, and later only what is missing counts."""
     path = manifest(tmp_path, rows(3))
@@ -85,6 +86,7 @@ def test_a_batch_that_the_balance_does_not_cover_is_not_begun(prefect_server, po
 
 @pytest.mark.server
 @pytest.mark.parametrize("fault", ["500", "html", "unauthorized"])
+@pytest.mark.heavy
 def test_an_unknown_balance_refuses_nothing(prefect_server, poor, tmp_path, fault):
     """A balance that cannot be read does not stop a batch."""
     poor.add_fault(f"billing:{fault}")
@@ -92,6 +94,7 @@ def test_an_unknown_balance_refuses_nothing(prefect_server, poor, tmp_path, faul
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_without_prices_no_balance_is_asked_for(prefect_server, sandbox, tmp_path):
     """Without an estimate there is nothing to compare."""
     generate_batch(manifest(tmp_path, rows(1)))
@@ -99,6 +102,17 @@ def test_without_prices_no_balance_is_asked_for(prefect_server, sandbox, tmp_pat
 
 
 @pytest.mark.server
+def test_a_balance_in_dollars_is_not_compared_with_other_money(
+    prefect_server, poor, tmp_path, monkeypatch
+):
+    """With prices in yen, a batch is not refused for a balance in US dollars."""
+    monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 38}')
+    monkeypatch.setenv("COMETAPI_CURRENCY", "JPY")
+    assert generate_batch(manifest(tmp_path, rows(1))).succeeded == 1
+
+
+@pytest.mark.server
+@pytest.mark.heavy
 def test_the_prices_of_the_catalogue_are_read_once(
     prefect_server, sandbox, tmp_path, monkeypatch, history_mode
 ):
@@ -112,6 +126,7 @@ def test_the_prices_of_the_catalogue_are_read_once(
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_unknown_prices_are_said_and_not_guessed(
     prefect_server, sandbox, tmp_path, monkeypatch, caplog
 ):
@@ -126,6 +141,7 @@ def test_unknown_prices_are_said_and_not_guessed(
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_a_model_that_is_not_sold_is_answered_with_those_that_are(
     prefect_server, sandbox, tmp_path
 ):

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from prefect_cometapi.flows import agenerate_batch, generate_batch
-from prefect_cometapi.runway import BatchFailed, InvalidRequest, State
+from prefect_cometapi.flows.batch import report
+from prefect_cometapi.runway import BatchFailed, InvalidRequest, Ledger, State
 from prefect_cometapi.runway.batch.models import Outcome
+from prefect_cometapi.runway.ledger.budget import Spent
 from prefect_cometapi.sandbox import Fault
 
 from .catalogue import creates, manifest, rows
@@ -17,6 +19,7 @@ from .catalogue import creates, manifest, rows
 pytestmark = pytest.mark.server
 
 
+@pytest.mark.heavy
 def test_no_more_than_the_budget_is_bought(prefect_server, sandbox, tmp_path, monkeypatch):
     """No POST is sent that would pass the limit, and a second run does not get a fresh budget."""
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.32}')
@@ -40,6 +43,27 @@ def test_no_more_than_the_budget_is_bought(prefect_server, sandbox, tmp_path, mo
     assert (rest.succeeded, rest.spending.remaining) == (4, 0.0)
 
 
+@pytest.mark.heavy
+def test_the_ledger_adds_up_a_batch_only_near_its_limit(
+    prefect_server, sandbox, tmp_path, monkeypatch
+):
+    """An item that fits into what is left needs no other look at all rows of the batch."""
+    asked: list[int] = []
+    counts = Ledger.spent
+
+    async def spent(ledger: Ledger, *arguments: Any) -> Spent:
+        asked.append(len(sandbox.accepted))
+        return await counts(ledger, *arguments)
+
+    monkeypatch.setattr(Ledger, "spent", spent)
+    monkeypatch.setattr(report, "SHOW_EVERY", 3600.0)
+    result = generate_batch(manifest(tmp_path, rows(5)), max_seconds=20, max_in_flight=1)
+    assert (result.succeeded, result.not_bought) == (4, 1)
+    assert not {1, 2, 3} & set(asked)
+    assert 4 in asked
+
+
+@pytest.mark.heavy
 def test_a_refused_item_leaves_its_money_to_the_next(prefect_server, sandbox, tmp_path):
     """A submission that was certainly refused costs nothing, so the next item is bought."""
     sandbox.add_fault(Fault.parse("create:invalid-request:times=1"))
@@ -50,6 +74,7 @@ def test_a_refused_item_leaves_its_money_to_the_next(prefect_server, sandbox, tm
     }
 
 
+@pytest.mark.heavy
 def test_what_an_earlier_run_perhaps_bought_stays_spent(prefect_server, sandbox, tmp_path):
     """A possibly charged item stays spent, even if its changed row is refused now."""
     sandbox.add_fault(Fault.parse("create:reset-after"))
@@ -75,6 +100,7 @@ def resubmits(monkeypatch):
     monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
 
 
+@pytest.mark.heavy
 def test_what_is_sent_again_within_a_run_is_paid_from_the_budget(
     prefect_server, sandbox, tmp_path, history_mode, resubmits
 ):
@@ -100,6 +126,7 @@ def test_what_the_budget_does_not_allow_is_not_sent_again(
     assert creates(sandbox) == len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 def test_rows_that_left_the_manifest_count_against_the_limit(prefect_server, sandbox, tmp_path):
     """A manifest with new rows each day does not get a fresh budget under the same key."""
     bought, others = rows(3)[:2], [dict(row, id=f"new-{row['id']}") for row in rows(2)]
@@ -114,6 +141,7 @@ def test_rows_that_left_the_manifest_count_against_the_limit(prefect_server, san
     assert creates(sandbox) == 2
 
 
+@pytest.mark.heavy
 def test_each_resubmission_counts_against_the_limit(prefect_server, sandbox, tmp_path, book):
     """A key that was released three times may have been charged three times."""
     sandbox.add_fault("create:reset-after:times=3")
@@ -129,6 +157,7 @@ def test_each_resubmission_counts_against_the_limit(prefect_server, sandbox, tmp
     assert len(sandbox.accepted) == 1
 
 
+@pytest.mark.heavy
 async def test_two_batches_at_once_keep_to_one_limit(prefect_server, sandbox, history_mode):
     """Two batches under one key share one limit, and the rows beyond it are not failures."""
     groups = [[dict(row, id=f"{name}-{row['id']}") for row in rows(5)] for name in "ab"]

@@ -111,6 +111,7 @@ async def three_slots(prefect_server):
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 async def test_a_global_limit_holds_across_processes(three_slots):
     """Two batches, each with ten slots of its own, share the three slots of the global limit."""
     name = await limit_across_processes()

@@ -22,6 +22,7 @@ from prefect_cometapi.runway.batch.models import BatchResult, Outcome
 from prefect_cometapi.runway.batch.results import read_results
 from prefect_cometapi.sandbox import Fault
 
+from ... import waiting
 from .catalogue import creates, manifest, rows
 
 pytestmark = pytest.mark.server
@@ -41,6 +42,7 @@ def test_a_manifest_becomes_videos(prefect_server, sandbox, tmp_path, history_mo
     assert all(f"sku-{n}" in page for n in range(4))
 
 
+@pytest.mark.heavy
 def test_a_second_run_of_a_manifest_buys_only_what_is_missing(prefect_server, sandbox, tmp_path):
     """A second run buys only the rows that were added to the manifest."""
     generate_batch(manifest(tmp_path, rows(2)))
@@ -53,6 +55,7 @@ def test_a_second_run_of_a_manifest_buys_only_what_is_missing(prefect_server, sa
     assert len(sandbox.accepted) == 3
 
 
+@pytest.mark.heavy
 def test_a_video_that_was_deleted_is_delivered_again(prefect_server, sandbox, tmp_path):
     """A deleted video is downloaded again and not bought again."""
     first = generate_batch(manifest(tmp_path, rows(2)))
@@ -63,6 +66,7 @@ def test_a_video_that_was_deleted_is_delivered_again(prefect_server, sandbox, tm
     assert creates(sandbox) == 2
 
 
+@pytest.mark.heavy
 def test_a_list_may_mix_both_kinds(prefect_server, sandbox):
     """A list may mix both kinds, as models or dicts, and its position names an item without id."""
     result = generate_batch(
@@ -81,6 +85,7 @@ def test_a_list_may_mix_both_kinds(prefect_server, sandbox):
     assert result.succeeded == len(sandbox.accepted) == 3
 
 
+@pytest.mark.heavy
 def test_equal_requests_of_a_list_are_each_bought(prefect_server, sandbox, image):
     """Two equal requests in a list without ids are two purchases."""
     result = generate_batch([image, image])
@@ -110,6 +115,7 @@ def test_a_batch_of_which_nothing_is_stored_fails(prefect_server, sandbox, tmp_p
     assert Path(caught.value.result.output or "").exists()
 
 
+@pytest.mark.heavy
 def test_an_uncertain_item_is_never_sent_again(prefect_server, sandbox, tmp_path, history_mode):
     """An uncertain item is not sent again, neither by a retry nor by the next run of the batch."""
     sandbox.add_fault(Fault.parse("create:reset-after:after=1,times=1"))
@@ -121,19 +127,48 @@ def test_an_uncertain_item_is_never_sent_again(prefect_server, sandbox, tmp_path
     assert creates(sandbox) == len(sandbox.accepted) == 3
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize(("most", "name", "task_runs"), [(300, "submit", 4), (0, "sku-0", 1)])
 def test_a_busy_service_is_a_retry_in_the_history(
-    prefect_server, sandbox, tmp_path, history, history_mode
+    prefect_server, sandbox, tmp_path, history, monkeypatch, most, name, task_runs
 ):
     """Prefect retries a busy service visibly, also if an item is one task run, and it buys once."""
+    monkeypatch.setenv("COMETAPI_MAX_ITEMS_WITH_STEP_TASKS", str(most))
     sandbox.add_fault(Fault.parse("create:429:times=1"))
     state = generate_batch(manifest(tmp_path, rows(1)), return_state=True)
     assert state.result().succeeded == len(sandbox.accepted) == 1
     runs = history.task_runs(state.state_details.flow_run_id)
-    asked = runs["sku-0" if history_mode == "one task run each" else "submit"]
-    assert "AwaitingRetry" in history.states(asked["id"])
-    assert len(runs) == (1 if history_mode == "one task run each" else 4)
+    assert "AwaitingRetry" in history.states(runs[name]["id"])
+    assert len(runs) == task_runs
 
 
+@pytest.mark.heavy
+def test_items_that_share_a_task_run_are_retried_one_by_one(
+    prefect_server, sandbox, tmp_path, history, monkeypatch
+):
+    """Two items of one task run have each their retries and their line, and are bought once."""
+    monkeypatch.setenv("COMETAPI_MAX_ITEMS_WITH_STEP_TASKS", "0")
+    monkeypatch.setenv("COMETAPI_ITEMS_PER_TASK_RUN", "2")
+    sandbox.add_fault(Fault.parse("create:429:times=1"))
+    sandbox.add_fault(Fault.parse("create:invalid-request:after=3,times=1"))
+    state = generate_batch(manifest(tmp_path, rows(5)), max_in_flight=1, return_state=True)
+    result = state.result()
+    assert (result.succeeded, result.failed) == (4, 1)
+    assert len(sandbox.accepted) == 4
+    run = state.state_details.flow_run_id
+    runs = history.task_runs(run)
+    assert {one["name"] for one in runs.values()} == {"sku-0 … sku-1", "sku-2 … sku-3", "sku-4"}
+    for one in runs.values():
+        assert set(history.states(one["id"])) <= {"Pending", "Running", "Completed"}
+    assert any("the next attempt is in" in line for line in history.logs(run, until="sku-"))
+
+    def four_stored() -> bool:
+        return len(history.events(run, "cometapi.generation.stored")) == 4
+
+    waiting.until(four_stored, "an event of each stored item")
+
+
+@pytest.mark.heavy
 def test_the_history_names_the_items(prefect_server, sandbox, tmp_path, history):
     """The name of each step of a small batch says which item it is for."""
     odd = [dict(rows(1)[0], id="a {b} %s")]
@@ -152,6 +187,7 @@ def test_bad_rows_are_all_told_before_anything_is_bought(prefect_server, sandbox
     assert not sandbox.requests
 
 
+@pytest.mark.heavy
 def test_good_rows_run_beside_bad_ones(prefect_server, sandbox, tmp_path):
     """Without strict, good rows run, and the results explain the bad ones."""
     bad = {"id": "long", "promptImage": "https://example.com/a.jpg", "duration": 7}
@@ -169,6 +205,7 @@ def test_a_manifest_that_cannot_be_read_is_told(prefect_server, sandbox, tmp_pat
     assert not sandbox.requests
 
 
+@pytest.mark.heavy
 def test_another_request_under_the_id_of_a_bought_one_is_a_conflict(
     prefect_server, sandbox, tmp_path
 ):
@@ -186,6 +223,7 @@ def test_another_request_under_the_id_of_a_bought_one_is_a_conflict(
 @pytest.mark.parametrize(
     ("options", "bought"), [({"fail_fast": True}, 1), ({"max_failures": 1}, 2)]
 )
+@pytest.mark.heavy
 def test_too_many_failures_stop_the_buying(prefect_server, sandbox, tmp_path, options, bought):
     """After too many failures, items in flight are finished, and the run fails with the results."""
     sandbox.add_fault(Fault.parse("create:invalid-request:times=99"))
@@ -196,6 +234,7 @@ def test_too_many_failures_stop_the_buying(prefect_server, sandbox, tmp_path, op
     assert creates(sandbox) == bought
 
 
+@pytest.mark.heavy
 def test_an_account_that_refuses_all_is_not_asked_for_each(prefect_server, sandbox, tmp_path):
     """An empty balance stops a batch instead of being asked about each item."""
     sandbox.add_fault(Fault.parse("create:quota:times=99"))
@@ -206,6 +245,7 @@ def test_an_account_that_refuses_all_is_not_asked_for_each(prefect_server, sandb
     assert creates(sandbox) == 1
 
 
+@pytest.mark.heavy
 def test_at_most_so_many_are_upstream(prefect_server, sandbox, tmp_path, history_mode):
     """The in-flight limit counts each generation from its submission until its end is seen."""
     generate_batch(manifest(tmp_path, rows(6)), max_in_flight=2)
@@ -232,6 +272,7 @@ def test_videos_that_cannot_be_stored_are_not_bought(prefect_server, sandbox, tm
     assert not sandbox.requests
 
 
+@pytest.mark.heavy
 def test_the_output_goes_where_it_is_wanted(prefect_server, sandbox, tmp_path):
     """The results are Parquet if their name says so, and the gallery is beside them."""
     place = tmp_path / "out" / "results.parquet"
@@ -241,24 +282,21 @@ def test_the_output_goes_where_it_is_wanted(prefect_server, sandbox, tmp_path):
     assert Path(result.gallery or "").parent == place.parent
 
 
+@pytest.mark.heavy
 def test_the_run_shows_where_the_batch_stands(prefect_server, sandbox, tmp_path, history):
     """A batch shows progress, counts, results and posters, and nothing for single items."""
     state = generate_batch(manifest(tmp_path, rows(3)), return_state=True)
     shown = history.artifacts(state.state_details.flow_run_id)
-    assert set(shown) == {
-        "cometapi-batch",
-        "cometapi-batch-posters",
-        "cometapi-batch-progress",
-        "cometapi-batch-results",
-    }
-    assert shown["cometapi-batch-progress"]["data"] == 100
-    counts = {row["what"]: row["value"] for row in json.loads(shown["cometapi-batch"]["data"])}
+    assert set(shown) == {"Batch", "Counts", "Posters", "Results"}
+    assert shown["Batch"]["data"] == 100
+    assert "3 of 3 items done" in shown["Batch"]["description"]
+    counts = {row["what"]: row["value"] for row in json.loads(shown["Counts"]["data"])}
     assert (counts["stored"], counts["bought by this run"]) == ("3", "15 s of video")
-    assert len(json.loads(shown["cometapi-batch-results"]["data"])) == 3
+    assert len(json.loads(shown["Results"]["data"])) == 3
 
 
-def test_at_most_three_events_of_ours_per_item(prefect_server, sandbox, tmp_path, history):
-    """Each item emits three events at most: submitted, stored, and the asset."""
+def test_at_most_four_events_of_ours_per_item(prefect_server, sandbox, tmp_path, history):
+    """Each item emits four events at most: submitted, stored, the asset and its source."""
     state = generate_batch(manifest(tmp_path, rows(3)), return_state=True)
     found = history.events(
         state.state_details.flow_run_id, "prefect.asset.materialization.succeeded"
@@ -266,11 +304,13 @@ def test_at_most_three_events_of_ours_per_item(prefect_server, sandbox, tmp_path
     assert set(Counter(event["event"] for event in found)) <= {
         "cometapi.generation.submitted",
         "cometapi.generation.stored",
+        "prefect.asset.referenced",
         "prefect.asset.materialization.succeeded",
     }
-    assert len(found) <= 9
+    assert len(found) <= 12
 
 
+@pytest.mark.heavy
 def test_a_large_batch_tells_only_ends_and_what_went_wrong(
     prefect_server, sandbox, tmp_path, history, monkeypatch
 ):
@@ -286,6 +326,7 @@ def test_a_large_batch_tells_only_ends_and_what_went_wrong(
     assert {event["event"] for event in found} == {"cometapi.generation.stored"}
 
 
+@pytest.mark.heavy
 def test_a_batch_is_part_of_a_larger_flow(prefect_server, sandbox, tmp_path):
     """An async flow gets the result of a batch, and its later tasks are shown as usual."""
     path = manifest(tmp_path, rows(2))
@@ -298,6 +339,7 @@ def test_a_batch_is_part_of_a_larger_flow(prefect_server, sandbox, tmp_path):
     assert asyncio.run(nightly()) == 2
 
 
+@pytest.mark.heavy
 def test_a_list_is_bought_once_however_often_its_run_is_retried(prefect_server, sandbox):
     """The keys of a list's items come from the run, so a retry buys nothing twice."""
     seen = []
@@ -314,6 +356,7 @@ def test_a_list_is_bought_once_however_often_its_run_is_retried(prefect_server, 
     assert len(sandbox.accepted) == 2
 
 
+@pytest.mark.heavy
 def test_a_list_may_be_longer_than_prefect_stores(prefect_server, sandbox, history):
     """A run gets a long list whole, and its record has the beginning and the number left out."""
     many = [dict(row, _note="x" * 20_000) for row in rows(25)]

@@ -383,3 +383,20 @@ def test_ten_thousand_items_stay_a_small_file():
         len(gallery([STORED] * count, title="", base="/out").encode()) for count in (1, 1001)
     )
     assert (many - one) / 1000 < 1100
+
+
+@pytest.mark.parametrize(
+    ("c2pa", "signer", "line"),
+    [
+        (True, "RUNWAY AI, INC.", "C2PA, signed by RUNWAY AI, INC. (not verified)"),
+        (True, None, "C2PA, signed by an unnamed signer (not verified)"),
+        (False, None, "no C2PA manifest"),
+        (None, None, None),
+    ],
+    ids=str,
+)
+def test_a_card_names_the_signer_of_its_file(c2pa, signer, line):
+    """A small line says whether the file has a C2PA manifest; an older result has no such line."""
+    result = STORED.model_copy(update={"c2pa": c2pa, "c2pa_signer": signer})
+    page = gallery([result], title="x", base="/out")
+    assert "C2PA" not in page if line is None else line in page

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from prefect_cometapi.flows.batch.gallery import NAME, gallery
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
-from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
+from prefect_cometapi.runway.media.inspector import examine_output
 from prefect_cometapi.sandbox.clips.render import Recipe, render
 
 from ...waiting import until
@@ -84,8 +84,8 @@ def made(folder: Path, name: str) -> ItemResult:
     video, poster = folder / f"{name} #1.mp4", folder / f"{name} #1.jpg"
     recipe = Recipe("image_to_video", name, name, 1, 320, 192, 2)
     video.write_bytes(render(recipe, None))
-    draw_poster(video, poster, width=160)
-    info = inspect_video(video)
+    info, picture = examine_output(video, "video", poster_width=160)
+    poster.write_bytes(picture)
     return ItemResult(
         id=f"lake-{name}",
         outcome=Outcome.STORED,

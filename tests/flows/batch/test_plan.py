@@ -29,6 +29,13 @@ def test_a_fresh_signature_is_no_other_manifest(signed):
     assert _batch_key(signed).startswith("catalogue-")
 
 
+def test_two_sheets_of_one_document_are_two_manifests():
+    """The number of a sheet is part of the key, and how the document is exported is not."""
+    sheet = "https://docs.google.com/spreadsheets/d/1aB/export?format=csv"
+    assert _batch_key(f"{sheet}&gid=1") == _batch_key(f"{sheet}&gid=1&single=true")
+    assert len({_batch_key(sheet), _batch_key(f"{sheet}&gid=1"), _batch_key(f"{sheet}&gid=2")}) == 3
+
+
 def test_another_manifest_has_another_key():
     """Another host, another path or another file of the same name gives another key."""
     places = ["https://a/b.csv", "https://c/b.csv", "https://a/x/b.csv", "s3://a/b.csv", "/a/b.csv"]

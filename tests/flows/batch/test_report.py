@@ -95,3 +95,15 @@ def test_results_do_not_replace_what_was_asked_for(tmp_path, output):
     check_output("rows.jsonl", "results.jsonl")
     check_output("rows.jsonl", None)
     check_output([{}], "rows.jsonl")
+
+
+async def test_a_batch_that_fails_before_its_items_are_known_leaves_the_earlier_report(tmp_path):
+    """A batch that ends before its items are known replaces no results by an empty report."""
+    (tmp_path / "out.jsonl").write_text("earlier", encoding="utf-8")
+    with pytest.raises(ConnectionError):
+        async with Report(
+            "batch", BatchProgress(Budget("b/")), nothing_new, FolderStorage(tmp_path), "out.jsonl"
+        ):
+            raise ConnectionError("the ledger is away")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == "earlier"
