@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefect automations for the flow runs of this package.
 
-Most of them apply to flow runs with the tag ``cometapi``, which all deployments in prefect.yaml
-have. The others react to events about generations. Each automation is identified by its name, so
-that it is created once and updated in place.
+Most of them apply to flow runs with the tag ``cometapi``, which all deployments of the flows in
+this package have. The others react to events about generations. Each automation is identified by
+its name, so that it is created once and updated in place.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from prefect.events import EventTrigger
 from prefect.events.actions import ActionTypes, ChangeFlowRunState, RunDeployment, SendNotification
 from prefect.events.schemas.automations import Posture
 
-TAG = "cometapi"
+from ..flows.runtime.flow_decorator import TAG
 
 HEARTBEAT_TIMEOUT = timedelta(minutes=9)
 """Time without a heartbeat after which a run counts as crashed.
@@ -31,8 +31,12 @@ START_TIMEOUT = timedelta(minutes=15)
 A machine may have to boot, and a container image to be pulled, before a run starts.
 """
 
+RESTART_DELAY = timedelta(minutes=10)
+"""Time after which a run that crashed repeatedly is restarted."""
+
 _STOPPED_STATES = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
 _WAITING_STATES = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry")
+_CRASHED = {"prefect.flow-run.Crashed"}
 _WITH_TAG: dict[str, Any] = {"prefect.resource.id": f"prefect.tag.{TAG}"}
 _FLOW_RUNS: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
 
@@ -40,6 +44,7 @@ _FLOW_RUNS: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
 def _flow_run_trigger(
     expect: set[str],
     posture: Literal[Posture.Reactive, Posture.Proactive] = Posture.Reactive,
+    threshold: int = 1,
     **options: Any,
 ) -> EventTrigger:
     return EventTrigger(
@@ -48,7 +53,7 @@ def _flow_run_trigger(
         match=_FLOW_RUNS,
         match_related=_WITH_TAG,
         for_each={"prefect.resource.id"},
-        threshold=1,
+        threshold=threshold,
         **options,
     )
 
@@ -109,18 +114,81 @@ def mark_unstarted_runs_crashed(start_timeout: timedelta = START_TIMEOUT) -> Aut
     )
 
 
-def restart_crashed_runs() -> Automation:
-    """Return an automation that schedules a crashed run again.
+def restart_crashed_runs(window: timedelta) -> Automation:
+    """Return an automation that schedules a run again at once when it crashes.
 
-    The run continues the generations that it bought before. It fails after a limited number of
-    starts.
+    It does so for the first crash of a run in a period. Further ones may have a cause that lasts,
+    such as a missing image, and are left to the next automation. The run continues the generations
+    that it bought before.
+
+    Args:
+        window: Length of the period, as ``crash_window`` returns it.
     """
     return Automation(
         name="cometapi: restart crashed runs",
         description="Schedules a crashed run again. Nothing is paid for twice.",
-        trigger=_flow_run_trigger({"prefect.flow-run.Crashed"}),
+        trigger=_flow_run_trigger(_CRASHED, within=window),
         actions=[_set_to(StateType.SCHEDULED, "Restarted after a crash.")],
     )
+
+
+def restart_runs_that_stay_crashed(delay: timedelta = RESTART_DELAY) -> Automation:
+    """Return an automation that schedules a run again that has been crashed for a while.
+
+    A restart counts only once a worker claims the run or the run is late. A worker may report a
+    crash twice, and a server with SQLite may then set a restarted run to Scheduled without a start
+    time (seen with Prefect 3.9.1 in 2 of 6 such crashes). No worker would ever claim it.
+    """
+    began = {
+        f"prefect.flow-run.{state}"
+        for state in ("Pending", "Running", *_WAITING_STATES)
+        if state != "Scheduled"
+    }
+    return Automation(
+        name="cometapi: restart runs that stay crashed",
+        description="Schedules a run that crashed repeatedly again, after a delay.",
+        trigger=_flow_run_trigger(
+            began | {f"prefect.flow-run.{state}" for state in _STOPPED_STATES},
+            posture=Posture.Proactive,
+            after=_CRASHED,
+            within=delay,
+        ),
+        actions=[_set_to(StateType.SCHEDULED, "Restarted after repeated crashes.")],
+    )
+
+
+def fail_runs_that_keep_crashing(attempts: int, window: timedelta) -> Automation:
+    """Return an automation that sets a run to Failed when it crashes too often.
+
+    A flow counts its own starts, but only once it runs. This automation also stops a run whose
+    process ends before that, such as with a wrong interpreter.
+
+    Args:
+        attempts: Number of reported crashes in a period. A worker may report one crash twice.
+        window: Length of the period, as ``crash_window`` returns it.
+    """
+    return Automation(
+        name="cometapi: fail runs that keep crashing",
+        description=f"Sets a run to Failed when {attempts} of its crashes were reported.",
+        trigger=_flow_run_trigger(_CRASHED, threshold=attempts, within=window),
+        actions=[
+            _set_to(
+                StateType.FAILED,
+                f"The run crashed {attempts} times and is not restarted again. Nothing more is "
+                "bought; the flow collect stores what was bought before. Find the reason in the "
+                "log of the run or of its worker, correct it, and retry the run.",
+            )
+        ],
+    )
+
+
+def crash_window(attempts: int) -> timedelta:
+    """Return the period in which the crashes of a run are counted; pure.
+
+    Each restart may wait for its delay, and then for the time after which a run that did not start
+    counts as crashed; twice that leaves room for the worker.
+    """
+    return attempts * 2 * (RESTART_DELAY + START_TIMEOUT)
 
 
 def notify_on_failure(block_id: UUID) -> Automation:

@@ -9,26 +9,47 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import FrameType
-from typing import IO, TYPE_CHECKING, NoReturn, cast
+from typing import IO, TYPE_CHECKING, NoReturn, TypeVar, cast
 
 from pydantic import ValidationError
 from rich import markup
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
+from ..runway.environment import problem_of, variable_of
 from ..runway.errors import CometAPIError
 from ..runway.models.generation import Generation, GenerationResult, Status, Submission
 from ..runway.redact import printable
 from ..runway.settings import CometAPISettings
+from .connection import connect, uses_temporary_server
 from .output import ERRORS, OUTPUT
 
 if TYPE_CHECKING:
     from ..flows import CollectResult
 
+T = TypeVar("T")
+
 # An idempotency key may contain the name of an emoji, and the user has to be able to copy it.
 console = Console(file=cast("IO[str]", OUTPUT), highlight=False, emoji=False)
 errors = Console(file=cast("IO[str]", ERRORS), stderr=True, highlight=False, emoji=False)
+
+WIDEST = 10_000
+"""Columns of a table that is not made to fit into the terminal."""
+
+
+def wide_console() -> Console:
+    """Return a console for the standard output that breaks and shortens no line."""
+    return Console(file=cast("IO[str]", OUTPUT), highlight=False, emoji=False, width=WIDEST)
+
 
 _STATUS_TEXT = {
     Status.NOT_FOUND: "submitted, not found yet",
@@ -50,35 +71,56 @@ def escape(text: str) -> str:
     return markup.escape(printable(text))
 
 
+class _Mark(SpinnerColumn):
+    """Spinner that ends as a tick, or as a cross if the task has failed."""
+
+    def render(self, task: Task) -> RenderableType:
+        return Text("✗", style="red") if task.fields["failed"] else super().render(task)
+
+
 @contextmanager
 def bar(title: str, where: Console) -> Iterator[Callable[..., None]]:
     """Show a progress bar while the block runs, and yield the function that updates it.
 
-    An error in the block hides the bar.
+    After an error in the block, the bar stays as it is, with a cross; where the output is no
+    terminal, the bar is not printed then.
     """
     columns = (
-        SpinnerColumn(
-            "dots" if where.encoding.startswith("utf") else "line", finished_text="[green]✓[/]"
-        ),
+        _Mark("dots" if where.encoding.startswith("utf") else "line", finished_text="[green]✓[/]"),
         TextColumn("[bold]{task.fields[title]}"),
         BarColumn(bar_width=28),
         TextColumn("{task.description}", justify="left"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=where) as progress:
-        line = progress.add_task("starting Prefect", total=None, title=escape(title))
+        line = progress.add_task("loading Prefect", total=None, title=escape(title), failed=False)
         try:
             yield partial(progress.update, line)
-        except Exception:
-            progress.update(line, visible=False)  # the error message replaces the line
+        except BaseException as error:
+            if progress.tasks[0].total is None:
+                progress.update(line, total=1.0)  # a bar without an end would move on
+            is_stopped = isinstance(error, KeyboardInterrupt)
+            progress.update(
+                line,
+                visible=where.is_terminal,
+                failed=True,
+                description="interrupted" if is_stopped else "failed",
+            )
             raise
 
 
 @contextmanager
-def progress_of(title: str, where: Console = console, done: str = "stored") -> Iterator[None]:
-    """Show a progress bar while the flows in the block wait; it stays when they are done."""
-    from ..flows.ui.artifacts import progress_listener
+def progress_of(
+    title: str, load: Callable[[], T], where: Console = console, done: str = "stored"
+) -> Iterator[T]:
+    """Show a progress bar while Prefect is started and the block runs flows; it stays at the end.
 
+    Args:
+        title: Title of the bar.
+        load: Function that imports what the block needs, once Prefect is there; it is yielded.
+        where: Console of the bar.
+        done: Description at the end.
+    """
     task_id = ""
 
     def listen(submission: Submission, reply: Generation) -> None:
@@ -91,10 +133,12 @@ def progress_of(title: str, where: Console = console, done: str = "stored") -> I
             completed=min(share or 0.0, 0.99),
         )
 
-    token = progress_listener.set(listen)
     try:
         with bar(title, where) as move:
-            yield
+            loaded = connect(load, lambda text: move(description=text))
+            move(description="asking CometAPI")
+            with _listening(listen), waits_shown(move):
+                yield loaded
             move(description=done, total=1.0, completed=1.0)
     except KeyboardInterrupt:
         errors.print(
@@ -105,6 +149,31 @@ def progress_of(title: str, where: Console = console, done: str = "stored") -> I
         if task_id:
             errors.print(f"  [dim]Next:[/] prefect-cometapi finish {escape(task_id)}")
         raise
+
+
+@contextmanager
+def waits_shown(move: Callable[..., None]) -> Iterator[None]:
+    """Show beside a bar what a run within the block waits for.
+
+    Args:
+        move: Function that updates the bar.
+    """
+    from ..flows.runtime.log import wait_listener
+
+    token = wait_listener.set(lambda reason: move(description=escape(reason)))
+    try:
+        yield
+    finally:
+        wait_listener.reset(token)
+
+
+@contextmanager
+def _listening(listen: Callable[[Submission, Generation], None]) -> Iterator[None]:
+    from ..flows.ui.artifacts import progress_listener
+
+    token = progress_listener.set(listen)
+    try:
+        yield
     finally:
         progress_listener.reset(token)
 
@@ -219,8 +288,8 @@ def show_error(error: Exception) -> None:
         for problem in error.errors(include_url=False, include_context=False, include_input=False):
             field = ".".join(str(part) for part in problem["loc"])
             if error.title == CometAPISettings.__name__:
-                field = f"COMETAPI_{field.upper()}"
-            message = problem["msg"].removeprefix("Value error, ")
+                field = variable_of(problem["loc"])
+            message = problem_of(problem["msg"])
             line = f"{field}: {message}" if field else message
             errors.print(f"  {escape(line)}", soft_wrap=True)
     elif isinstance(error, CometAPIError):
@@ -231,6 +300,25 @@ def show_error(error: Exception) -> None:
             errors.print(f"  [dim]{escape(name)}:[/] {escape(text)}", soft_wrap=True)
     else:
         errors.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True)
+
+
+def note_temporary_server(effect: str) -> None:
+    """Print a note if no Prefect server is configured, and what that means for a command.
+
+    Args:
+        effect: Effect as a sentence.
+    """
+    if uses_temporary_server():
+        errors.print(
+            f"[yellow]Note:[/] PREFECT_API_URL is not set, so a temporary Prefect server is "
+            f"started. {effect}",
+            soft_wrap=True,
+        )
+        errors.print(
+            "  [dim]For a lasting one:[/] prefect server start, and in another terminal: "
+            "export PREFECT_API_URL=http://127.0.0.1:4200/api",
+            soft_wrap=True,
+        )
 
 
 def stop_at_prefect(message: str, next_step: str) -> NoReturn:

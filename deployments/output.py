@@ -88,5 +88,19 @@ class Output(io.TextIOBase):
             os.close(nowhere)
 
 
+def fill_closed_streams() -> None:
+    """Open the null device in place of each standard stream that is closed.
+
+    Otherwise the next file or socket gets its number, and a child process, such as Prefect's
+    server, writes into it or fails without it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one, since all below it are open.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003
+
+
 OUTPUT = Output("stdout")
 ERRORS = Output("stderr")

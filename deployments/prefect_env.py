@@ -8,6 +8,9 @@ log of the run in Prefect's UI.
 
 import os
 import warnings
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import quote
 
 _QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -23,6 +26,20 @@ def quieten_prefect() -> None:
     warnings.filterwarnings("ignore", module="prefect.*")
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    _name_database()
+
+
+def _name_database() -> None:
+    """Name the database of Prefect's own server, if its home has characters of URLs.
+
+    Prefect writes the path of its home into a URL as it is. From 2.1 on, SQLAlchemy decodes that
+    path, so a server in a home with ``%41`` would not find it.
+    """
+    home = os.environ.get("PREFECT_HOME", "")
+    if set("?#%").intersection(home) and not version("sqlalchemy").startswith("2.0."):
+        path = quote(str(Path(home).expanduser().absolute()))
+        url = f"sqlite+aiosqlite:///{path}/prefect.db"
+        os.environ.setdefault("PREFECT_SERVER_DATABASE_CONNECTION_URL", url)
 
 
 def use_embedded_server() -> None:
@@ -30,11 +47,3 @@ def use_embedded_server() -> None:
     for name in ("PREFECT_API_URL", "PREFECT_API_KEY"):
         os.environ.pop(name, None)
     os.environ["PREFECT_PROFILE"] = "ephemeral"  # Prefect ships this profile
-
-
-def start_prefect() -> None:
-    """Wait until Prefect's server answers; without a configured one, this starts one."""
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        client.api_healthcheck()

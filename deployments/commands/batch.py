@@ -4,17 +4,22 @@
 import asyncio
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from cyclopts import Parameter, validators
 from rich.console import Console
 from rich.table import Table
 
-from ...runway.batch.errors import BatchFailed
-from ..console import bar, console, display_path, errors, escape, show_error
-from ..prefect_env import quieten_prefect, start_prefect
+from ...runway.batch.errors import BatchFailed, InvalidManifest, first_names
+from ...runway.batch.manifest import check_manifest
+from ...runway.batch.table_files import FileFormat
+from ..connection import connect
+from ..console import bar, console, display_path, errors, escape, show_error, waits_shown
+from ..prefect_env import quieten_prefect
+from ..preflight import check_blocks, check_every_row, check_purchase, check_spending_limit
 
 if TYPE_CHECKING:
     from ...flows.batch.progress import ProgressSnapshot
@@ -29,10 +34,17 @@ def batch(
     manifest: Annotated[
         str,
         Parameter(
-            help="Path or fsspec URL of a JSONL, CSV or Parquet file with one request per row."
+            help="Path or fsspec URL of a JSONL, CSV or Parquet file with one request per row, or "
+            "of a folder of them."
         ),
     ],
     *,
+    credentials: Annotated[
+        str | None,
+        Parameter(
+            help="Name of the saved credentials block with the API key (default: COMETAPI_KEY)."
+        ),
+    ] = None,
     storage: Annotated[
         str | None, Parameter(help="Folder, fsspec URL or Prefect storage block for the videos.")
     ] = None,
@@ -72,7 +84,10 @@ def batch(
         Parameter(help="Stop buying after more failures than this.", validator=_AMOUNT),
     ] = None,
     strict: Annotated[
-        bool, Parameter(negative="", help="Buy nothing if any row is not valid.")
+        bool,
+        Parameter(
+            negative="", help="Buy nothing if any row is not valid, and list every such row."
+        ),
     ] = False,
     ignore_balance: Annotated[
         bool,
@@ -85,22 +100,62 @@ def batch(
         bool,
         Parameter(negative="", help="Check the rows and estimate the cost. Buys nothing."),
     ] = False,
+    format_: Annotated[
+        Literal["csv", "jsonl", "parquet"] | None,
+        Parameter(
+            name="--format",
+            help="Format of the manifest, if neither its name nor its content says it.",
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        Parameter(
+            help="Encoding of the manifest, such as windows-1252 (default: by its byte order mark, "
+            "else UTF-8)."
+        ),
+    ] = None,
+    shards: Annotated[
+        int,
+        Parameter(
+            help="Number of flow runs that share the batch, on the workers of a deployment of the "
+            "flow generate-batch-shard.",
+            validator=_COUNT,
+        ),
+    ] = 1,
+    shard_deployment: Annotated[
+        str | None,
+        Parameter(help="Deployment that runs the shards (default: the only one there is)."),
+    ] = None,
     json: Annotated[bool, Parameter(negative="", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a video from each row of a manifest. A repeated run buys only what is missing."""
-    quieten_prefect()
-    from ...flows import generate_batch
-    from ...flows.batch.plan import foreseen
-
     if dry_run:
-        result = asyncio.run(foreseen(manifest, idempotency_key, storage))
-        _show_estimate(result)
+        quieten_prefect()
+        from ...flows.batch.plan import Reading, foreseen
+
+        reading = Reading(format_, encoding)
+        result = asyncio.run(foreseen(manifest, idempotency_key, storage, reading))
+        if json:
+            console.print_json(result.model_dump_json())
+        else:
+            _show_estimate(result, every=strict)
         sys.exit(1 if result.failed else 0)
+    known_format = FileFormat[format_.upper()] if format_ else None
     try:
-        with _progress(errors if json else console):
-            start_prefect()
+        check_manifest(manifest, known_format)
+        if strict:
+            check_every_row(manifest, known_format, encoding)
+    except InvalidManifest as error:
+        _refuse(error)
+    settings = check_purchase(storage, credentials)
+    check_spending_limit(max_spend, settings)
+    quieten_prefect()
+    try:
+        with _progress(errors if json else console, shards) as (generate_batch, end):
+            check_blocks(settings, storage or settings.storage, credentials)
             result = generate_batch(
                 manifest,
+                credentials=credentials,
                 storage=storage,
                 idempotency_key=idempotency_key,
                 output=output,
@@ -110,7 +165,16 @@ def batch(
                 max_failures=max_failures,
                 strict=strict,
                 ignore_balance=ignore_balance,
+                manifest_format=format_,
+                manifest_encoding=encoding,
+                shards=shards,
+                shard_deployment=shard_deployment,
             )
+            end(result)
+    except InvalidManifest as error:
+        if not strict:
+            raise
+        _refuse(error)
     except BatchFailed as failed:
         show_error(failed)
         if failed.result:
@@ -120,8 +184,21 @@ def batch(
     sys.exit(0 if result.succeeded == len(result.results) else 1)
 
 
-def _show_estimate(result: "BatchResult") -> None:
-    """Print the number of videos in a manifest and their estimated cost."""
+def _refuse(error: InvalidManifest) -> NoReturn:
+    """Print every problem of a manifest, one line each, and exit with 1."""
+    for row in error.rows:
+        errors.print(f"  {escape(str(row))}", soft_wrap=True)
+    show_error(error)
+    sys.exit(1)
+
+
+def _show_estimate(result: "BatchResult", *, every: bool) -> None:
+    """Print the number of videos in a manifest and their estimated cost.
+
+    Args:
+        result: Expected result.
+        every: True to list each invalid row by itself.
+    """
     from ...runway.batch.models import Outcome
     from ...runway.ledger.figures import figures
 
@@ -135,7 +212,12 @@ def _show_estimate(result: "BatchResult") -> None:
     }.items():
         table.add_row(f"[dim]{name}[/]", escape(value))
     console.print(table)
-    _list([item for item in result.results if item.outcome is Outcome.INVALID])
+    invalid = [item for item in result.results if item.outcome is Outcome.INVALID]
+    if every:
+        for item in invalid:
+            console.print(f"  {escape(item.id)} {escape(item.problem() or '')}", soft_wrap=True)
+    else:
+        _list(invalid)
 
 
 def _show(result: "BatchResult", *, json: bool) -> None:
@@ -143,7 +225,7 @@ def _show(result: "BatchResult", *, json: bool) -> None:
         console.print_json(result.model_dump_json())
         return
     from ...flows.batch.artifacts import span
-    from ...runway.batch.outcomes import Again, again
+    from ...runway.batch.outcomes import Again, again, corrections
     from ...runway.ledger.figures import figures
 
     console.print(f"\n[bold]{result.sentence()}[/] in {span(result.seconds)}")
@@ -154,6 +236,8 @@ def _show(result: "BatchResult", *, json: bool) -> None:
             console.print(f"  [dim]{name}:[/] {escape(display_path(location))}", soft_wrap=True)
     unstored = [item for item in result.results if item.uri is None]
     _list(unstored)
+    for step in corrections(result.results):
+        console.print(f"  [dim]Next:[/] {escape(step)}", soft_wrap=True)
     if result.uncertain:
         console.print("  [dim]Next:[/] prefect-cometapi ledger list --state uncertain")
     use = again(result.results)
@@ -165,21 +249,36 @@ def _show(result: "BatchResult", *, json: bool) -> None:
 def _list(items: "list[ItemResult]") -> None:
     if items:
         console.print()
-    for item in items[:_SHOWN]:
-        reason = item.problem() or "not started"
-        line = f"  {escape(item.id)} [yellow]{item.outcome}[/] {escape(reason)}"
+    same: dict[tuple[str, str], list[ItemResult]] = {}
+    for item in items:
+        same.setdefault((item.outcome, item.problem() or "not started"), []).append(item)
+    left = len(items)
+    for (outcome, reason), alike in list(same.items())[:_SHOWN]:
+        names = first_names([item.id for item in alike])
+        line = f"  {escape(names)} [yellow]{outcome}[/] {escape(reason)}"
         console.print(line, soft_wrap=True)
-    if len(items) > _SHOWN:
-        console.print(f"  … and {len(items) - _SHOWN:,} more")
+        left -= len(alike)
+    if left:
+        console.print(f"  … and {left:,} more")
 
 
 @contextmanager
-def _progress(where: Console) -> Iterator[None]:
-    """Show a progress bar for all items, with their counts, while the batch runs."""
-    from ...flows.batch.artifacts import span
-    from ...flows.batch.progress import batch_listener
+def _progress(
+    where: Console, shards: int
+) -> Iterator[tuple[Callable[..., "BatchResult"], Callable[["BatchResult"], None]]]:
+    """Show a progress bar for all items, with their counts, while the batch runs.
+
+    Args:
+        where: Console for the progress bar.
+        shards: Number of flow runs that share the batch.
+
+    Yields:
+        The flow, when Prefect has been started, and the function that shows the end of its run.
+    """
 
     def listen(snapshot: "ProgressSnapshot") -> None:
+        from ...flows.batch.artifacts import span
+
         left = f", {span(snapshot.left)} left" if snapshot.left else ""
         move(
             description=f"{snapshot.sentence()}{left}",
@@ -187,18 +286,47 @@ def _progress(where: Console) -> Iterator[None]:
             completed=snapshot.done,
         )
 
-    token = batch_listener.set(listen)
     try:
         with bar("batch", where) as move:
-            yield
+            flow = connect(_load, lambda text: move(description=text))
+            move(description="checking rows, sources and the ledger")
+            with _listening(listen), waits_shown(move):
+                yield flow, partial(_end, move)
     except KeyboardInterrupt:
-        errors.print(
-            "[yellow]Interrupted.[/] Submitted generations continue at CometAPI and are charged "
-            "if they succeed.",
-            soft_wrap=True,
+        continuing = (
+            "The shards continue on their workers, and buy the rest. The same command attaches to "
+            "them; to stop one, cancel its run of generate-batch-shard in the UI."
+            if shards > 1
+            else "Submitted generations continue at CometAPI and are charged if they succeed."
         )
+        errors.print(f"[yellow]Interrupted.[/] {continuing}", soft_wrap=True)
         errors.print(f"  [dim]Next:[/] {escape(_as_typed())}", soft_wrap=True)
         raise
+
+
+def _end(move: Callable[..., None], result: "BatchResult") -> None:
+    """Show the end of a batch: a tick only if every video is stored."""
+    move(
+        description=result.sentence(),
+        total=1.0,
+        completed=1.0,
+        failed=result.succeeded < len(result.results),
+    )
+
+
+def _load() -> Callable[..., "BatchResult"]:
+    from ...flows import generate_batch
+
+    return generate_batch
+
+
+@contextmanager
+def _listening(listen: Callable[["ProgressSnapshot"], None]) -> Iterator[None]:
+    from ...flows.batch.progress import batch_listener
+
+    token = batch_listener.set(listen)
+    try:
+        yield
     finally:
         batch_listener.reset(token)
 

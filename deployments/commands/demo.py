@@ -2,15 +2,25 @@
 """Command ``prefect-cometapi demo``: two videos from a local sandbox."""
 
 import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from ...runway.models.generation import GenerationResult
 from ...runway.models.requests import ImageToVideoRequest, VideoToVideoRequest
-from ..console import Stopwatch, console, progress_of, show_results
-from ..prefect_env import quieten_prefect, start_prefect, use_embedded_server
+from ..console import Stopwatch, console, display_path, escape, progress_of, show_results
+from ..prefect_env import quieten_prefect, use_embedded_server
 
 PICTURE = Path(__file__).parent / "comet.jpg"
 RENDER_SECONDS = 4.0
+
+NEXT = {
+    "prefect-cometapi ledger list": "list the generations that were bought",
+    "prefect server start": "show the runs at http://127.0.0.1:4200",
+    "prefect-cometapi sandbox": "run the sandbox for your own flows and tests",
+}
+"""Commands to try after the demo, and what each of them does."""
 
 
 def run_demo(storage: str | None) -> None:
@@ -27,19 +37,28 @@ def run_demo(storage: str | None) -> None:
             "COMETAPI_POLL_INTERVAL": "1",
         }
         show_results(_make_two_videos(storage))
-    console.print(
-        "\n[bold]Next[/]\n"
-        "  prefect-cometapi ledger list  [dim]list the generations that were bought[/]\n"
-        "  prefect server start          [dim]show the runs at http://127.0.0.1:4200[/]\n"
-        "  prefect-cometapi sandbox      [dim]run the sandbox for your own flows and tests[/]"
-    )
+    console.print("\n[bold]Next[/]")
+    shown = {runnable(words): purpose for words, purpose in NEXT.items()}
+    width = max(map(len, shown))
+    for words, purpose in shown.items():
+        console.print(f"  {escape(words.ljust(width))}  [dim]{purpose}[/]", soft_wrap=True)
+
+
+def runnable(words: str) -> str:
+    """Return a command of this installation as the user can run it, with its folder if needed."""
+    program, _, rest = words.partition(" ")
+    started = Path(sys.argv[0])
+    found = shutil.which(program)
+    is_on_path = found and Path(found).parent.resolve() == started.parent.resolve()
+    if is_on_path or started.parent == Path():
+        return words
+    return f"{shlex.quote(display_path(str(started.parent / program)))} {rest}"
 
 
 def _make_two_videos(storage: str | None) -> list[tuple[GenerationResult, float]]:
-    from ...flows import image_to_video, video_to_video
+    from ... import flows
 
-    with progress_of("image-to-video"):
-        start_prefect()
+    with progress_of("image-to-video", lambda: flows.image_to_video) as image_to_video:
         watch = Stopwatch()
         first = image_to_video(
             ImageToVideoRequest(
@@ -52,7 +71,7 @@ def _make_two_videos(storage: str | None) -> list[tuple[GenerationResult, float]
             storage=storage,
         )
     took, watch = watch.seconds(), Stopwatch()
-    with progress_of("video-to-video"):
+    with progress_of("video-to-video", lambda: flows.video_to_video) as video_to_video:
         second = video_to_video(
             VideoToVideoRequest(
                 video_uri=first.videos[0].uri,

@@ -3,11 +3,11 @@
 
 import asyncio
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
 from time import time
 from typing import TYPE_CHECKING, Annotated
+from urllib.request import getproxies
 
 import httpx
 from cyclopts import Parameter
@@ -18,51 +18,24 @@ from ...runway.errors import CometAPIError, ServiceUnavailable
 from ...runway.http_clients import tls_context
 from ...runway.models.account import AccountBalance, TokenCheck
 from ...runway.models.catalogue import CatalogueReply
+from ...runway.redact import host_of
 from ...runway.settings import CometAPISettings
 from ..console import console, escape
+from ..container_checks import check_containers
+from ..findings import Finding, Health, failed, passed, warning
 from ..prefect_env import quieten_prefect
 from .models import default_models, models_of_deployments, unsold
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
+PUBLIC_NAME = "example.com"
+"""Name that resolves to a public address in each network that reaches the internet."""
+
 SKEW = 30.0
 """Maximum difference between the local and the service's clock, in seconds.
 
 Signed URLs and leases depend on the clock."""
-
-
-class Health(StrEnum):
-    """Result of a check."""
-
-    PASSED = "passed"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Result of one check, and the fix if there is a problem."""
-
-    check: str
-    health: Health
-    message: str
-    fix: str = ""
-
-
-def passed(check: str, message: str) -> Finding:
-    """Return the finding of a check that passed."""
-    return Finding(check, Health.PASSED, message)
-
-
-def warning(check: str, message: str, fix: str) -> Finding:
-    """Return the finding of a check that passed with a restriction."""
-    return Finding(check, Health.WARNING, message, fix)
-
-
-def failed(check: str, message: str, fix: str) -> Finding:
-    """Return the finding of a check that failed."""
-    return Finding(check, Health.FAILED, message, fix)
 
 
 def doctor(
@@ -72,7 +45,7 @@ def doctor(
     ] = None,
     pool: Annotated[str, Parameter(help="Work pool to check.")] = "videos",
 ) -> None:
-    """Check account, clock, storage, decoder, ledger, Prefect and workers. Buys nothing."""
+    """Check account, network, clock, storage, decoder, ledger, Prefect, workers. Buys nothing."""
     quieten_prefect()
     findings = asyncio.run(run_checks(CometAPISettings(), storage, pool))
     colours = {
@@ -90,7 +63,8 @@ def doctor(
 async def run_checks(settings: CometAPISettings, storage: str | None, pool: str) -> list[Finding]:
     """Run all checks, and return their findings in the order in which to fix them."""
     location = storage or settings.storage
-    findings = [await _key(settings), await _clock(settings.base_url)]
+    findings = [await _key(settings), await _network(settings.base_url)]
+    findings.append(await _clock(settings.base_url))
     findings += await _account(settings)
     findings += [await _storage(location), await _decoder(), await _ledger(location)]
     findings += await _prefect(pool, location)
@@ -119,6 +93,52 @@ async def _key(settings: CometAPISettings) -> Finding:
         fix = "try again later; CometAPI neither accepted nor refused the API key"
         return warning(check, error.message, fix)
     return passed(check, f"{settings.base_url} accepts the API key")
+
+
+async def _network(base_url: str) -> Finding:
+    """Check to which addresses this machine resolves names; videos come from public ones only."""
+    from ...runway.media.ssrf_guard import is_fake, is_public
+
+    if "https" in getproxies() or "all" in getproxies():
+        return passed("network", "through a proxy, which resolves names")
+    service = await _addresses(host_of(base_url))
+    if service and not any(is_public(each) or is_fake(each) for each in service):
+        return passed("network", "the service is in this network")
+    return network_finding(service, await _addresses(PUBLIC_NAME))
+
+
+async def _addresses(host: str) -> list[str]:
+    from ...runway.media.ssrf_guard import resolve
+
+    try:
+        return await resolve(host, 443)
+    except (OSError, UnicodeError):
+        return []
+
+
+def network_finding(service: Sequence[str], public: Sequence[str]) -> Finding:
+    """Return the finding for the addresses of the service and of a public name; pure."""
+    from ...runway.media.ssrf_guard import is_fake, is_nat64, is_public
+
+    check, found = "network", [*service, *public]
+    if fake := next(filter(is_fake, found), None):
+        message = (
+            f"names resolve to addresses that a VPN or proxy makes up ({fake}, fake-IP DNS), from "
+            "which no video is downloaded"
+        )
+        fix = "turn fake-IP off, set HTTPS_PROXY, or name the hosts in COMETAPI_ALLOWED_ASSET_HOSTS"
+        return warning(check, message, fix)
+    if not public:
+        fix = "check the DNS of this machine; videos come from hosts that it has to resolve"
+        return warning(check, f"{PUBLIC_NAME} cannot be resolved", fix)
+    if not any(map(is_public, public)):
+        message = f"{PUBLIC_NAME} has the non-public address {public[0]}"
+        return warning(check, message, "check the DNS of this machine, or set HTTPS_PROXY")
+    if any(map(is_nat64, found)):
+        message = "names resolve to NAT64, as in a network without IPv4; videos come through it"
+        fix = "nothing, unless the gateway of the network is slow or limited"
+        return warning(check, message, fix)
+    return passed(check, "names resolve to public addresses")
 
 
 async def _account(settings: CometAPISettings) -> list[Finding]:
@@ -273,7 +293,8 @@ async def _prefect(pool: str, location: str) -> list[Finding]:
         async with get_client() as client:
             version = await client.api_version()
             server = passed("Prefect", f"server {version} at {client.api_url}")
-            return [server, await _limit(client), await _workers(client, pool, location)]
+            workers = await _workers(client, pool, location)
+            return [server, await _limit(client), *await check_containers(client, pool), workers]
     except (httpx.HTTPError, RuntimeError) as error:
         message = f"the server does not answer: {type(error).__name__}"
         return [failed("Prefect", message, "prefect server start, or correct PREFECT_API_URL")]
@@ -295,9 +316,11 @@ async def _limit(client: "PrefectClient") -> Finding:
 async def _workers(client: "PrefectClient", pool: str, location: str) -> Finding:
     from prefect.exceptions import ObjectNotFound
 
+    from ...flows.runtime.work_pools import read_pool, starts_containers
+
     start = f"prefect worker start --pool {pool}"
     try:
-        await client.read_work_pool(pool)
+        found = await read_pool(client, pool)
         workers = await client.read_workers_for_work_pool(pool)
     except ObjectNotFound:
         fix = f"prefect-cometapi setup --pool {pool}"
@@ -308,6 +331,8 @@ async def _workers(client: "PrefectClient", pool: str, location: str) -> Finding
         return failed("workers", message, start)
     if len(online) == 1:
         return passed("workers", f"one worker is online in the pool {pool}")
+    if starts_containers(found):  # the settings of this machine are not those of its containers
+        return passed("workers", f"{len(online)} workers are online in the pool {pool}")
     return await _shared(len(online), location)
 
 

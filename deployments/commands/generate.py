@@ -7,25 +7,23 @@ field that holds objects of other kinds is given as JSON.
 
 import inspect
 import json
-import mimetypes
 import re
 from collections.abc import Callable
 from functools import partial
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
-from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ...runway.errors import InvalidRequest
+from ...runway.models.model_limits import described_limits, known_models
 from ...runway.models.requests import GenerationRequest
-from ...runway.models.sources import Source, is_stored
+from ...runway.models.sources import IS_SOURCE
 from ...runway.redact import scrub
-from ..source_arguments import as_source
+from ..source_arguments import as_source, is_video
 
-_IS_SOURCE = get_args(Source)[1]
 _FORMS = "URL, local file, s3:// address or TYPE/BLOCK/FILE"
 _TAGGED = re.compile(r"([A-Za-z][A-Za-z0-9_]{2,15})=(.+)", re.DOTALL)
 
@@ -101,9 +99,8 @@ def _option(name: str, info: FieldInfo, kind: type[GenerationRequest]) -> _Optio
             annotation=Annotated[
                 type_ if required or several or default is not None else Union[type_, None],  # noqa: UP007
                 Parameter(
-                    help=f"{note or sentence}.",
+                    help=f"{note or sentence}.{_known(name, info, kind)}",
                     negative=None if type_ is bool else "",
-                    show_default=False if several else None,
                 ),
             ],
         ),
@@ -111,10 +108,18 @@ def _option(name: str, info: FieldInfo, kind: type[GenerationRequest]) -> _Optio
     )
 
 
+def _known(name: str, info: FieldInfo, kind: type[GenerationRequest]) -> str:
+    """Return what is known of a field for the models of a route, as sentences."""
+    known = known_models(kind.route)
+    if name == "model":
+        return f" Known: {', '.join(known)}."
+    return described_limits(info.alias or name, known)
+
+
 def _type_of(name: str, info: FieldInfo) -> tuple[Any, str, Convert]:
     """Return the type of an option, its help if it is not the field's own, and its conversion."""
     found = _parts(info.annotation)
-    if _IS_SOURCE in [*info.metadata, *found]:
+    if IS_SOURCE in [*info.metadata, *found]:
         return str, f"{info.title or name}: {_FORMS}", as_source
     models = [it for it in found if isinstance(it, type) and issubclass(it, BaseModel)]
     is_list = list in found
@@ -159,8 +164,6 @@ def _image(given: str, *, tagged: bool) -> dict[str, str]:
 
 
 def _typed(given: str) -> dict[str, str]:
-    """Return a source with its kind, which the name of the file or its media type shows."""
+    """Return a source with its kind."""
     uri = as_source(given)
-    path = uri if is_stored(uri) else urlsplit(uri).path
-    named = uri[5:] if uri[:5].lower() == "data:" else mimetypes.guess_type(path)[0]
-    return {"type": "video" if (named or "").lower().startswith("video") else "image", "uri": uri}
+    return {"type": "video" if is_video(uri) else "image", "uri": uri}

@@ -3,11 +3,10 @@
 
 import asyncio
 import json as json_text
-import re
 import shlex
 import sys
 from collections.abc import Coroutine, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from cyclopts import App, Parameter
@@ -21,11 +20,13 @@ from ...runway.ledger.resubmission import (
     outcome_is_unknown,
     sent_at,
 )
-from ...runway.models.keys import check_task_id
-from ..console import console, errors, escape, show_error
+from ...runway.models.keys import check_task_id, one_form
+from ..console import console, errors, escape, show_error, wide_console
 from ..output import OUTPUT
 from ..prefect_env import quieten_prefect
+from .ledger_costs import export, report
 from .ledger_files import backup, rebuild
+from .ledger_period import check_time, since_time
 from .ledger_reconcile import reconcile
 from .ledger_table import as_csv, as_json, facts_of, shown_time, table_of
 
@@ -35,31 +36,10 @@ app = App(name="ledger", help="List bought generations, and resolve uncertain su
 app.command(backup)
 app.command(rebuild)
 app.command(reconcile)
-
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+app.command(export)
+app.command(report)
 
 Key = Annotated[str, Parameter(help="Idempotency key of the generation.")]
-
-
-def since_time(text: str, now: datetime | None = None) -> datetime:
-    """Parse a span before now (90m, 12h, 3d, 2w), or an ISO date or time (default: UTC); pure.
-
-    Raises:
-        ValueError: The text has neither form.
-    """
-    if found := re.fullmatch(r"(\d{1,5})\s*([mhdw])", text.strip()):
-        ago = timedelta(**{_UNITS[found[2]]: int(found[1])})
-        return (now or datetime.now(UTC)) - ago
-    try:
-        time = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise ValueError("write 90m, 12h, 3d, 2w, or a date such as 2026-11-21") from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def _check_since(_type: Any, text: str | None) -> None:
-    if text is not None:
-        since_time(text)
 
 
 def valid_task_id(_type: Any, task_id: str | None) -> None:
@@ -76,19 +56,25 @@ def list_entries(
         Parameter(
             help="Only generations in this state. Repeatable.",
             negative="",
-            show_default=False,
         ),
     ] = (),
     since: Annotated[
         str | None,
         Parameter(
-            help="Only generations newer than 90m, 12h, 3d or 2026-11-21.", validator=_check_since
+            help="Only generations newer than 90m, 12h, 3d or 2026-11-21.", validator=check_time
         ),
     ] = None,
     flow_run: Annotated[
         str | None, Parameter(help="Only generations of the flow run with this id.")
     ] = None,
     limit: Annotated[int, Parameter(help="Maximum number of generations to list.")] = 100,
+    wide: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="Print every column, with complete ids, prompts and notes, one line each.",
+        ),
+    ] = False,
     json: Annotated[bool, Parameter(negative="", help="Print the result as JSON.")] = False,
     csv: Annotated[bool, Parameter(negative="", help="Print the result as CSV.")] = False,
 ) -> None:
@@ -110,7 +96,10 @@ def list_entries(
     elif csv:
         OUTPUT.write(as_csv(entries))
     elif entries:
-        console.print(table_of(entries))
+        if wide:
+            wide_console().print(table_of(entries, None))
+        else:
+            console.print(table_of(entries, console.width))
         _advise(entries)
     elif not corrupted:
         console.print("No generations found.")
@@ -259,7 +248,7 @@ def _decide(key: str, state: State, note: str, seen: Entry | None = None) -> Non
             State.WRITTEN_OFF: ledger.mark_written_off,
         }
         changed = await decisions[state](decided, note)
-        return None if changed else (await ledger.get(key) or entry)
+        return None if changed else (await ledger.get(entry.idempotency_key) or entry)
 
     if refused := _run(decide()):
         errors.print(
@@ -269,7 +258,8 @@ def _decide(key: str, state: State, note: str, seen: Entry | None = None) -> Non
 
 
 async def _known(key: str) -> Entry:
-    entry = await (await _ledger()).get(key)
+    ledger = await _ledger()
+    entry = await ledger.get(key) or await ledger.get(one_form(key))
     if entry is None:
         errors.print(f"[red]The ledger has no idempotency key {escape(key)}.[/]", soft_wrap=True)
         errors.print("  [dim]Next:[/] prefect-cometapi ledger list")
@@ -314,7 +304,9 @@ def _advise(entries: Sequence[Entry]) -> None:
             (f"resubmit {key}", _when(undecided[0])),
             (f"write-off {key}", "if you no longer need it"),
         ):
-            console.print(f"  prefect-cometapi ledger {escape(command)}  [dim]{when}[/]")
+            console.print(
+                f"  prefect-cometapi ledger {escape(command)}  [dim]{when}[/]", soft_wrap=True
+            )
     if waiting:
         console.print("\n[dim]Next, to finish what was bought:[/] prefect-cometapi collect")
 

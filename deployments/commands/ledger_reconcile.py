@@ -60,9 +60,11 @@ async def _reconciled(keys: tuple[str, ...], *, apply: bool) -> "list[Reconciled
     from ...flows.steps.reconcile import reconcile_entries
     from ...runway.api.reconcile import resolve_dead_claims
     from ...runway.ledger.unresolved import uncertain_entries
+    from ...runway.models.keys import one_form
 
     context = RunContext()
     ledger = await context.ledger()
+    keys = tuple(map(one_form, keys))
     known = await ledger.get_many(keys)
     if missing := [key for key in keys if key not in known]:
         for key in missing:

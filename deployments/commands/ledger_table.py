@@ -7,6 +7,7 @@ import json as json_text
 import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
+from textwrap import shorten
 from typing import Any
 
 from rich.table import Table
@@ -15,10 +16,11 @@ from ...runway.ledger.budget import ASSUMED_SECONDS
 from ...runway.ledger.entry import Entry, State
 from ...runway.ledger.figures import in_words
 from ...runway.ledger.owners import describe_owner
+from ...runway.ledger.service_names import SANDBOX, service_name
 from ...runway.models.generation import StoredVideo
 from ...runway.models.prices import shown_cost
 from ...runway.redact import printable
-from ..console import escape
+from ..console import display_path, escape
 
 _COLOURS = {
     State.STORED: "green",
@@ -29,6 +31,12 @@ _COLOURS = {
     State.SUBMITTED: "cyan",
     State.SUCCEEDED: "cyan",
 }
+
+NOTE_LENGTH = 60
+"""Maximum characters of a note or prompt in a table that fits into a terminal."""
+
+WIDE_TERMINAL = 110
+"""Characters of a line from which the table has every short column."""
 
 _FORMULA_SIGNS = {"=", "+", "-", "@", "\N{MINUS SIGN}"}
 
@@ -51,6 +59,8 @@ _CSV_COLUMNS = (
     "charges",
     "attempts",
     "flow_run_id",
+    "deployment",
+    "tags",
     "failure_code",
     "request_id",
     "note",
@@ -67,11 +77,14 @@ def as_csv(entries: Sequence[Entry]) -> str:
     writer.writerow(_CSV_COLUMNS)
     for entry in entries:
         row = as_json(entry)
-        writer.writerow([_cell(row[name]) for name in _CSV_COLUMNS])
+        writer.writerow([csv_cell(row[name]) for name in _CSV_COLUMNS])
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
+    """Return a value as a cell of CSV, in which a spreadsheet sees no formula; pure."""
+    if isinstance(value, list):
+        value = " ".join(value)
     if not isinstance(value, str):
         return "" if value is None else value
     return f"'{printable(value)}" if may_be_formula(value) else printable(value)
@@ -131,6 +144,8 @@ def facts_of(entry: Entry) -> dict[str, str]:
         "charged so far": _charged(entry),
         "evidence": entry.evidence,
         "flow run": entry.flow_run_id or "",
+        "deployment": entry.deployment or entry.deployment_id or "",
+        "tags": ", ".join(entry.tags or ()),
         "lease owner": describe_owner(entry.owner) if entry.owner else "",
         "videos": "\n".join(video.uri for video in _videos(entry)),
     }
@@ -155,25 +170,82 @@ def shown_time(time: datetime | None) -> str:
     return f"{time:%Y-%m-%d %H:%M:%S} UTC" if time else ""
 
 
-def table_of(entries: Sequence[Entry]) -> Table:
-    """Return a table with one row for each entry."""
+def table_of(entries: Sequence[Entry], width: int | None) -> Table:
+    """Return a table with one row for each entry.
+
+    Args:
+        entries: Entries in their order.
+        width: Characters of a line, or None for every column with complete ids and texts.
+    """
+    wide = width is None
+    shown = [_wide_row(entry) if wide else _row(entry) for entry in entries]
+    if width is not None and width < WIDE_TERMINAL:
+        shown = [_without(row, "model", "waited", "billed (s)") for row in shown]
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column("idempotency key", overflow="fold")
-    table.add_column("state")
-    table.add_column("task id")
-    table.add_column("model")
-    table.add_column("created (UTC)")
-    table.add_column("waited", justify="right")
-    table.add_column("billed (s)", justify="right")
-    for entry in entries:
-        colour = _COLOURS.get(entry.state, "default")
-        table.add_row(
-            escape(entry.idempotency_key),
-            f"[{colour}]{entry.state}[/]",
-            escape((entry.task_id or "")[:8]),
-            escape(entry.model or ""),
-            f"{entry.created_at:%m-%d %H:%M}",
-            f"{entry.waited:.0f} s" if entry.waited else "",
-            f"{entry.billed_seconds:g}" if entry.billed_seconds else "",
+    for name in shown[0] if shown else ():
+        is_number = name in {"waited", "billed (s)", "cost"}
+        folds = name in {"idempotency key", "video or note"} and not wide
+        table.add_column(
+            name, justify="right" if is_number else "left", overflow="fold", no_wrap=not folds
         )
+    for row in shown:
+        table.add_row(*row.values())
     return table
+
+
+def _row(entry: Entry) -> dict[str, str]:
+    return {
+        "idempotency key": escape(entry.idempotency_key),
+        "state": _state(entry),
+        "task id": escape((entry.task_id or "")[:8]),
+        "model": escape(entry.model or ""),
+        "created (UTC)": f"{entry.created_at:%m-%d %H:%M}",
+        "waited": f"{entry.waited:.0f} s" if entry.waited else "",
+        "billed (s)": f"{entry.billed_seconds:g}" if entry.billed_seconds else "",
+        "video or note": escape(_files(entry) or _shortened(_note(entry) or _prompt(entry))),
+    }
+
+
+def _wide_row(entry: Entry) -> dict[str, str]:
+    return {
+        **_without(_row(entry), "video or note"),
+        "task id": escape(entry.task_id or ""),
+        "created (UTC)": f"{entry.created_at:%Y-%m-%d %H:%M:%S}",
+        "cost": escape(shown_cost(entry.cost, entry.currency, entry.cost_source)),
+        "service": escape(entry.base_url),
+        "prompt": escape(_one_line(_prompt(entry))),
+        "video": escape(_files(entry)),
+        "note": escape(_one_line(_note(entry))),
+    }
+
+
+def _without(row: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def _state(entry: Entry) -> str:
+    """Return the state with its colour, and a mark if the entry cost nothing."""
+    colour = _COLOURS.get(entry.state, "default")
+    mark = f" [dim]({SANDBOX})[/]" if service_name(entry.base_url) == SANDBOX else ""
+    return f"[{colour}]{entry.state}[/]{mark}"
+
+
+def _note(entry: Entry) -> str:
+    return entry.note or entry.failure_code
+
+
+def _prompt(entry: Entry) -> str:
+    prompt = (entry.request or {}).get("promptText")
+    return prompt if isinstance(prompt, str) else ""
+
+
+def _files(entry: Entry) -> str:
+    return " ".join(display_path(video.uri) for video in _videos(entry))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _shortened(text: str) -> str:
+    return shorten(text, NOTE_LENGTH, placeholder="…")

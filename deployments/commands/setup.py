@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter, validators
 from pydantic import ValidationError
 
-from ..console import console, escape, stop_at_prefect
+from ..connection import connect
+from ..console import console, escape, note_temporary_server, stop_at_prefect
 from ..prefect_env import quieten_prefect
 from .models import warn_of_unsold
 
@@ -67,6 +68,10 @@ def setup(
 ) -> None:
     """Create or update the blocks, work pool, limit and automations in Prefect. Buys nothing."""
     quieten_prefect()
+    note_temporary_server(
+        "It keeps its data in Prefect's home, where a later prefect server start finds it."
+    )
+    connect(lambda: None, lambda _text: None)
     asyncio.run(Setup(dry_run=dry_run).run(Plan(block, pool, limit, notify, then)))
 
 
@@ -104,7 +109,8 @@ class Setup:
             await self._blocks(client, settings, plan.block)
             await self._pool(client, plan.pool)
             await self._limit(client, plan.limit or settings.max_in_flight)
-            for automation in await _automations(client, plan):
+            attempts = max(2, settings.max_run_attempts)  # the flow itself refuses a second start
+            for automation in await _automations(client, plan, attempts):
                 await self._automation(automation)
             await warn_of_unsold(client)
         self._advise(plan)
@@ -221,7 +227,7 @@ def _fields(block: "Block") -> list[tuple[str, Any]]:
     return [(name, getattr(block, name)) for name in type(block).model_fields]
 
 
-async def _automations(client: "PrefectClient", plan: Plan) -> "list[Automation]":
+async def _automations(client: "PrefectClient", plan: Plan, attempts: int) -> "list[Automation]":
     """Return the automations of a plan.
 
     The command exits with status 1 if the block or the deployment does not exist.
@@ -230,10 +236,13 @@ async def _automations(client: "PrefectClient", plan: Plan) -> "list[Automation]
 
     from .. import automations
 
+    window = automations.crash_window(attempts)
     wanted = [
         automations.mark_silent_runs_crashed(),
         automations.mark_unstarted_runs_crashed(),
-        automations.restart_crashed_runs(),
+        automations.restart_crashed_runs(window),
+        automations.restart_runs_that_stay_crashed(),
+        automations.fail_runs_that_keep_crashing(attempts, window),
     ]
     if plan.notify:
         kind, _, name = plan.notify.partition("/")

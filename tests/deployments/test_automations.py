@@ -121,7 +121,7 @@ async def test_a_run_of_ours_that_never_began_counts_as_crashed(client, armed):
 
 async def test_a_crashed_run_of_ours_is_scheduled_again(client, armed):
     """The server reschedules a crashed run of this package within seconds, and no other run."""
-    await armed(automations.restart_crashed_runs())
+    await armed(automations.restart_crashed_runs(timedelta(hours=1)))
     ours, other = await running(client, "cometapi"), await running(client)
     for run in (other, ours):
         await client.set_flow_run_state(run, Crashed())

@@ -48,6 +48,7 @@ def test_a_local_image_becomes_a_video_and_a_table(shell, picture):
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_json_output_can_be_piped_into_another_program(shell, picture):
     """With --json, stdout is one JSON document and nothing else, and progress goes to stderr."""
     done = shell("image-to-video", picture, "--json", "--seed", "7")
@@ -111,6 +112,7 @@ def test_a_lost_reply_is_reported_with_the_money_and_the_next_command(shell, pic
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_an_interrupted_command_says_how_to_go_on(shell, picture, script):
     """Ctrl-C during the wait prints the generation and the command that finishes it."""
     with Sandbox(render_seconds=600) as slow:
@@ -166,9 +168,11 @@ def test_help_lists_the_commands(script):
         "image-to-video",
         "ledger",
         "models",
+        "provenance",
         "sandbox",
         "serve",
         "setup",
+        "sign",
         "text-to-image",
         "video-to-video",
     ]
@@ -202,6 +206,7 @@ def running(script) -> Iterator[Running]:
     process.communicate()
 
 
+@pytest.mark.heavy
 def test_the_sandbox_answers_at_the_address_that_it_prints(running):
     """The sandbox command serves its documentation and its configured faults."""
     assert httpx.get(f"{running.url}/openapi.json").status_code == 200
@@ -214,6 +219,7 @@ def test_the_sandbox_answers_at_the_address_that_it_prints(running):
     assert [answer.status_code for answer in answers] == [429, 200]
 
 
+@pytest.mark.heavy
 def test_the_sandbox_ends_quietly_with_ctrl_c(running):
     """Ctrl-C ends the sandbox at once without an error, after it printed its usage."""
     assert f"export COMETAPI_BASE_URL={running.url} COMETAPI_KEY=sandbox" in running.told

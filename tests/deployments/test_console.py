@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+from contextlib import suppress
 from io import StringIO
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from prefect_cometapi.deployments import console
 from prefect_cometapi.deployments.console import display_path
+from prefect_cometapi.flows.runtime.log import show_waiting
 from prefect_cometapi.runway import GenerationResult, InvalidManifest, State, StoredVideo
 from prefect_cometapi.runway.batch.rows import BadRow
 from prefect_cometapi.runway.ledger.entry import Intent
@@ -26,7 +28,7 @@ def test_what_reads_as_markup_is_shown_as_it_is(monkeypatch):
     """Text that looks like markup, such as a manifest's ids, is printed unchanged."""
     shown = StringIO()
     monkeypatch.setattr(console, "errors", Console(file=shown, emoji=False))
-    rows = [BadRow(row=n, id=id_, problem="is bad") for n, id_ in enumerate(IDS[:5], 1)]
+    rows = [BadRow(row=n, id=id_, problem=f"is bad {n}") for n, id_ in enumerate(IDS[:5], 1)]
     console.show_error(InvalidManifest("no row is valid", rows=rows))
     for id_ in IDS[:5]:
         assert f"(id {id_}): is bad" in shown.getvalue()
@@ -63,6 +65,45 @@ def test_a_key_stands_in_a_command_as_it_is(command, capsys):
     record("order:100:video")
     assert command("ledger", "list") == 0
     assert "prefect-cometapi ledger adopt order:100:video TASK_ID" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "mark", "text"),
+    [(None, "✓", "stored"), (ValueError, "✗", "failed"), (KeyboardInterrupt, "✗", "interrupted")],
+)
+def test_a_bar_ends_with_a_mark(error, mark, text):
+    """A tick or a cross stays in the terminal, also if the bar never had an end."""
+    shown = StringIO()
+    terminal = Console(file=shown, force_terminal=True, color_system=None, width=100)
+    with suppress(ValueError, KeyboardInterrupt), console.bar("batch", terminal) as move:
+        if error:
+            raise error
+        move(description="stored", total=1.0, completed=1.0)
+    last = shown.getvalue().rsplit("\r", 1)[-1]
+    assert mark in last
+    assert text in last
+
+
+def test_a_bar_that_fails_is_not_printed_into_a_pipe():
+    """Output that a program reads has no half of a bar."""
+    shown = StringIO()
+    with suppress(ValueError), console.bar("batch", Console(file=shown)):
+        raise ValueError
+    assert shown.getvalue().strip() == ""
+
+
+def test_a_bar_shows_what_a_run_waits_for():
+    """The reason of a wait replaces the description, and nothing of it is markup."""
+    seen: list[str] = []
+    show_waiting("nobody listens")
+
+    def move(*, description: str) -> None:
+        seen.append(description)
+
+    with console.waits_shown(move):
+        show_waiting("attempt 2 in 3 s: [red]away")
+    show_waiting("nobody listens")
+    assert seen == [console.escape("attempt 2 in 3 s: [red]away")]
 
 
 def test_a_slow_video_has_one_row_in_a_terminal_of_80_columns(tmp_path, monkeypatch, capsys):

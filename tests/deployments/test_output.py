@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import pytest
 from rich.console import Console
@@ -105,6 +105,7 @@ def test_a_process_without_a_stream_may_print(stream, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+@pytest.mark.heavy
 def test_a_command_ends_as_its_work_does_in_any_encoding(ledger_of_many, encoding):
     """A decision in the ledger is made and shown, whatever the terminal can show."""
     done = subprocess.run(
@@ -119,6 +120,7 @@ def test_a_command_ends_as_its_work_does_in_any_encoding(ledger_of_many, encodin
 
 
 @pytest.mark.parametrize("words", [["--json"], ["--csv"], []])
+@pytest.mark.heavy
 def test_a_list_may_be_cut_by_its_reader(ledger_of_many, words):
     """`ledger list | head -1` succeeds without a message."""
     with subprocess.Popen(
@@ -133,6 +135,7 @@ def test_a_list_may_be_cut_by_its_reader(ledger_of_many, words):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.heavy
 def test_a_full_disk_under_the_output_leaves_the_exit_status(ledger_of_many):
     """A list that cannot be written to a full disk ends with exit status 0 and no stack trace."""
     with Path("/dev/full").open("w") as full:
@@ -140,3 +143,32 @@ def test_a_full_disk_under_the_output_leaves_the_exit_status(ledger_of_many):
             [COMMAND, "ledger", "list", "--json"], stdout=full, stderr=subprocess.PIPE, check=False
         )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    ("words", "stream", "status"),
+    [(["image-to-video", "--help"], "stdout", 0), (["ledger", "list", "--nope"], "stderr", 2)],
+)
+def test_a_full_disk_under_a_help_or_a_usage_error_leaves_the_exit_status(words, stream, status):
+    """The parser of the command line fails no command by what it prints."""
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Path("/dev/full").open("w") as full:
+        streams[stream] = full
+        done = subprocess.run([COMMAND, *words], check=False, **streams)
+    assert done.returncode == status
+    assert b"Traceback" not in (done.stderr or b"")
+
+
+def test_a_closed_stream_is_opened_for_the_processes_that_a_command_starts():
+    """A child process has standard streams, also if the command was started without them."""
+    code = (
+        "import os, subprocess, sys\n"
+        "from prefect_cometapi.deployments.output import fill_closed_streams\n"
+        "fill_closed_streams()\n"
+        "child = 'import os; [os.fstat(number) for number in range(3)]'\n"
+        "sys.exit(subprocess.run([sys.executable, '-c', child]).returncode)\n"
+    )
+    line = '"$0" -c "$1" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", line, sys.executable, code], check=False)
+    assert done.returncode == 0

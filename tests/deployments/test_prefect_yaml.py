@@ -25,10 +25,12 @@ NAMES = {
     "character-performance": "monthly",
     "text-to-image": "picture",
     "generate-batch": "catalogue",
+    "generate-batch-shard": "shard",
     "collect": "collector",
 }
 SINGLE = ["image-to-video", "video-to-video", "character-performance", "text-to-image"]
 BUYING = [*SINGLE, "generate-batch"]
+LIMITS = {**dict.fromkeys(SINGLE, 10), "generate-batch-shard": 100}
 
 
 class Api:
@@ -86,6 +88,7 @@ def run_command(line: str, *more: str, cwd: Path, env: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("flow", NAMES)
+@pytest.mark.heavy
 def test_all_flows_are_deployed_from_the_package_alone(deployed, flow):
     """A deployment names its flow by module, so a worker needs only the package."""
     deployment = deployed.deployment(flow)
@@ -118,7 +121,7 @@ def test_a_deployment_has_a_description_and_tags(deployed, flow):
 def test_a_deployment_has_a_limit_of_runs_at_a_time(deployed, flow):
     """Further runs of a deployment wait at its limit, and those of the collector are cancelled."""
     deployment = deployed.deployment(flow)
-    assert deployment["global_concurrency_limit"]["limit"] == (10 if flow in SINGLE else 1)
+    assert deployment["global_concurrency_limit"]["limit"] == LIMITS.get(flow, 1)
     strategy = deployment["concurrency_options"]["collision_strategy"]
     assert strategy == ("CANCEL_NEW" if flow == "collect" else "ENQUEUE")
 
@@ -171,6 +174,7 @@ def test_every_field_of_the_form_has_a_title_and_a_description(deployed, flow):
         ("text-to-image", {"referenceImages": []}, "should be non-empty"),
     ],
 )
+@pytest.mark.heavy
 def test_a_run_that_would_fail_is_refused_before_it_exists(deployed, flow, change, reason):
     """The server refuses values that a documented model does not allow, with the allowed ones."""
     before = len(deployed.runs(flow))

@@ -57,11 +57,17 @@ def background(script, tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]
             left.kill()
 
 
+def started_by(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the processes that a command has started; its Prefect server has its own session."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
 def ended(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> list[psutil.Process]:
     """Send a signal to a process and wait for its end; return the processes that it leaves."""
+    started = started_by(process)
     process.send_signal(number)
     process.wait(PATIENCE)
-    return in_session(process.pid)
+    return [*in_session(process.pid), *(each for each in started if each.is_running())]
 
 
 @pytest.mark.slow
@@ -80,7 +86,7 @@ def test_a_command_that_is_terminated_ends_like_an_interrupted_one(background, t
             return [request.route for request in slow.requests].count("task") > 1
 
         until(polled, "the second poll", PATIENCE)
-        assert len(in_session(process.pid)) > 1
+        assert started_by(process)
         left = ended(process, number)
         (job,) = slow.accepted
     assert process.returncode == 128 + number
@@ -101,6 +107,21 @@ def test_flows_that_are_served_in_the_background_can_be_stopped(background, tmp_
     assert ended(process) == []
 
 
+@pytest.mark.heavy
+@pytest.mark.server
+def test_serve_names_its_deployments_and_its_temporary_server(background, tmp_path):
+    """The names are printed, and that there is no UI; the end leaves no trace of an error."""
+    process = background("serve")
+    until(lambda: "Press Ctrl-C" in (tmp_path / "shown").read_text(), "its start", PATIENCE)
+    assert ended(process) == []
+    shown, told = ((tmp_path / name).read_text() for name in ("shown", "told"))
+    assert "  image-to-video/served\n" in shown
+    assert "  collect/served  every five minutes\n" in shown
+    assert "a temporary Prefect server is started. It has no UI, and ends with this" in told
+    assert "Traceback" not in shown + told
+
+
+@pytest.mark.heavy
 def test_a_sandbox_in_the_background_can_be_stopped(background, tmp_path):
     """SIGTERM ends a sandbox without an error, and no process of it is left."""
     process = background("sandbox", "--port", "0")

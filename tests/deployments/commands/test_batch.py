@@ -4,9 +4,11 @@
 import json
 import re
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from prefect_cometapi.sandbox import Fault
 
@@ -49,6 +51,35 @@ def test_a_dry_run_says_what_it_comes_to_and_buys_nothing(shell, catalogue):
     assert told["bought by this batch so far"] == "15 s of video, 0.75 as estimated"
 
 
+def test_a_dry_run_is_json_for_a_program(sandbox, command, capsys, catalogue):
+    """The expected results and the estimate are JSON, and nothing else is printed."""
+    assert command("batch", catalogue.name, "--dry-run", "--json") == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert [row["id"] for row in expected["results"]] == ["sku-1", "sku-2"]
+    assert expected["spending"]["seconds"] == 15
+    assert sandbox.requests == []
+
+
+def test_the_bar_of_a_batch_ends_with_a_mark(
+    prefect_server, sandbox, command, capsys, catalogue, monkeypatch
+):
+    """A tick, also if there was nothing to buy; a cross if a row has no video."""
+    from prefect_cometapi.deployments.commands import batch
+
+    def last_of(*words: str) -> str:
+        shown = StringIO()
+        terminal = Console(file=shown, force_terminal=True, color_system=None, width=100)
+        monkeypatch.setattr(batch, "console", terminal)
+        command("batch", *words)
+        return re.findall(r"[✓✗] batch [^\r\n]*", shown.getvalue())[-1]
+
+    for _ in range(2):
+        assert re.search("✓ batch .* 2 stored", last_of(catalogue.name))
+    catalogue.write_text(CATALOGUE.replace("dog.jpg", "dog.jpg#new").replace(",10,", ",7,"))
+    assert re.search("✗ batch .* 1 stored, 1 invalid", last_of(catalogue.name))
+
+
+@pytest.mark.heavy
 def test_a_dry_run_names_every_bad_row(shell, catalogue):
     """A dry run names every bad row with its line and field, and exits with 1."""
     bad = CATALOGUE.replace(",5,A", ",7,A").replace(
@@ -65,6 +96,7 @@ def test_a_dry_run_names_every_bad_row(shell, catalogue):
     assert "promptImage" in told
 
 
+@pytest.mark.heavy
 def test_a_dry_run_reads_the_pictures_and_sends_nothing(shell, catalogue):
     """A picture that is missing on this machine is named before anything is bought."""
     catalogue.write_text(CATALOGUE.replace("https://example.com/dog", "dog"), encoding="utf-8")
@@ -144,6 +176,7 @@ def test_an_uncertain_item_leads_to_the_ledger(shell, catalogue):
     assert "prefect-cometapi ledger list --state uncertain" in done.stdout
 
 
+@pytest.mark.heavy
 def test_json_is_one_document(shell, catalogue):
     """With --json, stdout is one JSON document, and progress goes to stderr."""
     done = shell("batch", catalogue.name, "--json")
@@ -194,7 +227,7 @@ def test_every_end_of_a_batch_is_printed(shell, command, catalogue, capsys, monk
 
 def test_only_the_first_of_many_that_failed_are_listed(shell, command, tmp_path, capsys):
     """Only the first failures are listed, and the results have all of them."""
-    rows = "".join(f"sku-{n},https://example.com/a.jpg,7\n" for n in range(15))
+    rows = "".join(f"sku-{n},https://example.com/a.jpg,{11 + n}\n" for n in range(15))
     (tmp_path / "bad.csv").write_text(f"id,promptImage,duration\n{rows}", encoding="utf-8")
     assert command("batch", "bad.csv", "--dry-run") == 1
     assert "and 5 more" in capsys.readouterr().out
@@ -209,3 +242,38 @@ def test_an_interrupted_batch_says_how_to_go_on(shell, command, catalogue, capsy
     monkeypatch.setattr("prefect_cometapi.flows.generate_batch", interrupted, raising=False)
     assert command("batch", catalogue.name, "--strict") == 130
     assert f"prefect-cometapi batch {catalogue.name} --strict" in capsys.readouterr().err
+
+
+def test_an_interrupted_batch_in_shards_says_that_they_go_on(
+    shell, command, catalogue, capsys, monkeypatch
+):
+    """An interrupted batch in shards does not pretend that nothing more is bought."""
+
+    def interrupted(*_args, **options):
+        assert (options["shards"], options["shard_deployment"]) == (4, "big")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prefect_cometapi.flows.generate_batch", interrupted, raising=False)
+    words = ("batch", catalogue.name, "--shards", "4", "--shard-deployment", "big")
+    assert command(*words) == 130
+    assert "The shards continue on their workers, and buy the rest." in capsys.readouterr().err
+
+
+@pytest.mark.heavy
+def test_a_table_of_another_program_is_read_with_its_options(shell, tmp_path):
+    """`--format` and `--encoding` read a file that says neither."""
+    text = "id;promptImage;promptText\na;https://example.com/cat.jpg;Café\n"
+    (tmp_path / "export.dat").write_bytes(text.encode("windows-1252"))
+    done = shell("batch", "export.dat", "--dry-run")
+    assert done.returncode == 1
+    assert "export.dat is not in UTF-8 (line 2)" in done.stderr
+    assert "--encoding windows-1252" in done.stderr
+    options = ("--format", "csv", "--encoding", "windows-1252")
+    done = shell("batch", "export.dat", "--dry-run", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = "".join(f'{{"id": {n}, "promptImage": "cat.jpg", "color": 1}}\n' for n in range(50))
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
+    done = shell("batch", "rows.jsonl", "--dry-run")
+    assert done.stdout.count("color") == 1
+    assert "line 1 (0), line 2 (1), line 3 (2) and 47 more invalid" in done.stdout
+    assert shell.sandbox.requests == []

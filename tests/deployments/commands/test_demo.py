@@ -38,6 +38,7 @@ def shown(folder, tmp_path_factory):
         "PREFECT_API_URL": "http://127.0.0.1:9/api",
         "PREFECT_API_KEY": "pnu_nowhere",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     done = subprocess.run(
         [Path(sys.executable).parent / "prefect-cometapi", "demo"],
@@ -94,12 +95,29 @@ def test_it_ends_with_what_came_of_it_and_what_to_do_next(shown, folder):
     for row in (first, second):
         assert (folder / row.split()[0]).exists()
         assert " 5.0 s " in row
-    commands = [line.split("  ")[1] for line in after.strip("\n").splitlines()]
+    commands = [line.strip().split("  ")[0] for line in after.strip("\n").splitlines()]
     assert commands == [
         "prefect-cometapi ledger list",
         "prefect server start",
         "prefect-cometapi sandbox",
     ]
+
+
+@pytest.mark.parametrize("is_on_path", [True, False])
+def test_the_next_commands_can_be_run_as_they_are_printed(tmp_path, monkeypatch, is_on_path):
+    """A command that is not on the path is printed with its folder."""
+    folder = tmp_path / "my venv"
+    folder.mkdir()
+    for name in ("prefect-cometapi", "prefect"):
+        (folder / name).write_text("#!/bin/sh\necho ran\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/bin" if is_on_path else "/bin")
+    monkeypatch.setattr(sys, "argv", [str(folder / "prefect-cometapi"), "demo"])
+    for words in demo.NEXT:
+        shown = demo.runnable(words)
+        assert (shown == words) == is_on_path
+        done = subprocess.run(shown, shell=True, capture_output=True, text=True, check=True)
+        assert done.stdout == "ran\n"
 
 
 @pytest.mark.heavy
@@ -111,6 +129,7 @@ def test_it_prints_nothing_of_its_machinery(shown):
     assert max(map(len, shown.stdout.splitlines())) <= 80
 
 
+@pytest.mark.heavy
 def test_it_works_with_any_storage_and_buys_two_clips(
     prefect_server, command, tmp_path, monkeypatch, capsys
 ):

@@ -39,7 +39,7 @@ def test_one_command_deploys_all_flows(clean_server, shell):
             deployments = await client.read_deployments()
         return [one.name for one in deployments if one.work_pool_name == "of-deploy"]
 
-    names = ["catalogue", "collector", "daily", "monthly", "picture", "weekly"]
+    names = ["catalogue", "collector", "daily", "monthly", "picture", "shard", "weekly"]
     assert sorted(asyncio.run(found())) == names
 
 
@@ -80,7 +80,8 @@ def test_what_is_served_buys_nothing_by_itself(prefect_server):
     deployments = served()
     names = {one.flow_name: len(one.schedules or []) for one in deployments}
     routes = {route.replace("_", "-"): 0 for route in ROUTES}
-    assert names == routes | {"generate-batch": 0, "collect": 1}
+    batch = {"generate-batch": 0, "generate-batch-shard": 0}
+    assert names == routes | batch | {"collect": 1}
     assert all(re.match(r"prefect_cometapi\.flows\.", one.entrypoint) for one in deployments)
 
 

@@ -15,10 +15,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_cometapi.deployments.commands import doctor
 from prefect_cometapi.deployments.commands.doctor import (
     SKEW,
-    Health,
     balance_finding,
     clock_finding,
 )
+from prefect_cometapi.deployments.findings import Health
 from prefect_cometapi.runway import CometAPISettings, StorageError
 from prefect_cometapi.runway.media import inspector
 from prefect_cometapi.runway.models.account import AccountBalance

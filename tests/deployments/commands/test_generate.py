@@ -2,6 +2,7 @@
 """Each route has a command whose arguments and options are the fields of its request."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,13 +76,15 @@ def test_a_command_line_becomes_the_request(requested, words, body):
 
 
 def test_the_options_of_all_commands_are_passed_on(requested):
-    """Storage, key, wait, task id and JSON are options of each command."""
+    """Credentials, storage, key, wait, task id and JSON are options of each command."""
     _, options = requested("image-to-video", IMAGE, "--idempotency-key", "sku-17", "--no-wait")
     assert options == {
+        "credentials": None,
         "storage": None,
         "idempotency_key": "sku-17",
         "wait": False,
         "task_id": None,
+        "variation": 1,
         "json": False,
     }
 
@@ -93,6 +96,26 @@ def test_a_local_file_is_a_source_of_its_kind(requested, tmp_path):
     body, _ = requested("character-performance", str(path), VIDEO)
     assert body["character"] == {"type": "video", "uri": str(path)}
     assert body["character"]["uri"].kind == "video"
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "kind"),
+    [
+        ("act", b"\0\0\0\x18ftypisom", "video"),
+        ("act.mp4", b"\xff\xd8\xff\xe0", "image"),
+        ("act.jfif", b"\xff\xd8\xff\xe0", "image"),
+        ("https://example.com/act.MP4?name=a.png", None, "video"),
+        ("s3://bucket/act.mov", None, "video"),
+        ("s3-bucket/prod/act.mov", None, "video"),
+        ("data:video/mp4;base64,AAAA", None, "video"),
+    ],
+)
+def test_the_content_of_a_local_character_says_its_kind(requested, source, content, kind):
+    """The name or the label of a source decides where its content is not at hand."""
+    if content:
+        Path(source).write_bytes(content)
+    body, _ = requested("character-performance", source, VIDEO)
+    assert body["character"]["type"] == kind
 
 
 def test_an_option_that_is_not_json_is_named(requested):
@@ -110,14 +133,15 @@ def test_every_route_is_a_command_and_a_served_deployment():
         )
         assert command.__name__ == route
     names = {deployment.flow_name for deployment in served()}
-    assert names == {*(route.replace("_", "-") for route in ROUTES), "generate-batch", "collect"}
+    others = {"generate-batch", "generate-batch-shard", "collect"}
+    assert names == others | {route.replace("_", "-") for route in ROUTES}
 
 
 def test_a_route_without_an_entry_gets_a_deployment():
     """A route that prefect.yaml does not name is deployed with the example of its request."""
-    content = {"pull": [], "deployments": [{"entrypoint": "prefect_cometapi.flows.image_to_video"}]}
-    all_routes = with_all_routes(content, "films")
-    assert all_routes["deployments"][0] == content["deployments"][0]
+    given = {"entrypoint": "prefect_cometapi.flows.image_to_video", "description": "Ours."}
+    all_routes = with_all_routes({"pull": [], "deployments": [given]}, "films")
+    assert all_routes["deployments"][0].items() >= {"entrypoint": given["entrypoint"]}.items()
     added = {one["entrypoint"].rpartition(".")[2]: one for one in all_routes["deployments"][1:]}
     assert added.keys() == ROUTES.keys() - {"image_to_video"}
     example = added["text_to_image"]

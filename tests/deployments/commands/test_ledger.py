@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import update
 
 from prefect_cometapi.deployments import cli, console
-from prefect_cometapi.deployments.commands.ledger import since_time
+from prefect_cometapi.deployments.commands.ledger_period import since_time
 from prefect_cometapi.deployments.commands.ledger_table import as_csv
 from prefect_cometapi.runway import Entry, State
 from prefect_cometapi.runway.ledger.entry import Intent
-from prefect_cometapi.runway.ledger.schema import generations
 from prefect_cometapi.runway.ledger.store import get_ledger
+
+from ...runway.factories import set_columns
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
@@ -83,6 +83,34 @@ def test_the_list_has_the_next_commands(command, capsys):
         assert line in told
 
 
+def test_the_list_shows_what_became_of_each(command, capsys, monkeypatch, tmp_path):
+    """A row has the file, or else the note or the prompt, and a sandbox's row is marked."""
+    video = {"uri": str(tmp_path / "videos/a.mp4"), "sidecar": "a.json", "sha256": "0" * 64}
+    video |= {"size": 1, "width": 1, "height": 1, "duration": 5.0, "frames": 1, "codec": "h264"}
+    entry("a", State.STORED, task_id="id-1", videos={"videos": [video]})
+    entry("b", note="no answer\nat all", base_url="http://127.0.0.1:8777")
+    assert command("ledger", "list") == 0
+    first, second = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
+    assert first[:2] == ["b", "uncertain"]
+    assert first[2] == "(sandbox)"
+    assert " ".join(first).endswith("no answer at all")
+    assert second[-1] == "videos/a.mp4"
+    monkeypatch.setattr(console.console, "width", 80)
+    assert command("ledger", "list") == 0
+    assert "uncertain (sandbox)" in capsys.readouterr().out
+
+
+def test_the_wide_list_has_complete_ids_and_texts_in_one_line_each(command, capsys, monkeypatch):
+    """Nothing is broken or shortened, however narrow the terminal is."""
+    monkeypatch.setattr(console.console, "width", 40)
+    task_id, note = "3d957031-9a2a-45e2-9dc7-bc8513059c50", "no answer, " * 20
+    entry("sku-1", task_id=task_id, note=note)
+    assert command("ledger", "list", "--wide") == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    for text in ("sku-1", task_id, note.strip(), "https://api.cometapi.com"):
+        assert text in row
+
+
 def test_an_empty_list_says_so(command, capsys):
     """An empty ledger is reported in words, not as an empty table."""
     assert command("ledger", "list") == 0
@@ -112,10 +140,7 @@ def test_a_corrupted_row_is_reported_beside_the_others(command, capsys, form):
     """A damaged row is reported beside the others, as it may be a purchase."""
     entry("sku-1")
     entry("sku-2")
-    damage = (
-        update(generations).where(generations.c.idempotency_key == "sku-2").values(polls="many")
-    )
-    asyncio.run(get_ledger(os.environ["COMETAPI_LEDGER_URL"]).database.rows(damage))
+    asyncio.run(set_columns(get_ledger(os.environ["COMETAPI_LEDGER_URL"]), "sku-2", polls="many"))
     assert command("ledger", "list", *form) == 1
     told = capsys.readouterr()
     assert "sku-1" in told.out
@@ -202,6 +227,7 @@ def test_an_invalid_ledger_url_is_reported(command, capsys, monkeypatch):
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_what_was_not_waited_for_is_collected(shell, picture, command, capsys):
     """`--no-wait` ends after the submission, and `collect` stores the video."""
     assert command("image-to-video", picture, "--idempotency-key", "sku-17", "--no-wait") == 0
@@ -220,6 +246,7 @@ def test_what_was_not_waited_for_is_collected(shell, picture, command, capsys):
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_a_found_id_is_attached_by_hand(shell, picture, command, capsys):
     """An uncertain submission becomes a video by list, adopt, and another run."""
     shell.sandbox.add_fault("create:reset-after")
@@ -290,3 +317,14 @@ def cell_of(key: str) -> str:
     known = {"claim": "c", "created_at": moment, "changed_at": moment, "base_url": "https://h"}
     text = as_csv([Entry.model_validate({**known, "idempotency_key": key, "state": State.FAILED})])
     return next(csv.DictReader(io.StringIO(text, newline="")))["idempotency_key"]
+
+
+def test_a_key_is_found_in_either_unicode_form(command, capsys):
+    """A key that the terminal writes as letter and accent finds its entry; an exact one wins."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    entry(composed)
+    assert command("ledger", "show", decomposed, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["idempotency_key"] == composed
+    assert command("ledger", "write-off", decomposed) == 0
+    assert command("ledger", "abandon", decomposed) == 1
+    assert "is written_off" in capsys.readouterr().err

@@ -96,15 +96,13 @@ def test_a_key_is_freed_with_apply(command, capsys, sandbox, account, witness):
 
 async def _ended(**ago: float) -> None:
     """Move the ends of all attempts into the past."""
-    from sqlalchemy import update
-
     from prefect_cometapi.flows.runtime.ledger_access import open_ledger
-    from prefect_cometapi.runway.ledger.schema import generations
+    from prefect_cometapi.runway.ledger.statement import Sql
 
     moment = datetime.now(UTC) - timedelta(**ago)
     ledger = await open_ledger()
-    statement = update(generations).where(generations.c.state == "uncertain")
-    await ledger.database.rows(statement.values(changed_at=moment))
+    statement = "UPDATE cometapi_generations SET changed_at = :moment WHERE state = 'uncertain'"
+    await ledger.database.rows(Sql(statement, {"moment": moment}))
 
 
 def test_what_is_ambiguous_is_left_to_a_person(command, capsys, sandbox, account):

@@ -100,6 +100,7 @@ def test_the_models_of_a_deployment_are_those_of_its_requests():
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_a_deployment_with_a_model_that_is_not_sold_is_reported(clean_server, shell):
     """`deploy`, `setup` and `doctor` warn about it, and do not fail for it."""
     for name in ("setup", "deploy"):

@@ -48,9 +48,10 @@ async def test_it_is_made_once_and_then_left_alone(clean_server):
         assert (await client.read_work_pool("of-setup")).type == "process"
         limit = await client.read_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT)
         assert limit.limit == 7
-        assert len(await client.read_automations()) == 3
+        assert len(await client.read_automations()) == 5
 
 
+@pytest.mark.heavy
 async def test_what_differs_is_changed_in_place(clean_server, monkeypatch):
     """A new key, another limit and an edited automation are changed in place."""
     await run(PLAN)
@@ -66,7 +67,7 @@ async def test_what_differs_is_changed_in_place(clean_server, monkeypatch):
     }
     assert set((await run(Plan("of-setup", "of-setup", 9))).values()) == {UNCHANGED, REGISTERED}
     async with get_client() as client:
-        assert len(await client.read_automations()) == 3
+        assert len(await client.read_automations()) == 5
 
 
 async def test_a_dry_run_changes_nothing(clean_server, capsys):
@@ -122,6 +123,7 @@ def test_a_name_of_another_form_is_refused_with_the_expected_form(
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.heavy
 async def test_a_saved_block_that_is_not_valid_is_reported_and_kept(clean_server, capsys, dry_run):
     """A saved block that no longer validates is reported by field, and is not overwritten."""
     await run(PLAN)
@@ -141,7 +143,21 @@ async def test_a_saved_block_that_is_not_valid_is_reported_and_kept(clean_server
     assert kept.data["base_url"] == "nonsense"
 
 
+@pytest.mark.heavy
 async def test_no_secret_is_shown(clean_server, capsys):
     """The API key is in its block and never in the output."""
     await run(PLAN)
     assert KEY not in capsys.readouterr().out
+
+
+def test_a_dry_run_without_a_server_names_the_temporary_one(command, capsys, monkeypatch):
+    """Nobody takes the comparison with an empty server for one with their own."""
+    monkeypatch.setattr("prefect_cometapi.deployments.console.uses_temporary_server", lambda: True)
+    monkeypatch.setattr("prefect_cometapi.deployments.commands.setup.connect", lambda *_: None)
+    monkeypatch.setattr(Setup, "run", nothing)
+    assert command("setup", "--dry-run") == 0
+    assert "PREFECT_API_URL is not set, so a temporary Prefect server" in capsys.readouterr().err
+
+
+async def nothing(*_: object) -> None:
+    """Set nothing up."""

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry point of the command ``prefect-cometapi``."""
+
+from .garbage import pause_collections
+
+
+def main() -> None:
+    """Load and run the command line."""
+    pause_collections()
+    from .cli import main as run
+
+    run()
