@@ -30,6 +30,12 @@ INTERVAL = 5.0
 EARLIER = 100
 """Videos whose durations the ledger knows in advance."""
 
+GROUP = 100
+"""Videos that share a task run."""
+
+DECODER = {f"prefect_cometapi.runway.media.{name}" for name in ("decoder", "contact_sheet")}
+"""Modules that only the process of the decoder loads."""
+
 CALLS = 32
 CONNECTIONS = 40
 """Concurrency limits that the bare contestant sets itself."""
@@ -234,7 +240,8 @@ def ours(spec: Spec) -> Callable[[], int]:
     for package in ("runway", "flows"):
         path = importlib.import_module(f"prefect_cometapi.{package}").__path__
         for module in pkgutil.walk_packages(path, f"prefect_cometapi.{package}."):
-            importlib.import_module(module.name)
+            if module.name not in DECODER:
+                importlib.import_module(module.name)
 
     async def make_videos() -> int:
         result = await generate_batch(
@@ -244,6 +251,12 @@ def ours(spec: Spec) -> Callable[[], int]:
 
     _use_prefect_once()
     return lambda: asyncio.run(make_videos())
+
+
+def grouped(spec: Spec) -> Callable[[], int]:
+    """Make the videos with this package's batch, many of them in one task run."""
+    os.environ["COMETAPI_ITEMS_PER_TASK_RUN"] = str(GROUP)
+    return ours(spec)
 
 
 def known(spec: Spec) -> Callable[[], int]:
@@ -275,6 +288,7 @@ def _use_prefect_once() -> None:
 
 CONTESTANTS: dict[str, Callable[[Spec], Callable[[], int]]] = {
     "ours": ours,
+    "grouped": grouped,
     "known": known,
     "bare": bare,
     "threads": threads,

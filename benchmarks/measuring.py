@@ -183,19 +183,23 @@ def _settled(database: _Database) -> Census:
     return last
 
 
+def settings_for(folder: Path, api: str) -> dict[str, str]:
+    """Return the settings of a measured process: its server, its key, and its files in a folder."""
+    return {
+        "PREFECT_API_URL": api,
+        "PREFECT_HOME": str(folder / "home"),
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "COMETAPI_KEY": KEY,
+        "COMETAPI_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
+    }
+
+
 def _environment(folder: Path, api: str, url: str) -> dict[str, str]:
     """Return an environment without the machine's own settings, which must not matter."""
     from tests.chaos.harness.processes import SETTINGS_PREFIXES, inherited_environment
 
-    return inherited_environment(*SETTINGS_PREFIXES, "RUNWAYML_") | {
-        "PREFECT_API_URL": api,
-        "PREFECT_HOME": str(folder / "home"),
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        "DO_NOT_TRACK": "1",
-        "COMETAPI_KEY": KEY,
-        "COMETAPI_BASE_URL": url,
-        "COMETAPI_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
-    }
+    inherited = inherited_environment(*SETTINGS_PREFIXES, "RUNWAYML_")
+    return inherited | settings_for(folder, api) | {"DO_NOT_TRACK": "1", "COMETAPI_BASE_URL": url}
 
 
 def _stats(url: str) -> Stats:

@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain, repeat
 from pathlib import Path
 from random import Random
-from statistics import NormalDist, fmean
+from statistics import NormalDist, fmean, quantiles
 from typing import NamedTuple
 
 from polling_plot import TIMES, Bar, drawing
 
+from prefect_cometapi.runway.api.cohort import Cohort, recheck_delay
 from prefect_cometapi.runway.api.poll_schedule import (
     HISTORY_SIZE,
     DurationStats,
@@ -37,6 +38,10 @@ GENERATIONS = 6000
 WARM = 300
 """Generations that a schedule learns from before its figures count."""
 BATCH = 1000
+BATCHES = ((100, 24), (300, 16), (1000, 6))
+"""Sizes of batches of an unknown kind, and how many of each are simulated."""
+REFRESH = 30.0
+"""Seconds between two looks of a run at the durations in its ledger."""
 CHANGES = 16
 """Simulated services with a sudden change, per profile and change."""
 BEGIN, END = "<!-- polling: figures -->", "<!-- polling: end of figures -->"
@@ -66,6 +71,7 @@ class Profile(NamedTuple):
         return found
 
 
+SHORT = Profile(20, 0.1)
 PROFILES = (Profile(64, 0.25), Profile(64, 0.5), Profile(120, 0.4), Profile(256, 0.3))
 
 
@@ -166,6 +172,44 @@ def watch_many(starts: Sequence[float], durations: Sequence[float], *, by_end: b
     return means(seen[len(seen) // 2 :])
 
 
+def watch_batch(profile: Profile, draw: Random, count: int, *, alone: bool) -> list[Watched]:
+    """Poll a batch of an unknown kind that starts at once.
+
+    Its generations learn from one another, and after half a minute from the ledger.
+
+    Args:
+        profile: Durations.
+        draw: Source of random numbers.
+        count: Number of generations.
+        alone: Whether none may wait for its scouts.
+    """
+    cohort, durations = Cohort(), profile.durations(count, draw)
+    is_scout = [cohort.join() or alone for _ in durations]
+    last, polls = [0.0] * count, [0] * count
+    due = [(first_delay(0.0, INTERVAL, None, draw.random()), which) for which in range(count)]
+    heapq.heapify(due)
+    seen: dict[int, Watched] = {}
+    asked, stats = 0.0, None
+    while due:
+        age, which = heapq.heappop(due)
+        if age >= asked + REFRESH:
+            newest = [(seen[one].waited, seen[one].polls) for one in sorted(seen, reverse=True)]
+            asked, stats = age, estimate_durations(newest, INTERVAL)
+        unobserved = age - last[which]
+        if not is_scout[which] and stats is None and cohort.can_hold(age, unobserved, INTERVAL):
+            heapq.heappush(due, (age + recheck_delay(INTERVAL, draw.random()), which))
+            continue
+        polls[which] += 1
+        if age >= durations[which]:
+            cohort.add_end(age, unobserved, INTERVAL)
+            seen[which] = Watched(polls[which], age, age - durations[which])
+            continue
+        last[which] = age
+        gap = next_delay(age, INTERVAL, stats, draw.random())
+        heapq.heappush(due, (age + max(gap, first_delay(age, INTERVAL, stats)), which))
+    return list(seen.values())
+
+
 def means(seen: Sequence[Watched]) -> Means:
     """Return the means over generations."""
     return Means(fmean(one.polls for one in seen), fmean(one.lag for one in seen))
@@ -258,6 +302,34 @@ def change(factor: float) -> str:
     return table(["polls, lag after it", *names, "worst lag", "fixed 5 s"], rows)
 
 
+def unknown() -> str:
+    """Poll batches of a kind about which nothing is known, with and without scouts."""
+    rows = []
+    for profile in (SHORT, *PROFILES):
+        cells = []
+        for count, runs in BATCHES:
+            found = {
+                alone: [
+                    one
+                    for run in range(runs)
+                    for one in watch_batch(profile, Random(f"{run} {profile}"), count, alone=alone)
+                ]
+                for alone in (True, False)
+            }
+            ratio = means(found[False]).polls / means(found[True]).polls
+            cells += [f"{ratio:.2f}", f"{lags(found[False])} ({lags(found[True])})"]
+        rows.append([str(profile), *cells])
+    head = ["unknown kind"]
+    for count, _ in BATCHES:
+        head += [f"{count} at once", "lag"]
+    return table(head, rows)
+
+
+def lags(seen: Sequence[Watched]) -> str:
+    """Return the mean lag and the one that 95 % do not exceed, in one cell."""
+    return f"{means(seen).lag:.1f}, {quantiles((one.lag for one in seen), n=20)[-1]:.1f} s"
+
+
 def orders() -> str:
     """Poll many at a time, with the history in either order."""
     profile = PROFILES[0]
@@ -311,6 +383,7 @@ def figures() -> tuple[str, list[tuple[str, list[Bar]]]]:
         "The first generations of a kind": begin(),
         "The service becomes three times slower": change(3.0),
         "The service becomes three times faster": change(1 / 3),
+        "A batch of an unknown kind": unknown(),
         "Many at a time": orders(),
         "A batch started at once": peaks(),
     }

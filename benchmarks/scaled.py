@@ -22,8 +22,8 @@ from urllib.request import Request, urlopen
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contestants import KEY, rows
-from measuring import prefect
+from contestants import rows
+from measuring import prefect, settings_for
 from polling import INTERVAL, PROFILES, Means, Profile, bound
 from service import draw_clip, lean_process
 
@@ -104,12 +104,7 @@ async def run(items: int) -> list[tuple[Profile, Means]]:
         folder = Path(name)
         clip = draw_clip(folder / "clip.mp4")
         async with prefect("sqlite") as server:
-            os.environ |= {
-                "PREFECT_API_URL": server.api,
-                "PREFECT_HOME": str(folder / "home"),
-                "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-                "COMETAPI_KEY": KEY,
-                "COMETAPI_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
+            os.environ |= settings_for(folder, server.api) | {
                 "COMETAPI_POLL_INTERVAL": str(INTERVAL / SCALE),
                 "COMETAPI_MAX_IN_FLIGHT": str(IN_FLIGHT),
                 "COMETAPI_MAX_ITEMS_WITH_STEP_TASKS": "0",

@@ -49,6 +49,7 @@ def shape(reply: httpx.Response) -> tuple[int, object]:
     return reply.status_code, names(reply.json())
 
 
+@pytest.mark.heavy
 def test_it_replies_as_the_sandbox_does(lean: httpx.Client) -> None:
     """The benchmark service gives the same replies as the sandbox."""
     with (
