@@ -9,7 +9,7 @@ from ..harness.fault_profile import ROUTES, SHARE, kinds_of, unused_faults
 from ..harness.markdown import table, versions, violations_section
 from .run_storm import AT_ONCE, Outcome
 
-PACKAGES = ("prefect", "httpx", "sqlalchemy")
+PACKAGES = ("prefect", "httpx", "asyncpg")
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

@@ -14,6 +14,7 @@ import httpx
 
 from prefect_cometapi.runway.ledger.entry import Entry
 from prefect_cometapi.runway.ledger.marks import FOLDER
+from prefect_cometapi.runway.storage.base import PROBE
 from prefect_cometapi.runway.storage.staging import INCOMING
 from prefect_cometapi.sandbox import AcceptedJob, Sandbox
 
@@ -23,7 +24,7 @@ from .sources import key_of
 _FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 _PAGE = 200
 
-HIDDEN = frozenset({INCOMING, FOLDER})
+HIDDEN = frozenset({INCOMING, FOLDER, PROBE})
 """Folders of a storage that its users do not see."""
 
 

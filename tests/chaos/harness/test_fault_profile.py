@@ -14,6 +14,7 @@ REQUESTS = 4000
 
 
 @pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.heavy
 def test_every_kind_of_fault_occurs_about_equally_often(route):
     """Three of ten requests meet a fault, and each kind occurs about equally often."""
     plan = FaultPlan(fault_profile(), seed=1)

@@ -17,10 +17,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-COMMAND_TIMEOUT = 1800.0
-"""Seconds after which a command counts as hung."""
+if TYPE_CHECKING:
+    from tests.chaos.harness.batch_commands import BatchCommands
 
 
 @dataclass
@@ -52,52 +52,39 @@ class BatchResult:
         )
 
 
-class Shell:
-    """Folder and environment in which the command of the package runs."""
+async def run_batch(
+    rows: int, kills: int, seed: int, folder: Path, api: str, *, together: int | None = None
+) -> BatchResult:
+    """Run a batch with some kills to its end, and check the result.
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        from tests.chaos.harness.processes import COMMAND, inherited_environment
-
-        self.folder = folder
-        self._command = COMMAND
-        self.environment = inherited_environment("COMETAPI_") | environment
-
-    async def start(self, *words: str) -> asyncio.subprocess.Process:
-        """Start a command."""
-        return await asyncio.create_subprocess_exec(
-            *(self._command, *words),
-            cwd=self.folder,
-            env=self.environment,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-
-    async def run(self, *words: str) -> tuple[int | None, str]:
-        """Run a command to its end."""
-        process = await self.start(*words)
-        async with asyncio.timeout(COMMAND_TIMEOUT):
-            output, _ = await process.communicate()
-        return process.returncode, output.decode(errors="replace")
-
-
-async def run_batch(rows: int, kills: int, seed: int, folder: Path, api: str) -> BatchResult:
-    """Run a batch with N kills to its end, and check the result."""
+    Args:
+        rows: Rows of the manifest.
+        kills: Number of kills.
+        seed: Seed of the times of the kills.
+        folder: Folder for the ledger and the videos.
+        api: Address of Prefect's server.
+        together: Rows that share a task run, or None for the package's own choice.
+    """
     from prefect_cometapi.sandbox import Sandbox
+    from tests.chaos.harness.batch_commands import BatchCommands, write_manifest
     from tests.chaos.harness.sources import PICTURE, serve_file
 
     rng = random.Random(seed)
     started = time.monotonic()
     with serve_file(PICTURE) as address, Sandbox(render_seconds=0.5) as sandbox:
-        requests = [{"id": f"row-{n}", "promptImage": f"{address}/{n}.jpg"} for n in range(rows)]
-        text = "".join(f"{json.dumps(row)}\n" for row in requests)
-        (folder / "manifest.jsonl").write_text(text, encoding="utf-8")
-        shell = Shell(folder, _environment(folder, api, sandbox.url))
+        rows_of = write_manifest(folder, address, rows)
+        environment = _environment(folder, api, sandbox.url)
+        if together:
+            environment["COMETAPI_MAX_ITEMS_WITH_STEP_TASKS"] = "0"
+            environment["COMETAPI_ITEMS_PER_TASK_RUN"] = str(together)
+        commands = BatchCommands(folder, environment)
         result = BatchResult(rows)
         for share in sorted(rng.uniform(0.05, 0.95) for _ in range(kills)):
-            await _kill_once(shell, sandbox, int(share * rows), rng.uniform(0.0, 0.3), result)
-        await _finish(shell, sandbox, result)
+            killed = await commands.kill_batch(sandbox, int(share * rows), rng.uniform(0.0, 0.3))
+            result.accepted_at_kills.append(killed)
+        await _finish(commands, sandbox, rows_of, result)
         result.seconds = time.monotonic() - started
-        check(folder, [row["promptImage"] for row in requests], sandbox.accepted, result)
+        check(folder, list(rows_of), sandbox.accepted, result)
     return result
 
 
@@ -114,40 +101,25 @@ def _environment(folder: Path, api: str, service: str) -> dict[str, str]:
     }
 
 
-async def _kill_once(
-    shell: Shell, sandbox: Any, accepted: int, delay: float, result: BatchResult
+async def _finish(
+    commands: "BatchCommands", sandbox: Any, rows_of: dict[str, str], result: BatchResult
 ) -> None:
-    """Start the batch, and send SIGKILL a moment after N jobs were accepted."""
-    process = await shell.start("batch", "manifest.jsonl", "--json")
-    async with asyncio.timeout(COMMAND_TIMEOUT):
-        while len(sandbox.accepted) < accepted and process.returncode is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-    await asyncio.sleep(delay)
-    if process.returncode is None:
-        process.kill()
-    await process.communicate()
-    result.accepted_at_kills.append(len(sandbox.accepted))
-
-
-async def _finish(shell: Shell, sandbox: Any, result: BatchResult) -> None:
     """Run the batch to its end; settle uncertain rows as a user would, and run it again."""
-    await shell.run("batch", "manifest.jsonl", "--output", "results.jsonl")
-    jobs = {job.body["promptImage"]: job.task_id for job in sandbox.accepted}
-    manifest = _rows_of(shell.folder / "manifest.jsonl")
-    images = {row["id"]: row["promptImage"] for row in manifest}
-    for row in _rows_of(shell.folder / "results.jsonl"):
+    await commands.run_batch("results.jsonl")
+    jobs = {rows_of[job.body["promptImage"]]: job.task_id for job in sandbox.accepted}
+    for row in _rows_of(commands.folder / "results.jsonl"):
         if row["outcome"] != "uncertain":
             continue
-        task_id = jobs.get(images[row["id"]])
+        task_id = jobs.get(row["id"])
         if task_id:
-            await shell.run("ledger", "adopt", row["idempotency_key"], task_id)
+            await commands.run("ledger", "adopt", row["idempotency_key"], task_id)
             result.adopted += 1
         else:
-            await shell.run("ledger", "resubmit", row["idempotency_key"], "--now")
+            await commands.run("ledger", "resubmit", row["idempotency_key"], "--now")
             result.resubmitted += 1
-    status, output = await shell.run("batch", "manifest.jsonl", "--output", "results.jsonl")
+    status, *output = await commands.run_batch("results.jsonl")
     if status:
-        result.problems.append(f"the batch failed:\n{output}")
+        result.problems.append("\n".join(["the batch failed:", *output]))
 
 
 def check(folder: Path, images: list[str], accepted: Sequence[Any], result: BatchResult) -> None:
@@ -186,6 +158,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=500, metavar="N")
     parser.add_argument("--kills", type=int, default=3, metavar="N")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
+    parser.add_argument("--together", type=int, metavar="N", help="rows that share a task run")
     return parser.parse_args(words)
 
 
@@ -201,9 +174,17 @@ async def main(options: argparse.Namespace) -> int:
         folder = Path(name)
         database = postgres.create_database() if postgres else None
         async with prefect_server(folder / "server", database) as api:
-            result = await run_batch(options.rows, options.kills, options.seed, folder, api)
+            result = await run_batch(
+                options.rows,
+                options.kills,
+                options.seed,
+                folder,
+                api,
+                together=options.together,
+            )
     script = "python tests/chaos/kill_matrix/batches.py"
     line = f"{script} --rows {options.rows} --kills {options.kills}"
+    line += f" --together {options.together}" if options.together else ""
     text = _SECTION.format(command=line, result=result, problems=len(result.problems))
     return command.conclude(
         str(result),

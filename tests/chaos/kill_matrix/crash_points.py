@@ -178,11 +178,13 @@ def _on_upload(crash: Crash, boundary: Boundary) -> None:
     for kind in (FsspecStorage, BlockStorage):
 
         @around(kind, "publish")
-        def _(original: Callable[..., str], storage: Any, staged: Path, name: str) -> str:
+        def _(
+            original: Callable[..., str], storage: Any, staged: Path, name: str, **options: Any
+        ) -> str:
             matches = name.endswith(crash.suffix)
             if matches and boundary is Boundary.BEFORE_RENAME:
                 crash()
-            result = original(storage, staged, name)
+            result = original(storage, staged, name, **options)
             if matches and boundary is Boundary.RENAMED:
                 crash()
             return result

@@ -9,7 +9,7 @@ from ..harness.markdown import table, versions, violations_section
 from .plan import Boundary, CrashKind, Database, Recovery
 from .run_case import CaseResult
 
-PACKAGES = ("prefect", "sqlalchemy", "asyncpg", "httpx")
+PACKAGES = ("prefect", "asyncpg", "httpx")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import boto3
 
 from prefect_cometapi.runway.ledger.marks import FOLDER
+from prefect_cometapi.runway.storage.base import PROBE
 
 from ...s3 import environment, s3_server
 from ..harness.collect_state import HIDDEN
@@ -73,7 +74,7 @@ class Objects:
     def names(self) -> list[str]:
         listed = self.store.client.list_objects_v2(Bucket=BUCKET, Prefix=self.prefix)
         names = (each["Key"].removeprefix(self.prefix) for each in listed.get("Contents", []))
-        return sorted(name for name in names if not name.startswith(f"{FOLDER}/"))
+        return sorted(name for name in names if not name.startswith((f"{FOLDER}/", PROBE)))
 
     def local(self, name: str) -> Path:
         self.copies.mkdir(exist_ok=True)
@@ -81,7 +82,7 @@ class Objects:
         return self.copies / name
 
     def uri(self, name: str) -> str:
-        return f"{self.address}/{name}"
+        return f"s3://{BUCKET}/{self.prefix}{name}"
 
 
 @dataclass(frozen=True)

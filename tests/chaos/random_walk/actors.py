@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from sqlalchemy import delete
 
 from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.deployments.cli import app
@@ -32,7 +31,7 @@ from prefect_cometapi.runway import CometAPISettings, Entry, Ledger, State
 from prefect_cometapi.runway.api import client
 from prefect_cometapi.runway.api.client import RunwayClient
 from prefect_cometapi.runway.errors import CometAPIError, ServiceUnavailable
-from prefect_cometapi.runway.ledger.schema import generations
+from prefect_cometapi.runway.ledger.statement import Sql
 from prefect_cometapi.runway.media import download
 from prefect_cometapi.runway.media.download import AssetClients
 
@@ -271,8 +270,8 @@ def _continue_in_child(env: ActorEnv, ledger: Ledger) -> Ledger:
 async def _delete_row(env: ActorEnv, key: str) -> None:
     """Delete the row of a key over a connection of its own, as a lost disk page would."""
     ledger = Ledger(env.ledger_url, lease=LEASE, retry_timeout=DATABASE_TIMEOUT)
-    statement = delete(generations).where(generations.c.idempotency_key == key)
-    gone = await ledger.database.rows(statement.returning(generations.c.state))
+    deletion = "DELETE FROM cometapi_generations WHERE idempotency_key = :key RETURNING state"
+    gone = await ledger.database.rows(Sql(deletion, {"key": key}))
     await ledger.database.close()
     if gone:
         env.events.write("deleted", key=key, state=gone[0]["state"])

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from prefect_cometapi.runway.ledger.schema import generations
+from prefect_cometapi.runway.ledger.file_lock import FileLock
+from prefect_cometapi.runway.ledger.schema import GENERATIONS
 
 from . import actors
 from .actors import DELETION_POINTS, LEASE, ActorEnv, Buyer, User
@@ -22,6 +23,12 @@ from .walk import KILOBYTES, Walk
 Action = Callable[[Walk, random.Random], bool]
 
 BOTH = ("sqlite", "postgresql")
+
+_TRIES = 20
+"""Copies of the ledger until one is made between two changes."""
+
+_CHANGE_COUNTER = 24
+"""Position of the change counter in the header of a SQLite file."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +110,36 @@ def _new_file(walk: Walk, prefix: str) -> Path:
 
 
 def _copy(env: ActorEnv, file: Path) -> None:
-    known = _recorded(env.ledger_file)
-    shutil.copy(env.ledger_file, file)
-    _compare(env, known, file)
+    known = _known(env)
+    for _ in range(_TRIES):
+        before = change_of(env.ledger_file)
+        shutil.copy(env.ledger_file, file)
+        # A copy of a file that is being written may be incomplete, as docs/ledger.md says.
+        if before is not None and before == change_of(env.ledger_file):
+            _compare(env, known, file)
+            break
     file.unlink()
 
 
+def change_of(ledger: Path) -> bytes | None:
+    """Return the number of a SQLite file's last change, or None while one is being written."""
+    journal = ledger.with_name(f"{ledger.name}-journal")
+    if journal.exists():
+        return None
+    with ledger.open("rb") as file:
+        file.seek(_CHANGE_COUNTER)
+        change = file.read(4)
+    return None if journal.exists() else change
+
+
+def _known(env: ActorEnv) -> dict[str, str]:
+    # Without the lock, a reader could take the journal of a change for that of a dead process.
+    with FileLock(env.ledger_file, retry_timeout=30).held():
+        return _recorded(env.ledger_file)
+
+
 def _back_up(env: ActorEnv, file: Path) -> None:
-    known = _recorded(env.ledger_file)
+    known = _known(env)
     status, output = actors.command("ledger", "backup", str(file))
     if status:
         env.events.write("incomplete", text=f"a backup failed: {output[:200]}")
@@ -140,7 +169,7 @@ def _recorded(file: Path) -> dict[str, str]:
     try:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchall():
             return {}
-        query = f"SELECT task_id, idempotency_key FROM {generations.name} WHERE task_id IS NOT NULL"
+        query = f"SELECT task_id, idempotency_key FROM {GENERATIONS} WHERE task_id IS NOT NULL"
         return dict(connection.execute(query).fetchall())
     finally:
         connection.close()

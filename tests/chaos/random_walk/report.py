@@ -10,7 +10,7 @@ from ..harness.markdown import machine, table, violations_section
 from .checker import FinalState, repeated_purchases
 from .journal import Line
 
-PACKAGES = ("prefect", "httpx", "sqlalchemy")
+PACKAGES = ("prefect", "httpx", "asyncpg")
 
 NAMES = {
     "kill": "processes killed",

@@ -81,7 +81,7 @@ def markdown(command: str, outcomes: Sequence[Outcome]) -> str:
     page = _PAGE.format(
         rows=outcomes[0].rows,
         command=command,
-        machine=f"Ran on {machine('prefect', 'httpx', 'sqlalchemy')}",
+        machine=f"Ran on {machine('prefect', 'httpx', 'asyncpg')}",
         table=figures,
     )
     problems = [problem for outcome in outcomes for problem in outcome.problems]

@@ -17,11 +17,10 @@ import httpx
 
 from prefect_cometapi.runway import Entry, Ledger, State
 from prefect_cometapi.sandbox import AcceptedJob, Sandbox
-from tests.chaos.harness.processes import inherited_environment, python_path
+from tests.chaos.harness.batch_commands import BatchCommands, write_manifest
 from tests.chaos.harness.sources import PICTURE, serve_file
 
-COMMAND_TIMEOUT = 1800.0
-"""Seconds after which a command counts as hung."""
+PROGRAM = (sys.executable, "-m", "tests.chaos.reconcile.batch_process")
 
 RUNS = 4
 """Maximum number of undisturbed runs after the kills."""
@@ -82,32 +81,6 @@ class Outcome:
         return self.decided / self.uncertain if self.uncertain else 1.0
 
 
-class Commands:
-    """Folder and environment in which the command of the package runs."""
-
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder = folder
-        self._environment = inherited_environment("COMETAPI_") | environment
-        self._environment["PYTHONPATH"] = python_path()
-
-    async def start(self, *words: str) -> asyncio.subprocess.Process:
-        """Start a command."""
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.chaos.reconcile.batch_process", *words),
-            cwd=self.folder,
-            env=self._environment,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-
-    async def run(self, *words: str) -> tuple[int | None, str, str]:
-        """Run a command to its end; return its status and output."""
-        process = await self.start(*words)
-        async with asyncio.timeout(COMMAND_TIMEOUT):
-            output, errors = await process.communicate()
-        return process.returncode, output.decode(), errors.decode(errors="replace")
-
-
 def environment(folder: Path, api: str, service: str, on_uncertain: str) -> dict[str, str]:
     """Return the settings of the batch."""
     return {
@@ -134,13 +107,16 @@ async def run_alone(rows: int, kills: int, seed: int, folder: Path, api: str) ->
         serve_file(PICTURE) as address,
         Sandbox(render_seconds=0.3, faults=LOST, seed=seed, balance=None) as sandbox,
     ):
-        keys = _write_manifest(folder, address, rows)
-        commands = Commands(folder, environment(folder, api, sandbox.url, "reconcile"))
+        keys = write_manifest(folder, address, rows)
+        commands = BatchCommands(
+            folder, environment(folder, api, sandbox.url, "reconcile"), PROGRAM
+        )
         for share in sorted(rng.uniform(0.05, 0.95) for _ in range(kills)):
-            await _kill_once(commands, sandbox, int(share * rows), rng.uniform(0.0, 0.2), outcome)
+            killed = await commands.kill_batch(sandbox, int(share * rows), rng.uniform(0.0, 0.2))
+            outcome.kills.append(killed)
         runs, output = 0, ""
         while runs < RUNS and not await _is_stored(folder, rows):
-            _, *texts = await commands.run("batch", "manifest.jsonl", "--output", "r.jsonl")
+            _, *texts = await commands.run_batch("r.jsonl")
             runs, output = runs + 1, "\n".join(texts)
         if not await _is_stored(folder, rows):
             outcome.problems.append(f"the batch is not stored: {output[-2000:]}")
@@ -156,11 +132,11 @@ async def run_with_other_client(rows: int, seed: int, folder: Path, api: str) ->
         serve_file(PICTURE) as address,
         Sandbox(render_seconds=0.3, faults=LOST, seed=seed, balance=None) as sandbox,
     ):
-        keys = _write_manifest(folder, address, rows)
-        commands = Commands(folder, environment(folder, api, sandbox.url, "stop"))
+        keys = write_manifest(folder, address, rows)
+        commands = BatchCommands(folder, environment(folder, api, sandbox.url, "stop"), PROGRAM)
         other = asyncio.create_task(_buy_beside(sandbox, f"{address}/{OTHER_CLIENT}"))
         try:
-            await commands.run("batch", "manifest.jsonl", "--output", "r.jsonl")
+            await commands.run_batch("r.jsonl")
         finally:
             other.cancel()
             with suppress(asyncio.CancelledError):
@@ -181,29 +157,6 @@ async def run_with_other_client(rows: int, seed: int, folder: Path, api: str) ->
         _check(keys, before, ours, outcome)
         _check_verdicts(found, keys, sandbox.accepted, outcome)
     return outcome
-
-
-def _write_manifest(folder: Path, address: str, rows: int) -> dict[str, str]:
-    """Write the manifest; return the idempotency key's suffix of each picture."""
-    requests = [{"id": f"row-{n:04}", "promptImage": f"{address}/{n}.jpg"} for n in range(rows)]
-    text = "".join(f"{json.dumps(row)}\n" for row in requests)
-    (folder / "manifest.jsonl").write_text(text, encoding="utf-8")
-    return {row["promptImage"]: row["id"] for row in requests}
-
-
-async def _kill_once(
-    commands: Commands, sandbox: Sandbox, accepted: int, delay: float, outcome: Outcome
-) -> None:
-    """Start the batch, and send SIGKILL a moment after N jobs were accepted."""
-    process = await commands.start("batch", "manifest.jsonl", "--json")
-    async with asyncio.timeout(COMMAND_TIMEOUT):
-        while len(sandbox.accepted) < accepted and process.returncode is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-    await asyncio.sleep(delay)
-    if process.returncode is None:
-        process.kill()
-    await process.communicate()
-    outcome.kills.append(len(sandbox.accepted))
 
 
 async def _buy_beside(sandbox: Sandbox, pictures: str) -> None:

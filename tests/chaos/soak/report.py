@@ -20,7 +20,7 @@ def markdown(command: str, outcome: Outcome) -> str:
         command=command,
         minutes=f"{outcome.seconds / 60:.0f}",
         share=f"{100 * SHARE:.0f}",
-        versions=machine("prefect", "httpx", "sqlalchemy", "av"),
+        versions=machine("prefect", "httpx", "asyncpg", "av"),
         figures=_figures_table(outcome),
         resources=_resources_table(outcome),
     )
