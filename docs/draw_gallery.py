@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from prefect_cometapi.flows.batch.gallery import NAME, gallery
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
-from prefect_cometapi.runway.media.inspector import draw_poster, inspect_video
+from prefect_cometapi.runway.media.inspector import examine_output
 from prefect_cometapi.sandbox.clips.render import Recipe, render
 
 IMAGES = Path(__file__).parent / "images"
@@ -194,8 +194,8 @@ def make_clip(folder: Path, at: int, item: str, prompt: str, picture: bytes) -> 
     video, poster = folder / f"{item}.mp4", folder / f"{item}.jpg"
     recipe = Recipe("image_to_video", item, prompt, SEED, WIDTH, HEIGHT, 5)
     video.write_bytes(render(recipe, picture))
-    draw_poster(video, poster)
-    info = inspect_video(video)
+    info, picture = examine_output(video, "video")
+    poster.write_bytes(picture)
     return ItemResult(
         id=item,
         outcome=Outcome.STORED,

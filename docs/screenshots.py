@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 from draw_gallery import SCENES, draw
 from draw_gallery import take as take_gallery
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from prefect_cometapi.deployments.prefect_env import quieten_prefect
 
@@ -59,8 +59,8 @@ def prefect_server(home: str) -> Iterator[str]:
         process.wait(30)
 
 
-def make_runs(videos: str) -> str:
-    """Run the flows against the sandbox, and return the id of the run with retries."""
+def make_runs(videos: str) -> tuple[str, str]:
+    """Run the flows against the sandbox; return the ids of a run with retries, and a failed one."""
     from prefect_cometapi.deployments.commands.demo import PICTURE
     from prefect_cometapi.flows import collect, image_to_video, video_to_video
     from prefect_cometapi.runway import SubmissionUncertain
@@ -94,7 +94,9 @@ def make_runs(videos: str) -> str:
         with suppress(SubmissionUncertain):
             image_to_video(request, idempotency_key="sku-19/november")
         collect()
-    return str(state.state_details.flow_run_id)
+        sandbox.add_fault("create:failed")
+        failed = image_to_video(request, return_state=True)
+    return str(state.state_details.flow_run_id), str(failed.state_details.flow_run_id)
 
 
 def make_batch(videos: str) -> str:
@@ -142,41 +144,98 @@ def data_uri(picture: bytes) -> str:
 
 
 def take(
-    page: Page, picture: Path, *expected: str, width: int = WIDTH, height: int = HEIGHT
+    page: Page,
+    picture: Path,
+    *expected: str,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    top: int = 0,
 ) -> None:
-    """Take a picture of the upper left part of a page, once it has the expected texts."""
+    """Take a picture of the left part of a page, once it has the expected texts."""
     for text in expected:
         page.get_by_text(text).first.wait_for(timeout=60_000)
     page.wait_for_timeout(SETTLE_MILLISECONDS)
-    page.screenshot(path=picture, clip={"x": 0, "y": 0, "width": width, "height": height})
+    page.screenshot(path=picture, clip={"x": 0, "y": top, "width": width, "height": height})
+
+
+def artifact(server: str, title: str, run_id: str | None = None) -> str:
+    """Return the address of the only artifact with this beginning of its title."""
+    found = httpx.post(f"{server}/api/artifacts/filter", json={}).json()
+    (one,) = [
+        item["id"]
+        for item in found
+        if (item["description"] or "").startswith(f"### {title}")
+        and run_id in {None, item["flow_run_id"]}
+    ]
+    return f"{server}/artifacts/artifact/{one}"
 
 
 def take_all(page: Page, server: str, run_id: str, folder: Path) -> None:
-    """Take pictures of the run with its retries, its poster, and the collector's table."""
+    """Take pictures of the run with its retries, its artifacts, and the collector's table."""
     page.goto(f"{server}/runs/flow-run/{run_id}")
     take(page, folder / "run.png", "Completed", "Retry 1/5 will start", "Stored ")
-    found = httpx.post(f"{server}/api/artifacts/filter", json={}).json()
-    posters = [item for item in found if item["key"] == "cometapi-poster"]
-    (poster,) = [item["id"] for item in posters if item["flow_run_id"] == run_id]
-    page.goto(f"{server}/artifacts/artifact/{poster}")
+    page.set_viewport_size({"width": WIDTH, "height": 1160})  # the list shows only what fits
+    page.get_by_text("Artifacts", exact=True).last.click()
+    titles = ("Facts about", "Video ", "Rendering of", "Poster of")
+    take(page, folder / "artifacts.png", *titles, height=1020)
+    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+    page.goto(artifact(server, "Poster of", run_id))
     page.wait_for_function("[...document.images].some(image => image.naturalWidth === 640)")
-    take(page, folder / "poster.png", "A frame from the middle of", height=520)
-    (table,) = [item["id"] for item in found if item["key"] == "cometapi-collected"]
-    page.goto(f"{server}/artifacts/artifact/{table}")
+    take(page, folder / "poster.png", "A frame from the middle of", height=560)
+    page.goto(artifact(server, "Video", run_id))
+    expect(page.locator("code, pre").get_by_text(".mp4").first).to_be_visible(timeout=60_000)
+    expect(page.locator("a[href^='file:']")).to_have_count(0)
+    page.goto(artifact(server, "Collected"))
     take(page, folder / "collected.png", "uncertain", "ledger show sku-19/november", height=420)
+    # A list of tiles would show the newest artifact of all runs.
+    page.goto(f"{server}/artifacts")
+    page.get_by_text("Create an artifact").wait_for(timeout=60_000)
+
+
+def take_failed(page: Page, server: str, run_id: str, folder: Path) -> None:
+    """Take a picture of a run that failed."""
+    page.goto(f"{server}/runs/flow-run/{run_id}")
+    page.set_viewport_size({"width": WIDTH, "height": 1700})
+    expected = ("Failed", "Next: change the image or the prompt", "Finished in state Failed('Gen")
+    take(page, folder / "failed.png", *expected, top=500, height=780)
+    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
 
 
 def take_batch(page: Page, server: str, run_id: str, folder: Path) -> None:
     """Take pictures of the batch's run, its table of results, and its posters."""
     page.goto(f"{server}/runs/flow-run/{run_id}")
-    take(page, folder / "batch.png", "PartlyStored")
-    found = httpx.post(f"{server}/api/artifacts/filter", json={}).json()
-    ids = {item["key"]: item["id"] for item in found if item["flow_run_id"] == run_id}
-    page.goto(f"{server}/artifacts/artifact/{ids['cometapi-batch-results']}")
-    take(page, folder / "batch-results.png", "27 stored", "uncertain", "not bought", height=620)
-    page.goto(f"{server}/artifacts/artifact/{ids['cometapi-batch-posters']}")
+    page.get_by_text("PartlyStored").first.wait_for(timeout=60_000)
+    page.wait_for_timeout(4 * SETTLE_MILLISECONDS)  # its graph is large
+    take(page, folder / "batch.png")
+    page.goto(artifact(server, "Results of batch lakes", run_id))
+    take(page, folder / "batch-results.png", "27 stored", "uncertain", "not bought", height=700)
+    page.goto(artifact(server, "Posters of batch lakes", run_id))
     page.wait_for_function("[...document.images].some(image => image.naturalWidth > 640)")
     take(page, folder / "batch-posters.png", "The first 24 of")
+
+
+def fill_choices(page: Page) -> None:
+    """Fill the model from its list and as a text, and choose to suspend the run."""
+
+    def field(description: str) -> Locator:
+        return page.locator(".schema-form-property", has=page.get_by_text(description)).last
+
+    def choose(description: str, option: str) -> None:
+        # A click opens the list for a moment only.
+        field(description).locator(".p-select-button__control").press("ArrowDown")
+        page.get_by_role("option", name=option, exact=True).click()
+
+    model, wait = "Runway model to use.", "Wait for the video."
+    field(model).get_by_text("Known models", exact=True).click()
+    choose(model, "gen4_turbo")
+    text = field(model).locator("textarea")
+    expect(text).to_have_value("gen4_turbo")
+    text.fill("gen9_preview")
+    expect(text).to_have_value("gen9_preview")
+    text.fill("gen3a_turbo")
+    for option in ("false", "suspend", "true"):
+        choose(wait, option)
+        expect(field(wait).locator(".p-select-button__value")).to_have_text(option)
 
 
 def take_production(page: Page, server: str, folder: Path) -> None:
@@ -186,6 +245,7 @@ def take_production(page: Page, server: str, folder: Path) -> None:
     page.set_viewport_size({"width": WIDTH, "height": 1300})
     page.goto(f"{server}/deployments/deployment/{daily}/run")
     page.get_by_text("Seconds of video.").wait_for(timeout=60_000)
+    fill_choices(page)
     duration, *_others = page.locator("input[type=number]").all()
     duration.fill("7")
     page.get_by_text("Submit", exact=True).last.click()
@@ -195,6 +255,9 @@ def take_production(page: Page, server: str, folder: Path) -> None:
     take(page, folder / "form.png", "7 is not one of", "Idempotency key", height=1190)
     runs = {"deployments": {"id": {"any_": [daily]}}}
     assert httpx.post(f"{api}/flow_runs/filter", json=runs).json() == []
+    page.goto(f"{server}/deployments/deployment/{daily}")
+    page.get_by_text("Description", exact=True).first.click(timeout=60_000)
+    take(page, folder / "deployment.png", "How it works", height=520)
     page.set_viewport_size({"width": WIDTH, "height": 960})
     page.goto(f"{server}/automations")
     take(page, folder / "automations.png", "mark silent runs as crashed", height=940)
@@ -203,7 +266,7 @@ def take_production(page: Page, server: str, folder: Path) -> None:
     (block,) = [one["id"] for one in blocks if one["block_type_name"] == "CometAPI Credentials"]
     page.goto(f"{server}/blocks/block/{block}")
     # The rest of the page is a logo, which is loaded from the network.
-    take(page, folder / "block.png", "Runway version", "********", width=1065, height=530)
+    take(page, folder / "block.png", "Runway version", "********", width=1065, height=640)
 
 
 def main() -> None:
@@ -211,7 +274,7 @@ def main() -> None:
     images = Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
     images.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, prefect_server(f"{folder}/home") as server:
-        run_id = make_runs(f"{folder}/videos")
+        run_id, failed_id = make_runs(f"{folder}/videos")
         batch_id = make_batch(f"{folder}/videos")
         make_deployments()
         with sync_playwright() as playwright:
@@ -220,6 +283,7 @@ def main() -> None:
             )
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
             take_all(page, server, run_id, images)
+            take_failed(page, server, failed_id, images)
             take_batch(page, server, batch_id, images)
             take_production(page, server, images)
             take_gallery(browser, images)

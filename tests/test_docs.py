@@ -11,7 +11,8 @@ from prefect_cometapi.runway import CometAPISettings, State
 from prefect_cometapi.runway.batch.manifest import read_rows
 from prefect_cometapi.runway.batch.models import Outcome
 from prefect_cometapi.runway.batch.rows import batch_keys, check_rows
-from prefect_cometapi.runway.models.sources import MAX_DATA_BYTES, MAX_FETCHED_BYTES
+from prefect_cometapi.runway.models.media_types import MAX_DATA_BYTES, MAX_FETCHED_BYTES
+from prefect_cometapi.sandbox.clips.content_credentials import new_identity
 from prefect_cometapi.sandbox.faults.plan import KINDS
 
 from .pictures import picture
@@ -50,20 +51,32 @@ def test_every_command_of_a_page_exists(page):
     """The command line accepts every command of the page, and every script named there exists."""
     from prefect_cometapi.deployments.cli import app
 
-    commands = "".join(re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+    text = page.read_text(encoding="utf-8")
+    commands = "".join(re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.DOTALL))
     for line in commands.splitlines():
         program, *arguments = shlex.split(line)
         if program == "prefect-cometapi":
             command, _bound, _ignored = app.parse_args(arguments, exit_on_error=False)
             assert callable(command)
         elif program == "python":
-            assert (ROOT / arguments[0]).is_file()
+            shown = f"Save this as `{arguments[0]}`:" in text
+            assert shown or (ROOT / arguments[0]).is_file()
         else:
             assert line.startswith(
                 (
                     "pip install ",
                     ".venv/bin/pip install ",
                     "prefect worker start --pool ",
+                    "export COMETAPI_",
+                    "prefect config set PREFECT_API_URL=",
+                    "prefect server start",
+                    "prefect deployment run ",
+                    "prefect deployment schedule ",
+                    "prefect work-pool create ",
+                    "docker build -t ",
+                    "docker push ",
+                    "kubectl create secret generic ",
+                    "helm ",
                     "python3 -m venv",
                 )
             )
@@ -77,15 +90,17 @@ def test_every_state_is_explained():
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_the_job_of_the_page_runs_as_written(prefect_server, sandbox, capsys):
     """The example job of the page makes a video when it is copied."""
     page = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    *_served, example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(example, "production.md", "exec"), {})
     assert Path(capsys.readouterr().out.split()[-1]).exists()
 
 
 @pytest.mark.server
+@pytest.mark.heavy
 def test_the_example_of_the_sources_runs_as_written(prefect_server, sandbox, capsys, tmp_path):
     """The example animates a picture of the working directory and restyles the video."""
     (tmp_path / "pictures").mkdir()
@@ -148,6 +163,18 @@ def test_the_example_of_the_account_runs_as_written(sandbox, monkeypatch, capsys
     monkeypatch.setenv("COMETAPI_ACCESS_TOKEN", "sandbox-access-token")
     exec(code, {})
     assert capsys.readouterr().out == ""
+
+
+def test_the_example_of_provenance_runs_as_written(tmp_path):
+    """The copied example signs a copy, and verifies it with the chain as its trust anchor."""
+    identity = new_identity("Example Media GmbH")
+    (tmp_path / "clip.mp4").write_bytes(picture("PNG"))
+    (tmp_path / "chain.pem").write_bytes(identity.chain)
+    (tmp_path / "key.pem").write_bytes(identity.key)
+    page = (ROOT / "docs" / "provenance.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(example, "provenance.md", "exec"), {})
+    assert (tmp_path / "signed.mp4").is_file()
 
 
 def test_every_module_that_the_architecture_names_is_there():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README is true: its example runs, its commands exist, its tables match the code."""
+"""The README is true: its example runs, its commands exist, its figures match the code."""
 
 import re
 import runpy
@@ -7,9 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
-from prefect_cometapi import runway
-from prefect_cometapi.runway import CometAPISettings, errors
 from prefect_cometapi.runway.models.model_limits import known_models, model_table
 
 ROOT = Path(__file__).parents[1]
@@ -26,9 +25,9 @@ def section(title: str) -> str:
 
 @pytest.mark.server
 def test_the_example_runs_as_written(prefect_server, sandbox, capsys):
-    """The example of ten lines makes a video when it is copied."""
+    """The example of a flow makes a video when it is copied."""
     (example,) = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(example, "README.md", "exec"), {"__name__": "__main__"})
     uri, duration, polls = capsys.readouterr().out.split()[-3:]
     assert Path(uri).exists()
     assert float(duration) == pytest.approx(5.0, abs=0.1)
@@ -68,9 +67,12 @@ def test_every_command_exists():
     """The command line accepts every command of the README, with these arguments."""
     from prefect_cometapi.deployments.cli import app
 
-    for line in [*blocks("sh")[2].splitlines(), *blocks("sh")[4].splitlines()]:
-        program, *arguments = shlex.split(line)
-        assert program == "prefect-cometapi"
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    ours = [line for line in lines if line.startswith("prefect-cometapi ")]
+    others = [line.partition(" ")[0] for line in lines if line not in ours]
+    assert (len(ours), others) == (9, ["pip", "prefect"])
+    for line in ours:
+        _program, *arguments = shlex.split(line)
         command, _bound, _ignored = app.parse_args(arguments, exit_on_error=False)
         assert callable(command)
 
@@ -79,19 +81,7 @@ def test_the_deployment_commands_are_those_of_the_page():
     """README and docs/production.md show the same commands, which a test of the wheel runs."""
     page = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
     (install, *rest) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[0].splitlines()
-    assert install == "pip install prefect-cometapi"
-    assert rest == blocks("sh")[3].splitlines()
-
-
-def test_every_setting_stands_in_the_table_with_its_default():
-    """The table lists every setting and no other, with its true default."""
-    rows = dict(re.findall(r"\| `COMETAPI_(\w+)` \| (?:`(.*?)`)? ?\|", section("Settings")))
-    fields = CometAPISettings.model_fields
-    assert set(rows) == {name.upper() for name in fields}
-    for name, field in fields.items():
-        default = f"{field.default:g}" if isinstance(field.default, float) else field.default
-        unset = default is None or default == frozenset()
-        assert rows[name.upper()] == ("" if unset else str(default))
+    assert [f"{install}\n", "\n".join([*rest, ""])] == [blocks("bash")[0], blocks("bash")[2]]
 
 
 def test_the_table_of_models_is_the_one_that_is_checked():
@@ -100,27 +90,28 @@ def test_the_table_of_models_is_the_one_that_is_checked():
     assert "\n".join(printed) in section("Models")
 
 
-def test_the_example_prices_are_those_of_the_table():
-    """Each example of a price is the known one, with its seller and its date."""
-    (row,) = [line for line in README.splitlines() if line.startswith("| `COMETAPI_PRICES`")]
-    examples = re.findall(r'`\{"([\w.]+)": "?([\d./s]+)"?\}` \((\w+), ([\d-]+)\)', row)
-    assert len(examples) == 2
-    for model, price, seller, date in examples:
+def test_the_prices_of_a_clip_are_those_of_the_table():
+    """The price of five seconds follows from the known price, with its seller and its date."""
+    told = re.findall(
+        r"([\d.]+) USD\s+with `([\w.]+)`[^(]*\((\w+),\s+([\d-]+)\)", section("Get a key")
+    )
+    assert len(told) == 2
+    for amount, model, seller, date in told:
         known = known_models()[model].price
         assert known is not None
         source = model_table().sources[known.source]
-        assert (str(known.price()), source.seller, source.date) == (price, seller, date)
+        price = known.price()
+        cost = price.amount * (5 if price.per_second else 1)
+        assert (float(amount), seller, date) == (pytest.approx(cost), source.seller, source.date)
 
 
-def test_every_error_stands_in_the_table():
-    """Each error that a user can meet has a row in the table."""
-    named = set(re.findall(r"`(\w+)`", section("Errors")))
-    kinds = {name for name in runway.__all__ if isinstance(getattr(runway, name), type)}
-    met = {
-        name
-        for name in kinds
-        if issubclass(getattr(runway, name), errors.CometAPIError)
-        and not getattr(runway, name).__subclasses__()
-    }
-    assert met - named <= {"StagedFileMissing"}
-    assert {name for name in named if name[0].isupper() and name != "TASK_ID"} <= kinds
+def test_only_the_collector_has_an_active_schedule():
+    """The README names the one schedule that is active after a deployment."""
+    file = ROOT / "deployments" / "prefect.yaml"
+    deployments = yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]
+    active = [
+        f"{each['entrypoint'].rpartition('.')[2]}/{each['name']}"
+        for each in deployments
+        if any(schedule["active"] for schedule in each.get("schedules", ()))
+    ]
+    assert [f"`{name}`" in section("Schedule it") for name in active] == [True]
