@@ -79,6 +79,19 @@ def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
         del os.environ[name]  # a command that runs in this process makes Prefect quiet
 
 
+@pytest.fixture
+def plain_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Remove proxies and certificates from the environment, and the cached certificates."""
+    from prefect_cometapi.runway import http_clients
+
+    for name in (*http_clients.CERTIFICATE_VARIABLES, "ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    http_clients.tls_context.cache_clear()
+    yield
+    http_clients.tls_context.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def running_sandbox() -> Iterator[Sandbox]:
     """Start one sandbox for all tests that need no special configuration."""

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 
-IN_CI = frozenset({"chromium", "postgresql", "redis-server"})
+IN_CI = frozenset({"chromium", "postgresql", "redis-server", "strace"})
 """Debian packages that `.ci/run` installs."""
 
 

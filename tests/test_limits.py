@@ -107,6 +107,7 @@ def in_the_background(folder: Path, *words: str, **env: str) -> subprocess.Popen
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_a_wait_without_end_fails_its_test_alone(tmp_path):
     """A test that waits without end fails at its limit, is cleaned up, and the next one runs."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
