@@ -53,7 +53,14 @@ class BatchResult:
 
 
 async def run_batch(
-    rows: int, kills: int, seed: int, folder: Path, api: str, *, together: int | None = None
+    rows: int,
+    kills: int,
+    seed: int,
+    folder: Path,
+    api: str,
+    *,
+    together: int | None = None,
+    per_second: float | None = None,
 ) -> BatchResult:
     """Run a batch with some kills to its end, and check the result.
 
@@ -64,6 +71,8 @@ async def run_batch(
         folder: Folder for the ledger and the videos.
         api: Address of Prefect's server.
         together: Rows that share a task run, or None for the package's own choice.
+        per_second: Submissions per second, or None for no limit. A small batch needs one: otherwise
+            all its rows are bought before the first kill arrives.
     """
     from prefect_cometapi.sandbox import Sandbox
     from tests.chaos.harness.batch_commands import BatchCommands, write_manifest
@@ -77,6 +86,8 @@ async def run_batch(
         if together:
             environment["COMETAPI_MAX_ITEMS_WITH_STEP_TASKS"] = "0"
             environment["COMETAPI_ITEMS_PER_TASK_RUN"] = str(together)
+        if per_second:
+            environment["COMETAPI_SUBMISSIONS_PER_SECOND"] = str(per_second)
         commands = BatchCommands(folder, environment)
         result = BatchResult(rows)
         for share in sorted(rng.uniform(0.05, 0.95) for _ in range(kills)):

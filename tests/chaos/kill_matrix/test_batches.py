@@ -17,7 +17,9 @@ from .batches import BatchResult, check, run_batch
 @pytest.mark.parametrize("together", [None, 5])
 async def test_a_killed_batch_continues_where_it_was(prefect_server, tmp_path, together):
     """A batch that is killed twice buys and stores each row once, also if rows share a task run."""
-    result = await run_batch(24, 2, seed=3, folder=tmp_path, api=prefect_server, together=together)
+    result = await run_batch(
+        24, 2, seed=3, folder=tmp_path, api=prefect_server, together=together, per_second=10
+    )
     assert result.problems == []
     assert len(result.accepted_at_kills) == 2
     assert result.accepted_at_kills[0] < result.accepted == result.stored == 24
