@@ -42,8 +42,8 @@ def setup(
     limit: Annotated[
         int | None,
         Parameter(
-            help="Maximum number of generations in flight, for all processes together (default: "
-            "COMETAPI_MAX_IN_FLIGHT).",
+            help="Maximum number of generations in flight, for the batches of all processes "
+            "together (default: the limit that is there, or COMETAPI_MAX_IN_FLIGHT).",
             validator=validators.Number(gte=1),
         ),
     ] = None,
@@ -108,7 +108,7 @@ class Setup:
         async with get_client() as client:
             await self._blocks(client, settings, plan.block)
             await self._pool(client, plan.pool)
-            await self._limit(client, plan.limit or settings.max_in_flight)
+            await self._limit(client, plan.limit, settings.max_in_flight)
             attempts = max(2, settings.max_run_attempts)  # the flow itself refuses a second start
             for automation in await _automations(client, plan, attempts):
                 await self._automation(automation)
@@ -140,6 +140,9 @@ class Setup:
             outcome = CREATED
         else:
             saved = _validated(type(block), document.data, f"{slug}/{name}")
+            for field_name, value in _fields(saved):
+                if getattr(block, field_name) is None:  # such as a token that only the UI was given
+                    setattr(block, field_name, value)
             outcome = UNCHANGED if _fields(saved) == _fields(block) else UPDATED
         await self._do(f"block {slug}/{name}", outcome, lambda: block.asave(name, overwrite=True))
 
@@ -158,16 +161,18 @@ class Setup:
             lambda: client.create_work_pool(WorkPoolCreate(name=name, type="process")),
         )
 
-    async def _limit(self, client: "PrefectClient", limit: int) -> None:
+    async def _limit(self, client: "PrefectClient", wanted: int | None, default: int) -> None:
+        """Create the limit, or change it to the wanted one; without one, keep what is there."""
         from prefect.exceptions import ObjectNotFound
 
         from ...flows.batch.concurrency import IN_FLIGHT_LIMIT
 
         try:
             there = await client.read_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT)
+            limit = wanted or there.limit
             outcome = UNCHANGED if there.limit == limit else UPDATED
         except ObjectNotFound:
-            outcome = CREATED
+            limit, outcome = wanted or default, CREATED
         await self._do(
             f"concurrency limit {IN_FLIGHT_LIMIT}: {limit}",
             outcome,

@@ -7,6 +7,7 @@ import pytest
 from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import BlockDocumentUpdate
+from pydantic import SecretStr
 
 from prefect_cometapi.blocks import CometAPICredentials, GenerationLedger
 from prefect_cometapi.deployments.commands.setup import (
@@ -68,6 +69,25 @@ async def test_what_differs_is_changed_in_place(clean_server, monkeypatch):
     assert set((await run(Plan("of-setup", "of-setup", 9))).values()) == {UNCHANGED, REGISTERED}
     async with get_client() as client:
         assert len(await client.read_automations()) == 5
+
+
+async def test_what_was_changed_in_the_ui_is_kept(clean_server, monkeypatch):
+    """A limit and a token that were set in the UI stay if the command and environment name none."""
+    await run(PLAN)
+    credentials = await CometAPICredentials.aload("of-setup")
+    credentials.access_token = SecretStr("token-of-the-ui")
+    await credentials.asave("of-setup", overwrite=True)
+    async with get_client() as client:
+        await client.upsert_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT, 20)
+        monkeypatch.setenv("COMETAPI_KEY", "sk-another-key-of-the-tests")
+        done = await run(Plan(block="of-setup", pool="of-setup"))
+        limit = await client.read_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT)
+    assert limit.limit == 20
+    assert done[f"concurrency limit {IN_FLIGHT_LIMIT}: 20"] == UNCHANGED
+    kept = await CometAPICredentials.aload("of-setup")
+    assert kept.access_token
+    assert kept.access_token.get_secret_value() == "token-of-the-ui"
+    assert kept.api_key.get_secret_value() == "sk-another-key-of-the-tests"
 
 
 async def test_a_dry_run_changes_nothing(clean_server, capsys):
