@@ -19,7 +19,13 @@ from ...runway.batch.table_files import FileFormat
 from ..connection import connect
 from ..console import bar, console, display_path, errors, escape, show_error, waits_shown
 from ..prefect_env import quieten_prefect
-from ..preflight import check_blocks, check_every_row, check_purchase, check_spending_limit
+from ..preflight import (
+    check_blocks,
+    check_every_row,
+    check_purchase,
+    check_settings,
+    check_spending_limit,
+)
 
 if TYPE_CHECKING:
     from ...flows.batch.progress import ProgressSnapshot
@@ -130,11 +136,21 @@ def batch(
 ) -> None:
     """Make a video from each row of a manifest. A repeated run buys only what is missing."""
     if dry_run:
+        check_spending_limit(max_spend, check_settings())
         quieten_prefect()
         from ...flows.batch.plan import Reading, foreseen
 
         reading = Reading(format_, encoding)
-        result = asyncio.run(foreseen(manifest, idempotency_key, storage, reading))
+        result = asyncio.run(
+            foreseen(
+                manifest,
+                idempotency_key,
+                storage,
+                reading,
+                max_spend=max_spend,
+                max_seconds=max_seconds,
+            )
+        )
         if json:
             console.print_json(result.model_dump_json())
         else:

@@ -272,6 +272,9 @@ async def foreseen(
     key: str | None,
     storage: str | None,
     reading: Reading = Reading(),
+    *,
+    max_spend: float | None = None,
+    max_seconds: float | None = None,
 ) -> BatchResult:
     """Return the result and cost to expect of a batch, from its rows and the ledger. Buys nothing.
 
@@ -279,13 +282,15 @@ async def foreseen(
 
     Raises:
         InvalidManifest: The manifest cannot be read.
+        InvalidRequest: There is a limit in money, and a model without a price.
         LedgerUnavailable: The ledger cannot be used.
     """
     plan = await asyncio.to_thread(make_plan, requests, key, reading)
     context = RunContext(None, storage)
     ledger = await context.ledger()
     prefix, prices = batch_prefix(plan.idempotency_key), await context.prices()
-    budget = Budget(prefix, prices, currency=context.currency)
+    budget = Budget(prefix, prices, max_spend, max_seconds, context.currency)
+    check_prices(plan, budget)
     found = await looked_up(context, plan.items)
     missing = [item for item in plan.items if item.idempotency_key not in found.bought]
     problems = await check_sources(missing, context)

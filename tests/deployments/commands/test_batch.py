@@ -60,6 +60,27 @@ def test_a_dry_run_is_json_for_a_program(sandbox, command, capsys, catalogue):
     assert sandbox.requests == []
 
 
+@pytest.mark.parametrize(
+    "prices", [None, '{"gen4_turbo": "0.05/s"}'], ids=["no price", "another model's price"]
+)
+def test_a_dry_run_refuses_the_limit_that_the_batch_would_refuse(
+    sandbox, command, capsys, catalogue, monkeypatch, prices
+):
+    """A dry run with a limit in money needs the price of each model, as the batch does."""
+    if prices:
+        monkeypatch.setenv("COMETAPI_PRICES", prices)
+    assert command("batch", catalogue.name, "--max-spend", "1", "--dry-run") == 1
+    assert "COMETAPI_PRICES" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_what_a_limit_leaves(sandbox, command, capsys, catalogue, monkeypatch):
+    """A dry run with limits says how much is left under each."""
+    monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": "0.05/s"}')
+    limits = ("--max-spend", "0.5", "--max-seconds", "20")
+    assert command("batch", catalogue.name, *limits, "--dry-run") == 0
+    assert "0 of 20 s of video (20 left), 0.00 of 0.50 (0.50 left)" in capsys.readouterr().out
+
+
 def test_the_bar_of_a_batch_ends_with_a_mark(
     prefect_server, sandbox, command, capsys, catalogue, monkeypatch
 ):
