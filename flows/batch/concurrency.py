@@ -212,8 +212,13 @@ async def all_together() -> AsyncIterator[
         await asyncio.gather(*running, return_exceptions=True)
 
 
-async def limit_across_processes() -> str | None:
-    """Return the name of the global concurrency limit, or None if it is missing or inactive."""
+async def limit_across_processes(in_flight: int) -> str | None:
+    """Return the name of the global concurrency limit, or None if it is missing or inactive.
+
+    Args:
+        in_flight: Maximum number of generations in flight of this run. If the limit is lower, that
+            is logged, because the run would otherwise be slow for no visible reason.
+    """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
@@ -222,4 +227,15 @@ async def limit_across_processes() -> str | None:
             found = await client.read_global_concurrency_limit_by_name(IN_FLIGHT_LIMIT)
         except ObjectNotFound:
             return None
-    return IN_FLIGHT_LIMIT if found.active else None
+    if not found.active:
+        return None
+    if found.limit < in_flight:
+        logger().warning(
+            "Prefect's global limit %s allows %d generations in flight for all batches together, "
+            "and this run could have %d. To raise it: prefect-cometapi setup --limit %d",
+            IN_FLIGHT_LIMIT,
+            found.limit,
+            in_flight,
+            in_flight,
+        )
+    return IN_FLIGHT_LIMIT

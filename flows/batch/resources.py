@@ -46,6 +46,6 @@ async def concurrency_limits(
         in_flight,
         settings.max_concurrent_downloads,
         per_second,
-        await limit_across_processes(),
+        await limit_across_processes(in_flight),
         apart=2 * settings.clock_slack + 1 if reconciles else None,
     )

@@ -96,7 +96,7 @@ async def test_a_failed_item_gives_its_slot_back():
 @pytest.mark.server
 async def test_without_a_global_limit_nothing_is_asked_of_prefect(prefect_server):
     """Without a global limit, a batch does not ask Prefect for slots."""
-    assert await limit_across_processes() is None
+    assert await limit_across_processes(10) is None
 
 
 @pytest.fixture
@@ -112,10 +112,14 @@ async def three_slots(prefect_server):
 
 @pytest.mark.server
 @pytest.mark.heavy
-async def test_a_global_limit_holds_across_processes(three_slots):
-    """Two batches, each with ten slots of its own, share the three slots of the global limit."""
-    name = await limit_across_processes()
+async def test_a_global_limit_holds_across_processes(three_slots, caplog):
+    """Two batches, each with ten slots of its own, share the three slots, and log why."""
+    name = await limit_across_processes(10)
     assert name == IN_FLIGHT_LIMIT
+    assert "prefect-cometapi setup --limit 10" in caplog.text
+    caplog.clear()
+    await limit_across_processes(3)
+    assert not caplog.text
     now = most = 0
     full = asyncio.Event()
 
