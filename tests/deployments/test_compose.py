@@ -40,6 +40,13 @@ def test_every_image_has_a_version(services):
         assert re.match(r"\d+\.\d+", version), name
         if name == "prefecthq/prefect":
             assert version.startswith(f"{tested}-python3.")
+        if "build" in service:
+            assert (name, version) == (
+                "prefect-cometapi",
+                importlib.metadata.version("prefect-cometapi"),
+            )
+            context = FILE.parent / service["build"]["context"]
+            assert (context / service["build"]["dockerfile"]).is_file()
 
 
 def test_every_setting_exists(services):
