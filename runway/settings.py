@@ -306,7 +306,7 @@ class CometAPISettings(BaseSettings, metaclass=PlainHelp):
     prices: Annotated[Prices | Literal["catalogue"], NoDecode, BeforeValidator(decode_prices)] = (
         Field(
             default={},
-            description='Price of a generation by model, for example {"gen3a_turbo": 0.32}, or of '
+            description='Price of a generation by model, for example {"gen3a_turbo": 0.256}, or of '
             'a second of video, for example {"gen4_aleph": "0.15/s"}. The word catalogue takes '
             "the prices of CometAPI's catalogue.",
         )

@@ -28,7 +28,7 @@ class Price:
 
 
 def parse_price(value: Any) -> Price:
-    """Parse a price: 0.32 for a generation, or "0.05/s" for a second of video.
+    """Parse a price: 0.256 for a generation, or "0.05/s" for a second of video.
 
     Raises:
         ValueError: The value has neither form.
@@ -37,7 +37,7 @@ def parse_price(value: Any) -> Price:
         return value
     found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(/\s*s)?\s*", str(value))
     if not found or isinstance(value, bool):
-        raise ValueError('write 0.32 for a generation, or "0.05/s" for a second of video')
+        raise ValueError('write 0.256 for a generation, or "0.05/s" for a second of video')
     return Price(float(found[1]), per_second=bool(found[2]))
 
 
@@ -53,7 +53,7 @@ def decode_prices(value: Any) -> Any:
         return json.loads(value)
     except ValueError:
         raise ValueError(
-            'write JSON such as {"gen3a_turbo": 0.32}, or the word catalogue'
+            'write JSON such as {"gen3a_turbo": 0.256}, or the word catalogue'
         ) from None
 
 

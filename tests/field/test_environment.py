@@ -136,9 +136,9 @@ def test_a_dotenv_file_with_a_mark_or_without_rights(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
-        ("PRICES", "gen3a_turbo=0.32", 'write JSON such as {"gen3a_turbo": 0.32}, or the word'),
+        ("PRICES", "gen3a_turbo=0.32", 'write JSON such as {"gen3a_turbo": 0.256}, or the word'),
         ("PRICES", "[1]", "valid dictionary"),
-        ("PRICES", '{"gen3a_turbo": "cheap"}', 'write 0.32 for a generation, or "0.05/s"'),
+        ("PRICES", '{"gen3a_turbo": "cheap"}', 'write 0.256 for a generation, or "0.05/s"'),
         ("POLL_INTERVAL", "5s", "valid number"),
         ("MAX_IN_FLIGHT", "many", "valid integer"),
         ("ON_UNCERTAIN", "retry", "'stop', 'resubmit' or 'reconcile'"),
