@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import psutil
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from contestants import GROUP, rows
@@ -50,6 +52,7 @@ class Figures:
         seconds: Seconds from the start of the flow run to its result.
         cpu: Processor seconds of the process that started the batch, without its imports.
         peak: Highest memory of that process, in bytes.
+        busy: Part of the time of all processors of the machine that was used, from 0 to 1.
         accepted: Jobs that the service accepted.
     """
 
@@ -57,6 +60,7 @@ class Figures:
     seconds: float
     cpu: float
     peak: int
+    busy: float
     accepted: int = 0
 
 
@@ -66,14 +70,21 @@ def coordinate(options: dict[str, Any]) -> Figures:
 
     items = options.pop("items")
     wanted = [{"id": str(number), **row} for number, row in enumerate(rows(items))]
-    before, started = _processor_time(), time.perf_counter()
+    before, started, machine = _processor_time(), time.perf_counter(), psutil.cpu_times()
     result: Any = generate_batch(wanted, idempotency_key="benchmark", **options)
     return Figures(
         stored=result.succeeded,
         seconds=time.perf_counter() - started,
         cpu=_processor_time() - before,
         peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        busy=_busy_since(machine),
     )
+
+
+def _busy_since(before: Any) -> float:
+    after: Any = psutil.cpu_times()
+    waited = (after.idle + after.iowait) - (before.idle + before.iowait)
+    return 1.0 - waited / (sum(after) - sum(before))
 
 
 def _processor_time() -> float:
@@ -82,11 +93,15 @@ def _processor_time() -> float:
 
 
 def deploy(folder: Path, api: str) -> None:
-    """Create the work pool and the deployment of the shards."""
-    commands = ("setup", "--pool", POOL), ("deploy", "--pool", POOL)
-    for words in commands:
+    """Create a work pool without limits, and the deployment of the shards."""
+    programs = Path(sys.executable).parent
+    commands = (
+        ("prefect", "work-pool", "create", POOL, "--type", "process"),
+        ("prefect-cometapi", "deploy", "--pool", POOL),
+    )
+    for program, *words in commands:
         subprocess.run(
-            [Path(sys.executable).parent / "prefect-cometapi", *words],
+            [programs / program, *words],
             env=inherited_environment(*SETTINGS_PREFIXES) | settings_for(folder, api),
             stdout=subprocess.DEVNULL,
             check=True,
@@ -142,7 +157,7 @@ def measure(
 def shown(options: argparse.Namespace, found: Sequence[tuple[int, Figures]]) -> str:
     """Return the section of the page."""
     base = found[0][1]
-    head = ["shards", "seconds", "speed", "jobs accepted", "videos stored", "CPU s", "peak, MB"]
+    head = ["shards", "seconds", "speed", "accepted", "stored", "CPU s", "peak, MB", "busy"]
     lines = [
         [
             str(shards),
@@ -152,6 +167,7 @@ def shown(options: argparse.Namespace, found: Sequence[tuple[int, Figures]]) -> 
             f"{one.stored:,}",
             f"{one.cpu:.1f}",
             f"{one.peak / MEGABYTE:.0f}",
+            f"{one.busy:.0%}",
         ]
         for shards, one in found
     ]
@@ -177,7 +193,8 @@ _SECTION = """## A batch of {items:,} videos over several workers
 
 {in_flight:,} in flight, each rendering for {rendering:g} s. CPU time and memory are those of the
 process that starts the batch: with one shard it also makes the videos, with several it only starts
-the shards and joins their results.
+the shards and joins their results. "Busy" counts all processors: service, Prefect's server
+and PostgreSQL use them, too.
 
 {table}
 

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.states import Cancelling
 from prefect.workers.process import ProcessWorker
 
+from prefect_cometapi.flows import collect
 from prefect_cometapi.runway import BatchFailed
 from prefect_cometapi.runway.batch.results import read_results
 from prefect_cometapi.runway.ledger.entry import State
@@ -39,14 +41,32 @@ class Workers:
         client.create_work_pool(
             WorkPoolCreate(name=self.pool, type="process", base_job_template=template)
         )
-        self.deployment = client.create_deployment(
-            client.create_flow_from_name("generate-batch-shard"),
+        self.deployment = self._deploy("generate-batch-shard")
+
+    def _deploy(self, flow: str) -> UUID:
+        return self._client.create_deployment(
+            self._client.create_flow_from_name(flow),
             self.pool,
             work_pool_name=self.pool,
-            entrypoint="prefect_cometapi.flows.generate_batch_shard",
+            entrypoint=f"prefect_cometapi.flows.{flow.replace('-', '_')}",
             tags=["cometapi"],
             job_variables={"working_dir": str(Path.cwd())},
         )
+
+    def run_batch(self, requests: str, **options: Any) -> UUID:
+        """Schedule a run of a batch in this pool."""
+        deployment = self._deploy("generate-batch")
+        parameters = {"requests": requests, "shard_deployment": self.pool, **options}
+        run = self._client.create_flow_run_from_deployment(deployment, parameters=parameters)
+        return run.id
+
+    def cancel(self, run: UUID) -> None:
+        """Request the cancellation of a run, as the button of the UI does."""
+        self._client.set_flow_run_state(run, Cancelling())
+
+    def state(self, run: UUID) -> str | None:
+        """Return the name of the state of a run."""
+        return self._client.read_flow_run(run).state_name
 
     def start(self, *, limit: int = 1, **env: str) -> subprocess.Popen[bytes]:
         """Start a worker with the settings of the test."""
@@ -173,6 +193,25 @@ def test_a_batch_that_was_killed_attaches_to_its_shards(
     assert output.splitlines()[-1].startswith("10 ")
     assert len(sandbox.accepted) == 10
     assert workers.states(history) == ["Completed"] * 2
+
+
+def test_a_batch_that_is_cancelled_in_the_ui_buys_nothing_more(
+    workers, sandbox, tmp_path, finish_rendering, wait_until, book, patient, history
+):
+    """The worker cancels the run and its shards; what was bought is handed over, and collected."""
+    workers.start(limit=3)
+    run = workers.run_batch(manifest(tmp_path, rows(12)), shards=2, max_in_flight=4)
+    wait_until(
+        lambda: [entry.state for entry in book.all()] == [State.SUBMITTED] * 4 or None,
+        seconds=120,
+    )
+    workers.cancel(run)
+    wait_until(lambda: workers.states(history) == ["Cancelled"] * 2 or None, seconds=120)
+    assert workers.state(run) == "Cancelled"
+    wait_until(lambda: not any(entry.owner for entry in book.all()) or None, seconds=60)
+    finish_rendering()
+    assert collect().stored == 4
+    assert len(sandbox.accepted) == 4
 
 
 def test_all_shards_keep_to_one_limit(workers, sandbox, tmp_path):
