@@ -78,7 +78,8 @@ def test_a_dry_run_shows_what_a_limit_leaves(sandbox, command, capsys, catalogue
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": "0.05/s"}')
     limits = ("--max-spend", "0.5", "--max-seconds", "20")
     assert command("batch", catalogue.name, *limits, "--dry-run") == 0
-    assert "0 of 20 s of video (20 left), 0.00 of 0.50 (0.50 left)" in capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
+    assert "0 of 20 s of video (20 left), 0.00 of 0.50 (0.50 left)" in output
 
 
 def test_the_bar_of_a_batch_ends_with_a_mark(
