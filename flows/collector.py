@@ -71,8 +71,9 @@ class CollectResult(FrozenModel):
     generations: tuple[Collected, ...] = Field(description="Outcome of each generation.")
 
 
-# Stored results refer to the class by this public module.
-CollectResult.__module__ = "prefect_cometapi.flows"
+# Stored results refer to the classes by this public module.
+for _class in (Collected, CollectResult):
+    _class.__module__ = "prefect_cometapi.flows"
 
 
 @recorded_flow("collect")
