@@ -133,7 +133,7 @@ async def afinish_generation(
     submission = await _adopt(context, check_task_id(task_id), idempotency_key)
     with context.active():
         try:
-            return await deliver(submission, credentials, storage, again=True)
+            return await deliver(submission, credentials, storage, repeat=True)
         except GenerationNotFound:
             await write_best_effort(
                 context, lambda ledger: _forget(ledger, submission.idempotency_key)

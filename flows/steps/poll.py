@@ -35,7 +35,7 @@ POLL = step_options(
 
 @task(**POLL)
 async def apoll_generation(
-    submission: Submission, credentials: GivenCredentials = None, *, again: bool = False
+    submission: Submission, credentials: GivenCredentials = None, *, recheck: bool = False
 ) -> CompletedGeneration:
     """Wait until a generation has succeeded.
 
@@ -45,8 +45,8 @@ async def apoll_generation(
     Args:
         submission: Generation to wait for.
         credentials: Credentials with the API key; from the settings by default.
-        again: Whether to ask the service even if the ledger records the generation as failed or
-            cancelled.
+        recheck: Whether to ask the service even if the ledger records the generation as failed
+            or cancelled.
 
     Raises:
         GenerationError: The generation failed, was cancelled, is unknown to the service, or did
@@ -70,7 +70,7 @@ async def apoll_generation(
 
     async with exclusive_lease(context, submission) as entry:
         given_up = entry.failure() if entry else None
-        if given_up and not again:
+        if given_up and not recheck:
             raise given_up
         unconfirmed = entry is not None and not entry.task_id_checked
         if entry and (finished := entry.finished()):
