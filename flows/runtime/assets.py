@@ -114,7 +114,7 @@ async def depend_on_sources(request: GenerationRequest) -> None:
     context = AssetContext.get()
     if context is None or is_quiet.get():
         return
-    sources = source_keys(request.shown(), os.getcwd())  # noqa: PTH109
+    sources = source_keys(request.redacted(), os.getcwd())  # noqa: PTH109
     known = {asset.key for asset in context.upstream_assets | context.direct_asset_dependencies}
     context.direct_asset_dependencies.update(Asset(key=key) for key in sources if key not in known)
     context.update_tracked_assets()

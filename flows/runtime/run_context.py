@@ -215,7 +215,7 @@ class RunContext:
                 "route": request.route,
                 "model": request.model,
                 "fingerprint": request.fingerprint(versions),
-                "request": request.shown(versions),
+                "request": request.redacted(versions),
                 "billed_seconds": request.billed_seconds(),
                 "cost": cost,
                 "currency": None if cost is None else self.currency,

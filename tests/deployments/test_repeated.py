@@ -45,7 +45,7 @@ async def bought(request: ImageToVideoRequest, key: str, state: State, **version
         route=request.route,
         model=request.model,
         fingerprint=request.fingerprint(versions),
-        request=request.shown(versions),
+        request=request.redacted(versions),
     )
     await ledger._insert(intent, state, f"claim-{key}", task_id=f"id-{key}")
 
