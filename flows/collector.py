@@ -86,15 +86,15 @@ async def acollect(credentials: Credentials = None, storage: Location = None) ->
     context = run_context(credentials, storage)
     ledger = await context.ledger()
     await check_sharing(context, stores=False)
-    damaged: dict[str, LedgerCorrupted] = {}
+    corrupted: dict[str, LedgerCorrupted] = {}
 
     def report(error: LedgerCorrupted) -> None:
-        damaged[error.message] = error
+        corrupted[error.message] = error
 
     async def entries(*states: State) -> list[Entry]:
         return await ledger.entries(states=states, on_corrupted=report)
 
-    await _give_up_the_dead(ledger, await entries(State.CLAIMED))
+    await _resolve_dead_claims(ledger, await entries(State.CLAIMED))
     verdicts = await _reconcile(context, await entries(State.UNCERTAIN))
     slots = asyncio.Semaphore(AT_ONCE)
     me = owner_name(context.run)
@@ -124,20 +124,21 @@ async def acollect(credentials: Credentials = None, storage: Location = None) ->
     await update_unbilled(context)
     result = _summary([*finished, *uncertain])
     await artifacts.show_collected([item.model_dump(mode="json") for item in result.generations])
-    for error in damaged.values():
+    for error in corrupted.values():
         log.logger().error("%s", error)
-    if damaged:
-        raise next(iter(damaged.values()))
+    if corrupted:
+        raise next(iter(corrupted.values()))
     return result
 
 
 collect = sync_flow(acollect)
 
 
-async def _give_up_the_dead(ledger: "Ledger", intended: list[Entry]) -> None:
+async def _resolve_dead_claims(ledger: "Ledger", claimed: list[Entry]) -> None:
+    """Resolve the claims whose owners are dead."""
     from ..runway.ledger.purchase import resolve_dead_claim
 
-    for entry in intended:
+    for entry in claimed:
         if not await ledger.leases.is_active(entry):
             await resolve_dead_claim(ledger, entry)
 
@@ -179,7 +180,7 @@ async def _reconcile(context: RunContext, uncertain: Sequence[Entry]) -> "dict[s
     try:
         found = await reconcile_entries(context, uncertain, apply=reconciles)
     except CometAPIError as error:
-        log.logger().warning("The account was not asked: %s", error.message)
+        log.logger().warning("Could not query the account: %s", error.message)
         return {}
     return {one.entry.idempotency_key: one for one in found}
 

@@ -326,17 +326,17 @@ def test_a_missing_storage_is_told_and_the_others_are_finished(prefect_server, s
 
 @pytest.mark.parametrize("column", ["outputs", "state"])
 @pytest.mark.heavy
-def test_a_damaged_row_fails_the_run_once_the_others_are_finished(
+def test_a_corrupted_row_fails_the_run_once_the_others_are_finished(
     prefect_server, sandbox, book, caplog, column
 ):
-    """A damaged row fails the collector, after the other generations are finished."""
-    book.buy("damaged")
+    """A corrupted row fails the collector, after the other generations are finished."""
+    book.buy("corrupted")
     book.buy("fine")
     right = [] if column == "outputs" else State.SUBMITTED
-    run_sync(set_columns(book.ledger, "damaged", **{column: "nonsense"}))
-    with pytest.raises(LedgerCorrupted, match=f"the row of key 'damaged' is damaged: {column}"):
+    run_sync(set_columns(book.ledger, "corrupted", **{column: "nonsense"}))
+    with pytest.raises(LedgerCorrupted, match=f"the row of key 'corrupted' is corrupted: {column}"):
         collect()
     assert [record.module for record in caplog.records].count("collector") == 1
     assert book["fine"].state is State.STORED
-    run_sync(set_columns(book.ledger, "damaged", **{column: right}))
+    run_sync(set_columns(book.ledger, "corrupted", **{column: right}))
     assert collect().stored == 1

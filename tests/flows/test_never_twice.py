@@ -109,15 +109,15 @@ def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
 
 
 @pytest.mark.heavy
-def test_a_damaged_ledger_is_not_taken_for_an_empty_one(prefect_server, sandbox, image, tmp_path):
+def test_a_corrupted_ledger_is_not_taken_for_an_empty_one(prefect_server, sandbox, image, tmp_path):
     """An unreadable ledger never causes a second purchase."""
-    image_to_video(image, idempotency_key="damaged")
+    image_to_video(image, idempotency_key="corrupted")
     url = os.environ["COMETAPI_LEDGER_URL"]
     asyncio.run(get_ledger(url).database.close())
     for file in tmp_path.glob("ledger.db*"):
         file.write_bytes(b"no database" * 1000)
     with pytest.raises(LedgerUnavailable, match="cannot be used"):
-        image_to_video(image, idempotency_key="damaged")
+        image_to_video(image, idempotency_key="corrupted")
     assert len(sandbox.accepted) == 1
 
 

@@ -95,8 +95,8 @@ def test_somebody_elses_suspension_is_left_alone(worker, sandbox, prefect_server
         assert client.read_flow_run(run.id).state_name == "Suspended"
 
 
-def test_one_whose_row_is_damaged_sleeps_on_and_the_others_are_resumed(prefect_server, book):
-    """A run with a damaged ledger row stays suspended, and the others are resumed."""
+def test_one_whose_row_is_corrupted_sleeps_on_and_the_others_are_resumed(prefect_server, book):
+    """A run with a corrupted ledger row stays suspended, and the others are resumed."""
 
     @flow
     def ours() -> None:
