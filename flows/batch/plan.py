@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 @cache
-def _passing() -> re.Pattern[str]:
+def _temporary_folders() -> re.Pattern[str]:
     """Return the pattern of the temporary folders that Prefect creates for one run.
 
     The process worker runs a deployment without a working directory in one of them. The runner
@@ -115,7 +115,7 @@ def _batch_key(requests: str | list[Any]) -> str:
     if not isinstance(requests, str):
         return f"run-{lasting_run_id() or uuid4()}"
     address = one_form(_real_name(requests)).rstrip("/")  # macOS decomposes the names of files
-    if _passing().match(address) or _passing().match(canonical_location(requests)):
+    if _temporary_folders().match(address) or _temporary_folders().match(canonical_location(requests)):
         raise InvalidRequest(
             f"{requests} is in a folder that Prefect creates for this run only, so the next run "
             "would buy everything again. Pass idempotency_key, or set the deployment's working_dir"
@@ -239,7 +239,7 @@ class Found:
     results: list[ItemResult]
 
 
-async def looked_up(context: RunContext, items: Sequence[BatchItem]) -> Found:
+async def look_up(context: RunContext, items: Sequence[BatchItem]) -> Found:
     """Read the ledger entries of all items in one call.
 
     Raises:
@@ -267,7 +267,7 @@ def _stored_already(
     return done
 
 
-async def foreseen(
+async def dry_run(
     requests: str | list[Any],
     key: str | None,
     storage: str | None,
@@ -291,7 +291,7 @@ async def foreseen(
     prefix, prices = batch_prefix(plan.idempotency_key), await context.prices()
     budget = Budget(prefix, prices, max_spend, max_seconds, context.currency)
     check_prices(plan, budget)
-    found = await looked_up(context, plan.items)
+    found = await look_up(context, plan.items)
     missing = [item for item in plan.items if item.idempotency_key not in found.bought]
     problems = await check_sources(missing, context)
     results = [

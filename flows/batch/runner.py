@@ -40,7 +40,7 @@ from ..steps.delivery import INLINE, StepSet, deliver, named_after
 from ..steps.reconcile import reconcile_quietly
 from .availability import Availability
 from .concurrency import ConcurrencyLimits, Slot, all_together
-from .plan import looked_up, read_spent
+from .plan import look_up, read_spent
 from .progress import BatchProgress
 from .task_runs import TaskRuns, agenerate_group, agenerate_item, name_of, with_retries
 
@@ -96,7 +96,7 @@ class BatchRun:
     async def run(self, items: Sequence[BatchItem], invalid: Sequence[ItemResult] = ()) -> None:
         """Make every item that is not stored yet, and record the results."""
         await self._reconcile_earlier(items)
-        found = await looked_up(self.context, items)
+        found = await look_up(self.context, items)
         self.bought = found.bought
         await self.count_spent()
         self.expected = self.progress.spent

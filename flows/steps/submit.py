@@ -220,7 +220,7 @@ def _tallied(context: RunContext, seconds: float, cost: float | None) -> Iterato
         yield
     except CometAPIError as error:
         if not isinstance(error, SubmissionUncertain):
-            tally.take_back(seconds, cost)
+            tally.refund(seconds, cost)
         raise
 
 

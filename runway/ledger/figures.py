@@ -24,7 +24,7 @@ class Tally:
         self.seconds += seconds
         self.money += money or 0.0
 
-    def take_back(self, seconds: float, money: float | None) -> None:
+    def refund(self, seconds: float, money: float | None) -> None:
         """Subtract a submission that the service certainly refused."""
         self.add(-seconds, None if money is None else -money)
 

@@ -12,7 +12,7 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
 from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.flows import generate_batch, image_to_video, video_to_video
-from prefect_cometapi.flows.batch.plan import foreseen
+from prefect_cometapi.flows.batch.plan import dry_run
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.flows.steps.retries import LONGEST_DELAY
 from prefect_cometapi.flows.steps.submit import SUBMIT
@@ -246,7 +246,7 @@ def test_an_item_of_a_batch_without_its_picture_fails_alone(prefect_server, sand
         {"id": "dog", "promptImage": f"{tmp_path}/dog.png"},
         {"id": "text", "promptImage": put("memory://pics/text.png", b"text")},
     ]
-    estimate = run_sync(foreseen(rows, "pets", None))
+    estimate = run_sync(dry_run(rows, "pets", None))
     assert [item.outcome for item in estimate.results] == [
         Outcome.WAITING,
         Outcome.INVALID,
@@ -266,4 +266,4 @@ def test_an_item_of_a_batch_without_its_picture_fails_alone(prefect_server, sand
     again = generate_batch(rows, idempotency_key="pets")
     assert [item.outcome for item in again.results][:2] == [Outcome.STORED, Outcome.STORED]
     assert len(sandbox.accepted) == 2
-    assert run_sync(foreseen(rows[:2], "pets", None)).succeeded == 2
+    assert run_sync(dry_run(rows[:2], "pets", None)).succeeded == 2
