@@ -53,10 +53,10 @@ def _temporary_folders() -> re.Pattern[str]:
     keeps pulled code in the other. tests/flows/batch/test_plan.py checks both against Prefect.
     """
     try:
-        places = {gettempdir(), os.path.realpath(gettempdir())}
+        folders = {gettempdir(), os.path.realpath(gettempdir())}
     except FileNotFoundError:  # no folder for temporary files is writable
         return re.compile("(?!)")
-    temporary = "|".join(map(re.escape, places))
+    temporary = "|".join(map(re.escape, folders))
     return re.compile(rf"({temporary})/(tmp\w+prefect|runner_storage)/")
 
 
@@ -115,7 +115,8 @@ def _batch_key(requests: str | list[Any]) -> str:
     if not isinstance(requests, str):
         return f"run-{lasting_run_id() or uuid4()}"
     address = one_form(_real_name(requests)).rstrip("/")  # macOS decomposes the names of files
-    if _temporary_folders().match(address) or _temporary_folders().match(canonical_location(requests)):
+    temporary = _temporary_folders()
+    if temporary.match(address) or temporary.match(canonical_location(requests)):
         raise InvalidRequest(
             f"{requests} is in a folder that Prefect creates for this run only, so the next run "
             "would buy everything again. Pass idempotency_key, or set the deployment's working_dir"
@@ -139,13 +140,13 @@ def _file_at(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}" + (f"?gid={sheet}" if sheet else "")
 
 
-def _real_name(place: str) -> str:
+def _real_name(location: str) -> str:
     """Return the name of a location; in a local path, symbolic links are resolved.
 
     A manifest is the same batch under every link or spelling of its path. Consequently, a link that
     later points to another file stands for another batch. The docs mention this.
     """
-    name = canonical_location(place)
+    name = canonical_location(location)
     return os.path.realpath(name) if os.path.isabs(name) else name  # noqa: PTH117 -- it is text
 
 
@@ -254,16 +255,16 @@ async def look_up(context: RunContext, items: Sequence[BatchItem]) -> Found:
 
 
 def _stored_already(
-    items: Sequence[BatchItem], known: Mapping[str, Entry], place: str
+    items: Sequence[BatchItem], known: Mapping[str, Entry], location: str
 ) -> dict[str, ItemResult]:
     done: dict[str, ItemResult] = {}
     for item in items:
         entry = known.get(item.idempotency_key)
         if entry is None or not entry.is_of(item.request):
             continue
-        videos = entry.videos.get(place, ())
+        videos = entry.videos.get(location, ())
         if videos and not is_gone(videos):
-            done[item.id] = stored(item, entry.result(place))
+            done[item.id] = stored(item, entry.result(location))
     return done
 
 
