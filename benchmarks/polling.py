@@ -196,7 +196,7 @@ def watch_batch(profile: Profile, draw: Random, count: int, *, alone: bool) -> l
             newest = [(seen[one].waited, seen[one].polls) for one in sorted(seen, reverse=True)]
             asked, stats = age, estimate_durations(newest, INTERVAL)
         unobserved = age - last[which]
-        if not is_scout[which] and stats is None and cohort.can_hold(age, unobserved, INTERVAL):
+        if not is_scout[which] and stats is None and cohort.can_wait(age, unobserved, INTERVAL):
             heapq.heappush(due, (age + recheck_delay(INTERVAL, draw.random()), which))
             continue
         polls[which] += 1

@@ -12,7 +12,7 @@ from .temporary_server import TemporaryServer
 T = TypeVar("T")
 
 _INTERVAL = 0.1
-"""Seconds between two questions whether a server has started."""
+"""Seconds between two health checks of a server that is starting."""
 
 
 def uses_temporary_server() -> bool:

@@ -84,7 +84,7 @@ class BatchRun:
         self.service = Availability(
             self._ask_service,
             interval=settings.poll_interval,
-            patience=settings.generation_timeout,
+            timeout=settings.generation_timeout,
             address=origin_of(self.context.base_url),
         )
 

@@ -12,10 +12,10 @@ from ...runway.ledger.marks import LedgerMark, ledgers_in_use, read_marks, write
 from . import log
 from .run_context import RunContext
 
-CHECK_AGAIN = 60.0
+CHECK_INTERVAL = 60.0
 """Seconds before a process compares the ledger with the same storage again."""
 
-MARK_AGAIN = 5.0
+MARK_INTERVAL = 5.0
 """Minimum seconds between two marks of a ledger in one storage, to limit writes by a batch."""
 
 
@@ -31,7 +31,7 @@ async def check_ledger(context: RunContext) -> None:
     """
     ledger, location = await context.ledger(), context.location
     last, now = ledger.history.locations_checked.get(location), time.monotonic()
-    if last is not None and now - last < CHECK_AGAIN:
+    if last is not None and now - last < CHECK_INTERVAL:
         return
     ledger.history.locations_checked[location] = now
     identity = await ledger.history.identity()
@@ -66,14 +66,14 @@ async def leave_mark(context: RunContext, *, now: bool = True) -> None:
     """Write a mark with the progress of the ledger into a storage.
 
     Unless ``now`` is set, a mark is skipped if the last one was written less than
-    ``MARK_AGAIN`` seconds ago. A mark that cannot be written reduces the protection, but it is not
-    an error.
+    ``MARK_INTERVAL`` seconds ago. A mark that cannot be written reduces the protection, but it is
+    not an error.
     """
     location, marked_at = context.location, time.monotonic()
     try:
         ledger = await context.ledger()
         last = ledger.history.locations_marked.get(location)
-        if not now and last is not None and marked_at - last < MARK_AGAIN:
+        if not now and last is not None and marked_at - last < MARK_INTERVAL:
             return
         ledger.history.locations_marked[location] = marked_at
         target = await context.storage()

@@ -129,7 +129,7 @@ def _end_error(reply: Generation) -> GenerationError:
         error = GenerationCancelled(message, code=reply.failure_code)
     error.credits = reply.credits
     if reply.is_vague:
-        error.money, error.advice = UNKNOWN_END, ASK_AGAIN
+        error.money, error.advice = UNKNOWN_END, RECHECK_HINT
     return error
 
 
@@ -142,7 +142,7 @@ UNKNOWN_END = (
 )
 """Knowledge about the money after a vague end."""
 
-ASK_AGAIN = (
+RECHECK_HINT = (
     "ask once more with prefect-cometapi finish {task_id}; another attempt needs a new "
     "idempotency key."
 )
@@ -164,8 +164,8 @@ def missing_since(
     """
     if not is_missing(reply):
         return None
-    goes_on = since is not None and before is not None and before.status is reply.status
-    return since if goes_on else now
+    continues = since is not None and before is not None and before.status is reply.status
+    return since if continues else now
 
 
 def next_route(reply: Generation, route: Route) -> Route:
@@ -283,7 +283,7 @@ async def wait_until_finished(
         await _sleep_until_first(submission, wait, policy, stats)
     while True:
         await _keep_interval(submission, wait, policy, stats())
-        await _hold(submission, wait, policy, stats, cohort)
+        await _wait_for_cohort(submission, wait, policy, stats, cohort)
         before, unobserved = wait.last, _unobserved(submission, wait)
         reply = await _ask_within(client, submission, wait, policy)
         if on_reply:
@@ -333,7 +333,7 @@ async def _keep_interval(
     await asyncio.sleep(due - now)
 
 
-async def _hold(
+async def _wait_for_cohort(
     submission: Submission,
     wait: PollState,
     policy: PollPolicy,
@@ -347,7 +347,7 @@ async def _hold(
     while (
         stats() is None
         and (left := end - time.monotonic()) > 0
-        and cohort.can_hold(submission.age(), _unobserved(submission, wait), policy.interval)
+        and cohort.can_wait(submission.age(), _unobserved(submission, wait), policy.interval)
     ):
         chance = random.random()  # noqa: S311 -- not for secrets
         await asyncio.sleep(min(recheck_delay(policy.interval, chance), left))
