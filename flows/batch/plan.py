@@ -160,11 +160,11 @@ def check_rows_of(plan: Plan, *, strict: bool) -> None:
     Raises:
         InvalidManifest: No row is valid, or one is not and ``strict`` is set.
     """
-    told = once_each(plan.bad)
-    for problem in told[:20]:
+    distinct = once_each(plan.bad)
+    for problem in distinct[:20]:
         log.logger().warning("%s", problem)
-    if len(told) > 20:
-        log.logger().warning("… and %d more problems", len(told) - 20)
+    if len(distinct) > 20:
+        log.logger().warning("… and %d more problems", len(distinct) - 20)
     if not plan.items or (strict and plan.bad):
         what = "no row is valid" if not plan.items else "not every row is valid"
         raise InvalidManifest(what, rows=plan.bad)

@@ -137,8 +137,8 @@ class BlockStorage:
             if staged:
                 check_staged(staged)
             # The error is not chained, because its text may contain secrets of the block.
-            told = f"the block {self.name} {what} {name}: {scrub(str(error))}"
-            raise StorageError(told, code="" if staged else code_of(error)) from None
+            message = f"the block {self.name} {what} {name}: {scrub(str(error))}"
+            raise StorageError(message, code="" if staged else code_of(error)) from None
 
 
 def finished(call: Any) -> Any:
