@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from .garbage import resume_collections
+from ..flows.runtime.garbage_collection import resume_collections
 from .temporary_server import TemporaryServer
 
 T = TypeVar("T")
