@@ -112,19 +112,6 @@ def reading(location: str) -> Iterator[None]:
         raise Unreadable(f"{redact_url(location)} cannot be read: {why}") from None
 
 
-@contextmanager
-def open_table(location: str) -> Iterator[Any]:
-    """Open the file at a location for reading as bytes, decompressed.
-
-    Raises:
-        Unreadable: The file could not be opened, or could not be read in the body.
-    """
-    with reading(location):
-        files, path = located(location)
-        with files.open(path, "rb") as file:
-            yield decompressed(file, must=is_gzipped(location))
-
-
 def as_text(file: Any, encoding: str) -> Any:
     """Return the text of an open file, with its line ends unchanged.
 

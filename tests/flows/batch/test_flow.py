@@ -19,10 +19,10 @@ from prefect_cometapi.runway import (
     VideoToVideoRequest,
 )
 from prefect_cometapi.runway.batch.models import BatchResult, Outcome
-from prefect_cometapi.runway.batch.results import read_results
 from prefect_cometapi.sandbox import Fault
 
 from ... import waiting
+from ...written_results import read_results
 from .catalogue import creates, manifest, rows
 
 pytestmark = pytest.mark.server
