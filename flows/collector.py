@@ -19,8 +19,8 @@ from ..runway.models.generation import FrozenModel
 from ..runway.redact import scrub
 from .parameters import Credentials
 from .runtime import log
+from .runtime.caller_arguments import GivenStorage, as_location
 from .runtime.flow_decorator import recorded_flow, sync_flow
-from .runtime.given import GivenStorage, as_location
 from .runtime.ledger_writes import write_best_effort
 from .runtime.multi_worker_check import check_sharing
 from .runtime.run_context import RunContext, run_context

@@ -35,8 +35,8 @@ from .parameters import (
     Wait,
 )
 from .runtime import log
+from .runtime.caller_arguments import GivenCredentials, GivenStorage
 from .runtime.flow_decorator import recorded_flow, sync_flow
-from .runtime.given import GivenCredentials, GivenStorage
 from .runtime.identity import check_starts
 from .runtime.lease import own_lease
 from .runtime.ledger_writes import write_best_effort

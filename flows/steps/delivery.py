@@ -22,7 +22,7 @@ from ...runway.models.generation import (
     Submission,
 )
 from ..runtime import assets, log
-from ..runtime.given import GivenCredentials, GivenStorage
+from ..runtime.caller_arguments import GivenCredentials, GivenStorage
 from ..runtime.lease import exclusive_lease
 from ..runtime.ledger_writes import write_best_effort
 from ..runtime.run_context import RunContext, run_context

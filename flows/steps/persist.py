@@ -25,7 +25,7 @@ from ...runway.storage.base import Storage
 from ...runway.storage.fetched import discard, publish_checked
 from ...runway.storage.staging import staged_path
 from ..runtime import assets, log
-from ..runtime.given import GivenStorage
+from ..runtime.caller_arguments import GivenStorage
 from ..runtime.lease import exclusive_lease
 from ..runtime.ledger_check import leave_mark
 from ..runtime.ledger_writes import restoring, write_best_effort

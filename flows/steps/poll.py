@@ -7,7 +7,7 @@ from ...runway.api.polling import PollPolicy, wait_until_finished
 from ...runway.errors import GenerationCancelled, GenerationFailed, ServiceUnavailable
 from ...runway.models.generation import CompletedGeneration, Generation, Status, Submission
 from ...runway.settings import CometAPISettings
-from ..runtime.given import GivenCredentials
+from ..runtime.caller_arguments import GivenCredentials
 from ..runtime.lease import exclusive_lease
 from ..runtime.ledger_writes import restoring, write_best_effort, write_in_background
 from ..runtime.run_context import run_context

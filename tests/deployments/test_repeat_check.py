@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.deployments.repeated import (
+from prefect_cometapi.deployments.repeat_check import (
     RECENT,
     confirm_repetition,
     described,
