@@ -178,7 +178,7 @@ class BatchRun:
                     return
                 except _Stopped:
                     continue
-                except Exception as error:  # noqa: BLE001 -- the others go on
+                except Exception as error:  # noqa: BLE001 -- the others continue
                     since = since if earlier else time.monotonic()
                     if not await self._is_sent_again(item, error, earlier, since):
                         return
