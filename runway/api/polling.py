@@ -89,7 +89,11 @@ class PollState:
 
 
 def jittered(seconds: float) -> float:
-    """Return the time plus random jitter, so that concurrent waits do not stay in step."""
+    """Return a time with random jitter, so that concurrent waits do not stay in step.
+
+    Args:
+        seconds: Minimum of the result, in seconds; ``JITTER`` is the share that may be added.
+    """
     return seconds * (1.0 + JITTER * random.random())  # noqa: S311 -- not for secrets
 
 
@@ -161,6 +165,12 @@ def missing_since(
     """Return the time since when the id or the output has been missing, or None; pure.
 
     An unknown id and a success without an output are two conditions, each with its own start.
+
+    Args:
+        reply: Latest reply.
+        before: Reply before it, or None.
+        since: Time since when the reply before was missing, or None.
+        now: Time of the latest reply. Both times are seconds of the monotonic clock.
     """
     if not is_missing(reply):
         return None

@@ -92,7 +92,11 @@ def parquet_module() -> Any:
 
 @contextmanager
 def reading(location: str) -> Iterator[None]:
-    """Turn every error of the block into ``Unreadable``, without a secret, and trace nothing."""
+    """Turn every error of the block into ``Unreadable``, without a secret, and trace nothing.
+
+    Raises:
+        Unreadable: The block failed; the message names the location and the reason.
+    """
     try:
         with untraced():
             yield
