@@ -200,7 +200,7 @@ def test_a_storage_wanted_later_downloads_once_more_and_buys_nothing(
 
 
 @pytest.fixture
-def gate(monkeypatch):
+def barrier(monkeypatch):
     """Make a step's function wait until all calls are let through."""
 
     def shut(module: ModuleType, name: str) -> tuple[list[int], threading.Event]:
@@ -208,17 +208,17 @@ def gate(monkeypatch):
         arrived: list[int] = []
         opened = threading.Event()
 
-        async def gated(*args, **kwargs):
+        async def blocked(*args, **kwargs):
             arrived.append(1)
             await asyncio.to_thread(opened.wait)
             return await function(*args, **kwargs)
 
-        def gated_thread(*args, **kwargs):
+        def blocked_thread(*args, **kwargs):
             arrived.append(1)
             opened.wait()
             return function(*args, **kwargs)
 
-        waits = gated if asyncio.iscoroutinefunction(function) else gated_thread
+        waits = blocked if asyncio.iscoroutinefunction(function) else blocked_thread
         monkeypatch.setattr(module, name, waits)
         return arrived, opened
 
@@ -239,22 +239,22 @@ async def two_at_once(image, places, arrived, opened, caplog) -> None:
 
 @pytest.mark.heavy
 async def test_two_new_storages_at_once_are_both_remembered(
-    prefect_server, sandbox, image, book, tmp_path, gate, caplog
+    prefect_server, sandbox, image, book, tmp_path, barrier, caplog
 ):
     """A clip that two runs copy to new storages at once is recorded at both locations."""
     places = [str(tmp_path / name) for name in "abc"]
     await aimage_to_video(image, idempotency_key="wanted", storage=places[0])
-    arrived, opened = gate(persist, "_persist")
+    arrived, opened = barrier(persist, "_persist")
     await two_at_once(image, places[1:], arrived, opened, caplog)
     assert sorted(book["wanted"].videos) == places
 
 
 @pytest.mark.heavy
 async def test_two_runs_that_want_one_new_storage_share_the_download(
-    prefect_server, sandbox, image, tmp_path, gate, caplog
+    prefect_server, sandbox, image, tmp_path, barrier, caplog
 ):
     """Two runs that copy a clip to the same new storage share one download."""
     await aimage_to_video(image, idempotency_key="wanted", storage=str(tmp_path / "a"))
-    arrived, opened = gate(fetch, "download")
+    arrived, opened = barrier(fetch, "download")
     await two_at_once(image, [str(tmp_path / "b")] * 2, arrived, opened, caplog)
     assert list(downloads(sandbox).values()) == [2]

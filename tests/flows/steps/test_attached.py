@@ -340,7 +340,7 @@ async def test_takes_are_kept_when_the_run_is_retried(prefect_server, sandbox, i
     assert len(set(tries[0])) == posts(sandbox) == 3
 
 
-def test_a_key_and_a_take_exclude_each_other(prefect_server, sandbox, image):
+def test_a_key_and_a_variation_exclude_each_other(prefect_server, sandbox, image):
     """A key names one video, so a variation beside it is refused before any request."""
     with pytest.raises(ValueError, match="a key of your own or a variation, not both"):
         image_to_video(image, idempotency_key="sku-17", variation=2)
