@@ -75,7 +75,7 @@ def test_a_refused_item_leaves_its_money_to_the_next(prefect_server, sandbox, tm
 
 
 @pytest.mark.heavy
-def test_what_an_earlier_run_perhaps_bought_stays_spent(prefect_server, sandbox, tmp_path):
+def test_a_possible_charge_of_an_earlier_run_stays_spent(prefect_server, sandbox, tmp_path):
     """A possibly charged item stays spent, even if its changed row is refused now."""
     sandbox.add_fault(Fault.parse("create:reset-after"))
     with pytest.raises(BatchFailed, match="1 uncertain"):

@@ -73,7 +73,7 @@ def test_usual_words_are_left_as_they_are(text):
 
 
 @pytest.mark.server
-async def test_no_table_shows_a_strangers_picture_or_link(
+async def test_no_table_shows_an_untrusted_picture_or_link(
     prefect_server, sandbox, history, monkeypatch
 ):
     """Refusals of the service and ids of a manifest show no picture or link in a table."""
