@@ -128,7 +128,7 @@ OTHERS: dict[str, Schedule] = {
     "Google operations: 5 to 45 s": growing,
     "fal-client: 0.1 s": lambda _draw: repeat(0.1),
 }
-OURS, TOLD = "this package, having learned", "this package, told the truth"
+OURS, INFORMED = "this package, having learned", "this package, true distribution known"
 
 
 def watch(duration: float, schedule: Schedule, draw: Random) -> Watched:
@@ -196,7 +196,7 @@ def watch_batch(profile: Profile, draw: Random, count: int, *, alone: bool) -> l
             newest = [(seen[one].waited, seen[one].polls) for one in sorted(seen, reverse=True)]
             asked, stats = age, estimate_durations(newest, INTERVAL)
         unobserved = age - last[which]
-        if not is_scout[which] and stats is None and cohort.can_hold(age, unobserved, INTERVAL):
+        if not is_scout[which] and stats is None and cohort.can_wait(age, unobserved, INTERVAL):
             heapq.heappush(due, (age + recheck_delay(INTERVAL, draw.random()), which))
             continue
         polls[which] += 1
@@ -246,14 +246,14 @@ def compare() -> tuple[str, list[tuple[str, list[Bar]]]]:
         warm, durations = (profile.durations(count, draw) for count in (WARM, GENERATIONS))
         learned = watch_all([*warm, *durations], draw)
         found = {OURS: means(learned[WARM:])}
-        others = {TOLD: ours(known(profile)), **OTHERS}
+        others = {INFORMED: ours(known(profile)), **OTHERS}
         for name, schedule in others.items():
             found[name] = means([watch(duration, schedule, draw) for duration in durations])
         cells = [f"{one} ({one.polls * one.lag / least:.2f})" for one in found.values()]
         columns.append([f"{least:.1f}", *cells])
         names = [OURS, *OTHERS]
         panels.append((str(profile), [Bar(name, *found[name], least) for name in names]))
-    names = ["least possible", OURS, TOLD, *OTHERS]
+    names = ["least possible", OURS, INFORMED, *OTHERS]
     rows = list(zip(names, *columns, strict=True))
     return table([f"polls {TIMES} lag (of the least)", *map(str, PROFILES)], rows), panels
 

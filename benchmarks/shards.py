@@ -29,7 +29,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contestants import GROUP, rows
+from contestants import GROUP, cpu_seconds, rows
 from measuring import Server, prefect, settings_for
 from service import draw_clip, lean_process
 
@@ -70,12 +70,12 @@ def coordinate(options: dict[str, Any]) -> Figures:
 
     items = options.pop("items")
     wanted = [{"id": str(number), **row} for number, row in enumerate(rows(items))]
-    before, started, machine = _processor_time(), time.perf_counter(), psutil.cpu_times()
+    before, started, machine = cpu_seconds(), time.perf_counter(), psutil.cpu_times()
     result: Any = generate_batch(wanted, idempotency_key="benchmark", **options)
     return Figures(
         stored=result.succeeded,
         seconds=time.perf_counter() - started,
-        cpu=_processor_time() - before,
+        cpu=cpu_seconds() - before,
         peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         busy=_busy_since(machine),
     )
@@ -85,11 +85,6 @@ def _busy_since(before: Any) -> float:
     after: Any = psutil.cpu_times()
     waited = (after.idle + after.iowait) - (before.idle + before.iowait)
     return 1.0 - waited / (sum(after) - sum(before))
-
-
-def _processor_time() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def deploy(folder: Path, api: str) -> None:

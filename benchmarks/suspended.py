@@ -100,11 +100,11 @@ class Bench:
     @contextmanager
     def everything_ready(self) -> Iterator[None]:
         """Finish all videos upstream, now and later."""
-        book = self.sandbox._app.jobs
-        slow = book._config
-        book._config = slow.model_copy(update={"render_seconds": 0.0})
+        jobs = self.sandbox._app.jobs
+        slow = jobs._config
+        jobs._config = slow.model_copy(update={"render_seconds": 0.0})
         yield
-        book._config = slow
+        jobs._config = slow
 
     async def moments(self, run: Any, state: str) -> list[datetime]:
         """Return the time at which each run entered a state."""

@@ -44,7 +44,7 @@ from .help_text import add_examples, shown_default
 from .output import fill_closed_streams
 from .prefect_env import quieten_prefect
 from .preflight import check_blocks, check_purchase, check_settings
-from .repeated import confirm_repetition
+from .repeat_check import confirm_repetition
 
 # Prefect raises these as a bare RuntimeError before a flow run starts.
 _PREFECT_IS_AWAY = re.compile(

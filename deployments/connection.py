@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from .garbage import resume_collections
+from ..flows.runtime.garbage_collection import resume_collections
 from .temporary_server import TemporaryServer
 
 T = TypeVar("T")
 
 _INTERVAL = 0.1
-"""Seconds between two questions whether a server has started."""
+"""Seconds between two health checks of a server that is starting."""
 
 
 def uses_temporary_server() -> bool:

@@ -3,7 +3,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,14 @@ _NOT_VALID = {
 def escape(text: str) -> str:
     """Escape rich markup in a text, and replace control characters."""
     return markup.escape(printable(text))
+
+
+def exit_unknown_keys(keys: Sequence[str]) -> NoReturn:
+    """Say that the ledger does not have these idempotency keys, and exit with status 1."""
+    for key in keys:
+        errors.print(f"[red]The ledger has no idempotency key {escape(key)}.[/]", soft_wrap=True)
+    errors.print("  [dim]Next:[/] prefect-cometapi ledger list")
+    sys.exit(1)
 
 
 class _Mark(SpinnerColumn):

@@ -131,7 +131,7 @@ def check_blocks(
     with get_client(sync_client=True) as client:
         client.raise_for_api_version_mismatch_once()  # as a flow does: if it is away, this says so
     if credentials:
-        from ..flows.runtime.given import as_credentials
+        from ..flows.runtime.caller_arguments import as_credentials
 
         as_credentials(credentials)
     asyncio.run(_load_blocks(settings, location, ledger))

@@ -7,7 +7,7 @@ import sys
 from threading import Thread
 from typing import Any
 
-from .garbage import pause_collections, resume_collections
+from ..flows.runtime.garbage_collection import pause_collections, resume_collections
 
 
 def serve() -> None:

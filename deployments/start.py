@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry point of the command ``prefect-cometapi``."""
 
-from .garbage import pause_collections
+from ..flows.runtime.garbage_collection import pause_collections
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .batch.flow import agenerate_batch, generate_batch
     from .batch.shard import agenerate_batch_shard, generate_batch_shard
-    from .collector import CollectResult, acollect, collect
+    from .collector import Collected, CollectResult, acollect, collect
     from .generate import (
         acharacter_performance,
         afinish_generation,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CollectResult",
+    "Collected",
     "RunwayJob",
     "RunwayJobRun",
     "acharacter_performance",
@@ -76,7 +77,7 @@ _HOMES = {
     "steps.persist": {"persist_output"},
     "batch.flow": {"generate_batch"},
     "batch.shard": {"generate_batch_shard"},
-    "collector": {"collect", "CollectResult"},
+    "collector": {"collect", "Collected", "CollectResult"},
     "job": {"RunwayJob", "RunwayJobRun"},
 }
 

@@ -19,8 +19,8 @@ from ..runway.models.generation import FrozenModel
 from ..runway.redact import scrub
 from .parameters import Credentials
 from .runtime import log
+from .runtime.caller_arguments import GivenStorage, as_location
 from .runtime.flow_decorator import recorded_flow, sync_flow
-from .runtime.given import GivenStorage, as_location
 from .runtime.ledger_writes import write_best_effort
 from .runtime.multi_worker_check import check_sharing
 from .runtime.run_context import RunContext, run_context
@@ -71,8 +71,9 @@ class CollectResult(FrozenModel):
     generations: tuple[Collected, ...] = Field(description="Outcome of each generation.")
 
 
-# Stored results refer to the class by this public module.
-CollectResult.__module__ = "prefect_cometapi.flows"
+# Stored results refer to the classes by this public module.
+for _class in (Collected, CollectResult):
+    _class.__module__ = "prefect_cometapi.flows"
 
 
 @recorded_flow("collect")
@@ -85,15 +86,15 @@ async def acollect(credentials: Credentials = None, storage: Location = None) ->
     context = run_context(credentials, storage)
     ledger = await context.ledger()
     await check_sharing(context, stores=False)
-    damaged: dict[str, LedgerCorrupted] = {}
+    corrupted: dict[str, LedgerCorrupted] = {}
 
     def report(error: LedgerCorrupted) -> None:
-        damaged[error.message] = error
+        corrupted[error.message] = error
 
     async def entries(*states: State) -> list[Entry]:
         return await ledger.entries(states=states, on_corrupted=report)
 
-    await _give_up_the_dead(ledger, await entries(State.CLAIMED))
+    await _resolve_dead_claims(ledger, await entries(State.CLAIMED))
     verdicts = await _reconcile(context, await entries(State.UNCERTAIN))
     slots = asyncio.Semaphore(AT_ONCE)
     me = owner_name(context.run)
@@ -123,20 +124,21 @@ async def acollect(credentials: Credentials = None, storage: Location = None) ->
     await update_unbilled(context)
     result = _summary([*finished, *uncertain])
     await artifacts.show_collected([item.model_dump(mode="json") for item in result.generations])
-    for error in damaged.values():
+    for error in corrupted.values():
         log.logger().error("%s", error)
-    if damaged:
-        raise next(iter(damaged.values()))
+    if corrupted:
+        raise next(iter(corrupted.values()))
     return result
 
 
 collect = sync_flow(acollect)
 
 
-async def _give_up_the_dead(ledger: "Ledger", intended: list[Entry]) -> None:
+async def _resolve_dead_claims(ledger: "Ledger", claimed: list[Entry]) -> None:
+    """Resolve the claims whose owners are dead."""
     from ..runway.ledger.purchase import resolve_dead_claim
 
-    for entry in intended:
+    for entry in claimed:
         if not await ledger.leases.is_active(entry):
             await resolve_dead_claim(ledger, entry)
 
@@ -178,7 +180,7 @@ async def _reconcile(context: RunContext, uncertain: Sequence[Entry]) -> "dict[s
     try:
         found = await reconcile_entries(context, uncertain, apply=reconciles)
     except CometAPIError as error:
-        log.logger().warning("The account was not asked: %s", error.message)
+        log.logger().warning("Could not query the account: %s", error.message)
         return {}
     return {one.entry.idempotency_key: one for one in found}
 

@@ -35,8 +35,8 @@ from .parameters import (
     Wait,
 )
 from .runtime import log
+from .runtime.caller_arguments import GivenCredentials, GivenStorage
 from .runtime.flow_decorator import recorded_flow, sync_flow
-from .runtime.given import GivenCredentials, GivenStorage
 from .runtime.identity import check_starts
 from .runtime.lease import own_lease
 from .runtime.ledger_writes import write_best_effort
@@ -133,7 +133,7 @@ async def afinish_generation(
     submission = await _adopt(context, check_task_id(task_id), idempotency_key)
     with context.active():
         try:
-            return await deliver(submission, credentials, storage, again=True)
+            return await deliver(submission, credentials, storage, repeat=True)
         except GenerationNotFound:
             await write_best_effort(
                 context, lambda ledger: _forget(ledger, submission.idempotency_key)

@@ -15,7 +15,7 @@ from ..blocks.metadata import DOCUMENTATION, LOGO
 from ..runway.models.generation import CompletedGeneration, GenerationResult, Submission
 from ..runway.models.requests import AnyRequest, GenerationRequest
 from ..runway.plain_help import PlainHelp
-from .runtime.given import GivenCredentials, GivenStorage, as_credentials, as_location
+from .runtime.caller_arguments import GivenCredentials, GivenStorage, as_credentials, as_location
 from .runtime.sync import in_async_code, run_sync
 
 T = TypeVar("T")

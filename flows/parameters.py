@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..blocks.credentials import CometAPICredentials
 from ..runway.models.keys import MAX_KEY_LENGTH, check_key, check_task_id
-from .runtime.given import GivenCredentials, GivenStorage, as_credentials, as_location
+from .runtime.caller_arguments import GivenCredentials, GivenStorage, as_credentials, as_location
 
 REQUEST = Field(description="Request to submit.")
 """Description of the request of a route."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         GenerationLedger,
     )
     from .flows import (
+        Collected,
         CollectResult,
         RunwayJob,
         RunwayJobRun,
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
         SigningError,
         SourceUnavailable,
         SourceUnreachable,
+        Spending,
         StagedFileMissing,
         State,
         Status,
@@ -127,6 +129,7 @@ __all__ = [
     "Character",
     "CharacterPerformanceRequest",
     "CollectResult",
+    "Collected",
     "CometAPICredentials",
     "CometAPIError",
     "CometAPISettings",
@@ -175,6 +178,7 @@ __all__ = [
     "SigningError",
     "SourceUnavailable",
     "SourceUnreachable",
+    "Spending",
     "StagedFileMissing",
     "State",
     "Status",

@@ -40,6 +40,7 @@ from .errors import (
     UnknownTaskId,
 )
 from .ledger.entry import Entry, State
+from .ledger.figures import Spending
 from .ledger.store import Ledger
 from .media.signing import Verification, sign_copy, verify_provenance
 from .models.generation import (
@@ -123,6 +124,7 @@ __all__ = [
     "SigningError",
     "SourceUnavailable",
     "SourceUnreachable",
+    "Spending",
     "StagedFileMissing",
     "State",
     "Status",

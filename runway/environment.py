@@ -48,8 +48,8 @@ def read_settings() -> CometAPISettings:
         return CometAPISettings()
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
-    told = [f"{variable_of(each['loc'])}: {problem_of(each['msg'])}" for each in problems]
-    raise InvalidEnvironment("; ".join(told))
+    problems_found = [f"{variable_of(each['loc'])}: {problem_of(each['msg'])}" for each in problems]
+    raise InvalidEnvironment("; ".join(problems_found))
 
 
 def require_api_key(settings: CometAPISettings) -> SecretStr:

@@ -72,28 +72,28 @@ def _state_and_start(pid: int) -> tuple[str, str] | None:
     return (fields[0], fields[19]) if len(fields) > 19 else None
 
 
-def process_of(holder: str) -> str:
+def process_of(owner: str) -> str:
     """Return the process part of an owner's name."""
-    return holder.partition("|")[0]
+    return owner.partition("|")[0]
 
 
-def is_dead(holder: str) -> bool:
+def is_dead(owner: str) -> bool:
     """Return True if the owner's process ran on this machine and has ended."""
-    return _is_there(holder) is False
+    return _is_there(owner) is False
 
 
-def is_alive(holder: str) -> bool:
+def is_alive(owner: str) -> bool:
     """Return True if the owner's process runs on this machine."""
-    return _is_there(holder) is True
+    return _is_there(owner) is True
 
 
-def _is_there(holder: str) -> bool | None:
+def _is_there(owner: str) -> bool | None:
     """Return whether the owner's process runs on this machine, or None if that is unknown.
 
     With ``hidepid``, /proc does not show the processes of other users. So a process that /proc does
     not show counts as dead only if the kernel does not know its number either.
     """
-    parts = process_of(holder).split(":")
+    parts = process_of(owner).split(":")
     me = this_process()
     if len(parts) != 4 or not me.space or parts[2] != me.space or not parts[1].isdecimal():
         return None

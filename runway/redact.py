@@ -19,7 +19,7 @@ from .signatures import without_signature
 HIDDEN = "<sha256:"
 """Start of the mark that replaces a secret; a URL with this mark no longer works."""
 
-_SHORTENED = re.compile(rf"{HIDDEN}[0-9a-f]{{12}}(?:, [0-9]+ characters)?>\Z")
+_REDACTED = re.compile(rf"{HIDDEN}[0-9a-f]{{12}}(?:, [0-9]+ characters)?>\Z")
 
 # When in doubt, redact more. A secret ends only at whitespace, a quote or an angle bracket. It
 # continues in the next line if that line starts without a blank, since services wrap long lines.
@@ -94,7 +94,7 @@ def _without_query(url: str) -> str:
     if found := re.search(r"[?#]", url):
         address, mark, token = url[: found.start()], found[0], url[found.end() :]
     address = _USER_INFO.sub("://", address)
-    if not token or _SHORTENED.match(token):
+    if not token or _REDACTED.match(token):
         return f"{address}{mark}{token}"
     return f"{address}?{_mark(token)}"
 
@@ -136,7 +136,7 @@ def redact_payload(value: Any, *, urls: bool = True) -> Any:
 
 def is_redacted(text: str) -> bool:
     """Return True if the text ends with the mark of a redacted secret."""
-    return bool(_SHORTENED.search(text))
+    return bool(_REDACTED.search(text))
 
 
 def hide_secrets(text: str, *, bearer: re.Pattern[str] = _BEARER) -> str:
@@ -200,14 +200,14 @@ class RedactingFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record pass, cut and with the secrets in its message and traceback redacted."""
-        record.msg, record.args = _shown_in_log(record.getMessage()), None
+        record.msg, record.args = _redact_log(record.getMessage()), None
         if record.exc_info:
             trace = logging.Formatter().formatException(record.exc_info)
-            record.exc_info, record.exc_text = None, _shown_in_log(trace)
+            record.exc_info, record.exc_text = None, _redact_log(trace)
         return True
 
 
-def _shown_in_log(text: str) -> str:
+def _redact_log(text: str) -> str:
     cut = text[:LONGEST_SEARCHED]  # a library may log the picture that it was given
     return hide_secrets(cut) + (f"… ({len(text):,} characters)" if len(text) > len(cut) else "")
 

@@ -203,7 +203,6 @@ WRITTEN = [
     *(path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))),
 ]
 
-
 SHOWN = [
     *PAGES,
     *(ROOT / name for name in ("SECURITY.md", "CHANGELOG.md")),
@@ -221,8 +220,20 @@ def test_nothing_that_a_user_reads_sounds_translated(path):
     assert [match[0] for match in re.finditer(TRANSLATED, text, re.IGNORECASE)] == []
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_stranger_to_the_project_knows_every_word(path):
-    """Code and pages use the field's terms, and none of a short list of our own."""
-    found = re.finditer(OWN_WORDS, path.read_text(encoding="utf-8"), re.IGNORECASE)
+TESTS = [
+    path
+    for name in ("tests", "benchmarks")
+    for path in sorted((ROOT / name).rglob("*.py"))
+    if path != Path(__file__)
+]
+"""Files whose names of functions and variables are checked, too. This one has the list."""
+
+
+@pytest.mark.parametrize(
+    "path", [*WRITTEN, *TESTS], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_no_word_is_one_of_our_own(path):
+    """Code, tests and pages use the field's terms, and none of a short list of our own."""
+    text = path.read_text(encoding="utf-8").replace("_", " ")
+    found = re.finditer(OWN_WORDS, text, re.IGNORECASE)
     assert [match[0] for match in found] == []

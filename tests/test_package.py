@@ -37,15 +37,15 @@ EXPORTS = {
         LedgerCorrupted LedgerOutdated LedgerUnavailable NotSubmitted Outcome
         OutputExpired Performance PositionedImage Provenance ProvenanceMissing QuotaExceeded
         Reference RunwayClient
-        ServiceUnavailable SigningError SourceUnavailable SourceUnreachable StagedFileMissing State
-        Status StorageError StorageUnavailable StoredVideo Submission
+        ServiceUnavailable SigningError SourceUnavailable SourceUnreachable Spending
+        StagedFileMissing State Status StorageError StorageUnavailable StoredVideo Submission
         SubmissionUncertain TaggedImage TextToImageRequest TooManyRunAttempts
         UnexpectedResponse UnknownTaskId Verification VideoToVideoRequest sign_copy
         verify_provenance
     """,
     "blocks": "CometAPICredentials GenerationLedger",
     "flows": """
-        CollectResult RunwayJob RunwayJobRun acharacter_performance acollect afetch_output
+        CollectResult Collected RunwayJob RunwayJobRun acharacter_performance acollect afetch_output
         afinish_generation agenerate_batch agenerate_batch_shard aimage_to_video apersist_output
         apoll_generation asubmit_generation atext_to_image avideo_to_video character_performance
         collect fetch_output finish_generation generate_batch generate_batch_shard image_to_video

@@ -138,11 +138,11 @@ def batch(
     if dry_run:
         check_spending_limit(max_spend, check_settings())
         quieten_prefect()
-        from ...flows.batch.plan import Reading, foreseen
+        from ...flows.batch import plan
 
-        reading = Reading(format_, encoding)
+        reading = plan.Reading(format_, encoding)
         result = asyncio.run(
-            foreseen(
+            plan.dry_run(
                 manifest,
                 idempotency_key,
                 storage,

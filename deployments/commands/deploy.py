@@ -19,6 +19,7 @@ from ...runway.models.requests import ROUTES
 from ..connection import connect, uses_temporary_server
 from ..console import console, escape, note_temporary_server, stop_at_prefect
 from ..container_checks import deployments_in
+from ..docs_links import with_page
 from ..job_variables import (
     JobSettings,
     check_assignment,
@@ -26,7 +27,6 @@ from ..job_variables import (
     check_secret,
     container_problems,
 )
-from ..pages import with_page
 from ..prefect_env import quieten_prefect
 from .models import warn_of_unsold
 

@@ -21,7 +21,7 @@ from ...runway.ledger.resubmission import (
     sent_at,
 )
 from ...runway.models.keys import check_task_id, one_form
-from ..console import console, errors, escape, show_error, wide_console
+from ..console import console, errors, escape, exit_unknown_keys, show_error, wide_console
 from ..output import OUTPUT
 from ..prefect_env import quieten_prefect
 from .ledger_costs import export, report
@@ -261,9 +261,7 @@ async def _known(key: str) -> Entry:
     ledger = await _ledger()
     entry = await ledger.get(key) or await ledger.get(one_form(key))
     if entry is None:
-        errors.print(f"[red]The ledger has no idempotency key {escape(key)}.[/]", soft_wrap=True)
-        errors.print("  [dim]Next:[/] prefect-cometapi ledger list")
-        sys.exit(1)
+        exit_unknown_keys([key])
     return entry
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ...runway.ledger.entry import State
-from ..console import console, errors, escape
+from ..console import console, errors, escape, exit_unknown_keys
 from ..prefect_env import quieten_prefect
 from .ledger_table import shown_time
 
@@ -67,12 +67,7 @@ async def _reconciled(keys: tuple[str, ...], *, apply: bool) -> "list[Reconciled
     keys = tuple(map(one_form, keys))
     known = await ledger.get_many(keys)
     if missing := [key for key in keys if key not in known]:
-        for key in missing:
-            errors.print(
-                f"[red]The ledger has no idempotency key {escape(key)}.[/]", soft_wrap=True
-            )
-        errors.print("  [dim]Next:[/] prefect-cometapi ledger list")
-        sys.exit(1)
+        exit_unknown_keys(missing)
     if apply:
         await resolve_dead_claims(ledger, context.base_url)
     for entry in known.values():

@@ -16,7 +16,7 @@ from ...runway.errors import CometAPIError, ServiceUnavailable, UnexpectedRespon
 from ..runtime.log import logger, show_waiting
 from ..steps.retries import LONGEST_DELAY, delay_before_retry
 
-FIRST_PATIENCE = 120.0
+FIRST_TIMEOUT = 120.0
 """Maximum seconds of a pause before the first answer of CometAPI."""
 
 NOT_REACHED = (ServiceUnavailable, UnexpectedResponse)
@@ -29,7 +29,7 @@ class Availability:
     Args:
         ask: Sends a free request; it raises if CometAPI does not answer, or refuses.
         interval: Seconds before the first repetition of the request.
-        patience: Seconds after which a pause ends although CometAPI is not reached.
+        timeout: Seconds after which a pause ends although CometAPI is not reached.
         address: Origin of the service, for messages.
     """
 
@@ -38,12 +38,12 @@ class Availability:
         ask: Callable[[], Awaitable[None]],
         *,
         interval: float,
-        patience: float,
+        timeout: float,
         address: str,
     ) -> None:
         self._ask = ask
         self._interval = interval
-        self._patience = patience
+        self._timeout = timeout
         self._address = address
         self._was_reached = False
         self._lock = asyncio.Lock()
@@ -83,10 +83,10 @@ class Availability:
 
     async def _pause(self, problem: CometAPIError, since: float) -> str | None:
         failures = 0
-        patience = self._patience
+        timeout = self._timeout
         if not self._was_reached:
-            patience = min(patience, FIRST_PATIENCE)
-        end = since + patience
+            timeout = min(timeout, FIRST_TIMEOUT)
+        end = since + timeout
         while True:
             asked_at = time.monotonic()
             try:
@@ -95,28 +95,28 @@ class Availability:
                 problem, failures = trouble, failures + 1
             else:
                 if asked_at >= end:
-                    return self._reason(problem, patience)
+                    return self._reason(problem, timeout)
                 self._asked_at = asked_at
                 self._was_reached = True
                 if failures:
                     logger().info("CometAPI answers again; the batch continues")
                 return None
             if time.monotonic() >= end:
-                return self._reason(problem, patience)
-            show_waiting(f"paused, CometAPI is not reached at {self._address}")
+                return self._reason(problem, timeout)
+            show_waiting(f"paused, CometAPI is unreachable at {self._address}")
             if failures == 1:
                 logger().warning(
-                    "CometAPI is not reached at %s, so the batch pauses and asks again for up to "
+                    "CometAPI is unreachable at %s. The batch pauses and retries for up to "
                     "%.0f s: %s",
                     self._address,
-                    patience,
+                    timeout,
                     problem.summary(),
                 )
             cap = self._interval * LONGEST_DELAY
             delay = delay_before_retry(failures, problem.retry_after, self._interval, cap)
             await asyncio.sleep(min(jittered(delay), max(0.0, end - time.monotonic())))
 
-    def _reason(self, problem: CometAPIError, patience: float) -> str:
+    def _reason(self, problem: CometAPIError, timeout: float) -> str:
         return (
-            f"CometAPI at {self._address} accepted nothing for {patience:g} s: {problem.summary()}"
+            f"CometAPI at {self._address} accepted nothing for {timeout:g} s: {problem.summary()}"
         )

@@ -35,7 +35,7 @@ _BACKLOG = 4
 """Finished generations that may wait per download slot; few, because their URLs expire."""
 
 
-def next_turn(last: float | None, now: float, per_second: float) -> float:
+def next_send_time(last: float | None, now: float, per_second: float) -> float:
     """Return the time at which the next request may be sent; pure.
 
     Args:
@@ -61,7 +61,7 @@ class RateLimiter:
         """Wait until the next request may be sent."""
         if self._per_second:
             now = time.monotonic()
-            self._last = next_turn(self._last, now, self._per_second)
+            self._last = next_send_time(self._last, now, self._per_second)
             await asyncio.sleep(self._last - now)
 
 

@@ -15,9 +15,9 @@ from ...runway.batch.rows import batch_keys, batch_prefix
 from ...runway.ledger.budget import Budget
 from ...runway.models.keys import check_key
 from ..parameters import Credentials, Location
+from ..runtime.caller_arguments import path_as_text
 from ..runtime.flow_decorator import recorded_flow, sync_flow
 from ..runtime.garbage_collection import rarer_collections
-from ..runtime.given import path_as_text
 from ..runtime.identity import check_starts
 from ..runtime.ledger_check import check_ledger, leave_mark
 from ..runtime.multi_worker_check import check_sharing

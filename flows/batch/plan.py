@@ -46,17 +46,17 @@ if TYPE_CHECKING:
 
 
 @cache
-def _passing() -> re.Pattern[str]:
+def _temporary_folders() -> re.Pattern[str]:
     """Return the pattern of the temporary folders that Prefect creates for one run.
 
     The process worker runs a deployment without a working directory in one of them. The runner
     keeps pulled code in the other. tests/flows/batch/test_plan.py checks both against Prefect.
     """
     try:
-        places = {gettempdir(), os.path.realpath(gettempdir())}
+        folders = {gettempdir(), os.path.realpath(gettempdir())}
     except FileNotFoundError:  # no folder for temporary files is writable
         return re.compile("(?!)")
-    temporary = "|".join(map(re.escape, places))
+    temporary = "|".join(map(re.escape, folders))
     return re.compile(rf"({temporary})/(tmp\w+prefect|runner_storage)/")
 
 
@@ -115,7 +115,8 @@ def _batch_key(requests: str | list[Any]) -> str:
     if not isinstance(requests, str):
         return f"run-{lasting_run_id() or uuid4()}"
     address = one_form(_real_name(requests)).rstrip("/")  # macOS decomposes the names of files
-    if _passing().match(address) or _passing().match(canonical_location(requests)):
+    temporary = _temporary_folders()
+    if temporary.match(address) or temporary.match(canonical_location(requests)):
         raise InvalidRequest(
             f"{requests} is in a folder that Prefect creates for this run only, so the next run "
             "would buy everything again. Pass idempotency_key, or set the deployment's working_dir"
@@ -139,13 +140,13 @@ def _file_at(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}" + (f"?gid={sheet}" if sheet else "")
 
 
-def _real_name(place: str) -> str:
+def _real_name(location: str) -> str:
     """Return the name of a location; in a local path, symbolic links are resolved.
 
     A manifest is the same batch under every link or spelling of its path. Consequently, a link that
     later points to another file stands for another batch. The docs mention this.
     """
-    name = canonical_location(place)
+    name = canonical_location(location)
     return os.path.realpath(name) if os.path.isabs(name) else name  # noqa: PTH117 -- it is text
 
 
@@ -159,11 +160,11 @@ def check_rows_of(plan: Plan, *, strict: bool) -> None:
     Raises:
         InvalidManifest: No row is valid, or one is not and ``strict`` is set.
     """
-    told = once_each(plan.bad)
-    for problem in told[:20]:
+    distinct = once_each(plan.bad)
+    for problem in distinct[:20]:
         log.logger().warning("%s", problem)
-    if len(told) > 20:
-        log.logger().warning("… and %d more problems", len(told) - 20)
+    if len(distinct) > 20:
+        log.logger().warning("… and %d more problems", len(distinct) - 20)
     if not plan.items or (strict and plan.bad):
         what = "no row is valid" if not plan.items else "not every row is valid"
         raise InvalidManifest(what, rows=plan.bad)
@@ -239,7 +240,7 @@ class Found:
     results: list[ItemResult]
 
 
-async def looked_up(context: RunContext, items: Sequence[BatchItem]) -> Found:
+async def look_up(context: RunContext, items: Sequence[BatchItem]) -> Found:
     """Read the ledger entries of all items in one call.
 
     Raises:
@@ -254,20 +255,20 @@ async def looked_up(context: RunContext, items: Sequence[BatchItem]) -> Found:
 
 
 def _stored_already(
-    items: Sequence[BatchItem], known: Mapping[str, Entry], place: str
+    items: Sequence[BatchItem], known: Mapping[str, Entry], location: str
 ) -> dict[str, ItemResult]:
     done: dict[str, ItemResult] = {}
     for item in items:
         entry = known.get(item.idempotency_key)
         if entry is None or not entry.is_of(item.request):
             continue
-        videos = entry.videos.get(place, ())
+        videos = entry.videos.get(location, ())
         if videos and not is_gone(videos):
-            done[item.id] = stored(item, entry.result(place))
+            done[item.id] = stored(item, entry.result(location))
     return done
 
 
-async def foreseen(
+async def dry_run(
     requests: str | list[Any],
     key: str | None,
     storage: str | None,
@@ -291,7 +292,7 @@ async def foreseen(
     prefix, prices = batch_prefix(plan.idempotency_key), await context.prices()
     budget = Budget(prefix, prices, max_spend, max_seconds, context.currency)
     check_prices(plan, budget)
-    found = await looked_up(context, plan.items)
+    found = await look_up(context, plan.items)
     missing = [item for item in plan.items if item.idempotency_key not in found.bought]
     problems = await check_sources(missing, context)
     results = [

@@ -40,7 +40,7 @@ from ..steps.delivery import INLINE, StepSet, deliver, named_after
 from ..steps.reconcile import reconcile_quietly
 from .availability import Availability
 from .concurrency import ConcurrencyLimits, Slot, all_together
-from .plan import looked_up, read_spent
+from .plan import look_up, read_spent
 from .progress import BatchProgress
 from .task_runs import TaskRuns, agenerate_group, agenerate_item, name_of, with_retries
 
@@ -84,7 +84,7 @@ class BatchRun:
         self.service = Availability(
             self._ask_service,
             interval=settings.poll_interval,
-            patience=settings.generation_timeout,
+            timeout=settings.generation_timeout,
             address=origin_of(self.context.base_url),
         )
 
@@ -96,7 +96,7 @@ class BatchRun:
     async def run(self, items: Sequence[BatchItem], invalid: Sequence[ItemResult] = ()) -> None:
         """Make every item that is not stored yet, and record the results."""
         await self._reconcile_earlier(items)
-        found = await looked_up(self.context, items)
+        found = await look_up(self.context, items)
         self.bought = found.bought
         await self.count_spent()
         self.expected = self.progress.spent
@@ -178,7 +178,7 @@ class BatchRun:
                     return
                 except _Stopped:
                     continue
-                except Exception as error:  # noqa: BLE001 -- the others go on
+                except Exception as error:  # noqa: BLE001 -- the others continue
                     since = since if earlier else time.monotonic()
                     if not await self._is_sent_again(item, error, earlier, since):
                         return

@@ -48,7 +48,7 @@ from ..runtime import log
 from ..runtime.flow_decorator import TAG
 from ..runtime.ledger_writes import write_best_effort
 from ..runtime.run_context import RunContext
-from .plan import looked_up, read_spent
+from .plan import look_up, read_spent
 from .progress import BatchProgress
 from .shard_checks import place_of_ledger
 
@@ -135,7 +135,7 @@ class ShardedRun:
 
     async def run(self, items: Sequence[BatchItem], invalid: Sequence[ItemResult] = ()) -> None:
         """Let the shards make every item that is not stored yet, and record the results."""
-        found = await looked_up(self.context, items)
+        found = await look_up(self.context, items)
         await self.count_spent()
         self.progress.begin([*found.results, *invalid])
         done = {one.id for one in found.results if one.outcome.is_final}
@@ -345,7 +345,7 @@ class ShardedRun:
         """
         keys = [item.idempotency_key for item in items]
         known = await write_best_effort(self.context, lambda to: to.get_many(keys))
-        found = await write_best_effort(self.context, lambda _: looked_up(self.context, items))
+        found = await write_best_effort(self.context, lambda _: look_up(self.context, items))
         if known is not None and found is not None:
             endings = {row["id"]: shard.ending() for shard in shards for row in shard.order.rows}
             results = {one.id: one for one in self.progress.results()}

@@ -22,11 +22,11 @@ async def check_sources(
 
     A source that several items share is read once.
     """
-    turns = asyncio.Semaphore(MAX_CONCURRENT_READS)
+    slots = asyncio.Semaphore(MAX_CONCURRENT_READS)
     checks: dict[tuple[str, str], asyncio.Task[SourceProblem | None]] = {}
 
     async def check(source: StoredSource) -> SourceProblem | None:
-        async with turns:
+        async with slots:
             try:
                 file = await open_source(source, context)
                 await asyncio.to_thread(read_source, file, source, MIN_VALIDITY)

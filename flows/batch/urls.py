@@ -23,25 +23,25 @@ _LONE_SURROGATE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 _AS_IT_IS = "%/?#[]@!$&()*+,;=:"
 
 
-def address(place: str, base: str) -> str | None:
+def address(location: str, base: str) -> str | None:
     """Return the URL of a location for a page in a folder, or None if a browser cannot open it.
 
     Args:
-        place: Path or URL from a storage.
+        location: Path or URL from a storage.
         base: Folder of the page, as path or URL. A file in the folder or below it gets a relative
             URL, so that the folder can be moved, copied or served.
     """
-    path, folder = _local(place), _folder(base)
+    path, folder = _local(location), _folder(base)
     if path is None:
-        return _remote(without_login(place), without_login(base))
+        return _remote(without_login(location), without_login(base))
     if isinstance(folder, type(path)) and (below := _below(path, folder)):
         return _joined(below) if ".." not in below else None
     return _file_url(path) if path.is_absolute() else None
 
 
-def without_login(place: str) -> str:
+def without_login(location: str) -> str:
     """Return a location without the user name and password that a URL can contain."""
-    return _LOGIN.sub(r"\1", place, count=1)
+    return _LOGIN.sub(r"\1", location, count=1)
 
 
 def origins(addresses: Iterable[str]) -> list[str]:
@@ -57,15 +57,15 @@ def _sources(address: str) -> tuple[str, ...]:
     return ("'self'", "file:")
 
 
-def _local(place: str) -> PurePath | None:
-    if place[:7].lower() == "file://":
-        place = unquote(place[7:])
-        place = place[1:] if _DRIVE.match(place[1:]) else place
-    elif _SCHEME.match(place):
+def _local(location: str) -> PurePath | None:
+    if location[:7].lower() == "file://":
+        location = unquote(location[7:])
+        location = location[1:] if _DRIVE.match(location[1:]) else location
+    elif _SCHEME.match(location):
         return None
-    if _DRIVE.match(place):
-        return PureWindowsPath(ntpath.normpath(place))
-    return PurePosixPath(re.sub(r"^/+", "/", posixpath.normpath(place)))
+    if _DRIVE.match(location):
+        return PureWindowsPath(ntpath.normpath(location))
+    return PurePosixPath(re.sub(r"^/+", "/", posixpath.normpath(location)))
 
 
 def _below(path: PurePath, folder: PurePath) -> tuple[str, ...]:

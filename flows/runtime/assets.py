@@ -114,7 +114,7 @@ async def depend_on_sources(request: GenerationRequest) -> None:
     context = AssetContext.get()
     if context is None or is_quiet.get():
         return
-    sources = source_keys(request.shown(), os.getcwd())  # noqa: PTH109
+    sources = source_keys(request.redacted(), os.getcwd())  # noqa: PTH109
     known = {asset.key for asset in context.upstream_assets | context.direct_asset_dependencies}
     context.direct_asset_dependencies.update(Asset(key=key) for key in sources if key not in known)
     context.update_tracked_assets()
@@ -132,13 +132,13 @@ async def materialize(
     upstream = around.upstream_assets | around.direct_asset_dependencies
     known = {asset.key for asset in upstream} | clips.keys()
     sources = [key for key in source_keys(submission.request or {}) if key not in known]
-    told = {**submission.ids, "route": submission.route, "model": submission.model, **payload}
+    facts = {**submission.ids, "route": submission.route, "model": submission.model, **payload}
     context = AssetContext(
         upstream_assets={*[*upstream, *(Asset(key=key) for key in sources)][:MAX_UPSTREAM]},
         downstream_assets=set(clips.values()),
         materialized_by=MATERIALIZED_BY,
         materialization_metadata={
-            key: {**told, **video.model_dump(include=_FACTS), **provenance_facts(video)}
+            key: {**facts, **video.model_dump(include=_FACTS), **provenance_facts(video)}
             for video in videos
             if (key := asset_key(video.uri))
         },

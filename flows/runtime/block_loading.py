@@ -10,9 +10,9 @@ from ...runway.redact import scrub
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*/[A-Za-z0-9][A-Za-z0-9 _-]*")
 
 
-def is_block_name(place: str) -> bool:
+def is_block_name(location: str) -> bool:
     """Return whether a location is the name of a Prefect block, such as ``s3-bucket/prod``."""
-    return bool(_NAME.fullmatch(place))
+    return bool(_NAME.fullmatch(location))
 
 
 async def load_block(name: str, lack: type[CometAPIError], hint: str = "") -> Any:

@@ -137,8 +137,8 @@ class BlockStorage:
             if staged:
                 check_staged(staged)
             # The error is not chained, because its text may contain secrets of the block.
-            told = f"the block {self.name} {what} {name}: {scrub(str(error))}"
-            raise StorageError(told, code="" if staged else code_of(error)) from None
+            message = f"the block {self.name} {what} {name}: {scrub(str(error))}"
+            raise StorageError(message, code="" if staged else code_of(error)) from None
 
 
 def finished(call: Any) -> Any:
@@ -153,16 +153,16 @@ def finished(call: Any) -> Any:
     return asyncio.run(awaited()) if inspect.isawaitable(call) else call
 
 
-def canonical_location(place: str) -> str:
+def canonical_location(location: str) -> str:
     """Return a unique name of a location.
 
     A local path becomes absolute. A URL or the name of a block stays as it is.
     """
-    path = None if is_block_name(place) else local_path(place)
-    return place if path is None else str(whole_path(path))
+    path = None if is_block_name(location) else local_path(location)
+    return location if path is None else str(whole_path(path))
 
 
-async def resolve_storage(place: str) -> Storage:
+async def resolve_storage(location: str) -> Storage:
     """Return the storage at a path, an fsspec URL or a Prefect block (``type-slug/name``).
 
     A relative path that looks like the name of a block must be written with a leading ``./``.
@@ -170,10 +170,10 @@ async def resolve_storage(place: str) -> Storage:
     Raises:
         StorageError: The block cannot be loaded, or it does not store files.
     """
-    if not is_block_name(place):
-        return open_storage(place)
-    hint = f"; for a folder of that name, write ./{place}"
-    return block_storage(await load_block(place, StorageError, hint), place)
+    if not is_block_name(location):
+        return open_storage(location)
+    hint = f"; for a folder of that name, write ./{location}"
+    return block_storage(await load_block(location, StorageError, hint), location)
 
 
 def block_storage(block: Any, name: str) -> Storage:

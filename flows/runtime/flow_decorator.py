@@ -27,8 +27,8 @@ from ...runway.models.requests import GenerationRequest
 from ...runway.plain_help import plain_signature
 from ...runway.redact import RedactingFilter, redact_payload
 from .assets import follow_from_subflow
+from .caller_arguments import as_location, shown_block
 from .failures import failed_state
-from .given import as_location, shown_block
 from .hooks import release_leases
 from .identity import passing_tags_on
 from .run_names import name_run

@@ -51,13 +51,13 @@ def as_batch(*, quiet: bool) -> Iterator[None]:
     Args:
         quiet: Whether to log only problems.
     """
-    shown = in_batch.set(True)
-    hushed = is_quiet.set(quiet or is_quiet.get())
+    batch_token = in_batch.set(True)
+    quiet_token = is_quiet.set(quiet or is_quiet.get())
     try:
         yield
     finally:
-        in_batch.reset(shown)
-        is_quiet.reset(hushed)
+        in_batch.reset(batch_token)
+        is_quiet.reset(quiet_token)
 
 
 def log_progress(message: str, *args: object) -> None:

@@ -115,7 +115,7 @@ def _refuse_lost_files(pool: str, ledger: "Ledger", folder: Path | None) -> None
 
 def is_on_volume(folder: Path) -> bool:
     """Return whether a folder is below a mount point, as volumes of a container are."""
-    mounts = (place for place in (folder, *folder.parents) if place.is_mount())
+    mounts = (parent for parent in (folder, *folder.parents) if parent.is_mount())
     return next(mounts, Path("/")) != Path("/")
 
 

@@ -35,7 +35,7 @@ from ...runway.settings import CometAPISettings
 from ...runway.storage.base import Storage
 from . import log
 from .block_storage import canonical_location, resolve_storage
-from .given import GivenCredentials, GivenStorage, as_credentials, as_location
+from .caller_arguments import GivenCredentials, GivenStorage, as_credentials, as_location
 from .identity import Deployment, current_tags, this_deployment, this_run
 from .ledger_access import open_ledger
 
@@ -215,7 +215,7 @@ class RunContext:
                 "route": request.route,
                 "model": request.model,
                 "fingerprint": request.fingerprint(versions),
-                "request": request.shown(versions),
+                "request": request.redacted(versions),
                 "billed_seconds": request.billed_seconds(),
                 "cost": cost,
                 "currency": None if cost is None else self.currency,

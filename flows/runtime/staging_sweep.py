@@ -19,7 +19,7 @@ from ...runway.storage.staging import temporary_stagings
 from . import log
 from .run_context import RunContext
 
-SWEEP_EVERY = 600.0
+SWEEP_INTERVAL = 600.0
 """Minimum seconds between two sweeps of one folder by one process."""
 
 _swept: dict[Path, float] = {}
@@ -46,7 +46,7 @@ async def sweep_staged_files(context: RunContext, storage: Storage, staging: Pat
 
 
 def _is_due(folder: Path) -> bool:
-    return time.monotonic() - _swept.get(folder, -SWEEP_EVERY) >= SWEEP_EVERY
+    return time.monotonic() - _swept.get(folder, -SWEEP_INTERVAL) >= SWEEP_INTERVAL
 
 
 def _other_folders(storage: Storage, staging: Path) -> list[Path]:

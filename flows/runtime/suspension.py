@@ -82,9 +82,9 @@ async def resume_waiting(ledger: "Ledger", run: str | None = None) -> None:
         run: Id of the only run to consider; all runs if None.
     """
     for waiting in await _suspended(run):
-        damaged: list[LedgerCorrupted] = []
-        entries = await ledger.entries(flow_run_id=str(waiting.id), on_corrupted=damaged.append)
-        if entries and not damaged and all(entry.has_ended for entry in entries):
+        corrupted: list[LedgerCorrupted] = []
+        entries = await ledger.entries(flow_run_id=str(waiting.id), on_corrupted=corrupted.append)
+        if entries and not corrupted and all(entry.has_ended for entry in entries):
             await _resume(waiting.id)
 
 

@@ -22,7 +22,7 @@ from ...runway.models.generation import (
     Submission,
 )
 from ..runtime import assets, log
-from ..runtime.given import GivenCredentials, GivenStorage
+from ..runtime.caller_arguments import GivenCredentials, GivenStorage
 from ..runtime.lease import exclusive_lease
 from ..runtime.ledger_writes import write_best_effort
 from ..runtime.run_context import RunContext, run_context
@@ -93,7 +93,7 @@ async def deliver(
     credentials: GivenCredentials,
     storage: GivenStorage,
     *,
-    again: bool = False,
+    repeat: bool = False,
     steps: StepSet = AS_TASKS,
 ) -> GenerationResult:
     """Wait for a generation, fetch its output and store it, under the lease of the generation.
@@ -102,15 +102,15 @@ async def deliver(
         submission: Generation to deliver.
         credentials: Credentials with the API key; from the settings by default.
         storage: Location for the videos; from the settings by default.
-        again: Whether to repeat a delivery to the same location, and to ask the service again about
-            a generation that failed or was cancelled. A missing file is always delivered again.
+        repeat: Whether to repeat a delivery to the same location, and to ask the service again
+            about a failed or cancelled generation. A missing file is always delivered again.
         steps: Callables for the steps.
     """
     context = run_context(credentials, storage, lack=StorageError)
     async with exclusive_lease(context, submission, context.location) as entry:
-        if entry and context.location in entry.videos and not again:
-            again = await asyncio.to_thread(is_gone, entry.videos[context.location])
-            if not again:
+        if entry and context.location in entry.videos and not repeat:
+            repeat = await asyncio.to_thread(is_gone, entry.videos[context.location])
+            if not repeat:
                 log.log_progress("Generation %s: already stored", submission.task_id)
                 result = entry.result(context.location)
                 await artifacts.show_posters(result.videos, context)
@@ -120,8 +120,8 @@ async def deliver(
             log.logger().warning(
                 "Generation %s: a stored file is missing and is delivered again", submission.task_id
             )
-        asked_again = {"again": True} if again and entry and entry.failure() else {}
-        finished = await steps.poll(submission, credentials, **asked_again)
+        options = {"recheck": True} if repeat and entry and entry.failure() else {}
+        finished = await steps.poll(submission, credentials, **options)
         try:
             videos = await steps.fetch(submission, finished, credentials, storage)
             stored = await steps.persist(submission, finished, videos, storage)

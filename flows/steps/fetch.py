@@ -36,7 +36,7 @@ from ...runway.storage.base import Storage
 from ...runway.storage.fetched import find_fetched, remember, stamp
 from ...runway.storage.staging import rename_staged, staged_path
 from ..runtime import log
-from ..runtime.given import GivenCredentials, GivenStorage
+from ..runtime.caller_arguments import GivenCredentials, GivenStorage
 from ..runtime.lease import exclusive_lease
 from ..runtime.run_context import RunContext, run_context
 from ..runtime.staging_sweep import sweep_staged_files

@@ -25,7 +25,7 @@ from ...runway.storage.base import Storage
 from ...runway.storage.fetched import discard, publish_checked
 from ...runway.storage.staging import staged_path
 from ..runtime import assets, log
-from ..runtime.given import GivenStorage
+from ..runtime.caller_arguments import GivenStorage
 from ..runtime.lease import exclusive_lease
 from ..runtime.ledger_check import leave_mark
 from ..runtime.ledger_writes import restoring, write_best_effort
@@ -129,7 +129,7 @@ def _persist(
     origin: dict[str, Any],
     video: FetchedVideo,
     position: int,
-    place: Storage,
+    target: Storage,
 ) -> StoredVideo:
     """Publish poster, video and sidecar, in this order.
 
@@ -140,20 +140,20 @@ def _persist(
 
     def publish(path: str, sha256: str | None, stamp: str | None = None) -> str:
         staged = Path(path)
-        return publish_checked(place, staged, f"{stem}{staged.suffix}", sha256, stamp)
+        return publish_checked(target, staged, f"{stem}{staged.suffix}", sha256, stamp)
 
     poster = video.poster and publish(video.poster, video.poster_sha256)
     stored = StoredVideo(
         uri=publish(video.path, video.sha256, video.stamp),
         poster=poster,
-        sidecar=place.uri(f"{stem}.json"),
+        sidecar=target.uri(f"{stem}.json"),
         **video.model_dump(include=set(VideoFacts.model_fields)),
     )
-    sidecar = staged_path(place.staging(), stem, ".json")
+    sidecar = staged_path(target.staging(), stem, ".json")
     try:
         about = disclosure(submission, stored, assets.source_keys(submission.request or {}))
         sidecar.write_bytes(to_json({**origin, "video": stored, "disclosure": about}, indent=2))
-        place.publish(sidecar, f"{stem}.json")
+        target.publish(sidecar, f"{stem}.json")
     finally:
         with suppress(OSError):  # the first error is the one to report
             sidecar.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from ...runway.api.polling import PollPolicy, wait_until_finished
 from ...runway.errors import GenerationCancelled, GenerationFailed, ServiceUnavailable
 from ...runway.models.generation import CompletedGeneration, Generation, Status, Submission
 from ...runway.settings import CometAPISettings
-from ..runtime.given import GivenCredentials
+from ..runtime.caller_arguments import GivenCredentials
 from ..runtime.lease import exclusive_lease
 from ..runtime.ledger_writes import restoring, write_best_effort, write_in_background
 from ..runtime.run_context import run_context
@@ -35,7 +35,7 @@ POLL = step_options(
 
 @task(**POLL)
 async def apoll_generation(
-    submission: Submission, credentials: GivenCredentials = None, *, again: bool = False
+    submission: Submission, credentials: GivenCredentials = None, *, recheck: bool = False
 ) -> CompletedGeneration:
     """Wait until a generation has succeeded.
 
@@ -45,8 +45,8 @@ async def apoll_generation(
     Args:
         submission: Generation to wait for.
         credentials: Credentials with the API key; from the settings by default.
-        again: Whether to ask the service even if the ledger records the generation as failed or
-            cancelled.
+        recheck: Whether to ask the service even if the ledger records the generation as failed
+            or cancelled.
 
     Raises:
         GenerationError: The generation failed, was cancelled, is unknown to the service, or did
@@ -70,7 +70,7 @@ async def apoll_generation(
 
     async with exclusive_lease(context, submission) as entry:
         given_up = entry.failure() if entry else None
-        if given_up and not again:
+        if given_up and not recheck:
             raise given_up
         unconfirmed = entry is not None and not entry.task_id_checked
         if entry and (finished := entry.finished()):

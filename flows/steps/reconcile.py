@@ -101,7 +101,7 @@ async def reconcile_quietly(
             await resolve_dead_claims(ledger, context.base_url)
         found = await reconcile_entries(context, await uncertain_entries(ledger, keys), apply=True)
     except CometAPIError as error:
-        logger().warning("The account was not asked about uncertain keys: %s", error.message)
+        logger().warning("Could not query the account about uncertain keys: %s", error.message)
         return []
     for one in found:
         logger().info("Key %s: %s", one.entry.idempotency_key, one.decision.in_words())

@@ -25,7 +25,7 @@ from ...runway.models.keys import check_task_id
 from ...runway.models.requests import GenerationRequest, as_request
 from ...runway.sources.preparation import PreparedRequest
 from ..runtime import assets, log
-from ..runtime.given import GivenCredentials, GivenStorage
+from ..runtime.caller_arguments import GivenCredentials, GivenStorage
 from ..runtime.identity import lasting_run_id
 from ..runtime.ledger_check import check_ledger
 from ..runtime.multi_worker_check import check_sharing
@@ -220,7 +220,7 @@ def _tallied(context: RunContext, seconds: float, cost: float | None) -> Iterato
         yield
     except CometAPIError as error:
         if not isinstance(error, SubmissionUncertain):
-            tally.take_back(seconds, cost)
+            tally.refund(seconds, cost)
         raise
 
 

@@ -144,7 +144,7 @@ class RunwayClient:
             raise UnexpectedResponse(what) from None
         self._root = str(self._http_once.base_url).rstrip("/")
         self._free_calls = transport or NetworkTransport(use_proxies=use_proxies)
-        self._turns = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
+        self._call_slots = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -294,7 +294,7 @@ class RunwayClient:
         paid, request_id = before_paying is not None, None
         try:
             async with (
-                nullcontext() if paid else self._turns,
+                nullcontext() if paid else self._call_slots,
                 asyncio.timeout(TOTAL_TIMEOUT),
                 self._call(method, path, payload, before_paying) as response,
             ):

@@ -27,7 +27,7 @@ MIN_ENDS = 2
 """Number of ends that must be seen at an age before polls are due there. One alone may be a video
 that the service had in its cache."""
 
-MAX_HOLD = 5.0
+MAX_GAP = 5.0
 """Number of intervals without a poll after which a due poll no longer waits. A poll that waits is
 decided again within half an interval, so no gap is longer than 5.5 intervals."""
 
@@ -49,7 +49,7 @@ def recheck_delay(interval: float, chance: float) -> float:
     return 0.5 * interval * chance
 
 
-def can_hold(age: float, unobserved: float, interval: float, ends: Sequence[float]) -> bool:
+def can_wait(age: float, unobserved: float, interval: float, ends: Sequence[float]) -> bool:
     """Return whether the due poll of a generation can wait, as it probably finds no end; pure.
 
     Args:
@@ -58,7 +58,7 @@ def can_hold(age: float, unobserved: float, interval: float, ends: Sequence[floa
         interval: Minimum seconds between two polls of one generation.
         ends: Lowest ages at which ends were seen, ascending.
     """
-    if unobserved >= MAX_HOLD * interval:
+    if unobserved >= MAX_GAP * interval:
         return False
     # An end is seen up to one interval after it happened.
     return len(ends) < MIN_ENDS or age < ends[MIN_ENDS - 1] - interval
@@ -92,10 +92,10 @@ class Cohort:
             unobserved: Seconds from the poll before, or from the submission, to that poll.
             interval: Minimum seconds between two polls of one generation.
         """
-        is_late = unobserved > (MAX_HOLD + 2.0) * interval
+        is_late = unobserved > (MAX_GAP + 2.0) * interval
         insort(self.ends, 0.0 if is_late else age)
         del self.ends[MIN_ENDS:]
 
-    def can_hold(self, age: float, unobserved: float, interval: float) -> bool:
+    def can_wait(self, age: float, unobserved: float, interval: float) -> bool:
         """Return whether a due poll of a generation that is not a scout can wait."""
-        return can_hold(age, unobserved, interval, self.ends)
+        return can_wait(age, unobserved, interval, self.ends)

@@ -89,7 +89,11 @@ class PollState:
 
 
 def jittered(seconds: float) -> float:
-    """Return the time plus random jitter, so that concurrent waits do not stay in step."""
+    """Return a time with random jitter, so that concurrent waits do not stay in step.
+
+    Args:
+        seconds: Minimum of the result, in seconds; ``JITTER`` is the share that may be added.
+    """
     return seconds * (1.0 + JITTER * random.random())  # noqa: S311 -- not for secrets
 
 
@@ -129,7 +133,7 @@ def _end_error(reply: Generation) -> GenerationError:
         error = GenerationCancelled(message, code=reply.failure_code)
     error.credits = reply.credits
     if reply.is_vague:
-        error.money, error.advice = UNKNOWN_END, ASK_AGAIN
+        error.money, error.advice = UNKNOWN_END, RECHECK_HINT
     return error
 
 
@@ -142,7 +146,7 @@ UNKNOWN_END = (
 )
 """Knowledge about the money after a vague end."""
 
-ASK_AGAIN = (
+RECHECK_HINT = (
     "ask once more with prefect-cometapi finish {task_id}; another attempt needs a new "
     "idempotency key."
 )
@@ -161,11 +165,17 @@ def missing_since(
     """Return the time since when the id or the output has been missing, or None; pure.
 
     An unknown id and a success without an output are two conditions, each with its own start.
+
+    Args:
+        reply: Latest reply.
+        before: Reply before it, or None.
+        since: Time since when the reply before was missing, or None.
+        now: Time of the latest reply. Both times are seconds of the monotonic clock.
     """
     if not is_missing(reply):
         return None
-    goes_on = since is not None and before is not None and before.status is reply.status
-    return since if goes_on else now
+    continues = since is not None and before is not None and before.status is reply.status
+    return since if continues else now
 
 
 def next_route(reply: Generation, route: Route) -> Route:
@@ -283,7 +293,7 @@ async def wait_until_finished(
         await _sleep_until_first(submission, wait, policy, stats)
     while True:
         await _keep_interval(submission, wait, policy, stats())
-        await _hold(submission, wait, policy, stats, cohort)
+        await _wait_for_cohort(submission, wait, policy, stats, cohort)
         before, unobserved = wait.last, _unobserved(submission, wait)
         reply = await _ask_within(client, submission, wait, policy)
         if on_reply:
@@ -333,7 +343,7 @@ async def _keep_interval(
     await asyncio.sleep(due - now)
 
 
-async def _hold(
+async def _wait_for_cohort(
     submission: Submission,
     wait: PollState,
     policy: PollPolicy,
@@ -347,7 +357,7 @@ async def _hold(
     while (
         stats() is None
         and (left := end - time.monotonic()) > 0
-        and cohort.can_hold(submission.age(), _unobserved(submission, wait), policy.interval)
+        and cohort.can_wait(submission.age(), _unobserved(submission, wait), policy.interval)
     ):
         chance = random.random()  # noqa: S311 -- not for secrets
         await asyncio.sleep(min(recheck_delay(policy.interval, chance), left))

@@ -47,9 +47,9 @@ class InvalidManifest(NotSubmitted):
 
     def _lines(self) -> list[str]:
         first, *rest = super()._lines()
-        told = once_each(self.rows)
-        problems = [f"  {problem}" for problem in told[: self.shown]]
-        if (more := len(told) - self.shown) > 0:
+        distinct = once_each(self.rows)
+        problems = [f"  {problem}" for problem in distinct[: self.shown]]
+        if (more := len(distinct) - self.shown) > 0:
             problems.append(f"  and {more:,} more")
         return [first, *problems, *rest]
 

@@ -21,14 +21,11 @@ from ..storage.factory import open_storage
 from ..storage.folder import FolderStorage
 from ..storage.paths import local_path
 from .models import ItemResult
-from .strict_json import strict_json
 from .table_files import (
     FileFormat,
     Unreadable,
-    as_text,
     format_of,
     is_gzipped,
-    open_table,
     parquet_module,
 )
 
@@ -114,27 +111,6 @@ def publish_results(results: Sequence[ItemResult], storage: Storage, name: str) 
             _write_jsonl(staged, results, gzip.open if is_gzipped(name) else open)
 
     return publish_written(storage, name, write)
-
-
-def read_results(location: str) -> list[ItemResult]:
-    """Return the results that were written to a location.
-
-    Raises:
-        ValueError: The file cannot be read, or does not hold results.
-    """
-    format_ = format_of(location)
-    if format_ is FileFormat.PARQUET:
-        parquet = parquet_module()
-        with open_table(location) as file:
-            rows = parquet.ParquetFile(file).read().to_pylist()
-    elif format_ is FileFormat.JSONL:
-        with open_table(location) as file:
-            rows = [strict_json(line) for line in as_text(file, "utf-8-sig")]
-    else:
-        raise Unreadable(
-            f"{redact_url(location)} cannot be read: results are .jsonl or .parquet files"
-        )
-    return [ItemResult.model_validate(row) for row in rows]
 
 
 def split_location(location: str) -> tuple[Storage, str]:

@@ -92,7 +92,11 @@ def parquet_module() -> Any:
 
 @contextmanager
 def reading(location: str) -> Iterator[None]:
-    """Turn every error of the block into ``Unreadable``, without a secret, and trace nothing."""
+    """Turn every error of the block into ``Unreadable``, without a secret, and trace nothing.
+
+    Raises:
+        Unreadable: The block failed; the message names the location and the reason.
+    """
     try:
         with untraced():
             yield
@@ -110,19 +114,6 @@ def reading(location: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - file systems and formats have errors of their own
         why = failure_of(location, error)
         raise Unreadable(f"{redact_url(location)} cannot be read: {why}") from None
-
-
-@contextmanager
-def open_table(location: str) -> Iterator[Any]:
-    """Open the file at a location for reading as bytes, decompressed.
-
-    Raises:
-        Unreadable: The file could not be opened, or could not be read in the body.
-    """
-    with reading(location):
-        files, path = located(location)
-        with files.open(path, "rb") as file:
-            yield decompressed(file, must=is_gzipped(location))
 
 
 def as_text(file: Any, encoding: str) -> Any:

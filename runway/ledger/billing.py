@@ -20,13 +20,31 @@ FULLY_REFUNDED_BY_RUNWAY = "Runway reports 0 credits for it"
 
 
 async def record_billed(ledger: Ledger, entry: Entry, amount: float) -> Entry | None:
-    """Record what CometAPI charged for a task; return the entry, or None if nothing changed."""
+    """Record what CometAPI charged for a task; return the entry, or None if nothing changed.
+
+    Args:
+        ledger: Ledger with the entry.
+        entry: Entry of the task.
+        amount: US dollars that CometAPI billed for the task; 0 after a refund.
+
+    Raises:
+        LedgerUnavailable: The ledger cannot be used.
+    """
     refund = REFUNDED if amount == 0 else ""
     return await _record(ledger, entry, lambda there: billed_cost(there, amount), refund)
 
 
 async def record_listed(ledger: Ledger, entry: Entry, credits_: float) -> Entry | None:
-    """Record Runway's credits for a task; return the entry, or None if nothing changed."""
+    """Record Runway's credits for a task; return the entry, or None if nothing changed.
+
+    Args:
+        ledger: Ledger with the entry.
+        entry: Entry of the task.
+        credits_: Runway credits for the task.
+
+    Raises:
+        LedgerUnavailable: The ledger cannot be used.
+    """
     refund = FULLY_REFUNDED_BY_RUNWAY if credits_ == 0 else ""
     return await _record(ledger, entry, lambda there: listed_cost(there, credits_), refund)
 

@@ -95,7 +95,13 @@ class Budget:
         return row["charges"] * money, row["charges"] * seconds
 
     def objection(self, spent: Spent, money: float, seconds: float) -> str | None:
-        """Return why one more submission would exceed a limit, or None if it would not; pure."""
+        """Return why one more submission would exceed a limit, or None if it would not; pure.
+
+        Args:
+            spent: Sums of the earlier submissions under the same limits.
+            money: Estimated cost of the submission, in the currency of the prices.
+            seconds: Seconds of video that it buys.
+        """
         limits = (
             (spent.money, money, self.max_spend, "{:,.2f} of {:,.2f} spent, {:,.2f} more"),
             (spent.seconds, seconds, self.max_seconds, "{:,g} of {:,g} s of video, {:,g} more"),

@@ -49,10 +49,10 @@ class ClaimHistory:
         try:
             (row,) = rows
             mark = LedgerMark.of(row["identity"], row["serial"], self.database.redacted_url)
-        except (TypeError, ValueError) as error:  # a damaged page may show any number of rows
+        except (TypeError, ValueError) as error:  # a corrupted page may show any number of rows
             raise LedgerCorrupted(
                 f"in the ledger at {self.database.redacted_url} the newest claim's number or the "
-                "ledger's identity is damaged"
+                "ledger's identity is corrupted"
             ) from error
         self._identity = mark.identity
         return mark

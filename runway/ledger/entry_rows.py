@@ -57,7 +57,7 @@ def _entry(row: Row, location: str) -> Entry:
         columns = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
         key = scrub(str(row["idempotency_key"]))
         raise LedgerCorrupted(
-            f"in the ledger at {location} the row of key {key!r} is damaged: {columns}"
+            f"in the ledger at {location} the row of key {key!r} is corrupted: {columns}"
         ) from None
 
 

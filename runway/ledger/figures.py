@@ -20,12 +20,22 @@ class Tally:
     money: float = 0.0
 
     def add(self, seconds: float, money: float | None) -> None:
-        """Count a submission before it is sent."""
+        """Count a submission before it is sent.
+
+        Args:
+            seconds: Seconds of video that it buys.
+            money: Its cost in the currency of the prices, or None without a price.
+        """
         self.seconds += seconds
         self.money += money or 0.0
 
-    def take_back(self, seconds: float, money: float | None) -> None:
-        """Subtract a submission that the service certainly refused."""
+    def refund(self, seconds: float, money: float | None) -> None:
+        """Subtract a submission that the service certainly refused.
+
+        Args:
+            seconds: Seconds of video, as they were added.
+            money: Cost, as it was added.
+        """
         self.add(-seconds, None if money is None else -money)
 
 

@@ -192,13 +192,14 @@ def reconcile(
     """
     windows = {entry.idempotency_key: window_of(entry, tolerance.slack) for entry in entries}
     problem = _problem(account, tolerance)
-    tells = _kind_filter(account)
+    is_of_kind = _kind_filter(account)
     unknown = [task for task in account.listed.tasks if task.task_id not in account.known_ids]
     fits = {
         entry.idempotency_key: [
             task
             for task in unknown
-            if windows[entry.idempotency_key].contains(task.submitted_at) and tells(task, entry)
+            if windows[entry.idempotency_key].contains(task.submitted_at)
+            and is_of_kind(task, entry)
         ]
         for entry in entries
     }
@@ -221,7 +222,7 @@ def reconcile(
             task
             for task in unknown
             if window.may_have_arrived_late(task.submitted_at)
-            and tells(task, entry)
+            and is_of_kind(task, entry)
             and not explained(task)
         ]
         verdict, reason = _conclude(

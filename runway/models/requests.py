@@ -253,14 +253,14 @@ class GenerationRequest(_WireModel):
         content = json.dumps(parts, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def shown(self, versions: Mapping[str, str] | None = None) -> dict[str, Any]:
+    def redacted(self, versions: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Return the body as it is safe to show, with signed URLs and data URIs redacted.
 
         Args:
             versions: Versions of the stored sources, which are added as ``sources``.
         """
-        shown = redact_payload(self.to_wire())
-        return {**shown, "sources": dict(versions)} if versions else shown
+        body = redact_payload(self.to_wire())
+        return {**body, "sources": dict(versions)} if versions else body
 
     def stored_sources(self) -> dict[str, StoredSource]:
         """Return the sources that are read at the submission, by their paths in the body."""
@@ -275,7 +275,7 @@ class GenerationRequest(_WireModel):
         return float(seconds) if seconds else None
 
     def __repr_args__(self) -> Any:
-        return [(name, value) for name, value in self.shown().items()]
+        return [(name, value) for name, value in self.redacted().items()]
 
     @field_validator("extra")
     @classmethod

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of a request that lie in files and object stores: read, checked, and made sendable."""
+"""Sources of a request in files and object stores: read, checked, and made sendable."""

@@ -28,11 +28,18 @@ class FolderStorage:
 
         If the storage folder cannot have a subfolder that only this user can write to, the staging
         folder is in the system's folder for temporary files.
+
+        Raises:
+            StorageError: The folder cannot be created.
         """
         return staging_inside(self.folder) or temporary_staging(str(self.folder))
 
     def check(self) -> None:
-        """Publish a small file in the folder, read it back, and delete it if that is possible."""
+        """Publish a small file in the folder, read it back, and delete it if that is possible.
+
+        Raises:
+            StorageError: The folder cannot be used, or its disk has too little space.
+        """
         self.staging()
         require_space(self.folder)
         name = f"{PROBE}-{uuid4().hex}".ljust(LONGEST_STEM + len(".mp4"), "-")
@@ -47,6 +54,10 @@ class FolderStorage:
 
         A staged file on another file system is copied first. What the file system of the folder
         cannot do is left out: without a rename, the file is copied to its final name.
+
+        Raises:
+            StagedFileMissing: The staged file does not exist.
+            StorageError: The file could not be written.
         """
         target = self.folder / name
         moved = False
@@ -75,7 +86,11 @@ class FolderStorage:
             return None
 
     def read(self, name: str) -> bytes:
-        """Return the content of the file."""
+        """Return the content of the file.
+
+        Raises:
+            StorageError: The file cannot be read.
+        """
         try:
             return (self.folder / name).read_bytes()
         except OSError as error:
@@ -85,7 +100,11 @@ class FolderStorage:
             ) from error
 
     def names(self, folder: str = "") -> list[str] | None:
-        """Return the sorted names of the files in a subfolder, or in the folder itself."""
+        """Return the sorted names of the files in a subfolder, or in the folder itself.
+
+        Raises:
+            StorageError: The folder exists, and cannot be listed.
+        """
         try:
             with os.scandir(self.folder / folder) as found:
                 return sorted(entry.name for entry in found if entry.is_file())
@@ -95,7 +114,11 @@ class FolderStorage:
             raise StorageError(f"{self.folder} cannot be listed: {reason_of(error)}") from error
 
     def delete(self, name: str) -> None:
-        """Delete the file."""
+        """Delete the file.
+
+        Raises:
+            StorageError: The file still exists.
+        """
         try:
             (self.folder / name).unlink(missing_ok=True)
         except OSError as error:

@@ -51,11 +51,19 @@ class FsspecStorage:
         self.options = options
 
     def staging(self) -> Path:
-        """Return a temporary folder that belongs to this storage and this user only."""
+        """Return a temporary folder that belongs to this storage and this user only.
+
+        Raises:
+            StorageError: The folder cannot be created.
+        """
         return temporary_staging(self.url)
 
     def check(self) -> None:
-        """Upload a small file, read it back, and delete it if the credentials may do that."""
+        """Upload a small file, read it back, and delete it if the credentials may do that.
+
+        Raises:
+            StorageError: The URL has no driver, or the file system does not accept the file.
+        """
         try:
             self._opened()
         except Exception as error:  # noqa: BLE001 -- each file system has errors of its own
@@ -70,7 +78,12 @@ class FsspecStorage:
         return f"{self.url}/{name}"
 
     def publish(self, staged: Path, name: str, **_hints: bool) -> str:
-        """Upload the file, check the uploaded size, and rename it if it has a temporary name."""
+        """Upload the file, check the uploaded size, and rename it if it has a temporary name.
+
+        Raises:
+            StagedFileMissing: The staged file does not exist.
+            StorageError: The file could not be written, or arrived incomplete.
+        """
         check_staged(staged)
         try:
             files, target = self._opened(name)
@@ -131,13 +144,21 @@ class FsspecStorage:
             return None
 
     def read(self, name: str) -> bytes:
-        """Return the content of the file."""
+        """Return the content of the file.
+
+        Raises:
+            StorageError: The file cannot be read.
+        """
         with self._described(f"{name} cannot be read from"):
             files, target = self._opened(name)
             return files.cat_file(target)
 
     def names(self, folder: str = "") -> list[str] | None:
-        """Return the sorted names of the files in a folder below the URL."""
+        """Return the sorted names of the files in a folder below the URL.
+
+        Raises:
+            StorageError: The folder exists, and cannot be listed.
+        """
         with self._described(f"{folder or 'the files'} cannot be listed in"):
             files, target = self._opened(folder or None)
             files.invalidate_cache()  # a cached listing lacks newer files
@@ -150,7 +171,11 @@ class FsspecStorage:
         )
 
     def delete(self, name: str) -> None:
-        """Delete the file."""
+        """Delete the file.
+
+        Raises:
+            StorageError: The file still exists, or did not exist.
+        """
         with self._described(f"{name} cannot be deleted from"):
             files, target = self._opened(name)
             files.rm_file(target)

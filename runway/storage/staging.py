@@ -197,10 +197,10 @@ def temporary_stagings() -> list[Path]:
 
 
 def _owner_runs(named: re.Match[str]) -> bool | None:
-    holder = f"-:{named['pid']}:{named['space']}:{named['start']}"
-    if is_alive(holder):
+    owner = f"-:{named['pid']}:{named['space']}:{named['start']}"
+    if is_alive(owner):
         return True
-    return False if is_dead(holder) else None
+    return False if is_dead(owner) else None
 
 
 def rename_staged(path: Path, new: Path) -> Path:

@@ -65,7 +65,7 @@ _LISTS: tuple[FaultRoute, ...] = ("tasks", "log")
 
 
 @dataclass(frozen=True)
-class KindOfFault:
+class FaultDescription:
     """Description of a kind of fault.
 
     Attributes:
@@ -77,65 +77,77 @@ class KindOfFault:
     meaning: str
 
 
-KINDS: dict[FaultKind, KindOfFault] = {
-    "429": KindOfFault(
+KINDS: dict[FaultKind, FaultDescription] = {
+    "429": FaultDescription(
         _EVERYWHERE,
         "Too many requests. Retry-After is absent, or `value` seconds, or with `date:SECONDS` "
         "an HTTP date that many seconds away.",
     ),
-    "500": KindOfFault(_EVERYWHERE, "Internal server error."),
-    "502": KindOfFault(_EVERYWHERE, "Bad gateway, as a line of text."),
-    "503": KindOfFault(_EVERYWHERE, "Temporarily overloaded."),
-    "504": KindOfFault(_EVERYWHERE, "Gateway timeout, as a line of text. Nothing was accepted."),
-    "524": KindOfFault(_EVERYWHERE, "Cloudflare's timeout. Nothing was accepted."),
-    "invalid-request": KindOfFault(_API, "500 with the code invalid_request; retries do not help."),
-    "model-not-found": KindOfFault(_API, "503 with the code model_not_found; retries do not help."),
-    "quota": KindOfFault(_API, "403 with the code quota_not_enough."),
-    "unauthorized": KindOfFault((*_API, "tasks", "log", "billing"), "401."),
-    "reset-before": KindOfFault(_EVERYWHERE, "The connection is reset and nothing was done."),
-    "reset-after": KindOfFault(_CREATE, "The job is accepted, then the connection is reset."),
-    "silent-after": KindOfFault(
+    "500": FaultDescription(_EVERYWHERE, "Internal server error."),
+    "502": FaultDescription(_EVERYWHERE, "Bad gateway, as a line of text."),
+    "503": FaultDescription(_EVERYWHERE, "Temporarily overloaded."),
+    "504": FaultDescription(
+        _EVERYWHERE, "Gateway timeout, as a line of text. Nothing was accepted."
+    ),
+    "524": FaultDescription(_EVERYWHERE, "Cloudflare's timeout. Nothing was accepted."),
+    "invalid-request": FaultDescription(
+        _API, "500 with the code invalid_request; retries do not help."
+    ),
+    "model-not-found": FaultDescription(
+        _API, "503 with the code model_not_found; retries do not help."
+    ),
+    "quota": FaultDescription(_API, "403 with the code quota_not_enough."),
+    "unauthorized": FaultDescription((*_API, "tasks", "log", "billing"), "401."),
+    "reset-before": FaultDescription(_EVERYWHERE, "The connection is reset and nothing was done."),
+    "reset-after": FaultDescription(_CREATE, "The job is accepted, then the connection is reset."),
+    "silent-after": FaultDescription(
         _EVERYWHERE,
         "The request is processed, then nothing is sent for `value` seconds (30), then the "
         "connection is closed.",
     ),
-    "error-after": KindOfFault(_CREATE, "The job is accepted; the answer is status `value` (504)."),
-    "html": KindOfFault((*_API, *_ACCOUNT), "200 with a web page."),
-    "cloudflare": KindOfFault(_EVERYWHERE, "502 with Cloudflare's web page."),
-    "firewall": KindOfFault(
+    "error-after": FaultDescription(
+        _CREATE, "The job is accepted; the answer is status `value` (504)."
+    ),
+    "html": FaultDescription((*_API, *_ACCOUNT), "200 with a web page."),
+    "cloudflare": FaultDescription(_EVERYWHERE, "502 with Cloudflare's web page."),
+    "firewall": FaultDescription(
         (*_API, *_ACCOUNT), "A firewall's web page, with the status `value` (403)."
     ),
-    "redirect": KindOfFault(_EVERYWHERE, "301 to a web page."),
-    "no-id": KindOfFault(_CREATE, "The job is accepted; the answer is an empty object."),
-    "not-visible": KindOfFault(_POLLS, "400 with the code task_not_exist."),
-    "not-visible-200": KindOfFault(_POLLS, "200 with task_not_exist as the status."),
-    "unknown-status": KindOfFault(_POLLS, "An unknown status."),
-    "error-in-200": KindOfFault((*_API, *_ACCOUNT), "200 with an error inside."),
-    "failed": KindOfFault(
+    "redirect": FaultDescription(_EVERYWHERE, "301 to a web page."),
+    "no-id": FaultDescription(_CREATE, "The job is accepted; the answer is an empty object."),
+    "not-visible": FaultDescription(_POLLS, "400 with the code task_not_exist."),
+    "not-visible-200": FaultDescription(_POLLS, "200 with task_not_exist as the status."),
+    "unknown-status": FaultDescription(_POLLS, "An unknown status."),
+    "error-in-200": FaultDescription((*_API, *_ACCOUNT), "200 with an error inside."),
+    "failed": FaultDescription(
         _CREATE, "The job is accepted and will fail, with the failure code `value`."
     ),
-    "cancelled": KindOfFault(_CREATE, "The job is accepted and will end cancelled."),
-    "expired": KindOfFault(_ASSET, "Status `value` (403), as for an expired signed URL."),
-    "gone": KindOfFault(_ASSET, "404."),
-    "truncated": KindOfFault(
+    "cancelled": FaultDescription(_CREATE, "The job is accepted and will end cancelled."),
+    "expired": FaultDescription(_ASSET, "Status `value` (403), as for an expired signed URL."),
+    "gone": FaultDescription(_ASSET, "404."),
+    "truncated": FaultDescription(
         (*_ASSET, *_ACCOUNT),
         "The full Content-Length and half of the bytes, then the connection is closed.",
     ),
-    "truncated-silent": KindOfFault(
+    "truncated-silent": FaultDescription(
         (*_ASSET, *_ACCOUNT),
         "Half of the file or of the JSON, presented as complete; half a file still opens as a "
         "video.",
     ),
-    "html-asset": KindOfFault(_ASSET, "200 with a web page."),
-    "empty": KindOfFault(_ASSET, "200 with an empty body."),
-    "ignore-range": KindOfFault(_ASSET, "200 with the whole file, whatever Range requests."),
-    "slow": KindOfFault(_EVERYWHERE, "The answer is sent in pieces, over `value` seconds (5)."),
-    "late-rows": KindOfFault(_LISTS, "The rows of the last `value` seconds (120) are missing."),
-    "foreign-rows": KindOfFault(
+    "html-asset": FaultDescription(_ASSET, "200 with a web page."),
+    "empty": FaultDescription(_ASSET, "200 with an empty body."),
+    "ignore-range": FaultDescription(_ASSET, "200 with the whole file, whatever Range requests."),
+    "slow": FaultDescription(
+        _EVERYWHERE, "The answer is sent in pieces, over `value` seconds (5)."
+    ),
+    "late-rows": FaultDescription(
+        _LISTS, "The rows of the last `value` seconds (120) are missing."
+    ),
+    "foreign-rows": FaultDescription(
         _LISTS, "`value` rows (3) of other clients are added, at the time of the newest row."
     ),
-    "missing-pages": KindOfFault(_LISTS, "Each page after the first is empty."),
-    "changing-total": KindOfFault(_LISTS, "The total is too large by one."),
+    "missing-pages": FaultDescription(_LISTS, "Each page after the first is empty."),
+    "changing-total": FaultDescription(_LISTS, "The total is too large by one."),
 }
 """Descriptions of all kinds of faults."""
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands load only what their answer needs, and start a Prefect server only if they need one."""
 
-import gc
 import json
 import os
 import subprocess
@@ -14,7 +13,7 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_cometapi.deployments import connection, garbage, temporary_server
+from prefect_cometapi.deployments import connection, temporary_server
 from prefect_cometapi.deployments.temporary_server import TemporaryServer
 
 from ..waiting import until
@@ -74,22 +73,6 @@ def test_a_mistake_is_refused_without_prefect(words, variables):
     status, loaded = loaded_by(*words, **variables)
     assert status == 1
     assert "prefect" not in loaded
-
-
-def test_collections_are_paused_only_while_modules_are_loaded():
-    """The pause ends with the usual thresholds, and without a pause nothing is changed."""
-    before = gc.get_threshold(), gc.get_freeze_count()
-    garbage.resume_collections()
-    assert (gc.get_threshold(), gc.get_freeze_count()) == before
-    garbage.pause_collections()
-    try:
-        assert gc.get_threshold()[0] > before[0][0]
-        garbage.resume_collections()
-        assert gc.get_threshold() == before[0]
-        assert gc.get_freeze_count() > 0
-    finally:
-        gc.unfreeze()
-        gc.set_threshold(*before[0])
 
 
 def test_a_server_that_ends_at_once_is_reported(monkeypatch):

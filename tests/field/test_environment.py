@@ -19,7 +19,7 @@ from prefect_cometapi.flows.runtime.run_context import RunContext
 from prefect_cometapi.runway import ImageToVideoRequest, InvalidEnvironment, http_clients
 from prefect_cometapi.runway.environment import check_environment, proxy_fault, read_settings
 
-from ..runway.static_server import answering
+from ..runway.static_server import static_server
 
 SECRET = "sk-s3cr3ts3cr3t"
 SCRIPT = Path(sys.executable).parent / "prefect-cometapi"
@@ -208,7 +208,10 @@ async def company_server(authority: trustme.CA):
     """Serve one manifest under a certificate of a company."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
-    async with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", context) as (port, _):
+    async with static_server(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", context) as (
+        port,
+        _,
+    ):
         yield f"https://localhost:{port}"
 
 

@@ -22,7 +22,7 @@ from prefect_cometapi.runway.batch.manifest import read_rows
 from prefect_cometapi.runway.batch.rows import batch_keys, check_rows, rows_of
 from prefect_cometapi.runway.batch.table_files import FileFormat
 
-from ..runway.static_server import answering
+from ..runway.static_server import static_server
 
 IMAGE = "https://example.com/cat.jpg"
 NAN = float("nan")
@@ -333,7 +333,7 @@ def of_parquet() -> bytes:
 )
 async def test_an_address_without_suffix(content, headers):
     """The address of a Google sheet, or a presigned one, is told by its type or its content."""
-    async with answering(reply(content, *headers)) as (port, arrived):
+    async with static_server(reply(content, *headers)) as (port, arrived):
         place = f"http://127.0.0.1:{port}/d/1x/export?format=csv&sig=s3cr3t"
         rows = await asyncio.to_thread(read_rows, place)
     assert [row.fields["id"] for row in rows] == ["a"]
@@ -342,7 +342,7 @@ async def test_an_address_without_suffix(content, headers):
 
 async def test_a_format_that_is_named(tmp_path):
     """`--format` reads a file whose name and content do not say what it is."""
-    async with answering(reply(b"a\tb\n")) as (port, _):
+    async with static_server(reply(b"a\tb\n")) as (port, _):
         told = await asyncio.to_thread(refusal, f"http://127.0.0.1:{port}/x?sig=s3cr3t")
     assert "has no known format" in told
     assert "--format csv on the command line, manifest_format in a flow" in told
@@ -366,7 +366,7 @@ async def test_a_format_that_is_named(tmp_path):
 )
 async def test_an_address_that_gives_no_table(answer, problem):
     """A login page or an expired address is named once, without its signature."""
-    async with answering(answer) as (port, _):
+    async with static_server(answer) as (port, _):
         place = f"http://127.0.0.1:{port}/rows.csv?sig=s3cr3t"
         told = await asyncio.to_thread(refusal, place)
     assert problem in told

@@ -128,7 +128,7 @@ def wait_until() -> Callable[..., Any]:
     return waiting.until
 
 
-class Book:
+class LedgerProbe:
     """Ledger of the test, for sync and async tests, with purchases that nobody waits for."""
 
     @property
@@ -154,8 +154,8 @@ class Book:
 
 
 @pytest.fixture
-def book(sandbox: Sandbox) -> Book:
-    return Book()
+def ledger_probe(sandbox: Sandbox) -> LedgerProbe:
+    return LedgerProbe()
 
 
 @pytest.fixture

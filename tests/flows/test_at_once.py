@@ -52,23 +52,23 @@ def stored(place: Path) -> list[Path]:
     return sorted(path for path in place.glob("*.mp4"))
 
 
-def check_that_each_was_stored_once(sandbox, book, place: Path) -> None:
+def check_that_each_was_stored_once(sandbox, ledger_probe, place: Path) -> None:
     """Check that each generation has one download, one video file and one end in the ledger."""
     assert downloads(sandbox) == {f"/assets/{job.task_id}/0.mp4": 1 for job in sandbox.accepted}
     assert len(stored(place)) == len(sandbox.accepted) == len(KEYS)
-    assert {entry.idempotency_key: entry.state for entry in book.all()} == dict.fromkeys(
+    assert {entry.idempotency_key: entry.state for entry in ledger_probe.all()} == dict.fromkeys(
         KEYS, State.STORED
     )
-    assert [entry.owner for entry in book.all()] == [None] * len(KEYS)
+    assert [entry.owner for entry in ledger_probe.all()] == [None] * len(KEYS)
 
 
 @pytest.mark.heavy
 def test_collectors_in_two_processes_do_nothing_twice(
-    prefect_server, sandbox, book, start, tmp_path
+    prefect_server, sandbox, ledger_probe, start, tmp_path
 ):
     """Two collectors in two processes download and store each clip once."""
     for key in KEYS:
-        book.buy(key)
+        ledger_probe.buy(key)
     sandbox.add_fault("asset:slow:value=0.3,times=4")
     collectors = [start("-c", COLLECTS_WHEN_TOLD) for _ in range(2)]
     assert [process.stdout.readline() for process in collectors] == ["ready\n"] * 2
@@ -77,30 +77,32 @@ def test_collectors_in_two_processes_do_nothing_twice(
         process.stdin.flush()
     results = [CollectResult(**json.loads(process.communicate()[0])) for process in collectors]
     assert sum(result.stored for result in results) == len(KEYS)
-    check_that_each_was_stored_once(sandbox, book, tmp_path / "videos")
+    check_that_each_was_stored_once(sandbox, ledger_probe, tmp_path / "videos")
 
 
 @pytest.mark.heavy
-async def test_collectors_in_one_process_do_nothing_twice(prefect_server, sandbox, book, tmp_path):
+async def test_collectors_in_one_process_do_nothing_twice(
+    prefect_server, sandbox, ledger_probe, tmp_path
+):
     """Two collectors in one process share the work or wait for each other."""
     for key in KEYS:
-        book.buy(key)
+        ledger_probe.buy(key)
     sandbox.add_fault("asset:slow:value=0.3,times=4")
     await asyncio.gather(acollect(), acollect())
-    check_that_each_was_stored_once(sandbox, book, tmp_path / "videos")
+    check_that_each_was_stored_once(sandbox, ledger_probe, tmp_path / "videos")
 
 
 async def test_a_collector_leaves_alone_what_a_run_works_on(
-    prefect_server, sandbox, image, book, finish_rendering, caplog
+    prefect_server, sandbox, image, ledger_probe, finish_rendering, caplog
 ):
     """A scheduled collector beside a waiting run neither polls nor stores its generation."""
     run = asyncio.create_task(aimage_to_video(image, idempotency_key="awaited"))
     await until(lambda: polls(sandbox) > 0)
-    holder = book["awaited"].owner
+    holder = ledger_probe["awaited"].owner
     result = await acollect()
     assert result.generations == ()
     assert "Skipped 1 generations owned by other runs" in caplog.text
-    assert book["awaited"].owner == holder
+    assert ledger_probe["awaited"].owner == holder
     finish_rendering()
     assert Path((await run).videos[0].uri).exists()
     assert list(downloads(sandbox).values()) == [1]
@@ -140,7 +142,7 @@ async def test_a_follower_of_a_failure_fails_alike(
 
 @pytest.mark.heavy
 async def test_a_follower_takes_over_from_a_run_that_is_stopped(
-    prefect_server, sandbox, image, book, finish_rendering, caplog
+    prefect_server, sandbox, image, ledger_probe, finish_rendering, caplog
 ):
     """A follower continues at once if the first run is cancelled during its wait."""
     first = asyncio.create_task(aimage_to_video(image, idempotency_key="handed-on"))
@@ -157,7 +159,7 @@ async def test_a_follower_takes_over_from_a_run_that_is_stopped(
 
 @pytest.mark.heavy
 async def test_finishing_by_id_waits_for_the_run_that_works_on_it(
-    prefect_server, sandbox, image, book, finish_rendering, caplog
+    prefect_server, sandbox, image, ledger_probe, finish_rendering, caplog
 ):
     """`finish-generation` of an id in progress joins its entry, and buys nothing."""
     run = asyncio.create_task(aimage_to_video(image, idempotency_key="by-key"))
@@ -168,7 +170,7 @@ async def test_finishing_by_id_waits_for_the_run_that_works_on_it(
     finish_rendering()
     results = await asyncio.gather(run, finish)
     assert {result.idempotency_key for result in results} == {"by-key"}
-    assert [entry.idempotency_key for entry in book.all()] == ["by-key"]
+    assert [entry.idempotency_key for entry in ledger_probe.all()] == ["by-key"]
     assert Path(results[1].videos[0].uri).exists()
     assert len(sandbox.accepted) == 1
 
@@ -188,19 +190,19 @@ async def test_not_waiting_does_not_wait_for_the_run_that_waits(
 
 @pytest.mark.heavy
 def test_a_storage_wanted_later_downloads_once_more_and_buys_nothing(
-    prefect_server, sandbox, image, book, tmp_path
+    prefect_server, sandbox, image, ledger_probe, tmp_path
 ):
     """A second storage for a key costs a second download, and no second purchase."""
     places = [str(tmp_path / name) for name in "ab"]
     for place in places:
         image_to_video(image, idempotency_key="both", storage=place)
-    assert list(book["both"].videos) == places
+    assert list(ledger_probe["both"].videos) == places
     assert list(downloads(sandbox).values()) == [2]
     assert len(sandbox.accepted) == 1
 
 
 @pytest.fixture
-def gate(monkeypatch):
+def barrier(monkeypatch):
     """Make a step's function wait until all calls are let through."""
 
     def shut(module: ModuleType, name: str) -> tuple[list[int], threading.Event]:
@@ -208,17 +210,17 @@ def gate(monkeypatch):
         arrived: list[int] = []
         opened = threading.Event()
 
-        async def gated(*args, **kwargs):
+        async def blocked(*args, **kwargs):
             arrived.append(1)
             await asyncio.to_thread(opened.wait)
             return await function(*args, **kwargs)
 
-        def gated_thread(*args, **kwargs):
+        def blocked_thread(*args, **kwargs):
             arrived.append(1)
             opened.wait()
             return function(*args, **kwargs)
 
-        waits = gated if asyncio.iscoroutinefunction(function) else gated_thread
+        waits = blocked if asyncio.iscoroutinefunction(function) else blocked_thread
         monkeypatch.setattr(module, name, waits)
         return arrived, opened
 
@@ -239,22 +241,22 @@ async def two_at_once(image, places, arrived, opened, caplog) -> None:
 
 @pytest.mark.heavy
 async def test_two_new_storages_at_once_are_both_remembered(
-    prefect_server, sandbox, image, book, tmp_path, gate, caplog
+    prefect_server, sandbox, image, ledger_probe, tmp_path, barrier, caplog
 ):
     """A clip that two runs copy to new storages at once is recorded at both locations."""
     places = [str(tmp_path / name) for name in "abc"]
     await aimage_to_video(image, idempotency_key="wanted", storage=places[0])
-    arrived, opened = gate(persist, "_persist")
+    arrived, opened = barrier(persist, "_persist")
     await two_at_once(image, places[1:], arrived, opened, caplog)
-    assert sorted(book["wanted"].videos) == places
+    assert sorted(ledger_probe["wanted"].videos) == places
 
 
 @pytest.mark.heavy
 async def test_two_runs_that_want_one_new_storage_share_the_download(
-    prefect_server, sandbox, image, tmp_path, gate, caplog
+    prefect_server, sandbox, image, tmp_path, barrier, caplog
 ):
     """Two runs that copy a clip to the same new storage share one download."""
     await aimage_to_video(image, idempotency_key="wanted", storage=str(tmp_path / "a"))
-    arrived, opened = gate(fetch, "download")
+    arrived, opened = barrier(fetch, "download")
     await two_at_once(image, [str(tmp_path / "b")] * 2, arrived, opened, caplog)
     assert list(downloads(sandbox).values()) == [2]

@@ -35,13 +35,15 @@ def asked(sandbox, route: str) -> int:
     return len([request for request in sandbox.requests if request.route == route])
 
 
-def test_a_run_that_does_not_wait_ends_with_the_submission(prefect_server, sandbox, image, book):
+def test_a_run_that_does_not_wait_ends_with_the_submission(
+    prefect_server, sandbox, image, ledger_probe
+):
     """`wait=False` returns the id without a video, sends nothing more, and keeps no lease."""
     result = make(image, idempotency_key="later", wait=False)
     assert (result.status, result.videos) == (Status.PENDING, ())
     assert [job.task_id for job in sandbox.accepted] == [result.task_id]
     assert [request.route for request in sandbox.requests] == ["create"]
-    assert (book["later"].state, book["later"].owner) == (State.SUBMITTED, None)
+    assert (ledger_probe["later"].state, ledger_probe["later"].owner) == (State.SUBMITTED, None)
 
 
 def test_not_waiting_twice_buys_once(prefect_server, sandbox, image):
@@ -60,12 +62,12 @@ def test_what_is_stored_is_given_also_without_waiting(prefect_server, sandbox, i
 
 
 @pytest.mark.heavy
-def test_each_is_kept_where_it_was_wanted(prefect_server, sandbox, book, tmp_path):
+def test_each_is_kept_where_it_was_wanted(prefect_server, sandbox, ledger_probe, tmp_path):
     """A collector stores each generation in the storage that its own run named."""
     places = {"a": tmp_path / "first", "b": tmp_path / "second"}
     for key, place in places.items():
-        book.buy(key, storage=str(place))
-    book.buy("c")
+        ledger_probe.buy(key, storage=str(place))
+    ledger_probe.buy("c")
     result = collect()
     kept = {item.idempotency_key: Path(*item.uris) for item in result.generations}
     assert {key: path.parent for key, path in kept.items()} == {
@@ -74,23 +76,25 @@ def test_each_is_kept_where_it_was_wanted(prefect_server, sandbox, book, tmp_pat
     }
     assert all(path.exists() for path in kept.values())
     assert (result.stored, result.failed, result.unfinished, result.uncertain) == (3, 0, 0, 0)
-    assert [entry.state for entry in book.all()] == [State.STORED] * 3
+    assert [entry.state for entry in ledger_probe.all()] == [State.STORED] * 3
     assert len(sandbox.accepted) == asked(sandbox, "create") == 3
 
 
 @pytest.mark.heavy
-def test_a_collector_may_keep_all_in_one_place(prefect_server, sandbox, image, book, tmp_path):
+def test_a_collector_may_keep_all_in_one_place(
+    prefect_server, sandbox, image, ledger_probe, tmp_path
+):
     """A collector's own storage overrides that of each run."""
     for key in "ab":
-        book.buy(key, storage=str(tmp_path / key))
+        ledger_probe.buy(key, storage=str(tmp_path / key))
     result = collect(storage=str(tmp_path / "all"))
     assert {Path(*item.uris).parent for item in result.generations} == {tmp_path / "all"}
     assert not (tmp_path / "a").exists()
 
 
-def test_the_history_shows_what_a_collector_did(prefect_server, sandbox, history, book):
+def test_the_history_shows_what_a_collector_did(prefect_server, sandbox, history, ledger_probe):
     """Poll, fetch and persist are task runs of a collector, and a table lists its results."""
-    bought = book.buy("shown")
+    bought = ledger_probe.buy("shown")
     state: RunState[CollectResult] = collect(return_state=True)
     run = state.state_details.flow_run_id
     steps = history.task_runs(run)
@@ -112,9 +116,9 @@ def test_nothing_to_collect_is_no_trouble(prefect_server, sandbox, history):
 
 
 @pytest.mark.heavy
-def test_what_is_stored_is_not_collected_again(prefect_server, sandbox, book):
+def test_what_is_stored_is_not_collected_again(prefect_server, sandbox, ledger_probe):
     """A second collector after the first one finds no work and sends no request."""
-    book.buy("once")
+    ledger_probe.buy("once")
     collect()
     before = len(sandbox.requests)
     assert collect().generations == ()
@@ -122,11 +126,11 @@ def test_what_is_stored_is_not_collected_again(prefect_server, sandbox, book):
 
 
 @pytest.mark.heavy
-def test_a_failure_does_not_stop_the_others(prefect_server, sandbox, image, book):
+def test_a_failure_does_not_stop_the_others(prefect_server, sandbox, image, ledger_probe):
     """A collector reports a failed generation, stores the rest, and does not poll it again."""
     sandbox.add_fault("create:failed:value=SAFETY.INPUT.TEXT")
-    book.buy("doomed")
-    book.buy("fine")
+    ledger_probe.buy("doomed")
+    ledger_probe.buy("fine")
     result = collect()
     found = {item.idempotency_key: item for item in result.generations}
     assert (result.stored, result.failed) == (1, 1)
@@ -140,40 +144,42 @@ def test_a_failure_does_not_stop_the_others(prefect_server, sandbox, image, book
     assert len(sandbox.requests) == before
 
 
-def test_an_uncertain_submission_is_listed_and_left_alone(prefect_server, sandbox, book):
+def test_an_uncertain_submission_is_listed_and_left_alone(prefect_server, sandbox, ledger_probe):
     """A collector shows the commands for an uncertain submission, and does not change it."""
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
-        book.buy("a or b")
-    entry, before = book["a or b"], len(sandbox.requests)
+        ledger_probe.buy("a or b")
+    entry, before = ledger_probe["a or b"], len(sandbox.requests)
     result = collect()
     (told,) = result.generations
     assert (result.uncertain, result.stored) == (1, 0)
     assert (told.state, told.task_id) == (State.UNCERTAIN, None)
     assert "prefect-cometapi ledger adopt 'a or b' TASK_ID" in told.note
     assert "prefect-cometapi ledger resubmit 'a or b'" in told.note
-    assert book["a or b"] == entry
+    assert ledger_probe["a or b"] == entry
     assert len(sandbox.requests) == before
 
 
-def test_what_is_abandoned_is_left_alone_until_its_key_is_run(prefect_server, sandbox, image, book):
+def test_what_is_abandoned_is_left_alone_until_its_key_is_run(
+    prefect_server, sandbox, image, ledger_probe
+):
     """A collector skips an abandoned generation, and a run with its key finishes it."""
-    bought = book.buy("dropped")
-    book.decide("dropped", State.ABANDONED)
+    bought = ledger_probe.buy("dropped")
+    ledger_probe.decide("dropped", State.ABANDONED)
     before = len(sandbox.requests)
     assert collect().generations == ()
     assert len(sandbox.requests) == before
     result = make(image, idempotency_key="dropped")
     assert result.task_id == bought.task_id
     assert Path(result.videos[0].uri).exists()
-    assert book["dropped"].state is State.STORED
+    assert ledger_probe["dropped"].state is State.STORED
     assert len(sandbox.accepted) == 1
 
 
 @pytest.mark.heavy
-def test_another_service_is_not_asked(prefect_server, sandbox, book, monkeypatch):
+def test_another_service_is_not_asked(prefect_server, sandbox, ledger_probe, monkeypatch):
     """An id is sent only to the base URL that issued it, and the collector names that URL."""
-    book.buy("theirs")
+    ledger_probe.buy("theirs")
     before = len(sandbox.requests)
     monkeypatch.setenv("COMETAPI_BASE_URL", "http://127.0.0.1:9")
     result = collect()
@@ -200,30 +206,32 @@ def keys_used(sandbox, route: str) -> set[str]:
 
 @pytest.mark.heavy
 def test_each_is_asked_for_with_the_account_that_bought_it(
-    prefect_server, sandbox, image, book, account
+    prefect_server, sandbox, image, ledger_probe, account
 ):
     """A collector uses the recorded credentials block of each generation."""
     make(image, idempotency_key="second", credentials=account, wait=False)
-    assert book["second"].credentials == "cometapi-credentials/second-account"
+    assert ledger_probe["second"].credentials == "cometapi-credentials/second-account"
     assert collect().stored == 1
     assert keys_used(sandbox, "create") == keys_used(sandbox, "task") == {OTHER_KEY}
 
 
 @pytest.mark.heavy
-def test_given_credentials_overrule_the_recorded_ones(prefect_server, sandbox, book, account):
+def test_given_credentials_overrule_the_recorded_ones(
+    prefect_server, sandbox, ledger_probe, account
+):
     """Explicit credentials of a collector override the recorded blocks."""
-    book.buy("second", credentials=account)
+    ledger_probe.buy("second", credentials=account)
     assert collect(credentials=CometAPICredentials.from_settings()).stored == 1
     assert OTHER_KEY not in keys_used(sandbox, "task")
 
 
 @pytest.mark.heavy
 def test_a_missing_block_is_told_and_the_others_are_finished(
-    prefect_server, sandbox, book, account
+    prefect_server, sandbox, ledger_probe, account
 ):
     """A collector names a deleted block, and finishes the other generations."""
-    book.buy("second", credentials=account)
-    book.buy("first")
+    ledger_probe.buy("second", credentials=account)
+    ledger_probe.buy("first")
     CometAPICredentials.delete("second-account")
     result = collect()
     found = {item.idempotency_key: item for item in result.generations}
@@ -235,44 +243,46 @@ def test_a_missing_block_is_told_and_the_others_are_finished(
 @pytest.mark.parametrize("trouble", ["another service", "no block"])
 @pytest.mark.heavy
 def test_a_collector_holds_nothing_when_it_ends(
-    prefect_server, sandbox, book, account, monkeypatch, trouble
+    prefect_server, sandbox, ledger_probe, account, monkeypatch, trouble
 ):
     """A collector releases every lease when it ends."""
-    book.buy("waiting", credentials=account if trouble == "no block" else None)
+    ledger_probe.buy("waiting", credentials=account if trouble == "no block" else None)
     CometAPICredentials.delete("second-account")
     monkeypatch.setenv("COMETAPI_BASE_URL", "http://127.0.0.1:9")
     assert collect().unfinished == 1
-    assert book["waiting"].owner is None
+    assert ledger_probe["waiting"].owner is None
 
 
 @pytest.mark.heavy
-def test_a_delivery_that_fails_is_left_to_the_next_collector(prefect_server, sandbox, book):
+def test_a_delivery_that_fails_is_left_to_the_next_collector(prefect_server, sandbox, ledger_probe):
     """A collector reports an output that it cannot download, and a later one stores it."""
     sandbox.add_fault("asset:gone:times=18")  # These faults strike all attempts of one collector.
-    book.buy("gone-for-now")
+    ledger_probe.buy("gone-for-now")
     result = collect()
     (told,) = result.generations
     assert (result.unfinished, told.state) == (1, State.SUCCEEDED)
     assert "no longer valid" in told.note
-    assert book["gone-for-now"].owner is None
+    assert ledger_probe["gone-for-now"].owner is None
     assert collect().stored == 1
     assert len(sandbox.accepted) == 1
 
 
 @pytest.mark.heavy
-async def test_the_async_twin_collects_too(prefect_server, sandbox, book):
+async def test_the_async_twin_collects_too(prefect_server, sandbox, ledger_probe):
     """An async flow awaits `acollect`, with the same result."""
     for key in "ab":
-        book.buy(key)
+        ledger_probe.buy(key)
     result = await acollect()
     assert {item.idempotency_key for item in result.generations} == {"a", "b"}
     assert result.stored == 2
 
 
 @pytest.mark.heavy
-def test_a_collected_clip_is_the_result_of_a_later_run(prefect_server, sandbox, image, book):
+def test_a_collected_clip_is_the_result_of_a_later_run(
+    prefect_server, sandbox, image, ledger_probe
+):
     """After a collection, both the key and the task id lead to the stored clip."""
-    bought = book.buy("sku-17")
+    bought = ledger_probe.buy("sku-17")
     (item,) = collect().generations
     before = len(sandbox.requests)
     assert [video.uri for video in make(image, idempotency_key="sku-17").videos] == list(item.uris)
@@ -284,11 +294,11 @@ def test_a_collected_clip_is_the_result_of_a_later_run(prefect_server, sandbox, 
 @pytest.mark.parametrize("waits", [False, True], ids=["not waiting", "timed out"])
 @pytest.mark.heavy
 def test_a_run_takes_an_abandoned_generation_up_for_good(
-    prefect_server, sandbox, image, book, finish_rendering, waits
+    prefect_server, sandbox, image, ledger_probe, finish_rendering, waits
 ):
     """After a run with its key, an abandoned generation is collected, however that run ended."""
-    book.buy("dropped")
-    book.decide("dropped", State.ABANDONED)
+    ledger_probe.buy("dropped")
+    ledger_probe.decide("dropped", State.ABANDONED)
     brief = make.with_options(timeout_seconds=1.5)
     brief(image, idempotency_key="dropped", wait=waits, return_state=True)
     finish_rendering()
@@ -297,46 +307,48 @@ def test_a_run_takes_an_abandoned_generation_up_for_good(
 
 @pytest.mark.parametrize("run", [make, amake], ids=["sync", "async"])
 def test_a_run_that_times_out_is_collected(
-    prefect_server, sandbox, image, book, finish_rendering, run
+    prefect_server, sandbox, image, ledger_probe, finish_rendering, run
 ):
     """A flow that times out releases its purchase, and a collector finishes it."""
     brief = run.with_options(timeout_seconds=1.5)
     state = brief(image, idempotency_key="brief", return_state=True)
     state = asyncio.run(state) if inspect.isawaitable(state) else state
     assert state.name == "TimedOut"
-    assert book["brief"].owner is None
-    assert "continues at the service" in book["brief"].note
+    assert ledger_probe["brief"].owner is None
+    assert "continues at the service" in ledger_probe["brief"].note
     finish_rendering()
     assert collect().stored == 1
     assert len(sandbox.accepted) == 1
 
 
 @pytest.mark.heavy
-def test_a_missing_storage_is_told_and_the_others_are_finished(prefect_server, sandbox, book):
+def test_a_missing_storage_is_told_and_the_others_are_finished(
+    prefect_server, sandbox, ledger_probe
+):
     """A collector names a deleted storage block, and finishes its clip in another storage."""
-    book.buy("homeless", storage="s3-bucket/deleted")
-    book.buy("fine")
+    ledger_probe.buy("homeless", storage="s3-bucket/deleted")
+    ledger_probe.buy("fine")
     result = collect()
     found = {item.idempotency_key: item for item in result.generations}
     assert (result.stored, result.unfinished) == (1, 1)
     assert "the block s3-bucket/deleted cannot be loaded" in found["homeless"].note
-    assert book["homeless"].owner is None
+    assert ledger_probe["homeless"].owner is None
     assert collect(storage="./elsewhere").stored == 1
 
 
 @pytest.mark.parametrize("column", ["outputs", "state"])
 @pytest.mark.heavy
-def test_a_damaged_row_fails_the_run_once_the_others_are_finished(
-    prefect_server, sandbox, book, caplog, column
+def test_a_corrupted_row_fails_the_run_once_the_others_are_finished(
+    prefect_server, sandbox, ledger_probe, caplog, column
 ):
-    """A damaged row fails the collector, after the other generations are finished."""
-    book.buy("damaged")
-    book.buy("fine")
+    """A corrupted row fails the collector, after the other generations are finished."""
+    ledger_probe.buy("corrupted")
+    ledger_probe.buy("fine")
     right = [] if column == "outputs" else State.SUBMITTED
-    run_sync(set_columns(book.ledger, "damaged", **{column: "nonsense"}))
-    with pytest.raises(LedgerCorrupted, match=f"the row of key 'damaged' is damaged: {column}"):
+    run_sync(set_columns(ledger_probe.ledger, "corrupted", **{column: "nonsense"}))
+    with pytest.raises(LedgerCorrupted, match=f"the row of key 'corrupted' is corrupted: {column}"):
         collect()
     assert [record.module for record in caplog.records].count("collector") == 1
-    assert book["fine"].state is State.STORED
-    run_sync(set_columns(book.ledger, "damaged", **{column: right}))
+    assert ledger_probe["fine"].state is State.STORED
+    run_sync(set_columns(ledger_probe.ledger, "corrupted", **{column: right}))
     assert collect().stored == 1

@@ -71,33 +71,33 @@ def polling(sandbox, finish_rendering, start, wait_until) -> Callable[..., subpr
     return begin
 
 
-def check_that_collect_finishes_it(sandbox, book, key: str, finish_rendering) -> None:
+def check_that_collect_finishes_it(sandbox, ledger_probe, key: str, finish_rendering) -> None:
     """Check that the paid clip arrives, and that it was paid for once."""
     finish_rendering()
     result = collect()
     assert (result.stored, result.unfinished, result.uncertain) == (1, 0, 0)
     assert Path(*result.generations[0].uris).exists()
-    assert (book[key].state, book[key].owner) == (State.STORED, None)
+    assert (ledger_probe[key].state, ledger_probe[key].owner) == (State.STORED, None)
     assert len(sandbox.accepted) == count(sandbox, "create") == 1
 
 
 @pytest.mark.slow
 @pytest.mark.heavy
 def test_what_a_killed_process_waited_for_is_finished_at_once(
-    sandbox, image, book, polling, finish_rendering
+    sandbox, image, ledger_probe, polling, finish_rendering
 ):
     """After SIGKILL, the next run on this machine continues before the lease expires."""
     process = polling("-c", SYNC.format(image, "killed"))
-    assert run_sync(book.ledger.leases.is_active(book["killed"]))
+    assert run_sync(ledger_probe.ledger.leases.is_active(ledger_probe["killed"]))
     process.kill()
     process.wait()
-    left = book["killed"]
+    left = ledger_probe["killed"]
     assert left.owner
     assert is_dead(left.owner)
     assert left.lease_left
     assert left.lease_left > 0
-    assert not run_sync(book.ledger.leases.is_active(left))
-    check_that_collect_finishes_it(sandbox, book, "killed", finish_rendering)
+    assert not run_sync(ledger_probe.ledger.leases.is_active(left))
+    check_that_collect_finishes_it(sandbox, ledger_probe, "killed", finish_rendering)
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_what_a_killed_process_waited_for_is_finished_at_once(
 )
 @pytest.mark.heavy
 def test_a_process_that_is_told_to_stop_hands_its_work_over(
-    sandbox, image, book, polling, finish_rendering, capfd, script, number
+    sandbox, image, ledger_probe, polling, finish_rendering, capfd, script, number
 ):
     """SIGTERM or SIGINT ends the polling and releases the work, and a collector finishes it."""
     process = polling("-c", script.format(image, "stopped"))
@@ -121,17 +121,17 @@ def test_a_process_that_is_told_to_stop_hands_its_work_over(
     printed, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert printed == ""
-    left = book["stopped"]
+    left = ledger_probe["stopped"]
     assert (left.state, left.owner) == (State.SUBMITTED, None)
     assert "the generation continues at the service" in left.note
     assert f"Generation {left.task_id} is paid for" in capfd.readouterr().err
-    check_that_collect_finishes_it(sandbox, book, "stopped", finish_rendering)
+    check_that_collect_finishes_it(sandbox, ledger_probe, "stopped", finish_rendering)
 
 
 @pytest.mark.slow
 @pytest.mark.heavy
 def test_a_process_that_is_told_to_stop_inside_the_post_leaves_it_uncertain(
-    sandbox, image, book, start, wait_until
+    sandbox, image, ledger_probe, start, wait_until
 ):
     """SIGTERM during the POST leaves a possibly charged submission, which is not sent again."""
     sandbox.add_fault("create:silent-after:value=600")
@@ -139,7 +139,7 @@ def test_a_process_that_is_told_to_stop_inside_the_post_leaves_it_uncertain(
     wait_until(lambda: sandbox.accepted or None, seconds=120)
     process.terminate()
     process.communicate(timeout=60)
-    left = book["unanswered"]
+    left = ledger_probe["unanswered"]
     assert (left.state, left.owner, left.attempts) == (State.UNCERTAIN, None, 1)
     result = collect()
     assert (result.uncertain, result.stored) == (1, 0)
@@ -149,31 +149,33 @@ def test_a_process_that_is_told_to_stop_inside_the_post_leaves_it_uncertain(
 @pytest.mark.slow
 @pytest.mark.heavy
 def test_a_collector_that_is_stopped_leaves_its_work_to_the_next(
-    sandbox, book, polling, finish_rendering
+    sandbox, ledger_probe, polling, finish_rendering
 ):
     """A collector that gets SIGTERM ends soon, and the next one finishes its work at once."""
     for key in "ab":
-        book.buy(key)
+        ledger_probe.buy(key)
     process = polling("-c", COLLECT)
     process.terminate()
     process.communicate(timeout=60)
-    assert [entry.owner for entry in book.all()] == [None, None]
+    assert [entry.owner for entry in ledger_probe.all()] == [None, None]
     finish_rendering()
     assert collect().stored == 2
     assert len(sandbox.accepted) == count(sandbox, "asset") == 2
 
 
 @pytest.mark.heavy
-def test_a_false_alarm_takes_no_work_away(sandbox, image, book, polling, finish_rendering, caplog):
+def test_a_false_alarm_takes_no_work_away(
+    sandbox, image, ledger_probe, polling, finish_rendering, caplog
+):
     """A run that is wrongly marked as crashed keeps its lease, and ends well."""
     process = polling("-c", SYNC.format(image, "alive"))
-    entry = book["alive"]
+    entry = ledger_probe["alive"]
     release_leases(image_to_video, run_of(entry.flow_run_id), Crashed())
-    assert book["alive"].owner == entry.owner
+    assert ledger_probe["alive"].owner == entry.owner
     assert collect().generations == ()
     finish_rendering()
     assert process.wait(timeout=60) == 0
-    assert book["alive"].state is State.STORED
+    assert ledger_probe["alive"].state is State.STORED
     assert len(sandbox.accepted) == 1
 
 
@@ -186,26 +188,26 @@ def run_of(flow_run_id: str | None) -> FlowRun:
 
 
 @pytest.fixture
-def held(book, sandbox, prefect_server):
+def held(ledger_probe, sandbox, prefect_server):
     """Return the flow run of a dead process that held a bought generation."""
     run = run_of(None)
-    book.buy("held")
+    ledger_probe.buy("held")
     gone = owner_name(str(run.id)).replace(f":{os.getpid()}:", ":999999999:")
-    assert run_sync(book.ledger.leases.acquire("held", gone))
+    assert run_sync(ledger_probe.ledger.leases.acquire("held", gone))
     return run
 
 
 @pytest.mark.parametrize("state", [Crashed(), Cancelling(), Cancelled()], ids=lambda s: s.name)
-def test_the_hook_lets_go_called_by_position_and_by_keyword(book, held, state):
+def test_the_hook_lets_go_called_by_position_and_by_keyword(ledger_probe, held, state):
     """The hook releases the run's leases, by position or keyword, and notes the reason."""
     release_leases(image_to_video, held, state)
-    assert (book["held"].owner, book["held"].state) == (None, State.SUBMITTED)
-    assert book["held"].note == f"its run ended: {state.name}"
+    assert (ledger_probe["held"].owner, ledger_probe["held"].state) == (None, State.SUBMITTED)
+    assert ledger_probe["held"].note == f"its run ended: {state.name}"
     release_leases(flow=image_to_video, flow_run=held, state=state)
-    assert book["held"].owner is None
+    assert ledger_probe["held"].owner is None
 
 
-def test_the_hook_tells_what_is_paid_for(book, sandbox, history, caplog):
+def test_the_hook_tells_what_is_paid_for(ledger_probe, sandbox, history, caplog):
     """The log names each bought and undelivered generation of the run, with the commands."""
     state: RunState = image_to_video(
         {"promptImage": "https://example.com/a.jpg"},
@@ -223,15 +225,15 @@ def test_the_hook_tells_what_is_paid_for(book, sandbox, history, caplog):
     assert any(words in line for line in history.logs(run.id, until="paid for"))
 
 
-def test_the_hook_marks_an_unanswered_submission(book, held, sandbox, image):
+def test_the_hook_marks_an_unanswered_submission(ledger_probe, held, sandbox, image):
     """A process that died during its POST leaves an uncertain key without waiting for a lease."""
     from prefect_cometapi.runway.ledger.entry import Intent
 
     gone = owner_name(str(held.id)).replace(f":{os.getpid()}:", ":999999999:")
     intent = Intent(idempotency_key="asked", base_url=sandbox.url, flow_run_id=str(held.id))
-    assert run_sync(book.ledger._insert(intent, State.CLAIMED, "c1", owner=f"{gone}#c1"))
+    assert run_sync(ledger_probe.ledger._insert(intent, State.CLAIMED, "c1", owner=f"{gone}#c1"))
     release_leases(image_to_video, held, Crashed())
-    assert (book["asked"].state, book["asked"].owner) == (State.UNCERTAIN, None)
+    assert (ledger_probe["asked"].state, ledger_probe["asked"].owner) == (State.UNCERTAIN, None)
     assert count(sandbox, "create") == 1  # This is the fixture's purchase.
 
 
@@ -244,17 +246,17 @@ def test_the_hook_only_logs_when_the_ledger_is_away(held, monkeypatch, caplog, u
 
 
 @pytest.mark.heavy
-def test_a_holder_in_another_place_lapses(book, held, sandbox):
+def test_a_holder_in_another_place_lapses(ledger_probe, held, sandbox):
     """An owner on another machine or in another container is over when its lease expires."""
     distant = "far-away:17:0123456789ab:4711|its-run"
     hasty = Ledger(os.environ["COMETAPI_LEDGER_URL"], lease=0.0)
-    book.decide("held", State.ABANDONED)
-    book.buy("distant")
-    assert run_sync(book.ledger.leases.acquire("distant", distant))
-    assert run_sync(book.ledger.leases.is_active(book["distant"]))
+    ledger_probe.decide("held", State.ABANDONED)
+    ledger_probe.buy("distant")
+    assert run_sync(ledger_probe.ledger.leases.acquire("distant", distant))
+    assert run_sync(ledger_probe.ledger.leases.is_active(ledger_probe["distant"]))
     assert collect().generations == ()
     assert run_sync(hasty.leases.acquire("distant", distant))
-    assert not run_sync(book.ledger.leases.is_active(book["distant"]))
+    assert not run_sync(ledger_probe.ledger.leases.is_active(ledger_probe["distant"]))
     assert collect().stored == 1
     run_sync(hasty.database.close())
 
@@ -265,7 +267,7 @@ def test_a_holder_in_another_place_lapses(book, held, sandbox):
 @pytest.mark.slow
 @pytest.mark.heavy
 def test_two_live_executions_of_one_run_buy_once(
-    sandbox, image, book, history, start, finish_rendering, wait_until
+    sandbox, image, ledger_probe, history, start, finish_rendering, wait_until
 ):
     """Two executions of one flow run at the same time end with one purchase."""
     with get_client(sync_client=True) as client:
@@ -277,7 +279,7 @@ def test_two_live_executions_of_one_run_buy_once(
     finish_rendering()
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     history.logs(run.id, until="already stored")
-    (entry,) = book.all()
+    (entry,) = ledger_probe.all()
     assert (entry.state, entry.owner, entry.attempts) == (State.STORED, None, 1)
     assert len(sandbox.accepted) == count(sandbox, "create") == count(sandbox, "asset") == 1
     with get_client(sync_client=True) as client:

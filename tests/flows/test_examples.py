@@ -43,13 +43,13 @@ def shop(tmp_path) -> Path:
 
 
 @pytest.mark.heavy
-def test_a_product_table_gets_its_clips(prefect_server, sandbox, shop, book):
+def test_a_product_table_gets_its_clips(prefect_server, sandbox, shop, ledger_probe):
     """A failed product is missing from the table, and is filled once the user allows it again."""
     catalogue = example("catalogue")
     sandbox.add_fault(Fault.parse("create:failed:times=1"))
     assert catalogue.nightly_clips(str(shop)) == 2
-    (failed,) = [entry for entry in book.all() if entry.state is State.FAILED]
-    book.decide(failed.idempotency_key, State.RESUBMIT_ALLOWED)
+    (failed,) = [entry for entry in ledger_probe.all() if entry.state is State.FAILED]
+    ledger_probe.decide(failed.idempotency_key, State.RESUBMIT_ALLOWED)
     assert catalogue.nightly_clips(str(shop)) == 1
     assert catalogue.nightly_clips(str(shop)) == 0
     clips = table(shop, "SELECT sku, uri, sha256, seconds FROM clips")

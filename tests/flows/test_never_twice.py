@@ -92,7 +92,7 @@ def test_a_submission_that_cannot_be_recorded_is_not_made(
 
 @pytest.mark.heavy
 def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
-    prefect_server, sandbox, image, monkeypatch, caplog, book
+    prefect_server, sandbox, image, monkeypatch, caplog, ledger_probe
 ):
     """A run whose id cannot be recorded continues with a warning, and records the clip later."""
 
@@ -100,7 +100,7 @@ def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
         raise LedgerUnavailable("No space left on device")
 
     monkeypatch.setattr(Ledger, "mark_submitted", full)
-    book.ledger.database.retry_timeout = 0.3
+    ledger_probe.ledger.database.retry_timeout = 0.3
     first = image_to_video(image, idempotency_key="unrecorded")
     assert Path(first.videos[0].uri).exists()
     assert f"this run continues with its purchase, id {first.task_id}" in caplog.text
@@ -109,15 +109,15 @@ def test_an_id_that_cannot_be_recorded_at_once_is_recorded_later(
 
 
 @pytest.mark.heavy
-def test_a_damaged_ledger_is_not_taken_for_an_empty_one(prefect_server, sandbox, image, tmp_path):
+def test_a_corrupted_ledger_is_not_taken_for_an_empty_one(prefect_server, sandbox, image, tmp_path):
     """An unreadable ledger never causes a second purchase."""
-    image_to_video(image, idempotency_key="damaged")
+    image_to_video(image, idempotency_key="corrupted")
     url = os.environ["COMETAPI_LEDGER_URL"]
     asyncio.run(get_ledger(url).database.close())
     for file in tmp_path.glob("ledger.db*"):
         file.write_bytes(b"no database" * 1000)
     with pytest.raises(LedgerUnavailable, match="cannot be used"):
-        image_to_video(image, idempotency_key="damaged")
+        image_to_video(image, idempotency_key="corrupted")
     assert len(sandbox.accepted) == 1
 
 

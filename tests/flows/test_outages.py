@@ -42,7 +42,7 @@ def test_a_database_that_restarts_while_a_clip_renders_costs_nothing(
 
 @pytest.mark.heavy
 def test_a_ledger_that_goes_away_after_the_purchase_costs_no_clip(
-    prefect_server, sandbox, image, postgres, monkeypatch, caplog, book
+    prefect_server, sandbox, image, postgres, monkeypatch, caplog, ledger_probe
 ):
     """A clip is delivered without the ledger, with a warning, and is recorded later."""
     monkeypatch.setenv("COMETAPI_LEDGER_URL", postgres.create_database())
@@ -51,7 +51,7 @@ def test_a_ledger_that_goes_away_after_the_purchase_costs_no_clip(
     patience = poll._policy
 
     def stop_and_wait(*args):
-        book.ledger.database.retry_timeout = 0.2
+        ledger_probe.ledger.database.retry_timeout = 0.2
         postgres.stop("immediate")
         return patience(*args)
 
@@ -63,9 +63,9 @@ def test_a_ledger_that_goes_away_after_the_purchase_costs_no_clip(
     monkeypatch.setattr(poll, "_policy", patience)
     assert Path(first.videos[0].uri).exists()
     assert "the delivery continues without it" in caplog.text
-    assert book["gone"].state is State.SUBMITTED
+    assert ledger_probe["gone"].state is State.SUBMITTED
     assert collect().stored == 1
-    assert book["gone"].state is State.STORED
+    assert ledger_probe["gone"].state is State.STORED
     assert len(sandbox.accepted) == 1
 
 
@@ -88,7 +88,7 @@ def test_a_full_disk_under_the_ledger_stops_before_money_moves(
 
 @pytest.mark.heavy
 def test_a_disk_under_the_ledger_that_fills_after_the_purchase_costs_no_clip(
-    prefect_server, sandbox, image, small_disk, monkeypatch, caplog, book
+    prefect_server, sandbox, image, small_disk, monkeypatch, caplog, ledger_probe
 ):
     """A full disk under the ledger after the purchase leaves a clip that `collect` stores later."""
     disk = small_disk(1000)
@@ -107,15 +107,15 @@ def test_a_disk_under_the_ledger_that_fills_after_the_purchase_costs_no_clip(
     assert Path(first.videos[0].uri).exists()
     assert "is full; make room on its disk; the delivery continues without it" in caplog.text
     disk.make_room()
-    assert book["filled"].state is State.SUBMITTED
+    assert ledger_probe["filled"].state is State.SUBMITTED
     assert collect().stored == 1
-    assert book["filled"].state is State.STORED
+    assert ledger_probe["filled"].state is State.STORED
     assert len(sandbox.accepted) == 1
 
 
 @pytest.mark.heavy
 def test_a_full_disk_under_the_storage_loses_no_clip(
-    prefect_server, sandbox, image, small_disk, tmp_path, book, monkeypatch
+    prefect_server, sandbox, image, small_disk, tmp_path, ledger_probe, monkeypatch
 ):
     """A full disk is reported with the next step, and the same key delivers to another storage."""
     # The disk has become full since it was checked.
@@ -125,13 +125,13 @@ def test_a_full_disk_under_the_storage_loses_no_clip(
         image_to_video(image, idempotency_key="full", storage=str(disk / "videos"))
     assert f"prefect-cometapi finish {sandbox.accepted[0].task_id}" in str(told.value)
     assert [path for path in disk.rglob("*.mp4") if path.is_file()] == []
-    assert book["full"].state is State.SUCCEEDED
+    assert ledger_probe["full"].state is State.SUCCEEDED
     video = image_to_video(image, idempotency_key="full", storage=str(tmp_path / "large")).videos[0]
     assert hashlib.sha256(Path(video.uri).read_bytes()).hexdigest() == video.sha256
     assert len(sandbox.accepted) == 1
 
 
-def test_the_ledger_holds_no_secret(prefect_server, sandbox, tmp_path, book):
+def test_the_ledger_holds_no_secret(prefect_server, sandbox, tmp_path, ledger_probe):
     """The ledger's files have no API key, no tokens of signed addresses and no pictures."""
     signed: Any = {"promptImage": "https://example.com/cat.jpg?Signature=canary-token"}
     picture: Any = {"promptImage": "data:image/png;base64,Y2FuYXJ5LXBpY3R1cmU="}

@@ -63,7 +63,7 @@ def test_a_signed_video_is_recorded_as_such_everywhere(
 
 
 def test_a_video_without_provenance_is_withheld_and_not_lost(
-    prefect_server, sandbox, book, image, monkeypatch
+    prefect_server, sandbox, ledger_probe, image, monkeypatch
 ):
     """The paid file stays staged, the ledger has the reason, and one setting publishes it."""
     monkeypatch.setenv("COMETAPI_REQUIRE_PROVENANCE", "true")
@@ -76,7 +76,7 @@ def test_a_video_without_provenance_is_withheld_and_not_lost(
     staged = Path(message.split("It is kept at ")[1].split(" on the machine", maxsplit=1)[0])
     content = staged.read_bytes()
     assert not [*Path("videos").glob("*.mp4"), *Path("videos").glob("*.json")]
-    entry = book["sku-17"]
+    entry = ledger_probe["sku-17"]
     assert (entry.state, entry.note) == (State.SUCCEEDED, withheld.value.message)
     assert entry.owner is None
 
@@ -91,7 +91,7 @@ def test_a_video_without_provenance_is_withheld_and_not_lost(
     assert video.provenance
     assert not video.provenance.found
     assert not staged.exists()
-    assert (book["sku-17"].state, book["sku-17"].note) == (State.STORED, "")
+    assert (ledger_probe["sku-17"].state, ledger_probe["sku-17"].note) == (State.STORED, "")
     assert len([one for one in sandbox.requests if one.route == "asset"]) == downloads
     assert len(sandbox.accepted) == 1
 

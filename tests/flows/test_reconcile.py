@@ -48,29 +48,33 @@ def nothing_is_late(monkeypatch) -> None:
     monkeypatch.setattr(resubmission, "ARRIVAL_WINDOW", timedelta(0))
 
 
-def test_a_lost_reply_costs_the_run_nothing(prefect_server, sandbox, image, book, reconciles):
+def test_a_lost_reply_costs_the_run_nothing(
+    prefect_server, sandbox, image, ledger_probe, reconciles
+):
     """The run finds its generation in the account, and stores the video; one POST is sent."""
     sandbox.add_fault("create:reset-after")
     result = image_to_video(image, idempotency_key="sku-17")
     assert result.status is Status.SUCCEEDED
     assert creates(sandbox) == 1
-    entry = book["sku-17"]
+    entry = ledger_probe["sku-17"]
     assert (entry.state, entry.charges, entry.attempts) == (State.STORED, 1, 1)
     assert entry.evidence.startswith("probably this")
     assert (result.cost, result.currency, result.cost_source) == (0.256, "USD", "billed")
 
 
-def test_a_list_that_is_late_is_asked_again(prefect_server, sandbox, image, book, reconciles):
+def test_a_list_that_is_late_is_asked_again(
+    prefect_server, sandbox, image, ledger_probe, reconciles
+):
     """A task that is not listed yet is found by a retry of the submission."""
     sandbox.add_fault("create:reset-after")
     sandbox.add_fault("tasks:late-rows:times=2,value=60")
     submit_generation(image, idempotency_key="sku-17")
     assert creates(sandbox) == 1
-    assert book["sku-17"].task_id == sandbox.accepted[0].task_id
+    assert ledger_probe["sku-17"].task_id == sandbox.accepted[0].task_id
 
 
 def test_a_list_that_never_answers_leaves_it_to_a_person(
-    prefect_server, sandbox, image, book, reconciles, monkeypatch
+    prefect_server, sandbox, image, ledger_probe, reconciles, monkeypatch
 ):
     """Nothing is sent again, the looks at the account end, and one event is emitted."""
     announced = []
@@ -84,7 +88,7 @@ def test_a_list_that_never_answers_leaves_it_to_a_person(
     with pytest.raises(SubmissionUncertain):
         submit_generation(image, idempotency_key="sku-17")
     assert creates(sandbox) == 1
-    assert book["sku-17"].state is State.UNCERTAIN
+    assert ledger_probe["sku-17"].state is State.UNCERTAIN
     looks = [request for request in sandbox.requests if request.route == "tasks"]
     assert submit.LOOKS_WITHIN_DELAY < len(looks) <= 2 * submit.LOOKS_WITHIN_DELAY
     assert announced == ["sku-17"]
@@ -92,7 +96,7 @@ def test_a_list_that_never_answers_leaves_it_to_a_person(
 
 @pytest.mark.heavy
 def test_a_request_that_was_lost_on_its_way_is_sent_again(
-    prefect_server, sandbox, image, book, reconciles, nothing_is_late
+    prefect_server, sandbox, image, ledger_probe, reconciles, nothing_is_late
 ):
     """After the verdict "not accepted", the same run buys the generation."""
     image_to_video(image, idempotency_key="known")
@@ -101,19 +105,19 @@ def test_a_request_that_was_lost_on_its_way_is_sent_again(
     assert result.status is Status.SUCCEEDED
     assert creates(sandbox) == 3
     assert len(sandbox.accepted) == 2
-    assert (book["sku-17"].charges, book["sku-17"].attempts) == (2, 2)
+    assert (ledger_probe["sku-17"].charges, ledger_probe["sku-17"].attempts) == (2, 2)
 
 
-def test_without_the_setting_a_run_asks_nobody(prefect_server, sandbox, image, book, token):
+def test_without_the_setting_a_run_asks_nobody(prefect_server, sandbox, image, ledger_probe, token):
     """By default, an uncertain submission stays uncertain, and the account is not asked."""
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
         image_to_video(image, idempotency_key="sku-17")
-    assert book["sku-17"].state is State.UNCERTAIN
+    assert ledger_probe["sku-17"].state is State.UNCERTAIN
     assert "tasks" not in {request.route for request in sandbox.requests}
 
 
-def test_the_collector_shows_the_verdict(prefect_server, sandbox, image, book, token):
+def test_the_collector_shows_the_verdict(prefect_server, sandbox, image, ledger_probe, token):
     """By default, `collect` names the task and the commands, and changes nothing."""
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
@@ -124,12 +128,12 @@ def test_the_collector_shows_the_verdict(prefect_server, sandbox, image, book, t
     assert "probably this" in shown.note
     assert sandbox.accepted[0].task_id in shown.note
     assert "prefect-cometapi ledger adopt sku-17 TASK_ID" in shown.note
-    assert book["sku-17"].state is State.UNCERTAIN
+    assert ledger_probe["sku-17"].state is State.UNCERTAIN
 
 
 @pytest.mark.heavy
 def test_the_collector_acts_with_the_setting(
-    prefect_server, sandbox, image, book, reconciles, nothing_is_late, monkeypatch
+    prefect_server, sandbox, image, ledger_probe, reconciles, nothing_is_late, monkeypatch
 ):
     """`collect` adopts and stores what was bought, and frees what was not accepted."""
     image_to_video(image, idempotency_key="known")
@@ -138,32 +142,34 @@ def test_the_collector_acts_with_the_setting(
         sandbox.add_fault(fault)
         with pytest.raises(SubmissionUncertain):
             submit_generation({**image, "seed": len(key)}, idempotency_key=key)
-        _move(book, key, 100 if key == "never" else 0)
+        _move(ledger_probe, key, 100 if key == "never" else 0)
     monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "reconcile")
     result = collect()
     notes = {one.idempotency_key: one for one in result.generations}
     assert notes["lost"].state is State.STORED
     assert notes["never"].state is State.RESUBMIT_ALLOWED
     assert "run it again with the same idempotency key" in notes["never"].note
-    assert book["lost"].evidence.startswith("probably this")
-    assert book["never"].evidence.startswith("not accepted")
+    assert ledger_probe["lost"].evidence.startswith("probably this")
+    assert ledger_probe["never"].evidence.startswith("not accepted")
     assert result.uncertain == 0
 
 
-def _move(book, key: str, seconds: float) -> None:
+def _move(ledger_probe, key: str, seconds: float) -> None:
     """Move a submission into the past."""
     from prefect_cometapi.flows.runtime.sync import run_sync
     from prefect_cometapi.runway.ledger.conditions import has_key
 
-    entry = book[key]
+    entry = ledger_probe[key]
     moved = {
         name: getattr(entry, name) - timedelta(seconds=seconds)
         for name in ("claimed_at", "unresolved_since", "changed_at")
     }
-    run_sync(book.ledger.table.update([has_key(key)], moved))
+    run_sync(ledger_probe.ledger.table.update([has_key(key)], moved))
 
 
-def test_a_batch_with_lost_replies_is_stored(prefect_server, sandbox, book, reconciles, tmp_path):
+def test_a_batch_with_lost_replies_is_stored(
+    prefect_server, sandbox, ledger_probe, reconciles, tmp_path
+):
     """A batch sends one request at a time, and finds each generation whose reply was lost."""
     sandbox.add_fault("create:reset-after:rate=0.4")
     result = generate_batch(manifest(tmp_path, rows(6)), idempotency_key="b")
@@ -174,7 +180,7 @@ def test_a_batch_with_lost_replies_is_stored(prefect_server, sandbox, book, reco
 
 @pytest.mark.heavy
 def test_charges_and_refunds_are_recorded_by_the_collector(
-    prefect_server, sandbox, image, book, token, monkeypatch
+    prefect_server, sandbox, image, ledger_probe, token, monkeypatch
 ):
     """The charge of a stored video, and the refund of a failed one, replace the estimates."""
     monkeypatch.setenv("COMETAPI_PRICES", '{"gen3a_turbo": 0.5}')
@@ -186,7 +192,7 @@ def test_charges_and_refunds_are_recorded_by_the_collector(
     assert state.is_failed()
     monkeypatch.setenv("COMETAPI_ACCESS_TOKEN", TOKEN)
     collect()
-    stored, failed = book["stored"], book["failed"]
+    stored, failed = ledger_probe["stored"], ledger_probe["failed"]
     assert (stored.cost, stored.currency, stored.cost_source) == (0.256, "USD", "billed")
     assert (failed.cost, failed.cost_source) == (0.0, "billed")
     assert failed.note.endswith("; CometAPI refunded it")

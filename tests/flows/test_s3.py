@@ -15,10 +15,11 @@ from pydantic import SecretStr
 
 from prefect_cometapi.flows import generate_batch, image_to_video
 from prefect_cometapi.runway import StorageError, StorageUnavailable
-from prefect_cometapi.runway.batch.results import read_results
 from prefect_cometapi.runway.ledger.marks import FOLDER
 from prefect_cometapi.runway.storage.base import PROBE, probe
 from prefect_cometapi.runway.storage.fsspec import FsspecStorage
+
+from ..written_results import read_results
 
 pytestmark = [pytest.mark.server, pytest.mark.heavy]
 

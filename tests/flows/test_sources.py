@@ -12,7 +12,7 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
 from prefect_cometapi.blocks import CometAPICredentials
 from prefect_cometapi.flows import generate_batch, image_to_video, video_to_video
-from prefect_cometapi.flows.batch.plan import foreseen
+from prefect_cometapi.flows.batch.plan import dry_run
 from prefect_cometapi.flows.runtime.sync import run_sync
 from prefect_cometapi.flows.steps.retries import LONGEST_DELAY
 from prefect_cometapi.flows.steps.submit import SUBMIT
@@ -66,7 +66,7 @@ def store(monkeypatch):
 
 
 def test_a_stored_picture_is_sent_and_only_its_address_is_kept(
-    prefect_server, sandbox, cat, book, history
+    prefect_server, sandbox, cat, ledger_probe, history
 ):
     """The service gets the bytes; the ledger, Prefect and the sidecar have address and hash."""
     state = image_to_video(pictured(cat), idempotency_key="sku", return_state=True)
@@ -77,7 +77,7 @@ def test_a_stored_picture_is_sent_and_only_its_address_is_kept(
         "flow_runs", flow_runs={"id": {"any_": [str(state.state_details.flow_run_id)]}}
     )
     assert run["parameters"]["request"]["promptImage"] == cat
-    kept = [book["sku"].request, json.loads(Path(video.sidecar).read_text())["request"]]
+    kept = [ledger_probe["sku"].request, json.loads(Path(video.sidecar).read_text())["request"]]
     for request in kept:
         assert request["promptImage"] == cat
         assert request["sources"]["promptImage"].startswith("sha256:")
@@ -85,7 +85,7 @@ def test_a_stored_picture_is_sent_and_only_its_address_is_kept(
 
 
 def test_the_same_content_is_the_same_purchase_and_another_is_not(
-    prefect_server, sandbox, cat, book
+    prefect_server, sandbox, cat, ledger_probe
 ):
     """A changed picture under the same key is a conflict, and the message has both versions."""
     first = image_to_video(pictured(cat), idempotency_key="sku")
@@ -98,7 +98,9 @@ def test_the_same_content_is_the_same_purchase_and_another_is_not(
 
 
 @pytest.mark.heavy
-def test_a_video_is_found_again_when_its_picture_is_gone(prefect_server, sandbox, tmp_path, book):
+def test_a_video_is_found_again_when_its_picture_is_gone(
+    prefect_server, sandbox, tmp_path, ledger_probe
+):
     """A purchase no longer needs its picture; a run that is started again gets its video."""
     (tmp_path / "cat.png").write_bytes(picture())
     request = pictured(str(tmp_path / "cat.png"))
@@ -120,7 +122,7 @@ def test_a_video_is_found_again_when_its_picture_is_gone(prefect_server, sandbox
     ],
 )
 def test_a_picture_that_cannot_be_used_costs_nothing(
-    prefect_server, sandbox, tmp_path, book, content, error, why
+    prefect_server, sandbox, tmp_path, ledger_probe, content, error, why
 ):
     """The key is not even claimed, and the message says what to do."""
     if content is not None:
@@ -130,7 +132,7 @@ def test_a_picture_that_cannot_be_used_costs_nothing(
     assert "Money: nothing was charged." in str(caught.value)
     assert "Next: " in str(caught.value)
     assert [request.route for request in sandbox.requests] == []
-    assert book.all() == []
+    assert ledger_probe.all() == []
 
 
 @pytest.mark.heavy
@@ -160,7 +162,7 @@ def test_the_video_of_one_flow_is_the_source_of_the_next(prefect_server, sandbox
 
 
 def test_a_large_picture_is_sent_as_a_signed_url_that_is_kept_nowhere(
-    prefect_server, sandbox, store, book, history
+    prefect_server, sandbox, store, ledger_probe, history
 ):
     """Each attempt signs again, for longer than it may wait, and the key stays the same."""
     address = put("gs://bucket/cat.png", noise(5_200_000))
@@ -169,11 +171,11 @@ def test_a_large_picture_is_sent_as_a_signed_url_that_is_kept_nowhere(
     (video,) = state.result().videos
     assert [one["expiration"] for one in store.signed] == [3600, 3600]
     assert sandbox.accepted[0].body["promptImage"].endswith("?X-Goog-Signature=canary-2")
-    assert book["sku"].source_versions["promptImage"].startswith("etag:")
+    assert ledger_probe["sku"].source_versions["promptImage"].startswith("etag:")
     again = image_to_video(pictured(address), idempotency_key="sku")
     assert again.task_id == state.result().task_id
     logs = history.logs(state.state_details.flow_run_id, until="Source promptImage")
-    texts = [book["sku"].model_dump_json(), Path(video.sidecar).read_text(), *logs]
+    texts = [ledger_probe["sku"].model_dump_json(), Path(video.sidecar).read_text(), *logs]
     assert not [text for text in texts if "canary" in text]
 
 
@@ -184,7 +186,9 @@ def test_a_signature_is_valid_for_longer_than_a_submission_with_its_retries():
     assert attempts + SUBMIT["retries"] * LONGEST_DELAY * interval <= SUBMISSION_SECONDS
 
 
-def test_an_unreachable_storage_is_tried_again(prefect_server, sandbox, store, book, monkeypatch):
+def test_an_unreachable_storage_is_tried_again(
+    prefect_server, sandbox, store, ledger_probe, monkeypatch
+):
     """An outage of the storage is waited for like one of the service."""
     address = put("gs://bucket/cat.png", picture())
     info = store.info
@@ -201,7 +205,7 @@ def test_an_unreachable_storage_is_tried_again(prefect_server, sandbox, store, b
 
 
 def test_an_uncertain_submission_is_not_repeated_without_its_picture(
-    prefect_server, sandbox, tmp_path, book, monkeypatch
+    prefect_server, sandbox, tmp_path, ledger_probe, monkeypatch
 ):
     """A submission that may be repeated stays uncertain while its source cannot be read."""
     (tmp_path / "cat.png").write_bytes(picture())
@@ -213,12 +217,12 @@ def test_an_uncertain_submission_is_not_repeated_without_its_picture(
     monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
     with pytest.raises(SubmissionUncertain):
         image_to_video(request, idempotency_key="sku")
-    assert book["sku"].state is State.UNCERTAIN
+    assert ledger_probe["sku"].state is State.UNCERTAIN
     assert len(sandbox.accepted) == 1
 
 
 @pytest.mark.heavy
-def test_an_adopted_generation_needs_no_picture(prefect_server, sandbox, cat, book):
+def test_an_adopted_generation_needs_no_picture(prefect_server, sandbox, cat, ledger_probe):
     """Nothing is sent, so nothing is read; the key belongs to the request all the same."""
 
     async def buy_elsewhere() -> str:
@@ -246,7 +250,7 @@ def test_an_item_of_a_batch_without_its_picture_fails_alone(prefect_server, sand
         {"id": "dog", "promptImage": f"{tmp_path}/dog.png"},
         {"id": "text", "promptImage": put("memory://pics/text.png", b"text")},
     ]
-    estimate = run_sync(foreseen(rows, "pets", None))
+    estimate = run_sync(dry_run(rows, "pets", None))
     assert [item.outcome for item in estimate.results] == [
         Outcome.WAITING,
         Outcome.INVALID,
@@ -266,4 +270,4 @@ def test_an_item_of_a_batch_without_its_picture_fails_alone(prefect_server, sand
     again = generate_batch(rows, idempotency_key="pets")
     assert [item.outcome for item in again.results][:2] == [Outcome.STORED, Outcome.STORED]
     assert len(sandbox.accepted) == 2
-    assert run_sync(foreseen(rows[:2], "pets", None)).succeeded == 2
+    assert run_sync(dry_run(rows[:2], "pets", None)).succeeded == 2

@@ -48,7 +48,7 @@ def block(bucket, s3) -> str:
     return "s3-bucket/of-pictures"
 
 
-def test_a_small_picture_goes_as_a_data_uri(prefect_server, sandbox, bucket, book):
+def test_a_small_picture_goes_as_a_data_uri(prefect_server, sandbox, bucket, ledger_probe):
     """The bytes are those of the object; another object under the same key is a conflict."""
     bucket.put_object(Key="pics/cat.png", Body=picture())
     request = pictured(f"s3://{bucket.name}/pics/cat.png")
@@ -65,7 +65,7 @@ def test_a_small_picture_goes_as_a_data_uri(prefect_server, sandbox, bucket, boo
 
 @pytest.mark.parametrize("by_block", [False, True])
 def test_a_large_picture_goes_as_a_presigned_url(
-    prefect_server, sandbox, bucket, book, block, by_block
+    prefect_server, sandbox, bucket, ledger_probe, block, by_block
 ):
     """Anyone can fetch it for an hour, with the type of its content; the ledger has its ETag."""
     content = noise(5_200_000)
@@ -79,8 +79,8 @@ def test_a_large_picture_goes_as_a_presigned_url(
     assert reply.content == content
     assert reply.headers["content-type"] == "image/png"
     etag = bucket.Object("blocks/large").e_tag.strip('"')
-    assert book["sku"].source_versions == pictured(f"etag:{etag}")
-    assert "Signature" not in book["sku"].model_dump_json()
+    assert ledger_probe["sku"].source_versions == pictured(f"etag:{etag}")
+    assert "Signature" not in ledger_probe["sku"].model_dump_json()
     assert image_to_video(pictured(address), idempotency_key="sku").videos[0] == video
     bucket.put_object(Key="blocks/large", Body=noise(5_100_000))
     with pytest.raises(IdempotencyKeyConflict, match=etag):
@@ -107,7 +107,9 @@ def test_a_video_in_a_block_is_the_source_of_the_next_flow(
         ("{block}/missing.png", "Not Found"),
     ],
 )
-def test_a_missing_object_costs_nothing(prefect_server, sandbox, bucket, block, book, address, why):
+def test_a_missing_object_costs_nothing(
+    prefect_server, sandbox, bucket, block, ledger_probe, address, why
+):
     """The message names the address, and no credentials."""
     place = address.format(bucket=bucket.name, block=block)
     with pytest.raises(SourceUnavailable) as caught:
@@ -116,7 +118,7 @@ def test_a_missing_object_costs_nothing(prefect_server, sandbox, bucket, block, 
     assert why in str(caught.value)
     assert SECRET not in str(caught.value)
     assert sandbox.requests == []
-    assert book.all() == []
+    assert ledger_probe.all() == []
 
 
 def test_a_short_film_is_made_from_a_picture_in_a_bucket(

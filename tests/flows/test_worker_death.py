@@ -22,7 +22,7 @@ def worker(start_worker) -> Worker:
 
 
 @pytest.fixture
-def bought(sandbox, book, image, finish_rendering, monkeypatch, wait_until):
+def bought(sandbox, ledger_probe, image, finish_rendering, monkeypatch, wait_until):
     """Return a function that runs the flow in a worker until it polls for its purchase."""
     monkeypatch.setenv("COMETAPI_GENERATION_TIMEOUT", "600")
     monkeypatch.setenv("COMETAPI_POLL_INTERVAL", "0.2")
@@ -35,7 +35,7 @@ def bought(sandbox, book, image, finish_rendering, monkeypatch, wait_until):
             lambda: [r for r in sandbox.requests if r.route == "task"][len(polled) + 1 :] or None,
             seconds=120,
         )
-        entry = book["deployed"]
+        entry = ledger_probe["deployed"]
         assert entry.flow_run_id == str(run)
         assert entry.owner
         return run, entry, int(entry.owner.split(":")[1])
@@ -43,10 +43,10 @@ def bought(sandbox, book, image, finish_rendering, monkeypatch, wait_until):
     return begin
 
 
-def check_that_collect_finishes_it(sandbox, book, finish_rendering) -> None:
+def check_that_collect_finishes_it(sandbox, ledger_probe, finish_rendering) -> None:
     finish_rendering()
     assert collect().stored == 1
-    assert (book["deployed"].state, book["deployed"].owner) == (State.STORED, None)
+    assert (ledger_probe["deployed"].state, ledger_probe["deployed"].owner) == (State.STORED, None)
     assert len(sandbox.accepted) == 1
 
 
@@ -59,36 +59,36 @@ def advice(history, run: UUID, entry: Entry) -> None:
 
 @pytest.mark.heavy
 def test_a_cancelled_run_hands_its_work_over(
-    worker, bought, sandbox, book, history, finish_rendering, wait_until
+    worker, bought, sandbox, ledger_probe, history, finish_rendering, wait_until
 ):
     """A run cancelled in the UI ends as Cancelled, releases its purchase, and logs the advice."""
     run, entry, _pid = bought(worker)
     worker.cancel(run)
     wait_until(lambda: worker.state(run) == "Cancelled" or None, seconds=120)
-    wait_until(lambda: book["deployed"].owner is None or None)
-    assert "continues at the service" in book["deployed"].note
+    wait_until(lambda: ledger_probe["deployed"].owner is None or None)
+    assert "continues at the service" in ledger_probe["deployed"].note
     assert is_dead(entry.owner)
     advice(history, run, entry)
-    check_that_collect_finishes_it(sandbox, book, finish_rendering)
+    check_that_collect_finishes_it(sandbox, ledger_probe, finish_rendering)
 
 
 @pytest.mark.heavy
 def test_a_killed_run_under_a_living_worker_hands_its_work_over(
-    worker, bought, sandbox, book, history, finish_rendering, wait_until
+    worker, bought, sandbox, ledger_probe, history, finish_rendering, wait_until
 ):
     """After SIGKILL of the flow's process, the worker's new process releases its leases."""
     run, entry, pid = bought(worker)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: worker.state(run) == "Crashed" or None, seconds=120)
-    wait_until(lambda: book["deployed"].owner is None or None, seconds=60)
-    assert book["deployed"].note == "its run ended: Crashed"
+    wait_until(lambda: ledger_probe["deployed"].owner is None or None, seconds=60)
+    assert ledger_probe["deployed"].note == "its run ended: Crashed"
     advice(history, run, entry)
-    check_that_collect_finishes_it(sandbox, book, finish_rendering)
+    check_that_collect_finishes_it(sandbox, ledger_probe, finish_rendering)
 
 
 @pytest.mark.heavy
 def test_when_run_and_worker_are_killed_nobody_waits(
-    start_worker, bought, sandbox, book, finish_rendering
+    start_worker, bought, sandbox, ledger_probe, finish_rendering
 ):
     """If both run and worker are killed, the next collector sees that the process is dead."""
     doomed = start_worker("doomed")
@@ -96,6 +96,6 @@ def test_when_run_and_worker_are_killed_nobody_waits(
     doomed.process.kill()
     doomed.process.wait()
     os.kill(pid, signal.SIGKILL)
-    assert book["deployed"].owner == entry.owner
+    assert ledger_probe["deployed"].owner == entry.owner
     assert doomed.state(run) == "Running"
-    check_that_collect_finishes_it(sandbox, book, finish_rendering)
+    check_that_collect_finishes_it(sandbox, ledger_probe, finish_rendering)

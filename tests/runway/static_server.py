@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 
 @asynccontextmanager
-async def answering(
+async def static_server(
     reply: bytes, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[tuple[int, list[bytes]]]:
     """Answer each request; yield the port and the decrypted heads of the requests."""

@@ -19,7 +19,7 @@ from yarl import URL
 from prefect_cometapi.runway.aiohttp_transport import translate
 from prefect_cometapi.runway.http_clients import NetworkTransport, proxy_of, streaming
 
-from .static_server import answering
+from .static_server import static_server
 
 pytestmark = pytest.mark.usefixtures("plain_network")
 
@@ -105,7 +105,7 @@ async def test_a_connection_whose_reply_was_not_read_is_closed(service):
 async def test_no_cookie_is_kept_and_nothing_is_added_to_a_request():
     """A request has the headers that its caller names, and no cookie of an earlier reply."""
     reply = b"HTTP/1.1 200 OK\r\nset-cookie: a=b; Path=/\r\ncontent-length: 2\r\n\r\nok"
-    async with answering(reply) as (port, heads), transport() as sender:
+    async with static_server(reply) as (port, heads), transport() as sender:
         for _ in range(2):
             await read(sender, f"http://127.0.0.1:{port}/p?q=%2F+%20", headers={"X-Own": "1"})
     assert heads[0] == heads[1]
@@ -118,7 +118,7 @@ async def test_a_redirect_is_a_reply_like_any_other():
     """No redirect is followed, however long the signature in its location is."""
     location = f"https://cdn.example.com/o?sig={'x' * 16_000}"
     head = f"HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n"
-    async with answering(head.encode()) as (port, heads), transport() as sender:
+    async with static_server(head.encode()) as (port, heads), transport() as sender:
         request = httpx.Request("GET", f"http://127.0.0.1:{port}/")
         async with streaming(sender, request) as response:
             assert response.headers["location"] == location
@@ -139,7 +139,7 @@ async def test_a_redirect_is_a_reply_like_any_other():
 async def test_a_reply_that_is_not_http_is_an_error_of_httpx(reply, error):
     """A broken reply ends in an error of httpx, with no cause that could name the URL."""
     extensions = {"timeout": {"connect": 5.0, "read": 0.2}}
-    async with answering(reply) as (port, _), transport() as sender:
+    async with static_server(reply) as (port, _), transport() as sender:
         url = f"http://127.0.0.1:{port}/o?sig=s3cr3t"
         with pytest.raises(error) as raised:
             await read(sender, url, extensions=extensions)
@@ -225,7 +225,7 @@ def test_the_proxy_of_a_url(monkeypatch, url, proxies, exclusions, proxy):
 
 async def test_a_plain_request_goes_through_an_http_proxy_as_a_whole(monkeypatch):
     """A proxy gets the whole URL of a request over plain http."""
-    async with answering(OK + b"done") as (port, heads):
+    async with static_server(OK + b"done") as (port, heads):
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
         async with transport() as sender:
             assert await read(sender, "http://storage.internal/o") == b"done"

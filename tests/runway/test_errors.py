@@ -407,7 +407,8 @@ def test_the_exported_names_are_these_and_all_there():
         AssetURL BatchResult Character CometAPISettings CompletedGeneration ContentModeration Entry
         FetchedVideo Generation GenerationRequest GenerationResult ItemResult Keyframe
         KeyframeRange Ledger Outcome Performance PositionedImage Provenance Reference RunwayClient
-        State Status StoredVideo Submission TaggedImage Verification sign_copy verify_provenance
+        Spending State Status StoredVideo Submission TaggedImage Verification sign_copy
+        verify_provenance
     """
     requests = {request.__name__ for request in ROUTES.values()}
     expected = {*others.split(), *requests, *(error.__name__ for error in ALL)}

@@ -130,7 +130,7 @@ def test_what_was_made_safe_stays_as_it_is(text, limit):
 
 
 @given(text=st.text(max_size=300), limit=st.integers(1, 100))
-def test_a_strangers_words_become_one_short_line(text, limit):
+def test_untrusted_words_become_one_short_line(text, limit):
     """A reply cannot flood a log or break its lines."""
     shown = scrub(text, limit)
     assert len(shown) <= limit

@@ -12,7 +12,7 @@ from prefect_cometapi.runway import DownloadInterrupted, ServiceUnavailable, Sta
 
 from ..proxies import http_proxy, socks_proxy
 from .media.fetching import BODY, digest, download
-from .static_server import answering
+from .static_server import static_server
 
 BODY_OF_A_TASK = b'{"id":"t","status":"RUNNING"}'
 CREATED = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
@@ -35,7 +35,7 @@ async def service(certificate: trustme.LeafCert, reply: bytes = CREATED):
     """Answer each request over TLS; yield the address and the decrypted requests."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
-    async with answering(reply, context) as (port, arrived):
+    async with static_server(reply, context) as (port, arrived):
         yield f"localhost:{port}", arrived
 
 

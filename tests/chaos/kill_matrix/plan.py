@@ -30,7 +30,7 @@ class Boundary(StrEnum):
     RENAMED = "after a rename into the storage"
     BEFORE_STORED = "all files there, not recorded"
     STORED = "storage recorded"
-    RETURNING = "flow done, Prefect not told"
+    RETURNING = "flow done, not reported to Prefect"
 
 
 class CrashKind(StrEnum):

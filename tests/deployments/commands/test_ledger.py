@@ -137,7 +137,7 @@ def test_the_list_is_filtered(command, capsys):
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]], ids=["table", "json", "csv"])
 def test_a_corrupted_row_is_reported_beside_the_others(command, capsys, form):
-    """A damaged row is reported beside the others, as it may be a purchase."""
+    """A corrupted row is reported beside the others, as it may be a purchase."""
     entry("sku-1")
     entry("sku-2")
     asyncio.run(set_columns(get_ledger(os.environ["COMETAPI_LEDGER_URL"]), "sku-2", polls="many"))
@@ -145,7 +145,7 @@ def test_a_corrupted_row_is_reported_beside_the_others(command, capsys, form):
     told = capsys.readouterr()
     assert "sku-1" in told.out
     assert "sku-2" not in told.out
-    assert "the row of key 'sku-2' is damaged: polls" in told.err
+    assert "the row of key 'sku-2' is corrupted: polls" in told.err
 
 
 def test_csv_has_one_row_each(command, capsys):

@@ -31,8 +31,8 @@ class Service:
             raise self.errors.pop(0)
 
 
-def availability(service: Service, patience: float = 60) -> Availability:
-    return Availability(service.ask, interval=0.01, patience=patience, address="https://cometapi")
+def availability(service: Service, timeout: float = 60) -> Availability:
+    return Availability(service.ask, interval=0.01, timeout=timeout, address="https://cometapi")
 
 
 async def test_nothing_is_sent_until_the_service_answers():
@@ -57,7 +57,7 @@ async def test_a_pause_is_shown_with_the_address(monkeypatch):
         assert await availability(Service(AWAY)).recover(AWAY, time.monotonic()) is None
     finally:
         wait_listener.reset(token)
-    assert seen == ["paused, CometAPI is not reached at https://cometapi"]
+    assert seen == ["paused, CometAPI is unreachable at https://cometapi"]
 
 
 async def test_concurrent_failures_share_one_pause():
@@ -71,7 +71,7 @@ async def test_concurrent_failures_share_one_pause():
 
 async def test_a_pause_ends_with_its_reason():
     """After the longest pause, the reason names what answered in CometAPI's place."""
-    pause = availability(Service(*[AWAY] * 999), patience=0.05)
+    pause = availability(Service(*[AWAY] * 999), timeout=0.05)
     why = await pause.recover(AWAY, time.monotonic())
     assert why == "CometAPI at https://cometapi accepted nothing for 0.05 s: a page (HTTP 403)"
     await asyncio.wait_for(pause.reached(), 1)
@@ -79,7 +79,7 @@ async def test_a_pause_ends_with_its_reason():
 
 async def test_a_service_that_answers_but_accepts_nothing_is_given_up():
     """An item that fails again and again is given up, although a free request is answered."""
-    pause = availability(Service(), patience=5)
+    pause = availability(Service(), timeout=5)
     assert await pause.recover(AWAY, time.monotonic()) is None
     why = await pause.recover(AWAY, time.monotonic() - 6)
     assert why == "CometAPI at https://cometapi accepted nothing for 5 s: a page (HTTP 403)"
@@ -94,9 +94,9 @@ async def test_a_refusal_ends_a_pause():
 
 
 async def test_a_service_that_never_answered_is_given_up_sooner(monkeypatch):
-    """A wrong base URL stops a batch soon; after one answer, the longer patience applies."""
-    monkeypatch.setattr(f"{Availability.__module__}.FIRST_PATIENCE", 0.05)
-    pause = availability(Service(*[AWAY] * 999), patience=0.4)
+    """A wrong base URL stops a batch soon; after one answer, the longer timeout applies."""
+    monkeypatch.setattr(f"{Availability.__module__}.FIRST_TIMEOUT", 0.05)
+    pause = availability(Service(*[AWAY] * 999), timeout=0.4)
     why = await pause.recover(AWAY, time.monotonic())
     assert why == "CometAPI at https://cometapi accepted nothing for 0.05 s: a page (HTTP 403)"
     pause.note_answer()

@@ -75,7 +75,7 @@ def test_a_refused_item_leaves_its_money_to_the_next(prefect_server, sandbox, tm
 
 
 @pytest.mark.heavy
-def test_what_an_earlier_run_perhaps_bought_stays_spent(prefect_server, sandbox, tmp_path):
+def test_a_possible_charge_of_an_earlier_run_stays_spent(prefect_server, sandbox, tmp_path):
     """A possibly charged item stays spent, even if its changed row is refused now."""
     sandbox.add_fault(Fault.parse("create:reset-after"))
     with pytest.raises(BatchFailed, match="1 uncertain"):
@@ -142,13 +142,15 @@ def test_rows_that_left_the_manifest_count_against_the_limit(prefect_server, san
 
 
 @pytest.mark.heavy
-def test_each_resubmission_counts_against_the_limit(prefect_server, sandbox, tmp_path, book):
+def test_each_resubmission_counts_against_the_limit(
+    prefect_server, sandbox, tmp_path, ledger_probe
+):
     """A key that was released three times may have been charged three times."""
     sandbox.add_fault("create:reset-after:times=3")
     path = manifest(tmp_path, rows(1))
     with pytest.raises(BatchFailed, match="1 uncertain"):
         generate_batch(path, max_seconds=5, idempotency_key="one")
-    book.decide("one/sku-0", State.RESUBMIT_ALLOWED)
+    ledger_probe.decide("one/sku-0", State.RESUBMIT_ALLOWED)
     with pytest.raises(BatchFailed, match="1 not bought") as caught:
         generate_batch(path, max_seconds=5, idempotency_key="one")
     assert caught.value.result

@@ -17,22 +17,22 @@ from prefect_cometapi.flows.batch.concurrency import (
     ConcurrencyLimits,
     RateLimiter,
     limit_across_processes,
-    next_turn,
+    next_send_time,
 )
 
 
 @given(calls=st.lists(st.floats(0, 10), min_size=2, max_size=50), per_second=st.floats(0.01, 1000))
-def test_turns_are_never_closer_than_the_rate_allows(calls, per_second):
+def test_send_times_are_never_closer_than_the_rate_allows(calls, per_second):
     """Turns are never closer than the rate allows, and are given in the order of the requests."""
-    turns: list[float] = []
+    times: list[float] = []
     for now in sorted(calls):
-        turns.append(next_turn(turns[-1] if turns else None, now, per_second))
-        assert turns[-1] >= now
-    assert all(b - a >= 1 / per_second - 1e-6 for a, b in pairwise(turns))
+        times.append(next_send_time(times[-1] if times else None, now, per_second))
+        assert times[-1] >= now
+    assert all(b - a >= 1 / per_second - 1e-6 for a, b in pairwise(times))
 
 
 async def test_a_pace_is_kept_by_all_who_wait():
-    """Twenty simultaneous callers wait for their turns."""
+    """Twenty simultaneous callers wait for their slots."""
     pace, began = RateLimiter(200), time.monotonic()
 
     async def acquire() -> float:

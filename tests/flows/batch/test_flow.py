@@ -19,10 +19,10 @@ from prefect_cometapi.runway import (
     VideoToVideoRequest,
 )
 from prefect_cometapi.runway.batch.models import BatchResult, Outcome
-from prefect_cometapi.runway.batch.results import read_results
 from prefect_cometapi.sandbox import Fault
 
 from ... import waiting
+from ...written_results import read_results
 from .catalogue import creates, manifest, rows
 
 pytestmark = pytest.mark.server
@@ -246,7 +246,7 @@ def test_an_account_that_refuses_all_is_not_asked_for_each(prefect_server, sandb
 
 
 @pytest.mark.heavy
-def test_at_most_so_many_are_upstream(prefect_server, sandbox, tmp_path, history_mode):
+def test_the_number_of_upstream_assets_is_limited(prefect_server, sandbox, tmp_path, history_mode):
     """The in-flight limit counts each generation from its submission until its end is seen."""
     generate_batch(manifest(tmp_path, rows(6)), max_in_flight=2)
     moments: list[tuple[float, int]] = []

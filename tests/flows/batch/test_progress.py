@@ -23,7 +23,7 @@ def item(name: str, outcome: Outcome = Outcome.WAITING) -> ItemResult:
     return ItemResult(id=name, outcome=outcome)
 
 
-def board_of(*results: ItemResult) -> BatchProgress:
+def progress_of(*results: ItemResult) -> BatchProgress:
     progress = BatchProgress(Budget("b/"))
     progress.begin(results)
     return progress
@@ -32,7 +32,7 @@ def board_of(*results: ItemResult) -> BatchProgress:
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(list(Outcome)))))
 def test_the_counts_are_those_of_the_results(changes):
     """The counts match the results in any order of events, and the items keep their order."""
-    progress = board_of(*[item(f"{number}") for number in range(5)])
+    progress = progress_of(*[item(f"{number}") for number in range(5)])
     for number, outcome in changes:
         progress.put(item(f"{number}", outcome))
     found = progress.results()
@@ -56,7 +56,7 @@ def test_the_time_left_is_what_the_rest_takes_at_the_same_rate(done, left, elaps
 
 def test_what_was_stored_before_does_not_make_the_rest_look_quick():
     """Items that were stored before do not count for the rate."""
-    progress = board_of(*[item(f"{n}", Outcome.STORED) for n in range(99)], item("new"))
+    progress = progress_of(*[item(f"{n}", Outcome.STORED) for n in range(99)], item("new"))
     assert progress.snapshot().left is None
     assert (progress.snapshot().done, progress.snapshot().total) == (99, 100)
 
@@ -66,7 +66,7 @@ def test_each_change_is_told_to_who_listens():
     heard: list[ProgressSnapshot] = []
     token = batch_listener.set(heard.append)
     try:
-        progress = board_of(item("a"), item("b"))
+        progress = progress_of(item("a"), item("b"))
         progress.put(item("a", Outcome.STORED))
         progress.put(item("b", Outcome.FAILED))
     finally:

@@ -14,9 +14,11 @@ from prefect_cometapi.flows.batch.progress import BatchProgress
 from prefect_cometapi.flows.batch.report import Report
 from prefect_cometapi.runway import StorageUnavailable
 from prefect_cometapi.runway.batch.models import ItemResult, Outcome
-from prefect_cometapi.runway.batch.results import publish_results, read_results
+from prefect_cometapi.runway.batch.results import publish_results
 from prefect_cometapi.runway.ledger.budget import Budget
 from prefect_cometapi.runway.storage.folder import FolderStorage
+
+from ...written_results import read_results
 
 
 async def nothing_new() -> None:

@@ -19,11 +19,11 @@ from prefect.workers.process import ProcessWorker
 
 from prefect_cometapi.flows import collect
 from prefect_cometapi.runway import BatchFailed
-from prefect_cometapi.runway.batch.results import read_results
 from prefect_cometapi.runway.ledger.entry import State
 from prefect_cometapi.sandbox import Fault
 
 from ... import waiting
+from ...written_results import read_results
 from .catalogue import creates, make_batch, manifest, rows
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.heavy]

@@ -66,8 +66,8 @@ def test_every_source_of_a_request_has_a_key():
         }
     )
     first = "https://example.com/first.png"
-    assert source_keys(positioned.shown(), "/work") == [first, "file:///work/cats/last.png"]
-    assert source_keys(positioned.shown({"promptImage[1].uri": "sha256"})) == [first]
+    assert source_keys(positioned.redacted(), "/work") == [first, "file:///work/cats/last.png"]
+    assert source_keys(positioned.redacted({"promptImage[1].uri": "sha256"})) == [first]
     restyled = VideoToVideoRequest.model_validate(
         {
             "videoUri": "s3://bucket/a.mp4",
@@ -76,4 +76,4 @@ def test_every_source_of_a_request_has_a_key():
             "references": [{"uri": "s3://bucket/a.mp4"}, {"uri": "/b.png"}],
         }
     )
-    assert source_keys(restyled.shown()) == ["s3://bucket/a.mp4", "file:///b.png"]
+    assert source_keys(restyled.redacted()) == ["s3://bucket/a.mp4", "file:///b.png"]

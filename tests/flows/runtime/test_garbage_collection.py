@@ -5,7 +5,11 @@ import gc
 
 import pytest
 
-from prefect_cometapi.flows.runtime.garbage_collection import rarer_collections
+from prefect_cometapi.flows.runtime.garbage_collection import (
+    pause_collections,
+    rarer_collections,
+    resume_collections,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +39,22 @@ def test_an_error_restores_the_settings_too():
     with pytest.raises(RuntimeError), rarer_collections():
         raise RuntimeError
     assert gc.get_threshold() == before
+
+
+def test_collections_are_paused_only_while_modules_are_loaded():
+    """The pause ends with the usual thresholds, and without a pause nothing is changed."""
+    before = gc.get_threshold(), gc.get_freeze_count()
+    resume_collections()
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
+    pause_collections()
+    try:
+        assert gc.get_threshold()[0] > before[0][0]
+        resume_collections()
+        assert gc.get_threshold() == before[0]
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before[0])
 
 
 def test_what_somebody_else_froze_stays_frozen():

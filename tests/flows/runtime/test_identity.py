@@ -40,12 +40,12 @@ def test_a_deployment_that_prefect_does_not_tell_stops_no_purchase(monkeypatch):
     assert this_deployment() == Deployment(None, None)
 
 
-def test_the_tags_around_a_call_are_recorded(prefect_server, sandbox, image, book):
+def test_the_tags_around_a_call_are_recorded(prefect_server, sandbox, image, ledger_probe):
     """Tags of the code around a flow, and of one around a batch, are in the rows."""
     with tags("blue", "red"):
         image_to_video(image, idempotency_key="clip")
         generate_batch([image], idempotency_key="shop")
-    assert [entry.tags for entry in book.all()] == [("blue", "red")] * 2
+    assert [entry.tags for entry in ledger_probe.all()] == [("blue", "red")] * 2
 
 
 @flow
@@ -61,20 +61,22 @@ async def theirs_async(image: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("parent", [theirs, theirs_async], ids=lambda parent: parent.fn.__name__)
-async def test_a_subflow_has_the_tags_of_its_parent(prefect_server, sandbox, image, book, parent):
+async def test_a_subflow_has_the_tags_of_its_parent(
+    prefect_server, sandbox, image, ledger_probe, parent
+):
     """The tags of a run, for example from its deployment, are those of what its subflows buy."""
     async with get_client() as client:
         run = await client.create_flow_run(parent, parameters={"image": image}, tags=["team:web"])
     done: Any = run_flow(parent, flow_run=run, parameters={"image": image})
     if parent is theirs_async:
         await done
-    assert book[parent.fn.__name__].tags == ("team:web",)
+    assert ledger_probe[parent.fn.__name__].tags == ("team:web",)
     assert current_tags() == ()
 
 
 @pytest.mark.heavy
 def test_a_run_of_a_worker_has_its_deployment(
-    prefect_server, sandbox, image, book, start_worker, wait_until
+    prefect_server, sandbox, image, ledger_probe, start_worker, wait_until
 ):
     """The id and the name of the deployment, and the tags of its run, are in the row."""
     worker = start_worker("finance")
@@ -87,6 +89,6 @@ def test_a_run_of_a_worker_has_its_deployment(
         job_variables={"env": env},
     ).id
     wait_until(lambda: worker.state(run) == "Completed", seconds=120)
-    entry = book["sku-17"]
+    entry = ledger_probe["sku-17"]
     assert (entry.deployment_id, entry.deployment) == (str(worker.deployment), "finance")
     assert entry.tags == ("blue",)

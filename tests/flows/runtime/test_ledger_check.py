@@ -19,7 +19,7 @@ pytestmark = pytest.mark.server
 
 
 @pytest.fixture
-def older_copy(prefect_server, sandbox, image, book, tmp_path, monkeypatch) -> None:
+def older_copy(prefect_server, sandbox, image, ledger_probe, tmp_path, monkeypatch) -> None:
     """Create a ledger on a new machine that has key a and lacks the stored purchase b."""
     image_to_video(image, idempotency_key="a")
     copy = shutil.copyfile(tmp_path / "ledger.db", tmp_path / "backup.db")
@@ -35,7 +35,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_older_copy_buys_nothing_until_the_stored_videos_are_read_back(
-    older_copy, sandbox, image, book, caplog
+    older_copy, sandbox, image, ledger_probe, caplog
 ):
     """An older copy buys nothing until the stored videos are read back, and then reuses them."""
     for buy in (
@@ -49,7 +49,7 @@ def test_an_older_copy_buys_nothing_until_the_stored_videos_are_read_back(
     done = cli("ledger", "rebuild")
     assert done.returncode == 0, done.stderr
     assert "purchases already in the ledger: 1; restored: 1" in " ".join(done.stdout.split())
-    assert book["b"].state is State.STORED
+    assert ledger_probe["b"].state is State.STORED
     result = image_to_video(image, idempotency_key="b")
     assert Path(result.videos[0].uri).exists()
     assert len(sandbox.accepted) == 2
@@ -59,11 +59,11 @@ def test_an_older_copy_buys_nothing_until_the_stored_videos_are_read_back(
 
 @pytest.mark.heavy
 def test_a_video_that_was_read_back_and_is_deleted_is_delivered_again(
-    older_copy, sandbox, image, book
+    older_copy, sandbox, image, ledger_probe
 ):
     """A deleted video that was read back is fetched again with an address from the service."""
     assert cli("ledger", "rebuild").returncode == 0
-    (video,) = book["b"].videos.values()
+    (video,) = ledger_probe["b"].videos.values()
     Path(video[0].uri).unlink()
     result = image_to_video(image, idempotency_key="b")
     assert Path(result.videos[0].uri).exists()
@@ -72,7 +72,7 @@ def test_a_video_that_was_read_back_and_is_deleted_is_delivered_again(
 
 @pytest.mark.heavy
 def test_purchases_that_no_stored_video_tells_of_are_the_users_decision(
-    older_copy, sandbox, image, book, tmp_path
+    older_copy, sandbox, image, ledger_probe, tmp_path
 ):
     """Missing purchases without a stored video block new ones until the user decides."""
     for sidecar in (tmp_path / "videos").glob("*-b-*.json"):
@@ -89,7 +89,7 @@ def test_purchases_that_no_stored_video_tells_of_are_the_users_decision(
 
 @pytest.mark.heavy
 def test_two_ledgers_for_one_storage_are_reported_and_hide_no_file(
-    prefect_server, sandbox, image, book, tmp_path, monkeypatch, caplog
+    prefect_server, sandbox, image, ledger_probe, tmp_path, monkeypatch, caplog
 ):
     """Two ledgers for one storage are reported, and the videos of both are there."""
     image_to_video(image, idempotency_key="sku-17")
@@ -106,7 +106,7 @@ def test_two_ledgers_for_one_storage_are_reported_and_hide_no_file(
 
 
 @pytest.mark.heavy
-def test_a_step_of_an_own_flow_compares_too(older_copy, sandbox, image, book):
+def test_a_step_of_an_own_flow_compares_too(older_copy, sandbox, image, ledger_probe):
     """A step of a user's own flow compares ledger and storage, too."""
     with pytest.raises(LedgerOutdated):
         submit_generation(image, idempotency_key="c")
@@ -115,7 +115,7 @@ def test_a_step_of_an_own_flow_compares_too(older_copy, sandbox, image, book):
 
 @pytest.mark.heavy
 def test_a_batch_compares_once_and_leaves_a_mark_at_its_end(
-    prefect_server, sandbox, image, book, tmp_path
+    prefect_server, sandbox, image, ledger_probe, tmp_path
 ):
     """A batch compares once, and ends with the mark of its last claim."""
     generate_batch([image, {**image, "promptText": "pan"}], idempotency_key="batch")

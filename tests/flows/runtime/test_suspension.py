@@ -25,7 +25,7 @@ def worker(start_worker):
 
 
 @pytest.fixture
-def suspend(worker, sandbox, book, image, finish_rendering, wait_until):
+def suspend(worker, sandbox, ledger_probe, image, finish_rendering, wait_until):
     """Make a run buy its generation and leave its process."""
 
     def begin():
@@ -37,18 +37,18 @@ def suspend(worker, sandbox, book, image, finish_rendering, wait_until):
 
 
 def test_it_goes_on_when_the_collector_has_stored_its_video(
-    worker, sandbox, book, suspend, finish_rendering, wait_until, history
+    worker, sandbox, ledger_probe, suspend, finish_rendering, wait_until, history
 ):
     """A suspended run holds no process or lease, buys once, and ends with result and artifacts."""
     suspended = suspend()
-    assert book["deployed"].owner is None
-    assert book["deployed"].state is State.SUBMITTED
+    assert ledger_probe["deployed"].owner is None
+    assert ledger_probe["deployed"].state is State.SUBMITTED
     finish_rendering()
     assert collect().stored == 1
     wait_until(lambda: worker.state(suspended) == "Completed" or None, seconds=120)
     result = worker.client.read_flow_run(suspended).state.result()
     assert result.idempotency_key == "deployed"
-    (kept,) = book["deployed"].videos.values()
+    (kept,) = ledger_probe["deployed"].videos.values()
     assert result.videos == kept
     assert len(sandbox.accepted) == 1
     shown = history.artifacts(suspended)
@@ -71,12 +71,12 @@ def test_it_fails_when_its_generation_failed(
 
 @pytest.mark.heavy
 def test_one_that_was_suspended_too_late_is_resumed_by_the_next_collector(
-    worker, sandbox, book, suspend, finish_rendering, wait_until
+    worker, sandbox, ledger_probe, suspend, finish_rendering, wait_until
 ):
     """A run that suspends after its video was stored is resumed by the next collector."""
     run = suspend()
     finish_rendering()
-    finish_generation(book["deployed"].task_id)
+    finish_generation(ledger_probe["deployed"].task_id)
     assert worker.state(run) == "Suspended"
     collect()
     wait_until(lambda: worker.state(run) == "Completed" or None, seconds=120)
@@ -95,8 +95,10 @@ def test_somebody_elses_suspension_is_left_alone(worker, sandbox, prefect_server
         assert client.read_flow_run(run.id).state_name == "Suspended"
 
 
-def test_one_whose_row_is_damaged_sleeps_on_and_the_others_are_resumed(prefect_server, book):
-    """A run with a damaged ledger row stays suspended, and the others are resumed."""
+def test_one_whose_row_is_corrupted_sleeps_on_and_the_others_are_resumed(
+    prefect_server, ledger_probe
+):
+    """A run with a corrupted ledger row stays suspended, and the others are resumed."""
 
     @flow
     def ours() -> None:
@@ -114,9 +116,9 @@ def test_one_whose_row_is_damaged_sleeps_on_and_the_others_are_resumed(prefect_s
             intent = Intent(
                 idempotency_key=str(run.id), base_url="https://x", flow_run_id=str(run.id)
             )
-            run_sync(book.ledger._insert(intent, State.STORED, "claim", task_id="t"))
+            run_sync(ledger_probe.ledger._insert(intent, State.STORED, "claim", task_id="t"))
         first, *others = sorted(runs, key=lambda run: run.id, reverse=True)
-        run_sync(set_columns(book.ledger, str(first.id), outputs="nonsense"))
+        run_sync(set_columns(ledger_probe.ledger, str(first.id), outputs="nonsense"))
         collect()
         assert client.read_flow_run(first.id).state_name == "Suspended"
         states = [client.read_flow_run(run.id).state_name for run in others]

@@ -53,13 +53,13 @@ def elsewhere(sandbox, image):
 
 
 def test_an_id_that_was_bought_elsewhere_is_attached(
-    prefect_server, sandbox, image, book, elsewhere
+    prefect_server, sandbox, image, ledger_probe, elsewhere
 ):
     """`task_id=` finishes a generation of the console or of a lost run, under a key of choice."""
     result = image_to_video(image, idempotency_key="sku-17", task_id=elsewhere)
     assert result.task_id == elsewhere
     assert Path(result.videos[0].uri).exists()
-    assert (book["sku-17"].state, book["sku-17"].attempts) == (State.STORED, 0)
+    assert (ledger_probe["sku-17"].state, ledger_probe["sku-17"].attempts) == (State.STORED, 0)
     assert posts(sandbox) == 1
 
 
@@ -80,7 +80,7 @@ def test_an_attached_id_is_that_runs_generation(prefect_server, sandbox, image, 
 
 
 @pytest.mark.heavy
-def test_an_id_need_not_be_waited_for(prefect_server, sandbox, image, book, elsewhere):
+def test_an_id_need_not_be_waited_for(prefect_server, sandbox, image, ledger_probe, elsewhere):
     """`task_id=` with `wait=False` only checks and records the id, for the collector."""
     result = image_to_video(image, idempotency_key="noted", task_id=f" {elsewhere} ", wait=False)
     assert result.task_id == elsewhere
@@ -89,7 +89,7 @@ def test_an_id_need_not_be_waited_for(prefect_server, sandbox, image, book, else
 
 
 @pytest.mark.heavy
-def test_an_id_settles_an_uncertain_key(prefect_server, sandbox, image, book):
+def test_an_id_settles_an_uncertain_key(prefect_server, sandbox, image, ledger_probe):
     """The id from the console settles an uncertain key, and nothing is submitted again."""
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
@@ -97,7 +97,7 @@ def test_an_id_settles_an_uncertain_key(prefect_server, sandbox, image, book):
     (job,) = sandbox.accepted
     result = image_to_video(image, idempotency_key="in-doubt", task_id=job.task_id)
     assert Path(result.videos[0].uri).exists()
-    assert book["in-doubt"].state is State.STORED
+    assert ledger_probe["in-doubt"].state is State.STORED
     assert image_to_video(image, idempotency_key="in-doubt") == result
     assert posts(sandbox) == 1
 
@@ -115,26 +115,28 @@ def test_a_key_has_one_id(prefect_server, sandbox, image, elsewhere):
 @pytest.mark.parametrize("wait", [True, False])
 @pytest.mark.heavy
 def test_an_id_that_is_unknown_is_reported_and_uses_up_nothing(
-    prefect_server, sandbox, image, book, wait
+    prefect_server, sandbox, image, ledger_probe, wait
 ):
     """A mistyped id is reported as unknown, nothing is sent, and the key stays free."""
     with pytest.raises(UnknownTaskId, match="does not know the generation") as refused:
         image_to_video(image, idempotency_key="typo", task_id="no-such-id", wait=wait)
     assert "nothing is recorded as bought" in str(refused.value)
-    assert (posts(sandbox), book.all()) == (0, [])
+    assert (posts(sandbox), ledger_probe.all()) == (0, [])
     assert Path(image_to_video(image, idempotency_key="typo").videos[0].uri).exists()
 
 
 @pytest.mark.parametrize("key", [None, "sku-17"])
-def test_finishing_an_unknown_id_claims_no_purchase(prefect_server, sandbox, book, key):
+def test_finishing_an_unknown_id_claims_no_purchase(prefect_server, sandbox, ledger_probe, key):
     """A few polls report an unknown id, no row stays, and a new id's grace period is not used."""
     with pytest.raises(UnknownTaskId, match="no-such-id was not recorded"):
         finish_generation("no-such-id", idempotency_key=key)
     assert len(sandbox.requests) == ATTACHED_GRACE
-    assert book.all() == []
+    assert ledger_probe.all() == []
 
 
-def test_an_id_that_the_service_knows_late_is_finished(prefect_server, sandbox, book, elsewhere):
+def test_an_id_that_the_service_knows_late_is_finished(
+    prefect_server, sandbox, ledger_probe, elsewhere
+):
     """An id that the service does not know at first is polled again and finished."""
     sandbox.add_fault("task:not-visible")
     sandbox.add_fault("feed:not-visible")
@@ -143,29 +145,35 @@ def test_an_id_that_the_service_knows_late_is_finished(prefect_server, sandbox, 
 
 @pytest.mark.heavy
 def test_an_id_is_confirmed_by_the_first_poll_that_knows_it(
-    prefect_server, sandbox, image, book, elsewhere
+    prefect_server, sandbox, image, ledger_probe, elsewhere
 ):
     """An id that was recorded during an outage is confirmed by the first poll that knows it."""
     sandbox.add_fault("task:503")
     image_to_video(image, idempotency_key="sku-17", task_id=elsewhere, wait=False)
-    assert (book["sku-17"].task_id, book["sku-17"].task_id_checked) == (elsewhere, False)
+    assert (ledger_probe["sku-17"].task_id, ledger_probe["sku-17"].task_id_checked) == (
+        elsewhere,
+        False,
+    )
     assert collect().stored == 1
-    assert (book["sku-17"].state, book["sku-17"].task_id_checked) == (State.STORED, True)
+    assert (ledger_probe["sku-17"].state, ledger_probe["sku-17"].task_id_checked) == (
+        State.STORED,
+        True,
+    )
 
 
 def test_an_id_that_was_recorded_unchecked_and_is_unknown_leaves_no_row(
-    prefect_server, sandbox, book
+    prefect_server, sandbox, ledger_probe
 ):
     """An id that was recorded during an outage and is unknown leaves no row."""
     sandbox.add_fault("task:503")
     with pytest.raises(GenerationNotFound):
         finish_generation("d1931c01-6ac5-40cd-b005-9f07b078bbcd")
-    assert book.all() == []
+    assert ledger_probe.all() == []
 
 
 @pytest.mark.heavy
 def test_an_unconfirmed_id_is_replaced_by_the_right_one(
-    prefect_server, sandbox, image, book, elsewhere
+    prefect_server, sandbox, image, ledger_probe, elsewhere
 ):
     """An unconfirmed id is replaced by one that the service knows."""
     sandbox.add_fault("task:503")
@@ -173,14 +181,17 @@ def test_an_unconfirmed_id_is_replaced_by_the_right_one(
     image_to_video(image, idempotency_key="sku-17", task_id=mistyped, wait=False)
     result = image_to_video(image, idempotency_key="sku-17", task_id=elsewhere)
     assert result.task_id == elsewhere
-    assert (book["sku-17"].state, book["sku-17"].task_id_checked) == (State.STORED, True)
+    assert (ledger_probe["sku-17"].state, ledger_probe["sku-17"].task_id_checked) == (
+        State.STORED,
+        True,
+    )
     assert posts(sandbox) == 1
 
 
-def test_an_id_of_another_key_is_refused(prefect_server, sandbox, image, book):
+def test_an_id_of_another_key_is_refused(prefect_server, sandbox, image, ledger_probe):
     """An id of one key is refused under another key."""
     bought = image_to_video(image, idempotency_key="first").task_id
-    before = book.all()
+    before = ledger_probe.all()
     for request in (image, image | {"promptText": "another"}):
         with pytest.raises(IdempotencyKeyConflict, match="belongs to the idempotency key 'first'"):
             image_to_video(request, idempotency_key="second", task_id=bought)
@@ -188,21 +199,25 @@ def test_an_id_of_another_key_is_refused(prefect_server, sandbox, image, book):
         image_to_video(image | {"promptText": "another"}, task_id=bought)
     with pytest.raises(IdempotencyKeyConflict, match="belongs to the idempotency key 'first'"):
         finish_generation(bought, idempotency_key="second")
-    assert book.all() == before
+    assert ledger_probe.all() == before
     assert posts(sandbox) == 1
 
 
 @pytest.mark.heavy
-def test_an_id_stays_with_its_key_in_another_run(prefect_server, sandbox, image, book, elsewhere):
+def test_an_id_stays_with_its_key_in_another_run(
+    prefect_server, sandbox, image, ledger_probe, elsewhere
+):
     """Without a key, a second run with the same id gets the same generation."""
     first = image_to_video(image, task_id=elsewhere)
     second = image_to_video(image, task_id=elsewhere)
     assert (second.idempotency_key, second.videos) == (first.idempotency_key, first.videos)
-    assert len(book.all()) == 1
+    assert len(ledger_probe.all()) == 1
 
 
 @pytest.mark.heavy
-def test_an_id_that_was_finished_alone_may_get_its_key(prefect_server, sandbox, image, book):
+def test_an_id_that_was_finished_alone_may_get_its_key(
+    prefect_server, sandbox, image, ledger_probe
+):
     """An id that was finished alone may get a key later, and both then lead to one video."""
     sandbox.add_fault("create:reset-after")
     with pytest.raises(SubmissionUncertain):
@@ -213,7 +228,7 @@ def test_an_id_that_was_finished_alone_may_get_its_key(prefect_server, sandbox, 
         image_to_video(image, idempotency_key="in-doubt", task_id=job.task_id).idempotency_key
         == "in-doubt"
     )
-    assert sum(entry.charges for entry in book.all()) == posts(sandbox) == 1
+    assert sum(entry.charges for entry in ledger_probe.all()) == posts(sandbox) == 1
 
 
 # finish after a failure
@@ -242,33 +257,33 @@ def told_once(monkeypatch):
 @pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
 @pytest.mark.heavy
 def test_a_failure_that_passed_is_asked_for_again(
-    prefect_server, sandbox, image, book, told_once, status
+    prefect_server, sandbox, image, ledger_probe, told_once, status
 ):
     """`finish-generation` polls a recorded failure again, and delivers what succeeded."""
     told_once(status)
     with pytest.raises((GenerationFailed, GenerationCancelled)):
         image_to_video(image, idempotency_key="sku-17")
-    assert book["sku-17"].state == status
+    assert ledger_probe["sku-17"].state == status
     (job,) = sandbox.accepted
     finished = finish_generation(job.task_id)
     assert Path(finished.videos[0].uri).exists()
-    stored = book["sku-17"]
+    stored = ledger_probe["sku-17"]
     assert (stored.state, stored.failure_code, stored.note) == (State.STORED, "", "")
     assert image_to_video(image, idempotency_key="sku-17").videos == finished.videos
 
 
 def test_a_failure_that_is_repeated_stays_as_it_was_recorded(
-    prefect_server, sandbox, image, book, told_once
+    prefect_server, sandbox, image, ledger_probe, told_once
 ):
     """A repeated failure is polled once more, and its ledger row stays the same."""
     asked = told_once(Status.FAILED, times=2)
     with pytest.raises(GenerationFailed):
         image_to_video(image, idempotency_key="sku-17")
-    before = book["sku-17"]
+    before = ledger_probe["sku-17"]
     with pytest.raises(GenerationFailed):
         finish_generation(str(before.task_id))
     assert len(asked) == 2
-    assert book["sku-17"] == before
+    assert ledger_probe["sku-17"] == before
 
 
 def test_an_empty_id_is_refused_before_anything_is_sent(prefect_server, sandbox, image):
@@ -279,11 +294,11 @@ def test_an_empty_id_is_refused_before_anything_is_sent(prefect_server, sandbox,
 
 
 @pytest.mark.heavy
-def test_a_blank_id_is_no_id(prefect_server, sandbox, image, book):
+def test_a_blank_id_is_no_id(prefect_server, sandbox, image, ledger_probe):
     """A blank id is refused and does not use up the key."""
     with pytest.raises((ParameterTypeError, ValueError), match="id"):
         image_to_video(image, idempotency_key="blank", task_id="  ", wait=False)
-    assert book.all() == []
+    assert ledger_probe.all() == []
     assert Path(image_to_video(image, idempotency_key="blank").videos[0].uri).exists()
 
 
@@ -294,13 +309,15 @@ def test_a_blank_id_buys_nothing(prefect_server, sandbox, image):
 
 
 @pytest.mark.heavy
-def test_one_id_may_be_reached_by_key_and_by_id(prefect_server, sandbox, image, book, elsewhere):
+def test_one_id_may_be_reached_by_key_and_by_id(
+    prefect_server, sandbox, image, ledger_probe, elsewhere
+):
     """`finish-generation` and `task_id=` under the same key lead to the same generation."""
     finished = finish_generation(elsewhere, idempotency_key="sku-17")
     assert (
         image_to_video(image, idempotency_key="sku-17", task_id=elsewhere).videos == finished.videos
     )
-    assert [entry.idempotency_key for entry in book.all()] == ["sku-17"]
+    assert [entry.idempotency_key for entry in ledger_probe.all()] == ["sku-17"]
     assert posts(sandbox) == 1
 
 
@@ -340,7 +357,7 @@ async def test_takes_are_kept_when_the_run_is_retried(prefect_server, sandbox, i
     assert len(set(tries[0])) == posts(sandbox) == 3
 
 
-def test_a_key_and_a_take_exclude_each_other(prefect_server, sandbox, image):
+def test_a_key_and_a_variation_exclude_each_other(prefect_server, sandbox, image):
     """A key names one video, so a variation beside it is refused before any request."""
     with pytest.raises(ValueError, match="a key of your own or a variation, not both"):
         image_to_video(image, idempotency_key="sku-17", variation=2)
@@ -362,7 +379,7 @@ def test_a_variation_below_one_is_refused(prefect_server, sandbox, image, variat
 
 
 def test_a_user_may_allow_a_second_submission(
-    prefect_server, sandbox, image, history, book, monkeypatch
+    prefect_server, sandbox, image, history, ledger_probe, monkeypatch
 ):
     """With `resubmit`, a lost answer is a visible Prefect retry, and the ledger counts both."""
     monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
@@ -371,13 +388,13 @@ def test_a_user_may_allow_a_second_submission(
     assert state.is_completed()
     submit = history.task_runs(state.state_details.flow_run_id)["submit"]
     assert history.states(submit["id"])[-3:] == ["AwaitingRetry", "Retrying", "Completed"]
-    assert (book["risked"].state, book["risked"].attempts) == (State.STORED, 2)
+    assert (ledger_probe["risked"].state, ledger_probe["risked"].attempts) == (State.STORED, 2)
     assert len(sandbox.accepted) == posts(sandbox) == 2
 
 
 @pytest.mark.heavy
 def test_a_submission_of_an_earlier_run_may_be_repeated_too(
-    prefect_server, sandbox, image, book, monkeypatch
+    prefect_server, sandbox, image, ledger_probe, monkeypatch
 ):
     """`resubmit` also allows a second submission of a key that an earlier run left uncertain."""
     sandbox.add_fault("create:reset-after")
@@ -385,13 +402,13 @@ def test_a_submission_of_an_earlier_run_may_be_repeated_too(
         image_to_video(image, idempotency_key="risked")
     monkeypatch.setenv("COMETAPI_ON_UNCERTAIN", "resubmit")
     assert Path(image_to_video(image, idempotency_key="risked").videos[0].uri).exists()
-    assert book["risked"].attempts == posts(sandbox) == 2
+    assert ledger_probe["risked"].attempts == posts(sandbox) == 2
 
 
 @pytest.mark.parametrize("setting", [None, "stop"])
 @pytest.mark.heavy
 def test_without_leave_nothing_is_sent_twice(
-    prefect_server, sandbox, image, book, monkeypatch, setting
+    prefect_server, sandbox, image, ledger_probe, monkeypatch, setting
 ):
     """By default, and with `stop`, an uncertain submission is never repeated."""
     if setting:
@@ -400,20 +417,22 @@ def test_without_leave_nothing_is_sent_twice(
     for _ in range(2):
         with pytest.raises(SubmissionUncertain):
             image_to_video(image, idempotency_key="stopped")
-    assert (book["stopped"].state, book["stopped"].attempts) == (State.UNCERTAIN, 1)
+    assert (ledger_probe["stopped"].state, ledger_probe["stopped"].attempts) == (State.UNCERTAIN, 1)
     assert posts(sandbox) == 1
 
 
-def test_the_command_lines_leave_holds_for_one_submission(prefect_server, sandbox, image, book):
+def test_the_command_lines_leave_holds_for_one_submission(
+    prefect_server, sandbox, image, ledger_probe
+):
     """A submission that was allowed on the command line is sent once more, and no further."""
     sandbox.add_fault("create:reset-after:times=2")
     with pytest.raises(SubmissionUncertain):
         image_to_video(image, idempotency_key="released")
-    book.decide("released", State.RESUBMIT_ALLOWED)
+    ledger_probe.decide("released", State.RESUBMIT_ALLOWED)
     for _ in range(2):
         with pytest.raises(SubmissionUncertain):
             image_to_video(image, idempotency_key="released")
-    assert book["released"].attempts == posts(sandbox) == 2
+    assert ledger_probe["released"].attempts == posts(sandbox) == 2
 
 
 def test_leave_for_a_second_charge_is_none_for_a_third(prefect_server, sandbox, image, monkeypatch):

@@ -36,7 +36,7 @@ def resubmits(monkeypatch) -> None:
 
 
 def test_a_flow_run_sends_it_once_more_however_often_it_is_retried(
-    prefect_server, sandbox, image, book, resubmits
+    prefect_server, sandbox, image, ledger_probe, resubmits
 ):
     """A flow run resubmits once, however often it, its steps or its operator retry."""
     sandbox.add_fault("create:reset-after:times=50")
@@ -48,19 +48,21 @@ def test_a_flow_run_sends_it_once_more_however_often_it_is_retried(
     run = state.state_details.flow_run_id
     assert retried(image_to_video, run, request=image, idempotency_key="sku-17").is_failed()
     assert creates(sandbox) == 2
-    entry = book["sku-17"]
+    entry = ledger_probe["sku-17"]
     assert (entry.state, entry.charges) == (State.UNCERTAIN, 2)
     assert entry.resubmitted_by == (str(run),)
 
 
-def test_each_flow_run_may_send_it_once_more(prefect_server, sandbox, image, book, resubmits):
+def test_each_flow_run_may_send_it_once_more(
+    prefect_server, sandbox, image, ledger_probe, resubmits
+):
     """Each flow run may resubmit once."""
     sandbox.add_fault("create:reset-after:times=50")
     for _ in range(2):
         with pytest.raises(SubmissionUncertain):
             image_to_video(image, idempotency_key="sku-17")
     assert creates(sandbox) == 3
-    assert len(set(book["sku-17"].resubmitted_by)) == 2
+    assert len(set(ledger_probe["sku-17"].resubmitted_by)) == 2
 
 
 def test_a_users_task_with_retries_sends_it_once_more(prefect_server, sandbox, image, resubmits):
@@ -93,24 +95,24 @@ def test_a_batch_sends_each_item_once_more(
 
 @pytest.mark.heavy
 def test_a_refused_resubmission_leaves_the_run_its_leave(
-    prefect_server, sandbox, image, book, resubmits
+    prefect_server, sandbox, image, ledger_probe, resubmits
 ):
     """A refused resubmission was not charged, so the next retry may send one."""
     sandbox.add_fault("create:reset-after:times=1")
     sandbox.add_fault("create:429:times=1,value=0")
     image_to_video(image, idempotency_key="sku-17")
     assert (creates(sandbox), len(sandbox.accepted)) == (3, 2)
-    assert book["sku-17"].charges == 2
+    assert ledger_probe["sku-17"].charges == 2
 
 
 def test_without_a_run_that_lasts_nothing_is_sent_again(
-    prefect_server, sandbox, image, book, resubmits
+    prefect_server, sandbox, image, ledger_probe, resubmits
 ):
     """Without a flow or task run, nothing is resubmitted, as nothing counts the submissions."""
     sandbox.add_fault("create:reset-after:times=1")
     for _ in range(2):
         with pytest.raises(SubmissionUncertain):
-            book.buy("sku-17")
+            ledger_probe.buy("sku-17")
     assert creates(sandbox) == 1
 
 
@@ -127,24 +129,24 @@ def retried(made: Any, run: Any, **parameters: Any) -> Any:
     [("create:failed", "GenerationFailed"), ("create:reset-after", "SubmissionUncertain")],
 )
 def test_a_retry_after_the_users_decision_submits_again(
-    prefect_server, sandbox, image, book, fault, error
+    prefect_server, sandbox, image, ledger_probe, fault, error
 ):
     """`ledger resubmit` and a retry of the same run submit again, as the error advises."""
     sandbox.add_fault(f"{fault}:times=1")
     failed = image_to_video(image, return_state=True)
     assert error in str(failed.message)
-    (entry,) = book.all()
-    book.decide(entry.idempotency_key, State.RESUBMIT_ALLOWED)
+    (entry,) = ledger_probe.all()
+    ledger_probe.decide(entry.idempotency_key, State.RESUBMIT_ALLOWED)
     state = retried(image_to_video, failed.state_details.flow_run_id, request=image)
     assert state.is_completed()
-    assert book[entry.idempotency_key].state is State.STORED
+    assert ledger_probe[entry.idempotency_key].state is State.STORED
     assert len(sandbox.accepted) == 2
 
 
 @pytest.mark.parametrize("setting", ["flow", "results", "tasks"])
 @pytest.mark.heavy
 def test_a_flow_that_keeps_its_results_submits_again_too(
-    prefect_server, sandbox, image, book, setting
+    prefect_server, sandbox, image, ledger_probe, setting
 ):
     """No result of a paid step is kept, so a flow that persists results can submit again."""
     sandbox.add_fault("create:failed:times=1")
@@ -162,9 +164,9 @@ def test_a_flow_that_keeps_its_results_submits_again_too(
     }
     with temporary_settings(changed):
         failed = pipeline(image, return_state=True)
-        (entry,) = book.all()
-        book.decide(entry.idempotency_key, State.RESUBMIT_ALLOWED)
+        (entry,) = ledger_probe.all()
+        ledger_probe.decide(entry.idempotency_key, State.RESUBMIT_ALLOWED)
         state = retried(pipeline, failed.state_details.flow_run_id, request=image)
     assert state.is_completed()
-    assert book[entry.idempotency_key].state is State.STORED
+    assert ledger_probe[entry.idempotency_key].state is State.STORED
     assert len(sandbox.accepted) == 2

@@ -13,7 +13,7 @@ from prefect_cometapi.runway.models.generation import (
 )
 
 from ...runway.factories import MOMENT
-from ...runway.static_server import answering
+from ...runway.static_server import static_server
 
 
 def ended_with(url: str) -> CompletedGeneration:
@@ -25,7 +25,7 @@ def ended_with(url: str) -> CompletedGeneration:
 async def test_what_else_listens_beside_the_service_is_not_asked(sandbox):
     """Other ports beside a local gateway, such as databases, are never contacted."""
     submission = Submission(idempotency_key="k", task_id="t", submitted_at=MOMENT)
-    async with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n") as (port, arrived):
+    async with static_server(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n") as (port, arrived):
         finished = ended_with(f"http://127.0.0.1:{port}/api/admin/settings")
         with pytest.raises(InvalidOutput, match="is not https"):
             await afetch_output.fn(submission, finished, None, None)

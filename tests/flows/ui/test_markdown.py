@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from prefect_cometapi.flows import collect, generate_batch
 from prefect_cometapi.flows.ui.formatting import as_code, as_code_block, escape_markdown, titled
 
-from ...runway.static_server import answering
+from ...runway.static_server import static_server
 
 ACTIVE = {"image", "link_open", "html_inline", "html_block"}
 PICTURE = "![x](http://evil.example/pixel.png)"
@@ -73,14 +73,14 @@ def test_usual_words_are_left_as_they_are(text):
 
 
 @pytest.mark.server
-async def test_no_table_shows_a_strangers_picture_or_link(
+async def test_no_table_shows_an_untrusted_picture_or_link(
     prefect_server, sandbox, history, monkeypatch
 ):
     """Refusals of the service and ids of a manifest show no picture or link in a table."""
     told = json.dumps({"error": {"code": "x", "message": f"bad {PICTURE} {HTML} {LINK}"}}).encode()
     head = f"HTTP/1.1 500 No\r\ncontent-type: application/json\r\ncontent-length: {len(told)}"
     row = {"id": PICTURE, "promptImage": "https://example.com/cat.jpg"}
-    async with answering(f"{head}\r\n\r\n".encode() + told) as (port, _):
+    async with static_server(f"{head}\r\n\r\n".encode() + told) as (port, _):
         monkeypatch.setenv("COMETAPI_BASE_URL", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("COMETAPI_GENERATION_TIMEOUT", "1")  # the batch waits that long for it
         batch = await asyncio.to_thread(generate_batch, [row], return_state=True)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from prefect_cometapi.runway import Submission
 from prefect_cometapi.runway.api.cohort import (
-    MAX_HOLD,
+    MAX_GAP,
     MIN_ENDS,
     SCOUT_EVERY,
     SCOUTS,
     Cohort,
-    can_hold,
+    can_wait,
     is_scout,
     recheck_delay,
 )
@@ -50,7 +50,7 @@ def polled(durations: Sequence[float], draw: Random, *, alone: bool = False):
         waits.sort()
         age, number, duration, scout = waits.pop(0)
         unobserved = age - last[number]
-        if not scout and cohort.can_hold(age, unobserved, INTERVAL):
+        if not scout and cohort.can_wait(age, unobserved, INTERVAL):
             waits.append([age + recheck_delay(INTERVAL, draw.random()), number, duration, scout])
             continue
         polls[number] += 1
@@ -76,8 +76,8 @@ def test_a_small_batch_has_only_scouts(position):
 @given(age=ages, unobserved=ages, interval=intervals, ends=ends)
 def test_no_poll_waits_beyond_the_bound(age, unobserved, interval, ends):
     """A generation that ends far earlier than all others is found within the bound."""
-    if unobserved >= MAX_HOLD * interval:
-        assert not can_hold(age, unobserved, interval, ends)
+    if unobserved >= MAX_GAP * interval:
+        assert not can_wait(age, unobserved, interval, ends)
 
 
 @given(interval=intervals, chance=st.floats(0, 1))
@@ -89,8 +89,8 @@ def test_a_poll_that_waits_is_decided_again_soon(interval, chance):
 @given(age=ages, older=ages, unobserved=ages, more=ages, interval=intervals, ends=ends)
 def test_a_poll_that_is_due_stays_due(age, older, unobserved, more, interval, ends):
     """A higher age or a longer time without a poll never makes a poll wait."""
-    if not can_hold(age, unobserved, interval, ends):
-        assert not can_hold(age + older, unobserved + more, interval, ends)
+    if not can_wait(age, unobserved, interval, ends):
+        assert not can_wait(age + older, unobserved + more, interval, ends)
 
 
 @given(seen=st.lists(ages, max_size=8), new=ages, age=ages, unobserved=ages, interval=intervals)
@@ -99,9 +99,9 @@ def test_another_end_never_makes_a_poll_wait(seen, new, age, unobserved, interva
     cohort = Cohort()
     for end in seen:
         cohort.add_end(end, interval, interval)
-    before = cohort.can_hold(age, unobserved, interval)
+    before = cohort.can_wait(age, unobserved, interval)
     cohort.add_end(new, interval, interval)
-    assert before or not cohort.can_hold(age, unobserved, interval)
+    assert before or not cohort.can_wait(age, unobserved, interval)
     assert cohort.ends == sorted([*seen, new])[:MIN_ENDS]
 
 
@@ -110,12 +110,12 @@ def test_polls_are_due_where_ends_were_seen(age, interval, seen, beyond):
     """Once enough ends are seen, no generation of that age or older waits."""
     cohort = Cohort()
     for _ in range(MIN_ENDS):
-        assert cohort.can_hold(age, 0.0, interval)
+        assert cohort.can_wait(age, 0.0, interval)
         cohort.add_end(seen, interval, interval)
-    assert cohort.can_hold(age, 0.0, interval) == (age < seen - interval)
+    assert cohort.can_wait(age, 0.0, interval) == (age < seen - interval)
     for _ in range(MIN_ENDS):  # ends that nobody saw when they happened, as after a restart
-        cohort.add_end(seen, (MAX_HOLD + 2.0 + beyond) * interval, interval)
-    assert not cohort.can_hold(age, 0.0, interval)
+        cohort.add_end(seen, (MAX_GAP + 2.0 + beyond) * interval, interval)
+    assert not cohort.can_wait(age, 0.0, interval)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_batch_teaches_itself_when_to_poll(mean, cv, most):
     assert fmean(lags[1]) < 1.2 * fmean(lags[0])
     assert lags[1][int(0.9 * len(durations))] < INTERVAL * (1 + JITTER)
     assert min(gaps) >= INTERVAL * (1 - 1e-9)
-    assert max(gaps) <= (MAX_HOLD + 0.5) * INTERVAL
+    assert max(gaps) <= (MAX_GAP + 0.5) * INTERVAL
 
 
 async def test_the_others_wait_for_the_scouts(answers, client_of, submitted):
@@ -142,13 +142,13 @@ async def test_the_others_wait_for_the_scouts(answers, client_of, submitted):
     finished = await wait_until_finished(await client_of(script), submitted(), FAST, cohort=cohort)
     assert finished.polls == 2
     for gap in (finished.waited, script.times[1] - script.times[0]):
-        assert gap >= MAX_HOLD * FAST.interval
+        assert gap >= MAX_GAP * FAST.interval
     assert cohort.ends == [finished.waited]
     cohort.ends = [0.0] * MIN_ENDS
     again = await wait_until_finished(
         await client_of(answers(DONE)), submitted(), FAST, cohort=cohort
     )
-    assert again.waited < MAX_HOLD * FAST.interval
+    assert again.waited < MAX_GAP * FAST.interval
 
 
 async def test_a_scout_does_not_wait(answers, client_of, submitted):
@@ -158,7 +158,7 @@ async def test_a_scout_does_not_wait(answers, client_of, submitted):
     finished = await wait_until_finished(
         await client_of(script), submitted(), policy, cohort=cohort
     )
-    assert finished.waited < MAX_HOLD * policy.interval
+    assert finished.waited < MAX_GAP * policy.interval
     assert cohort.size == 1
 
 
@@ -170,7 +170,7 @@ async def test_an_unknown_id_does_not_wait_for_the_scouts(answers, client_of, su
     await wait_until_finished(
         await client_of(script), submitted(), policy, wait=wait, cohort=cohort
     )
-    assert script.times[1] - script.times[0] < MAX_HOLD * policy.interval
+    assert script.times[1] - script.times[0] < MAX_GAP * policy.interval
 
 
 async def test_no_poll_waits_beyond_the_deadline(answers, client_of, submitted):
@@ -179,7 +179,7 @@ async def test_no_poll_waits_beyond_the_deadline(answers, client_of, submitted):
     finished = await wait_until_finished(
         await client_of(answers(DONE)), submitted(), policy, cohort=Cohort(size=SCOUTS + 1)
     )
-    assert finished.waited < MAX_HOLD * policy.interval
+    assert finished.waited < MAX_GAP * policy.interval
 
 
 async def test_a_generation_that_is_attached_late_is_polled_at_once(answers, client_of):

@@ -14,7 +14,7 @@ from prefect_cometapi.runway.media.download import AssetClients
 from prefect_cometapi.runway.media.download import download as download_with
 
 from ..media.fetching import BODY, digest, download
-from ..static_server import answering
+from ..static_server import static_server
 
 SIGNED = "Signature=canary-of-the-address"
 
@@ -22,7 +22,7 @@ SIGNED = "Signature=canary-of-the-address"
 @asynccontextmanager
 async def listener(reply: bytes):
     """Answer every request with one reply; yield the address and the requests."""
-    async with answering(reply) as (port, arrived):
+    async with static_server(reply) as (port, arrived):
         yield f"http://127.0.0.1:{port}", arrived
 
 

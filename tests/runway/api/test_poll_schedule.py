@@ -41,13 +41,13 @@ regular = st.builds(  # like real poll times, so that most histories teach somet
     st.floats(INTERVAL, 300),
     st.lists(st.integers(0, 40), min_size=MIN_SAMPLES, max_size=40),
 )
-habits = st.builds(
+duration_stats = st.builds(
     lambda durations: DurationStats(
         tuple(sorted(durations)), sorted(durations)[len(durations) // 2]
     ),
     st.lists(st.floats(1e-3, 1e5), min_size=1, max_size=60),
 )
-maybe = st.none() | habits
+maybe = st.none() | duration_stats
 
 
 def lognormal(mean: float, cv: float, count: int, draw: Random) -> list[float]:
@@ -108,7 +108,7 @@ def test_no_history_makes_polls_too_frequent_or_endlessly_late(history, interval
     assert interval <= gap <= interval * MAX_GAP_FACTOR * (1 + JITTER) * (1 + 1e-9)
 
 
-@given(stats=habits, interval=intervals, chance=chances)
+@given(stats=duration_stats, interval=intervals, chance=chances)
 def test_the_first_look_does_not_wait_for_the_typical_duration(stats, interval, chance):
     """The first poll comes one interval after the submission or later, but within its limit."""
     age = first_delay(0.0, interval, stats, chance)
@@ -132,7 +132,7 @@ def test_who_looks_later_looks_later_again(stats, interval, ages):
         assert old + delay(old, interval, stats) >= due * (1 - 1e-9)
 
 
-@given(stats=habits, interval=intervals, longer=st.floats(1, 10))
+@given(stats=duration_stats, interval=intervals, longer=st.floats(1, 10))
 def test_longer_durations_do_not_bring_the_first_look_forward(stats, interval, longer):
     """If all generations take longer, the first poll is at the same time or later."""
     slow = DurationStats(tuple(longer * one for one in stats.durations), longer * stats.typical)
@@ -188,7 +188,7 @@ def test_generations_that_nobody_looked_at_do_not_spoil_it(history, late):
     polls=st.integers(1, 3),
     seen=st.integers(0, MIN_SAMPLES - 1),
 )
-def test_a_sweep_now_and_then_is_no_habit(waits, polls, seen):
+def test_rare_collector_runs_do_not_count(waits, polls, seen):
     """Generations that only collectors find late do not count as taking an hour."""
     history = [(waited, polls) for waited in waits]
     assert estimate_durations([(60.0, 12)] * seen + history, INTERVAL) is None

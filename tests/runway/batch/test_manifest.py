@@ -25,7 +25,7 @@ from prefect_cometapi.runway.batch.models import BatchItem
 from prefect_cometapi.runway.batch.row_validation import PLACEHOLDERS
 from prefect_cometapi.runway.batch.rows import BadRow, batch_keys, check_rows
 
-from ..static_server import answering
+from ..static_server import static_server
 
 IMAGE, VIDEO = "https://example.com/cat.jpg", "https://example.com/cat.mp4"
 CUT_OFF = gzip.compress(b"{}\n", mtime=0)[:-4]
@@ -153,11 +153,11 @@ async def test_a_signed_url_of_a_manifest_works_and_is_not_repeated():
     """The suffix is read before the query, and no message or traceback contains the query."""
     content = gzip.compress(json.dumps(ROW).encode())
     found = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content) + content
-    async with answering(found) as (port, arrived):
+    async with static_server(found) as (port, arrived):
         place = f"http://127.0.0.1:{port}/rows.jsonl.gz?sig=s3cr3t"
         assert [item.id for item in (await asyncio.to_thread(checked, place))[0]] == ["a"]
     assert arrived[0].startswith(b"GET /rows.jsonl.gz?sig=s3cr3t ")
-    async with answering(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n") as (port, _):
+    async with static_server(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n") as (port, _):
         place = f"http://127.0.0.1:{port}/rows.jsonl.gz?sig=s3cr3t"
         with pytest.raises(InvalidManifest) as caught:
             await asyncio.to_thread(read_rows, place)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The output manifest is complete at any moment and has the same content in each format."""
 
-import gzip
 import json
 import sys
 import threading
@@ -24,12 +23,13 @@ from prefect_cometapi.runway.batch.results import (
     check_location,
     next_write,
     publish_results,
-    read_results,
     write_results,
 )
 from prefect_cometapi.runway.storage.folder import FolderStorage
 from prefect_cometapi.runway.storage.fsspec import FsspecStorage
 from prefect_cometapi.runway.storage.staging import INCOMING
+
+from ...written_results import read_results
 
 FORMATS = ["jsonl", "ndjson", "jsonl.gz", "parquet"]
 STORED = ItemResult(
@@ -253,26 +253,6 @@ def test_without_pyarrow_parquet_is_refused_before_anything_is_bought(tmp_path, 
     with pytest.raises(StorageUnavailable, match=r'pip install "prefect-cometapi\[parquet\]"'):
         check_location(f"{tmp_path}/results.parquet")
     check_location(f"{tmp_path}/results.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "problem"),
-    [
-        ("results.csv", b"", "results are .jsonl or .parquet files"),
-        ("results.jsonl", b'{"id": "a"', "not valid JSON"),
-        ("results.jsonl", b'{"id": "a"}', "outcome"),
-        ("results.jsonl.gz", gzip.compress(b"{}\n", mtime=0)[:-4], "Compressed file ended"),
-        ("results.parquet", b"PAR1", "cannot be read"),
-        ("results.txt", b"", "has no known format"),
-    ],
-)
-def test_what_are_no_results_is_a_value_error(tmp_path, name, content, problem):
-    """The error says what is wrong with the file."""
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=problem):
-        read_results(f"{tmp_path}/{name}")
-    with pytest.raises(ValueError, match="the file does not exist"):
-        read_results(f"{tmp_path}/other.jsonl")
 
 
 # Time of the writes

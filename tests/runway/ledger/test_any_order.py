@@ -57,7 +57,7 @@ class Attempt:
     posted: bool = False
     accepted: str | None = None
     trouble: tuple[type[BaseException], bool] | None = None
-    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    may_proceed: asyncio.Event = field(default_factory=asyncio.Event)
     outcome: BaseException | None = None
     dead: bool = False
     task: asyncio.Task[object] | None = None
@@ -91,7 +91,7 @@ class Attempt:
 
     async def post(self, _check: Check) -> str:
         self.posted = True
-        await self.gate.wait()
+        await self.may_proceed.wait()
         if self.outcome:
             raise self.outcome
         assert self.accepted
@@ -223,7 +223,7 @@ class OneKey(RuleBasedStateMachine):
             attempt.outcome, attempt.dead = Killed(), True
         if outcome == "cancelled":
             attempt.task.cancel()
-        attempt.gate.set()
+        attempt.may_proceed.set()
 
         async def over() -> None:
             assert attempt.task

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing is bought while the ledger's disk is full, read-only, missing or damaged.
+"""Nothing is bought while the ledger's disk is full, read-only, missing or corrupted.
 
 Full disks are real file systems without any space left.
 """
@@ -289,7 +289,7 @@ async def test_a_ledger_that_is_deleted_before_the_id_comes_leaves_it_with_the_r
 
 @pytest.mark.parametrize("damage", ["zeros", "noise", "half noise"])
 @pytest.mark.heavy
-async def test_a_damaged_page_never_makes_a_key_look_free(tmp_path, damage):
+async def test_a_corrupted_page_never_makes_a_key_look_free(tmp_path, damage):
     """The key is found, or the error says what to do and nothing is bought."""
     path, dice = tmp_path / "ledger.db", random.Random(damage)
     ledger = Ledger(f"sqlite:///{path}")
@@ -302,22 +302,22 @@ async def test_a_damaged_page_never_makes_a_key_look_free(tmp_path, damage):
         kept = PAGE // 2 if damage == "half noise" else 0
         bad = whole[start : start + kept] + page[kept:]
         path.write_bytes(whole[:start] + bad + whole[start + PAGE :])
-        damaged = Ledger(f"sqlite:///{path}")
+        corrupted = Ledger(f"sqlite:///{path}")
         for number in range(0, 40, 4):
             try:
-                found = await buy_once(damaged, intent(f"k{number}"), service.post, run="r")
+                found = await buy_once(corrupted, intent(f"k{number}"), service.post, run="r")
             except (LedgerUnavailable, LedgerOutdated) as error:
                 told.add(str(error))
             else:
                 assert found.task_id == f"t{number}"
-        await damaged.database.close()
+        await corrupted.database.close()
     assert service.posts == 0
     assert told
     assert all("in its place" in one and "put " in one for one in told)
 
 
 @pytest.mark.parametrize("damage", ["identity = 'not hex'", "serial_floor = x'ff'"])
-async def test_a_ledger_whose_number_of_claims_is_damaged_buys_nothing(
+async def test_a_ledger_whose_number_of_claims_is_corrupted_buys_nothing(
     file_ledger, tmp_path, damage
 ):
     """An older copy of it could not be told from a newer one any more."""
@@ -325,21 +325,21 @@ async def test_a_ledger_whose_number_of_claims_is_damaged_buys_nothing(
     await file_ledger.database.close()
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
         database.execute(f"UPDATE cometapi_ledger_version SET {damage}")
-    service, damaged = Service(), Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    service, corrupted = Service(), Ledger(f"sqlite:///{tmp_path}/ledger.db")
     with pytest.raises(LedgerUnavailable) as caught:
-        await buy_once(damaged, intent("new"), service.post, run="r")
+        await buy_once(corrupted, intent("new"), service.post, run="r")
     assert "do not delete it" in str(caught.value)
     assert service.posts == 0
-    await damaged.database.close()
+    await corrupted.database.close()
 
 
-async def test_an_entry_with_damaged_words_is_told_without_them(file_ledger, tmp_path):
+async def test_an_entry_with_corrupted_words_is_told_without_them(file_ledger, tmp_path):
     """The database does not notice a flipped bit in a text, and the entry is not guessed."""
     await put(file_ledger, S.SUBMITTED, task_id="t")
     service = Service()
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
         database.execute("UPDATE cometapi_generations SET state = 'submytted'")
-    with pytest.raises(LedgerUnavailable, match="is damaged: state\n") as caught:
+    with pytest.raises(LedgerUnavailable, match="is corrupted: state\n") as caught:
         await buy(file_ledger, service)
     assert "do not delete it" in str(caught.value)
     assert "may have been bought" in str(caught.value)
@@ -362,19 +362,19 @@ async def test_an_entry_with_damaged_words_is_told_without_them(file_ledger, tmp
 async def test_an_entry_that_cannot_even_be_decoded_holds_up_no_other(
     file_ledger, tmp_path, column, value
 ):
-    """The damaged entry is reported by its key, and the others are found and finished."""
+    """The corrupted entry is reported by its key, and the others are found and finished."""
     await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
     await put(file_ledger, S.SUBMITTED, "good", task_id="t2")
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
         database.execute(
             f"UPDATE cometapi_generations SET {column} = {value} WHERE idempotency_key = 'odd'"
         )
-    damaged: list[LedgerUnavailable] = []
-    found = await file_ledger.entries(on_corrupted=damaged.append)
+    corrupted: list[LedgerUnavailable] = []
+    found = await file_ledger.entries(on_corrupted=corrupted.append)
     assert [entry.idempotency_key for entry in found] == ["good"]
-    (told,) = damaged
-    assert f"the row of key 'odd' is damaged: {column}" in told.message
-    with pytest.raises(LedgerUnavailable, match="is damaged"):
+    (told,) = corrupted
+    assert f"the row of key 'odd' is corrupted: {column}" in told.message
+    with pytest.raises(LedgerUnavailable, match="is corrupted"):
         await file_ledger.get("odd")
 
 
@@ -386,11 +386,11 @@ async def test_a_row_whose_state_is_none_is_told_to_who_looks_for_any(file_ledge
         database.execute(
             "UPDATE cometapi_generations SET state = 'submytted' WHERE idempotency_key = 'odd'"
         )
-    damaged: list[LedgerUnavailable] = []
-    found = await file_ledger.entries(states=[S.SUBMITTED], on_corrupted=damaged.append)
+    corrupted: list[LedgerUnavailable] = []
+    found = await file_ledger.entries(states=[S.SUBMITTED], on_corrupted=corrupted.append)
     assert [entry.idempotency_key for entry in found] == ["good"]
-    (told,) = damaged
-    assert "the row of key 'odd' is damaged: state" in told.message
+    (told,) = corrupted
+    assert "the row of key 'odd' is corrupted: state" in told.message
 
 
 async def test_a_key_that_cannot_be_decoded_is_told_as_it_is(file_ledger, tmp_path):
@@ -398,11 +398,11 @@ async def test_a_key_that_cannot_be_decoded_is_told_as_it_is(file_ledger, tmp_pa
     await put(file_ledger, S.SUBMITTED, "odd", task_id="t1")
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
         database.execute("UPDATE cometapi_generations SET idempotency_key = CAST(x'ff6f' AS TEXT)")
-    with pytest.raises(LedgerUnavailable, match=r"xffo.* is damaged: idempotency_key"):
+    with pytest.raises(LedgerUnavailable, match=r"xffo.* is corrupted: idempotency_key"):
         await file_ledger.entries()
 
 
-async def test_how_long_generations_took_is_told_without_those_whose_times_are_damaged(
+async def test_how_long_generations_took_is_told_without_those_whose_times_are_corrupted(
     file_ledger, tmp_path
 ):
     """The other durations still determine the poll schedule."""

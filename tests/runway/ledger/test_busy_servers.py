@@ -27,7 +27,7 @@ async def shared(postgres):
 
 
 @asynccontextmanager
-async def crowd(url: str):
+async def all_connections(url: str):
     """Open all connections that the server has left and return them."""
     taken: list[asyncpg.Connection] = []
     try:
@@ -44,7 +44,7 @@ async def test_a_claim_waits_for_a_connection(postgres):
     """Nothing is sent before the claim is recorded."""
     url, service = postgres.create_database(), Service()
     ledger = Ledger(url)
-    async with crowd(url) as taken:
+    async with all_connections(url) as taken:
         buying = asyncio.create_task(buy(ledger, service))
         done, _ = await asyncio.wait([buying], timeout=0.5)
         assert not done
@@ -60,7 +60,7 @@ async def test_a_server_that_stays_crowded_ends_the_purchase_before_it_is_sent(p
     """The error comes within the retry timeout, with the server's message and advice."""
     url, service = postgres.create_database(), Service()
     ledger = Ledger(url, retry_timeout=0.5)
-    async with crowd(url):
+    async with all_connections(url):
         with pytest.raises(LedgerUnavailable, match=r"too many clients.*; raise max_conn") as told:
             await buy(ledger, service)
     assert "nothing was charged" in str(told.value)
@@ -75,12 +75,12 @@ async def test_an_id_waits_for_a_connection_as_well(shared, postgres):
     buying = asyncio.create_task(buy(shared, service, warn=told))
     await service.asked.wait()
     url = postgres.url(shared.database.redacted_url.rpartition("/")[2])
-    async with crowd(url) as taken:
+    async with all_connections(url) as taken:
         await taken[0].execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE application_name = 'prefect-cometapi' AND datname = current_database()"
         )
-        async with crowd(url):
+        async with all_connections(url):
             service.answer.set()
             done, _ = await asyncio.wait([buying], timeout=0.5)
             assert not done

@@ -324,7 +324,9 @@ def test_an_entry_is_of_the_request_whatever_is_at_its_sources_by_now():
     request = ImageToVideoRequest(prompt_image="s3://bucket/cat.png")
     versions = {"promptImage": "etag:1"}
     bought = entry(
-        State.SUBMITTED, fingerprint=request.fingerprint(versions), request=request.shown(versions)
+        State.SUBMITTED,
+        fingerprint=request.fingerprint(versions),
+        request=request.redacted(versions),
     )
     assert bought.source_versions == versions
     assert bought.is_of(request)

@@ -37,7 +37,7 @@ def test_what_was_refused_is_not_counted(costs):
     for cost in costs:
         tally.add(*cost)
     for cost in costs:
-        tally.take_back(*cost)
+        tally.refund(*cost)
     assert (tally.seconds, tally.money) == (7.0, 1.0)
 
 

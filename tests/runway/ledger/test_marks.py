@@ -124,8 +124,8 @@ async def test_a_mark_of_a_storage_counts_too(ledger):
     assert (await ledger.history.check_current([now])).serial == 1
     with pytest.raises(LedgerOutdated):
         await ledger.history.check_current([now.model_copy(update={"serial": 2})])
-    stranger = now.model_copy(update={"identity": OTHER, "serial": 99})
-    await ledger.history.check_current([stranger])
+    other = now.model_copy(update={"identity": OTHER, "serial": 99})
+    await ledger.history.check_current([other])
 
 
 async def test_later_claims_come_after_those_that_are_missing(ledger):

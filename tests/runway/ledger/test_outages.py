@@ -208,10 +208,10 @@ async def test_work_goes_on_through_a_restart_and_keeps_its_lease(shared, postgr
 async def test_more_processes_than_the_server_takes_wait_for_each_other(shared, postgres):
     """Too many connections do not end a run."""
     name = shared.database.redacted_url.rpartition("/")[2]
-    postgres.execute("DROP ROLE IF EXISTS crowd")
-    postgres.execute("CREATE ROLE crowd LOGIN CONNECTION LIMIT 2")
-    postgres.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO crowd", name)
-    url = postgres.url(name).replace("postgres@", "crowd@")
+    postgres.execute("DROP ROLE IF EXISTS limited")
+    postgres.execute("CREATE ROLE limited LOGIN CONNECTION LIMIT 2")
+    postgres.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO limited", name)
+    url = postgres.url(name).replace("postgres@", "limited@")
     ledgers = [Ledger(url) for _ in range(5)]
 
     async def look(ledger: Ledger) -> str | None:

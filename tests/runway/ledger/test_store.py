@@ -311,7 +311,7 @@ async def test_a_row_that_cannot_be_read_is_named_and_stops_what_needs_it(ledger
     await put(ledger, S.SUBMITTED, "odd", task_id="canary")
     await put(ledger, S.SUBMITTED, "good", task_id="t")
     await set_columns(ledger, "odd", **{column: value})
-    told = f"row of key 'odd' is damaged: {column}"
+    told = f"row of key 'odd' is corrupted: {column}"
     for look in (ledger.entries(), ledger.get_many(["odd", "good"]), ledger.get("odd")):
         with pytest.raises(LedgerUnavailable, match=told) as raised:
             await look

@@ -176,7 +176,7 @@ def test_memory_is_kept_for_the_next_file(tmp_path, asked):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_who_opens_a_strangers_file_has_no_key_and_is_confined(clips, asked, monkeypatch):
+def test_the_process_that_opens_an_untrusted_file_has_no_key(clips, asked, monkeypatch):
     """The decoder has no secrets in its environment, limited memory and only confined threads."""
     monkeypatch.setenv("COMETAPI_KEY", "sk-canary")
     for _ in range(3):

@@ -44,7 +44,7 @@ def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, an
     [{"refused": f"\x1b[2J\n{'a' * 5000}"}, {"errno": 5, "strerror": f"\x1b[2J\n{'a' * 5000}"}],
     ids=["refusal", "error"],
 )
-def test_the_words_of_a_decoder_that_was_taken_over_are_a_strangers(tmp_path, answer):
+def test_the_words_of_a_decoder_that_was_taken_over_are_untrusted(tmp_path, answer):
     """The text of a taken-over decoder is limited to one line without control characters."""
     program = tmp_path / "taken_over.py"
     program.write_text(

@@ -87,7 +87,7 @@ def test_a_certificate_of_an_unknown_version_costs_no_video():
 
 @given(st.text(max_size=1000))
 def test_no_text_of_a_manifest_is_long_or_controls_a_terminal(text):
-    """Every text that a stranger signed is short, printable and in one line."""
+    """Every text of an untrusted signer is short, printable and in one line."""
     names = ("manifest", "generator", "source_type", "problem")
     found = provenance_of({"found": True, **dict.fromkeys(names, text)})
     for shown in (found.manifest, found.generator, found.digital_source_type, found.problem):

@@ -18,7 +18,7 @@ from prefect_cometapi.runway.media.inspector import inspect_video
 from prefect_cometapi.sandbox.clips.content_credentials import new_identity
 
 from ...pictures import picture
-from ..static_server import answering
+from ..static_server import static_server
 from .manifests import C2PA_UUID, RUNWAY, SOURCE_TYPE, signed
 
 OURS = new_identity("Example Media GmbH")
@@ -103,7 +103,10 @@ def test_a_damaged_manifest_is_invalid(original):
 
 async def test_a_manifest_elsewhere_is_not_fetched(pem, tmp_path, clips):
     """A file that names the URL of its manifest makes no request, although the library would."""
-    async with answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n") as (port, seen):
+    async with static_server(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n") as (
+        port,
+        seen,
+    ):
         file = tmp_path / "remote.mp4"
         film = (clips / "clip.mp4").read_bytes()
         file.write_bytes(signed(film, "video/mp4", remote=f"http://127.0.0.1:{port}/m.c2pa"))

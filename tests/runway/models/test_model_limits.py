@@ -315,10 +315,10 @@ def test_extra_is_shown_without_its_secrets():
     secrets = {"image": f"data:image/png;base64,{content}", "url": f"{IMAGE}?Signature=s3cr3t"}
     request = ImageToVideoRequest(prompt_image=IMAGE, extra=secrets)
     assert request.to_wire() | secrets == request.to_wire()
-    for shown in (repr(request), json.dumps(request.shown()), request.model_dump_json()):
+    for shown in (repr(request), json.dumps(request.redacted()), request.model_dump_json()):
         assert content not in shown
     assert "s3cr3t" not in repr(request)
-    assert "s3cr3t" not in json.dumps(request.shown())
+    assert "s3cr3t" not in json.dumps(request.redacted())
 
 
 @given(

@@ -252,7 +252,7 @@ def test_a_data_uri_is_sent_whole_and_shown_short():
     request = ImageToVideoRequest(prompt_image=source)
     assert request.to_wire()["promptImage"] == source
     payload = source.partition(",")[2]
-    for shown in (request.model_dump_json(), repr(request), str(request), str(request.shown())):
+    for shown in (request.model_dump_json(), repr(request), str(request), str(request.redacted())):
         assert payload not in shown
         assert "data:image/png;base64,<sha256:" in shown
 
@@ -273,9 +273,9 @@ def test_signed_sources_are_shown_without_their_token():
         content_moderation=ContentModeration(),
     )
     assert token not in repr(request)
-    assert token not in json.dumps(request.shown())
-    assert request.shown()["promptText"] == "rain"
-    assert request.shown()["references"][0]["type"] == "image"
+    assert token not in json.dumps(request.redacted())
+    assert request.redacted()["promptText"] == "rain"
+    assert request.redacted()["references"][0]["type"] == "image"
     assert request.to_wire()["references"][0]["uri"] == f"{IMAGE}?{token}"
 
 
@@ -284,12 +284,12 @@ def test_a_signed_address_within_a_prompt_is_shown_without_its_token():
     words = "as a standard bearer in (https://h/ref.jpg{}), 2+2=4? yes=no, data:red,blue"
     request = ImageToVideoRequest(prompt_image=IMAGE, prompt_text=words.format("?Signature=s3cr3t"))
     assert request.to_wire()["promptText"] == words.format("?Signature=s3cr3t")
-    assert "s3cr3t" not in json.dumps(request.shown())
+    assert "s3cr3t" not in json.dumps(request.redacted())
     plain = ImageToVideoRequest(prompt_image=IMAGE, prompt_text=words.format(""))
-    assert plain.shown()["promptText"] == words.format("")
+    assert plain.redacted()["promptText"] == words.format("")
     escaped = r"as in https:\/\/user:s3cr3t@h\/ref.jpg"  # copied from a JSON document
     request = ImageToVideoRequest(prompt_image=IMAGE, prompt_text=escaped)
-    assert "s3cr3t" not in json.dumps(request.shown())
+    assert "s3cr3t" not in json.dumps(request.redacted())
 
 
 def test_a_validation_error_does_not_repeat_what_was_given():

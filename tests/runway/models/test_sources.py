@@ -145,7 +145,7 @@ def test_the_fingerprints_of_stored_sources_are_the_same_in_every_process():
 
 def test_the_versions_are_shown_with_the_request():
     """The ledger and the sidecar tell which content was sent."""
-    shown = image("s3://bucket/cat.png").shown({"promptImage": "etag:1"})
+    shown = image("s3://bucket/cat.png").redacted({"promptImage": "etag:1"})
     assert shown["promptImage"] == "s3://bucket/cat.png"
     assert shown["sources"] == {"promptImage": "etag:1"}
 

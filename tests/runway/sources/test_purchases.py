@@ -36,11 +36,11 @@ def step_for(state: State, bought: dict[str, str], prepared: PreparedRequest):
         state,
         task_id=None if state in {State.CLAIMED, State.UNCERTAIN, State.WRITTEN_OFF} else "task-1",
         fingerprint=REQUEST.fingerprint(bought),
-        request=REQUEST.shown(bought),
+        request=REQUEST.redacted(bought),
     )
     wanted = intent(
         fingerprint=REQUEST.fingerprint(prepared.versions),
-        request=REQUEST.shown(prepared.versions),
+        request=REQUEST.redacted(prepared.versions),
     )
     assert there.is_of(REQUEST)
     return next_step(there, wanted, is_active=False)

@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 WITHOUT = """
 import json, sys
 sys.modules.update(s3fs=None, gcsfs=None, adlfs=None)  # the import of each fails
-from prefect_cometapi.runway.batch.table_files import Unreadable, open_table
+from prefect_cometapi.runway.batch.manifest import read_rows
 from prefect_cometapi.runway.errors import CometAPIError
 from prefect_cometapi.runway.sources.files import open_file
 from prefect_cometapi.runway.storage.factory import open_storage
@@ -26,14 +26,14 @@ from prefect_cometapi.runway.storage.factory import open_storage
 USES = {
     "storage": lambda scheme: open_storage(f"{scheme}://bucket/videos").check(),
     "source": lambda scheme: open_file(f"{scheme}://bucket/cat.png"),
-    "manifest": lambda scheme: open_table(f"{scheme}://bucket/rows.csv").__enter__(),
+    "manifest": lambda scheme: read_rows(f"{scheme}://bucket/rows.csv"),
 }
 said = {}
 for scheme in sys.argv[1:]:
     for use, tried in USES.items():
         try:
             tried(scheme)
-        except (CometAPIError, Unreadable) as error:
+        except CometAPIError as error:
             said[f"{scheme} {use}"] = str(error)
 print(json.dumps(said))
 """

@@ -10,7 +10,7 @@ from prefect_cometapi.runway.batch.manifest import read_rows
 from prefect_cometapi.runway.batch.results import split_location
 from prefect_cometapi.runway.storage.factory import open_storage
 
-from ..static_server import answering
+from ..static_server import static_server
 
 REFERENCES = b'{"version": 1, "templates": {"u": "{{ 7 * 7 }}"}, "refs": {"a.csv": ["{{u}}"]}}'
 REPLY = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(REFERENCES) + REFERENCES
@@ -18,7 +18,7 @@ REPLY = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(REFERENCES) + REF
 
 async def test_an_address_runs_nobodys_templates():
     """Chained fsspec URLs that run a program from the address behind them are refused."""
-    async with answering(REPLY) as (port, arrived):
+    async with static_server(REPLY) as (port, arrived):
         chained = f"reference://a.csv::http://127.0.0.1:{port}/evil.jsonl"
         with pytest.raises(InvalidManifest, match="refers to more than one file system"):
             await asyncio.to_thread(read_rows, chained)

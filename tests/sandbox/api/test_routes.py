@@ -120,7 +120,7 @@ def test_what_the_docs_do_not_allow_for_videos_is_refused(talk, changes):
         ("/runway/feed", {}, "task_id"),
     ],
 )
-def test_a_missing_field_is_a_500_that_no_retry_mends(talk, path, body, field):
+def test_a_missing_field_is_a_500_that_no_retry_fixes(talk, path, body, field):
     """A missing field is a 500 whose code blames the request, as the real service answers."""
     refused = talk().client.post(path, json=body)
     assert refused.status_code == 500
@@ -152,7 +152,7 @@ def test_half_a_surrogate_pair_is_refused_like_any_other_model(talk):
 
 
 @pytest.mark.parametrize("model", ["gen9", "gen4_aleph"])
-def test_a_model_that_nobody_serves_is_a_503_that_no_retry_mends(talk, model):
+def test_a_model_that_is_not_served_is_a_503_that_no_retry_fixes(talk, model):
     """An unknown model is refused as a missing channel before any other check."""
     refused = talk().create(model=model, duration=7)
     assert refused.status_code == 503

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from prefect_cometapi.deployments.commands.deploy import served, with_all_routes
-from prefect_cometapi.deployments.pages import page_of, with_page
+from prefect_cometapi.deployments.docs_links import page_of, with_page
 from prefect_cometapi.runway.models.requests import ROUTES
 
 from .test_prefect_yaml import PREFECT_YAML

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_cometapi.deployments.repeated import (
+from prefect_cometapi.deployments.repeat_check import (
     RECENT,
     confirm_repetition,
     described,
@@ -45,7 +45,7 @@ async def bought(request: ImageToVideoRequest, key: str, state: State, **version
         route=request.route,
         model=request.model,
         fingerprint=request.fingerprint(versions),
-        request=request.shown(versions),
+        request=request.redacted(versions),
     )
     await ledger._insert(intent, state, f"claim-{key}", task_id=f"id-{key}")
 
