@@ -12,7 +12,8 @@ from typing import Any
 
 from ..models.model_limits import model_table
 from .charged import is_uncertain, purchased_at
-from .entry import CostSource, Entry
+from .costs import billed_submissions
+from .entry import Entry
 from .service_names import service_name
 
 COLUMNS: dict[str, type] = {
@@ -73,7 +74,10 @@ def focus_row(entry: Entry) -> dict[str, Any]:
     list_cost = _times(entry.list_cost, entry.charges)
     unit_price = list_cost / quantity if list_cost is not None and quantity else None
     in_currency = entry.list_currency == currency
-    billed = _cost(entry) if entry.cost_source is CostSource.BILLED else None
+    submissions = billed_submissions(entry)
+    billed = _times(entry.cost, submissions) if submissions else None
+    others = entry.charges - submissions
+    estimated = _times(entry.cost, others) if others else None
     return {
         "ProviderName": service_name(entry.base_url),
         "PublisherName": "Runway",
@@ -102,7 +106,7 @@ def focus_row(entry: Entry) -> dict[str, Any]:
         "EffectiveCost": billed,
         "BillingCurrency": currency,
         "Tags": None if entry.tags is None else _as_pairs(entry.tags),
-        "x_EstimatedCost": None if billed is not None else _cost(entry),
+        "x_EstimatedCost": estimated,
         "x_CostSource": entry.cost_source and str(entry.cost_source),
         "x_IsUncertain": is_uncertain(entry),
         "x_Submissions": entry.charges,
@@ -114,10 +118,6 @@ def focus_row(entry: Entry) -> dict[str, Any]:
         "x_CredentialsName": entry.credentials,
         "x_ServiceUrl": entry.base_url,
     }
-
-
-def _cost(entry: Entry) -> float | None:
-    return _times(entry.cost, entry.charges)
 
 
 def _consumption(entry: Entry) -> tuple[str | None, float | None]:

@@ -70,6 +70,14 @@ def test_an_estimate_is_not_billed(source):
     assert (row["x_EstimatedCost"], row["BillingCurrency"]) == (0.2, "EUR")
 
 
+def test_one_bill_counts_for_one_submission():
+    """The other submissions of a key are estimated, because nobody knows their bill."""
+    bill = {"cost": 0.2, "currency": "USD", "cost_source": CostSource.BILLED}
+    row = focus_row(entry(State.STORED, **BOUGHT | {"charges": 3}, **bill))
+    assert (row["BilledCost"], row["x_EstimatedCost"]) == (0.2, 0.4)
+    assert (row["x_CostSource"], row["x_Submissions"]) == ("billed", 3)
+
+
 def test_a_list_price_in_another_currency_is_no_list_cost():
     """FOCUS states the list cost in the currency of the bill, so another one has its own column."""
     known = {"cost": 0.2, "currency": "USD", "cost_source": CostSource.BILLED}
@@ -135,7 +143,8 @@ def test_a_figure_that_is_unknown_is_empty(cost, listed, seconds, charges, route
     assert (row["ListCost"] is None) == (listed is None)
     is_billed = cost is not None and source is CostSource.BILLED
     assert (row["BilledCost"] is not None) == is_billed
-    assert (row["x_EstimatedCost"] is not None) == (cost is not None and not is_billed)
+    has_estimate = cost is not None and (not is_billed or charges > 1)
+    assert (row["x_EstimatedCost"] is not None) == has_estimate
     assert (row["BillingCurrency"] is None) == (cost is None and listed is None)
     assert row["ChargePeriodStart"] <= row["x_PurchasedAt"] < row["ChargePeriodEnd"]
     assert all(name.startswith("x_") or name[0].isupper() for name in row)
