@@ -3,7 +3,7 @@
 
 FOCUS is the FinOps Open Cost and Usage Specification (focus.finops.org, version 1.2). A column that
 it does not define begins with ``x_``, as it demands. A figure that the ledger does not know is
-empty and never 0, although FOCUS allows no empty ``BilledCost`` and ``ListCost``.
+empty and never 0, although FOCUS allows no empty costs and currencies (docs/costs.md).
 """
 
 import json
@@ -28,6 +28,7 @@ COLUMNS: dict[str, type] = {
     "ResourceName": str,
     "ResourceType": str,
     "ChargeCategory": str,
+    "ChargeClass": str,
     "ChargeDescription": str,
     "ChargeFrequency": str,
     "ChargePeriodStart": datetime,
@@ -38,6 +39,7 @@ COLUMNS: dict[str, type] = {
     "PricingUnit": str,
     "ListUnitPrice": float,
     "ListCost": float,
+    "ContractedCost": float,
     "PricingCurrency": str,
     "PricingCurrencyListUnitPrice": float,
     "BilledCost": float,
@@ -88,8 +90,9 @@ def focus_row(entry: Entry) -> dict[str, Any]:
         "SkuMeter": entry.route,
         "ResourceId": entry.task_id,
         "ResourceName": entry.idempotency_key,
-        "ResourceType": "Generation",
+        "ResourceType": "Generation" if entry.task_id else None,
         "ChargeCategory": "Usage",
+        "ChargeClass": None,
         "ChargeDescription": " ".join(filter(None, [entry.route, entry.model])) or None,
         "ChargeFrequency": "Usage-Based",
         "ChargePeriodStart": day,
@@ -100,6 +103,7 @@ def focus_row(entry: Entry) -> dict[str, Any]:
         "PricingUnit": unit,
         "ListUnitPrice": _rounded(unit_price) if in_currency else None,
         "ListCost": list_cost if in_currency else None,
+        "ContractedCost": list_cost if in_currency else None,
         "PricingCurrency": entry.list_currency,
         "PricingCurrencyListUnitPrice": _rounded(unit_price),
         "BilledCost": billed,

@@ -44,13 +44,16 @@ def test_a_billed_generation_is_a_complete_row():
         "SkuMeter": "image_to_video",
         "ResourceId": "task-1",
         "ResourceName": "sku-17",
+        "ResourceType": "Generation",
         "ChargeCategory": "Usage",
+        "ChargeClass": None,
         "ChargePeriodStart": datetime(2026, 11, 21, tzinfo=UTC),
         "ChargePeriodEnd": datetime(2026, 11, 22, tzinfo=UTC),
         "ConsumedQuantity": 5.0,
         "PricingUnit": "Seconds",
         "ListUnitPrice": 0.05,
         "ListCost": 0.25,
+        "ContractedCost": 0.25,
         "BilledCost": 0.2,
         "BillingCurrency": "USD",
         "x_EstimatedCost": None,
@@ -68,6 +71,12 @@ def test_an_estimate_is_not_billed(source):
     row = focus_row(entry(State.STORED, **BOUGHT, cost=0.2, currency="EUR", cost_source=source))
     assert (row["BilledCost"], row["EffectiveCost"], row["ListCost"]) == (None, None, None)
     assert (row["x_EstimatedCost"], row["BillingCurrency"]) == (0.2, "EUR")
+
+
+def test_a_purchase_without_an_id_is_no_resource():
+    """FOCUS wants a type of resource if and only if there is an id of one."""
+    row = focus_row(entry(State.UNCERTAIN, charges=1, task_id=None, claimed_at=MOMENT))
+    assert (row["ResourceId"], row["ResourceType"]) == (None, None)
 
 
 def test_one_bill_counts_for_one_submission():
