@@ -81,8 +81,9 @@ def verify_provenance(file: Path, trust_anchors: Path | None = None) -> Verifica
         dict.fromkeys(scrub(str(one.get("code"))) for one in active.get("failure", ()))
     )
     states: dict[Any, Literal["valid", "trusted"]] = {"Valid": "valid", "Trusted": "trusted"}
-    state = states.get(verdict, "invalid")
-    return Verification(state=state, problems=problems, provenance=verified)
+    return Verification(
+        state=states.get(verdict, "invalid"), problems=problems, provenance=verified
+    )
 
 
 def _of_manifest(manifest: Any) -> Provenance | None:
