@@ -42,7 +42,7 @@ class Verification(FrozenModel):
         default=(), description="C2PA's codes of the checks that failed, or what could not be read."
     )
     provenance: Provenance = Field(
-        description="What the manifest states: the verified one, unless the state is none."
+        description="What the verified manifest states, or else what the file states."
     )
 
 
