@@ -115,10 +115,13 @@ class CometAPIError(Exception):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.summary()!r})"
 
-    def _lines(self) -> list[str]:
+    def generation(self) -> str:
+        """Return the known ids of the generation, or an empty string."""
         known = [("idempotency key", self.idempotency_key), ("task id", self.task_id)]
-        which = ", ".join(f"{name} {value}" for name, value in known if value)
-        advice = self.hint()
+        return ", ".join(f"{name} {value}" for name, value in known if value)
+
+    def _lines(self) -> list[str]:
+        which, advice = self.generation(), self.hint()
         return [
             self.summary(),
             f"Generation: {which}." if which else "",

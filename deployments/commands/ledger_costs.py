@@ -22,6 +22,7 @@ from ...runway.errors import InvalidRequest, LedgerCorrupted
 from ...runway.ledger.cost_sums import By, CostSums, Group, Sum
 from ...runway.ledger.entry import Entry
 from ...runway.ledger.focus import COLUMNS, focus_row
+from ...runway.models.prices import shown_cost
 from ...runway.redact import reason_of
 from ..console import console, errors, escape, show_error
 from ..output import OUTPUT
@@ -216,7 +217,22 @@ def _parquet_rows(output: Path | None) -> Iterator[Add]:
 
 @contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
-    """Yield a path beside a file, which replaces it if the block succeeds."""
+    """Yield a path beside a file, which replaces it if the block succeeds.
+
+    A link stays a link to the file. Anything else is refused, because a file would replace it: a
+    folder, or a device such as /dev/null.
+
+    Raises:
+        InvalidRequest: The path is not one of a regular file.
+        OSError: It cannot be used.
+    """
+    with suppress(RuntimeError):  # links in a circle, before Python 3.13
+        output = output.resolve()
+    if output.is_symlink() or (output.exists() and not output.is_file()):
+        raise InvalidRequest(
+            f"{output} cannot be written: it is not a regular file. Name a file with --output, or "
+            "leave it out to print CSV"
+        )
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
         yield part
@@ -251,7 +267,6 @@ def _table_of(by: By, found: list[tuple[Group, Sum]]) -> Table:
     for name in ("generations", "uncertain", "video (s)", "billed", "estimated", "no cost"):
         table.add_column(name, justify="right")
     for group, total in found:
-        currency = f" {group.currency}" if group.currency else ""
         table.add_row(
             f"[dim](no {by})[/]" if group.name is None else escape(group.name),
             escape(group.service),
@@ -259,7 +274,7 @@ def _table_of(by: By, found: list[tuple[Group, Sum]]) -> Table:
             f"[yellow]{total.uncertain}[/]" if total.uncertain else "",
             f"{total.seconds.normalize():,f}" if total.seconds else "",
             *(
-                "" if amount is None else escape(f"{amount:,.2f}{currency}")
+                escape(shown_cost(amount, group.currency, None))
                 for amount in (total.billed, total.estimated)
             ),
             str(total.without_cost or ""),

@@ -16,6 +16,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed, exception_to_failed_state
 
 from ...runway.errors import CometAPIError
+from ...runway.redact import hide_secrets
 from . import log
 
 _DETAILS = re.compile(r"(?:\\n| )(?:Generation|Money|Next|Support): .*(?=['\"]\)$)")
@@ -26,8 +27,13 @@ _HIDDEN = {"prefect", "prefect_cometapi"} | sys.stdlib_module_names
 
 
 def in_one_line(error: CometAPIError) -> str:
-    """Return the error, its effect on the money and the next step in one line; pure."""
-    details = [("Money", error.money), ("Next", error.hint())]
+    """Return the error, its generation, the effect on the money and the next step; pure."""
+    which = hide_secrets(error.generation())
+    details = [
+        ("Generation", which and f"{which}."),
+        ("Money", error.money),
+        ("Next", error.hint()),
+    ]
     known = [f"{name}: {text}" for name, text in details if text]
     summary = f"{type(error).__name__}: {error.summary().rstrip('.')}."
     return " ".join(" ".join([summary, *known]).split())

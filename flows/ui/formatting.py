@@ -4,14 +4,22 @@
 import base64
 import re
 
+_AUTOLINK = re.compile(
+    r"(?<=http)(?=://)|(?<=https)(?=://)|(?<=ftp)(?=://)|(?<=www)(?=\.)|(?<=[\w.+-])(?=@[\w-])",
+    re.IGNORECASE,
+)
+"""Places at which a backslash keeps a bare URL or e-mail address from becoming a link."""
+
 
 def escape_markdown(text: str) -> str:
     """Return untrusted text with its Markdown escaped, for artifact descriptions and table cells.
 
     Prefect's UI renders both as Markdown. Without escaping, a message of the service or the id of a
     row could load an image from another host in the user's browser, or show a link to that host.
+    The UI also makes links of bare URLs and e-mail addresses, as GitHub does.
     """
-    return re.sub(r"([\\\[<])", r"\\\1", text)
+    escaped = re.sub(r"([\\\[<])", r"\\\1", text)
+    return _AUTOLINK.sub(r"\\", escaped)
 
 
 def shown_size(size: int) -> str:

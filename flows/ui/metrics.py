@@ -8,7 +8,7 @@ no prompt and no address.
 
 from opentelemetry.metrics import get_meter
 
-from ...runway.ledger.costs import BILLED_CURRENCY
+from ...runway.ledger.costs import BILLED_CURRENCY, billed_submissions
 from ...runway.ledger.entry import CostSource, Entry, Intent
 from ...runway.ledger.service_names import service_name
 from ...runway.models.generation import Submission
@@ -93,7 +93,7 @@ async def count_billed(before: Entry, after: Entry) -> None:
         after: Entry with the bill.
     """
     billed = [
-        entry.cost * entry.charges
+        entry.cost * billed_submissions(entry)
         for entry in (before, after)
         if entry.cost is not None and entry.cost_source is CostSource.BILLED
     ]

@@ -13,7 +13,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from .charged import is_uncertain, purchased_at
-from .entry import CostSource, Entry
+from .costs import billed_submissions
+from .entry import Entry
 from .service_names import service_name
 
 
@@ -49,7 +50,7 @@ class Sum:
         uncertain: Number of entries with a submission of unknown outcome.
         seconds: Billed seconds of video, as far as they are known.
         billed: Money that CometAPI billed, or None if nothing is billed yet.
-        estimated: Money for the other entries with a known cost, or None if there are none.
+        estimated: Money for the other submissions with a known cost, or None if there are none.
         without_cost: Number of submissions whose cost is not known.
     """
 
@@ -71,11 +72,11 @@ class Sum:
         if entry.cost is None:
             self.without_cost += entry.charges
             return
-        money = _exact(entry.cost) * entry.charges
-        if entry.cost_source is CostSource.BILLED:
-            self.billed = money + (self.billed or Decimal())
-        else:
-            self.estimated = money + (self.estimated or Decimal())
+        cost, billed = _exact(entry.cost), billed_submissions(entry)
+        if billed:
+            self.billed = cost * billed + (self.billed or Decimal())
+        if estimated := entry.charges - billed:
+            self.estimated = cost * estimated + (self.estimated or Decimal())
 
 
 class CostSums:

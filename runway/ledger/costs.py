@@ -24,6 +24,15 @@ USD_PER_CREDIT = 0.01
 """Price of one credit at Runway (docs.dev.runwayml.com, pricing)."""
 
 
+def billed_submissions(entry: Entry) -> int:
+    """Return the number of charged submissions of an entry whose bill is known; pure.
+
+    A bill is that of one task. Whatever the other submissions under the key cost is not billed yet,
+    even though they count at the same cost.
+    """
+    return min(1, entry.charges) if entry.cost_source is CostSource.BILLED else 0
+
+
 def billed_cost(entry: Entry, amount: float) -> dict[str, Any]:
     """Return the changed columns of an entry whose task was billed; pure.
 

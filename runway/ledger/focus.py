@@ -3,7 +3,7 @@
 
 FOCUS is the FinOps Open Cost and Usage Specification (focus.finops.org, version 1.2). A column that
 it does not define begins with ``x_``, as it demands. A figure that the ledger does not know is
-empty and never 0, although FOCUS allows no empty ``BilledCost`` and ``ListCost``.
+empty and never 0, although FOCUS allows no empty costs and currencies (docs/costs.md).
 """
 
 import json
@@ -12,7 +12,8 @@ from typing import Any
 
 from ..models.model_limits import model_table
 from .charged import is_uncertain, purchased_at
-from .entry import CostSource, Entry
+from .costs import billed_submissions
+from .entry import Entry
 from .service_names import service_name
 
 COLUMNS: dict[str, type] = {
@@ -27,6 +28,7 @@ COLUMNS: dict[str, type] = {
     "ResourceName": str,
     "ResourceType": str,
     "ChargeCategory": str,
+    "ChargeClass": str,
     "ChargeDescription": str,
     "ChargeFrequency": str,
     "ChargePeriodStart": datetime,
@@ -37,6 +39,7 @@ COLUMNS: dict[str, type] = {
     "PricingUnit": str,
     "ListUnitPrice": float,
     "ListCost": float,
+    "ContractedCost": float,
     "PricingCurrency": str,
     "PricingCurrencyListUnitPrice": float,
     "BilledCost": float,
@@ -73,7 +76,10 @@ def focus_row(entry: Entry) -> dict[str, Any]:
     list_cost = _times(entry.list_cost, entry.charges)
     unit_price = list_cost / quantity if list_cost is not None and quantity else None
     in_currency = entry.list_currency == currency
-    billed = _cost(entry) if entry.cost_source is CostSource.BILLED else None
+    submissions = billed_submissions(entry)
+    billed = _times(entry.cost, submissions) if submissions else None
+    others = entry.charges - submissions
+    estimated = _times(entry.cost, others) if others else None
     return {
         "ProviderName": service_name(entry.base_url),
         "PublisherName": "Runway",
@@ -84,8 +90,9 @@ def focus_row(entry: Entry) -> dict[str, Any]:
         "SkuMeter": entry.route,
         "ResourceId": entry.task_id,
         "ResourceName": entry.idempotency_key,
-        "ResourceType": "Generation",
+        "ResourceType": "Generation" if entry.task_id else None,
         "ChargeCategory": "Usage",
+        "ChargeClass": None,
         "ChargeDescription": " ".join(filter(None, [entry.route, entry.model])) or None,
         "ChargeFrequency": "Usage-Based",
         "ChargePeriodStart": day,
@@ -96,13 +103,14 @@ def focus_row(entry: Entry) -> dict[str, Any]:
         "PricingUnit": unit,
         "ListUnitPrice": _rounded(unit_price) if in_currency else None,
         "ListCost": list_cost if in_currency else None,
+        "ContractedCost": list_cost if in_currency else None,
         "PricingCurrency": entry.list_currency,
         "PricingCurrencyListUnitPrice": _rounded(unit_price),
         "BilledCost": billed,
         "EffectiveCost": billed,
         "BillingCurrency": currency,
         "Tags": None if entry.tags is None else _as_pairs(entry.tags),
-        "x_EstimatedCost": None if billed is not None else _cost(entry),
+        "x_EstimatedCost": estimated,
         "x_CostSource": entry.cost_source and str(entry.cost_source),
         "x_IsUncertain": is_uncertain(entry),
         "x_Submissions": entry.charges,
@@ -114,10 +122,6 @@ def focus_row(entry: Entry) -> dict[str, Any]:
         "x_CredentialsName": entry.credentials,
         "x_ServiceUrl": entry.base_url,
     }
-
-
-def _cost(entry: Entry) -> float | None:
-    return _times(entry.cost, entry.charges)
 
 
 def _consumption(entry: Entry) -> tuple[str | None, float | None]:

@@ -99,7 +99,7 @@ def _still_uncertain(entry: Entry, why_not_again: str = "") -> CometAPIError:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Purchase:
     """One attempt to buy a generation.
 
@@ -109,6 +109,7 @@ class _Purchase:
         resubmit_as: Id of the run that may send the request again after an unknown outcome.
         budget: Spending limits, or None.
         claim: Random id of the claim.
+        before: Entry that the claim replaced, or was about to; None if the key had none.
     """
 
     intent: Intent
@@ -116,14 +117,17 @@ class _Purchase:
     resubmit_as: str | None
     budget: Budget | None
     claim: str
+    before: Entry | None = None
     task_id: ClassVar[None] = None
 
     async def insert(self, ledger: Ledger) -> Entry | None:
         """Claim a key without an entry, or return None if it has one."""
+        self.before = None
         return await ledger.insert_claim(self.intent, self.claim, self.owner, budget=self.budget)
 
     async def update(self, ledger: Ledger, entry: Entry) -> Entry | None:
         """Claim a key again, or return None if its entry has changed since it was read."""
+        self.before = entry
         is_open = entry.state is State.UNCERTAIN
         runs = [self.resubmit_as] if self.resubmit_as and is_open else []
         columns = {
@@ -220,14 +224,17 @@ async def buy_once(
     key, claim, run_owner = intent.idempotency_key, uuid4().hex, owner_name(run)
     owner = f"{run_owner}#{claim}"
     with ledger.leases.renewing(key, owner):
-        entry = await _claim(ledger, _Purchase(intent, owner, resubmit_as, budget, claim), warn)
+        purchase = _Purchase(intent, owner, resubmit_as, budget, claim)
+        entry = await _claim(ledger, purchase, warn)
         if entry.claim != claim:
             return entry
         try:
             ledger.history.check_claim(entry, newest_before)
             task_id = await post(lambda: _check_lease(ledger, key, owner))
         except BaseException as error:
-            await _record_failed_post(ledger, entry, error, request_id(), warn)
+            await _record_failed_post(
+                ledger, entry, error, request_id(), warn, before=purchase.before
+            )
             if isinstance(error, SubmissionUncertain):
                 error.may_resubmit = _may_resubmit(entry, resubmit_as)
             raise
@@ -280,10 +287,10 @@ async def _claim(ledger: Ledger, purchase: _Purchase, warn: Warn) -> Entry:
     try:
         return await _take_key(ledger, purchase, warn)
     except LedgerUnavailable:
-        _unsent.add(purchase.claim)
+        _unsent[purchase.claim] = purchase.before
         raise
     except asyncio.CancelledError:
-        _unsent.add(purchase.claim)
+        _unsent[purchase.claim] = purchase.before
         with suppress(LedgerUnavailable):
             entry = await ledger.get(purchase.intent.idempotency_key)
             if entry and entry.claim == purchase.claim:
@@ -364,8 +371,9 @@ async def _resumed(ledger: Ledger, entry: Entry) -> Entry:
     return await ledger.mark_resumed(entry) or entry
 
 
-_unsent: set[str] = set()
-"""Claims of this process for which nothing was sent, even if the ledger could not record that."""
+_unsent: dict[str, Entry | None] = {}
+"""Claims of this process for which nothing was sent, even if the ledger could not record that, with
+the entries that they replaced."""
 
 
 async def resolve_dead_claim(ledger: Ledger, entry: Entry, *, ours: bool = False) -> None:
@@ -380,7 +388,7 @@ async def resolve_dead_claim(ledger: Ledger, entry: Entry, *, ours: bool = False
         ours: True if the claim is the caller's own, whose lease may be renewed at the same time.
     """
     unsent = entry.claim in _unsent
-    refund = _refund(entry) if unsent else {}
+    refund = _refund(entry, _unsent[entry.claim]) if unsent else {}
     if unsent and not entry.note:
         await ledger.mark_rejected(entry, "nothing was sent", unchanged=not ours, **refund)
     else:
@@ -388,13 +396,42 @@ async def resolve_dead_claim(ledger: Ledger, entry: Entry, *, ours: bool = False
         await ledger.mark_uncertain(entry, note, unchanged=not ours, **refund)
 
 
-def _refund(claimed: Entry) -> dict[str, Any]:
+_OF_CHARGE = {
+    "cost",
+    "currency",
+    "cost_source",
+    "billed_seconds",
+    "list_cost",
+    "list_currency",
+    "flow_run_id",
+    "deployment_id",
+    "deployment",
+    "tags",
+}
+"""Columns that describe the charges of an entry: their cost, and what they were bought for."""
+
+
+def _refund(claimed: Entry, before: Entry | None) -> dict[str, Any]:
     """Return the changed columns of an entry whose latest submission was certainly not charged.
 
-    If that was a resubmission, it does not count: its run may resubmit the request again.
+    If that was a resubmission, it does not count: its run may resubmit the request again. The
+    charges before it keep their cost and their time, as if it had not been tried. An entry whose
+    earlier charges are of another request keeps what describes the latest one.
+
+    Args:
+        claimed: Entry as claimed for the submission.
+        before: Entry that the claim replaced, or None.
     """
     runs = claimed.resubmitted_by[:-1] if claimed.note else claimed.resubmitted_by
-    return {"charges": claimed.charges - 1, "resubmitted_by": list(runs)}
+    refund = {"charges": claimed.charges - 1, "resubmitted_by": list(runs)}
+    if before is None or not before.charges or before.fingerprint != claimed.fingerprint:
+        return refund
+    return {
+        **before.model_dump(mode="json", include=_OF_CHARGE),
+        "claimed_at": before.claimed_at,
+        "unresolved_since": before.unresolved_since,
+        **refund,
+    }
 
 
 # Check
@@ -485,16 +522,30 @@ async def _retry_until(change: Callable[[], Awaitable[Entry]], seconds: float) -
 
 
 async def _record_failed_post(
-    ledger: Ledger, claimed: Entry, error: BaseException, request_id: str | None, warn: Warn
+    ledger: Ledger,
+    claimed: Entry,
+    error: BaseException,
+    request_id: str | None,
+    warn: Warn,
+    *,
+    before: Entry | None = None,
 ) -> None:
     """Record the outcome of a failed POST.
 
     A certain refusal frees the key, unless an earlier submission has an unknown outcome. If the
     ledger is unavailable, the claim stays. That is safe, since nothing is sent again.
+
+    Args:
+        ledger: Ledger of the claim.
+        claimed: Entry as claimed.
+        error: Error of the POST.
+        request_id: CometAPI's id of the call, or None.
+        warn: Called with warnings.
+        before: Entry that the claim replaced, or None. It is used for a certain refusal only.
     """
     refused = isinstance(error, CometAPIError) and not isinstance(error, SubmissionUncertain)
     note = error.message if isinstance(error, CometAPIError) else _NO_ANSWER
-    refund = _refund(claimed) if refused else {}
+    refund = _refund(claimed, before) if refused else {}
     # A refusal after an uncertain submission leaves the id of the uncertain one.
     known = {"request_id": request_id} if request_id and not (refused and claimed.note) else {}
     refund |= known

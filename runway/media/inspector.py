@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,6 +39,9 @@ START_TIMEOUT = 120.0
 
 EXIT_TIMEOUT = 5.0
 """Seconds in which a decoder has to exit by itself after its pipes are closed."""
+
+BROKE_READER = "the file has C2PA data that broke its reader"
+"""Problem of a manifest that ended the decoder, or to which the answer is not valid."""
 
 _DECODER = Path(__file__).with_name("decoder.py")
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT")
@@ -106,7 +109,8 @@ def inspect_video(path: Path) -> VideoInfo:
         StorageError: It cannot be read on this machine.
     """
     with _reject_malformed():
-        return _described(_decoder(os.getpid()).ask(path))
+        info = _INFO.validate_python(_decoder(os.getpid()).ask(path)["info"])
+    return replace(info, provenance=read_provenance(path))
 
 
 def inspect_image(path: Path) -> ImageInfo | None:
@@ -144,18 +148,24 @@ def examine_output(
     """
     with _reject_malformed():
         answer = _decoder(os.getpid()).ask(path, makes=makes, poster_width=poster_width)
-        return _described(answer), _decode_base64(answer["poster"])
+        info, poster = _INFO.validate_python(answer["info"]), _decode_base64(answer["poster"])
+    return replace(info, provenance=read_provenance(path)), poster
 
 
 def read_provenance(path: Path) -> Provenance:
     """Return the C2PA provenance that a file states, without an examination of its media.
 
+    This is a question of its own to the decoder, because a paid-for video is never refused for its
+    manifest: one that breaks the decoder is reported as a problem.
+
     Raises:
-        InvalidOutput: The file broke the decoder.
-        StorageError: It cannot be read on this machine.
+        StorageError: The file cannot be read on this machine.
     """
-    with _reject_malformed():
-        return provenance_of(_decoder(os.getpid()).ask(path, manifest=True)["manifest"])
+    try:
+        with _reject_malformed():
+            return provenance_of(_decoder(os.getpid()).ask(path, manifest=True)["manifest"])
+    except InvalidOutput:
+        return Provenance(found=False, problem=BROKE_READER)
 
 
 def draw_contact_sheet(posters: Sequence[bytes]) -> bytes:
@@ -194,12 +204,6 @@ def decoder_reaches() -> list[str]:
         StorageError: The decoder does not start.
     """
     return _decoder(os.getpid()).reaches()
-
-
-def _described(answer: dict[str, Any]) -> VideoInfo:
-    stated = answer.get("manifest")
-    provenance = provenance_of(stated) if stated else None
-    return _INFO.validate_python({**answer["info"], "provenance": provenance})
 
 
 def _decode_base64(picture: str) -> bytes:

@@ -25,8 +25,14 @@ MAX_STORE = 16 << 20
 MAX_ELEMENTS = 10_000
 """Maximum number of elements at one level that are looked at, in a file or in a box."""
 
-MAX_CBOR = 1 << 20
+MAX_CBOR = 128 << 10
 """Maximum bytes of a CBOR document. Its objects take up to eighty times as much memory."""
+
+MAX_TEXT = 4_000
+"""Maximum characters of a text in the answer. JSON writes each as up to six bytes, or twelve."""
+
+MAX_CERTIFICATE = 64 << 10
+"""Maximum bytes of a certificate. One of a signer has one or two KB."""
 
 MAX_DEPTH = 32
 """Maximum nesting of a CBOR document."""
@@ -48,7 +54,8 @@ _PLAIN: Any = dict.fromkeys((*range(300), 1004, 43000, 55799), lambda value, _im
 confined process cannot, and tags for regular expressions or references have no use here."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_STORE, _MANIFESTS = b"c2pa", {b"c2ma", b"c2um"}
+_STORE, _COMPRESSED = b"c2pa", b"c2cm"
+_MANIFESTS = {b"c2ma", b"c2um", _COMPRESSED}
 _CLAIM, _SIGNATURE, _ASSERTIONS, _ACTIONS = (
     "c2pa.claim",
     "c2pa.signature",
@@ -57,6 +64,7 @@ _CLAIM, _SIGNATURE, _ASSERTIONS, _ACTIONS = (
 )
 
 _UNREADABLE = "the file has C2PA data that cannot be read"
+_IS_COMPRESSED = "the file has a compressed C2PA manifest, which is not read"
 _TOO_LARGE = f"the file has C2PA data of more than {MAX_STORE >> 20} MB, which is not read"
 
 
@@ -76,10 +84,10 @@ class _Superbox(NamedTuple):
         """Return the first superbox in this one whose label begins with a text."""
         return next((box for box in _superboxes(self.boxes) if box.label.startswith(label)), None)
 
-    def cbor(self) -> Any:
+    def cbor(self, *, is_cose: bool = False) -> Any:
         """Return the first CBOR document in this box, or None."""
         content = next((box.content for box in self.boxes if box.kind == b"cbor"), None)
-        return None if content is None else _cbor(content)
+        return None if content is None else _cbor(content, is_cose=is_cose)
 
 
 def read_manifest(file: BinaryIO) -> dict[str, Any]:
@@ -112,6 +120,8 @@ def _read_active_manifest(file: BinaryIO) -> dict[str, Any]:
         stores.append(store)
     manifests = [manifest for store in stores for manifest in _manifests(store)]
     active = manifests[-1] if manifests else None
+    if active and active.kind == _COMPRESSED:  # an earlier one would name another signer
+        return {"found": False, "problem": _IS_COMPRESSED}
     claim = active and active.child(_CLAIM)
     signature = active and active.child(_SIGNATURE)
     if not (active and claim and signature):
@@ -120,7 +130,7 @@ def _read_active_manifest(file: BinaryIO) -> dict[str, Any]:
         "manifest": active.label,
         "generator": _generator(claim.cbor()),
         "source_type": next(filter(None, map(_source_type, reversed(manifests))), None),
-        "certificate": _certificate(signature.cbor()),
+        "certificate": _certificate(signature.cbor(is_cose=True)),
     }
     return {"found": True, **{name: value for name, value in stated.items() if value}}
 
@@ -144,9 +154,10 @@ def _generator(claim: Any) -> str | None:
     info = info[0] if isinstance(info, list | tuple) and info else info
     if isinstance(info, Mapping) and isinstance(info.get("name"), str):
         version = info.get("version")
-        return f"{info['name']} {version}" if isinstance(version, str) else info["name"]
+        name = f"{info['name']} {version}" if isinstance(version, str) else info["name"]
+        return name[:MAX_TEXT]
     stated = claim.get("claim_generator")
-    return stated if isinstance(stated, str) else None
+    return stated[:MAX_TEXT] if isinstance(stated, str) else None
 
 
 def _source_type(manifest: _Superbox) -> str | None:
@@ -158,7 +169,7 @@ def _source_type(manifest: _Superbox) -> str | None:
         for action in actions if isinstance(actions, list | tuple) else ():
             stated = action.get("digitalSourceType") if isinstance(action, Mapping) else None
             if isinstance(stated, str):
-                return stated
+                return stated[:MAX_TEXT]
     return None
 
 
@@ -166,24 +177,38 @@ def _certificate(signature: Any) -> str | None:
     """Return the signer's certificate in a COSE_Sign1 structure, as DER in base64."""
     if not (isinstance(signature, list | tuple) and len(signature) >= 2):
         return None
-    protected = _cbor(memoryview(signature[0])) if isinstance(signature[0], bytes) else None
+    encoded = signature[0]
+    protected = _cbor(memoryview(encoded), is_cose=True) if isinstance(encoded, bytes) else None
     for header in (protected, signature[1]):
         if not isinstance(header, Mapping):
             continue
         for chain in map(header.get, _X5CHAIN):
             first = chain[0] if isinstance(chain, list | tuple) and chain else chain
-            if isinstance(first, bytes):
+            if isinstance(first, bytes) and len(first) <= MAX_CERTIFICATE:
                 return base64.b64encode(first).decode()
     return None
 
 
-def _cbor(content: memoryview) -> Any:
-    """Return a CBOR document, or None if it is too large or not valid."""
+def _cbor(content: memoryview, *, is_cose: bool = False) -> Any:
+    """Return a CBOR document, or None if it is too large or not valid.
+
+    Keys of maps must be texts, because an array as a key has a hash that an attacker can choose:
+    a map of keys with equal hashes takes quadratic time. COSE has integers as keys, so its few
+    documents in a file are limited by their size alone.
+
+    Args:
+        content: The document.
+        is_cose: True for a document of COSE.
+    """
     if len(content) > MAX_CBOR:
         return None
     try:
         return cbor2.loads(
-            content, max_depth=MAX_DEPTH, str_errors="replace", semantic_decoders=_PLAIN
+            content,
+            max_depth=MAX_DEPTH,
+            str_errors="replace",
+            semantic_decoders=_PLAIN,
+            strict_hashable_types=not is_cose,
         )
     except Exception:  # noqa: BLE001 -- the library raises many types for untrusted bytes
         return None

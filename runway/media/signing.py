@@ -22,12 +22,13 @@ from ..models.generation import FrozenModel, Provenance
 from ..models.media_types import HEAD_BYTES, media_type_of
 from ..redact import reason_of, scrub
 from .inspector import SUFFIXES, read_provenance
+from .provenance import MAX_TEXT, provenance_of
 
 NO_C2PA = "this needs the extra c2pa: pip install 'prefect-cometapi[c2pa]'"
 
 _OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
-_UNTRUSTED = "signingCredential.untrusted"
+_ALLOWED_KEYS = "C2PA allows EC P-256, P-384 or P-521, RSA and Ed25519"
 
 
 class Verification(FrozenModel):
@@ -40,7 +41,9 @@ class Verification(FrozenModel):
     problems: tuple[str, ...] = Field(
         default=(), description="C2PA's codes of the checks that failed, or what could not be read."
     )
-    provenance: Provenance = Field(description="What the manifest states.")
+    provenance: Provenance = Field(
+        description="What the verified manifest states, or else what the file states."
+    )
 
 
 def verify_provenance(file: Path, trust_anchors: Path | None = None) -> Verification:
@@ -67,6 +70,7 @@ def verify_provenance(file: Path, trust_anchors: Path | None = None) -> Verifica
             library.Reader(_media_type(file), content, None, context) as reader,
         ):
             verdict, found = reader.get_validation_state(), reader.get_validation_results()
+            verified = _of_manifest(reader.get_active_manifest()) or stated
     except library.C2paError.ManifestNotFound:
         return Verification(state="none", provenance=stated)
     except library.C2paError as error:  # also for a manifest elsewhere, which is not fetched
@@ -77,7 +81,48 @@ def verify_provenance(file: Path, trust_anchors: Path | None = None) -> Verifica
         dict.fromkeys(scrub(str(one.get("code"))) for one in active.get("failure", ()))
     )
     states: dict[Any, Literal["valid", "trusted"]] = {"Valid": "valid", "Trusted": "trusted"}
-    return Verification(state=states.get(verdict, "invalid"), problems=problems, provenance=stated)
+    return Verification(
+        state=states.get(verdict, "invalid"), problems=problems, provenance=verified
+    )
+
+
+def _of_manifest(manifest: Any) -> Provenance | None:
+    """Return what a manifest states that the library has read; None if it read none.
+
+    The verdict is about this manifest, so signer, program and source must not come from another.
+    """
+    try:
+        return _described(manifest) if manifest else None
+    except (AttributeError, LookupError, TypeError, ValueError):  # its content is untrusted
+        return Provenance(found=True, problem="the manifest has a form that cannot be read")
+
+
+def _described(manifest: dict[str, Any]) -> Provenance:
+    info = manifest.get("claim_generator_info") or [{}]
+    name, program_version = info[0].get("name"), info[0].get("version")
+    generator = " ".join(filter(None, [name, program_version])) or manifest.get("claim_generator")
+    stated = provenance_of(
+        {
+            "found": True,
+            "manifest": manifest.get("label"),
+            "generator": generator,
+            "source_type": _source_type(manifest),
+        }
+    )
+    signature = manifest.get("signature_info") or {}
+    signer = signature.get("issuer") or signature.get("common_name")
+    return stated.model_copy(update={"signer": signer and scrub(signer, limit=MAX_TEXT)})
+
+
+def _source_type(manifest: dict[str, Any]) -> str | None:
+    """Return the first ``digitalSourceType`` in the actions of a manifest."""
+    for assertion in manifest.get("assertions") or ():
+        if not assertion["label"].startswith("c2pa.actions"):
+            continue
+        for action in assertion["data"].get("actions") or ():
+            if stated := action.get("digitalSourceType"):
+                return str(stated)
+    return None
 
 
 def sign_copy(
@@ -173,20 +218,26 @@ def _signer_info(library: Any, certificate: Path, key: Path, timestamp_url: str 
         SigningError: The files cannot be used together. No message repeats the key.
     """
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     chain, secret = _content(certificate, "the certificate"), _content(key, "the signing key")
     try:
         leaf = x509.load_pem_x509_certificates(chain)[0]
+        of_certificate = leaf.public_key()
     except (ValueError, x509.InvalidVersion):
         raise SigningError(f"{certificate} has no certificate in PEM") from None
+    except UnsupportedAlgorithm:
+        raise SigningError(f"the key of {certificate} is of a kind that cannot be read") from None
     try:
         private = load_pem_private_key(secret, password=None)
     except TypeError:
         raise SigningError(f"{key} has a passphrase; write the key without one") from None
     except ValueError:
         raise SigningError(f"{key} has no private key in PEM") from None
-    if private.public_key() != leaf.public_key():
+    except UnsupportedAlgorithm:
+        raise SigningError(f"{key} is of a kind that cannot be read; {_ALLOWED_KEYS}") from None
+    if private.public_key() != of_certificate:
         raise SigningError(f"{key} is not the key of the certificate in {certificate}")
     return library.C2paSignerInfo(_algorithm(library, private), chain, secret, timestamp_url)
 
@@ -205,9 +256,7 @@ def _algorithm(library: Any, key: Any) -> Any:
         return library.C2paSigningAlg.PS256
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return library.C2paSigningAlg.ED25519
-    raise SigningError(
-        "the signing key is not one that C2PA allows: EC P-256, P-384 or P-521, RSA, Ed25519"
-    )
+    raise SigningError(f"the signing key is not one that C2PA allows; {_ALLOWED_KEYS}")
 
 
 def _media_type(file: Path) -> str:

@@ -4,6 +4,7 @@
 import json
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -61,7 +62,7 @@ Prices = dict[str, Annotated[Price, BeforeValidator(parse_price), PlainSerialize
 """Prices by model."""
 
 
-def shown_cost(cost: float | None, currency: str | None, source: str | None) -> str:
+def shown_cost(cost: float | Decimal | None, currency: str | None, source: str | None) -> str:
     """Return a cost such as ``0.26 USD (billed)``, or an empty text if it is unknown; pure."""
     if cost is None:
         return ""

@@ -122,6 +122,43 @@ def test_a_file_that_cannot_be_written_is_an_error_without_a_trace(command, caps
     assert capsys.readouterr().err.startswith("InvalidRequest: missing/costs.csv cannot be written")
 
 
+@pytest.mark.parametrize("format_", ["csv", "parquet"])
+@pytest.mark.parametrize("output", [".", "..", os.devnull, "link", "pipe"])
+def test_only_a_regular_file_is_replaced(command, capsys, output, format_):
+    """A folder, a device, a pipe or a link to one is named, and stays what it is."""
+    Path("link").symlink_to(os.devnull)
+    os.mkfifo("pipe")
+    before = Path(output).stat().st_ino
+    assert command("ledger", "export", "--format", format_, "--output", output) == 1
+    assert " cannot be written: it is not a regular file" in capsys.readouterr().err
+    assert Path(output).stat().st_ino == before
+    assert not Path(output).is_file()
+
+
+def test_a_link_to_a_file_stays_a_link(command, capsys):
+    """The file behind a link is replaced, so that other names of the link find the new content."""
+    Path("costs.csv").write_text("before")
+    Path("latest.csv").symlink_to("costs.csv")
+    assert command("ledger", "export", "--output", "latest.csv") == 0
+    assert Path("latest.csv").is_symlink()
+    assert Path("costs.csv").read_text().startswith("ProviderName,")
+
+
+def test_links_in_a_circle_are_named(command, capsys):
+    """A link that leads to itself is an error without a stack trace."""
+    Path("circle").symlink_to("circle")
+    assert command("ledger", "export", "--output", "circle") == 1
+    assert "cannot be written: it is not a regular file" in capsys.readouterr().err
+
+
+def test_a_small_amount_is_not_shown_as_nothing(command, capsys):
+    """The report shows an amount as precisely as the other commands do."""
+    small = {"cost": 0.004, "currency": "CHF", "cost_source": "billed"}
+    bought("small", **small)
+    assert command("ledger", "report") == 0
+    assert "0.004 CHF" in capsys.readouterr().out
+
+
 def test_an_incomplete_export_replaces_no_file(command, capsys):
     """A corrupted row may be a purchase, so a file without it is not written."""
     Path("costs.csv").write_text("before")

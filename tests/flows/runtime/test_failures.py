@@ -35,8 +35,21 @@ def test_a_state_is_one_line_with_the_type_the_money_and_the_next_step(kind, mes
     assert text.isprintable() or not message.isprintable()
     assert not {"\n", "\r"} & set(text)
     assert text.startswith(f"{kind.__name__}:")
+    assert "Generation: " not in text.removeprefix(f"{kind.__name__}: {message}")
     assert " ".join(error.money.split()) in text
     assert " ".join(error.hint().split()) in text
+
+
+def test_a_state_names_the_generation_before_the_money():
+    """A person who reads only the state finds the generation in the ledger and at CometAPI."""
+    error = GenerationFailed("it failed").with_context(idempotency_key="sku-17", task_id="task-1")
+    text = in_one_line(error)
+    assert "failed. Generation: idempotency key sku-17, task id task-1. Money: " in text
+    assert text.count("Generation: ") == 1
+    unnamed = in_one_line(SubmissionUncertain("no answer").with_context(idempotency_key="sku-17"))
+    assert "Generation: idempotency key sku-17. Money: " in unnamed
+    signed = InvalidRequest("no").with_context(idempotency_key="https://a.example/b?sig=canary")
+    assert "canary" not in in_one_line(signed)
 
 
 @pytest.mark.server
@@ -47,12 +60,14 @@ def test_a_failed_run_shows_one_line_and_logs_the_advice(prefect_server, sandbox
     assert state.is_failed()
     assert state.message
     assert state.message.startswith("GenerationFailed: the generation failed")
+    assert ". Generation: idempotency key " in state.message
+    assert f"task id {sandbox.accepted[0].task_id}. Money: " in state.message
     assert "Money: accepted, then failed" in state.message
     assert "Next: change the image or the prompt" in state.message
     assert "\n" not in state.message
     lines = history.logs(state.state_details.flow_run_id, until="Finished in state Failed('Gen")
     text = "\n".join(lines)
-    assert text.count("Next: ") == 1
+    assert text.count("Next: ") == text.count("Generation: ") == 1
     assert "Traceback" not in text
     assert "  File " not in text
     assert "\\n" not in text

@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import re
 
 import pytest
 from hypothesis import example, given
@@ -37,6 +38,26 @@ def test_no_text_is_more_than_text(text):
     assert active(escape_markdown(text)) == set()
 
 
+AUTOLINK = re.compile(r"(?:https?|ftp)://|www\.|[\w.+-]+@[\w-]+(?:\.[\w-]*\w)+", re.IGNORECASE)
+"""Text of which marked, the library of Prefect's UI, makes a link without any markup."""
+
+PARTS = ("http", "https", "HTTPS", "ftp", "://", "www", "WWW.", ".", "@", "evil.example", "\\", " ")
+
+
+@given(st.lists(st.sampled_from(PARTS)).map("".join))
+@example("renew it: https://evil.example/login")
+@example("Www.evil.example")
+@example("write to help+you@evil.example")
+@example("\\https://evil.example")
+def test_no_bare_address_becomes_a_link(text):
+    """Addresses of a text are inert without markup, too, and are shown as they are."""
+    escaped = escape_markdown(text)
+    assert not AUTOLINK.search(escaped)
+    assert active(escaped) == set()
+    shown = MarkdownIt("commonmark").parseInline(escaped)[0].children or []
+    assert "".join(token.content for token in shown).strip() == text.strip()
+
+
 @given(st.text(st.sampled_from("![]()<>\\`:/a .&#;\n\"'*_~-")))
 @example("``` \n</pre>")
 @example("`a`")
@@ -66,7 +87,10 @@ def test_a_title_is_one_heading(title, text):
     assert active(first) == set()
 
 
-@pytest.mark.parametrize("text", ["sku-17/november", "InvalidRequest: no cats (HTTP 400)", "50 %"])
+USUAL = ["sku-17/november", "InvalidRequest: no cats (HTTP 400)", "50 %", "2 @ 9", "s3://bucket/a"]
+
+
+@pytest.mark.parametrize("text", USUAL)
 def test_usual_words_are_left_as_they_are(text):
     """Ordinary words stay unchanged, as they are also read outside the UI."""
     assert escape_markdown(text) == text
@@ -90,4 +114,5 @@ async def test_no_table_shows_an_untrusted_picture_or_link(
         (cells,) = json.loads(shown["data"])
         assert "evil.example" in str(cells)
         for text in (*cells.values(), shown["description"]):
+            assert not AUTOLINK.search(text)
             assert active(text) == set()

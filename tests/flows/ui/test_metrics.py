@@ -116,6 +116,21 @@ def test_a_refund_lowers_the_bill(prefect_server, points):
     assert cost.value == 0.0
 
 
+def test_a_bill_counts_once_for_a_key_that_was_sent_twice(prefect_server, points):
+    """A bill is that of one task, however often its key was submitted."""
+    bill = {"cost": 0.25, "currency": "USD", "cost_source": CostSource.BILLED, "charges": 2}
+
+    @flow
+    async def learn() -> None:
+        await metrics.count_billed(entry(State.STORED, charges=2), entry(State.STORED, **bill))
+
+    import asyncio
+
+    asyncio.run(learn())
+    (cost,) = points()["cometapi.generation.cost"]
+    assert cost.value == 0.25
+
+
 def test_attributes_hold_no_key_prompt_or_address(prefect_server, sandbox, points):
     """Each attribute is a kind, so that there are few series and no secret among them."""
     secret = "topsecret"

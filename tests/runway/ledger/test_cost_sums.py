@@ -83,6 +83,15 @@ def test_every_amount_is_in_one_sum_of_its_currency(entries):
         assert amount == sum(own, Decimal())
 
 
+def test_one_bill_is_added_once():
+    """A key that was sent three times has one known bill, and two estimates of the same amount."""
+    bill = {"cost": 0.2, "currency": "USD", "cost_source": CostSource.BILLED}
+    (total,) = sums_of([entry(State.STORED, charges=3, **bill)], By.DAY).values()
+    assert (total.billed, total.estimated) == (Decimal("0.2"), Decimal("0.4"))
+    (total,) = sums_of([entry(State.STORED, charges=1, **bill)], By.DAY).values()
+    assert (total.billed, total.estimated) == (Decimal("0.2"), None)
+
+
 @given(
     st.lists(ENTRIES, max_size=12).flatmap(
         lambda some: st.tuples(st.just(some), st.permutations(some))

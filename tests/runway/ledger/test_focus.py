@@ -44,13 +44,16 @@ def test_a_billed_generation_is_a_complete_row():
         "SkuMeter": "image_to_video",
         "ResourceId": "task-1",
         "ResourceName": "sku-17",
+        "ResourceType": "Generation",
         "ChargeCategory": "Usage",
+        "ChargeClass": None,
         "ChargePeriodStart": datetime(2026, 11, 21, tzinfo=UTC),
         "ChargePeriodEnd": datetime(2026, 11, 22, tzinfo=UTC),
         "ConsumedQuantity": 5.0,
         "PricingUnit": "Seconds",
         "ListUnitPrice": 0.05,
         "ListCost": 0.25,
+        "ContractedCost": 0.25,
         "BilledCost": 0.2,
         "BillingCurrency": "USD",
         "x_EstimatedCost": None,
@@ -68,6 +71,20 @@ def test_an_estimate_is_not_billed(source):
     row = focus_row(entry(State.STORED, **BOUGHT, cost=0.2, currency="EUR", cost_source=source))
     assert (row["BilledCost"], row["EffectiveCost"], row["ListCost"]) == (None, None, None)
     assert (row["x_EstimatedCost"], row["BillingCurrency"]) == (0.2, "EUR")
+
+
+def test_a_purchase_without_an_id_is_no_resource():
+    """FOCUS wants a type of resource if and only if there is an id of one."""
+    row = focus_row(entry(State.UNCERTAIN, charges=1, task_id=None, claimed_at=MOMENT))
+    assert (row["ResourceId"], row["ResourceType"]) == (None, None)
+
+
+def test_one_bill_counts_for_one_submission():
+    """The other submissions of a key are estimated, because nobody knows their bill."""
+    bill = {"cost": 0.2, "currency": "USD", "cost_source": CostSource.BILLED}
+    row = focus_row(entry(State.STORED, **BOUGHT | {"charges": 3}, **bill))
+    assert (row["BilledCost"], row["x_EstimatedCost"]) == (0.2, 0.4)
+    assert (row["x_CostSource"], row["x_Submissions"]) == ("billed", 3)
 
 
 def test_a_list_price_in_another_currency_is_no_list_cost():
@@ -135,7 +152,8 @@ def test_a_figure_that_is_unknown_is_empty(cost, listed, seconds, charges, route
     assert (row["ListCost"] is None) == (listed is None)
     is_billed = cost is not None and source is CostSource.BILLED
     assert (row["BilledCost"] is not None) == is_billed
-    assert (row["x_EstimatedCost"] is not None) == (cost is not None and not is_billed)
+    has_estimate = cost is not None and (not is_billed or charges > 1)
+    assert (row["x_EstimatedCost"] is not None) == has_estimate
     assert (row["BillingCurrency"] is None) == (cost is None and listed is None)
     assert row["ChargePeriodStart"] <= row["x_PurchasedAt"] < row["ChargePeriodEnd"]
     assert all(name.startswith("x_") or name[0].isupper() for name in row)

@@ -2,12 +2,14 @@
 """A taken-over decoder may answer or do anything, but it blocks nobody."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from prefect_cometapi.runway import InvalidOutput, StorageError
-from prefect_cometapi.runway.media import inspector
+from prefect_cometapi.runway.media import decoder, inspector
 from prefect_cometapi.runway.media.inspector import Decoder
+from prefect_cometapi.runway.models.generation import Provenance
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,32 @@ def test_a_decoder_that_was_taken_over_is_not_believed(tmp_path, monkeypatch, an
     ):
         with pytest.raises(InvalidOutput, match="its answer is not valid"):
             look()
+    one.close()
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["os.abort()", "return {'manifest': {'found': 'perhaps'}}", "return {'refused': 'no memory'}"],
+    ids=["crash", "nonsense", "refusal"],
+)
+def test_a_manifest_that_breaks_the_decoder_costs_no_video(clips, tmp_path, monkeypatch, ending):
+    """The video is described as before, and the problem of its manifest is reported."""
+    program = tmp_path / "fragile.py"
+    program.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(Path(decoder.__file__).parent)!r})\n"
+        "import decoder\nanswer = decoder._answer\n"
+        "def fragile(file, question):\n"
+        f"    if question.get('manifest'): {ending}\n"
+        "    return answer(file, question)\n"
+        "decoder._answer = fragile\n"
+        "decoder.serve(decoder.read_questions(), sys.stdout)\n"
+    )
+    one = Decoder(program)
+    monkeypatch.setattr(inspector, "_decoder", lambda _process: one)
+    info, poster = inspector.examine_output(clips / "clip.mp4", "video")
+    assert (info.frames, poster[:2]) == (48, b"\xff\xd8")
+    broken = Provenance(found=False, problem="the file has C2PA data that broke its reader")
+    assert info.provenance == inspector.read_provenance(clips / "clip.mp4") == broken
     one.close()
 
 

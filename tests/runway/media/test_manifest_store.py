@@ -3,14 +3,19 @@
 
 import base64
 import io
+import json
 import tracemalloc
+from itertools import islice, product
+from time import process_time
 
+import cbor2
 import pytest
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_cometapi.runway.media import manifest_store
+from prefect_cometapi.runway.media.decoder import CPU_TIMEOUT
 from prefect_cometapi.runway.media.inspector import examine_output, inspect_video, read_provenance
 from prefect_cometapi.runway.media.manifest_store import MAX_CBOR, MAX_STORE, read_manifest
 
@@ -261,6 +266,63 @@ def test_a_document_that_is_too_large_or_too_deep_is_left_out():
         assert found["found"]
         assert "generator" not in found
         assert found["source_type"] == SOURCE_TYPE
+
+
+def _text_of_noise(count: int) -> bytes:
+    """Return a CBOR text of bytes that are not UTF-8; JSON writes each as six."""
+    return b"\x7a" + count.to_bytes(4) + b"\xff" * count
+
+
+def _raw(kind: bytes, label: str, content: bytes) -> bytes:
+    return superbox(kind, label, box(b"cbor", content))
+
+
+def test_an_answer_stays_short_whatever_a_manifest_states(clips, tmp_path):
+    """Texts are cut and a huge certificate is ignored, so a paid-for video is still described."""
+    noise = _text_of_noise(MAX_CBOR - 100)
+    claim = b"\xa1" + cbor2.dumps("claim_generator") + noise
+    actions = b"\xa1" + cbor2.dumps("actions") + b"\x81\xa1" + cbor2.dumps("digitalSourceType")
+    hostile = superbox(
+        b"c2ma",
+        "urn:c2pa:" + "\N{GRINNING FACE}" * 100_000,
+        superbox(b"c2as", "c2pa.assertions", _raw(b"cbor", "c2pa.actions.v2", actions + noise)),
+        _raw(b"c2cl", "c2pa.claim.v2", claim),
+        superbox(b"c2cs", "c2pa.signature", cbor(cose({}, {33: bytes(100_000)}))),
+    )
+    content = (clips / "clip.mp4").read_bytes() + mp4(store(hostile))[16:]
+    found = read(content)
+    assert len(found["generator"]) == len(found["source_type"]) == manifest_store.MAX_TEXT
+    assert "certificate" not in found
+    assert len(json.dumps(found)) < 100_000
+    file = tmp_path / "hostile.mp4"
+    file.write_bytes(content)
+    info, _ = examine_output(file, "video")
+    assert info.frames == 48
+    assert info.provenance is not None
+    assert info.provenance.found
+
+
+@pytest.mark.parametrize("key", [[-1, -2], {"a": 1}, cbor2.CBORTag(4711, 1), 1.5, 7], ids=repr)
+def test_a_document_with_keys_that_are_no_texts_is_left_out(key):
+    """Keys with equal hashes, which take quadratic time, cannot be chosen."""
+    pairs = b"\xa2" + cbor2.dumps("claim_generator") + cbor2.dumps("x")
+    claim = _raw(b"c2cl", "c2pa.claim.v2", pairs + cbor2.dumps(key) + b"\0")
+    signature = superbox(b"c2cs", "c2pa.signature", cbor(cose({33: b"DER"})))
+    found = read(mp4(store(superbox(b"c2ma", "m", claim, signature))))
+    assert found["found"]
+    assert "generator" not in found
+    assert found["certificate"]
+
+
+def test_keys_with_equal_hashes_cost_little_time():
+    """A signature of COSE, whose keys may be integers, is limited by its size."""
+    keys = (b"\x8e" + bytes(key) for key in islice(product(b"\x20\x21", repeat=14), 7_000))
+    hostile = b"\x82\x40\xb9" + (7_000).to_bytes(2) + b"".join(key + b"\0" for key in keys)
+    claim = superbox(b"c2cl", "c2pa.claim.v2", cbor(CLAIM))
+    content = mp4(store(superbox(b"c2ma", "m", claim, _raw(b"c2cs", "c2pa.signature", hostile))))
+    start = process_time()
+    assert read(content)["found"]
+    assert process_time() - start < CPU_TIMEOUT / 4
 
 
 def _nested(depth: int) -> list:

@@ -2,26 +2,32 @@
 """Manifests are verified, and copies are signed, with a certificate made for the tests."""
 
 import asyncio
+import io
 import json
 import sys
+from base64 import b64encode
 from contextlib import suppress
 from pathlib import Path
 
 import c2pa
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 
 from prefect_cometapi.runway import InvalidOutput, SigningError, sign_copy, verify_provenance
 from prefect_cometapi.runway.media import signing
 from prefect_cometapi.runway.media.inspector import inspect_video
-from prefect_cometapi.sandbox.clips.content_credentials import new_identity
+from prefect_cometapi.runway.models.generation import Provenance
+from prefect_cometapi.sandbox.clips.content_credentials import Identity, new_identity
 
 from ...pictures import picture
 from ..static_server import static_server
 from .manifests import C2PA_UUID, RUNWAY, SOURCE_TYPE, signed
 
 OURS = new_identity("Example Media GmbH")
+P256 = bytes.fromhex("06082a8648ce3d030107")
+"""Identifier of the curve P-256 in DER."""
 
 
 @pytest.fixture
@@ -101,6 +107,65 @@ def test_a_damaged_manifest_is_invalid(original):
     assert found.problems
 
 
+def compressed(content: bytes, identity: Identity) -> bytes:
+    """Return a copy of a PNG with a compressed manifest, which the library signs."""
+    settings = c2pa.Settings.from_dict({"core": {"prefer_compress_manifests": True}})
+    made = {
+        "claim_generator_info": [{"name": "Editor", "version": "2"}],
+        "assertions": [{"label": "c2pa.actions", "data": {"actions": [{"action": "c2pa.edited"}]}}],
+    }
+    info = c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES256, identity.chain, identity.key, None)
+    result = io.BytesIO()
+    with (
+        c2pa.Signer.from_info(info) as signer,
+        c2pa.Builder(made, c2pa.Context(settings)) as builder,
+    ):
+        builder.set_intent(c2pa.C2paBuilderIntent.EDIT)
+        builder.sign(signer, "image/png", io.BytesIO(content), result)
+    return result.getvalue()
+
+
+def test_the_signer_of_an_ingredient_is_not_named_for_a_compressed_manifest(tmp_path):
+    """The last manifest is the active one, also if only the library can decompress it."""
+    file = tmp_path / "compressed.png"
+    file.write_bytes(compressed(signed(picture("PNG"), "image/png"), OURS))
+    stated = signing.stated_provenance(file)
+    assert (stated.found, stated.signer) == (False, None)
+    assert stated.problem == "the file has a compressed C2PA manifest, which is not read"
+    verified = verify_provenance(file)
+    assert verified.state == "valid"
+    assert verified.provenance.signer == "Example Media GmbH"
+    assert (verified.provenance.generator or "").startswith("Editor 2")
+    assert verified.provenance.digital_source_type is None
+
+
+def test_a_verification_describes_the_manifest_that_the_library_verified(original, monkeypatch):
+    """The finding of the fast reader is not mixed with the verdict of the library."""
+    other = Provenance(found=True, signer="Somebody else", digital_source_type="other")
+    monkeypatch.setattr(signing, "read_provenance", lambda _file: other)
+    verified = verify_provenance(original).provenance
+    assert (verified.signer, verified.generator) == ("RUNWAY AI, INC.", "Gen-4 4.5")
+    assert verified.digital_source_type == SOURCE_TYPE
+    assert (verified.manifest or "").startswith("urn:c2pa:")
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"claim_generator_info": "text"},
+        {"assertions": [{"label": "c2pa.actions", "data": [1]}]},
+        {"signature_info": {"issuer": 7}},
+        {"label": 7},
+    ],
+    ids=str,
+)
+def test_a_manifest_of_an_unknown_form_is_described_as_such(manifest):
+    """The content of a manifest is untrusted, also after the library has read it."""
+    found = signing._of_manifest(manifest)
+    assert found is not None
+    assert found.problem == "the manifest has a form that cannot be read"
+
+
 async def test_a_manifest_elsewhere_is_not_fetched(pem, tmp_path, clips):
     """A file that names the URL of its manifest makes no request, although the library would."""
     async with static_server(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n") as (
@@ -141,14 +206,34 @@ def _encrypted(key: bytes) -> bytes:
     )
 
 
+def _of_unknown_kind(key: bytes) -> bytes:
+    """Return a key on a curve that does not exist."""
+    content = serialization.load_pem_private_key(key, None).private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    unknown = content.replace(P256, P256[:-1] + b"\x7f")
+    return b"-----BEGIN PRIVATE KEY-----\n" + b64encode(unknown) + b"\n-----END PRIVATE KEY-----\n"
+
+
+def _with_unknown_key(chain: bytes) -> bytes:
+    """Return a certificate with a key on a curve that does not exist."""
+    content = x509.load_pem_x509_certificates(chain)[0].public_bytes(serialization.Encoding.DER)
+    unknown = content.replace(P256, P256[:-1] + b"\x7f")
+    return b"-----BEGIN CERTIFICATE-----\n" + b64encode(unknown) + b"\n-----END CERTIFICATE-----\n"
+
+
 @pytest.mark.parametrize(
     ("which", "content", "message"),
     [
         ("certificate", b"no PEM", "has no certificate in PEM"),
         ("certificate", None, "the certificate cannot be read"),
+        ("certificate", _with_unknown_key(OURS.chain), "is of a kind that cannot be read"),
         ("certificate", RUNWAY.chain, "is not the key of the certificate"),
         ("key", b"-----BEGIN PRIVATE KEY-----\ncanary\n", "has no private key in PEM"),
         ("key", _encrypted(OURS.key), "has a passphrase"),
+        ("key", _of_unknown_kind(OURS.key), r"is of a kind that cannot be read; C2PA allows EC"),
         ("key", None, "the signing key cannot be read"),
         ("original", None, "cannot be read"),
         ("original", b"GIF89a", "is not an MP4, MOV, PNG, JPEG or WebP"),
