@@ -150,12 +150,12 @@ def test_a_killed_shard_is_taken_over(
     batch = start("-c", BATCH, manifest(tmp_path, alike), json.dumps(options))
     wait_until(
         lambda: [entry.state for entry in book.all()] == [State.SUBMITTED] * 30 or None,
-        seconds=120,
+        seconds=300,
     )
     assert workers.states(history) == ["Running"] * 3
     waiting.kill(doomed)
     finish_rendering()
-    output, _ = batch.communicate(timeout=240)
+    output, _ = batch.communicate(timeout=400)
     assert batch.returncode == 0
     assert output.splitlines()[-1].startswith("200 ")
     assert len(sandbox.accepted) == 200
