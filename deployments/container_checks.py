@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
+from ..flows.runtime.pages import read_pages
 from ..flows.runtime.work_pools import read_pool, starts_containers
 from ..runway.errors import CometAPIError
 from ..runway.settings import CometAPISettings
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
 async def deployments_in(client: "PrefectClient", pool: str) -> "list[DeploymentResponse]":
     """Return the deployments of this package's flows in a work pool."""
     from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+    from prefect.client.schemas.sorting import DeploymentSort
 
-    found = await client.read_deployments(
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+    chosen = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+    found = await read_pages(
+        lambda limit, offset: client.read_deployments(
+            work_pool_filter=chosen, sort=DeploymentSort.NAME_ASC, limit=limit, offset=offset
+        )
     )
     return [one for one in found if (one.entrypoint or "").startswith("prefect_cometapi.")]
 

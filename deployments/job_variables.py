@@ -26,8 +26,22 @@ if TYPE_CHECKING:
 PREFECT_IMAGE = "prefecthq/prefect:"
 """Start of the names of Prefect's own images, which do not have this package."""
 
-_SECRET_NAME = re.compile("^COMETAPI_KEY$|API_KEY|ACCESS_KEY$|SECRET|PASSWORD|TOKEN")
+_SECRET_NAME = re.compile(
+    r"(^|_)KEY$|API_?KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|(^|_)PASS(_|$)|_PWD$|TOKEN"
+    r"|CONN(ECTION)?_?STR",
+    re.IGNORECASE,  # the settings of this package are read in any case
+)
 """Names of variables whose values are secrets, of this package and of clients of storages."""
+
+_PASSWORD = re.compile(r"://[^/?#@\s]*:(?!\d+[/?#])[^@?#\s]*@|^postgres[\w+]*://[^/@\s]*:[^@\s]*@")
+"""Password in a URL. In that of a database it may contain any character, also unescaped."""
+
+_SECRET_PART = re.compile(
+    r"(^|[?&;\s])([\w.-]*(password|passwd|secret|signature|token)|sig|pwd"
+    r"|(api|access|account)[-_]?key)=",
+    re.IGNORECASE,
+)
+"""Secret in the query of a URL, or in a list of settings such as a connection string."""
 
 SECRET_FIELDS = {
     "secret": "",
@@ -176,11 +190,11 @@ def is_reference(value: str) -> bool:
 def is_secret(name: str, value: str) -> bool:
     """Return whether the value of an environment variable is a secret; pure.
 
-    It is one if the name says so, or if the value is a URL with a password.
+    It is one if the name says so, or if the value has a password, a signature or the like.
     """
     if not value or is_reference(value):
         return False
-    return bool(_SECRET_NAME.search(name) or re.search(r"://[^/@]*:[^/]*@|[?&]password=", value))
+    return any((_SECRET_NAME.search(name), _PASSWORD.search(value), _SECRET_PART.search(value)))
 
 
 def needs_image(pool: "WorkPool") -> bool:

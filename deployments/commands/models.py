@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
+from ...flows.runtime.pages import read_pages
 from ...runway.api.catalogue import Catalogue
 from ...runway.models.catalogue import CatalogueReply
 from ...runway.models.model_limits import known_models
@@ -124,8 +125,14 @@ def _model_of(request: Mapping[str, Any]) -> str | None:
 
 async def models_of_deployments(client: "PrefectClient") -> dict[str, list[str]]:
     """Return the models that the deployments of this package's flows use."""
+    from prefect.client.schemas.sorting import DeploymentSort
+
     found: dict[str, list[str]] = {}
-    for one in await client.read_deployments():
+    for one in await read_pages(
+        lambda limit, offset: client.read_deployments(
+            sort=DeploymentSort.NAME_ASC, limit=limit, offset=offset
+        )
+    ):
         if (one.entrypoint or "").startswith("prefect_cometapi."):
             found[f"deployment {one.name}"] = models_of(one.parameters)
     return found

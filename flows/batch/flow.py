@@ -3,9 +3,8 @@
 
 import asyncio
 from contextlib import nullcontext
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from prefect.states import Completed
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ...runway.batch.errors import BatchFailed
@@ -28,7 +27,7 @@ from .balance import check_balance
 from .cancellation import cancel_shards
 from .plan import Reading, check_output, check_prices, check_rows_of, make_plan, spending_of
 from .progress import BatchProgress
-from .report import Report, report_place
+from .report import Report, completed, report_place
 from .resources import concurrency_limits, shared_resources
 from .runner import BatchRun
 from .shard_checks import check_shards
@@ -200,23 +199,21 @@ async def agenerate_batch(
     )
     await leave_mark(context)
     await show_batch(result, context.storage_name)
-    return _as_state(result, run.stopped)
+    _check_success(result, run.stopped)
+    return completed(result.sentence(), result.succeeded, len(result.results), result)
 
 
 generate_batch = sync_flow(agenerate_batch)
 
 
-def _as_state(result: BatchResult, stopped: str | None) -> BatchResult:
-    """Return the result as a Prefect state with the number of stored videos.
+def _check_success(result: BatchResult, stopped: str | None) -> None:
+    """Check that a batch made a video and was not stopped.
 
     Raises:
-        BatchFailed: The batch was stopped, or no video was made.
+        BatchFailed: It was stopped, or made no video.
     """
-    sentence = result.sentence()
     if stopped or not result.succeeded:
+        sentence = result.sentence()
         error = BatchFailed(f"{sentence}; {stopped}" if stopped else sentence, result)
         error.advice = next_step(result.results)
         raise error
-    whole = result.succeeded == len(result.results)
-    state = Completed(name="Completed" if whole else "PartlyStored", message=sentence, data=result)
-    return cast("BatchResult", state)

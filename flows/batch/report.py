@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import PurePosixPath
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar, cast
+
+from prefect.states import Completed
 
 from ...runway.batch.models import ItemResult
 from ...runway.batch.results import (
@@ -31,6 +33,8 @@ from ..runtime.run_context import RunContext
 from .artifacts import BatchArtifacts
 from .gallery import gallery
 from .progress import BatchProgress
+
+T = TypeVar("T")
 
 SHOW_EVERY = 5.0
 """Seconds between two checks for new results to show."""
@@ -152,6 +156,19 @@ class Report:
 def _stem(name: str) -> str:
     """Return the name of an output manifest without ``.results`` and its file extensions."""
     return PurePosixPath(name.removesuffix(".gz")).stem.removesuffix(".results")
+
+
+def completed(sentence: str, stored: int, total: int, data: T) -> T:
+    """Return a result as Prefect's state, whose name says if every item is stored.
+
+    Args:
+        sentence: Counts of the items, in words.
+        stored: Number of stored items.
+        total: Number of all items.
+        data: The result.
+    """
+    name = "Completed" if stored == total else "PartlyStored"
+    return cast("T", Completed(name=name, message=sentence, data=data))
 
 
 async def report_place(context: RunContext, key: str, output: str | None) -> tuple[Storage, str]:

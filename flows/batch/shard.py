@@ -7,12 +7,11 @@ A repeated run of the same shard, after a crash, buys only what is missing, like
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
-from typing import Annotated, cast
+from typing import Annotated
 from uuid import UUID
 
 from prefect.input import receive_input
 from prefect.runtime import flow_run
-from prefect.states import Completed
 from pydantic import Field
 
 from ...runway.batch.models import Outcome
@@ -20,7 +19,7 @@ from ...runway.batch.rows import batch_prefix
 from ...runway.batch.sharding import ShardOrder, order_name, results_name
 from ...runway.errors import StorageError, StorageUnavailable
 from ...runway.ledger.budget import Budget
-from ..parameters import Credentials, Location
+from ..parameters import Location
 from ..runtime import log
 from ..runtime.flow_decorator import recorded_flow, sync_flow
 from ..runtime.garbage_collection import rarer_collections
@@ -30,14 +29,14 @@ from ..runtime.run_context import RunContext, new_context
 from ..steps.delivery import check_storage
 from .plan import Plan, spending_of
 from .progress import BatchProgress
-from .report import Report
+from .report import Report, completed
 from .resources import concurrency_limits, shared_resources
 from .runner import BatchRun
-from .shard_checks import SHARD_FLOW, difference, place_of_ledger
+from .shard_checks import SHARD_FLOW, difference, identity_of_ledger
 from .task_runs import TaskRuns, task_runs_of
 
-LISTEN_EVERY = 5.0
-"""Seconds between two questions to Prefect whether the batch was stopped."""
+LISTEN_INTERVAL = 5.0
+"""Seconds between two reads of the batch's messages from Prefect."""
 
 ShardKey = Annotated[
     str, Field(description="Prefix of the idempotency keys of the batch that this is a part of.")
@@ -56,7 +55,6 @@ async def agenerate_batch_shard(
     *,
     shard: ShardName,
     order: Order,
-    credentials: Credentials = None,
     storage: Location = None,
 ) -> str:
     """Make one part of a batch. The flow generate-batch starts it; you need not.
@@ -66,20 +64,22 @@ async def agenerate_batch_shard(
         LedgerUnavailable: This worker has another ledger; nothing was bought.
         CometAPIError: The shard could not start; nothing was bought.
     """
-    context = new_context(credentials, storage)
-    settings = context.settings
+    given = new_context(None, storage)
+    settings = given.settings
     check_starts(settings.max_run_attempts)
-    wanted = await _read_order(context, order)
-    if error := difference(wanted, context.base_url, *await place_of_ledger(context)):
+    wanted = await _read_order(given, order)
+    context = new_context(wanted.credentials, wanted.storage)
+    if error := difference(wanted, context.base_url, *await identity_of_ledger(context)):
         raise error
     log.logger().info("Shard %s of %s: %d items", shard, idempotency_key, len(wanted.rows))
     plan = Plan(wanted.idempotency_key, await asyncio.to_thread(wanted.items), [])
+    is_priced = wanted.max_spend is not None
     budget = Budget(
         batch_prefix(plan.idempotency_key),
-        wanted.prices,
+        wanted.prices if is_priced else await context.prices(),
         wanted.max_spend,
         wanted.max_seconds,
-        wanted.currency,
+        wanted.currency if is_priced else context.currency,
     )
     await check_storage(context)
     progress = BatchProgress(budget, spending_of(plan, budget))
@@ -104,7 +104,10 @@ async def agenerate_batch_shard(
             with rarer_collections() if is_large else nullcontext():
                 await run.run(plan.items)
     await leave_mark(context)
-    return _as_state(progress, run.stopped)
+    # The batch as a whole decides if it failed.
+    snapshot = progress.snapshot()
+    sentence = snapshot.sentence() + (f"; {run.stopped}" if run.stopped else "")
+    return completed(sentence, snapshot.counts[Outcome.STORED], snapshot.total, sentence)
 
 
 generate_batch_shard = sync_flow(agenerate_batch_shard)
@@ -130,8 +133,20 @@ async def _read_order(context: RunContext, digest: str) -> ShardOrder:
 
 @asynccontextmanager
 async def _until_stopped(run: BatchRun) -> AsyncIterator[None]:
-    """Stop the purchases of a run while the block runs, if the batch says so."""
-    listening = asyncio.create_task(_listen(run, UUID(str(flow_run.id))))
+    """Stop the purchases of a run while the block runs, if the batch sends the message for it.
+
+    A run that was stopped and starts again, such as by an automation, has the message already. So
+    the messages are read before the block runs.
+    """
+    messages = receive_input(
+        str, timeout=None, poll_interval=LISTEN_INTERVAL, flow_run_id=UUID(str(flow_run.id))
+    )
+    try:
+        for message in await messages.filter_for_inputs():
+            _stop(run, messages.to_instance(message))
+    except Exception as error:  # noqa: BLE001 -- they are read again while the block runs
+        log.logger().warning("Could not read messages from Prefect: %s", type(error).__name__)
+    listening = asyncio.create_task(_listen(run, messages))
     try:
         yield
     finally:
@@ -140,24 +155,17 @@ async def _until_stopped(run: BatchRun) -> AsyncIterator[None]:
             await listening
 
 
-async def _listen(run: BatchRun, own_id: UUID) -> None:
+async def _listen(run: BatchRun, messages: AsyncIterator[object]) -> None:
     while not run.stopped:
         try:
-            async for why in receive_input(
-                str, timeout=None, poll_interval=LISTEN_EVERY, flow_run_id=own_id
-            ):
-                log.logger().warning("The batch is stopped: %s", why)
-                run.stopped = run.stopped or str(why)
+            async for why in messages:
+                _stop(run, why)
                 return
         except Exception as error:  # noqa: BLE001 -- the server may be away for a while
-            log.logger().debug("Prefect was not asked: %s", type(error).__name__)
-            await asyncio.sleep(LISTEN_EVERY)
+            log.logger().debug("Could not read messages from Prefect: %s", type(error).__name__)
+            await asyncio.sleep(LISTEN_INTERVAL)
 
 
-def _as_state(progress: BatchProgress, stopped: str | None) -> str:
-    """Return the counts as a Prefect state; the batch as a whole decides if it failed."""
-    snapshot = progress.snapshot()
-    sentence = snapshot.sentence() + (f"; {stopped}" if stopped else "")
-    whole = snapshot.counts[Outcome.STORED] == snapshot.total
-    name = "Completed" if whole else "PartlyStored"
-    return cast("str", Completed(name=name, message=sentence, data=sentence))
+def _stop(run: BatchRun, why: object) -> None:
+    log.logger().warning("The batch is stopped: %s", why)
+    run.stopped = run.stopped or str(why)

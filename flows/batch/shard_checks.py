@@ -7,15 +7,17 @@ checks its own worker: it must have the storage, the ledger and the service of t
 
 from typing import TYPE_CHECKING
 
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
-from prefect.exceptions import ObjectNotFound
+from prefect.client.schemas.sorting import DeploymentSort
 
 from ...runway.batch.sharding import ShardOrder
 from ...runway.errors import CometAPIError, InvalidEnvironment, InvalidRequest, LedgerUnavailable
 from ...runway.processes import this_process
 from ...runway.redact import origin_of
+from ..runtime.pages import read_pages
 from ..runtime.run_context import RunContext
+from ..runtime.work_pools import SHARED_LEDGER, pool_of, starts_containers
 
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
@@ -72,29 +74,24 @@ async def check_shards(
         )
     async with get_client() as client:
         flow = FlowFilter(name=FlowFilterName(any_=[SHARD_FLOW]))
-        found = {one.name: one for one in await client.read_deployments(flow_filter=flow)}
+        deployments = await read_pages(
+            lambda limit, offset: client.read_deployments(
+                flow_filter=flow, sort=DeploymentSort.NAME_ASC, limit=limit, offset=offset
+            )
+        )
+        found = {one.name: one for one in deployments}
         deployment = found[choose_deployment(named, list(found))]
-        kind = await _kind_of_pool(client, deployment.work_pool_name)
-    if kind not in {None, "process"} and not (await context.ledger()).database.is_shared:
+        pool = await pool_of(client, deployment.work_pool_name)
+    is_shared = (await context.ledger()).database.is_shared
+    if pool and starts_containers(pool) and not is_shared:
         raise LedgerUnavailable(
-            f"the work pool {deployment.work_pool_name} is of the type {kind}, whose workers "
-            "cannot use the ledger of this machine. Set COMETAPI_LEDGER_URL=postgresql://… for all "
-            "of them"
+            f"the work pool {pool.name} starts a container for each run, which cannot use the "
+            f"ledger of this machine. Set {SHARED_LEDGER}, for all of them"
         )
     return deployment
 
 
-async def _kind_of_pool(client: PrefectClient, pool: str | None) -> str | None:
-    """Return the type of a work pool, or None if the deployment is served without one."""
-    if pool is None:
-        return None
-    try:
-        return (await client.read_work_pool(pool)).type
-    except ObjectNotFound:
-        return None
-
-
-async def place_of_ledger(context: RunContext) -> tuple[str, str | None]:
+async def identity_of_ledger(context: RunContext) -> tuple[str, str | None]:
     """Return the identity of the ledger, and its machine if no other machine can use it.
 
     Raises:
@@ -119,8 +116,8 @@ def difference(
     if (ledger, host) != (order.ledger, order.host):
         where = f" of the machine {order.host}" if order.host else ""
         return LedgerUnavailable(
-            f"this worker does not have the ledger{where} that the batch was started with. Set the "
-            "same COMETAPI_LEDGER_URL=postgresql://… for all workers"
+            f"this worker does not have the ledger{where} that the batch was started with. For "
+            f"all workers, set the same {SHARED_LEDGER}"
         )
     if base_url != order.base_url:
         return InvalidEnvironment(

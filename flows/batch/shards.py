@@ -8,41 +8,36 @@ videos.
 """
 
 import asyncio
-import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
 
-import httpx
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import arun_deployment
-from prefect.exceptions import PrefectHTTPStatusError
-from prefect.input.run_input import asend_input
-from prefect.states import Crashed, Scheduled
+from prefect.runtime import flow_run
 
 from ...runway.batch import outcomes
+from ...runway.batch.errors import first_names
 from ...runway.batch.models import BatchItem, ItemResult, Outcome
-from ...runway.batch.results import next_write
 from ...runway.batch.sharding import (
     ShardOrder,
     left_behind,
     order_name,
-    read_rows,
     reason_of_gap,
-    reason_to_stop,
-    results_name,
+    reason_to_stop_shards,
     row_of,
     share,
     split,
 )
-from ...runway.errors import StorageError
+from ...runway.errors import CometAPIError, InvalidRequest
 from ...runway.ledger.budget import Budget
-from ...runway.ledger.entry import Entry
+from ...runway.ledger.costs import BILLED_CURRENCY
+from ...runway.models.prices import Price
+from ...runway.redact import scrub
 from ...runway.storage.base import publish_written
 from ..runtime import log
 from ..runtime.flow_decorator import TAG
@@ -50,61 +45,35 @@ from ..runtime.ledger_writes import write_best_effort
 from ..runtime.run_context import RunContext
 from .plan import look_up, read_spent
 from .progress import BatchProgress
-from .shard_checks import place_of_ledger
+from .shard_checks import identity_of_ledger
+from .shard_files import remove_files
+from .shard_follower import ShardFollower
+from .shard_runs import (
+    UNAVAILABLE,
+    Liveness,
+    Shard,
+    batch_tag,
+    close_crashed,
+    digest_of,
+    is_active,
+    is_attachable,
+    liveness,
+    runs_of_batch,
+    shard_tag,
+    strays,
+    tag_run,
+)
 
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
-LOOK_EVERY = 2.0
-"""Seconds between two questions to Prefect about the runs of the shards; one for all of them."""
 
-CHECK_LEASES_EVERY = 10.0
-"""Seconds between two checks that the process of a shard is alive."""
-
-READING_SHARE = 0.02
-"""Maximum share of the time of a batch that reading the results of a shard takes."""
-
-UNSTARTED = 60.0
-"""Seconds after which a shard that no worker has started is reported."""
-
-
-@dataclass
-class Shard:
-    """Shard and its flow run.
-
-    Attributes:
-        order: Order of the shard.
-        digest: Digest of the order.
-        run: Flow run that makes it, as last read.
-        restarts: Number of times that this run restarted it.
-        read_due: Time of the next reading of its results, in seconds of the monotonic clock.
-        started: Time at which this run began to wait for it, on the same clock.
-        is_reported: True once it was reported that no worker starts it.
-        is_read: True once the results of its ended run were read.
-        gone: Owners of leases whose processes ended before the run was restarted.
-    """
+class PackedOrder(NamedTuple):
+    """Order of a shard, with its digest and the content of its file."""
 
     order: ShardOrder
     digest: str
-    run: FlowRun
-    restarts: int = 0
-    read_due: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-    is_reported: bool = False
-    is_read: bool = False
-    gone: set[str | None] = field(default_factory=set[str | None])
-
-    @property
-    def is_over(self) -> bool:
-        """True once its run has ended."""
-        return self.run.state is not None and self.run.state.is_final()
-
-    def ending(self) -> str:
-        """Return how the run of the shard ended, in words."""
-        state = self.run.state
-        message = ((state and state.message) or "").partition("\n")[0]
-        ended = f"shard {self.order.name} ended as {state.name if state else 'unknown'}"
-        return f"{ended}: {message}" if message else ended
+    content: bytes
 
 
 @dataclass
@@ -119,7 +88,6 @@ class ShardedRun:
         shards: Number of shards.
         max_in_flight: Generations in flight of all shards together.
         max_failures: Number of items that may fail in all shards, or None for no limit.
-        stopped: Reason why no more items are bought, or None.
     """
 
     context: RunContext
@@ -129,27 +97,51 @@ class ShardedRun:
     shards: int
     max_in_flight: int
     max_failures: int | None = None
-    stopped: str | None = None
-    _leases_due: float = 0.0
+    follower: ShardFollower = field(init=False)
     _spent_before: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        """Create the follower of the shards."""
+        self.follower = ShardFollower(
+            self.context, self.progress, self.deployment, self.max_failures
+        )
+
+    @property
+    def stopped(self) -> str | None:
+        """Reason why no more items are bought, or None."""
+        return self.follower.stopped
+
+    @property
+    def _key(self) -> str:
+        """Key of the batch."""
+        return self.budget.prefix.removesuffix("/")
+
     async def run(self, items: Sequence[BatchItem], invalid: Sequence[ItemResult] = ()) -> None:
-        """Let the shards make every item that is not stored yet, and record the results."""
+        """Let the shards make every item that is not stored yet, and record the results.
+
+        Raises:
+            InvalidRequest: Shards of this batch with other orders are active.
+            StorageError: No order can be written.
+        """
         found = await look_up(self.context, items)
         await self.count_spent()
         self.progress.begin([*found.results, *invalid])
         done = {one.id for one in found.results if one.outcome.is_final}
         # An order covers all items of its shard. So it is the same order in the next run of the
         # batch, which may then attach to a run that is still active.
-        orders = [
-            order
-            for order in await self._orders(items)
-            if not done.issuperset(row["id"] for row in order.rows)
+        packed = await asyncio.to_thread(_packed, await self._orders(items))
+        missing = [
+            one for one in packed if not done.issuperset(row["id"] for row in one.order.rows)
         ]
-        shards = [await self._start(order) for order in orders]
-        await self._wait_for(shards)
+        digests = {one.digest for one in packed}
+        runs = [await self._without_crash(run) for run in await runs_of_batch(batch_tag(self._key))]
+        if missing:
+            await self._check_strays(runs, digests)
+            await tag_run(UUID(str(flow_run.id)), batch_tag(self._key))
+        shards = await self._start_all(missing, runs)
+        await self.follower.follow(shards)
         await self._settle(items, shards)
-        await self._remove_files(shards)
+        await self._remove_files(shards, digests)
 
     async def count_spent(self) -> None:
         """Read the amounts spent under the keys of the batch, and the part since the start."""
@@ -168,15 +160,19 @@ class ShardedRun:
         parts = [(number, part) for number, part in enumerate(split(items, self.shards), 1) if part]
         slots = share(self.max_in_flight, len(parts))
         per_second = self.context.settings.submissions_per_second
-        identity, host = await place_of_ledger(self.context)
+        identity, host = await identity_of_ledger(self.context)
+        credentials = self.context.given_credentials
+        has_prices = self.budget.max_spend is not None
         return [
             ShardOrder(
-                idempotency_key=self.budget.prefix.removesuffix("/"),
+                idempotency_key=self._key,
                 number=number,
                 of=self.shards,
                 total=len(items),
                 rows=tuple(map(row_of, part)),
                 base_url=self.context.base_url,
+                storage=self.context.location,
+                credentials=credentials.saved_as if credentials else None,
                 ledger=identity,
                 host=host,
                 max_in_flight=slot,
@@ -184,159 +180,119 @@ class ShardedRun:
                 max_failures=self.max_failures,
                 max_spend=self.budget.max_spend,
                 max_seconds=self.budget.max_seconds,
-                prices=dict(self.budget.prices),
-                currency=self.budget.currency,
+                # Another price must not make another order, unless a limit depends on it.
+                prices=dict(_prices_of(part, self.budget)) if has_prices else {},
+                currency=self.budget.currency if has_prices else BILLED_CURRENCY,
             )
             for (number, part), slot in zip(parts, slots, strict=True)
         ]
 
-    async def _start(self, order: ShardOrder) -> Shard:
-        """Attach to the active run of an order, or start one.
+    async def _without_crash(self, run: FlowRun) -> FlowRun:
+        """Close a run that has crashed, since an automation could start it beside its successor."""
+        if run.state_type is not StateType.CRASHED:
+            return run
+        return await close_crashed(run, "Another run of the batch continues its work.")
+
+    async def _check_strays(self, runs: Sequence[FlowRun], digests: Collection[str]) -> None:
+        """Check that no shards of this batch with other orders are active.
+
+        Raises:
+            InvalidRequest: There are some, which would buy beside the new ones.
+        """
+        found = [
+            run
+            for run in strays(runs, digests)
+            if is_attachable(run) or await self._has_process(run)
+        ]
+        if found:
+            error = InvalidRequest(
+                f"shards of this batch are active ({first_names([run.name for run in found])}) "
+                "that were started with other rows, limits, prices, credentials or another storage"
+            )
+            error.advice = (
+                "wait until they have ended, or cancel them in Prefect, and run the batch again."
+            )
+            raise error
+
+    async def _has_process(self, run: FlowRun) -> bool:
+        """Return whether the leases of a run show that its process is alive."""
+        leases = (await self.context.ledger()).leases
+        found = [
+            (entry.owner, await leases.is_active(entry))
+            for entry in await leases.entries_of_run(str(run.id))
+        ]
+        return liveness(found, ()) is Liveness.ALIVE
+
+    async def _start_all(
+        self, orders: Sequence[PackedOrder], runs: Sequence[FlowRun]
+    ) -> list[Shard]:
+        """Attach to the active run of each order, or start one.
+
+        If one cannot be started, the others are stopped.
+
+        Raises:
+            CometAPIError: None could be started.
+        """
+        known: defaultdict[str | None, list[FlowRun]] = defaultdict(list)
+        for run in runs:
+            known[digest_of(run)].append(run)
+        shards: list[Shard] = []
+        others: list[PackedOrder] = []
+        for one in orders:
+            if run := next(filter(is_attachable, known[one.digest]), None):
+                log.logger().info("Shard %s is in progress as %s", one.order.name, run.name)
+                shards.append(Shard(one.order, one.digest, run))
+            else:
+                others.append(one)
+        for one in others:
+            try:
+                shards.append(await self._start(one, len(known[one.digest]) + 1))
+            except Exception as error:
+                if not shards:
+                    raise
+                is_known = isinstance(error, CometAPIError)
+                why = error.message if is_known else scrub(str(error), limit=200)
+                self.follower.stopped = f"shard {one.order.name} could not be started: {why}"
+                break
+        return shards
+
+    async def _start(self, packed: PackedOrder, attempt: int) -> Shard:
+        """Start a run of an order.
 
         The idempotency key of a run counts the runs of its order that have ended. So two runs of
         the batch that come here at the same time get one run of the shard.
 
+        Args:
+            packed: The order.
+            attempt: Number of the attempt. If there is a run of that number already, a later one
+                is used.
+
         Raises:
             StorageError: The order cannot be written.
         """
-        digest, content = await asyncio.to_thread(order.packed)
-        tag = f"{TAG}-shard:{digest}"
-        async with get_client() as client:
-            chosen = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
-            runs = await client.read_flow_runs(flow_run_filter=chosen)
-        for run in runs:
-            if run.state and not run.state.is_final():
-                log.logger().info("Shard %s is in progress as %s", order.name, run.name)
-                return Shard(order, digest, run)
+        order, digest, content = packed
         storage = await self.context.storage()
         await asyncio.to_thread(
             publish_written, storage, order_name(digest), lambda path: path.write_bytes(content)
         )
-        credentials = self.context.given_credentials
-        for attempt in count(len(runs) + 1):
+        for number in count(attempt):
             run = await arun_deployment(
                 self.deployment.id,
                 parameters={
                     "idempotency_key": order.idempotency_key,
                     "shard": order.name,
                     "order": digest,
-                    "storage": self.context.location,
-                    "credentials": credentials.saved_as if credentials else None,
+                    "storage": order.storage,
                 },
                 flow_run_name=f"{order.idempotency_key} {order.name}",
-                tags=[TAG, tag],
-                idempotency_key=f"{digest}-{attempt}",
+                tags=[TAG, shard_tag(digest), batch_tag(order.idempotency_key)],
+                idempotency_key=f"{digest}-{number}",
                 timeout=0,
             )
-            if run.state and not run.state.is_final():
+            if is_attachable(await self._without_crash(run)):
                 log.logger().info("Shard %s: %d items, %s", order.name, len(order.rows), run.name)
                 return Shard(order, digest, run)
         raise AssertionError("unreachable")
-
-    async def _wait_for(self, shards: Sequence[Shard]) -> None:
-        """Follow the shards until all of them have ended, and restart those that crash."""
-        while not all(shard.is_over for shard in shards):
-            await asyncio.sleep(LOOK_EVERY)
-            try:
-                await self._read_states(shards)
-                await self._take_over(shards)
-            except (httpx.HTTPError, PrefectHTTPStatusError) as error:
-                log.logger().debug("Prefect did not answer: %s", type(error).__name__)
-            await self._read_results(shards)
-            await self._stop_if_due(shards)
-
-    async def _read_states(self, shards: Sequence[Shard]) -> None:
-        by_id = {shard.run.id: shard for shard in shards}
-        async with get_client() as client:
-            chosen = FlowRunFilter(id=FlowRunFilterId(any_=list(by_id)))
-            for run in await client.read_flow_runs(flow_run_filter=chosen):
-                by_id[run.id].run = run
-        for shard in shards:
-            waits = time.monotonic() - shard.started > UNSTARTED
-            if waits and not shard.is_reported and shard.run.start_time is None:
-                shard.is_reported = True
-                log.logger().warning(
-                    "No worker has started shard %s yet. Workers of %s: prefect worker start "
-                    "--pool %s",
-                    shard.order.name,
-                    self.deployment.name,
-                    self.deployment.work_pool_name or "POOL",
-                )
-
-    async def _take_over(self, shards: Sequence[Shard]) -> None:
-        """Schedule crashed shards again, and mark those as crashed whose process is gone.
-
-        The worker of a killed process reports its crash. If the worker is gone, too, only the
-        leases show it: a process renews its leases for as long as it lives.
-        """
-        checks_leases = time.monotonic() >= self._leases_due
-        if checks_leases:
-            self._leases_due = time.monotonic() + CHECK_LEASES_EVERY
-        for shard in shards:
-            kind = shard.run.state_type
-            if kind is StateType.RUNNING and checks_leases and await self._is_dead(shard):
-                log.logger().warning("The process of shard %s is gone", shard.order.name)
-                async with get_client() as client:
-                    gone = Crashed(message="The process of the run is gone.")
-                    await client.set_flow_run_state(shard.run.id, gone)
-                    shard.run = await client.read_flow_run(shard.run.id)
-            if shard.run.state_type is StateType.CRASHED:
-                await self._restart(shard)
-
-    async def _is_dead(self, shard: Shard) -> bool:
-        """Return True if the run of a shard has leases and its process does not renew them."""
-        held = [one for one in await self._leased_by(shard) if one.owner not in shard.gone]
-        ledger = await self.context.ledger()
-        for entry in held:
-            if await ledger.leases.is_active(entry):
-                return False
-        return bool(held)
-
-    async def _leased_by(self, shard: Shard) -> list[Entry]:
-        run = str(shard.run.id)
-        found = await write_best_effort(self.context, lambda to: to.leases.entries_of_run(run))
-        return found or []
-
-    async def _restart(self, shard: Shard) -> None:
-        """Schedule a crashed run again, unless it crashed too often or the batch is stopped."""
-        if self.stopped or shard.restarts >= self.context.settings.max_run_attempts:
-            return
-        shard.restarts += 1
-        # The next process of the run takes these leases over one after the other. Until then, they
-        # say nothing about it.
-        shard.gone |= {entry.owner for entry in await self._leased_by(shard)}
-        log.logger().warning("Shard %s crashed, and is scheduled again", shard.order.name)
-        async with get_client() as client:
-            again = Scheduled(message="Restarted after a crash.")
-            await client.set_flow_run_state(shard.run.id, again)
-            shard.run = await client.read_flow_run(shard.run.id)
-
-    async def _read_results(self, shards: Iterable[Shard]) -> None:
-        """Read what the shards have written about their items, at the latest when they end."""
-        storage = await self.context.storage()
-        for shard in shards:
-            began = time.monotonic()
-            if shard.is_read or (began < shard.read_due and not shard.is_over):
-                continue
-            shard.is_read = shard.is_over
-            name = results_name(shard.digest, str(shard.run.id))
-            with suppress(StorageError, ValueError):  # it is not written yet
-                for row in read_rows(await asyncio.to_thread(storage.read, name)):
-                    self.progress.put_if_changed(row)
-            ended = time.monotonic()
-            shard.read_due = next_write(ended, ended - began, READING_SHARE)
-
-    async def _stop_if_due(self, shards: Sequence[Shard]) -> None:
-        """Let all shards stop buying once more items failed than may fail in all of them."""
-        if self.stopped:
-            return
-        self.stopped = reason_to_stop(self.progress.results(), self.max_failures)
-        if not self.stopped:
-            return
-        for shard in shards:
-            if not shard.is_over:
-                with suppress(httpx.HTTPError, PrefectHTTPStatusError):
-                    await asend_input(self.stopped, shard.run.id)
 
     async def _settle(self, items: Sequence[BatchItem], shards: Sequence[Shard]) -> None:
         """Complete the results from the ledger, which knows more than a shard that died.
@@ -354,22 +310,47 @@ class ShardedRun:
                 if result.outcome is not Outcome.STORED and now.outcome is Outcome.STORED:
                     result = now
                 elif not result.outcome.is_final:
-                    result = left_behind(item, entry, endings[item.id])
+                    why = endings.get(item.id) or self.stopped or "its shard was not started"
+                    result = left_behind(item, entry, why)
                 self.progress.put_if_changed(outcomes.with_cost(result, entry))
         results_of_all = self.progress.results()
-        self.stopped = (
+        self.follower.stopped = (
             self.stopped
-            or reason_to_stop(results_of_all, self.max_failures)
+            or reason_to_stop_shards(results_of_all, self.max_failures)
             or reason_of_gap(results_of_all)
         )
 
-    async def _remove_files(self, shards: Sequence[Shard]) -> None:
-        """Delete the orders and the results of the shards, which may contain signed URLs."""
-        storage = await self.context.storage()
-        for shard in shards:
-            for name in (
-                order_name(shard.digest),
-                results_name(shard.digest, str(shard.run.id)),
-            ):
-                with suppress(StorageError):
-                    await asyncio.to_thread(storage.delete, name)
+    async def _remove_files(self, shards: Sequence[Shard], digests: Collection[str]) -> None:
+        """Delete the orders and the results of this batch that no active run needs.
+
+        They may contain signed URLs.
+        """
+        try:
+            runs = await runs_of_batch(batch_tag(self._key))
+        except UNAVAILABLE as error:
+            log.logger().warning(
+                "The files of the shards stay in the storage until the next run of the batch, "
+                "since Prefect did not answer: %s",
+                type(error).__name__,
+            )
+            return
+        left = {shard.run.id for shard in shards if shard.is_over}
+        active = {digest_of(run) for run in runs if is_active(run) and run.id not in left}
+        of_runs = {digest for run in runs if (digest := digest_of(run))}
+        kept = await remove_files(
+            await self.context.storage(), shards, ({*digests} | of_runs) - active
+        )
+        if kept:
+            log.logger().warning(
+                "%d files of the shards, such as %s, could not be deleted", len(kept), kept[0]
+            )
+
+
+def _packed(orders: Sequence[ShardOrder]) -> list[PackedOrder]:
+    return [PackedOrder(order, *order.packed()) for order in orders]
+
+
+def _prices_of(items: Sequence[BatchItem], budget: Budget) -> Mapping[str, Price]:
+    """Return the prices of the models of some items; pure."""
+    models = {item.request.model for item in items}
+    return {name: price for name, price in budget.prices.items() if name in models}

@@ -24,6 +24,7 @@ from ...runway.errors import LedgerCorrupted
 from ...runway.models.generation import Submission
 from ...runway.models.keys import step_key
 from . import log
+from .pages import read_pages
 from .run_context import RunContext
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 _DAY = 24 * 3600
 _WAIT = "cometapi-wait-"
 """Prefix of the pause keys that this package uses."""
-_MANY = 200
-"""Number of flow runs to request from Prefect's server at a time."""
 
 
 async def suspend_until_finished(context: RunContext, submission: Submission) -> None:
@@ -91,18 +90,16 @@ async def resume_waiting(ledger: "Ledger", run: str | None = None) -> None:
 async def _suspended(run: str | None) -> "list[FlowRun]":
     named = FlowRunFilterState(name=FlowRunFilterStateName(any_=["Suspended"]))
     this = FlowRunFilterId(any_=[UUID(run)]) if run else None
-    found: list[FlowRun] = []
     async with get_client() as client:
-        while True:
-            some = await client.read_flow_runs(
+        found = await read_pages(
+            lambda limit, offset: client.read_flow_runs(
                 flow_run_filter=FlowRunFilter(state=named, id=this),
                 sort=FlowRunSort.ID_DESC,
-                limit=_MANY,
-                offset=len(found),
+                limit=limit,
+                offset=offset,
             )
-            found += some
-            if len(some) < _MANY:
-                return [one for one in found if _is_ours(one)]
+        )
+    return [one for one in found if _is_ours(one)]
 
 
 def _is_ours(run: "FlowRun") -> bool:

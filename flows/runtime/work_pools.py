@@ -37,6 +37,21 @@ async def read_pool(client: "PrefectClient", name: str) -> "WorkPool":
     return pool.model_copy(update={"base_job_template": template})
 
 
+async def pool_of(client: "PrefectClient", name: str | None) -> "WorkPool | None":
+    """Return the work pool of this name with its template, or None if there is no such pool.
+
+    A deployment that is served without a pool has no name of one.
+    """
+    from prefect.exceptions import ObjectNotFound
+
+    if name is None:
+        return None
+    try:
+        return await read_pool(client, name)
+    except ObjectNotFound:
+        return None
+
+
 def variables_of(pool: "WorkPool") -> Mapping[str, Any]:
     """Return the job variables that a pool accepts, by name, each with its schema; pure."""
     return (pool.base_job_template.get("variables") or {}).get("properties") or {}

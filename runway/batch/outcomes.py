@@ -257,7 +257,17 @@ def reason_to_stop(error: Exception, failures: int, max_failures: int | None) ->
         max_failures: Maximum number of failures that the user allows, or None for no maximum.
     """
     if isinstance(error, AuthenticationError | QuotaExceeded):
-        return f"the account cannot buy more: {error.message}"
+        return account_refuses(error.message)
+    return too_many_failures(failures, max_failures)
+
+
+def account_refuses(message: str | None) -> str:
+    """Return the reason to stop of an account that cannot buy; pure."""
+    return f"the account cannot buy more: {message}"
+
+
+def too_many_failures(failures: int, max_failures: int | None) -> str | None:
+    """Return the reason to stop after too many failures, or None; pure."""
     if max_failures is not None and failures > max_failures:
         return f"{failures} items failed, but at most {max_failures} may fail"
     return None

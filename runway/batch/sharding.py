@@ -30,7 +30,7 @@ from ..models.generation import FrozenModel
 from ..models.prices import Prices
 from ..models.requests import ROUTES
 from .models import BatchItem, ItemResult, Outcome
-from .outcomes import ended, not_bought
+from .outcomes import account_refuses, ended, not_bought, too_many_failures
 
 FOLDER = ".cometapi-shards"
 """Folder of a storage with the orders and the results of shards."""
@@ -69,6 +69,10 @@ class ShardOrder(FrozenModel):
         repr=False, description="Items: id, idempotency key, route and fields of the request."
     )
     base_url: str = Field(description="Base URL of the service.")
+    storage: str = Field(description="Location for the videos.")
+    credentials: str | None = Field(
+        default=None, description="Name of the credentials block; None for those of each worker."
+    )
     ledger: str = Field(description="Identity of the ledger.")
     host: str | None = Field(
         default=None, description="Machine of the ledger, if only that machine can use it."
@@ -84,8 +88,12 @@ class ShardOrder(FrozenModel):
     max_seconds: float | None = Field(
         default=None, description="Limit of the batch in seconds of video."
     )
-    prices: Prices = Field(default={}, description="Prices by model.")
-    currency: str = Field(default=BILLED_CURRENCY, description="Currency of the prices.")
+    prices: Prices = Field(
+        default={}, description="Prices by model of the items; empty without a spending limit."
+    )
+    currency: str = Field(
+        default=BILLED_CURRENCY, description="Currency of the prices and of the spending limit."
+    )
 
     @property
     def name(self) -> str:
@@ -160,7 +168,7 @@ def read_rows(content: bytes) -> list[ItemResult]:
     return [ItemResult.model_validate_json(line) for line in content.splitlines()]
 
 
-def reason_to_stop(results: Iterable[ItemResult], max_failures: int | None) -> str | None:
+def reason_to_stop_shards(results: Iterable[ItemResult], max_failures: int | None) -> str | None:
     """Return the reason why no shard of a batch may buy more, or None; pure.
 
     Args:
@@ -168,10 +176,8 @@ def reason_to_stop(results: Iterable[ItemResult], max_failures: int | None) -> s
         max_failures: Number of items that may fail, or None for no limit.
     """
     failed = [one for one in results if one.outcome in {Outcome.FAILED, Outcome.UNCERTAIN}]
-    if max_failures is not None and len(failed) > max_failures:
-        return f"{len(failed)} items failed, but at most {max_failures} may fail"
-    refusals = (one for one in failed if one.error in _STOPPING)
-    return next((f"the account cannot buy more: {one.message}" for one in refusals), None)
+    refusals = (account_refuses(one.message) for one in failed if one.error in _STOPPING)
+    return next(refusals, None) or too_many_failures(len(failed), max_failures)
 
 
 def reason_of_gap(results: Iterable[ItemResult]) -> str | None:

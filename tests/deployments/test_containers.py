@@ -255,6 +255,51 @@ def test_a_url_with_a_password_is_a_secret(user, password):
     assert not is_secret("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AZURE_STORAGE_ACCOUNT_KEY", "hidden"),
+        ("AZURE_STORAGE_CONNECTION_STRING", "hidden"),
+        ("AZURE_STORAGE_KEY", "hidden"),
+        ("cometapi_key", "hidden"),
+        ("Cometapi_Access_Token", "hidden"),
+        ("KEY", "hidden"),
+        ("MY_PRIVATE_KEY", "hidden"),
+        ("FTP_PASS", "hidden"),
+        ("DB_PWD", "hidden"),
+        ("COMETAPI_LEDGER_URL", "postgresql://u:p/w@db/l"),
+        ("COMETAPI_LEDGER_URL", "postgresql+asyncpg://u:1/2?3@db/l"),
+        ("COMETAPI_LEDGER_URL", "postgresql://db/l?sslpassword=x"),
+        ("CACHE", "redis://:hidden@cache:6379"),
+        ("SOURCE", "https://bucket.example.com/a.png?X-Amz-Signature=0a1b"),
+        ("SOURCE", "https://account.example.com/a.png?sv=2024&sig=0a1b"),
+        ("SETTINGS", "AccountName=a;AccountKey=0a1b"),
+    ],
+)
+def test_a_secret_is_known_by_its_name_or_its_value(name, value):
+    """Names in any case, passwords with any character, and signatures are secrets."""
+    assert is_secret(name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("COMETAPI_LEDGER_URL", "postgresql://db:5432/ledger"),
+        ("COMETAPI_LEDGER_URL", "postgresql://ledger@[::1]:5432/ledger?sslmode=require"),
+        ("COMETAPI_STORAGE", "s3://videos/spring@2?region=eu"),
+        ("COMETAPI_BASE_URL", "https://gateway.example.com:8080/a@b"),
+        ("HTTPS_PROXY", "http://proxy:3128"),
+        ("COMETAPI_PRICES", '{"gen3a_turbo": 0.32}'),
+        ("GOOGLE_APPLICATION_CREDENTIALS", "/run/google.json"),
+        ("COMPASS", "north"),
+        ("KEYSPACE", "videos"),
+    ],
+)
+def test_an_ordinary_value_is_no_secret(name, value):
+    """Addresses with a port or an @ in their path, and plain settings, are stored as they are."""
+    assert not is_secret(name, value)
+
+
 JSON = st.recursive(st.none() | st.text() | st.integers(), st.lists)
 NAMES = st.sampled_from(["image", "env", "namespace", "working_dir", "env.FOO", "volumes"])
 

@@ -139,7 +139,7 @@ def test_a_killed_shard_is_taken_over(
     start,
     finish_rendering,
     wait_until,
-    book,
+    ledger_probe,
     patient,
     history,
 ):
@@ -149,17 +149,17 @@ def test_a_killed_shard_is_taken_over(
     alike = [row | {"promptText": "the sandbox draws it once"} for row in rows(200)]
     batch = start("-c", BATCH, manifest(tmp_path, alike), json.dumps(options))
     wait_until(
-        lambda: [entry.state for entry in book.all()] == [State.SUBMITTED] * 30 or None,
-        seconds=120,
+        lambda: [entry.state for entry in ledger_probe.all()] == [State.SUBMITTED] * 30 or None,
+        seconds=300,
     )
     assert workers.states(history) == ["Running"] * 3
     waiting.kill(doomed)
     finish_rendering()
-    output, _ = batch.communicate(timeout=240)
+    output, _ = batch.communicate(timeout=400)
     assert batch.returncode == 0
     assert output.splitlines()[-1].startswith("200 ")
     assert len(sandbox.accepted) == 200
-    assert {entry.state for entry in book.all()} == {State.STORED}
+    assert {entry.state for entry in ledger_probe.all()} == {State.STORED}
     assert workers.states(history) == ["Completed"] * 3
 
 
@@ -196,19 +196,19 @@ def test_a_batch_that_was_killed_attaches_to_its_shards(
 
 
 def test_a_batch_that_is_cancelled_in_the_ui_buys_nothing_more(
-    workers, sandbox, tmp_path, finish_rendering, wait_until, book, patient, history
+    workers, sandbox, tmp_path, finish_rendering, wait_until, ledger_probe, patient, history
 ):
     """The worker cancels the run and its shards; what was bought is handed over, and collected."""
     workers.start(limit=3)
     run = workers.run_batch(manifest(tmp_path, rows(12)), shards=2, max_in_flight=4)
     wait_until(
-        lambda: [entry.state for entry in book.all()] == [State.SUBMITTED] * 4 or None,
+        lambda: [entry.state for entry in ledger_probe.all()] == [State.SUBMITTED] * 4 or None,
         seconds=120,
     )
     workers.cancel(run)
     wait_until(lambda: workers.states(history) == ["Cancelled"] * 2 or None, seconds=120)
     assert workers.state(run) == "Cancelled"
-    wait_until(lambda: not any(entry.owner for entry in book.all()) or None, seconds=60)
+    wait_until(lambda: not any(entry.owner for entry in ledger_probe.all()) or None, seconds=60)
     finish_rendering()
     assert collect().stored == 4
     assert len(sandbox.accepted) == 4

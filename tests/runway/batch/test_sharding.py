@@ -52,6 +52,7 @@ def order(**changes: object) -> ShardOrder:
         "total": 12,
         "rows": tuple(map(sharding.row_of, items)),
         "base_url": "https://api.cometapi.com",
+        "storage": "s3://videos/spring",
         "ledger": "0a1b",
         "max_in_flight": 5,
         "max_spend": 12.5,
@@ -108,9 +109,10 @@ def test_an_order_is_read_as_it_was_written():
 
 
 def test_an_order_is_known_by_its_digest():
-    """Equal orders have one digest, and a change of a limit makes another one."""
+    """Equal orders have one digest, and another limit or account makes another one."""
     assert order().packed()[0] == order().packed()[0]
-    assert order().packed()[0] != order(max_spend=13.0).packed()[0]
+    changes = ({"max_spend": 13.0}, {"storage": "s3://elsewhere"}, {"credentials": "prod"})
+    assert len({order(**one).packed()[0] for one in ({}, *changes)}) == 4
 
 
 @pytest.mark.parametrize("harm", ["another", "cut", "no gzip"])
@@ -143,12 +145,13 @@ FAILED = result(Outcome.FAILED, "GenerationFailed", "moderated")
         ([FAILED], 1, None),
         ([FAILED, result(Outcome.UNCERTAIN)], 1, "2 items failed, but at most 1 may fail"),
         ([result(Outcome.FAILED, "QuotaExceeded", "empty")], None, "the account cannot buy more"),
+        ([FAILED, result(Outcome.FAILED, "QuotaExceeded")], 0, "the account cannot buy more"),
         ([result(Outcome.WAITING), result(Outcome.RUNNING), result(Outcome.NOT_BOUGHT)], 0, None),
     ],
 )
 def test_the_shards_stop_for_the_reasons_of_a_batch(results, most, reason):
     """Failures of all shards count together, and an account that cannot pay stops all of them."""
-    found = sharding.reason_to_stop(results, most)
+    found = sharding.reason_to_stop_shards(results, most)
     assert found is None if reason is None else reason in (found or "")
 
 
