@@ -27,7 +27,7 @@ from .balance import check_balance
 from .cancellation import cancel_shards
 from .plan import Reading, check_output, check_prices, check_rows_of, make_plan, spending_of
 from .progress import BatchProgress
-from .report import Report, completed, report_place
+from .report import Report, completed, report_location
 from .resources import concurrency_limits, shared_resources
 from .runner import BatchRun
 from .shard_checks import check_shards
@@ -170,7 +170,7 @@ async def agenerate_batch(
     if shards > 1:
         deployment = await check_shards(context, shards, most, shard_deployment)
     await check_storage(context)
-    output_place = await report_place(context, plan.idempotency_key, output)
+    output_location = await report_location(context, plan.idempotency_key, output)
     progress = BatchProgress(budget, spending_of(plan, budget))
     async with shared_resources(context, budget, progress) as shared:
         await check_sharing(shared)
@@ -186,7 +186,9 @@ async def agenerate_batch(
             limits = await concurrency_limits(settings, most, settings.submissions_per_second)
             run = BatchRun(shared, progress, budget, limits, failures, task_runs)
         is_large = task_runs is not TaskRuns.PER_STEP
-        async with Report(plan.idempotency_key, progress, run.count_spent, *output_place) as report:
+        async with Report(
+            plan.idempotency_key, progress, run.count_spent, *output_location
+        ) as report:
             with rarer_collections() if is_large else nullcontext():
                 await run.run(plan.items, invalid(plan.bad))
     result = BatchResult(

@@ -171,7 +171,7 @@ def completed(sentence: str, stored: int, total: int, data: T) -> T:
     return cast("T", Completed(name=name, message=sentence, data=data))
 
 
-async def report_place(context: RunContext, key: str, output: str | None) -> tuple[Storage, str]:
+async def report_location(context: RunContext, key: str, output: str | None) -> tuple[Storage, str]:
     """Return the storage and the name of the output manifest.
 
     By default, the output manifest is stored beside the videos.
