@@ -43,6 +43,7 @@ from prefect_cometapi.runway.batch.sharding import (
     read_rows,
     results_name,
     row_of,
+    split,
 )
 from prefect_cometapi.runway.errors import StorageError, StorageUnavailable
 from prefect_cometapi.runway.ledger.budget import Budget
@@ -220,11 +221,21 @@ def test_what_cannot_be_made_in_shards_is_refused(
     assert not sandbox.requests
 
 
+def _new_key() -> str:
+    """Return a key of a batch with which each of two shards gets some of the first four rows."""
+    while True:
+        key = f"spring-{uuid4().hex[:6]}"
+        items, _bad = check_rows(rows_of(rows(4)), batch_keys(key))
+        if all(split(items, 2)):
+            return key
+
+
 class WorkerHere:
     """Worker in a thread of the test, which runs what Prefect has scheduled for a deployment."""
 
     def __init__(self) -> None:
         self.pool = f"here-{uuid4().hex[:6]}"
+        self.key = _new_key()
         self.to_crash = 0
         self.to_delete = 0
         self.is_paused = threading.Event()
@@ -282,10 +293,10 @@ def worker_here(prefect_server, sandbox, monkeypatch) -> Iterator[WorkerHere]:
 def test_shards_make_one_batch(worker_here, sandbox, tmp_path):
     """A batch in shards has each video once, one result, and leaves no files of its shards."""
     options = {"shards": 2, "shard_deployment": worker_here.pool}
-    result = make_batch(rows(5), idempotency_key="spring", max_seconds=20, **options)
+    result = make_batch(rows(5), idempotency_key=worker_here.key, max_seconds=20, **options)
     assert [item.id for item in result.results] == [f"sku-{n}" for n in range(5)]
     assert (result.succeeded, result.not_bought, len(sandbox.accepted)) == (4, 1, 4)
-    assert sorted(worker_here.names) == ["spring 1/2", "spring 2/2"]
+    assert sorted(worker_here.names) == [f"{worker_here.key} 1/2", f"{worker_here.key} 2/2"]
     assert result.spending.run_seconds == 20
     assert not list((tmp_path / "videos" / FOLDER).iterdir())
 
@@ -294,9 +305,9 @@ def test_a_crashed_shard_is_scheduled_again(worker_here, sandbox):
     """A shard whose run crashed is made by the same run, which a worker starts again."""
     worker_here.to_crash = 2
     options = {"shards": 2, "shard_deployment": worker_here.pool}
-    result = make_batch(rows(4), idempotency_key="spring", **options)
+    result = make_batch(rows(4), idempotency_key=worker_here.key, **options)
     assert result.succeeded == len(sandbox.accepted) == 4
-    assert sorted(worker_here.names) == ["spring 1/2", "spring 2/2"]
+    assert sorted(worker_here.names) == [f"{worker_here.key} 1/2", f"{worker_here.key} 2/2"]
 
 
 def test_a_shard_that_keeps_crashing_fails_the_batch(worker_here, sandbox, monkeypatch):
@@ -305,7 +316,7 @@ def test_a_shard_that_keeps_crashing_fails_the_batch(worker_here, sandbox, monke
     worker_here.to_crash = 9
     options = {"shards": 2, "shard_deployment": worker_here.pool}
     with pytest.raises(BatchFailed, match=r"4 not bought; shard ./2 ended as Crashed"):
-        make_batch(rows(4), idempotency_key="spring", **options)
+        make_batch(rows(4), idempotency_key=worker_here.key, **options)
     assert not sandbox.accepted
 
 
@@ -333,13 +344,13 @@ def test_shards_of_another_version_of_a_batch_are_refused(worker_here, sandbox):
     with get_client(sync_client=True) as client:
         other = client.create_flow_run_from_deployment(
             worker_here.deployment,
-            tags=[batch_tag("spring"), shard_tag("0a1b")],
+            tags=[batch_tag(worker_here.key), shard_tag("0a1b")],
             state=Running(),
-            name="spring 1/3",
+            name=f"{worker_here.key} 1/3",
         )
     options = {"shards": 2, "shard_deployment": worker_here.pool}
-    with pytest.raises(InvalidRequest, match=r"are active \(spring 1/3\)") as caught:
-        make_batch(rows(4), idempotency_key="spring", **options)
+    with pytest.raises(InvalidRequest, match=rf"are active \({worker_here.key} 1/3\)") as caught:
+        make_batch(rows(4), idempotency_key=worker_here.key, **options)
     assert "cancel them in Prefect" in str(caught.value)
     assert not sandbox.accepted
     with get_client(sync_client=True) as client:
@@ -365,7 +376,7 @@ def test_a_shard_that_cannot_start_stops_the_others(worker_here, sandbox, monkey
     monkeypatch.setattr("prefect_cometapi.flows.batch.shard_follower.asend_input", send)
     options = {"shards": 2, "shard_deployment": worker_here.pool}
     with pytest.raises(BatchFailed, match=r"4 not bought; shard 2/2 could not be started"):
-        make_batch(rows(4), idempotency_key="spring", **options)
+        make_batch(rows(4), idempotency_key=worker_here.key, **options)
     assert not sandbox.accepted
 
 
@@ -386,7 +397,7 @@ def test_a_stop_is_sent_until_it_arrives(worker_here, sandbox, monkeypatch, capl
     worker_here.resume_after(lambda: len(tried) == 5)
     options = {"shards": 2, "shard_deployment": worker_here.pool}
     with pytest.raises(BatchFailed, match="4 not bought; too much"):
-        make_batch(rows(4), idempotency_key="spring", **options)
+        make_batch(rows(4), idempotency_key=worker_here.key, **options)
     assert len(tried) == 5
     assert caplog.text.count("could not be stopped yet") == 1
     assert not sandbox.accepted
@@ -397,7 +408,7 @@ def test_a_deleted_run_ends_its_shard(worker_here, sandbox):
     worker_here.to_delete = 1
     options = {"shards": 2, "shard_deployment": worker_here.pool}
     with pytest.raises(BatchFailed, match="its flow run was deleted") as caught:
-        make_batch(rows(4), idempotency_key="spring", **options)
+        make_batch(rows(4), idempotency_key=worker_here.key, **options)
     assert caught.value.result
     assert caught.value.result.succeeded == len(sandbox.accepted) > 0
 
@@ -415,7 +426,7 @@ def test_results_that_cannot_be_read_are_kept(worker_here, sandbox, tmp_path, mo
     monkeypatch.setattr(FolderStorage, "read", denied)
     options = {"shards": 2, "shard_deployment": worker_here.pool}
     with pytest.raises(BatchFailed, match="its results could not be read"):
-        make_batch(rows(4), idempotency_key="spring", **options)
+        make_batch(rows(4), idempotency_key=worker_here.key, **options)
     left = [path.name for path in (tmp_path / "videos" / FOLDER).iterdir()]
     assert len(left) == 2
     assert all(name.endswith(".results.jsonl") and name in caplog.text for name in left)
