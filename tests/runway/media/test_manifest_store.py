@@ -116,6 +116,14 @@ def test_an_update_manifest_follows_the_original():
         assert read(content)["manifest"] == "urn:c2pa:update"
 
 
+def test_a_compressed_manifest_is_not_passed_over():
+    """An active manifest that is compressed names no signer, least of all an earlier one."""
+    compressed = superbox(b"c2cm", "urn:c2pa:last", box(b"brob", b"compressed"))
+    stated = read(mp4(store(manifest(label="urn:c2pa:first"), compressed)))
+    assert not stated["found"]
+    assert stated["problem"] == "the file has a compressed C2PA manifest, which is not read"
+
+
 @pytest.mark.parametrize(
     ("claim", "generator"),
     [
