@@ -33,6 +33,7 @@ from .shard_runs import (
     close_crashed,
     liveness,
     next_step,
+    owners_of,
     read_runs,
 )
 
@@ -159,10 +160,7 @@ class ShardFollower:
         if is_cancelling and since < LEASE_CHECK_INTERVAL:
             return None  # Its worker stops it in this time.
         leases = (await self.context.ledger()).leases
-        found = [
-            (entry.owner, await leases.is_active(entry))
-            for entry in await leases.entries_of_run(str(shard.run.id))
-        ]
+        found = await owners_of(leases, shard.run)
         # A process that runs for twice the duration of a lease has taken over what it works on.
         return liveness(found, shard.former if since < 2 * leases.duration else ())
 

@@ -23,6 +23,7 @@ from prefect.input.run_input import asend_input
 from prefect.states import Cancelled, Cancelling
 
 from ...runway.batch.sharding import ShardOrder
+from ...runway.ledger.leases import Leases
 from ..runtime.flow_decorator import TAG
 from ..runtime.pages import PAGE_SIZE, read_pages
 
@@ -127,6 +128,16 @@ def liveness(leases: Iterable[tuple[str | None, bool]], former: Collection[str |
         return Liveness.ALIVE
     is_own = any(owner not in former for owner, _is_active in found)
     return Liveness.DEAD if is_own else Liveness.UNKNOWN
+
+
+async def owners_of(leases: Leases, run: FlowRun) -> list[tuple[str | None, bool]]:
+    """Return the owner of each lease of a run, and whether that owner is active.
+
+    Raises:
+        LedgerUnavailable: The ledger cannot be read.
+    """
+    entries = await leases.entries_of_run(str(run.id))
+    return [(entry.owner, await leases.is_active(entry)) for entry in entries]
 
 
 class Step(Enum):

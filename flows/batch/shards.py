@@ -58,6 +58,7 @@ from .shard_runs import (
     is_active,
     is_attachable,
     liveness,
+    owners_of,
     runs_of_batch,
     shard_tag,
     strays,
@@ -217,11 +218,7 @@ class ShardedRun:
     async def _has_process(self, run: FlowRun) -> bool:
         """Return whether the leases of a run show that its process is alive."""
         leases = (await self.context.ledger()).leases
-        found = [
-            (entry.owner, await leases.is_active(entry))
-            for entry in await leases.entries_of_run(str(run.id))
-        ]
-        return liveness(found, ()) is Liveness.ALIVE
+        return liveness(await owners_of(leases, run), ()) is Liveness.ALIVE
 
     async def _start_all(
         self, orders: Sequence[PackedOrder], runs: Sequence[FlowRun]

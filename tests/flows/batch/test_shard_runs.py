@@ -163,6 +163,20 @@ def runs(prefect_server) -> Iterator[Runs]:
         yield Runs(client)
 
 
+def cancel_a_batch(key: str) -> None:
+    """Run a batch with a key, and call the hook of its cancellation."""
+
+    @flow
+    def batch() -> None:
+        context = FlowRunContext.get()
+        assert context
+        assert context.flow_run
+        asyncio.run(tag_run(context.flow_run.id, batch_tag(key)))
+        cancel_shards(batch, context.flow_run, Cancelling())
+
+    batch()
+
+
 def messages(run: UUID) -> list[str]:
     with get_client(sync_client=True) as client:
         found = client.filter_flow_run_input(run, key_prefix="str", limit=9, exclude_keys=set())
@@ -178,15 +192,7 @@ def test_a_cancelled_batch_cancels_its_shards(runs, monkeypatch):
     ended = runs.add(key, State(type=StateType.COMPLETED))
     others = runs.add("autumn", Running())
 
-    @flow
-    def batch() -> None:
-        context = FlowRunContext.get()
-        assert context
-        assert context.flow_run
-        asyncio.run(tag_run(context.flow_run.id, batch_tag(key)))
-        cancel_shards(batch, context.flow_run, Cancelling())
-
-    batch()
+    cancel_a_batch(key)
     stopped = {StateType.CANCELLING, StateType.CANCELLED}
     assert all(runs.kind(run) in stopped for run in ours)
     assert all(messages(run.id) for run in ours)
@@ -211,15 +217,7 @@ def test_one_shard_that_cannot_be_cancelled_does_not_keep_the_others(runs, monke
 
     monkeypatch.setattr("prefect_cometapi.flows.batch.shard_runs.change_state", refuse_one)
 
-    @flow
-    def batch() -> None:
-        context = FlowRunContext.get()
-        assert context
-        assert context.flow_run
-        asyncio.run(tag_run(context.flow_run.id, batch_tag(key)))
-        cancel_shards(batch, context.flow_run, Cancelling())
-
-    batch()
+    cancel_a_batch(key)
     assert (runs.kind(first), runs.kind(second)) == (StateType.RUNNING, StateType.CANCELLING)
     assert "could not be cancelled and may continue to buy" in caplog.text
 
