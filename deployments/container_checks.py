@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from ..flows.runtime.pages import read_pages
-from ..flows.runtime.work_pools import read_pool, starts_containers
+from ..flows.runtime.work_pools import pool_of, starts_containers
 from ..runway.errors import CometAPIError
 from ..runway.settings import CometAPISettings
 from .findings import Finding, failed, passed, warning
@@ -39,11 +39,8 @@ async def check_containers(client: "PrefectClient", name: str) -> list[Finding]:
     The settings of this machine do not matter for them: a container has those of its deployment,
     its work pool and its platform.
     """
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        pool = await read_pool(client, name)
-    except ObjectNotFound:  # the check of the workers reports it
+    pool = await pool_of(client, name)
+    if pool is None:  # the check of the workers reports it
         return []
     deployments = await deployments_in(client, name)
     if not (deployments and starts_containers(pool)):
